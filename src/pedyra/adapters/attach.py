@@ -1,0 +1,189 @@
+"""attach, detach: triples inside PEFT's LoRA layers, and back to ordinary LoRA."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from pedyra.adapters.factors import AFactor, BFactor
+
+# Starts of PEFT that rewrite the base weight; what goes to disk must be relative to the pristine one.
+_REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """One LoRA layer with triples, under the name it has in the base model."""
+
+    name: str
+    module: LoraLayer
+    adapter: str
+
+    @property
+    def a(self) -> AFactor:
+        return self.module.lora_A[self.adapter]  # type: ignore[return-value]
+
+    @property
+    def b(self) -> BFactor:
+        return self.module.lora_B[self.adapter]  # type: ignore[return-value]
+
+    @property
+    def rank(self) -> int:
+        return self.a.out_features
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r at attach; constant for the whole run, so that a rank change never rescales what stays."""
+        return self.module.scaling[self.adapter]
+
+    @property
+    def cost(self) -> int:
+        """Parameters of one triple: in + out + 1 while it is trained; E is folded away on disk."""
+        return self.a.in_features + self.b.out_features + 1
+
+
+def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora", seed: int = 0) -> list[AdaptedLayer]:
+    """Put triples into every LoRA layer of `model` that holds `adapter_name`; attaching twice changes nothing.
+
+    With start="lora" (E = 1) this is an identity: same function, same Parameters A and B, same first update. With
+    start="svd" a fresh adapter becomes A, B ~ N(0, 0.02^2), E = 0 (AdaLoRA), and one that already holds an update
+    (PiSSA) is re-factored exactly into its singular triples. `seed` feeds the Gaussian draws.
+
+    Returns the adapted layers, in the model's order.
+
+    Raises:
+        ValueError: no such adapter, or a layer that cannot hold triples (embedding, convolution, MoE parameter).
+    """
+    layers = list(_lora_layers(model, adapter_name))
+    if not layers:
+        raise ValueError(
+            f"the model has no LoRA adapter named {adapter_name!r}; wrap it with "
+            f"peft.get_peft_model(model, LoraConfig(...)) first, or pass the adapter's name"
+        )
+    if all(isinstance(layer.module.lora_A[adapter_name], AFactor) for layer in layers):
+        return layers
+    for layer in layers:
+        _check_supported(layer)
+    # The live config will carry this run's ranks: never write into an object the user may reuse.
+    config = model.peft_config[adapter_name] = copy.deepcopy(model.peft_config[adapter_name])  # type: ignore[index]
+    init = getattr(config, "init_lora_weights", True)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        _attach_layer(layer, rewritten=isinstance(init, str) and init.startswith(_REWRITES_BASE))
+        if start == "svd":
+            _start_svd(layer, init, generator)
+    write_ranks(model, adapter_name)
+    return layers
+
+
+def detach(model: nn.Module, adapter_name: str = "default") -> None:
+    """The inverse of `attach`: ordinary `nn.Linear` slots with E folded into A, same function.
+
+    Raises:
+        ValueError: nothing is attached under this name.
+    """
+    layers = [
+        layer for layer in _lora_layers(model, adapter_name) if isinstance(layer.module.lora_A[adapter_name], AFactor)
+    ]
+    if not layers:
+        raise ValueError(f"no triples are attached to adapter {adapter_name!r}; there is nothing to detach")
+    for layer in layers:
+        a, b = layer.a, layer.b
+        linear_A = nn.Linear(a.in_features, a.out_features, bias=False, device="meta")
+        linear_A.weight = nn.Parameter(a.weight.detach(), requires_grad=a.A.requires_grad)
+        linear_B = nn.Linear(b.in_features, b.out_features, bias=False, device="meta")
+        linear_B.weight, linear_B.bias = b.weight, b.bias
+        layer.module.lora_A[adapter_name], layer.module.lora_B[adapter_name] = linear_A, linear_B
+
+
+def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:
+    """The layers that hold triples now, in the model's order."""
+    return [
+        layer for layer in _lora_layers(model, adapter_name) if isinstance(layer.module.lora_A[adapter_name], AFactor)
+    ]
+
+
+def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
+    """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
+
+    Full module names go into `rank_pattern`, and alpha = scaling * r into `alpha_pattern`, so that any consumer of
+    alpha / r reproduces the constant scaling. `use_rslora` and a start that rewrote the base no longer describe what
+    is on disk and are switched off.
+    """
+    config = model.peft_config[adapter_name]  # type: ignore[index]
+    layers = adapted_layers(model, adapter_name)
+    names = [layer.name for layer in layers]
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    for layer in layers:
+        origin = layer.a.origin
+        on_disk = max(1, layer.rank + (0 if origin is None else origin.shape[0]))
+        key = layer.name
+        if any(other != key and other.endswith("." + key) for other in names):
+            key = "^" + key  # PEFT matches keys as suffixes; this one would catch another layer too
+        config.rank_pattern[key] = on_disk
+        config.alpha_pattern[key] = layer.scaling * on_disk
+        layer.module.r[adapter_name] = layer.rank
+        layer.module.lora_alpha[adapter_name] = layer.scaling * layer.rank  # type: ignore[assignment]
+        if origin is not None:
+            config.init_lora_weights = True
+    config.use_rslora = False
+
+
+def _lora_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer) and (adapter_name in module.lora_A or adapter_name in module.lora_embedding_A):
+            yield AdaptedLayer(name, module, adapter_name)
+
+
+def _check_supported(layer: AdaptedLayer) -> None:
+    slot = layer.module.lora_A[layer.adapter] if layer.adapter in layer.module.lora_A else None
+    kind = type(layer.module).__name__
+    if type(slot) is not nn.Linear or kind == "ParamWrapper":
+        raise ValueError(
+            f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "
+            f"leave it out with LoraConfig(exclude_modules=[{layer.name!r}])"
+        )
+    variant = getattr(layer.module, "lora_variant", {}).get(layer.adapter)
+    if variant is not None and "Dora" not in type(variant).__name__:
+        raise ValueError(
+            f"{layer.name} uses {type(variant).__name__}, which does not know changing ranks; plain LoRA and DoRA do"
+        )
+    if layer.adapter in layer.module.merged_adapters:
+        raise ValueError(f"adapter {layer.adapter!r} is merged into {layer.name}; call model.unmerge_adapter() first")
+
+
+def _attach_layer(layer: AdaptedLayer, *, rewritten: bool) -> None:
+    linear_A, linear_B = layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter]
+    A, B = linear_A.weight, linear_B.weight  # the same Parameters: an optimizer that holds them stays right
+    E = nn.Parameter(torch.ones(A.shape[0], dtype=A.dtype, device=A.device), requires_grad=A.requires_grad)
+    origin_A = A.detach().clone() if rewritten else None
+    origin_B = B.detach().clone() if rewritten else None
+    a = AFactor(A, E, origin_A).train(linear_A.training)
+    b = BFactor(B, linear_B.bias, origin_B).train(linear_B.training)
+    layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter] = a, b
+
+
+@torch.no_grad()
+def _start_svd(layer: AdaptedLayer, init: object, generator: torch.Generator) -> None:
+    a, b = layer.a, layer.b
+    if b.weight.abs().max() > 0:  # already an update: its exact singular triples, same function
+        q_A, upper_A = torch.linalg.qr(a.A.float().T)
+        q_B, upper_B = torch.linalg.qr(b.weight.float())
+        U, S, Vh = torch.linalg.svd(upper_B @ upper_A.T)
+        a.A.copy_(Vh @ q_A.T)
+        a.E.copy_(S)
+        b.weight.copy_(q_B @ U)
+        return
+    if isinstance(init, str) and init != "gaussian":
+        raise ValueError(
+            f"rank.start is 'svd', which would discard the adapter's {init!r} start; use rank.start='lora' to keep it"
+        )
+    for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    a.E.zero_()

@@ -1,0 +1,135 @@
+"""The two slots of a PEFT LoRA layer, holding triples: `AFactor` (A and E) and `BFactor` (B).
+
+On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In memory they take any rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AFactor(nn.Module):
+    """The `lora_A` slot: x (..., in) -> x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
+
+    `origin` `(r0, in)` is kept where PEFT's start changed the base weight (PiSSA: W - s B0 A0): the state dict then
+    holds the update relative to the *pristine* base, [E A; A0], and loading drops those last r0 rows again.
+    """
+
+    origin: Tensor | None
+    bias = None  # an nn.Linear's attribute that PEFT reads
+
+    def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
+        super().__init__()
+        self.A = A
+        self.E = E
+        self.register_buffer("origin", origin, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable; writing into it changes nothing."""
+        return self.E[:, None] * self.A
+
+    @property
+    def in_features(self) -> int:
+        return self.A.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.A.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
+        return F.linear(x, self.weight)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        weight = self.weight if keep_vars else self.weight.detach()
+        destination[prefix + "weight"] = _as_saved(weight, self.origin, dim=0)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        weight = state_dict.get(prefix + "weight")
+        if weight is None:
+            missing_keys.append(prefix + "weight")
+            return
+        weight = _as_live(weight, self.origin, dim=0, key=prefix + "weight", error_msgs=error_msgs)
+        if weight is None or weight.shape[1] != self.in_features:
+            error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (r, in) here")
+            return
+        if weight.shape[0] == self.out_features and torch.equal(weight, self.weight.detach().to(weight)):
+            return  # what is live already; keep its split into A and E
+        self.A = _renewed(self.A, weight, local_metadata)
+        self.E = _renewed(self.E, weight.new_ones(weight.shape[0]), local_metadata)
+
+
+class BFactor(nn.Linear):
+    """The `lora_B` slot: an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
+
+    origin: Tensor | None
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, origin: Tensor | None = None) -> None:
+        nn.Module.__init__(self)
+        self.weight = weight
+        self.bias = bias
+        self.out_features = weight.shape[0]
+        self.register_buffer("origin", origin, persistent=False)
+
+    @property
+    def in_features(self) -> int:  # type: ignore[override]
+        return self.weight.shape[1]
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        weight = self.weight if keep_vars else self.weight.detach()
+        # The start's own contribution is subtracted: s (B E A - B0 A0) is the update of the pristine base.
+        destination[prefix + "weight"] = _as_saved(weight, None if self.origin is None else -self.origin, dim=1)
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        weight = state_dict.get(prefix + "weight")
+        if weight is None:
+            missing_keys.append(prefix + "weight")
+            return
+        origin = None if self.origin is None else -self.origin
+        weight = _as_live(weight, origin, dim=1, key=prefix + "weight", error_msgs=error_msgs)
+        if weight is None or weight.shape[0] != self.out_features:
+            error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (out, r) here")
+            return
+        if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):
+            self.weight = _renewed(self.weight, weight, local_metadata)
+        if self.bias is not None and prefix + "bias" in state_dict:
+            self.bias = _renewed(self.bias, state_dict[prefix + "bias"], local_metadata)
+
+
+def _as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
+    """What goes to disk: the live rows, then the origin's; a zero row for rank 0, which PEFT could not load."""
+    if origin is not None:
+        return torch.cat([weight, origin.to(weight)], dim)
+    if weight.shape[dim] == 0:
+        shape = list(weight.shape)
+        shape[dim] = 1
+        return weight.new_zeros(shape)
+    return weight
+
+
+def _as_live(weight: Tensor, origin: Tensor | None, *, dim: int, key: str, error_msgs: list[str]) -> Tensor | None:
+    """The inverse of `_as_saved`; None, with a message, when the origin in the file is not this model's."""
+    if origin is None:
+        return weight
+    live = weight.shape[dim] - origin.shape[dim]
+    if live < 0 or not torch.allclose(weight.narrow(dim, live, origin.shape[dim]).to(origin), origin, atol=1e-4):
+        error_msgs.append(f"{key} does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base")
+        return None
+    return weight.narrow(dim, 0, live)
+
+
+def _renewed(old: nn.Parameter, value: Tensor, local_metadata: dict) -> nn.Parameter:
+    """A new Parameter with `value`, on the old one's device (or the value's, when assigning) and of its dtype."""
+    assign = local_metadata.get("assign_to_params_buffers", False) or old.device.type == "meta"
+    device = value.device if assign else old.device
+    value = value.detach().to(device=device, dtype=old.dtype, copy=True)
+    return nn.Parameter(value, requires_grad=old.requires_grad)

@@ -1,0 +1,54 @@
+"""Drop and append triples of one layer: always new Parameters, never `p.data = ...`, which breaks autograd and DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pedyra.adapters.attach import AdaptedLayer
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """An old Parameter and its successor: rows `kept` of the old along `dim`, then `num_new` new ones."""
+
+    old: nn.Parameter
+    new: nn.Parameter
+    dim: int
+    kept: Tensor
+    num_new: int
+
+
+@dataclass(frozen=True)
+class NewTriples:
+    """Triples to append: A `(n, in)`, E `(n,)`, B `(out, n)`."""
+
+    A: Tensor
+    E: Tensor
+    B: Tensor
+
+
+@torch.no_grad()
+def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
+    """The three Parameters the layer would have without `pruned` and with `new`; the layer itself is not touched."""
+    gone = set(pruned)
+    device = layer.a.A.device
+    kept = torch.tensor([i for i in range(layer.rank) if i not in gone], dtype=torch.long, device=device)
+    parts = ((layer.a.A, 0, new and new.A), (layer.a.E, 0, new and new.E), (layer.b.weight, 1, new and new.B))
+    replacements = []
+    for old, dim, added in parts:
+        value = old.detach().index_select(dim, kept)
+        if added is not None:
+            value = torch.cat([value, added.to(value)], dim)
+        parameter = nn.Parameter(value, requires_grad=old.requires_grad)
+        replacements.append(Replacement(old, parameter, dim, kept, 0 if new is None else len(new.E)))
+    return replacements
+
+
+def install(layer: AdaptedLayer, replacements: Sequence[Replacement]) -> None:
+    """Put the new A, E, B, in the order of `resized`, into the layer's slots."""
+    A, E, B = (replacement.new for replacement in replacements)
+    layer.a.A, layer.a.E, layer.b.weight = A, E, B

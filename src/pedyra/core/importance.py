@@ -1,0 +1,94 @@
+"""How much a triple matters: Eqs. (3) to (6) and Algorithm 1 of the paper.
+
+Notation: one layer's triples are `A (r, in)`, `E (r,)` and `B (out, r)`; triple i is row i of A, entry i of E and
+column i of B. The paper's A is the input-side factor, for only then is Eq. (6) well typed.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def update_sensitivity_(
+    sensitivity: Float[Tensor, " n"],
+    uncertainty: Float[Tensor, " n"],
+    product: Float[Tensor, " n"],
+    *,
+    beta1: float,
+    beta2: float,
+) -> Bool[Tensor, ""]:
+    """Eq. (3), in place: the two moving averages of one optimizer step, `product` being |w * grad|, element-wise.
+
+    The uncertainty uses the sensitivity of this step, already updated, as Eq. (3) writes it. A step with any
+    non-finite product leaves both averages as they were (overflow of fp16, a NaN loss); that is decided on the
+    device, without a synchronisation. Returns whether the step was finite, as a tensor.
+    """
+    finite = product.isfinite().all()
+    product = torch.where(finite, product, sensitivity)
+    sensitivity.lerp_(product, 1 - beta1)
+    deviation = torch.where(finite, product.sub_(sensitivity).abs_(), uncertainty)
+    uncertainty.lerp_(deviation, 1 - beta2)
+    return finite
+
+
+def gradient_weights(norms: Float[Tensor, "*layers 3"]) -> Float[Tensor, "*layers 3"]:
+    """omega of Eq. (5) from the Frobenius norms of the gradients of A, E and B; equal weights where all are zero."""
+    total = norms.sum(-1, keepdim=True)
+    return torch.where(total > 0, norms / total.clamp_min(torch.finfo(norms.dtype).tiny), norms.new_tensor(1 / 3))
+
+
+def gradient_scores(
+    importance_A: Float[Tensor, "r in"],
+    importance_E: Float[Tensor, " r"],
+    importance_B: Float[Tensor, "out r"],
+    omega: Float[Tensor, " 3"],
+) -> Float[Tensor, " r"]:
+    """Gradient-aware triple importance, Eq. (4); `omega` weighs (A, E, B), as in Eq. (5).
+
+    S(A_i) and S(B_i) are means over the long dimension, as in AdaLoRA; the paper does not say. A sum would multiply
+    them by the width and undo the weighting.
+    """
+    return omega[0] * importance_A.mean(1) + omega[1] * importance_E + omega[2] * importance_B.mean(0)
+
+
+def input_scores(
+    A: Float[Tensor, "r in"],
+    E: Float[Tensor, " r"],
+    B: Float[Tensor, "out r"],
+    input_norm: Float[Tensor, " in"],
+) -> Float[Tensor, " r"]:
+    """Input-based triple importance, Eq. (6): |e_i| * sum_k |A_ik| ||X_k|| * ||B_i||_2."""
+    reach = A.abs() @ input_norm  # (r,)
+    return E.abs() * reach * B.norm(dim=0)
+
+
+def mix_scores(
+    gradient: Float[Tensor, " n"], inputs: Float[Tensor, " n"], *, alpha: float, norm: str
+) -> Float[Tensor, " n"]:
+    """Algorithm 1, step 3, over ALL triples of the model: alpha * S_grad + (1 - alpha) * S_inp.
+
+    `norm` makes the two comparable first; the literal sum ("none") is degenerate, for S_inp is 1e5 to 1e11 times
+    S_grad: "mean" divides each by its mean over all triples, "rank" takes percentiles (ties share the lowest).
+    """
+    if norm == "mean":
+        gradient, inputs = _over_mean(gradient), _over_mean(inputs)
+    elif norm == "rank":
+        gradient, inputs = _percentile(gradient), _percentile(inputs)
+    return alpha * gradient + (1 - alpha) * inputs
+
+
+def _over_mean(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    mean = scores.mean()
+    return torch.where(mean > 0, scores / mean.clamp_min(torch.finfo(scores.dtype).tiny), torch.zeros_like(scores))
+
+
+def _percentile(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    below = torch.searchsorted(scores.sort().values, scores, right=False)
+    return below.to(scores.dtype) / max(1, len(scores) - 1)
+
+
+def layer_score(scores: Float[Tensor, " r"]) -> float:
+    """Layer-level importance, Eq. (7): the mean over the layer's triples; 0 for a layer without any."""
+    return float(scores.mean()) if len(scores) else 0.0

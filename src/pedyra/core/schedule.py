@@ -1,0 +1,104 @@
+"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (Table 7: t_i, Delta_T, t_f, k)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The phases of one run, in optimizer steps; step 1 is the first one. All fields are resolved integers.
+
+    An adjustment follows step t when t > t_i, (t - t_i) % interval == 0 and t < T - t_f.
+    """
+
+    total_steps: int
+    initial_warmup: int
+    interval: int
+    final_warmup: int
+    adjustments: tuple[int, ...] = field(init=False)
+    """The steps after which ranks are adjusted, ascending."""
+
+    def __post_init__(self) -> None:
+        first = self.initial_warmup + self.interval
+        steps = tuple(range(first, self.total_steps - self.final_warmup, self.interval))
+        object.__setattr__(self, "adjustments", steps)
+
+    def phase(self, step: int) -> str:
+        """ "warmup" up to t_i, "adjust" until T - t_f, "final" from there on; every step has exactly one."""
+        if step <= self.initial_warmup:
+            return "warmup"
+        return "adjust" if step < self.total_steps - self.final_warmup else "final"
+
+    def is_adjustment(self, step: int) -> bool:
+        """Whether ranks are adjusted after this step."""
+        return self.next_adjustment(step) == step
+
+    def next_adjustment(self, step: int) -> int | None:
+        """The first adjustment at or after this step; None when there is none left."""
+        index = bisect_left(self.adjustments, step)
+        return self.adjustments[index] if index < len(self.adjustments) else None
+
+    def progress(self, step: int) -> float:
+        """0 at the first adjustment, approaching 1 at the end of the window of adjustments."""
+        start = self.adjustments[0]
+        return (step - start) / max(1, self.total_steps - self.final_warmup - start)
+
+
+def resolve_schedule(
+    total_steps: int, *, initial_warmup: int | float, interval: int | float, final_warmup: int | float
+) -> Schedule:
+    """The schedule of a run of `total_steps`; floats are fractions of it (interval at least 1 step).
+
+    Raises:
+        ValueError: the two warm-ups leave no room, or no adjustment falls between them.
+    """
+
+    def steps(value: int | float) -> int:
+        return round(value * total_steps) if isinstance(value, float) else value
+
+    if total_steps < 1:
+        raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")
+    resolved = Schedule(
+        total_steps=total_steps,
+        initial_warmup=steps(initial_warmup),
+        interval=max(1, steps(interval)),
+        final_warmup=steps(final_warmup),
+    )
+    if resolved.initial_warmup + resolved.final_warmup >= total_steps:
+        raise ValueError(
+            f"rank.initial_warmup ({resolved.initial_warmup}) and rank.final_warmup ({resolved.final_warmup}) together "
+            f"fill the run of {total_steps} steps; shorten them, or train longer"
+        )
+    if not resolved.adjustments:
+        raise ValueError(
+            f"the schedule has no adjustment: with rank.interval {resolved.interval} the first would follow step "
+            f"{resolved.initial_warmup + resolved.interval}, the last must come before step "
+            f"{total_steps - resolved.final_warmup} of {total_steps}; lower the interval or the warm-ups"
+        )
+    return resolved
+
+
+def moves_at(moves: int, progress: float, form: str) -> int:
+    """k at this progress in [0, 1) of the window: "constant", "linear" k (1 - p), or "cubic" k (1 - p^3) (ElaLoRA).
+
+    At least 1 when `moves` is, so that the last adjustments are small, not idle.
+    """
+    factor = {"constant": 1.0, "linear": 1 - progress, "cubic": 1 - progress**3}[form]
+    return min(moves, max(1, round(moves * factor)))
+
+
+def ema_window(beta: float, tolerance: float = 1e-6) -> int:
+    """Steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before to `tolerance`.
+
+    Sensitivity forgets as beta^W. The uncertainty of Eq. (3) follows the sensitivity's own start-up error, which
+    adds a factor 1 + W (1 - beta). For 0.85 and 1e-6 this gives 104 steps.
+    """
+    if beta == 0:
+        return 1
+    window = math.ceil(math.log(tolerance) / math.log(beta))
+    while (1 + window * (1 - beta)) * beta**window > tolerance:
+        window += 1
+    return window
