@@ -1,0 +1,278 @@
+"""One training run as a YAML file: the schema, how it is read, and how a mistake in it is told.
+
+Nothing heavy is imported here: a recipe is checked before torch, transformers or peft are loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from pedyra.config import RankConfig
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "linear",
+    "logging_steps": 10,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+"""What a recipe's `training` starts from; every other name keeps the default of TrainingArguments."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSection(_Section):
+    """The base model."""
+
+    name: str
+    """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-bert, tiny-llama."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    tokenizer: str | None = None
+    """Hub id or local folder of the tokenizer; default: the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights; the compute type when they are quantised."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Frozen weights in 4 or 8 bits; needs pedyra[quant]."""
+    attn_implementation: str | None = None
+    """Passed to from_pretrained: eager, sdpa, flash_attention_2, ..."""
+    trust_remote_code: bool = False
+    """Run the code that a Hub repository carries."""
+
+
+class LoraSection(_Section):
+    """The LoRA every method starts from; the names are PEFT's, without the prefix `lora_`."""
+
+    r: int = Field(default=8, ge=1)
+    """Rank of each layer at the start; layers x r is the budget."""
+    alpha: int | float = Field(default=16, gt=0)
+    """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    """Suffixes of module names, a regular expression, or all-linear."""
+    exclude_modules: str | list[str] | None = None
+    init: bool | str = True
+    """PEFT's init_lora_weights: true, gaussian, orthogonal, pissa, pissa_niter_4, olora, ..."""
+    use_dora: bool = False
+    use_rslora: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: list[str] | None = None
+    """Modules trained in full beside the adapter; a new classification head always is."""
+
+
+class DataSection(_Section):
+    """The data set, which of its columns mean what, and how it is split."""
+
+    source: str
+    """reviews (packaged), toy (generated), a local .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), or a Hub id."""
+    kind: Literal["classification", "pairs", "regression", "causal_lm"] = "classification"
+    config: str | None = None
+    """Configuration of a Hub data set."""
+    split: str = "train"
+    """Training split of a Hub data set."""
+    validation: str | None = None
+    """Split of the Hub data set, or a second local file; default: a part of the training rows."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Part of the rows held out when there is no `validation`."""
+    group_by: str | None = None
+    """Column whose equal values stay on one side of the split."""
+    text: str = "text"
+    text_pair: str | None = None
+    """Second text column; required by `pairs`, possible for `regression`."""
+    label: str = "label"
+    """Class number or class name; a number for `regression`."""
+    labels: list[str] | None = None
+    """Class names in the order of their numbers; default: the names found, sorted."""
+    num_labels: int | None = Field(default=None, ge=2)
+    """Number of classes; default: as found in the training rows."""
+    prompt: str | None = None
+    """causal_lm: column before the answer."""
+    template: str | None = None
+    """causal_lm: the prompt as text with {column} places, instead of `prompt`."""
+    completion: str | None = None
+    """causal_lm: column of the answer, the only tokens with a loss."""
+    messages: str | None = None
+    """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns."""
+    chat_template: str | None = None
+    """Jinja chat template, for a tokenizer that has none."""
+    max_length: int = Field(default=128, ge=2)
+    """Tokens; longer rows are cut at the end."""
+    train_rows: int | None = Field(default=None, ge=1)
+    """At most this many training rows, drawn with the seed."""
+    eval_rows: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _columns_fit_the_kind(self) -> DataSection:
+        causal = ("prompt", "template", "messages", "completion", "chat_template")
+        foreign = ("text", "text_pair", "label", "labels", "num_labels") if self.kind == "causal_lm" else causal
+        for key in foreign:
+            # Compared with the default, because a resolved recipe repeats every default.
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
+        if self.kind == "pairs" and self.text_pair is None:
+            raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
+        if self.kind == "causal_lm":
+            prompts = [key for key in causal[:3] if getattr(self, key) is not None]
+            if len(prompts) != 1:
+                given = " and ".join(prompts) or "none"
+                raise ValueError(f"data.kind causal_lm takes one of prompt, template, messages; given: {given}")
+            if (self.completion is None) != (prompts == ["messages"]):
+                raise ValueError("data.completion goes with data.prompt or data.template, not with data.messages")
+        return self
+
+
+class Recipe(_Section):
+    """One training run."""
+
+    name: str
+    """Title of the run; default: the recipe's file name."""
+    method: str = "pedyra"
+    """Adaptation method: pedyra, pedyra-paper, lora, ..."""
+    output_dir: str
+    """Run folder; default: runs/<name>."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split, the head, the adapter, the data order and the allocator."""
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection = LoraSection()
+    rank: dict[str, Any] = Field(default_factory=dict)
+    """Fields of RankConfig."""
+    training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """Arguments of transformers.TrainingArguments, by name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_output_dir(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "output_dir" not in data and "name" in data:
+            return {**data, "output_dir": f"runs/{data['name']}"}
+        return data
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_settings(cls, rank: dict[str, Any]) -> dict[str, Any]:
+        RankConfig.from_dict(rank)
+        return rank
+
+    @field_validator("training")
+    @classmethod
+    def _training_settings(cls, training: dict[str, Any]) -> dict[str, Any]:
+        for key in ("output_dir", "seed"):
+            if key in training:
+                raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
+        return {**TRAINING_DEFAULTS, **training}
+
+    def rank_config(self) -> RankConfig:
+        """The rank settings, on the paper's preset if method is pedyra-paper; seeded with the recipe's seed."""
+        settings = {"seed": self.seed, **self.rank}
+        return RankConfig.paper(**settings) if self.method == "pedyra-paper" else RankConfig.from_dict(settings)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every default written out; `load_recipe` of it gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe, apply `key.path=value` overrides (values are YAML), and check it.
+
+    Raises ValueError, one line, for a file that is missing or no YAML mapping, an override without `=`, an
+    unknown key (with the nearest valid one) and a value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"recipe {str(path)!r} does not exist; give the path of a YAML file")
+    content = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"recipe {str(path)!r} is no mapping of keys to values; it starts with e.g. `model:`")
+    for override in overrides:
+        _apply_override(content, override)
+    content.setdefault("name", path.stem)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{path.name}: {_one_line(error)}") from None
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors; `rank` lists the fields of RankConfig."""
+    schema = Recipe.model_json_schema()
+    schema["required"] = ["model", "data"]
+    rank = TypeAdapter(RankConfig).json_schema()
+    schema["$defs"].update(rank.pop("$defs", {}))
+    schema["$defs"]["RankConfig"] = {**rank, "additionalProperties": False}
+    schema["properties"]["rank"] = {"$ref": "#/$defs/RankConfig"}
+    return schema
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does and everyone who writes recipes expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not of the form key=value, e.g. training.max_steps=100")
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise ValueError(f"override {override!r}: {parent} is a value, not a section with keys")
+    section[last] = _parse_yaml(value, f"override {override!r}")
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first mistake as one line with its full key path, and how many other keys have one."""
+    messages: dict[tuple[int | str, ...], list[str]] = {}
+    for mistake in error.errors(include_url=False):
+        # Keys are two deep; what pydantic adds below them names a branch of a union (`str`, `bool`).
+        path = mistake["loc"][:2]
+        messages.setdefault(path, []).append(_message(mistake, [str(part) for part in path]))
+    told, *others = messages.values()
+    return " or ".join(told) + (f" (and mistakes in {len(others)} more keys)" if others else "")
+
+
+def _message(mistake: ErrorDetails, path: list[str]) -> str:
+    key = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        section: Any = Recipe.model_fields[path[0]].annotation if len(path) > 1 else Recipe
+        near = get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {'.'.join([*path[:-1], *near])!r}?"
+            if near
+            else f"known are {', '.join(section.model_fields)}"
+        )
+        return f"unknown key {key!r}; {hint}"
+    if mistake["type"] == "missing":
+        return f"key {key!r} is required"
+    if mistake["type"] == "value_error":
+        return mistake["msg"].removeprefix("Value error, ")
+    return f"{key} is {mistake['input']!r}: {mistake['msg']}"
