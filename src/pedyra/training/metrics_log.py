@@ -1,0 +1,41 @@
+"""metrics.jsonl: one line per log of Trainer, cut back to the checkpoint when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from pedyra.training.run_folder import append_row, read_rows, write_file
+
+
+class MetricsLog(TrainerCallback):
+    """Appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` counts training, over all resumes.
+
+    Args:
+        path: the metrics.jsonl to append to.
+        resumed_step: step of the checkpoint the run continues from; later lines are dropped. 0 starts anew.
+    """
+
+    def __init__(self, path: Path, resumed_step: int = 0) -> None:
+        self.path = path
+        rows = [row for row in read_rows(path) if row["step"] <= resumed_step and "train_runtime" not in row]
+        write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training so far, in seconds."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._started = time.perf_counter()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        rest = {key: value for key, value in (logs or {}).items() if key not in ("step", "epoch")}
+        append_row(
+            self.path, {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.seconds, 3), **rest}
+        )

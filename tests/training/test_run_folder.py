@@ -1,0 +1,103 @@
+"""The run folder's rules: nobody's files are lost, and nothing in it is half-written."""
+
+import json
+
+import pytest
+
+from pedyra.training.run_folder import RunFolder, append_row, read_rows, write_file, write_folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    write_file(folder.recipe, "name: first\n")
+    return folder
+
+
+def test_a_new_or_empty_folder_is_free(tmp_path):
+    RunFolder(tmp_path / "new" / "deep").check(overwrite=False, resume=False)
+    RunFolder(tmp_path).check(overwrite=False, resume=False)
+
+
+def test_checking_creates_nothing(tmp_path):
+    RunFolder(tmp_path / "new").check(overwrite=True, resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_run_is_refused_with_both_ways_out(run):
+    with pytest.raises(ValueError, match="holds another run.*--resume.*--overwrite"):
+        run.check(overwrite=False, resume=False)
+    run.check(overwrite=True, resume=False)
+    run.check(overwrite=False, resume=True)
+
+
+def test_foreign_files_are_never_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no run of pedyra"):
+        RunFolder(tmp_path).check(overwrite=True, resume=False)
+
+
+def test_nothing_to_resume_is_said(tmp_path, run):
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        RunFolder(tmp_path / "new").check(overwrite=False, resume=True)
+    append_row(run.metrics, {"step": 3, "final": True})
+    with pytest.raises(ValueError, match="is finished"):
+        run.check(overwrite=False, resume=True)
+
+
+def test_overwrite_and_resume_exclude_each_other(run):
+    with pytest.raises(ValueError, match="exclude each other"):
+        run.check(overwrite=True, resume=True)
+
+
+def test_an_output_that_is_a_file_is_refused(run):
+    with pytest.raises(ValueError, match="is a file"):
+        RunFolder(run.recipe).check(overwrite=True, resume=False)
+
+
+def test_clearing_removes_the_run_and_keeps_what_a_user_added(run):
+    for name in ("adapter", "checkpoint-10", "my-plots"):
+        (run.path / name).mkdir()
+        (run.path / name / "file").write_text("x")
+    (run.path / "notes.txt").write_text("mine")
+    append_row(run.metrics, {"step": 1})
+    run.clear()
+    assert sorted(path.name for path in run.path.iterdir()) == ["my-plots", "notes.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "environment.json"
+    write_file(path, "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_file(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["environment.json"]
+
+
+def test_a_failed_folder_leaves_the_old_folder_whole(tmp_path):
+    adapter = tmp_path / "adapter"
+    write_folder(adapter, lambda part: (part.mkdir(), (part / "weights").write_text("old")))
+
+    def fails(part):
+        part.mkdir()
+        (part / "weights").write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_folder(adapter, fails)
+    assert (adapter / "weights").read_text() == "old"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_row(path, {"step": 1})
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 2})[:6])
+    assert read_rows(path) == [{"step": 1}]
