@@ -73,13 +73,13 @@ class RankConfig:
     """Eq. (2) as AdaLoRA's code has it, the un-squared norm averaged over the 2 L matrices, or literal, "squared"."""
 
     start: str = "lora"
-    """"lora": E = 1 and A, B as PEFT made them, an identity on any LoRA. "svd": A, B ~ N(0, 0.02^2), E = 0 (AdaLoRA)."""
+    """"lora": E = 1, A and B as PEFT made them, an identity on any LoRA; "svd": A, B ~ N(0, 0.02^2), E = 0 (paper)."""
     init: str = "orthogonal"
     """Direction of a new triple: "orthogonal" to the layer's rows, or "gaussian". Its contribution starts at zero."""
     expand: str = "importance"
     """What chooses the layers that grow: "importance", Eq. (7)."""
     new_moments: str = "seed"
-    """Adam's second moment of new rows: "seed" with the mean of the kept rows, or "zero" (first updates up to 6x lr)."""
+    """Adam's second moment of new rows: "seed" it with the kept rows' mean, or "zero" (first updates up to 6x lr)."""
     seed: int = 0
     """Seed of the new triples; they never draw from torch's global generator."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from peft import PeftConfig, PeftType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -21,16 +23,17 @@ class AdaptedLayer:
     """One LoRA layer with triples, under the name it has in the base model."""
 
     name: str
-    module: LoraLayer
+    module: Any
+    """PEFT's LoraLayer."""
     adapter: str
 
     @property
     def a(self) -> AFactor:
-        return self.module.lora_A[self.adapter]  # type: ignore[return-value]
+        return self.module.lora_A[self.adapter]
 
     @property
     def b(self) -> BFactor:
-        return self.module.lora_B[self.adapter]  # type: ignore[return-value]
+        return self.module.lora_B[self.adapter]
 
     @property
     def rank(self) -> int:
@@ -67,8 +70,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
         )
     if all(isinstance(layer.module.lora_A[adapter_name], AFactor) for layer in layers):
         return layers
-    for layer in layers:
-        _check_supported(layer)
+    _check_supported(model.peft_config[adapter_name], layers)  # type: ignore[index]
     # The live config will carry this run's ranks: never write into an object the user may reuse.
     config = model.peft_config[adapter_name] = copy.deepcopy(model.peft_config[adapter_name])  # type: ignore[index]
     init = getattr(config, "init_lora_weights", True)
@@ -94,9 +96,9 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
         raise ValueError(f"no triples are attached to adapter {adapter_name!r}; there is nothing to detach")
     for layer in layers:
         a, b = layer.a, layer.b
-        linear_A = nn.Linear(a.in_features, a.out_features, bias=False, device="meta")
+        linear_A: Any = nn.Linear(a.in_features, a.out_features, bias=False, device="meta")
         linear_A.weight = nn.Parameter(a.weight.detach(), requires_grad=a.A.requires_grad)
-        linear_B = nn.Linear(b.in_features, b.out_features, bias=False, device="meta")
+        linear_B: Any = nn.Linear(b.in_features, b.out_features, bias=False, device="meta")
         linear_B.weight, linear_B.bias = b.weight, b.bias
         layer.module.lora_A[adapter_name], layer.module.lora_B[adapter_name] = linear_A, linear_B
 
@@ -115,7 +117,7 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
     alpha / r reproduces the constant scaling. `use_rslora` and a start that rewrote the base no longer describe what
     is on disk and are switched off.
     """
-    config = model.peft_config[adapter_name]  # type: ignore[index]
+    config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = adapted_layers(model, adapter_name)
     names = [layer.name for layer in layers]
     config.rank_pattern, config.alpha_pattern = {}, {}
@@ -128,7 +130,7 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
         config.rank_pattern[key] = on_disk
         config.alpha_pattern[key] = layer.scaling * on_disk
         layer.module.r[adapter_name] = layer.rank
-        layer.module.lora_alpha[adapter_name] = layer.scaling * layer.rank  # type: ignore[assignment]
+        layer.module.lora_alpha[adapter_name] = layer.scaling * layer.rank
         if origin is not None:
             config.init_lora_weights = True
     config.use_rslora = False
@@ -141,21 +143,25 @@ def _lora_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
             yield AdaptedLayer(name, module, adapter_name)
 
 
-def _check_supported(layer: AdaptedLayer) -> None:
-    slot = layer.module.lora_A[layer.adapter] if layer.adapter in layer.module.lora_A else None
-    kind = type(layer.module).__name__
-    if type(slot) is not nn.Linear or kind == "ParamWrapper":
-        raise ValueError(
-            f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "
-            f"leave it out with LoraConfig(exclude_modules=[{layer.name!r}])"
-        )
-    variant = getattr(layer.module, "lora_variant", {}).get(layer.adapter)
-    if variant is not None and "Dora" not in type(variant).__name__:
-        raise ValueError(
-            f"{layer.name} uses {type(variant).__name__}, which does not know changing ranks; plain LoRA and DoRA do"
-        )
-    if layer.adapter in layer.module.merged_adapters:
-        raise ValueError(f"adapter {layer.adapter!r} is merged into {layer.name}; call model.unmerge_adapter() first")
+def _check_supported(config: PeftConfig, layers: list[AdaptedLayer]) -> None:
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(f"the adapter is of type {config.peft_type}; triples go into LoRA adapters (peft.LoraConfig)")
+    for layer in layers:
+        slots, kind = layer.module.lora_A, type(layer.module).__name__
+        if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear or kind == "ParamWrapper":
+            raise ValueError(
+                f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "
+                f"leave it out with LoraConfig(exclude_modules=[{layer.name!r}])"
+            )
+        variant = getattr(layer.module, "lora_variant", {}).get(layer.adapter)
+        if variant is not None and "Dora" not in type(variant).__name__:
+            raise ValueError(
+                f"{layer.name} uses {type(variant).__name__}, which knows no changing ranks; plain LoRA and DoRA do"
+            )
+        if layer.adapter in layer.module.merged_adapters:
+            raise ValueError(
+                f"adapter {layer.adapter!r} is merged into {layer.name}; call model.unmerge_adapter() first"
+            )
 
 
 def _attach_layer(layer: AdaptedLayer, *, rewritten: bool) -> None:

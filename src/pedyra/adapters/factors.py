@@ -68,6 +68,7 @@ class BFactor(nn.Linear):
     """The `lora_B` slot: an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
 
     origin: Tensor | None
+    weight: nn.Parameter
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, origin: Tensor | None = None) -> None:
         nn.Module.__init__(self)

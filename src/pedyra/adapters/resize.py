@@ -37,7 +37,11 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
     gone = set(pruned)
     device = layer.a.A.device
     kept = torch.tensor([i for i in range(layer.rank) if i not in gone], dtype=torch.long, device=device)
-    parts = ((layer.a.A, 0, new and new.A), (layer.a.E, 0, new and new.E), (layer.b.weight, 1, new and new.B))
+    parts: tuple[tuple[nn.Parameter, int, Tensor | None], ...] = (
+        (layer.a.A, 0, new and new.A),
+        (layer.a.E, 0, new and new.E),
+        (layer.b.weight, 1, new and new.B),
+    )
     replacements = []
     for old, dim, added in parts:
         value = old.detach().index_select(dim, kept)
@@ -48,7 +52,6 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
     return replacements
 
 
-def install(layer: AdaptedLayer, replacements: Sequence[Replacement]) -> None:
-    """Put the new A, E, B, in the order of `resized`, into the layer's slots."""
-    A, E, B = (replacement.new for replacement in replacements)
+def install(layer: AdaptedLayer, A: nn.Parameter, E: nn.Parameter, B: nn.Parameter) -> None:
+    """Put these Parameters into the layer's slots; `write_ranks` then brings PEFT's config in line."""
     layer.a.A, layer.a.E, layer.b.weight = A, E, B

@@ -1,4 +1,4 @@
-"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (Table 7: t_i, Delta_T, t_f, k)."""
+"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (t_i, Delta_T, t_f, k)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,30 @@
+"""Directions for new triples. The paper says "initialized for critical directions" and not how (design readings)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+
+def gaussian_rows(num: int, width: int, *, std: float, generator: Generator) -> Float[Tensor, "num width"]:
+    """Rows drawn from N(0, std^2), float32, on the CPU: the same numbers whatever the model's device."""
+    return torch.randn(num, width, generator=generator) * std
+
+
+def orthogonal_rows(
+    rows: Float[Tensor, "r width"], num: int, *, norm: float, generator: Generator
+) -> Float[Tensor, "num width"]:
+    """Random rows of length `norm`, orthogonal to the span of `rows` and to each other where the width allows it."""
+    fresh = torch.randn(num, rows.shape[1], generator=generator)
+    stacked = torch.cat([rows.float().cpu(), fresh])
+    # QR of (old | new) columns: its later columns are the new directions, freed of all earlier ones.
+    q = torch.linalg.qr(stacked.T).Q  # (width, min(width, r + num))
+    free = min(q.shape[1] - len(rows), num)
+    if free < num:  # more rows than dimensions: what cannot be orthogonal stays random
+        remainder = fresh[max(free, 0) :]
+        remainder = remainder / remainder.norm(dim=1, keepdim=True)
+        directions = torch.cat([q[:, len(rows) :].T[: max(free, 0)], remainder])
+    else:
+        directions = q[:, len(rows) :].T
+    return directions * norm

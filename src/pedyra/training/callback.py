@@ -1,0 +1,212 @@
+"""RankCallback: Trainer's events -> allocator calls. It knows no equation."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from pedyra.adapters.attach import attach, write_ranks
+from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
+from pedyra.config import RankConfig
+from pedyra.training.rank_allocator import Policy, RankAllocator, bidirectional
+
+
+class RankCallback(TrainerCallback):
+    """Makes the LoRA training of any `transformers.Trainer` rank-adaptive: `Trainer(..., callbacks=[RankCallback()])`.
+
+    Args:
+        config: the settings; `RankConfig()` by default.
+        adapter_name: which of the model's adapters to adapt.
+        record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment.
+        resume_from: the checkpoint folder, when it is not `output_dir/checkpoint-<step>`.
+        policy: what turns scores into a plan; PE-DyRA's by default.
+
+    Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit.
+
+    Raises, when training starts:
+        ValueError: nothing to adapt, a schedule in which nothing moves, an unsupported optimizer or wrapper.
+    """
+
+    def __init__(
+        self,
+        config: RankConfig | None = None,
+        adapter_name: str = "default",
+        record_to: str | Path | None = None,
+        resume_from: str | Path | None = None,
+        policy: Policy = bidirectional,
+    ) -> None:
+        self.config = RankConfig() if config is None else config
+        self.adapter_name, self.policy = adapter_name, policy
+        self.record_to = None if record_to is None else Path(record_to)
+        self.resume_from = None if resume_from is None else Path(resume_from)
+        self.allocator: RankAllocator | None = None
+        self._reporters: list[TrainerCallback] = []
+        self._tracked_seconds: list[float] = []
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
+        model = kwargs["model"]
+        if self.adapter_name in getattr(model, "peft_config", {}):
+            attach(model, self.adapter_name, self.config.start, self.config.seed)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        _check_wrapper(args)
+        if self.allocator is not None:
+            self.allocator.release()
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        self.allocator = RankAllocator(
+            model, optimizer, self.config, state.max_steps, self.adapter_name, policy=self.policy
+        )
+        setup = self.allocator.describe()
+        if state.global_step > 0:
+            self._resume(self.allocator, args, state.global_step)
+        self._start_record(setup, state.global_step)
+        # Trainer calls its reporters before us; ours are further instances that write to the same run.
+        self._reporters = [reporter() for reporter in get_reporting_integration_callbacks(args.report_to)]
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.allocator is not None
+        _unscale(kwargs["optimizer"])
+        began = time.perf_counter()
+        self.allocator.before_step()
+        if self.allocator.tracks(self.allocator.step + 1):
+            self._tracked_seconds.append(time.perf_counter() - began)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.allocator is not None
+        record = self.allocator.after_step()
+        if record is not None:
+            self._record(record)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.allocator is None or logs is None or "loss" not in logs:
+            return  # an evaluation or the summary: nothing of ours has changed
+        snapshot = self.allocator.snapshot()
+        self._record(snapshot)
+        ours = self._metrics(self.allocator, snapshot)
+        logs.update(ours)
+        state.log_history[-1].update(ours)
+        for reporter in self._reporters:
+            reporter.on_log(args, state, control, logs=dict(ours), **kwargs)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.allocator is not None
+        save_state(self.allocator, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.allocator is not None
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
+        for reporter in self._reporters:
+            if getattr(reporter, "tb_writer", None) is not None:
+                reporter.on_train_end(args, state, control, **kwargs)  # closes our writer
+        self.allocator.release()
+
+    def _resume(self, allocator: RankAllocator, args: TrainingArguments, step: int) -> None:
+        folder = self.resume_from or Path(str(args.output_dir)) / f"checkpoint-{step}"
+        try:
+            restore(allocator, folder)
+        except SideFileError as problem:
+            warnings.warn(
+                f"{problem}. The adapter itself was loaded, but E, scores and history restart: training goes on, not "
+                f"as an exact resume",
+                stacklevel=2,
+            )
+            allocator.step = step
+            write_ranks(allocator.model, allocator.adapter_name)
+
+    def _restore_best(self, model: Any, folder: Path) -> None:
+        """After `load_best_model_at_end`: Trainer loaded the folded adapter; bring back its split and its config."""
+        try:
+            restore_factors(model, folder, self.adapter_name)
+        except SideFileError as problem:
+            warnings.warn(f"{problem}. The best adapter was loaded with E folded into A", stacklevel=2)
+            write_ranks(model, self.adapter_name)
+
+    def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
+        """Flat numbers for the log: total and mean ranks, scores, orthogonality, cost of a tracked step."""
+        by_type: dict[str, list[int]] = {}
+        for name, rank in snapshot["ranks"].items():
+            by_type.setdefault(name.rsplit(".", 1)[-1], []).append(rank)
+        orthogonality = [value for pair in snapshot["orthogonality"].values() for value in pair]
+        metrics: dict[str, float] = {
+            "ranks/total": snapshot["total_rank"],
+            "ranks/parameters": snapshot["parameters"],
+            "ranks/skipped_steps": int(allocator.scores.skipped),
+            "orthogonality": sum(orthogonality) / len(orthogonality),
+        }
+        metrics |= {f"ranks/mean_{kind}": sum(ranks) / len(ranks) for kind, ranks in by_type.items()}
+        if snapshot["layer_scores"]:
+            values = list(snapshot["layer_scores"].values())
+            metrics |= {"scores/mean": sum(values) / len(values), "scores/min": min(values), "scores/max": max(values)}
+        if self._tracked_seconds:
+            metrics["ranks/tracked_step_ms"] = 1000 * sum(self._tracked_seconds) / len(self._tracked_seconds)
+            self._tracked_seconds.clear()
+        return metrics
+
+    def _start_record(self, setup: dict[str, Any], step: int) -> None:
+        """A new record, or, on a resume, the old one without the lines of steps that will be run again."""
+        if self.record_to is None:
+            return
+        lines: list[str] = []
+        if step > 0 and self.record_to.is_file():
+            lines = [
+                line for line in self.record_to.read_text().splitlines() if json.loads(line).get("step", 0) <= step
+            ]
+        self.record_to.parent.mkdir(parents=True, exist_ok=True)
+        self.record_to.write_text("".join(line + "\n" for line in lines))
+        if not lines:
+            self._record(setup)
+            assert self.allocator is not None
+            self._record(self.allocator.snapshot())
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        if self.record_to is not None:
+            with self.record_to.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def _check_wrapper(args: TrainingArguments) -> None:
+    """Refuse what would silently train something else: a resize inside these wrappers diverges or crashes."""
+    wrapper = None
+    if args.deepspeed:
+        wrapper, repair = "DeepSpeed", "train without args.deepspeed"
+    elif getattr(args, "fsdp", None):
+        wrapper, repair = "FSDP", "train without args.fsdp"
+    elif args.world_size > 1:
+        wrapper, repair = f"{args.world_size} processes (DDP)", "start one process, without torchrun"
+    elif args.n_gpu > 1:
+        wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
+    if wrapper is not None:
+        raise ValueError(f"RankCallback does not support training under {wrapper} yet; {repair}")
+
+
+def _unscale(optimizer: Any) -> None:
+    """Under fp16 the gradients are scaled until clipping or the step unscales them; with no clipping we come first."""
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return
+    try:
+        scaler.unscale_(optimizer.optimizer)
+    except RuntimeError as error:
+        if "already been called" not in str(error):  # clipping has unscaled them: what we want
+            raise

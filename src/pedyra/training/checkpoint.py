@@ -1,0 +1,140 @@
+"""The side file of a checkpoint: what an ordinary LoRA folder cannot hold and an exact resume needs.
+
+`pedyra_state.safetensors` has the raw A, E, B and the score state, `pedyra_state.json` the step, ranks, history and
+config. Both are written to a temporary name, synced and renamed; the JSON, written last, carries the digest of the
+tensors, so that a torn pair is recognised. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.optim import Optimizer
+
+from pedyra.adapters.attach import adapted_layers, write_ranks
+from pedyra.adapters.resize import install
+from pedyra.training.optimizer_state import rekey_state
+from pedyra.training.rank_allocator import RankAllocator
+
+TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
+FORMAT = 1
+
+
+class SideFileError(ValueError):
+    """A side file that is missing, damaged, or belongs to another run; the message says which and what."""
+
+
+def save_state(allocator: RankAllocator, folder: Path) -> None:
+    """Write both side files of `allocator` into `folder`, the JSON last."""
+    record, scores = allocator.state()
+    tensors = {f"scores.{name}": value for name, value in scores.items()}
+    for layer in adapted_layers(allocator.model, allocator.adapter_name):
+        tensors[f"A.{layer.name}"] = layer.a.A.detach()
+        tensors[f"E.{layer.name}"] = layer.a.E.detach()
+        tensors[f"B.{layer.name}"] = layer.b.weight.detach()
+    data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
+    record = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **record}
+    write_atomically(folder / TENSORS, data)
+    write_atomically(folder / RECORD, json.dumps(record).encode())
+
+
+def restore(allocator: RankAllocator, folder: Path) -> None:
+    """Bring a fresh `allocator`, its layers and its optimizer to the state saved in `folder`, bit for bit.
+
+    The optimizer's own state must already be loaded: it is kept and re-keyed to the new Parameters. Nothing is
+    changed when the files cannot be used.
+
+    Raises:
+        SideFileError: a file is missing, damaged or another run's; the message names it.
+    """
+    record, tensors = read_state(folder)
+    if record["adapter"] != allocator.adapter_name:
+        raise SideFileError(f"{folder / RECORD} is of adapter {record['adapter']!r}, not {allocator.adapter_name!r}")
+    old, new = record["config"], allocator.config.to_dict()
+    if old != new:
+        changed = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key])
+        raise SideFileError(f"{folder / RECORD} was written with other rank settings ({changed}); resume with the same")
+    _restore_factors(allocator.model, allocator.adapter_name, tensors, folder, allocator.optimizer)
+    prefix = "scores."
+    scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    allocator.load_state(record, scores)
+
+
+def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
+    """Only A, E, B of every layer, for inference from a checkpoint (`load_best_model_at_end`).
+
+    Raises:
+        SideFileError: as `restore`.
+    """
+    _, tensors = read_state(folder)
+    _restore_factors(model, adapter_name, tensors, folder, None)
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The record and the tensors of a side file, checked against each other.
+
+    Raises:
+        SideFileError: missing, unreadable, of another format, or the pair does not belong together.
+    """
+    record_path, tensors_path = folder / RECORD, folder / TENSORS
+    for path in (record_path, tensors_path):
+        if not path.is_file():
+            raise SideFileError(f"{path} is missing")
+    try:
+        record = json.loads(record_path.read_bytes())
+        digest = record["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SideFileError(f"{record_path} is damaged: {error}") from error
+    if record.get("format") != FORMAT:
+        raise SideFileError(f"{record_path} has format {record.get('format')}; this version of pedyra reads {FORMAT}")
+    if hashlib.sha256(tensors_path.read_bytes()).hexdigest() != digest:
+        raise SideFileError(f"{tensors_path} does not match {RECORD}: damaged, or of another checkpoint")
+    return record, load_file(tensors_path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` or leave it as it was: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _restore_factors(
+    model: nn.Module,
+    adapter_name: str,
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    optimizer: Optimizer | None,
+) -> None:
+    layers = adapted_layers(model, adapter_name)
+    saved = {name[2:] for name in tensors if name.startswith("A.")}
+    if odd := sorted(saved ^ {layer.name for layer in layers}):
+        raise SideFileError(f"{folder / TENSORS} is of another model: layer {odd[0]!r} is not in both")
+    for layer in layers:
+        widths = (tensors[f"A.{layer.name}"].shape[1], tensors[f"B.{layer.name}"].shape[0])
+        if widths != (layer.a.in_features, layer.b.out_features):
+            raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has widths {widths} there")
+    for layer in layers:
+        olds = (layer.a.A, layer.a.E, layer.b.weight)
+        values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
+        news = [
+            nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad)
+            for old, value in zip(olds, values, strict=True)
+        ]
+        install(layer, *news)
+        if optimizer is not None:
+            rekey_state(optimizer, dict(zip(olds, news, strict=True)))
+    write_ranks(model, adapter_name)

@@ -1,0 +1,72 @@
+"""The input energy of Eq. (6), collected by forward hooks: sum of x^2 per feature and the tokens it was summed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pedyra.adapters.attach import AdaptedLayer
+
+
+class InputEnergy:
+    """Hooks on the adapted layers. Counts each token of a training forward once; padding not at all, where known.
+
+    The input is taken before LoRA's dropout. Layers that receive the very same tensor (q, k, v) share one sum. The
+    recomputation of gradient checkpointing runs inside the backward pass and is not counted again.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
+        self.active = False
+        self._sums: list[Tensor | None] = [None] * len(layers)
+        self._counts: list[Tensor | None] = [None] * len(layers)
+        self._mask: Tensor | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
+        self._handles = [model.register_forward_pre_hook(self._see_model, with_kwargs=True)]
+        for index, layer in enumerate(layers):
+            hook = lambda module, args, index=index: self._see_layer(module, index, args[0])  # noqa: E731
+            self._handles.append(layer.module.register_forward_pre_hook(hook))
+
+    def collect(self) -> list[Tensor | None]:
+        """The mean square per feature `(in,)` of every layer since the last call; None where nothing was seen."""
+        means = [
+            None if total is None else total / count.clamp_min(1)  # type: ignore[union-attr]
+            for total, count in zip(self._sums, self._counts, strict=True)
+        ]
+        self._sums = [None] * len(self._sums)
+        self._counts = [None] * len(self._counts)
+        self._last = self._mask = None
+        return means
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._last = self._mask = None
+
+    def _see_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        mask = kwargs.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._last = None
+
+    def _see_layer(self, module: nn.Module, index: int, x: Tensor) -> None:
+        if not self.active or not module.training or torch._C._current_graph_task_id() != -1:
+            return
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, *_energy(x.detach(), self._mask))
+        _, total, count = self._last
+        seen, seen_count = self._sums[index], self._counts[index]
+        self._sums[index] = total if seen is None else seen + total
+        self._counts[index] = count if seen_count is None else seen_count + count
+
+
+def _energy(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum of squares per feature `(in,)` over the real tokens of x `(..., in)`, in float32, and their number."""
+    rows = x.reshape(-1, x.shape[-1]).float()
+    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+        real = (mask != 0).reshape(-1).to(rows.dtype)
+        return real @ rows.square(), real.sum()
+    norm = torch.linalg.vector_norm(rows, dim=0)  # reduces without a temporary of the input's size
+    return norm.square(), norm.new_tensor(float(rows.shape[0]))

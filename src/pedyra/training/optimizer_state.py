@@ -1,0 +1,112 @@
+"""Moments follow their rows: after a resize the optimizer holds the new Parameters, with the state of what was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pedyra.adapters.resize import Replacement
+
+# Factored or orthogonalised state is not separable by triples; silently resetting it would change the method.
+_NOT_SEPARABLE = {
+    "Adafactor": "use adamw_torch, or any optimizer whose state has the parameters' shape",
+    "Muon": "use adamw_torch, or any optimizer whose state has the parameters' shape",
+    "LBFGS": "use adamw_torch: LBFGS keeps one flat history of all parameters",
+}
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The torch optimizer inside accelerate's wrapper, or the optimizer itself."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse, before training, an optimizer whose state cannot follow a rank change.
+
+    Raises:
+        ValueError: naming the optimizer and what to use instead.
+    """
+    kind = type(optimizer)
+    if kind.__name__ in _NOT_SEPARABLE:
+        raise ValueError(f"the state of {kind.__name__} cannot follow a rank change; {_NOT_SEPARABLE[kind.__name__]}")
+    bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
+    if kind.__module__.startswith("bitsandbytes") and bits != 32:
+        raise ValueError(
+            f"{kind.__name__} keeps its moments in blocks of 256 values at {bits} bits, which cannot follow a rank "
+            f"change; pass optim_bits=32 (adapters are small: it costs little)"
+        )
+
+
+def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: nn.Parameter, name: str) -> None:
+    """Put `newcomer` (a layer's E) into the param group of `sibling` (its A), in place; nothing if it is there.
+
+    `add_param_group` would break schedulers that are already built.
+
+    Raises:
+        ValueError: no group holds the sibling.
+    """
+    for group in optimizer.param_groups:
+        if any(parameter is sibling for parameter in group["params"]):
+            if not any(parameter is newcomer for parameter in group["params"]):
+                group["params"].append(newcomer)
+            return
+    raise ValueError(
+        f"the optimizer does not hold lora_A of {name}; build it from the parameters of the model with its adapter, "
+        f"after get_peft_model"
+    )
+
+
+def check_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> None:
+    """Raise ValueError if some state of these parameters is neither row-wise nor a scalar; changes nothing."""
+    for replacement in replacements:
+        for key, value in optimizer.state.get(replacement.old, {}).items():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != replacement.old.shape:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
+                    f"{tuple(replacement.old.shape)}; state that is not row-wise cannot follow a rank change: use "
+                    f"adamw_torch"
+                )
+
+
+@torch.no_grad()
+def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new_moments: str) -> None:
+    """Replace the old Parameters by the new ones, in place in their groups, and slice their state with the kept rows.
+
+    New rows start with zero moments. With Adam's old step count their first updates would then be up to 6 lr, so
+    `new_moments="seed"` gives their second moments (`exp_avg_sq` and its like, the entries that are never negative
+    by construction) the mean of the kept rows, a built-in warm-up. Call `check_state` first.
+    """
+    rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
+    for replacement in replacements:
+        state = optimizer.state.get(replacement.new, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == replacement.old.shape:
+                state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in _SECOND_MOMENTS)
+
+
+def rekey_state(optimizer: Optimizer, successors: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Put each successor in the place of its Parameter, in the groups and, with its state untouched, in the state."""
+    for group in optimizer.param_groups:
+        group["params"][:] = [successors.get(parameter, parameter) for parameter in group["params"]]
+    for old, new in successors.items():
+        if old in optimizer.state:
+            optimizer.state[new] = optimizer.state.pop(old)
+
+
+# Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2").
+_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
+
+
+def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:
+    kept = value.index_select(replacement.dim, replacement.kept)
+    if replacement.num_new == 0:
+        return kept
+    shape = list(kept.shape)
+    shape[replacement.dim] = replacement.num_new
+    fresh = kept.new_zeros(shape)
+    if seed and kept.shape[replacement.dim] > 0:
+        fresh = kept.mean(replacement.dim, keepdim=True).expand(shape)
+    return torch.cat([kept, fresh], replacement.dim)

@@ -1,0 +1,388 @@
+"""RankAllocator: the one stateful object. Reads gradients before each optimizer step, moves ranks after some."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pedyra.adapters.attach import AdaptedLayer, attach, write_ranks
+from pedyra.adapters.factors import AFactor
+from pedyra.adapters.resize import NewTriples, Replacement, install, resized
+from pedyra.config import RankConfig
+from pedyra.core.allocation import RankPlan, Scores, plan_adjustment, plan_parameters
+from pedyra.core.directions import gaussian_rows, orthogonal_rows
+from pedyra.core.pareto import effective_rank, singular_values, two_thirds_log_variance
+from pedyra.core.schedule import Schedule, ema_window, moves_at, resolve_schedule
+from pedyra.training.input_energy import InputEnergy
+from pedyra.training.optimizer_state import adopt, check_optimizer, check_state, move_state, unwrapped
+from pedyra.training.orthogonality_gradient import add_orthogonality_gradient, layer_orthogonality
+from pedyra.training.scores import TripleScores
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a policy may know besides the scores when it plans an adjustment."""
+
+    step: int
+    progress: float
+    """0 at the first adjustment, approaching 1 at the end of the window."""
+    moves: int
+    """k at this step."""
+    min_rank: int
+    max_ranks: dict[str, int]
+    costs: dict[str, int]
+    """Parameters of one triple of each layer."""
+    spare: int
+    """Parameters below the initial count."""
+    budget: str
+    layer_score: str
+
+
+_OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[RankAllocator]] = weakref.WeakKeyDictionary()
+"""Which allocator adapts a layer, so that no second one does."""
+
+Policy = Callable[[Scores, Situation], RankPlan]
+"""Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
+
+
+def bidirectional(scores: Scores, now: Situation) -> RankPlan:
+    """Algorithm 2 at the budget in force: the policy of PE-DyRA."""
+    if now.budget == "ranks":
+        return plan_adjustment(
+            scores, moves=now.moves, min_rank=now.min_rank, max_ranks=now.max_ranks, layer_score=now.layer_score
+        )
+    return plan_parameters(
+        scores,
+        moves=now.moves,
+        min_rank=now.min_rank,
+        max_ranks=now.max_ranks,
+        costs=now.costs,
+        spare=now.spare,
+        layer_score=now.layer_score,
+    )
+
+
+class RankAllocator:
+    """Rank adaptation of one LoRA adapter, for any training loop.
+
+    Call `before_step()` once the gradients are complete (accumulated, unscaled, clipped) and before
+    `optimizer.step()`; call `after_step()` after it, when the gradients are cleared.
+
+    Args:
+        model: a PEFT model with a LoRA adapter; triples are attached if they are not yet.
+        optimizer: built from the model's parameters; its groups and state are edited in place at a resize.
+        config: the settings.
+        total_steps: optimizer steps of the whole run; fractions in the config refer to it.
+        adapter_name: which adapter to adapt; others are left alone.
+        policy: what turns scores into a plan; PE-DyRA's by default.
+
+    Raises:
+        ValueError: nothing to adapt, a schedule or budget in which nothing can move, an optimizer whose state cannot
+            follow, or an adapter that another allocator already adapts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: RankConfig,
+        total_steps: int,
+        adapter_name: str = "default",
+        policy: Policy = bidirectional,
+    ) -> None:
+        self.model, self.adapter_name, self.config, self.policy = model, adapter_name, config, policy
+        self.optimizer = unwrapped(optimizer)
+        check_optimizer(self.optimizer)
+        self.schedule: Schedule = resolve_schedule(
+            total_steps,
+            initial_warmup=config.initial_warmup,
+            interval=config.interval,
+            final_warmup=config.final_warmup,
+        )
+        self.layers = _trainable(attach(model, adapter_name, config.start, config.seed))
+        self.moves = _moves(config, sum(layer.rank for layer in self.layers))
+        self._max_ranks = {layer.name: _max_rank(layer, config.max_rank) for layer in self.layers}
+        _check_movable(self.layers, config, self.moves, self._max_ranks)
+        for layer in self.layers:
+            _claim(layer, self)
+            adopt(self.optimizer, layer.a.A, layer.a.E, layer.name)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        """The adjustment records, oldest first; see `after_step`."""
+        self.initial_parameters = self.parameters
+        self.scores = TripleScores(self.layers, beta1=config.beta1, beta2=config.beta2, omega_ema=config.omega_ema)
+        self._window = ema_window(max(config.beta1, config.beta2))
+        self._inputs = InputEnergy(model, self.layers) if config.alpha < 1 else None
+        self._prepare_next_step()
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Layer name -> rank, now."""
+        return {layer.name: layer.rank for layer in self.layers}
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the adapted triples, now."""
+        return sum(layer.rank * layer.cost for layer in self.layers)
+
+    def tracks(self, step: int) -> bool:
+        """Whether step `step` (1-based) is observed: only the steps an EMA still remembers at an adjustment are."""
+        adjustment = self.schedule.next_adjustment(step)
+        return adjustment is not None and adjustment - step < self._window
+
+    def before_step(self) -> None:
+        """Observe the gradients of this optimizer step (Eqs. 3 to 6), then add the gradient of Eq. (2) to them."""
+        step = self.step + 1
+        if self.tracks(step):
+            if not self.tracks(step - 1):
+                self.scores.restart()
+            self.scores.observe_gradients()
+            if self._inputs is not None:
+                self.scores.observe_inputs(self._inputs.collect())
+        if self.config.orth_weight > 0:
+            add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
+
+    def after_step(self) -> dict[str, Any] | None:
+        """Count the step; at an adjustment, prune, expand, and move the optimizer's state.
+
+        Returns the record of the adjustment, or None: `step`, `ranks`, `layer_scores`, `scores`, `pruned` (layer,
+        triple, score), `added` (layer -> count), `total_rank`, `parameters`, `seconds`, `skipped_steps`.
+        """
+        self.step += 1
+        record = self._adjust() if self.schedule.is_adjustment(self.step) else None
+        self._prepare_next_step()
+        return record
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint needs besides the factors: plain values for JSON, and tensors."""
+        record = {
+            "step": self.step,
+            "adapter": self.adapter_name,
+            "initial_parameters": self.initial_parameters,
+            "moves": self.moves,
+            "config": self.config.to_dict(),
+            "ranks": self.ranks,
+            "history": self.history,
+        }
+        return record, self.scores.tensors()
+
+    def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`, once the factors have the saved ranks.
+
+        Raises:
+            ValueError: the tensors do not fit these ranks.
+        """
+        self.scores.load_tensors(tensors)
+        self.step, self.history = record["step"], record["history"]
+        self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
+        self._prepare_next_step()
+
+    def release(self) -> None:
+        """Take the hooks off and give the adapter free; the triples stay attached."""
+        if self._inputs is not None:
+            self._inputs.remove()
+        for layer in self.layers:
+            _OWNERS.pop(layer.a, None)
+
+    def describe(self) -> dict[str, Any]:
+        """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
+        return {
+            "kind": "layers",
+            "layers": [
+                {
+                    "name": layer.name,
+                    "type": layer.name.rsplit(".", 1)[-1],
+                    "depth": _depth(layer.name),
+                    "in_features": layer.a.in_features,
+                    "out_features": layer.b.out_features,
+                    "rank": layer.rank,
+                }
+                for layer in self.layers
+            ],
+            "budget": {
+                "kind": self.config.budget,
+                "total_rank": sum(self.ranks.values()),
+                "parameters": self.initial_parameters,
+            },
+            "schedule": {
+                "total_steps": self.schedule.total_steps,
+                "initial_warmup": self.schedule.initial_warmup,
+                "interval": self.schedule.interval,
+                "final_warmup": self.schedule.final_warmup,
+                "moves": self.moves,
+                "adjustments": list(self.schedule.adjustments),
+            },
+            "scaling": {layer.name: layer.scaling for layer in self.layers},
+            "config": self.config.to_dict(),
+        }
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Any]:
+        """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
+
+        `grad_norms` and `layer_scores` are None where the current step is not tracked.
+        """
+        tracked = self.step > 0 and self.tracks(self.step)
+        scores = self._triple_scores() if tracked else None
+        layer_scores = None if scores is None else {n: sum(s) / len(s) if s else 0.0 for n, s in scores.items()}
+        norms = self.scores.norms.tolist() if tracked else None
+        effective = {
+            layer.name: effective_rank(singular_values(layer.a.A, layer.a.E, layer.b.weight)) for layer in self.layers
+        }
+        return {
+            "kind": "snapshot",
+            "step": self.step,
+            "ranks": self.ranks,
+            "total_rank": sum(self.ranks.values()),
+            "parameters": self.parameters,
+            "effective_rank": effective,
+            "orthogonality": layer_orthogonality(self.layers, form=self.config.orth_form),
+            "grad_norms": norms and {layer.name: norm for layer, norm in zip(self.layers, norms, strict=True)},
+            "layer_scores": layer_scores,
+            "two_thirds_log_variance": layer_scores and two_thirds_log_variance(layer_scores, self.ranks),
+        }
+
+    def _prepare_next_step(self) -> None:
+        if self._inputs is None:
+            return
+        self._inputs.active = self.tracks(self.step + 1)
+        if self.schedule.next_adjustment(self.step + 1) is None:
+            self._inputs.remove()
+            self._inputs = None
+
+    def _triple_scores(self) -> dict[str, list[float]]:
+        config = self.config
+        return self.scores.triple_scores(
+            alpha=config.alpha, score_norm=config.score_norm, input_norm=config.input_norm, omega=config.omega
+        )
+
+    def _adjust(self) -> dict[str, Any]:
+        began = time.perf_counter()
+        scores = self._triple_scores()
+        plan = self.policy(scores, self._situation())
+        self._apply(plan)
+        record = {
+            "kind": "adjustment",
+            "step": self.step,
+            "ranks": plan.ranks,
+            "layer_scores": plan.layer_scores,
+            "scores": scores,
+            "pruned": [[name, i, scores[name][i]] for name, indices in plan.pruned.items() for i in indices],
+            "added": plan.added,
+            "total_rank": sum(plan.ranks.values()),
+            "parameters": self.parameters,
+            "seconds": time.perf_counter() - began,
+            "skipped_steps": int(self.scores.skipped),
+        }
+        self.history.append(record)
+        return record
+
+    def _situation(self) -> Situation:
+        progress = self.schedule.progress(self.step)
+        return Situation(
+            step=self.step,
+            progress=progress,
+            moves=moves_at(self.moves, progress, self.config.moves_schedule) if self.moves else 0,
+            min_rank=self.config.min_rank,
+            max_ranks=self._max_ranks,
+            costs={layer.name: layer.cost for layer in self.layers},
+            spare=self.initial_parameters - self.parameters,
+            budget=self.config.budget,
+            layer_score=self.config.layer_score,
+        )
+
+    def _apply(self, plan: RankPlan) -> None:
+        """All or nothing: every new tensor is built and the optimizer's state checked before anything is replaced."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        changes: dict[str, list[Replacement]] = {}
+        for layer in self.layers:
+            pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
+            if pruned or num_new:
+                new = _new_triples(layer, pruned, num_new, self.config, generator) if num_new else None
+                changes[layer.name] = resized(layer, pruned, new)
+        replacements = [replacement for change in changes.values() for replacement in change]
+        check_state(self.optimizer, replacements)
+        for layer in self.layers:
+            if layer.name in changes:
+                install(layer, *(replacement.new for replacement in changes[layer.name]))
+        self.scores.resize(changes)
+        move_state(self.optimizer, replacements, new_moments=self.config.new_moments)
+        write_ranks(self.model, self.adapter_name)
+        assert self.ranks == plan.ranks
+        if self.policy is bidirectional and self.config.budget == "parameters":
+            assert self.parameters <= self.initial_parameters
+
+
+def _trainable(layers: list[AdaptedLayer]) -> list[AdaptedLayer]:
+    """Frozen layers keep their rank: they have no gradient to be scored by."""
+    trainable = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
+    if not trainable:
+        raise ValueError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
+    return trainable
+
+
+def _moves(config: RankConfig, total_rank: int) -> int:
+    # 0.02: the paper's k = 12 of 576 triples (Table 14 has its best results there).
+    return max(1, round(0.02 * total_rank)) if config.moves is None else config.moves
+
+
+def _max_rank(layer: AdaptedLayer, max_rank: int | None) -> int:
+    widest = min(layer.a.in_features, layer.b.out_features)
+    return widest if max_rank is None else min(max_rank, widest)
+
+
+def _check_movable(layers: list[AdaptedLayer], config: RankConfig, moves: int, max_ranks: dict[str, int]) -> None:
+    above = [layer for layer in layers if layer.rank > max_ranks[layer.name]]
+    if above:
+        raise ValueError(
+            f"rank.max_rank is {config.max_rank}, but {above[0].name} starts at rank {above[0].rank}; raise max_rank"
+        )
+    if moves and all(layer.rank <= config.min_rank for layer in layers):
+        raise ValueError(
+            f"nothing can move: every layer starts at rank {max(layer.rank for layer in layers)} and rank.min_rank is "
+            f"{config.min_rank}; raise lora.r or lower rank.min_rank"
+        )
+
+
+def _claim(layer: AdaptedLayer, allocator: RankAllocator) -> None:
+    owner = _OWNERS.get(layer.a)
+    if owner is not None and owner() is not None:
+        raise ValueError(
+            f"adapter {layer.adapter!r} is already adapted by another RankAllocator; call its release() first"
+        )
+    _OWNERS[layer.a] = weakref.ref(allocator)
+
+
+def _new_triples(
+    layer: AdaptedLayer, pruned: tuple[int, ...], num: int, config: RankConfig, generator: torch.Generator
+) -> NewTriples:
+    """New triples that change nothing yet: B = 0 after a LoRA start, E = 0 after an SVD start."""
+    gone = set(pruned)
+    kept = [i for i in range(layer.rank) if i not in gone]
+    A, B = layer.a.A.detach()[kept], layer.b.weight.detach()[:, kept].T
+    if config.start == "lora":  # 1 / (3 in): the variance of PEFT's Kaiming-uniform start
+        rows_A = _rows(A, num, (3 * A.shape[1]) ** -0.5, config.init, generator)
+        return NewTriples(rows_A, torch.ones(num), torch.zeros(B.shape[1], num))
+    rows_A = _rows(A, num, 0.02, config.init, generator)  # 0.02: AdaLoRA's initial std
+    rows_B = _rows(B, num, 0.02, config.init, generator)
+    return NewTriples(rows_A, torch.zeros(num), rows_B.T)
+
+
+def _rows(kept: Tensor, num: int, std: float, init: str, generator: torch.Generator) -> Tensor:
+    width = kept.shape[1]
+    if init == "gaussian":
+        return gaussian_rows(num, width, std=std, generator=generator)
+    norm = float(kept.float().norm(dim=1).mean()) if len(kept) else std * width**0.5
+    return orthogonal_rows(kept, num, norm=norm, generator=generator)
+
+
+def _depth(name: str) -> int:
+    """The block a layer belongs to: the first number in its dotted name; 0 for one outside of any block."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)

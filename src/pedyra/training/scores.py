@@ -1,0 +1,152 @@
+"""The running state behind the scores of Algorithm 1: Eq. (3) over all triples at once, inputs, gradient norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.resize import Replacement
+from pedyra.core.importance import (
+    gradient_scores,
+    gradient_weights,
+    input_scores,
+    mix_scores,
+    update_sensitivity_,
+)
+
+
+class TripleScores:
+    """Sensitivity and uncertainty of every element, flat in float32: A, E, B of the first layer, then the next.
+
+    `norms (layers, 3)` are the gradient norms of (A, E, B) that Eq. (5) uses, `energies` the EMA of the inputs' mean
+    square per layer, `skipped` the number of steps left out for a non-finite gradient.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLayer], *, beta1: float, beta2: float, omega_ema: bool) -> None:
+        self.layers = layers
+        self.beta1, self.beta2, self.omega_ema = beta1, beta2, omega_ema
+        device = layers[0].a.A.device
+        self.skipped = torch.zeros((), dtype=torch.long, device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything but the count of skipped steps: the state of a run that has seen no gradient."""
+        device = self.skipped.device
+        total = sum(parameter.numel() for parameter in self.parameters())
+        self.sensitivity = torch.zeros(total, device=device)
+        self.uncertainty = torch.zeros(total, device=device)
+        self.norms = torch.zeros(len(self.layers), 3, device=device)
+        self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
+
+    def parameters(self) -> list[Tensor]:
+        """A, E, B of every layer, in the order of the flat state."""
+        return [parameter for layer in self.layers for parameter in (layer.a.A, layer.a.E, layer.b.weight)]
+
+    @torch.no_grad()
+    def observe_gradients(self) -> None:
+        """Eq. (3) for one optimizer step, from the gradients as they are now; a missing gradient counts as zero."""
+        weights = [parameter.detach() for parameter in self.parameters()]
+        gradients = [
+            torch.zeros_like(weight) if parameter.grad is None else parameter.grad
+            for parameter, weight in zip(self.parameters(), weights, strict=True)
+        ]
+        if any(weight.dtype != torch.float32 for weight in weights):
+            weights, gradients = [w.float() for w in weights], [g.float() for g in gradients]
+        products = torch._foreach_mul(weights, gradients)
+        product = torch.cat([value.reshape(-1) for value in products]).abs_()
+        norms = torch.stack(torch._foreach_norm(gradients)).view(-1, 3)
+        finite = update_sensitivity_(self.sensitivity, self.uncertainty, product, beta1=self.beta1, beta2=self.beta2)
+        self.skipped += ~finite
+        if self.omega_ema:
+            norms = torch.lerp(self.norms, norms, 1 - self.beta1)
+        self.norms = torch.where(finite, norms, self.norms)
+
+    @torch.no_grad()
+    def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
+        """The EMA of the input energy for one optimizer step; a layer that saw no input keeps its value."""
+        for energy, seen in zip(self.energies, mean_squares, strict=True):
+            if seen is not None:
+                energy.lerp_(torch.where(seen.isfinite().all(), seen, energy), 1 - self.beta1)
+
+    @torch.no_grad()
+    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
+        """Algorithm 1: the score of every triple, by layer name. One transfer to the host."""
+        mixed = mix_scores(*self.marginals(input_norm=input_norm, omega=omega), alpha=alpha, norm=score_norm).tolist()
+        scores, at = {}, 0
+        for layer in self.layers:
+            scores[layer.name] = mixed[at : at + layer.rank]
+            at += layer.rank
+        return scores
+
+    def marginals(self, *, input_norm: str, omega: str) -> tuple[Tensor, Tensor]:
+        """S_grad (Eq. 4) and S_inp (Eq. 6) of all triples, each `(total rank,)`, before mixing."""
+        weights = gradient_weights(self.norms)
+        if omega == "uniform":  # AdaLoRA's plain sum
+            weights = torch.ones_like(weights)
+        importance = self._segments(self.sensitivity * self.uncertainty)
+        by_gradient, by_input = [], []
+        for index, layer in enumerate(self.layers):
+            A, E, B = importance[3 * index : 3 * index + 3]
+            by_gradient.append(gradient_scores(A, E, B, weights[index]))
+            energy = self.energies[index]
+            norm = energy.sqrt() if input_norm == "rms" else energy
+            a, b = layer.a, layer.b
+            by_input.append(input_scores(a.A.detach().float(), a.E.detach().float(), b.weight.detach().float(), norm))
+        return torch.cat(by_gradient), torch.cat(by_input)
+
+    def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
+        """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
+        self.sensitivity = self._resized(self.sensitivity, replacements)
+        self.uncertainty = self._resized(self.uncertainty, replacements)
+
+    def _segments(self, flat: Tensor) -> list[Tensor]:
+        parameters = self.parameters()
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+
+    def _resized(self, flat: Tensor, replacements: Mapping[str, Sequence[Replacement]]) -> Tensor:
+        parts, at = [], 0
+        for layer, new in zip((layer for layer in self.layers for _ in range(3)), self.parameters(), strict=True):
+            change = next((r for r in replacements.get(layer.name, ()) if r.new is new), None)
+            old = new if change is None else change.old
+            values = flat[at : at + old.numel()]
+            at += old.numel()
+            if change is not None:
+                values = values.view(old.shape).index_select(change.dim, change.kept)
+                if change.num_new:
+                    shape = list(values.shape)
+                    shape[change.dim] = change.num_new
+                    values = torch.cat([values, values.new_zeros(shape)], change.dim)
+            parts.append(values.reshape(-1))
+        return torch.cat(parts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state as named tensors, for a checkpoint."""
+        energies = {f"energy.{layer.name}": energy for layer, energy in zip(self.layers, self.energies, strict=True)}
+        return {
+            "sensitivity": self.sensitivity,
+            "uncertainty": self.uncertainty,
+            "norms": self.norms,
+            "skipped": self.skipped,
+            **energies,
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`; the ranks must already be those of the saved state.
+
+        Raises:
+            ValueError: an entry is missing or has another shape.
+        """
+        for name, now in self.tensors().items():
+            if name not in tensors or tensors[name].shape != now.shape:
+                found = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
+                raise ValueError(f"score state {name!r} is {found}, expected shape {tuple(now.shape)}")
+        device = self.skipped.device
+        self.sensitivity = tensors["sensitivity"].to(device, copy=True)
+        self.uncertainty = tensors["uncertainty"].to(device, copy=True)
+        self.norms = tensors["norms"].to(device, copy=True)
+        self.skipped = tensors["skipped"].to(device, copy=True)
+        self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
