@@ -32,6 +32,15 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 """What a recipe's `training` starts from; every other name keeps the default of TrainingArguments."""
 
 
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "pairs": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman"),
+    "causal_lm": ("perplexity",),
+}
+"""Metrics of each kind of data; the first is the default of `data.metric`."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -115,6 +124,8 @@ class DataSection(_Section):
     train_rows: int | None = Field(default=None, ge=1)
     """At most this many training rows, drawn with the seed."""
     eval_rows: int | None = Field(default=None, ge=1)
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"] | None = None
+    """What a run is judged by; default: accuracy, pearson or perplexity, by kind."""
 
     @model_validator(mode="after")
     def _columns_fit_the_kind(self) -> DataSection:
@@ -124,6 +135,9 @@ class DataSection(_Section):
             # Compared with the default, because a resolved recipe repeats every default.
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
+        if self.metric is not None and self.metric not in METRICS[self.kind]:
+            known = ", ".join(METRICS[self.kind])
+            raise ValueError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
         if self.kind == "pairs" and self.text_pair is None:
             raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
         if self.kind == "causal_lm":
@@ -219,9 +233,17 @@ def recipe_schema() -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does and everyone who writes recipes expects."""
+    """SafeLoader that reads 1e-3 as a number and `no` as text, as YAML 1.2 does and writers of recipes expect."""
 
 
+# In YAML 1.1 `eval_strategy: no` would be false; only true and false are.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

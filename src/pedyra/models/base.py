@@ -1,0 +1,120 @@
+"""A recipe's base model, its tokenizer and its LoRA settings, ready for PEFT."""
+
+from __future__ import annotations
+
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from pedyra.models.packaged import minilm_folder, smollm2_folder
+from pedyra.models.quantized import quantization_config
+from pedyra.models.tiny import tiny_config, tiny_tokenizer
+from pedyra.recipe import LoraSection, ModelSection
+
+PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
+TINY = ("tiny-bert", "tiny-llama")
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right, with the end token as padding where it has none of its own.
+
+    Raises ValueError if there is no such model, ImportError if the package that carries it is missing.
+    """
+    if section.tokenizer is None and section.name in TINY:
+        return tiny_tokenizer(section.name)
+    source = section.tokenizer or _source(section)
+    tokenizer = _from_pretrained(AutoTokenizer, source, section)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """The base model with the head of the task: `causal_lm`, or a classifier (`regression`: one output).
+
+    A new head is drawn with `seed`, and the global seeds are set to it. Quantised weights come prepared for
+    training. Raises ValueError and ImportError as `load_tokenizer`.
+    """
+    set_seed(seed)
+    head: dict[str, Any] = {}
+    auto = AutoModelForCausalLM
+    if kind != "causal_lm":
+        auto = AutoModelForSequenceClassification
+        problem = "regression" if kind == "regression" else "single_label_classification"
+        head = dict(num_labels=num_labels, problem_type=problem)
+    if section.name in TINY:
+        model = _tiny_model(auto, section, head, len(tokenizer))
+    else:
+        model = _from_pretrained(auto, _source(section), section, **_loading(section), **head)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if section.quantization != "none":
+        # Trainer turns gradient checkpointing on where `training` asks for it.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model
+
+
+def lora_config(section: LoraSection, kind: str) -> LoraConfig:
+    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved."""
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM if kind == "causal_lm" else TaskType.SEQ_CLS,
+        r=section.r,
+        lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
+        exclude_modules=section.exclude_modules,
+        init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
+        use_dora=section.use_dora,
+        use_rslora=section.use_rslora,
+        bias=section.bias,
+        modules_to_save=section.modules_to_save,
+    )
+
+
+def _source(section: ModelSection) -> str:
+    return str(PACKAGED[section.name]()) if section.name in PACKAGED else section.name
+
+
+def _loading(section: ModelSection) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"dtype": section.dtype}
+    if section.attn_implementation is not None:
+        arguments["attn_implementation"] = section.attn_implementation
+    if section.quantization != "none":
+        compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
+        arguments["quantization_config"] = quantization_config(section.quantization, compute)
+    return arguments
+
+
+def _from_pretrained(auto: Any, source: str, section: ModelSection, **arguments: Any) -> Any:
+    try:
+        return auto.from_pretrained(
+            source, revision=section.revision or "main", trust_remote_code=section.trust_remote_code, **arguments
+        )
+    except (OSError, ValueError) as error:
+        # transformers explains at length; its first line says what happened.
+        told = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.name {section.name!r} cannot be loaded: {told}") from error
+
+
+def _tiny_model(auto: Any, section: ModelSection, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:
+    config = tiny_config(section.name, vocab_size)
+    for key, value in head.items():
+        setattr(config, key, value)
+    if section.quantization == "none":
+        return auto.from_config(config, dtype="float32" if section.dtype == "auto" else section.dtype)
+    # By way of a folder, since weights are quantised as they are read.
+    with TemporaryDirectory() as folder:
+        auto.from_config(config).save_pretrained(folder)
+        return _from_pretrained(auto, folder, section, **_loading(section))

@@ -1,0 +1,27 @@
+"""Frozen weights in 4 or 8 bits through bitsandbytes: the only file that needs it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import BitsAndBytesConfig
+
+
+def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8.
+
+    Raises ImportError with the line that installs bitsandbytes.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            f'model.quantization {quantization} needs bitsandbytes; run: pip install "pedyra[quant]"'
+        ) from None
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )

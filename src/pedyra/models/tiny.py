@@ -1,0 +1,49 @@
+"""Random models of a few thousand parameters and their tokenizer, made in memory: for smoke tests, no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, pre_tokenizers, processors
+from transformers import BertConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
+CHATML = (
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def tiny_config(name: str, vocab_size: int) -> PreTrainedConfig:
+    """Two layers, width 64 (a multiple of the 64 weights that share a scale in 4 bits)."""
+    shape: dict[str, Any] = dict(vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    shape |= dict(num_attention_heads=4, max_position_embeddings=512, pad_token_id=0)
+    if name == "tiny-bert":
+        return BertConfig(**shape)
+    return LlamaConfig(**shape, num_key_value_heads=2, bos_token_id=5, eos_token_id=6)
+
+
+def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """One token a byte, so that any text can be read; tiny-llama's has a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[], unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    first, last = ("[CLS]", "[SEP]") if name == "tiny-bert" else ("<s>", "</s>")
+    if name == "tiny-bert":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+        )
+        special = dict(cls_token=first, sep_token=last, mask_token="[MASK]")
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+        )
+        special = dict(bos_token=first, eos_token=last)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **special)
+    fast.chat_template = None if name == "tiny-bert" else CHATML
+    return fast

@@ -1,0 +1,87 @@
+"""Labels of a data set as the numbers a head is trained on, or a clear error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pedyra.recipe import DataSection
+from pedyra.tasks.split import Rows
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a task may be."""
+
+    count: int
+    """Outputs of the head: the number of classes, or 1 for a regression."""
+    names: tuple[str, ...] | None = None
+    """Class names in the order of their numbers; None where the data holds numbers without names."""
+    real: bool = False
+    """Labels are real numbers (regression), not classes."""
+
+    def number(self, value: Any) -> int | float:
+        """The label as the head's target. Raises ValueError for what is no label of this task."""
+        if self.real:
+            return _real(value)
+        if self.names is not None and isinstance(value, str) and _integer(value) is None:
+            if value not in self.names:
+                raise ValueError(f"label {value!r} is none of the classes {', '.join(self.names)}; see data.labels")
+            return self.names.index(value)
+        number = _integer(value)
+        if number is None:
+            raise ValueError(
+                f"label {value!r} is no class number; give names in data.labels or set data.kind regression"
+            )
+        if not 0 <= number < self.count:
+            raise ValueError(
+                f"label {value!r} is out of range: the classes are 0 to {self.count - 1}; "
+                "correct the rows, data.label or data.num_labels"
+            )
+        return number
+
+
+def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) -> Labels:
+    """The labels that `data` or the source declares; where neither does, those of the training rows."""
+    if data.kind == "regression":
+        return Labels(count=1, real=True)
+    names = data.labels or class_names
+    values = [row[data.label] for row in train]
+    if names is None and any(isinstance(value, str) and _integer(value) is None for value in values):
+        names = sorted({str(value) for value in values})
+    if names is not None:
+        if data.num_labels not in (None, len(names)):
+            raise ValueError(
+                f"data.num_labels is {data.num_labels}, but there are {len(names)} classes: {', '.join(names)}"
+            )
+        return _checked(Labels(count=len(names), names=tuple(names)), data)
+    numbers = [number for value in values if (number := _integer(value)) is not None]
+    return _checked(Labels(count=data.num_labels or max(numbers, default=0) + 1), data)
+
+
+def _checked(labels: Labels, data: DataSection) -> Labels:
+    if labels.count < 2:
+        raise ValueError(
+            f"column {data.label!r} holds a single class; a {data.kind} needs two or more (data.num_labels)"
+        )
+    return labels
+
+
+def _integer(value: Any) -> int | None:
+    """A class number, also written as text (CSV) or as a float without a fraction; None for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def _real(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"label {value!r} is no finite number; data.kind regression needs one in every row")
+    return number

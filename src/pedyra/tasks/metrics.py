@@ -1,0 +1,49 @@
+"""What a task is judged by, as functions of transformers.EvalPrediction."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import EvalPrediction
+
+
+def classification(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, F1 (of class 1 for two classes, else the mean over classes) and Matthews correlation."""
+    logits, labels = _logits(prediction), np.asarray(prediction.label_ids)
+    guesses = logits.argmax(axis=-1)
+    average = "binary" if logits.shape[-1] == 2 else "macro"
+    return {
+        "accuracy": float(accuracy_score(labels, guesses)),
+        "f1": float(f1_score(labels, guesses, average=average, zero_division=0)),  # pyright: ignore[reportArgumentType]
+        "matthews": float(matthews_corrcoef(labels, guesses)),
+    }
+
+
+def correlation(prediction: EvalPrediction) -> dict[str, float]:
+    """Pearson and Spearman correlation; 0 where guesses or labels are constant, as nothing follows anything then."""
+    guesses, labels = _logits(prediction).reshape(-1), np.asarray(prediction.label_ids).reshape(-1)
+    if np.ptp(guesses) == 0 or np.ptp(labels) == 0:
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {
+        "pearson": float(np.corrcoef(guesses, labels)[0, 1]),
+        "spearman": float(np.corrcoef(rankdata(guesses), rankdata(labels))[0, 1]),
+    }
+
+
+def perplexity(prediction: EvalPrediction) -> dict[str, float]:
+    """exp of the mean loss over all answer tokens; predictions are the two columns of `causal_lm.answer_loss`.
+
+    Trainer's own eval_loss is a mean over batches, so it shifts a little with the batch size; this does not.
+    """
+    loss, tokens = _logits(prediction).sum(axis=0, dtype=np.float64)
+    mean = float(loss / tokens)
+    return {"token_loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf}
+
+
+def _logits(prediction: EvalPrediction) -> np.ndarray:
+    """The first output; some models give hidden states after it."""
+    outputs = prediction.predictions
+    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)

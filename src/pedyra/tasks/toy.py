@@ -1,0 +1,44 @@
+"""Generated sentences that any model can learn in seconds, with columns for every kind of data."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from pedyra.tasks.split import Rows
+
+WORDS = {1: ("good", "fine", "warm", "witty"), 0: ("bad", "dull", "cold", "silly")}
+NOUNS = ("plot", "cast", "score", "film", "scene", "pace")
+ROWS = 512
+
+
+def toy() -> Rows:
+    """512 rows, always the same, in 32 groups.
+
+    Columns: text and text_pair, a sentence each; label, 1 if `text` praises; same, 1 if both sentences praise or
+    neither does; score, 0 to 3 by what they praise; prompt and completion, a question and its answer; messages, the
+    same as a chat; group.
+    """
+    random = Random(0)
+    return [_row(random, index % 32) for index in range(ROWS)]
+
+
+def _row(random: Random, group: int) -> dict[str, Any]:
+    praises, pair_praises = random.randrange(2), random.randrange(2)
+    text, text_pair = _sentence(random, praises), _sentence(random, pair_praises)
+    prompt, completion = f"{text}. is it worth it? ", "yes" if praises else "no"
+    return {
+        "text": text,
+        "text_pair": text_pair,
+        "label": praises,
+        "same": int(praises == pair_praises),
+        "score": float(2 * praises + pair_praises),
+        "prompt": prompt,
+        "completion": completion,
+        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}],
+        "group": f"group-{group}",
+    }
+
+
+def _sentence(random: Random, praises: int) -> str:
+    return f"the {random.choice(NOUNS)} is {random.choice(WORDS[praises])}"
