@@ -1,0 +1,25 @@
+"""A base model with the recipe's LoRA around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, set_seed
+
+from pedyra.models import lora_config
+from pedyra.recipe import Recipe
+
+
+def with_lora(base_model: PreTrainedModel, recipe: Recipe, **changes: Any) -> PeftModel:
+    """The base model with `recipe.lora`, some of its fields changed (e.g. r=12)."""
+    section = recipe.lora.model_copy(update=changes)
+    return with_adapter(base_model, lora_config(section, recipe.data.kind), recipe.seed)
+
+
+def with_adapter(base_model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+    """The base model with the adapter of `config`, drawn with `seed`, which the global seeds are set to."""
+    set_seed(seed)
+    model = get_peft_model(base_model, config)
+    assert isinstance(model, PeftModel)
+    return model
