@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -17,8 +18,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "layer_score": ("before", "after"),
     "orth_form": ("norm", "squared"),
     "start": ("lora", "svd"),
-    "init": ("orthogonal", "gaussian"),
-    "expand": ("importance",),
+    "init": ("orthogonal", "gaussian", "gradient"),
+    "expand": ("importance", "gradient"),
     "new_moments": ("seed", "zero"),
 }
 
@@ -77,7 +78,11 @@ class RankConfig:
     init: str = "orthogonal"
     """Direction of a new triple: "orthogonal" to the layer's rows, or "gaussian". Its contribution starts at zero."""
     expand: str = "importance"
-    """What chooses the layers that grow: "importance", Eq. (7)."""
+    """What chooses the layers that grow: "importance", Eq. (7), or "gradient", the loss a new triple would save."""
+    sketch_steps: int = 21
+    """Optimizer steps before an adjustment in which gradient directions are sketched (init or expand "gradient")."""
+    sketch_size: int = 8
+    """Candidate directions per layer and adjustment."""
     new_moments: str = "seed"
     """Adam's second moment of new rows: "seed" it with the kept rows' mean, or "zero" (first updates up to 6x lr)."""
     seed: int = 0
@@ -90,6 +95,10 @@ class RankConfig:
                 raise ValueError(f"rank.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
         for name in ("interval", "initial_warmup", "final_warmup"):
             self._check_steps(name, getattr(self, name))
+        for name in ("alpha", "beta1", "beta2", "orth_weight"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"rank.{name} is {value!r}; it must be a finite number")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"rank.{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
@@ -97,9 +106,13 @@ class RankConfig:
             raise ValueError(f"rank.alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
         if self.orth_weight < 0:
             raise ValueError(f"rank.orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
-        for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0)):
+        if not isinstance(self.omega_ema, bool):
+            raise ValueError(f"rank.omega_ema is {self.omega_ema!r}; it must be true or false")
+        for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is None and name in ("moves", "max_rank"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"rank.{name} is {value!r}; it must be an integer of at least {least}")
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError(f"rank.max_rank is {self.max_rank}, below rank.min_rank {self.min_rank}; raise it")
