@@ -1,0 +1,158 @@
+"""Models of a few hundred parameters, and the loops that train them. Shapes in `pedyra.core` are checked throughout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+
+# Before anything imports pedyra.core: its jaxtyping annotations become checks, for the whole suite.
+jaxtyping.install_import_hook("pedyra.core", "beartype.beartype")
+
+torch.set_num_threads(1)
+
+WIDTHS = (8, 12, 6, 6)
+"""Of the layers of `Net`: layer i maps WIDTHS[i] to WIDTHS[i + 1] features."""
+
+
+class Net(nn.Module):
+    """Three linears of unequal shape with tanh between them; a triple costs 21, 19 and 13 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(WIDTHS, WIDTHS[1:], strict=False))
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(state)
+
+
+@pytest.fixture
+def make_net() -> Callable[..., Any]:
+    """make_net(trained=True, **LoraConfig settings): a PEFT model around `Net`, the same one for the same settings.
+
+    trained: B is random instead of zero, as if the adapter had learned something.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    def make(*, trained: bool = False, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+        torch.manual_seed(1)
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": ["0", "1", "2"], **settings}
+        model: Any = get_peft_model(Net().to(dtype), LoraConfig(**settings), autocast_adapter_dtype=False)
+        if trained:
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    nn.init.normal_(parameter, std=0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_bert() -> Callable[..., Any]:
+    """make_bert(**LoraConfig settings): a tiny random BERT classifier with LoRA on all of its encoder's linears."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def make(**settings: Any) -> Any:
+        torch.manual_seed(2)
+        config = BertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        settings = {"r": 3, "task_type": "SEQ_CLS", "target_modules": ["query", "value", "dense"], **settings}
+        settings = {"exclude_modules": ["bert.pooler.dense"], **settings}
+        return get_peft_model(BertForSequenceClassification(config), LoraConfig(**settings))
+
+    return make
+
+
+@pytest.fixture
+def make_llama() -> Callable[..., Any]:
+    """make_llama(**LoraConfig settings): a tiny random Llama with LoRA on all of its linears but the head."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(**settings: Any) -> Any:
+        torch.manual_seed(3)
+        config = LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=16,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        settings = {"r": 3, "task_type": "CAUSAL_LM", "target_modules": "all-linear", **settings}
+        return get_peft_model(LlamaForCausalLM(config), LoraConfig(**settings))
+
+    return make
+
+
+@pytest.fixture
+def tokens() -> dict[str, Tensor]:
+    """A batch of four rows of six tokens; the last two are padded to four and three."""
+    generator = torch.Generator().manual_seed(5)
+    input_ids = torch.randint(3, 40, (4, 6), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[2, 4:] = 0
+    attention_mask[3, 3:] = 0
+    return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask}
+
+
+@pytest.fixture
+def net_batch() -> Callable[[int], tuple[Tensor, Tensor]]:
+    """net_batch(step): inputs (5, 8) and targets (5, 6) of `Net` at this step."""
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(100 + step)
+        return torch.randn(5, WIDTHS[0], generator=generator), torch.randn(5, WIDTHS[-1], generator=generator)
+
+    return batch
+
+
+@pytest.fixture
+def train_net(net_batch: Callable[[int], tuple[Tensor, Tensor]]) -> Callable[..., list[dict[str, Any]]]:
+    """train_net(model, optimizer, allocator, steps): the hand-written loop of the README; returns the adjustments."""
+
+    def train(model: Any, optimizer: Any, allocator: Any, steps: int, first: int = 1) -> list[dict[str, Any]]:
+        model.train()
+        records = []
+        for step in range(first, first + steps):
+            x, y = net_batch(step)
+            (model(x.to(next(model.parameters()).dtype)) - y).square().mean().backward()
+            allocator.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+            record = allocator.after_step()
+            if record is not None:
+                records.append(record)
+        return records
+
+    return train
