@@ -32,8 +32,8 @@ def two_thirds_log_variance(layer_scores: Mapping[str, float], ranks: Mapping[st
     return math.log(variance) if variance > 0 else None
 
 
-def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
-    """Those of B diag(E) A, from r x r matrices: QR of both factors, never the dense product."""
+def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[Tensor, "out r"]) -> Float[Tensor, " n"]:
+    """Those of B diag(E) A, n = min(in, out, r), from r x r matrices: QR of both factors, never the dense product."""
     if len(E) == 0:
         return E.float()
     upper_A = torch.linalg.qr(A.float().mT, mode="r").R  # (min(in, r), r)
@@ -41,7 +41,7 @@ def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[T
     return torch.linalg.svdvals((upper_B * E.float()) @ upper_A.mT)
 
 
-def effective_rank(values: Float[Tensor, " r"]) -> float:
+def effective_rank(values: Float[Tensor, " n"]) -> float:
     """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a zero matrix.
 
     The paper plots an "effective rank" (Fig. 1a) without defining it; this is the field's usual definition.

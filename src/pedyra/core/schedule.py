@@ -94,7 +94,7 @@ def ema_window(beta: float, tolerance: float = 1e-6) -> int:
     """Steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before to `tolerance`.
 
     Sensitivity forgets as beta^W. The uncertainty of Eq. (3) follows the sensitivity's own start-up error, which
-    adds a factor 1 + W (1 - beta). For 0.85 and 1e-6 this gives 104 steps.
+    adds a factor 1 + W (1 - beta). For 0.85 and 1e-6 this gives 103 steps.
     """
     if beta == 0:
         return 1
