@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from pedyra.inspection import AdapterSummary
+    from pedyra.training.plan import Plan
+    from pedyra.training.run import RunResult
 
 Row = Mapping[str, Any]
 
@@ -42,19 +49,99 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
-    """Ranks as module type (down) x depth (across); layers are `{"type", "depth", "rank"}`.
-
-    A module outside the numbered stack of blocks has no depth and stands in a column of its own, "-".
-    """
-    depths = sorted({layer["depth"] for layer in layers if layer["depth"] is not None})
-    columns = [*depths, *([None] if any(layer["depth"] is None for layer in layers) else [])]
-    types = list(dict.fromkeys(layer["type"] for layer in layers))
-    ranks: dict[tuple[str, int | None], list[int]] = {}
+    """Ranks as module type (down) x depth (across); layers are `{"layer", "rank"}`."""
+    places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
+    depths = sorted({depth for _, depth in places.values()})
+    ranks: dict[str, dict[int, int]] = {}
     for layer in layers:
-        ranks.setdefault((layer["type"], layer["depth"]), []).append(layer["rank"])
-    rows = [[kind, *("+".join(map(str, ranks.get((kind, depth), ["."]))) for depth in columns)] for kind in types]
-    headers = ["rank by depth", *("-" if depth is None else str(depth) for depth in columns)]
-    print_table(console, headers, rows)
+        kind, depth = places[layer["layer"]]
+        ranks.setdefault(kind, {})[depth] = layer["rank"]
+    rows = [[kind, *(by_depth.get(depth, ".") for depth in depths)] for kind, by_depth in ranks.items()]
+    print_table(console, ["rank by depth", *map(str, depths)], rows)
+
+
+def layer_place(name: str) -> tuple[str, int]:
+    """Module type and depth: encoder.layer.3.attention.self.query -> (attention.self.query, 3).
+
+    The depth is the first number in the name; a module outside of any block keeps its name and stands at depth 0.
+    """
+    parts = name.split(".")
+    block = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    return (name, 0) if block is None else (".".join(parts[block + 1 :]), int(parts[block]))
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """The plan of a run: layers, budget, parameters, steps, adjustments, memory."""
+    share = 100 * plan.trainable_parameters / plan.total_parameters
+    rows = [
+        ("method", plan.method),
+        ("output", plan.output_dir),
+        ("rows", f"{plan.train_rows:,} to train, {plan.eval_rows:,} held out"),
+        ("layers", f"{len(plan.layers)}, total rank {sum(layer['rank'] for layer in plan.layers)}"),
+        ("parameters", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} ({share:.2f} %) are trained"),
+        ("steps", f"{plan.total_steps:,}"),
+    ]
+    if plan.budget and plan.schedule:
+        rows.append(("budget", _budget_line(plan.budget)))
+        rows.append(("adjustments", _adjustments_line(plan.schedule)))
+    memory = plan.memory
+    rows.append(
+        (
+            "memory",
+            f"about {format_bytes(memory.total)}: weights {format_bytes(memory.weights)}, gradients and optimizer "
+            f"{format_bytes(memory.gradients_and_optimizer)}, activations {format_bytes(memory.activations)}",
+        )
+    )
+    for name, text in rows:
+        console.print(f"{name:12}{text}", soft_wrap=True)
+    print_rank_map(console, plan.layers)
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """How a run ended: its metric, ranks and files, and the command to go on with."""
+    run = result.folder.path
+    if result.final is None:
+        console.print(f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved. Continue with")
+        console.print(f"  pedyra train {result.folder.recipe} --resume", soft_wrap=True)
+        return
+    final = result.final
+    print_rank_map(console, result.layers)
+    console.print(
+        f"held-out {final['metric']} {final['value']:.4f}  ({final['trainable_parameters']:,} parameters trained, "
+        f"{format_seconds(final['seconds'])}, peak memory {format_bytes(final['peak_memory_bytes'])})",
+        soft_wrap=True,
+    )
+    console.print(f"run folder  {run}", soft_wrap=True)
+    console.print(f"adapter     {result.folder.adapter}", soft_wrap=True)
+    console.print(f"export      pedyra export {run} --target peft", soft_wrap=True)
+
+
+def print_summary(console: Console, summary: AdapterSummary) -> None:
+    """An adapter's layers as a table, its ranks as a map, and what it comes to."""
+    *layers, total = summary.rows()
+    columns = ("layer", "rank", "parameters", "effective_rank")
+    print_table(console, columns, [[row[column] for column in columns] for row in [*layers, total]])
+    print_rank_map(console, layers)
+    if summary.budget:
+        console.print(f"budget      {_budget_line(summary.budget)}", soft_wrap=True)
+    if summary.other_parameters:
+        console.print(f"beside it   {summary.other_parameters:,} parameters (head, biases)")
+    console.print(f"memory      {format_bytes(summary.bytes)}")
+
+
+def _budget_line(budget: Mapping[str, Any]) -> str:
+    kept = {"parameters": "parameters never above this", "ranks": "total rank constant"}[budget["kind"]]
+    return f"total rank {budget['total_rank']:,}, {budget['parameters']:,} parameters while training ({kept})"
+
+
+def _adjustments_line(schedule: Mapping[str, Any]) -> str:
+    steps = schedule["adjustments"]
+    span = (
+        f"after steps {steps[0]} to {steps[-1]}, every {schedule['interval']}"
+        if len(steps) > 1
+        else f"after {steps[0]}"
+    )
+    return f"{len(steps)} {span}; at most {schedule['moves']} triples move in one"
 
 
 def format_bytes(count: float) -> str:
@@ -83,3 +170,16 @@ def _cell(value: Any) -> str:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the screen; errors still show."""
+    warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # speaks of a missing kernel package on every CPU
+
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

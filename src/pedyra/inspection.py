@@ -27,7 +27,7 @@ class LayerSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSummary:
-    """All layers of one adapter, in the order of the file's names."""
+    """All layers of one adapter, by name, block 2 before block 10."""
 
     path: Path
     layers: list[LayerSummary]
@@ -66,7 +66,8 @@ def inspect_adapter(path: Path) -> AdapterSummary:
     if kind not in ("LORA", "ADALORA"):
         raise ValueError(f"{folder} holds an adapter of type {kind}; only LoRA adapters can be inspected")
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    layers = [_summarise(name, parts) for name, parts in _by_layer(tensors).items()]
+    factors = _by_layer(tensors)
+    layers = [_summarise(name, factors[name]) for name in sorted(factors, key=_natural)]
     if not layers:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     return AdapterSummary(
@@ -120,6 +121,11 @@ def _by_layer(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         if separator:
             layers.setdefault(name, {})[slot.removesuffix(".weight").removeprefix("embedding_")] = tensor
     return {name: parts for name, parts in layers.items() if {"A", "B"} <= parts.keys()}
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key under which layer.2 comes before layer.10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
 def _summarise(name: str, parts: dict[str, Tensor]) -> LayerSummary:

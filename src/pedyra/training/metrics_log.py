@@ -23,16 +23,31 @@ class MetricsLog(TrainerCallback):
         self.path = path
         rows = [row for row in read_rows(path) if row["step"] <= resumed_step and "train_runtime" not in row]
         write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._resumed_step = self._last_step = resumed_step
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0
-        self._started = time.perf_counter()
+        self._seconds_here = 0.0
+        self._started: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Wall time of training so far, in seconds."""
-        return self._seconds_before + time.perf_counter() - self._started
+        """Wall time of training so far, evaluations included, over all resumes."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._seconds_before + self._seconds_here + running
+
+    @property
+    def steps_per_second(self) -> float:
+        """Optimizer steps a second since training was last started."""
+        seconds = self.seconds - self._seconds_before
+        return (self._last_step - self._resumed_step) / seconds if seconds > 0 else 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._last_step = state.global_step
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._seconds_here, self._started = self.seconds - self._seconds_before, None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         rest = {key: value for key, value in (logs or {}).items() if key not in ("step", "epoch")}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from pedyra.training.callback import RankCallback
 
 PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside one per evaluation
 
@@ -17,21 +17,15 @@ class TrainingProgress(TrainerCallback):
     Args:
         console: where to draw; a bar if it is a terminal, else plain lines.
         metric: name of the task's metric, as Trainer logs it after `eval_`.
-        total_rank: the sum of all ranks now.
-        last_adjustment: the newest adjustment record, or None before the first.
+        total_rank: the sum of all ranks at the start.
+        ranks: what adapts the ranks, and knows their sum and the last adjustment; None if they stay.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        metric: str,
-        total_rank: Callable[[], int],
-        last_adjustment: Callable[[], dict | None],
-    ) -> None:
+    def __init__(self, console: Console, metric: str, total_rank: int, ranks: RankCallback | None) -> None:
         self.console = console
         self.metric = metric
         self._total_rank = total_rank
-        self._last_adjustment = last_adjustment
+        self._ranks = ranks
         self._loss: float | None = None
         self._value: float | None = None
         self._next_line = 0.0
@@ -63,11 +57,11 @@ class TrainingProgress(TrainerCallback):
             parts.append(f"loss {self._loss:.4f}")
         if self._value is not None:
             parts.append(f"{self.metric} {self._value:.4f}")
-        parts.append(f"rank {self._total_rank()}")
-        adjustment = self._last_adjustment()
-        if adjustment is not None:
-            moved = sum(adjustment["added"].values())
-            parts.append(f"adjusted at {adjustment['step']} ({moved} moved)")
+        allocator = self._ranks.allocator if self._ranks else None
+        parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self._total_rank}")
+        if allocator and allocator.history:
+            last = allocator.history[-1]
+            parts.append(f"adjusted at {last['step']} ({sum(last['added'].values())} moved)")
         return "  ".join(parts)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -78,12 +72,19 @@ class TrainingProgress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
+        if "train_runtime" in logs:
+            return  # Trainer's summary, which says nothing new
         self._loss = logs.get("loss", self._loss)
         self._value = logs.get(f"eval_{self.metric}", self._value)
         self._bar.update(self._task, status=self.status())
-        if not self.console.is_terminal and (state.global_step >= self._next_line or "eval_loss" in logs):
+        if not self.console.is_terminal and self._is_due(state, logs, evaluation_follows=control.should_evaluate):
             self.console.print(f"step {state.global_step}/{state.max_steps}  {self.status()}", soft_wrap=True)
             self._next_line = state.global_step + state.max_steps / PLAIN_LINES
+
+    def _is_due(self, state, logs, *, evaluation_follows: bool) -> bool:
+        if "eval_loss" in logs:
+            return True
+        return state.global_step >= self._next_line and not evaluation_follows  # one line tells both
 
     def on_prediction_step(self, args, state, control, **kwargs):
         self._evaluated_batches += 1

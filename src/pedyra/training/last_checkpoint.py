@@ -61,7 +61,7 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
 
 
 def _is_whole(file: Path) -> bool:
-    """By the file's own format: JSON parses, torch's zip archives pass their checksums, safetensors fill their header."""
+    """By the file's own format: JSON parses, a zip of torch passes its checksums, safetensors fill their header."""
     if file.suffix == ".json":
         try:
             json.loads(file.read_text(encoding="utf-8"))

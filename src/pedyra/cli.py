@@ -1,0 +1,203 @@
+"""The command line: each verb parses, calls one function of the package, and prints what it returns.
+
+Anything heavy is imported inside a verb, so that `--help` answers at once. Exit codes: 0; 2 for a mistake that the
+message lets the user repair; 1, with a traceback, for a mistake of ours; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pedyra.console import (
+    new_console,
+    print_plan,
+    print_result,
+    print_summary,
+    print_table,
+    quiet_libraries,
+    write_json_lines,
+)
+
+app = typer.Typer(
+    name="pedyra",
+    help="Rank-adaptive LoRA fine-tuning at a fixed budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _check_json_file(path: Path | None) -> Path | None:
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"the folder {path.parent} does not exist")
+    return path
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Also write JSON lines there.", callback=_check_json_file, show_default=False
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+
+
+class Target(str, Enum):
+    """Formats of `pedyra export`."""
+
+    peft = "peft"
+    padded = "padded"
+    gguf = "gguf"
+    merged = "merged"
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Change recipe keys, e.g. lora.r=4 seed=1.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Train one recipe into a run folder."""
+    from pedyra.recipe import load_recipe
+    from pedyra.training.run_folder import RunFolder
+
+    console = new_console()
+    checked = load_recipe(recipe, overrides or [])
+    RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)  # before the seconds torch takes
+
+    quiet_libraries()
+    from pedyra.report import build_report
+    from pedyra.training.run import plan_run, train_run
+
+    if dry_run:
+        plan = plan_run(checked, overwrite=overwrite, resume=resume)
+        print_plan(console, plan)
+        rows = plan.rows()
+    else:
+        result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
+        print_result(console, result)
+        if result.interrupted:
+            raise typer.Exit(130)
+        console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+        rows = result.rows()
+    if json_file:
+        write_json_lines(json_file, rows)
+
+
+@app.command("eval")
+def evaluate(run: RunArgument, json_file: JsonFile = None) -> None:
+    """Evaluate a run's saved adapter on its held-out rows."""
+    quiet_libraries()
+    from pedyra.training.evaluate import evaluate_run
+
+    rows = [{"metric": name, "value": value} for name, value in evaluate_run(run).items()]
+    print_table(new_console(), ["metric", "value"], [list(row.values()) for row in rows])
+    if json_file:
+        write_json_lines(json_file, rows)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="Run folder, or any LoRA folder.", show_default=False)
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Show ranks, budget, parameters, effective ranks and memory of an adapter."""
+    from pedyra.inspection import inspect_adapter
+
+    summary = inspect_adapter(path)
+    print_summary(new_console(), summary)
+    if json_file:
+        write_json_lines(json_file, summary.rows())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run or adapter folder.", show_default=False)],
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="peft: small, for PEFT and vLLM. padded: one rank everywhere, for any reader. gguf: for llama.cpp's "
+            "converter. merged: the base model with the update in its weights.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET.")] = None,
+) -> None:
+    """Write a run's adapter for another consumer."""
+    quiet_libraries()
+    from pedyra.export import export_adapter
+
+    out = out or run / "export" / target.value
+    export_adapter(run, target.value, out)
+    new_console().print(f"{target.value} adapter written to {out}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the first run.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
+    ] = None,
+) -> None:
+    """Make one self-contained HTML page from one or several runs."""
+    from pedyra.report import build_report, save_figures
+
+    console = new_console()
+    console.print(f"report written to {build_report(runs, out)}", soft_wrap=True)
+    if figures:
+        save_figures(runs, figures)
+        console.print(f"figures written to {figures}", soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    from pedyra.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
+    try:
+        app(args=arguments, prog_name="pedyra")
+    except (ValueError, ImportError, OSError) as error:
+        if not _is_users(error):
+            raise
+        new_console(stderr=True).print(f"[red]Error:[/red] {_one_line(error)}", soft_wrap=True, markup=True)
+        sys.exit(2)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message alone tells the user what to repair; anything else is our mistake."""
+    if isinstance(error, ImportError):
+        return "pip install" in str(error)  # an optional package; the message has the line that installs it
+    if isinstance(error, OSError):
+        files = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+        return isinstance(error, files) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))

@@ -1,0 +1,40 @@
+"""The saved adapter of a run, judged again on the run's held-out rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from peft import PeftModel
+
+from pedyra.inspection import find_adapter
+from pedyra.models import load_model, load_tokenizer
+from pedyra.recipe import load_recipe
+from pedyra.tasks import load_task
+from pedyra.training.run_folder import RunFolder
+from pedyra.training.setup import Setup
+
+# What Trainer adds to every evaluation that says nothing about the model.
+_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def evaluate_run(run: Path) -> dict[str, float]:
+    """Metric name -> value: those of the task, and the loss. The adapter is loaded as any PEFT user would.
+
+    Raises:
+        ValueError: `run` is no run folder, or holds no saved adapter yet.
+    """
+    folder = RunFolder(run)
+    if not folder.holds_run():
+        raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
+    recipe = load_recipe(folder.recipe)
+    adapter = find_adapter(run)
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed)
+    base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
+    model = PeftModel.from_pretrained(base, adapter)
+    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, rank_config=None)
+    with TemporaryDirectory() as scratch:
+        metrics = setup.trainer(scratch).evaluate()
+    names = {key: key.removeprefix("eval_") for key in metrics if key.startswith("eval_")}
+    return {name: metrics[key] for key, name in names.items() if name not in _TIMINGS}

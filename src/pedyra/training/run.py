@@ -1,0 +1,208 @@
+"""One training run: recipe -> run folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from transformers import Trainer
+
+from pedyra.recipe import Recipe
+from pedyra.training.callback import RankCallback
+from pedyra.training.environment import describe_environment, peak_memory_bytes
+from pedyra.training.interrupt import StopOnInterrupt
+from pedyra.training.last_checkpoint import checkpoint_step, find_flaw, last_complete_checkpoint, list_checkpoints
+from pedyra.training.metrics_log import MetricsLog
+from pedyra.training.plan import Plan, lora_layers, make_plan
+from pedyra.training.progress import TrainingProgress
+from pedyra.training.run_folder import RunFolder, append_row, write_file, write_folder
+from pedyra.training.setup import Setup, rank_settings, set_up, trainable_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to."""
+
+    recipe: Recipe
+    folder: RunFolder
+    step: int
+    total_steps: int
+    layers: list[dict[str, Any]]
+    """Per adapted layer: layer (its name), rank, parameters (of its factors)."""
+    final: dict[str, Any] | None
+    """The last line of metrics.jsonl; None for a run that was interrupted."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the run; its last checkpoint is of `step`."""
+        return self.final is None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The result as one row, then one row per layer."""
+        shown = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
+        result = {key: (self.final or {}).get(key) for key in shown}
+        recipe = {"method": self.recipe.method, "task": self.recipe.name, "seed": self.recipe.seed}
+        return [{"run": str(self.folder.path), **recipe, "steps": self.step, **result}, *self.layers]
+
+
+def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> Plan:
+    """Check everything `train_run` would check, and return the plan; nothing is trained or written.
+
+    Raises:
+        ValueError: whatever would stop the run.
+    """
+    folder = RunFolder(Path(recipe.output_dir))
+    _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
+    return make_plan(set_up(recipe))
+
+
+def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
+    """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
+
+    Everything is checked first; an older run is removed only then. Progress goes to `console`.
+
+    Args:
+        overwrite: replace the run in the output folder.
+        resume: continue it from its last whole checkpoint.
+
+    Raises:
+        ValueError: a mistake in the recipe, or an output folder that must not be written.
+        OSError: the disk is full (ENOSPC); the message names the last whole checkpoint.
+    """
+    folder = RunFolder(Path(recipe.output_dir))
+    checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
+    setup = set_up(recipe)
+    plan = make_plan(setup)
+    if not resume:
+        if overwrite:
+            folder.clear()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_file(folder.recipe, recipe.to_yaml())
+    try:
+        return _train(setup, plan, folder, checkpoint, console)
+    except Exception as error:
+        if _is_disk_full(error):
+            raise OSError(errno.ENOSPC, _disk_full_message(setup, folder)) from error
+        raise
+
+
+def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume: bool) -> Path | None:
+    """The checkpoint to resume from, None without `resume`; ValueError where the run must not start."""
+    folder.check(overwrite=overwrite, resume=resume)
+    if not resume:
+        return None
+    before, now = (_flat(yaml.safe_load(text)) for text in (folder.recipe.read_text("utf-8"), recipe.to_yaml()))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ValueError(
+            f"--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}{more}; "
+            f"continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
+        )
+    with_ranks = rank_settings(recipe) is not None
+    checkpoint, _ = last_complete_checkpoint(folder.path, with_ranks=with_ranks)
+    return checkpoint
+
+
+def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
+    start_step = checkpoint_step(checkpoint) if checkpoint else 0
+    if checkpoint is not None:
+        _drop_broken(folder, with_ranks=setup.rank_config is not None)
+        console.print(f"continuing from {checkpoint}", soft_wrap=True)
+    ranks = RankCallback(setup.rank_config, record_to=folder.ranks) if setup.rank_config else None
+    log = MetricsLog(folder.metrics, start_step)
+    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), ranks)
+    stop = StopOnInterrupt()
+    # Ranks first: what that callback adds to a log is then seen by the others.
+    trainer = setup.trainer(str(folder.path), [*([ranks] if ranks else []), log, progress, stop])
+    environment = describe_environment(setup.recipe.seed, trainer.args.device)
+    write_file(folder.environment, json.dumps({**environment, "resumed_from": start_step or None}, indent=2) + "\n")
+    with stop, progress:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    final = None
+    if step >= plan.total_steps or not stop.requested:
+        final = _finish(setup, folder, trainer, log)
+    return RunResult(
+        recipe=setup.recipe,
+        folder=folder,
+        step=step,
+        total_steps=plan.total_steps,
+        layers=lora_layers(setup.model),
+        final=final,
+    )
+
+
+def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
+    """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
+    write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
+    evaluation = _final_evaluation(trainer)
+    final = {
+        "step": trainer.state.global_step,
+        "final": True,
+        "seconds": round(log.seconds, 3),
+        "train_steps_per_second": round(log.steps_per_second, 4),
+        "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
+        "trainable_parameters": trainable_parameters(setup.model),
+        "metric": setup.task.metric,
+        "value": evaluation[f"eval_{setup.task.metric}"],
+        "eval_loss": evaluation["eval_loss"],
+    }
+    append_row(folder.metrics, final)
+    return final
+
+
+def _final_evaluation(trainer: Trainer) -> dict[str, float]:
+    """Metrics of the adapter as it was saved: those of the last step if it was evaluated, else a new evaluation."""
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if evaluations and evaluations[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return evaluations[-1]
+    return trainer.evaluate()
+
+
+def _drop_broken(folder: RunFolder, *, with_ranks: bool) -> list[str]:
+    """Remove half-written checkpoints: they are of no use, and Trainer would count them as the newest."""
+    dropped = [path for path in list_checkpoints(folder.path) if find_flaw(path, with_ranks=with_ranks)]
+    for path in dropped:
+        shutil.rmtree(path)
+    return [path.name for path in dropped]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"lora": {"r": 8}} -> {"lora.r": 8}."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk is at the bottom of it; torch and safetensors raise errors of their own kinds."""
+    while True:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error):
+            return True
+        below = error.__cause__ or error.__context__
+        if below is None:
+            return False
+        error = below
+
+
+def _disk_full_message(setup: Setup, folder: RunFolder) -> str:
+    _drop_broken(folder, with_ranks=setup.rank_config is not None)
+    whole = list_checkpoints(folder.path)
+    if not whole:
+        return f"disk full while writing {folder.path}, before the first checkpoint; free space and train again"
+    return (
+        f"disk full while writing {folder.path}; {whole[-1].name} is whole: free space, then continue with "
+        f"pedyra train {folder.recipe} --resume"
+    )
