@@ -49,6 +49,15 @@ class AdaptedLayer:
         """Parameters of one triple: in + out + 1 while it is trained; E is folded away on disk."""
         return self.a.in_features + self.b.out_features + 1
 
+    @property
+    def parameters(self) -> int:
+        """Parameters of all the layer's triples, now."""
+        return self.a.A.numel() + self.a.E.numel() + self.b.weight.numel()
+
+    def rescale(self, factor: float) -> None:
+        """Multiply the scaling, for the methods that define it by the current rank; see `write_ranks`."""
+        self.module.scaling[self.adapter] *= factor
+
 
 def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora", seed: int = 0) -> list[AdaptedLayer]:
     """Put triples into every LoRA layer of `model` that holds `adapter_name`; attaching twice changes nothing.

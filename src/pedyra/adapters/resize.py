@@ -24,7 +24,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class NewTriples:
-    """Triples to append: A `(n, in)`, E `(n,)`, B `(out, n)`."""
+    """Triples to append: A `(n, in)`, E `(n,)` (longer where E is no diagonal), B `(out, n)`."""
 
     A: Tensor
     E: Tensor
@@ -35,8 +35,7 @@ class NewTriples:
 def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
     """The three Parameters the layer would have without `pruned` and with `new`; the layer itself is not touched."""
     gone = set(pruned)
-    device = layer.a.A.device
-    kept = torch.tensor([i for i in range(layer.rank) if i not in gone], dtype=torch.long, device=device)
+    assert not gone or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
     parts: tuple[tuple[nn.Parameter, int, Tensor | None], ...] = (
         (layer.a.A, 0, new and new.A),
         (layer.a.E, 0, new and new.E),
@@ -44,11 +43,12 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
     )
     replacements = []
     for old, dim, added in parts:
+        kept = torch.tensor([i for i in range(old.shape[dim]) if i not in gone], dtype=torch.long, device=old.device)
         value = old.detach().index_select(dim, kept)
         if added is not None:
             value = torch.cat([value, added.to(value)], dim)
         parameter = nn.Parameter(value, requires_grad=old.requires_grad)
-        replacements.append(Replacement(old, parameter, dim, kept, 0 if new is None else len(new.E)))
+        replacements.append(Replacement(old, parameter, dim, kept, 0 if added is None else added.shape[dim]))
     return replacements
 
 

@@ -14,7 +14,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from pedyra.adapters.attach import attach, write_ranks
 from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.config import RankConfig
-from pedyra.training.rank_allocator import Policy, RankAllocator, bidirectional
+from pedyra.training.rank_allocator import RankAllocator, bidirectional
+from pedyra.training.rule import Policy, Rule
 
 
 class RankCallback(TrainerCallback):
@@ -25,7 +26,7 @@ class RankCallback(TrainerCallback):
         adapter_name: which of the model's adapters to adapt.
         record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment.
         resume_from: the checkpoint folder, when it is not `output_dir/checkpoint-<step>`.
-        policy: what turns scores into a plan; PE-DyRA's by default.
+        policy: what turns scores into a plan, or a whole Rule; PE-DyRA's by default.
 
     Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit.
 
@@ -39,7 +40,7 @@ class RankCallback(TrainerCallback):
         adapter_name: str = "default",
         record_to: str | Path | None = None,
         resume_from: str | Path | None = None,
-        policy: Policy = bidirectional,
+        policy: Policy | Rule = bidirectional,
     ) -> None:
         self.config = RankConfig() if config is None else config
         self.adapter_name, self.policy = adapter_name, policy

@@ -61,7 +61,7 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
     if old != new:
         changed = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key])
         raise SideFileError(f"{folder / RECORD} was written with other rank settings ({changed}); resume with the same")
-    _restore_factors(allocator.model, allocator.adapter_name, tensors, folder, allocator.optimizer)
+    _restore_factors(allocator.model, allocator.adapter_name, record, tensors, folder, allocator.optimizer)
     prefix = "scores."
     scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
     allocator.load_state(record, scores)
@@ -73,8 +73,8 @@ def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default
     Raises:
         SideFileError: as `restore`.
     """
-    _, tensors = read_state(folder)
-    _restore_factors(model, adapter_name, tensors, folder, None)
+    record, tensors = read_state(folder)
+    _restore_factors(model, adapter_name, record, tensors, folder, None)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -115,6 +115,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def _restore_factors(
     model: nn.Module,
     adapter_name: str,
+    record: dict[str, Any],
     tensors: dict[str, torch.Tensor],
     folder: Path,
     optimizer: Optimizer | None,
@@ -135,6 +136,7 @@ def _restore_factors(
             for old, value in zip(olds, values, strict=True)
         ]
         install(layer, *news)
+        layer.rescale(record["scaling"][layer.name] / layer.scaling)
         if optimizer is not None:
             rekey_state(optimizer, dict(zip(olds, news, strict=True)))
     write_ranks(model, adapter_name)

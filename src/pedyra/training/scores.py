@@ -41,6 +41,9 @@ class TripleScores:
         self.norms = torch.zeros(len(self.layers), 3, device=device)
         self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
 
+    def watch(self, active: bool) -> None:
+        """Whether the next step will be observed; for sources that look at more than gradients."""
+
     def parameters(self) -> list[Tensor]:
         """A, E, B of every layer, in the order of the flat state."""
         return [parameter for layer in self.layers for parameter in (layer.a.A, layer.a.E, layer.b.weight)]
