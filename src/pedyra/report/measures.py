@@ -1,0 +1,106 @@
+"""What the figures show, computed: plain numbers in, plain numbers out.
+
+Per-layer values come as mappings ``layer name -> number``. ``None`` stands for "not defined here" and becomes a
+gap in the curve; it is never replaced by a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from pedyra.report.run_folder import Layer
+
+
+def rank_matrix(
+    layers: Sequence[Layer], ranks: Mapping[str, float]
+) -> tuple[list[str], list[int], list[list[float | None]]]:
+    """Ranks as module type x depth (the map of Fig. 7).
+
+    Returns:
+        types in model order, depths ascending, and one row per type; a cell is the mean rank of the layers at
+        that place, or None where the model has no such layer.
+    """
+    types = list(dict.fromkeys(layer.type for layer in layers))
+    depths = sorted({layer.depth for layer in layers})
+    cells: dict[tuple[str, int], list[float]] = {}
+    for layer in layers:
+        cells.setdefault((layer.type, layer.depth), []).append(ranks[layer.name])
+    return types, depths, [[_mean(cells.get((row, column), [])) for column in depths] for row in types]
+
+
+def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
+    """Place of each layer by importance, 1 = most important (Fig. 3b); ties go by the order of the layers."""
+    order = sorted(scores, key=lambda name: -scores[name])
+    place = {name: index + 1 for index, name in enumerate(order)}
+    return {name: place[name] for name in scores}
+
+
+def mean_by_layer(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each layer's value over the records."""
+    return {name: float(np.mean([record[name] for record in records])) for name in records[0]} if records else {}
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties by mean rank (Fig. 4b); None if a side is constant or has < 3 points."""
+    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    return float(stats.spearmanr(x, y)[0])
+
+
+def utilisation(effective_rank: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
+    """Sum of the layers' effective ranks over the sum of their ranks (Fig. 1a); None if no rank is left."""
+    total = sum(ranks[name] for name in effective_rank)
+    return sum(effective_rank.values()) / total if total else None
+
+
+def log_variance(scores: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
+    """Natural log of the sample variance over layers of G^(2/3) / r (Fig. 5; Theorem 3.1 makes it -inf at the optimum).
+
+    G is the layer importance of Eq. 7. Layers of rank 0 have no quotient and are left out. None if fewer than two
+    layers remain, if the variance is 0, or if a score is negative or not a number.
+    """
+    kept = [name for name in scores if ranks[name] > 0]
+    if len(kept) < 2 or not all(scores[name] >= 0 for name in kept):
+        return None
+    variance = float(np.var([scores[name] ** (2 / 3) / ranks[name] for name in kept], ddof=1))
+    return math.log(variance) if 0 < variance < math.inf else None
+
+
+def quartiles(values: Iterable[float | None]) -> tuple[float | None, float | None, float | None]:
+    """First quartile, median and third quartile of the finite values; all None if there is none."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
+        return None, None, None
+    low, middle, high = np.percentile(finite, [25, 50, 75])
+    return float(low), float(middle), float(high)
+
+
+def pruned_counts(adjustment: Mapping[str, Any]) -> dict[str, int]:
+    """Number of triples each layer lost in one adjustment."""
+    return dict(Counter(layer for layer, *_ in adjustment["pruned"]))
+
+
+def smoothed(values: Sequence[float], beta: float = 0.9) -> list[float]:
+    """Exponential moving average with its start-up bias removed, so that the first value is the first input."""
+    result, average = [], 0.0
+    for count, value in enumerate(values, start=1):
+        average = beta * average + (1 - beta) * value
+        result.append(average / (1 - beta**count))
+    return result
+
+
+def thinned(length: int, limit: int = 600) -> list[int]:
+    """Indices of at most `limit` evenly spread points of a curve, always with the first and the last."""
+    if length <= limit:
+        return list(range(length))
+    return sorted({round(index * (length - 1) / (limit - 1)) for index in range(limit)})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
