@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import transpose
 from torch import nn
 
 from pedyra.adapters.factors import AFactor, BFactor
@@ -77,17 +78,19 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
             f"the model has no LoRA adapter named {adapter_name!r}; wrap it with "
             f"peft.get_peft_model(model, LoraConfig(...)) first, or pass the adapter's name"
         )
-    if all(isinstance(layer.module.lora_A[adapter_name], AFactor) for layer in layers):
+    if all(_holds_triples(layer) for layer in layers):
         return layers
+    init = getattr(model.peft_config[adapter_name], "init_lora_weights", True)  # type: ignore[index]
     _check_supported(model.peft_config[adapter_name], layers)  # type: ignore[index]
+    if start == "svd":
+        _check_svd_start(layers, init)
     # The live config will carry this run's ranks: never write into an object the user may reuse.
-    config = model.peft_config[adapter_name] = copy.deepcopy(model.peft_config[adapter_name])  # type: ignore[index]
-    init = getattr(config, "init_lora_weights", True)
+    model.peft_config[adapter_name] = copy.deepcopy(model.peft_config[adapter_name])  # type: ignore[index]
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
         _attach_layer(layer, rewritten=isinstance(init, str) and init.startswith(_REWRITES_BASE))
         if start == "svd":
-            _start_svd(layer, init, generator)
+            _start_svd(layer, generator)
     write_ranks(model, adapter_name)
     return layers
 
@@ -95,36 +98,36 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
 def detach(model: nn.Module, adapter_name: str = "default") -> None:
     """The inverse of `attach`: ordinary `nn.Linear` slots with E folded into A, same function.
 
+    The slots hold what goes to disk: a layer of rank 0 becomes one zero row, and where PEFT's start rewrote the base
+    weight (PiSSA) the base gets its pristine value back and the start joins the factors. All are new Parameters.
+
     Raises:
-        ValueError: nothing is attached under this name.
+        ValueError: nothing is attached under this name, or a quantised base weight cannot be given back its value.
     """
-    layers = [
-        layer for layer in _lora_layers(model, adapter_name) if isinstance(layer.module.lora_A[adapter_name], AFactor)
-    ]
+    layers = adapted_layers(model, adapter_name)
     if not layers:
         raise ValueError(f"no triples are attached to adapter {adapter_name!r}; there is nothing to detach")
     for layer in layers:
-        a, b = layer.a, layer.b
-        linear_A: Any = nn.Linear(a.in_features, a.out_features, bias=False, device="meta")
-        linear_A.weight = nn.Parameter(a.weight.detach(), requires_grad=a.A.requires_grad)
-        linear_B: Any = nn.Linear(b.in_features, b.out_features, bias=False, device="meta")
-        linear_B.weight, linear_B.bias = b.weight, b.bias
-        layer.module.lora_A[adapter_name], layer.module.lora_B[adapter_name] = linear_A, linear_B
+        if layer.a.origin is not None and not layer.module.get_base_layer().weight.is_floating_point():
+            raise ValueError(
+                f"the quantised weight of {layer.name} was rewritten by the adapter's start and cannot be restored; "
+                f"save the attached model with save_pretrained and load that"
+            )
+    for layer in layers:
+        _detach_layer(layer)
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:
     """The layers that hold triples now, in the model's order."""
-    return [
-        layer for layer in _lora_layers(model, adapter_name) if isinstance(layer.module.lora_A[adapter_name], AFactor)
-    ]
+    return [layer for layer in _lora_layers(model, adapter_name) if _holds_triples(layer)]
 
 
 def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
     """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
 
     Full module names go into `rank_pattern`, and alpha = scaling * r into `alpha_pattern`, so that any consumer of
-    alpha / r reproduces the constant scaling. `use_rslora` and a start that rewrote the base no longer describe what
-    is on disk and are switched off.
+    alpha / r reproduces the constant scaling; rank 0 counts as the one zero row it has on disk. `use_rslora` and a
+    start that rewrote the base no longer describe what is on disk and are switched off.
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = adapted_layers(model, adapter_name)
@@ -138,8 +141,9 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
             key = "^" + key  # PEFT matches keys as suffixes; this one would catch another layer too
         config.rank_pattern[key] = on_disk
         config.alpha_pattern[key] = layer.scaling * on_disk
-        layer.module.r[adapter_name] = layer.rank
-        layer.module.lora_alpha[adapter_name] = layer.scaling * layer.rank
+        layer.module.r[adapter_name] = max(1, layer.rank)
+        layer.module.lora_alpha[adapter_name] = layer.scaling * max(1, layer.rank)
+        layer.module.use_rslora[adapter_name] = False
         if origin is not None:
             config.init_lora_weights = True
     config.use_rslora = False
@@ -150,6 +154,11 @@ def _lora_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer) and (adapter_name in module.lora_A or adapter_name in module.lora_embedding_A):
             yield AdaptedLayer(name, module, adapter_name)
+
+
+def _holds_triples(layer: AdaptedLayer) -> bool:
+    # An embedding has its slots elsewhere, and lora_A is empty.
+    return layer.adapter in layer.module.lora_A and isinstance(layer.module.lora_A[layer.adapter], AFactor)
 
 
 def _check_supported(config: PeftConfig, layers: list[AdaptedLayer]) -> None:
@@ -185,9 +194,32 @@ def _attach_layer(layer: AdaptedLayer, *, rewritten: bool) -> None:
 
 
 @torch.no_grad()
-def _start_svd(layer: AdaptedLayer, init: object, generator: torch.Generator) -> None:
+def _detach_layer(layer: AdaptedLayer) -> None:
+    a, b, module, adapter = layer.a, layer.b, layer.module, layer.adapter
+    if a.origin is not None and b.origin is not None:
+        weight = module.get_base_layer().weight
+        weight += transpose(layer.scaling * (b.origin @ a.origin), module.fan_in_fan_out).to(weight.dtype)
+    for slots, factor, trainable in ((module.lora_A, a, a.A.requires_grad), (module.lora_B, b, b.weight.requires_grad)):
+        weight = factor.state_dict()["weight"]
+        linear: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta").train(factor.training)
+        linear.weight, linear.bias = nn.Parameter(weight, requires_grad=trainable), factor.bias
+        slots[adapter] = linear
+    module.r[adapter] = module.lora_A[adapter].out_features
+    module.lora_alpha[adapter] = layer.scaling * module.r[adapter]
+
+
+def _check_svd_start(layers: list[AdaptedLayer], init: object) -> None:
+    fresh = not all(layer.module.lora_B[layer.adapter].weight.any() for layer in layers)
+    if fresh and isinstance(init, str) and init != "gaussian":
+        raise ValueError(
+            f"rank.start is 'svd', which would discard the adapter's {init!r} start; use rank.start='lora' to keep it"
+        )
+
+
+@torch.no_grad()
+def _start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
     a, b = layer.a, layer.b
-    if b.weight.abs().max() > 0:  # already an update: its exact singular triples, same function
+    if b.weight.any():  # already an update: its exact singular triples, same function
         q_A, upper_A = torch.linalg.qr(a.A.float().T)
         q_B, upper_B = torch.linalg.qr(b.weight.float())
         U, S, Vh = torch.linalg.svd(upper_B @ upper_A.T)
@@ -195,10 +227,6 @@ def _start_svd(layer: AdaptedLayer, init: object, generator: torch.Generator) ->
         a.E.copy_(S)
         b.weight.copy_(q_B @ U)
         return
-    if isinstance(init, str) and init != "gaussian":
-        raise ValueError(
-            f"rank.start is 'svd', which would discard the adapter's {init!r} start; use rank.start='lora' to keep it"
-        )
     for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     a.E.zero_()
