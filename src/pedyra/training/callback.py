@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 import warnings
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import CallbackHandler
 
 from pedyra.adapters.attach import attach, write_ranks
-from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.config import RankConfig
+from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
+from pedyra.training.optimizer_state import drop_unfit_state
 from pedyra.training.rank_allocator import RankAllocator, bidirectional
 from pedyra.training.rule import Policy, Rule
+from pedyra.training.run_folder import read_rows
 
 
 class RankCallback(TrainerCallback):
@@ -47,7 +50,6 @@ class RankCallback(TrainerCallback):
         self.record_to = None if record_to is None else Path(record_to)
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.allocator: RankAllocator | None = None
-        self._reporters: list[TrainerCallback] = []
         self._tracked_seconds: list[float] = []
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -60,18 +62,16 @@ class RankCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         _check_wrapper(args)
+        _go_first(self)
         if self.allocator is not None:
             self.allocator.release()
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.allocator = RankAllocator(
             model, optimizer, self.config, state.max_steps, self.adapter_name, policy=self.policy
         )
-        setup = self.allocator.describe()
         if state.global_step > 0:
             self._resume(self.allocator, args, state.global_step)
-        self._start_record(setup, state.global_step)
-        # Trainer calls its reporters before us; ours are further instances that write to the same run.
-        self._reporters = [reporter() for reporter in get_reporting_integration_callbacks(args.report_to)]
+        self._start_record(self.allocator, state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -102,10 +102,8 @@ class RankCallback(TrainerCallback):
         snapshot = self.allocator.snapshot()
         self._record(snapshot)
         ours = self._metrics(self.allocator, snapshot)
-        logs.update(ours)
+        logs.update(ours)  # before any reporter sees them: we are called first
         state.log_history[-1].update(ours)
-        for reporter in self._reporters:
-            reporter.on_log(args, state, control, logs=dict(ours), **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.allocator is not None
@@ -117,9 +115,6 @@ class RankCallback(TrainerCallback):
         assert self.allocator is not None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
-        for reporter in self._reporters:
-            if getattr(reporter, "tb_writer", None) is not None:
-                reporter.on_train_end(args, state, control, **kwargs)  # closes our writer
         self.allocator.release()
 
     def _resume(self, allocator: RankAllocator, args: TrainingArguments, step: int) -> None:
@@ -133,6 +128,7 @@ class RankCallback(TrainerCallback):
                 stacklevel=2,
             )
             allocator.step = step
+            drop_unfit_state(allocator.optimizer, allocator.triples())  # rank 0 is on disk as one zero row
             write_ranks(allocator.model, allocator.adapter_name)
 
     def _restore_best(self, model: Any, folder: Path) -> None:
@@ -164,26 +160,38 @@ class RankCallback(TrainerCallback):
             self._tracked_seconds.clear()
         return metrics
 
-    def _start_record(self, setup: dict[str, Any], step: int) -> None:
+    def _start_record(self, allocator: RankAllocator, step: int) -> None:
         """A new record, or, on a resume, the old one without the lines of steps that will be run again."""
         if self.record_to is None:
             return
-        lines: list[str] = []
-        if step > 0 and self.record_to.is_file():
-            lines = [
-                line for line in self.record_to.read_text().splitlines() if json.loads(line).get("step", 0) <= step
-            ]
+        kept = [row for row in read_rows(self.record_to) if row.get("step", 0) <= step] if step > 0 else []
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
-        self.record_to.write_text("".join(line + "\n" for line in lines))
-        if not lines:
-            self._record(setup)
-            assert self.allocator is not None
-            self._record(self.allocator.snapshot())
+        self.record_to.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if not kept:
+            self._record(allocator.describe())
+            self._record(allocator.snapshot())
 
     def _record(self, entry: dict[str, Any]) -> None:
         if self.record_to is not None:
             with self.record_to.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
+
+
+def _go_first(callback: TrainerCallback) -> None:
+    """Move `callback` before Trainer's reporters, so that they get its numbers together with the loss.
+
+    Second instances of the reporters would open runs of their own (TensorBoard, DVCLive), and Trainer hands a
+    callback everything but the handler that is calling it; so that is looked up in the calling frames. Moving an
+    entry to the front while the handler iterates over the list neither skips nor repeats another one.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler):
+            handler.callbacks.remove(callback)
+            handler.callbacks.insert(0, callback)
+            return
+        frame = frame.f_back
 
 
 def _check_wrapper(args: TrainingArguments) -> None:
