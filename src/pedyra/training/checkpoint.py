@@ -1,8 +1,8 @@
 """The side file of a checkpoint: what an ordinary LoRA folder cannot hold and an exact resume needs.
 
 `pedyra_state.safetensors` has the raw A, E, B and the score state, `pedyra_state.json` the step, ranks, history and
-config. Both are written to a temporary name, synced and renamed; the JSON, written last, carries the digest of the
-tensors, so that a torn pair is recognised. No pickle.
+config. Both are written to a temporary name, synced and renamed; the JSON, written last, carries the digests of the
+tensors and of the adapter's weights beside them, so that files that do not belong together are recognised. No pickle.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pedyra.training.rank_allocator import RankAllocator
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 1
+_REQUIRED = ("format", "sha256", "adapter_sha256", "adapter", "config", "step", "scaling", "history")
 
 
 class SideFileError(ValueError):
@@ -39,8 +40,10 @@ def save_state(allocator: RankAllocator, folder: Path) -> None:
         tensors[f"A.{layer.name}"] = layer.a.A.detach()
         tensors[f"E.{layer.name}"] = layer.a.E.detach()
         tensors[f"B.{layer.name}"] = layer.b.weight.detach()
+    adapter = _digest(_adapter_file(folder, allocator.adapter_name))
     data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
-    record = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **record}
+    digest = hashlib.sha256(data).hexdigest()
+    record = {"format": FORMAT, "sha256": digest, "adapter_sha256": adapter, **record}
     write_atomically(folder / TENSORS, data)
     write_atomically(folder / RECORD, json.dumps(record).encode())
 
@@ -89,13 +92,17 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             raise SideFileError(f"{path} is missing")
     try:
         record = json.loads(record_path.read_bytes())
-        digest = record["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise SideFileError(f"{record_path} is damaged: {error}") from error
-    if record.get("format") != FORMAT:
-        raise SideFileError(f"{record_path} has format {record.get('format')}; this version of pedyra reads {FORMAT}")
-    if hashlib.sha256(tensors_path.read_bytes()).hexdigest() != digest:
+    if missing := [key for key in _REQUIRED if key not in record]:
+        raise SideFileError(f"{record_path} is damaged: it has no {missing[0]!r}")
+    if record["format"] != FORMAT:
+        raise SideFileError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
+    if _digest(tensors_path) != record["sha256"]:
         raise SideFileError(f"{tensors_path} does not match {RECORD}: damaged, or of another checkpoint")
+    adapter = _adapter_file(folder, record["adapter"])
+    if record["adapter_sha256"] is not None and _digest(adapter) != record["adapter_sha256"]:
+        raise SideFileError(f"{record_path} is not of the weights in {adapter.name}: one is of another checkpoint")
     return record, load_file(tensors_path)
 
 
@@ -110,6 +117,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _adapter_file(folder: Path, adapter_name: str) -> Path:
+    """Where PEFT saves an adapter: in the folder itself, or under its name if it is not the default one."""
+    return (folder if adapter_name == "default" else folder / adapter_name) / "adapter_model.safetensors"
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _restore_factors(
