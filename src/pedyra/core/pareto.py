@@ -33,12 +33,18 @@ def two_thirds_log_variance(layer_scores: Mapping[str, float], ranks: Mapping[st
 
 
 def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[Tensor, "out r"]) -> Float[Tensor, " n"]:
-    """Those of B diag(E) A, n = min(in, out, r), from r x r matrices: QR of both factors, never the dense product."""
+    """Those of B diag(E) A, n = min(in, out, r), from r x r matrices: QR of both factors, never the dense product.
+
+    NaN where a factor is not finite.
+    """
     if len(E) == 0:
         return E.float()
     upper_A = torch.linalg.qr(A.float().mT, mode="r").R  # (min(in, r), r)
     upper_B = torch.linalg.qr(B.float(), mode="r").R  # (min(out, r), r)
-    return torch.linalg.svdvals((upper_B * E.float()) @ upper_A.mT)
+    product = (upper_B * E.float()) @ upper_A.mT
+    if not product.isfinite().all():  # svdvals would raise, and end a run that only has to be reported
+        return product.new_full((min(product.shape),), torch.nan)
+    return torch.linalg.svdvals(product)
 
 
 def effective_rank(values: Float[Tensor, " n"]) -> float:
