@@ -30,8 +30,9 @@ def check_optimizer(optimizer: Optimizer) -> None:
         ValueError: naming the optimizer and what to use instead.
     """
     kind = type(optimizer)
-    if kind.__name__ in _NOT_SEPARABLE:
-        raise ValueError(f"the state of {kind.__name__} cannot follow a rank change; {_NOT_SEPARABLE[kind.__name__]}")
+    for base in kind.__mro__:
+        if base.__name__ in _NOT_SEPARABLE:
+            raise ValueError(f"the state of {kind.__name__} cannot follow a rank change; {_NOT_SEPARABLE[base.__name__]}")
     bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
     if kind.__module__.startswith("bitsandbytes") and bits != 32:
         raise ValueError(
@@ -94,6 +95,14 @@ def rekey_state(optimizer: Optimizer, successors: Mapping[nn.Parameter, nn.Param
     for old, new in successors.items():
         if old in optimizer.state:
             optimizer.state[new] = optimizer.state.pop(old)
+
+
+def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Forget the state of parameters that have another shape now: they go on as an optimizer's new ones."""
+    for parameter in parameters:
+        tensors = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
+        if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
+            del optimizer.state[parameter]
 
 
 # Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2").
