@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ class InputEnergy:
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
         self._mask: Tensor | None = None
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        named = list(inspect.signature(base.forward).parameters)
+        self._mask_position = named.index("attention_mask") if "attention_mask" in named else None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
         self._handles = [model.register_forward_pre_hook(self._see_model, with_kwargs=True)]
         for index, layer in enumerate(layers):
@@ -47,7 +52,9 @@ class InputEnergy:
         self._last = self._mask = None
 
     def _see_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        mask = kwargs.get("attention_mask")
+        mask, position = kwargs.get("attention_mask"), self._mask_position
+        if mask is None and position is not None and position < len(args):
+            mask = args[position]
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._last = None
 
