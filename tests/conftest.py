@@ -116,6 +116,19 @@ def make_llama() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def checkpoint_activations() -> Callable[[Any, bool], None]:
+    """checkpoint_activations(model, reentrant): gradient checkpointing, under the name this transformers has for it."""
+
+    def enable(model: Any, reentrant: bool) -> None:
+        base = model.get_base_model()
+        switch = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        switch({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+
+    return enable
+
+
+@pytest.fixture
 def tokens() -> dict[str, Tensor]:
     """A batch of four rows of six tokens; the last two are padded to four and three."""
     generator = torch.Generator().manual_seed(5)

@@ -1,0 +1,149 @@
+"""The inputs of Eq. (6): every real token of a training forward once, before dropout; nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.training.input_energy import InputEnergy
+
+
+def watched(model: Any) -> tuple[list[AdaptedLayer], InputEnergy, list[list[Tensor]]]:
+    """The layers, their energies, and a literal record of every input each layer was called with."""
+    layers = attach(model)
+    energy = InputEnergy(model, layers)
+    energy.active = True
+    seen: list[list[Tensor]] = [[] for _ in layers]
+    for layer, record in zip(layers, seen, strict=True):
+        layer.module.register_forward_pre_hook(lambda module, args, record=record: record.append(args[0].detach()))
+    return layers, energy, seen
+
+
+def literal_mean_square(inputs: list[Tensor], masks: list[Tensor]) -> Tensor:
+    total, count = torch.zeros(inputs[0].shape[-1]), 0
+    for x, mask in zip(inputs, masks, strict=True):
+        for row in range(x.shape[0]):
+            for position in range(x.shape[1]):
+                if mask[row, position]:
+                    total += x[row, position] ** 2
+                    count += 1
+    return total / count
+
+
+def agree(means: list[Tensor | None], expected: list[Tensor]) -> bool:
+    pairs = zip(means, expected, strict=True)
+    return all(mean is not None and torch.allclose(mean, value, rtol=1e-5, atol=1e-7) for mean, value in pairs)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_is_the_mean_square_over_real_tokens(kind, make_bert, make_llama, tokens):
+    model = (make_bert() if kind == "bert" else make_llama()).train()
+    layers, energy, seen = watched(model)
+    model(**tokens)
+    expected = [literal_mean_square(inputs, [tokens["attention_mask"]]) for inputs in seen]
+    assert agree(energy.collect(), expected)
+
+
+def test_without_a_mask_every_token_counts(make_llama, tokens):
+    model = make_llama().train()
+    _, energy, seen = watched(model)
+    model(input_ids=tokens["input_ids"])
+    assert agree(energy.collect(), [literal_mean_square(s, [torch.ones(4, 6)]) for s in seen])
+
+
+def test_a_mask_given_by_position_is_seen_too(make_bert, tokens):
+    model = make_bert().train()
+    _, energy, seen = watched(model)
+    model(tokens["input_ids"], tokens["attention_mask"])
+    assert agree(energy.collect(), [literal_mean_square(s, [tokens["attention_mask"]]) for s in seen])
+
+
+def test_what_padding_holds_does_not_matter(make_llama, tokens):
+    model = make_llama().train()
+    _, energy, _ = watched(model)
+    model(**tokens)
+    first = energy.collect()
+    padded = torch.where(tokens["attention_mask"] == 0, 17, tokens["input_ids"])
+    model(input_ids=padded, attention_mask=tokens["attention_mask"])
+    second = energy.collect()
+    assert all(a is not None and b is not None and torch.allclose(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_micro_batches_are_averaged_by_their_tokens(make_llama, tokens):
+    model = make_llama().train()
+    _, energy, _ = watched(model)
+    model(**tokens)
+    whole = energy.collect()
+    for rows in (slice(0, 1), slice(1, 4)):
+        model(**{key: value[rows] for key, value in tokens.items()})
+    parts = energy.collect()
+    assert agree(parts, [value for value in whole if value is not None])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_is_counted_once(reentrant, make_llama, tokens, checkpoint_activations):
+    model = make_llama().train()
+    layers, energy, seen = watched(model)
+    model(**tokens, labels=tokens["input_ids"]).loss.backward()
+    plain = energy.collect()
+    checkpoint_activations(model, reentrant)
+    calls = len(seen[0])
+    model(**tokens, labels=tokens["input_ids"]).loss.backward()
+    assert len(seen[0]) == calls + 2  # the forward, and its recomputation
+    counts = [count for count in energy._counts if count is not None]
+    assert {float(count) for count in counts} == {float(tokens["attention_mask"].sum())}
+    assert agree(energy.collect(), [value for value in plain if value is not None])
+
+
+def test_dropout_comes_after(make_net):
+    model = make_net(lora_dropout=0.5).train()
+    _, energy, _ = watched(model)
+    x = torch.randn(5, 8)
+    model(x)
+    mean = energy.collect()[0]
+    assert mean is not None and torch.allclose(mean, x.square().mean(0))
+
+
+def test_evaluation_and_untracked_steps_are_not_seen(make_net):
+    model = make_net()
+    _, energy, _ = watched(model)
+    model.eval()
+    model(torch.randn(5, 8))
+    model.train()
+    energy.active = False
+    model(torch.randn(5, 8))
+    assert energy.collect() == [None, None, None]
+
+
+def test_collect_starts_anew(make_net):
+    model = make_net().train()
+    _, energy, _ = watched(model)
+    model(torch.randn(5, 8))
+    energy.collect()
+    assert energy.collect() == [None, None, None]
+    x = torch.randn(5, 8)
+    model(x)
+    mean = energy.collect()[0]
+    assert mean is not None and torch.allclose(mean, x.square().mean(0))
+
+
+def test_remove_leaves_no_hook_of_ours(make_net):
+    model = make_net()
+    before = sum(len(module._forward_pre_hooks) for module in model.modules())
+    energy = InputEnergy(model, attach(model))
+    energy.remove()
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == before
+
+
+def test_half_precision_inputs_are_summed_in_float32(make_net):
+    model = make_net(dtype=torch.bfloat16).train()
+    _, energy, _ = watched(model)
+    x = torch.full((300, 8), 0.1, dtype=torch.bfloat16)
+    model(x)
+    mean = energy.collect()[0]
+    assert mean is not None and mean.dtype == torch.float32
+    assert torch.allclose(mean, x.float().square().mean(0), rtol=1e-5)
