@@ -166,6 +166,8 @@ class Recipe(_Section):
     lora: LoraSection = LoraSection()
     rank: dict[str, Any] = Field(default_factory=dict)
     """Fields of RankConfig."""
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
 
