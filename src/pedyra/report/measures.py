@@ -50,7 +50,8 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rank correlation, ties by mean rank (Fig. 4b); None if a side is constant or has < 3 points."""
     if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
-    return float(stats.spearmanr(x, y)[0])
+    result: Any = stats.spearmanr(x, y)  # its declared type hides the fields
+    return float(result.statistic)
 
 
 def utilisation(effective_rank: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from pedyra.report.chart import PALETTE, Chart, Figure, Frame, RankMap, Series
 from pedyra.report.figures import make_figures
@@ -24,7 +24,7 @@ FORMATS = ("svg", "png")
 PANEL_SIZE = (4.4, 3.1)  # inches
 RESOLUTION = 200  # dots per inch of a PNG
 _COLORS = PALETTE["light"]
-_GREY, _INK, _BAND = "#B4BAC0", "#1A1E23", "#F1F2EE"
+_GREY, _INK, _BAND = "#B4BAC0", "#1A1E23", "#ECEDE8"
 _MARKERS = "os^DvP"
 
 
@@ -98,17 +98,21 @@ def _draw_chart(axes: Axes, panel: Chart) -> None:
     _set_scales(axes, panel)
     named = [series for series in panel.series if series.color is not None and not series.faint]
     if len(named) > 1 or panel.reference or panel.phases:
-        axes.legend(fontsize=7.5, frameon=False, ncols=2 if len(named) > 4 else 1)
+        # Below the axes, where it can cover no curve.
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+        axes.legend(fontsize=7.5, frameon=False, ncols=4, columnspacing=1.2, handlelength=1.6, **place)
 
 
 def _set_scales(axes: Axes, panel: Chart) -> None:
-    if panel.log_x:
-        axes.set_xscale("log")
-    if panel.log_y:
-        axes.set_yscale("log")
-    elif panel.from_zero:
+    for log, axis, scale in ((panel.log_x, axes.xaxis, axes.set_xscale), (panel.log_y, axes.yaxis, axes.set_yscale)):
+        if log:
+            scale("log", nonpositive="mask")  # a gap, as on the page
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
+    if panel.from_zero and not panel.log_y:
         low, high = axes.get_ylim()
-        axes.set_ylim(min(0, low) if any((y or 0) < 0 for s in panel.series for y in s.y) else 0, max(high, 0))
+        axes.set_ylim(min(0, low) if any((y or 0) < 0 for s in panel.series for y in s.y) else 0, max(1.03 * high, 0))
     if panel.reverse_y:
         axes.invert_yaxis()
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -120,7 +124,8 @@ def _draw_series(axes: Axes, panel: Chart, series: Series) -> None:
     # matplotlib leaves a gap at NaN, as the page does at None.
     x, y = np.array(series.x, dtype=float), np.array(series.y, dtype=float)
     color = _GREY if series.color is None else _COLORS[series.color]
-    label = "_nolegend_" if series.color is None or series.faint else series.name
+    alone = sum(other.color is not None and not other.faint for other in panel.series) == 1
+    label = "_nolegend_" if series.color is None or series.faint or alone else series.name
     if series.style == "bars":
         gap = float(np.diff(x).min()) if len(x) > 1 else 1.0
         axes.bar(x, y, width=0.6 * gap, color=color, label=label)
@@ -161,6 +166,6 @@ def _draw_map(axes: Axes, panel: RankMap, frame: Frame | None, last: Frame) -> N
                 shade = "white" if rank > 0.6 * highest else _INK
                 axes.text(column, row, f"{rank:g}", ha="center", va="center", fontsize=8, color=shade)
     assert axes.figure is not None
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, ticks=MaxNLocator(6, integer=True))
     bar.set_label("rank", fontsize=9)
     bar.ax.tick_params(labelsize=8)

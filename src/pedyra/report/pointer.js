@@ -24,7 +24,8 @@ function followPointer(host, svg, panel, axes, width) {
     const px = axes.x(found.x), room = tip.offsetWidth;
     if (!one) for (const [name, value] of [["x1", px], ["x2", px], ["visibility", "visible"]]) cursor.setAttribute(name, value);
     tip.style.left = `${Math.max(0, px + 14 + room > width ? px - 14 - room : px + 14)}px`;
-    tip.style.top = `${svg.offsetTop + TOP + svg.getBoundingClientRect().top - box.top + (one ? Math.max(0, at.y - TOP - 60) : 4)}px`;
+    const chartTop = box.top - host.getBoundingClientRect().top;
+    tip.style.top = `${chartTop + (one ? Math.max(TOP, at.y - tip.offsetHeight - 12) : TOP + 4)}px`;
   });
 }
 

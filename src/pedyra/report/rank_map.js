@@ -65,7 +65,7 @@ const spoken = (panel, frame) => panel.types.map((type, i) => `${type}: ${frame.
 
 function buildMap(host, panel, view, highest) {
   view.built = true;
-  htmlNode(host, "h4", "", panel.title);
+  if (host.parentElement.children.length > 1) htmlNode(host, "h4", "", panel.title);
   const row = htmlNode(host, "div", "slider"), last = panel.frames.length - 1;
   if (last > 0) addSlider(row, panel, view, last);
   view.output = htmlNode(row, "output");

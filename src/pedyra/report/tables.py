@@ -115,7 +115,7 @@ def duration(seconds: float | None) -> str:
     """12.3 s, 2 min 31 s, 3 h 05 min."""
     if seconds is None:
         return ABSENT
-    if seconds < 60:
+    if seconds < 59.95:  # what would round to 60.0 s is a minute
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,123 @@
+"""What is read from a run folder, and how a damaged one is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pedyra.report.run_folder import read_run, read_runs
+
+
+@pytest.fixture
+def copy(dynamic_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(dynamic_run, tmp_path / "copy"))
+
+
+def edit_line(path: Path, number: int, change: Callable[[str], str]) -> None:
+    lines = path.read_text().splitlines()
+    lines[number - 1] = change(lines[number - 1])
+    path.write_text("\n".join(lines) + "\n")
+
+
+def without(key: str) -> Callable[[str], str]:
+    return lambda line: json.dumps({name: value for name, value in json.loads(line).items() if name != key})
+
+
+def test_a_run_is_read_whole(dynamic_run: Path):
+    run = read_run(dynamic_run)
+    assert len(run.layers) == 36
+    assert len(run.adjustments) == 20
+    assert run.final["metric"] == "accuracy" and not any(record.get("final") for record in run.metrics)
+    assert run.layers[1].short_name == "key 0"
+    assert run.final_ranks == run.adjustments[-1]["ranks"]
+
+
+def test_a_plain_lora_run_has_no_layers(lora_run: Path):
+    run = read_run(lora_run)
+    assert run.layers == [] and run.snapshots == [] and run.final_ranks == {}
+
+
+def test_snapshots_alone_tell_the_layers(lora_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(lora_run, tmp_path / "lora"))
+    snapshot = {"kind": "snapshot", "step": 0, "ranks": {"h.3.q_proj": 4, "h.10.q_proj": 4, "pooler": 4}}
+    (folder / "ranks.jsonl").write_text(json.dumps(snapshot) + "\n")
+    places = [(layer.type, layer.depth, layer.rank) for layer in read_run(folder).layers]
+    assert places == [("q_proj", 3, 4), ("q_proj", 10, 4), ("pooler", 0, 4)]
+
+
+def test_layers_that_share_a_place_keep_their_full_name(copy: Path):
+    def two_experts(line: str) -> str:
+        header = json.loads(line)
+        header["layers"][1].update(type="query", depth=0)
+        return json.dumps(header)
+
+    edit_line(copy / "ranks.jsonl", 1, two_experts)
+    names = [layer.short_name for layer in read_run(copy).layers[:3]]
+    assert names[1] == "bert.encoder.layer.0.attention.self.key" and names[2] == "value 0"
+
+
+def test_of_a_step_written_twice_by_a_resume_the_later_line_counts(copy: Path):
+    ranks = copy / "ranks.jsonl"
+    again = json.loads(ranks.read_text().splitlines()[-1])
+    again["total_rank"] = 1
+    ranks.write_text(ranks.read_text() + json.dumps(again) + "\n")
+    run = read_run(copy)
+    assert [s["total_rank"] for s in run.snapshots if s["step"] == again["step"]] == [1]
+
+
+def test_labels_tell_runs_apart(dynamic_run: Path, tmp_path: Path):
+    twins = [Path(shutil.copytree(dynamic_run, tmp_path / seed / "demo")) for seed in ("seed0", "seed1")]
+    assert [run.label for run in read_runs(twins)] == ["seed0/demo", "seed1/demo"]
+
+
+def cut(line: str) -> str:
+    return line[: len(line) // 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "change", "told"),
+    [
+        ("metrics.jsonl", 3, cut, "metrics.jsonl, line 3"),
+        ("metrics.jsonl", 2, lambda line: "[1, 2]", "metrics.jsonl, line 2"),
+        ("metrics.jsonl", 4, without("step"), "metrics.jsonl, line 4: step is nothing, must be int"),
+        ("ranks.jsonl", 5, cut, "ranks.jsonl, line 5"),
+        ("ranks.jsonl", 1, without("layers"), "ranks.jsonl, line 1: layers is nothing, must be list"),
+        ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: kind is None"),
+        ("ranks.jsonl", 3, without("ranks"), "ranks.jsonl, line 3: ranks is nothing, must be dict"),
+        ("ranks.jsonl", 2, lambda line: line.replace("layer.0", "layer.9"), "'bert.encoder.layer.0.attention"),
+        ("recipe.yaml", 3, lambda line: "a: b: c", "recipe.yaml, line 3"),
+        ("environment.json", 1, cut, "environment.json, line 1"),
+    ],
+)
+def test_damage_is_told_with_file_and_line(copy: Path, file: str, number: int, change, told: str):
+    edit_line(copy / file, number, change)
+    with pytest.raises(ValueError) as raised:
+        read_run(copy)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "metrics.jsonl"])
+def test_a_missing_file_is_told(copy: Path, file: str):
+    (copy / file).unlink()
+    with pytest.raises(ValueError, match=f"{file} is missing"):
+        read_run(copy)
+
+
+def test_an_empty_log_is_told(copy: Path):
+    (copy / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="metrics.jsonl is empty"):
+        read_run(copy)
+
+
+def test_no_folder_the_wrong_folder_and_the_same_folder_twice(dynamic_run: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="run_dirs is empty"):
+        read_runs([])
+    with pytest.raises(ValueError, match="is not a folder"):
+        read_runs([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="names a run twice"):
+        read_runs([dynamic_run, dynamic_run])
