@@ -1,0 +1,181 @@
+"""Merged weights: the logits of the adapted model, from a live model, a folder or a run; the base's own dtype."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_export import FLAVOURS, logits, mixed_ranks
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from pedyra import RankAllocator, RankConfig, export_adapter
+from pedyra.models import load_model, load_tokenizer
+from pedyra.models.tiny import tiny_tokenizer
+from pedyra.recipe import Recipe
+
+
+def load_merged(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
+    assert (folder / "model.safetensors").is_file() and not (folder / "adapter_config.json").exists()
+    return auto.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("flavour", list(FLAVOURS))
+def test_merging_a_live_model_keeps_its_logits_and_the_model(flavour, make_llama, tokens, tmp_path):
+    model = mixed_ranks(make_llama(**FLAVOURS[flavour]))
+    expected, before = logits(model, tokens), {k: v.clone() for k, v in model.state_dict().items()}
+    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"))
+    assert torch.allclose(logits(merged, tokens), expected, atol=1e-5)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("flavour", [name for name in FLAVOURS if name != "orthogonal"])
+def test_merging_a_folder_into_the_base_it_names(flavour, make_llama, tokens, tmp_path):
+    make_llama().unload().save_pretrained(tmp_path / "base")
+    tiny_tokenizer("tiny-llama").save_pretrained(tmp_path / "base")
+    model = mixed_ranks(make_llama(**FLAVOURS[flavour]))
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out")
+    assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
+    assert AutoTokenizer.from_pretrained(folder)("ab")["input_ids"] == tiny_tokenizer("tiny-llama")("ab")["input_ids"]
+    assert json.loads((folder / "pedyra_export.json").read_text())["tokenizer"] is True
+
+
+def test_a_base_given_as_a_model_is_left_as_it_is(make_llama, tokens, tmp_path):
+    model, base = mixed_ranks(make_llama()), make_llama().unload()
+    model.save_pretrained(tmp_path / "adapter")
+    for source in (model, tmp_path / "adapter"):
+        folder = export_adapter(source, "merged", tmp_path / f"out{source is model}", base=base)
+        assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
+    assert torch.equal(logits(base, tokens), logits(make_llama().unload(), tokens))
+    assert not any("lora" in name for name, _ in base.named_modules())
+
+
+def test_a_classifier_keeps_its_trained_head(make_bert, tokens, tmp_path):
+    model = mixed_ranks(make_bert())
+    make_bert().unload().bert.save_pretrained(tmp_path / "encoder")  # a base without a head
+    model.save_pretrained(tmp_path / "adapter")
+    sources = {"live": (model, None), "folder": (tmp_path / "adapter", tmp_path / "encoder")}
+    for name, (source, base) in sources.items():
+        merged = load_merged(
+            export_adapter(source, "merged", tmp_path / name, base=base), AutoModelForSequenceClassification
+        )
+        assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
+
+
+def test_the_dtype_of_the_base_is_kept(make_llama, tmp_path):
+    make_llama().unload().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    mixed_ranks(make_llama()).save_pretrained(tmp_path / "adapter")
+    folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=tmp_path / "base")
+    assert json.loads((folder / "pedyra_export.json").read_text())["dtype"] == "bfloat16"
+    assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(folder, dtype="auto").parameters()} == {
+        torch.bfloat16
+    }
+
+
+def test_a_merge_in_the_middle_of_training_copies_no_allocator(make_llama, tokens, tmp_path):
+    model = make_llama()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    config = RankConfig(interval=2, initial_warmup=1, final_warmup=2, moves=1)
+    allocator = RankAllocator(model, optimizer, config, total_steps=10)
+    model(**tokens, labels=tokens["input_ids"]).loss.backward()
+    allocator.before_step()
+    optimizer.step()
+    allocator.after_step()
+    merged = load_merged(export_adapter(model, "merged", tmp_path / "out"))
+    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Any:
+    """run_folder(quantization=...): a run of tiny-llama with its adapter, and the adapted model."""
+    from peft import LoraConfig, get_peft_model
+
+    def make(quantization: str = "none") -> tuple[Path, Any]:
+        recipe = Recipe.model_validate(
+            {
+                "name": "run",
+                "model": {"name": "tiny-llama", "quantization": quantization},
+                "data": {"source": "x.jsonl", "kind": "causal_lm", "prompt": "q", "completion": "a"},
+                "seed": 3,
+            }
+        )
+        base = load_model(
+            recipe.model.model_copy(update={"quantization": "none"}), "causal_lm", None, load_tokenizer(recipe.model), 3
+        )
+        settings = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+        model = mixed_ranks(get_peft_model(base, settings))
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
+        model.save_pretrained(tmp_path / "run" / "adapter")
+        return tmp_path / "run", model
+
+    return make
+
+
+def test_a_run_is_merged_into_the_model_of_its_recipe(run_folder, tokens, tmp_path):
+    run, model = run_folder()
+    for source, name in ((run, "whole"), (run / "adapter", "part")):
+        folder = export_adapter(source, "merged", tmp_path / name)
+        assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
+        assert AutoTokenizer.from_pretrained(folder).chat_template == tiny_tokenizer("tiny-llama").chat_template
+
+
+def test_a_quantised_run_says_how_to_merge_and_then_does(run_folder, tokens, tmp_path):
+    run, model = run_folder("nf4")
+    with pytest.raises(ValueError, match=r"tiny-llama is quantised \(nf4\).*base='tiny-llama'"):
+        export_adapter(run, "merged", tmp_path / "out")
+    merged = load_merged(export_adapter(run, "merged", tmp_path / "out", base="tiny-llama"))
+    assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
+
+
+def test_a_quantised_live_model_is_refused(make_llama, tmp_path):
+    model = make_llama()
+    model.get_base_model().quantization_method = "bitsandbytes"  # the mark that transformers leaves
+    with pytest.raises(ValueError, match="LlamaForCausalLM is quantised.* load it in float and pass it"):
+        export_adapter(model, "merged", tmp_path / "out")
+
+
+def test_a_pissa_folder_of_stock_peft_is_merged_as_peft_loads_it(make_llama, tokens, tmp_path):
+    model = make_llama(init_lora_weights="pissa")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    folder = export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=make_llama().unload())
+    assert torch.allclose(logits(load_merged(folder), tokens), logits(model, tokens), atol=1e-5)
+
+
+def test_without_a_fitting_base_one_line_says_what_to_do(make_llama, make_bert, make_net, tmp_path):
+    make_llama().save_pretrained(tmp_path / "adapter")
+    for base, message in (
+        (None, "does not name its base model .*; pass it"),
+        (tmp_path / "nowhere", "nowhere' of .*adapter cannot be loaded"),
+        (make_bert().unload(), "does not fit the base model BertForSequenceClassification"),
+        (make_net().unload(), "the base is a Net, no transformers model"),
+    ):
+        with pytest.raises(ValueError, match=message) as refusal:
+            export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
+        assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+
+
+def test_layers_the_base_lacks_are_not_dropped_in_silence(make_llama, tmp_path):
+    make_llama().save_pretrained(tmp_path / "adapter")
+    shallow = make_llama().unload()
+    shallow.model.layers = shallow.model.layers[:1]
+    with pytest.raises(
+        ValueError, match=r"does not fit the base model LlamaForCausalLM, which has no layer .*layers\.1"
+    ):
+        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=shallow)
+
+
+def test_an_adapter_that_is_merged_already_is_refused(make_llama, tmp_path):
+    model = make_llama()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="'default' is merged into .*; call unmerge_adapter"):
+        export_adapter(model, "merged", tmp_path / "out")
