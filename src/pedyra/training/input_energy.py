@@ -69,11 +69,20 @@ class InputEnergy:
         self._counts[index] = count if seen_count is None else seen_count + count
 
 
+# Squares of this many bytes stay in the cache; a temporary of the input's size would be written out and read back.
+_CHUNK_BYTES = 512 * 1024
+
+
 def _energy(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sum of squares per feature `(in,)` over the real tokens of x `(..., in)`, in float32, and their number."""
-    rows = x.reshape(-1, x.shape[-1]).float()
+    rows = x.reshape(-1, x.shape[-1])
     if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
-        real = (mask != 0).reshape(-1).to(rows.dtype)
-        return real @ rows.square(), real.sum()
-    norm = torch.linalg.vector_norm(rows, dim=0)  # reduces without a temporary of the input's size
-    return norm.square(), norm.new_tensor(float(rows.shape[0]))
+        real = (mask != 0).reshape(-1).to(rows.device, torch.float32)
+    else:
+        real = torch.ones(len(rows), device=rows.device)
+    # A GPU streams the whole temporary faster than it launches many small kernels.
+    chunk = max(1, len(rows) if rows.is_cuda else _CHUNK_BYTES // (4 * rows.shape[1]))
+    total = torch.zeros(rows.shape[1], device=rows.device)
+    for part, weight in zip(rows.split(chunk), real.split(chunk), strict=True):
+        total.addmv_(part.float().square().T, weight)
+    return total, real.sum()
