@@ -32,7 +32,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
     kind = type(optimizer)
     for base in kind.__mro__:
         if base.__name__ in _NOT_SEPARABLE:
-            raise ValueError(f"the state of {kind.__name__} cannot follow a rank change; {_NOT_SEPARABLE[base.__name__]}")
+            repair = _NOT_SEPARABLE[base.__name__]
+            raise ValueError(f"the state of {kind.__name__} cannot follow a rank change; {repair}")
     bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
     if kind.__module__.startswith("bitsandbytes") and bits != 32:
         raise ValueError(
