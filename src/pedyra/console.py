@@ -175,7 +175,8 @@ def _finite(value: Any) -> Any:
 def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the screen; errors still show."""
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # speaks of a missing kernel package on every CPU
+    for chatty in ("bitsandbytes", "huggingface_hub"):  # advice on kernels, every retry of a download
+        logging.getLogger(chatty).setLevel(logging.ERROR)
 
     import datasets
     import transformers

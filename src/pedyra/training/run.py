@@ -123,6 +123,8 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
     stop = StopOnInterrupt()
     # Ranks first: what that callback adds to a log is then seen by the others.
     trainer = setup.trainer(str(folder.path), [*([ranks] if ranks else []), log, progress, stop])
+    if start_step >= plan.total_steps:
+        _leave_nothing_to_train(trainer, plan.total_steps)
     environment = describe_environment(setup.recipe.seed, trainer.args.device)
     write_file(folder.environment, json.dumps({**environment, "resumed_from": start_step or None}, indent=2) + "\n")
     with stop, progress:
@@ -139,6 +141,16 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
         layers=lora_layers(setup.model),
         final=final,
     )
+
+
+def _leave_nothing_to_train(trainer: Trainer, total_steps: int) -> None:
+    """Make a resume from the very last step only restore the run.
+
+    Inside an epoch Trainer would take one step too many; with epochs of one batch, the last step ends an epoch.
+    """
+    dataset: Any = trainer.train_dataset
+    trainer.train_dataset = dataset.select(range(1))
+    trainer.args.max_steps = total_steps
 
 
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:

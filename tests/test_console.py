@@ -1,0 +1,49 @@
+"""What is printed and written for scripts."""
+
+import json
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from pedyra.console import format_bytes, format_seconds, layer_place, print_rank_map, write_json_lines
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("bert.encoder.layer.3.attention.self.query", ("attention.self.query", 3)),
+        ("model.layers.11.mlp.up_proj", ("mlp.up_proj", 11)),
+        ("bert.pooler.dense", ("bert.pooler.dense", 0)),
+        ("experts.2.blocks.5.w", ("blocks.5.w", 2)),
+    ],
+)
+def test_a_layer_stands_at_its_type_and_block(name, place):
+    assert layer_place(name) == place
+
+
+def test_the_rank_map_has_a_row_a_type_and_a_column_a_depth():
+    ranks = {"h.0.q": 3, "h.1.q": 12, "h.10.q": 1, "h.1.v": 0, "pooler": 7}
+    screen = StringIO()
+    print_rank_map(Console(file=screen, width=80), [{"layer": name, "rank": rank} for name, rank in ranks.items()])
+    lines = [line.split() for line in screen.getvalue().splitlines()]
+    assert lines == [
+        ["rank", "by", "depth", "0", "1", "10"],
+        ["q", "3", "12", "1"],
+        ["v", ".", "0", "."],
+        ["pooler", "7", ".", "."],
+    ]
+
+
+def test_json_lines_hold_no_nan(tmp_path):
+    write_json_lines(
+        tmp_path / "rows.jsonl", [{"metric": "loss", "value": float("nan")}, {"metric": "f1", "value": 0.5}]
+    )
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["value"] for line in lines] == [None, 0.5]
+    assert "NaN" not in lines[0]
+
+
+def test_sizes_and_times_for_people():
+    assert [format_bytes(count) for count in (12, 1536, 3 * 1024**3)] == ["12 B", "1.5 KiB", "3.0 GiB"]
+    assert [format_seconds(s) for s in (4.26, 95, 7260)] == ["4.3 s", "1 min 35 s", "2 h 1 min"]

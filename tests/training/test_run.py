@@ -1,0 +1,239 @@
+"""train_run: a recipe becomes a run folder, and nothing that is there is lost."""
+
+import errno
+import json
+import signal
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from pedyra.recipe import Recipe, load_recipe
+from pedyra.training.evaluate import evaluate_run
+from pedyra.training.metrics_log import MetricsLog
+from pedyra.training.run import plan_run, train_run
+from pedyra.training.run_folder import read_rows
+
+RECIPE = {
+    "name": "toy",
+    "method": "lora",
+    "model": {"name": "tiny-bert"},
+    "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 16},
+    "lora": {"r": 4, "alpha": 8},
+    "training": {
+        "max_steps": 12,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "use_cpu": True,
+    },
+}
+RANK = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """recipe(method=..., **sections): the small recipe above with changes, writing to tmp_path/run."""
+
+    def make(method="lora", output="run", **changes):
+        content = {**RECIPE, "method": method, "output_dir": str(tmp_path / output)}
+        if method != "lora":
+            content["rank"] = RANK
+        for section, values in changes.items():
+            content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values
+        return Recipe.model_validate(content)
+
+    return make
+
+
+def run(recipe, **flags) -> Any:
+    return train_run(recipe, console=Console(file=StringIO()), **flags)
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_tensors(left, right):
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def steps_of(folder, kind):
+    """The adjustments or evaluations that a folder tells, without their times."""
+    if kind == "adjustment":
+        rows = [row for row in read_rows(folder / "ranks.jsonl") if row["kind"] == kind]
+    else:
+        rows = [row for row in read_rows(folder / "metrics.jsonl") if "eval_loss" in row and "final" not in row]
+    return [{key: value for key, value in row.items() if "second" not in key and "runtime" not in key} for row in rows]
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """interrupt_at(step): Ctrl-C while that step is taken, once."""
+
+    def arm(step):
+        original = MetricsLog.on_step_end
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                monkeypatch.setattr(MetricsLog, "on_step_end", original)
+                signal.raise_signal(signal.SIGINT)
+            return original(self, args, state, control, **kwargs)
+
+        monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
+
+    return arm
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
+def test_a_finished_run_holds_all_files_and_ends_with_the_final_line(recipe, method):
+    result = run(recipe(method))
+    folder = result.folder.path
+    expected = {"recipe.yaml", "metrics.jsonl", "environment.json", "adapter"}
+    assert expected <= {path.name for path in folder.iterdir()}
+    assert load_recipe(folder / "recipe.yaml") == recipe(method)
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    final = rows[-1]
+    assert (final["step"], final["final"], final["metric"]) == (12, True, "accuracy")
+    assert final["value"] == [row["eval_accuracy"] for row in rows if "eval_accuracy" in row][-1]
+    assert final == result.final
+    environment = json.loads((folder / "environment.json").read_text())
+    assert (environment["seed"], environment["device"]) == (0, "cpu")
+    assert environment["versions"]["torch"] == torch.__version__
+
+
+def test_trainable_parameters_are_counted_by_hand(recipe):
+    # tiny-bert: 2 blocks of four 64 x 64 linears, 64 x 128 and 128 x 64; a 64 x 64 pooler; a head of 2 x 64 + 2.
+    final = run(recipe()).final
+    assert final["trainable_parameters"] == 4 * (2 * (4 * 128 + 192 + 192) + 128) + 130
+
+
+def test_the_saved_adapter_gives_the_metrics_of_the_final_line(recipe):
+    result = run(recipe("pedyra"))
+    metrics = evaluate_run(result.folder.path)
+    assert metrics["accuracy"] == result.final["value"]
+    assert metrics["loss"] == pytest.approx(result.final["eval_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
+def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(recipe, interrupt_at, method):
+    whole = run(recipe(method, output="whole"))
+    interrupt_at(7)
+    stopped = run(recipe(method))
+    assert (stopped.interrupted, stopped.step) == (True, 7)
+    assert not (stopped.folder.path / "adapter").exists()
+    resumed = run(recipe(method), resume=True)
+    assert_same_tensors(adapter(resumed.folder.path), adapter(whole.folder.path))
+    assert steps_of(resumed.folder.path, "eval") == steps_of(whole.folder.path, "eval")
+    assert resumed.layers == whole.layers
+    if method == "pedyra":
+        adjustments = steps_of(resumed.folder.path, "adjustment")
+        assert adjustments == steps_of(whole.folder.path, "adjustment") and len(adjustments) == 3
+    environment = json.loads((resumed.folder.path / "environment.json").read_text())
+    assert environment["resumed_from"] == 7
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
+def test_a_run_killed_after_its_last_checkpoint_can_still_be_finished(recipe, method):
+    whole = run(recipe(method)).folder
+    before = adapter(whole.path)
+    rows = read_rows(whole.metrics)
+    whole.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    finished = run(recipe(method), resume=True)
+    assert (finished.step, finished.final["value"]) == (12, rows[-1]["value"])
+    assert_same_tensors(adapter(whole.path), before)
+
+
+def test_resume_needs_the_same_recipe(recipe, interrupt_at):
+    interrupt_at(5)
+    run(recipe())
+    with pytest.raises(ValueError, match="training.learning_rate was 0.01 and is now 0.02"):
+        run(recipe(training={"learning_rate": 0.02}), resume=True)
+
+
+def test_a_mistake_in_the_new_recipe_leaves_the_old_run_alone(recipe):
+    folder = run(recipe()).folder.path
+    before = adapter(folder)
+    with pytest.raises(ValueError, match="matches no module"):
+        run(recipe(lora={"target_modules": ["quary"]}), overwrite=True)
+    assert_same_tensors(adapter(folder), before)
+    assert run(recipe(seed=1), overwrite=True).final is not None
+    assert load_recipe(folder / "recipe.yaml").seed == 1
+
+
+def test_a_second_run_is_refused(recipe):
+    run(recipe())
+    with pytest.raises(ValueError, match="holds another run"):
+        run(recipe())
+
+
+def test_methods_share_head_adapter_and_data_of_a_seed(recipe):
+    # Before the first step a LoRA start is the same function: so is its first loss on the same batch.
+    every = {"training": {"logging_steps": 1, "max_steps": 12}}
+    losses = {}
+    for method in ("lora", "pedyra"):
+        rows = read_rows(run(recipe(method, output=method, **every)).folder.metrics)
+        losses[method] = rows[0]["loss"]
+    assert losses["lora"] == losses["pedyra"]
+
+
+def fill_disk(monkeypatch, *, after):
+    """torch.save writes half of an optimizer state and fails, once `after` were written."""
+    original, written = torch.save, []
+
+    def save(value, path, *args, **kwargs):
+        original(value, path, *args, **kwargs)
+        if str(path).endswith("optimizer.pt"):
+            written.append(path)
+            if len(written) > after:
+                with open(path, "r+b") as file:
+                    file.truncate(100)
+                monkeypatch.setattr(torch, "save", original)
+                raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(recipe, monkeypatch, method):
+    whole = run(recipe(method, output="whole"))
+    fill_disk(monkeypatch, after=1)
+    with pytest.raises(OSError, match="disk full.*checkpoint-4 is whole.*--resume") as error:
+        run(recipe(method))
+    assert error.value.errno == errno.ENOSPC
+    resumed = run(recipe(method), resume=True)
+    assert_same_tensors(adapter(resumed.folder.path), adapter(whole.folder.path))
+
+
+def test_a_checkpoint_cut_short_is_passed_over(recipe, interrupt_at):
+    interrupt_at(7)
+    folder = run(recipe()).folder.path
+    state = folder / "checkpoint-7" / "trainer_state.json"
+    state.write_text(state.read_text()[:50])
+    assert run(recipe(), resume=True).step == 12
+    assert json.loads((folder / "environment.json").read_text())["resumed_from"] == 4
+
+
+def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
+    best = {"load_best_model_at_end": True, "save_steps": 6}
+    result = run(recipe("pedyra", training=best))
+    metrics = evaluate_run(result.folder.path)
+    values = [row["eval_accuracy"] for row in steps_of(result.folder.path, "eval")]
+    assert metrics["accuracy"] == result.final["value"] == max(values)
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
+def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
+    plan = plan_run(recipe(method))
+    assert list(tmp_path.iterdir()) == []
+    assert (plan.total_steps, len(plan.layers), plan.rows()[0]["total_rank"]) == (12, 13, 52)
+    assert plan.rows()[0]["adjustments"] == (0 if method == "lora" else 3)
