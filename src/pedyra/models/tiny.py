@@ -1,12 +1,14 @@
-"""Random models of a few thousand parameters and their tokenizer, made in memory: for smoke tests, no download."""
+"""Random models of 100,000 parameters and their tokenizer, made in memory: for smoke tests, no download."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+from pedyra.tasks.toy import toy
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
 CHATML = (
@@ -19,30 +21,39 @@ def tiny_config(name: str, vocab_size: int) -> PreTrainedConfig:
     """Two layers, width 64 (a multiple of the 64 weights that share a scale in 4 bits)."""
     shape: dict[str, Any] = dict(vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
     shape |= dict(num_attention_heads=4, max_position_embeddings=512, pad_token_id=0)
+    # Frozen random weights at the usual 0.02 would let an adapter move the logits by little.
+    shape |= dict(initializer_range=0.1)
     if name == "tiny-bert":
         return BertConfig(**shape)
     return LlamaConfig(**shape, num_key_value_heads=2, bos_token_id=5, eos_token_id=6)
 
 
 def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """One token a byte, so that any text can be read; tiny-llama's has a chat template."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[], unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    """Byte pairs learned from the toy data: its words are tokens, and any other text is read as bytes.
+
+    tiny-llama's has a chat template.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([row["prompt"] + row["completion"] for row in toy()], trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
     first, last = ("[CLS]", "[SEP]") if name == "tiny-bert" else ("<s>", "</s>")
     if name == "tiny-bert":
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+            special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
         )
         special = dict(cls_token=first, sep_token=last, mask_token="[MASK]")
     else:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
         special = dict(bos_token=first, eos_token=last)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **special)
     fast.chat_template = None if name == "tiny-bert" else CHATML

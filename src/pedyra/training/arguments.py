@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from pedyra.recipe import Recipe
+
+PLAIN = {int, float, bool, str, type(None)}
+"""Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""
 
 
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     """TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
 
-    Raises ValueError for a name TrainingArguments does not have (with the nearest one), and for what it refuses.
+    Raises ValueError for a name TrainingArguments does not have (with the nearest one), a value of another type,
+    and whatever TrainingArguments refuses itself.
     """
-    known = [field.name for field in fields(TrainingArguments)]
-    for name in recipe.training:
-        if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "see the documentation of transformers.TrainingArguments"
-            raise ValueError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
     settings = {
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),
-        **recipe.training,
+        **_checked(recipe.training),
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         **overrides,
     }
     try:
         return TrainingArguments(**settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _checked(training: dict[str, Any]) -> dict[str, Any]:
+    """The settings with numbers as numbers: TrainingArguments checks no types, and fails long after the start."""
+    types = get_type_hints(TrainingArguments)
+    checked = {}
+    for name, value in training.items():
+        if name.startswith("_") or name not in types:
+            near = get_close_matches(name, types, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "see the documentation of transformers.TrainingArguments"
+            raise ValueError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
+        members = set(get_args(types[name])) or {types[name]}
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value) if members <= PLAIN else value
+        except ValidationError as error:
+            raise ValueError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
+    return checked
