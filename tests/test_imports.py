@@ -1,0 +1,142 @@
+"""Imports go one way: config -> core | adapters -> training -> methods -> experiments; heavy things only on use."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pedyra
+
+SOURCE = Path(pedyra.__file__).parent
+
+# What the modules of each part may import of pedyra, itself aside. The entry points (cli, console, export) and
+# experiments stand above all of these and are not listed, so none of these can import them.
+BELOW = {
+    "config": set(),
+    "core": set(),
+    "packaged": set(),
+    "recipe": {"config"},
+    "adapters": {"config"},
+    "report": set(),
+    "tasks": {"config", "recipe", "packaged"},
+    "models": {"config", "recipe", "packaged", "tasks"},
+    "training": {"config", "core", "adapters", "recipe", "packaged", "tasks", "models", "inspection", "methods"},
+    "methods": {"config", "recipe", "models", "core", "adapters", "training"},
+    "inspection": {"config", "core", "adapters"},
+}
+# The files of training that assemble a run from a recipe stand above methods; the others below.
+RUNS = {"arguments", "evaluate", "plan", "run", "setup"}
+
+# Roots that a part must not import, not even inside a function.
+FOREIGN = {
+    "config": {"torch", "transformers", "peft", "numpy"},
+    "core": {"transformers", "peft", "accelerate", "pathlib", "time", "os", "json"},
+    "adapters": {"transformers", "accelerate"},
+    "report": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"},
+    "recipe": {"torch", "transformers", "peft", "accelerate", "datasets"},
+    "tasks": {"peft"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that the file imports, also inside functions; not what is for type checkers only."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            if node.module == "pedyra":
+                names |= {f"pedyra.{alias.name}" for alias in node.names}
+    return names
+
+
+def part_of(path: Path) -> str:
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def files(part: str) -> list[Path]:
+    return [path for path in sorted(SOURCE.rglob("*.py")) if part_of(path) == part]
+
+
+@pytest.mark.parametrize("part", BELOW)
+def test_a_part_imports_only_what_lies_below_it(part):
+    assert files(part), f"no such part: {part}"
+    for path in files(part):
+        allowed = BELOW[part] | {part}
+        if part == "training" and path.stem not in RUNS:
+            allowed = allowed - {"recipe", "packaged", "tasks", "models", "inspection", "methods"}
+        for name in imported(path):
+            root, *rest = name.split(".")
+            if root == "pedyra" and rest:
+                assert rest[0] in allowed, f"{path.relative_to(SOURCE)} imports {name}"
+
+
+@pytest.mark.parametrize("part", FOREIGN)
+def test_a_part_does_not_know_what_is_none_of_its_business(part):
+    for path in files(part):
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert not roots & FOREIGN[part], f"{path.relative_to(SOURCE)} imports {roots & FOREIGN[part]}"
+
+
+def test_core_knows_tensors_but_no_modules_and_no_optimizers():
+    for path in files("core"):
+        tree = ast.parse(path.read_text())
+        used = {
+            f"{node.value.id}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        assert not used & {"torch.nn", "torch.optim"} and "open" not in {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }, path.name
+        names = imported(path)
+        assert not {name for name in names if name.startswith(("torch.nn", "torch.optim"))}, path.name
+        from_torch = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "torch"
+            for alias in node.names
+        }
+        assert not from_torch & {"nn", "optim"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import pedyra", ("torch", "transformers", "peft", "numpy")),
+        ("import pedyra.config", ("torch", "transformers", "peft", "numpy")),
+        ("from pedyra import RankConfig; RankConfig()", ("torch", "transformers", "peft")),
+        ("import pedyra.recipe", ("torch", "transformers", "peft", "datasets")),
+        ("import pedyra.cli", ("torch", "transformers", "peft", "datasets", "matplotlib")),
+        ("import pedyra.report", ("torch", "transformers", "peft")),
+        ("import pedyra.core.importance, pedyra.core.allocation", ("transformers", "peft")),
+    ],
+)
+def test_a_fresh_interpreter_loads_nothing_heavy(statement, absent):
+    check = f"import sys; {statement}; loaded = [m for m in {absent!r} if m in sys.modules]; assert not loaded, loaded"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_resolves():
+    for name in pedyra.__all__:
+        assert getattr(pedyra, name).__name__ == name
+    assert set(pedyra.__all__) <= set(dir(pedyra))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = pedyra.nonsense  # type: ignore[attr-defined]

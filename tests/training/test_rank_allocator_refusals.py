@@ -1,0 +1,134 @@
+"""What cannot work is refused when the allocator is made, with the repair; a failed adjustment moves nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pedyra.config import RankConfig
+from pedyra.training.rank_allocator import RankAllocator
+
+WINDOW: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}
+
+
+def trainable(model: Any) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def allocate(model: Any, optimizer: Any = None, total_steps: int = 30, **settings: Any) -> RankAllocator:
+    optimizer = torch.optim.AdamW(trainable(model)) if optimizer is None else optimizer
+    return RankAllocator(model, optimizer, RankConfig(**{**WINDOW, **settings}), total_steps)
+
+
+def refused(match: str) -> Any:
+    return pytest.raises(ValueError, match=match)
+
+
+def test_a_model_without_an_adapter(make_net):
+    with refused("no LoRA adapter named 'default'"):
+        allocate(make_net().unload(), torch.optim.AdamW([nn.Parameter(torch.ones(1))]))
+
+
+def test_a_schedule_without_any_adjustment(make_net):
+    with refused("no adjustment.*interval 40"):
+        allocate(make_net(), interval=40)
+
+
+def test_warmups_longer_than_the_run(make_net):
+    with refused("fill the run of 30 steps; shorten"):
+        allocate(make_net(), initial_warmup=25)
+
+
+def test_ranks_that_are_all_at_the_minimum(make_net):
+    with refused("nothing can move: every layer starts at rank 1 and rank.min_rank is 1; raise lora.r"):
+        allocate(make_net(r=1))
+
+
+def test_observing_needs_nothing_to_move(make_net):
+    assert allocate(make_net(r=1), moves=0).ranks == {"layers.0": 1, "layers.1": 1, "layers.2": 1}
+
+
+def test_a_start_above_the_cap(make_net):
+    with refused("rank.max_rank is 3, but layers.0 starts at rank 4; raise max_rank"):
+        allocate(make_net(), max_rank=3)
+
+
+def test_a_start_wider_than_a_layer_is_no_reason_to_refuse(make_net, train_net):
+    # Stock PEFT trains lora.r 8 on a layer of 6 outputs; such a layer just does not grow.
+    model = make_net(r=8)
+    allocator = allocate(model)
+    train_net(model, allocator.optimizer, allocator, 30)
+    assert max(allocator.ranks.values()) <= 8
+
+
+def test_an_adapter_that_is_frozen_everywhere(make_net):
+    model = make_net()
+    optimizer = torch.optim.AdamW(trainable(model))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with refused(r"every layer of the adapter is frozen; call model\.set_adapter"):
+        allocate(model, optimizer)
+
+
+def test_an_optimizer_of_another_model(make_net):
+    with refused("does not hold lora_A of layers.0; build it from the parameters of the model"):
+        allocate(make_net(), torch.optim.AdamW(trainable(make_net())))
+
+
+def test_an_optimizer_whose_state_cannot_follow(make_net):
+    model = make_net()
+    with refused("Adafactor cannot follow a rank change; use adamw_torch"):
+        allocate(model, torch.optim.Adafactor(trainable(model)))
+    assert not any("lora_A.default.E" in name for name, _ in model.named_parameters())  # nothing was attached
+
+
+def test_a_second_allocator_on_the_same_adapter(make_net):
+    model = make_net()
+    first = allocate(model)
+    with refused(r"'default' is already adapted by another RankAllocator; call its release\(\) first"):
+        allocate(model)
+    first.release()
+    assert allocate(model).ranks == first.ranks
+
+
+def test_an_allocator_that_is_gone_holds_nothing(make_net):
+    model = make_net()
+    allocate(model)  # dropped at once
+    assert allocate(model).step == 0
+
+
+def test_release_takes_every_hook_off_and_keeps_the_triples(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model)
+    train_net(model, allocator.optimizer, allocator, 6)
+    ranks = allocator.ranks
+    allocator.release()
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 0
+    assert allocator.ranks == ranks
+
+
+class RowAndColumn(torch.optim.SGD):
+    """SGD that keeps a statistic nobody can slice: refused when it is met, not silently dropped."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["flat"] = torch.zeros(parameter.numel() + 1)
+        super().step()
+
+
+def test_a_failed_adjustment_changes_nothing(make_net, train_net):
+    model = make_net()
+    optimizer = RowAndColumn(trainable(model), lr=0.01)
+    allocator = allocate(model, optimizer)
+    train_net(model, optimizer, allocator, 4)
+    parameters, ranks = trainable(model), allocator.ranks
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    with refused("RowAndColumn keeps 'flat'"):
+        train_net(model, optimizer, allocator, 1, first=5)
+    assert allocator.ranks == ranks and all(a is b for a, b in zip(trainable(model), parameters, strict=True))
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == held
+    assert allocator.history == []
