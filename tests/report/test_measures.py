@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from pedyra.report.layers import Layer
 from pedyra.report.measures import (
     importance_ranks,
     log_variance,
@@ -18,10 +19,9 @@ from pedyra.report.measures import (
     thinned,
     utilisation,
 )
-from pedyra.report.run_folder import Layer
 
 
-def layer(name: str, kind: str, depth: int) -> Layer:
+def layer(name: str, kind: str, depth: int | None) -> Layer:
     return Layer(name=name, type=kind, depth=depth, rank=8, short_name=name)
 
 
@@ -31,6 +31,11 @@ def test_rank_matrix_is_type_by_depth_with_gaps_and_means():
     assert types == ["query", "value"]
     assert depths == [0, 2]
     assert cells == [[2.5, 5.0], [None, 7.0]]
+
+
+def test_a_layer_outside_of_any_block_comes_last():
+    layers = [layer("a", "dense", None), layer("b", "query", 1)]
+    assert rank_matrix(layers, {"a": 5, "b": 7}) == (["dense", "query"], [1, None], [[None, 5.0], [7.0, None]])
 
 
 def test_importance_ranks_begin_at_one_and_break_ties_by_layer_order():

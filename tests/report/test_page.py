@@ -93,6 +93,16 @@ def test_an_unfinished_run_has_a_page(dynamic_run: Path, tmp_path: Path):
     assert "the run is not finished" in page and "not recorded" in page
 
 
+def test_values_that_are_no_number_become_gaps(dynamic_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(dynamic_run, tmp_path / "diverged"))
+    for name, key in (("metrics.jsonl", "loss"), ("ranks.jsonl", "bert.encoder.layer.0.output.dense")):
+        file = folder / name
+        file.write_text(re.sub(rf'("{key}": \[?)\d+\.\d+', r"\1NaN", file.read_text()))
+    data = build_report([folder]).read_text(encoding="utf-8").split('id="figures">')[1].split("</script>")[0]
+    figures = json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert figures["loss"][0]["title"] == "Held-out loss"
+
+
 def test_the_report_loads_neither_torch_nor_transformers():
     code = "import sys, pedyra.report; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -72,7 +72,7 @@ class RankMap:
 
     title: str
     types: Sequence[str]
-    depths: Sequence[int]
+    depths: Sequence[int | None]
     frames: Sequence[Frame]
     kind: Literal["map"] = field(default="map", init=False)
 

@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pedyra.report.run_folder import Layer
+from pedyra.report.layers import Layer
 
 
 def rank_matrix(
     layers: Sequence[Layer], ranks: Mapping[str, float]
-) -> tuple[list[str], list[int], list[list[float | None]]]:
+) -> tuple[list[str], list[int | None], list[list[float | None]]]:
     """Ranks as module type x depth (the map of Fig. 7).
 
     Returns:
-        types in model order, depths ascending, and one row per type; a cell is the mean rank of the layers at
-        that place, or None where the model has no such layer.
+        types in model order, depths ascending with None (outside of any block) last, and one row per type; a cell
+        is the mean rank of the layers at that place, or None where the model has no such layer.
     """
     types = list(dict.fromkeys(layer.type for layer in layers))
-    depths = sorted({layer.depth for layer in layers})
-    cells: dict[tuple[str, int], list[float]] = {}
+    depths = sorted({layer.depth for layer in layers}, key=lambda depth: (depth is None, depth))
+    cells: dict[tuple[str, int | None], list[float]] = {}
     for layer in layers:
         cells.setdefault((layer.type, layer.depth), []).append(ranks[layer.name])
     return types, depths, [[_mean(cells.get((row, column), [])) for column in depths] for row in types]

@@ -158,7 +158,9 @@ def _draw_map(axes: Axes, panel: RankMap, frame: Frame | None, last: Frame) -> N
     axes.set_xlabel("depth in the model (block)", fontsize=9)
     axes.set_yticks(range(len(panel.types)), panel.types, fontsize=8)
     every = max(1, len(panel.depths) // 12)
-    axes.set_xticks(range(0, len(panel.depths), every), [str(d) for d in panel.depths[::every]], fontsize=8)
+    axes.set_xticks(
+        range(0, len(panel.depths), every), ["–" if d is None else str(d) for d in panel.depths[::every]], fontsize=8
+    )
     axes.spines[:].set_visible(False)
     if len(panel.depths) <= 12:
         for (row, column), rank in np.ndenumerate(cells):

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from pedyra.report.chart import Chart, Figure, Frame, RankMap, Series, Value
 from pedyra.report.curves import STEP, color, figure, listed, mean, phases
+from pedyra.report.layers import Layer
 from pedyra.report.measures import importance_ranks, rank_matrix
-from pedyra.report.run_folder import Layer, Record, Run
+from pedyra.report.run_folder import Record, Run
 
 SHOWN = 3  # layers brought out at each end of the ranking by change of rank
 

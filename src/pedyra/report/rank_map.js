@@ -10,15 +10,16 @@ function mapColor(share) {
 
 // Columns are depths while they are wide enough to read, rows on a narrow page.
 function mapLayout(panel, width) {
+  const depths = panel.depths.map(depth => depth ?? "–"); // outside of any block
   const typeWidth = 10 + 6.9 * Math.max(...panel.types.map(t => t.length));
   const columnWidth = (width - typeWidth) / panel.depths.length;
   if (columnWidth >= CELL_MIN) {
     const wide = Math.min(columnWidth, 92);
-    return {flipped: false, left: typeWidth, top: MAP_TOP, wide, tall: Math.min(40, Math.max(24, wide * 0.6)), rows: panel.types, columns: panel.depths};
+    return {flipped: false, left: typeWidth, top: MAP_TOP, wide, tall: Math.min(40, Math.max(24, wide * 0.6)), rows: panel.types, columns: depths};
   }
   const left = 34, slant = 12 + 4.9 * Math.max(...panel.types.map(t => t.length));
   const wide = Math.min(66, (width - left - 26) / panel.types.length);
-  return {flipped: true, left, top: slant, wide, tall: 22, rows: panel.depths, columns: panel.types};
+  return {flipped: true, left, top: slant, wide, tall: 22, rows: depths, columns: panel.types};
 }
 
 function drawMap(host, panel, view) {

@@ -7,7 +7,6 @@ fixed-rank run may lack it) and ``environment.json`` (may be absent: then the pa
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,9 @@ from typing import Any
 
 import yaml
 
+from pedyra.report.layers import Layer, make_layers, rows_of_ranks
+
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One adapted linear layer: where it sits in the model and the rank it started with."""
-
-    name: str
-    type: str
-    depth: int
-    rank: int
-    short_name: str
 
 
 @dataclass(frozen=True)
@@ -173,30 +163,9 @@ def _last_of_each_step(states: list[Record]) -> list[Record]:
 
 def _layers(header: Record, states: list[Record]) -> list[Layer]:
     """The layers of the header or, for a fixed-rank run that only logged snapshots, of the first snapshot."""
-    rows = header.get("layers")
-    if rows is None:
-        first = states[0]["ranks"] if states else {}
-        rows = [
-            {"name": name, "type": name.rsplit(".", 1)[-1], "depth": _first_number(name), "rank": rank}
-            for name, rank in first.items()
-        ]
-    places = [(row["type"], row["depth"]) for row in rows]
-    return [
-        Layer(
-            name=row["name"],
-            type=row["type"],
-            depth=row["depth"],
-            rank=row["rank"],
-            # The place names a layer better than its path does, unless two layers share it.
-            short_name=f"{row['type']} {row['depth']}" if places.count(place) == 1 else row["name"],
-        )
-        for row, place in zip(rows, places, strict=True)
-    ]
-
-
-def _first_number(name: str) -> int:
-    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return int(number.group(1)) if number else 0
+    if header:
+        return make_layers(header["layers"])
+    return make_layers(rows_of_ranks(states[0]["ranks"])) if states else []
 
 
 def _check_layer_names(path: Path, layers: list[Layer], states: list[Record]) -> None:
