@@ -1,0 +1,95 @@
+"""Gradient directions from probes, against the dense gradient's own singular pairs."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.training.gradient_sketch import GradientSketch
+
+
+def two_layers(seed: int = 0) -> tuple[nn.Module, list[AdaptedLayer]]:
+    torch.manual_seed(seed)
+    base = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8))
+    model = get_peft_model(base, LoraConfig(r=2, lora_alpha=6, target_modules=["0", "2"]))  # type: ignore[arg-type]
+    return model, attach(model)
+
+
+def dense_gradients(model: nn.Module, layers: list[AdaptedLayer], x: torch.Tensor) -> list[torch.Tensor]:
+    """dL/dW of the base weights, the slow way."""
+    weights = [layer.module.base_layer.weight.requires_grad_() for layer in layers]
+    return list(torch.autograd.grad(model(x).square().mean(), weights))
+
+
+def test_probes_leave_the_output_bit_equal_and_add_no_parameter():
+    model, layers = two_layers()
+    x = torch.randn(5, 12)
+    before, parameters = model(x), [id(p) for p in model.parameters()]
+    sketch = GradientSketch(layers, q=3, steps=6, generator=torch.Generator().manual_seed(0))
+    for _ in range(6):
+        assert torch.equal(model(x), before)
+        model(x).square().mean().backward()
+        sketch.observe()
+    assert [id(p) for p in model.parameters()] == parameters
+    assert all("probe" not in key for key in model.state_dict())
+
+
+def test_full_width_sketch_finds_the_singular_values_and_pairs_of_the_dense_gradient():
+    model, layers = two_layers()
+    x = torch.randn(64, 12)
+    sketch = GradientSketch(layers, q=8, steps=9, generator=torch.Generator().manual_seed(0))
+    for _ in range(9):
+        model(x).square().mean().backward()
+        sketch.observe()
+    gains = sketch.gains()
+    for layer, (mean, error), dense in zip(layers, gains, dense_gradients(model, layers, x), strict=True):
+        U, S, Vh = torch.linalg.svd(dense)
+        torch.testing.assert_close(mean[:3], S[:3], rtol=2e-2, atol=1e-6)
+        assert error.max() < 1e-3 * S[0]  # the same batch at every step: no noise
+        u, v = sketch.directions(layer)
+        assert abs(u[0] @ U[:, 0]) > 0.98 and abs(v[0] @ Vh[0]) > 0.98
+
+
+def test_sketches_of_micro_batches_add_up_to_that_of_the_whole_batch():
+    x = torch.randn(16, 12)
+    found = []
+    for parts in (1, 4):
+        model, layers = two_layers()
+        sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+        for _ in range(6):
+            for part in x.chunk(parts):
+                (model(part).square().mean() / parts).backward()
+            sketch.observe()
+        found.append(sketch.best())
+    for name in found[0]:
+        torch.testing.assert_close(torch.tensor(found[0][name]), torch.tensor(found[1][name]), rtol=1e-3, atol=1e-6)
+
+
+def test_a_gain_that_is_only_noise_is_not_positive():
+    torch.manual_seed(0)
+    model, layers = two_layers()
+    sketch = GradientSketch(layers, q=2, steps=60, generator=torch.Generator().manual_seed(0))
+    for _ in range(60):  # the loss gradient is white noise: no direction lasts from one step to the next
+        (model(torch.randn(4, 12)) * torch.randn(4, 8)).sum().backward()
+        sketch.observe()
+    assert sum(gain > 0 for gains in sketch.best().values() for gain in gains) <= 1
+
+
+def test_state_saved_in_mid_window_continues_to_the_same_gains():
+    x = torch.randn(16, 12)
+    for cut in (1, 3, 5):
+        model, layers = two_layers()
+        sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+        for step in range(6):
+            if step == cut:
+                saved = {name: value.clone() for name, value in sketch.tensors().items()}
+                sketch.remove()
+                sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+                sketch.load_tensors(saved)
+            model(x).square().mean().backward()
+            sketch.observe()
+        if cut == 1:
+            expected = sketch.best()
+        assert sketch.best() == expected
