@@ -48,8 +48,7 @@ def open_page(browser, path: Path, width: int, scheme: str = "light"):
     page.on("pageerror", lambda error: page.trouble.append(str(error)))
     page.on("request", lambda request: page.trouble.append(request.url) if request.url != path.as_uri() else None)
     page.goto(path.as_uri())
-    page.wait_for_selector("#map svg rect.cell")
-    page.wait_for_selector("#loss svg.chart path.curve")
+    page.wait_for_function("[...document.querySelectorAll('.panel')].every(panel => panel.querySelector('svg'))")
     return page
 
 

@@ -49,15 +49,16 @@ function linearTicks(low, high, count) {
   return ticks;
 }
 
+// Powers of ten if there are enough of them, else with 2 and 5 between, else as on a linear axis.
 function logTicks(low, high, count) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
-  const leads = last - first > 3 ? [1] : [1, 2, 5], every = Math.max(1, Math.ceil((last - first) / count));
-  const ticks = [];
-  for (let power = first; power <= last; power += leads.length > 1 ? 1 : every) {
-    for (const lead of leads) ticks.push(lead * 10 ** power);
+  for (const leads of [[1], [1, 2, 5]]) {
+    const ticks = [];
+    for (let power = first; power <= last; power++) for (const lead of leads) ticks.push(lead * 10 ** power);
+    const inside = ticks.filter(t => t >= low * 0.999 && t <= high * 1.001), every = Math.ceil(inside.length / (count + 2));
+    if (inside.length > 2) return inside.filter((_, i) => i % every === 0);
   }
-  const inside = ticks.filter(t => t >= low * 0.999 && t <= high * 1.001);
-  return inside.length > 2 ? inside : linearTicks(low, high, 5).filter(t => t > 0);
+  return linearTicks(low, high, 5).filter(t => t > 0);
 }
 
 // A scale maps a value to a pixel, or to null where it has no place (a gap, or 0 on a logarithmic axis).

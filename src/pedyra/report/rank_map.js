@@ -43,7 +43,7 @@ function drawMap(host, panel, view) {
     layout.columns.forEach((_, c) => drawCell(svg, frame, layout, r, c, highest));
   });
   svgNode(svg, "text", {x: flipped ? 0 : left + wide * panel.depths.length / 2, y: height - 5, "text-anchor": flipped ? "start" : "middle"},
-    flipped ? "rows: depth in the model" : "depth in the model (block)");
+    (flipped ? "rows: depth in the model" : "depth in the model (block)") + (panel.depths.includes(null) ? ", – outside of the blocks" : ""));
   view.output.textContent = (view.index ? `Adjustment ${view.index} of ${last}, step ${frame.step}: ` : "Start: ") + frame.text;
   view.input?.setAttribute("aria-valuetext", view.output.textContent);
 }
