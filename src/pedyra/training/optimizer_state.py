@@ -43,22 +43,22 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: nn.Parameter, name: str) -> None:
-    """Put `newcomer` (a layer's E) into the param group of `sibling` (its A), in place; nothing if it is there.
+    """Put `newcomer` (a layer's E) into the param group of `sibling` (its A), in place.
 
-    `add_param_group` would break schedulers that are already built.
+    A newcomer that some group holds already stays there: an optimizer built after `attach` has placed it (that of
+    LoRA+ beside B, with B's learning rate). `add_param_group` would break schedulers that are already built.
 
     Raises:
         ValueError: no group holds the sibling.
     """
-    for group in optimizer.param_groups:
-        if any(parameter is sibling for parameter in group["params"]):
-            if not any(parameter is newcomer for parameter in group["params"]):
-                group["params"].append(newcomer)
-            return
-    raise ValueError(
-        f"the optimizer does not hold lora_A of {name}; build it from the parameters of the model with its adapter, "
-        f"after get_peft_model"
-    )
+    holds = [any(parameter is sibling for parameter in group["params"]) for group in optimizer.param_groups]
+    if not any(holds):
+        raise ValueError(
+            f"the optimizer does not hold lora_A of {name}; build it from the parameters of the model with its "
+            f"adapter, after get_peft_model"
+        )
+    if not any(parameter is newcomer for group in optimizer.param_groups for parameter in group["params"]):
+        optimizer.param_groups[holds.index(True)]["params"].append(newcomer)
 
 
 def check_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> None:
