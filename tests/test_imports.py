@@ -25,7 +25,7 @@ BELOW = {
     "tasks": {"config", "recipe", "packaged"},
     "models": {"config", "recipe", "packaged", "tasks"},
     "training": {"config", "core", "adapters", "recipe", "packaged", "tasks", "models", "inspection", "methods"},
-    "methods": {"config", "recipe", "models", "core", "adapters", "training"},
+    "methods": {"config", "recipe", "tasks", "models", "core", "adapters", "training"},
     "inspection": {"config", "core", "adapters"},
 }
 # The files of training that assemble a run from a recipe stand above methods; the others below.

@@ -104,7 +104,7 @@ def first_updates(new_moments: str, num: int) -> list[float]:
     for _ in range(num):
         before = change.new.detach().clone()
         follow(optimizer, change.new, [torch.ones(3, 3)])
-        sizes.append(float((before - change.new)[2].mean()) / 1e-3)
+        sizes.append(float((before - change.new.detach())[2].mean()) / 1e-3)
     return sizes
 
 
@@ -179,9 +179,19 @@ def test_eight_bit_moments_are_refused_with_the_repair(kind):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_bitsandbytes_at_32_bits_is_accepted():
+def test_bitsandbytes_at_32_bits_is_accepted_and_its_state_follows():
     bnb = pytest.importorskip("bitsandbytes")
-    check_optimizer(bnb.optim.AdamW([matrix()], lr=LR, optim_bits=32))
+    start, kept, grads = torch.randn(5, 7), torch.tensor([1, 4]), gradients((5, 7), 6)
+    parameter, alone = nn.Parameter(start.clone()), nn.Parameter(start[kept])
+    optimizer, reference = (bnb.optim.AdamW([p], lr=LR, optim_bits=32) for p in (parameter, alone))
+    check_optimizer(optimizer)
+    follow(optimizer, parameter, grads[:3])
+    change = replaced(parameter, [1, 4], 0)
+    check_state(optimizer, [change])
+    move_state(optimizer, [change], new_moments="seed")
+    follow(optimizer, change.new, [grad[kept] for grad in grads[3:]])
+    follow(reference, alone, [grad[kept] for grad in grads])
+    assert torch.allclose(change.new, alone, atol=1e-7)
 
 
 class Factored(Optimizer):
@@ -211,6 +221,13 @@ def test_a_newcomer_joins_the_group_of_its_sibling_once():
         adopt(optimizer, A, E, "layer")
     assert len(optimizer.param_groups) == 2
     assert [id(p) for p in optimizer.param_groups[1]["params"]] == [id(A), id(E)]
+
+
+def test_a_newcomer_that_has_its_group_is_not_stepped_twice():
+    A, B, E = matrix(), matrix(), nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([{"params": [A]}, {"params": [B, E], "lr": 0.5}])
+    adopt(optimizer, A, E, "layer")
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 2]
 
 
 def test_an_optimizer_that_does_not_hold_the_adapter_is_refused():

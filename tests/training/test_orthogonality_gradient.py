@@ -53,7 +53,7 @@ def test_layers_of_rank_zero_have_no_penalty(make_net):
 def test_the_logged_values_are_the_two_norms(make_net):
     layers = attach(make_net(trained=True))
     values = layer_orthogonality(layers, form="norm")
-    A, B = layers[1].a.A, layers[1].b.weight
+    A, B = layers[1].a.A.detach(), layers[1].b.weight.detach()
     assert values["layers.1"] == pytest.approx(
         [float((A @ A.T - torch.eye(4)).norm()), float((B.T @ B - torch.eye(4)).norm())], rel=1e-5
     )
