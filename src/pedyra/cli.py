@@ -200,4 +200,7 @@ def _is_users(error: Exception) -> bool:
 def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(str(error).split()))
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
+        message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    return escape(" ".join(message.split()))

@@ -196,17 +196,18 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
+_FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
+
+
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether a full disk is at the bottom of it; torch and safetensors raise errors of their own kinds."""
-    while True:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error):
-            return True
-        below = error.__cause__ or error.__context__
-        if below is None:
-            return False
-        error = below
+    """Whether a write that found no space is at the bottom of it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if any(sign in str(error) for sign in _FAILED_WRITES):
+        return True
+    below = error.__cause__ or error.__context__
+    return below is not None and _is_disk_full(below)
 
 
 def _disk_full_message(setup: Setup, folder: RunFolder) -> str:
