@@ -110,6 +110,26 @@ def test_each_target_is_right_for_its_readers_and_the_others_would_be_wrong(targ
     assert readers == set(RIGHT[target])
 
 
+@pytest.mark.parametrize("target", list(RIGHT))
+def test_an_adapter_that_pedyra_never_saw_is_right_too(target, make_llama, tmp_path):
+    model = make_llama(r=3, lora_alpha=4, use_rslora=True, rank_pattern={"q_proj": 5}, init_lora_weights="gaussian")
+    expected = {}
+    for name, module in model.get_base_model().named_modules():
+        if hasattr(module, "lora_B"):
+            torch.nn.init.normal_(module.lora_B["default"].weight)
+            expected[name] = module.get_delta_weight("default").detach()
+    model.save_pretrained(tmp_path / "saved")
+    folder = export_adapter(tmp_path / "saved", target, tmp_path / "out")
+    assert all(agree(read_as(reader, folder), expected) for reader in RIGHT[target])
+    assert json.loads((folder / "adapter_config.json").read_text())["init_lora_weights"] is True
+
+
+def test_rounding_of_alpha_over_r_is_no_other_scaling(make_llama, tmp_path):
+    model = mixed_ranks(make_llama(r=3, lora_alpha=0.3))  # 0.1 * 6 / 6 is not 0.1 to the last bit
+    record = json.loads((export_adapter(model, "peft", tmp_path / "out") / "pedyra_export.json").read_text())
+    assert record["scaling"] == 0.1 and record["folded_into_B"] == {}
+
+
 def test_a_saved_folder_exports_as_the_live_model_does(make_llama, tmp_path):
     model = mixed_ranks(make_llama(**FLAVOURS["pissa"]))
     model.save_pretrained(tmp_path / "saved")
