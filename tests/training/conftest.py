@@ -1,0 +1,140 @@
+"""Short Trainer runs of the tiny BERT, with an adjustment at steps 3, 5 and 7 of 12, and what to compare of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from pedyra import RankCallback, RankConfig
+
+STEPS = 12
+SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, moves=4)
+
+
+@pytest.fixture
+def quick() -> Callable[..., RankConfig]:
+    """quick(paper=False, **settings): adjustments at steps 3, 5 and 7 of 12, four moves each."""
+
+    def make(*, paper: bool = False, **settings: Any) -> RankConfig:
+        return (RankConfig.paper if paper else RankConfig)(**{**SCHEDULE, **settings})
+
+    return make
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """32 rows of six tokens, some padded, in two classes."""
+    generator = torch.Generator().manual_seed(7)
+    rows = []
+    for index in range(32):
+        input_ids = torch.randint(3, 40, (6,), generator=generator)
+        attention_mask = torch.ones_like(input_ids)
+        attention_mask[6 - index % 3 :] = 0
+        labels = int(input_ids[0] > 20)
+        rows.append({"input_ids": (input_ids * attention_mask), "attention_mask": attention_mask, "labels": labels})
+    return rows
+
+
+@pytest.fixture
+def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Callable[..., tuple[Trainer, RankCallback]]:
+    """make_trainer(out, config, model=..., lora={...}, **TrainingArguments): a Trainer with its RankCallback."""
+
+    def make(
+        out: Path,
+        config: RankConfig | None = None,
+        *,
+        model: Any = None,
+        lora: dict[str, Any] | None = None,
+        callback: RankCallback | None = None,
+        trainer_class: type[Trainer] = Trainer,
+        **arguments: Any,
+    ) -> tuple[Trainer, RankCallback]:
+        callback = RankCallback(config or quick()) if callback is None else callback
+        settings: dict[str, Any] = dict(
+            max_steps=STEPS,
+            per_device_train_batch_size=4,
+            learning_rate=2e-2,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            label_names=["labels"],
+        )
+        trainer = trainer_class(
+            model=make_bert(**(lora or {})) if model is None else model,
+            args=TrainingArguments(str(out), **{**settings, **arguments}),
+            train_dataset=rows,  # type: ignore[arg-type]
+            eval_dataset=rows[:8],  # type: ignore[arg-type]
+            callbacks=[callback],
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer, callback
+
+    return make
+
+
+@pytest.fixture
+def logits(tokens: dict[str, Tensor]) -> Callable[[Any], Tensor]:
+    """logits(model): of a fixed batch, without dropout."""
+
+    @torch.no_grad()
+    def compute(model: Any) -> Tensor:
+        training = model.training
+        output = model.eval()(**tokens).logits.clone()
+        model.train(training)
+        return output
+
+    return compute
+
+
+@pytest.fixture
+def run_state() -> Callable[[Trainer, RankCallback], dict[str, Any]]:
+    """run_state(trainer, callback): everything that an exact resume must reproduce, by name."""
+
+    def collect(trainer: Trainer, callback: RankCallback) -> dict[str, Any]:
+        allocator, model = callback.allocator, trainer.model
+        assert allocator is not None and model is not None and trainer.lr_scheduler is not None
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        held = {id(p) for group in allocator.optimizer.param_groups for p in group["params"]}
+        assert held == {id(p) for p in trainable.values()}, "the optimizer holds other Parameters than the model"
+        return {
+            "parameters": {name: p.detach() for name, p in trainable.items()},
+            "optimizer": {name: dict(allocator.optimizer.state[p]) for name, p in trainable.items()},
+            "ranks": allocator.ranks,
+            "history": [{k: v for k, v in record.items() if k != "seconds"} for record in allocator.history],
+            "scores": allocator.scores.tensors(),
+            "step": allocator.step,
+            "budget": (allocator.initial_parameters, allocator.moves),
+            "scheduler": trainer.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+        }
+
+    return collect
+
+
+@pytest.fixture
+def assert_equal() -> Callable[[Any, Any], None]:
+    """assert_equal(left, right): nested dicts and lists with the same bits in every tensor."""
+
+    def check(left: Any, right: Any, at: str = "") -> None:
+        if isinstance(left, dict):
+            assert left.keys() == right.keys(), at
+            for key in left:
+                check(left[key], right[key], f"{at}/{key}")
+        elif isinstance(left, Tensor):
+            assert torch.equal(left, right), at
+        elif isinstance(left, list | tuple):
+            assert len(left) == len(right), at
+            for index, pair in enumerate(zip(left, right, strict=True)):
+                check(*pair, f"{at}/{index}")
+        else:
+            assert left == right, at
+
+    return check

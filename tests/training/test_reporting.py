@@ -1,0 +1,138 @@
+"""What a run reports while it trains: Trainer's log, its `report_to`, and the record file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pedyra import RankCallback
+
+LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.fixture
+def run(make_trainer: Any, quick: Any):
+    def go(out: Path, *, record: Path | None = None, resume_at: int | None = None, **arguments: Any):
+        trainer, callback = make_trainer(
+            out, callback=RankCallback(quick(), record_to=record), **{**LOGGED, **arguments}
+        )
+        trainer.train(resume_from_checkpoint=None if resume_at is None else str(out / f"checkpoint-{resume_at}"))
+        return trainer, callback
+
+    return go
+
+
+def test_the_log_of_every_logging_step_has_the_ranks_of_that_step(run, tmp_path):
+    trainer, callback = run(tmp_path, record=tmp_path / "ranks.jsonl")
+    logs = {entry["step"]: entry for entry in trainer.state.log_history if "loss" in entry}
+    assert list(logs) == [2, 4, 6, 8, 10, 12]
+    after = {record["step"]: record for record in callback.allocator.history}
+    for step, adjusted in ((4, 3), (6, 5), (8, 7), (12, 7)):
+        ranks = after[adjusted]["ranks"]
+        assert logs[step]["ranks/total"] == sum(ranks.values())
+        assert logs[step]["ranks/parameters"] == after[adjusted]["parameters"]
+        query = [rank for name, rank in ranks.items() if name.endswith("query")]
+        assert logs[step]["ranks/mean_query"] == pytest.approx(sum(query) / len(query))
+    assert {"ranks/mean_value", "ranks/mean_dense", "ranks/skipped_steps", "orthogonality"} <= logs[12].keys()
+
+
+def test_scores_and_the_cost_of_tracking_are_logged_while_tracked_and_not_after(run, tmp_path):
+    trainer, _ = run(tmp_path)
+    logs = {entry["step"]: entry for entry in trainer.state.log_history if "loss" in entry}
+    assert logs[6]["ranks/tracked_step_ms"] > 0
+    assert logs[6]["scores/min"] <= logs[6]["scores/mean"] <= logs[6]["scores/max"]
+    assert not {"scores/mean", "ranks/tracked_step_ms"} & logs[12].keys()
+
+
+@pytest.mark.parametrize("directory", [None, "elsewhere"])
+def test_tensorboard_gets_everything_in_the_one_run_that_trainer_writes(run, tmp_path, monkeypatch, directory):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    if directory is not None:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / directory))
+    trainer, _ = run(tmp_path / "out", report_to=["tensorboard"])
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    assert file.is_relative_to(tmp_path / (directory or "out"))
+    events = accumulator.EventAccumulator(str(file))
+    events.Reload()
+    for log in (entry for entry in trainer.state.log_history if "loss" in entry):
+        for key, value in log.items():
+            if key not in ("step", "epoch"):
+                points = {event.step: event.value for event in events.Scalars(f"train/{key}")}
+                assert points[log["step"]] == pytest.approx(value)
+    expected = ("ranks/total", "ranks/mean_query", "scores/mean", "orthogonality", "ranks/tracked_step_ms", "loss")
+    assert {f"train/{name}" for name in expected} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("report_to", ["none", []])
+def test_without_reporters_nothing_is_written(run, tmp_path, monkeypatch, report_to):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "out", report_to=report_to)
+    assert not list(tmp_path.rglob("events*"))
+    assert os.listdir(tmp_path) in ([], ["out"])
+
+
+def test_evaluation_logs_are_left_alone(run, tmp_path):
+    trainer, _ = run(tmp_path, eval_strategy="steps", eval_steps=6)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluations) == 2
+    assert not any(key.startswith("ranks/") for entry in evaluations for key in entry)
+
+
+def test_the_record_has_the_setup_a_snapshot_a_log_and_every_adjustment(run, tmp_path):
+    path = tmp_path / "records" / "ranks.jsonl"
+    _, callback = run(tmp_path / "out", record=path)
+    rows = records(path)
+    assert [(row["kind"], row.get("step")) for row in rows] == [
+        ("layers", None),
+        ("snapshot", 0),
+        ("snapshot", 2),
+        ("adjustment", 3),
+        ("snapshot", 4),
+        ("adjustment", 5),
+        ("snapshot", 6),
+        ("adjustment", 7),
+        ("snapshot", 8),
+        ("snapshot", 10),
+        ("snapshot", 12),
+    ]
+    setup, start = rows[:2]
+    assert {layer["name"]: layer["rank"] for layer in setup["layers"]} == start["ranks"]
+    assert setup["schedule"]["adjustments"] == [3, 5, 7]
+    assert [row for row in rows if row["kind"] == "adjustment"] == callback.allocator.history
+    assert rows[-1]["ranks"] == callback.allocator.ranks
+
+
+def test_a_resume_cuts_the_record_back_to_its_checkpoint(run, tmp_path):
+    path = tmp_path / "ranks.jsonl"
+    run(tmp_path / "out", record=path, save_strategy="steps", save_steps=5)
+    whole = without_seconds(records(path))
+    with path.open("a") as file:
+        file.write('{"kind": "snapshot", "step": 1')  # a line that a crash cut short
+    run(tmp_path / "out", record=path, resume_at=5)
+    assert without_seconds(records(path)) == whole
+
+
+def test_a_record_that_is_gone_begins_anew_with_the_state_at_the_resume(run, tmp_path):
+    path = tmp_path / "ranks.jsonl"
+    run(tmp_path / "out", record=path, save_strategy="steps", save_steps=5)
+    whole = without_seconds(records(path))
+    shutil.move(path, tmp_path / "old.jsonl")
+    run(tmp_path / "out", record=path, resume_at=5)
+    rows = without_seconds(records(path))
+    assert rows[0]["kind"] == "layers" and rows[0]["budget"]["parameters"] == whole[0]["budget"]["parameters"]
+    assert (rows[1]["kind"], rows[1]["step"]) == ("snapshot", 5)
+    assert rows[2:] == [row for row in whole if row.get("step", 0) > 5]
