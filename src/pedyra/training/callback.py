@@ -107,7 +107,7 @@ class RankCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.allocator is not None
-        save_state(self.allocator, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        save_state(self.allocator, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
