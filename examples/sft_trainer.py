@@ -1,4 +1,4 @@
-"""Rank-adaptive LoRA with TRL's SFTTrainer (pip install "pedyra[sft]"). Run: python examples/sft_trainer.py [OUTPUT_DIR]
+"""Rank-adaptive LoRA with TRL's SFTTrainer (pip install "pedyra[sft]"). Run: python examples/sft_trainer.py [DIR]
 
 A tiny random Llama, and a word-level tokenizer made on the spot, so that nothing is downloaded.
 """
@@ -45,6 +45,7 @@ def main(output_dir: str = "runs/example_sft") -> RankCallback:
             logging_steps=20,
             save_strategy="no",
             report_to="none",
+            dataloader_pin_memory=False,
             bf16=False,
         ),
         train_dataset=rows(),

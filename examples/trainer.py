@@ -28,7 +28,13 @@ def main(output_dir: str = "runs/example_trainer") -> RankCallback:
     )
     callback = RankCallback(RankConfig())  # the one line
     arguments = TrainingArguments(
-        output_dir, max_steps=60, learning_rate=5e-3, logging_steps=20, save_strategy="no", report_to="none"
+        output_dir,
+        max_steps=60,
+        learning_rate=5e-3,
+        logging_steps=20,
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=False,
     )
     trainer = Trainer(model, arguments, train_dataset=rows(512, seed=1), callbacks=[callback])
     trainer.train()

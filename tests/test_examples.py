@@ -27,6 +27,7 @@ def test_trainer_moves_ranks_and_writes_a_plain_adapter(tmp_path: Path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # read by TRL
 def test_sft_trainer_moves_ranks_and_writes_a_plain_adapter(tmp_path: Path):
     pytest.importorskip("trl", reason="needs pedyra[sft]")
     callback = run("sft_trainer", str(tmp_path))
