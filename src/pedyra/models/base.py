@@ -58,7 +58,7 @@ def load_model(
     if section.name in TINY:
         model = _tiny_model(auto, section, head, len(tokenizer))
     else:
-        model = _from_pretrained(auto, _source(section), section, **_loading(section), **head)
+        model = _from_pretrained(auto, _source(section), section, **_loading(section, head), **head)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.quantization != "none":
         # Trainer turns gradient checkpointing on where `training` asks for it.
@@ -87,13 +87,15 @@ def _source(section: ModelSection) -> str:
     return str(PACKAGED[section.name]()) if section.name in PACKAGED else section.name
 
 
-def _loading(section: ModelSection) -> dict[str, Any]:
+def _loading(section: ModelSection, head: dict[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {"dtype": section.dtype}
     if section.attn_implementation is not None:
         arguments["attn_implementation"] = section.attn_implementation
     if section.quantization != "none":
         compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
-        arguments["quantization_config"] = quantization_config(section.quantization, compute)
+        arguments["quantization_config"] = quantization_config(
+            section.quantization, compute, heads=["classifier", "score"] if head else None
+        )
     return arguments
 
 
@@ -117,4 +119,4 @@ def _tiny_model(auto: Any, section: ModelSection, head: dict[str, Any], vocab_si
     # By way of a folder, since weights are quantised as they are read.
     with TemporaryDirectory() as folder:
         auto.from_config(config).save_pretrained(folder)
-        return _from_pretrained(auto, folder, section, **_loading(section))
+        return _from_pretrained(auto, folder, section, **_loading(section, head))

@@ -6,8 +6,12 @@ import torch
 from transformers import BitsAndBytesConfig
 
 
-def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8.
+def quantization_config(
+    quantization: str, compute_dtype: torch.dtype, heads: list[str] | None = None
+) -> BitsAndBytesConfig:
+    """QLoRA's setting for nf4 (double quantisation), LLM.int8 for int8; `heads` are modules to leave as they are.
+
+    transformers leaves a language model's head alone by itself (None), but not every new classification head.
 
     Raises ImportError with the line that installs bitsandbytes.
     """
@@ -18,10 +22,11 @@ def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAn
             f'model.quantization {quantization} needs bitsandbytes; run: pip install "pedyra[quant]"'
         ) from None
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=heads,  # used for 4 bits too
     )
