@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from pedyra.adapters.attach import adapted_layers, attach, detach, write_ranks
@@ -173,22 +173,17 @@ def test_layers_that_share_a_base_weight_have_their_own_triples():
     assert torch.equal(model(x), before)
 
 
-def test_rank_patterns_of_nested_names_do_not_collide(set_ranks, tmp_path):
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.q = nn.Linear(6, 6)
-
+@pytest.mark.parametrize("outer", ["enc", "top"])  # before and after "q" in the sorted file
+def test_rank_patterns_of_nested_names_do_not_collide(outer, set_ranks, tmp_path):
     class Nested(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.q, self.enc = nn.Linear(6, 6), Encoder()
+            self.q = nn.Linear(6, 6)
+            self.add_module(outer, nn.ModuleDict({"q": nn.Linear(6, 6)}))
 
         def forward(self, x):
-            return self.enc.q(torch.tanh(self.q(x)))
-
-    from peft import PeftModel
+            return self.get_submodule(f"{outer}.q")(torch.tanh(self.q(x)))
 
     model, x = get_peft_model(Nested(), LoraConfig(r=4, target_modules=["q"])), torch.randn(3, 6)
     set_ranks(model, [1, 5])

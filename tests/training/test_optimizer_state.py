@@ -128,6 +128,20 @@ def test_seeding_takes_the_mean_of_the_kept_rows_second_moment_only():
     assert torch.equal(state["step"], old["step"])
 
 
+@pytest.mark.parametrize("name", ["adamw-loop", "adam-amsgrad", "nadam", "rmsprop", "adagrad"])
+def test_seeded_a_new_row_never_outruns_the_kept_ones(name):
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    optimizer = OPTIMIZERS[name]([parameter])
+    follow(optimizer, parameter, [torch.ones(2, 3)] * 200)
+    change = replaced(parameter, [0, 1], 0, num_new=1)
+    move_state(optimizer, [change], new_moments="seed")
+    for _ in range(5):
+        before = change.new.detach().clone()
+        follow(optimizer, change.new, [torch.ones(3, 3)])
+        update = (before - change.new.detach()).mean(1)
+        assert 0 < float(update[2]) <= 1.01 * float(update[0])
+
+
 def test_a_layer_revived_from_rank_zero_starts_with_zero_moments():
     parameter = nn.Parameter(torch.randn(1, 2))
     optimizer = torch.optim.AdamW([parameter])
