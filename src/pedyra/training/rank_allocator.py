@@ -21,7 +21,15 @@ from pedyra.core.directions import gaussian_rows, orthogonal_rows
 from pedyra.core.pareto import effective_rank, singular_values, two_thirds_log_variance
 from pedyra.core.schedule import Schedule, ema_window, moves_at, resolve_schedule
 from pedyra.training.input_energy import InputEnergy
-from pedyra.training.optimizer_state import adopt, check_optimizer, check_state, move_state, unwrapped
+from pedyra.training.optimizer_state import (
+    adopt,
+    check_optimizer,
+    check_state,
+    drop_unfit_state,
+    move_state,
+    rekey_state,
+    unwrapped,
+)
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient, layer_orthogonality
 from pedyra.training.scores import TripleScores
 
@@ -113,6 +121,7 @@ class RankAllocator:
         for layer in self.layers:
             _claim(layer, self)
             adopt(self.optimizer, layer.a.A, layer.a.E, layer.name)
+        self._held = self.triples()
         self.step = 0
         self.history: list[dict[str, Any]] = []
         """The adjustment records, oldest first; see `after_step`."""
@@ -131,6 +140,10 @@ class RankAllocator:
     def parameters(self) -> int:
         """Trainable parameters of the adapted triples, now."""
         return sum(layer.rank * layer.cost for layer in self.layers)
+
+    def triples(self) -> list[nn.Parameter]:
+        """A, E, B of every layer, now."""
+        return [parameter for layer in self.layers for parameter in (layer.a.A, layer.a.E, layer.b.weight)]
 
     def tracks(self, step: int) -> bool:
         """Whether step `step` (1-based) is observed: only the steps an EMA still remembers at an adjustment are."""
@@ -179,13 +192,23 @@ class RankAllocator:
         Raises:
             ValueError: the tensors do not fit these ranks.
         """
+        self._held = self.triples()
+        self.scores.restart()  # of the size of these ranks
         self.scores.load_tensors(tensors)
         self.step, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
         self._prepare_next_step()
 
     def release(self) -> None:
-        """Take the hooks off and give the adapter free; the triples stay attached."""
+        """Take the hooks off and give the adapter free; the triples stay attached.
+
+        Triples that were loaded into the model since the last step (the best checkpoint, a resume in the same
+        Trainer) take the place of the old ones in the optimizer, which would otherwise train what is gone.
+        """
+        loaded = {o: n for o, n in zip(self._held, self.triples(), strict=True) if o is not n}
+        rekey_state(self.optimizer, loaded)
+        drop_unfit_state(self.optimizer, list(loaded.values()))
+        self._held = self.triples()
         if self._inputs is not None:
             self._inputs.remove()
         for layer in self.layers:
@@ -314,6 +337,7 @@ class RankAllocator:
                 install(layer, *(replacement.new for replacement in changes[layer.name]))
         self.scores.resize(changes)
         move_state(self.optimizer, replacements, new_moments=self.config.new_moments)
+        self._held = self.triples()
         write_ranks(self.model, self.adapter_name)
         assert self.ranks == plan.ranks
         if self.policy is bidirectional and self.config.budget == "parameters":
