@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from pedyra.models.packaged import minilm_folder, smollm2_folder
-from pedyra.models.quantized import quantization_config
+from pedyra.models.quantized import keep_weight_layout, quantization_config
 from pedyra.models.tiny import tiny_config, tiny_tokenizer
 from pedyra.recipe import LoraSection, ModelSection
 
@@ -63,6 +63,7 @@ def load_model(
     if section.quantization != "none":
         # Trainer turns gradient checkpointing on where `training` asks for it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        keep_weight_layout(model)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 
@@ -30,3 +31,14 @@ def quantization_config(
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=heads,  # used for 4 bits too
     )
+
+
+def keep_weight_layout(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 at the first evaluation.
+
+    The repacked layout computes slightly different numbers, cannot be dequantised, and breaks the training steps that
+    follow the evaluation. Elsewhere this changes nothing.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
