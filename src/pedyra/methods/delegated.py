@@ -6,8 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from pedyra.adapters.attach import attach
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import no_settings
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
@@ -16,4 +18,55 @@ def prepare_lora(
     base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
 ) -> Adaptation:
     """LoRA (Hu et al. 2021) as `recipe.lora` describes it."""
+    no_settings(recipe)
+    return Adaptation(model=with_lora(base_model, recipe))
+
+
+def prepare_pissa(
+    base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
+) -> Adaptation:
+    """PiSSA (Meng et al. 2024): LoRA from the top singular triples of the weight; the frozen weight is the rest.
+
+    The triples are attached with E frozen at 1, which trains exactly as PEFT does, for what attaching adds on disk:
+    an ordinary LoRA against the pristine weight (of rank 2r), where PEFT's own folder needs the SVD again. The
+    authors set alpha = r; the recipe decides, and W - s B A keeps the function whatever the scaling s.
+    """
+    no_settings(recipe)
+    init = recipe.lora.init
+    own = isinstance(init, str) and init.startswith("pissa")
+    if not own and init is not True:
+        raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
+    if recipe.model.quantization != "none":
+        raise ValueError(
+            f"model.quantization is {recipe.model.quantization!r}, but PiSSA decomposes the weight before it is "
+            f"quantised and rewrites it; use none, or method qlora"
+        )
+    model = with_lora(base_model, recipe, init=init if own else "pissa")
+    for layer in attach(model):
+        layer.a.E.requires_grad_(False)
+    return Adaptation(model=model)
+
+
+def prepare_dora(
+    base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
+) -> Adaptation:
+    """DoRA (Liu et al. 2024): LoRA of the direction, and a trained magnitude per output, `out` more per layer."""
+    no_settings(recipe)
+    return Adaptation(model=with_lora(base_model, recipe, use_dora=True))
+
+
+def prepare_qlora(
+    base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
+) -> Adaptation:
+    """QLoRA (Dettmers et al. 2023): LoRA over frozen weights in 4 bits (NF4, double quantisation).
+
+    The adapter is LoRA's, and so is its number of parameters; packed weights halve the denominator of a percentage.
+    The authors' paged AdamW is `training.optim: paged_adamw_32bit`.
+
+    Raises:
+        ValueError: the base model is not quantised.
+    """
+    no_settings(recipe)
+    if not getattr(base_model, "is_quantized", False):
+        raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
     return Adaptation(model=with_lora(base_model, recipe))

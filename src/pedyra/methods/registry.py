@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import Any
 
 from pedyra.methods.method import Adaptation, Method, Prepare
+from pedyra.recipe import Recipe
 
 
-def _prepare_in(module: str, function: str = "prepare") -> Prepare:
+def _in(module: str, function: str = "prepare") -> Prepare:
     """`function` of pedyra.methods.<module>, imported when it is first called."""
 
     def prepare(*args: Any, **kwargs: Any) -> Adaptation:
@@ -18,9 +19,63 @@ def _prepare_in(module: str, function: str = "prepare") -> Prepare:
     return prepare
 
 
+def _with_nf4(recipe: Recipe) -> Recipe:
+    """QLoRA's weights are nf4 unless the recipe asks for int8."""
+    if recipe.model.quantization != "none":
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": "nf4"})})
+
+
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (Method("lora", "LoRA (Hu et al. 2021), PEFT's own", _prepare_in("delegated", "prepare_lora")),)
+    for method in (
+        Method("lora", "LoRA (Hu et al. 2021)", _in("delegated", "prepare_lora")),
+        Method("lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", _in("loraplus")),
+        Method(
+            "pissa",
+            "LoRA from the weight's top triples (Meng et al. 2024)",
+            _in("delegated", "prepare_pissa"),
+        ),
+        Method(
+            "dora",
+            "LoRA of a direction, with its magnitude (Liu et al. 2024)",
+            _in("delegated", "prepare_dora"),
+        ),
+        Method(
+            "qlora",
+            "LoRA over weights in 4 bits (Dettmers et al. 2023)",
+            _in("delegated", "prepare_qlora"),
+            resolve=_with_nf4,
+        ),
+        Method("randlora", "full-rank from scaled random bases (Albert et al. 2025)", _in("randlora")),
+        Method("eva", "LoRA with ranks and A from the inputs (Paischer et al. 2024)", _in("eva")),
+        Method("gora", "LoRA with ranks and start from the gradient (He et al. 2025)", _in("gora")),
+        Method("para", "LoRA of higher rank, cut after training at one threshold (2026)", _in("para")),
+        Method(
+            "adalora",
+            "AdaLoRA (Zhang et al. 2023), PEFT's own: masked ranks",
+            _in("adalora"),
+            resumable=False,
+        ),
+        Method("adalora-svd", "AdaLoRA with ranks that are removed", _in("adalora_svd")),
+        Method(
+            "increlora",
+            "grows by the update's sensitivity (Zhang F. et al. 2023)",
+            _in("increlora"),
+        ),
+        Method(
+            "triadaptlora",
+            "grows where a core's norm rises (Liang et al. 2025)",
+            _in("triadaptlora"),
+        ),
+        Method("elalora", "moves by each layer's weakest triples (Chang et al. 2025)", _in("elalora")),
+        Method("l1ra", "gates under an L1 penalty; closed ones move (Singh et al. 2025)", _in("l1ra")),
+        Method("prune", "PE-DyRA's scores, pruning only (Table 5)", _in("prune")),
+        Method("expand", "PE-DyRA's scores, expansion only (Table 5)", _in("expand")),
+        Method("random", "PE-DyRA's moves, at random (Fig. 4a)", _in("random_moves")),
+        Method("pedyra-paper", "PE-DyRA to the letter", _in("pedyra")),
+        Method("pedyra", "PE-DyRA with our defaults", _in("pedyra")),
+    )
 }
 
 

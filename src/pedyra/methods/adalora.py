@@ -1,0 +1,155 @@
+"""AdaLoRA (Zhang et al. 2023) as PEFT has it, called at the right moments; `adalora-svd` is the one that shrinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import AdaLoraConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pedyra.core.schedule import resolve_schedule
+from pedyra.methods.adapter import with_adapter
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
+from pedyra.models import lora_config
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLoraSettings:
+    """Settings of AdaLoRA."""
+
+    initial_rank: int | None = None
+    """Rank of each layer at the start. None: 1.5 lora.r, the authors' convention; lora.r is what remains."""
+
+    def __post_init__(self) -> None:
+        rank = self.initial_rank
+        require(rank is None or rank >= 1, f"method_settings.initial_rank is {rank}; a rank is at least 1")
+
+
+def initial_rank(settings: AdaLoraSettings, r: int) -> int:
+    """The rank a run starts with, for an average of `r` at its end; ValueError unless it is higher."""
+    initial = max(r + 1, round(1.5 * r)) if settings.initial_rank is None else settings.initial_rank
+    if initial <= r:
+        raise ValueError(
+            f"method_settings.initial_rank is {initial}, but AdaLoRA prunes from it down to lora.r ({r}); raise it, or "
+            f"use method lora for a constant rank"
+        )
+    return initial
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """PEFT's AdaLoRA, from 1.5 lora.r to lora.r per layer on average.
+
+    `rank.initial_warmup`, `rank.interval` and `rank.final_warmup` are tinit, deltaT and tfinal; the total number of
+    steps comes from the Trainer. `rank.beta1`, `rank.beta2` and `rank.orth_weight` (0.1, as in the authors' scripts;
+    PEFT's own 0.5 is in none) are AdaLoRA's. Masked ranks stay in memory and come back between two masks: it is a
+    PEFT property, as are 1.5 times the trainable parameters all along. The penalty is left out while evaluating, so
+    that an evaluation loss is the task's.
+
+    Raises:
+        ValueError: DoRA, rsLoRA or another start, which PEFT's AdaLoRA ignores or refuses.
+    """
+    settings = method_settings(recipe, AdaLoraSettings)
+    refuse_lora(recipe, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
+    ranks = rank_config(recipe, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
+    lora = lora_config(recipe.lora, recipe.data.kind)
+    config = AdaLoraConfig(
+        task_type=lora.task_type,
+        init_r=initial_rank(settings, recipe.lora.r),
+        target_r=recipe.lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules=lora.target_modules,
+        exclude_modules=lora.exclude_modules,
+        bias=recipe.lora.bias,
+        modules_to_save=lora.modules_to_save,
+        beta1=ranks.beta1,
+        beta2=ranks.beta2,
+        orth_reg_weight=ranks.orth_weight,
+        total_step=1,  # until the callback knows it
+    )
+    model = with_adapter(base_model, config, recipe.seed)
+    schedule = {name: getattr(ranks, name) for name in ("initial_warmup", "interval", "final_warmup")}
+    return Adaptation(model=model, callbacks=[AdaLoraCallback(model, schedule)])
+
+
+class AdaLoraCallback(TrainerCallback):
+    """Calls PEFT's allocator after every optimizer step, as the authors' trainer does, and refuses what would crash it.
+
+    Args:
+        model: a PeftModel with an AdaLoRA adapter "default".
+        schedule: initial_warmup, interval and final_warmup, in steps or fractions of the run.
+    """
+
+    def __init__(self, model: PeftModel, schedule: dict[str, int | float]) -> None:
+        self.model, self.schedule = model, schedule
+        self.config: Any = model.peft_config["default"]
+        self._checked = False
+        self._without_penalty_in_evaluation()
+        model.register_load_state_dict_pre_hook(_refuse_pruned)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "training.load_best_model_at_end is true, but PEFT cannot load a pruned AdaLoRA adapter into the model "
+                "that trained it; set it to false, or use method adalora-svd"
+            )
+        if args.label_smoothing_factor > 0 and self.config.orth_reg_weight > 0:
+            raise ValueError(
+                "training.label_smoothing_factor computes its own loss, without AdaLoRA's orthogonality term; set it "
+                "to 0, or rank.orth_weight to 0"
+            )
+        schedule = resolve_schedule(state.max_steps, **self.schedule)
+        self.config.total_step = schedule.total_steps
+        self.config.tinit, self.config.tfinal = schedule.initial_warmup, schedule.final_warmup
+        self.config.deltaT = schedule.interval
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._checked:
+            return
+        for name, parameter in self.model.named_parameters():
+            if "lora_" in name and parameter.requires_grad and parameter.grad is None:
+                layer = name.split(".lora_")[0].removeprefix("base_model.model.")
+                raise ValueError(
+                    f"{layer} takes no part in the loss, so PEFT's AdaLoRA has no gradient to score it by; leave it "
+                    f"out with lora.exclude_modules, or use method adalora-svd"
+                )
+        self._checked = True
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        tuner: Any = self.model.base_model
+        tuner.update_and_allocate(state.global_step + 1)  # Trainer counts the step only later
+
+    def _without_penalty_in_evaluation(self) -> None:
+        weight = self.config.orth_reg_weight
+
+        def before(module: nn.Module, args: Any) -> None:
+            self.config.orth_reg_weight = weight if module.training else 0.0
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self.config.orth_reg_weight = weight
+
+        self.model.base_model.register_forward_pre_hook(before)
+        self.model.base_model.register_forward_hook(after)
+
+
+def _refuse_pruned(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Resuming: the checkpoint holds the pruned triples only, the live model all of them; PEFT fails in torch."""
+    live = module.state_dict()
+    for name, value in state_dict.items():
+        if "lora_E" in name and name in live and live[name].shape != value.shape:
+            raise ValueError(
+                "PEFT's AdaLoRA cannot resume from a checkpoint that was written after its first pruning; start the "
+                "run anew, or use method adalora-svd"
+            )

@@ -1,0 +1,19 @@
+"""A model whose ranks move in training: the recipe's LoRA with triples attached, and the callback that moves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftModel
+
+from pedyra.adapters.attach import attach
+from pedyra.config import RankConfig
+from pedyra.methods.method import Adaptation
+from pedyra.training.callback import RankCallback
+from pedyra.training.rule import Policy, Rule
+
+
+def adaptive(model: PeftModel, config: RankConfig, rule: Policy | Rule, record_to: Path | None) -> Adaptation:
+    """The Adaptation of a method that is `rule` with `config`; its only callback is the RankCallback."""
+    attach(model, start=config.start, seed=config.seed)
+    return Adaptation(model=model, callbacks=[RankCallback(config, record_to=record_to, policy=rule)])

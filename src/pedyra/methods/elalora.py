@@ -1,0 +1,122 @@
+"""ElaLoRA (Chang et al. 2025): prune and expand by the weakest triples of each layer, at a conserved budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.resize import NewTriples
+from pedyra.core.allocation import RankPlan, Scores
+from pedyra.core.directions import orthogonal_rows
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.adaptive import adaptive
+from pedyra.methods.budget import elapsed, means, plan, units
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+from pedyra.training.rank_allocator import Situation
+from pedyra.training.rule import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElaLoraSettings:
+    """Settings of ElaLoRA; the defaults are those of its GLUE scripts."""
+
+    per_layer: int = 2
+    """k: candidates per layer, and so the most ranks it can lose or gain at once."""
+    decay: bool = True
+    """b(t) = round(b_0 (1 - p^3)) over the window, b_0 = `rank.moves` (4); false: b_0 throughout."""
+
+    def __post_init__(self) -> None:
+        require(self.per_layer >= 1, f"method_settings.per_layer is {self.per_layer}; at least one rank moves")
+
+
+def candidates(scores: Scores, per_layer: int) -> list[tuple[float, int, int, str]]:
+    """(score, layer position, triple, layer) of each layer's min(k, r - 1) lowest triples, lowest first."""
+    found = []
+    for position, (name, values) in enumerate(scores.items()):
+        order = sorted(range(len(values)), key=lambda index: (values[index], index))
+        found += [(values[index], position, index, name) for index in order[: min(per_layer, len(values) - 1)]]
+    return sorted(found)
+
+
+def exchange(
+    ordered: list[tuple[float, int, int, str]],
+    moves: int,
+    ranks: Mapping[str, int],
+    max_ranks: Mapping[str, int],
+    costs: Mapping[str, int],
+    spare: int,
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Prune the `moves` lowest candidates; the highest ones bring their layers a rank each, while affordable."""
+    pruned: dict[str, list[int]] = {}
+    for _, _, index, name in ordered[:moves]:
+        pruned.setdefault(name, []).append(index)
+        spare += costs[name]
+    added: dict[str, int] = {}
+    for _, _, _, name in sorted(ordered, key=lambda candidate: -candidate[0]):
+        if sum(added.values()) == moves:
+            break
+        rank = ranks[name] - len(pruned.get(name, ())) + added.get(name, 0)
+        if costs[name] <= spare and rank < max_ranks[name]:
+            added[name] = added.get(name, 0) + 1
+            spare -= costs[name]
+    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}, added
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """ElaLoRA's policy, with b_0 = `moves`."""
+
+    moves: int
+    settings: ElaLoraSettings
+
+    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+        factor = 1 - elapsed(now) ** 3 if self.settings.decay else 1.0
+        ordered = candidates(scores, self.settings.per_layer)
+        moves = min(round(self.moves * factor), len(ordered))
+        spare = now.spare if now.budget == "parameters" else 0
+        pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, units(now), spare)
+        return plan(scores, pruned, added, means(scores))
+
+
+def orthogonal_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
+    """Unit vectors orthogonal to the layer's rows and columns, and e = min(min |E|, 1e-13)."""
+    E = layer.a.E.detach().abs()
+    smallest = min(float(E.min()), 1e-13) if len(E) else 1e-13
+    A = orthogonal_rows(layer.a.A.detach(), num, norm=1.0, generator=generator)
+    B = orthogonal_rows(layer.b.weight.detach().T, num, norm=1.0, generator=generator)
+    return NewTriples(A, torch.full((num,), smallest), B.T)
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """ElaLoRA at the conserved budget of lora.r, in ranks (`rank.budget: parameters` counts those instead).
+
+    Start, scaling (alpha / lora.r) and scores are AdaLoRA's. Each layer offers its k lowest triples, never its last;
+    the b lowest of all offers go, and the layers of the b highest, whose weakest triples are still strong, grow.
+
+    Departs from the authors' code, and why: Adam's state follows the kept rows (theirs builds a new optimizer at each
+    adjustment, which loses all of it, drops the weight-decay groups, and leaves the schedule on the old one, so
+    that the learning rate stays at its peak); exactly b triples go (their `<=` takes all ties); new rows are
+    orthogonal to the span of the old ones (their single Gram-Schmidt pass is so only for orthonormal rows); the scores
+    read the weight before the optimizer step.
+    """
+    settings = method_settings(recipe, ElaLoraSettings)
+    refuse_lora(recipe, "ElaLoRA defines its own start and scaling", "init", "use_rslora")
+    if recipe.lora.r < 2:
+        raise ValueError("lora.r is 1, but ElaLoRA never takes a layer's last rank, so nothing can move; raise lora.r")
+    config = rank_config(
+        recipe,
+        open_fields=("moves", "beta1", "beta2", "orth_weight", "budget", "max_rank"),
+        **dict(moves=4),
+        **dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1),
+    )
+    assert config.moves is not None
+    rule = Rule(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples)
+    return adaptive(with_lora(base_model, recipe), config, rule, record_to)

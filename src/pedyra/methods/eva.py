@@ -1,0 +1,72 @@
+"""EVA (Paischer et al. 2024): ranks and A from the principal components of each layer's inputs. PEFT's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import EvaConfig, LoraConfig, initialize_lora_eva_weights
+from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
+from transformers import PreTrainedModel
+
+from pedyra.methods.adapter import with_adapter
+from pedyra.methods.batches import training_batches
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.models import lora_config
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaSettings:
+    """Settings of EVA; the names are those of peft.EvaConfig."""
+
+    rho: float = 2.0
+    """A layer's rank is at most rho r."""
+    tau: float = 0.99
+    """Cosine similarity at which a component counts as converged."""
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.rho >= 1, f"method_settings.rho is {self.rho}; a layer's rank is at most rho r, so 1 or more")
+        require(0 < self.tau < 1, f"method_settings.tau is {self.tau}; a cosine similarity in (0, 1)")
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """LoRA whose A rows are the top right-singular vectors of the layer's inputs over the training rows, B = 0.
+
+    The budget of layers x r ranks goes, once, to the components that explain most variance over all layers; a layer
+    that gets none is not adapted. The scaling stays alpha / r. Padding, and for causal_lm the prompt (label -100),
+    are left out, as in PEFT.
+    """
+    settings = method_settings(recipe, EvaSettings)
+    refuse_lora(recipe, "EVA is a start of its own", "init")
+    config = lora_config(recipe.lora, recipe.data.kind)
+    config.init_lora_weights = "eva"
+    config.eva_config = EvaConfig(
+        rho=settings.rho,
+        tau=settings.tau,
+        whiten=settings.whiten,
+        use_label_mask=recipe.data.kind == "causal_lm",  # a classifier has one label a row, not one a token
+    )
+    assert isinstance(config, LoraConfig)
+    batches = training_batches(task, recipe)
+    first = next(iter(batches))
+    tokens = int(first.get("attention_mask", first["input_ids"]).sum())
+    needed = round(recipe.lora.r * settings.rho)
+    if tokens < needed:
+        raise ValueError(
+            f"a batch has {tokens} tokens, but EVA needs {needed} (lora.r x method_settings.rho) for as many "
+            f"components; raise training.per_device_train_batch_size"
+        )
+    model = with_adapter(base_model, config, recipe.seed)
+    initialize_lora_eva_weights(model, batches, prepare_layer_inputs_fn=_tokens, show_progress_bar=False)
+    return Adaptation(model=model)
+
+
+def _tokens(layer_input: Any, mask: Any, layer_name: str) -> Any:
+    """PEFT's choice of tokens; a layer that sees one vector a row, such as BERT's pooler, has none to leave out."""
+    x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
+    return x.contiguous() if x.dim() == 2 else prepare_layer_inputs_fn_language_modeling(layer_input, mask, layer_name)

@@ -1,0 +1,69 @@
+"""Expand only (Table 5): PE-DyRA's scores and expansion, nothing is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from pedyra.core.allocation import RankPlan, Scores, round_robin
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.adaptive import adaptive
+from pedyra.methods.budget import means, part_done, plan, spent, uniform, units
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import SCORE_FIELDS, method_settings, rank_config, refuse_lora, require
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+from pedyra.training.rank_allocator import Situation
+from pedyra.training.rule import Rule, unchecked
+
+
+@dataclass(frozen=True)
+class Expand:
+    """From a uniform rank `initial` to the budget of a uniform rank `final`, the same amount at every adjustment."""
+
+    initial: int
+    final: int
+
+    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+        costs = units(now)
+        first, last = uniform(self.initial, costs), uniform(self.final, costs)
+        budget = first + int((last - first) * part_done(now))
+        layer_scores = means(scores)
+        ranking = sorted(scores, key=lambda name: -layer_scores[name] / costs[name])  # stable: ties in layer order
+        added = round_robin(ranking, now.ranks, now.max_ranks, costs, budget - spent(now.ranks, costs))
+        return plan(scores, {}, added, layer_scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandSettings:
+    """Settings of the expand-only ablation."""
+
+    initial_rank: int | None = None
+    """Rank of each layer at the start. None: half of lora.r, at least 1."""
+
+    def __post_init__(self) -> None:
+        rank = self.initial_rank
+        require(rank is None or rank >= 1, f"method_settings.initial_rank is {rank}; a rank is at least 1")
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """The ablation "+Expand": starts at lora.r / 2 and grows to the budget of lora.r.
+
+    The paper gives neither its initial rank nor its schedule; this one adds equally much at each adjustment, to the
+    layers with the highest Eq. (7), one triple each. Scores, start and budget are set as for pedyra, in
+    `recipe.rank`.
+    """
+    settings = method_settings(recipe, ExpandSettings)
+    refuse_lora(recipe, "its scaling depends on the initial rank", "use_rslora")
+    config = rank_config(recipe, open_fields=SCORE_FIELDS)
+    final = recipe.lora.r
+    initial = max(1, final // 2) if settings.initial_rank is None else settings.initial_rank
+    if initial >= final:
+        raise ValueError(
+            f"method expand starts at rank {initial} and grows to lora.r, {final}, so nothing can grow; raise lora.r "
+            f"or lower method_settings.initial_rank"
+        )
+    model = with_lora(base_model, recipe, r=initial, alpha=recipe.lora.alpha * initial / final)
+    return adaptive(model, config, Rule(policy=Expand(initial, final), check=unchecked), record_to)

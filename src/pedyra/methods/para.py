@@ -1,0 +1,89 @@
+"""PARA (2026): train a LoRA of higher rank, then cut all layers at one threshold on their singular values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from pedyra.adapters.attach import AdaptedLayer, attach, detach, write_ranks
+from pedyra.adapters.resize import install, resized
+from pedyra.core.allocation import Scores
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.budget import lowest_worth
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParaSettings:
+    """Settings of PARA."""
+
+    factor: int = 4
+    """The LoRA that is trained has rank factor x lora.r; 4 to 10 are the authors' 75 to 90 % fewer parameters."""
+    budget: str = "parameters"
+    """What the cut may keep of the uniform rank lora.r: its "parameters", or its "ranks"."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.factor >= 2,
+            f"method_settings.factor is {self.factor}; the trained rank must exceed lora.r: 2 or more, or method lora",
+        )
+        known = ("parameters", "ranks")
+        require(self.budget in known, f"method_settings.budget is {self.budget!r}; it must be parameters or ranks")
+
+
+def truncate(model: PeftModel, rank: int, budget: str) -> dict[str, int]:
+    """Keep the largest singular triples of the updates of all layers, to the budget of a uniform `rank`; in place.
+
+    One threshold for all layers, on the singular values of s B A, or, at a budget of parameters, on these over the
+    parameters of a triple. A layer may lose all. Nothing is merged, so a quantised base is as good as any. Returns
+    the ranks.
+    """
+    layers = attach(model, start="svd")  # the update's exact singular triples; E holds the values
+    scores: Scores = {layer.name: _singular_values(layer) for layer in layers}
+    widths = {layer.name: layer.a.in_features + layer.b.out_features for layer in layers}
+    costs = dict.fromkeys(widths, 1) if budget == "ranks" else widths
+    excess = sum(len(values) * costs[name] for name, values in scores.items()) - rank * sum(costs.values())
+    pruned = lowest_worth(scores, costs, excess, min_rank=0)
+    for layer in layers:
+        install(layer, *(change.new for change in resized(layer, pruned.get(layer.name, ()), None)))
+    write_ranks(model)
+    detach(model)
+    return {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
+
+
+def _singular_values(layer: AdaptedLayer) -> list[float]:
+    return (layer.scaling * layer.a.E.detach().abs()).tolist()
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """LoRA of rank factor x lora.r at the scaling of lora.r, cut after training to the budget of lora.r.
+
+    While it trains it has `factor` times the parameters of the other methods; what is evaluated and saved has theirs.
+
+    Raises:
+        ValueError: a start that rewrites the base: cutting its triples would cut pre-trained content.
+    """
+    settings = method_settings(recipe, ParaSettings)
+    refuse_lora(recipe, "the scaling would change with the trained rank", "use_rslora")
+    init: Any = recipe.lora.init
+    if isinstance(init, str) and init.startswith(("pissa", "olora")):
+        raise ValueError(
+            f"lora.init is {init!r}, which moves pre-trained content into the adapter, and PARA would cut it away; "
+            f"leave it out"
+        )
+    r = settings.factor * recipe.lora.r
+    model = with_lora(base_model, recipe, r=r, alpha=recipe.lora.alpha * settings.factor)
+
+    @torch.no_grad()
+    def finish() -> None:
+        truncate(model, recipe.lora.r, settings.budget)
+
+    return Adaptation(model=model, finish=finish)

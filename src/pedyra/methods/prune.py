@@ -1,0 +1,50 @@
+"""Prune only (Table 5): PE-DyRA's scores and pruning, nothing grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from pedyra.core.allocation import RankPlan, Scores
+from pedyra.methods.adalora import AdaLoraSettings, initial_rank
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.adaptive import adaptive
+from pedyra.methods.budget import lowest_worth, means, part_done, plan, spent, uniform, units
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import SCORE_FIELDS, method_settings, rank_config, refuse_lora
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+from pedyra.training.rank_allocator import Situation
+
+
+@dataclass(frozen=True)
+class Prune:
+    """From a uniform rank `initial` to the budget of a uniform rank `final`, the same amount at every adjustment."""
+
+    initial: int
+    final: int
+
+    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+        costs = units(now)
+        first, last = uniform(self.initial, costs), uniform(self.final, costs)
+        budget = last + int((first - last) * (1 - part_done(now)))
+        pruned = lowest_worth(scores, costs, spent(now.ranks, costs) - budget, now.min_rank)
+        return plan(scores, pruned, {}, means(scores))
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """The ablation "+Prune": starts at 1.5 lora.r (AdaLoRA's convention) and ends at the budget of lora.r.
+
+    The paper gives neither its initial rank nor its schedule; this one removes equally much at each adjustment, so
+    that the final phase runs at the budget of every other method. What the scores, the start and the budget are is
+    set as for pedyra, in `recipe.rank`.
+    """
+    settings = method_settings(recipe, AdaLoraSettings)
+    refuse_lora(recipe, "its scaling depends on the initial rank", "use_rslora")
+    config = rank_config(recipe, open_fields=SCORE_FIELDS)
+    initial = initial_rank(settings, recipe.lora.r)
+    alpha = recipe.lora.alpha * initial / recipe.lora.r  # the scaling is that of lora.r
+    model = with_lora(base_model, recipe, r=initial, alpha=alpha)
+    return adaptive(model, config, Prune(initial, recipe.lora.r), record_to)

@@ -1,0 +1,181 @@
+"""TriAdaptLoRA (Liang et al. 2025): B C A with a core of two triangles, grown where the core's norm rises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.adapters.factors import AFactor
+from pedyra.adapters.resize import NewTriples, Replacement
+from pedyra.config import RankConfig
+from pedyra.core.allocation import RankPlan, Scores, round_robin
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.adaptive import adaptive
+from pedyra.methods.budget import is_last, means, plan
+from pedyra.methods.increlora import growth
+from pedyra.methods.layer_scores import LayerScores
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+from pedyra.training.rank_allocator import Situation
+from pedyra.training.rule import Rule, unchecked
+
+STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriAdaptSettings:
+    """Settings of TriAdaptLoRA."""
+
+    add: int | None = None
+    """Ranks a growing layer gains. None: lora.r / 2, at least 1, the authors' default."""
+    mode: str = "linear"
+    """How the number of growing layers follows the part c of the run that is over: linear R c, or nonlinear R^c."""
+
+    def __post_init__(self) -> None:
+        require(self.add is None or self.add >= 1, f"method_settings.add is {self.add}; at least 1")
+        known = ("linear", "nonlinear")
+        require(self.mode in known, f"method_settings.mode is {self.mode!r}; it must be linear or nonlinear")
+
+
+class CoreFactor(AFactor):
+    """The `lora_A` slot with a core: x -> (C A) x, C = C_low + C_up `(r, r)`, both with the diagonal.
+
+    E holds the core packed, `(r (r + 1),)`: rank n adds a row of n entries to C_low and a column of n to C_up, so that
+    growing appends and moves nothing.
+    """
+
+    @property
+    def core(self) -> Tensor:
+        """C, `(r, r)`."""
+        rank = self.out_features
+        places = _places(rank).to(self.E.device)
+        return self.E.new_zeros(rank * rank).index_add(0, places, self.E).view(rank, rank)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.core @ self.A
+
+    def unit_core(self, rank: int) -> Tensor:
+        """The packed core whose C is the identity: half of the diagonal in each triangle."""
+        places = _places(rank)
+        return torch.where(places % (rank + 1) == 0, 0.5, 0.0)
+
+
+@lru_cache(maxsize=256)
+def _places(rank: int) -> Tensor:
+    """Flat index into C of every packed entry: row n of C_low, column n of C_up, for n = 1, 2, ..."""
+    flat = []
+    for n in range(rank):
+        flat += [n * rank + j for j in range(n + 1)]
+        flat += [i * rank + n for i in range(n + 1)]
+    return torch.tensor(flat)
+
+
+class CoreNorms(LayerScores):
+    """A layer's score: the increase of ||C||_F / r since the last growth check. It needs no gradient."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> None:
+        super().__init__(layers, ("previous",))
+        self.state["previous"] = self.norms()
+        self._checked = self.state["previous"]
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """||C||_F / r of every layer, now."""
+        factors: list[Any] = [layer.a for layer in self.layers]
+        return torch.stack([factor.core.norm() / factor.out_features for factor in factors])
+
+    def layer_scores(self) -> Tensor:
+        self._checked = self.norms()
+        return self._checked - self.state["previous"]
+
+    def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
+        self.state["previous"] = self._checked  # as it was before the growth
+
+
+def growing_layers(missing: int, part: float, layers: int, mode: str) -> int:
+    """m: int(R c) or int(R^c) of the R ranks that are missing, when the part c of the run is over; within [1, L]."""
+    wanted = int(missing * part) if mode == "linear" else int(math.exp(part * math.log(missing)))
+    return min(max(wanted, 1), layers)
+
+
+@dataclass(frozen=True)
+class GrowByCore:
+    """TriAdaptLoRA's policy."""
+
+    final: int
+    add: int
+    mode: str
+
+    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+        layer_scores = means(scores)
+        missing = self.final * len(scores) - sum(now.ranks.values())
+        if missing == 0:
+            return plan(scores, {}, {}, layer_scores)
+        below = {name: rank for name, rank in now.ranks.items() if rank + self.add <= now.max_ranks[name]}
+        if is_last(now):
+            ranking = sorted(scores, key=lambda name: -layer_scores[name])
+            gains = round_robin(ranking, now.ranks, now.max_ranks, dict.fromkeys(scores, 1), missing)
+        else:
+            warmup = now.schedule.initial_warmup
+            part = (now.step - warmup) / (now.schedule.total_steps - warmup)
+            top = growing_layers(missing, part, len(scores), self.mode)
+            gains = growth(layer_scores, below, missing, top, self.add)
+        rescale = {name: now.ranks[name] / (now.ranks[name] + gain) for name, gain in gains.items()}
+        return plan(scores, {}, gains, layer_scores, rescale)
+
+
+def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
+    """Packed entries of `num` ranks beyond `rank`, N(0, 0.02^2)."""
+    return torch.randn((rank + num) * (rank + num + 1) - rank * (rank + 1), generator=generator) * STD
+
+
+def gaussian_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
+    """A, B and the core's new row and column ~ N(0, 0.02^2)."""
+    A = torch.randn(num, layer.a.in_features, generator=generator) * STD
+    B = torch.randn(layer.b.out_features, num, generator=generator) * STD
+    return NewTriples(A, gaussian_core(layer.rank, num, generator), B)
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """TriAdaptLoRA from rank 1 per layer to a total of layers x lora.r ranks.
+
+    dW = (alpha / r) B C A with the current r: growing from r to r' leaves r / r' of the contribution. At first A and C
+    ~ N(0, 0.02^2) and B = 0; later ranks are Gaussian throughout. This is the start on which three of the authors'
+    seven variants agree; in two others B and C start at zero together, and no gradient is ever other than zero. On
+    disk C is folded into A: an ordinary LoRA.
+
+    Departs from the authors' code, and why: the norm is divided by the rank in all cases (their block variants divide
+    by the number of blocks); the layers with the highest scores grow, not all at the threshold, and the last one only
+    by what is missing, so that the budget is met exactly; what is still missing at the last adjustment is then given
+    out one rank each down the ranking; new parameters follow the run's learning rate, with Adam's second moment
+    seeded. The orthogonality term has the authors' weight 0.5 (`rank.orth_weight`).
+    """
+    settings = method_settings(recipe, TriAdaptSettings)
+    refuse_lora(recipe, "TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
+    final = recipe.lora.r
+    if final < 2:
+        raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
+    config = rank_config(
+        recipe, open_fields=("orth_weight", "max_rank"), alpha=1.0, start="lora", budget="ranks", orth_weight=0.5
+    )
+    model = with_lora(base_model, recipe, r=1)
+    generator = torch.Generator().manual_seed(config.seed)
+    for layer in attach(model):
+        A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
+        E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
+        layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
+    policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
+    rule = Rule(policy=policy, scores=CoreNorms, new_triples=gaussian_triples, check=unchecked)
+    return adaptive(model, config, rule, record_to)
