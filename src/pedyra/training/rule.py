@@ -13,7 +13,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan, Scores
-from pedyra.training.scores import TripleScores
+from pedyra.training.scores import ScoreState
 
 if TYPE_CHECKING:
     from pedyra.training.rank_allocator import Situation
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 Policy = Callable[[Scores, "Situation"], RankPlan]
 """Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
 
-ScoreSource = Callable[[nn.Module, Sequence[AdaptedLayer], RankConfig], TripleScores]
-"""Makes the scores of a model's layers; a subclass of TripleScores says what it observes."""
+ScoreSource = Callable[[nn.Module, Sequence[AdaptedLayer], RankConfig], ScoreState]
+"""Makes what observes the layers of a model."""
+
+
+def unchecked(start: Situation) -> None:
+    """The check of a method that can do its work from any start."""
 
 
 @dataclass(frozen=True, kw_only=True)

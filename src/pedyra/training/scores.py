@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,36 @@ from pedyra.core.importance import (
     mix_scores,
     update_sensitivity_,
 )
+
+
+class ScoreState(Protocol):
+    """Where a method's scores come from: it observes the optimizer steps that `RankAllocator.tracks`."""
+
+    skipped: Tensor
+    """Number of steps left out for a non-finite observation."""
+
+    def watch(self, active: bool) -> None:
+        """Told before each step whether it will be observed, for sources that look at more than gradients."""
+
+    def restart(self) -> None:
+        """Forget what was observed: a new window of tracked steps begins."""
+
+    def observe_gradients(self) -> None:
+        """One optimizer step, its gradients complete."""
+
+    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
+        """The score of every triple by layer name, in the model's order; changes nothing."""
+        ...
+
+    def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
+        """Called at every adjustment, after its resizes (perhaps none) are installed."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, for a checkpoint."""
+        ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`; ValueError where they do not fit."""
 
 
 class TripleScores:
