@@ -19,9 +19,12 @@ class AFactor(nn.Module):
 
     origin: Tensor | None
     bias = None  # an nn.Linear's attribute that PEFT reads
+    probe: Tensor | None
+    """Rows `(q, in)` appended in the forward only; see `pedyra.training.gradient_sketch`. Never a Parameter."""
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
         super().__init__()
+        self.probe = None
         self.A = A
         self.E = E
         self.register_buffer("origin", origin, persistent=False)
@@ -30,6 +33,10 @@ class AFactor(nn.Module):
     def weight(self) -> Tensor:
         """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable; writing into it changes nothing."""
         return self.E[:, None] * self.A
+
+    def unit_core(self, rank: int) -> Tensor:
+        """The E with which `weight` is A."""
+        return torch.ones(rank)
 
     @property
     def in_features(self) -> int:
@@ -41,7 +48,8 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
-        return F.linear(x, self.weight)
+        weight = self.weight if self.probe is None else torch.cat([self.weight, self.probe.to(self.A)])
+        return F.linear(x, weight)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
@@ -61,7 +69,7 @@ class AFactor(nn.Module):
         if weight.shape[0] == self.out_features and torch.equal(weight, self.weight.detach().to(weight)):
             return  # what is live already; keep its split into A and E
         self.A = _renewed(self.A, weight, local_metadata)
-        self.E = _renewed(self.E, weight.new_ones(weight.shape[0]), local_metadata)
+        self.E = _renewed(self.E, self.unit_core(weight.shape[0]), local_metadata)
 
 
 class BFactor(nn.Linear):
@@ -69,9 +77,12 @@ class BFactor(nn.Linear):
 
     origin: Tensor | None
     weight: nn.Parameter
+    probe: Tensor | None
+    """Columns `(out, q)` appended in the forward only, against the probe rows of the A slot."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, origin: Tensor | None = None) -> None:
         nn.Module.__init__(self)
+        self.probe = None
         self.weight = weight
         self.bias = bias
         self.out_features = weight.shape[0]
@@ -80,6 +91,10 @@ class BFactor(nn.Linear):
     @property
     def in_features(self) -> int:  # type: ignore[override]
         return self.weight.shape[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight if self.probe is None else torch.cat([self.weight, self.probe.to(self.weight)], 1)
+        return F.linear(input, weight, self.bias)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()

@@ -7,7 +7,7 @@ must fall the same way on every machine: layer order, then triple index.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Scores = Mapping[str, Sequence[float]]
 """Layer name -> the score of each of its triples, in the model's layer order."""
@@ -25,6 +25,8 @@ class RankPlan:
     """Every layer's rank afterwards."""
     layer_scores: dict[str, float]
     """Eq. (7), the scores that chose the layers to grow."""
+    rescale: dict[str, float] = field(default_factory=dict)
+    """Layer -> factor on its scaling alpha / r; only for methods whose r is the current rank."""
 
 
 def plan_adjustment(
@@ -40,12 +42,12 @@ def plan_adjustment(
     A layer's best `min_rank` triples are never pruned; when fewer than `moves` can go, fewer move. When `moves`
     exceeds the number of layers, the ranking is walked again (round-robin), so that the sum is conserved exactly.
     """
-    pruned = _lowest(_prunable(scores, min_rank), moves)
+    pruned = _lowest(prunable(scores, min_rank), moves)
     ranking_scores = _layer_scores(scores, pruned if layer_score == "after" else {})
     ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
     ranking = sorted(ranks, key=lambda name: -ranking_scores[name])  # stable: ties in layer order
     spare = sum(map(len, pruned.values()))
-    added = _round_robin(ranking, ranks, max_ranks, {name: 1 for name in ranks}, spare)
+    added = round_robin(ranking, ranks, max_ranks, {name: 1 for name in ranks}, spare)
     return _plan(pruned, added, ranks, ranking_scores)
 
 
@@ -66,16 +68,62 @@ def plan_parameters(
     `moves` best layers in turn, as long as one fits. What is left over is carried to the next adjustment.
     """
     per_parameter = {name: [value / costs[name] for value in values] for name, values in scores.items()}
-    pruned = _lowest(_prunable(per_parameter, min_rank), moves)
+    pruned = _lowest(prunable(per_parameter, min_rank), moves)
     ranking_scores = _layer_scores(scores, pruned if layer_score == "after" else {})
     ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
     ranking = sorted(ranks, key=lambda name: -ranking_scores[name] / costs[name])[: max(moves, 1)]
     freed = spare + sum(costs[name] * len(indices) for name, indices in pruned.items())
-    added = _round_robin(ranking, ranks, max_ranks, costs, freed) if moves else {}
+    added = round_robin(ranking, ranks, max_ranks, costs, freed) if moves else {}
     return _plan(pruned, added, ranks, ranking_scores)
 
 
-def _prunable(scores: Scores, min_rank: int) -> list[tuple[float, int, int, str]]:
+def plan_along_gradient(
+    scores: Scores,
+    gains: Mapping[str, Sequence[float]],
+    *,
+    moves: int,
+    min_rank: int,
+    max_ranks: Mapping[str, int],
+    costs: Mapping[str, int],
+    spare: int,
+) -> RankPlan:
+    """Expansion by predicted gain: the best new directions of all layers replace the `moves` lowest triples.
+
+    `gains` are, per layer, the loss each candidate direction would save per unit, best first, already corrected for
+    noise; one of zero or less never moves anything. Candidates are taken by gain per unit of cost while what is
+    pruned and spare pays for them, several in one layer if they deserve it. Nothing is pruned that buys nothing.
+    """
+    per_cost = {name: [value / costs[name] for value in values] for name, values in scores.items()}
+    lowest = sorted(prunable(per_cost, min_rank))[:moves]
+    candidates = [
+        (-gain / costs[name], position, index, name)
+        for position, name in enumerate(scores)
+        for index, gain in enumerate(gains.get(name, ()))
+        if gain > 0
+    ]
+    gone: list[tuple[float, int, int, str]] = []
+    added: dict[str, int] = {}
+    available = spare
+    for _, _, _, name in sorted(candidates):
+        if len(scores[name]) + added.get(name, 0) >= max_ranks[name]:
+            continue
+        needed = 0
+        while available + sum(costs[n] for *_, n in lowest[len(gone) : len(gone) + needed]) < costs[name]:
+            needed += 1
+            if len(gone) + needed > len(lowest):
+                break
+        else:
+            for triple in lowest[len(gone) : len(gone) + needed]:
+                gone.append(triple)
+                available += costs[triple[3]]
+            available -= costs[name]
+            added[name] = added.get(name, 0) + 1
+    pruned = _lowest(gone, len(gone))
+    ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
+    return _plan(pruned, added, ranks, _layer_scores(scores, {}))
+
+
+def prunable(scores: Scores, min_rank: int) -> list[tuple[float, int, int, str]]:
     """(score, layer position, triple index, layer) of every triple but each layer's best `min_rank`."""
     candidates = []
     for position, (name, values) in enumerate(scores.items()):
@@ -101,7 +149,7 @@ def _layer_scores(scores: Scores, pruned: Mapping[str, tuple[int, ...]]) -> dict
     return result
 
 
-def _round_robin(
+def round_robin(
     ranking: Sequence[str],
     ranks: Mapping[str, int],
     max_ranks: Mapping[str, int],

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
 
-
 _STATE = ("sums", "left", "right", "gain_sum", "gain_square_sum")
 
 

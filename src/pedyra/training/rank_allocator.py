@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer, attach, write_ranks
 from pedyra.adapters.factors import AFactor
-from pedyra.adapters.resize import NewTriples, Replacement, install, resized
+from pedyra.adapters.resize import Replacement, install, resized
 from pedyra.config import RankConfig
-from pedyra.core.allocation import RankPlan, Scores, plan_adjustment, plan_parameters
-from pedyra.core.directions import gaussian_rows, orthogonal_rows
-from pedyra.core.pareto import effective_rank, singular_values, two_thirds_log_variance
+from pedyra.core.allocation import RankPlan
 from pedyra.core.schedule import Schedule, ema_window, moves_at, resolve_schedule
+from pedyra.training.diagnostics import describe, snapshot
+from pedyra.training.gradient_sketch import GradientSketch
 from pedyra.training.input_energy import InputEnergy
+from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_state import (
     adopt,
     check_optimizer,
@@ -30,51 +30,12 @@ from pedyra.training.optimizer_state import (
     rekey_state,
     unwrapped,
 )
-from pedyra.training.orthogonality_gradient import add_orthogonality_gradient, layer_orthogonality
-from pedyra.training.scores import TripleScores
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What a policy may know besides the scores when it plans an adjustment."""
-
-    step: int
-    progress: float
-    """0 at the first adjustment, approaching 1 at the end of the window."""
-    moves: int
-    """k at this step."""
-    min_rank: int
-    max_ranks: dict[str, int]
-    costs: dict[str, int]
-    """Parameters of one triple of each layer."""
-    spare: int
-    """Parameters below the initial count."""
-    budget: str
-    layer_score: str
-
+from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
+from pedyra.training.rule import Policy, Rule, Situation, bidirectional
+from pedyra.training.scores import ScoreState, TripleScores
 
 _OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[RankAllocator]] = weakref.WeakKeyDictionary()
 """Which allocator adapts a layer, so that no second one does."""
-
-Policy = Callable[[Scores, Situation], RankPlan]
-"""Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
-
-
-def bidirectional(scores: Scores, now: Situation) -> RankPlan:
-    """Algorithm 2 at the budget in force: the policy of PE-DyRA."""
-    if now.budget == "ranks":
-        return plan_adjustment(
-            scores, moves=now.moves, min_rank=now.min_rank, max_ranks=now.max_ranks, layer_score=now.layer_score
-        )
-    return plan_parameters(
-        scores,
-        moves=now.moves,
-        min_rank=now.min_rank,
-        max_ranks=now.max_ranks,
-        costs=now.costs,
-        spare=now.spare,
-        layer_score=now.layer_score,
-    )
 
 
 class RankAllocator:
@@ -89,7 +50,7 @@ class RankAllocator:
         config: the settings.
         total_steps: optimizer steps of the whole run; fractions in the config refer to it.
         adapter_name: which adapter to adapt; others are left alone.
-        policy: what turns scores into a plan; PE-DyRA's by default.
+        policy: what turns scores into a plan, or a whole Rule; PE-DyRA's by default.
 
     Raises:
         ValueError: nothing to adapt, a schedule or budget in which nothing can move, an optimizer whose state cannot
@@ -103,9 +64,10 @@ class RankAllocator:
         config: RankConfig,
         total_steps: int,
         adapter_name: str = "default",
-        policy: Policy = bidirectional,
+        policy: Policy | Rule = bidirectional,
     ) -> None:
-        self.model, self.adapter_name, self.config, self.policy = model, adapter_name, config, policy
+        self.model, self.adapter_name, self.config = model, adapter_name, config
+        self.rule = policy if isinstance(policy, Rule) else Rule(policy=policy)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
         self.schedule: Schedule = resolve_schedule(
@@ -117,18 +79,20 @@ class RankAllocator:
         self.layers = _trainable(attach(model, adapter_name, config.start, config.seed))
         self.moves = _moves(config, sum(layer.rank for layer in self.layers))
         self._max_ranks = {layer.name: _max_rank(layer, config.max_rank) for layer in self.layers}
-        _check_movable(self.layers, config, self.moves, self._max_ranks)
-        for layer in self.layers:
-            _claim(layer, self)
-            adopt(self.optimizer, layer.a.A, layer.a.E, layer.name)
-        self._held = self.triples()
+        _check_max_ranks(self.layers, config, self._max_ranks)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         """The adjustment records, oldest first; see `after_step`."""
         self.initial_parameters = self.parameters
-        self.scores = TripleScores(self.layers, beta1=config.beta1, beta2=config.beta2, omega_ema=config.omega_ema)
+        self._sketch: GradientSketch | None = None
+        (self.rule.check or _check_movable)(self._situation())
+        for layer in self.layers:
+            _claim(layer, self)
+            adopt(self.optimizer, layer.a.A, layer.a.E, layer.name)
+        self._held = self.triples()
+        self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
-        self._inputs = InputEnergy(model, self.layers) if config.alpha < 1 else None
+        self._inputs = InputEnergy(model, self.layers) if config.alpha < 1 and self.rule.scores is None else None
         self._prepare_next_step()
 
     @property
@@ -139,7 +103,7 @@ class RankAllocator:
     @property
     def parameters(self) -> int:
         """Trainable parameters of the adapted triples, now."""
-        return sum(layer.rank * layer.cost for layer in self.layers)
+        return sum(layer.parameters for layer in self.layers)
 
     def triples(self) -> list[nn.Parameter]:
         """A, E, B of every layer, now."""
@@ -157,8 +121,10 @@ class RankAllocator:
             if not self.tracks(step - 1):
                 self.scores.restart()
             self.scores.observe_gradients()
-            if self._inputs is not None:
+            if self._inputs is not None and isinstance(self.scores, TripleScores):
                 self.scores.observe_inputs(self._inputs.collect())
+        if self._sketch is not None:
+            self._sketch.observe()
         if self.config.orth_weight > 0:
             add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
 
@@ -182,9 +148,11 @@ class RankAllocator:
             "moves": self.moves,
             "config": self.config.to_dict(),
             "ranks": self.ranks,
+            "scaling": {layer.name: layer.scaling for layer in self.layers},
             "history": self.history,
         }
-        return record, self.scores.tensors()
+        sketch = {} if self._sketch is None else self._sketch.tensors()
+        return record, self.scores.tensors() | {f"sketch.{name}": value for name, value in sketch.items()}
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`, once the factors have the saved ranks.
@@ -197,6 +165,13 @@ class RankAllocator:
         self.scores.load_tensors(tensors)
         self.step, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
+        self._drop_sketch()
+        prefix = "sketch."
+        sketch = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        if sketch:
+            done, steps = sketch["done"].tolist()
+            self._sketch = self._new_sketch(self.step + steps - done, steps)
+            self._sketch.load_tensors(sketch)
         self._prepare_next_step()
 
     def release(self) -> None:
@@ -209,70 +184,27 @@ class RankAllocator:
         rekey_state(self.optimizer, loaded)
         drop_unfit_state(self.optimizer, list(loaded.values()))
         self._held = self.triples()
+        self._drop_sketch()
         if self._inputs is not None:
             self._inputs.remove()
+        self.scores.watch(False)
         for layer in self.layers:
             _OWNERS.pop(layer.a, None)
 
     def describe(self) -> dict[str, Any]:
         """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
-        return {
-            "kind": "layers",
-            "layers": [
-                {
-                    "name": layer.name,
-                    "type": layer.name.rsplit(".", 1)[-1],
-                    "depth": _depth(layer.name),
-                    "in_features": layer.a.in_features,
-                    "out_features": layer.b.out_features,
-                    "rank": layer.rank,
-                }
-                for layer in self.layers
-            ],
-            "budget": {
-                "kind": self.config.budget,
-                "total_rank": sum(self.ranks.values()),
-                "parameters": self.initial_parameters,
-            },
-            "schedule": {
-                "total_steps": self.schedule.total_steps,
-                "initial_warmup": self.schedule.initial_warmup,
-                "interval": self.schedule.interval,
-                "final_warmup": self.schedule.final_warmup,
-                "moves": self.moves,
-                "adjustments": list(self.schedule.adjustments),
-            },
-            "scaling": {layer.name: layer.scaling for layer in self.layers},
-            "config": self.config.to_dict(),
-        }
+        return describe(self)
 
-    @torch.no_grad()
     def snapshot(self) -> dict[str, Any]:
         """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
 
         `grad_norms` and `layer_scores` are None where the current step is not tracked.
         """
-        tracked = self.step > 0 and self.tracks(self.step)
-        scores = self._triple_scores() if tracked else None
-        layer_scores = None if scores is None else {n: sum(s) / len(s) if s else 0.0 for n, s in scores.items()}
-        norms = self.scores.norms.tolist() if tracked else None
-        effective = {
-            layer.name: effective_rank(singular_values(layer.a.A, layer.a.E, layer.b.weight)) for layer in self.layers
-        }
-        return {
-            "kind": "snapshot",
-            "step": self.step,
-            "ranks": self.ranks,
-            "total_rank": sum(self.ranks.values()),
-            "parameters": self.parameters,
-            "effective_rank": effective,
-            "orthogonality": layer_orthogonality(self.layers, form=self.config.orth_form),
-            "grad_norms": norms and {layer.name: norm for layer, norm in zip(self.layers, norms, strict=True)},
-            "layer_scores": layer_scores,
-            "two_thirds_log_variance": layer_scores and two_thirds_log_variance(layer_scores, self.ranks),
-        }
+        return snapshot(self)
 
     def _prepare_next_step(self) -> None:
+        self._prepare_sketch()
+        self.scores.watch(self.tracks(self.step + 1))
         if self._inputs is None:
             return
         self._inputs.active = self.tracks(self.step + 1)
@@ -280,7 +212,26 @@ class RankAllocator:
             self._inputs.remove()
             self._inputs = None
 
-    def _triple_scores(self) -> dict[str, list[float]]:
+    def _prepare_sketch(self) -> None:
+        """Start the sketch when the next step is the first of its window."""
+        if self._sketch is not None or "gradient" not in (self.config.init, self.config.expand):
+            return
+        adjustment = self.schedule.next_adjustment(self.step + 1)
+        if adjustment is not None and adjustment - self.step <= min(self.config.sketch_steps, self.schedule.interval):
+            self._sketch = self._new_sketch(adjustment, adjustment - self.step)
+
+    def _new_sketch(self, adjustment: int, steps: int) -> GradientSketch:
+        """The sketch of the `steps` steps that end at this adjustment; it also seeds the draws."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + adjustment)
+        return GradientSketch(self.layers, q=self.config.sketch_size, steps=steps, generator=generator)
+
+    def _drop_sketch(self) -> None:
+        if self._sketch is not None:
+            self._sketch.remove()
+            self._sketch = None
+
+    def triple_scores(self) -> dict[str, list[float]]:
+        """The score of every triple by layer, from what was observed so far (Algorithm 1)."""
         config = self.config
         return self.scores.triple_scores(
             alpha=config.alpha, score_norm=config.score_norm, input_norm=config.input_norm, omega=config.omega
@@ -288,9 +239,12 @@ class RankAllocator:
 
     def _adjust(self) -> dict[str, Any]:
         began = time.perf_counter()
-        scores = self._triple_scores()
-        plan = self.policy(scores, self._situation())
+        scores = self.triple_scores()
+        if self._sketch is not None:
+            self._sketch.remove()
+        plan = self.rule.policy(scores, self._situation())
         self._apply(plan)
+        self._sketch = None
         record = {
             "kind": "adjustment",
             "step": self.step,
@@ -311,6 +265,9 @@ class RankAllocator:
         progress = self.schedule.progress(self.step)
         return Situation(
             step=self.step,
+            schedule=self.schedule,
+            history=self.history,
+            ranks=self.ranks,
             progress=progress,
             moves=moves_at(self.moves, progress, self.config.moves_schedule) if self.moves else 0,
             min_rank=self.config.min_rank,
@@ -319,6 +276,7 @@ class RankAllocator:
             spare=self.initial_parameters - self.parameters,
             budget=self.config.budget,
             layer_score=self.config.layer_score,
+            gains=self._sketch.best() if self._sketch is not None and self.config.expand == "gradient" else None,
         )
 
     def _apply(self, plan: RankPlan) -> None:
@@ -328,19 +286,25 @@ class RankAllocator:
         for layer in self.layers:
             pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
             if pruned or num_new:
-                new = _new_triples(layer, pruned, num_new, self.config, generator) if num_new else None
+                directions = self._sketch.directions(layer) if self._sketch and self.config.init == "gradient" else None
+                new = None
+                if num_new and self.rule.new_triples is not None:
+                    new = self.rule.new_triples(layer, num_new, generator)
+                elif num_new:
+                    new = new_triples(layer, pruned, num_new, self.config, generator, directions)
                 changes[layer.name] = resized(layer, pruned, new)
         replacements = [replacement for change in changes.values() for replacement in change]
         check_state(self.optimizer, replacements)
         for layer in self.layers:
             if layer.name in changes:
                 install(layer, *(replacement.new for replacement in changes[layer.name]))
+            layer.rescale(plan.rescale.get(layer.name, 1.0))
         self.scores.resize(changes)
         move_state(self.optimizer, replacements, new_moments=self.config.new_moments)
         self._held = self.triples()
         write_ranks(self.model, self.adapter_name)
         assert self.ranks == plan.ranks
-        if self.policy is bidirectional and self.config.budget == "parameters":
+        if self.rule.policy is bidirectional and self.config.budget == "parameters":
             assert self.parameters <= self.initial_parameters
 
 
@@ -358,20 +322,30 @@ def _moves(config: RankConfig, total_rank: int) -> int:
 
 
 def _max_rank(layer: AdaptedLayer, max_rank: int | None) -> int:
-    widest = min(layer.a.in_features, layer.b.out_features)
+    # A start above the layer's width is allowed, as in PEFT; such a layer does not grow.
+    widest = max(layer.rank, min(layer.a.in_features, layer.b.out_features))
     return widest if max_rank is None else min(max_rank, widest)
 
 
-def _check_movable(layers: list[AdaptedLayer], config: RankConfig, moves: int, max_ranks: dict[str, int]) -> None:
+def _triple_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
+    return TripleScores(layers, beta1=config.beta1, beta2=config.beta2, omega_ema=config.omega_ema)
+
+
+def _check_max_ranks(layers: list[AdaptedLayer], config: RankConfig, max_ranks: dict[str, int]) -> None:
     above = [layer for layer in layers if layer.rank > max_ranks[layer.name]]
     if above:
         raise ValueError(
             f"rank.max_rank is {config.max_rank}, but {above[0].name} starts at rank {above[0].rank}; raise max_rank"
         )
-    if moves and all(layer.rank <= config.min_rank for layer in layers):
+
+
+def _check_movable(start: Situation) -> None:
+    """PE-DyRA moves triples, so some layer must have one to spare."""
+    highest = max(start.ranks.values())
+    if start.moves and highest <= start.min_rank:
         raise ValueError(
-            f"nothing can move: every layer starts at rank {max(layer.rank for layer in layers)} and rank.min_rank is "
-            f"{config.min_rank}; raise lora.r or lower rank.min_rank"
+            f"nothing can move: every layer starts at rank {highest} and rank.min_rank is {start.min_rank}; raise "
+            f"lora.r or lower rank.min_rank"
         )
 
 
@@ -382,31 +356,3 @@ def _claim(layer: AdaptedLayer, allocator: RankAllocator) -> None:
             f"adapter {layer.adapter!r} is already adapted by another RankAllocator; call its release() first"
         )
     _OWNERS[layer.a] = weakref.ref(allocator)
-
-
-def _new_triples(
-    layer: AdaptedLayer, pruned: tuple[int, ...], num: int, config: RankConfig, generator: torch.Generator
-) -> NewTriples:
-    """New triples that change nothing yet: B = 0 after a LoRA start, E = 0 after an SVD start."""
-    gone = set(pruned)
-    kept = [i for i in range(layer.rank) if i not in gone]
-    A, B = layer.a.A.detach()[kept], layer.b.weight.detach()[:, kept].T
-    if config.start == "lora":  # 1 / (3 in): the variance of PEFT's Kaiming-uniform start
-        rows_A = _rows(A, num, (3 * A.shape[1]) ** -0.5, config.init, generator)
-        return NewTriples(rows_A, torch.ones(num), torch.zeros(B.shape[1], num))
-    rows_A = _rows(A, num, 0.02, config.init, generator)  # 0.02: AdaLoRA's initial std
-    rows_B = _rows(B, num, 0.02, config.init, generator)
-    return NewTriples(rows_A, torch.zeros(num), rows_B.T)
-
-
-def _rows(kept: Tensor, num: int, std: float, init: str, generator: torch.Generator) -> Tensor:
-    width = kept.shape[1]
-    if init == "gaussian":
-        return gaussian_rows(num, width, std=std, generator=generator)
-    norm = float(kept.float().norm(dim=1).mean()) if len(kept) else std * width**0.5
-    return orthogonal_rows(kept, num, norm=norm, generator=generator)
-
-
-def _depth(name: str) -> int:
-    """The block a layer belongs to: the first number in its dotted name; 0 for one outside of any block."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
