@@ -11,8 +11,6 @@ from transformers import BertConfig, LlamaConfig, PreTrainedConfig, PreTrainedTo
 from pedyra.tasks.toy import toy
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
-LLAMA_INPUTS = ["input_ids", "attention_mask"]
-BERT_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 CHATML = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -46,17 +44,21 @@ def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator([row["prompt"] + row["completion"] for row in toy()], trainer)
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
-    first, last = ("[CLS]", "[SEP]") if name == "tiny-bert" else ("<s>", "</s>")
     if name == "tiny-bert":
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
         )
-        special = dict(cls_token=first, sep_token=last, mask_token="[MASK]", model_input_names=BERT_INPUTS)
+        special: dict[str, Any] = dict(
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+            model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        )
     else:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
-        special = dict(bos_token=first, eos_token=last, model_input_names=LLAMA_INPUTS)
+        special = dict(bos_token="<s>", eos_token="</s>", model_input_names=["input_ids", "attention_mask"])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **special)
     fast.chat_template = None if name == "tiny-bert" else CHATML
     return fast

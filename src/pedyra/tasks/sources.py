@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
+
 from pedyra.recipe import DataSection
 from pedyra.tasks.reviews import reviews
 from pedyra.tasks.split import Rows
@@ -82,15 +84,13 @@ def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
         raise ValueError(f"data.{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
     try:
         if kind == ".parquet":
-            import pyarrow.parquet
-
             return pyarrow.parquet.read_table(path).to_pylist()
         opener = OPENERS.get(path.suffix.lower(), open)
         with opener(path, "rt", encoding="utf-8", newline="" if kind in (".csv", ".tsv") else None) as file:
             if kind in (".csv", ".tsv"):
                 return list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True))
             return _json_rows(file.read(), source)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as error:
         raise ValueError(f"data.{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
 
 

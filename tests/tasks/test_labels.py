@@ -1,0 +1,65 @@
+"""Labels become the head's numbers; what is no label of the task is refused by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pedyra.recipe import DataSection
+from pedyra.tasks.labels import known_labels
+
+
+def labels(values: list[Any], class_names: list[str] | None = None, **data: Any):
+    section = DataSection(source="toy", **data)
+    return known_labels([{"label": value} for value in values], section, class_names)
+
+
+def test_numbers_are_counted_also_when_written_as_text():
+    assert labels([0, 2, 1]).count == 3
+    found = labels(["0", "1", "1.0", True])
+    assert (found.count, found.names, found.number("1")) == (2, None, 1)
+
+
+def test_names_are_numbered_in_their_order_or_sorted():
+    assert labels(["no", "yes", "no"]).number("yes") == 1
+    given = labels(["no", "yes"], labels=["yes", "no", "perhaps"])
+    assert (given.count, given.names, given.number("no")) == (3, ("yes", "no", "perhaps"), 1)
+
+
+def test_names_that_the_source_declares_go_with_its_numbers():
+    found = labels([0, 0], class_names=["neg", "pos"])
+    assert (found.count, found.number(1), found.number("pos")) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("value", [2, -1, "7"])
+def test_a_number_out_of_range_is_refused(value: Any):
+    with pytest.raises(ValueError, match=f"label {value!r} is out of range: the classes are 0 to 1"):
+        labels([0, 1]).number(value)
+
+
+@pytest.mark.parametrize("value", [0.5, "x", None, float("nan"), [1]])
+def test_what_is_no_class_number_is_refused(value: Any):
+    with pytest.raises(ValueError, match="is no class number"):
+        labels([0, 1]).number(value)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="label 'maybe' is none of the classes no, yes"):
+        labels(["no", "yes"]).number("maybe")
+
+
+def test_a_single_class_is_no_classification_and_a_wrong_count_is_told():
+    with pytest.raises(ValueError, match="column 'label' holds a single class"):
+        labels([0, 0])
+    assert labels([0, 0], num_labels=2).count == 2
+    with pytest.raises(ValueError, match="data.num_labels is 3, but there are 2 classes: a, b"):
+        labels(["a"], labels=["a", "b"], num_labels=3)
+
+
+def test_a_regression_takes_finite_numbers():
+    found = labels([0], kind="regression")
+    assert (found.count, found.number("1.5"), found.number(2)) == (1, 1.5, 2.0)
+    for wrong in ("x", None, float("inf"), "nan"):
+        with pytest.raises(ValueError, match="is no finite number; data.kind regression needs one"):
+            found.number(wrong)

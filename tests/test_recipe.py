@@ -1,0 +1,158 @@
+"""A recipe is read as written, and a mistake in it is one line that names the key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pedyra.config import RankConfig
+from pedyra.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
+
+RECIPE = """
+model: {name: tiny-bert}
+data: {source: toy}
+lora: {r: 4}
+rank: {interval: 5, moves: 2}
+training: {learning_rate: 1e-3, eval_strategy: no, max_steps: 7}
+"""
+FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_importing_the_schema_loads_nothing_heavy():
+    heavy = "torch transformers peft datasets numpy".split()
+    code = f"import sys, pedyra.recipe; print(*(m for m in {heavy} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_file_name_becomes_the_run_name_and_folder(recipe_file: Path):
+    recipe = load_recipe(recipe_file)
+    assert (recipe.name, recipe.output_dir, recipe.method, recipe.seed) == ("mine", "runs/mine", "pedyra", 0)
+
+
+def test_numbers_and_words_are_read_as_yaml_1_2_does(recipe_file: Path):
+    training = load_recipe(recipe_file, ["training.weight_decay=1E-2", "training.bf16=false"]).training
+    assert training["learning_rate"] == 0.001  # YAML 1.1: the text "1e-3"
+    assert training["eval_strategy"] == "no"  # YAML 1.1: false
+    assert training["weight_decay"] == 0.01
+    assert training["bf16"] is False
+
+
+def test_training_starts_from_our_defaults(recipe_file: Path):
+    training = load_recipe(recipe_file).training
+    given = {"learning_rate": 0.001, "eval_strategy": "no", "max_steps": 7}
+    assert training == {**TRAINING_DEFAULTS, **given}
+
+
+def test_overrides_reach_any_depth_and_make_sections(recipe_file: Path):
+    recipe = load_recipe(recipe_file, ["lora.target_modules=[query, value]", "seed=3", "data.group_by=", "name=x=y"])
+    assert recipe.lora.target_modules == ["query", "value"]
+    assert recipe.lora.r == 4
+    assert recipe.seed == 3
+    assert recipe.data.group_by is None
+    assert recipe.name == "x=y"
+
+
+def test_a_resolved_recipe_loads_as_the_same_recipe(recipe_file: Path, tmp_path: Path):
+    recipe = load_recipe(recipe_file)
+    resolved = tmp_path / "recipe.yaml"
+    resolved.write_text(recipe.to_yaml())
+    assert load_recipe(resolved) == recipe
+    assert "dropout: 0.0" in recipe.to_yaml()  # defaults are written out
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_of_the_repository_is_valid(path: Path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.output_dir == f"runs/{path.stem}"
+
+
+def test_the_rank_section_becomes_a_rank_config_with_the_recipes_seed(recipe_file: Path):
+    assert load_recipe(recipe_file, ["seed=5"]).rank_config() == RankConfig(interval=5, moves=2, seed=5)
+    assert load_recipe(recipe_file, ["seed=5", "rank.seed=1"]).rank_config().seed == 1
+    paper = load_recipe(recipe_file, ["method=pedyra-paper"]).rank_config()
+    assert paper == RankConfig.paper(interval=5, moves=2)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.sorce=x", "unknown key 'data.sorce'; did you mean 'data.source'?"),
+        ("modl.name=x", "unknown key 'modl'; did you mean 'model'?"),
+        ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),
+        ("data.zzz=1", "unknown key 'data.zzz'; known are source, kind, config"),
+        ("rank.intervall=2", "rank.intervall is not a setting; did you mean 'interval'?"),
+        ("rank.interval=-1", "rank.interval is -1"),
+        ("lora.r=0", "lora.r is 0: Input should be greater than or equal to 1"),
+        ("lora.target_modules=3", "lora.target_modules is 3: Input should be a valid string or"),
+        ("data.kind=foo", "data.kind is 'foo': Input should be 'classification'"),
+        ("lora=4", "lora is 4: Input should be a valid dictionary"),
+        ("data.kind=pairs", "name the second as data.text_pair"),
+        ("data.prompt=x", "data.prompt has no meaning for data.kind classification"),
+        ("data.kind=causal_lm", "takes one of prompt, template, messages; given: none"),
+        ("data.metric=pearson", "data.metric pearson is none of data.kind classification; choose from accuracy"),
+        ("training.seed=3", "training.seed is set by the recipe's top-level key 'seed'"),
+        ("data={kind: pairs}", "key 'data.source' is required"),
+        ("lora.r.x=3", "override 'lora.r.x=3': r is a value, not a section"),
+        ("seed", "override 'seed' is not of the form key=value"),
+        ("data.text=[", "override 'data.text=[' is not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: str, told: str):
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, [override])
+    message = str(caught.value)
+    assert told in message
+    assert "\n" not in message
+
+
+def test_several_mistakes_are_counted(recipe_file: Path):
+    with pytest.raises(ValueError, match=r"seed is -1: .* \(and mistakes in 2 more keys\)"):
+        load_recipe(recipe_file, ["data.a=1", "lora.b=1", "seed=-1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("- a\n", "is no mapping"), ("a: [", "is not valid YAML"), ("a: b: c", "is not valid YAML")]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        load_recipe(path)
+    with pytest.raises(ValueError, match="does not exist"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_causal_lm_wants_an_answer_column_exactly_with_prompts(recipe_file: Path):
+    causal = ["data.kind=causal_lm"]
+    assert load_recipe(recipe_file, [*causal, "data.messages=m"]).data.messages == "m"
+    assert load_recipe(recipe_file, [*causal, "data.prompt=p", "data.completion=c"]).data.completion == "c"
+    for wrong in (["data.prompt=p"], ["data.messages=m", "data.completion=c"]):
+        with pytest.raises(ValueError, match="data.completion goes with data.prompt or data.template"):
+            load_recipe(recipe_file, [*causal, *wrong])
+    with pytest.raises(ValueError, match="given: prompt and template"):
+        load_recipe(recipe_file, [*causal, "data.prompt=p", "data.template=t", "data.completion=c"])
+    with pytest.raises(ValueError, match="data.label has no meaning for data.kind causal_lm"):
+        load_recipe(recipe_file, [*causal, "data.messages=m", "data.label=l"])
+
+
+def test_the_schema_describes_every_key_and_forbids_others():
+    schema = recipe_schema()
+    assert schema["required"] == ["model", "data"]
+    assert schema["additionalProperties"] is False
+    sections = schema["$defs"]
+    assert sections["LoraSection"]["properties"]["r"]["default"] == 8
+    assert sections["DataSection"]["properties"]["group_by"]["description"].startswith("Column whose equal values")
+    assert set(sections["RankConfig"]["properties"]) == set(RankConfig().to_dict())
+    assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankConfig"}
