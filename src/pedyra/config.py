@@ -84,8 +84,8 @@ class RankConfig:
     sketch_size: int = 8
     """Candidate directions per layer and adjustment."""
     new_moments: str = "zero"
-    """Adam's second moment of new rows: "zero" (first updates up to 6x lr, a kick that lets them catch up), or "seed" it
-    with the kept rows' mean (a slow start at which new triples tend to be pruned again)."""
+    """Adam's second moment of new rows: "zero" (first updates up to 6x lr, a kick that lets them catch up), or "seed":
+    the kept rows' mean (a slow start, with which new triples tend to be pruned again)."""
     seed: int = 0
     """Seed of the new triples; they never draw from torch's global generator."""
 

@@ -126,8 +126,9 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
     """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
 
     Full module names go into `rank_pattern`, and alpha = scaling * r into `alpha_pattern`, so that any consumer of
-    alpha / r reproduces the constant scaling; rank 0 counts as the one zero row it has on disk. `use_rslora` and a
-    start that rewrote the base no longer describe what is on disk and are switched off.
+    alpha / r reproduces the constant scaling; rank 0 counts as the one zero row it has on disk. `use_rslora` and the
+    start no longer describe what is on disk (PEFT would redo a start on loading, and refuse odd ranks for
+    "orthogonal"): they are set to what any LoRA loads with.
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = adapted_layers(model, adapter_name)
@@ -144,8 +145,7 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
         layer.module.r[adapter_name] = max(1, layer.rank)
         layer.module.lora_alpha[adapter_name] = layer.scaling * max(1, layer.rank)
         layer.module.use_rslora[adapter_name] = False
-        if origin is not None:
-            config.init_lora_weights = True
+    config.init_lora_weights = True
     config.use_rslora = False
 
 
@@ -164,6 +164,11 @@ def _holds_triples(layer: AdaptedLayer) -> bool:
 def _check_supported(config: PeftConfig, layers: list[AdaptedLayer]) -> None:
     if config.peft_type != PeftType.LORA:
         raise ValueError(f"the adapter is of type {config.peft_type}; triples go into LoRA adapters (peft.LoraConfig)")
+    if getattr(config, "init_lora_weights", True) == "loftq":
+        raise ValueError(
+            "init_lora_weights is 'loftq', which replaces the base weights by quantised ones that no adapter file can "
+            "hold; quantise the base (nf4) and use the default start"
+        )
     for layer in layers:
         slots, kind = layer.module.lora_A, type(layer.module).__name__
         if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear or kind == "ParamWrapper":

@@ -16,7 +16,7 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rank_allocator import Situation
+from pedyra.training.rule import Situation
 
 
 def cubic_budget(first: int, last: int, part: float) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pedyra.core.allocation import RankPlan, Scores, prunable
 
 if TYPE_CHECKING:
-    from pedyra.training.rank_allocator import Situation
+    from pedyra.training.rule import Situation
 
 
 def units(now: Situation) -> dict[str, int]:

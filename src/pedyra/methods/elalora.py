@@ -20,8 +20,7 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rank_allocator import Situation
-from pedyra.training.rule import Rule
+from pedyra.training.rule import Rule, Situation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     config = rank_config(
         recipe,
         open_fields=("moves", "beta1", "beta2", "orth_weight", "budget", "max_rank"),
-        **dict(moves=4),
+        **dict(moves=4, new_moments="seed"),
         **dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1),
     )
     assert config.moves is not None

@@ -15,8 +15,7 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import SCORE_FIELDS, method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rank_allocator import Situation
-from pedyra.training.rule import Rule, unchecked
+from pedyra.training.rule import Rule, Situation, unchecked
 
 
 @dataclass(frozen=True)

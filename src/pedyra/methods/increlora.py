@@ -23,8 +23,7 @@ from pedyra.methods.settings import method_settings, rank_config, refuse_lora, r
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 from pedyra.training.callback import RankCallback
-from pedyra.training.rank_allocator import Situation
-from pedyra.training.rule import Rule
+from pedyra.training.rule import Rule, Situation
 
 RESERVE_E = 1e-5
 
@@ -152,7 +151,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     config = rank_config(
         recipe,
         open_fields=("beta1", "beta2", "orth_weight"),
-        **dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0),
+        **dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0, new_moments="seed"),
     )
     add = final // 2 if settings.add is None else settings.add
     model = with_lora(base_model, recipe, r=1 + add, alpha=recipe.lora.alpha * (1 + add))

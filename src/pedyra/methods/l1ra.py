@@ -26,8 +26,7 @@ from pedyra.methods.optimizers import optimizer_class, split_by_decay
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rank_allocator import Situation
-from pedyra.training.rule import Rule
+from pedyra.training.rule import Rule, Situation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,9 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     config = rank_config(
         recipe,
         open_fields=("budget", "max_rank"),
-        **dict(interval=0.1, initial_warmup=0, final_warmup=0, alpha=1.0, start="lora", budget="ranks"),
+        **dict(
+            interval=0.1, initial_warmup=0, final_warmup=0, alpha=1.0, start="lora", budget="ranks", new_moments="seed"
+        ),
     )
     model = with_lora(base_model, recipe, init="gaussian")
     policy = MoveClosed(recipe.lora.r, settings.threshold)

@@ -12,7 +12,7 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import no_settings
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rank_allocator import bidirectional
+from pedyra.training.rule import bidirectional
 
 
 def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:

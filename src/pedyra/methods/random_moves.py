@@ -17,7 +17,7 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import SCORE_FIELDS, no_settings, rank_config
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rank_allocator import Situation
+from pedyra.training.rule import Situation
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rank_allocator import Situation
-from pedyra.training.rule import Rule, unchecked
+from pedyra.training.rule import Rule, Situation, unchecked
 
 STD = 0.02
 
@@ -168,7 +167,13 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     if final < 2:
         raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
     config = rank_config(
-        recipe, open_fields=("orth_weight", "max_rank"), alpha=1.0, start="lora", budget="ranks", orth_weight=0.5
+        recipe,
+        open_fields=("orth_weight", "max_rank"),
+        alpha=1.0,
+        start="lora",
+        budget="ranks",
+        orth_weight=0.5,
+        new_moments="seed",
     )
     model = with_lora(base_model, recipe, r=1)
     generator = torch.Generator().manual_seed(config.seed)

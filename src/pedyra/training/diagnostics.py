@@ -1,0 +1,81 @@
+"""What an allocator shows of itself: the set-up of a run, and snapshots of its state. Plain values, for JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pedyra.core.pareto import effective_rank, singular_values, two_thirds_log_variance
+from pedyra.training.orthogonality_gradient import layer_orthogonality
+from pedyra.training.scores import TripleScores
+
+if TYPE_CHECKING:
+    from pedyra.training.rank_allocator import RankAllocator
+
+
+def describe(allocator: RankAllocator) -> dict[str, Any]:
+    """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
+    return {
+        "kind": "layers",
+        "layers": [
+            {
+                "name": layer.name,
+                "type": layer.name.rsplit(".", 1)[-1],
+                "depth": _depth(layer.name),
+                "in_features": layer.a.in_features,
+                "out_features": layer.b.out_features,
+                "rank": layer.rank,
+            }
+            for layer in allocator.layers
+        ],
+        "budget": {
+            "kind": allocator.config.budget,
+            "total_rank": sum(allocator.ranks.values()),
+            "parameters": allocator.initial_parameters,
+        },
+        "schedule": {
+            "total_steps": allocator.schedule.total_steps,
+            "initial_warmup": allocator.schedule.initial_warmup,
+            "interval": allocator.schedule.interval,
+            "final_warmup": allocator.schedule.final_warmup,
+            "moves": allocator.moves,
+            "adjustments": list(allocator.schedule.adjustments),
+        },
+        "scaling": {layer.name: layer.scaling for layer in allocator.layers},
+        "config": allocator.config.to_dict(),
+    }
+
+
+@torch.no_grad()
+def snapshot(allocator: RankAllocator) -> dict[str, Any]:
+    """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
+
+    `grad_norms` and `layer_scores` are None where the current step is not tracked.
+    """
+    tracked = allocator.step > 0 and allocator.tracks(allocator.step)
+    scores = allocator.triple_scores() if tracked else None
+    layer_scores = None if scores is None else {n: sum(s) / len(s) if s else 0.0 for n, s in scores.items()}
+    norms = allocator.scores.norms.tolist() if tracked and isinstance(allocator.scores, TripleScores) else None
+    effective = {
+        layer.name: effective_rank(singular_values(layer.a.weight, layer.b.weight.new_ones(layer.rank), layer.b.weight))
+        for layer in allocator.layers
+    }
+    return {
+        "kind": "snapshot",
+        "step": allocator.step,
+        "ranks": allocator.ranks,
+        "total_rank": sum(allocator.ranks.values()),
+        "parameters": allocator.parameters,
+        "effective_rank": effective,
+        "orthogonality": layer_orthogonality(allocator.layers, form=allocator.config.orth_form),
+        "grad_norms": norms and {layer.name: norm for layer, norm in zip(allocator.layers, norms, strict=True)},
+        "layer_scores": layer_scores,
+        # Of other methods' scores, which may be negative, Eq. (8) says nothing.
+        "two_thirds_log_variance": norms and layer_scores and two_thirds_log_variance(layer_scores, allocator.ranks),
+    }
+
+
+def _depth(name: str) -> int:
+    """The block a layer belongs to: the first number in its dotted name; 0 for one outside of any block."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
