@@ -147,3 +147,12 @@ def test_half_precision_inputs_are_summed_in_float32(make_net):
     mean = energy.collect()[0]
     assert mean is not None and mean.dtype == torch.float32
     assert torch.allclose(mean, x.float().square().mean(0), rtol=1e-5)
+
+
+def test_an_input_of_many_tokens_is_summed_whole(make_net):
+    model = make_net().train()
+    _, energy, _ = watched(model)
+    x = torch.randn(40_001, 8, generator=torch.Generator().manual_seed(0))
+    model(x)
+    mean = energy.collect()[0]
+    assert mean is not None and torch.allclose(mean, x.double().square().mean(0).float(), rtol=1e-5)

@@ -54,6 +54,7 @@ def test_the_budget_is_kept_at_every_step(base, budget, make_net, net_batch):
             assert sum(allocator.ranks.values()) == start_rank
         else:
             assert allocator.parameters <= start_parameters
+            assert start_parameters - allocator.parameters < 21  # what is left over buys no further triple
     assert len(moved) > 2
 
 
@@ -131,24 +132,33 @@ def _contributions(layer: Any) -> list[torch.Tensor]:
     return [E[i] * torch.outer(B[:, i], A[i]) for i in range(layer.rank)]
 
 
-def test_kept_triples_are_bit_equal_across_an_adjustment(make_net, train_net):
+def test_kept_triples_and_their_scores_are_bit_equal_across_an_adjustment(make_net, train_net):
     model = make_net()
     allocator = allocate(model, BOTH["default"])
     train_net(model, allocator.optimizer, allocator, 4)
-    before: dict[str, Any] = {}
+    before: list[Any] = []
     real = allocator.after_step
 
     def spying_after_step() -> Any:
-        before.update({layer.name: layer.a.A.detach().clone() for layer in allocator.layers})
+        before.extend((layer.a.A.detach().clone(), sensitivity(allocator, layer)) for layer in allocator.layers)
         return real()
 
     allocator.after_step = spying_after_step  # type: ignore[method-assign]
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=5)
     assert record["pruned"]
-    for layer in allocator.layers:
+    for layer, (A, scores) in zip(allocator.layers, before, strict=True):
         gone = {index for name, index, _ in record["pruned"] if name == layer.name}
-        kept = [index for index in range(len(before[layer.name])) if index not in gone]
-        assert torch.equal(layer.a.A[: len(kept)], before[layer.name][kept])
+        kept = [index for index in range(len(A)) if index not in gone]
+        assert torch.equal(layer.a.A[: len(kept)], A[kept])
+        assert torch.equal(sensitivity(allocator, layer)[: len(kept)], scores[kept])
+        assert torch.count_nonzero(scores[kept]) > 0
+
+
+def sensitivity(allocator: RankAllocator, layer: Any) -> torch.Tensor:
+    """Of the layer's A, `(r, in)`: the flat state holds A, E, B of each layer in turn."""
+    at = sum(other.parameters for other in allocator.layers[: allocator.layers.index(layer)])
+    flat = allocator.scores.tensors()["sensitivity"]
+    return flat[at : at + layer.a.A.numel()].view(layer.a.A.shape).clone()
 
 
 @pytest.mark.parametrize("base", BOTH)

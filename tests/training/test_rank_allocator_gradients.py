@@ -105,6 +105,19 @@ def test_tracking_only_when_needed_equals_tracking_always(alpha, make_net, train
         assert_same_scores(few["scores"], all_["scores"], rel=1e-5)
 
 
+def test_inputs_of_untracked_steps_are_not_looked_at(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(interval=130, initial_warmup=0, final_warmup=20, moves=1), total_steps=200)
+    energy = allocator._inputs
+    assert energy is not None
+    for t in range(1, 32):  # 130 - 103 = 27 steps that no score will remember
+        train_net(model, allocator.optimizer, allocator, 1, first=t)
+        assert allocator.tracks(t) == (t > 27)
+        assert energy.active == allocator.tracks(t + 1)
+        if t <= 27:
+            assert all(seen is None for seen in energy.collect())
+
+
 def test_the_final_phase_observes_nothing(make_net, train_net):
     model = make_net()
     allocator = allocate(model)
