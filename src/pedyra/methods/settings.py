@@ -59,7 +59,9 @@ def rank_config(recipe: Recipe, *, open_fields: Sequence[str] = (), **fixed: Any
                 f"rank.{name} is {value!r}, but method {recipe.method} is defined by {fixed[name]!r}; remove it"
             )
     given = {name: value for name, value in recipe.rank.items() if name in free}
-    return RankConfig.from_dict({"seed": recipe.seed, **fixed, **given})
+    # The directions along the gradient are PE-DyRA's own; another method would pay for sketches it does not use.
+    base = {"seed": recipe.seed, "init": "orthogonal", "expand": "importance"}
+    return RankConfig.from_dict({**base, **fixed, **given})
 
 
 def refuse_lora(recipe: Recipe, reason: str, *names: str) -> None:
