@@ -1,0 +1,244 @@
+"""AutoLoRA (Zhang R. et al. 2024): a bilevel search weighs each layer's ranks; LoRA is trained at those that count."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pedyra.methods.adapter import with_adapter, with_lora
+from pedyra.methods.batches import training_batches
+from pedyra.methods.hypergradient import gradients_of, hypergradient
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.slots import fill, linear_slots
+from pedyra.models import lora_config
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+PASSES_PER_STEP = 5
+"""Forward and backward passes of a search step: two lower steps, validation, and both ends of the difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoLoraSettings:
+    """Settings of AutoLoRA's search; the defaults are the authors'."""
+
+    search_rank: int | None = None
+    """k, the ranks a layer chooses from. None: lora.r. The ranks found are about half of it and never above."""
+    search_steps: int | None = None
+    """Each costs five training steps. None: as many as the run has, which is about how long the authors search."""
+    validation_fraction: float = 0.3
+    """Part of the training rows that weighs the ranks; the run's own held-out rows are never looked at."""
+    lower_learning_rate: float = 3e-4
+    """Of A and B, while searching."""
+    upper_learning_rate: float = 3e-4
+    """Of the weights of the ranks."""
+
+    def __post_init__(self) -> None:
+        for name in ("lower_learning_rate", "upper_learning_rate"):
+            value = getattr(self, name)
+            require(value > 0, f"method_settings.{name} is {value}; it must be positive")
+        rank, steps, fraction = self.search_rank, self.search_steps, self.validation_fraction
+        require(rank is None or rank >= 2, f"method_settings.search_rank is {rank}; a choice needs 2 ranks or more")
+        require(steps is None or steps >= 1, f"method_settings.search_steps is {steps}; at least 1")
+        require(0 < fraction < 1, f"method_settings.validation_fraction is {fraction}; it must lie in (0, 1)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to, and what it cost."""
+
+    ranks: dict[str, int]
+    """Layer name -> rank."""
+    steps: int
+    seconds: float
+
+
+class WeighedB(nn.Module):
+    """The B slot while searching: h (..., k) -> (softmax(a) * h) B^T (..., out), with B `(out, k)` and a `(k,)`."""
+
+    bias = None
+
+    def __init__(self, B: nn.Parameter) -> None:
+        super().__init__()
+        self.B = B
+        self.a = nn.Parameter(torch.ones(B.shape[1], device=B.device, dtype=B.dtype))
+
+    @property
+    def weight(self) -> Tensor:
+        """B diag(softmax(a))."""
+        return self.B * self.a.softmax(0)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.weight)
+
+
+def rank_of(a: Tensor) -> int:
+    """How many of the k ranks have a weight softmax(a) of at least 1/k: from 1 to k, and k where all are equal."""
+    return int((a.detach().double().softmax(0) >= (1 - 1e-9) / len(a)).sum())
+
+
+def search(
+    model: PeftModel,
+    train: DataLoader,
+    validation: DataLoader,
+    *,
+    steps: int,
+    lower_learning_rate: float,
+    upper_learning_rate: float,
+) -> Found:
+    """Weigh the ranks of every LoRA layer of `model`, whose adapter is of no use afterwards.
+
+    One step: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a lower step with the new a.
+    """
+    began = time.perf_counter()
+    layers = linear_slots(model)
+    slots = [WeighedB(layer.b.weight) for layer in layers]
+    lower = [factor for layer in layers for factor in (layer.a.A, layer.b.weight)]
+    for layer, slot in zip(layers, slots, strict=True):
+        layer.a.E.requires_grad_(False)
+        fill(layer, layer.a, slot)
+    upper = [slot.a for slot in slots]
+    lower_optimizer = Adam(lower, lr=lower_learning_rate)
+    upper_optimizer = Adam(upper, lr=upper_learning_rate, betas=(0.5, 0.999))
+    model.train()
+    train_batches, validation_batches = _endless(train, model), _endless(validation, model)
+    for _ in range(steps):
+        batch, held_out = next(train_batches), next(validation_batches)
+
+        def train_loss(batch: dict[str, Tensor] = batch) -> Tensor:
+            return model(**batch).loss
+
+        def val_loss(batch: dict[str, Tensor] = held_out) -> Tensor:
+            return model(**batch).loss
+
+        def lower_step(loss: Callable[[], Tensor] = train_loss) -> None:
+            _step(lower_optimizer, lower, gradients_of(loss(), lower))
+
+        moments = {p: {key: value.clone() for key, value in s.items()} for p, s in lower_optimizer.state.items()}
+        gradients = hypergradient(
+            train_loss, val_loss, lower, upper, lower_step=lower_step, learning_rate=lower_learning_rate
+        )
+        lower_optimizer.state.clear()
+        lower_optimizer.state.update(moments)
+        _step(upper_optimizer, upper, gradients)
+        lower_step()
+    ranks = {layer.name: rank_of(a) for layer, a in zip(layers, upper, strict=True)}
+    return Found(ranks, steps, time.perf_counter() - began)
+
+
+class SearchCost(TrainerCallback):
+    """Adds to the first log of the run what the search before it cost."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self._told = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._told or logs is None or "loss" not in logs:
+            return
+        self._told = True
+        found = self.found
+        cost = {"search/steps": found.steps, "search/passes": PASSES_PER_STEP * found.steps}
+        cost |= {"search/seconds": round(found.seconds, 3), "search/total_rank": sum(found.ranks.values())}
+        logs.update(cost)
+        state.log_history[-1].update(cost)
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """Search for a rank per layer, then LoRA from scratch at these ranks on all training rows, scaled by alpha / rank.
+
+    The search sees dW = (alpha / k) B diag(softmax(a)) A, trains A and B (not the head) on 70 % of the training rows
+    and a on the others. It takes place in here, before the run, and again on a resume; it has no budget but k.
+
+    Departs from the authors' code, and why: a rank counts by softmax(a) >= 1/k, as in their second script (the first
+    compares raw a); the difference is taken at w, as in DARTS, and with one draw of dropout; w is set back exactly.
+
+    Raises:
+        ValueError: too few rows to be split, lora.r of 1; DoRA, rsLoRA or another start.
+    """
+    settings = method_settings(recipe, AutoLoraSettings)
+    refuse_lora(recipe, "AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
+    k = recipe.lora.r if settings.search_rank is None else settings.search_rank
+    require(k >= 2, f"lora.r is {k}, which leaves AutoLoRA no choice; raise it, or give method_settings.search_rank")
+    train, validation = split(task, settings.validation_fraction, recipe.seed)
+    steps = settings.search_steps or run_steps(len(task.train), recipe)
+    model = with_lora(base_model, recipe, r=k)
+    found = search(
+        model,
+        training_batches(train, recipe),
+        training_batches(validation, recipe),
+        steps=steps,
+        lower_learning_rate=settings.lower_learning_rate,
+        upper_learning_rate=settings.upper_learning_rate,
+    )
+    logger.info("AutoLoRA's search: %d steps, %.1f s, ranks %s", found.steps, found.seconds, found.ranks)
+    base_model = model.unload()  # type: ignore[assignment, operator]
+    config = lora_config(recipe.lora, recipe.data.kind)
+    config.rank_pattern = {f"^{name}": rank for name, rank in found.ranks.items()}
+    return Adaptation(model=with_adapter(base_model, config, recipe.seed), callbacks=[SearchCost(found)])
+
+
+def split(task: Task, fraction: float, seed: int) -> tuple[Task, Task]:
+    """The training rows as two tasks, drawn with the seed; `fraction` of them are in the second.
+
+    Raises:
+        ValueError: one of the two would have no row.
+    """
+    rows = len(task.train)
+    held_out = round(rows * fraction)
+    require(
+        0 < held_out < rows,
+        f"method_settings.validation_fraction is {fraction}, which of {rows} training rows leaves one side without "
+        f"any; give more rows or another fraction",
+    )
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    parts = (order[held_out:], order[:held_out])
+    train, validation = (replace(task, train=task.train.select(part)) for part in parts)
+    return train, validation
+
+
+def run_steps(rows: int, recipe: Recipe) -> int:
+    """Optimizer steps of the recipe's run, by Trainer's rule for one process."""
+    training = recipe.training
+    if training.get("max_steps", -1) > 0:
+        return training["max_steps"]
+    batches = math.ceil(rows / training["per_device_train_batch_size"])
+    per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
+    return math.ceil(training["num_train_epochs"] * per_epoch)
+
+
+def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _endless(batches: DataLoader, model: PeftModel) -> Iterator[dict[str, Tensor]]:
+    device = next(model.parameters()).device
+    while True:
+        for batch in batches:
+            yield {key: value.to(device) for key, value in batch.items()}

@@ -1,0 +1,207 @@
+"""DyLoRA (Valipour et al. 2023): nested ranks. One run trains every rank up to r; any of them is cut out afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.slots import Factors, fill, linear_slots, write_plain
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyLoraSettings:
+    """Settings of DyLoRA."""
+
+    frozen: bool = True
+    """Only row b has a gradient, as in the authors' GLUE script; False: all rows up to b."""
+    rank: int | None = None
+    """The rank at which the model is evaluated, and to which it is cut after training. None: lora.r, the whole."""
+
+    def __post_init__(self) -> None:
+        require(self.rank is None or self.rank >= 1, f"method_settings.rank is {self.rank}; a rank is at least 1")
+
+
+class NestedRank:
+    """The rank that all layers of one model run at: drawn anew for each training forward, chosen for evaluation.
+
+    Args:
+        r: the largest rank.
+        frozen: whether only the last row of a draw has a gradient.
+        seed: of the draws; the same draws follow the same seed and step.
+    """
+
+    def __init__(self, r: int, *, frozen: bool, seed: int) -> None:
+        self.r, self.frozen = r, frozen
+        self.chosen = self.drawn = r
+        self.layers: list[AdaptedLayer] = []
+        self._seed, self._random = seed, Random(seed)
+
+    def choose(self, rank: int) -> None:
+        """Evaluate, merge and cut at this rank from now on.
+
+        Raises:
+            ValueError: no rank of 1 to r, or merged weights, from which another rank would be subtracted.
+        """
+        if not 1 <= rank <= self.r:
+            raise ValueError(f"rank {rank} is none of this model; it was trained at ranks 1 to {self.r}")
+        if rank != self.chosen and any(layer.module.merged for layer in self.layers):
+            raise ValueError(f"rank {self.chosen} is merged into the weights; call model.unmerge_adapter() first")
+        self.chosen = rank
+
+    def begin_step(self, step: int) -> None:
+        """Make the draws of an optimizer step depend on its number and the seed alone: a resume repeats them."""
+        self._random.seed(f"{self._seed}/{step}")
+
+    def before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of the whole model: b ~ Uniform{1..r}. Recomputed activations come by no whole forward."""
+        if module.training:
+            self.drawn = self._random.randint(1, self.r)
+
+    def rows(self, full: Tensor, dim: int) -> Tensor:
+        """The first b of `full` along `dim` in training, with a gradient for the last one only if frozen."""
+        if not self.frozen:
+            return full.narrow(dim, 0, self.drawn)
+        earlier, last = full.narrow(dim, 0, self.drawn - 1), full.narrow(dim, self.drawn - 1, 1)
+        return torch.cat([earlier.detach(), last], dim)
+
+
+class NestedA(nn.Module):
+    """The A slot: x (..., in) -> x A[:b]^T (..., b). `rows` is the whole A `(r, in)`."""
+
+    bias = None
+
+    def __init__(self, rows: nn.Parameter, nested: NestedRank) -> None:
+        super().__init__()
+        self.rows, self.nested = rows, nested
+
+    @property
+    def weight(self) -> Tensor:
+        """A at the chosen rank, for merging."""
+        return self.rows[: self.nested.chosen]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.nested.rows(self.rows, 0) if self.training else self.weight)
+
+
+class NestedB(nn.Module):
+    """The B slot: h (..., b) -> r/b h B[:, :b]^T; with PEFT's alpha/r, alpha/b in all. `columns` is B `(out, r)`."""
+
+    bias = None
+
+    def __init__(self, columns: nn.Parameter, nested: NestedRank) -> None:
+        super().__init__()
+        self.columns, self.nested = columns, nested
+
+    @property
+    def weight(self) -> Tensor:
+        """r/b B at the chosen rank, for merging."""
+        return self.columns[:, : self.nested.chosen] * (self.nested.r / self.nested.chosen)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.training:
+            return F.linear(h, self.weight)
+        return F.linear(h, self.nested.rows(self.columns, 1)) * (self.nested.r / self.nested.drawn)
+
+
+def nest(model: PeftModel, *, frozen: bool = False, seed: int = 0) -> NestedRank:
+    """Give every LoRA layer of `model` nested factors, with the same Parameters; at rank r nothing changes.
+
+    Raises:
+        ValueError: layers of different ranks, or ones that are no plain linear LoRA.
+    """
+    layers = linear_slots(model)
+    ranks = sorted({layer.rank for layer in layers})
+    if len(ranks) > 1:
+        raise ValueError(f"the layers have ranks {ranks}, but DyLoRA draws one rank for all; give them one r")
+    nested = NestedRank(ranks[0], frozen=frozen, seed=seed)
+    nested.layers = layers
+    for layer in layers:
+        fill(layer, NestedA(layer.a.A, nested), NestedB(layer.b.weight, nested))
+    model.get_base_model().register_forward_pre_hook(nested.before_forward)
+    return nested
+
+
+def evaluate_ranks(nested: NestedRank, evaluate: Callable[[], Result]) -> dict[int, Result]:
+    """`evaluate()` at every rank from 1 to r, by rank; the chosen rank is afterwards what it was.
+
+    `evaluate` runs the model in evaluation mode, as `Trainer.evaluate` does.
+    """
+    before, results = nested.chosen, {}
+    try:
+        for rank in range(1, nested.r + 1):
+            nested.choose(rank)
+            results[rank] = evaluate()
+    finally:
+        nested.choose(before)
+    return results
+
+
+def truncate(model: PeftModel, nested: NestedRank, rank: int) -> None:
+    """Cut every layer to its first `rank` rows: plain LoRA with r = rank and alpha as it was, so alpha / rank.
+
+    Raises:
+        ValueError: as `NestedRank.choose`.
+    """
+    nested.choose(rank)
+    factors = {}
+    for layer in nested.layers:
+        A, B = layer.a.rows[:rank], layer.b.columns[:, :rank]  # type: ignore[attr-defined, index]
+        factors[layer] = Factors(A, B, layer.scaling * nested.r / rank)
+    write_plain(model, factors)
+    hooks = model.get_base_model()._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook == nested.before_forward]:
+        del hooks[key]
+
+
+class StepDraws(TrainerCallback):
+    """Tells the draws which step begins."""
+
+    def __init__(self, nested: NestedRank) -> None:
+        self.nested = nested
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.nested.begin_step(state.global_step)
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """DyLoRA up to rank lora.r: each training forward uses the first b ranks only, scaled by alpha / b.
+
+    All of lora.r is trained, so the parameters are LoRA's; what is saved is cut to `rank`. LoRA's start, and no score
+    or pruning. `evaluate_ranks` judges one trained model at every rank.
+
+    Departs from the authors' code, and why: sqrt(r/b) on each of A and B is one r/b on B, the same function; b counts
+    ranks, where theirs is an index that is off by one from them; the draws are seeded per step, for exact resumes; a
+    rank cannot be changed under merged weights, which corrupts theirs. As theirs, a row outside the draw has a zero
+    gradient but still moves by AdamW's momentum and weight decay.
+
+    Raises:
+        ValueError: a rank above lora.r; DoRA, rsLoRA or a start whose ranks are in no nested order.
+    """
+    settings = method_settings(recipe, DyLoraSettings)
+    refuse_lora(recipe, "DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    r = recipe.lora.r
+    rank = r if settings.rank is None else settings.rank
+    require(rank <= r, f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it")
+    model = with_lora(base_model, recipe)
+    nested = nest(model, frozen=settings.frozen, seed=recipe.seed)
+    nested.choose(rank)
+    return Adaptation(model=model, callbacks=[StepDraws(nested)], finish=lambda: truncate(model, nested, nested.chosen))

@@ -1,0 +1,163 @@
+"""RaSA (He et al. 2025): every layer gives k of its ranks to a pool that all layers of its type share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.method import Adaptation
+from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.slots import Factors, fill, linear_slots, write_plain
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasaSettings:
+    """Settings of RaSA."""
+
+    k: int | None = None
+    """Ranks each layer gives to its pool. None: lora.r // 8, as in the authors' scripts, at least 1."""
+
+    def __post_init__(self) -> None:
+        require(self.k is None or self.k >= 1, f"method_settings.k is {self.k}; with none shared it is method lora: 1")
+
+
+class Pool(nn.Module):
+    """The shared factors of one type: A `(kL, in)` and B `(out, kL)`."""
+
+    def __init__(self, A: Tensor, B: Tensor) -> None:
+        super().__init__()
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+
+
+class PooledA(nn.Module):
+    """The A slot: x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
+
+    Args:
+        A: private rows `(r - k, in)`.
+        d: `(r - k + kL, 1)`, one factor a rank; it carries alpha.
+        pool: shared with other layers.
+        owner: whether the pool is this module's in the state dict; one layer's of a type is.
+    """
+
+    bias = None
+
+    def __init__(self, A: Tensor, d: Tensor, pool: Pool, *, owner: bool) -> None:
+        super().__init__()
+        self.A, self.d = nn.Parameter(A), nn.Parameter(d)
+        if owner:
+            self.pool = pool
+        self._shared = (pool,)  # in a tuple, so that torch does not register it a second time
+
+    @property
+    def weight(self) -> Tensor:
+        """diag(d) [A; A_S]."""
+        return self.d * torch.cat([self.A, self._shared[0].A.to(self.A)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class PooledB(nn.Module):
+    """The B slot: h (..., r - k + kL) -> h [B, B_S]^T (..., out). `B` is private, `(out, r - k)`."""
+
+    bias = None
+
+    def __init__(self, B: Tensor, pool: Pool) -> None:
+        super().__init__()
+        self.B = nn.Parameter(B)
+        self._shared = (pool,)
+
+    @property
+    def weight(self) -> Tensor:
+        """[B, B_S]."""
+        return torch.cat([self.B, self._shared[0].B.to(self.B)], 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.weight)
+
+
+def by_type(layers: list[AdaptedLayer]) -> list[list[AdaptedLayer]]:
+    """Layers of one type: the same name but for its numbers (layers.3, layer.3, h.3, ...), and the same shape."""
+    types: dict[tuple[str, int, int], list[AdaptedLayer]] = {}
+    for layer in layers:
+        name = re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name)
+        types.setdefault((name, layer.a.in_features, layer.b.out_features), []).append(layer)
+    return list(types.values())
+
+
+@torch.no_grad()
+def share(model: PeftModel, *, k: int, alpha: float) -> list[AdaptedLayer]:
+    """Turn a fresh LoRA of rank r into RaSA: the first r - k ranks of a layer stay, and pools are drawn; B = 0.
+
+    A_S is Kaiming-uniform as A is, from torch's global generator. d starts at 0.5 alpha / (r - k) for private ranks
+    and 0.5 alpha / (kL) for shared ones; there is no scaling beside it.
+
+    Raises:
+        ValueError: no private rank is left, or no two layers are of one type.
+    """
+    types = by_type(linear_slots(model))
+    lowest = min(layer.rank for layers in types for layer in layers)
+    if not 1 <= k < lowest:
+        raise ValueError(
+            f"k is {k}, but of the {lowest} ranks of a layer at least one must be shared and one stay private; give k "
+            f"from 1 to {lowest - 1}, or raise r"
+        )
+    if all(len(layers) == 1 for layers in types):
+        names = ", ".join(layers[0].name for layers in types[:3])
+        raise ValueError(
+            f"lora.target_modules selects no two layers of one type and shape ({names}), so nothing is shared; "
+            f"target a module of every block, or use method lora"
+        )
+    for layers in types:
+        L, first = len(layers), layers[0]
+        A_S = torch.empty(k * L, first.a.in_features, dtype=first.a.A.dtype, device=first.a.A.device)
+        nn.init.kaiming_uniform_(A_S, a=5**0.5)
+        pool = Pool(A_S, first.b.weight.new_zeros(first.b.out_features, k * L))
+        for layer in layers:
+            private = layer.rank - k
+            d = torch.cat(
+                [torch.full((private, 1), 0.5 * alpha / private), torch.full((k * L, 1), 0.5 * alpha / (k * L))]
+            )
+            a = PooledA(layer.a.A[:private].clone(), d.to(A_S), pool, owner=layer is first)
+            fill(layer, a, PooledB(torch.zeros_like(layer.b.weight[:, :private]), pool))
+            layer.module.scaling[layer.adapter] = 1.0
+    return [layer for layers in types for layer in layers]
+
+
+def unshare(model: PeftModel, layers: list[AdaptedLayer]) -> None:
+    """Give every layer its own copy of the pool, with d in A: plain LoRA of rank r - k + kL, the same function."""
+    write_plain(model, {layer: Factors(layer.a.weight, layer.b.weight, 1.0) for layer in layers})
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """RaSA of lora.r ranks a layer, k of them shared: dW_l = [B_l, B_S] diag(d_l) [A_l; A_S].
+
+    A layer's update has rank r - k + kL for LoRA's parameters and r - k + kL more, those of d_l. What is saved is
+    unshared, and larger by as much: L times the pool.
+
+    Departs from the authors' code, and why: a layer's place is found by any number in its name, theirs wants
+    `layers.N.`; k = r is refused, where theirs halves alpha in silence; merging and export work, theirs refuses both.
+
+    Raises:
+        ValueError: k >= lora.r, no two layers of one type; DoRA, rsLoRA or another start.
+    """
+    settings = method_settings(recipe, RasaSettings)
+    refuse_lora(recipe, "RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    r = recipe.lora.r
+    require(r > 1, f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
+    k = max(1, r // 8) if settings.k is None else settings.k
+    require(k < r, f"method_settings.k is {k}, but of lora.r ({r}) ranks at least one stays private; lower it")
+    model = with_lora(base_model, recipe)
+    layers = share(model, k=k, alpha=recipe.lora.alpha)
+    return Adaptation(model=model, finish=lambda: unshare(model, layers))

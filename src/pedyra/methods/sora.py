@@ -1,0 +1,169 @@
+"""SoRA (Ding et al. 2023): a gate per rank, shrunk to exact zeros by proximal steps; those ranks are cut at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, TrainingArguments
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.method import Adaptation
+from pedyra.methods.optimizers import optimizer_class, split_by_decay
+from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.slots import Factors, fill, linear_slots, write_plain
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoraSettings:
+    """Settings of SoRA; the defaults are those of the authors' STS-B script."""
+
+    threshold: float = 3e-4
+    """xi: how much every step takes off each gate's magnitude, whatever the learning rate. T steps take T xi."""
+    l1: float = 10.0
+    """lambda of the term lambda sum |g| / (number of gates) in the loss."""
+    legacy: bool = False
+    """The authors' shrinkage, whose dead zone is 2 xi wide, instead of soft-thresholding."""
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "l1"):
+            value = getattr(self, name)
+            require(value >= 0, f"method_settings.{name} is {value}; it must not be negative")
+        require(
+            self.threshold > 0 or not self.legacy, "method_settings.legacy changes nothing at threshold 0; leave it out"
+        )
+
+
+class GatedA(nn.Module):
+    """The A slot: x (..., in) -> g * x A^T (..., r), with A `(r, in)` and the gates g `(r, 1)`."""
+
+    bias = None
+
+    def __init__(self, A: nn.Parameter, gate: Tensor) -> None:
+        super().__init__()
+        self.A, self.gate = A, nn.Parameter(gate)
+
+    @property
+    def weight(self) -> Tensor:
+        """diag(g) A."""
+        return self.gate * self.A
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def gated(model: PeftModel) -> list[AdaptedLayer]:
+    """Give every rank of a LoRA a gate g ~ N(0, 1), from torch's global generator."""
+    layers = linear_slots(model)
+    for layer in layers:
+        B = nn.Linear(layer.rank, layer.b.out_features, bias=False, device="meta")
+        B.weight = layer.b.weight
+        fill(layer, GatedA(layer.a.A, torch.randn_like(layer.a.E)[:, None]), B)
+    return layers
+
+
+def gates_of(layers: Sequence[AdaptedLayer]) -> list[nn.Parameter]:
+    """The gates `(r, 1)` of these layers."""
+    return [layer.a.gate for layer in layers]  # type: ignore[attr-defined, misc]
+
+
+def soft_threshold(gate: Tensor, threshold: float) -> Tensor:
+    """sign(g) max(|g| - xi, 0): the proximal map of xi |g|."""
+    return gate.sign() * (gate.abs() - threshold).clamp(min=0)
+
+
+def legacy_threshold(gate: Tensor, threshold: float) -> Tensor:
+    """The authors' three masks: xi off what exceeds xi, then zero for all that is now below xi.
+
+    So |g| in (xi, 2 xi) dies too, and a gate jumps from xi to zero.
+    """
+    shrunk = torch.where(gate.abs() > threshold, gate - threshold * gate.sign(), gate)
+    return torch.where(shrunk.abs() < threshold, 0.0, shrunk)
+
+
+def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings: SoraSettings) -> None:
+    """Put the L1 term's gradient before, and the proximal step after, every step of `optimizer`.
+
+    Hooks of the optimizer itself: they hold in any loop, and a step that is not taken shrinks nothing.
+    """
+    count = sum(gate.numel() for gate in gates)
+    shrink: Callable[[Tensor, float], Tensor] = legacy_threshold if settings.legacy else soft_threshold
+
+    @torch.no_grad()
+    def add_penalty(*_: Any) -> None:
+        for gate in gates:
+            if gate.grad is not None:
+                gate.grad.add_(gate.sign(), alpha=settings.l1 / count)
+
+    @torch.no_grad()
+    def shrink_gates(*_: Any) -> None:
+        for gate in gates:
+            gate.copy_(shrink(gate, settings.threshold))
+
+    optimizer.register_step_pre_hook(add_penalty)
+    optimizer.register_step_post_hook(shrink_gates)
+
+
+@torch.no_grad()
+def cut(model: PeftModel, layers: Sequence[AdaptedLayer]) -> dict[str, int]:
+    """Leave out what has a zero gate and fold the others into A: plain LoRA at the scaling alpha / r of the start.
+
+    A layer may lose all. Returns the ranks by layer name.
+    """
+    ranks, factors = {}, {}
+    for layer, gate in zip(layers, gates_of(layers), strict=True):
+        kept = gate.flatten().nonzero().flatten()
+        ranks[layer.name] = len(kept)
+        factors[layer] = Factors(layer.a.weight[kept], layer.b.weight[:, kept], layer.scaling)
+    write_plain(model, factors)
+    return ranks
+
+
+def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+    """SoRA from rank lora.r: dW = (alpha / r) B diag(g) A, with A and B as in LoRA and g ~ N(0, 1).
+
+    Gates share the optimizer and its schedule with A and B, in a group without weight decay. A zero gate can open
+    again, so all of lora.r is trained to the end; what is saved has the rank that is left.
+
+    Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi (`legacy` has theirs);
+    the L1 gradient is added in closed form at the step, so it is not clipped with the others, and the loss that is
+    logged is the task's; no LayerNorm is unfrozen (theirs counts none of them as parameters). Their schedule over xi
+    with retraining at each stage is a sequence of runs, and not part of one.
+
+    Raises:
+        ValueError: fp16, under whose loss scaling steps are skipped; DoRA, rsLoRA or another start.
+    """
+    settings = method_settings(recipe, SoraSettings)
+    refuse_lora(recipe, "SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    if recipe.training.get("fp16"):
+        raise ValueError("training.fp16 is true, but SoRA's gates are shrunk at unscaled steps only; use training.bf16")
+    model = with_lora(base_model, recipe)
+    layers = gated(model)
+
+    def make_optimizer(model: PeftModel, args: TrainingArguments) -> Optimizer:
+        kind, arguments = optimizer_class(model, args)
+        gates = gates_of(layers)
+        others = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and all(parameter is not gate for gate in gates)
+        }
+        groups = [*split_by_decay(model, others, args.weight_decay), {"params": gates, "weight_decay": 0.0}]
+        optimizer = kind(groups, **arguments)
+        add_gate_steps(optimizer, gates, settings)
+        return optimizer
+
+    def finish() -> None:
+        cut(model, layers)
+
+    return Adaptation(model=model, optimizer=make_optimizer, finish=finish)

@@ -1,0 +1,232 @@
+"""AutoLoRA: the hypergradient against exact derivatives, the rule for ranks, and a search that finds what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.autolora import WeighedB, rank_of, run_steps, search, split
+from pedyra.methods.hypergradient import hypergradient
+
+ETA = 0.1
+
+
+def bilevel() -> tuple[Any, Any, list[nn.Parameter], list[nn.Parameter]]:
+    """L_tr = a'C w + w'Q w / 2 + (a'a)(p'w)^2 / 2 and L_val = |w - t|^2 / 2 + a'D w: quadratic in w."""
+    generator = torch.Generator().manual_seed(0)
+    C, D = (torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    Q, p, t = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 3), (3,), (3,)))
+    Q = Q @ Q.T
+    w = nn.Parameter(torch.randn(3, generator=generator, dtype=torch.float64))
+    a = nn.Parameter(torch.randn(2, generator=generator, dtype=torch.float64))
+
+    def train_loss() -> torch.Tensor:
+        return a @ C @ w + 0.5 * w @ Q @ w + 0.5 * (a @ a) * (p @ w) ** 2
+
+    def val_loss() -> torch.Tensor:
+        return 0.5 * (w - t).square().sum() + a @ D @ w
+
+    return train_loss, val_loss, [w], [a]
+
+
+def test_the_hypergradient_is_the_derivative_through_the_step():
+    train_loss, val_loss, (w,), (a,) = bilevel()
+    start = w.detach().clone()
+    # Exact: w' = w - eta dL_tr/dw as a function of a, with autograd through the gradient.
+    (slope,) = torch.autograd.grad(train_loss(), w, create_graph=True)
+    after = w - ETA * slope
+    value = 0.5 * (after - val_loss_target()).square().sum() + a @ val_loss_D() @ after
+    (exact,) = torch.autograd.grad(value, a)
+
+    def lower_step() -> None:
+        (slope,) = torch.autograd.grad(train_loss(), w)
+        with torch.no_grad():
+            w.sub_(ETA * slope)
+
+    (found,) = hypergradient(train_loss, val_loss, [w], [a], lower_step=lower_step, learning_rate=ETA)
+    # dL_tr/da is quadratic in w, whose central difference is exact.
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
+    assert torch.equal(w.detach(), start)
+    # It is neither the direct term alone nor the one of an unchanged w.
+    (direct,) = torch.autograd.grad(val_loss(), a)
+    assert (found - direct).abs().max() > 1e-2
+
+
+def val_loss_target() -> torch.Tensor:
+    """t of `bilevel`, by the same draws."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 3), (2, 3), (3, 3), (3,)):
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(3, generator=generator, dtype=torch.float64)
+
+
+def val_loss_D() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    return torch.randn(2, 3, generator=generator, dtype=torch.float64)
+
+
+def test_both_ends_of_the_difference_see_the_same_dropout():
+    w, a = nn.Parameter(torch.ones(50)), nn.Parameter(torch.ones(50))
+
+    def train_loss() -> torch.Tensor:
+        return (nn.functional.dropout(w, 0.5) * a).sum()
+
+    def lower_step() -> None:
+        with torch.no_grad():
+            w.sub_(ETA)
+
+    (found,) = hypergradient(train_loss, lambda: w.sum(), [w], [a], lower_step=lower_step, learning_rate=ETA)
+    # d2 L_tr / da dw is the mask: 0 or 2. With two masks it would be hundreds.
+    assert set(found.mul(-1 / ETA).round(decimals=2).abs().tolist()) == {0.0, 2.0}
+
+
+def test_no_slope_of_the_validation_loss_leaves_the_direct_term():
+    w, a = nn.Parameter(torch.ones(2)), nn.Parameter(torch.tensor([3.0]))
+    (found,) = hypergradient(
+        lambda: (w * a).sum(), lambda: a.square().sum(), [w], [a], lower_step=lambda: None, learning_rate=ETA
+    )
+    assert found.tolist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("a", "rank"),
+    [
+        ([1.0, 1.0, 1.0], 3),  # a tie at 1/k, as at the start
+        ([1.0] * 7, 7),
+        ([2.0, 0.0, 0.0, 0.0], 1),
+        ([1.0, 1.0, 0.0, 0.0], 2),
+        # softmax: 0.335, 0.333.., 0.331..; raw a / sum(a) >= 1/3 would say 1 as well
+        ([1.01, 1.0, 0.99], 1),
+        # raw a / sum(a) is 1/3 or more for 1 only; softmax of -3, -1, -2 is largest at -1
+        ([-3.0, -1.0, -2.0], 1),
+        # raw: (0.34, 0.34, 0.32) -> 2; softmax agrees only where the two are above the log-mean-exp
+        ([0.0, 0.1, 3.0], 1),
+    ],
+)
+def test_a_rank_counts_if_its_weight_is_at_least_one_kth(a: list[float], rank: int):
+    assert rank_of(torch.tensor(a)) == rank
+
+
+def test_the_update_while_searching_by_slow_loops():
+    B = nn.Parameter(torch.randn(3, 2))
+    slot = WeighedB(B)
+    assert slot.a.tolist() == [1, 1]
+    with torch.no_grad():
+        slot.a.copy_(torch.tensor([0.0, 1.0]))
+    h = torch.randn(5, 2)
+    weights = torch.exp(slot.a) / torch.exp(slot.a).sum()
+    expected = torch.stack([sum(weights[j] * B[:, j] * row[j] for j in range(2)) for row in h])
+    torch.testing.assert_close(slot(h), expected)
+
+
+class Regression(nn.Module):
+    """Two linears side by side; only the first one's input has anything to do with the target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.useful, self.useless = nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False)
+        for layer in (self.useful, self.useless):
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor, y: torch.Tensor) -> Any:
+        prediction = self.useful(x)[:, 0] + self.useless(z)[:, 0]
+
+        class Output:
+            loss = (prediction - y).square().mean()
+
+        return Output
+
+
+def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
+    model: Any = get_peft_model(Regression(), LoraConfig(r=2, lora_alpha=4, target_modules=["useful", "useless"]))
+    useful = model.base_model.model.useful
+    with torch.no_grad():  # rank 0 reads the feature that matters, rank 1 reads noise
+        useful.lora_A["default"].weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
+    generator = torch.Generator().manual_seed(1)
+    x, z = (torch.randn(64, 4, generator=generator) for _ in range(2))
+    rows = [{"x": a, "z": b, "y": 3 * a[0]} for a, b in zip(x, z, strict=True)]
+    train, validation = (DataLoader(part, batch_size=16) for part in (rows[:48], rows[48:]))  # type: ignore[arg-type]
+    found = search(model, train, validation, steps=40, lower_learning_rate=0.05, upper_learning_rate=0.05)
+    a = useful.lora_B["default"].a
+    assert a[0] > a[1] + 0.1 and found.ranks["useful"] == 1
+    assert found.steps == 40 and found.seconds > 0
+
+
+def test_the_search_takes_rows_of_training_only_and_each_once(make_recipe, make_base):
+    recipe = make_recipe("autolora")
+    _, task, _ = make_base(recipe)
+    train, validation = split(task, 0.3, 0)
+    assert (len(train.train), len(validation.train)) == (34, 14)
+    rows = sorted(map(str, [*train.train, *validation.train]))
+    assert rows == sorted(map(str, task.train))
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({"max_steps": 7}, 7),
+        ({"max_steps": -1, "num_train_epochs": 2}, 12),
+        ({"max_steps": -1, "num_train_epochs": 1.5, "gradient_accumulation_steps": 4}, 3),
+    ],
+)
+def test_the_default_search_is_as_long_as_the_run(make_recipe, training: dict[str, Any], steps: int):
+    assert run_steps(48, make_recipe("autolora", training=training)) == steps
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal_lm"])
+def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base, tmp_path, kind: str):
+    settings = {"search_steps": 3, "upper_learning_rate": 0.05}
+    run = prepare("autolora", kind, method_settings=settings)
+    found = run.adaptation.callbacks[0].found
+    base, _, _ = make_base(run.recipe)
+    fresh = with_lora(base, run.recipe)
+    weights = dict(fresh.named_parameters())
+    for name, parameter in run.model.named_parameters():
+        if ".lora_" in name:
+            layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
+            assert found.ranks[layer] in parameter.shape
+            assert "lora_A" in name or not parameter.any()
+        else:  # the base and the head are as they were before the search
+            assert torch.equal(parameter, weights[name])
+    modules = [module for module in run.model.modules() if hasattr(module, "lora_A")]
+    assert {rank for rank in found.ranks.values()} <= {1, 2, 3, 4} and len(set(found.ranks.values())) > 1
+    assert all(module.scaling["default"] == 32 / module.r["default"] for module in modules)
+    run.train()
+    expected = run.logits()
+    run.model.save_pretrained(tmp_path)
+    base, _, _ = make_base(run.recipe)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
+    first = next(entry for entry in run.trainer.state.log_history if "loss" in entry)
+    assert first["search/steps"] == 3 and first["search/passes"] == 15 and first["search/seconds"] > 0
+    assert first["search/total_rank"] == sum(found.ranks.values())
+
+
+def test_two_searches_find_the_same(prepare):
+    settings = {"search_steps": 3, "upper_learning_rate": 0.05}
+    one, other = (prepare("autolora", method_settings=settings).adaptation.callbacks[0].found for _ in range(2))
+    assert one.ranks == other.ranks
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"lora": {"r": 1}}, "lora.r is 1, which leaves AutoLoRA no choice"),
+        ({"method_settings": {"search_rank": 1}}, "search_rank is 1; a choice needs 2"),
+        ({"method_settings": {"search_steps": 0}}, "search_steps is 0; at least 1"),
+        ({"method_settings": {"validation_fraction": 0.001}}, "of 48 training rows leaves one side without any"),
+        ({"method_settings": {"upper_learning_rate": 0}}, "upper_learning_rate is 0; it must be positive"),
+        ({"lora": {"use_dora": True}}, "lora.use_dora is True"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare("autolora", **sections)

@@ -1,0 +1,182 @@
+"""DyLoRA: the first b ranks at alpha / b, one draw a forward, and a cut to any rank that stock PEFT reproduces."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from pedyra.methods.dylora import NestedRank, evaluate_ranks, nest, truncate
+
+
+def expected_delta(layer: Any, rank: int, alpha: float) -> torch.Tensor:
+    """alpha / b times the sum over the first b ranks of column times row."""
+    A, B = layer.a.rows.detach(), layer.b.columns.detach()
+    return alpha / rank * sum(torch.outer(B[:, i], A[i]) for i in range(rank))
+
+
+def test_a_rank_is_the_first_rows_scaled_by_alpha_over_it(make_net):
+    model = make_net(trained=True, r=4, lora_alpha=8)
+    nested = nest(model)
+    for rank in (1, 3, 4):
+        nested.choose(rank)
+        for layer in nested.layers:
+            torch.testing.assert_close(layer.module.get_delta_weight("default"), expected_delta(layer, rank, 8))
+
+
+def test_at_full_rank_nothing_changes(make_net, net_batch):
+    model, (x, _) = make_net(trained=True).eval(), net_batch(1)
+    before = model(x)
+    nest(model)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_a_training_forward_equals_evaluation_at_the_rank_it_drew(make_net, net_batch):
+    model, (x, _) = make_net(trained=True), net_batch(1)
+    nested = nest(model, frozen=True)
+    seen = set()
+    for _ in range(12):
+        trained = model.train()(x)
+        nested.choose(nested.drawn)
+        torch.testing.assert_close(model.eval()(x), trained)
+        seen.add(nested.drawn)
+    assert seen == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_which_rows_have_a_gradient(make_net, net_batch, frozen: bool):
+    model, (x, y) = make_net(trained=True).train(), net_batch(1)
+    nested = nest(model, frozen=frozen, seed=3)
+    while nested.drawn != 3:
+        model.zero_grad()
+        (model(x) - y).square().mean().backward()
+    for layer in nested.layers:
+        touched = [bool(row.any()) for row in layer.a.rows.grad]
+        assert touched == ([False, False, True, False] if frozen else [True, True, True, False])
+        assert [bool(column.any()) for column in layer.b.columns.grad.T] == touched
+
+
+def test_the_first_step_has_a_gradient_for_b_and_none_for_a(make_net, net_batch):
+    model, (x, y) = make_net().train(), net_batch(1)
+    nested = nest(model)
+    (model(x) - y).square().mean().backward()
+    assert all(layer.b.columns.grad.any() and not layer.a.rows.grad.any() for layer in nested.layers)
+
+
+def test_draws_are_uniform_and_depend_on_the_step_and_seed_alone():
+    def draw(seed: int, step: int) -> list[int]:
+        nested = NestedRank(4, frozen=False, seed=seed)
+        nested.begin_step(step)
+        module = torch.nn.Linear(1, 1).train()
+        drawn = []
+        for _ in range(2):
+            nested.before_forward(module, ())
+            drawn.append(nested.drawn)
+        return drawn
+
+    assert draw(0, 7) == draw(0, 7)
+    assert [draw(0, step) for step in range(20)] != [draw(1, step) for step in range(20)]
+    counts = Counter(rank for step in range(1000) for rank in draw(0, step))
+    # Chi-square with 3 degrees of freedom is above 16.3 once in a thousand.
+    assert sum((counts[rank] - 500) ** 2 / 500 for rank in range(1, 5)) < 16.3
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_activations_use_the_rank_of_their_forward(
+    make_llama, tokens, checkpoint_activations, reentrant: bool
+):
+    gradients, draws = [], []
+    for checkpointed in (False, True):
+        model = make_llama(r=4)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.ones_(parameter)
+        nested = nest(model, seed=5)
+        if checkpointed:
+            checkpoint_activations(model, reentrant)
+        model.train()
+        nested.begin_step(2)
+        model(**tokens, labels=tokens["input_ids"], use_cache=False).loss.backward()
+        gradients.append([layer.a.rows.grad for layer in nested.layers])
+        draws.append(nested.drawn)
+    assert draws[0] == draws[1] < 4
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+def test_every_rank_is_evaluated_after_one_run(prepare):
+    run = prepare("dylora", method_settings={"frozen": False})
+    nested = run.adaptation.callbacks[0].nested
+    run.trainer.train()
+    logits = evaluate_ranks(nested, run.logits)
+    metrics = evaluate_ranks(nested, lambda: run.trainer.evaluate()["eval_loss"])
+    assert list(logits) == list(metrics) == [1, 2, 3, 4] and nested.chosen == 4
+    assert len({round(loss, 6) for loss in metrics.values()}) == 4
+    truncate(run.model, nested, 2)
+    torch.testing.assert_close(run.logits(), logits[2])
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal_lm"])
+def test_what_is_saved_is_plain_lora_of_the_chosen_rank(prepare, make_base, tmp_path, kind: str):
+    run = prepare("dylora", kind, method_settings={"rank": 3})
+    run.trainer.train()
+    expected = run.logits()
+    run.adaptation.finish()
+    run.model.save_pretrained(tmp_path)
+    base, _, _ = make_base(run.recipe)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    config = loaded.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.rank_pattern) == (3, 32, {})
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loaded.merge_and_unload()(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_rank_does_not_change_under_merged_weights(make_net, net_batch):
+    model, (x, _) = make_net(trained=True).eval(), net_batch(1)
+    nested = nest(model)
+    nested.choose(2)
+    expected, base = model(x), None
+    with model.disable_adapter():
+        base = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), expected)
+    with pytest.raises(ValueError, match="rank 2 is merged into the weights; call model.unmerge_adapter"):
+        nested.choose(3)
+    model.unmerge_adapter()
+    nested.choose(3)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(x), base)
+
+
+def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_path):
+    saving = {"training": {"save_strategy": "steps", "save_steps": 6}}
+    whole = prepare("dylora", **saving)
+    whole.trainer.train()
+    resumed = prepare("dylora", **saving)
+    resumed.trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert torch.equal(resumed.logits(), whole.logits())
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"method_settings": {"rank": 5}}, r"rank is 5, above .* 1 to lora.r \(4\); lower it"),
+        ({"method_settings": {"rank": 0}}, "rank is 0; a rank is at least 1"),
+        ({"lora": {"use_dora": True}}, "lora.use_dora is True"),
+        ({"lora": {"init": "pissa"}}, "lora.init is 'pissa'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare("dylora", **sections)
+
+
+def test_ranks_and_layers_that_cannot_be_nested_are_refused(make_net):
+    with pytest.raises(ValueError, match=r"the layers have ranks \[2, 4\]"):
+        nest(make_net(rank_pattern={"1": 2}))
+    with pytest.raises(ValueError, match="rank 5 is none of this model"):
+        nest(make_net()).choose(5)

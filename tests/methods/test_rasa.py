@@ -1,0 +1,173 @@
+"""RaSA: private and shared ranks by slow loops, the pool owned once, and plain LoRA of rank r - k + kL at the end."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from pedyra.adapters.attach import attach
+from pedyra.methods.rasa import by_type, share, unshare
+from pedyra.training.setup import trainable_parameters
+
+
+def shared(make_bert: Any, k: int = 1, trained: bool = True) -> tuple[Any, list[Any]]:
+    model = make_bert(r=3, target_modules=["query", "value"])
+    layers = share(model, k=k, alpha=6)
+    if trained:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or name.endswith("pool.B"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model, layers
+
+
+def test_the_update_by_slow_loops(make_bert):
+    _, layers = shared(make_bert)
+    queries = [layer for layer in layers if layer.name.endswith("query")]
+    pool = queries[0].a.pool
+    for layer in queries:
+        A, B, d = layer.a.A, layer.b.B, layer.a.d.flatten()
+        delta = torch.zeros(16, 16)
+        for i in range(2):
+            delta += d[i] * torch.outer(B[:, i], A[i])
+        for i in range(2):
+            delta += d[2 + i] * torch.outer(pool.B[:, i], pool.A[i])
+        torch.testing.assert_close(layer.module.get_delta_weight("default"), delta)
+
+
+def test_alpha_is_split_in_half_and_averaged_within_each_half(make_bert):
+    model = make_bert(r=3, target_modules=["query", "value"])
+    for layer in share(model, k=1, alpha=6):
+        # Private: 0.5 * 6 / (3 - 1); shared by two layers: 0.5 * 6 / (1 * 2).
+        assert layer.a.d.flatten().tolist() == [1.5, 1.5, 1.5, 1.5]
+        assert layer.scaling == 1
+    for layer in share(make_bert(r=4, target_modules=["query"]), k=1, alpha=12):
+        assert layer.a.d.flatten().tolist() == [2, 2, 2, 3, 3]
+
+
+def test_the_start_is_the_base_model_and_b_learns_first(make_bert, tokens):
+    model, layers = shared(make_bert, trained=False)
+    model.eval()
+    logits = model(**tokens).logits
+    with model.disable_adapter():
+        torch.testing.assert_close(logits, model(**tokens).logits)
+    logits.square().sum().backward()
+    pool = layers[0].a.pool
+    assert layers[0].b.B.grad.any() and pool.B.grad.any()
+    assert not layers[0].a.A.grad.any() and not pool.A.grad.any() and not layers[0].a.d.grad.any()
+
+
+def test_the_gradient_of_a_pool_is_the_sum_over_its_layers(make_bert, tokens):
+    model, layers = shared(make_bert)
+    model.eval()
+    model(**tokens).logits.square().sum().backward()
+    total = layers[0].a.pool.A.grad.clone()
+    parts = []
+    for first in (True, False):
+        # A copy of the pool for one of the two layers: what reaches the original comes from the other.
+        apart = copy.deepcopy((model, layers))
+        one, other = [layer for layer in apart[1] if layer.name.endswith("query")]
+        original = one.a.pool
+        (one if first else other).a._shared = (copy.deepcopy(original),)
+        apart[0].zero_grad()
+        apart[0](**tokens).logits.square().sum().backward()
+        parts.append(original.A.grad)
+    torch.testing.assert_close(parts[0] + parts[1], total)
+
+
+def test_pools_are_once_in_the_state_dict_and_the_optimizer(make_bert):
+    model, layers = shared(make_bert)
+    pools = [name for name in model.state_dict() if ".pool." in name]
+    assert len(pools) == 4  # A and B of query and of value
+    factors = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
+    # L r (in + out) for each type, as LoRA has, and L (r - k + k L) more.
+    assert sum(p.numel() for p in factors) == 2 * (2 * 3 * 32 + 2 * 4)
+    assert len({id(p) for p in factors}) == len(factors)
+    assert len(layers) == 4
+
+
+def test_a_copied_model_shares_its_own_pools(make_bert):
+    _, layers = copy.deepcopy(shared(make_bert))
+    one, other = [layer for layer in layers if layer.name.endswith("query")]
+    assert one.a._shared[0] is other.a._shared[0] is one.a.pool is other.b._shared[0]
+
+
+@pytest.mark.parametrize("names", [("layers.{}.q", "h.{}.q"), ("model.layer.{}.q", "{}.q")])
+def test_types_are_names_without_their_numbers(make_net, names: tuple[str, ...]):
+    layers = attach(make_net())
+    same = [copy.copy(layers[2]) for _ in range(4)]
+    for layer, name in zip(same, [names[0].format(0), names[0].format(11), names[1].format(3), "q8.q"], strict=True):
+        object.__setattr__(layer, "name", name)
+    assert [[layer.name for layer in layers] for layers in by_type(same)] == [
+        [names[0].format(0), names[0].format(11)],
+        [names[1].format(3)],
+        ["q8.q"],
+    ]
+    # Net's layers 0, 1 and 2 have the same name but for the number, and three shapes.
+    assert [len(layers) for layers in by_type(layers)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal_lm"])
+def test_what_is_saved_is_plain_lora_of_the_exact_rank(prepare, make_base, tmp_path, kind: str):
+    run = prepare("rasa", kind)
+    run.trainer.train()
+    before, expected = trainable_parameters(run.model), run.logits()
+    lora = trainable_parameters(prepare("lora", kind).model)
+    run.adaptation.finish()
+    run.model.save_pretrained(tmp_path)
+    base, _, _ = make_base(run.recipe)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    ranks = [module.r["default"] for module in loaded.modules() if hasattr(module, "lora_A")]
+    blocks = base.config.num_hidden_layers
+    # All types are in every block, but for BERT's pooler: alone of its type, it shares with no one.
+    assert set(ranks) <= {4 - 1 + blocks, 4} and ranks.count(4 - 1 + blocks) == len(ranks) - ranks.count(4)
+    assert before - lora == sum(ranks)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_merging_keeps_the_function(make_bert, tokens):
+    model, layers = shared(make_bert)
+    model.eval()
+    with torch.no_grad():
+        expected = model(**tokens).logits
+        model.merge_adapter()
+        torch.testing.assert_close(model(**tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        model.unmerge_adapter()
+        unshare(model, layers)
+        torch.testing.assert_close(model(**tokens).logits, expected)
+        torch.testing.assert_close(model.merge_and_unload()(**tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_path):
+    saving = {"training": {"save_strategy": "steps", "save_steps": 6}}
+    whole = prepare("rasa", **saving)
+    whole.trainer.train()
+    resumed = prepare("rasa", **saving)
+    resumed.trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert torch.equal(resumed.logits(), whole.logits())
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"method_settings": {"k": 4}}, r"k is 4, but of lora.r \(4\) ranks at least one stays private; lower it"),
+        ({"method_settings": {"k": 0}}, "k is 0; with none shared it is method lora"),
+        ({"lora": {"r": 1}}, "lora.r is 1, which leaves no rank to share .* raise it to 2"),
+        ({"lora": {"use_rslora": True}}, "lora.use_rslora is True"),
+        ({"lora": {"target_modules": ["pooler.dense"]}}, "no two layers of one type"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare("rasa", **sections)
+
+
+def test_a_pool_that_takes_every_rank_is_refused_before_anything_changes(make_bert):
+    model = make_bert(r=3)
+    with pytest.raises(ValueError, match="k is 3, but of the 3 ranks"):
+        share(model, k=3, alpha=6)
+    assert not [name for name in model.state_dict() if "pool" in name.split(".")]

@@ -1,0 +1,163 @@
+"""SoRA: the gates' arithmetic by hand, their steps in any loop, and the cut to the gates that are left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from pedyra.methods.sora import (
+    SoraSettings,
+    add_gate_steps,
+    cut,
+    gated,
+    gates_of,
+    legacy_threshold,
+    soft_threshold,
+)
+from pedyra.training.setup import trainable_parameters
+
+XI = 0.25  # exact in binary, as are the gates below
+
+
+@pytest.mark.parametrize(
+    ("gate", "soft", "legacy"),
+    [
+        (1.0, 0.75, 0.75),
+        (-1.0, -0.75, -0.75),
+        (0.5, 0.25, 0.25),  # 2 xi: what is left is not below xi
+        (0.375, 0.125, 0.0),  # in (xi, 2 xi): dead in the authors' code
+        (-0.375, -0.125, 0.0),
+        (0.125, 0.0, 0.0),
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_shrinkage_by_hand(gate: float, soft: float, legacy: float):
+    value = torch.tensor([gate])
+    assert soft_threshold(value, XI).item() == soft
+    assert legacy_threshold(value, XI).item() == legacy
+
+
+def test_soft_thresholding_minimises_its_proximal_problem():
+    grid = torch.linspace(-3, 3, 6001, dtype=torch.float64)
+    for gate in (-1.7, -0.1, 0.2, 0.9):
+        best = grid[(0.5 * (grid - gate) ** 2 + XI * grid.abs()).argmin()].item()
+        assert soft_threshold(torch.tensor(gate, dtype=torch.float64), XI).item() == pytest.approx(best, abs=1e-3)
+
+
+def test_the_update_by_slow_loops(make_net):
+    for layer in gated(make_net(trained=True, r=4, lora_alpha=8)):
+        A, B, g = layer.a.A, layer.b.weight, layer.a.gate.flatten()
+        delta = 8 / 4 * sum(g[i] * torch.outer(B[:, i], A[i]) for i in range(4))
+        torch.testing.assert_close(layer.module.get_delta_weight("default"), delta)
+
+
+def test_gates_are_standard_normal(make_net):
+    gates = torch.cat([gate.flatten() for gate in gates_of(gated(make_net(r=400, lora_alpha=400)))])
+    assert abs(gates.mean()) < 0.1 and abs(gates.std() - 1) < 0.1
+
+
+def test_one_step_by_hand(make_net, net_batch):
+    model, (x, y) = make_net(trained=True), net_batch(1)
+    gates = gates_of(gated(model))
+    # Plain gradient descent: g - 0.1 (dL/dg + lambda sign(g) / 12), then xi off.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    add_gate_steps(optimizer, gates, SoraSettings(threshold=0.01, l1=0.6))
+    (model(x) - y).square().mean().backward()
+    expected = []
+    for gate in gates:
+        moved = gate.detach() - 0.1 * (gate.grad + 0.6 / 12 * gate.detach().sign())
+        expected.append(moved.sign() * torch.relu(moved.abs() - 0.01))
+    optimizer.step()
+    for gate, value in zip(gates, expected, strict=True):
+        torch.testing.assert_close(gate.detach(), value)
+
+
+def test_the_first_step_moves_b_and_the_penalty_moves_the_gates(make_net, net_batch):
+    model, (x, y) = make_net(), net_batch(1)
+    layers = gated(model)
+    (model(x) - y).square().mean().backward()
+    assert all(layer.b.weight.grad.any() for layer in layers)
+    assert not any(layer.a.A.grad.any() or layer.a.gate.grad.any() for layer in layers)  # B = 0
+
+
+def test_a_zero_gate_can_open_again(make_net, net_batch):
+    model, (x, y) = make_net(trained=True), net_batch(1)
+    gates = gates_of(gated(model))
+    torch.nn.init.zeros_(gates[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=10.0)
+    add_gate_steps(optimizer, gates, SoraSettings())
+    (model(x) - y).square().mean().backward()
+    optimizer.step()
+    assert gates[0].any()
+
+
+def test_gates_have_a_group_of_their_own_without_weight_decay(prepare):
+    run = prepare("sora", training={"weight_decay": 0.1})
+    groups = run.trainer.optimizer.param_groups
+    gates = [p for name, p in run.model.named_parameters() if name.endswith("gate")]
+    assert [id(p) for p in groups[-1]["params"]] == [id(p) for p in gates] and groups[-1]["weight_decay"] == 0
+    grouped = [p for group in groups for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped})
+    assert sum(p.numel() for p in grouped) == trainable_parameters(run.model)
+    assert {group["weight_decay"] for group in groups[:-1]} == {0.1, 0.0}
+
+
+def test_the_cut_leaves_out_zero_gates_and_nothing_else(make_net, net_batch):
+    model, (x, _) = make_net(trained=True).eval(), net_batch(1)
+    layers = gated(model)
+    gates = gates_of(layers)
+    with torch.no_grad():
+        gates[0][1] = 0
+        gates[1].zero_()
+        expected = model(x)
+    assert list(cut(model, layers).values()) == [3, 0, 4]
+    torch.testing.assert_close(model(x), expected)
+    kept = {name: tuple(p.shape) for name, p in model.named_parameters() if "lora_A" in name}
+    assert list(kept.values()) == [(3, 8), (1, 12), (4, 6)]  # rank 0 is one zero row
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal_lm"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_is_saved_is_plain_lora_of_the_gates_that_are_left(prepare, make_base, tmp_path, kind: str, legacy: bool):
+    # 12 steps of 0.1 close every gate below about 1.2.
+    settings = {"threshold": 0.1, "l1": 0.0, "legacy": legacy}
+    run = prepare("sora", kind, method_settings=settings)
+    run.trainer.train()
+    expected = run.logits()
+    left = [max(1, int(p.count_nonzero())) for name, p in run.model.named_parameters() if name.endswith("gate")]
+    assert 1 <= min(left) < 4
+    run.adaptation.finish()
+    run.model.save_pretrained(tmp_path)
+    base, _, _ = make_base(run.recipe)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    modules = [module for module in loaded.modules() if hasattr(module, "lora_A")]
+    assert [module.r["default"] for module in modules] == left
+    assert {module.scaling["default"] for module in modules} == {8.0}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_path):
+    sections = {"training": {"save_strategy": "steps", "save_steps": 6}, "method_settings": {"threshold": 0.05}}
+    whole = prepare("sora", **sections)
+    whole.trainer.train()
+    resumed = prepare("sora", **sections)
+    resumed.trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert torch.equal(resumed.logits(), whole.logits())
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"method_settings": {"threshold": -1e-3}}, "threshold is -0.001; it must not be negative"),
+        ({"method_settings": {"threshold": 0, "legacy": True}}, "legacy changes nothing at threshold 0"),
+        ({"training": {"fp16": True}}, "training.fp16 is true, .* use training.bf16"),
+        ({"lora": {"init": "olora"}}, "lora.init is 'olora'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare("sora", **sections)
