@@ -85,13 +85,12 @@ def print_plan(console: Console, plan: Plan) -> None:
         rows.append(("budget", _budget_line(plan.budget)))
         rows.append(("adjustments", _adjustments_line(plan.schedule)))
     memory = plan.memory
-    rows.append(
-        (
-            "memory",
-            f"about {format_bytes(memory.total)}: weights {format_bytes(memory.weights)}, gradients and optimizer "
-            f"{format_bytes(memory.gradients_and_optimizer)}, activations {format_bytes(memory.activations)}",
-        )
+    parts = (
+        f"weights {format_bytes(memory.weights)}",
+        f"gradients and optimizer {format_bytes(memory.gradients_and_optimizer)}",
+        f"activations {format_bytes(memory.activations)}",
     )
+    rows.append(("memory", f"about {format_bytes(memory.total)} beside the libraries' own: {', '.join(parts)}"))
     for name, text in rows:
         console.print(f"{name:12}{text}", soft_wrap=True)
     print_rank_map(console, plan.layers)
