@@ -1,0 +1,177 @@
+"""Short runs of any method on a tiny model, and the situations that policies decide in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PrinterCallback, Trainer
+
+from pedyra.core.schedule import Schedule
+from pedyra.methods.method import Adaptation
+from pedyra.methods.registry import get_method
+from pedyra.models import load_model, load_tokenizer
+from pedyra.recipe import Recipe
+from pedyra.tasks import Task, load_task
+from pedyra.training.arguments import training_arguments
+from pedyra.training.callback import RankCallback
+from pedyra.training.rank_allocator import RankAllocator
+from pedyra.training.rule import Situation
+
+KINDS: dict[str, dict[str, Any]] = {
+    "classification": {"kind": "classification"},
+    "pairs": {"kind": "pairs", "text_pair": "text_pair", "label": "same"},
+    "regression": {"kind": "regression", "label": "score"},
+    "causal_lm": {"kind": "causal_lm", "prompt": "prompt", "completion": "completion"},
+}
+SCHEDULE = {"interval": 2, "initial_warmup": 2, "final_warmup": 3}
+"""Adjustments at steps 4, 6 and 8 of 12."""
+
+
+@dataclass
+class Run:
+    """A method on a model, before or after its training."""
+
+    recipe: Recipe
+    task: Task
+    adaptation: Adaptation
+    trainer: Trainer
+
+    @property
+    def model(self) -> Any:
+        return self.adaptation.model
+
+    @property
+    def ranks(self) -> RankCallback:
+        return next(callback for callback in self.adaptation.callbacks if isinstance(callback, RankCallback))
+
+    @property
+    def allocator(self) -> RankAllocator:
+        assert self.ranks.allocator is not None
+        return self.ranks.allocator
+
+    def train(self) -> Run:
+        self.trainer.train()
+        if self.adaptation.finish is not None:
+            self.adaptation.finish()
+        return self
+
+    def batch(self, rows: int = 8) -> dict[str, torch.Tensor]:
+        return dict(self.task.collator([self.task.train[index] for index in range(rows)]))
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """A batch without its labels: PEFT's AdaLoRA, loaded for inference, fails on a loss."""
+        return {name: value for name, value in self.batch().items() if name != "labels"}
+
+    def logits(self) -> torch.Tensor:
+        self.model.eval()
+        with torch.no_grad():
+            return self.model(**self.inputs()).logits
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Of one batch, by the name of the parameter; of the adapter alone."""
+        self.model.train()
+        self.model.zero_grad()
+        self.model(**self.batch()).loss.backward()
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and "lora" in name
+        }
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
+    """make_recipe(method, kind="classification", **sections): 12 steps on toy sentences, r = 4, alpha = 32."""
+
+    def make(method: str, kind: str = "classification", **sections: Any) -> Recipe:
+        training = {
+            "max_steps": 12,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-2,
+            "logging_steps": 4,
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        content: dict[str, Any] = {
+            "name": "test",
+            "method": method,
+            "output_dir": str(tmp_path / "run"),
+            "model": {"name": "tiny-llama" if kind == "causal_lm" else "tiny-bert", **sections.get("model", {})},
+            "data": {"source": "toy", **KINDS[kind], "max_length": 48, "train_rows": 48, "eval_rows": 16},
+            "lora": {"r": 4, "alpha": 32, **sections.get("lora", {})},
+            "rank": {**SCHEDULE, **sections.get("rank", {})},
+            "method_settings": sections.get("method_settings", {}),
+            "training": {**training, **sections.get("training", {})},
+        }
+        return get_method(method).resolve(Recipe.model_validate(content))
+
+    return make
+
+
+@pytest.fixture
+def make_base() -> Callable[[Recipe], tuple[Any, Task, Any]]:
+    """make_base(recipe): the base model, the task and the tokenizer."""
+
+    def make(recipe: Recipe) -> tuple[Any, Task, Any]:
+        tokenizer = load_tokenizer(recipe.model)
+        task = load_task(recipe.data, tokenizer, recipe.seed)
+        return load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed), task, tokenizer
+
+    return make
+
+
+@pytest.fixture
+def prepare(make_recipe: Any, make_base: Any) -> Callable[..., Run]:
+    """prepare(method, kind="classification", **sections): everything up to the first step."""
+
+    def make(method: str, kind: str = "classification", **sections: Any) -> Run:
+        recipe = make_recipe(method, kind, **sections)
+        base, task, tokenizer = make_base(recipe)
+        adaptation = get_method(method).prepare(base, recipe, task)
+        args = training_arguments(recipe)
+        optimizer = None if adaptation.optimizer is None else adaptation.optimizer(adaptation.model, args)
+        trainer = Trainer(
+            model=adaptation.model,
+            args=args,
+            processing_class=tokenizer,
+            callbacks=list(adaptation.callbacks),
+            optimizers=(optimizer, None),
+            **task.trainer_arguments(),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return Run(recipe, task, adaptation, trainer)
+
+    return make
+
+
+@pytest.fixture
+def situation() -> Callable[..., Situation]:
+    """situation(ranks, **changes): the adjustment at step 4 of 20 (t_i = 2, interval 2, t_f = 5: at 4, 6, ..., 14)."""
+
+    def make(ranks: dict[str, int], **changes: Any) -> Situation:
+        schedule = Schedule(total_steps=20, initial_warmup=2, interval=2, final_warmup=5)
+        settings: dict[str, Any] = dict(
+            step=4,
+            schedule=schedule,
+            history=[],
+            ranks=ranks,
+            progress=0.0,
+            moves=1,
+            min_rank=1,
+            max_ranks=dict.fromkeys(ranks, 100),
+            costs=dict.fromkeys(ranks, 10),
+            spare=0,
+            budget="ranks",
+            layer_score="before",
+            gains=None,
+        )
+        return Situation(**{**settings, **changes})
+
+    return make

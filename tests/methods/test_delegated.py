@@ -1,0 +1,81 @@
+"""LoRA, PiSSA, DoRA and QLoRA are PEFT's, with what each presupposes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from pedyra.methods.registry import get_method
+
+
+def lora_layers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def trainable(model: Any) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and "lora" in name)
+
+
+def test_lora_has_r_times_in_plus_out_parameters(prepare: Any):
+    model = prepare("lora").model
+    expected = sum(4 * (layer.in_features + layer.out_features) for layer in lora_layers(model))
+    assert trainable(model) == expected
+
+
+def test_dora_adds_one_magnitude_per_output(prepare: Any):
+    lora, dora = prepare("lora").model, prepare("dora").model
+    assert trainable(dora) - trainable(lora) == sum(layer.out_features for layer in lora_layers(lora))
+
+
+def test_pissa_keeps_the_function_and_trains_no_e(prepare: Any, make_base: Any):
+    run = prepare("pissa")
+    base, _, _ = make_base(run.recipe)
+    with torch.no_grad():
+        expected = base.eval()(**run.inputs()).logits
+    torch.testing.assert_close(run.logits(), expected, rtol=1e-4, atol=1e-5)
+    assert trainable(run.model) == trainable(prepare("lora").model)
+
+
+def test_pissa_starts_at_the_top_singular_triples(prepare: Any, make_base: Any):
+    run = prepare("pissa")
+    base, _, _ = make_base(run.recipe)
+    layer = lora_layers(run.model)[0]
+    weight = base.get_submodule("bert.encoder.layer.0.attention.self.query").weight.detach()
+    U, S, Vh = torch.linalg.svd(weight)
+    update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(update, (U[:, :4] * S[:4]) @ Vh[:4], rtol=1e-4, atol=1e-5)
+
+
+def test_pissa_is_saved_against_the_pristine_weight(prepare: Any, tmp_path: Path):
+    run = prepare("pissa").train()
+    run.model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {t.shape[0] for name, t in tensors.items() if "lora_A" in name} == {8}  # trained minus initial: 2 r
+
+
+@pytest.mark.parametrize("init", ["olora", "gaussian", False])
+def test_pissa_refuses_another_start(prepare: Any, init: Any):
+    with pytest.raises(ValueError, match="lora.init is .*pissa is a start of its own"):
+        prepare("pissa", lora={"init": init})
+
+
+def test_pissa_refuses_quantised_weights(make_recipe: Any, make_base: Any):
+    base, task, _ = make_base(make_recipe("pissa"))
+    with pytest.raises(ValueError, match="model.quantization is 'nf4'"):
+        get_method("pissa").prepare(base, make_recipe("pissa", model={"quantization": "nf4"}), task)
+
+
+def test_qlora_is_nf4_unless_the_recipe_says_int8(make_recipe: Any):
+    assert make_recipe("qlora").model.quantization == "nf4"
+    assert make_recipe("qlora", model={"quantization": "int8"}).model.quantization == "int8"
+
+
+def test_qlora_refuses_a_model_in_full_precision(make_recipe: Any, make_base: Any):
+    base, task, _ = make_base(make_recipe("lora"))
+    with pytest.raises(ValueError, match="qlora needs a quantised model; set model.quantization"):
+        get_method("qlora").prepare(base, make_recipe("qlora"), task)

@@ -1,0 +1,63 @@
+"""Every method has a name, trains on every kind of data, and leaves an adapter that PEFT loads by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from pedyra.methods.registry import METHODS, get_method
+
+OWN = [
+    *("lora", "lora+", "pissa", "dora", "qlora", "randlora", "eva", "gora", "para", "adalora", "adalora-svd"),
+    *("increlora", "triadaptlora", "elalora", "l1ra", "prune", "expand", "random", "pedyra-paper", "pedyra"),
+]
+
+
+def test_listing_the_methods_imports_no_torch():
+    code = "import sys; from pedyra.methods.registry import METHODS; list(METHODS); print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "False"
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("adalora_svd", "adalora-svd"), ("pedira", "pedyra")])
+def test_an_unknown_name_is_told_with_the_nearest(name: str, nearest: str):
+    with pytest.raises(ValueError, match=f"method '{name}' is unknown; did you mean '{nearest}'"):
+        get_method(name)
+
+
+def test_names_are_unique_and_come_with_one_line():
+    assert set(OWN) <= set(METHODS)
+    for name, method in METHODS.items():
+        assert method.name == name and method.summary and "\n" not in method.summary
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
+@pytest.mark.parametrize("kind", ["classification", "pairs", "regression", "causal_lm"])
+@pytest.mark.parametrize("method", OWN)
+def test_a_short_run_leaves_an_adapter_that_stock_peft_loads(
+    method: str, kind: str, prepare: Any, make_base: Any, tmp_path: Path
+):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    run = prepare(method, kind).train()
+    expected = run.logits()
+    assert expected.isfinite().all()
+    run.model.save_pretrained(tmp_path / "adapter")
+    base, _, _ = make_base(run.recipe)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**run.inputs()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_a_setting_that_the_method_does_not_have_is_told(method: str, prepare: Any):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    with pytest.raises(ValueError, match=r"method_settings\.bogus"):
+        prepare(method, method_settings={"bogus": 1})
