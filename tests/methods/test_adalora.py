@@ -1,0 +1,92 @@
+"""PEFT's AdaLoRA: called at the right moments, and its crashes told before they happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+
+def active(model: Any) -> int:
+    """Triples whose E is not masked."""
+    return sum(int(p.count_nonzero()) for name, p in model.named_parameters() if "lora_E" in name)
+
+
+def test_a_run_ends_at_the_budget(prepare: Any):
+    run = prepare("adalora")
+    layers = sum("lora_E" in name for name, _ in run.model.named_parameters())
+    run.train()
+    assert active(run.model) == 4 * layers
+    config = run.model.peft_config["default"]
+    assert (config.total_step, config.tinit, config.deltaT, config.tfinal) == (12, 2, 2, 3)
+
+
+def test_the_allocator_sees_each_step_once_after_the_optimizer(prepare: Any, monkeypatch: pytest.MonkeyPatch):
+    run = prepare("adalora", training={"gradient_accumulation_steps": 2, "max_steps": 12})
+    seen: list[int] = []
+    allocate = run.model.base_model.update_and_allocate
+    monkeypatch.setattr(
+        run.model.base_model, "update_and_allocate", lambda step: (seen.append(step), allocate(step))[1]
+    )
+    run.train()
+    assert seen == list(range(1, 13))
+
+
+def test_an_evaluation_loss_has_no_penalty(prepare: Any):
+    run = prepare("adalora", rank={"orth_weight": 0.3})
+    batch = run.batch()
+    run.model.eval()
+    loss = run.model(**batch).loss
+    logits = run.model(**batch).logits
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, batch["labels"]))
+    run.model.train()
+    assert run.model(**batch).loss > loss + 0.1
+    assert run.model.peft_config["default"].orth_reg_weight == 0.3
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_nothing_to_prune_is_told_where_peft_crashes(prepare: Any, rank: int):
+    with pytest.raises(ValueError, match=f"initial_rank is {rank}, but AdaLoRA prunes from it down to lora.r [(]4[)]"):
+        prepare("adalora", method_settings={"initial_rank": rank})
+
+
+@pytest.mark.parametrize(("field", "value"), [("use_dora", True), ("use_rslora", True), ("init", "pissa")])
+def test_what_peft_ignores_or_refuses_is_told(prepare: Any, field: str, value: Any):
+    with pytest.raises(ValueError, match=f"lora.{field} is {value!r}, but PEFT's AdaLoRA does not have it"):
+        prepare("adalora", lora={field: value})
+
+
+def test_a_layer_without_gradient_is_named(prepare: Any):
+    run = prepare("adalora")
+    pooler = run.model.base_model.model.bert.pooler
+    forward = pooler.forward
+    pooler.forward = lambda hidden: forward(hidden).detach()
+    run.model.base_model.model.bert.pooler = pooler
+    with pytest.raises(ValueError, match="takes no part in the loss, so PEFT's AdaLoRA has no gradient"):
+        run.train()
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "save_steps": 4}
+            | {"eval_steps": 4},
+            "load_best_model_at_end is true",
+        ),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor computes its own loss"),
+        ({"max_steps": 5}, "rank.initial_warmup .2. and rank.final_warmup .3. together fill the run"),
+    ],
+)
+def test_runs_that_would_crash_or_lose_the_penalty_are_refused(prepare: Any, training: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare("adalora", training=training).train()
+
+
+def test_a_resume_after_pruning_is_refused_in_words(prepare: Any):
+    arguments = {"save_strategy": "steps", "save_steps": 6}
+    run = prepare("adalora", training=arguments).train()
+    again = prepare("adalora", training=arguments)
+    with pytest.raises(ValueError, match="cannot resume from a checkpoint that was written after its first pruning"):
+        again.trainer.train(resume_from_checkpoint=f"{run.recipe.output_dir}/checkpoint-6")

@@ -1,0 +1,92 @@
+"""AdaLoRA's scores and budget, against PEFT's own allocator and by hand; ranks that are pruned are gone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
+from torch import nn
+
+from pedyra.methods.adalora_svd import CubicPruning, cubic_budget
+
+
+def test_the_cubic_budget_by_hand():
+    # b0 = 12, bT = 8: 8 + 4 (1 - p)^3 = 12, 9.6875, 8.5, 8.0625, 8
+    assert [cubic_budget(12, 8, p) for p in (0, 0.25, 0.5, 0.75, 1)] == [12, 9, 8, 8, 8]
+
+
+def test_the_lowest_triples_of_all_layers_go_and_a_layer_may_lose_all(situation: Any):
+    # Step 4: 2 of 13 steps are over; b = int(4 + 4 (11/13)^3) = 6 of 8 ranks, so the two lowest go.
+    policy = CubicPruning(initial=4, final=2)
+    scores = {"a": [0.5, 0.1, 0.7, 0.9], "b": [0.3, 0.2, 0.8, 0.6]}
+    plan = policy(scores, situation({"a": 4, "b": 4}, min_rank=0))
+    assert plan.pruned == {"a": (1,), "b": (1,)} and plan.ranks == {"a": 3, "b": 3} and not plan.added
+    # The last adjustment, step 14, reaches b_T = 4 exactly.
+    last = policy({"a": [0.5, 0.7, 0.9], "b": [0.1, 0.2]}, situation({"a": 3, "b": 2}, step=14, min_rank=0))
+    assert last.ranks == {"a": 3, "b": 1}
+    emptied = policy({"a": [5, 7, 9, 8], "b": [0.1, 0.2]}, situation({"a": 4, "b": 2}, step=14, min_rank=0))
+    assert emptied.ranks == {"a": 4, "b": 0}
+
+
+def test_a_budget_of_parameters_prunes_by_score_per_parameter(situation: Any):
+    # Triples cost 10 and 30; final 2: 80 parameters. The costly triples are worth least per parameter.
+    now = situation({"a": 2, "b": 3}, step=14, min_rank=0, budget="parameters", costs={"a": 10, "b": 30})
+    plan = CubicPruning(initial=3, final=2)({"a": [0.3, 0.4], "b": [0.6, 0.9, 1.2]}, now)
+    assert plan.ranks == {"a": 2, "b": 2}
+
+
+def test_scores_equal_those_of_peft(prepare: Any):
+    """Eq. (3) over several steps and the combination into triples: PEFT's RankAllocator is the oracle."""
+    run = prepare("adalora-svd")
+    run.train()  # for an allocator on live layers; its scores are then replaced by ours below
+    allocator = run.allocator
+    layers, scores = allocator.layers, allocator.scores
+    oracle = PeftAllocator.__new__(PeftAllocator)
+    oracle.peft_config, oracle.adapter_name, oracle.beta1, oracle.beta2 = SimpleNamespace(), "default", 0.85, 0.85
+    oracle.reset_ipt()
+    scores.restart()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        named = []
+        for layer in layers:
+            for kind, parameter in (("lora_A", layer.a.A), ("lora_E", layer.a.E), ("lora_B", layer.b.weight)):
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                like = nn.Parameter(parameter.detach().clone())
+                like.grad = parameter.grad.clone()
+                named.append((f"{layer.name}.{kind}.default", like))
+        oracle.update_ipt(SimpleNamespace(named_parameters=lambda named=named: iter(named)))
+        scores.observe_gradients()
+    ours = scores.triple_scores(alpha=1.0, score_norm="none", input_norm="mean_square", omega="uniform")
+    for layer in layers:
+        A, E, B = (oracle._element_score(f"{layer.name}.lora_{kind}.default") for kind in "AEB")
+        means = torch.stack([A.mean(1), B.mean(0)], 1)
+        expected = oracle._combine_ipt(E, means)
+        torch.testing.assert_close(torch.tensor(ours[layer.name]), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_a_run_ends_at_the_budget_and_its_moments_have_shrunk(prepare: Any):
+    run = prepare("adalora-svd").train()
+    layers = len(run.allocator.layers)
+    totals = [record["total_rank"] for record in run.allocator.history]
+    assert totals == sorted(totals, reverse=True) and totals[-1] == 4 * layers
+    # steps 4, 6, 8 of the window 2..9, and b_T at the last
+    assert totals == [cubic_budget(6 * layers, 4 * layers, part) for part in (2 / 7, 4 / 7, 1)]
+    state = run.allocator.optimizer.state
+    for layer in run.allocator.layers:
+        assert state[layer.a.A]["exp_avg"].shape == layer.a.A.shape
+        assert layer.scaling == 32 / 6
+
+
+def test_at_the_first_step_only_e_has_a_gradient(prepare: Any):
+    gradients = prepare("adalora-svd").gradients()
+    for name, gradient in gradients.items():
+        assert bool(gradient.any()) == name.endswith(".E"), name
+
+
+@pytest.mark.parametrize(("field", "value"), [("alpha", 0.5), ("start", "lora"), ("omega", "gradient")])
+def test_a_rank_setting_that_contradicts_the_method_is_told(prepare: Any, field: str, value: Any):
+    with pytest.raises(ValueError, match=f"rank.{field} is {value!r}, but method adalora-svd is defined by"):
+        prepare("adalora-svd", rank={field: value})

@@ -1,0 +1,111 @@
+"""IncreLoRA: the dense score, growth from a frozen reserve, and an exact budget at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pedyra.methods.dense_sensitivity import dense_sensitivity
+from pedyra.methods.increlora import GrowFromReserve, growth
+
+
+def test_the_score_is_that_of_the_dense_update():
+    """|dW * dL/d dW| summed, by autograd on the dense update itself, as the authors' backward hook sees it."""
+    generator = torch.Generator().manual_seed(0)
+    A, B = torch.randn(3, 5, generator=generator), torch.randn(4, 3, generator=generator)
+    E, x = torch.randn(3, generator=generator), torch.randn(2, 7, 5, generator=generator)
+    scaling = 2.5
+    dense = (scaling * (B * E) @ A).requires_grad_()
+    loss = (x @ dense.T).pow(2).sum()
+    loss.backward()
+    expected = (dense.detach() * dense.grad).abs().sum() / (4 * 5) ** 0.5
+    slot = (x @ (E[:, None] * A).T @ B.T).requires_grad_()
+    (scaling * slot).pow(2).sum().backward()
+    torch.testing.assert_close(dense_sensitivity(x, slot.grad, A, E, B), expected)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    A, B, E = torch.randn(2, 6), torch.randn(9, 2), torch.randn(2)
+    x, gradient = torch.randn(8, 6), torch.randn(8, 9)
+    whole = dense_sensitivity(x, gradient, A, E, B)
+    monkeypatch.setattr("pedyra.methods.dense_sensitivity._BLOCK_ELEMENTS", 12)
+    torch.testing.assert_close(dense_sensitivity(x, gradient, A, E, B), whole)
+
+
+def test_the_best_layers_grow_ties_in_layer_order_and_never_beyond_the_budget():
+    scores = {"a": 0.5, "b": 0.9, "c": 0.5, "d": 0.1}
+    active = dict.fromkeys("abcd", 1)
+    assert growth(scores, active, missing=12, top=2, add=2) == {"b": 2, "a": 2}
+    assert growth(scores, active, missing=3, top=3, add=2) == {"b": 2, "a": 1}
+
+
+def test_growth_activates_the_reserve_and_rescales(situation: Any):
+    policy = GrowFromReserve(final=4, add=2, top=1)
+    plan = policy({"a": [3.0] * 3, "b": [1.0] * 3}, situation({"a": 3, "b": 3}))
+    # a: 1 active and 2 in reserve -> 3 active and 2 in reserve; alpha / r falls from alpha to alpha / 3.
+    assert plan.ranks == {"a": 5, "b": 3} and plan.rescale == {"a": 1 / 3} and not plan.pruned
+
+
+def test_at_the_budget_what_is_left_of_the_reserves_goes(situation: Any):
+    policy = GrowFromReserve(final=4, add=2, top=2)
+    # active 5 + 2 = 7 of 8: one more rank, to b; its other reserve rank and both of a's go.
+    now = situation({"a": 7, "b": 4}, history=[{"added": {"a": 2}}])
+    plan = policy({"a": [1.0] * 7, "b": [9.0] * 4}, now)
+    assert plan.pruned == {"a": (5, 6), "b": (3,)} and plan.ranks == {"a": 5, "b": 3} and not plan.added
+    assert plan.rescale == {"b": 2 / 3}
+    after = policy({"a": [1.0] * 5, "b": [9.0] * 3}, situation(plan.ranks, history=[{"added": {}}]))
+    assert after.ranks == plan.ranks and not after.pruned
+
+
+def test_a_run_grows_from_one_to_the_budget(prepare: Any):
+    run = prepare("increlora").train()
+    layers = len(run.allocator.layers)
+    active = [record["total_rank"] - 2 * layers for record in run.allocator.history[:-1]]
+    assert active == sorted(active) and layers < active[0]
+    assert sum(run.allocator.ranks.values()) == 4 * layers
+    for layer in run.allocator.layers:
+        assert layer.scaling == pytest.approx(32 / layer.rank)
+
+
+def test_reserve_e_stays_while_its_factors_learn(prepare: Any):
+    run = prepare("increlora", training={"max_steps": 12}, rank={"initial_warmup": 6, "interval": 1})
+    layers = run.model.get_base_model().bert.encoder.layer[0].attention.self.query
+    a = layers.lora_A["default"]
+    A, stop = a.A.detach().clone(), []
+
+    from transformers import TrainerCallback
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                stop.append((a.E.detach().clone(), a.A.detach().clone()))
+
+    run.trainer.add_callback(Look())
+    run.train()
+    E, moved = stop[0]
+    assert E[1:].tolist() == pytest.approx([1e-5, 1e-5], rel=1e-6) and E[0] != 0
+    assert (moved[1:] - A[1:]).abs().max() > 1e-4
+
+
+def test_the_active_rank_has_a_gradient_at_the_first_step(prepare: Any):
+    for name, gradient in prepare("increlora").gradients().items():
+        if name.endswith(".E"):
+            assert gradient[0] != 0
+
+
+def test_dropping_the_reserve_hardly_changes_the_function(prepare: Any):
+    run = prepare("increlora").train()
+    allocator = run.allocator
+    before = run.logits()
+    for layer in allocator.layers:  # as large as what was dropped: 1e-5 along rows of N(0, 0.02^2)
+        layer.a.E.data[-1] += 1e-5
+    assert (run.logits() - before).abs().max() < 1e-3
+
+
+def test_growth_that_cannot_meet_the_budget_is_told_before_training(prepare: Any):
+    with pytest.raises(ValueError, match="method_settings.top is 1: 3 adjustments of 1 layers x 2 ranks add 6 of the"):
+        prepare("increlora", method_settings={"top": 1}).train()
+    with pytest.raises(ValueError, match="lora.r is 1, but IncreLoRA starts at rank 1"):
+        prepare("increlora", lora={"r": 1})
