@@ -149,7 +149,7 @@ def test_schema_is_json_schema(call):
 
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(call, monkeypatch):
-    from pedyra.training.metrics_log import MetricsLog
+    from pedyra.runs.metrics_log import MetricsLog
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 2:

@@ -73,7 +73,7 @@ def train(
 ) -> None:
     """Train one recipe into a run folder."""
     from pedyra.recipe import load_recipe
-    from pedyra.training.run_folder import RunFolder
+    from pedyra.runs.run_folder import RunFolder
 
     console = new_console()
     checked = load_recipe(recipe, overrides or [])
@@ -81,7 +81,7 @@ def train(
 
     quiet_libraries()
     from pedyra.report import build_report
-    from pedyra.training.run import plan_run, train_run
+    from pedyra.runs.run import plan_run, train_run
 
     if dry_run:
         plan = plan_run(checked, overwrite=overwrite, resume=resume)
@@ -102,7 +102,7 @@ def train(
 def evaluate(run: RunArgument, json_file: JsonFile = None) -> None:
     """Evaluate a run's saved adapter on its held-out rows."""
     quiet_libraries()
-    from pedyra.training.evaluate import evaluate_run
+    from pedyra.runs.evaluate import evaluate_run
 
     rows = [{"metric": name, "value": value} for name, value in evaluate_run(run).items()]
     print_table(new_console(), ["metric", "value"], [list(row.values()) for row in rows])

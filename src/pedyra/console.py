@@ -15,8 +15,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pedyra.inspection import AdapterSummary
-    from pedyra.training.plan import Plan
-    from pedyra.training.run import RunResult
+    from pedyra.runs.plan import Plan
+    from pedyra.runs.run import RunResult
 
 Row = Mapping[str, Any]
 

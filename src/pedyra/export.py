@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pedyra
+from pedyra.files import write_folder
 from pedyra.lora_folder import SavedLora, check_plain, pattern_keys, read_lora
 from pedyra.merge import merge_folder, merge_live
-from pedyra.training.run_folder import write_folder
 
 logger = logging.getLogger(__name__)
 

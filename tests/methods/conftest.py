@@ -16,8 +16,8 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe
+from pedyra.runs.arguments import training_arguments
 from pedyra.tasks import Task, load_task
-from pedyra.training.arguments import training_arguments
 from pedyra.training.callback import RankCallback
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Situation

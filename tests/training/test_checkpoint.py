@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pedyra import RankCallback
+from pedyra.files import write_file
 from pedyra.training import checkpoint
-from pedyra.training.checkpoint import RECORD, TENSORS, SideFileError, read_state, write_atomically
+from pedyra.training.checkpoint import RECORD, TENSORS, SideFileError, read_state
 
 EVERY_4 = {"save_strategy": "steps", "save_steps": 4}
 
@@ -143,14 +144,14 @@ def test_a_checkpoint_of_another_folder_is_named_by_resume_from(stopped, make_tr
 
 def test_a_write_that_meets_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_file(path, b"old")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
-        write_atomically(path, b"new")
+        write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -161,11 +162,11 @@ def test_a_crash_between_the_two_files_is_recognised(stopped, monkeypatch, make_
     def crash(path: Path, data: bytes) -> None:
         if path.name == RECORD:
             raise KeyboardInterrupt
-        write_atomically(path, data)
+        write_file(path, data)
 
     trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=14), learning_rate=1e-3, **EVERY_4)
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_atomically", crash)
+        patched.setattr(checkpoint, "write_file", crash)
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
     with pytest.raises(SideFileError, match=rf"checkpoint-4/{TENSORS} does not match {RECORD}"):
@@ -191,9 +192,9 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint_whole(make
     def full_at_8(path: Path, data: bytes) -> None:
         if path.parent.name == "checkpoint-8":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_atomically(path, data)
+        write_file(path, data)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full_at_8)
+    monkeypatch.setattr(checkpoint, "write_file", full_at_8)
     trainer, _ = make_trainer(tmp_path, **EVERY_4)
     with pytest.raises(OSError, match="No space left on device"):
         trainer.train()

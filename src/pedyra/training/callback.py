@@ -14,11 +14,11 @@ from transformers.trainer_callback import CallbackHandler
 
 from pedyra.adapters.attach import attach, write_ranks
 from pedyra.config import RankConfig
+from pedyra.files import read_rows
 from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.training.optimizer_state import drop_unfit_state
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Policy, Rule, bidirectional
-from pedyra.training.run_folder import read_rows
 
 
 class RankCallback(TrainerCallback):

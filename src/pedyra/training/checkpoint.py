@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 
 from pedyra.adapters.attach import adapted_layers, write_ranks
 from pedyra.adapters.resize import install
+from pedyra.files import write_file
 from pedyra.training.optimizer_state import rekey_state
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -44,8 +44,8 @@ def save_state(allocator: RankAllocator, folder: Path) -> None:
     data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     record = {"format": FORMAT, "sha256": digest, "adapter_sha256": adapter, **record}
-    write_atomically(folder / TENSORS, data)
-    write_atomically(folder / RECORD, json.dumps(record).encode())
+    write_file(folder / TENSORS, data)
+    write_file(folder / RECORD, json.dumps(record).encode())
 
 
 def restore(allocator: RankAllocator, folder: Path) -> None:
@@ -104,19 +104,6 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if record["adapter_sha256"] is not None and _digest(adapter) != record["adapter_sha256"]:
         raise SideFileError(f"{record_path} is not of the weights in {adapter.name}: one is of another checkpoint")
     return record, load_file(tensors_path)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` or leave it as it was: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _adapter_file(folder: Path, adapter_name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer, attach, write_ranks
 from pedyra.adapters.factors import AFactor
+from pedyra.adapters.fused import fuse, unfuse
 from pedyra.adapters.resize import Replacement, install, resized
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
@@ -77,6 +79,7 @@ class RankAllocator:
             final_warmup=config.final_warmup,
         )
         self.layers = _trainable(attach(model, adapter_name, config.start, config.seed))
+        _choose_forward(self.layers, config.fused)
         self.moves = _moves(config, sum(layer.rank for layer in self.layers))
         self._max_ranks = {layer.name: _max_rank(layer, config.max_rank) for layer in self.layers}
         _check_max_ranks(self.layers, config, self._max_ranks)
@@ -314,6 +317,19 @@ def _trainable(layers: list[AdaptedLayer]) -> list[AdaptedLayer]:
     if not trainable:
         raise ValueError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
     return trainable
+
+
+def _choose_forward(layers: list[AdaptedLayer], fused: bool) -> None:
+    """Fuse every layer that can be, or none; a fused layer itself falls back to PEFT's forward where need be."""
+    if not fused:
+        for layer in layers:
+            unfuse(layer.module)
+    elif not any([fuse(layer.module) for layer in layers]):
+        warnings.warn(
+            "rank.fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
+            "PEFT's own forward runs",
+            stacklevel=3,
+        )
 
 
 def _moves(config: RankConfig, total_rank: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from pedyra.training.run_folder import append_row, read_rows, write_file
+from pedyra.files import append_row, read_rows, write_file
 
 
 class MetricsLog(TrainerCallback):

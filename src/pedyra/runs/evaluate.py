@@ -10,9 +10,9 @@ from peft import PeftModel
 from pedyra.inspection import find_adapter
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import load_recipe
+from pedyra.runs.run_folder import RunFolder
+from pedyra.runs.setup import Setup
 from pedyra.tasks import load_task
-from pedyra.training.run_folder import RunFolder
-from pedyra.training.setup import Setup
 
 # What Trainer adds to every evaluation that says nothing about the model.
 _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerControl
 
-from pedyra.training.progress import TrainingProgress
+from pedyra.runs.progress import TrainingProgress
 
 
 def state(step, total=100) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.recipe import Recipe
-from pedyra.training.arguments import training_arguments
+from pedyra.runs.arguments import training_arguments
 
 
 def recipe(**training: Any) -> Recipe:

@@ -1,14 +1,13 @@
-"""The run folder: whether a run may write there, and files that are whole or absent, never half-written."""
+"""The run folder: what is in it, and whether a run may write there."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pedyra.files import read_rows
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (
@@ -103,47 +102,3 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write `path` whole or not at all: temporary name, fsync, rename."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` fill a folder that appears as `path` whole or not at all; an older one is replaced."""
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        save(part)
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, none if it is absent; a last line cut short by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from pedyra.config import RankConfig
 from pedyra.recipe import Recipe
-from pedyra.training.setup import check_targets, rank_settings, set_up
+from pedyra.runs.setup import check_targets, rank_settings, set_up
 
 
 def recipe(**changes):

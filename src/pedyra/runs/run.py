@@ -14,16 +14,17 @@ import yaml
 from rich.console import Console
 from transformers import Trainer
 
+from pedyra.files import append_row, write_file, write_folder
 from pedyra.recipe import Recipe
+from pedyra.runs.environment import describe_environment, peak_memory_bytes
+from pedyra.runs.interrupt import StopOnInterrupt
+from pedyra.runs.last_checkpoint import checkpoint_step, find_flaw, last_complete_checkpoint, list_checkpoints
+from pedyra.runs.metrics_log import MetricsLog
+from pedyra.runs.plan import Plan, lora_layers, make_plan
+from pedyra.runs.progress import TrainingProgress
+from pedyra.runs.run_folder import RunFolder
+from pedyra.runs.setup import Setup, rank_settings, set_up, trainable_parameters
 from pedyra.training.callback import RankCallback
-from pedyra.training.environment import describe_environment, peak_memory_bytes
-from pedyra.training.interrupt import StopOnInterrupt
-from pedyra.training.last_checkpoint import checkpoint_step, find_flaw, last_complete_checkpoint, list_checkpoints
-from pedyra.training.metrics_log import MetricsLog
-from pedyra.training.plan import Plan, lora_layers, make_plan
-from pedyra.training.progress import TrainingProgress
-from pedyra.training.run_folder import RunFolder, append_row, write_file, write_folder
-from pedyra.training.setup import Setup, rank_settings, set_up, trainable_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pedyra.training.run_folder import RunFolder, append_row, read_rows, write_file, write_folder
+from pedyra.files import append_row, read_rows, write_file, write_folder
+from pedyra.runs.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import Trainer
 
+from pedyra.runs.setup import Setup, trainable_parameters
 from pedyra.training.rank_allocator import RankAllocator
-from pedyra.training.setup import Setup, trainable_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

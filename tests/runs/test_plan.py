@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pedyra.recipe import Recipe
-from pedyra.training.plan import count_steps, make_plan
-from pedyra.training.setup import set_up
+from pedyra.runs.plan import count_steps, make_plan
+from pedyra.runs.setup import set_up
 
 RANK = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
 

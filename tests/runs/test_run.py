@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from pedyra.files import read_rows
 from pedyra.recipe import Recipe, load_recipe
-from pedyra.training.evaluate import evaluate_run
-from pedyra.training.metrics_log import MetricsLog
-from pedyra.training.run import plan_run, train_run
-from pedyra.training.run_folder import read_rows
+from pedyra.runs.evaluate import evaluate_run
+from pedyra.runs.metrics_log import MetricsLog
+from pedyra.runs.run import plan_run, train_run
 
 RECIPE = {
     "name": "toy",

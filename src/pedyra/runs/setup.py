@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from pedyra.config import RankConfig
 from pedyra.models import load_model, load_tokenizer, lora_config
 from pedyra.recipe import Recipe
+from pedyra.runs.arguments import training_arguments
 from pedyra.tasks import Task, load_task
-from pedyra.training.arguments import training_arguments
 
 METHODS = ("lora", "pedyra", "pedyra-paper")
 
