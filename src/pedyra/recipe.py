@@ -5,17 +5,15 @@ Nothing heavy is imported here: a recipe is checked before torch, transformers o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from pedyra.config import RankConfig
+from pedyra.yaml_file import one_line, read_settings
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
@@ -209,18 +207,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     unknown key (with the nearest valid one) and a value out of range.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"recipe {str(path)!r} does not exist; give the path of a YAML file")
-    content = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"recipe {str(path)!r} is no mapping of keys to values; it starts with e.g. `model:`")
-    for override in overrides:
-        _apply_override(content, override)
+    content = read_settings(path, overrides, what="recipe", starts_with="model")
     content.setdefault("name", path.stem)
+    return check_recipe(content, path.name)
+
+
+def check_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """The recipe with this content. Raises ValueError, one line beginning with `where`, as `load_recipe` does."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path.name}: {_one_line(error)}") from None
+        # Keys are two deep; what pydantic adds below them names a branch of a union (`str`, `bool`).
+        raise ValueError(f"{where}: {one_line(error, Recipe, depth=2)}") from None
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -232,71 +230,3 @@ def recipe_schema() -> dict[str, Any]:
     schema["$defs"]["RankConfig"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankConfig"}
     return schema
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and `no` as text, as YAML 1.2 does and writers of recipes expect."""
-
-
-# In YAML 1.1 `eval_strategy: no` would be false; only true and false are.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _apply_override(content: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ValueError(f"override {override!r} is not of the form key=value, e.g. training.max_steps=100")
-    *parents, last = key.split(".")
-    section = content
-    for parent in parents:
-        if section.get(parent) is None:
-            section[parent] = {}
-        section = section[parent]
-        if not isinstance(section, dict):
-            raise ValueError(f"override {override!r}: {parent} is a value, not a section with keys")
-    section[last] = _parse_yaml(value, f"override {override!r}")
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first mistake as one line with its full key path, and how many other keys have one."""
-    messages: dict[tuple[int | str, ...], list[str]] = {}
-    for mistake in error.errors(include_url=False):
-        # Keys are two deep; what pydantic adds below them names a branch of a union (`str`, `bool`).
-        path = mistake["loc"][:2]
-        messages.setdefault(path, []).append(_message(mistake, [str(part) for part in path]))
-    told, *others = messages.values()
-    return " or ".join(told) + (f" (and mistakes in {len(others)} more keys)" if others else "")
-
-
-def _message(mistake: ErrorDetails, path: list[str]) -> str:
-    key = ".".join(path)
-    if mistake["type"] == "extra_forbidden":
-        section: Any = Recipe.model_fields[path[0]].annotation if len(path) > 1 else Recipe
-        near = get_close_matches(path[-1], section.model_fields, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {'.'.join([*path[:-1], *near])!r}?"
-            if near
-            else f"known are {', '.join(section.model_fields)}"
-        )
-        return f"unknown key {key!r}; {hint}"
-    if mistake["type"] == "missing":
-        return f"key {key!r} is required"
-    if mistake["type"] == "value_error":
-        return mistake["msg"].removeprefix("Value error, ")
-    return f"{key} is {mistake['input']!r}: {mistake['msg']}"

@@ -1,0 +1,106 @@
+"""Settings in YAML files: how they are read, overridden on the command line, and how a mistake in them is told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+
+def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_with: str) -> dict[str, Any]:
+    """The mapping in a YAML file, with `key.path=value` overrides (values are YAML).
+
+    `what` the file is and the key it typically `starts_with` are for the messages. Raises ValueError, one line, for a
+    file that is missing or no YAML mapping, and an override without `=`.
+    """
+    if not path.is_file():
+        raise ValueError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
+    content = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
+    for override in overrides:
+        _apply_override(content, override)
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number and `no` as text, as YAML 1.2 does and writers of recipes expect."""
+
+
+# In YAML 1.1 `eval_strategy: no` would be false; only true and false are.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not of the form key=value, e.g. training.max_steps=100")
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise ValueError(f"override {override!r}: {parent} is a value, not a section with keys")
+    section[last] = _parse_yaml(value, f"override {override!r}")
+
+
+def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
+    """The first mistake as one line with its full key path, and how many other keys have one.
+
+    Args:
+        model: the schema that was broken, for the names of its keys.
+        depth: how many keys deep settings are; pydantic's paths may go on below them, e.g. into a union.
+    """
+    messages: dict[tuple[int | str, ...], list[str]] = {}
+    for mistake in error.errors(include_url=False):
+        path = mistake["loc"][:depth]
+        messages.setdefault(path, []).append(_message(mistake, [str(part) for part in path], model))
+    told, *others = messages.values()
+    return " or ".join(told) + (f" (and mistakes in {len(others)} more keys)" if others else "")
+
+
+def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> str:
+    key = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        known = _keys_at(model, path[:-1])
+        near = get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], *near])!r}?" if near else f"known are {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if mistake["type"] == "missing":
+        return f"key {key!r} is required"
+    if mistake["type"] == "value_error":
+        return mistake["msg"].removeprefix("Value error, ")
+    return f"{key} is {mistake['input']!r}: {mistake['msg']}"
+
+
+def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys of the section at `path`; a part of the path may be a key of a dict of sections."""
+    section: Any = model
+    for part in path:
+        # dict[str, Section] -> Section
+        section = section.model_fields[part].annotation if hasattr(section, "model_fields") else get_args(section)[-1]
+    return list(section.model_fields)
