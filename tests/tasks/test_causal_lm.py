@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from pedyra.models import load_tokenizer
 from pedyra.recipe import DataSection, ModelSection
@@ -94,9 +95,18 @@ def test_what_the_template_refuses_is_told(tokenizer: Any):
         encoded(tokenizer, {"m": CHAT}, messages="m", chat_template="{{ raise_exception('roles must alternate') }}")
 
 
-@pytest.mark.parametrize("chat", ["hi", [{"role": "user"}], ["hi"]])
-def test_what_is_no_chat_is_told(tokenizer: Any, chat: Any):
-    with pytest.raises(ValueError, match="column 'm' holds .*; a chat is a list of {role, content}"):
+@pytest.mark.parametrize(
+    ("chat", "told"),
+    [
+        ("hi", "is a list of {role, content}"),
+        ([{"role": "user"}], "is a list of {role, content}"),
+        (["hi"], "is a list of {role, content}"),
+        ([], "begins with a system or user message"),
+        (CHAT[1:], "begins with a system or user message"),
+    ],
+)
+def test_what_is_no_chat_is_told(tokenizer: Any, chat: Any, told: str):
+    with pytest.raises(ValueError, match=f"column 'm' holds .*; a chat {told}"):
         encoded(tokenizer, {"m": chat}, messages="m")
 
 
@@ -109,6 +119,14 @@ def test_rows_without_room_for_an_answer_are_left_out_and_counted(tokenizer: Any
     assert "1 of 2 training rows have no answer within data.max_length 6 tokens" in caplog.text
     with pytest.raises(ValueError, match="no training row has an answer within data.max_length 6 tokens"):
         encode(rows[:1], section, tokenizer, "training")
+
+
+def test_a_first_token_is_no_answer_as_nothing_comes_before_it():
+    bert: Any = load_tokenizer(ModelSection(name="tiny-bert"))
+    without_cls: Any = processors.Sequence([])
+    bert.backend_tokenizer.post_processor = without_cls
+    with pytest.raises(ValueError, match="no training row has an answer"):
+        encoded(bert, {"p": "", "c": "?"}, prompt="p", completion="c")
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="the evaluation data is not here")

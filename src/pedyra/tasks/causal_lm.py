@@ -69,6 +69,10 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
         isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
     ):
         raise ValueError(f"column {data.messages!r} holds {messages!r:.80}; a chat is a list of {{role, content}}")
+    if not messages or messages[0]["role"] == "assistant":
+        raise ValueError(
+            f"column {data.messages!r} holds {messages!r:.80}; a chat begins with a system or user message"
+        )
     whole = _render(messages, data, tokenizer, ask=False)
     spans = []
     for turn, message in enumerate(messages):
