@@ -86,6 +86,9 @@ class RankConfig:
     new_moments: str = "zero"
     """Adam's second moment of new rows: "zero" (first updates up to 6x lr, a kick that lets them catch up), or "seed":
     the kept rows' mean (a slow start, with which new triples tend to be pruned again)."""
+    fused: bool = False
+    """Compute base layer and triples together where that is exact (plain linear base, no dropout, no DoRA): faster,
+    in less memory; elsewhere PEFT's own forward runs. Roundings differ, nothing else."""
     seed: int = 0
     """Seed of the new triples; they never draw from torch's global generator."""
 
@@ -107,8 +110,9 @@ class RankConfig:
             raise ValueError(f"rank.alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
         if self.orth_weight < 0:
             raise ValueError(f"rank.orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
-        if not isinstance(self.omega_ema, bool):
-            raise ValueError(f"rank.omega_ema is {self.omega_ema!r}; it must be true or false")
+        for name in ("omega_ema", "fused"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"rank.{name} is {getattr(self, name)!r}; it must be true or false")
         for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is None and name in ("moves", "max_rank"):
