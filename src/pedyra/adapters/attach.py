@@ -14,6 +14,7 @@ from peft.utils.other import transpose
 from torch import nn
 
 from pedyra.adapters.factors import AFactor, BFactor
+from pedyra.adapters.fused import unfuse
 
 # Starts of PEFT that rewrite the base weight; what goes to disk must be relative to the pristine one.
 _REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
@@ -211,6 +212,7 @@ def _detach_layer(layer: AdaptedLayer) -> None:
         slots[adapter] = linear
     module.r[adapter] = module.lora_A[adapter].out_features
     module.lora_alpha[adapter] = layer.scaling * module.r[adapter]
+    unfuse(module)
 
 
 def _check_svd_start(layers: list[AdaptedLayer], init: object) -> None:

@@ -1,0 +1,45 @@
+"""rank.fused in a whole run: the same training, and a word where it can do nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import Linear
+
+from pedyra.adapters.fused import FusedLinear
+from pedyra.config import RankConfig
+from pedyra.training.rank_allocator import RankAllocator
+
+SCHEDULE: dict[str, Any] = dict(interval=4, initial_warmup=4, final_warmup=4, moves=2)
+
+
+def run(make_net, train_net, fused: bool, steps: int = 20):
+    model = make_net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    allocator = RankAllocator(model, optimizer, RankConfig(fused=fused, **SCHEDULE), total_steps=steps)
+    train_net(model, optimizer, allocator, steps)
+    return model, allocator
+
+
+def test_trains_as_pefts_forward_does_through_every_resize(make_net, train_net):
+    (plain, ours), (fused, theirs) = (run(make_net, train_net, fused) for fused in (False, True))
+    assert ours.ranks == theirs.ranks and len(ours.history) == 2
+    x = torch.randn(5, 8)
+    assert torch.allclose(fused(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert all(type(layer.module) is FusedLinear for layer in theirs.layers)
+
+
+def test_turning_it_off_gives_pefts_layers_back(make_net):
+    model = make_net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    RankAllocator(model, optimizer, RankConfig(fused=True, **SCHEDULE), total_steps=20).release()
+    allocator = RankAllocator(model, optimizer, RankConfig(**SCHEDULE), total_steps=20)
+    assert all(type(layer.module) is Linear for layer in allocator.layers)
+
+
+def test_says_when_no_layer_can_be_fused(make_net):
+    model = make_net(use_dora=True)
+    with pytest.warns(UserWarning, match="no layer can be fused"):
+        RankAllocator(model, torch.optim.AdamW(model.parameters()), RankConfig(fused=True, **SCHEDULE), total_steps=20)
