@@ -1,0 +1,116 @@
+"""GoRA: ranks by hand, a start that is a step down the gradient, and little of the gradient kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+
+from pedyra.methods import gora
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.batches import training_batches
+from pedyra.methods.gora import GoraSettings, observe, ranks_of, start_of_b
+
+
+def layers_of(model: Any) -> dict[str, Any]:
+    return {name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+
+
+def test_ranks_by_hand():
+    widths = {"a": 10, "b": 10, "c": 20}  # in + out; budget 4 * 40 = 160 parameters
+    importance = {"a": 0.03, "b": 0.05, "c": 0.12}  # shares 0.15, 0.25, 0.6 -> 24, 40, 96 parameters
+    assert ranks_of(importance, widths, r=4, min_rank=1, max_rank=16) == {"a": 2, "b": 4, "c": 4}
+    assert ranks_of(importance, widths, r=4, min_rank=3, max_rank=4) == {"a": 3, "b": 4, "c": 4}
+
+
+def test_the_start_is_minus_the_projected_gradient():
+    generator = torch.Generator().manual_seed(0)
+    G, A = torch.randn(6, 9, generator=generator), torch.randn(3, 9, generator=generator)
+    projection = A.T @ torch.linalg.inv(A @ A.T) @ A
+    B = start_of_b(G @ A.T, A, eta=0.05, scaling=2.0)
+    torch.testing.assert_close(2.0 * B @ A, -0.05 * (9 / 3) ** 0.5 * G @ projection, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_mb", [256, 1])
+def test_what_is_kept_is_that_of_the_averaged_dense_gradient(
+    make_recipe: Any, make_base: Any, memory_mb: int, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = make_recipe("gora")
+    base, task, _ = make_base(recipe)
+    model = with_lora(base, recipe, r=16)
+    if memory_mb == 1:  # one layer at a time
+        groups = gora._groups
+        monkeypatch.setattr(gora, "_groups", lambda layers, limit: groups(layers, 1))
+    batches = training_batches(task, recipe)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    observed = observe(model, batches, GoraSettings(steps=3, memory_mb=memory_mb), seed=0)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "base_layer" in name)
+    batches.generator.manual_seed(0)
+    for layer in layers_of(model).values():
+        layer.get_base_layer().weight.requires_grad_(True)
+    for _, batch in zip(range(3), batches, strict=False):
+        (model(**batch).loss / 3).backward()
+    for name, layer in layers_of(model).items():
+        weight = layer.get_base_layer().weight
+        expected = float((weight.detach() * weight.grad).abs().mean())
+        assert observed[name].importance == pytest.approx(expected, rel=1e-4)
+        expected = weight.grad @ observed[name].A.T
+        torch.testing.assert_close(observed[name].gradient_of_A, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_group_never_holds_more_than_the_limit():
+    class Layer:
+        def __init__(self, numel: int) -> None:
+            self.weight = torch.zeros(numel)
+
+        def get_base_layer(self) -> Any:
+            return self
+
+    layers = [(str(n), Layer(n)) for n in (10, 10, 30, 5, 5, 5)]
+    assert [[name for name, _ in group] for group in gora._groups(layers, 80)] == [
+        ["10", "10"],
+        ["30"],
+        ["5", "5", "5"],
+    ]
+
+
+def test_the_start_lowers_the_loss_and_the_scaling_is_rank_stabilised(prepare: Any):
+    run = prepare("gora", method_settings={"eta": 1e-2})
+    started = layers_of(run.model)
+    assert {layer.r["default"] for layer in started.values()} <= set(range(2, 17))
+    for layer in started.values():
+        assert layer.scaling["default"] == pytest.approx(32 / layer.r["default"] ** 0.5)
+    batch = run.batch(48)
+    run.model.eval()
+    with torch.no_grad():
+        after = run.model(**batch).loss
+        with run.model.disable_adapter():
+            before = run.model(**batch).loss
+    assert after < before
+
+
+def test_a_and_b_both_learn_at_the_first_step(prepare: Any):
+    assert all(bool(gradient.any()) for gradient in prepare("gora").gradients().values())
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"lora": {"use_dora": True}}, "lora.use_dora is True, but GoRA defines its own start"),
+        ({"method_settings": {"min_rank": 5}}, "min_rank 5 and max_rank 16 must enclose lora.r 4"),
+        ({"method_settings": {"steps": 0}}, "method_settings.steps is 0"),
+    ],
+)
+def test_what_it_cannot_do_is_told(prepare: Any, sections: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare("gora", **sections)
+
+
+def test_quantised_weights_have_no_gradient(make_recipe: Any, make_base: Any):
+    base, task, _ = make_base(make_recipe("gora"))
+    with pytest.raises(ValueError, match="model.quantization is 'nf4', but GoRA needs the gradient of the weights"):
+        gora.prepare(base, make_recipe("gora", model={"quantization": "nf4"}), task)
