@@ -1,0 +1,79 @@
+"""Tasks that a grid names: the eight GLUE tasks with their official metrics, `reviews` and `toy`.
+
+A task is the `data` section of a recipe. GLUE comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl.gz`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+GLUE_HUB = "nyu-mll/glue"
+
+# The judged metric is the first of the official ones: MRPC and QQP report accuracy and F1, STS-B Pearson and Spearman
+# (the other one is in each result's `metrics`). MNLI is judged on the matched set.
+GLUE: dict[str, dict[str, Any]] = {
+    "cola": {"kind": "classification", "text": "sentence", "metric": "matthews"},
+    "sst2": {"kind": "classification", "text": "sentence", "metric": "accuracy"},
+    "mrpc": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
+    "qqp": {"kind": "pairs", "text": "question1", "text_pair": "question2", "metric": "accuracy"},
+    "stsb": {"kind": "regression", "text": "sentence1", "text_pair": "sentence2", "metric": "pearson"},
+    "mnli": {"kind": "pairs", "text": "premise", "text_pair": "hypothesis", "metric": "accuracy"},
+    "qnli": {"kind": "pairs", "text": "question", "text_pair": "sentence", "metric": "accuracy"},
+    "rte": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
+}
+
+PACKAGED: dict[str, dict[str, Any]] = {
+    "reviews": {"source": "reviews", "group_by": "movie", "metric": "accuracy"},
+    "toy": {"source": "toy", "group_by": "group", "metric": "accuracy"},
+}
+
+NAMES = (*GLUE, *PACKAGED)
+
+
+def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
+    """The `data` section of one task of a grid.
+
+    Args:
+        label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
+        settings: keys of `data`. With `source` they are a task of their own; without, they change the named task
+            `task` (default: the label), whose local files are in the folder `folder` (default: that name).
+        data_dir: where local files of GLUE are; None: from the Hub.
+
+    Raises:
+        ValueError: no such task, with the nearest; no such local file.
+    """
+    changes = dict(settings or {})
+    if "source" in changes:
+        for key in ("task", "folder"):
+            if key in changes:
+                raise ValueError(f"tasks.{label}.{key} is for named tasks, and this one has a source; remove one")
+        return changes
+    name = changes.pop("task", label)
+    folder = changes.pop("folder", name)
+    if name not in NAMES:
+        near = get_close_matches(str(name), NAMES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}"
+        raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
+    if name in PACKAGED:
+        return {**PACKAGED[name], **changes}
+    source = _hub_source(name) if data_dir is None else _local_source(Path(data_dir).expanduser(), folder)
+    return {**source, **GLUE[name], **changes}
+
+
+def _hub_source(name: str) -> dict[str, Any]:
+    validation = "validation_matched" if name == "mnli" else "validation"
+    return {"source": GLUE_HUB, "config": name, "validation": validation}
+
+
+def _local_source(data_dir: Path, folder: str) -> dict[str, Any]:
+    found = {}
+    for key, split in (("source", "train"), ("validation", "validation")):
+        files = [data_dir / folder / f"{split}.{suffix}" for suffix in ("jsonl.gz", "jsonl")]
+        there = [file for file in files if file.is_file()]
+        if not there:
+            raise ValueError(f"{files[0]} does not exist; correct data_dir, or leave it out to load GLUE from the Hub")
+        found[key] = str(there[0])
+    return found
