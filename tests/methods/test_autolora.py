@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,59 +17,46 @@ from pedyra.methods.hypergradient import hypergradient
 ETA = 0.1
 
 
-def bilevel() -> tuple[Any, Any, list[nn.Parameter], list[nn.Parameter]]:
+class Bilevel:
     """L_tr = a'C w + w'Q w / 2 + (a'a)(p'w)^2 / 2 and L_val = |w - t|^2 / 2 + a'D w: quadratic in w."""
-    generator = torch.Generator().manual_seed(0)
-    C, D = (torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    Q, p, t = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 3), (3,), (3,)))
-    Q = Q @ Q.T
-    w = nn.Parameter(torch.randn(3, generator=generator, dtype=torch.float64))
-    a = nn.Parameter(torch.randn(2, generator=generator, dtype=torch.float64))
 
-    def train_loss() -> torch.Tensor:
-        return a @ C @ w + 0.5 * w @ Q @ w + 0.5 * (a @ a) * (p @ w) ** 2
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = {"C": (2, 3), "D": (2, 3), "Q": (3, 3), "p": (3,), "t": (3,), "w": (3,), "a": (2,)}
+        draws = {name: torch.randn(*s, generator=generator, dtype=torch.float64) for name, s in shapes.items()}
+        self.C, self.D, self.p, self.t = (draws[name] for name in "CDpt")
+        self.Q = draws["Q"] @ draws["Q"].T
+        self.w, self.a = nn.Parameter(draws["w"]), nn.Parameter(draws["a"])
 
-    def val_loss() -> torch.Tensor:
-        return 0.5 * (w - t).square().sum() + a @ D @ w
+    def train_loss(self) -> torch.Tensor:
+        a, w = self.a, self.w
+        return a @ self.C @ w + 0.5 * w @ self.Q @ w + 0.5 * (a @ a) * (self.p @ w) ** 2
 
-    return train_loss, val_loss, [w], [a]
+    def val_loss(self, w: torch.Tensor | None = None) -> torch.Tensor:
+        w = self.w if w is None else w
+        return 0.5 * (w - self.t).square().sum() + self.a @ self.D @ w
+
+    def lower_step(self) -> None:
+        (slope,) = torch.autograd.grad(self.train_loss(), self.w)
+        with torch.no_grad():
+            self.w.sub_(ETA * slope)
 
 
 def test_the_hypergradient_is_the_derivative_through_the_step():
-    train_loss, val_loss, (w,), (a,) = bilevel()
+    problem = Bilevel()
+    w, a = problem.w, problem.a
     start = w.detach().clone()
-    # Exact: w' = w - eta dL_tr/dw as a function of a, with autograd through the gradient.
-    (slope,) = torch.autograd.grad(train_loss(), w, create_graph=True)
-    after = w - ETA * slope
-    value = 0.5 * (after - val_loss_target()).square().sum() + a @ val_loss_D() @ after
-    (exact,) = torch.autograd.grad(value, a)
-
-    def lower_step() -> None:
-        (slope,) = torch.autograd.grad(train_loss(), w)
-        with torch.no_grad():
-            w.sub_(ETA * slope)
-
-    (found,) = hypergradient(train_loss, val_loss, [w], [a], lower_step=lower_step, learning_rate=ETA)
-    # dL_tr/da is quadratic in w, whose central difference is exact.
+    # Exact: w' = w - eta dL_tr/dw as a function of a, by autograd through the gradient.
+    (slope,) = torch.autograd.grad(problem.train_loss(), w, create_graph=True)
+    (exact,) = torch.autograd.grad(problem.val_loss(w - ETA * slope), a)
+    (found,) = hypergradient(
+        problem.train_loss, problem.val_loss, [w], [a], lower_step=problem.lower_step, learning_rate=ETA
+    )
+    # dL_tr/da is quadratic in w, so its central difference is exact.
     torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
     assert torch.equal(w.detach(), start)
-    # It is neither the direct term alone nor the one of an unchanged w.
-    (direct,) = torch.autograd.grad(val_loss(), a)
-    assert (found - direct).abs().max() > 1e-2
-
-
-def val_loss_target() -> torch.Tensor:
-    """t of `bilevel`, by the same draws."""
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((2, 3), (2, 3), (3, 3), (3,)):
-        torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return torch.randn(3, generator=generator, dtype=torch.float64)
-
-
-def val_loss_D() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    return torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    (direct,) = torch.autograd.grad(problem.val_loss(), a)
+    assert (found - direct).abs().max() > 1e-2  # not what leaving the step out would give
 
 
 def test_both_ends_of_the_difference_see_the_same_dropout():
@@ -102,11 +89,8 @@ def test_no_slope_of_the_validation_loss_leaves_the_direct_term():
         ([1.0] * 7, 7),
         ([2.0, 0.0, 0.0, 0.0], 1),
         ([1.0, 1.0, 0.0, 0.0], 2),
-        # softmax: 0.335, 0.333.., 0.331..; raw a / sum(a) >= 1/3 would say 1 as well
-        ([1.01, 1.0, 0.99], 1),
-        # raw a / sum(a) is 1/3 or more for 1 only; softmax of -3, -1, -2 is largest at -1
-        ([-3.0, -1.0, -2.0], 1),
-        # raw: (0.34, 0.34, 0.32) -> 2; softmax agrees only where the two are above the log-mean-exp
+        ([1.01, 1.0, 0.99], 1),  # softmax of the middle one is 0.333322
+        ([-3.0, -1.0, -2.0], 1),  # raw a / sum(a) would be 0.5, 0.17, 0.33 and count the worst
         ([0.0, 0.1, 3.0], 1),
     ],
 )
@@ -122,8 +106,12 @@ def test_the_update_while_searching_by_slow_loops():
         slot.a.copy_(torch.tensor([0.0, 1.0]))
     h = torch.randn(5, 2)
     weights = torch.exp(slot.a) / torch.exp(slot.a).sum()
-    expected = torch.stack([sum(weights[j] * B[:, j] * row[j] for j in range(2)) for row in h])
+    expected = torch.stack([weights[0] * row[0] * B[:, 0] + weights[1] * row[1] * B[:, 1] for row in h])
     torch.testing.assert_close(slot(h), expected)
+
+
+class _Output(NamedTuple):
+    loss: torch.Tensor
 
 
 class Regression(nn.Module):
@@ -136,12 +124,7 @@ class Regression(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(self, x: torch.Tensor, z: torch.Tensor, y: torch.Tensor) -> Any:
-        prediction = self.useful(x)[:, 0] + self.useless(z)[:, 0]
-
-        class Output:
-            loss = (prediction - y).square().mean()
-
-        return Output
+        return _Output((self.useful(x)[:, 0] + self.useless(z)[:, 0] - y).square().mean())
 
 
 def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
@@ -157,6 +140,28 @@ def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
     a = useful.lora_B["default"].a
     assert a[0] > a[1] + 0.1 and found.ranks["useful"] == 1
     assert found.steps == 40 and found.seconds > 0
+
+
+def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch):
+    """The steps that only serve the hypergradient are taken back, in values and in moments."""
+    x, y = net_batch(1)
+    model, reference = make_net(lora_alpha=8), make_net(lora_alpha=2)  # softmax(a) is 1/4 for rank 4
+    model.base_model.model.forward = lambda x, y, forward=model.base_model.model.forward: _Output(
+        (forward(x) - y).square().mean()
+    )
+    rows = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
+    batches: Any = DataLoader(rows, batch_size=5)  # type: ignore[arg-type]
+    search(model, batches, batches, steps=3, lower_learning_rate=0.01, upper_learning_rate=1e-12)
+    optimizer = torch.optim.Adam([p for p in reference.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        (reference(x) - y).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = {name: p for name, p in reference.named_parameters() if "lora_" in name}
+    found = {name: p for name, p in model.named_parameters() if name.endswith((".A", ".B"))}
+    assert len(found) == len(expected) == 6
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_search_takes_rows_of_training_only_and_each_once(make_recipe, make_base):
@@ -202,7 +207,7 @@ def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base,
     expected = run.logits()
     run.model.save_pretrained(tmp_path)
     base, _, _ = make_base(run.recipe)
-    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    loaded: Any = PeftModel.from_pretrained(base, tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
     first = next(entry for entry in run.trainer.state.log_history if "loss" in entry)

@@ -15,7 +15,7 @@ from pedyra.methods.dylora import NestedRank, evaluate_ranks, nest, truncate
 def expected_delta(layer: Any, rank: int, alpha: float) -> torch.Tensor:
     """alpha / b times the sum over the first b ranks of column times row."""
     A, B = layer.a.rows.detach(), layer.b.columns.detach()
-    return alpha / rank * sum(torch.outer(B[:, i], A[i]) for i in range(rank))
+    return alpha / rank * torch.stack([torch.outer(B[:, i], A[i]) for i in range(rank)]).sum(0)
 
 
 def test_a_rank_is_the_first_rows_scaled_by_alpha_over_it(make_net):
@@ -53,7 +53,8 @@ def test_which_rows_have_a_gradient(make_net, net_batch, frozen: bool):
     while nested.drawn != 3:
         model.zero_grad()
         (model(x) - y).square().mean().backward()
-    for layer in nested.layers:
+    layers: list[Any] = nested.layers
+    for layer in layers:
         touched = [bool(row.any()) for row in layer.a.rows.grad]
         assert touched == ([False, False, True, False] if frozen else [True, True, True, False])
         assert [bool(column.any()) for column in layer.b.columns.grad.T] == touched
@@ -61,20 +62,22 @@ def test_which_rows_have_a_gradient(make_net, net_batch, frozen: bool):
 
 def test_the_first_step_has_a_gradient_for_b_and_none_for_a(make_net, net_batch):
     model, (x, y) = make_net().train(), net_batch(1)
-    nested = nest(model)
+    layers: list[Any] = nest(model).layers
     (model(x) - y).square().mean().backward()
-    assert all(layer.b.columns.grad.any() and not layer.a.rows.grad.any() for layer in nested.layers)
+    assert all(layer.b.columns.grad.any() and not layer.a.rows.grad.any() for layer in layers)
 
 
 def test_draws_are_uniform_and_depend_on_the_step_and_seed_alone():
     def draw(seed: int, step: int) -> list[int]:
         nested = NestedRank(4, frozen=False, seed=seed)
         nested.begin_step(step)
-        module = torch.nn.Linear(1, 1).train()
+        module = torch.nn.Linear(1, 1)
         drawn = []
         for _ in range(2):
-            nested.before_forward(module, ())
+            nested.before_forward(module.train(), ())
             drawn.append(nested.drawn)
+            nested.before_forward(module.eval(), ())
+            assert nested.drawn == drawn[-1]  # an evaluation in between draws nothing
         return drawn
 
     assert draw(0, 7) == draw(0, 7)
@@ -108,7 +111,7 @@ def test_recomputed_activations_use_the_rank_of_their_forward(
 
 
 def test_every_rank_is_evaluated_after_one_run(prepare):
-    run = prepare("dylora", method_settings={"frozen": False})
+    run = prepare("dylora")
     nested = run.adaptation.callbacks[0].nested
     run.trainer.train()
     logits = evaluate_ranks(nested, run.logits)
@@ -121,13 +124,13 @@ def test_every_rank_is_evaluated_after_one_run(prepare):
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
 def test_what_is_saved_is_plain_lora_of_the_chosen_rank(prepare, make_base, tmp_path, kind: str):
-    run = prepare("dylora", kind, method_settings={"rank": 3})
+    run = prepare("dylora", kind, method_settings={"rank": 3, "frozen": True})
     run.trainer.train()
     expected = run.logits()
     run.adaptation.finish()
     run.model.save_pretrained(tmp_path)
     base, _, _ = make_base(run.recipe)
-    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    loaded: Any = PeftModel.from_pretrained(base, tmp_path).eval()
     config = loaded.peft_config["default"]
     assert (config.r, config.lora_alpha, config.rank_pattern) == (3, 32, {})
     with torch.no_grad():

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from pedyra.adapters.attach import attach
 from pedyra.methods.rasa import by_type, share, unshare
-from pedyra.training.setup import trainable_parameters
+from pedyra.runs.setup import trainable_parameters
 
 
 def shared(make_bert: Any, k: int = 1, trained: bool = True) -> tuple[Any, list[Any]]:
@@ -40,11 +40,13 @@ def test_the_update_by_slow_loops(make_bert):
 
 def test_alpha_is_split_in_half_and_averaged_within_each_half(make_bert):
     model = make_bert(r=3, target_modules=["query", "value"])
-    for layer in share(model, k=1, alpha=6):
+    layers: list[Any] = share(model, k=1, alpha=6)
+    for layer in layers:
         # Private: 0.5 * 6 / (3 - 1); shared by two layers: 0.5 * 6 / (1 * 2).
         assert layer.a.d.flatten().tolist() == [1.5, 1.5, 1.5, 1.5]
         assert layer.scaling == 1
-    for layer in share(make_bert(r=4, target_modules=["query"]), k=1, alpha=12):
+    layers = share(make_bert(r=4, target_modules=["query"]), k=1, alpha=12)
+    for layer in layers:
         assert layer.a.d.flatten().tolist() == [2, 2, 2, 3, 3]
 
 
@@ -119,7 +121,7 @@ def test_what_is_saved_is_plain_lora_of_the_exact_rank(prepare, make_base, tmp_p
     run.adaptation.finish()
     run.model.save_pretrained(tmp_path)
     base, _, _ = make_base(run.recipe)
-    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    loaded: Any = PeftModel.from_pretrained(base, tmp_path).eval()
     ranks = [module.r["default"] for module in loaded.modules() if hasattr(module, "lora_A")]
     blocks = base.config.num_hidden_layers
     # All types are in every block, but for BERT's pooler: alone of its type, it shares with no one.

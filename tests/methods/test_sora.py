@@ -17,7 +17,7 @@ from pedyra.methods.sora import (
     legacy_threshold,
     soft_threshold,
 )
-from pedyra.training.setup import trainable_parameters
+from pedyra.runs.setup import trainable_parameters
 
 XI = 0.25  # exact in binary, as are the gates below
 
@@ -48,9 +48,10 @@ def test_soft_thresholding_minimises_its_proximal_problem():
 
 
 def test_the_update_by_slow_loops(make_net):
-    for layer in gated(make_net(trained=True, r=4, lora_alpha=8)):
+    layers: list[Any] = gated(make_net(trained=True, r=4, lora_alpha=8))
+    for layer in layers:
         A, B, g = layer.a.A, layer.b.weight, layer.a.gate.flatten()
-        delta = 8 / 4 * sum(g[i] * torch.outer(B[:, i], A[i]) for i in range(4))
+        delta = 8 / 4 * torch.stack([g[i] * torch.outer(B[:, i], A[i]) for i in range(4)]).sum(0)
         torch.testing.assert_close(layer.module.get_delta_weight("default"), delta)
 
 
@@ -61,7 +62,7 @@ def test_gates_are_standard_normal(make_net):
 
 def test_one_step_by_hand(make_net, net_batch):
     model, (x, y) = make_net(trained=True), net_batch(1)
-    gates = gates_of(gated(model))
+    gates: list[Any] = gates_of(gated(model))
     # Plain gradient descent: g - 0.1 (dL/dg + lambda sign(g) / 12), then xi off.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     add_gate_steps(optimizer, gates, SoraSettings(threshold=0.01, l1=0.6))
@@ -77,7 +78,7 @@ def test_one_step_by_hand(make_net, net_batch):
 
 def test_the_first_step_moves_b_and_the_penalty_moves_the_gates(make_net, net_batch):
     model, (x, y) = make_net(), net_batch(1)
-    layers = gated(model)
+    layers: list[Any] = gated(model)
     (model(x) - y).square().mean().backward()
     assert all(layer.b.weight.grad.any() for layer in layers)
     assert not any(layer.a.A.grad.any() or layer.a.gate.grad.any() for layer in layers)  # B = 0
@@ -132,7 +133,7 @@ def test_what_is_saved_is_plain_lora_of_the_gates_that_are_left(prepare, make_ba
     run.adaptation.finish()
     run.model.save_pretrained(tmp_path)
     base, _, _ = make_base(run.recipe)
-    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    loaded: Any = PeftModel.from_pretrained(base, tmp_path).eval()
     modules = [module for module in loaded.modules() if hasattr(module, "lora_A")]
     assert [module.r["default"] for module in modules] == left
     assert {module.scaling["default"] for module in modules} == {8.0}

@@ -174,7 +174,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     and a on the others. It takes place in here, before the run, and again on a resume; it has no budget but k.
 
     Departs from the authors' code, and why: a rank counts by softmax(a) >= 1/k, as in their second script (the first
-    compares raw a); the difference is taken at w, as in DARTS, and with one draw of dropout; w is set back exactly.
+    compares raw a, which the forward never uses); both ends of the finite difference see one draw of dropout, since
+    that of two draws, divided by 2 eps, is noise.
 
     Raises:
         ValueError: too few rows to be split, lora.r of 1; DoRA, rsLoRA or another start.

@@ -29,8 +29,8 @@ Result = TypeVar("Result")
 class DyLoraSettings:
     """Settings of DyLoRA."""
 
-    frozen: bool = True
-    """Only row b has a gradient, as in the authors' GLUE script; False: all rows up to b."""
+    frozen: bool = False
+    """Only row b has a gradient, as in the authors' GLUE script, and so learns in one step of r; False: all up to b."""
     rank: int | None = None
     """The rank at which the model is evaluated, and to which it is cut after training. None: lora.r, the whole."""
 

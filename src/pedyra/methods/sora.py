@@ -137,7 +137,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
 
     Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi (`legacy` has theirs);
     the L1 gradient is added in closed form at the step, so it is not clipped with the others, and the loss that is
-    logged is the task's; no LayerNorm is unfrozen (theirs counts none of them as parameters). Their schedule over xi
+    logged is the task's; no LayerNorm is unfrozen, which makes theirs more than an adapter. Their schedule over xi
     with retraining at each stage is a sequence of runs, and not part of one.
 
     Raises:
