@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def test_a_local_folder_is_a_model(tmp_path: Path):
 def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path):
     tokenizer = load_tokenizer(ModelSection(name="tiny-llama"))
     tokenizer.pad_token = None
-    tokenizer.padding_side = "left"
     tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
     loaded = load_tokenizer(ModelSection(name="anything", tokenizer=str(tmp_path)))
     assert (loaded.pad_token, loaded.padding_side) == ("</s>", "right")
 

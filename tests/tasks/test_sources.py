@@ -17,7 +17,7 @@ import pytest
 from pedyra.recipe import DataSection
 from pedyra.tasks.sources import load_rows
 
-ROWS = [{"text": 'a "quoted", text\nof two lines \u2028', "label": 0}, {"text": "NA", "label": 1}]
+ROWS = [{"text": 'a "quoted", text\r\nof two lines \u2028', "label": 0}, {"text": "NA", "label": 1}]
 
 
 def rows(source: Any, **data: Any) -> Any:
@@ -25,7 +25,7 @@ def rows(source: Any, **data: Any) -> Any:
 
 
 def csv_text(separator: str) -> str:
-    return f'text{separator}label\n"a ""quoted"", text\nof two lines \u2028"{separator}0\nNA{separator}1\n'
+    return f'text{separator}label\n"a ""quoted"", text\r\nof two lines \u2028"{separator}0\nNA{separator}1\n'
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_json_list(tmp_path: Path):
 
 @pytest.mark.parametrize(("name", "separator"), [("d.csv", ","), ("d.tsv", "\t")])
 def test_separated_values_keep_every_cell_as_text(tmp_path: Path, name: str, separator: str):
-    (tmp_path / name).write_text(csv_text(separator), encoding="utf-8")
+    (tmp_path / name).write_bytes(csv_text(separator).encode())
     assert rows(tmp_path / name) == [{**row, "label": str(row["label"])} for row in ROWS]
 
 
