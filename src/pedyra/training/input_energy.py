@@ -24,6 +24,7 @@ class InputEnergy:
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
         self._mask: Tensor | None = None
+        self._real: tuple[tuple[bool, torch.Size], Tensor] | None = None
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         named = list(inspect.signature(base.forward).parameters)
         self._mask_position = named.index("attention_mask") if "attention_mask" in named else None
@@ -35,54 +36,78 @@ class InputEnergy:
 
     def collect(self) -> list[Tensor | None]:
         """The mean square per feature `(in,)` of every layer since the last call; None where nothing was seen."""
-        means = [
-            None if total is None else total / count.clamp_min(1)  # type: ignore[union-attr]
-            for total, count in zip(self._sums, self._counts, strict=True)
-        ]
+        # Layers that shared an input share its sum. One division for all: on a GPU launches are what costs.
+        distinct = {id(total): (total, count) for total, count in zip(self._sums, self._counts, strict=True)
+                    if total is not None and count is not None}  # fmt: skip
+        means: dict[int, Tensor] = {}
+        if distinct:
+            totals, counts = zip(*distinct.values(), strict=True)
+            widths = [len(total) for total in totals]
+            tokens = per_element(torch.stack(counts).clamp_min_(1), widths)
+            means = dict(zip(distinct, (torch.cat(totals) / tokens).split(widths), strict=True))
+        result = [means.get(id(total)) for total in self._sums]
         self._sums = [None] * len(self._sums)
         self._counts = [None] * len(self._counts)
-        self._last = self._mask = None
-        return means
+        self._last = self._mask = self._real = None
+        return result
 
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._last = self._mask = None
+        self._last = self._mask = self._real = None
 
     def _see_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         mask, position = kwargs.get("attention_mask"), self._mask_position
         if mask is None and position is not None and position < len(args):
             mask = args[position]
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self._last = None
+        self._last = self._real = None
 
     def _see_layer(self, module: nn.Module, index: int, x: Tensor) -> None:
         if not self.active or not module.training or torch._C._current_graph_task_id() != -1:
             return
         if self._last is None or self._last[0] is not x:
-            self._last = (x, *_energy(x.detach(), self._mask))
+            real = self._real_tokens(x)
+            self._last = (x, _energy(x.detach(), real), real.sum())
         _, total, count = self._last
         seen, seen_count = self._sums[index], self._counts[index]
         self._sums[index] = total if seen is None else seen + total
         self._counts[index] = count if seen_count is None else seen_count + count
+
+    def _real_tokens(self, x: Tensor) -> Tensor:
+        """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`; made once for equal shapes."""
+        masked = self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape
+        shape = (masked, x.shape[:-1])
+        if self._real is None or self._real[0] != shape:
+            if masked:
+                assert self._mask is not None
+                real = (self._mask != 0).reshape(-1).to(x.device, torch.float32)
+            else:
+                real = torch.ones(x.shape[:-1].numel(), device=x.device)
+            self._real = (shape, real)
+        return self._real[1]
+
+
+def per_element(values: Tensor, widths: Sequence[int]) -> Tensor:
+    """Repeat value i `widths[i]` times, `(sum of widths,)`, without waiting for the device."""
+    repeats = torch.tensor(widths, device=values.device)
+    return values.repeat_interleave(repeats, output_size=sum(widths))
 
 
 # Squares of this many bytes stay in the cache; a temporary of the input's size would be written out and read back.
 _CHUNK_BYTES = 512 * 1024
 
 
-def _energy(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of squares per feature `(in,)` over the real tokens of x `(..., in)`, in float32, and their number."""
+def _energy(x: Tensor, real: Tensor) -> Tensor:
+    """Sum of squares per feature `(in,)`, in float32, over the tokens of x `(..., in)` that are `real` `(tokens,)`."""
     rows = x.reshape(-1, x.shape[-1])
-    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
-        real = (mask != 0).reshape(-1).to(rows.device, torch.float32)
-    else:
-        real = torch.ones(len(rows), device=rows.device)
     # A GPU streams the whole temporary faster than it launches many small kernels.
     chunk = max(1, len(rows) if rows.is_cuda else _CHUNK_BYTES // (4 * rows.shape[1]))
+    if len(rows) <= chunk:
+        return rows.float().square().T @ real
     total = torch.zeros(rows.shape[1], device=rows.device)
     for part, weight in zip(rows.split(chunk), real.split(chunk), strict=True):
         total.addmv_(part.float().square().T, weight)
-    return total, real.sum()
+    return total

@@ -17,6 +17,7 @@ from pedyra.core.importance import (
     mix_scores,
     update_sensitivity_,
 )
+from pedyra.training.input_energy import per_element
 
 
 class ScoreState(Protocol):
@@ -82,10 +83,10 @@ class TripleScores:
     @torch.no_grad()
     def observe_gradients(self) -> None:
         """Eq. (3) for one optimizer step, from the gradients as they are now; a missing gradient counts as zero."""
-        weights = [parameter.detach() for parameter in self.parameters()]
+        parameters = self.parameters()
+        weights = [parameter.detach() for parameter in parameters]
         gradients = [
-            torch.zeros_like(weight) if parameter.grad is None else parameter.grad
-            for parameter, weight in zip(self.parameters(), weights, strict=True)
+            torch.zeros_like(w) if (g := p.grad) is None else g for p, w in zip(parameters, weights, strict=True)
         ]
         if any(weight.dtype != torch.float32 for weight in weights):
             weights, gradients = [w.float() for w in weights], [g.float() for g in gradients]
@@ -101,9 +102,17 @@ class TripleScores:
     @torch.no_grad()
     def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
         """The EMA of the input energy for one optimizer step; a layer that saw no input keeps its value."""
-        for energy, seen in zip(self.energies, mean_squares, strict=True):
-            if seen is not None:
-                energy.lerp_(torch.where(seen.isfinite().all(), seen, energy), 1 - self.beta1)
+        indices = [index for index, seen in enumerate(mean_squares) if seen is not None]
+        if not indices:
+            return
+        fresh = [seen for seen in mean_squares if seen is not None]
+        widths = [len(seen) for seen in fresh]
+        # All layers in a handful of operations: on a GPU launches are what costs.
+        finite = per_element(torch.stack(torch._foreach_norm(fresh, 1)).isfinite(), widths)
+        energy = torch.cat([self.energies[index] for index in indices])
+        energy.lerp_(torch.where(finite, torch.cat(fresh), energy), 1 - self.beta1)
+        for index, value in zip(indices, energy.split(widths), strict=True):
+            self.energies[index] = value
 
     @torch.no_grad()
     def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
