@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from peft import PeftModel
 
 from pedyra.inspection import find_adapter
+from pedyra.methods.method import Adaptation
+from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import load_recipe
 from pedyra.runs.run_folder import RunFolder
@@ -28,12 +30,17 @@ def evaluate_run(run: Path) -> dict[str, float]:
     if not folder.holds_run():
         raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
     recipe = load_recipe(folder.recipe)
+    recipe = get_method(recipe.method).resolve(recipe)
     adapter = find_adapter(run)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    model = PeftModel.from_pretrained(base, adapter)
-    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, rank_config=None)
+    # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    for config in model.peft_config.values():
+        if hasattr(config, "orth_reg_weight"):
+            config.orth_reg_weight = 0.0  # type: ignore[attr-defined]
+    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
         metrics = setup.trainer(scratch).evaluate()
     names = {key: key.removeprefix("eval_") for key in metrics if key.startswith("eval_")}

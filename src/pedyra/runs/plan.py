@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import Trainer
 
+from pedyra.adapters.attach import adapted_layers
 from pedyra.runs.setup import Setup, trainable_parameters
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -81,10 +82,11 @@ def make_plan(setup: Setup) -> Plan:
         trainer = setup.trainer(folder)
         total_steps = count_steps(trainer)
         budget = schedule = None
-        if setup.rank_config is not None:
+        ranks = setup.ranks
+        if ranks is not None:
             optimizer = trainer.create_optimizer() or trainer.optimizer
             assert optimizer is not None
-            allocator = RankAllocator(setup.model, optimizer, setup.rank_config, total_steps)
+            allocator = RankAllocator(setup.model, optimizer, ranks.config, total_steps, policy=ranks.policy)
             description = allocator.describe()
             budget, schedule = description["budget"], description["schedule"]
             allocator.release()
@@ -106,14 +108,25 @@ def make_plan(setup: Setup) -> Plan:
 
 
 def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[dict[str, Any]]:
-    """Layer name, rank and number of factor parameters of every LoRA layer, with triples or without."""
+    """Layer name, rank and number of adapter parameters of every LoRA layer; empty for an adapter of another kind.
+
+    Parameters that several layers share (RaSA's pools) are counted at the first.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    with_triples = {layer.name: layer.rank for layer in adapted_layers(model, adapter_name)}
     found: list[dict[str, Any]] = []
+    seen: set[int] = set()
     for name, module in base.named_modules():
-        if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
-            a, b = module.lora_A[adapter_name], module.lora_B[adapter_name]
-            parameters = sum(p.numel() for p in (*a.parameters(), *b.parameters()))
-            found.append({"layer": name, "rank": b.in_features, "parameters": parameters})
+        if isinstance(module, LoraLayer) and adapter_name in module.r:
+            own = {
+                id(parameter): parameter.numel()
+                for path, parameter in module.named_parameters()
+                if "lora_" in path and adapter_name in path.split(".")
+            }
+            parameters = sum(count for key, count in own.items() if key not in seen)
+            seen |= own.keys()
+            rank = with_triples.get(name, module.r[adapter_name])
+            found.append({"layer": name, "rank": rank, "parameters": parameters})
     return found
 
 

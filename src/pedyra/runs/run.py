@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers import Trainer
 
 from pedyra.files import append_row, write_file, write_folder
+from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
 from pedyra.runs.environment import describe_environment, peak_memory_bytes
 from pedyra.runs.interrupt import StopOnInterrupt
@@ -23,8 +24,7 @@ from pedyra.runs.metrics_log import MetricsLog
 from pedyra.runs.plan import Plan, lora_layers, make_plan
 from pedyra.runs.progress import TrainingProgress
 from pedyra.runs.run_folder import RunFolder
-from pedyra.runs.setup import Setup, rank_settings, set_up, trainable_parameters
-from pedyra.training.callback import RankCallback
+from pedyra.runs.setup import Setup, set_up, trainable_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     """
     folder = RunFolder(Path(recipe.output_dir))
     checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
-    setup = set_up(recipe)
+    setup = set_up(recipe, record_to=folder.ranks)
     plan = make_plan(setup)
     if not resume:
         if overwrite:
@@ -90,7 +90,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         return _train(setup, plan, folder, checkpoint, console)
     except Exception as error:
         if _is_disk_full(error):
-            raise OSError(errno.ENOSPC, _disk_full_message(setup, folder)) from error
+            raise OSError(errno.ENOSPC, _disk_full_message(folder)) from error
         raise
 
 
@@ -108,22 +108,22 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
             f"--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}{more}; "
             f"continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
         )
-    with_ranks = rank_settings(recipe) is not None
-    checkpoint, _ = last_complete_checkpoint(folder.path, with_ranks=with_ranks)
+    if not get_method(recipe.method).resumable:
+        raise ValueError(f"--resume: method {recipe.method} cannot continue from a checkpoint; --overwrite starts anew")
+    checkpoint, _ = last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
     return checkpoint
 
 
 def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     if checkpoint is not None:
-        _drop_broken(folder, with_ranks=setup.rank_config is not None)
+        _drop_broken(folder)
         console.print(f"continuing from {checkpoint}", soft_wrap=True)
-    ranks = RankCallback(setup.rank_config, record_to=folder.ranks) if setup.rank_config else None
     log = MetricsLog(folder.metrics, start_step)
-    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), ranks)
+    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), setup.ranks)
     stop = StopOnInterrupt()
-    # Ranks first: what that callback adds to a log is then seen by the others.
-    trainer = setup.trainer(str(folder.path), [*([ranks] if ranks else []), log, progress, stop])
+    # The method's first: what it adds to a log is then seen by the others.
+    trainer = setup.trainer(str(folder.path), [*setup.adaptation.callbacks, log, progress, stop])
     if start_step >= plan.total_steps:
         _leave_nothing_to_train(trainer, plan.total_steps)
     environment = describe_environment(setup.recipe.seed, trainer.args.device)
@@ -156,6 +156,10 @@ def _leave_nothing_to_train(trainer: Trainer, total_steps: int) -> None:
 
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
     """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
+    trained = trainable_parameters(setup.model)
+    if setup.adaptation.finish is not None:
+        setup.adaptation.finish()
+        trainer.state.log_history.clear()  # those evaluations were of the model before
     write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
     evaluation = _final_evaluation(trainer)
     final = {
@@ -164,7 +168,7 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "seconds": round(log.seconds, 3),
         "train_steps_per_second": round(log.steps_per_second, 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
-        "trainable_parameters": trainable_parameters(setup.model),
+        "trainable_parameters": trained,
         "metric": setup.task.metric,
         "value": evaluation[f"eval_{setup.task.metric}"],
         "eval_loss": evaluation["eval_loss"],
@@ -181,8 +185,9 @@ def _final_evaluation(trainer: Trainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def _drop_broken(folder: RunFolder, *, with_ranks: bool) -> list[str]:
+def _drop_broken(folder: RunFolder) -> list[str]:
     """Remove half-written checkpoints: they are of no use, and Trainer would count them as the newest."""
+    with_ranks = folder.ranks.is_file()
     dropped = [path for path in list_checkpoints(folder.path) if find_flaw(path, with_ranks=with_ranks)]
     for path in dropped:
         shutil.rmtree(path)
@@ -211,8 +216,8 @@ def _is_disk_full(error: BaseException) -> bool:
     return below is not None and _is_disk_full(below)
 
 
-def _disk_full_message(setup: Setup, folder: RunFolder) -> str:
-    _drop_broken(folder, with_ranks=setup.rank_config is not None)
+def _disk_full_message(folder: RunFolder) -> str:
+    _drop_broken(folder)
     whole = list_checkpoints(folder.path)
     if not whole:
         return f"disk full while writing {folder.path}, before the first checkpoint; free space and train again"

@@ -1,24 +1,24 @@
-"""From a recipe to everything a Trainer takes: data, adapted model, arguments, and the method's rank settings."""
+"""From a recipe to everything a Trainer takes: data, the model as the method adapts it, and arguments."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from pedyra.config import RankConfig
+from pedyra.methods.method import Adaptation
+from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer, lora_config
 from pedyra.recipe import Recipe
 from pedyra.runs.arguments import training_arguments
 from pedyra.tasks import Task, load_task
-
-METHODS = ("lora", "pedyra", "pedyra-paper")
+from pedyra.training.callback import RankCallback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,16 @@ class Setup:
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     task: Task
-    model: PeftModel
-    rank_config: RankConfig | None
-    """None: the method keeps every rank as it is."""
+    adaptation: Adaptation
+
+    @property
+    def model(self) -> PeftModel:
+        return self.adaptation.model
+
+    @property
+    def ranks(self) -> RankCallback | None:
+        """What moves ranks; None: the method keeps every rank as it is."""
+        return next((callback for callback in self.adaptation.callbacks if isinstance(callback, RankCallback)), None)
 
     def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = ()) -> Trainer:
         """A Trainer of this run that writes to `output_dir` and draws nothing on the screen itself."""
@@ -41,9 +48,12 @@ class Setup:
         if best and "metric_for_best_model" not in training:
             overrides["metric_for_best_model"] = f"eval_{self.task.metric}"
             overrides["greater_is_better"] = self.task.greater_is_better
+        args = training_arguments(self.recipe, **overrides)
+        make_optimizer = self.adaptation.optimizer
         trainer = Trainer(
             model=self.model,
-            args=training_arguments(self.recipe, **overrides),
+            args=args,
+            optimizers=(make_optimizer(self.model, args) if make_optimizer else None, None),
             processing_class=self.tokenizer,
             callbacks=list(callbacks),
             **self.task.trainer_arguments(),
@@ -52,8 +62,8 @@ class Setup:
         return trainer
 
 
-def set_up(recipe: Recipe) -> Setup:
-    """Load data and model, and wrap the model in the recipe's LoRA.
+def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
+    """Load data and model, and let the recipe's method adapt the model; `record_to` is its ranks.jsonl.
 
     The seed is set before the head is drawn and again before the adapter is, so that both, and the order of the
     data, are equal for every method.
@@ -61,34 +71,16 @@ def set_up(recipe: Recipe) -> Setup:
     Raises:
         ValueError: an unknown method, data or model that cannot be had, target modules that match nothing.
     """
-    rank_config = rank_settings(recipe)
+    method = get_method(recipe.method)
+    recipe = method.resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    config = lora_config(recipe.lora, recipe.data.kind)
-    check_targets(base, config)
+    check_targets(base, lora_config(recipe.lora, recipe.data.kind))
     set_seed(recipe.seed)
-    model = get_peft_model(base, config)
-    assert isinstance(model, PeftModel)
-    return Setup(recipe=recipe, tokenizer=tokenizer, task=task, model=model, rank_config=rank_config)
-
-
-def rank_settings(recipe: Recipe) -> RankConfig | None:
-    """The RankConfig of the recipe's method: "pedyra" is our default, "pedyra-paper" the paper, "lora" none.
-
-    Raises:
-        ValueError: an unknown method, with the nearest known one.
-    """
-    if recipe.method not in METHODS:
-        near = get_close_matches(recipe.method, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(METHODS)}"
-        raise ValueError(f"method {recipe.method!r} is unknown; {hint}")
-    if recipe.method == "lora":
-        return None
-    return (
-        RankConfig.paper(**{"seed": recipe.seed, **recipe.rank}) if "paper" in recipe.method else recipe.rank_config()
-    )
+    adaptation = method.prepare(base, recipe, task, record_to=record_to)
+    return Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
 
 
 def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
