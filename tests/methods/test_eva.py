@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's own
 
 def test_ranks_spend_the_budget_and_a_has_orthonormal_rows(prepare: Any):
     run = prepare("eva", lora={"exclude_modules": ["bert.pooler.dense"]})
-    layers = [module for module in run.model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in run.model.modules() if isinstance(module, LoraLayer)]
     assert sum(layer.r["default"] for layer in layers) == 12 * 4
     assert max(layer.r["default"] for layer in layers) <= 8  # rho r
     for layer in layers:

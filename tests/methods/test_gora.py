@@ -49,7 +49,7 @@ def test_what_is_kept_is_that_of_the_averaged_dense_gradient(
             module.p = 0.0
     observed = observe(model, batches, GoraSettings(steps=3, memory_mb=memory_mb), seed=0)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "base_layer" in name)
-    batches.generator.manual_seed(0)
+    batches.generator.manual_seed(0)  # type: ignore[union-attr]
     for layer in layers_of(model).values():
         layer.get_base_layer().weight.requires_grad_(True)
     for _, batch in zip(range(3), batches, strict=False):

@@ -20,9 +20,11 @@ def test_the_score_is_that_of_the_dense_update():
     dense = (scaling * (B * E) @ A).requires_grad_()
     loss = (x @ dense.T).pow(2).sum()
     loss.backward()
+    assert dense.grad is not None
     expected = (dense.detach() * dense.grad).abs().sum() / (4 * 5) ** 0.5
     slot = (x @ (E[:, None] * A).T @ B.T).requires_grad_()
     (scaling * slot).pow(2).sum().backward()
+    assert slot.grad is not None
     torch.testing.assert_close(dense_sensitivity(x, slot.grad, A, E, B), expected)
 
 

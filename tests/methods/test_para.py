@@ -13,15 +13,15 @@ from pedyra.methods.para import truncate
 
 def updates(model: Any) -> dict[str, torch.Tensor]:
     """The dense update s B A of every layer."""
+    layers: dict[str, Any] = {n: m for n, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
     return {
-        name: module.scaling["default"] * (module.lora_B["default"].weight @ module.lora_A["default"].weight).detach()
-        for name, module in model.get_base_model().named_modules()
-        if isinstance(module, LoraLayer)
+        name: layer.scaling["default"] * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
+        for name, layer in layers.items()
     }
 
 
 def test_the_cut_keeps_the_largest_singular_values_of_all_layers(make_net: Any):
-    model = make_net(trained=True)
+    model = make_net(trained=True, alpha_pattern={"layers.0": 40})  # its update counts with its own scaling
     before = updates(model)
     factors = {name: torch.linalg.svd(update, full_matrices=False) for name, update in before.items()}
     values = torch.cat([S[:4] for _, S, _ in factors.values()]).sort(descending=True).values
@@ -43,7 +43,7 @@ def test_a_budget_of_parameters_is_never_exceeded(make_net: Any):
 
 def test_a_run_trains_the_larger_lora_at_the_same_scaling_and_ends_at_the_budget(prepare: Any):
     run = prepare("para", method_settings={"budget": "ranks"})
-    layers = [module for module in run.model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in run.model.modules() if isinstance(module, LoraLayer)]
     assert {layer.r["default"] for layer in layers} == {16}
     assert {layer.scaling["default"] for layer in layers} == {32 / 4}
     run.train()
