@@ -167,6 +167,44 @@ def report(
 
 
 @app.command()
+def compare(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML grid.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Change grid keys, e.g. seeds=[0,1] data_dir=d.", show_default=False),
+    ] = None,
+    match: Annotated[
+        str | None, typer.Option(metavar="parameters|rank|memory|time", help="What is equal for all methods.")
+    ] = None,
+    workers: Annotated[int, typer.Option(metavar="N", help="Runs at once on this machine.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: host:port, auto or local.")
+    ] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only this machine's share of the grid.")] = "1/1",
+    collect: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Run nothing: put together this and other folders of the same grid."),
+    ] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Keep the folder's runs; the grid has grown.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare methods x tasks x seeds under one protocol; what is finished is kept."""
+    from pedyra.experiments.grid import load_grid
+
+    checked = load_grid(grid, [*(overrides or []), *([f"match={match}"] if match else [])])
+    quiet_libraries()
+    from pedyra.experiments.compare import compare_grid
+
+    summary = compare_grid(
+        checked, new_console(), workers=workers, ray=ray, shard=shard, collect=collect or [], extend=extend
+    )
+    if json_file:
+        write_json_lines(json_file, [result.row() for result in summary.results])
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     import json

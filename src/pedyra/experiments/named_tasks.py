@@ -43,7 +43,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         data_dir: where local files of GLUE are; None: from the Hub.
 
     Raises:
-        ValueError: no such task, with the nearest; no such local file.
+        ValueError: no such task, with the nearest. Whether its files are there is seen when they are read.
     """
     changes = dict(settings or {})
     if "source" in changes:
@@ -59,7 +59,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
     if name in PACKAGED:
         return {**PACKAGED[name], **changes}
-    source = _hub_source(name) if data_dir is None else _local_source(Path(data_dir).expanduser(), folder)
+    source = _hub_source(name) if data_dir is None else _local_source(Path(data_dir).expanduser() / folder)
     return {**source, **GLUE[name], **changes}
 
 
@@ -68,12 +68,9 @@ def _hub_source(name: str) -> dict[str, Any]:
     return {"source": GLUE_HUB, "config": name, "validation": validation}
 
 
-def _local_source(data_dir: Path, folder: str) -> dict[str, Any]:
-    found = {}
-    for key, split in (("source", "train"), ("validation", "validation")):
-        files = [data_dir / folder / f"{split}.{suffix}" for suffix in ("jsonl.gz", "jsonl")]
-        there = [file for file in files if file.is_file()]
-        if not there:
-            raise ValueError(f"{files[0]} does not exist; correct data_dir, or leave it out to load GLUE from the Hub")
-        found[key] = str(there[0])
-    return found
+def _local_source(folder: Path) -> dict[str, Any]:
+    def file(split: str) -> str:
+        plain = folder / f"{split}.jsonl"
+        return str(plain if plain.is_file() else plain.with_suffix(".jsonl.gz"))
+
+    return {"source": file("train"), "validation": file("validation")}

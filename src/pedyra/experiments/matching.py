@@ -1,0 +1,200 @@
+"""What is made equal before methods are compared: trainable parameters, the rank, peak memory or training time."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from pedyra.methods.registry import get_method
+from pedyra.recipe import Recipe, check_recipe
+
+TOLERANCE = 0.05
+"""How far from the baseline's a matched quantity may be, relative to it."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What matching decided for one row, task and budget."""
+
+    r: int
+    """lora.r of its recipes; alpha goes along, so that alpha / r stays."""
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    """Of RandLoRA: the rank of its bases."""
+    max_steps: int | None = None
+    """Other steps than the baseline's, to match the time."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def nearest_rank(cost: Callable[[int], int], target: int, start: int) -> tuple[int, list[int]]:
+    """The rank whose cost is nearest to `target`, and the two nearest ones (one if it is exact).
+
+    The cost must grow with the rank, about linearly. Of two equally near, the cheaper is the nearest.
+    """
+    if cost(start) == target:
+        return start, [start]
+    slope = cost(start + 1) - cost(start)
+    guess = max(1, start + math.floor((target - cost(start)) / slope)) if slope > 0 else start
+    while guess > 1 and cost(guess) > target:
+        guess -= 1
+    while slope > 0 and cost(guess + 1) <= target:
+        guess += 1
+    closest = sorted({guess, guess + 1}, key=lambda r: (abs(cost(r) - target), cost(r)))
+    return closest[0], closest
+
+
+def check_match(name: str, what: str, knob: str, target: int, costs: dict[int, int]) -> None:
+    """Refuse a row whose nearest cost is more than 5 % off.
+
+    Args:
+        costs: rank -> cost of the closest ranks, nearest first.
+
+    Raises:
+        ValueError: with the closest two.
+    """
+    nearest = next(iter(costs.values()))
+    if abs(nearest - target) <= TOLERANCE * target:
+        return
+    closest = " and ".join(f"{cost:,} at {knob} {rank}" for rank, cost in costs.items())
+    raise ValueError(
+        f"method {name} cannot match the baseline's {target:,} {what} within {TOLERANCE:.0%}: "
+        f"the closest are {closest}; choose other budgets, or methods.{name}.match: rank to compare it as it is"
+    )
+
+
+class ParameterCount:
+    """Trainable parameters of adapters on one base model, counted on the model itself; a head is left out.
+
+    Args:
+        recipe: the baseline's; for the model, its tokenizer and the kind of data.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        from pedyra.models import load_model, load_tokenizer
+
+        kind = recipe.data.kind
+        classes = {"causal_lm": None, "regression": 1}.get(kind, 2)
+        # Quantised weights are packed, but their adapter is the same.
+        section = recipe.model.model_copy(update={"quantization": "none"})
+        self._base = load_model(section, kind, classes, load_tokenizer(section), recipe.seed)
+        self._known: dict[str, int] = {}
+
+    def lora(self, recipe: Recipe, r: int) -> int:
+        """Of the recipe's LoRA, or DoRA, at rank r. E of the dynamic methods, r a layer, is not counted."""
+        from pedyra.methods.adapter import with_lora
+
+        dora = recipe.method == "dora" or recipe.lora.use_dora
+        lora = recipe.lora.model_copy(update={"r": r, "use_dora": dora, "init": True})
+        key = lora.model_dump_json()
+        if key not in self._known:
+            self._known[key] = self._count(with_lora(self._base, recipe.model_copy(update={"lora": lora})))
+        return self._known[key]
+
+    def randlora(self, recipe: Recipe, r: int) -> int:
+        """Of RandLoRA with bases of rank r."""
+        settings = {**recipe.method_settings, "r": r}
+        prepare: Any = get_method("randlora").prepare
+        return self._count(prepare(self._base, recipe.model_copy(update={"method_settings": settings}), None).model)
+
+    def nearest_randlora(self, recipe: Recipe, target: int) -> list[int]:
+        """The two ranks of bases whose counts are nearest to `target`, nearest first."""
+        from peft.tuners.lora import LoraLayer
+
+        from pedyra.methods.adapter import with_lora
+        from pedyra.methods.randlora import parameters_of
+
+        model: Any = with_lora(self._base, recipe)
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        shapes = [(layer.in_features, layer.out_features) for layer in layers]
+        model.unload()
+        ranks = range(1, max(min(shape) for shape in shapes) + 1)
+        return sorted(ranks, key=lambda r: (abs(parameters_of(r, shapes) - target), parameters_of(r, shapes)))[:2]
+
+    def _count(self, model: Any) -> int:
+        trained = [
+            parameter.numel()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and "modules_to_save" not in name
+        ]
+        model.unload()
+        return sum(trained)
+
+
+def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: ParameterCount) -> Matched:
+    """The rank at which a row has the trainable parameters of the baseline at lora.r = budget.
+
+    Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
+    had at its end is in the results.
+
+    Raises:
+        ValueError: it cannot within 5 %; with the closest two.
+    """
+    target = count.lora(baseline, budget)
+    if recipe.method == "randlora" and "r" not in recipe.method_settings:
+        at_budget = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": budget})})
+        closest = count.nearest_randlora(at_budget, target)
+        costs = {r: count.randlora(at_budget, r) for r in closest}
+        check_match(name, "parameters", "method_settings.r", target, costs)
+        return Matched(budget, {"r": closest[0]})
+    nearest, closest = nearest_rank(lambda r: count.lora(recipe, r), target, budget)
+    check_match(name, "parameters", "lora.r", target, {r: count.lora(recipe, r) for r in closest})
+    return Matched(nearest)
+
+
+def match_memory(name: str, recipe: Recipe, budget: int, baseline: Recipe) -> Matched:
+    """The rank at which a row's training holds as many bytes as the baseline's, by the plan of `pedyra train`."""
+    known: dict[tuple[str, int], int] = {}
+
+    def cost(recipe: Recipe, r: int) -> int:
+        key = (recipe.method, r)
+        if key not in known:
+            known[key] = planned_memory(with_rank(recipe, r))
+        return known[key]
+
+    target = cost(baseline, budget)
+    nearest, closest = nearest_rank(lambda r: cost(recipe, r), target, budget)
+    check_match(name, "bytes", "lora.r", target, {r: cost(recipe, r) for r in closest})
+    return Matched(nearest)
+
+
+def with_rank(recipe: Recipe, r: int) -> Recipe:
+    """The recipe at another rank, with the same scaling alpha / r."""
+    alpha = recipe.lora.alpha * r / recipe.lora.r
+    return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": r, "alpha": alpha})})
+
+
+def planned_memory(recipe: Recipe) -> int:
+    """Bytes that training holds, by `pedyra train --dry-run`. Raises ValueError with what the plan refuses."""
+    with TemporaryDirectory() as scratch:
+        content = yaml.safe_load(recipe.to_yaml()) | {"output_dir": str(Path(scratch, "run"))}
+        path, plan = Path(scratch, "recipe.yaml"), Path(scratch, "plan.jsonl")
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        command = [sys.executable, "-m", "pedyra", "train", str(path), "--dry-run", "--json", str(plan)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ValueError(f"no plan for method {recipe.method}: {done.stderr.strip().removeprefix('Error: ')}")
+        return json.loads(plan.read_text(encoding="utf-8").splitlines()[0])["memory_bytes"]
+
+
+def match_steps(budget: int, steps: int, seconds: float, baseline_seconds: float) -> Matched:
+    """As many steps as take the baseline's time, from one whole run of each at equal `steps`."""
+    return Matched(budget, max_steps=max(1, round(steps * baseline_seconds / seconds)))
+
+
+def checked(content: dict[str, Any], where: str) -> Recipe:
+    """The recipe of a row, as its method resolves it; ValueError for what can be told from the recipe alone."""
+    recipe = check_recipe(content, where)
+    try:
+        return get_method(recipe.method).resolve(recipe)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

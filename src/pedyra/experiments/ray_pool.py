@@ -1,0 +1,114 @@
+"""Jobs run on a Ray cluster: the extra pedyra[ray]. The only file that names Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pedyra.experiments.jobs import Job, Outcome, is_done, run_job
+from pedyra.experiments.pool import Report
+
+ANSWER_SECONDS = 10.0
+RETRIES = 5
+"""How often Ray runs a job again whose worker died; each time it goes on from its checkpoint."""
+
+# What a client of HTTP/2 says first: its preface and an empty SETTINGS frame. gRPC, which Ray speaks, then answers.
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+class RayPool:
+    """One Ray task per job, with one CPU and, in a cluster that has any, one GPU.
+
+    Nodes find the comparison's folder under the same path as this process (a shared file system); where they do not,
+    give every machine a `--shard` of its own and put the folders together with `--collect`.
+
+    Args:
+        address: host:port, ray://host:port, "auto" (the cluster of this machine) or "local" (one for this process).
+
+    Raises:
+        ImportError: Ray is not installed; with the line that installs it.
+        ValueError: nothing answers at the address within 10 s.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ImportError('--ray needs Ray; run: pip install "pedyra[ray]"') from None
+        if address not in ("auto", "local"):
+            check_answers(address)
+        try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
+        except ConnectionError as error:
+            raise ValueError(f"--ray {address}: no Ray cluster answers there; {' '.join(str(error).split())}") from None
+        self._ray = ray
+
+    def run(self, jobs: Sequence[Job], report: Report) -> None:
+        ray = self._ray
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
+        running: dict[Any, Job] = {remote.remote(job, os.getcwd()): job for job in jobs}
+        try:
+            while running:
+                finished, _ = ray.wait(list(running), num_returns=1)
+                report(_outcome(ray, finished[0], running.pop(finished[0])))
+        except KeyboardInterrupt:
+            for task in running:
+                ray.cancel(task)  # a KeyboardInterrupt in the worker, on which the run saves a checkpoint
+            for task, job in running.items():
+                report(_outcome(ray, task, job))
+            raise
+
+    def close(self) -> None:
+        """Leave the cluster; a local one ends."""
+        self._ray.shutdown()
+
+
+def _work(job: Job, directory: str) -> Outcome:
+    if not Path(directory, job.folder).is_dir():
+        raise FileNotFoundError(
+            f"node {socket.gethostname()} does not see {Path(directory, job.folder)}; share the folder"
+        )
+    os.chdir(directory)
+    return run_job(job, threads=1)
+
+
+def _outcome(ray: Any, task: Any, job: Job) -> Outcome:
+    """How a task ended. A worker that died more often than Ray retries, or a node that lacks a file, is a failure."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.TaskCancelledError:
+        return Outcome(job, "done" if is_done(job) else "stopped")
+    except ray.exceptions.RayTaskError as error:
+        return Outcome(job, "failed", " ".join(str(error.cause).split()))
+    except ray.exceptions.RayError as error:
+        return Outcome(job, "failed", " ".join(str(error).split()))
+
+
+def check_answers(address: str, seconds: float = ANSWER_SECONDS) -> None:
+    """Raise ValueError, naming the address, unless a Ray cluster's port answers a hello within so many seconds.
+
+    Ray's own attempts take minutes, and retry on a port that is closed.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--ray {address!r} is no address; it is host:port, ray://host:port, auto or local")
+    deadline = time.monotonic() + seconds
+    reason = "it accepts connections, but does not speak Ray's protocol"
+    try:
+        with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+            connection.sendall(HTTP2_HELLO)
+            connection.settimeout(max(0.01, deadline - time.monotonic()))
+            if connection.recv(1):
+                return
+    except TimeoutError:
+        reason = f"no answer within {seconds:g} s"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise ValueError(
+        f"--ray {address} does not answer ({reason}); start Ray there, or give the address of its head node"
+    )

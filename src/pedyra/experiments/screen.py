@@ -1,0 +1,89 @@
+"""What a comparison shows: finished runs and means so far while it runs, its tables and remarks at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pedyra.experiments.jobs import Job, Outcome, final_row
+from pedyra.experiments.statistics import mean
+from pedyra.experiments.tables import TIE
+from pedyra.experiments.tables import Table as Content
+
+
+class LiveTable:
+    """While entered, a table of these jobs that `report` brings up to date; without a terminal, a line a job."""
+
+    def __init__(self, console: Console, title: str, jobs: Sequence[Job]) -> None:
+        self.console, self.title, self.jobs = console, title, jobs
+        self.failed: list[Outcome] = []
+        self._values: dict[Path, float] = {}
+        self._ended = 0
+        self._live = Live(self._table(), console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> LiveTable:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def report(self, outcome: Outcome) -> None:
+        """Take in how a job ended."""
+        self._ended += 1
+        final = final_row(outcome.job.run)
+        if final is not None:
+            self._values[outcome.job.run] = final["value"]
+        if outcome.status == "failed":
+            self.failed.append(outcome)
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        else:
+            told = f"{final['metric']} {final['value']:.4f}" if final else outcome.message or outcome.status
+            progress = f"[{self._ended}/{len(self.jobs)}]"
+            self.console.print(f"{progress} {outcome.job.label}: {told}", soft_wrap=True, markup=False)
+
+    def _table(self) -> Table:
+        cells = {job.cell: [other for other in self.jobs if other.cell == job.cell] for job in self.jobs}
+        columns = list(dict.fromkeys((cell.task, cell.budget) for cell in cells))
+        table = Table(title=f"{self.title}: {self._ended} of {len(self.jobs)} runs", title_justify="left", box=None)
+        table.add_column("method")
+        for task, budget in columns:
+            table.add_column(f"{task} r={budget}", justify="right")
+        broken = {outcome.job.cell for outcome in self.failed}
+        for method in dict.fromkeys(cell.method for cell in cells):
+            mine = {(cell.task, cell.budget): cell for cell in cells if cell.method == method}
+            table.add_row(method, *(self._cell(cells, mine.get(column), broken) for column in columns))
+        return table
+
+    def _cell(self, cells: dict, cell: object, broken: set) -> str:
+        jobs = cells.get(cell, [])
+        values = [self._values[job.run] for job in jobs if job.run in self._values]
+        shown = f"{mean(values):.4f} " if values else ""
+        return f"{shown}{len(values)}/{len(jobs)}{' failed' if cell in broken else ''}"
+
+
+def print_comparison(console: Console, tables: Sequence[Content], remarks: Sequence[str]) -> None:
+    """Every table with its note, then the remarks."""
+    for content in tables:
+        table = Table(title=content.title, title_justify="left", box=None, pad_edge=False)
+        for index, column in enumerate(content.columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in content.rows:
+            marked = [(f"{cell.text} {TIE}" if cell.tie else cell.text, "bold" if cell.bold else "") for cell in row]
+            table.add_row(*(Text(text, style=style) for text, style in marked))
+        console.print(table)
+        console.print(content.note, style="dim", markup=False)
+        console.print()
+    for remark in remarks:
+        console.print(f"- {remark}", markup=False, soft_wrap=True)
