@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pedyra.console import format_bytes, format_seconds, layer_place, print_rank_map, write_json_lines
+from pedyra.console import format_bytes, format_seconds, print_rank_map, write_json_lines
+from pedyra.layer_names import layer_place
 
 
 @pytest.mark.parametrize(

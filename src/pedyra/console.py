@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from pedyra.layer_names import layer_place
+
 if TYPE_CHECKING:
     from pedyra.inspection import AdapterSummary
     from pedyra.runs.plan import Plan
@@ -58,16 +60,6 @@ def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
         ranks.setdefault(kind, {})[depth] = layer["rank"]
     rows = [[kind, *(by_depth.get(depth, ".") for depth in depths)] for kind, by_depth in ranks.items()]
     print_table(console, ["rank by depth", *map(str, depths)], rows)
-
-
-def layer_place(name: str) -> tuple[str, int]:
-    """Module type and depth: encoder.layer.3.attention.self.query -> (attention.self.query, 3).
-
-    The depth is the first number in the name; a module outside of any block keeps its name and stands at depth 0.
-    """
-    parts = name.split(".")
-    block = next((index for index, part in enumerate(parts) if part.isdigit()), None)
-    return (name, 0) if block is None else (".".join(parts[block + 1 :]), int(parts[block]))
 
 
 def print_plan(console: Console, plan: Plan) -> None:

@@ -245,7 +245,7 @@ def test_a_newcomer_that_has_its_group_is_not_stepped_twice():
 
 
 def test_an_optimizer_that_does_not_hold_the_adapter_is_refused():
-    with pytest.raises(ValueError, match="does not hold lora_A of encoder.q; build it"):
+    with pytest.raises(ValueError, match="does not hold lora_B of encoder.q; build it"):
         adopt(torch.optim.AdamW([matrix()]), matrix(), nn.Parameter(torch.ones(4)), "encoder.q")
 
 

@@ -253,7 +253,7 @@ def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
     assert json.loads(json.dumps(setup)) == setup
     assert setup["layers"][0] == {
         "name": "layers.0",
-        "type": "0",
+        "type": "layers",
         "depth": 0,
         "in_features": 8,
         "out_features": 12,

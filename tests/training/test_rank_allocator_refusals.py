@@ -74,7 +74,7 @@ def test_an_adapter_that_is_frozen_everywhere(make_net):
 
 
 def test_an_optimizer_of_another_model(make_net):
-    with refused("does not hold lora_A of layers.0; build it from the parameters of the model"):
+    with refused("does not hold lora_B of layers.0; build it from the parameters of the model"):
         allocate(make_net(), torch.optim.AdamW(trainable(make_net())))
 
 

@@ -45,8 +45,8 @@ def test_the_log_of_every_logging_step_has_the_ranks_of_that_step(run, tmp_path)
         assert logs[step]["ranks/total"] == sum(ranks.values())
         assert logs[step]["ranks/parameters"] == after[adjusted]["parameters"]
         query = [rank for name, rank in ranks.items() if name.endswith("query")]
-        assert logs[step]["ranks/mean_query"] == pytest.approx(sum(query) / len(query))
-    assert {"ranks/mean_value", "ranks/mean_dense", "ranks/skipped_steps", "orthogonality"} <= logs[12].keys()
+        assert logs[step]["ranks/mean_attention.self.query"] == pytest.approx(sum(query) / len(query))
+    assert {"ranks/mean_attention.self.value", "ranks/mean_output.dense", "ranks/skipped_steps", "orthogonality"} <= logs[12].keys()
 
 
 def test_scores_and_the_cost_of_tracking_are_logged_while_tracked_and_not_after(run, tmp_path):
@@ -73,7 +73,8 @@ def test_tensorboard_gets_everything_in_the_one_run_that_trainer_writes(run, tmp
             if key not in ("step", "epoch"):
                 points = {event.step: event.value for event in events.Scalars(f"train/{key}")}
                 assert points[log["step"]] == pytest.approx(value)
-    expected = ("ranks/total", "ranks/mean_query", "scores/mean", "orthogonality", "ranks/tracked_step_ms", "loss")
+    ranks = ("total", "mean_attention.self.query", "tracked_step_ms")
+        expected = (*(f"ranks/{name}" for name in ranks), "scores/mean", "orthogonality", "loss")
     assert {f"train/{name}" for name in expected} <= set(events.Tags()["scalars"])
 
 

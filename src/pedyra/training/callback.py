@@ -15,6 +15,7 @@ from transformers.trainer_callback import CallbackHandler
 from pedyra.adapters.attach import attach, write_ranks
 from pedyra.config import RankConfig
 from pedyra.files import read_rows
+from pedyra.layer_names import layer_place
 from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.training.optimizer_state import drop_unfit_state
 from pedyra.training.rank_allocator import RankAllocator
@@ -143,7 +144,7 @@ class RankCallback(TrainerCallback):
         """Flat numbers for the log: total and mean ranks, scores, orthogonality, cost of a tracked step."""
         by_type: dict[str, list[int]] = {}
         for name, rank in snapshot["ranks"].items():
-            by_type.setdefault(name.rsplit(".", 1)[-1], []).append(rank)
+            by_type.setdefault(layer_place(name)[0], []).append(rank)
         orthogonality = [value for pair in snapshot["orthogonality"].values() for value in pair]
         metrics: dict[str, float] = {
             "ranks/total": snapshot["total_rank"],

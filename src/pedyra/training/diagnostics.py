@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pedyra.core.pareto import effective_rank, singular_values, two_thirds_log_variance
+from pedyra.layer_names import layer_place
 from pedyra.training.orthogonality_gradient import layer_orthogonality
 from pedyra.training.scores import TripleScores
 
@@ -21,8 +22,8 @@ def describe(allocator: RankAllocator) -> dict[str, Any]:
         "layers": [
             {
                 "name": layer.name,
-                "type": layer.name.rsplit(".", 1)[-1],
-                "depth": _depth(layer.name),
+                "type": layer_place(layer.name)[0],
+                "depth": layer_place(layer.name)[1],
                 "in_features": layer.a.in_features,
                 "out_features": layer.b.out_features,
                 "rank": layer.rank,
@@ -74,8 +75,3 @@ def snapshot(allocator: RankAllocator) -> dict[str, Any]:
         # Of other methods' scores, which may be negative, Eq. (8) says nothing.
         "two_thirds_log_variance": norms and layer_scores and two_thirds_log_variance(layer_scores, allocator.ranks),
     }
-
-
-def _depth(name: str) -> int:
-    """The block a layer belongs to: the first number in its dotted name; 0 for one outside of any block."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)

@@ -43,7 +43,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: nn.Parameter, name: str) -> None:
-    """Put `newcomer` (a layer's E) into the param group of `sibling` (its A), in place.
+    """Put `newcomer` (a layer's E) into the param group of `sibling` (its B, as LoRA+ does), in place.
 
     A newcomer that some group holds already stays there: an optimizer built after `attach` has placed it (that of
     LoRA+ beside B, with B's learning rate). `add_param_group` would break schedulers that are already built.
@@ -54,7 +54,7 @@ def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: nn.Parameter, n
     holds = [any(parameter is sibling for parameter in group["params"]) for group in optimizer.param_groups]
     if not any(holds):
         raise ValueError(
-            f"the optimizer does not hold lora_A of {name}; build it from the parameters of the model with its "
+            f"the optimizer does not hold lora_B of {name}; build it from the parameters of the model with its "
             f"adapter, after get_peft_model"
         )
     if not any(parameter is newcomer for group in optimizer.param_groups for parameter in group["params"]):

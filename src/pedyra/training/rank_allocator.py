@@ -91,7 +91,7 @@ class RankAllocator:
         (self.rule.check or _check_movable)(self._situation())
         for layer in self.layers:
             _claim(layer, self)
-            adopt(self.optimizer, layer.a.A, layer.a.E, layer.name)
+            adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
         self._held = self.triples()
         self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
