@@ -133,13 +133,13 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = adapted_layers(model, adapter_name)
-    names = [layer.name for layer in layers]
+    suffixes = {layer.name[i + 1 :] for layer in layers for i, letter in enumerate(layer.name) if letter == "."}
     config.rank_pattern, config.alpha_pattern = {}, {}
     for layer in layers:
         origin = layer.a.origin
         on_disk = max(1, layer.rank + (0 if origin is None else origin.shape[0]))
         key = layer.name
-        if any(other != key and other.endswith("." + key) for other in names):
+        if key in suffixes:
             key = "^" + key  # PEFT matches keys as suffixes; this one would catch another layer too
         config.rank_pattern[key] = on_disk
         config.alpha_pattern[key] = layer.scaling * on_disk
