@@ -74,7 +74,7 @@ def test_tensorboard_gets_everything_in_the_one_run_that_trainer_writes(run, tmp
                 points = {event.step: event.value for event in events.Scalars(f"train/{key}")}
                 assert points[log["step"]] == pytest.approx(value)
     ranks = ("total", "mean_attention.self.query", "tracked_step_ms")
-        expected = (*(f"ranks/{name}" for name in ranks), "scores/mean", "orthogonality", "loss")
+    expected = (*(f"ranks/{name}" for name in ranks), "scores/mean", "orthogonality", "loss")
     assert {f"train/{name}" for name in expected} <= set(events.Tags()["scalars"])
 
 
