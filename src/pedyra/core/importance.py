@@ -23,13 +23,15 @@ def update_sensitivity_(
 
     The uncertainty uses the sensitivity of this step, already updated, as Eq. (3) writes it. A step with any
     non-finite product leaves both averages as they were (overflow of fp16, a NaN loss); that is decided on the
-    device, without a synchronisation. Returns whether the step was finite, as a tensor.
+    device, without a synchronisation. Returns whether the step was finite, as a tensor; `product` is used up, so that
+    no temporary of its size is made.
     """
-    finite = product.isfinite().all()
-    product = torch.where(finite, product, sensitivity)
+    finite = product.sum().isfinite()  # of values that are not negative: any that is not finite shows in the sum
+    torch.where(finite, product, sensitivity, out=product)
     sensitivity.lerp_(product, 1 - beta1)
-    deviation = torch.where(finite, product.sub_(sensitivity).abs_(), uncertainty)
-    uncertainty.lerp_(deviation, 1 - beta2)
+    product.sub_(sensitivity).abs_()
+    torch.where(finite, product, uncertainty, out=product)
+    uncertainty.lerp_(product, 1 - beta2)
     return finite
 
 
