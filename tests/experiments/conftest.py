@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import pedyra
 from pedyra.experiments.grid import Grid, load_grid
 
 # The contract of `pedyra train`, and `training.fake` decides what becomes of a run:
@@ -65,7 +66,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the trainer in it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pedyra").mkdir()
-    (tmp_path / "pedyra" / "__init__.py").touch()
+    # A Ray worker imports from the working directory too, and needs the rest of the package.
+    (tmp_path / "pedyra" / "__init__.py").write_text(f"__path__.append({str(Path(pedyra.__file__).parent)!r})\n")
     (tmp_path / "pedyra" / "__main__.py").write_text(TRAINER)
     return tmp_path
 

@@ -1,0 +1,109 @@
+"""Jobs are processes: finished ones are skipped, interrupted ones resume, failed ones do not stop the rest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pedyra.experiments.jobs import Cell, Job, Stop, is_done, run_job
+from pedyra.experiments.pool import LocalPool
+
+FAKE = {"lora": 0.5, "pedyra": "crash", "dora": "kill", "prune": "wait"}
+
+
+@pytest.fixture
+def job(folder: Path):
+    """job(method, seed): a job of the trainer without a model."""
+
+    def make(method: str, seed: int = 0) -> Job:
+        cell = Cell(method, "toy", 2)
+        made = Job(cell, 0.1, seed, "jobs", Path("out"), {})
+        training = {"learning_rate": 0.1, "fake": FAKE}
+        made.recipe.update(method=method, seed=seed, output_dir=str(made.run), training=training)
+        return made
+
+    return make
+
+
+def run_all(jobs, workers=2):
+    outcomes = []
+    LocalPool(workers).run(jobs, outcomes.append)
+    return {(outcome.job.cell.method, outcome.job.seed): outcome for outcome in outcomes}
+
+
+def test_one_that_fails_does_not_stop_the_rest_and_says_why(job):
+    outcomes = run_all([job("pedyra"), job("lora", 0), job("dora"), job("lora", 1)])
+    assert {key: outcome.status for key, outcome in outcomes.items()} == {
+        ("pedyra", 0): "failed",
+        ("lora", 0): "done",
+        ("dora", 0): "failed",
+        ("lora", 1): "done",
+    }
+    assert (
+        "RuntimeError: out of luck (exit code 1; out/jobs/pedyra/toy/r2/lr0.1/seed0.log)"
+        in outcomes["pedyra", 0].message
+    )
+    assert "killed by SIGKILL" in outcomes["dora", 0].message
+
+
+def test_what_is_done_is_skipped(job, calls):
+    run_all([job("lora")])
+    outcomes = run_all([job("lora")])
+    assert outcomes["lora", 0].status == "done" and calls() == ["lora 0 0.1"]
+
+
+def test_what_was_killed_resumes_from_its_checkpoint(job, calls):
+    run_all([job("dora")])
+    assert run_all([job("dora")])["dora", 0].status == "done"
+    assert calls() == ["dora 0 0.1", "dora 0 0.1 --resume"]
+
+
+def test_what_cannot_resume_starts_anew(job, calls):
+    run_all([job("pedyra")])  # crashed before its first checkpoint
+    run_all([job("pedyra")])
+    assert calls() == ["pedyra 0 0.1", "pedyra 0 0.1 --resume", "pedyra 0 0.1 --overwrite"]
+
+
+def test_ctrl_c_lets_running_jobs_save_and_starts_no_other(job, folder, calls):
+    def interrupt():
+        while not (folder / "waiting").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    outcomes = []
+    with pytest.raises(KeyboardInterrupt):
+        LocalPool(1).run([job("prune"), job("lora")], outcomes.append)
+    assert [(outcome.job.cell.method, outcome.status) for outcome in outcomes] == [("prune", "stopped")]
+    assert calls() == ["prune 0 0.1"]
+    assert run_all([job("prune")])["prune", 0].status == "done"
+    assert calls()[1:] == ["prune 0 0.1 --resume"]
+
+
+def test_a_job_that_another_process_runs_is_waited_for(job, folder, calls):
+    """As after the parent was killed: its child goes on, and nobody writes into the same folder meanwhile."""
+    first = threading.Thread(target=lambda: run_job(job("prune"), 1, stop))
+    stop = Stop()
+    first.start()
+    while not (folder / "waiting").exists():
+        time.sleep(0.02)
+    second_outcome = []
+    second = threading.Thread(target=lambda: second_outcome.append(run_job(job("prune"), 1)))
+    second.start()
+    time.sleep(0.3)
+    assert calls() == ["prune 0 0.1"]
+    stop.level = 1
+    first.join(20)
+    second.join(20)
+    assert second_outcome[0].status == "done" and is_done(job("prune"))
+    assert calls() == ["prune 0 0.1", "prune 0 0.1 --resume"]
+
+
+def test_no_worker_is_refused():
+    with pytest.raises(ValueError, match="--workers is 0"):
+        LocalPool(0)
