@@ -23,6 +23,7 @@ from pedyra.console import (
     quiet_libraries,
     write_json_lines,
 )
+from pedyra.experiments import bench_cli
 
 app = typer.Typer(
     name="pedyra",
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_cli.app, name="bench")
 
 
 def _check_json_file(path: Path | None) -> Path | None:

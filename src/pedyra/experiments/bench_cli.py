@@ -1,0 +1,102 @@
+"""`pedyra bench ...`: the benchmarks of speed. Parses and prints; the numbers come from the modules beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+
+app = typer.Typer(help="Benchmarks: step time, memory and growth.", no_args_is_help=True)
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON lines there.", show_default=False)
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", show_default=False)]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Tiny and quick: does it run at all?")]
+
+
+@app.command()
+def step(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="minilm, smollm2, llama-WIDTHxDEPTH, deberta-WIDTHxDEPTH.", show_default="minilm"),
+    ] = None,
+    variants: Annotated[
+        list[str] | None, typer.Option("--variant", help="Only these; repeat.", show_default="all")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each variant while pedyra observes; as many after.")] = 20,
+    rank: int = 8,
+    batch: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    length: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    run_steps: Annotated[int, typer.Option(help="Length of the run whose mean step is reported.")] = 1000,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Processor time, for a machine that others use.")
+    ] = False,
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Time one training step of pedyra against PEFT's methods, step by step in turn."""
+    quiet_libraries()
+    import torch
+
+    from pedyra.experiments.bench_step import COLUMNS, bench_step
+    from pedyra.experiments.bench_variants import VARIANTS
+
+    if threads:
+        torch.set_num_threads(threads)
+    if smoke:
+        models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 2, 2, 16
+    rows = []
+    for row in bench_step(
+        models or ["minilm"], variants=variants or VARIANTS, rounds=rounds, rank=rank, batch=batch, length=length,
+        dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing, run_steps=run_steps,
+        cpu_time=cpu_time,
+    ):  # fmt: skip
+        rows.append(row)
+        if json_file:  # a long benchmark that is stopped leaves what it has
+            write_json_lines(json_file, rows)
+    blank = {None: ""}
+    print_table(new_console(), COLUMNS, [[blank.get(row[column], row[column]) for column in COLUMNS] for row in rows])
+
+
+@app.command()
+def scale(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Fit how the cost of adaptation grows with layers, rank, triples, sequence length and batch."""
+    quiet_libraries()
+    import torch
+
+    from pedyra.experiments.bench_scale import AXES, LARGEST_EXPONENT, MEASURES, SMOKE_AXES, bench_scale
+
+    if threads:
+        torch.set_num_threads(threads)
+    rows = list(bench_scale(SMOKE_AXES if smoke else AXES, device=device, operations=16 if smoke else 512))
+    console = new_console()
+    sizes = [row for row in rows if row["kind"] == "size"]
+    columns = ["axis", "value", *MEASURES]
+    print_table(console, columns, [[row[name] for name in columns] for row in sizes])
+    fits = [row for row in rows if row["kind"] == "fit"]
+    table = [[f"{row['axis']}: {row['measure']}", row["exponent"]] for row in fits]
+    print_table(console, ["growth", "exponent"], table)
+    for row in rows:
+        if row["kind"] == "operations":
+            print_table(console, [f"{row['layers']} layers", "seconds"],
+                        [[name, value] for name, value in row.items() if name.endswith("_seconds")])  # fmt: skip
+    if json_file:
+        write_json_lines(json_file, rows)
+    worse = [row for row in fits if row["exponent"] > LARGEST_EXPONENT]
+    if worse and not smoke:
+        names = ", ".join(f"{row['measure']} over {row['axis']} ({row['exponent']:.2f})" for row in worse)
+        console.print(f"grows faster than linearly: {names}")
+        raise typer.Exit(1)

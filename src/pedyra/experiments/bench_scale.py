@@ -1,0 +1,176 @@
+"""`pedyra bench scale`: how the cost of rank adaptation grows with layers, rank, triples, sequence length and batch.
+
+The model is a chain of linear layers, so that nothing but the adapters grows. Each measure is fitted as c * size^p
+over its axis; p above 1 would mean that pedyra does not scale.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from pedyra.adapters.attach import attach
+from pedyra.config import RankConfig
+from pedyra.experiments.memory import storage_bytes
+from pedyra.export import export_adapter
+from pedyra.training.checkpoint import save_state
+from pedyra.training.rank_allocator import RankAllocator
+
+LARGEST_EXPONENT = 1.05
+"""Linear, and what noise may add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One point of an axis; `triples` is layers times rank."""
+
+    layers: int = 36
+    rank: int = 8
+    width: int = 128
+    length: int = 64
+    batch: int = 4
+
+
+AXES: dict[str, tuple[Size, ...]] = {
+    "layers": tuple(Size(layers=n) for n in (36, 72, 144, 288, 512)),
+    "rank": tuple(Size(rank=n, width=256) for n in (1, 4, 16, 64, 256)),
+    "triples": tuple(Size(layers=n, rank=100, length=16) for n in (10, 32, 100, 320, 1000)),
+    "length": tuple(Size(length=n) for n in (32, 64, 128, 256, 512)),
+    "batch": tuple(Size(batch=n) for n in (2, 4, 8, 16, 32)),
+}
+SMOKE_AXES: dict[str, tuple[Size, ...]] = {
+    "layers": tuple(Size(layers=n, width=32) for n in (4, 8)),
+    "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
+}
+MEASURES = ("overhead_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
+
+
+class Chain(nn.Module):
+    """x -> x + W_l x / layers, layer after layer."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(size.width, size.width, bias=False) for _ in range(size.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x) / len(self.layers)
+        return x
+
+
+def bench_scale(
+    axes: dict[str, tuple[Size, ...]] = AXES, *, device: str = "cpu", steps: int = 8, operations: int | None = 512
+) -> Iterator[dict[str, Any]]:
+    """Rows of three kinds: one per size, one fit per axis and measure, one for a model of `operations` layers.
+
+    A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
+    one adjustment, and the bytes of the score state.
+    """
+    for axis, sizes in axes.items():
+        rows = []
+        for size in sizes:
+            row = {"kind": "size", "axis": axis, "value": _value(axis, size), **asdict(size)}
+            rows.append(row | {"triples": size.layers * size.rank} | measure(size, device=device, steps=steps))
+            yield rows[-1]
+        for measure_name in MEASURES:
+            exponent = growth([row["value"] for row in rows], [row[measure_name] for row in rows])
+            yield {"kind": "fit", "axis": axis, "measure": measure_name, "exponent": exponent}
+    if operations:
+        yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
+
+
+def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The exponent p of the least-squares fit cost = c * size^p."""
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(costs, 1e-9)), 1)[0])
+
+
+def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any]:
+    """Medians over `steps` observed steps, with an adjustment after every second one."""
+    model, optimizer, allocator = _prepared(size, device, total_steps=steps + 2)
+    x = torch.randn(size.batch, size.length, size.width, device=device)
+    seconds: dict[str, list[float]] = {name: [] for name in MEASURES[:-1]}
+    for step in range(steps + 1):
+        bare = _timed(device, lambda: model.eval()(x).sum())  # inputs are observed in training alone
+        model.train()
+        began = _now(device)
+        loss = model(x).sum()
+        forward = _now(device) - began
+        loss.backward()
+        observe = _timed(device, allocator.before_step)
+        optimizer.step()
+        optimizer.zero_grad()
+        whole = _now(device) - began
+        adjustment = _timed(device, allocator.after_step)
+        if step == 0:
+            continue  # warm-up
+        seconds["overhead_seconds"].append(observe + max(0.0, forward - bare))
+        seconds["step_seconds"].append(whole)
+        if allocator.history and allocator.history[-1]["step"] == allocator.step:
+            seconds["adjustment_seconds"].append(adjustment)
+    result: dict[str, Any] = {name: median(values) for name, values in seconds.items()}
+    return result | {"state_bytes": storage_bytes(allocator.scores.tensors().values())}
+
+
+def operation_seconds(layers: int) -> dict[str, float]:
+    """Seconds to attach, adjust once, write the checkpoint's side file, and export, on a chain of `layers`."""
+    size = Size(layers=layers, width=256)
+    model = _adapted(size)
+    result = {"attach_seconds": _timed("cpu", lambda: attach(model))}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, _config(), total_steps=4)
+    x = torch.randn(1, 16, size.width)
+    while not allocator.history:
+        model(x).sum().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        result["adjustment_seconds"] = _timed("cpu", allocator.after_step)
+    with tempfile.TemporaryDirectory() as folder:
+        result["checkpoint_seconds"] = _timed("cpu", lambda: save_state(allocator, Path(folder)))
+        result["save_seconds"] = _timed("cpu", lambda: model.save_pretrained(f"{folder}/adapter"))
+        result["export_seconds"] = _timed(
+            "cpu", lambda: export_adapter(f"{folder}/adapter", "padded", f"{folder}/padded")
+        )
+    return result
+
+
+def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.optim.Optimizer, RankAllocator]:
+    model = _adapted(size).to(device).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    return model, optimizer, RankAllocator(model, optimizer, _config(), total_steps=total_steps)
+
+
+def _adapted(size: Size) -> Any:
+    torch.manual_seed(0)
+    return get_peft_model(Chain(size), LoraConfig(r=size.rank, target_modules=r"layers\.\d+"))  # type: ignore[arg-type]
+
+
+def _config() -> RankConfig:
+    # min_rank 0, so that triples can move at rank 1 too.
+    return RankConfig(initial_warmup=0, interval=2, final_warmup=1, min_rank=0)
+
+
+def _value(axis: str, size: Size) -> int:
+    return size.layers * size.rank if axis == "triples" else getattr(size, axis)
+
+
+def _timed(device: str, call: Callable[[], Any]) -> float:
+    began = _now(device)
+    call()
+    return _now(device) - began
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,111 @@
+"""`pedyra bench step`: its rows, and the arithmetic between what it times and what it reports. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pedyra.cli import app
+from pedyra.config import RankConfig
+from pedyra.experiments.bench_models import bench_model
+from pedyra.experiments.bench_step import COLUMNS, bench_step, measured_config, resolve, step_kind
+from pedyra.experiments.bench_variants import VARIANTS, Setting, build
+from pedyra.experiments.masked_reference import MaskedReference
+from pedyra.experiments.memory import peak_bytes, storage_bytes
+
+
+def test_smoke_writes_a_row_for_every_model_and_variant(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    result = CliRunner().invoke(app, ["bench", "step", "--smoke", "--threads", "1", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["model"], row["variant"]) for row in rows] == [
+        (model, variant) for model in ("llama-32x1", "deberta-32x1") for variant in VARIANTS
+    ]
+    assert all(set(COLUMNS) <= row.keys() for row in rows)
+    for row in rows:
+        assert row["variant"] != "lora" or row["ratio_to_lora"] == 1
+        assert row["variant"] != "floor" or row["ratio_to_floor"] == 1
+        assert (row["adjustment_seconds"] is None) == (row["variant"] not in ("paper", "pedyra", "pedyra-fused"))
+        assert row["peak_bytes"] > 4 * row["trainable_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(models=["llama-33x2"]), "width that is a multiple of 32"),
+        (dict(models=["llama-32x1"], variants=["lore"]), "choose from floor, lora"),
+        (dict(models=["llama-32x1"], rounds=1), "at least 2"),
+        (dict(models=["llama-32x1"], dtype="int8"), "choose float32 or bfloat16"),
+    ],
+)
+def test_mistakes_are_told_with_the_repair(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        list(bench_step(**arguments))
+
+
+def test_kinds_of_steps_follow_the_schedule():
+    config = RankConfig(interval=200, initial_warmup=100, final_warmup=300)
+    schedule = resolve(config, 1000)
+    kinds = [step_kind(step, schedule, config) for step in range(1, 1001)]
+    assert schedule.adjustments == (300, 500)
+    assert kinds.count("tracked") == 2 * 103 and kinds[299] == kinds[499] == "tracked" and kinds[500] == "idle"
+    sketched = replace(config, init="gradient")
+    kinds = [step_kind(step, schedule, sketched) for step in range(1, 1001)]
+    assert (kinds.count("sketched"), kinds.count("tracked")) == (2 * 21, 2 * (103 - 21))
+
+
+def test_half_of_the_measured_steps_are_observed():
+    config = measured_config(RankConfig(), rounds=10)
+    schedule = resolve(config, 3 + 20)
+    kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
+    assert kinds == ["tracked"] * 10 + ["idle"] * 10 and len(schedule.adjustments) == 2
+
+
+def test_the_floor_trains_no_adapter_but_sends_gradients_through_the_model():
+    model = bench_model("llama-32x1").with_batch(2, 8)
+    setting = Setting(model=model, config=measured_config(RankConfig(), 2), total_steps=7)
+    floor = build("floor", setting, lambda: 0.0)
+    assert floor.trainable() == []
+    seen: list[torch.Tensor] = []
+    floor.model.get_input_embeddings().register_forward_hook(lambda module, args, output: seen.append(output))
+    floor.step(setting.tensors(), lambda: 0.0)
+    assert seen[0].requires_grad
+
+
+def test_peak_memory_counts_every_storage_once():
+    setting = Setting(
+        model=bench_model("llama-32x1").with_batch(2, 8), config=measured_config(RankConfig(), 2), total_steps=7
+    )
+    variant = build("lora", setting, lambda: 0.0)
+    batch = setting.tensors()
+    variant.step(batch, lambda: 0.0)
+    parameters = sum(p.numel() for p in variant.model.parameters()) * 4
+    trained = sum(p.numel() for p in variant.trainable()) * 4
+    least = parameters + 3 * trained  # gradients and two moments
+    assert least < peak_bytes(variant, batch, "cpu") < 3 * least
+    x = torch.zeros(10)
+    assert storage_bytes([x, x[2:], x.view(2, 5)]) == 40
+
+
+def test_the_masked_reference_conserves_the_number_of_open_triples():
+    setting = Setting(
+        model=bench_model("llama-32x1").with_batch(2, 8),
+        rank=4,
+        config=measured_config(RankConfig(), 4),
+        total_steps=11,
+    )
+    variant = build("paper", setting, lambda: 0.0)
+    reference = variant.after_step.__self__  # type: ignore[attr-defined]
+    assert isinstance(reference, MaskedReference)
+    batch = setting.tensors()
+    before = {name: mask.clone() for name, mask in reference.masks.items()}
+    adjusted = [variant.step(batch, lambda: 0.0)[1] is not None for _ in range(4)]
+    assert adjusted == [False, True, False, True]
+    assert sum(int(mask.sum()) for mask in reference.masks.values()) == 4 * len(before)
+    for name, layer in reference.layers.items():
+        assert torch.all(layer.lora_E["default"][~reference.masks[name]] == 0)
