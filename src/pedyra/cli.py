@@ -197,9 +197,14 @@ def compare(
     quiet_libraries()
     from pedyra.experiments.compare import compare_grid
 
-    summary = compare_grid(
-        checked, new_console(), workers=workers, ray=ray, shard=shard, collect=collect or [], extend=extend
-    )
+    console = new_console()
+    try:
+        summary = compare_grid(
+            checked, console, workers=workers, ray=ray, shard=shard, collect=collect or [], extend=extend
+        )
+    except KeyboardInterrupt:
+        console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
+        raise typer.Exit(130) from None
     if json_file:
         write_json_lines(json_file, [result.row() for result in summary.results])
     if summary.failed:

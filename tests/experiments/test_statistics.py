@@ -96,3 +96,12 @@ def test_the_best_is_alone_only_if_every_interval_says_so():
     same = rank_best({"a": a, "twin": dict(a), "none": {}})
     assert same is not None and (same.best, same.tied) == ("a", ("twin",))
     assert rank_best({"a": {}}) is None
+
+
+def test_a_run_that_diverged_is_neither_best_nor_tied():
+    a, b = {0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.5, 1: 0.4, 2: 0.3}
+    for lost in (math.nan, -math.inf):
+        ranking = rank_best({"lost": {0: 1.0, 1: lost, 2: 1.0}, "a": a, "b": b})
+        assert ranking is not None and (ranking.best, ranking.tied) == ("a", ())
+    difference = compare_paired({0: math.inf, 1: 1.0}, {0: 1.0, 1: 1.0})
+    assert difference is not None and difference.interval is None and not difference.excludes_zero

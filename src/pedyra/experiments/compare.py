@@ -16,11 +16,11 @@ from pedyra.console import write_json_lines
 from pedyra.experiments import tables
 from pedyra.experiments.comparison_tables import comparison_tables
 from pedyra.experiments.grid import Grid, first_difference, load_grid, only_grows
-from pedyra.experiments.jobs import Job, Outcome
+from pedyra.experiments.jobs import Job, Outcome, is_done
 from pedyra.experiments.plan import Experiment, plan_experiment
 from pedyra.experiments.pool import LocalPool, Pool
 from pedyra.experiments.results import RateCurve, collect
-from pedyra.experiments.screen import LiveTable, print_comparison
+from pedyra.experiments.screen import LiveTable, print_comparison, print_plan
 from pedyra.experiments.summary import Summary, csv_rows, remarks
 from pedyra.files import write_file
 
@@ -99,16 +99,16 @@ def run_comparison(
     failed: list[Outcome] = []
 
     def run(title: str, jobs: Sequence[Job]) -> None:
-        # Also what is done already: its values belong into the table, and it ends at once.
         with LiveTable(console, title, jobs) as live:
             try:
-                pool.run(jobs, live.report)
+                pool.run([job for job in jobs if not is_done(job)], live.report)
             finally:
                 failed.extend(live.failed)
 
     experiment = plan_experiment(grid, folder, lambda jobs: run("timing", jobs))
     cells = experiment.cells[shard.index - 1 :: shard.count]
     tuning = [job for cell in cells for job in experiment.tuning_jobs(cell)]
+    print_plan(console, experiment, len(cells), len(tuning))
     if tuning:
         run("tuning", tuning)
     curves = experiment.curves([folder])

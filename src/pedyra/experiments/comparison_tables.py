@@ -39,7 +39,7 @@ def _values_table(summary: Summary, budget: int) -> Table:
         rows=rows,
         note=f"Mean ± standard error over seeds {_listed(grid.seeds)}. Bold: best, with the paired 95 % interval to "
         f"every other row clear of zero; {TIE}: tied, no interval tells it from the best. Factors are relative to "
-        f"{summary.reference}.",
+        f"{summary.reference}. Grid {grid.fingerprint()}.",
     )
 
 

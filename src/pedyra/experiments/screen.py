@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pedyra.experiments.jobs import Job, Outcome, final_row
+from pedyra.experiments.jobs import Cell, Job, Outcome, final_row
+from pedyra.experiments.plan import Experiment
 from pedyra.experiments.statistics import mean
 from pedyra.experiments.tables import TIE
 from pedyra.experiments.tables import Table as Content
@@ -23,13 +23,13 @@ class LiveTable:
     def __init__(self, console: Console, title: str, jobs: Sequence[Job]) -> None:
         self.console, self.title, self.jobs = console, title, jobs
         self.failed: list[Outcome] = []
-        self._values: dict[Path, float] = {}
-        self._ended = 0
+        self._values = {job.run: final["value"] for job in jobs if (final := final_row(job.run)) is not None}
+        self._ended = len(self._values)
         self._live = Live(self._table(), console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> LiveTable:
         if self._live is not None:
-            self._live.start()
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -54,7 +54,9 @@ class LiveTable:
             self.console.print(f"{progress} {outcome.job.label}: {told}", soft_wrap=True, markup=False)
 
     def _table(self) -> Table:
-        cells = {job.cell: [other for other in self.jobs if other.cell == job.cell] for job in self.jobs}
+        cells: dict[Cell, list[Job]] = {}
+        for job in self.jobs:
+            cells.setdefault(job.cell, []).append(job)
         columns = list(dict.fromkeys((cell.task, cell.budget) for cell in cells))
         table = Table(title=f"{self.title}: {self._ended} of {len(self.jobs)} runs", title_justify="left", box=None)
         table.add_column("method")
@@ -66,11 +68,29 @@ class LiveTable:
             table.add_row(method, *(self._cell(cells, mine.get(column), broken) for column in columns))
         return table
 
-    def _cell(self, cells: dict, cell: object, broken: set) -> str:
-        jobs = cells.get(cell, [])
+    def _cell(self, cells: dict[Cell, list[Job]], cell: Cell | None, broken: set[Cell]) -> str:
+        jobs = cells[cell] if cell is not None else []
         values = [self._values[job.run] for job in jobs if job.run in self._values]
         shown = f"{mean(values):.4f} " if values else ""
         return f"{shown}{len(values)}/{len(jobs)}{' failed' if cell in broken else ''}"
+
+
+def print_plan(console: Console, experiment: Experiment, cells: int, tuning: int) -> None:
+    """How many runs there are, and what matching changed."""
+    grid = experiment.grid
+    where = "" if cells == len(experiment.cells) else f" (of {len(experiment.cells)}; this is one shard)"
+    console.print(f"{grid.name}, grid {grid.fingerprint()}: {cells} rows x tasks x budgets{where}", soft_wrap=True)
+    console.print(f"runs        {tuning} to choose rates, {cells * len(grid.seeds)} reported", soft_wrap=True)
+    told = set()
+    for cell, matched in experiment.matched.items():
+        steps = {} if matched.max_steps is None else {"max_steps": matched.max_steps}
+        changes = {**({"r": matched.r} if matched.r != cell.budget else {}), **steps}
+        changes |= {f"method_settings.{key}": value for key, value in matched.method_settings.items()}
+        if changes:
+            listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
+            told.add(f"matched     {cell.method}, r = {cell.budget}: {listed}")
+    for line in sorted(told):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def print_comparison(console: Console, tables: Sequence[Content], remarks: Sequence[str]) -> None:

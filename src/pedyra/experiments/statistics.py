@@ -98,14 +98,14 @@ def sign_test(differences: Sequence[float]) -> SignTest:
 
 
 def compare_paired(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> PairedDifference | None:
-    """The paired difference ours - theirs; None if no key is shared."""
+    """The paired difference ours - theirs; None if no key is shared. A run that diverged leaves no interval."""
     differences = paired_differences(ours, theirs)
     if not differences:
         return None
     return PairedDifference(
         pairs=len(differences),
         mean=mean(differences),
-        interval=bootstrap_interval(differences),
+        interval=bootstrap_interval(differences) if all(map(math.isfinite, differences)) else None,
         sign=sign_test(differences),
     )
 
@@ -122,10 +122,12 @@ class Ranking:
 def rank_best(values: Mapping[str, Mapping[Key, float]]) -> Ranking | None:
     """The method with the highest mean (the first of equal ones) over its seeds; None if there is none.
 
+    A method of which a run diverged, so that it has no finite mean, takes no part.
+
     It is the best alone if, and only if, its paired interval to every other excludes zero: the runner-up, and also
     one whose mean is lower but varies more.
     """
-    present = {name: by_key for name, by_key in values.items() if by_key}
+    present = {name: by_key for name, by_key in values.items() if by_key and math.isfinite(mean(list(by_key.values())))}
     if not present:
         return None
     best = max(present, key=lambda name: mean(list(present[name].values())))
