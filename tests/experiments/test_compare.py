@@ -123,3 +123,10 @@ def test_equal_time_gives_other_steps(make_grid, folder):
     compare_grid(make_grid("match=time", "learning_rates=[0.1]"), QUIET)
     matched = json.loads((folder / "runs/grid/matching.json").read_text())
     assert matched["pedyra toy r2"] == {"r": 2, "method_settings": {}, "max_steps": 10}
+
+
+def test_a_grid_that_was_refused_can_be_corrected_in_its_folder(make_grid, calls):
+    with pytest.raises(ValueError, match="rank.intervall"):
+        compare_grid(make_grid(methods={"lora": {}, "pedyra": {"rank": {"intervall": 3}}}), QUIET)
+    summary = compare_grid(make_grid("split_seed=1"), QUIET)
+    assert not summary.missing and len(calls()) == 10

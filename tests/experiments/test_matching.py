@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from pedyra.experiments import matching
 from pedyra.experiments.matching import (
     ParameterCount,
     check_match,
+    match_memory,
     match_parameters,
     match_steps,
     nearest_rank,
@@ -99,3 +101,13 @@ def test_a_slower_method_gets_fewer_steps():
 def test_another_rank_keeps_the_scaling():
     changed = with_rank(recipe("lora", r=8), 12)
     assert (changed.lora.r, changed.lora.alpha) == (12, 24)
+
+
+def test_equal_memory_is_solved_by_the_plan_of_a_run(monkeypatch):
+    # DoRA as if a rank cost 10 bytes and its activations 25 more than LoRA's.
+    bytes_of = {"lora": lambda r: 1000 + 10 * r, "dora": lambda r: 1025 + 10 * r}
+    monkeypatch.setattr(matching, "planned_memory", lambda recipe: bytes_of[recipe.method](recipe.lora.r))
+    assert match_memory("dora", recipe("dora"), 8, recipe("lora")).r == 5  # 1075 against 1080; 6 is 1085, dearer
+    bytes_of["dora"] = lambda r: 1500 + 10 * r
+    with pytest.raises(ValueError, match="1,080 bytes within 5%: .* 1,510 at lora.r 1 and 1,520 at lora.r 2"):
+        match_memory("dora", recipe("dora"), 8, recipe("lora"))

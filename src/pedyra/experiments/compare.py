@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from pedyra.console import write_json_lines
 from pedyra.experiments import tables
 from pedyra.experiments.comparison_tables import comparison_tables
 from pedyra.experiments.grid import Grid, first_difference, load_grid, only_grows
-from pedyra.experiments.jobs import Job, Outcome, is_done
+from pedyra.experiments.jobs import Job, Outcome, Purpose, is_done
 from pedyra.experiments.plan import Experiment, plan_experiment
 from pedyra.experiments.pool import LocalPool, Pool
 from pedyra.experiments.results import RateCurve, collect
@@ -149,10 +150,19 @@ def open_folder(grid: Grid, *, extend: bool) -> Path:
     """The comparison's folder, with its grid written down. Raises ValueError if it is not this comparison's."""
     folder = Path(grid.output_dir)
     if folder.is_dir() and any(folder.iterdir()):
-        _check_same(grid, folder, extend=extend)
+        if _holds_runs(folder) or not (folder / "grid.yaml").is_file():
+            _check_same(grid, folder, extend=extend)
+        elif first_difference(load_grid(folder / "grid.yaml"), grid) is not None:
+            # An attempt that was refused before its first run: its splits are not for this grid.
+            shutil.rmtree(folder / "data", ignore_errors=True)
+            (folder / "matching.json").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "grid.yaml", grid.to_yaml())
     return folder
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any((folder / purpose).is_dir() for purpose in get_args(Purpose))
 
 
 def _check_same(grid: Grid, folder: Path, *, extend: bool) -> None:

@@ -17,7 +17,9 @@ def comparison_tables(summary: Summary) -> list[Table]:
     """Values and costs, then differences, for each budget; then the curves."""
     found = []
     for budget in summary.grid.all_budgets:
-        found += [_values_table(summary, budget), _differences_table(summary, budget)]
+        found.append(_values_table(summary, budget))
+        if len(summary.grid.methods) > 1:
+            found.append(_differences_table(summary, budget))
     return [*found, *([_curves_table(summary)] if summary.curves else [])]
 
 
