@@ -28,21 +28,27 @@ def test_only_shared_seeds_are_paired():
     assert paired_differences({0: 5.0, 1: 7.0, 3: 1.0}, {1: 4.0, 0: 5.5, 2: 0.0}) == [-0.5, 3.0]
 
 
+def interval(differences: list[float]) -> tuple[float, float]:
+    found = bootstrap_interval(differences)
+    assert found is not None
+    return found
+
+
 def test_the_interval_of_two_pairs_is_the_range_stretched_to_students_width():
     # Means of the four resamples of (0, 2): 0, 1, 1, 2. t_{1, 0.975} = 12.7062, z = 1.95996, sqrt(2 / 1).
     stretch = math.sqrt(2) * 12.7062 / 1.95996
-    low, high = bootstrap_interval([0.0, 2.0])
+    low, high = interval([0.0, 2.0])
     assert (low, high) == (pytest.approx(1 - stretch, rel=1e-4), pytest.approx(1 + stretch, rel=1e-4))
 
 
 def test_three_pairs_of_one_sign_do_not_make_a_difference_if_they_vary():
     # The plain percentile interval would be [0.1, 0.5].
-    low, high = bootstrap_interval([0.1, 0.3, 0.5])
+    low, high = interval([0.1, 0.3, 0.5])
     assert low < 0 < high
 
 
 def test_the_interval_keeps_the_skew_of_the_differences():
-    low, high = bootstrap_interval([0.0, 0.0, 0.0, 4.0])
+    low, high = interval([0.0, 0.0, 0.0, 4.0])
     # 256 resamples; k fours with chance C(4, k) 3^(4 - k) / 256: P(0) = 0.316, P(4) = 0.004, P(>= 3) = 0.051.
     stretch = math.sqrt(4 / 3) * 3.18245 / 1.95996
     assert low == pytest.approx(1 + stretch * (0 - 1), rel=1e-4)
@@ -51,7 +57,7 @@ def test_the_interval_keeps_the_skew_of_the_differences():
 
 def test_many_pairs_give_the_normal_interval():
     values = [(-1.0) ** i for i in range(400)]
-    low, high = bootstrap_interval(values)
+    low, high = interval(values)
     assert high == pytest.approx(1.96 / 20, rel=0.05) and low == pytest.approx(-1.96 / 20, rel=0.05)
     assert bootstrap_interval(values) == (low, high)  # the same draws every time
 
