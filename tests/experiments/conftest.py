@@ -34,7 +34,7 @@ if "--resume" not in flags and behaviour in ("kill", "wait"):
     if behaviour == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-    Path("waiting").touch()
+    Path("waiting").write_text(str(os.getpid()))
     time.sleep(60)
 if behaviour == "crash":
     print("Traceback ...\\nRuntimeError: out of luck")

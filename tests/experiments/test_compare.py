@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from pedyra.experiments.compare import compare_grid
@@ -27,6 +28,18 @@ def test_rates_are_tuned_first_and_reported_runs_use_the_best(make_grid, calls, 
     assert [row["value"] for row in found] == pytest.approx([0.51, 0.52, 0.53, 0.61, 0.62, 0.63])
     assert len(rows(folder / "runs/grid/tuning.jsonl")) == 4
     assert not summary.failed and not summary.missing
+
+
+def test_tuning_runs_never_see_a_reported_row(make_grid, folder):
+    compare_grid(make_grid(), QUIET)
+    runs = folder / "runs/grid"
+    tuning = yaml.safe_load((runs / "tuning/lora/toy/r2/lr0.1/seed1000.yaml").read_text())["data"]
+    reported = yaml.safe_load((runs / "jobs/lora/toy/r2/lr0.1/seed0.yaml").read_text())["data"]
+    names = [Path(data[key]).name for data in (tuning, reported) for key in ("source", "validation")]
+    assert names == ["tuning-train.jsonl", "tuning.jsonl", "train.jsonl", "reported.jsonl"]
+    judged = set((runs / "data/toy/reported.jsonl").read_text().splitlines())
+    trained = set((runs / "data/toy/train.jsonl").read_text().splitlines())
+    assert {json.loads(row)["group"] for row in judged}.isdisjoint(json.loads(row)["group"] for row in trained)
 
 
 def test_the_tables_hold_the_statistics(make_grid, folder):
@@ -103,6 +116,15 @@ def test_two_machines_share_a_grid_and_one_command_puts_it_together(make_grid, c
     assert "**0.6200" in (folder / "all/comparison.md").read_text()
     with pytest.raises(ValueError, match="one holds the results of another grid"):
         compare_grid(make_grid("output_dir=all", "lora.r=4"), QUIET, collect=[Path("one")])
+
+
+def test_results_on_other_rows_are_not_put_together(make_grid, folder):
+    for name in ("one", "two"):
+        compare_grid(make_grid(f"output_dir={name}"), QUIET)
+    splits = folder / "two/data/toy/splits.json"
+    splits.write_text(json.dumps({**json.loads(splits.read_text()), "digest": "0"}))
+    with pytest.raises(ValueError, match="task toy has other rows in two than in one"):
+        compare_grid(make_grid("output_dir=all"), QUIET, collect=[Path("one"), Path("two")])
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "a/b", "2"])

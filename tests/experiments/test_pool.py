@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pedyra.experiments.jobs import Cell, Job, Stop, is_done, run_job
+from pedyra.experiments.jobs import Cell, Job, is_done, run_job
 from pedyra.experiments.pool import LocalPool
 
 FAKE = {"lora": 0.5, "pedyra": "crash", "dora": "kill", "prune": "wait"}
@@ -85,22 +87,23 @@ def test_ctrl_c_lets_running_jobs_save_and_starts_no_other(job, folder, calls):
     assert calls()[1:] == ["prune 0 0.1 --resume"]
 
 
-def test_a_job_that_another_process_runs_is_waited_for(job, folder, calls):
-    """As after the parent was killed: its child goes on, and nobody writes into the same folder meanwhile."""
-    first = threading.Thread(target=lambda: run_job(job("prune"), 1, stop))
-    stop = Stop()
-    first.start()
-    while not (folder / "waiting").exists():
+def test_the_run_of_a_killed_comparison_is_waited_for(job, folder, calls):
+    """Its child goes on alone, and nobody writes into the same folder meanwhile."""
+    waiting = folder / "waiting"
+    code = f"from pathlib import *; from pedyra.experiments.jobs import *; run_job({job('prune')!r}, 1)"
+    parent = subprocess.Popen([sys.executable, "-c", code.replace("PosixPath", "Path")])
+    while not (waiting.exists() and waiting.read_text()):
         time.sleep(0.02)
-    second_outcome = []
-    second = threading.Thread(target=lambda: second_outcome.append(run_job(job("prune"), 1)))
+    parent.kill()
+    parent.wait()
+    outcomes = []
+    second = threading.Thread(target=lambda: outcomes.append(run_job(job("prune"), 1)))
     second.start()
-    time.sleep(0.3)
+    time.sleep(0.5)
     assert calls() == ["prune 0 0.1"]
-    stop.level = 1
-    first.join(20)
-    second.join(20)
-    assert second_outcome[0].status == "done" and is_done(job("prune"))
+    os.kill(int(waiting.read_text()), signal.SIGINT)
+    second.join(30)
+    assert outcomes[0].status == "done" and is_done(job("prune"))
     assert calls() == ["prune 0 0.1", "prune 0 0.1 --resume"]
 
 
