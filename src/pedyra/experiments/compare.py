@@ -35,7 +35,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """ "2/3" is the second of three. Raises ValueError."""
+        """From i/n, e.g. 2/3. Raises ValueError."""
         index, _, count = text.partition("/")
         if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
             raise ValueError(f"--shard is {text!r}; it is i/n with 1 <= i <= n, e.g. 2/3")
