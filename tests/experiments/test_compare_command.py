@@ -57,6 +57,7 @@ def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "--match", "flops"], "match is 'flops'"),
         ([SMOKE, "--shard", "3/2"], "--shard is '3/2'"),
         ([SMOKE, "--workers", "0"], "--workers is 0"),
+        ([SMOKE, "--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1 does not answer"),
         ([SMOKE, "methods.dora={}"], "method dora cannot match the baseline's"),
         ([SMOKE, "tasks.toy.text=txt"], "no column 'txt'"),
         ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),

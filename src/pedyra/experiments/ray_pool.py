@@ -35,12 +35,12 @@ class RayPool:
     """
 
     def __init__(self, address: str) -> None:
+        if address not in ("auto", "local"):
+            check_answers(address)
         try:
             import ray
         except ImportError:
             raise ImportError('--ray needs Ray; run: pip install "pedyra[ray]"') from None
-        if address not in ("auto", "local"):
-            check_answers(address)
         try:
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
         except ConnectionError as error:
