@@ -48,3 +48,13 @@ def test_json_lines_hold_no_nan(tmp_path):
 def test_sizes_and_times_for_people():
     assert [format_bytes(count) for count in (12, 1536, 3 * 1024**3)] == ["12 B", "1.5 KiB", "3.0 GiB"]
     assert [format_seconds(s) for s in (4.26, 95, 7260)] == ["4.3 s", "1 min 35 s", "2 h 1 min"]
+
+
+def test_a_deep_model_is_mapped_in_bands_that_fit_the_width():
+    layers = [{"layer": f"layers.{depth}.q", "rank": 8} for depth in range(30)]
+    screen = StringIO()
+    print_rank_map(Console(file=screen, width=60), layers)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    headers = [line.split()[3:] for line in lines if line.startswith("rank by depth")]
+    assert [int(depth) for header in headers for depth in header] == list(range(30)) and len(headers) > 1

@@ -51,15 +51,23 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
-    """Ranks as module type (down) x depth (across); layers are `{"layer", "rank"}`."""
+    """Ranks as module type (down) x depth (across), in as many bands as the width asks for.
+
+    `layers` are `{"layer", "rank"}`.
+    """
     places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
     depths = sorted({depth for _, depth in places.values()})
     ranks: dict[str, dict[int, int]] = {}
     for layer in layers:
         kind, depth = places[layer["layer"]]
         ranks.setdefault(kind, {})[depth] = layer["rank"]
-    rows = [[kind, *(by_depth.get(depth, ".") for depth in depths)] for kind, by_depth in ranks.items()]
-    print_table(console, ["rank by depth", *map(str, depths)], rows)
+    widest = max(len(str(rank)) for by_depth in ranks.values() for rank in (*by_depth.values(), depths[-1]))
+    room = console.width - max(len("rank by depth"), *map(len, ranks))
+    per_band = max(1, room // (widest + 2))  # two blanks between columns
+    for start in range(0, len(depths), per_band):
+        band = depths[start : start + per_band]
+        rows = [[kind, *(by_depth.get(depth, ".") for depth in band)] for kind, by_depth in ranks.items()]
+        print_table(console, ["rank by depth", *map(str, band)], rows)
 
 
 def print_plan(console: Console, plan: Plan) -> None:
