@@ -70,6 +70,8 @@ class RankCallback(TrainerCallback):
         self.allocator = RankAllocator(
             model, optimizer, self.config, state.max_steps, self.adapter_name, policy=self.policy
         )
+        if args.torch_compile:
+            self.allocator.expect_compilation()
         if state.global_step > 0:
             self._resume(self.allocator, args, state.global_step)
         self._start_record(self.allocator, state.global_step)

@@ -24,7 +24,7 @@ class InputEnergy:
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
         self._mask: Tensor | None = None
-        self._real: tuple[tuple[bool, torch.Size], Tensor] | None = None
+        self._real: tuple[torch.Size, Tensor] | None = None
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         named = list(inspect.signature(base.forward).parameters)
         self._mask_position = named.index("attention_mask") if "attention_mask" in named else None
@@ -66,28 +66,36 @@ class InputEnergy:
         self._last = self._real = None
 
     def _see_layer(self, module: nn.Module, index: int, x: Tensor) -> None:
-        if not self.active or not module.training or torch._C._current_graph_task_id() != -1:
+        if not self.active or not module.training:
+            return
+        if torch.compiler.is_compiling():  # the compiler itself merges equal sums, and must not keep inputs alive
+            real = self._real_tokens_of(x)
+            self._add(index, _energy(x.detach(), real), real.sum())
+            return
+        if torch._C._current_graph_task_id() != -1:
             return
         if self._last is None or self._last[0] is not x:
             real = self._real_tokens(x)
             self._last = (x, _energy(x.detach(), real), real.sum())
-        _, total, count = self._last
+        self._add(index, *self._last[1:])
+
+    def _add(self, index: int, total: Tensor, count: Tensor) -> None:
         seen, seen_count = self._sums[index], self._counts[index]
         self._sums[index] = total if seen is None else seen + total
         self._counts[index] = count if seen_count is None else seen_count + count
 
     def _real_tokens(self, x: Tensor) -> Tensor:
-        """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`; made once for equal shapes."""
-        masked = self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape
-        shape = (masked, x.shape[:-1])
+        """`_real_tokens_of(x)`, made once per forward for inputs of equal shape."""
+        shape = x.shape[:-1]
         if self._real is None or self._real[0] != shape:
-            if masked:
-                assert self._mask is not None
-                real = (self._mask != 0).reshape(-1).to(x.device, torch.float32)
-            else:
-                real = torch.ones(x.shape[:-1].numel(), device=x.device)
-            self._real = (shape, real)
+            self._real = (shape, self._real_tokens_of(x))
         return self._real[1]
+
+    def _real_tokens_of(self, x: Tensor) -> Tensor:
+        """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""
+        if self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape:
+            return (self._mask != 0).reshape(-1).to(x.device, torch.float32)
+        return torch.ones(x.shape[:-1].numel(), device=x.device)
 
 
 def per_element(values: Tensor, widths: Sequence[int]) -> Tensor:

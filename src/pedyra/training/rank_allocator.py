@@ -19,6 +19,7 @@ from pedyra.adapters.resize import Replacement, install, resized
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
 from pedyra.core.schedule import Schedule, ema_window, moves_at, resolve_schedule
+from pedyra.training.compilation import is_compiled, mark_ranks
 from pedyra.training.diagnostics import describe, snapshot
 from pedyra.training.gradient_sketch import GradientSketch
 from pedyra.training.input_energy import InputEnergy
@@ -96,6 +97,9 @@ class RankAllocator:
         self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
         self._inputs = InputEnergy(model, self.layers) if config.alpha < 1 and self.rule.scores is None else None
+        self._compiled = False
+        if is_compiled(model):
+            self.expect_compilation()
         self._prepare_next_step()
 
     @property
@@ -111,6 +115,15 @@ class RankAllocator:
     def triples(self) -> list[nn.Parameter]:
         """A, E, B of every layer, now."""
         return [parameter for layer in self.layers for parameter in (layer.a.A, layer.a.E, layer.b.weight)]
+
+    def expect_compilation(self) -> None:
+        """The model is or will be compiled by torch: see that changing ranks do not compile it again.
+
+        Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. Two graphs
+        then serve a whole run, one for the steps that are observed and one for the others.
+        """
+        self._compiled = True
+        mark_ranks(self.layers)
 
     def tracks(self, step: int) -> bool:
         """Whether step `step` (1-based) is observed: only the steps an EMA still remembers at an adjustment are."""
@@ -175,6 +188,8 @@ class RankAllocator:
             done, steps = sketch["done"].tolist()
             self._sketch = self._new_sketch(self.step + steps - done, steps)
             self._sketch.load_tensors(sketch)
+        if self._compiled:
+            mark_ranks(self.layers)
         self._prepare_next_step()
 
     def release(self) -> None:
@@ -208,12 +223,8 @@ class RankAllocator:
     def _prepare_next_step(self) -> None:
         self._prepare_sketch()
         self.scores.watch(self.tracks(self.step + 1))
-        if self._inputs is None:
-            return
-        self._inputs.active = self.tracks(self.step + 1)
-        if self.schedule.next_adjustment(self.step + 1) is None:
-            self._inputs.remove()
-            self._inputs = None
+        if self._inputs is not None:
+            self._inputs.active = self.tracks(self.step + 1)
 
     def _prepare_sketch(self) -> None:
         """Start the sketch when the next step is the first of its window."""
@@ -305,6 +316,8 @@ class RankAllocator:
         self.scores.resize(changes)
         move_state(self.optimizer, replacements, new_moments=self.config.new_moments)
         self._held = self.triples()
+        if self._compiled:
+            mark_ranks(self.layers)
         write_ranks(self.model, self.adapter_name)
         assert self.ranks == plan.ranks
         if self.rule.policy is bidirectional and self.config.budget == "parameters":
