@@ -46,7 +46,12 @@ def test_the_log_of_every_logging_step_has_the_ranks_of_that_step(run, tmp_path)
         assert logs[step]["ranks/parameters"] == after[adjusted]["parameters"]
         query = [rank for name, rank in ranks.items() if name.endswith("query")]
         assert logs[step]["ranks/mean_attention.self.query"] == pytest.approx(sum(query) / len(query))
-    assert {"ranks/mean_attention.self.value", "ranks/mean_output.dense", "ranks/skipped_steps", "orthogonality"} <= logs[12].keys()
+    assert {
+        "ranks/mean_attention.self.value",
+        "ranks/mean_output.dense",
+        "ranks/skipped_steps",
+        "orthogonality",
+    } <= logs[12].keys()
 
 
 def test_scores_and_the_cost_of_tracking_are_logged_while_tracked_and_not_after(run, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ PROFILES: dict[str, tuple[int, ...]] = {
 class Problem:
     """A base model to adapt, the function it should become, and the ranks that would do it."""
 
-    base: nn.Module
-    teacher: nn.Module
+    base: ResidualMLP
+    teacher: ResidualMLP
     true_ranks: tuple[int, ...]
     width: int
     noise: float
@@ -35,6 +36,9 @@ class Problem:
 
 class ResidualMLP(nn.Module):
     """x -> x + tanh(W_l x) / sqrt(depth), layer after layer."""
+
+    layers: Any
+    """The nn.Linear of each layer."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()

@@ -118,9 +118,10 @@ def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[dict[st
     seen: set[int] = set()
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer) and adapter_name in module.r:
+            layer: Any = module
             own = {
                 id(parameter): parameter.numel()
-                for path, parameter in module.named_parameters()
+                for path, parameter in layer.named_parameters()
                 if "lora_" in path and adapter_name in path.split(".")
             }
             parameters = sum(count for key, count in own.items() if key not in seen)
