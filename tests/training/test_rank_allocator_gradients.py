@@ -123,9 +123,9 @@ def test_the_final_phase_observes_nothing(make_net, train_net):
     allocator = allocate(model)
     train_net(model, allocator.optimizer, allocator, 24)
     before = {name: value.clone() for name, value in allocator.scores.tensors().items()}
-    hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
     train_net(model, allocator.optimizer, allocator, 6, first=25)
-    assert hooks == 0
+    # The hooks stay, since taking them off would compile a compiled model anew, but they look at nothing.
+    assert allocator._inputs is not None and all(seen is None for seen in allocator._inputs.collect())
     assert all(torch.equal(value, before[name]) for name, value in allocator.scores.tensors().items())
 
 
