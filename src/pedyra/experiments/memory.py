@@ -26,11 +26,15 @@ def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
         variant.model(**batch).loss.backward()
         peak = held + torch.cuda.max_memory_allocated() - before
     else:
-        static = list(_static(variant))
-        saved: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda t: t):
+        storages = _storages(_static(variant))
+
+        def count(tensor: Tensor) -> Tensor:  # no reference may stay: the graph would hold itself through this hook
+            storages.update(_storages([tensor]))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             loss = variant.model(**batch).loss
-        peak = storage_bytes([*static, *saved])
+        peak = sum(storages.values())
         del loss
     variant.optimizer.zero_grad()
     return peak
@@ -38,8 +42,12 @@ def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind these tensors."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    return sum(_storages(tensors).values())
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Address -> bytes of the storages behind these tensors."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
 def _static(variant: Variant) -> Iterable[Tensor]:
