@@ -28,9 +28,9 @@ def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
     else:
         storages = _storages(_static(variant))
 
-        def count(tensor: Tensor) -> Tensor:  # no reference may stay: the graph would hold itself through this hook
+        def count(tensor: Tensor) -> Tensor:
             storages.update(_storages([tensor]))
-            return tensor
+            return tensor.detach()  # an output saved as it is would hold its own graph for ever
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             loss = variant.model(**batch).loss
