@@ -17,6 +17,11 @@ from pedyra.adapters.attach import adapted_layers, attach, detach
 from pedyra.adapters.fused import FusedLinear, fuse, unfuse
 
 
+@pytest.fixture(autouse=True)
+def _fuse_small_layers_too(monkeypatch) -> None:
+    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", 0)
+
+
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
     """The names of the fused functions that run, in order."""
@@ -262,6 +267,13 @@ def test_only_the_class_of_the_instance_changes_and_detach_gives_it_back(make_ne
     detach(fused)
     assert all(type(module) is Linear for module in modules)
     assert torch.allclose(fused(x), expected, rtol=0, atol=1e-6)
+
+
+def test_layers_too_small_to_gain_are_left_to_peft(monkeypatch, make_net, calls):
+    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", 40 * (8 + 12) + 1)
+    plain, fused = pair(make_net, trained=True)
+    x = torch.randn(40, 8)
+    assert torch.equal(fused(x), plain(x)) and calls == []
 
 
 def test_fuse_says_whether_it_can_help(make_net):

@@ -59,14 +59,26 @@ class FusedLinear(Linear):
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or not _plain(self, active[0]):
             return None
-        name, weight = active[0], self.base_layer.weight
+        name = active[0]
+        weight: Any = self.base_layer.weight
         A = self.lora_A[name].A
         if not x.device == weight.device == A.device:
+            return None
+        if x.device.type == "cpu" and _tokens(x) * sum(weight.shape) < _LEAST_ELEMENTS:
             return None
         if torch.is_autocast_enabled(x.device.type):
             return None if torch.float64 in (x.dtype, weight.dtype, A.dtype) else name
         casts = x.dtype == A.dtype or getattr(self, "cast_input_dtype_enabled", True)
         return name if x.dtype == weight.dtype and casts else None
+
+
+# Of input and output together. With fewer, calling an autograd function costs a CPU more than it saves (measured
+# from 128 to 4096 tokens and 256 to 1536 features, docs/performance.md).
+_LEAST_ELEMENTS = 2**18
+
+
+def _tokens(x: Tensor) -> int:
+    return x.numel() // max(1, x.shape[-1])
 
 
 def _plain(module: Any, name: str) -> bool:
@@ -105,8 +117,9 @@ def _adds_to_weight(x: Tensor, weight: Tensor, A: Tensor) -> bool:
     """
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.get_float32_matmul_precision() != "highest":
         return False
-    tokens, (out, width) = x.numel() // max(1, x.shape[-1]), weight.shape
-    return x.dtype == weight.dtype == A.dtype == torch.float32 and tokens * (out + width) >= out * width
+    # 3: where the two were measured to cost the same; the sum is written twice, each token's output and gradient once.
+    enough = _tokens(x) * sum(weight.shape) >= 3 * weight.numel()
+    return enough and x.dtype == weight.dtype == A.dtype == torch.float32
 
 
 class _AddedToWeight(torch.autograd.Function):
