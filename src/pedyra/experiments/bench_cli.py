@@ -105,6 +105,44 @@ def scale(
 
 
 @app.command()
+def sketch(
+    model: Annotated[str, typer.Argument(help="As for bench step; minilm reads film reviews.")] = "minilm",
+    sizes: Annotated[
+        list[int] | None, typer.Option("--size", help="Candidates per layer; repeat.", show_default="2, 4, 8, 16")
+    ] = None,
+    windows: Annotated[
+        list[int] | None, typer.Option("--window", help="Optimizer steps; repeat.", show_default="6, 21")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each carrier.", min=1)] = 7,
+    batch: Annotated[int, typer.Option(help="Rows of a micro-batch.")] = 8,
+    length: int = 64,
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how well gradient sketches find a layer's top singular pairs, and what carrying them costs."""
+    quiet_libraries()
+    import torch
+
+    from pedyra.experiments.bench_sketch import COLUMNS, bench_sketch
+    from pedyra.experiments.sketch_carriers import COLUMNS as CARRIER_COLUMNS
+
+    if threads:
+        torch.set_num_threads(threads)
+    sizes, windows = sizes or [2, 4, 8, 16], windows or [6, 21]
+    if smoke:
+        model, sizes, windows, rounds, batch, length = "llama-32x1", [2, 8], [3], 1, 2, 16
+    rows = []
+    for row in bench_sketch(model, sizes=sizes, windows=windows, rounds=rounds, batch=batch, length=length):
+        rows.append(row)
+        if json_file:
+            write_json_lines(json_file, rows)
+    for kind, titles in (("accuracy", COLUMNS), ("carrier", CARRIER_COLUMNS)):
+        table = [[row[column] for column in titles] for row in rows if row["kind"] == kind]
+        print_table(new_console(), list(titles.values()), table)
+
+
+@app.command()
 def planted(
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="Only these; repeat.", show_default="all")
