@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from pedyra.tasks import Task, load_task
 from pedyra.training.callback import RankCallback
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Situation
+
+# Trainer collects garbage before every run; without this, through all that the imports made.
+gc.freeze()
 
 KINDS: dict[str, dict[str, Any]] = {
     "classification": {"kind": "classification"},

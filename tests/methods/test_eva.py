@@ -23,9 +23,25 @@ def test_ranks_spend_the_budget_and_a_has_orthonormal_rows(prepare: Any):
         assert not layer.lora_B["default"].weight.any()
 
 
-def test_a_batch_with_too_few_tokens_is_told(prepare: Any):
-    with pytest.raises(ValueError, match="a batch has .* tokens, but EVA needs 400"):
-        prepare("eva", method_settings={"rho": 100})
+@pytest.mark.parametrize(
+    ("kind", "sections", "message"),
+    [
+        ("classification", {"method_settings": {"rho": 100}}, "a batch has .* vectors, but EVA needs 400"),
+        # Four tokens a row are enough for every layer but the pooler, which sees the first of them.
+        (
+            "classification",
+            {"training": {"per_device_train_batch_size": 4}},
+            "a batch has 4 vectors for bert.pooler.dense, which sees one a row, but EVA needs 8",
+        ),
+        # A prompt is long, but EVA looks at the tokens of the answer alone.
+        ("causal_lm", {"lora": {"r": 40}}, "a batch has .* vectors, but EVA needs 80"),
+    ],
+)
+def test_a_batch_with_too_few_vectors_is_told_instead_of_waiting_for_ever(
+    prepare: Any, kind: str, sections: dict[str, Any], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        prepare("eva", kind, **sections)
 
 
 def test_another_start_is_refused(prepare: Any):

@@ -109,5 +109,8 @@ def test_dropping_the_reserve_hardly_changes_the_function(prepare: Any):
 def test_growth_that_cannot_meet_the_budget_is_told_before_training(prepare: Any):
     with pytest.raises(ValueError, match="method_settings.top is 1: 3 adjustments of 1 layers x 2 ranks add 6 of the"):
         prepare("increlora", method_settings={"top": 1}).train()
+    # 13 layers from 1 to 4 by one adjustment of at most 2 each.
+    with pytest.raises(ValueError, match="^1 adjustments of 13 layers x 2 ranks add 26 of the 39 ranks up to the"):
+        prepare("increlora", rank={"interval": 6}).train()
     with pytest.raises(ValueError, match="lora.r is 1, but IncreLoRA starts at rank 1"):
         prepare("increlora", lora={"r": 1})

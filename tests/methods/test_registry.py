@@ -13,11 +13,6 @@ from peft import PeftModel
 
 from pedyra.methods.registry import METHODS, get_method
 
-OWN = [
-    *("lora", "lora+", "pissa", "dora", "qlora", "randlora", "eva", "gora", "para", "adalora", "adalora-svd"),
-    *("increlora", "triadaptlora", "elalora", "l1ra", "prune", "expand", "random", "pedyra-paper", "pedyra"),
-]
-
 
 def test_listing_the_methods_imports_no_torch():
     code = "import sys; from pedyra.methods.registry import METHODS; list(METHODS); print('torch' in sys.modules)"
@@ -32,14 +27,13 @@ def test_an_unknown_name_is_told_with_the_nearest(name: str, nearest: str):
 
 
 def test_names_are_unique_and_come_with_one_line():
-    assert set(OWN) <= set(METHODS)
     for name, method in METHODS.items():
         assert method.name == name and method.summary and "\n" not in method.summary
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
 @pytest.mark.parametrize("kind", ["classification", "pairs", "regression", "causal_lm"])
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_short_run_leaves_an_adapter_that_stock_peft_loads(
     method: str, kind: str, prepare: Any, make_base: Any, tmp_path: Path
 ):
@@ -55,9 +49,34 @@ def test_a_short_run_leaves_an_adapter_that_stock_peft_loads(
         torch.testing.assert_close(loaded(**run.inputs()).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_setting_that_the_method_does_not_have_is_told(method: str, prepare: Any):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
     with pytest.raises(ValueError, match=r"method_settings\.bogus"):
         prepare(method, method_settings={"bogus": 1})
+
+
+REFUSES_4_BIT = {
+    "pissa": "model.quantization is 'nf4', but PiSSA decomposes the weight before it is quantised and rewrites it; "
+    "use none, or another lora.init (method pissa: method qlora)",
+    "gora": "model.quantization is 'nf4', but GoRA needs the gradient of the weights, which quantised ones do not "
+    "have; use none, or method eva",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
+@pytest.mark.parametrize("method", METHODS)
+def test_on_weights_in_4_bits_a_method_trains_or_says_why_not(method: str, prepare: Any):
+    pytest.importorskip("bitsandbytes")
+    sections = {"model": {"quantization": "nf4"}}
+    if method in REFUSES_4_BIT:
+        with pytest.raises(ValueError) as refused:
+            prepare(method, **sections)
+        assert str(refused.value) == REFUSES_4_BIT[method]
+        return
+    run = prepare(method, **sections)
+    before = run.logits()
+    run.train()
+    after = run.logits()
+    assert after.isfinite().all() and not torch.equal(after, before)

@@ -12,8 +12,17 @@ from pedyra.recipe import Recipe
 
 
 def with_lora(base_model: PreTrainedModel, recipe: Recipe, **changes: Any) -> PeftModel:
-    """The base model with `recipe.lora`, some of its fields changed (e.g. r=12)."""
+    """The base model with `recipe.lora`, some of its fields changed (e.g. r=12).
+
+    Raises:
+        ValueError: PiSSA's start on a quantised model.
+    """
     section = recipe.lora.model_copy(update=changes)
+    if str(section.init).startswith("pissa") and recipe.model.quantization != "none":
+        raise ValueError(
+            f"model.quantization is {recipe.model.quantization!r}, but PiSSA decomposes the weight before it is "
+            f"quantised and rewrites it; use none, or another lora.init (method pissa: method qlora)"
+        )
     return with_adapter(base_model, lora_config(section, recipe.data.kind), recipe.seed)
 
 

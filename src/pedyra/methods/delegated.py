@@ -36,11 +36,6 @@ def prepare_pissa(
     own = isinstance(init, str) and init.startswith("pissa")
     if not own and init is not True:
         raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
-    if recipe.model.quantization != "none":
-        raise ValueError(
-            f"model.quantization is {recipe.model.quantization!r}, but PiSSA decomposes the weight before it is "
-            f"quantised and rewrites it; use none, or method qlora"
-        )
     model = with_lora(base_model, recipe, init=init if own else "pissa")
     for layer in attach(model):
         layer.a.E.requires_grad_(False)

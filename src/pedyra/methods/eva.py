@@ -40,6 +40,9 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     The budget of layers x r ranks goes, once, to the components that explain most variance over all layers; a layer
     that gets none is not adapted. The scaling stays alpha / r. Padding, and for causal_lm the prompt (label -100),
     are left out, as in PEFT.
+
+    Raises:
+        ValueError: another start, or a batch with fewer vectors than rho r for some layer.
     """
     settings = method_settings(recipe, EvaSettings)
     refuse_lora(recipe, "EVA is a start of its own", "init")
@@ -53,20 +56,28 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     )
     assert isinstance(config, LoraConfig)
     batches = training_batches(task, recipe)
-    first = next(iter(batches))
-    tokens = int(first.get("attention_mask", first["input_ids"]).sum())
     needed = round(recipe.lora.r * settings.rho)
-    if tokens < needed:
-        raise ValueError(
-            f"a batch has {tokens} tokens, but EVA needs {needed} (lora.r x method_settings.rho) for as many "
-            f"components; raise training.per_device_train_batch_size"
-        )
+    first = next(iter(batches))
+    mask = first["labels"] != -100 if config.eva_config.use_label_mask else first.get("attention_mask")
+    _check_vectors(len(first["input_ids"].flatten()) if mask is None else int(mask.sum()), needed)
+
+    def vectors(layer_input: Any, mask: Any, layer_name: str) -> Any:
+        """PEFT's choice of tokens; a layer that sees one vector a row, such as BERT's pooler, has none to leave out."""
+        x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
+        if x.dim() != 2:
+            return prepare_layer_inputs_fn_language_modeling(layer_input, mask, layer_name)
+        _check_vectors(len(x), needed, f" for {layer_name.removeprefix('base_model.model.')}, which sees one a row")
+        return x.contiguous()
+
     model = with_adapter(base_model, config, recipe.seed)
-    initialize_lora_eva_weights(model, batches, prepare_layer_inputs_fn=_tokens, show_progress_bar=False)
+    initialize_lora_eva_weights(model, batches, prepare_layer_inputs_fn=vectors, show_progress_bar=False)
     return Adaptation(model=model)
 
 
-def _tokens(layer_input: Any, mask: Any, layer_name: str) -> Any:
-    """PEFT's choice of tokens; a layer that sees one vector a row, such as BERT's pooler, has none to leave out."""
-    x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
-    return x.contiguous() if x.dim() == 2 else prepare_layer_inputs_fn_language_modeling(layer_input, mask, layer_name)
+def _check_vectors(found: int, needed: int, where: str = "") -> None:
+    """PEFT passes over a layer that sees too few vectors in a batch, and would wait for it for ever."""
+    if found < needed:
+        raise ValueError(
+            f"a batch has {found} vectors{where}, but EVA needs {needed} (lora.r x method_settings.rho) for as many "
+            f"components; raise training.per_device_train_batch_size"
+        )

@@ -74,12 +74,14 @@ class GrowFromReserve:
     def check(self, start: Situation) -> None:
         """Raise ValueError where the budget cannot be met within the schedule."""
         layers, adjustments = len(start.ranks), len(start.schedule.adjustments)
-        reachable = min(self._top(start), layers) * self.add * adjustments
+        grown = min(self._top(start), layers)
+        reachable = grown * self.add * adjustments
         missing = layers * (self.final - 1)
         if reachable < missing:
+            top = "" if self.top is None else f"method_settings.top is {self.top}: "
             raise ValueError(
-                f"method_settings.top is {self.top}: {adjustments} adjustments of {self.top} layers x {self.add} ranks "
-                f"add {reachable} of the {missing} ranks up to the budget; raise it, or shorten rank.interval"
+                f"{top}{adjustments} adjustments of {grown} layers x {self.add} ranks add {reachable} of the {missing} "
+                f"ranks up to the budget; {'raise it, or ' if top else ''}shorten rank.interval"
             )
 
     def __call__(self, scores: Scores, now: Situation) -> RankPlan:

@@ -1,0 +1,37 @@
+"""`pedyra train recipes/smoke.yaml method=NAME` and `pedyra eval` of its run, for every method there is."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pedyra.files import read_rows
+from pedyra.methods.registry import METHODS
+from pedyra.recipe import load_recipe
+from pedyra.runs.evaluate import evaluate_run
+from pedyra.runs.run import train_run
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+SHORTER = [
+    *("training.max_steps=10", "training.eval_steps=5", "training.save_steps=5", "training.logging_steps=5"),
+    *("rank.interval=2", "rank.initial_warmup=2", "rank.final_warmup=2", "data.train_rows=64", "data.eval_rows=32"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_into_a_run_folder_that_evaluates_to_the_same(method: str, tmp_path: Path):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    recipe = load_recipe(SMOKE, [f"method={method}", f"output_dir={tmp_path / 'run'}", *SHORTER])
+    result = train_run(recipe, console=Console(file=StringIO()))
+    final = result.final
+    assert final is not None and (final["step"], final["metric"]) == (10, "accuracy")
+    assert final["trainable_parameters"] > 0 and result.rows()[0]["method"] == method
+    assert read_rows(result.folder.metrics)[-1] == final
+    judged = evaluate_run(result.folder.path)
+    assert judged["accuracy"] == final["value"]
+    assert judged["loss"] == pytest.approx(final["eval_loss"], abs=1e-4)
