@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import yaml
+from typer.main import get_command
 
-from pedyra.cli import main
+from pedyra.cli import app, main
 
-VERBS = ("train", "eval", "inspect", "export", "report", "schema")
+VERBS = tuple(get_command(app).commands)  # type: ignore[attr-defined]
 RECIPE = {
     "model": {"name": "tiny-bert"},
     "method": "lora",
@@ -44,10 +45,15 @@ def assert_one_line(stderr, *parts):
     assert all(part in stderr for part in parts), stderr
 
 
+def test_the_verbs_are_all_there():
+    assert {"train", "eval", "inspect", "export", "report", "compare", "bench", "schema"} <= set(VERBS)
+
+
 def test_help_loads_nothing_heavy():
     code = "import sys\nfrom pedyra.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
-    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
+    benches = ([*("bench", kind), "--help"] for kind in ("step", "scale", "planted"))
+    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS), *benches):
         shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         assert "Usage" in shown.stdout and shown.stdout.endswith("[]\n"), arguments
 
