@@ -21,10 +21,12 @@ class AFactor(nn.Module):
     bias = None  # an nn.Linear's attribute that PEFT reads
     probe: Tensor | None
     """Rows `(q, in)` appended in the forward only; see `pedyra.training.gradient_sketch`. Never a Parameter."""
+    live: Tensor | None
+    """0 for each triple that is switched off in the forward, 1 for the others, `(r,)`; None: all are on."""
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
         super().__init__()
-        self.probe = None
+        self.probe = self.live = None
         self.A = A
         self.E = E
         self.register_buffer("origin", origin, persistent=False)
@@ -48,7 +50,9 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
-        weight = self.weight if self.probe is None else torch.cat([self.weight, self.probe.to(self.A)])
+        weight = self.weight if self.live is None else (self.E * self.live.to(self.E))[:, None] * self.A
+        if self.probe is not None:
+            weight = torch.cat([weight, self.probe.to(self.A)])
         return F.linear(x, weight)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:

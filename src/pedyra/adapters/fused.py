@@ -93,6 +93,7 @@ def _plain(module: Any, name: str) -> bool:
         and type(b) is BFactor
         and a.E.dim() == 1
         and a.probe is None
+        and a.live is None
         and b.probe is None
         and b.bias is None
         and a.A.dtype == a.E.dtype == b.weight.dtype
