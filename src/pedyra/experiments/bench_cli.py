@@ -1,4 +1,4 @@
-"""`pedyra bench ...`: speed, and allocation. Parses and prints; the numbers come from the modules beside it."""
+"""`pedyra bench ...`: speed, and gradient sketches. Parses and prints; the numbers come from the modules beside it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+from pedyra.experiments.allocation_cli import planted, transfer
 
 app = typer.Typer(
     help="Benchmarks: step time, memory and growth; allocation against a known answer.", no_args_is_help=True
@@ -142,40 +143,5 @@ def sketch(
         print_table(new_console(), list(titles.values()), table)
 
 
-@app.command()
-def planted(
-    methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Only these; repeat.", show_default="all")
-    ] = None,
-    profiles: Annotated[
-        list[str] | None,
-        typer.Option("--profile", help="design, sparse, linear, uniform, random; repeat.", show_default="design"),
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
-    noises: Annotated[
-        list[float] | None, typer.Option("--noise", help="Noise of the targets; repeat.", show_default="0")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 1500,
-    lr: float = 5e-3,
-    smoke: Smoke = False,
-    json_file: JsonFile = None,
-) -> None:
-    """Let every allocation look for the ranks of a planted update, and compare with the oracle that knows them."""
-    quiet_libraries()
-    from pedyra.experiments.bench_planted import COLUMNS, CONTENDERS, bench_planted
-
-    if smoke:
-        steps, seeds = 60, 1
-    rows = []
-    for row in bench_planted(
-        methods or list(CONTENDERS),
-        profiles or ["design"],
-        seeds=range(seeds),
-        noises=noises or [0.0],
-        steps=steps,
-        lr=lr,
-    ):
-        rows.append(row)
-        if json_file:
-            write_json_lines(json_file, rows)
-    print_table(new_console(), COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
+app.command()(planted)
+app.command()(transfer)

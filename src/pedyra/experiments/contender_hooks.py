@@ -1,0 +1,61 @@
+"""What some methods do beside their rule, for a loop without a Trainer: their starts and the work of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.methods.increlora import RESERVE_E, GrowFromReserve
+from pedyra.methods.l1ra import L1raSettings, shrink_gates
+from pedyra.methods.triadaptlora import STD, CoreFactor, gaussian_core
+from pedyra.training.rank_allocator import RankAllocator
+
+
+@torch.no_grad()
+def start_gated(layers: Sequence[AdaptedLayer], seed: int) -> None:
+    """L1RA: A ~ N(0, 1 / r^2)."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        layer.a.A.copy_(torch.randn(layer.a.A.shape, generator=generator) / layer.rank)
+
+
+def close_gates(allocator: RankAllocator, *, settings: L1raSettings) -> None:
+    """L1RA: the L1 step of every gate."""
+    with torch.no_grad():
+        for layer in allocator.layers:
+            shrink_gates(layer.a.E, settings.gate_learning_rate, settings.l1)
+
+
+def reserve(rank: int) -> int:
+    """IncreLoRA: ranks that a layer holds in reserve."""
+    return max(1, rank // 2)
+
+
+@torch.no_grad()
+def start_reserve(layers: Sequence[AdaptedLayer], seed: int) -> None:
+    """IncreLoRA: all but the first triple are the reserve."""
+    for layer in layers:
+        layer.a.E[1:] = RESERVE_E
+
+
+def freeze_reserve(allocator: RankAllocator) -> None:
+    """IncreLoRA: the reserve's E does not learn until it is activated."""
+    policy: Any = allocator.rule.policy
+    assert isinstance(policy, GrowFromReserve)
+    if policy.closed(allocator.history):
+        return
+    for layer in allocator.layers:
+        if layer.a.E.grad is not None:
+            layer.a.E.grad[-policy.add :] = 0
+
+
+def start_core(layers: Sequence[AdaptedLayer], seed: int) -> None:
+    """TriAdaptLoRA: a 1 x 1 core; A and the core ~ N(0, 0.02^2)."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator) * STD)
+        layer.module.lora_A[layer.adapter] = CoreFactor(A, nn.Parameter(gaussian_core(0, 1, generator)))

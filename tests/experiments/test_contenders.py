@@ -1,0 +1,135 @@
+"""Contenders by name, the patterns of fixed ranks, and one run of each in a loop without a Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pedyra.config import RankConfig
+from pedyra.experiments.contenders import CONTENDERS, by_gain, contender
+from pedyra.experiments.trial import make_student, run_trial
+
+COSTS = {"0.q": 10, "0.up": 30, "1.q": 10, "1.up": 30}
+
+
+class TwoLayers(nn.Module):
+    """Width 32 with 40 hidden; `loss` is the distance to a fixed function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.q, self.up = nn.Linear(32, 40, bias=False), nn.Linear(40, 32, bias=False)
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        return self.up(torch.tanh(self.q(x)))
+
+
+def _loss(seed):
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randn(32, 32, generator=torch.Generator().manual_seed(9)) / 6
+
+    def loss(model):
+        x = torch.randn(16, 32, generator=generator)
+        return (model(x) - x @ target).square().mean()
+
+    return loss
+
+
+def _run(name, *, rank=2, steps=40, lr=1e-2, **settings):
+    return run_trial(
+        TwoLayers(), ["q", "up"], contender(name, settings), _loss(1), rank=rank, lr=lr, steps=steps, seed=0
+    )
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_learns_within_the_budget(name):
+    trial = _run(name, steps=60, lr=5e-2)
+    assert not trial.diverged
+    with torch.no_grad():
+        assert _loss(5)(trial.model) < _loss(5)(TwoLayers())
+    assert list(trial.ranks) == ["q", "up"]
+    assert trial.parameters == sum(rank * 72 for rank in trial.ranks.values()) <= 2 * 2 * 72
+
+
+def test_lora_here_is_peft_lora():
+    layers = ["q", "up"]
+    expected = make_student(TwoLayers(), dict.fromkeys(layers, 2), 1.0, 0)
+    loss = _loss(1)
+    optimizer = torch.optim.Adam([p for p in expected.parameters() if p.requires_grad])
+    for step in range(10):
+        loss(expected).backward()
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    x = torch.randn(7, 32)
+    torch.testing.assert_close(_run("lora", steps=10).model(x), expected(x))
+
+
+def test_lora_plus_moves_b_faster_by_its_ratio():
+    def first_step(name):
+        model: Any = _run(name, steps=1).model.get_base_model()
+        return model.q.lora_A["default"].A.detach(), model.q.lora_B["default"].weight.detach()
+
+    (A, B), (A4, B4) = first_step("lora"), first_step("lora+4")
+    torch.testing.assert_close(A4, A)
+    torch.testing.assert_close(B4, 4 * B)
+
+
+def test_a_start_along_the_gradient_is_its_top_right_singular_vectors():
+    model: Any = _run("gradient-start", steps=21, lr=0.0).model.get_base_model()
+    base, loss = TwoLayers(), _loss(1)
+    base.q.weight.requires_grad_()
+    for _ in range(20):
+        loss(base).backward()
+    assert base.q.weight.grad is not None
+    right = torch.linalg.svd(base.q.weight.grad).Vh[:2]
+    A = model.q.lora_A["default"].A.detach()
+    cosines = (A @ right.T).abs() / A.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(cosines, torch.eye(2), atol=1e-4, rtol=0)
+
+
+def test_patterns_by_type_by_name_and_by_gain():
+    def ranks(name):
+        pattern = contender(name).pattern
+        assert pattern is not None
+        return pattern(COSTS, 2, {})
+
+    assert ranks("static:q=1,1.q=5") == {"0.q": 1, "0.up": 2, "1.q": 5, "1.up": 2}
+    # 160 parameters: 16 ranks of 10, or five of 30 with 10 left over.
+    assert ranks("only:q") == {"0.q": 8, "0.up": 0, "1.q": 8, "1.up": 0}
+    assert ranks("only:up") == {"0.q": 0, "0.up": 3, "1.q": 0, "1.up": 2}
+    gains = {"0.q": [1.0, 0.5], "0.up": [9.0, 2.9], "1.q": [0.99, 0.98, 0.97], "1.up": [9.0, 8.0]}
+    # Per parameter: 0.3 0.3 0.267 (3 x 30), 0.1 0.099 0.098 0.097 (4 x 10), 0.0967 (30) are 160; 0.05 is left out.
+    assert by_gain(COSTS, 2, gains) == {"0.q": 1, "0.up": 2, "1.q": 3, "1.up": 2}
+
+
+def test_settings_by_name_and_by_option():
+    assert contender("pedyra:moves=4,alpha=1e-1", {"min_rank": 0}).config == RankConfig(moves=4, alpha=0.1, min_rank=0)
+    assert contender("random", {"min_rank": 0}) is CONTENDERS["random"]  # the option is for pedyra
+    config = contender("random:max_rank=null,min_rank=0").config
+    assert config is not None and config.min_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lorra", "'lorra' is unknown; choose from lora"),
+        ("lora:moves=3", "lora moves no ranks"),
+        ("pedyra:move=3", "did you mean 'moves'"),
+        ("pedyra:moves", "not of the form name=value"),
+        ("static:q=-1", "must be an integer of at least 0"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        contender(name)
+
+
+@pytest.mark.parametrize("name", ["static:v=1", "only:v", "static:q=0,up=0"])
+def test_a_pattern_that_fits_no_layer_is_refused(name):
+    with pytest.raises(ValueError, match="the layers are q, up|every layer has rank 0"):
+        _run(name)
