@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+from pedyra.console import new_console, quiet_libraries
 
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON lines there.", show_default=False)
-]
 RowsFile = Annotated[
     Path | None,
     typer.Option(
@@ -27,6 +24,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A RankConfig setting for pedyra; repeat.", show_default=False),
 ]
+Seeds = Annotated[int, typer.Option(help="Number of seeds.", min=1)]
+FirstSeed = Annotated[int, typer.Option("--first-seed", help="The others follow it.", min=0)]
 METHODS_HELP = (
     "lora, pedyra, adalora, ... or a variant: lora+4, pedyra:moves=4,init=gaussian, static:q=1,v=3, only:up,down; "
     "repeat."
@@ -34,41 +33,88 @@ METHODS_HELP = (
 
 
 def planted(
-    methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Only these; repeat.", show_default="all")
-    ] = None,
+    methods: Annotated[list[str] | None, typer.Option("--method", help=METHODS_HELP, show_default="all")] = None,
     profiles: Annotated[
         list[str] | None,
         typer.Option("--profile", help="design, sparse, linear, uniform, random; repeat.", show_default="design"),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
+    seeds: Seeds = 5,
+    first_seed: FirstSeed = 0,
     noises: Annotated[
-        list[float] | None, typer.Option("--noise", help="Noise of the targets; repeat.", show_default="0")
+        list[float] | None,
+        typer.Option("--noise", help="Of the targets, by the size of the true change; repeat.", show_default="0"),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 1500,
-    lr: float = 5e-3,
+    architectures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--architecture", help="mlp (residual layers) or block (transformer blocks); repeat.", show_default="mlp"
+        ),
+    ] = None,
+    widths: Annotated[list[int] | None, typer.Option("--width", help="Repeat.", show_default="64", min=1)] = None,
+    depths: Annotated[
+        list[int] | None,
+        typer.Option("--depth", help="Linear layers, six to a block; repeat.", show_default="12", min=1),
+    ] = None,
+    rank: Annotated[int, typer.Option(help="The student's uniform rank: its budget.", min=1)] = 4,
+    steps: Annotated[int | None, typer.Option(min=1, show_default="1500")] = None,
+    lrs: Annotated[
+        list[float] | None, typer.Option("--lr", help="Learning rate; repeat.", show_default="0.005")
+    ] = None,
+    settings: Settings = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the errors there (.svg, .png).", show_default=False)
+    ] = None,
+    threads: Threads = None,
     smoke: Smoke = False,
-    json_file: JsonFile = None,
+    json_file: RowsFile = None,
 ) -> None:
     """Let every allocation look for the ranks of a planted update, and compare with the oracle that knows them."""
     quiet_libraries()
-    from pedyra.experiments.bench_planted import COLUMNS, CONTENDERS, bench_planted
+    import torch
 
+    from pedyra.experiments.bench_planted import KEY, METHODS, Size, bench_planted
+    from pedyra.experiments.planted_figure import check_figure_path, save_planted_figure
+    from pedyra.experiments.planted_summary import summarise_planted, table, title
+    from pedyra.experiments.rate_summary import full_name
+    from pedyra.experiments.row_file import RowFile
+
+    if threads:
+        torch.set_num_threads(threads)
+    if figure:
+        check_figure_path(figure)
     if smoke:
-        steps, seeds = 60, 1
-    rows = []
+        seeds, architectures, steps = 1, architectures or ["mlp", "block"], steps or 60
+    sizes = [
+        Size(architecture=architecture, width=width, depth=depth, rank=rank, steps=steps or Size().steps)
+        for architecture in architectures or ["mlp"]
+        for width in widths or [64]
+        for depth in depths or [12]
+    ]
+    file = RowFile(json_file, KEY)
+    console, rows = new_console(), []
     for row in bench_planted(
-        methods or list(CONTENDERS),
+        methods or METHODS,
         profiles or ["design"],
-        seeds=range(seeds),
+        seeds=range(first_seed, first_seed + seeds),
         noises=noises or [0.0],
-        steps=steps,
-        lr=lr,
+        lrs=lrs or [5e-3],
+        settings=settings or [],
+        sizes=sizes,
+        file=file,
     ):
         rows.append(row)
-        if json_file:
-            write_json_lines(json_file, rows)
-    print_table(new_console(), COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
+        error = "diverged" if row["relative_error"] is None else f"{row['relative_error']:.3g}"
+        ranks = " ".join(map(str, row["ranks"]))
+        where = f"{row['architecture']}, {row['profile']}, noise {row['noise']:g}, seed {row['seed']}, {ranks}"
+        console.print(f"{error}  {full_name(row)}  {where}, {row['seconds']:.1f} s", soft_wrap=True)
+    summaries = summarise_planted(rows)
+    for group, methods_of_group in summaries.items():
+        console.print(f"\n{title(group)}")
+        for line in table(methods_of_group):
+            console.print(line, soft_wrap=True)
+    if figure:
+        save_planted_figure(summaries, figure)
+        console.print(f"\nfigure  {figure}", soft_wrap=True)
 
 
 def transfer(
@@ -78,12 +124,13 @@ def transfer(
     lrs: Annotated[
         list[float] | None, typer.Option("--lr", help="Learning rate; repeat.", show_default="0.008 0.016 0.032")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds.", min=1)] = 2,
-    first_seed: Annotated[int, typer.Option("--first-seed", min=0)] = 0,
+    seeds: Seeds = 2,
+    first_seed: FirstSeed = 0,
     ranks: Annotated[
         list[int] | None, typer.Option("--rank", help="Rank of the budget; repeat.", show_default="2", min=1)
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, show_default="800")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows of 64 bytes.", min=1, show_default="16")] = None,
     settings: Settings = None,
     threads: Threads = None,
     smoke: Smoke = False,
@@ -102,8 +149,7 @@ def transfer(
     if threads:
         torch.set_num_threads(threads)
     size = SMOKE if smoke else Size()
-    if steps:
-        size = replace(size, steps=steps)
+    size = replace(size, steps=steps or size.steps, batch=batch or size.batch)
     file = RowFile(json_file, KEY)
     console = new_console()
     rows = []

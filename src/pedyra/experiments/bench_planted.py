@@ -1,57 +1,54 @@
-"""`pedyra bench planted`: every allocation against the known answer, on the problem of planted.py."""
+"""`pedyra bench planted`: every allocation against the known answer, on the problems of planted.py."""
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
 
-from pedyra.config import RankConfig
-from pedyra.experiments.planted import Problem, batches, make_problem
-from pedyra.methods.adalora_svd import CubicPruning
-from pedyra.methods.random_moves import RandomMoves
-from pedyra.training.rank_allocator import RankAllocator
-from pedyra.training.rule import Policy, bidirectional
+from pedyra.experiments.contenders import CONTENDERS, Contender, contender, parse_settings
+from pedyra.experiments.planted import Problem, batches, make_problem, relative_error
+from pedyra.experiments.row_file import Row, RowFile
+from pedyra.experiments.trial import run_trial
 
-RANK = 4
-"""The student's uniform rank; times 12 layers it is the budget of every profile."""
-
-_WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
-_ADALORA: dict[str, Any] = dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", min_rank=0)
-_GRADIENT: dict[str, Any] = dict(init="gradient", expand="gradient", min_rank=0)
+METHODS = (*CONTENDERS, "oracle")
+KEY = ("method", "set", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
+"""What makes two rows the same run."""
+BATCH = 128
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One allocation: None for `config` keeps every rank; `oracle` starts from the true ones."""
+class Size:
+    """How large the benchmark is."""
 
-    config: RankConfig | None = None
-    policy: Policy = bidirectional
-    rank: int = RANK
-    oracle: bool = False
+    architecture: str = "mlp"
+    width: int = 64
+    depth: int = 12
+    """Linear layers."""
+    rank: int = 4
+    """The student's uniform rank; times `depth` it is the budget."""
+    steps: int = 1500
 
 
-# k is 8 of the 48 triples at first: with the 2 % of RankConfig() one triple would move at a time.
-CONTENDERS: dict[str, Contender] = {
-    "lora": Contender(),
-    "random": Contender(RankConfig(**_WINDOW, moves=8), RandomMoves(0)),
-    "adalora": Contender(
-        RankConfig(**_WINDOW, **_ADALORA, orth_weight=0.1), CubicPruning(3 * RANK // 2, RANK), 3 * RANK // 2
-    ),
-    "pedyra-paper": Contender(RankConfig.paper(**_WINDOW, moves=4)),
-    "pedyra": Contender(RankConfig(**_WINDOW, moves=8)),
-    "pedyra-min0": Contender(RankConfig(**_WINDOW, moves=8, min_rank=0)),
-    "pedyra-gradient": Contender(RankConfig(**_WINDOW, **_GRADIENT, moves=8)),
-    "pedyra-gradient-seeded": Contender(RankConfig(**_WINDOW, **_GRADIENT, moves=8, new_moments="seed")),
-    "oracle": Contender(oracle=True),
-}
+class Lesson:
+    """A problem and its batches, drawn once for all methods."""
 
-COLUMNS = ("method", "profile", "noise", "seed", "relative_error", "rank_distance", "ranks", "seconds")
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.problem = problem
+        self._draw = batches(problem, seed + 1000, BATCH)
+        self._drawn: list[tuple[Tensor, Tensor]] = []
+
+    def replay(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches from the first on, without end."""
+        index = 0
+        while True:
+            if index == len(self._drawn):
+                self._drawn.append(self._draw())
+            yield self._drawn[index]
+            index += 1
 
 
 def bench_planted(
@@ -60,86 +57,84 @@ def bench_planted(
     *,
     seeds: Sequence[int],
     noises: Sequence[float] = (0.0,),
-    steps: int = 1500,
-    lr: float = 5e-3,
-) -> Iterator[dict[str, Any]]:
-    """A row per method, profile, noise and seed; `relative_error` is that of the untouched base times less.
+    lrs: Sequence[float] = (5e-3,),
+    settings: Sequence[str] = (),
+    sizes: Sequence[Size] = (Size(),),
+    file: RowFile | None = None,
+) -> Iterator[Row]:
+    """A row per size, profile, noise, seed, learning rate and method, in this order; known ones are not made again.
 
-    `rank_distance` is the number of ranks that stand in a wrong layer: half the sum of |rank - true rank|.
+    `relative_error` is 1 for the untouched base; None where the run diverged. `rank_distance` is the number of ranks
+    that stand in a wrong layer: half the sum of |rank - true rank|. `settings` are name=value of RankConfig for
+    `pedyra`.
 
     Raises:
-        ValueError: an unknown method or profile.
+        ValueError: an unknown method, setting, profile or architecture, before anything is trained.
     """
-    for method in methods:
-        if method not in CONTENDERS:
-            raise ValueError(f"method {method!r} is not in bench planted; choose from {', '.join(CONTENDERS)}")
-    for profile in profiles:
-        for noise in noises:
-            for seed in seeds:
-                problem = make_problem(profile, seed, noise=noise)
-                for method in methods:
-                    yield {"method": method, "profile": profile, "noise": noise, "seed": seed} | _row(
-                        problem, CONTENDERS[method], seed, steps, lr
-                    )
+    file = file or RowFile(None, KEY)
+    changes = parse_settings(settings)
+    contenders = {name: None if name == "oracle" else contender(name, changes) for name in methods}
+
+    @lru_cache(maxsize=1)
+    def lesson(size: Size, profile: str, noise: float, seed: int) -> Lesson:
+        return Lesson(
+            make_problem(
+                profile, seed, architecture=size.architecture, width=size.width, depth=size.depth, rank=size.rank,
+                noise=noise,
+            ),
+            seed,
+        )  # fmt: skip
+
+    jobs = []
+    for size in sizes:
+        for profile in profiles:
+            lesson(size, profile, noises[0], seeds[0])  # raises for what cannot be
+            for noise in noises:
+                for seed in seeds:
+                    for lr in lrs:
+                        for name in methods:
+                            changed = ",".join(settings) if name.partition(":")[0] == "pedyra" else ""
+                            job = {"method": name, "set": changed, "profile": profile, "noise": noise, "seed": seed}
+                            jobs.append({**job, "lr": lr, **vars(size)})
+
+    def run(job: Row) -> Row:
+        size = Size(**{name: job[name] for name in vars(Size())})
+        taught = lesson(size, job["profile"], job["noise"], job["seed"])
+        return _run(taught, contenders[job["method"]] or _oracle(taught.problem), job)
+
+    yield from file.complete(jobs, run)
 
 
-def _row(problem: Problem, contender: Contender, seed: int, steps: int, lr: float) -> dict[str, Any]:
-    began = time.perf_counter()
-    model, allocator = _train(problem, contender, seed, steps, lr)
-    names = [f"layers.{index}" for index in range(len(problem.true_ranks))]
-    if allocator is not None:
-        ranks = [allocator.ranks[name] for name in names]
-    else:
-        ranks = list(problem.true_ranks) if contender.oracle else [contender.rank] * len(names)
-    distance = sum(abs(rank - true) for rank, true in zip(ranks, problem.true_ranks, strict=True)) / 2
+def _oracle(problem: Problem) -> Contender:
+    """LoRA with the true ranks from the start."""
+    true = dict(zip(problem.layer_names, problem.true_ranks, strict=True))
+    return Contender(pattern=lambda costs, rank, gains: true)
+
+
+def _run(taught: Lesson, contender: Contender, job: Mapping[str, Any]) -> Row:
+    problem, replay = taught.problem, taught.replay()
+
+    def loss(model: nn.Module) -> Tensor:
+        x, target = next(replay)
+        return (model(x) - target).square().mean()
+
+    trial = run_trial(
+        problem.base,
+        problem.layer_names,
+        contender,
+        loss,
+        rank=job["rank"],
+        lr=job["lr"],
+        steps=job["steps"],
+        seed=job["seed"],
+    )
+    ranks = [trial.ranks[name] for name in problem.layer_names]
+    wrong = sum(abs(rank - true) for rank, true in zip(ranks, problem.true_ranks, strict=True))
     return {
-        "relative_error": relative_error(problem, model),
-        "rank_distance": distance,
+        "relative_error": float("nan") if trial.diverged else relative_error(problem, trial.model),
+        "rank_distance": wrong / 2,
         "ranks": ranks,
         "true_ranks": list(problem.true_ranks),
-        "seconds": time.perf_counter() - began,
+        "adjustments": trial.adjustments,
+        "seconds": round(trial.seconds, 2),
     }
-
-
-def _train(
-    problem: Problem, contender: Contender, seed: int, steps: int, lr: float
-) -> tuple[PeftModel, RankAllocator | None]:
-    """Adam with a linear decay to zero on fresh batches of 128, the same ones for every contender."""
-    torch.manual_seed(seed)
-    model = _student(problem, contender)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    allocator = None
-    if contender.config is not None:
-        allocator = RankAllocator(model, optimizer, contender.config, steps, policy=contender.policy)
-    draw = batches(problem, seed + 1000, 128)
-    for _ in range(steps):
-        x, target = draw()
-        (model(x) - target).square().mean().backward()
-        if allocator is not None:
-            allocator.before_step()
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        if allocator is not None:
-            allocator.after_step()
-    return model, allocator
-
-
-def _student(problem: Problem, contender: Contender) -> PeftModel:
-    """The base with a LoRA of scaling 1: uniform ranks, or the true ones for the oracle."""
-    ranks = {f"layers.{i}": contender.rank for i in range(len(problem.true_ranks))}
-    if contender.oracle:
-        ranks = {f"layers.{i}": rank for i, rank in enumerate(problem.true_ranks) if rank}
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
-    model = get_peft_model(copy.deepcopy(problem.base), config)  # type: ignore[arg-type]
-    assert isinstance(model, PeftModel)
-    return model
-
-
-@torch.no_grad()
-def relative_error(problem: Problem, model: torch.nn.Module) -> float:
-    """Mean squared distance to the teacher over that of the base, on 2048 held-out inputs without noise."""
-    x = torch.randn(2048, problem.width, generator=torch.Generator().manual_seed(999))
-    target = problem.teacher(x)
-    return float((model(x) - target).square().mean() / (problem.base(x) - target).square().mean())

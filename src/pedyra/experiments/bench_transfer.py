@@ -15,8 +15,10 @@ from pedyra.experiments.trial import run_trial
 
 KEY = ("method", "set", "rank", "lr", "seed", "steps", "batch", "base")
 """What makes two rows the same run; `base` names the texts and the pre-trained model."""
-SCALING = 2.0
+SCALING = 1.0
 """alpha / r of every method."""
+CLIP = 1.0
+"""Largest norm of the gradient."""
 KINDS = ("q", "k", "v", "o", "up", "down")
 
 
@@ -25,7 +27,7 @@ class Size:
     """How large the benchmark is."""
 
     steps: int = 800
-    batch: int = 32
+    batch: int = 16
     width: int = 128
     depth: int = 4
     pretraining_steps: int = 1500
@@ -112,6 +114,8 @@ def bench_transfer(
             steps=size.steps,
             seed=job["seed"],
             scaling=SCALING,
+            warmup=size.steps // 20,
+            clip=CLIP,
             fused=True,
         )
         result = float("nan") if trial.diverged else held_out_loss(trial.model, task.windows)

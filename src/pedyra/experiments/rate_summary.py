@@ -55,7 +55,7 @@ def summarise_rates(methods: Mapping[str, Losses], baseline: str = "lora") -> li
     The best rate is chosen from the very runs that are then compared, which flatters every method a little, those
     with more rates a little more: give all of them the same grid.
     """
-    best = {name: _best(losses) for name, losses in methods.items()}
+    best = {name: best_rate(losses) for name, losses in methods.items()}
     summaries = []
     for name, losses in methods.items():
         rate = best[name]
@@ -78,7 +78,8 @@ def summarise_rates(methods: Mapping[str, Losses], baseline: str = "lora") -> li
     return summaries
 
 
-def _best(losses: Losses) -> float:
+def best_rate(losses: Losses) -> float:
+    """The rate with the lowest mean, of those that have the most seeds; the lowest of equal ones."""
     most = max(map(len, losses.values()))
     full = [lr for lr in sorted(losses) if len(losses[lr]) == most]
     return min(full, key=lambda lr: mean(list(losses[lr].values())))
