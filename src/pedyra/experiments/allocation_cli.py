@@ -177,3 +177,42 @@ def transfer(
         edges = [summary.name for summary in summaries if summary.edge and len(summary.means) > 1]
         if edges:
             console.print(f"! the best rate ends the grid, so widen it: {', '.join(edges)}", soft_wrap=True)
+
+
+def search(
+    lr: Annotated[float, typer.Option(help="Of every run; the best of plain LoRA.")] = 16e-3,
+    seeds: Annotated[int, typer.Option(help="Runs per pattern.", min=1)] = 1,
+    rank: Annotated[int, typer.Option(help="The uniform rank to start from: its parameters are the budget.")] = 2,
+    steps: Annotated[int, typer.Option(help="Of every run.", min=1)] = 300,
+    batch: Annotated[int, typer.Option(help="Windows of 64 bytes.", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(help="At most.", min=1)] = 3,
+    start: Annotated[
+        str | None, typer.Option(help="A pattern to start from, as q=1,k=1,v=3; other types keep --rank.")
+    ] = None,
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: RowsFile = None,
+) -> None:
+    """Search the best fixed ranks per type of layer on the byte transformer, from short runs of plain LoRA."""
+    quiet_libraries()
+    from dataclasses import replace
+
+    import torch
+
+    from pedyra.experiments.bench_transfer import KEY, SMOKE, Size, search_static, static_name
+    from pedyra.experiments.row_file import RowFile
+
+    if threads:
+        torch.set_num_threads(threads)
+    size = replace(SMOKE, steps=5) if smoke else replace(Size(), steps=steps, batch=batch)
+    console = new_console()
+    for found in search_static(
+        lr=lr, seeds=range(seeds), rank=rank, start=start, rounds=rounds, size=size, file=RowFile(json_file, KEY)
+    ):
+        worth = ", ".join(
+            f"{group} {found.gains[group]:.4f} / " + (f"{found.losses[group]:.4f}" if group in found.losses else "-")
+            for group in found.pattern
+        )
+        console.print(f"one rank more gains / one less loses: {worth}", soft_wrap=True)
+        state = "better" if found.improved else "nothing better"
+        console.print(f"{found.loss:.4f}  {static_name(found.pattern)}  {state}", soft_wrap=True)

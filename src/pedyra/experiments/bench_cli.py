@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
-from pedyra.experiments.allocation_cli import planted, transfer
+from pedyra.experiments.allocation_cli import planted, search, transfer
 
 app = typer.Typer(
     help="Benchmarks: step time, memory and growth; allocation against a known answer.", no_args_is_help=True
@@ -145,3 +145,4 @@ def sketch(
 
 app.command()(planted)
 app.command()(transfer)
+app.command()(search)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from pedyra.experiments.contenders import contender, parse_settings
+from pedyra.experiments.contenders import contender, parse_ranks, parse_settings
+from pedyra.experiments.pattern_search import Round, search_pattern
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.transfer import ByteTransformer, Corpus, code, held_out_loss, next_byte_loss, pretrained, prose
 from pedyra.experiments.trial import run_trial
@@ -48,6 +51,7 @@ class Task:
     name: str
 
 
+@lru_cache(maxsize=1)
 def make_task(size: Size) -> Task:
     """The pre-trained model from the cache, or a few minutes of work."""
     source, target = prose(), code()
@@ -128,3 +132,28 @@ def bench_transfer(
         }
 
     yield from file.complete(jobs, run)
+
+
+def static_name(ranks: Mapping[str, int]) -> str:
+    """The contender of these ranks per type of layer."""
+    return "static:" + ",".join(f"{kind}={rank}" for kind, rank in ranks.items())
+
+
+def search_static(
+    *, lr: float, seeds: Sequence[int], rank: int, start: str | None, rounds: int, size: Size, file: RowFile
+) -> Iterator[Round]:
+    """`search_pattern` over the types of layer; every run is a row of the file, as `bench transfer` makes it.
+
+    A run that diverged counts as an infinite loss.
+    """
+    pattern = {**dict.fromkeys(KINDS, rank), **(parse_ranks(start) if start else {})}
+    if len(pattern) > len(KINDS):
+        raise ValueError(f"--start {start}: the types of layer are {', '.join(KINDS)}")
+    costs = {kind: size.depth * size.width * (5 if kind in ("up", "down") else 2) for kind in KINDS}
+
+    def evaluate(ranks: dict[str, int]) -> float:
+        rows = bench_transfer([static_name(ranks)], lrs=[lr], seeds=seeds, ranks=[rank], size=size, file=file)
+        losses = [math.inf if row["loss"] is None else row["loss"] for row in rows]
+        return sum(losses) / len(losses)
+
+    return search_pattern(pattern, costs, evaluate, rounds=rounds)
