@@ -18,6 +18,7 @@ from pedyra.experiments import tables
 from pedyra.experiments.comparison_tables import comparison_tables
 from pedyra.experiments.grid import Grid, first_difference, load_grid, only_grows
 from pedyra.experiments.jobs import Job, Outcome, Purpose, is_done
+from pedyra.experiments.launch import Forked, can_fork, start_anew
 from pedyra.experiments.plan import Experiment, plan_experiment
 from pedyra.experiments.pool import LocalPool, Pool
 from pedyra.experiments.results import RateCurve, collect
@@ -78,7 +79,9 @@ def compare_grid(
         finally:
             pool.close()
     else:
-        summary = run_comparison(grid, LocalPool(workers), console, shard=part, extend=extend)
+        summary = run_comparison(
+            grid, LocalPool(workers, Forked if can_fork() else start_anew), console, shard=part, extend=extend
+        )
     print_comparison(console, comparison_tables(summary), remarks(summary))
     for file in write_comparison(summary, folder):
         console.print(f"written     {file}", soft_wrap=True)

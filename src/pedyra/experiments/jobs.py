@@ -13,9 +13,8 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pedyra.experiments.launch import Child, Start, start_anew
 from pedyra.files import read_rows, write_file
 
 POLL_SECONDS = 0.5
@@ -97,19 +97,20 @@ def is_done(job: Job) -> bool:
     return final_row(job.run) is not None
 
 
-def run_job(job: Job, threads: int, stop: Stop | None = None) -> Outcome:
+def run_job(job: Job, threads: int, stop: Stop | None = None, start: Start = start_anew) -> Outcome:
     """Run a job to its end in a child process, from its last checkpoint if there is one.
 
     Args:
         threads: OMP_NUM_THREADS of the child, unless the environment sets it.
         stop: raise its level to end the child, with the outcome `stopped`.
+        start: how the child is started.
     """
     if is_done(job):
         return Outcome(job, "done")
     job.run.parent.mkdir(parents=True, exist_ok=True)
     recipe = _beside(job.run, ".yaml")
     write_file(recipe, yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True))
-    command = [sys.executable, "-m", "pedyra", "train", str(recipe)]
+    command = ["train", str(recipe)]
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
     code = 0
     with _locked(_beside(job.run, ".lock"), stop) as lock:
@@ -117,7 +118,9 @@ def run_job(job: Job, threads: int, stop: Stop | None = None) -> Outcome:
             # What cannot be resumed (exit code 2: no whole checkpoint, a method that cannot) starts anew.
             attempts = [["--resume"], ["--overwrite"]] if (job.run / "recipe.yaml").is_file() else [[]]
             for flags in attempts:
-                code = _run([*command, *flags], _beside(job.run, ".log"), environment, lock, stop)
+                if stop is not None and stop.level:
+                    break
+                code = _wait(start([*command, *flags], _beside(job.run, ".log"), environment, lock), stop)
                 if code != 2:
                     break
     if stop is not None and stop.level and not is_done(job):
@@ -127,29 +130,23 @@ def run_job(job: Job, threads: int, stop: Stop | None = None) -> Outcome:
     return Outcome(job, "failed", _reason(code, _beside(job.run, ".log")))
 
 
-def _run(command: Sequence[str], log: Path, environment: dict[str, str], lock: int, stop: Stop | None) -> int:
-    if stop is not None and stop.level:
-        return 0
-    # A session of its own: a Ctrl-C in the terminal reaches the comparison alone, which then tells its children once.
-    with log.open("ab") as out:
-        child = subprocess.Popen(
-            command, stdout=out, stderr=out, env=environment, pass_fds=(lock,), start_new_session=True
-        )
-        told = False
-        try:
-            while True:
-                try:
-                    return child.wait(timeout=POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    if stop is not None and stop.level == 1 and not told:
-                        child.send_signal(signal.SIGINT)
-                        told = True
-                    elif stop is not None and stop.level == 2:
-                        child.kill()
-        except KeyboardInterrupt:  # where the job itself is interrupted, as Ray does
-            child.send_signal(signal.SIGINT)
-            child.wait()
-            raise
+def _wait(child: Child, stop: Stop | None) -> int:
+    """The exit code. A Ctrl-C in the terminal reaches the comparison alone, which then tells its children once."""
+    told = False
+    try:
+        while True:
+            try:
+                return child.wait(timeout=POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if stop is not None and stop.level == 1 and not told:
+                    child.send_signal(signal.SIGINT)
+                    told = True
+                elif stop is not None and stop.level == 2:
+                    child.kill()
+    except KeyboardInterrupt:  # where the job itself is interrupted, as Ray does
+        child.send_signal(signal.SIGINT)
+        child.wait()
+        raise
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from pedyra.experiments.jobs import Job, Outcome, Stop, run_job
+from pedyra.experiments.launch import Start, start_anew
 
 Report = Callable[[Outcome], None]
 """Called, one at a time, when a job has ended."""
@@ -25,19 +26,23 @@ class LocalPool:
     """So many processes at once, each with its share of the cores as threads.
 
     Ctrl-C lets every running job save a checkpoint and end; a second one kills them.
+
+    Args:
+        start: how a job's process is started.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, start: Start = start_anew) -> None:
         if workers < 1:
             raise ValueError(f"--workers is {workers}; it is at least 1")
         self.workers = workers
+        self._start = start
 
     def run(self, jobs: Sequence[Job], report: Report) -> None:
         stop = Stop()
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         # A thread only waits for its child process.
         with ThreadPoolExecutor(self.workers) as executor:
-            pending = {executor.submit(run_job, job, threads, stop) for job in jobs}
+            pending = {executor.submit(run_job, job, threads, stop, self._start) for job in jobs}
             try:
                 while pending:
                     pending = _report_finished(pending, report)

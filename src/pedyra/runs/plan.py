@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import Trainer
@@ -159,7 +160,7 @@ def estimate_memory(trainer: Trainer) -> MemoryEstimate:
 
 def _measure_activations(trainer: Trainer, model: nn.Module) -> int:
     rows: Any = trainer.train_dataset
-    lengths = [len(ids) for ids in rows["input_ids"]]
+    lengths = _tokens(rows)
     longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[: trainer.args.train_batch_size]
     batch = trainer.data_collator([rows[index] for index in longest])
     batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
@@ -185,8 +186,16 @@ def _check_positions(setup: Setup) -> None:
     limit = getattr(base.config, "max_position_embeddings", None)
     if not learned or limit is None:
         return
-    longest = max(len(ids) for rows in (setup.task.train, setup.task.eval) for ids in rows["input_ids"])
+    longest = max(max(_tokens(rows)) for rows in (setup.task.train, setup.task.eval))
     if longest > limit:
         raise ValueError(
             f"a row has {longest} tokens, but the model has {limit} positions; set data.max_length to {limit} or less"
         )
+
+
+def _tokens(rows: Dataset) -> list[int]:
+    """Tokens of each row, 1 for a vector. Counted in Arrow: row by row, 60,000 rows take five seconds."""
+    if "input_ids" not in rows.column_names:
+        return [1] * len(rows)
+    table: Any = rows.with_format("arrow")[:]
+    return [length for chunk in table["input_ids"].chunks for length in chunk.value_lengths().to_pylist()]
