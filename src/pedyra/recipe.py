@@ -35,6 +35,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "pairs": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
     "causal_lm": ("perplexity",),
+    "planted": ("relative_error",),
 }
 """Metrics of each kind of data; the first is the default of `data.metric`."""
 
@@ -47,7 +48,7 @@ class ModelSection(_Section):
     """The base model."""
 
     name: str
-    """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-bert, tiny-llama."""
+    """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-bert, tiny-llama, planted-<data.profile>."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     tokenizer: str | None = None
@@ -86,8 +87,8 @@ class DataSection(_Section):
     """The data set, which of its columns mean what, and how it is split."""
 
     source: str
-    """reviews (packaged), toy (generated), a local .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), or a Hub id."""
-    kind: Literal["classification", "pairs", "regression", "causal_lm"] = "classification"
+    """reviews (packaged), toy, planted (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
+    kind: Literal["classification", "pairs", "regression", "causal_lm", "planted"] = "classification"
     config: str | None = None
     """Configuration of a Hub data set."""
     split: str = "train"
@@ -117,18 +118,24 @@ class DataSection(_Section):
     """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns."""
     chat_template: str | None = None
     """Jinja chat template, for a tokenizer that has none."""
+    profile: str = "design"
+    """planted: the true ranks: design, sparse, linear, uniform or random; model.name is planted-<profile>."""
     max_length: int = Field(default=128, ge=2)
     """Tokens; longer rows are cut at the end."""
     train_rows: int | None = Field(default=None, ge=1)
     """At most this many training rows, drawn with the seed."""
     eval_rows: int | None = Field(default=None, ge=1)
-    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"] | None = None
-    """What a run is judged by; default: accuracy, pearson or perplexity, by kind."""
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity", "relative_error"] | None = None
+    """What a run is judged by; default: accuracy, pearson, perplexity or relative_error, by kind."""
 
     @model_validator(mode="after")
     def _columns_fit_the_kind(self) -> DataSection:
         causal = ("prompt", "template", "messages", "completion", "chat_template")
-        foreign = ("text", "text_pair", "label", "labels", "num_labels") if self.kind == "causal_lm" else causal
+        labelled = ("text", "text_pair", "label", "labels", "num_labels")
+        foreign = {
+            "causal_lm": (*labelled, "profile"),
+            "planted": (*labelled, *causal, "max_length", "group_by"),
+        }.get(self.kind, (*causal, "profile"))
         for key in foreign:
             # Compared with the default, because a resolved recipe repeats every default.
             if getattr(self, key) != type(self).model_fields[key].default:
@@ -175,6 +182,16 @@ class Recipe(_Section):
         if isinstance(data, dict) and "output_dir" not in data and "name" in data:
             return {**data, "output_dir": f"runs/{data['name']}"}
         return data
+
+    @model_validator(mode="after")
+    def _planted_model_and_data_are_one_problem(self) -> Recipe:
+        needed = f"planted-{self.data.profile}" if self.data.kind == "planted" else None
+        planted = self.model.name.startswith("planted-")
+        if needed and self.model.name != needed:
+            raise ValueError(f"model.name is {self.model.name!r}, but this data.kind planted goes with {needed!r}")
+        if planted and not needed:
+            raise ValueError(f"model.name {self.model.name!r} goes with data.kind planted, not {self.data.kind}")
+        return self
 
     @field_validator("rank")
     @classmethod

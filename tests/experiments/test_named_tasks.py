@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pedyra.experiments.named_tasks import GLUE, NAMES, task_data
+from pedyra.experiments.named_tasks import GLUE, NAMES, task_data, task_model
 from pedyra.recipe import check_recipe
 
 # Wang et al. 2019, Table 1: task -> (kind, metric).
@@ -28,7 +28,8 @@ def test_the_eight_glue_tasks_have_their_official_metrics():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_named_task_is_a_valid_data_section(name):
-    check_recipe({"name": "x", "model": {"name": "tiny-bert"}, "data": task_data(name, None, None)}, name)
+    data = task_data(name, None, None)
+    check_recipe({"name": "x", "model": task_model(data, {"name": "tiny-bert"}), "data": data}, name)
 
 
 def test_mnli_is_judged_on_the_matched_set():

@@ -31,7 +31,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "pairs": {"kind": "pairs", "text_pair": "text_pair", "label": "same"},
     "regression": {"kind": "regression", "label": "score"},
     "causal_lm": {"kind": "causal_lm", "prompt": "prompt", "completion": "completion"},
+    "planted": {"kind": "planted", "source": "planted", "max_length": 128},
 }
+MODELS = {"causal_lm": "tiny-llama", "planted": "planted-design"}
 SCHEDULE = {"interval": 2, "initial_warmup": 2, "final_warmup": 3}
 """Adjustments at steps 4, 6 and 8 of 12."""
 
@@ -107,8 +109,8 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
             "name": "test",
             "method": method,
             "output_dir": str(tmp_path / "run"),
-            "model": {"name": "tiny-llama" if kind == "causal_lm" else "tiny-bert", **sections.get("model", {})},
-            "data": {"source": "toy", **KINDS[kind], "max_length": 48, "train_rows": 48, "eval_rows": 16},
+            "model": {"name": MODELS.get(kind, "tiny-bert"), **sections.get("model", {})},
+            "data": {"source": "toy", "max_length": 48, "train_rows": 48, "eval_rows": 16, **KINDS[kind]},
             "lora": {"r": 4, "alpha": 32, **sections.get("lora", {})},
             "rank": {**SCHEDULE, **sections.get("rank", {})},
             "method_settings": sections.get("method_settings", {}),

@@ -1,4 +1,4 @@
-"""Tasks that a grid names: the eight GLUE tasks with their official metrics, `reviews` and `toy`.
+"""Tasks that a grid names: the eight GLUE tasks with their official metrics, `reviews`, `toy` and `planted`.
 
 A task is the `data` section of a recipe. GLUE comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl.gz`.
 """
@@ -28,6 +28,7 @@ GLUE: dict[str, dict[str, Any]] = {
 PACKAGED: dict[str, dict[str, Any]] = {
     "reviews": {"source": "reviews", "group_by": "movie", "metric": "accuracy"},
     "toy": {"source": "toy", "group_by": "group", "metric": "accuracy"},
+    "planted": {"source": "planted", "kind": "planted"},
 }
 
 NAMES = (*GLUE, *PACKAGED)
@@ -61,6 +62,13 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         return {**PACKAGED[name], **changes}
     source = _hub_source(name) if data_dir is None else _local_source(Path(data_dir).expanduser() / folder)
     return {**source, **GLUE[name], **changes}
+
+
+def task_model(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model` section of a task's jobs: the grid's, but for the planted problem, which has a base of its own."""
+    if data.get("kind") == "planted":
+        return {"name": f"planted-{data.get('profile', 'design')}"}
+    return dict(model)
 
 
 def _hub_source(name: str) -> dict[str, Any]:

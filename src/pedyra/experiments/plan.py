@@ -12,7 +12,7 @@ from pedyra.experiments import matching
 from pedyra.experiments.grid import Grid
 from pedyra.experiments.jobs import Cell, Job, Purpose, final_row
 from pedyra.experiments.matching import Matched
-from pedyra.experiments.named_tasks import task_data
+from pedyra.experiments.named_tasks import task_data, task_model
 from pedyra.experiments.results import RateCurve, choose_rate, collect
 from pedyra.experiments.splits import TaskSplits, split_task
 from pedyra.files import write_file
@@ -103,7 +103,7 @@ def recipe_content(
     return {
         "method": row.method,
         "seed": seed,
-        "model": dict(grid.model),
+        "model": task_model(data, grid.model),
         "data": dict(data),
         "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
         "rank": {**grid.rank, **row.rank},
@@ -115,7 +115,7 @@ def recipe_content(
 def _data_section(grid: Grid, label: str) -> Any:
     """The task's section, checked as part of a recipe, which tells a mistake in one line."""
     data = task_data(label, grid.tasks[label], grid.data_dir)
-    return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
+    return check_recipe({"name": label, "model": task_model(data, grid.model), "data": data}, f"tasks.{label}").data
 
 
 def _row_recipe(experiment: Experiment, cell: Cell) -> Recipe:

@@ -12,7 +12,7 @@ from pedyra.experiments.jobs import Cell, Job, final_row
 from pedyra.experiments.statistics import mean
 from pedyra.files import read_rows
 
-LOWER_IS_BETTER = ("perplexity",)
+LOWER_IS_BETTER = ("perplexity", "relative_error")
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 

@@ -59,7 +59,10 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     needed = round(recipe.lora.r * settings.rho)
     first = next(iter(batches))
     mask = first["labels"] != -100 if config.eva_config.use_label_mask else first.get("attention_mask")
-    _check_vectors(len(first["input_ids"].flatten()) if mask is None else int(mask.sum()), needed)
+    if mask is not None:
+        _check_vectors(int(mask.sum()), needed)
+    elif "input_ids" in first:
+        _check_vectors(first["input_ids"].numel(), needed)
 
     def vectors(layer_input: Any, mask: Any, layer_name: str) -> Any:
         """PEFT's choice of tokens; a layer that sees one vector a row, such as BERT's pooler, has none to leave out."""
@@ -70,7 +73,9 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         return x.contiguous()
 
     model = with_adapter(base_model, config, recipe.seed)
-    initialize_lora_eva_weights(model, batches, prepare_layer_inputs_fn=vectors, show_progress_bar=False)
+    # PEFT's default finds the tokens that count by their mask; rows that are vectors have none.
+    tokens: dict[str, Any] = {} if "input_ids" in first else {"prepare_model_inputs_fn": None}
+    initialize_lora_eva_weights(model, batches, prepare_layer_inputs_fn=vectors, show_progress_bar=False, **tokens)
     return Adaptation(model=model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,6 +24,8 @@ from pedyra.recipe import LoraSection, ModelSection
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
 TINY = ("tiny-bert", "tiny-llama")
+PLANTED = "pedyra.experiments.planted_task"
+"""By name, since experiments stand above models."""
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -32,6 +35,8 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """
     if section.tokenizer is None and section.name in TINY:
         return tiny_tokenizer(section.name)
+    if section.name.startswith("planted-"):
+        return tiny_tokenizer("tiny-bert")  # its inputs are vectors, but a run always has a tokenizer
     source = section.tokenizer or _source(section)
     tokenizer = _from_pretrained(AutoTokenizer, source, section)
     tokenizer.padding_side = "right"
@@ -55,7 +60,9 @@ def load_model(
         auto = AutoModelForSequenceClassification
         problem = "regression" if kind == "regression" else "single_label_classification"
         head = dict(num_labels=num_labels, problem_type=problem)
-    if section.name in TINY:
+    if section.name.startswith("planted-"):
+        model = _planted_model(section)
+    elif section.name in TINY:
         model = _tiny_model(auto, section, head, len(tokenizer))
     else:
         model = _from_pretrained(auto, _source(section), section, **_loading(section, head), **head)
@@ -70,7 +77,7 @@ def load_model(
 def lora_config(section: LoraSection, kind: str) -> LoraConfig:
     """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved."""
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM if kind == "causal_lm" else TaskType.SEQ_CLS,
+        task_type={"causal_lm": TaskType.CAUSAL_LM, "planted": None}.get(kind, TaskType.SEQ_CLS),
         r=section.r,
         lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
         lora_dropout=section.dropout,
@@ -121,3 +128,13 @@ def _tiny_model(auto: Any, section: ModelSection, head: dict[str, Any], vocab_si
     with TemporaryDirectory() as folder:
         auto.from_config(config).save_pretrained(folder)
         return _from_pretrained(auto, folder, section, **_loading(section, head))
+
+
+def _planted_model(section: ModelSection) -> PreTrainedModel:
+    planted = import_module(PLANTED)
+    model = planted.base_model(section.name.removeprefix("planted-"))
+    if section.quantization == "none":
+        return model if section.dtype == "auto" else model.to(getattr(torch, section.dtype))
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return _from_pretrained(planted.PlantedBase, folder, section, **_loading(section, {}))

@@ -19,7 +19,15 @@ from pedyra.tasks.reviews import reviews
 from pedyra.tasks.split import Rows
 from pedyra.tasks.toy import toy
 
-PACKAGED = {"reviews": reviews, "toy": toy}
+PLANTED_ROWS = 8192
+
+
+def planted() -> Rows:
+    """Numbers that seed the vectors of the planted problem: {"row": number}."""
+    return [{"row": number} for number in range(PLANTED_ROWS)]
+
+
+PACKAGED = {"reviews": reviews, "toy": toy, "planted": planted}
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -45,7 +53,9 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
 
 def _columns(data: DataSection) -> list[str]:
     template = [name for _, name, _, _ in string.Formatter().parse(data.template or "") if name is not None]
-    if data.kind == "causal_lm":
+    if data.kind == "planted":
+        named = ["row"]
+    elif data.kind == "causal_lm":
         named = [data.prompt, data.completion, data.messages, *template]
     else:
         named = [data.text, data.text_pair, data.label]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from datasets import Dataset
@@ -14,18 +15,21 @@ from pedyra.tasks import causal_lm, labels, metrics, text
 from pedyra.tasks.sources import load_rows
 from pedyra.tasks.split import held_out, sample
 
+PLANTED = "pedyra.experiments.planted_task"
+"""By name, since experiments stand above tasks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Tokenised data, and how a model is judged on it. Batches are padded to their own longest row."""
 
     kind: str
-    """classification, pairs, regression or causal_lm."""
+    """classification, pairs, regression, causal_lm or planted."""
     train: Dataset
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     num_labels: int | None
-    """Outputs of the head: classes, 1 for regression, None for causal_lm."""
+    """Outputs of the head: classes, 1 for regression, None for causal_lm and planted, which have none."""
     label_names: tuple[str, ...] | None
     """Class names in the order of their numbers, where the data has names."""
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
@@ -58,6 +62,8 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) 
         train, evaluation = held_out(train, data.validation_fraction, data.group_by, seed)
     train = sample(train, data.train_rows, seed, "training")
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
+    if data.kind == "planted":
+        return import_module(PLANTED).planted_task(train, evaluation, data.profile)
     metric = data.metric or METRICS[data.kind][0]
     if data.kind == "causal_lm":
         return Task(
