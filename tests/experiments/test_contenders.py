@@ -10,7 +10,8 @@ from torch import nn
 
 from pedyra.config import RankConfig
 from pedyra.experiments.contenders import CONTENDERS, by_gain, contender
-from pedyra.experiments.trial import make_student, run_trial
+from pedyra.experiments.loop import make_student
+from pedyra.experiments.trial import run_trial
 
 COSTS = {"0.q": 10, "0.up": 30, "1.q": 10, "1.up": 30}
 

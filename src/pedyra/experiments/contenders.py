@@ -21,6 +21,7 @@ import yaml
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.experiments import contender_hooks as hooks
+from pedyra.experiments.looks import Looking, gradient_look, probe_look
 from pedyra.methods.adalora_svd import CubicPruning
 from pedyra.methods.dense_sensitivity import DenseSensitivity
 from pedyra.methods.elalora import ElaLoraSettings, Elastic, orthogonal_triples
@@ -38,7 +39,7 @@ Costs = Mapping[str, int]
 Gains = Mapping[str, Sequence[float]]
 """Layer name -> gain of each candidate direction, best first."""
 Pattern = Callable[[Costs, int, Gains], dict[str, int]]
-"""(costs, uniform rank, gains) -> rank of every layer; the gains are empty but for a start along the gradient."""
+"""(costs, uniform rank, gains) -> rank of every layer; the gains are empty without a look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,8 @@ class Contender:
     """Ranks at the start that are not uniform."""
     ratio: float = 1.0
     """Learning rate of B over that of A (LoRA+)."""
-    look: int = 0
-    """Steps without updates, from whose dense gradients A starts along the top right singular vectors."""
+    look: Looking | None = None
+    """Spends the first steps of the run on gains and directions, and places the first triples along them."""
     start: Callable[[Sequence[AdaptedLayer], int], None] | None = None
     """(layers, seed): changes the factors before the optimizer is built."""
     before_step: Callable[[RankAllocator], None] | None = None
@@ -152,8 +153,11 @@ def _kinds(costs: Costs) -> str:
 CONTENDERS: dict[str, Contender] = {
     "lora": Contender(),
     "rslora": Contender(scale=lambda rank: rank**0.5),
-    "gradient-start": Contender(look=20),
-    "gradient-ranks": Contender(look=20, pattern=by_gain),
+    "gradient-start": Contender(look=gradient_look),
+    "gradient-ranks": Contender(look=gradient_look, pattern=by_gain),
+    "probe-start": Contender(look=probe_look),
+    "probe-ranks": Contender(look=probe_look, pattern=by_gain),
+    "probe-restart": Contender(look=partial(probe_look, keep=False), pattern=by_gain),
     "random": Contender(config=RankConfig(**_WINDOW), moves=1 / 6, rule=lambda rank, seed: RandomMoves(seed)),
     "prune": Contender(
         config=RankConfig(**_WINDOW), first_rank=_initial, rule=lambda rank, seed: Prune(_initial(rank), rank)
