@@ -24,6 +24,7 @@ from pedyra.console import (
     write_json_lines,
 )
 from pedyra.experiments import bench_cli
+from pedyra.experiments.search_cli import search
 
 app = typer.Typer(
     name="pedyra",
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_cli.app, name="bench")
+app.command()(search)
 
 
 def _check_json_file(path: Path | None) -> Path | None:

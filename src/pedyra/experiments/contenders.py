@@ -126,14 +126,14 @@ def fixed(wanted: Mapping[str, int], costs: Costs, rank: int, gains: Gains) -> d
     return ranks
 
 
-def by_gain(costs: Costs, rank: int, gains: Gains) -> dict[str, int]:
+def by_gain(costs: Costs, rank: int, gains: Gains, min_rank: int = 0) -> dict[str, int]:
     """The budget of a uniform `rank` for the directions with the highest gain per parameter."""
     candidates = sorted(
         (-gain / costs[name], position, index, name)
         for position, name in enumerate(costs)
-        for index, gain in enumerate(gains[name])
+        for index, gain in enumerate(gains[name][min_rank:])
     )
-    ranks, left = dict.fromkeys(costs, 0), rank * sum(costs.values())
+    ranks, left = dict.fromkeys(costs, min_rank), (rank - min_rank) * sum(costs.values())
     for *_, name in candidates:
         if costs[name] <= left:
             ranks[name] += 1
