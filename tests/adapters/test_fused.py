@@ -19,14 +19,14 @@ from pedyra.adapters.fused import FusedLinear, fuse, unfuse
 
 @pytest.fixture(autouse=True)
 def _fuse_small_layers_too(monkeypatch) -> None:
-    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", (0, 0))
 
 
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
     """The names of the fused functions that run, in order."""
     seen: list[str] = []
-    for name in ("_AddedToWeight", "_AddedToOutput"):
+    for name in ("AddedToWeight", "AddedToOutput"):
         function = getattr(fused_module, name)
         original = function.forward
 
@@ -95,7 +95,7 @@ def assert_as_near(fused: dict[str, Tensor], plain: dict[str, Tensor], exact: di
 
 
 # Net has layers of up to 12 features: 2 tokens are too few to add the triples to the weight, 40 are enough.
-@pytest.mark.parametrize(("shape", "function"), [((2, 8), "_AddedToOutput"), ((8, 5, 8), "_AddedToWeight")])
+@pytest.mark.parametrize(("shape", "function"), [((2, 8), "AddedToOutput"), ((8, 5, 8), "AddedToWeight")])
 def test_output_and_gradients_are_those_of_pefts_forward(shape, function, make_net, calls):
     plain, fused = pair(make_net, trained=True)
     x = torch.randn(shape)
@@ -137,14 +137,14 @@ def test_under_autocast_types_and_values_are_pefts(tokens, make_net, calls):
     plain.zero_grad()
     autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
     assert_as_near(outcome(fused, x, autocast()), outcome(plain, x, autocast()), exact=exact)
-    assert calls == ["_AddedToOutput"] * 3  # a small update would vanish in the rounding of a bfloat16 weight
+    assert calls == ["AddedToOutput"] * 3  # a small update would vanish in the rounding of a bfloat16 weight
 
 
 def test_half_precision_throughout(make_net, calls):
     plain, fused = pair(make_net, trained=True, dtype=torch.bfloat16)
     x = torch.randn(40, 8, dtype=torch.bfloat16)
     assert_as_near(outcome(fused, x), outcome(plain, x), exact=in_float32(plain, x))
-    assert calls == ["_AddedToOutput"] * 3
+    assert calls == ["AddedToOutput"] * 3
 
 
 def test_a_half_precision_base_with_float32_triples(make_net, calls):
@@ -155,7 +155,7 @@ def test_a_half_precision_base_with_float32_triples(make_net, calls):
             layer.module.lora_B.float()
     x = torch.randn(40, 8, dtype=torch.bfloat16)
     assert_as_near(outcome(fused, x), outcome(plain, x), exact=in_float32(plain, x))
-    assert calls == ["_AddedToOutput"] * 3
+    assert calls == ["AddedToOutput"] * 3
 
 
 def test_shortened_float32_products_never_see_the_summed_weight(make_net, calls):
@@ -165,7 +165,7 @@ def test_shortened_float32_products_never_see_the_summed_weight(make_net, calls)
         fused(torch.randn(40, 8))
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert calls == ["_AddedToOutput"] * 3
+    assert calls == ["AddedToOutput"] * 3
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -269,11 +269,29 @@ def test_only_the_class_of_the_instance_changes_and_detach_gives_it_back(make_ne
     assert torch.allclose(fused(x), expected, rtol=0, atol=1e-6)
 
 
-def test_layers_too_small_to_gain_are_left_to_peft(monkeypatch, make_net, calls):
-    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", 40 * (8 + 12) + 1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [0, 2, 40])
+def test_layers_too_small_for_a_function_are_composed_of_autograds_own(tokens, dtype, monkeypatch, make_net, calls):
+    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", (2**30, 2**30))
+    plain, fused = pair(make_net, trained=True, dtype=dtype)
+    x = torch.randn(tokens, 8, dtype=dtype)
+    if dtype == torch.bfloat16 and tokens:
+        assert_as_near(outcome(fused, x), outcome(plain, x), exact=in_float32(plain, x))
+    elif tokens:
+        assert_same(outcome(fused, x), outcome(plain, x))
+    else:
+        assert torch.equal(fused(x), plain(x))
+    assert calls == []
+    assert torch.allclose(fused(x[None]), plain(x[None]), atol=0.1) and fused(x[None]).shape == (1, tokens, 6)
+
+
+def test_small_layers_of_mixed_types_are_not_composed(monkeypatch, make_net, calls):
+    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", (2**30, 2**30))
     plain, fused = pair(make_net, trained=True)
     x = torch.randn(40, 8)
-    assert torch.equal(fused(x), plain(x)) and calls == []
+    with torch.autocast("cpu", torch.bfloat16):
+        fused(x)
+    assert len(calls) == 3
 
 
 def test_fuse_says_whether_it_can_help(make_net):

@@ -34,7 +34,7 @@ class AFactor(nn.Module):
     @property
     def weight(self) -> Tensor:
         """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable; writing into it changes nothing."""
-        return self.E[:, None] * self.A
+        return self.E.unsqueeze(1) * self.A
 
     def unit_core(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
