@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
 from pedyra.experiments.contenders import CONTENDERS, by_gain, contender
+from pedyra.experiments.looks import loss_shares, make_singular
 from pedyra.experiments.loop import make_student
 from pedyra.experiments.trial import run_trial
 
@@ -91,6 +93,26 @@ def test_a_start_along_the_gradient_is_its_top_right_singular_vectors():
     A = model.q.lora_A["default"].A.detach()
     cosines = (A @ right.T).abs() / A.norm(dim=1, keepdim=True)
     torch.testing.assert_close(cosines, torch.eye(2), atol=1e-4, rtol=0)
+
+
+def test_singular_triples_are_the_same_function_and_their_shares_add_up_to_what_was_saved():
+    trial = _run("lora", rank=3, steps=60, lr=5e-2)
+    adapted, x = attach(trial.model), torch.randn(9, 32)
+    before = trial.model(x)
+    make_singular(adapted)
+    torch.testing.assert_close(trial.model(x), before, atol=1e-5, rtol=1e-4)
+    for layer in adapted:
+        torch.testing.assert_close(layer.a.A @ layer.a.A.T, torch.eye(3))
+        assert layer.b.weight.norm(dim=0).diff().max() <= 0  # highest first
+
+    def loss(model):  # the same batch every time, so that the shares have no noise
+        return _loss(1)(model)
+
+    shares = loss_shares(trial.model, adapted, loss, 200)
+    with torch.no_grad():
+        saved = loss(TwoLayers()) - loss(trial.model)
+    assert float(sum(share.sum() for share in shares)) == pytest.approx(float(saved), rel=1e-3)
+    torch.testing.assert_close(trial.model(x), before, atol=1e-5, rtol=1e-4)
 
 
 def test_patterns_by_type_by_name_and_by_gain():

@@ -158,6 +158,7 @@ CONTENDERS: dict[str, Contender] = {
     "probe-start": Contender(look=probe_look),
     "probe-ranks": Contender(look=probe_look, pattern=by_gain),
     "probe-restart": Contender(look=partial(probe_look, keep=False), pattern=by_gain),
+    "shares-ranks": Contender(look=partial(probe_look, points=16), pattern=by_gain),
     "random": Contender(config=RankConfig(**_WINDOW), moves=1 / 6, rule=lambda rank, seed: RandomMoves(seed)),
     "prune": Contender(
         config=RankConfig(**_WINDOW), first_rank=_initial, rule=lambda rank, seed: Prune(_initial(rank), rank)

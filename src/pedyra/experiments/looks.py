@@ -83,25 +83,61 @@ def gradient_look(setup: Setup, *, steps: int = 20) -> Look:
     return Look(steps=steps, gains=gains, right=rights)
 
 
-def probe_look(setup: Setup, *, part: float = 0.1, widen: int = 4, keep: bool = True) -> Look:
+def probe_look(setup: Setup, *, part: float = 0.1, widen: int = 4, keep: bool = True, points: int = 0) -> Look:
     """A LoRA of `widen` times the rank, trained for this part of the run; its update's singular triples.
 
-    The gain is the squared singular value: the best patterns by gain per parameter then lose least of the update
-    (Eckart-Young). While it lasts, the look has more parameters than the budget.
+    While it lasts, the look has more parameters than the budget.
 
     Args:
         keep: go on from the triples; False: only from their directions, with B = 0.
+        points: 0: the gain is the squared singular value, and the pattern by gain per parameter loses least of the
+            update (Eckart-Young). Otherwise it is the triple's share in what the update saves of the loss
+            (`loss_shares`), which costs as many further steps.
     """
-    steps = round(part * len(setup.factors))
+    steps = round(part * len(setup.factors)) - points
     model = make_student(setup.base, dict.fromkeys(setup.layers, widen * setup.rank), setup.scaling, setup.seed)
     adapted = attach(model)
     make_plain(adapted, setup.fused)
     train(model, make_optimizer(adapted, setup.lr), setup.loss, setup.factors[:steps], clip=setup.clip)
+    make_singular(adapted)
+    if points:
+        shares = loss_shares(model, adapted, setup.loss, points)
+    else:
+        shares = [layer.scaling**2 * layer.b.weight.detach().square().sum(0) for layer in adapted]
     gains, rights, lefts = {}, {}, {}
+    for layer, share in zip(adapted, shares, strict=True):
+        order = share.sort(descending=True)
+        gains[layer.name] = order.values.tolist()
+        rights[layer.name] = layer.a.A.detach()[order.indices]
+        lefts[layer.name] = layer.scaling * layer.b.weight.detach()[:, order.indices]
+    return Look(steps=steps + points, gains=gains, right=rights, left=lefts if keep else None)
+
+
+@torch.no_grad()
+def make_singular(adapted: Sequence[AdaptedLayer]) -> None:
+    """Each layer's update as its singular triples: orthonormal rows in A, U S in B; the function stays."""
     for layer in adapted:
-        update = layer.scaling * layer.b.weight.detach() @ layer.a.A.detach()
-        U, S, Vh = torch.linalg.svd(update, full_matrices=False)
-        count = layer.rank
-        gains[layer.name] = S[:count].square().tolist()
-        rights[layer.name], lefts[layer.name] = Vh[:count], U[:, :count] * S[:count]
-    return Look(steps=steps, gains=gains, right=rights, left=lefts if keep else None)
+        U, S, Vh = torch.linalg.svd(layer.b.weight @ layer.a.weight, full_matrices=False)
+        layer.a.A.copy_(Vh[: layer.rank])
+        layer.a.E.fill_(1)
+        layer.b.weight.copy_(U[:, : layer.rank] * S[: layer.rank])
+
+
+def loss_shares(model: nn.Module, adapted: Sequence[AdaptedLayer], loss: Loss, points: int) -> list[Tensor]:
+    """What each triple saves of the loss, `(rank,)` per layer: integrated gradients from no update to the whole one.
+
+    The shares add up to the whole saving (Sundararajan, Taly, Yan 2017, "completeness"), but for the few points of
+    the integral and the batches' noise: one batch for each of `points` places on the path.
+    """
+    shares = [torch.zeros_like(layer.a.E) for layer in adapted]
+    gates: list[Any] = [layer.a.E.requires_grad_() for layer in adapted]
+    for point in range(points):
+        with torch.no_grad():
+            for gate in gates:
+                gate.fill_((point + 0.5) / points)
+        for share, gradient in zip(shares, torch.autograd.grad(loss(model), gates), strict=True):
+            share -= gradient / points
+    with torch.no_grad():
+        for gate in gates:
+            gate.fill_(1)
+    return shares
