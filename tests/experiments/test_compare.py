@@ -106,6 +106,14 @@ def test_a_grown_grid_keeps_what_is_done(make_grid, calls):
     assert calls()[done:] == ["lora 3 0.1", "pedyra 3 0.1"]
 
 
+def test_a_wider_grid_of_rates_keeps_what_is_done(make_grid, calls):
+    compare_grid(make_grid(), QUIET)
+    done = len(calls())
+    compare_grid(make_grid("learning_rates=[0.01, 0.1, 1]"), QUIET, extend=True)
+    tried = ["lora 1000 1.0", "pedyra 1000 1.0"]  # the trainer rewards it, so every seed is run at it
+    assert calls()[done:] == [*tried, *(f"{name} {seed} 1.0" for name in ("lora", "pedyra") for seed in (0, 1, 2))]
+
+
 def test_two_machines_share_a_grid_and_one_command_puts_it_together(make_grid, calls, folder):
     compare_grid(make_grid("output_dir=one"), QUIET, shard="1/2")
     assert {call.split()[0] for call in calls()} == {"lora"}

@@ -94,12 +94,18 @@ def test_the_first_difference_is_told_with_both_values(make_grid):
     assert first_difference(make_grid(), make_grid("seeds=[0]")) == "seeds was [0, 1, 2] and is now [0]"
 
 
+NARROW = "methods={lora: {learning_rates: [0.1]}, pedyra: {}}"
+
+
 def test_growing_is_more_of_the_same(make_grid):
     grid = make_grid()
-    for more in ("seeds=[0, 1, 2, 3]", "methods=[lora, pedyra, dora]", "tasks.cola={}", "budgets=[2, 4]"):
+    for more in (
+        *("seeds=[0, 1, 2, 3]", "methods=[lora, pedyra, dora]", "tasks.cola={}", "budgets=[2, 4]"),
+        *("learning_rates=[0.01, 0.1, 1]", "methods={lora: {learning_rates: [1e-3, 0.01, 0.1]}, pedyra: {}}"),
+    ):
         assert only_grows(grid, make_grid(more)), more
         assert not only_grows(make_grid(more), grid), more
-    for other in ("training.max_steps=9", "learning_rates=[1]", "tasks.toy={}", "seeds=[0, 1, 3]"):
+    for other in ("training.max_steps=9", "learning_rates=[1]", "tasks.toy={}", "seeds=[0, 1, 3]", NARROW):
         assert not only_grows(grid, make_grid(other)), other
 
 

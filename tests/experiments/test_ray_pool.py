@@ -52,16 +52,21 @@ def test_what_is_no_address_is_refused(address):
         check_answers(address)
 
 
-def test_a_server_that_speaks_is_good_enough_to_go_on(listening):
-    def answer():
+@pytest.mark.parametrize(("answer", "speaks_http2"), [(b"\0\0\0\4\0\0\0\0\0", True), (b"HTTP/1.1 400", False)])
+def test_only_a_server_that_speaks_the_protocol_is_good_enough_to_go_on(listening, answer, speaks_http2):
+    def serve():
         connection, _ = listening.accept()
         with connection:
             connection.recv(100)
-            connection.sendall(b"\0\0\0\4\0\0\0\0\0")
+            connection.sendall(answer)
 
-    thread = threading.Thread(target=answer)
+    thread = threading.Thread(target=serve)
     thread.start()
-    check_answers(address_of(listening), seconds=5)
+    if speaks_http2:
+        check_answers(address_of(listening), seconds=5)
+    else:
+        with pytest.raises(ValueError, match="does not speak Ray's protocol"):
+            check_answers(address_of(listening), seconds=5)
     thread.join()
 
 

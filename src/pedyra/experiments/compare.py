@@ -60,7 +60,7 @@ def compare_grid(
         ray: address of a Ray cluster to run on.
         shard: "i/n": only the i-th of n parts of the grid.
         collect: folders to put together, beside the comparison's own, instead of running anything.
-        extend: accept a folder whose grid has fewer methods, tasks, seeds or budgets.
+        extend: accept a folder whose grid has fewer methods, tasks, seeds, budgets or learning rates.
 
     Raises:
         ValueError: a mistake in the grid or an option, told before anything runs.

@@ -212,10 +212,19 @@ def first_difference(before: Grid, now: Grid) -> str | None:
 
 
 def only_grows(before: Grid, now: Grid) -> bool:
-    """Whether `now` has every job of `before`, and differs only by more methods, tasks, seeds or budgets."""
+    """Whether `now` has every job of `before`, and differs only by more methods, tasks, seeds, budgets or rates."""
+    kept = [name for name in before.methods if name in now.methods]
+    wider = [name for name in kept if set(before.rates(name)) <= set(now.rates(name))]
+    rows = {
+        name: now.methods[name].model_copy(
+            update={"learning_rates": before.methods[name].learning_rates} if name in wider else {}
+        )
+        for name in kept
+    }
     grown = now.model_copy(
         update={
-            "methods": {name: row for name, row in now.methods.items() if name in before.methods},
+            "methods": rows,
+            "learning_rates": before.learning_rates if wider == kept else now.learning_rates,
             "tasks": {name: task for name, task in now.tasks.items() if name in before.tasks},
             "seeds": before.seeds if set(before.seeds) <= set(now.seeds) else now.seeds,
             "budgets": before.budgets if set(before.all_budgets) <= set(now.all_budgets) else now.budgets,

@@ -17,6 +17,7 @@ from pedyra.experiments.results import RateCurve, choose_rate, collect
 from pedyra.experiments.splits import TaskSplits, split_task
 from pedyra.files import write_file
 from pedyra.recipe import LoraSection, Recipe, check_recipe
+from pedyra.runs.arguments import training_arguments
 
 RunJobs = Callable[[Sequence[Job]], None]
 
@@ -120,7 +121,13 @@ def _data_section(grid: Grid, label: str) -> Any:
 
 def _row_recipe(experiment: Experiment, cell: Cell) -> Recipe:
     job = experiment.job(cell, experiment.grid.rates(cell.method)[0], experiment.grid.seeds[0], "jobs")
-    return matching.checked(job.recipe, f"methods.{cell.method} on {cell.task}")
+    where = f"methods.{cell.method} on {cell.task}"
+    recipe = matching.checked(job.recipe, where)
+    try:
+        training_arguments(recipe)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return recipe
 
 
 def _match(experiment: Experiment, recipes: Mapping[Cell, Recipe], run_jobs: RunJobs) -> dict[Cell, Matched]:

@@ -103,7 +103,7 @@ def check_answers(address: str, seconds: float = ANSWER_SECONDS) -> None:
         with socket.create_connection((host, int(port)), timeout=seconds) as connection:
             connection.sendall(HTTP2_HELLO)
             connection.settimeout(max(0.01, deadline - time.monotonic()))
-            if connection.recv(1):
+            if connection.recv(9)[3:4] == b"\4":  # the type of the frame: SETTINGS
                 return
     except TimeoutError:
         reason = f"no answer within {seconds:g} s"
