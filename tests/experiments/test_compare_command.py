@@ -64,7 +64,7 @@ def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),
         ([SMOKE, "tasks={cola: {}}", "data_dir=nowhere"], "nowhere/cola/train.jsonl.gz' does not exist"),
         ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' cannot be loaded"),
-        ([SMOKE, "--collect", "nowhere"], "nowhere holds no comparison"),
+        ([SMOKE, "--collect", "nowhere"], "--collect nowhere: it holds no comparison"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, arguments, told):

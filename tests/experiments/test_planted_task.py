@@ -72,6 +72,21 @@ def test_model_and_data_of_different_problems_are_refused():
         load_model(section, "planted", None, load_tokenizer(section), 0)
 
 
+def test_a_row_can_have_its_own_bits_on_any_task(tmp_path: Any):
+    rows = {"lora": {}, "pedyra on qlora": {"method": "pedyra", "quantization": "nf4"}}
+    grid = Grid.model_validate(
+        {
+            **{"name": "g", "output_dir": str(tmp_path), "model": {"name": "tiny-bert"}, "lora": {"r": 2, "alpha": 4}},
+            **{"methods": rows, "tasks": {"planted": {}, "toy": {"max_length": 48}}, "seeds": [0], "match": "rank"},
+        }
+    )
+    experiment = plan_experiment(grid, tmp_path, lambda jobs: None)
+    made = {(cell.method, cell.task): experiment.job(cell, 0.1, 0, "jobs").recipe["model"] for cell in experiment.cells}
+    assert made["pedyra on qlora", "toy"] == {"name": "tiny-bert", "quantization": "nf4"}
+    assert made["pedyra on qlora", "planted"] == {"name": "planted-design", "quantization": "nf4"}
+    assert made["lora", "toy"] == {"name": "tiny-bert"}
+
+
 def test_in_a_grid_it_brings_its_own_model_and_less_is_better(tmp_path: Any):
     tasks = {"planted": {}, "other": {"task": "planted", "profile": "sparse"}, "toy": {"max_length": 48}}
     grid = Grid.model_validate(

@@ -128,6 +128,8 @@ def collect_comparison(grid: Grid, folders: Sequence[Path]) -> Summary:
     """
     digests: dict[str, tuple[str, Path]] = {}
     for folder in folders:
+        if not (folder / "grid.yaml").is_file():
+            raise ValueError(f"--collect {folder}: it holds no comparison (no grid.yaml); give the output_dir of one")
         _check_same(grid, folder, extend=False)
         for file in sorted(folder.glob("data/*/splits.json")):
             digest = json.loads(file.read_text(encoding="utf-8"))["digest"]

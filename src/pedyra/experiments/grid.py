@@ -45,6 +45,8 @@ class MethodRow(_Section):
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
     """What is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever it costs."""
+    quantization: Literal["none", "nf4", "int8"] | None = None
+    """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
     method_settings: dict[str, Any] = Field(default_factory=dict)

@@ -182,7 +182,8 @@ def planned_memory(recipe: Recipe) -> int:
         command = [sys.executable, "-m", "pedyra", "train", str(path), "--dry-run", "--json", str(plan)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            raise ValueError(f"no plan for method {recipe.method}: {done.stderr.strip().removeprefix('Error: ')}")
+            said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise ValueError(f"no plan for method {recipe.method}: {said.removeprefix('Error: ')}")
         return json.loads(plan.read_text(encoding="utf-8").splitlines()[0])["memory_bytes"]
 
 

@@ -101,10 +101,11 @@ def recipe_content(
     if matched.r != grid.base_rank:
         alpha = alpha * matched.r / grid.base_rank  # the scaling alpha / r stays
     steps = {} if matched.max_steps is None else {"max_steps": matched.max_steps}
+    bits = {} if row.quantization is None else {"quantization": row.quantization}
     return {
         "method": row.method,
         "seed": seed,
-        "model": task_model(data, grid.model),
+        "model": task_model(data, grid.model) | bits,
         "data": dict(data),
         "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
         "rank": {**grid.rank, **row.rank},
