@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
 
 from pedyra.cli import app
-from pedyra.experiments.bench_scale import MEASURES, growth, operation_seconds
+from pedyra.experiments import bench_scale
+from pedyra.experiments.bench_scale import MEASURES, Size, growth, operation_seconds
 
 
 def test_smoke_writes_sizes_fits_and_operations(tmp_path):
@@ -20,8 +22,10 @@ def test_smoke_writes_sizes_fits_and_operations(tmp_path):
     assert [(row["axis"], row["value"], row["triples"]) for row in sizes] == [
         ("layers", 4, 32), ("layers", 8, 64), ("rank", 2, 8), ("rank", 4, 16),
     ]  # fmt: skip
-    assert all(row[measure] > 0 for row in sizes for measure in MEASURES)
-    assert len([row for row in rows if row["kind"] == "fit"]) == 2 * len(MEASURES)
+    assert all(row[measure] > 0 or measure == "sketch_seconds" for row in sizes for measure in MEASURES)
+    fits = [row for row in rows if row["kind"] == "fit"]
+    assert [(row["axis"], row["measure"]) for row in fits] == [(a, m) for a in ("layers", "rank") for m in MEASURES]
+    assert all(len(row["exponents"]) == 3 and row["exponents"] == sorted(row["exponents"]) for row in fits)
     assert [row["layers"] for row in rows if row["kind"] == "operations"] == [16]
 
 
@@ -29,6 +33,16 @@ def test_smoke_writes_sizes_fits_and_operations(tmp_path):
 def test_growth_is_the_exponent_of_a_power_law(exponent):
     sizes = [3, 10, 40, 100]
     assert growth(sizes, [0.01 * size**exponent for size in sizes]) == pytest.approx(exponent, abs=1e-9)
+
+
+def test_a_cost_that_grows_as_it_should_is_found_in_the_medians(monkeypatch):
+    costs = iter([1.0, 2.0, 1.0, 2.0, 1.0, 50.0])  # three repeats of two sizes, one of them disturbed
+    monkeypatch.setattr(bench_scale, "measure", lambda size, **_: dict.fromkeys(MEASURES, next(costs)))
+    axes = {"layers": (Size(layers=2), Size(layers=4))}
+    rows = list(bench_scale.bench_scale(axes, operations=None))
+    assert [row["step_seconds"] for row in rows[:2]] == [1.0, 2.0]
+    assert [row["exponent"] for row in rows[2:]] == pytest.approx([1.0] * len(MEASURES))
+    assert rows[2]["exponents"] == pytest.approx([1.0, 1.0, math.log2(50)])
 
 
 def test_operations_on_500_layers_take_no_time_to_speak_of():

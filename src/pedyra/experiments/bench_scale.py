@@ -1,7 +1,8 @@
 """`pedyra bench scale`: how the cost of rank adaptation grows with layers, rank, triples, sequence length and batch.
 
 The model is a chain of linear layers, so that nothing but the adapters grows. Each measure is fitted as c * size^p
-over its axis; p above 1 would mean that pedyra does not scale.
+over its axis; p above 1 would mean that pedyra does not scale. All sizes of an axis are measured in turn, several times
+over, on the processor's clock, so that what else the machine does falls on small and large sizes alike.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from pedyra.adapters.attach import attach
+from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.config import RankConfig
 from pedyra.experiments.memory import storage_bytes
 from pedyra.export import export_adapter
 from pedyra.training.checkpoint import save_state
+from pedyra.training.gradient_sketch import GradientSketch
 from pedyra.training.rank_allocator import RankAllocator
 
 LARGEST_EXPONENT = 1.05
@@ -52,7 +54,8 @@ SMOKE_AXES: dict[str, tuple[Size, ...]] = {
     "layers": tuple(Size(layers=n, width=32) for n in (4, 8)),
     "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
 }
-MEASURES = ("overhead_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
+MEASURES = ("overhead_seconds", "sketch_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
+_SKETCH_STEPS = 3  # one for each part of a sketch
 
 
 class Chain(nn.Module):
@@ -69,22 +72,31 @@ class Chain(nn.Module):
 
 
 def bench_scale(
-    axes: dict[str, tuple[Size, ...]] = AXES, *, device: str = "cpu", steps: int = 8, operations: int | None = 512
+    axes: dict[str, tuple[Size, ...]] = AXES,
+    *,
+    device: str = "cpu",
+    steps: int = 8,
+    repeats: int = 3,
+    operations: int | None = 512,
 ) -> Iterator[dict[str, Any]]:
     """Rows of three kinds: one per size, one fit per axis and measure, one for a model of `operations` layers.
 
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
-    one adjustment, and the bytes of the score state.
+    what sketching gradient directions adds, of one adjustment, and the bytes of the score state; each the median over
+    `repeats`. A fit has the `exponent` of these medians, and `exponents` of the repeats one by one, sorted.
     """
     for axis, sizes in axes.items():
-        rows = []
-        for size in sizes:
-            row = {"kind": "size", "axis": axis, "value": _value(axis, size), **asdict(size)}
-            rows.append(row | {"triples": size.layers * size.rank} | measure(size, device=device, steps=steps))
-            yield rows[-1]
-        for measure_name in MEASURES:
-            exponent = growth([row["value"] for row in rows], [row[measure_name] for row in rows])
-            yield {"kind": "fit", "axis": axis, "measure": measure_name, "exponent": exponent}
+        runs = [[measure(size, device=device, steps=steps) for size in sizes] for _ in range(repeats)]
+        values = [_value(axis, size) for size in sizes]
+        for index, size in enumerate(sizes):
+            medians = {name: median(run[index][name] for run in runs) for name in MEASURES}
+            triples = size.layers * size.rank
+            yield {"kind": "size", "axis": axis, "value": values[index], **asdict(size), "triples": triples, **medians}
+        for name in MEASURES:
+            columns = [[run[index][name] for index in range(len(sizes))] for run in runs]
+            exponent = growth(values, [median(costs) for costs in zip(*columns, strict=True)])
+            each = sorted(growth(values, column) for column in columns)
+            yield {"kind": "fit", "axis": axis, "measure": name, "exponent": exponent, "exponents": each}
     if operations:
         yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
 
@@ -98,9 +110,10 @@ def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any
     """Medians over `steps` observed steps, with an adjustment after every second one."""
     model, optimizer, allocator = _prepared(size, device, total_steps=steps + 2)
     x = torch.randn(size.batch, size.length, size.width, device=device)
-    seconds: dict[str, list[float]] = {name: [] for name in MEASURES[:-1]}
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare", "forward", "observe", "step", "adjustment")}
     for step in range(steps + 1):
-        bare = _timed(device, lambda: model.eval()(x).sum())  # inputs are observed in training alone
+        model.eval()  # inputs are observed in training alone
+        bare = _timed(device, lambda: model(x).sum())
         model.train()
         began = _now(device)
         loss = model(x).sum()
@@ -113,12 +126,42 @@ def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any
         adjustment = _timed(device, allocator.after_step)
         if step == 0:
             continue  # warm-up
-        seconds["overhead_seconds"].append(observe + max(0.0, forward - bare))
-        seconds["step_seconds"].append(whole)
+        for name, value in (("bare", bare), ("forward", forward), ("observe", observe), ("step", whole)):
+            seconds[name].append(value)
         if allocator.history and allocator.history[-1]["step"] == allocator.step:
-            seconds["adjustment_seconds"].append(adjustment)
-    result: dict[str, Any] = {name: median(values) for name, values in seconds.items()}
-    return result | {"state_bytes": storage_bytes(allocator.scores.tensors().values())}
+            seconds["adjustment"].append(adjustment)
+    medians = {name: median(values) for name, values in seconds.items()}
+    state = storage_bytes(allocator.scores.tensors().values())
+    allocator.release()
+    return {
+        "overhead_seconds": medians["observe"] + max(0.0, medians["forward"] - medians["bare"]),
+        "sketch_seconds": _sketch_seconds(model, allocator.layers, x, rounds=max(2, steps // 4)),
+        "adjustment_seconds": medians["adjustment"],
+        "step_seconds": medians["step"],
+        "state_bytes": state,
+    }
+
+
+def _sketch_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, rounds: int) -> float:
+    """What a whole sketch, all its parts, adds to each of its steps; the median over `rounds` sketches."""
+    device = x.device.type
+
+    def window(sketch: GradientSketch | None) -> float:
+        began = _now(device)
+        for _ in range(_SKETCH_STEPS):
+            model(x).sum().backward()
+            if sketch is not None:
+                sketch.observe()
+            model.zero_grad()
+        return _now(device) - began
+
+    added = []
+    for index in range(rounds + 1):
+        bare = window(None)
+        sketch = GradientSketch(layers, q=8, steps=_SKETCH_STEPS, generator=torch.Generator().manual_seed(index))
+        added.append(window(sketch) - bare)
+        sketch.remove()
+    return max(0.0, median(added[1:])) / _SKETCH_STEPS
 
 
 def operation_seconds(layers: int) -> dict[str, float]:
@@ -146,7 +189,7 @@ def operation_seconds(layers: int) -> dict[str, float]:
 
 def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.optim.Optimizer, RankAllocator]:
     model = _adapted(size).to(device).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     return model, optimizer, RankAllocator(model, optimizer, _config(), total_steps=total_steps)
 
 
@@ -173,4 +216,5 @@ def _timed(device: str, call: Callable[[], Any]) -> float:
 def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()

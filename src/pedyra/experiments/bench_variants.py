@@ -112,8 +112,7 @@ def _floor(model: Any) -> Variant:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("modules_to_save.default" in name)
     model.enable_input_require_grads()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return Variant("floor", model, torch.optim.AdamW(trained or [nn.Parameter(torch.zeros(1))]))
+    return Variant("floor", model, _adamw(model))
 
 
 def _masked(name: str, setting: Setting) -> Variant:
@@ -158,7 +157,9 @@ def _adapted(setting: Setting, config: LoraConfig) -> Any:
 
 
 def _adamw(model: nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
+    """The Trainer's default optimizer; AdamW's own default is a loop over the parameters on a CPU."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained or [nn.Parameter(torch.zeros(1))], lr=1e-4, fused=True)
 
 
 def _batches(setting: Setting) -> list[dict[str, Tensor]]:
