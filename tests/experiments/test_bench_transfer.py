@@ -102,6 +102,17 @@ def test_each_method_is_compared_at_its_own_best_rate():
     assert "diverged" in table([lora, pedyra, bad])[3]
 
 
+def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    old, new = ({**_row("pedyra", 1, 0, loss), "config": config} for loss, config in ((2.0, "aa"), (3.0, "bb")))
+    file = RowFile(path, ("method", "config", "lr", "seed"))
+    assert list(file.complete([old], lambda job: job)) == [old]
+    made = list(file.complete([{name: new[name] for name in ("method", "config", "lr", "seed")}], lambda job: new))
+    assert made == [new] and file.rows == [old, new]
+    assert rates_by_method(file.rows) == {"pedyra": {1: {0: 3.0}}}
+    assert rates_by_method([{**old, "lr": 9}, new]) == {"pedyra": {1: {0: 3.0}}}
+
+
 def test_the_command_prints_the_table_and_a_warning_at_the_edge(tmp_path):
     file = tmp_path / "rows.jsonl"
     arguments = ["--smoke", "--steps", "25", "--seeds", "1", "--json", str(file)]

@@ -15,7 +15,7 @@ from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.trial import run_trial
 
 METHODS = (*CONTENDERS, "oracle")
-KEY = ("method", "set", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
+KEY = ("method", "set", "config", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
 """What makes two rows the same run."""
 BATCH = 128
 
@@ -73,7 +73,8 @@ def bench_planted(
     """
     file = file or RowFile(None, KEY)
     changes = parse_settings(settings)
-    contenders = {name: None if name == "oracle" else contender(name, changes) for name in methods}
+    # The oracle's ranks are another problem's in every run.
+    contenders = {name: Contender() if name == "oracle" else contender(name, changes) for name in methods}
 
     @lru_cache(maxsize=1)
     def lesson(size: Size, profile: str, noise: float, seed: int) -> Lesson:
@@ -95,12 +96,14 @@ def bench_planted(
                         for name in methods:
                             changed = ",".join(settings) if name.partition(":")[0] == "pedyra" else ""
                             job = {"method": name, "set": changed, "profile": profile, "noise": noise, "seed": seed}
+                            job["config"] = contenders[name].config_digest
                             jobs.append({**job, "lr": lr, **vars(size)})
 
     def run(job: Row) -> Row:
         size = Size(**{name: job[name] for name in vars(Size())})
         taught = lesson(size, job["profile"], job["noise"], job["seed"])
-        return _run(taught, contenders[job["method"]] or _oracle(taught.problem), job)
+        oracle = job["method"] == "oracle"
+        return _run(taught, _oracle(taught.problem) if oracle else contenders[job["method"]], job)
 
     yield from file.complete(jobs, run)
 

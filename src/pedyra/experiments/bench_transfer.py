@@ -16,7 +16,7 @@ from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.transfer import ByteTransformer, Corpus, code, held_out_loss, next_byte_loss, pretrained, prose
 from pedyra.experiments.trial import run_trial
 
-KEY = ("method", "set", "rank", "lr", "seed", "steps", "batch", "base")
+KEY = ("method", "set", "config", "rank", "lr", "seed", "steps", "batch", "base")
 """What makes two rows the same run; `base` names the texts and the pre-trained model."""
 SCALING = 1.0
 """alpha / r of every method."""
@@ -89,6 +89,7 @@ def bench_transfer(
         {
             "method": name,
             "set": ",".join(settings) if name.partition(":")[0] == "pedyra" else "",
+            "config": contenders[name].config_digest,
             "rank": rank,
             "lr": lr,
             "seed": seed,

@@ -10,6 +10,8 @@ A name is an entry of `CONTENDERS`, or one of
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,6 +71,13 @@ class Contender:
     """Between the optimizer's step and the allocator's."""
     gate_lr: float | None = None
     """Constant learning rate of E, apart from the others'."""
+
+    @property
+    def config_digest(self) -> str:
+        """Eight hexadecimal digits of the settings, "" without any: rows of older defaults are other rows."""
+        if self.config is None:
+            return ""
+        return hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
 
 
 _WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)

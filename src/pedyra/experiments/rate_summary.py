@@ -34,9 +34,15 @@ class RateSummary:
 
 
 def rates_by_method(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, dict[int, float]]]:
-    """Rows with `method`, `set`, `lr`, `seed` and `loss` (None: diverged) -> the losses of each method."""
+    """Rows with `method`, `set`, `lr`, `seed` and `loss` (None: diverged) -> the losses of each method.
+
+    Of a method whose settings changed, as `config` tells, only the rows of its last ones count.
+    """
     methods: dict[str, dict[float, dict[int, float]]] = {}
+    last = {full_name(row): row.get("config") for row in rows}
     for row in rows:
+        if row.get("config") != last[full_name(row)]:
+            continue
         loss = math.inf if row["loss"] is None else row["loss"]
         methods.setdefault(full_name(row), {}).setdefault(row["lr"], {})[row["seed"]] = loss
     return methods

@@ -17,7 +17,7 @@ class RowFile:
     """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields.
 
     Raises:
-        ValueError: the file's folder does not exist, or it holds something else than rows with these fields.
+        ValueError: the file's folder does not exist, or it holds something else than rows with the first of these.
     """
 
     def __init__(self, path: Path | None, key: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ class RowFile:
         except ValueError as error:
             raise ValueError(f"--json {path} is no file of JSON lines ({error}); name another file") from error
         for row in self.rows:
-            if not isinstance(row, dict) or any(field not in row for field in self.key):
+            if not isinstance(row, dict) or self.key[0] not in row:
                 raise ValueError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
             path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
@@ -51,7 +51,7 @@ class RowFile:
             yield row
 
     def _id(self, row: Mapping[str, Any]) -> str:
-        return json.dumps([row[field] for field in self.key])
+        return json.dumps([row.get(field) for field in self.key])
 
 
 def _finite(value: Any) -> Any:
