@@ -111,3 +111,26 @@ def test_equal_memory_is_solved_by_the_plan_of_a_run(monkeypatch):
     bytes_of["dora"] = lambda r: 1500 + 10 * r
     with pytest.raises(ValueError, match="1,080 bytes within 5%: .* 1,510 at lora.r 1 and 1,520 at lora.r 2"):
         match_memory("dora", recipe("dora"), 8, recipe("lora"))
+
+
+def test_a_rank_that_a_method_cannot_have_is_no_match(monkeypatch):
+    def planned(recipe):
+        if recipe.method == "pedyra" and recipe.lora.r < 2:
+            raise ValueError("nothing can move")
+        return {"lora": 1000, "pedyra": 1040}[recipe.method] + 10 * recipe.lora.r
+
+    monkeypatch.setattr(matching, "planned_memory", planned)
+    assert match_memory("pedyra", recipe("pedyra"), 4, recipe("lora")).r == 2  # 1060, 2 % above 1040
+    with pytest.raises(ValueError, match="nothing can move"):
+        match_memory("pedyra", recipe("pedyra"), 1, recipe("lora"))
+
+
+def test_two_rows_of_one_method_have_costs_of_their_own(monkeypatch):
+    monkeypatch.setattr(
+        matching, "planned_memory", lambda recipe: 1000 + 10 * recipe.lora.r + 20 * recipe.lora.use_dora
+    )
+    with_magnitudes = recipe("lora")
+    with_magnitudes = with_magnitudes.model_copy(
+        update={"lora": with_magnitudes.lora.model_copy(update={"use_dora": True})}
+    )
+    assert match_memory("lora with magnitudes", with_magnitudes, 8, recipe("lora")).r == 6

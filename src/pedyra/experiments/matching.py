@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ class Matched:
         return asdict(self)
 
 
-def nearest_rank(cost: Callable[[int], int], target: int, start: int) -> tuple[int, list[int]]:
+def nearest_rank(cost: Callable[[int], float], target: float, start: int) -> tuple[int, list[int]]:
     """The rank whose cost is nearest to `target`, and the two nearest ones (one if it is exact).
 
     The cost must grow with the rank, about linearly. Of two equally near, the cheaper is the nearest.
@@ -53,7 +53,7 @@ def nearest_rank(cost: Callable[[int], int], target: int, start: int) -> tuple[i
     return closest[0], closest
 
 
-def check_match(name: str, what: str, knob: str, target: int, costs: dict[int, int]) -> None:
+def check_match(name: str, what: str, knob: str, target: float, costs: Mapping[int, float]) -> None:
     """Refuse a row whose nearest cost is more than 5 % off.
 
     Args:
@@ -152,18 +152,28 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
 
 
 def match_memory(name: str, recipe: Recipe, budget: int, baseline: Recipe) -> Matched:
-    """The rank at which a row's training holds as many bytes as the baseline's, by the plan of `pedyra train`."""
-    known: dict[tuple[str, int], int] = {}
+    """The rank at which a row's training holds as many bytes as the baseline's, by the plan of `pedyra train`.
 
-    def cost(recipe: Recipe, r: int) -> int:
-        key = (recipe.method, r)
+    Raises:
+        ValueError: it cannot within 5 %, with the closest two; or a plan is refused at lora.r = budget.
+    """
+    known: dict[tuple[bool, int], float] = {}
+
+    def cost(recipe: Recipe, r: int) -> float:
+        key = (recipe is baseline, r)  # not the method: a row may be the baseline's method with other layers
         if key not in known:
-            known[key] = planned_memory(with_rank(recipe, r))
+            try:
+                known[key] = planned_memory(with_rank(recipe, r))
+            except ValueError:
+                if r == budget:
+                    raise
+                known[key] = math.inf  # a rank that the method cannot have, e.g. 1 where a rank has to move
         return known[key]
 
     target = cost(baseline, budget)
     nearest, closest = nearest_rank(lambda r: cost(recipe, r), target, budget)
-    check_match(name, "bytes", "lora.r", target, {r: cost(recipe, r) for r in closest})
+    costs = {r: cost(recipe, r) for r in closest if cost(recipe, r) < math.inf}
+    check_match(name, "bytes", "lora.r", target, costs)
     return Matched(nearest)
 
 
