@@ -109,7 +109,11 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "method=pedyra", "rank.moves=-1"], ["rank.moves is -1"]),
         (["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"], ["fill the run of 4 steps"]),
         (["train", "recipe.yaml", "method=pedyra", "rank.interval=4"], ["no adjustment"]),
-        (["train", "recipe.yaml", "method=pedyra", "lora.r=1", "rank.interval=1"], ["nothing can move"]),
+        (
+            ["train", "recipe.yaml", "method=pedyra-paper", "lora.r=1", "rank.interval=1"],
+            ["nothing can move"],
+        ),
+        (["train", "recipe.yaml", "method=pedyra", "rank.interval=3"], ["rank.interval is 3", "4 or more"]),
         (["train", "recipe.yaml", "data.text=txt"], ["no column 'txt'", "label"]),
         (["train", "recipe.yaml", "--resume"], ["no run to resume"]),
         (["eval", "absent"], ["absent is no run folder"]),

@@ -10,7 +10,7 @@ from typing import Any
 
 # Values a string field may take; design decisions behind each are in docs/how_it_works.md.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "moves_schedule": ("linear", "constant", "cubic"),
+    "moves_schedule": ("adaptive", "linear", "constant", "cubic"),
     "budget": ("parameters", "ranks"),
     "score_norm": ("mean", "rank", "none"),
     "input_norm": ("mean_square", "rms"),
@@ -19,7 +19,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "orth_form": ("norm", "squared"),
     "start": ("lora", "svd"),
     "init": ("orthogonal", "gaussian", "gradient"),
-    "expand": ("importance", "gradient"),
+    "expand": ("gradient", "importance", "two_thirds"),
+    "prune": ("trial", "score"),
+    "score": ("importance", "loss"),
     "new_moments": ("seed", "zero"),
 }
 
@@ -35,9 +37,11 @@ class RankConfig:
     interval: int | float = 0.05
     """Optimizer steps between adjustments (paper: Delta_T); a float below 1 is a fraction of the run."""
     moves: int | None = None
-    """Triples moved per adjustment (paper: k). None: 2 % of the total rank, the paper's 12 of 576; 0: only observe."""
-    moves_schedule: str = "linear"
-    """k over the window of adjustments: "constant" (paper), "linear" to 1, or "cubic", k (1 - p^3) (ElaLoRA)."""
+    """Triples moved per adjustment at most (paper: k). None: a sixth of the total rank where they are tried first
+    (`prune` "trial"), else 2 %, the paper's 12 of 576; 0: only observe."""
+    moves_schedule: str | None = None
+    """k over the window of adjustments: "adaptive", twice what moved last time; "constant" (paper), "linear" to 1, or
+    "cubic", k (1 - p^3) (ElaLoRA). None: "adaptive" where triples are tried first, else "linear"."""
     initial_warmup: int | float = 0.1
     """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run."""
     final_warmup: int | float = 0.3
@@ -45,7 +49,7 @@ class RankConfig:
 
     budget: str = "parameters"
     """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant)."""
-    min_rank: int = 1
+    min_rank: int = 0
     """No layer falls below this rank (paper: 1)."""
     max_rank: int | None = None
     """No layer grows above this rank; None: only the layer's own width bounds it."""
@@ -75,12 +79,34 @@ class RankConfig:
 
     start: str = "lora"
     """"lora": E = 1, A and B as PEFT made them, an identity on any LoRA; "svd": A, B ~ N(0, 0.02^2), E = 0 (paper)."""
-    init: str = "orthogonal"
-    """Direction of a new triple: "orthogonal" to the layer's rows, or "gaussian". Its contribution starts at zero."""
-    expand: str = "importance"
-    """What chooses the layers that grow: "importance", Eq. (7), or "gradient", the loss a new triple would save."""
-    sketch_steps: int = 21
-    """Optimizer steps before an adjustment in which gradient directions are sketched (init or expand "gradient")."""
+    train_e: bool | None = None
+    """Whether E is trained. None: with `start="svd"` (paper) only. With start="lora" it stays 1: A and B then learn as
+    those of a plain LoRA of the same ranks do, to the last bit, with as many parameters."""
+    init: str = "gradient"
+    """Direction of a new triple: along the "gradient", "orthogonal" to the layer's rows, or "gaussian" (paper, after
+    AdaLoRA). Its contribution starts at zero."""
+    expand: str = "gradient"
+    """What chooses the layers that grow: "importance", Eq. (7) (paper), "gradient", the loss a new triple would save,
+    or "two_thirds", the distance to the ranks of Eq. (8)."""
+    prune: str | None = None
+    """How triples go: "score", the lowest (paper), or "trial": the lowest are switched off in the last third of a
+    sketch, and go only where a new triple would clearly gain more than they do. None: "trial" where
+    `expand="gradient"` can measure that, else "score"."""
+    score: str = "importance"
+    """What orders the triples: "importance", Algorithm 1, or "loss", what pruning one costs to second order with Adam's
+    second moment as the curvature: e^2 v / 2 of its E where that is trained, else of its row of A."""
+    certainty: float = 3.0
+    """Standard errors that are taken off a new triple's gain: what is left is not noise."""
+    margin: float = 0.25
+    """At first, a swap takes a sure gain above this part of that of the triples on trial; the part rises to 1 over the
+    window. Below 1, because in a network out of balance a triple in the wrong layer does a substitute's work, and no
+    single move looks worth making (docs/evidence.md)."""
+    patience: int = 4
+    """Adjustments in a row without a move after which ranks stay as they are and nothing is observed any more; 0: go on
+    to the end of the window. Only with `prune` "trial"."""
+    sketch_steps: int = 50
+    """Optimizer steps before an adjustment, at most the whole interval, in which gradient directions are sketched
+    (init or expand "gradient"). The noise of what is measured falls with their root."""
     sketch_size: int = 8
     """Candidate directions per layer and adjustment."""
     new_moments: str = "zero"
@@ -93,13 +119,20 @@ class RankConfig:
     """Seed of the new triples; they never draw from torch's global generator."""
 
     def __post_init__(self) -> None:
+        # What follows from another choice is filled in, so that a config on disk says what was done.
+        if self.prune is None:
+            object.__setattr__(self, "prune", "trial" if self.expand == "gradient" else "score")
+        if self.moves_schedule is None:
+            object.__setattr__(self, "moves_schedule", "adaptive" if self.prune == "trial" else "linear")
+        if self.train_e is None:
+            object.__setattr__(self, "train_e", self.start == "svd")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"rank.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
         for name in ("interval", "initial_warmup", "final_warmup"):
             self._check_steps(name, getattr(self, name))
-        for name in ("alpha", "beta1", "beta2", "orth_weight"):
+        for name in ("alpha", "beta1", "beta2", "orth_weight", "certainty", "margin"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"rank.{name} is {value!r}; it must be a finite number")
@@ -110,10 +143,27 @@ class RankConfig:
             raise ValueError(f"rank.alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
         if self.orth_weight < 0:
             raise ValueError(f"rank.orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
-        for name in ("omega_ema", "fused"):
+        if self.certainty < 0:
+            raise ValueError(f"rank.certainty is {self.certainty}; it counts standard errors: 0 or more")
+        if self.margin <= 0:
+            raise ValueError(f"rank.margin is {self.margin}; it is a part, above 0 (1: gain at least what is lost)")
+        if self.prune == "trial" and self.expand != "gradient":
+            raise ValueError(
+                f"rank.prune is 'trial', but rank.expand {self.expand!r} measures no gains to set against it; use "
+                f"rank.expand='gradient', or rank.prune='score'"
+            )
+        if self.moves_schedule == "adaptive" and self.prune != "trial":
+            raise ValueError(
+                "rank.moves_schedule is 'adaptive', but with rank.prune 'score' as many move as may; use 'linear' or "
+                "'constant'"
+            )
+        if self.start == "svd" and not self.train_e:
+            raise ValueError("rank.train_e is false, but rank.start 'svd' starts at E = 0: nothing would be learned")
+        for name in ("omega_ema", "fused", "train_e"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"rank.{name} is {getattr(self, name)!r}; it must be true or false")
-        for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
+        counts = (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("patience", 0), ("seed", 0))
+        for name, least in (*counts, ("sketch_steps", 4), ("sketch_size", 1)):
             value = getattr(self, name)
             if value is None and name in ("moves", "max_rank"):
                 continue
@@ -145,6 +195,9 @@ class RankConfig:
             orth_weight=0.1,
             start="svd",
             init="gaussian",
+            expand="importance",
+            prune="score",
+            min_rank=1,
             new_moments="zero",
         )
         return cls.from_dict({**settings, **overrides})

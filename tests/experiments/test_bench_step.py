@@ -39,7 +39,7 @@ def test_smoke_writes_a_row_for_every_model_and_variant(tmp_path):
     [
         (dict(models=["llama-33x2"]), "width that is a multiple of 32"),
         (dict(models=["llama-32x1"], variants=["lore"]), "choose from floor, lora"),
-        (dict(models=["llama-32x1"], rounds=1), "at least 2"),
+        (dict(models=["llama-32x1"], rounds=1), "at least 5"),
         (dict(models=["llama-32x1"], dtype="int8"), "choose float32 or bfloat16"),
     ],
 )
@@ -49,12 +49,13 @@ def test_mistakes_are_told_with_the_repair(arguments, message):
 
 
 def test_kinds_of_steps_follow_the_schedule():
-    config = RankConfig(interval=200, initial_warmup=100, final_warmup=300)
+    plain = dict(init="orthogonal", expand="importance")
+    config = RankConfig(interval=200, initial_warmup=100, final_warmup=300, **plain)
     schedule = resolve(config, 1000)
     kinds = [step_kind(step, schedule, config) for step in range(1, 1001)]
     assert schedule.adjustments == (300, 500)
     assert kinds.count("tracked") == 2 * 103 and kinds[299] == kinds[499] == "tracked" and kinds[500] == "idle"
-    sketched = replace(config, init="gradient")
+    sketched = replace(config, init="gradient", sketch_steps=21)
     kinds = [step_kind(step, schedule, sketched) for step in range(1, 1001)]
     assert (kinds.count("sketched"), kinds.count("tracked")) == (2 * 21, 2 * (103 - 21))
 
@@ -63,12 +64,12 @@ def test_half_of_the_measured_steps_are_observed():
     config = measured_config(RankConfig(), rounds=10)
     schedule = resolve(config, 3 + 20)
     kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
-    assert kinds == ["tracked"] * 10 + ["idle"] * 10 and len(schedule.adjustments) == 2
+    assert kinds == ["tracked", *["sketched"] * 4] * 2 + ["idle"] * 10 and len(schedule.adjustments) == 2
 
 
 def test_the_floor_trains_no_adapter_but_sends_gradients_through_the_model():
     model = bench_model("llama-32x1").with_batch(2, 8)
-    setting = Setting(model=model, config=measured_config(RankConfig(), 2), total_steps=7)
+    setting = Setting(model=model, config=measured_config(RankConfig(), 5), total_steps=13)
     floor = build("floor", setting, lambda: 0.0)
     assert floor.trainable() == []
     seen: list[torch.Tensor] = []
@@ -79,7 +80,7 @@ def test_the_floor_trains_no_adapter_but_sends_gradients_through_the_model():
 
 def test_peak_memory_counts_every_storage_once():
     setting = Setting(
-        model=bench_model("llama-32x1").with_batch(2, 8), config=measured_config(RankConfig(), 2), total_steps=7
+        model=bench_model("llama-32x1").with_batch(2, 8), config=measured_config(RankConfig(), 5), total_steps=13
     )
     variant = build("lora", setting, lambda: 0.0)
     batch = setting.tensors()
@@ -96,16 +97,16 @@ def test_the_masked_reference_conserves_the_number_of_open_triples():
     setting = Setting(
         model=bench_model("llama-32x1").with_batch(2, 8),
         rank=4,
-        config=measured_config(RankConfig(), 4),
-        total_steps=11,
+        config=measured_config(RankConfig(), 10),
+        total_steps=23,
     )
     variant = build("paper", setting, lambda: 0.0)
     reference = variant.after_step.__self__  # type: ignore[attr-defined]
     assert isinstance(reference, MaskedReference)
     batch = setting.tensors()
     before = {name: mask.clone() for name, mask in reference.masks.items()}
-    adjusted = [variant.step(batch, lambda: 0.0)[1] is not None for _ in range(4)]
-    assert adjusted == [False, True, False, True]
+    adjusted = [variant.step(batch, lambda: 0.0)[1] is not None for _ in range(10)]
+    assert adjusted == [False, False, False, False, True] * 2
     assert sum(int(mask.sum()) for mask in reference.masks.values()) == 4 * len(before)
     for name, layer in reference.layers.items():
         assert torch.all(layer.lora_E["default"][~reference.masks[name]] == 0)

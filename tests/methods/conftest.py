@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 MODELS = {"causal_lm": "tiny-llama", "planted": "planted-design"}
 SCHEDULE = {"interval": 2, "initial_warmup": 2, "final_warmup": 3}
-"""Adjustments at steps 4, 6 and 8 of 12."""
+"""Adjustments at steps 4, 6 and 8 of 12; pedyra's at 6, for a gradient takes four steps to measure."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
             "model": {"name": MODELS.get(kind, "tiny-bert"), **sections.get("model", {})},
             "data": {"source": "toy", "max_length": 48, "train_rows": 48, "eval_rows": 16, **KINDS[kind]},
             "lora": {"r": 4, "alpha": 32, **sections.get("lora", {})},
-            "rank": {**SCHEDULE, **sections.get("rank", {})},
+            "rank": {**SCHEDULE, **({"interval": 4} if method == "pedyra" else {}), **sections.get("rank", {})},
             "method_settings": sections.get("method_settings", {}),
             "training": {**training, **sections.get("training", {})},
         }
@@ -176,7 +176,11 @@ def situation() -> Callable[..., Situation]:
             spare=0,
             budget="ranks",
             layer_score="before",
-            gains=None,
+            expand="importance",
+            candidates=None,
+            trials=None,
+            certainty=3.0,
+            margin=1.0,
         )
         return Situation(**{**settings, **changes})
 

@@ -87,7 +87,7 @@ def test_a_run_starts_and_ends_where_it_says_and_scales_as_lora(prepare: Any, me
 
 
 def test_random_makes_as_many_moves_as_pedyra(prepare: Any):
-    settings = {"rank": {"moves": 5, "budget": "ranks"}}
+    settings = {"rank": {"moves": 5, "budget": "ranks", "init": "orthogonal", "expand": "importance", "interval": 2}}
     counts = []
     for method in ("pedyra", "random"):
         history = prepare(method, **settings).train().allocator.history

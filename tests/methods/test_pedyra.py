@@ -11,11 +11,11 @@ from peft import PeftModel
 
 from pedyra.config import RankConfig
 
-MOVING = {"rank": {"moves": 6}}
+MOVING = {"rank": {"moves": 6, "init": "orthogonal", "expand": "importance"}}
 
 
 def test_the_presets(prepare: Any):
-    assert prepare("pedyra").ranks.config == RankConfig(interval=2, initial_warmup=2, final_warmup=3)
+    assert prepare("pedyra").ranks.config == RankConfig(interval=4, initial_warmup=2, final_warmup=3)
     assert prepare("pedyra-paper").ranks.config == RankConfig.paper(interval=2, initial_warmup=2, final_warmup=3)
 
 

@@ -9,7 +9,10 @@ from pedyra.recipe import Recipe
 from pedyra.runs.plan import count_steps, make_plan
 from pedyra.runs.setup import set_up
 
-RANK = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
+RANK = {
+    **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
+    **{"init": "orthogonal", "expand": "importance", "min_rank": 1},  # triples move whether or not it helps
+}
 
 
 def set_up_toy(method="lora", rows=30, max_length=40, **training) -> Any:

@@ -35,7 +35,10 @@ RECIPE = {
         "use_cpu": True,
     },
 }
-RANK = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
+RANK = {
+    **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
+    **{"init": "orthogonal", "expand": "importance", "min_rank": 1},  # triples move whether or not it helps
+}
 
 
 @pytest.fixture

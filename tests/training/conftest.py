@@ -15,6 +15,8 @@ from pedyra import RankCallback, RankConfig
 
 STEPS = 12
 SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, moves=4)
+FORCED: dict[str, Any] = dict(init="orthogonal", expand="importance", min_rank=1, train_e=True)
+"""Triples move whether or not it helps, and E learns: every part of an adjustment is at work."""
 
 
 @pytest.fixture
@@ -22,7 +24,9 @@ def quick() -> Callable[..., RankConfig]:
     """quick(paper=False, **settings): adjustments at steps 3, 5 and 7 of 12, four moves each."""
 
     def make(*, paper: bool = False, **settings: Any) -> RankConfig:
-        return (RankConfig.paper if paper else RankConfig)(**{**SCHEDULE, **settings})
+        return (
+            RankConfig.paper(**{**SCHEDULE, **settings}) if paper else RankConfig(**{**SCHEDULE, **FORCED, **settings})
+        )
 
     return make
 

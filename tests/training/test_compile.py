@@ -12,6 +12,7 @@ from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
 STEPS = 16
+FORCED: dict[str, Any] = {"init": "orthogonal", "expand": "importance", "train_e": True}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,14 @@ def counting(graphs) -> Callable[..., Any]:
 
 def run(model: Any, forward: Any, tokens: dict[str, torch.Tensor], **settings: Any) -> RankAllocator:
     config = RankConfig(
-        interval=3, initial_warmup=2, final_warmup=4, moves=3, min_rank=2, beta1=0.1, beta2=0.1, **settings
+        interval=3,
+        initial_warmup=2,
+        final_warmup=4,
+        moves=3,
+        min_rank=2,
+        beta1=0.1,
+        beta2=0.1,
+        **{**FORCED, **settings},
     )
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     allocator = RankAllocator(forward, optimizer, config, STEPS)

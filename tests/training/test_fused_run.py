@@ -13,7 +13,16 @@ from pedyra.adapters.fused import FusedLinear
 from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
-SCHEDULE: dict[str, Any] = dict(interval=4, initial_warmup=4, final_warmup=4, moves=2)
+SCHEDULE: dict[str, Any] = dict(
+    interval=4,
+    initial_warmup=4,
+    final_warmup=4,
+    moves=2,
+    init="orthogonal",
+    expand="importance",
+    min_rank=1,
+    train_e=True,
+)
 
 
 def run(make_net, train_net, on: bool, steps: int = 20):
@@ -25,7 +34,7 @@ def run(make_net, train_net, on: bool, steps: int = 20):
 
 
 def test_trains_as_pefts_forward_does_through_every_resize(make_net, train_net, monkeypatch):
-    monkeypatch.setattr(fused, "_LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(fused, "_LEAST_ELEMENTS", (0, 0))
     (plain, ours), (together, theirs) = (run(make_net, train_net, on) for on in (False, True))
     assert ours.ranks == theirs.ranks and len(ours.history) == 2
     x = torch.randn(5, 8)

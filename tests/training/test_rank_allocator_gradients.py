@@ -11,7 +11,9 @@ from torch import nn
 from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
-WINDOW: dict[str, Any] = {"interval": 3, "initial_warmup": 0, "final_warmup": 3, "moves": 2}
+FORCED: dict[str, Any] = {"init": "orthogonal", "expand": "importance", "min_rank": 1, "train_e": True}
+WINDOW: dict[str, Any] = {"interval": 3, "initial_warmup": 0, "final_warmup": 3, "moves": 2, **FORCED}
+"""Triples move whether or not it helps, and E learns: every part of an adjustment is at work."""
 
 
 def allocate(model: Any, config: RankConfig | None = None, total_steps: int = 30) -> RankAllocator:
@@ -92,7 +94,7 @@ def test_tracking_only_when_needed_equals_tracking_always(alpha, make_net, train
     results = []
     for full in (False, True):
         model = make_net()
-        config = RankConfig(interval=130, initial_warmup=30, final_warmup=20, alpha=alpha, moves=1)
+        config = RankConfig(interval=130, initial_warmup=30, final_warmup=20, alpha=alpha, moves=1, **FORCED)
         allocator = allocate(model, config, total_steps=320)
         tracked = sum(allocator.tracks(t) for t in range(1, 321))
         assert tracked == 2 * 103  # of 320: W = 103 steps before each of the two adjustments
@@ -107,7 +109,9 @@ def test_tracking_only_when_needed_equals_tracking_always(alpha, make_net, train
 
 def test_inputs_of_untracked_steps_are_not_looked_at(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(interval=130, initial_warmup=0, final_warmup=20, moves=1), total_steps=200)
+    allocator = allocate(
+        model, RankConfig(interval=130, initial_warmup=0, final_warmup=20, moves=1, **FORCED), total_steps=200
+    )
     energy = allocator._inputs
     assert energy is not None
     for t in range(1, 32):  # 130 - 103 = 27 steps that no score will remember

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,13 @@ class AdaptedLayer:
 
     @property
     def cost(self) -> int:
-        """Parameters of one triple: in + out + 1 while it is trained; E is folded away on disk."""
-        return self.a.in_features + self.b.out_features + 1
+        """Trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on disk."""
+        return self.a.in_features + self.b.out_features + int(self.a.E.requires_grad)
 
     @property
     def parameters(self) -> int:
-        """Parameters of all the layer's triples, now."""
-        return self.a.A.numel() + self.a.E.numel() + self.b.weight.numel()
+        """Trainable parameters of all the layer's triples, now."""
+        return self.a.A.numel() + self.b.weight.numel() + (self.a.E.numel() if self.a.E.requires_grad else 0)
 
     def rescale(self, factor: float) -> None:
         """Multiply the scaling, for the methods that define it by the current rank; see `write_ranks`."""
@@ -94,6 +94,13 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
             _start_svd(layer, generator)
     write_ranks(model, adapter_name)
     return layers
+
+
+def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
+    """Train E, or leave it as it is: with E = 1 the triples then learn as a plain LoRA of the same ranks."""
+    for layer in layers:
+        layer.a.E.requires_grad_(on)
+        layer.a.unit = not on and bool((layer.a.E == 1).all())
 
 
 def detach(model: nn.Module, adapter_name: str = "default") -> None:

@@ -24,6 +24,9 @@ class AFactor(nn.Module):
     live: Tensor | None
     """0 for each triple that is switched off in the forward, 1 for the others, `(r,)`; None: all are on."""
 
+    unit = False
+    """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's."""
+
     def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
         super().__init__()
         self.probe = self.live = None
@@ -50,9 +53,11 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
-        weight = self.weight if self.live is None else (self.E * self.live.to(self.E))[:, None] * self.A
+        weight = self.A if self.unit else self.weight
+        if self.live is not None:
+            weight = self.live.to(weight)[:, None] * weight
         if self.probe is not None:
-            weight = torch.cat([weight, self.probe.to(self.A)])
+            weight = torch.cat([weight, self.probe.to(weight)])
         return F.linear(x, weight)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:

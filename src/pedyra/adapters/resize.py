@@ -55,3 +55,4 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
 def install(layer: AdaptedLayer, A: nn.Parameter, E: nn.Parameter, B: nn.Parameter) -> None:
     """Put these Parameters into the layer's slots; `write_ranks` then brings PEFT's config in line."""
     layer.a.A, layer.a.E, layer.b.weight = A, E, B
+    layer.a.unit = layer.a.unit and bool((E == 1).all())

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pedyra.core.pareto import two_thirds_ranks
+
 Scores = Mapping[str, Sequence[float]]
 """Layer name -> the score of each of its triples, in the model's layer order."""
 
@@ -42,13 +44,13 @@ def plan_adjustment(
     A layer's best `min_rank` triples are never pruned; when fewer than `moves` can go, fewer move. When `moves`
     exceeds the number of layers, the ranking is walked again (round-robin), so that the sum is conserved exactly.
     """
-    pruned = _lowest(prunable(scores, min_rank), moves)
-    ranking_scores = _layer_scores(scores, pruned if layer_score == "after" else {})
+    pruned = lowest(prunable(scores, min_rank), moves)
+    ranking_scores = layer_means(scores, pruned if layer_score == "after" else {})
     ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
     ranking = sorted(ranks, key=lambda name: -ranking_scores[name])  # stable: ties in layer order
     spare = sum(map(len, pruned.values()))
     added = round_robin(ranking, ranks, max_ranks, {name: 1 for name in ranks}, spare)
-    return _plan(pruned, added, ranks, ranking_scores)
+    return make_plan(scores, pruned, added, ranking_scores)
 
 
 def plan_parameters(
@@ -68,18 +70,17 @@ def plan_parameters(
     `moves` best layers in turn, as long as one fits. What is left over is carried to the next adjustment.
     """
     per_parameter = {name: [value / costs[name] for value in values] for name, values in scores.items()}
-    pruned = _lowest(prunable(per_parameter, min_rank), moves)
-    ranking_scores = _layer_scores(scores, pruned if layer_score == "after" else {})
+    pruned = lowest(prunable(per_parameter, min_rank), moves)
+    ranking_scores = layer_means(scores, pruned if layer_score == "after" else {})
     ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
     ranking = sorted(ranks, key=lambda name: -ranking_scores[name] / costs[name])[: max(moves, 1)]
     freed = spare + sum(costs[name] * len(indices) for name, indices in pruned.items())
     added = round_robin(ranking, ranks, max_ranks, costs, freed) if moves else {}
-    return _plan(pruned, added, ranks, ranking_scores)
+    return make_plan(scores, pruned, added, ranking_scores)
 
 
-def plan_along_gradient(
+def plan_two_thirds(
     scores: Scores,
-    gains: Mapping[str, Sequence[float]],
     *,
     moves: int,
     min_rank: int,
@@ -87,40 +88,44 @@ def plan_along_gradient(
     costs: Mapping[str, int],
     spare: int,
 ) -> RankPlan:
-    """Expansion by predicted gain: the best new directions of all layers replace the `moves` lowest triples.
+    """Towards the ranks of Eq. (8), r_l proportional to G_l^(2/3), G_l being Eq. (7), at the conserved budget.
 
-    `gains` are, per layer, the loss each candidate direction would save per unit, best first, already corrected for
-    noise; one of zero or less never moves anything. Candidates are taken by gain per unit of cost while what is
-    pruned and spare pays for them, several in one layer if they deserve it. Nothing is pruned that buys nothing.
+    One triple after the other, at most `moves`: the layer furthest above its target gives its lowest, and what is free
+    then goes to the layers furthest below theirs, until no move brings two layers nearer.
     """
-    per_cost = {name: [value / costs[name] for value in values] for name, values in scores.items()}
-    lowest = sorted(prunable(per_cost, min_rank))[:moves]
-    candidates = [
-        (-gain / costs[name], position, index, name)
-        for position, name in enumerate(scores)
-        for index, gain in enumerate(gains.get(name, ()))
-        if gain > 0
-    ]
-    gone: list[tuple[float, int, int, str]] = []
+    layer_scores = layer_means(scores, {})
+    ranks = {name: len(values) for name, values in scores.items()}
+    budget = spare + sum(costs[name] * rank for name, rank in ranks.items())
+    shares = two_thirds_ranks(layer_scores, 1)
+    unit = budget / sum(costs[name] * share for name, share in shares.items())
+    missing = {name: unit * share - ranks[name] for name, share in shares.items()}
+    by_score = {name: sorted(range(len(values)), key=lambda i: (values[i], i)) for name, values in scores.items()}
+    pruned: dict[str, list[int]] = {}
     added: dict[str, int] = {}
-    available = spare
-    for _, _, _, name in sorted(candidates):
-        if len(scores[name]) + added.get(name, 0) >= max_ranks[name]:
-            continue
-        needed = 0
-        while available + sum(costs[n] for *_, n in lowest[len(gone) : len(gone) + needed]) < costs[name]:
-            needed += 1
-            if len(gone) + needed > len(lowest):
+    for _ in range(moves):
+        giving = [name for name in ranks if ranks[name] - len(pruned.get(name, ())) > min_rank and name not in added]
+        giver = min(giving, key=lambda name: missing[name], default=None)
+        if giver is None or missing[giver] > -0.5:
+            break
+        pruned.setdefault(giver, []).append(by_score[giver][len(pruned.get(giver, ()))])
+        missing[giver] += 1
+        spare += costs[giver]
+        while True:
+            taking = [
+                name
+                for name in ranks
+                if missing[name] >= 0.5
+                and name not in pruned
+                and costs[name] <= spare
+                and ranks[name] + added.get(name, 0) < max_ranks[name]
+            ]
+            taker = max(taking, key=lambda name: missing[name], default=None)
+            if taker is None:
                 break
-        else:
-            for triple in lowest[len(gone) : len(gone) + needed]:
-                gone.append(triple)
-                available += costs[triple[3]]
-            available -= costs[name]
-            added[name] = added.get(name, 0) + 1
-    pruned = _lowest(gone, len(gone))
-    ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
-    return _plan(pruned, added, ranks, _layer_scores(scores, {}))
+            added[taker] = added.get(taker, 0) + 1
+            missing[taker] -= 1
+            spare -= costs[taker]
+    return make_plan(scores, {name: tuple(sorted(gone)) for name, gone in pruned.items()}, added, layer_scores)
 
 
 def prunable(scores: Scores, min_rank: int) -> list[tuple[float, int, int, str]]:
@@ -133,14 +138,15 @@ def prunable(scores: Scores, min_rank: int) -> list[tuple[float, int, int, str]]
     return candidates
 
 
-def _lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[str, tuple[int, ...]]:
+def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[str, tuple[int, ...]]:
+    """Layer -> ascending indices of the `moves` lowest of these candidates (see `prunable`)."""
     pruned: dict[str, list[int]] = {}
     for _, _, index, name in sorted(candidates)[:moves]:
         pruned.setdefault(name, []).append(index)
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
-def _layer_scores(scores: Scores, pruned: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
     """Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
     result = {}
     for name, values in scores.items():
@@ -169,11 +175,12 @@ def round_robin(
     return added
 
 
-def _plan(
+def make_plan(
+    scores: Scores,
     pruned: dict[str, tuple[int, ...]],
     added: dict[str, int],
-    ranks: dict[str, int],
     layer_scores: dict[str, float],
 ) -> RankPlan:
-    after = {name: rank + added.get(name, 0) for name, rank in ranks.items()}
-    return RankPlan(pruned=pruned, added=added, ranks=after, layer_scores=layer_scores)
+    """The RankPlan of these removals and additions."""
+    ranks = {name: len(values) - len(pruned.get(name, ())) + added.get(name, 0) for name, values in scores.items()}
+    return RankPlan(pruned=pruned, added=added, ranks=ranks, layer_scores=layer_scores)

@@ -66,6 +66,15 @@ def input_scores(
     return E.abs() * reach * B.norm(dim=0)
 
 
+def removal_loss(weights: Float[Tensor, "r n"], second_moment: Float[Tensor, "r n"]) -> Float[Tensor, " r"]:
+    """sum_j w_ij^2 v_ij / 2: the loss of setting a triple's weights to zero, to second order.
+
+    Optimal brain damage (LeCun, Denker, Solla 1990) with Adam's second moment as the diagonal of the curvature, an
+    empirical Fisher of batch gradients: right up to one factor for all triples, the number of samples in a batch.
+    """
+    return 0.5 * (weights.square() * second_moment).sum(1)
+
+
 def mix_scores(
     gradient: Float[Tensor, " n"], inputs: Float[Tensor, " n"], *, alpha: float, norm: str
 ) -> Float[Tensor, " n"]:

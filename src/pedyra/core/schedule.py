@@ -48,23 +48,35 @@ class Schedule:
 
 
 def resolve_schedule(
-    total_steps: int, *, initial_warmup: int | float, interval: int | float, final_warmup: int | float
+    total_steps: int,
+    *,
+    initial_warmup: int | float,
+    interval: int | float,
+    final_warmup: int | float,
+    least_interval: int = 1,
 ) -> Schedule:
-    """The schedule of a run of `total_steps`; floats are fractions of it (interval at least 1 step).
+    """The schedule of a run of `total_steps`; floats are fractions of it (interval at least `least_interval` steps).
 
     Raises:
-        ValueError: the two warm-ups leave no room, or no adjustment falls between them.
+        ValueError: the two warm-ups leave no room, no adjustment falls between them, or the interval, given in steps,
+            is below the least.
     """
 
     def steps(value: int | float) -> int:
         return round(value * total_steps) if isinstance(value, float) else value
 
+    if isinstance(interval, int) and interval < least_interval:
+        raise ValueError(
+            f"rank.interval is {interval}, but the gradient is measured in three parts of the steps between two "
+            f"adjustments, which takes {least_interval} or more; raise it, or use rank.init='orthogonal' and "
+            f"rank.expand='importance'"
+        )
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")
     resolved = Schedule(
         total_steps=total_steps,
         initial_warmup=steps(initial_warmup),
-        interval=max(1, steps(interval)),
+        interval=max(least_interval, steps(interval)),
         final_warmup=steps(final_warmup),
     )
     if resolved.initial_warmup + resolved.final_warmup >= total_steps:
@@ -81,13 +93,21 @@ def resolve_schedule(
     return resolved
 
 
-def moves_at(moves: int, progress: float, form: str) -> int:
+def moves_at(moves: int, progress: float, form: str, last: int | None = None) -> int:
     """k at this progress in [0, 1) of the window: "constant", "linear" k (1 - p), or "cubic" k (1 - p^3) (ElaLoRA).
 
-    At least 1 when `moves` is, so that the last adjustments are small, not idle.
+    "adaptive" is twice what moved at the `last` adjustment (None: there was none yet), at most `moves`: it falls as
+    there is less to gain. At least 1 when `moves` is, so that the last adjustments are small, not idle.
     """
+    if form == "adaptive":
+        return moves if last is None else min(moves, max(1, 2 * last))
     factor = {"constant": 1.0, "linear": 1 - progress, "cubic": 1 - progress**3}[form]
     return min(moves, max(1, round(moves * factor)))
+
+
+def margin_at(margin: float, progress: float) -> float:
+    """margin^(1 - p): from `margin` at the first adjustment to 1, a gain as large as the loss, at the end."""
+    return margin ** (1 - progress)
 
 
 def ema_window(beta: float, tolerance: float = 1e-6) -> int:

@@ -55,7 +55,7 @@ def step(
     if threads:
         torch.set_num_threads(threads)
     if smoke:
-        models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 2, 2, 16
+        models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 5, 2, 16
     rows = []
     for row in bench_step(
         models or ["minilm"], variants=variants or VARIANTS, rounds=rounds, rank=rank, batch=batch, length=length,
@@ -132,7 +132,7 @@ def sketch(
         torch.set_num_threads(threads)
     sizes, windows = sizes or [2, 4, 8, 16], windows or [6, 21]
     if smoke:
-        model, sizes, windows, rounds, batch, length = "llama-32x1", [2, 8], [3], 1, 2, 16
+        model, sizes, windows, rounds, batch, length = "llama-32x1", [2, 8], [4], 1, 2, 16
     rows = []
     for row in bench_sketch(model, sizes=sizes, windows=windows, rounds=rounds, batch=batch, length=length):
         rows.append(row)

@@ -55,7 +55,7 @@ SMOKE_AXES: dict[str, tuple[Size, ...]] = {
     "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
 }
 MEASURES = ("overhead_seconds", "sketch_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
-_SKETCH_STEPS = 3  # one for each part of a sketch
+_SKETCH_STEPS = 6  # one for each part of a sketch
 
 
 class Chain(nn.Module):
@@ -199,8 +199,8 @@ def _adapted(size: Size) -> Any:
 
 
 def _config() -> RankConfig:
-    # min_rank 0, so that triples can move at rank 1 too.
-    return RankConfig(initial_warmup=0, interval=2, final_warmup=1, min_rank=0)
+    # Triples that move at every adjustment, also at rank 1; sketches are measured apart.
+    return RankConfig(initial_warmup=0, interval=2, final_warmup=1, init="orthogonal", expand="importance")
 
 
 def _value(axis: str, size: Size) -> int:

@@ -20,7 +20,7 @@ from pedyra.experiments.bench_models import BenchModel, bench_model
 from pedyra.experiments.sketch_carriers import compare_carriers
 from pedyra.models.packaged import minilm_folder
 from pedyra.tasks.reviews import reviews
-from pedyra.training.gradient_sketch import GradientSketch
+from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch
 
 COLUMNS = {
     "batches": "batches", "steps": "steps", "size": "size", "angle": "angle", "angle_worst": "worst",
@@ -60,14 +60,16 @@ def bench_sketch(
     much of the dense gradient of a short window is noise, and there its own pairs are no better than others.
 
     Raises:
-        ValueError: an unknown model, or a window that has not three steps.
+        ValueError: an unknown model, or a window of fewer than four steps.
     """
-    if short := [steps for steps in windows if steps < 3]:
-        raise ValueError(f"window {short[0]} is too short: a sketch has three parts, so a window has at least 3 steps")
+    if short := [steps for steps in windows if steps < LEAST_STEPS]:
+        raise ValueError(
+            f"window {short[0]} is too short: a sketch has three parts, so a window has at least {LEAST_STEPS} steps"
+        )
     model, layers, source = prepare(bench_model(name).with_batch(batch, length))
     micro_batches = [source(number) for number in range(max([same, *windows]))]
     others = dense_gradients(model, layers, [[source(1000 + number)] for number in range(held_out)])
-    cases = [("same", [micro_batches[:same]] * 3)]
+    cases = [("same", [micro_batches[:same]] * LEAST_STEPS)]
     cases += [("own", [[each] for each in micro_batches[:steps]]) for steps in windows]
     for kind, steps in cases:
         dense = [torch.linalg.svd(each, full_matrices=False) for each in dense_gradients(model, layers, steps)]
@@ -146,7 +148,7 @@ def _compare(
     U, S, Vh = dense
     u, v = (rows[:PAIRS] for rows in sketch.directions(layer))  # (k, out), (k, in)
     k = len(u)
-    gains = torch.tensor(sketch.best(certainty=0.0)[layer.name][:k])
+    gains = torch.tensor([gain.at_least(0.0) for gain in sketch.candidates()[layer.name]][:k])
     return {
         "angle": max(largest_angle(U.T[:k], u), largest_angle(Vh[:k], v)),
         "captured": _gain(u, (U * S) @ Vh, v) / float(S[:k].sum()),

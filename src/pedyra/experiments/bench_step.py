@@ -20,6 +20,7 @@ from pedyra.core.schedule import Schedule, ema_window, resolve_schedule
 from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.experiments.memory import peak_bytes
+from pedyra.training.gradient_sketch import LEAST_STEPS
 
 COLUMNS = ("model", "variant", "ratio_to_lora", "ratio_to_floor", "peak_bytes", "trainable_parameters",
            "adjustment_seconds")  # fmt: skip
@@ -51,8 +52,8 @@ def bench_step(
     Raises:
         ValueError: an unknown model, variant, dtype or device, or too few rounds.
     """
-    if rounds < 2:
-        raise ValueError(f"rounds is {rounds}; a median of ratios needs at least 2")
+    if rounds < (least := LEAST_STEPS + 1):
+        raise ValueError(f"rounds is {rounds}; a sketch, and a step without one, need at least {least}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is unknown; choose float32 or bfloat16")
     if device == "cuda" and not torch.cuda.is_available():
@@ -79,9 +80,13 @@ def bench_step(
 
 def measured_config(config: RankConfig, rounds: int) -> RankConfig:
     """`config` on the schedule of the measured steps: every one observed until the last adjustment, none after it."""
-    interval = max(1, rounds // 2)
+    interval = max(LEAST_STEPS + 1, rounds // 2)
     return replace(
-        config, initial_warmup=_WARMUP, interval=interval, final_warmup=rounds - 1, sketch_steps=max(1, interval // 2)
+        config,
+        initial_warmup=_WARMUP,
+        interval=interval,
+        final_warmup=rounds - 1,
+        sketch_steps=max(LEAST_STEPS, interval // 2),
     )
 
 

@@ -81,6 +81,8 @@ class Contender:
 
 
 _WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
+_PLAIN: dict[str, Any] = dict(init="orthogonal", expand="importance", min_rank=1)
+"""What only `pedyra` has is off: another method would pay for sketches that it does not use."""
 _SVD: dict[str, Any] = dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", orth_weight=0.1)
 """AdaLoRA's scores, start and penalty."""
 _L1RA = L1raSettings()
@@ -168,23 +170,32 @@ CONTENDERS: dict[str, Contender] = {
     "probe-ranks": Contender(look=probe_look, pattern=by_gain),
     "probe-restart": Contender(look=partial(probe_look, keep=False), pattern=by_gain),
     "shares-ranks": Contender(look=partial(probe_look, points=16), pattern=by_gain),
-    "random": Contender(config=RankConfig(**_WINDOW), moves=1 / 6, rule=lambda rank, seed: RandomMoves(seed)),
+    "random": Contender(config=RankConfig(**_WINDOW, **_PLAIN), moves=1 / 6, rule=lambda rank, seed: RandomMoves(seed)),
     "prune": Contender(
-        config=RankConfig(**_WINDOW), first_rank=_initial, rule=lambda rank, seed: Prune(_initial(rank), rank)
+        config=RankConfig(**_WINDOW, **_PLAIN), first_rank=_initial, rule=lambda rank, seed: Prune(_initial(rank), rank)
     ),
     "expand": Contender(
-        config=RankConfig(**_WINDOW),
+        config=RankConfig(**_WINDOW, **_PLAIN),
         first_rank=lambda rank: max(1, rank // 2),
         rule=lambda rank, seed: Rule(policy=Expand(max(1, rank // 2), rank), check=unchecked),
     ),
     "adalora": Contender(
-        config=RankConfig(**_WINDOW, **_SVD, min_rank=0),
+        config=RankConfig(**_WINDOW, **_SVD, **{**_PLAIN, "min_rank": 0}),
         first_rank=_initial,
         rule=lambda rank, seed: CubicPruning(_initial(rank), rank),
     ),
-    "elalora": Contender(config=RankConfig(**_WINDOW, **_SVD, new_moments="seed"), rule=_elalora),
+    "elalora": Contender(config=RankConfig(**_WINDOW, **_SVD, **_PLAIN, new_moments="seed"), rule=_elalora),
     "l1ra": Contender(
-        config=RankConfig(interval=0.1, initial_warmup=0, final_warmup=0, alpha=1.0, start="lora", new_moments="seed"),
+        config=RankConfig(
+            interval=0.1,
+            initial_warmup=0,
+            final_warmup=0,
+            alpha=1.0,
+            start="lora",
+            train_e=True,
+            new_moments="seed",
+            **_PLAIN,
+        ),
         rule=_l1ra,
         start=hooks.start_gated,
         after_step=partial(hooks.close_gates, settings=_L1RA),
@@ -192,7 +203,13 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "increlora": Contender(
         config=RankConfig(
-            **_WINDOW, alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0, new_moments="seed"
+            **_WINDOW,
+            **{**_PLAIN, "min_rank": 0},
+            alpha=1.0,
+            start="svd",
+            budget="ranks",
+            orth_weight=0.1,
+            new_moments="seed",
         ),
         rule=_increlora,
         first_rank=lambda rank: 1 + hooks.reserve(rank),
@@ -201,7 +218,16 @@ CONTENDERS: dict[str, Contender] = {
         before_step=hooks.freeze_reserve,
     ),
     "triadaptlora": Contender(
-        config=RankConfig(**_WINDOW, alpha=1.0, start="lora", budget="ranks", orth_weight=0.5, new_moments="seed"),
+        config=RankConfig(
+            **_WINDOW,
+            **_PLAIN,
+            alpha=1.0,
+            start="lora",
+            train_e=True,
+            budget="ranks",
+            orth_weight=0.5,
+            new_moments="seed",
+        ),
         rule=_triadaptlora,
         first_rank=lambda rank: 1,
         scale=float,

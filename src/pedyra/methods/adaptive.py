@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from pedyra.adapters.attach import attach
+from pedyra.adapters.attach import attach, train_e
 from pedyra.config import RankConfig
 from pedyra.methods.method import Adaptation
 from pedyra.training.callback import RankCallback
@@ -15,5 +15,5 @@ from pedyra.training.rule import Policy, Rule
 
 def adaptive(model: PeftModel, config: RankConfig, rule: Policy | Rule, record_to: Path | None) -> Adaptation:
     """The Adaptation of a method that is `rule` with `config`; its only callback is the RankCallback."""
-    attach(model, start=config.start, seed=config.seed)
+    train_e(attach(model, start=config.start, seed=config.seed), bool(config.train_e))
     return Adaptation(model=model, callbacks=[RankCallback(config, record_to=record_to, policy=rule)])

@@ -136,7 +136,14 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         recipe,
         open_fields=("budget", "max_rank"),
         **dict(
-            interval=0.1, initial_warmup=0, final_warmup=0, alpha=1.0, start="lora", budget="ranks", new_moments="seed"
+            interval=0.1,
+            initial_warmup=0,
+            final_warmup=0,
+            alpha=1.0,
+            start="lora",
+            train_e=True,
+            budget="ranks",
+            new_moments="seed",
         ),
     )
     model = with_lora(base_model, recipe, init="gaussian")

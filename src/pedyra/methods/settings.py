@@ -60,7 +60,7 @@ def rank_config(recipe: Recipe, *, open_fields: Sequence[str] = (), **fixed: Any
             )
     given = {name: value for name, value in recipe.rank.items() if name in free}
     # The directions along the gradient are PE-DyRA's own; another method would pay for sketches it does not use.
-    base = {"seed": recipe.seed, "init": "orthogonal", "expand": "importance"}
+    base = {"seed": recipe.seed, "init": "orthogonal", "expand": "importance", "min_rank": 1}
     return RankConfig.from_dict({**base, **fixed, **given})
 
 

@@ -171,6 +171,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         open_fields=("orth_weight", "max_rank"),
         alpha=1.0,
         start="lora",
+        train_e=True,
         budget="ranks",
         orth_weight=0.5,
         new_moments="seed",

@@ -109,7 +109,7 @@ def make_plan(setup: Setup) -> Plan:
 
 
 def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[dict[str, Any]]:
-    """Layer name, rank and number of adapter parameters of every LoRA layer; empty for an adapter of another kind.
+    """Layer name, rank and trained parameters of every LoRA layer; empty for an adapter of another kind.
 
     Parameters that several layers share (RaSA's pools) are counted at the first.
     """
@@ -123,7 +123,7 @@ def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[dict[st
             own = {
                 id(parameter): parameter.numel()
                 for path, parameter in layer.named_parameters()
-                if "lora_" in path and adapter_name in path.split(".")
+                if "lora_" in path and adapter_name in path.split(".") and parameter.requires_grad
             }
             parameters = sum(count for key, count in own.items() if key not in seen)
             seen |= own.keys()

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-from pedyra.adapters.attach import attach, write_ranks
+from pedyra.adapters.attach import attach, train_e, write_ranks
 from pedyra.config import RankConfig
 from pedyra.files import read_rows
 from pedyra.layer_names import layer_place
@@ -57,7 +57,7 @@ class RankCallback(TrainerCallback):
         # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
         model = kwargs["model"]
         if self.adapter_name in getattr(model, "peft_config", {}):
-            attach(model, self.adapter_name, self.config.start, self.config.seed)
+            train_e(attach(model, self.adapter_name, self.config.start, self.config.seed), bool(self.config.train_e))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

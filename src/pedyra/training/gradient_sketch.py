@@ -12,33 +12,62 @@ The window before an adjustment is cut in three, so that no step judges a direct
 2. co-range: Q = orth(Y); X = Q^T G, whose SVD gives the candidate pairs (u, v),
 3. gain: P = v; sigma = u^T G v of each step, with a mean and a standard error. A direction that was noise in the
    first two parts has a mean of zero here.
+
+In the third part triples can be *on trial*: switched off in the forward, each with its own row as a probe. What the
+loss would gain by putting one back, sigma along its own (u, v), is then measured as that of the candidates which would
+replace it: at a contribution of zero, on the same batches, without any assumption about curvature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
+from pedyra.core.swaps import Gain
 
-_STATE = ("sums", "left", "right", "gain_sum", "gain_square_sum")
+_STATE = ("sums", "left", "right", "gain_sum", "gain_square_sum", "on_trial")
+
+LEAST_STEPS = 4
+"""One step for each of the first two parts, and two for the third, whose spread is the error of a gain."""
+
+Trials = Mapping[str, Sequence[int]]
+"""Layer -> indices of its triples that are switched off while their worth is measured."""
+
+
+def no_trials() -> Trials:
+    """Nothing is switched off."""
+    return {}
 
 
 class GradientSketch:
     """The sketch of all layers over one window of `steps` optimizer steps; `q` candidate directions per layer."""
 
-    def __init__(self, layers: Sequence[AdaptedLayer], *, q: int, steps: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        layers: Sequence[AdaptedLayer],
+        *,
+        q: int,
+        steps: int,
+        generator: torch.Generator,
+        choose_trials: Callable[[], Trials] = no_trials,
+    ) -> None:
         self.layers = layers
+        self.choose_trials = choose_trials
+        """Asked once, when the third part begins."""
         self.q = [min(q, layer.a.in_features, layer.b.out_features) for layer in layers]
-        self.parts = (max(1, steps // 3), max(1, steps // 3), max(1, steps - 2 * (steps // 3)))
+        assert steps >= LEAST_STEPS
+        self.parts = (steps // 3, steps // 3, steps - 2 * (steps // 3))
         self.done = 0
         """Optimizer steps observed so far."""
         self.left: list[Tensor] = []
         self.right: list[Tensor] = []
         self.gain_sum: list[Tensor] = []
         self.gain_square_sum: list[Tensor] = []
+        self.on_trial: list[Tensor] = []
+        """Per layer the indices of the triples that are switched off, in the third part."""
         omega = [
             torch.randn(n, layer.a.in_features, generator=generator) for n, layer in zip(self.q, layers, strict=True)
         ]
@@ -65,24 +94,41 @@ class GradientSketch:
             self._choose()
 
     def gains(self) -> list[tuple[Tensor, Tensor]]:
-        """Per layer the mean of sigma over the steps of the third part and its standard error, each `(q,)`."""
+        """Per layer the mean of sigma over the steps of the third part and its standard error, each `(q + trials,)`.
+
+        A handful of steps knows its own spread badly, and the direction that looks best is the one whose spread
+        looks small by chance; so no error is below that of the layer's directions together.
+        """
         n = self.done - self.parts[0] - self.parts[1]
         result = []
         for total, squares in zip(self.gain_sum, self.gain_square_sum, strict=True):
             mean = total / n
-            variance = (squares / n - mean.square()).clamp_min(0) * n / max(1, n - 1)
-            result.append((mean, (variance / n).sqrt()))
+            variance = (squares / n - mean.square()).clamp_min(0) * n / (n - 1)
+            result.append((mean, (variance.clamp_min(variance.mean()) / n).sqrt()))
         return result
 
-    def best(self, certainty: float = 2.0) -> dict[str, list[float]]:
-        """Per layer the gains less `certainty` standard errors, best first: what noise explains is zero or less."""
-        corrected = [(mean - certainty * error).sort(descending=True) for mean, error in self.gains()]
-        return {layer.name: values.tolist() for layer, (values, _) in zip(self.layers, corrected, strict=True)}
+    def candidates(self) -> dict[str, list[Gain]]:
+        """Per layer the gains of its candidate directions, in the order of `directions`."""
+        result = {}
+        for layer, q, (mean, error) in zip(self.layers, self.q, self.gains(), strict=True):
+            order = _order(mean[:q], error[:q])
+            pairs = zip(mean[order].tolist(), error[order].tolist(), strict=True)
+            result[layer.name] = [Gain(value, spread) for value, spread in pairs]
+        return result
+
+    def trials(self) -> dict[str, dict[int, Gain]]:
+        """Per layer and triple on trial, what the loss would gain by putting it back."""
+        result = {}
+        for layer, q, indices, (mean, error) in zip(self.layers, self.q, self.on_trial, self.gains(), strict=True):
+            triples = zip(indices.tolist(), mean[q:].tolist(), error[q:].tolist(), strict=True)
+            result[layer.name] = {index: Gain(value, spread) for index, value, spread in triples}
+        return result
 
     def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor]:
-        """The layer's candidates as unit rows u `(q, out)` and v `(q, in)`, in the order of `best`."""
+        """The layer's candidates as unit rows u `(q, out)` and v `(q, in)`, surest gain first."""
         index = next(i for i, known in enumerate(self.layers) if known.name == layer.name)
-        order = (self.gains()[index][0]).sort(descending=True).indices
+        mean, error = self.gains()[index]
+        order = _order(mean[: self.q[index]], error[: self.q[index]])
         return self.left[index].T[order], self.right[index][order]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -101,21 +147,35 @@ class GradientSketch:
         first, second, _ = self.parts
         if self.done >= first + second:
             self._probe_rows(self.right)
+            self._switch_off()
         elif self.done >= first:
             self._probe_columns(self.left)
 
     def remove(self) -> None:
-        """Take the probes out of the slots."""
+        """Take the probes out of the slots and switch every triple on."""
         for layer in self.layers:
-            layer.a.probe = layer.b.probe = None
+            layer.a.probe = layer.b.probe = layer.a.live = None
 
     def _choose(self) -> None:
+        """The candidates, and beside them the triples on trial along their own directions."""
+        chosen = self.choose_trials()
         pairs = [torch.linalg.svd(total, full_matrices=False) for total in self.sums]
-        self.left = [q @ U for q, (U, _, _) in zip(self.left, pairs, strict=True)]  # (out, q)
-        self.right = [Vh for _, _, Vh in pairs]  # (q, in)
+        self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
+        own = [_own_direction(layer, indices) for layer, indices in zip(self.layers, self.on_trial, strict=True)]
+        # The candidates' u are Q times the left vectors of X; a row of `left` stays a row of `right`.
+        self.left = [torch.cat([q @ U, u], 1) for q, (U, _, _), (u, _) in zip(self.left, pairs, own, strict=True)]
+        self.right = [torch.cat([Vh, v]) for (_, _, Vh), (_, v) in zip(pairs, own, strict=True)]
         self._probe_rows(self.right)
-        self.gain_sum = [torch.zeros_like(S) for _, S, _ in pairs]
-        self.gain_square_sum = [torch.zeros_like(S) for _, S, _ in pairs]
+        self._switch_off()
+        self.gain_sum = [torch.zeros(len(rows), device=rows.device) for rows in self.right]
+        self.gain_square_sum = [torch.zeros_like(total) for total in self.gain_sum]
+
+    def _switch_off(self) -> None:
+        for layer, indices in zip(self.layers, self.on_trial, strict=True):
+            layer.a.live = None
+            if len(indices):
+                layer.a.live = torch.ones(layer.rank, device=layer.a.A.device)
+                layer.a.live[indices] = 0
 
     def _probe_rows(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """Fix the A side; the B side starts at zero and gets the gradient. Returns zero sums of its shape."""
@@ -136,3 +196,14 @@ class GradientSketch:
         gradient = torch.zeros_like(probe) if probe.grad is None else probe.grad / layer.scaling
         probe.grad = None
         return torch.where(gradient.isfinite().all(), gradient, torch.zeros_like(gradient)).detach()
+
+
+def _order(mean: Tensor, error: Tensor) -> Tensor:
+    return (mean - error).sort(descending=True).indices
+
+
+def _own_direction(layer: AdaptedLayer, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """(u `(out, n)`, v `(n, in)`) of these triples, such that adding along -u v^T is putting them back."""
+    A = layer.a.A.detach()[indices].float()
+    B = (layer.b.weight * layer.a.E).detach()[:, indices].float()
+    return -torch.nn.functional.normalize(B, dim=0), torch.nn.functional.normalize(A, dim=1)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pedyra.adapters.attach import AdaptedLayer
 from pedyra.adapters.resize import Replacement
+from pedyra.core.importance import removal_loss
 
 # Factored or orthogonalised state is not separable by triples; silently resetting it would change the method.
 _NOT_SEPARABLE = {
@@ -42,8 +44,38 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
+def check_second_moments(optimizer: Optimizer) -> None:
+    """Raise ValueError unless the optimizer is of Adam's family, whose second moments `removal_losses` reads."""
+    if "betas" not in optimizer.defaults:
+        raise ValueError(
+            f"rank.score is 'loss', which reads Adam's second moments, but the optimizer is "
+            f"{type(optimizer).__name__}; use adamw_torch, or rank.score='importance'"
+        )
+
+
+@torch.no_grad()
+def removal_losses(layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> dict[str, list[float]]:
+    """What pruning each triple costs, `removal_loss` of its E where that is trained, else of its row of A.
+
+    0 where the optimizer has not seen a parameter yet. One transfer to the host.
+    """
+    losses = []
+    for layer in layers:
+        weight = layer.a.E[:, None] if layer.a.E.requires_grad else layer.a.A
+        state = optimizer.state.get(layer.a.E if layer.a.E.requires_grad else layer.a.A, {})
+        moment = state.get("exp_avg_sq", state.get("state2"))
+        moment = torch.zeros_like(weight) if moment is None else moment.reshape(weight.shape)
+        losses.append(removal_loss(weight.float(), moment.float()))
+    values = torch.cat(losses).tolist()
+    result, at = {}, 0
+    for layer in layers:
+        result[layer.name] = values[at : at + layer.rank]
+        at += layer.rank
+    return result
+
+
 def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: nn.Parameter, name: str) -> None:
-    """Put `newcomer` (a layer's E) into the param group of `sibling` (its B, as LoRA+ does), in place.
+    """Put `newcomer` (a layer's E), if it is trained, into the param group of `sibling` (its B, as LoRA+ does).
 
     A newcomer that some group holds already stays there: an optimizer built after `attach` has placed it (that of
     LoRA+ beside B, with B's learning rate). `add_param_group` would break schedulers that are already built.
@@ -57,6 +89,8 @@ def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: nn.Parameter, n
             f"the optimizer does not hold lora_B of {name}; build it from the parameters of the model with its "
             f"adapter, after get_peft_model"
         )
+    if not newcomer.requires_grad:
+        return
     if not any(parameter is newcomer for group in optimizer.param_groups for parameter in group["params"]):
         optimizer.param_groups[holds.index(True)]["params"].append(newcomer)
 

@@ -12,25 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.adapters.attach import AdaptedLayer, attach, write_ranks
+from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
 from pedyra.adapters.factors import AFactor
 from pedyra.adapters.fused import fuse, unfuse
 from pedyra.adapters.resize import Replacement, install, resized
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
-from pedyra.core.schedule import Schedule, ema_window, moves_at, resolve_schedule
+from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at, resolve_schedule
+from pedyra.core.swaps import choose_trials
 from pedyra.training.compilation import is_compiled, mark_ranks
 from pedyra.training.diagnostics import describe, snapshot
-from pedyra.training.gradient_sketch import GradientSketch
+from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch, Trials, no_trials
 from pedyra.training.input_energy import InputEnergy
+from pedyra.training.limits import check_movable, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_state import (
     adopt,
     check_optimizer,
+    check_second_moments,
     check_state,
     drop_unfit_state,
     move_state,
     rekey_state,
+    removal_losses,
     unwrapped,
 )
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
@@ -78,25 +82,29 @@ class RankAllocator:
             initial_warmup=config.initial_warmup,
             interval=config.interval,
             final_warmup=config.final_warmup,
+            least_interval=LEAST_STEPS if self._sketches else 1,
         )
         self.layers = _trainable(attach(model, adapter_name, config.start, config.seed))
+        train_e(self.layers, bool(config.train_e))
         _choose_forward(self.layers, config.fused)
-        self.moves = _moves(config, sum(layer.rank for layer in self.layers))
-        self._max_ranks = {layer.name: _max_rank(layer, config.max_rank) for layer in self.layers}
-        _check_max_ranks(self.layers, config, self._max_ranks)
+        self.moves = most_moves(config, sum(layer.rank for layer in self.layers))
+        self._max_ranks = max_ranks(self.layers, config)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         """The adjustment records, oldest first; see `after_step`."""
         self.initial_parameters = self.parameters
         self._sketch: GradientSketch | None = None
-        (self.rule.check or _check_movable)(self._situation())
+        (self.rule.check or check_movable)(self._situation())
         for layer in self.layers:
             _claim(layer, self)
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
+        if config.score == "loss":
+            check_second_moments(self.optimizer)
         self._held = self.triples()
         self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
-        self._inputs = InputEnergy(model, self.layers) if config.alpha < 1 and self.rule.scores is None else None
+        reads_inputs = config.score == "importance" and config.alpha < 1 and self.rule.scores is None
+        self._inputs = InputEnergy(model, self.layers) if reads_inputs else None
         self._compiled = False
         if is_compiled(model):
             self.expect_compilation()
@@ -127,8 +135,22 @@ class RankAllocator:
 
     def tracks(self, step: int) -> bool:
         """Whether step `step` (1-based) is observed: only the steps an EMA still remembers at an adjustment are."""
+        if self.settled or (self.config.score == "loss" and self.rule.scores is None):
+            return False
         adjustment = self.schedule.next_adjustment(step)
         return adjustment is not None and adjustment - step < self._window
+
+    @property
+    def _sketches(self) -> bool:
+        """Whether adjustments need directions or gains along the gradient."""
+        return self.config.moves != 0 and "gradient" in (self.config.init, self.config.expand)
+
+    @property
+    def settled(self) -> bool:
+        """Whether `patience` adjustments in a row moved nothing: the ranks then stay, and the rest is a plain LoRA."""
+        if self.config.prune != "trial" or not 0 < self.config.patience <= len(self.history):
+            return False
+        return not any(record["pruned"] or record["added"] for record in self.history[-self.config.patience :])
 
     def before_step(self) -> None:
         """Observe the gradients of this optimizer step (Eqs. 3 to 6), then add the gradient of Eq. (2) to them."""
@@ -148,10 +170,11 @@ class RankAllocator:
         """Count the step; at an adjustment, prune, expand, and move the optimizer's state.
 
         Returns the record of the adjustment, or None: `step`, `ranks`, `layer_scores`, `scores`, `pruned` (layer,
-        triple, score), `added` (layer -> count), `total_rank`, `parameters`, `seconds`, `skipped_steps`.
+        triple, score), `added` (layer -> count), `total_rank`, `parameters`, `seconds`, `skipped_steps`; of a sketch
+        `gains` (layer -> mean and error of its surest candidate) and `trials` (layer, triple, mean, error).
         """
         self.step += 1
-        record = self._adjust() if self.schedule.is_adjustment(self.step) else None
+        record = self._adjust() if self.schedule.is_adjustment(self.step) and not self.settled else None
         self._prepare_next_step()
         return record
 
@@ -228,7 +251,7 @@ class RankAllocator:
 
     def _prepare_sketch(self) -> None:
         """Start the sketch when the next step is the first of its window."""
-        if self._sketch is not None or "gradient" not in (self.config.init, self.config.expand):
+        if self._sketch is not None or not self._sketches or self.settled:
             return
         adjustment = self.schedule.next_adjustment(self.step + 1)
         if adjustment is not None and adjustment - self.step <= min(self.config.sketch_steps, self.schedule.interval):
@@ -237,7 +260,33 @@ class RankAllocator:
     def _new_sketch(self, adjustment: int, steps: int) -> GradientSketch:
         """The sketch of the `steps` steps that end at this adjustment; it also seeds the draws."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + adjustment)
-        return GradientSketch(self.layers, q=self.config.sketch_size, steps=steps, generator=generator)
+        return GradientSketch(
+            self.layers,
+            q=self.config.sketch_size,
+            steps=steps,
+            generator=generator,
+            choose_trials=lambda: self._choose_trials(adjustment),
+        )
+
+    def _choose_trials(self, adjustment: int) -> Trials:
+        """The triples that are tried before this adjustment."""
+        if self.config.prune != "trial":
+            return no_trials()
+        born = self.history[-1]["added"] if self.history else {}  # the last rows of their layers
+        ranks = self.ranks
+        return choose_trials(
+            self.triple_scores(),
+            moves=self._moves_at(adjustment),
+            min_rank=self.config.min_rank,
+            costs={layer.name: layer.cost for layer in self.layers},
+            newborn={name: range(ranks[name] - count, ranks[name]) for name, count in born.items()},
+        )
+
+    def _moves_at(self, step: int) -> int:
+        """k at the adjustment after this step."""
+        last = sum(self.history[-1]["added"].values()) if self.history else None
+        progress = self.schedule.progress(step)
+        return moves_at(self.moves, progress, str(self.config.moves_schedule), last) if self.moves else 0
 
     def _drop_sketch(self) -> None:
         if self._sketch is not None:
@@ -245,8 +294,10 @@ class RankAllocator:
             self._sketch = None
 
     def triple_scores(self) -> dict[str, list[float]]:
-        """The score of every triple by layer, from what was observed so far (Algorithm 1)."""
+        """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`)."""
         config = self.config
+        if config.score == "loss" and self.rule.scores is None:
+            return removal_losses(self.layers, self.optimizer)
         return self.scores.triple_scores(
             alpha=config.alpha, score_norm=config.score_norm, input_norm=config.input_norm, omega=config.omega
         )
@@ -256,8 +307,10 @@ class RankAllocator:
         scores = self.triple_scores()
         if self._sketch is not None:
             self._sketch.remove()
-        plan = self.rule.policy(scores, self._situation())
+        now = self._situation()
+        plan = self.rule.policy(scores, now)
         self._apply(plan)
+        measured = _measured(now)
         self._sketch = None
         record = {
             "kind": "adjustment",
@@ -271,26 +324,31 @@ class RankAllocator:
             "parameters": self.parameters,
             "seconds": time.perf_counter() - began,
             "skipped_steps": int(self.scores.skipped),
+            **measured,
         }
         self.history.append(record)
         return record
 
     def _situation(self) -> Situation:
-        progress = self.schedule.progress(self.step)
+        sketch, config = self._sketch, self.config
         return Situation(
             step=self.step,
             schedule=self.schedule,
             history=self.history,
             ranks=self.ranks,
-            progress=progress,
-            moves=moves_at(self.moves, progress, self.config.moves_schedule) if self.moves else 0,
-            min_rank=self.config.min_rank,
+            progress=self.schedule.progress(self.step),
+            moves=self._moves_at(self.step),
+            min_rank=config.min_rank,
             max_ranks=self._max_ranks,
             costs={layer.name: layer.cost for layer in self.layers},
             spare=self.initial_parameters - self.parameters,
-            budget=self.config.budget,
-            layer_score=self.config.layer_score,
-            gains=self._sketch.best() if self._sketch is not None and self.config.expand == "gradient" else None,
+            budget=config.budget,
+            layer_score=config.layer_score,
+            expand=config.expand,
+            candidates=sketch.candidates() if sketch is not None and config.expand == "gradient" else None,
+            trials=sketch.trials() if sketch is not None and config.prune == "trial" else None,
+            certainty=config.certainty,
+            margin=margin_at(config.margin, self.schedule.progress(self.step)),
         )
 
     def _apply(self, plan: RankPlan) -> None:
@@ -345,37 +403,15 @@ def _choose_forward(layers: list[AdaptedLayer], fused: bool) -> None:
         )
 
 
-def _moves(config: RankConfig, total_rank: int) -> int:
-    # 0.02: the paper's k = 12 of 576 triples (Table 14 has its best results there).
-    return max(1, round(0.02 * total_rank)) if config.moves is None else config.moves
-
-
-def _max_rank(layer: AdaptedLayer, max_rank: int | None) -> int:
-    # A start above the layer's width is allowed, as in PEFT; such a layer does not grow.
-    widest = max(layer.rank, min(layer.a.in_features, layer.b.out_features))
-    return widest if max_rank is None else min(max_rank, widest)
+def _measured(now: Situation) -> dict[str, Any]:
+    """What a sketch measured, for the record."""
+    gains = {name: [best[0].mean, best[0].error] for name, best in (now.candidates or {}).items() if best}
+    trials = [[name, i, g.mean, g.error] for name, tried in (now.trials or {}).items() for i, g in tried.items()]
+    return ({} if now.candidates is None else {"gains": gains}) | ({} if now.trials is None else {"trials": trials})
 
 
 def _triple_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
     return TripleScores(layers, beta1=config.beta1, beta2=config.beta2, omega_ema=config.omega_ema)
-
-
-def _check_max_ranks(layers: list[AdaptedLayer], config: RankConfig, max_ranks: dict[str, int]) -> None:
-    above = [layer for layer in layers if layer.rank > max_ranks[layer.name]]
-    if above:
-        raise ValueError(
-            f"rank.max_rank is {config.max_rank}, but {above[0].name} starts at rank {above[0].rank}; raise max_rank"
-        )
-
-
-def _check_movable(start: Situation) -> None:
-    """PE-DyRA moves triples, so some layer must have one to spare."""
-    highest = max(start.ranks.values())
-    if start.moves and highest <= start.min_rank:
-        raise ValueError(
-            f"nothing can move: every layer starts at rank {highest} and rank.min_rank is {start.min_rank}; raise "
-            f"lora.r or lower rank.min_rank"
-        )
 
 
 def _claim(layer: AdaptedLayer, allocator: RankAllocator) -> None:

@@ -12,8 +12,9 @@ from torch import nn
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
-from pedyra.core.allocation import RankPlan, Scores, plan_adjustment, plan_along_gradient, plan_parameters
+from pedyra.core.allocation import RankPlan, Scores, plan_adjustment, plan_parameters, plan_two_thirds
 from pedyra.core.schedule import Schedule
+from pedyra.core.swaps import Gain, plan_along_gradient, plan_swaps
 from pedyra.training.scores import ScoreState
 
 
@@ -39,8 +40,14 @@ class Situation:
     """Parameters below the initial count."""
     budget: str
     layer_score: str
-    gains: dict[str, list[float]] | None
-    """Noise-corrected gains of the candidate directions per layer, best first; None without a sketch."""
+    expand: str
+    candidates: dict[str, list[Gain]] | None
+    """Gains of the candidate directions per layer, surest first; None unless `expand` is "gradient"."""
+    trials: dict[str, dict[int, Gain]] | None
+    """Gains of the triples on trial per layer; None unless the config's `prune` is "trial"."""
+    certainty: float
+    margin: float
+    """At this step."""
 
 
 Policy = Callable[[Scores, Situation], RankPlan]
@@ -67,28 +74,26 @@ class Rule:
 
 
 def bidirectional(scores: Scores, now: Situation) -> RankPlan:
-    """Algorithm 2 at the budget in force: the policy of PE-DyRA."""
-    if now.gains is not None:
-        unit = now.budget == "ranks"
-        return plan_along_gradient(
+    """Algorithm 2 at the budget in force, or what goes beyond it: the policy of PE-DyRA."""
+    unit = now.budget == "ranks"
+    costs, spare = (dict.fromkeys(now.costs, 1), 0) if unit else (now.costs, now.spare)
+    limits: Any = dict(moves=now.moves, min_rank=now.min_rank, max_ranks=now.max_ranks)
+    if now.candidates is not None and now.trials is not None:
+        return plan_swaps(
             scores,
-            now.gains,
-            moves=now.moves,
-            min_rank=now.min_rank,
+            now.candidates,
+            now.trials,
             max_ranks=now.max_ranks,
-            costs=dict.fromkeys(now.costs, 1) if unit else now.costs,
-            spare=0 if unit else now.spare,
+            costs=costs,
+            spare=spare,
+            certainty=now.certainty,
+            margin=now.margin,
         )
-    if now.budget == "ranks":
-        return plan_adjustment(
-            scores, moves=now.moves, min_rank=now.min_rank, max_ranks=now.max_ranks, layer_score=now.layer_score
-        )
-    return plan_parameters(
-        scores,
-        moves=now.moves,
-        min_rank=now.min_rank,
-        max_ranks=now.max_ranks,
-        costs=now.costs,
-        spare=now.spare,
-        layer_score=now.layer_score,
-    )
+    if now.candidates is not None:
+        sure = {name: [gain.at_least(now.certainty) for gain in gains] for name, gains in now.candidates.items()}
+        return plan_along_gradient(scores, sure, **limits, costs=costs, spare=spare)
+    if now.expand == "two_thirds":
+        return plan_two_thirds(scores, **limits, costs=costs, spare=spare)
+    if unit:
+        return plan_adjustment(scores, **limits, layer_score=now.layer_score)
+    return plan_parameters(scores, **limits, costs=costs, spare=spare, layer_score=now.layer_score)

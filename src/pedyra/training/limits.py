@@ -1,0 +1,48 @@
+"""What an adjustment may do at most: how many triples move, and between which ranks a layer stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.config import RankConfig
+from pedyra.training.rule import Situation
+
+
+def most_moves(config: RankConfig, total_rank: int) -> int:
+    """k, where the config leaves it open: a sixth of the triples if each is tried before it goes, else 2 %.
+
+    A sixth finds the planted ranks in time (docs/evidence.md); 2 % is the paper's k = 12 of 576 (Table 14).
+    """
+    if config.moves is not None:
+        return config.moves
+    return max(1, round(total_rank / 6 if config.prune == "trial" else 0.02 * total_rank))
+
+
+def max_ranks(layers: Sequence[AdaptedLayer], config: RankConfig) -> dict[str, int]:
+    """Layer -> the rank it may grow to: `config.max_rank`, and no more than its width.
+
+    A start above the width is allowed, as in PEFT; such a layer does not grow.
+
+    Raises:
+        ValueError: a layer starts above `config.max_rank`.
+    """
+    result = {}
+    for layer in layers:
+        widest = max(layer.rank, min(layer.a.in_features, layer.b.out_features))
+        result[layer.name] = widest if config.max_rank is None else min(config.max_rank, widest)
+        if layer.rank > result[layer.name]:
+            raise ValueError(
+                f"rank.max_rank is {config.max_rank}, but {layer.name} starts at rank {layer.rank}; raise max_rank"
+            )
+    return result
+
+
+def check_movable(start: Situation) -> None:
+    """PE-DyRA moves triples, so some layer must have one to spare: ValueError where none has."""
+    highest = max(start.ranks.values())
+    if start.moves and highest <= start.min_rank:
+        raise ValueError(
+            f"nothing can move: every layer starts at rank {highest} and rank.min_rank is {start.min_rank}; raise "
+            f"lora.r or lower rank.min_rank"
+        )
