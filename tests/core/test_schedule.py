@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pedyra.core.schedule import ema_window, moves_at, resolve_schedule
+from pedyra.core.schedule import ema_window, margin_at, moves_at, resolve_schedule
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,21 @@ def test_the_window_is_not_longer_than_it_must_be():
     assert ema_window(0.85) == 103
     forgotten = lambda window: (1 + 0.15 * window) * 0.85**window  # noqa: E731
     assert forgotten(103) <= 1e-6 < forgotten(102)
+
+
+def test_adaptive_moves_are_twice_the_last_ones_and_never_idle():
+    assert moves_at(8, 0.0, "adaptive") == 8
+    assert [moves_at(8, 0.5, "adaptive", last) for last in (8, 3, 1, 0)] == [8, 6, 2, 1]
+    assert moves_at(0, 0.5, "adaptive", 3) == 0
+
+
+def test_the_margin_rises_geometrically_to_one():
+    assert [margin_at(0.25, p) for p in (0.0, 0.5, 1.0)] == [0.25, 0.5, 1.0]
+
+
+def test_an_interval_below_the_least_is_refused_in_steps_and_raised_as_a_fraction():
+    window: dict = dict(initial_warmup=0, final_warmup=0, least_interval=4)
+    assert resolve_schedule(40, interval=0.05, **window).interval == 4
+    assert resolve_schedule(40, interval=4, **window).interval == 4
+    with pytest.raises(ValueError, match="rank.interval is 3, but .* takes 4 or more"):
+        resolve_schedule(40, interval=3, **window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -80,6 +81,33 @@ def test_a_gain_that_is_only_noise_is_not_positive():
         (model(torch.randn(4, 12)) * torch.randn(4, 8)).sum().backward()
         sketch.observe()
     assert sum(gain > 0 for gains in best(sketch).values() for gain in gains) <= 1
+
+
+def test_a_trial_measures_the_slope_at_a_contribution_of_zero():
+    model, layers = two_layers()
+    with torch.no_grad():
+        for layer in layers:
+            layer.b.weight.copy_(torch.randn_like(layer.b.weight))
+    x = torch.randn(16, 12)
+    whole = model(x)
+    sketch = GradientSketch(
+        layers, q=2, steps=6, generator=torch.Generator().manual_seed(0), choose_trials=lambda: {layers[0].name: (1,)}
+    )
+    for _ in range(6):
+        model(x).square().mean().backward()
+        sketch.observe()
+    off = model(x)
+    measured = sketch.trials()
+    sketch.remove()
+    assert torch.equal(model(x), whole)
+    with torch.no_grad():
+        layers[0].a.E[1] = 0  # the slow way: the model without the triple, and the gradient of its dense weight
+    torch.testing.assert_close(model(x), off)
+    G = dense_gradients(model, layers, x)[0]
+    a, b = layers[0].a.A[1].detach(), layers[0].b.weight[:, 1].detach()
+    expected = float(-(b / b.norm()) @ G @ (a / a.norm()))
+    assert measured[layers[0].name][1].mean == pytest.approx(expected, rel=1e-4)
+    assert measured[layers[1].name] == {}
 
 
 def test_state_saved_in_mid_window_continues_to_the_same_gains():

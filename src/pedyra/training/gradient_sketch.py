@@ -88,7 +88,8 @@ class GradientSketch:
                 self.gain_square_sum[index] += gain.square()
         self.done += 1
         if self.done == first:
-            self.left = [torch.linalg.qr(total).Q for total in self.sums]  # (out, q)
+            # Contiguous, as a checkpoint holds it: another layout would be multiplied in another order.
+            self.left = [torch.linalg.qr(total).Q.contiguous() for total in self.sums]  # (out, q)
             self.sums = self._probe_columns(self.left)
         elif self.done == first + second:
             self._choose()
@@ -163,8 +164,10 @@ class GradientSketch:
         self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
         own = [_own_direction(layer, indices) for layer, indices in zip(self.layers, self.on_trial, strict=True)]
         # The candidates' u are Q times the left vectors of X; a row of `left` stays a row of `right`.
-        self.left = [torch.cat([q @ U, u], 1) for q, (U, _, _), (u, _) in zip(self.left, pairs, own, strict=True)]
-        self.right = [torch.cat([Vh, v]) for (_, _, Vh), (_, v) in zip(pairs, own, strict=True)]
+        self.left = [
+            torch.cat([q @ U, u], 1).contiguous() for q, (U, _, _), (u, _) in zip(self.left, pairs, own, strict=True)
+        ]
+        self.right = [torch.cat([Vh, v]).contiguous() for (_, _, Vh), (_, v) in zip(pairs, own, strict=True)]
         self._probe_rows(self.right)
         self._switch_off()
         self.gain_sum = [torch.zeros(len(rows), device=rows.device) for rows in self.right]

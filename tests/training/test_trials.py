@@ -1,0 +1,112 @@
+"""Triples on trial: what is measured is their worth, a swap is exact on a resume, and a settled run is a plain LoRA."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from pedyra.config import RankConfig
+from pedyra.training.rank_allocator import RankAllocator
+
+EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3)
+"""One adjustment of 12 steps, at which whatever gains anything replaces what is on trial; on trial in steps 5 and 6."""
+
+
+def allocate(model: Any, config: RankConfig, steps: int, **settings: Any) -> RankAllocator:
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2, **settings)
+    return RankAllocator(model, optimizer, config, steps)
+
+
+def test_without_moves_training_is_pefts_lora_to_the_last_bit(make_net, train_net, net_batch):
+    ours, theirs = make_net(), make_net()
+    allocator = allocate(ours, RankConfig(moves=0), 20)
+    assert allocator.parameters == sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+    train_net(ours, allocator.optimizer, allocator, 20)
+    optimizer = torch.optim.Adam([p for p in theirs.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(1, 21):
+        x, y = net_batch(step)
+        (theirs(x) - y).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    x, _ = net_batch(0)
+    assert torch.equal(ours(x), theirs(x))
+    assert all(torch.equal(layer.a.E, torch.ones(layer.rank)) for layer in allocator.layers)
+
+
+def test_what_is_on_trial_is_off_in_the_third_part_and_on_again_after_it(make_net, train_net):
+    model = make_net(trained=True)
+    config = RankConfig(**{**EAGER, "certainty": 1e9})
+    allocator = allocate(model, config, 12)
+    for step in range(1, 6):
+        train_net(model, allocator.optimizer, allocator, 1, first=step)
+        off = sum(int((layer.a.live == 0).sum()) for layer in allocator.layers if layer.a.live is not None)
+        assert off == (4 if step >= 4 else 0)  # from the end of step 4: it is on trial in 5 and 6
+    before = {layer.name: (layer.a.A, layer.b.weight) for layer in allocator.layers}
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=6)
+    assert len(record["trials"]) == 4 and not record["pruned"] and not record["added"]
+    for layer in allocator.layers:
+        assert layer.a.live is None and layer.a.probe is None
+        assert (layer.a.A, layer.b.weight) == before[layer.name]  # the very Parameters
+
+
+def test_a_run_that_moved_nothing_settles_and_is_left_alone(make_net, train_net):
+    model = make_net()
+    config = RankConfig(interval=4, initial_warmup=0, final_warmup=1, patience=2, certainty=1e9)
+    allocator = allocate(model, config, 24)
+    assert allocator.schedule.adjustments == (4, 8, 12, 16, 20)
+    train_net(model, allocator.optimizer, allocator, 24)
+    assert [record["step"] for record in allocator.history] == [4, 8]
+    assert allocator.settled and not any(allocator.tracks(step) for step in range(9, 25))
+    restless = allocate(make_net(), RankConfig(**{**config.to_dict(), "patience": 0}), 24)
+    train_net(restless.model, restless.optimizer, restless, 24)
+    assert len(restless.history) == 5 and not restless.settled
+
+
+@pytest.mark.parametrize("resume_at", [2, 4, 5, 6, 7])
+def test_resuming_before_in_and_after_a_trial_equals_the_unbroken_run(
+    resume_at, make_trainer, tmp_path, run_state, assert_equal
+):
+    config = RankConfig(**EAGER)
+    whole, callback = make_trainer(tmp_path / "whole", config, save_strategy="steps", save_steps=1)
+    whole.train()
+    unbroken = run_state(whole, callback)
+    assert unbroken["history"][0]["added"], "nothing moved: the test would prove nothing"
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "whole" / f"checkpoint-{resume_at}", again / f"checkpoint-{resume_at}")
+    resumed, callback = make_trainer(again, config, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(again / f"checkpoint-{resume_at}"))
+    assert_equal(run_state(resumed, callback), unbroken)
+
+
+def test_the_loss_orders_triples_by_adams_second_moment(make_net, train_net):
+    model = make_net()
+    config = RankConfig(interval=4, initial_warmup=0, final_warmup=1, score="loss", moves=1)
+    allocator = allocate(model, config, 12)
+    train_net(model, allocator.optimizer, allocator, 3)
+    layer = allocator.layers[0]
+    moment = allocator.optimizer.state[layer.a.A]["exp_avg_sq"]
+    by_hand = [
+        float(sum(0.5 * a * a * v for a, v in zip(*rows, strict=True)))
+        for rows in zip(layer.a.A.detach(), moment, strict=True)
+    ]
+    assert allocator.triple_scores()[layer.name] == pytest.approx(by_hand, rel=1e-5)
+    assert not any(allocator.tracks(step) for step in range(1, 13))
+
+
+def test_the_loss_needs_second_moments(make_net):
+    model = make_net()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with pytest.raises(ValueError, match="rank.score is 'loss'.*optimizer is SGD; use adamw_torch"):
+        RankAllocator(model, optimizer, RankConfig(score="loss"), 100)
+
+
+def test_short_intervals_are_refused_as_steps_and_widened_as_fractions(make_net):
+    with pytest.raises(ValueError, match="rank.interval is 3, but .* takes 4 or more; raise it"):
+        allocate(make_net(), RankConfig(interval=3), 40)
+    assert allocate(make_net(), RankConfig(interval=0.05), 40).schedule.interval == 4
+    assert (
+        allocate(make_net(), RankConfig(interval=0.05, init="gaussian", expand="importance"), 40).schedule.interval == 2
+    )
