@@ -42,9 +42,9 @@ class RankConfig:
     moves_schedule: str | None = None
     """k over the window of adjustments: "adaptive", twice what moved last time; "constant" (paper), "linear" to 1, or
     "cubic", k (1 - p^3) (ElaLoRA). None: "adaptive" where triples are tried first, else "linear"."""
-    initial_warmup: int | float = 0.1
+    initial_warmup: int | float = 0.05
     """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run."""
-    final_warmup: int | float = 0.3
+    final_warmup: int | float = 0.25
     """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
 
     budget: str = "parameters"

@@ -49,8 +49,7 @@ def test_mistakes_are_told_with_the_repair(arguments, message):
 
 
 def test_kinds_of_steps_follow_the_schedule():
-    plain = dict(init="orthogonal", expand="importance")
-    config = RankConfig(interval=200, initial_warmup=100, final_warmup=300, **plain)
+    config = RankConfig(interval=200, initial_warmup=100, final_warmup=300, init="orthogonal", expand="importance")
     schedule = resolve(config, 1000)
     kinds = [step_kind(step, schedule, config) for step in range(1, 1001)]
     assert schedule.adjustments == (300, 500)

@@ -86,7 +86,7 @@ class AdaLoraCallback(TrainerCallback):
         schedule: initial_warmup, interval and final_warmup, in steps or fractions of the run.
     """
 
-    def __init__(self, model: PeftModel, schedule: dict[str, int | float]) -> None:
+    def __init__(self, model: PeftModel, schedule: dict[str, Any]) -> None:
         self.model, self.schedule = model, schedule
         self.config: Any = model.peft_config["default"]
         self._checked = False
