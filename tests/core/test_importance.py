@@ -12,6 +12,7 @@ from pedyra.core.importance import (
     input_scores,
     layer_score,
     mix_scores,
+    removal_loss,
     update_sensitivity_,
 )
 
@@ -145,3 +146,10 @@ def test_one_triple_mixes_without_dividing_by_zero():
 
 def test_eq7_by_hand():
     assert layer_score(torch.tensor([1.0, 2.0, 6.0])) == 3.0
+
+
+def test_removal_loss_by_hand():
+    weights = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    moments = torch.tensor([[0.5, 0.25], [2.0, 7.0]])
+    # (1 * 0.5 + 4 * 0.25) / 2 and (9 * 2) / 2
+    assert removal_loss(weights, moments).tolist() == [0.75, 9.0]
