@@ -44,21 +44,15 @@ def counting(graphs) -> Callable[..., Any]:
     return backend
 
 
-def run(model: Any, forward: Any, tokens: dict[str, torch.Tensor], **settings: Any) -> RankAllocator:
-    config = RankConfig(
-        interval=3,
-        initial_warmup=2,
-        final_warmup=4,
-        moves=3,
-        min_rank=2,
-        beta1=0.1,
-        beta2=0.1,
-        **{**FORCED, **settings},
-    )
+def run(
+    model: Any, forward: Any, tokens: dict[str, torch.Tensor], *, steps: int = STEPS, **settings: Any
+) -> RankAllocator:
+    window: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 4, "moves": 3}
+    config = RankConfig(**{**window, **FORCED, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    allocator = RankAllocator(forward, optimizer, config, STEPS)
+    allocator = RankAllocator(forward, optimizer, config, steps)
     model.train()
-    for _ in range(STEPS):
+    for _ in range(steps):
         forward(**tokens, labels=tokens["input_ids"]).loss.backward()
         allocator.before_step()
         optimizer.step()
@@ -85,6 +79,19 @@ def test_one_graph_where_inputs_are_not_observed(make_llama, tokens, counting, g
     model = make_llama(r=4)
     allocator = run(model, torch.compile(model, backend=counting), tokens, alpha=1.0)
     assert len(graphs) == 1 and len(allocator.history) == 3
+
+
+def test_a_sketch_adds_a_graph_for_each_of_its_parts_and_trains_as_eager_does(make_llama, tokens, counting, graphs):
+    settings: dict[str, Any] = {"init": "gradient", "expand": "gradient", "train_e": False, "min_rank": 0}
+    settings |= {"interval": 6, "initial_warmup": 0, "certainty": 0.0, "margin": 1e-3}
+    eager, compiled = make_llama(r=4), make_llama(r=4)
+    expected = run(eager, eager, tokens, steps=26, **settings)
+    actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=26, **settings)
+    assert len(actual.history) == 3 and any(record["added"] for record in actual.history)
+    assert actual.ranks == expected.ranks
+    assert len(graphs) <= 8  # no sketch and its three parts, each with inputs observed or not; however many adjustments
+    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-2, atol=1e-3), name
 
 
 def test_a_model_compiled_in_place_counts_as_compiled(make_llama, tokens, counting, graphs):

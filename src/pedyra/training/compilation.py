@@ -27,3 +27,13 @@ def mark_ranks(layers: Sequence[AdaptedLayer]) -> None:
         if layer.rank > 1:
             for parameter, dim in ((layer.a.A, 0), (layer.a.E, 0), (layer.b.weight, 1)):
                 torch._dynamo.mark_dynamic(parameter, dim)
+
+
+def mark_sketch(layers: Sequence[AdaptedLayer]) -> None:
+    """Mark the number of probes, and of triples that can be switched off, as dynamic, where a sketch has set them."""
+    import torch._dynamo
+
+    for layer in layers:
+        for tensor, dim in ((layer.a.live, 0), (layer.a.probe, 0), (layer.b.probe, 1)):
+            if tensor is not None and tensor.shape[dim] > 1:
+                torch._dynamo.mark_dynamic(tensor, dim)

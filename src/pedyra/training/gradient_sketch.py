@@ -174,11 +174,11 @@ class GradientSketch:
         self.gain_square_sum = [torch.zeros_like(total) for total in self.gain_sum]
 
     def _switch_off(self) -> None:
-        for layer, indices in zip(self.layers, self.on_trial, strict=True):
-            layer.a.live = None
-            if len(indices):
-                layer.a.live = torch.ones(layer.rank, device=layer.a.A.device)
-                layer.a.live[indices] = 0
+        if not any(len(indices) for indices in self.on_trial):
+            return
+        for layer, indices in zip(self.layers, self.on_trial, strict=True):  # all layers: one graph for a compiler
+            layer.a.live = torch.ones(layer.rank, device=layer.a.A.device)
+            layer.a.live[indices] = 0
 
     def _probe_rows(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """Fix the A side; the B side starts at zero and gets the gradient. Returns zero sums of its shape."""

@@ -20,7 +20,7 @@ from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
 from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at, resolve_schedule
 from pedyra.core.swaps import choose_trials
-from pedyra.training.compilation import is_compiled, mark_ranks
+from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.diagnostics import describe, snapshot
 from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch, Trials, no_trials
 from pedyra.training.input_energy import InputEnergy
@@ -245,6 +245,8 @@ class RankAllocator:
 
     def _prepare_next_step(self) -> None:
         self._prepare_sketch()
+        if self._compiled and self._sketch is not None:
+            mark_sketch(self.layers)
         self.scores.watch(self.tracks(self.step + 1))
         if self._inputs is not None:
             self._inputs.active = self.tracks(self.step + 1)
