@@ -90,12 +90,10 @@ def test_a_trial_measures_the_slope_at_a_contribution_of_zero():
             layer.b.weight.copy_(torch.randn_like(layer.b.weight))
     x = torch.randn(16, 12)
     whole = model(x)
-    sketch = GradientSketch(
-        layers, q=2, steps=6, generator=torch.Generator().manual_seed(0), choose_trials=lambda: {layers[0].name: (1,)}
-    )
+    sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
     for _ in range(6):
         model(x).square().mean().backward()
-        sketch.observe()
+        sketch.observe(choose_trials=lambda: {layers[0].name: (1,)})
     off = model(x)
     measured = sketch.trials()
     sketch.remove()

@@ -7,7 +7,7 @@ sigma^2, which takes h to be the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pedyra.core.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable
@@ -64,29 +64,16 @@ def plan_swaps(
         trials: per layer, triple on trial -> its gain.
         spare: units of cost that nothing uses.
     """
+    worth = {n: {i: gain.at_most(1.0) ** 2 for i, gain in tried.items()} for n, tried in trials.items()}
+    sure = {n: [gain.at_least(certainty) ** 2 for gain in gains] for n, gains in candidates.items()}
     waiting = sorted(
-        (gain.at_most(1.0) ** 2 / costs[name], position, index, name)
+        (value / costs[name], position, index, name)
         for position, name in enumerate(scores)
-        for index, gain in trials.get(name, {}).items()
+        for index, value in worth.get(name, {}).items()
     )
-    queue = sorted(
-        (-(gain.at_least(certainty) ** 2) / costs[name], position, index, name)
-        for position, name in enumerate(scores)
-        for index, gain in enumerate(candidates.get(name, ()))
+    return _grow(
+        scores, sure, waiting, max_ranks=max_ranks, costs=costs, spare=spare, pays=lambda g, lost: g > margin**2 * lost
     )
-    gone: list[tuple[float, int, int, str]] = []
-    added: dict[str, int] = {}
-    for negative, _, _, name in queue:
-        if negative == 0 or len(scores[name]) + added.get(name, 0) >= max_ranks[name]:
-            continue
-        needed, free = _payers(waiting, costs, spare, costs[name])
-        lost = sum(worth * costs[layer] for worth, _, _, layer in waiting[:needed])
-        if free < 0 or -negative * costs[name] <= margin**2 * lost:
-            continue
-        gone += waiting[:needed]
-        waiting, spare = waiting[needed:], free
-        added[name] = added.get(name, 0) + 1
-    return make_plan(scores, lowest(gone, len(gone)), added, layer_means(scores, {}))
 
 
 def plan_along_gradient(
@@ -107,17 +94,41 @@ def plan_along_gradient(
     """
     per_cost = {name: [value / costs[name] for value in values] for name, values in scores.items()}
     waiting = sorted(prunable(per_cost, min_rank))[:moves]
+    return _grow(scores, gains, waiting, max_ranks=max_ranks, costs=costs, spare=spare, pays=lambda g, lost: True)
+
+
+_Waiting = tuple[float, int, int, str]
+"""Worth per unit of cost, position of the layer, triple, layer."""
+
+
+def _grow(
+    scores: Scores,
+    gains: Mapping[str, Sequence[float]],
+    waiting: list[_Waiting],
+    *,
+    max_ranks: Mapping[str, int],
+    costs: Mapping[str, int],
+    spare: int,
+    pays: Callable[[float, float], bool],
+) -> RankPlan:
+    """Candidates, best gain per unit of cost first, take the place of what waits to go, worth least first.
+
+    A candidate takes as many as pay for it together with what is spare, and only where `pays(its gain, their worth)`.
+    """
     queue = sorted(
-        (-gain / costs[name], position, index, name)
+        (-gain / costs[name], position, index, name, gain)
         for position, name in enumerate(scores)
         for index, gain in enumerate(gains.get(name, ()))
         if gain > 0
     )
-    gone: list[tuple[float, int, int, str]] = []
+    gone: list[_Waiting] = []
     added: dict[str, int] = {}
-    for _, _, _, name in queue:
+    for _, _, _, name, gain in queue:
+        if len(scores[name]) + added.get(name, 0) >= max_ranks[name]:
+            continue
         needed, free = _payers(waiting, costs, spare, costs[name])
-        if free < 0 or len(scores[name]) + added.get(name, 0) >= max_ranks[name]:
+        lost = sum(worth * costs[layer] for worth, _, _, layer in waiting[:needed])
+        if free < 0 or not pays(gain, lost):
             continue
         gone += waiting[:needed]
         waiting, spare = waiting[needed:], free
@@ -125,9 +136,7 @@ def plan_along_gradient(
     return make_plan(scores, lowest(gone, len(gone)), added, layer_means(scores, {}))
 
 
-def _payers(
-    waiting: Sequence[tuple[float, int, int, str]], costs: Mapping[str, int], spare: int, price: int
-) -> tuple[int, int]:
+def _payers(waiting: Sequence[_Waiting], costs: Mapping[str, int], spare: int, price: int) -> tuple[int, int]:
     """How many of the first waiting triples must go to pay the price, and what is then free; negative: not enough."""
     needed, free = 0, spare - price
     while free < 0 and needed < len(waiting):

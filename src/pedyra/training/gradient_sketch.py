@@ -52,11 +52,8 @@ class GradientSketch:
         q: int,
         steps: int,
         generator: torch.Generator,
-        choose_trials: Callable[[], Trials] = no_trials,
     ) -> None:
         self.layers = layers
-        self.choose_trials = choose_trials
-        """Asked once, when the third part begins."""
         self.q = [min(q, layer.a.in_features, layer.b.out_features) for layer in layers]
         assert steps >= LEAST_STEPS
         self.parts = (steps // 3, steps // 3, steps - 2 * (steps // 3))
@@ -74,8 +71,11 @@ class GradientSketch:
         self.sums = self._probe_rows([rows.to(layer.a.A.device) for rows, layer in zip(omega, layers, strict=True)])
 
     @torch.no_grad()
-    def observe(self) -> None:
-        """Read the probes' gradients after one step's backward passes, and go on to the next part when it is time."""
+    def observe(self, choose_trials: Callable[[], Trials] = no_trials) -> None:
+        """Read the probes' gradients after one step's backward passes, and go on to the next part when it is time.
+
+        `choose_trials` is asked for the triples to be tried in the third part, in the step before that begins.
+        """
         first, second, _ = self.parts
         gradients = [self._take_gradient(layer) for layer in self.layers]
         if self.done < first + second:
@@ -92,7 +92,7 @@ class GradientSketch:
             self.left = [torch.linalg.qr(total).Q.contiguous() for total in self.sums]  # (out, q)
             self.sums = self._probe_columns(self.left)
         elif self.done == first + second:
-            self._choose()
+            self._choose(choose_trials())
 
     def gains(self) -> list[tuple[Tensor, Tensor]]:
         """Per layer the mean of sigma over the steps of the third part and its standard error, each `(q + trials,)`.
@@ -157,9 +157,8 @@ class GradientSketch:
         for layer in self.layers:
             layer.a.probe = layer.b.probe = layer.a.live = None
 
-    def _choose(self) -> None:
+    def _choose(self, chosen: Trials) -> None:
         """The candidates, and beside them the triples on trial along their own directions."""
-        chosen = self.choose_trials()
         pairs = [torch.linalg.svd(total, full_matrices=False) for total in self.sums]
         self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
         own = [_own_direction(layer, indices) for layer, indices in zip(self.layers, self.on_trial, strict=True)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
-from pedyra.adapters.factors import AFactor
-from pedyra.adapters.fused import fuse, unfuse
 from pedyra.adapters.resize import Replacement, install, resized
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
@@ -22,7 +18,7 @@ from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at, reso
 from pedyra.core.swaps import choose_trials
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.diagnostics import describe, snapshot
-from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch, Trials, no_trials
+from pedyra.training.gradient_sketch import LEAST_STEPS, Trials, no_trials
 from pedyra.training.input_energy import InputEnergy
 from pedyra.training.limits import check_movable, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
@@ -38,11 +34,10 @@ from pedyra.training.optimizer_state import (
     unwrapped,
 )
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
+from pedyra.training.ownership import choose_forward, claim, give_up, trainable
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
-
-_OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[RankAllocator]] = weakref.WeakKeyDictionary()
-"""Which allocator adapts a layer, so that no second one does."""
+from pedyra.training.sketching import Sketching, wanted
 
 
 class RankAllocator:
@@ -82,21 +77,21 @@ class RankAllocator:
             initial_warmup=config.initial_warmup,
             interval=config.interval,
             final_warmup=config.final_warmup,
-            least_interval=LEAST_STEPS if self._sketches else 1,
+            least_interval=LEAST_STEPS if wanted(config) else 1,
         )
-        self.layers = _trainable(attach(model, adapter_name, config.start, config.seed))
+        self.layers = trainable(attach(model, adapter_name, config.start, config.seed))
         train_e(self.layers, bool(config.train_e))
-        _choose_forward(self.layers, config.fused)
+        choose_forward(self.layers, config.fused)
         self.moves = most_moves(config, sum(layer.rank for layer in self.layers))
         self._max_ranks = max_ranks(self.layers, config)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         """The adjustment records, oldest first; see `after_step`."""
         self.initial_parameters = self.parameters
-        self._sketch: GradientSketch | None = None
+        self._sketching = Sketching(self.layers, config, self.schedule)
         (self.rule.check or check_movable)(self._situation())
+        claim(self.layers, self)
         for layer in self.layers:
-            _claim(layer, self)
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
         if config.score == "loss":
             check_second_moments(self.optimizer)
@@ -141,11 +136,6 @@ class RankAllocator:
         return adjustment is not None and adjustment - step < self._window
 
     @property
-    def _sketches(self) -> bool:
-        """Whether adjustments need directions or gains along the gradient."""
-        return self.config.moves != 0 and "gradient" in (self.config.init, self.config.expand)
-
-    @property
     def settled(self) -> bool:
         """Whether `patience` adjustments in a row moved nothing: the ranks then stay, and the rest is a plain LoRA."""
         if self.config.prune != "trial" or not 0 < self.config.patience <= len(self.history):
@@ -161,8 +151,7 @@ class RankAllocator:
             self.scores.observe_gradients()
             if self._inputs is not None and isinstance(self.scores, TripleScores):
                 self.scores.observe_inputs(self._inputs.collect())
-        if self._sketch is not None:
-            self._sketch.observe()
+        self._sketching.observe(self._choose_trials)
         if self.config.orth_weight > 0:
             add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
 
@@ -190,8 +179,7 @@ class RankAllocator:
             "scaling": {layer.name: layer.scaling for layer in self.layers},
             "history": self.history,
         }
-        sketch = {} if self._sketch is None else self._sketch.tensors()
-        return record, self.scores.tensors() | {f"sketch.{name}": value for name, value in sketch.items()}
+        return record, self.scores.tensors() | self._sketching.tensors()
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`, once the factors have the saved ranks.
@@ -204,13 +192,7 @@ class RankAllocator:
         self.scores.load_tensors(tensors)
         self.step, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
-        self._drop_sketch()
-        prefix = "sketch."
-        sketch = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        if sketch:
-            done, steps = sketch["done"].tolist()
-            self._sketch = self._new_sketch(self.step + steps - done, steps)
-            self._sketch.load_tensors(sketch)
+        self._sketching.load_tensors(tensors, self.step)
         if self._compiled:
             mark_ranks(self.layers)
         self._prepare_next_step()
@@ -225,12 +207,11 @@ class RankAllocator:
         rekey_state(self.optimizer, loaded)
         drop_unfit_state(self.optimizer, list(loaded.values()))
         self._held = self.triples()
-        self._drop_sketch()
+        self._sketching.forget()
         if self._inputs is not None:
             self._inputs.remove()
         self.scores.watch(False)
-        for layer in self.layers:
-            _OWNERS.pop(layer.a, None)
+        give_up(self.layers)
 
     def describe(self) -> dict[str, Any]:
         """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
@@ -244,35 +225,18 @@ class RankAllocator:
         return snapshot(self)
 
     def _prepare_next_step(self) -> None:
-        self._prepare_sketch()
-        if self._compiled and self._sketch is not None:
+        if not self.settled:
+            self._sketching.prepare(self.step)
+        if self._compiled and self._sketching.current is not None:
             mark_sketch(self.layers)
         self.scores.watch(self.tracks(self.step + 1))
         if self._inputs is not None:
             self._inputs.active = self.tracks(self.step + 1)
 
-    def _prepare_sketch(self) -> None:
-        """Start the sketch when the next step is the first of its window."""
-        if self._sketch is not None or not self._sketches or self.settled:
-            return
+    def _choose_trials(self) -> Trials:
+        """The triples that are tried before the next adjustment."""
         adjustment = self.schedule.next_adjustment(self.step + 1)
-        if adjustment is not None and adjustment - self.step <= min(self.config.sketch_steps, self.schedule.interval):
-            self._sketch = self._new_sketch(adjustment, adjustment - self.step)
-
-    def _new_sketch(self, adjustment: int, steps: int) -> GradientSketch:
-        """The sketch of the `steps` steps that end at this adjustment; it also seeds the draws."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + adjustment)
-        return GradientSketch(
-            self.layers,
-            q=self.config.sketch_size,
-            steps=steps,
-            generator=generator,
-            choose_trials=lambda: self._choose_trials(adjustment),
-        )
-
-    def _choose_trials(self, adjustment: int) -> Trials:
-        """The triples that are tried before this adjustment."""
-        if self.config.prune != "trial":
+        if self.config.prune != "trial" or adjustment is None:
             return no_trials()
         born = self.history[-1]["added"] if self.history else {}  # the last rows of their layers
         ranks = self.ranks
@@ -290,11 +254,6 @@ class RankAllocator:
         progress = self.schedule.progress(step)
         return moves_at(self.moves, progress, str(self.config.moves_schedule), last) if self.moves else 0
 
-    def _drop_sketch(self) -> None:
-        if self._sketch is not None:
-            self._sketch.remove()
-            self._sketch = None
-
     def triple_scores(self) -> dict[str, list[float]]:
         """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`)."""
         config = self.config
@@ -307,13 +266,11 @@ class RankAllocator:
     def _adjust(self) -> dict[str, Any]:
         began = time.perf_counter()
         scores = self.triple_scores()
-        if self._sketch is not None:
-            self._sketch.remove()
+        self._sketching.stop()
         now = self._situation()
         plan = self.rule.policy(scores, now)
         self._apply(plan)
-        measured = _measured(now)
-        self._sketch = None
+        self._sketching.forget()
         record = {
             "kind": "adjustment",
             "step": self.step,
@@ -326,13 +283,13 @@ class RankAllocator:
             "parameters": self.parameters,
             "seconds": time.perf_counter() - began,
             "skipped_steps": int(self.scores.skipped),
-            **measured,
+            **now.measured(),
         }
         self.history.append(record)
         return record
 
     def _situation(self) -> Situation:
-        sketch, config = self._sketch, self.config
+        config = self.config
         return Situation(
             step=self.step,
             schedule=self.schedule,
@@ -347,8 +304,8 @@ class RankAllocator:
             budget=config.budget,
             layer_score=config.layer_score,
             expand=config.expand,
-            candidates=sketch.candidates() if sketch is not None and config.expand == "gradient" else None,
-            trials=sketch.trials() if sketch is not None and config.prune == "trial" else None,
+            candidates=self._sketching.candidates(),
+            trials=self._sketching.trials(),
             certainty=config.certainty,
             margin=margin_at(config.margin, self.schedule.progress(self.step)),
         )
@@ -360,12 +317,11 @@ class RankAllocator:
         for layer in self.layers:
             pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
             if pruned or num_new:
-                directions = self._sketch.directions(layer) if self._sketch and self.config.init == "gradient" else None
                 new = None
                 if num_new and self.rule.new_triples is not None:
                     new = self.rule.new_triples(layer, num_new, generator)
                 elif num_new:
-                    new = new_triples(layer, pruned, num_new, self.config, generator, directions)
+                    new = new_triples(layer, pruned, num_new, self.config, generator, self._sketching.directions(layer))
                 changes[layer.name] = resized(layer, pruned, new)
         replacements = [replacement for change in changes.values() for replacement in change]
         check_state(self.optimizer, replacements)
@@ -384,42 +340,5 @@ class RankAllocator:
             assert self.parameters <= self.initial_parameters
 
 
-def _trainable(layers: list[AdaptedLayer]) -> list[AdaptedLayer]:
-    """Frozen layers keep their rank: they have no gradient to be scored by."""
-    trainable = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
-    if not trainable:
-        raise ValueError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
-    return trainable
-
-
-def _choose_forward(layers: list[AdaptedLayer], fused: bool) -> None:
-    """Fuse every layer that can be, or none; a fused layer itself falls back to PEFT's forward where need be."""
-    if not fused:
-        for layer in layers:
-            unfuse(layer.module)
-    elif not any([fuse(layer.module) for layer in layers]):
-        warnings.warn(
-            "rank.fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
-            "PEFT's own forward runs",
-            stacklevel=3,
-        )
-
-
-def _measured(now: Situation) -> dict[str, Any]:
-    """What a sketch measured, for the record."""
-    gains = {name: [best[0].mean, best[0].error] for name, best in (now.candidates or {}).items() if best}
-    trials = [[name, i, g.mean, g.error] for name, tried in (now.trials or {}).items() for i, g in tried.items()]
-    return ({} if now.candidates is None else {"gains": gains}) | ({} if now.trials is None else {"trials": trials})
-
-
 def _triple_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
     return TripleScores(layers, beta1=config.beta1, beta2=config.beta2, omega_ema=config.omega_ema)
-
-
-def _claim(layer: AdaptedLayer, allocator: RankAllocator) -> None:
-    owner = _OWNERS.get(layer.a)
-    if owner is not None and owner() is not None:
-        raise ValueError(
-            f"adapter {layer.adapter!r} is already adapted by another RankAllocator; call its release() first"
-        )
-    _OWNERS[layer.a] = weakref.ref(allocator)

@@ -49,6 +49,16 @@ class Situation:
     margin: float
     """At this step."""
 
+    def measured(self) -> dict[str, Any]:
+        """What a sketch measured, as the records of adjustments have it; see `RankAllocator.after_step`."""
+        result: dict[str, Any] = {}
+        if self.candidates is not None:
+            result["gains"] = {n: [best[0].mean, best[0].error] for n, best in self.candidates.items() if best}
+        if self.trials is not None:
+            tried = ((name, i, gain) for name, gains in self.trials.items() for i, gain in gains.items())
+            result["trials"] = [[name, i, gain.mean, gain.error] for name, i, gain in tried]
+        return result
+
 
 Policy = Callable[[Scores, Situation], RankPlan]
 """Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""

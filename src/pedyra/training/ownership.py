@@ -1,0 +1,60 @@
+"""Which layers an allocator adapts, that no second one adapts them too, and which forward they take."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.factors import AFactor
+from pedyra.adapters.fused import fuse, unfuse
+
+_OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakKeyDictionary()
+
+
+def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
+    """The layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by.
+
+    Raises:
+        ValueError: all of them are frozen.
+    """
+    trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
+    if not trained:
+        raise ValueError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
+    return trained
+
+
+def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
+    """Make `owner` the one allocator of these layers, until it gives them up or is gone.
+
+    Raises:
+        ValueError: another one has a layer already.
+    """
+    for layer in layers:
+        other = _OWNERS.get(layer.a)
+        if other is not None and other() is not None:
+            raise ValueError(
+                f"adapter {layer.adapter!r} is already adapted by another RankAllocator; call its release() first"
+            )
+    for layer in layers:
+        _OWNERS[layer.a] = weakref.ref(owner)
+
+
+def give_up(layers: Sequence[AdaptedLayer]) -> None:
+    """The inverse of `claim`."""
+    for layer in layers:
+        _OWNERS.pop(layer.a, None)
+
+
+def choose_forward(layers: Sequence[AdaptedLayer], fused: bool) -> None:
+    """Fuse every layer that can be, or none; a fused layer itself falls back to PEFT's forward where need be."""
+    if not fused:
+        for layer in layers:
+            unfuse(layer.module)
+    elif not any([fuse(layer.module) for layer in layers]):
+        warnings.warn(
+            "rank.fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
+            "PEFT's own forward runs",
+            stacklevel=4,
+        )

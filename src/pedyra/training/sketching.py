@@ -1,0 +1,92 @@
+"""When a gradient sketch is taken: one in the last `sketch_steps` steps before each adjustment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.config import RankConfig
+from pedyra.core.schedule import Schedule
+from pedyra.core.swaps import Gain
+from pedyra.training.gradient_sketch import GradientSketch, Trials
+
+_PREFIX = "sketch."
+
+
+class Sketching:
+    """The sketches of a run, of which there is one at a time, or none.
+
+    Args:
+        layers: what is sketched.
+        config: `sketch_size`, `sketch_steps`, `seed`, and whether directions or gains along the gradient are wanted.
+        schedule: when adjustments are.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLayer], config: RankConfig, schedule: Schedule) -> None:
+        self.layers, self.config, self.schedule = layers, config, schedule
+        self.current: GradientSketch | None = None
+
+    def prepare(self, step: int) -> None:
+        """After step `step`: start a sketch if the next step is the first of its window."""
+        if self.current is not None or not wanted(self.config):
+            return
+        adjustment = self.schedule.next_adjustment(step + 1)
+        if adjustment is not None and adjustment - step <= min(self.config.sketch_steps, self.schedule.interval):
+            self.current = self._new(adjustment, adjustment - step)
+
+    def observe(self, choose_trials: Callable[[], Trials]) -> None:
+        """Read the gradients of one step; `choose_trials` is asked once a sketch, see `GradientSketch.observe`."""
+        if self.current is not None:
+            self.current.observe(choose_trials)
+
+    def candidates(self) -> dict[str, list[Gain]] | None:
+        """What the directions found would gain, where that is to choose the layers that grow."""
+        return self.current.candidates() if self.current and self.config.expand == "gradient" else None
+
+    def trials(self) -> dict[str, dict[int, Gain]] | None:
+        """What the triples on trial gain, where that is to choose those that go."""
+        return self.current.trials() if self.current and self.config.prune == "trial" else None
+
+    def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor] | None:
+        """The directions that new triples of the layer begin along; None where they are not the gradient's."""
+        return self.current.directions(layer) if self.current and self.config.init == "gradient" else None
+
+    def stop(self) -> None:
+        """Take the probes out of the layers; what was measured stays until `forget`."""
+        if self.current is not None:
+            self.current.remove()
+
+    def forget(self) -> None:
+        """Be done with the sketch, if there is one."""
+        self.stop()
+        self.current = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state in the middle of a sketch, for a checkpoint; empty between two."""
+        return {} if self.current is None else {_PREFIX + k: v for k, v in self.current.tensors().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Go on after step `step` with what `tensors` gave then; other names are not looked at."""
+        self.forget()
+        state = {name[len(_PREFIX) :]: value for name, value in tensors.items() if name.startswith(_PREFIX)}
+        if state:
+            done, steps = state["done"].tolist()
+            self.current = self._new(step + steps - done, steps)
+            self.current.load_tensors(state)
+
+    def _new(self, adjustment: int, steps: int) -> GradientSketch:
+        """The sketch of the `steps` steps that end at this adjustment, which also seeds its draws."""
+        return GradientSketch(
+            self.layers,
+            q=self.config.sketch_size,
+            steps=steps,
+            generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + adjustment),
+        )
+
+
+def wanted(config: RankConfig) -> bool:
+    """Whether adjustments need directions or gains along the gradient."""
+    return config.moves != 0 and "gradient" in (config.init, config.expand)
