@@ -143,6 +143,28 @@ def sketch(
         print_table(new_console(), list(titles.values()), table)
 
 
+@app.command()
+def mixing(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Change recipe keys, e.g. method=pedyra-paper.", show_default=False),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Take Algorithm 1's two scores apart during a run: what decides which triples are pruned?"""
+    from pedyra.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    quiet_libraries()
+    from pedyra.experiments.bench_mixing import COLUMNS, bench_mixing
+
+    rows = bench_mixing(checked)
+    print_table(new_console(), list(COLUMNS.values()), [[row[column] for column in COLUMNS] for row in rows])
+    if json_file:
+        write_json_lines(json_file, rows)
+
+
 app.command()(planted)
 app.command()(transfer)
 app.command()(search)
