@@ -25,6 +25,7 @@ from pedyra.console import (
 )
 from pedyra.experiments import bench_cli
 from pedyra.experiments.search_cli import search
+from pedyra.interrupts import remembered
 
 app = typer.Typer(
     name="pedyra",
@@ -226,7 +227,8 @@ def schema() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
     try:
-        app(args=arguments, prog_name="pedyra")
+        with remembered():
+            app(args=arguments, prog_name="pedyra")
     except (ValueError, ImportError, OSError) as error:
         if not _is_users(error):
             raise

@@ -56,3 +56,14 @@ def test_the_lock_is_held_until_the_run_ends(tmp_path: Path, lock: int):
     child.send_signal(signal.SIGINT)
     assert child.wait() == 130 and list((tmp_path / "run").glob("checkpoint-*"))
     assert not locked(tmp_path / "lock")
+
+
+def test_an_interrupt_before_the_run_can_take_it_is_not_lost(tmp_path: Path, lock: int):
+    arguments = ["train", str(SMOKE), "training.max_steps=100000", f"output_dir={tmp_path / 'run'}"]
+    child = Forked(arguments, tmp_path / "log", {**os.environ, "OMP_NUM_THREADS": "1"}, lock)
+    child.send_signal(signal.SIGINT)
+    os.close(lock)
+    try:
+        assert child.wait(timeout=60) in (1, 130)
+    finally:
+        child.kill()

@@ -86,6 +86,9 @@ class Stop:
     def __init__(self) -> None:
         self.level = 0
 
+    def raise_level(self) -> None:
+        self.level = min(self.level + 1, 2)
+
 
 def final_row(run: Path) -> dict[str, Any] | None:
     """The last line of a finished run's metrics; None for a run that has not come to its end."""

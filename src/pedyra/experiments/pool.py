@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from pedyra.experiments.jobs import Job, Outcome, Stop, run_job
 from pedyra.experiments.launch import Start, start_anew
+from pedyra.interrupts import on_interrupt
 
 Report = Callable[[Outcome], None]
 """Called, one at a time, when a job has ended."""
@@ -40,25 +42,19 @@ class LocalPool:
     def run(self, jobs: Sequence[Job], report: Report) -> None:
         stop = Stop()
         threads = max(1, (os.cpu_count() or 1) // self.workers)
+        waiting, running = deque(jobs), set[Future[Outcome]]()
         # A thread only waits for its child process.
-        with ThreadPoolExecutor(self.workers) as executor:
-            pending = {executor.submit(run_job, job, threads, stop, self._start) for job in jobs}
-            try:
-                while pending:
-                    pending = _report_finished(pending, report)
-            except KeyboardInterrupt:
-                stop.level = 1
-                running = {future for future in pending if not future.cancel()}
-                try:
-                    while running:
-                        running = _report_finished(running, report)
-                except KeyboardInterrupt:
-                    stop.level = 2
-                raise
+        with on_interrupt(stop.raise_level), ThreadPoolExecutor(self.workers) as executor:
+            while running or (waiting and not stop.level):
+                while waiting and len(running) < self.workers and not stop.level:
+                    running.add(executor.submit(run_job, waiting.popleft(), threads, stop, self._start))
+                running = _report_finished(running, report)
+        if stop.level:
+            raise KeyboardInterrupt
 
 
-def _report_finished(pending: set[Future[Outcome]], report: Report) -> set[Future[Outcome]]:
-    done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+def _report_finished(running: set[Future[Outcome]], report: Report) -> set[Future[Outcome]]:
+    done, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)  # a signal may wake another thread only
     for future in done:
         report(future.result())
-    return pending
+    return running

@@ -1,6 +1,12 @@
 """What every run imports. The process that runs are forked from imports this module once (`launch.Forked`)."""
 
-from pedyra.console import quiet_libraries
+import signal
+
+# A Ctrl-C in the terminal must not end this process while it imports; and one that is sent to a fork before that has
+# its handler waits until then (`interrupts.remembered`). Set before anything that takes time.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+from pedyra.console import quiet_libraries  # noqa: E402
 
 quiet_libraries()
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pedyra.experiments.jobs import Job, Outcome, is_done, run_job
+from pedyra.experiments.jobs import Job, Outcome, Stop, is_done, run_job
 from pedyra.experiments.pool import Report
+from pedyra.interrupts import on_interrupt
 
 ANSWER_SECONDS = 10.0
 RETRIES = 5
@@ -52,16 +53,18 @@ class RayPool:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
         running: dict[Any, Job] = {remote.remote(job, os.getcwd()): job for job in jobs}
-        try:
-            while running:
-                finished, _ = ray.wait(list(running), num_returns=1)
-                report(_outcome(ray, finished[0], running.pop(finished[0])))
-        except KeyboardInterrupt:
+        stop = Stop()
+        with on_interrupt(stop.raise_level):
+            while running and not stop.level:
+                finished, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+                for task in finished:
+                    report(_outcome(ray, task, running.pop(task)))
+        if stop.level:
             for task in running:
                 ray.cancel(task)  # a KeyboardInterrupt in the worker, on which the run saves a checkpoint
             for task, job in running.items():
                 report(_outcome(ray, task, job))
-            raise
+            raise KeyboardInterrupt
 
     def close(self) -> None:
         """Leave the cluster; a local one ends."""

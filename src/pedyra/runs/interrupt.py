@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+from contextlib import AbstractContextManager
 
 from transformers import TrainerCallback
+
+from pedyra.interrupts import on_interrupt
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -19,17 +20,17 @@ class StopOnInterrupt(TrainerCallback):
         self.requested = False
 
     def __enter__(self) -> StopOnInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        self._listening: AbstractContextManager[None] = on_interrupt(self._request)
+        self._listening.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._previous)
+    def __exit__(self, *error: object) -> None:
+        self._listening.__exit__(None, None, None)
 
-    def _on_signal(self, *_: object) -> None:
+    def _request(self) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
         self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.requested:
