@@ -20,7 +20,11 @@ class AFactor(nn.Module):
     origin: Tensor | None
     bias = None  # an nn.Linear's attribute that PEFT reads
     probe: Tensor | None
-    """Rows `(q, in)` appended in the forward only; see `pedyra.training.gradient_sketch`. Never a Parameter."""
+    """Rows `(q, in)` appended in the forward only; see `pedyra.training.gradient_sketch`. Never a Parameter.
+
+    Against columns `(out, q)` in the B slot, of which either only these rows take a gradient or only those columns; the
+    side that does is zero, and a fused layer counts on it.
+    """
     live: Tensor | None
     """0 for each triple that is switched off in the forward, 1 for the others, `(r,)`; None: all are on."""
 

@@ -1,8 +1,12 @@
 """The arithmetic of a fused layer: y = x W^T + bias + s (x (E A)^T) B^T, with W and bias frozen, and its gradients.
 
 Three ways to the same result. All take x `(..., in)`, W `(out, in)`, bias `(out,)` or None, A `(r, in)`, E `(r,)`,
-B `(out, r)` and the scaling s. The two autograd functions also take a `Handover`, and then return x once more, for the
-next layer that sees it (`shared_input`).
+B `(out, r)`, probes P `(q, in)` and Q `(out, q)` or None, and the scaling s. The two autograd functions also take a
+`Handover`, and then return x once more, for the next layer that sees it (`shared_input`).
+
+With probes y has the term s (x P^T) Q^T too. The one of the two that takes a gradient is zero (`gradient_sketch`), and
+so is the term; nothing is left of it but that gradient: of Q, s g^T (x P^T); of P, s (g Q)^T x. Those are the gradients
+of B and E A with P for E A, and with Q for B, so the fixed probe takes part in the products that make these.
 """
 
 from __future__ import annotations
@@ -17,10 +21,16 @@ from torch.autograd.function import once_differentiable
 from pedyra.adapters.shared_input import Handover
 
 
-def composed(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor, scaling: float) -> Tensor:
+def composed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor, P: Tensor | None, Q: Tensor | None,
+    scaling: float,
+) -> Tensor:  # fmt: skip
     """By autograd's own operations, all of one dtype: for layers so small that calling a function costs more."""
     rows = x.reshape(-1, x.shape[-1])
-    h = rows @ (E[:, None] * A).T
+    folded = E[:, None] * A
+    if P is not None and Q is not None:
+        folded, B = torch.cat([folded, P.to(A)]), torch.cat([B, Q.to(B)], 1)
+    h = rows @ folded.T
     y = torch.addmm(F.linear(rows, weight, bias), h, B.T, alpha=scaling)
     return y.view(*x.shape[:-1], weight.shape[0])
 
@@ -30,11 +40,11 @@ class AddedToWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor, scaling: float,
-        link: Handover | None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor,
+        P: Tensor | None, Q: Tensor | None, scaling: float, link: Handover | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         x = x.detach()  # the graph must not hold x itself, see pass_on
-        ctx.save_for_backward(x, weight, A, E, B)
+        ctx.save_for_backward(x, weight, A, E, B, P if ctx.needs_input_grad[7] else Q)
         ctx.set_materialize_grads(False)
         ctx.scaling, ctx.link = scaling, link
         y = F.linear(x, torch.addmm(weight, B, E[:, None] * A, alpha=scaling), bias)
@@ -44,39 +54,50 @@ class AddedToWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return passed, *(None,) * 7
+            return passed, *(None,) * 9
         if ctx.link is not None:
             ctx.link.open = False
-        x, weight, A, E, B = ctx.saved_tensors
-        to_x, _, _, to_A, to_E, to_B, *_ = ctx.needs_input_grad
-        grad_x = grad_A = grad_E = grad_B = None
+        x, weight, A, E, B, fixed = ctx.saved_tensors
+        to_x, _, _, to_A, to_E, to_B, to_P, to_Q, *_ = ctx.needs_input_grad
+        grad_x = grad_A = grad_E = grad_B = grad_P = grad_Q = None
         with torch.autocast("cpu", enabled=False):
             rows, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
             folded = E[:, None] * A
-            if to_A or to_E or to_B:
-                grad_folded, grad_B = _factor_gradients(rows, g, folded, B, ctx.scaling)
+            if to_A or to_E or to_B or to_P or to_Q:
+                right = torch.cat([folded, fixed.to(A)]) if to_Q else folded
+                left = torch.cat([B, fixed.to(B)], 1) if to_P else B
+                grad_right, grad_left = _factor_gradients(rows, g, right, left, ctx.scaling)
+                (grad_folded, grad_P), (grad_B, grad_Q) = _apart(grad_right, len(A), 0), _apart(grad_left, len(A), 1)
                 grad_E = (grad_folded * A).sum(1) if to_E else None
                 grad_A = grad_folded.mul_(E[:, None]) if to_A else None
             if to_x:
                 summed = torch.addmm(weight, B, folded, alpha=ctx.scaling)
                 grad_x = g @ summed if passed is None else passed.view(rows.shape).addmm_(g, summed)
                 grad_x = grad_x.view(x.shape)
-        return grad_x, None, None, grad_A, grad_E, grad_B if to_B else None, None, None
+        return grad_x, None, None, grad_A, grad_E, grad_B if to_B else None, grad_P, grad_Q, None, None
 
 
 # Tokens are taken in pieces of this many bytes of x and g, so that the second product with each finds it in the cache.
 _PIECE_BYTES = 512 * 1024
 
 
-def _factor_gradients(x: Tensor, g: Tensor, folded: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """s (g B)^T x `(r, in)` and s g^T (x folded^T) `(out, r)`, from x `(tokens, in)` and g `(tokens, out)`."""
-    grad_folded, grad_B = torch.zeros_like(folded), g.new_zeros(B.shape[1], B.shape[0])
-    rows_B = B.T.contiguous()  # products of few rows, not of few columns: a quarter faster
+def _factor_gradients(x: Tensor, g: Tensor, right: Tensor, left: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """s (g left)^T x `(l, in)` and s g^T (x right^T) `(out, k)`, from x `(tokens, in)`, g `(tokens, out)`."""
+    grad_right, grad_left = x.new_zeros(left.shape[1], x.shape[1]), g.new_zeros(len(right), g.shape[1])
+    rows_left = left.T.contiguous()  # products of few rows, not of few columns: a quarter faster
     piece = max(64, _PIECE_BYTES // (4 * (x.shape[1] + g.shape[1])))
     for x_part, g_part in zip(x.split(piece), g.split(piece), strict=True):
-        grad_folded.addmm_(rows_B @ g_part.T, x_part, alpha=scaling)
-        grad_B.addmm_(folded @ x_part.T, g_part, alpha=scaling)
-    return grad_folded, grad_B.T
+        grad_right.addmm_(rows_left @ g_part.T, x_part, alpha=scaling)
+        grad_left.addmm_(right @ x_part.T, g_part, alpha=scaling)
+    return grad_right, grad_left.T
+
+
+def _apart(gradient: Tensor, rank: int, dim: int) -> tuple[Tensor, Tensor | None]:
+    """The gradient of the triples and, beside it, of a probe, each in memory of its own; None where there is none."""
+    if gradient.shape[dim] == rank:
+        return gradient, None
+    triples, probe = gradient.tensor_split([rank], dim)
+    return triples.clone(memory_format=torch.contiguous_format), probe.clone(memory_format=torch.contiguous_format)
 
 
 class AddedToOutput(torch.autograd.Function):
@@ -89,8 +110,8 @@ class AddedToOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor, scaling: float,
-        link: Handover | None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor,
+        P: Tensor | None, Q: Tensor | None, scaling: float, link: Handover | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         kind = x.device.type
         auto = torch.is_autocast_enabled(kind)
@@ -106,7 +127,7 @@ class AddedToOutput(torch.autograd.Function):
                 y.addmm_(h, B.to(own_type).T, alpha=scaling)
             else:
                 y = y.to(torch.promote_types(base_type, own_type)).addmm_(h, B.T, alpha=scaling).to(base_type)
-        ctx.save_for_backward(rows, h, weight, A, E, B)
+        ctx.save_for_backward(rows, h, weight, A, E, B, P if ctx.needs_input_grad[7] else Q)
         ctx.set_materialize_grads(False)
         ctx.types, ctx.scaling, ctx.link = (base_type, own_type), scaling, link
         ctx.shape, ctx.input_type = x.shape, x.dtype
@@ -116,25 +137,28 @@ class AddedToOutput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return passed, *(None,) * 7
+            return passed, *(None,) * 9
         if ctx.link is not None:
             ctx.link.open = False
-        rows, h, weight, A, E, B = ctx.saved_tensors
+        rows, h, weight, A, E, B, fixed = ctx.saved_tensors
         base_type, own_type = ctx.types
-        to_x, _, _, to_A, to_E, to_B, *_ = ctx.needs_input_grad
-        grad_x = grad_A = grad_E = grad_B = None
+        to_x, _, _, to_A, to_E, to_B, to_P, to_Q, *_ = ctx.needs_input_grad
+        grad_x = grad_A = grad_E = grad_B = grad_P = grad_Q = None
         with torch.autocast(gradient.device.type, enabled=False):
             g = gradient.reshape(-1, gradient.shape[-1])
             g_own = g.to(own_type)
-            g_h = (g_own @ B.to(own_type)).mul_(ctx.scaling)  # (tokens, r)
-            if to_B:  # as (r, out), which reads g along its rows
-                grad_B = (h.T @ g_own).mul_(ctx.scaling).T.to(B.dtype)
-            if to_A or to_E:
-                grad_folded = (g_h.T @ rows.to(own_type)).to(A.dtype)  # (r, in)
+            left = torch.cat([B, fixed.to(B)], 1) if to_P else B
+            g_h = (g_own @ left.to(own_type)).mul_(ctx.scaling)  # (tokens, r), or (tokens, r + q)
+            if to_Q:
+                h = torch.cat([h, rows.to(own_type) @ fixed.to(own_type).T], 1)
+            if to_B or to_Q:  # as (r, out), which reads g along its rows
+                grad_B, grad_Q = _apart((h.T @ g_own).mul_(ctx.scaling).T.to(B.dtype), len(A), 1)
+            if to_A or to_E or to_P:
+                grad_folded, grad_P = _apart((g_h.T @ rows.to(own_type)).to(A.dtype), len(A), 0)
                 grad_E = (grad_folded * A).sum(1) if to_E else None
                 grad_A = grad_folded.mul_(E[:, None]) if to_A else None
             if to_x:
-                W, folded = weight.to(base_type), _folded(A, E, own_type)
+                W, folded, g_h = weight.to(base_type), _folded(A, E, own_type), g_h[:, : len(A)]
                 if own_type == base_type == ctx.input_type and passed is not None:
                     grad_x = passed.view(rows.shape).addmm_(g, W).addmm_(g_h, folded)
                 else:
@@ -147,7 +171,7 @@ class AddedToOutput(torch.autograd.Function):
                     if passed is not None:
                         grad_x = passed.view(rows.shape).add_(grad_x)
                 grad_x = grad_x.view(ctx.shape)
-        return grad_x, None, None, grad_A, grad_E, grad_B, None, None
+        return grad_x, None, None, grad_A, grad_E, grad_B if to_B else None, grad_P, grad_Q, None, None
 
 
 def _folded(A: Tensor, E: Tensor, dtype: torch.dtype) -> Tensor:
