@@ -183,7 +183,8 @@ def compare(
     ] = None,
     workers: Annotated[int, typer.Option(metavar="N", help="Runs at once on this machine.")] = 1,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: host:port, auto or local.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, auto or local."),
     ] = None,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only this machine's share of the grid.")] = "1/1",
     collect: Annotated[
@@ -197,6 +198,10 @@ def compare(
     from pedyra.experiments.grid import load_grid
 
     checked = load_grid(grid, [*(overrides or []), *([f"match={match}"] if match else [])])
+    if ray is not None and not collect:
+        from pedyra.experiments.ray_address import check_ray_address
+
+        check_ray_address(ray)  # before the seconds that the libraries take
     quiet_libraries()
     from pedyra.experiments.compare import compare_grid
 

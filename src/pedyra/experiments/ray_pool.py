@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pedyra.experiments.jobs import Job, Outcome, Stop, is_done, run_job
 from pedyra.experiments.pool import Report
+from pedyra.experiments.ray_address import check_ray_address
 from pedyra.interrupts import on_interrupt
 
-ANSWER_SECONDS = 10.0
 RETRIES = 5
 """How often Ray runs a job again whose worker died; each time it goes on from its checkpoint."""
-
-# What a client of HTTP/2 says first: its preface and an empty SETTINGS frame. gRPC, which Ray speaks, then answers.
-HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 class RayPool:
@@ -32,12 +28,11 @@ class RayPool:
 
     Raises:
         ImportError: Ray is not installed; with the line that installs it.
-        ValueError: nothing answers at the address within 10 s.
+        ValueError: no cluster answers at the address.
     """
 
     def __init__(self, address: str) -> None:
-        if address not in ("auto", "local"):
-            check_answers(address)
+        check_ray_address(address)
         try:
             import ray
         except ImportError:
@@ -90,28 +85,3 @@ def _outcome(ray: Any, task: Any, job: Job) -> Outcome:
         return Outcome(job, "failed", " ".join(str(error.cause).split()))
     except ray.exceptions.RayError as error:
         return Outcome(job, "failed", " ".join(str(error).split()))
-
-
-def check_answers(address: str, seconds: float = ANSWER_SECONDS) -> None:
-    """Raise ValueError, naming the address, unless a Ray cluster's port answers a hello within so many seconds.
-
-    Ray's own attempts take minutes, and retry on a port that is closed.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"--ray {address!r} is no address; it is host:port, ray://host:port, auto or local")
-    deadline = time.monotonic() + seconds
-    reason = "it accepts connections, but does not speak Ray's protocol"
-    try:
-        with socket.create_connection((host, int(port)), timeout=seconds) as connection:
-            connection.sendall(HTTP2_HELLO)
-            connection.settimeout(max(0.01, deadline - time.monotonic()))
-            if connection.recv(9)[3:4] == b"\4":  # the type of the frame: SETTINGS
-                return
-    except TimeoutError:
-        reason = f"no answer within {seconds:g} s"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    raise ValueError(
-        f"--ray {address} does not answer ({reason}); start Ray there, or give the address of its head node"
-    )
