@@ -17,7 +17,7 @@ from torch import Tensor
 from pedyra import attach, export_adapter
 from pedyra.adapters.attach import adapted_layers, write_ranks
 from pedyra.adapters.resize import NewTriples, install, resized
-from pedyra.lora_folder import pattern_keys
+from pedyra.layer_names import pattern_keys
 
 FLAVOURS: dict[str, dict[str, Any]] = {
     "plain": {"r": 3, "lora_alpha": 6},

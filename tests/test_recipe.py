@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,59 @@ def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: s
     message = str(caught.value)
     assert told in message
     assert "\n" not in message
+
+
+def test_ranks_by_layer_are_read_from_the_recipe_or_a_file(recipe_file: Path, tmp_path: Path):
+    ranks = {"query": 4, "layer.0.attention.self.query": 0}
+    assert load_recipe(recipe_file, ["lora.ranks={query: 4, layer.0.attention.self.query: 0}"]).lora.ranks == ranks
+    (tmp_path / "mine.txt").write_text("query: 4\nlayer.0.attention.self.query: 0\n")
+    assert load_recipe(recipe_file, [f"lora.ranks={tmp_path}/mine.txt"]).lora.ranks == ranks
+    found = {"r": 2, "lora_alpha": 9, "target_modules": ["up"], "rank_pattern": {"^up": 3, "block.up": 1}}
+    (tmp_path / "ranks.json").write_text(json.dumps(found))
+    recipe = load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.json"])
+    assert recipe.lora.ranks == {"up": 3, "block.up": 1}
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(recipe.to_yaml())
+    (tmp_path / "ranks.json").unlink()  # a run goes on with the ranks it began with
+    assert load_recipe(resolved) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- 3", "is no mapping of layer names to ranks"),
+        ("", "is no mapping of layer names to ranks"),
+        ("query: 2.5", "the rank of 'query' is 2.5; it is an integer of at least 0"),
+        ("query: true", "the rank of 'query' is True"),
+        ("{query: 2, key: -1}", "the rank of 'key' is -1"),
+        ("rank_pattern: {query: many}", "the rank of 'query' is 'many'"),
+        ("query: 0", "gives no layer a rank above 0"),
+        ("{}", "gives no layer a rank above 0"),
+        ("query: [", "is not valid YAML"),
+    ],
+)
+def test_a_mistake_in_the_ranks_is_one_line_that_names_the_file(recipe_file: Path, tmp_path: Path, text, told):
+    (tmp_path / "ranks.yaml").write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.yaml"])
+    message = str(caught.value)
+    assert message.startswith("mine.yaml: lora.ranks, file ") and told in message and "ranks.yaml" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["lora.ranks=nowhere.json"], "lora.ranks: there is no file 'nowhere.json'; `pedyra search RECIPE` writes one"),
+        (["lora.ranks=3"], "lora.ranks is no mapping"),
+        (["lora.ranks={query: x}"], "lora.ranks: the rank of 'query' is 'x'"),
+        (["lora.ranks={query: 2}", "lora.use_rslora=true"], "lora.use_rslora makes the scaling depend on the rank"),
+    ],
+)
+def test_ranks_that_cannot_be_had_are_refused(recipe_file: Path, overrides: list[str], told: str):
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, overrides)
+    assert str(caught.value).startswith(f"mine.yaml: {told}")
 
 
 def test_several_mistakes_are_counted(recipe_file: Path):

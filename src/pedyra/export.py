@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import pedyra
 from pedyra.files import write_folder
-from pedyra.lora_folder import SavedLora, check_plain, pattern_keys, read_lora
+from pedyra.layer_names import pattern_keys
+from pedyra.lora_folder import SavedLora, check_plain, read_lora
 from pedyra.merge import merge_folder, merge_live
 
 logger = logging.getLogger(__name__)

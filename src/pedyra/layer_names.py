@@ -1,6 +1,8 @@
-"""Where a layer sits in its model, read off its name."""
+"""What a layer's name says: where it sits in its model, and how PEFT's patterns name it alone."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def layer_place(name: str) -> tuple[str, int]:
@@ -12,3 +14,10 @@ def layer_place(name: str) -> tuple[str, int]:
     parts = name.split(".")
     block = next((index for index, part in enumerate(parts) if part.isdigit()), None)
     return (name, 0) if block is None else (".".join(parts[block + 1 :]) or ".".join(parts[:block]), int(parts[block]))
+
+
+def pattern_keys(names: Iterable[str]) -> dict[str, str]:
+    """Layer name -> its key in `rank_pattern`: PEFT takes keys as suffixes, so one that ends another is anchored."""
+    names = list(names)
+    ends = {name: any(other.endswith("." + name) for other in names) for name in names}
+    return {name: "^" + name if ends[name] else name for name in names}

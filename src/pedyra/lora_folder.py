@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,13 +105,6 @@ def check_plain(lora: SavedLora) -> None:
         )
     if forms := [name for name in _OTHER_FORMS if lora.config.get(name)]:
         raise ValueError(f"{lora.title} uses {forms[0]}, which is no plain LoRA; only target merged can express it")
-
-
-def pattern_keys(names: Iterable[str]) -> dict[str, str]:
-    """Layer name -> its key in `rank_pattern`: PEFT takes keys as suffixes, so one that ends another is anchored."""
-    names = list(names)
-    ends = {name: any(other.endswith("." + name) for other in names) for name in names}
-    return {name: "^" + name if ends[name] else name for name in names}
 
 
 def _keys_by_layer(tensors: dict[str, Tensor]) -> dict[str, dict[str, str]]:

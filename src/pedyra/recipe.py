@@ -7,12 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from pedyra.config import RankConfig
+from pedyra.rank_file import read_ranks
 from pedyra.yaml_file import one_line, read_settings
 
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -38,6 +49,21 @@ METRICS: dict[str, tuple[str, ...]] = {
     "planted": ("relative_error",),
 }
 """Metrics of each kind of data; the first is the default of `data.metric`."""
+
+
+Ranks = Annotated[
+    dict[str, int] | None,
+    BeforeValidator(read_ranks),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
+                {"type": "string"},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 
 
 class _Section(BaseModel):
@@ -68,6 +94,11 @@ class LoraSection(_Section):
 
     r: int = Field(default=8, ge=1)
     """Rank of each layer at the start; layers x r is the budget."""
+    ranks: Ranks = None
+    """Layer name or its last parts -> rank of a fixed-rank LoRA, or the file of `pedyra search`; others get none.
+
+    Takes the place of target_modules; the scaling stays alpha / r.
+    """
     alpha: int | float = Field(default=16, gt=0)
     """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -81,6 +112,14 @@ class LoraSection(_Section):
     bias: Literal["none", "all", "lora_only"] = "none"
     modules_to_save: list[str] | None = None
     """Modules trained in full beside the adapter; a new classification head always is."""
+
+    @model_validator(mode="after")
+    def _one_scaling(self) -> LoraSection:
+        if self.ranks is not None and self.use_rslora:
+            raise ValueError(
+                "lora.use_rslora makes the scaling depend on the rank, which lora.ranks gives by layer; turn one off"
+            )
+        return self
 
 
 class DataSection(_Section):

@@ -21,7 +21,7 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
     """
     if not path.is_file():
         raise ValueError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
-    content = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
     for override in overrides:
@@ -46,7 +46,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """What YAML 1.2 text holds; JSON is a part of it. Raises ValueError, one line that begins with `where`."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
@@ -65,7 +66,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         section = section[parent]
         if not isinstance(section, dict):
             raise ValueError(f"override {override!r}: {parent} is a value, not a section with keys")
-    section[last] = _parse_yaml(value, f"override {override!r}")
+    section[last] = parse_yaml(value, f"override {override!r}")
 
 
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:

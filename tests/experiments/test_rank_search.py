@@ -88,12 +88,20 @@ def test_the_command_trains_a_wide_run_and_writes_what_peft_loads(tmp_path, monk
     LoraConfig(**made)
     metrics = [json.loads(line) for line in Path("runs/smoke-search/metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["step"] == 4
+    trained = ["train", str(SMOKE), "training.max_steps=4", "method=lora", "output_dir=runs/found"]
+    result = CliRunner().invoke(app, [*trained, "lora.ranks=runs/smoke-search/ranks.json", "--json", "found.jsonl"])
+    assert result.exit_code == 0, result.output
+    _, *layers = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
+    found = {row["layer"]: row for row in rows[:-1] if row["rank"]}
+    assert {row["layer"]: row for row in layers} == found
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, ValueError) and "--overwrite" in str(again.exception)
 
 
 def test_the_search_run_is_plain_lora_whatever_the_recipe_trains():
-    recipe = load_recipe(SMOKE, ["method=adalora", "lora.init=pissa", "lora.use_dora=true", "rank={}"])
+    recipe = load_recipe(
+        SMOKE, ["method=adalora", "lora.init=pissa", "lora.use_dora=true", "rank={}", "lora.ranks={query: 1}"]
+    )
     wide = wide_recipe(recipe, 3, 7)
     assert (wide.method, wide.lora.r, wide.lora.alpha, wide.lora.init, wide.lora.use_dora) == (
         "lora",
@@ -102,6 +110,7 @@ def test_the_search_run_is_plain_lora_whatever_the_recipe_trains():
         True,
         False,
     )
+    assert wide.lora.ranks is None
     assert wide.training["max_steps"] == 7 and wide.output_dir == "runs/smoke-search" and wide.data == recipe.data
 
 

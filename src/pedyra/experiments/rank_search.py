@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pedyra.experiments.contenders import by_gain
 from pedyra.files import write_file
-from pedyra.lora_folder import pattern_keys, read_lora
+from pedyra.layer_names import pattern_keys
+from pedyra.lora_folder import read_lora
 from pedyra.recipe import Recipe, check_recipe
 from pedyra.runs.run import plan_run, train_run
 
@@ -105,7 +106,8 @@ def wide_recipe(recipe: Recipe, widen: int, steps: int | None = None) -> Recipe:
         raise ValueError("lora.use_rslora makes the scaling depend on the rank, which differs by layer; turn it off")
     content = recipe.model_dump()
     content |= {"method": "lora", "method_settings": {}, "rank": {}, "output_dir": f"{recipe.output_dir}-search"}
-    content["lora"] |= {"r": widen * recipe.lora.r, "alpha": widen * recipe.lora.alpha, "init": True, "use_dora": False}
+    content["lora"] |= {"r": widen * recipe.lora.r, "alpha": widen * recipe.lora.alpha}
+    content["lora"] |= {"ranks": None, "init": True, "use_dora": False}
     content["training"] |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     if steps is not None:
         content["training"]["max_steps"] = steps

@@ -43,6 +43,7 @@ def search(
     console.print(
         f"{found.parameters:,} parameters; rank {found.uniform} everywhere has {found.budget:,}", soft_wrap=True
     )
-    console.print(f"use it      LoraConfig(**json.load(open({str(path)!r})))", soft_wrap=True)
+    console.print(f"train it    pedyra train {recipe} method=lora lora.ranks={path}", soft_wrap=True)
+    console.print(f"with PEFT   LoraConfig(**json.load(open({str(path)!r})))", soft_wrap=True)
     if json_file:
         write_json_lines(json_file, found.rows())

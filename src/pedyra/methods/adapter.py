@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
 
-from pedyra.models import lora_config
+from pedyra.models import layer_ranks, lora_config
 from pedyra.recipe import Recipe
 
 
@@ -15,7 +15,7 @@ def with_lora(base_model: PreTrainedModel, recipe: Recipe, **changes: Any) -> Pe
     """The base model with `recipe.lora`, some of its fields changed (e.g. r=12).
 
     Raises:
-        ValueError: PiSSA's start on a quantised model.
+        ValueError: PiSSA's start on a quantised model; `lora.ranks` with an unknown layer.
     """
     section = recipe.lora.model_copy(update=changes)
     if str(section.init).startswith("pissa") and recipe.model.quantization != "none":
@@ -23,7 +23,8 @@ def with_lora(base_model: PreTrainedModel, recipe: Recipe, **changes: Any) -> Pe
             f"model.quantization is {recipe.model.quantization!r}, but PiSSA decomposes the weight before it is "
             f"quantised and rewrites it; use none, or another lora.init (method pissa: method qlora)"
         )
-    return with_adapter(base_model, lora_config(section, recipe.data.kind), recipe.seed)
+    config = lora_config(section, recipe.data.kind, layer_ranks(base_model, section.ranks))
+    return with_adapter(base_model, config, recipe.seed)
 
 
 def with_adapter(base_model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:

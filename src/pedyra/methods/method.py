@@ -65,3 +65,5 @@ class Method:
     """
     resumable: bool = True
     """Whether a run can continue from a checkpoint."""
+    takes_ranks: bool = False
+    """Whether it keeps the ranks that `lora.ranks` gives the layers; others choose ranks themselves, or share them."""

@@ -29,23 +29,26 @@ def _with_nf4(recipe: Recipe) -> Recipe:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("lora", "LoRA (Hu et al. 2021)", _in("delegated", "prepare_lora")),
-        Method("lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", _in("loraplus")),
+        Method("lora", "LoRA (Hu et al. 2021)", _in("delegated", "prepare_lora"), takes_ranks=True),
+        Method("lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", _in("loraplus"), takes_ranks=True),
         Method(
             "pissa",
             "LoRA from the weight's top triples (Meng et al. 2024)",
             _in("delegated", "prepare_pissa"),
+            takes_ranks=True,
         ),
         Method(
             "dora",
             "LoRA of a direction, with its magnitude (Liu et al. 2024)",
             _in("delegated", "prepare_dora"),
+            takes_ranks=True,
         ),
         Method(
             "qlora",
             "LoRA over weights in 4 bits (Dettmers et al. 2023)",
             _in("delegated", "prepare_qlora"),
             resolve=_with_nf4,
+            takes_ranks=True,
         ),
         Method("randlora", "full-rank from scaled random bases (Albert et al. 2025)", _in("randlora")),
         Method("eva", "LoRA with ranks and A from the inputs (Paischer et al. 2024)", _in("eva")),
@@ -94,3 +97,13 @@ def get_method(name: str) -> Method:
     near = get_close_matches(name, METHODS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(METHODS)}"
     raise ValueError(f"method {name!r} is unknown; {hint}")
+
+
+def check_ranks(recipe: Recipe) -> None:
+    """Raise ValueError if the recipe gives ranks by layer to a method that does not keep them, with those that do."""
+    if recipe.lora.ranks is not None and not get_method(recipe.method).takes_ranks:
+        fitting = ", ".join(name for name, method in METHODS.items() if method.takes_ranks)
+        raise ValueError(
+            f"lora.ranks gives each layer its rank, but method {recipe.method} decides on ranks itself; "
+            f"add method=lora (or one of {fitting}), or remove lora.ranks"
+        )

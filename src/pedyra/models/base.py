@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     set_seed,
 )
 
+from pedyra.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
 from pedyra.models.quantized import keep_weight_layout, quantization_config
 from pedyra.models.tiny import tiny_config, tiny_tokenizer
@@ -74,15 +76,23 @@ def load_model(
     return model
 
 
-def lora_config(section: LoraSection, kind: str) -> LoraConfig:
-    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved."""
+def lora_config(section: LoraSection, kind: str, ranks: Mapping[str, int] | None = None) -> LoraConfig:
+    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
+
+    Args:
+        ranks: `layer_ranks` of the section's: these layers are adapted, all with the scaling alpha / r.
+    """
+    keys = pattern_keys(ranks or {})
+    scaling = section.alpha / section.r
     return LoraConfig(
         task_type={"causal_lm": TaskType.CAUSAL_LM, "planted": None}.get(kind, TaskType.SEQ_CLS),
         r=section.r,
         lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
         lora_dropout=section.dropout,
-        target_modules=section.target_modules,
-        exclude_modules=section.exclude_modules,
+        target_modules=section.target_modules if ranks is None else list(ranks),
+        exclude_modules=section.exclude_modules if ranks is None else None,
+        rank_pattern={keys[name]: rank for name, rank in (ranks or {}).items()},
+        alpha_pattern={keys[name]: rank * scaling for name, rank in (ranks or {}).items()},  # pyright: ignore[reportArgumentType]
         init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
         use_dora=section.use_dora,
         use_rslora=section.use_rslora,

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from pedyra.methods.method import Adaptation
-from pedyra.methods.registry import get_method
-from pedyra.models import load_model, load_tokenizer, lora_config
+from pedyra.methods.registry import check_ranks, get_method
+from pedyra.models import layer_ranks, load_model, load_tokenizer, lora_config
 from pedyra.recipe import Recipe
 from pedyra.runs.arguments import training_arguments
 from pedyra.tasks import Task, load_task
@@ -69,15 +69,17 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     data, are equal for every method.
 
     Raises:
-        ValueError: an unknown method, data or model that cannot be had, target modules that match nothing.
+        ValueError: an unknown method, data or model that cannot be had, target modules that match nothing,
+            `lora.ranks` with a method that cannot take them.
     """
     method = get_method(recipe.method)
+    check_ranks(recipe)
     recipe = method.resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    check_targets(base, lora_config(recipe.lora, recipe.data.kind))
+    check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
     set_seed(recipe.seed)
     adaptation = method.prepare(base, recipe, task, record_to=record_to)
     return Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
