@@ -109,6 +109,8 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
                 | {"scores": {}, "pruned": [[name, ranks[name], 0.01] for name in losers]}
                 | {"added": dict.fromkeys(gainers, 1), "total_rank": sum(ranks.values())}
                 | {"parameters": parameters(), "seconds": 0.021, "skipped_steps": 0}
+                | {"gains": {name: [0.004 * worth[name], noise.uniform(0.001, 0.003)] for name in names}}
+                | {"trials": [[name, ranks[name], 0.002 * worth[name], 0.0005] for name in losers]}
             )
         states.append(state_at(step, names, ranks, worth, parameters(), noise))
     write_common(folder, "pedyra", seed, parameters(), gain=0.012)
@@ -117,6 +119,7 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
         "layers": layers,
         "budget": {"kind": "parameters", "total_rank": START_RANK * len(names), "parameters": budget},
         "schedule": {"total_steps": STEPS, "adjustments": ADJUSTMENTS},
+        "config": {"certainty": 3.0, "margin": 0.25},
     }
     write_lines(folder / "ranks.jsonl", [header, *states])
     return folder

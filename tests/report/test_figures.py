@@ -14,7 +14,7 @@ from pedyra.report.figures import make_figures
 from pedyra.report.rank_figures import notable
 from pedyra.report.run_folder import read_run, read_runs
 
-ALL = "map trajectories moves loss effective-rank variance spearman orthogonality gradients parameters".split()
+ALL = "map trajectories moves reasons loss effective-rank variance spearman orthogonality gradients parameters".split()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pedyra.report import save_figures
 
 def test_every_figure_is_written_in_every_format(dynamic_run: Path, tmp_path: Path):
     paths = save_figures([dynamic_run], tmp_path / "figures")
-    assert len(paths) == 20 and all(path.is_file() for path in paths)
+    assert len(paths) == 22 and all(path.is_file() for path in paths)
     for path in paths:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG")

@@ -25,7 +25,7 @@ class Series:
     y: Sequence[Value]
     style: Literal["line", "step", "points", "bars"] = "line"
     color: int | None = 0
-    low: Sequence[Value] | None = None  # a band around the curve, from low to high
+    low: Sequence[Value] | None = None  # a band around the curve, from low to high; around points, lines
     high: Sequence[Value] | None = None
     faint: bool = False  # drawn thin and left out of the legend
     labels: Sequence[str] | None = None  # what each point is

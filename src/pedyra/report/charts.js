@@ -150,7 +150,12 @@ function drawSeries(svg, panel, series, {x, y}, highlight) {
     return;
   }
   const scattered = series.style === "points";
-  if (series.low) {
+  if (series.low && scattered) {
+    series.x.forEach((step, i) => {
+      const from = y(series.low[i]), to = y(series.high[i]);
+      if (from !== null && to !== null) svgNode(svg, "line", {class: "error", x1: x(step), x2: x(step), y1: from, y2: to, style: `stroke: ${stroke}`});
+    });
+  } else if (series.low) {
     const lower = {...series, x: [...series.x].reverse()}, back = pathOf(lower, x, y, [...series.low].reverse());
     const area = pathOf(series, x, y, series.high) + back.replace("M", "L") + "Z";
     svgNode(svg, "path", {class: "spread", d: area, style: `fill: ${stroke}`});

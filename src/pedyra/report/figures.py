@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pedyra.report import capacity_figures, rank_figures, training_figures
+from pedyra.report import capacity_figures, rank_figures, reason_figures, training_figures
 from pedyra.report.chart import Figure
 from pedyra.report.run_folder import Run
 
@@ -12,6 +12,7 @@ _BUILDERS = (
     rank_figures.rank_map,
     rank_figures.trajectories,
     rank_figures.moves,
+    reason_figures.reasons,
     training_figures.loss_and_metrics,
     capacity_figures.effective_rank,
     capacity_figures.pareto_variance,

@@ -23,6 +23,7 @@ from pedyra.report.run_folder import read_runs
 FORMATS = ("svg", "png")
 PANEL_SIZE = (4.4, 3.1)  # inches
 RESOLUTION = 200  # dots per inch of a PNG
+LEGEND_LINE = 44  # letters beside four marks in the width of a panel
 _COLORS = PALETTE["light"]
 _GREY, _INK, _BAND = "#B4BAC0", "#1A1E23", "#ECEDE8"
 _MARKERS = "os^DvP"
@@ -100,7 +101,8 @@ def _draw_chart(axes: Axes, panel: Chart) -> None:
     if len(named) > 1 or panel.reference or panel.phases:
         # Below the axes, where it can cover no curve.
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
-        axes.legend(fontsize=7.5, frameon=False, ncols=4, columnspacing=1.2, handlelength=1.6, **place)
+        columns = 4 if sum(len(label) for label in axes.get_legend_handles_labels()[1]) <= LEGEND_LINE else 2
+        axes.legend(fontsize=7.5, frameon=False, ncols=columns, columnspacing=1.2, handlelength=1.6, **place)
 
 
 def _set_scales(axes: Axes, panel: Chart) -> None:
@@ -131,6 +133,10 @@ def _draw_series(axes: Axes, panel: Chart, series: Series) -> None:
         axes.bar(x, y, width=0.6 * gap, color=color, label=label)
         return
     if series.style == "points":
+        if series.low is not None and series.high is not None:
+            axes.vlines(
+                x, np.array(series.low, dtype=float), np.array(series.high, dtype=float), color=color, linewidth=1.1
+            )
         marker = _MARKERS[(series.color or 0) % len(_MARKERS)]
         axes.scatter(x, y, s=26, color=color, marker=marker, linewidths=0.4, edgecolors="white", label=label)
         return

@@ -1,0 +1,158 @@
+"""Why ranks moved at an adjustment, or did not: what a new triple would gain against what would go for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pedyra.report.chart import Chart, Figure, Series
+from pedyra.report.curves import STEP, figure, phases
+from pedyra.report.run_folder import Record, Run
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One adjustment's surest candidate against the triples on trial that would have paid for it.
+
+    All are slopes of the loss along a triple, sigma; a new triple saves sigma^2 / (2 h) with an unknown curvature h.
+    """
+
+    step: int
+    layer: str
+    gain: float
+    error: float
+    """The standard error of `gain`, times the certainty that the run asks for."""
+    bar: float | None
+    """What `gain` less `error` had to exceed; None where too little was on trial to pay for the candidate."""
+    payers: Sequence[tuple[str, int]]
+    """(layer, triple) of what would have gone, worth least first; empty where the spare parameters were enough."""
+    moved: bool
+
+    @property
+    def is_noise(self) -> bool:
+        return self.gain <= self.error
+
+
+def reasons(runs: Sequence[Run]) -> Figure | None:
+    """Per adjustment the surest candidate with its error, and the bar it had to clear, one panel per run."""
+    panels, findings = [], []
+    for run in runs:
+        found = reasons_of(run)
+        if not found:
+            continue
+        prefix = f"{run.label}: " if len(runs) > 1 else ""
+        title = f"{prefix}gain of the surest new triple" if prefix else "Gain of the surest new triple"
+        panels.append(Chart(title, STEP, "slope of the loss along a triple", _series(run, found), phases=phases([run])))
+        findings.append(prefix + _finding(found))
+    caption = (
+        "At each adjustment the new direction that most surely gains, per parameter, with the standard errors that "
+        "the run's certainty asks for, and the bar: the triples on trial that would have to go for it, times the "
+        "margin. Ranks move where all of the error line is above the bar; a line that reaches 0 may be noise. "
+        f"{' '.join(findings)}"
+    )
+    return figure("reasons", "Rank allocation", "Why ranks moved, or did not", caption, panels)
+
+
+def reasons_of(run: Run) -> list[Reason]:
+    """One reason per adjustment that measured gains and trials; none in a run that prunes by scores."""
+    config = run.header.get("config") or {}
+    certainty, margin = config.get("certainty"), config.get("margin")
+    if certainty is None or margin is None:
+        return []
+    costs = _costs(run)
+    found, ranks = [], run.start_ranks
+    for record in run.adjustments:
+        if record.get("gains") and record.get("trials") is not None:
+            found.append(_reason(run, record, ranks, costs, certainty, margin ** (1 - _progress(run, record["step"]))))
+        ranks = record["ranks"]
+    return found
+
+
+def _reason(
+    run: Run, record: Record, ranks: Mapping[str, int], costs: Mapping[str, int], certainty: float, margin: float
+) -> Reason:
+    def surety(layer: str) -> float:
+        mean, error = record["gains"][layer]
+        return (mean - certainty * error) / math.sqrt(costs[layer])
+
+    layer = max(record["gains"], key=surety)
+    mean, error = record["gains"][layer]
+    # At most one error above its mean is what a triple on trial may be worth.
+    worth = [(name, i, (max(0.0, gain) + spread) ** 2) for name, i, gain, spread in record["trials"]]
+    worth.sort(key=lambda triple: triple[2] / costs[triple[0]])
+    free, payers, lost = _spare(run, ranks, costs) - costs[layer], [], 0.0
+    for name, i, value in worth:
+        if free >= 0:
+            break
+        free, lost = free + costs[name], lost + value
+        payers.append((name, i))
+    return Reason(
+        step=record["step"],
+        layer=layer,
+        gain=mean,
+        error=certainty * error,
+        bar=margin * math.sqrt(lost) if free >= 0 else None,
+        payers=payers if free >= 0 else [],
+        moved=bool(record["added"]),
+    )
+
+
+def _costs(run: Run) -> dict[str, int]:
+    """Parameters of a rank by layer; 1 where the budget counts ranks."""
+    counted = (run.header.get("budget") or {}).get("kind") == "parameters"
+    trained = int(bool((run.header.get("config") or {}).get("train_e")))
+    rows = run.header.get("layers") or []
+    sizes = {row["name"]: row.get("in_features", 0) + row.get("out_features", 0) for row in rows}
+    return {name: size + trained if counted and size else 1 for name, size in sizes.items()}
+
+
+def _spare(run: Run, ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
+    return sum((run.start_ranks[name] - ranks[name]) * cost for name, cost in costs.items())
+
+
+def _progress(run: Run, step: int) -> float:
+    """0 at the first adjustment, approaching 1 at the end of the window."""
+    schedule = run.header.get("schedule") or {}
+    first = (schedule.get("adjustments") or [step])[0]
+    end = schedule.get("total_steps", step) - schedule.get("final_warmup", 0)
+    return min(1.0, (step - first) / max(1, end - first))
+
+
+def _series(run: Run, found: Sequence[Reason]) -> list[Series]:
+    short = {layer.name: layer.short_name for layer in run.layers}
+    series = []
+    for name, slot, kept in (
+        ("gain, ranks moved", 2, [reason for reason in found if reason.moved]),
+        ("gain, ranks stayed", 0, [reason for reason in found if not reason.moved]),
+    ):
+        if kept:
+            low, high = [r.gain - r.error for r in kept], [r.gain + r.error for r in kept]
+            labels = [f"new in {short[r.layer]}, ± {r.error:.2g}" for r in kept]
+            gains = [r.gain for r in kept]
+            series.append(Series(name, [r.step for r in kept], gains, "points", slot, low, high, labels=labels))
+    barred = [reason for reason in found if reason.bar is not None and reason.payers]
+    if barred:
+        told = [", ".join(f"{short[layer]} (triple {i})" for layer, i in reason.payers) for reason in barred]
+        labels = [f"bar, for {text}" for text in told]
+        bars = [reason.bar for reason in barred]
+        series.append(Series("bar", [r.step for r in barred], bars, "points", 1, labels=labels))
+    return series
+
+
+def _finding(found: Sequence[Reason]) -> str:
+    stayed = [reason for reason in found if not reason.moved]
+    noise = sum(reason.is_noise for reason in stayed)
+    unpaid = sum(reason.bar is None and not reason.is_noise for reason in stayed)
+    text = f"ranks moved at {len(found) - len(stayed)} of {len(found)} adjustments"
+    parts = [
+        f"at {count} {why}"
+        for count, why in (
+            (noise, "the gain was not clear of noise"),
+            (unpaid, "too little was on trial to pay for it"),
+            (len(stayed) - noise - unpaid, "it did not clear the bar"),
+        )
+        if count
+    ]
+    text += f"; {', '.join(parts)}" if parts else ""
+    return text[:1].upper() + text[1:] + "."

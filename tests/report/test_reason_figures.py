@@ -1,0 +1,94 @@
+"""Why ranks moved, or did not: the surest candidate against what would have gone for it, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pedyra.report.chart import Chart
+from pedyra.report.reason_figures import Reason, reasons, reasons_of
+from pedyra.report.run_folder import Run, read_run
+
+# A rank of block.0.a costs 10 parameters, one of block.1.b 20.
+A, B = "block.0.a", "block.1.b"
+HEADER: dict[str, Any] = {
+    "kind": "layers",
+    "layers": [
+        {"name": A, "type": "a", "depth": 0, "rank": 2, "in_features": 4, "out_features": 6},
+        {"name": B, "type": "b", "depth": 1, "rank": 2, "in_features": 8, "out_features": 12},
+    ],
+    "budget": {"kind": "parameters", "parameters": 60},
+    "schedule": {"total_steps": 100, "final_warmup": 20, "adjustments": [20, 50, 65]},
+    "config": {"certainty": 2.0, "margin": 0.25},
+}
+
+
+def adjustment(step: int, ranks: tuple[int, int], added: dict, **measured: Any) -> dict[str, Any]:
+    record = {"kind": "adjustment", "step": step, "ranks": {A: ranks[0], B: ranks[1]}, "pruned": [], "added": added}
+    return {**record, "layer_scores": {A: 1.0, B: 1.0}, **measured}
+
+
+ADJUSTMENTS = [
+    # (5 - 2) / sqrt(10) is more than (6 - 2) / sqrt(20). Its 10 are paid by a's triple: (1 + 0.5)^2 / 10 < 4^2 / 20.
+    adjustment(20, (2, 2), {A: 1}, gains={A: [5, 1], B: [6, 1]}, trials=[[B, 0, 3, 1], [A, 1, 1, 0.5]]),
+    # b's 20 are paid by both of a's: (0 + 1)^2 + 4^2, where a negative mean is worth its error alone.
+    adjustment(50, (2, 2), {}, gains={A: [1, 1], B: [6, 1]}, trials=[[A, 1, 3, 1], [A, 0, -2, 1]]),
+    # Nothing on trial.
+    adjustment(55, (2, 1), {}, gains={A: [5, 1], B: [1, 1]}, trials=[]),
+    # The 20 that b gave back pay for a triple of a.
+    adjustment(65, (3, 1), {A: 1}, gains={A: [5, 1], B: [1, 1]}, trials=[]),
+    adjustment(70, (3, 1), {}, gains={A: [1, 1], B: [1, 1]}, trials=[]),
+]
+
+
+@pytest.fixture
+def run(lora_run: Path, tmp_path: Path):
+    """run(adjustments, **changes of the header): a run folder with these adjustments, as the report reads it."""
+
+    def make(adjustments=ADJUSTMENTS, **changes: Any) -> Run:
+        for name in ("recipe.yaml", "metrics.jsonl"):
+            (tmp_path / name).write_bytes((lora_run / name).read_bytes())
+        lines = [{**HEADER, **changes}, *adjustments]
+        (tmp_path / "ranks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return read_run(tmp_path)
+
+    return make
+
+
+def test_the_surest_candidate_is_set_against_the_triples_that_would_pay_for_it(run):
+    first, second, unpaid, spare, noise = reasons_of(run())
+    assert first == Reason(20, A, 5, 2, 0.25 * 1.5, [(A, 1)], True)
+    # Half of the window is over: 0.25^0.5.
+    assert second == Reason(50, B, 6, 2, 0.5 * 17**0.5, [(A, 0), (A, 1)], False)
+    assert (unpaid.layer, unpaid.bar, unpaid.payers) == (A, None, [])
+    assert (spare.layer, spare.bar, spare.payers) == (A, 0, [])
+    assert [reason.is_noise for reason in (first, second, unpaid, spare, noise)] == [False] * 4 + [True]
+
+
+def test_a_budget_of_ranks_counts_each_as_one(run):
+    ranks = reasons_of(run(budget={"kind": "ranks", "parameters": 60}))
+    assert (ranks[0].layer, ranks[0].payers) == (B, [(A, 1)])  # 6 - 2 is more than 5 - 2
+    assert ranks[1].payers == [(A, 0)]
+
+
+def test_the_figure_tells_moved_from_stayed_and_says_why(run):
+    figure = reasons([run()])
+    assert figure is not None
+    (panel,) = figure.panels
+    assert isinstance(panel, Chart)
+    moved, stayed, bars = panel.series
+    assert (moved.x, stayed.x, bars.x) == ([20, 65], [50, 55, 70], [20, 50])
+    assert (moved.low, moved.high) == ([3, 3], [7, 7])
+    assert bars.labels == ["bar, for a 0 (triple 1)", "bar, for a 0 (triple 0), a 0 (triple 1)"]
+    told = "Ranks moved at 2 of 5 adjustments; at 1 the gain was not clear of noise, "
+    assert told + "at 1 too little was on trial to pay for it, at 1 it did not clear the bar." in figure.caption
+
+
+def test_a_run_that_measured_no_gains_or_no_trials_has_no_such_figure(run):
+    by_score = [adjustment(20, (2, 2), {A: 1}, gains={A: [5, 1], B: [6, 1]})]
+    assert reasons([run(by_score)]) is None
+    assert reasons([run([adjustment(20, (2, 2), {A: 1})])]) is None
+    assert reasons([run(config={})]) is None
