@@ -24,6 +24,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.experiments import contender_hooks as hooks
 from pedyra.experiments.looks import Looking, gradient_look, probe_look
+from pedyra.methods import increlora, l1ra, triadaptlora
 from pedyra.methods.adalora_svd import CubicPruning
 from pedyra.methods.dense_sensitivity import DenseSensitivity
 from pedyra.methods.elalora import ElaLoraSettings, Elastic, orthogonal_triples
@@ -32,6 +33,7 @@ from pedyra.methods.increlora import GrowFromReserve, reserve_triples
 from pedyra.methods.l1ra import Gates, L1raSettings, MoveClosed, gated_triples
 from pedyra.methods.prune import Prune
 from pedyra.methods.random_moves import RandomMoves
+from pedyra.methods.settings import WITHOUT_SKETCHES
 from pedyra.methods.triadaptlora import CoreNorms, GrowByCore, gaussian_triples
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Policy, Rule, bidirectional, unchecked
@@ -81,8 +83,6 @@ class Contender:
 
 
 _WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
-_PLAIN: dict[str, Any] = dict(init="orthogonal", expand="importance", min_rank=1)
-"""What only `pedyra` has is off: another method would pay for sketches that it does not use."""
 _SVD: dict[str, Any] = dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", orth_weight=0.1)
 """AdaLoRA's scores, start and penalty."""
 _L1RA = L1raSettings()
@@ -170,47 +170,34 @@ CONTENDERS: dict[str, Contender] = {
     "probe-ranks": Contender(look=probe_look, pattern=by_gain),
     "probe-restart": Contender(look=partial(probe_look, keep=False), pattern=by_gain),
     "shares-ranks": Contender(look=partial(probe_look, points=16), pattern=by_gain),
-    "random": Contender(config=RankConfig(**_WINDOW, **_PLAIN), moves=1 / 6, rule=lambda rank, seed: RandomMoves(seed)),
+    "random": Contender(
+        config=RankConfig(**_WINDOW, **WITHOUT_SKETCHES), moves=1 / 6, rule=lambda rank, seed: RandomMoves(seed)
+    ),
     "prune": Contender(
-        config=RankConfig(**_WINDOW, **_PLAIN), first_rank=_initial, rule=lambda rank, seed: Prune(_initial(rank), rank)
+        config=RankConfig(**_WINDOW, **WITHOUT_SKETCHES),
+        first_rank=_initial,
+        rule=lambda rank, seed: Prune(_initial(rank), rank),
     ),
     "expand": Contender(
-        config=RankConfig(**_WINDOW, **_PLAIN),
+        config=RankConfig(**_WINDOW, **WITHOUT_SKETCHES),
         first_rank=lambda rank: max(1, rank // 2),
         rule=lambda rank, seed: Rule(policy=Expand(max(1, rank // 2), rank), check=unchecked),
     ),
     "adalora": Contender(
-        config=RankConfig(**_WINDOW, **_SVD, **{**_PLAIN, "min_rank": 0}),
+        config=RankConfig(**_WINDOW, **_SVD, **{**WITHOUT_SKETCHES, "min_rank": 0}),
         first_rank=_initial,
         rule=lambda rank, seed: CubicPruning(_initial(rank), rank),
     ),
-    "elalora": Contender(config=RankConfig(**_WINDOW, **_SVD, **_PLAIN, new_moments="seed"), rule=_elalora),
+    "elalora": Contender(config=RankConfig(**_WINDOW, **_SVD, **WITHOUT_SKETCHES, new_moments="seed"), rule=_elalora),
     "l1ra": Contender(
-        config=RankConfig(
-            interval=0.1,
-            initial_warmup=0,
-            final_warmup=0,
-            alpha=1.0,
-            start="lora",
-            train_e=True,
-            new_moments="seed",
-            **_PLAIN,
-        ),
+        config=RankConfig(**{**l1ra.RANK_SETTINGS, "budget": "parameters"}, **WITHOUT_SKETCHES),
         rule=_l1ra,
         start=hooks.start_gated,
         after_step=partial(hooks.close_gates, settings=_L1RA),
         gate_lr=_L1RA.gate_learning_rate,
     ),
     "increlora": Contender(
-        config=RankConfig(
-            **_WINDOW,
-            **{**_PLAIN, "min_rank": 0},
-            alpha=1.0,
-            start="svd",
-            budget="ranks",
-            orth_weight=0.1,
-            new_moments="seed",
-        ),
+        config=RankConfig(**{**_WINDOW, **WITHOUT_SKETCHES, **increlora.RANK_SETTINGS}),
         rule=_increlora,
         first_rank=lambda rank: 1 + hooks.reserve(rank),
         scale=float,
@@ -218,16 +205,7 @@ CONTENDERS: dict[str, Contender] = {
         before_step=hooks.freeze_reserve,
     ),
     "triadaptlora": Contender(
-        config=RankConfig(
-            **_WINDOW,
-            **_PLAIN,
-            alpha=1.0,
-            start="lora",
-            train_e=True,
-            budget="ranks",
-            orth_weight=0.5,
-            new_moments="seed",
-        ),
+        config=RankConfig(**_WINDOW, **WITHOUT_SKETCHES, **triadaptlora.RANK_SETTINGS),
         rule=_triadaptlora,
         first_rank=lambda rank: 1,
         scale=float,

@@ -26,6 +26,10 @@ from pedyra.training.callback import RankCallback
 from pedyra.training.rule import Rule, Situation
 
 RESERVE_E = 1e-5
+RANK_SETTINGS: dict[str, Any] = dict(
+    alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0, new_moments="seed"
+)
+"""Of RankConfig: what makes the method; the orthogonality weight is a default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +157,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     config = rank_config(
         recipe,
         open_fields=("beta1", "beta2", "orth_weight"),
-        **dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0, new_moments="seed"),
+        **RANK_SETTINGS,
     )
     add = final // 2 if settings.add is None else settings.add
     model = with_lora(base_model, recipe, r=1 + add, alpha=recipe.lora.alpha * (1 + add))

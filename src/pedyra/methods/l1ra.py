@@ -28,6 +28,18 @@ from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 from pedyra.training.rule import Rule, Situation
 
+RANK_SETTINGS: dict[str, Any] = dict(
+    interval=0.1,
+    initial_warmup=0,
+    final_warmup=0,
+    alpha=1.0,
+    start="lora",
+    train_e=True,
+    budget="ranks",
+    new_moments="seed",
+)
+"""Of RankConfig: what makes the method; the schedule and the budget are defaults."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class L1raSettings:
@@ -132,20 +144,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     refuse_lora(recipe, "L1RA defines its own scaling", "use_rslora")
     if recipe.lora.init not in (True, "gaussian"):
         raise ValueError(f"lora.init is {recipe.lora.init!r}, but L1RA starts at A ~ N(0, 1/r^2); leave it out")
-    config = rank_config(
-        recipe,
-        open_fields=("budget", "max_rank"),
-        **dict(
-            interval=0.1,
-            initial_warmup=0,
-            final_warmup=0,
-            alpha=1.0,
-            start="lora",
-            train_e=True,
-            budget="ranks",
-            new_moments="seed",
-        ),
-    )
+    config = rank_config(recipe, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
     model = with_lora(base_model, recipe, init="gaussian")
     policy = MoveClosed(recipe.lora.r, settings.threshold)
     rule = Rule(policy=policy, scores=Gates, new_triples=gated_triples)

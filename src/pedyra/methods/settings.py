@@ -15,6 +15,9 @@ Settings = TypeVar("Settings")
 SCHEDULE = ("interval", "initial_warmup", "final_warmup")
 """Fields of RankConfig that every method with a schedule takes from the recipe."""
 
+WITHOUT_SKETCHES: dict[str, Any] = dict(init="orthogonal", expand="importance", min_rank=1)
+"""The directions along the gradient are PE-DyRA's own; another method would pay for sketches that it does not use."""
+
 SCORE_FIELDS = (
     *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "omega_ema", "layer_score"),
     *("orth_weight", "orth_form", "start", "init", "new_moments", "budget", "min_rank", "max_rank"),
@@ -59,9 +62,7 @@ def rank_config(recipe: Recipe, *, open_fields: Sequence[str] = (), **fixed: Any
                 f"rank.{name} is {value!r}, but method {recipe.method} is defined by {fixed[name]!r}; remove it"
             )
     given = {name: value for name, value in recipe.rank.items() if name in free}
-    # The directions along the gradient are PE-DyRA's own; another method would pay for sketches it does not use.
-    base = {"seed": recipe.seed, "init": "orthogonal", "expand": "importance", "min_rank": 1}
-    return RankConfig.from_dict({**base, **fixed, **given})
+    return RankConfig.from_dict({"seed": recipe.seed, **WITHOUT_SKETCHES, **fixed, **given})
 
 
 def refuse_lora(recipe: Recipe, reason: str, *names: str) -> None:

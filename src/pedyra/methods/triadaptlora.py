@@ -30,6 +30,10 @@ from pedyra.tasks import Task
 from pedyra.training.rule import Rule, Situation, unchecked
 
 STD = 0.02
+RANK_SETTINGS: dict[str, Any] = dict(
+    alpha=1.0, start="lora", train_e=True, budget="ranks", orth_weight=0.5, new_moments="seed"
+)
+"""Of RankConfig: what makes the method; the orthogonality weight is a default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,16 +170,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     final = recipe.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_config(
-        recipe,
-        open_fields=("orth_weight", "max_rank"),
-        alpha=1.0,
-        start="lora",
-        train_e=True,
-        budget="ranks",
-        orth_weight=0.5,
-        new_moments="seed",
-    )
+    config = rank_config(recipe, open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
     model = with_lora(base_model, recipe, r=1)
     generator = torch.Generator().manual_seed(config.seed)
     for layer in attach(model):
