@@ -8,58 +8,37 @@ from typing import Annotated
 import typer
 
 from pedyra.console import new_console, quiet_libraries
-
-RowsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--json",
-        metavar="FILE",
-        help="Append each row there when it is done; rows that it holds are not made again.",
-        show_default=False,
-    ),
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", show_default=False)]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Tiny and quick: does it run at all?")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A RankConfig setting for pedyra; repeat.", show_default=False),
-]
-Seeds = Annotated[int, typer.Option(help="Number of seeds.", min=1)]
-FirstSeed = Annotated[int, typer.Option("--first-seed", help="The others follow it.", min=0)]
-METHODS_HELP = (
-    "lora, pedyra, adalora, ... or a variant: lora+4, pedyra:moves=4,init=gaussian, static:q=1,v=3, only:up,down; "
-    "repeat."
+from pedyra.experiments.bench_options import (
+    FirstSeed,
+    RowsFile,
+    Seeds,
+    Settings,
+    Smoke,
+    Threads,
+    methods,
+    several,
+    use_threads,
 )
 
 
 def planted(
-    methods: Annotated[list[str] | None, typer.Option("--method", help=METHODS_HELP, show_default="all")] = None,
+    chosen: Annotated[list[str] | None, methods("all")] = None,
     profiles: Annotated[
-        list[str] | None,
-        typer.Option("--profile", help="design, sparse, linear, uniform, random; repeat.", show_default="design"),
+        list[str] | None, several("--profile", "design", "design, sparse, linear, uniform, random")
     ] = None,
     seeds: Seeds = 5,
     first_seed: FirstSeed = 0,
     noises: Annotated[
-        list[float] | None,
-        typer.Option("--noise", help="Of the targets, by the size of the true change; repeat.", show_default="0"),
+        list[float] | None, several("--noise", "0", "Of the targets, by the size of the true change")
     ] = None,
     architectures: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--architecture", help="mlp (residual layers) or block (transformer blocks); repeat.", show_default="mlp"
-        ),
+        list[str] | None, several("--architecture", "mlp", "mlp (residual layers) or block (transformer blocks)")
     ] = None,
-    widths: Annotated[list[int] | None, typer.Option("--width", help="Repeat.", show_default="64", min=1)] = None,
-    depths: Annotated[
-        list[int] | None,
-        typer.Option("--depth", help="Linear layers, six to a block; repeat.", show_default="12", min=1),
-    ] = None,
+    widths: Annotated[list[int] | None, several("--width", "64", min=1)] = None,
+    depths: Annotated[list[int] | None, several("--depth", "12", "Linear layers, six to a block", min=1)] = None,
     rank: Annotated[int, typer.Option(help="The student's uniform rank: its budget.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(min=1, show_default="1500")] = None,
-    lrs: Annotated[
-        list[float] | None, typer.Option("--lr", help="Learning rate; repeat.", show_default="0.005")
-    ] = None,
+    lrs: Annotated[list[float] | None, several("--lr", "0.005", "Learning rate")] = None,
     settings: Settings = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the errors there (.svg, .png).", show_default=False)
@@ -70,16 +49,13 @@ def planted(
 ) -> None:
     """Let every allocation look for the ranks of a planted update, and compare with the oracle that knows them."""
     quiet_libraries()
-    import torch
-
     from pedyra.experiments.bench_planted import KEY, METHODS, Size, bench_planted
     from pedyra.experiments.planted_figure import check_figure_path, save_planted_figure
     from pedyra.experiments.planted_summary import summarise_planted, table, title
     from pedyra.experiments.rate_summary import full_name
     from pedyra.experiments.row_file import RowFile
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if figure:
         check_figure_path(figure)
     if smoke:
@@ -93,7 +69,7 @@ def planted(
     file = RowFile(json_file, KEY)
     console, rows = new_console(), []
     for row in bench_planted(
-        methods or METHODS,
+        chosen or METHODS,
         profiles or ["design"],
         seeds=range(first_seed, first_seed + seeds),
         noises=noises or [0.0],
@@ -118,17 +94,11 @@ def planted(
 
 
 def transfer(
-    methods: Annotated[
-        list[str] | None, typer.Option("--method", help=METHODS_HELP, show_default="lora, lora+4, pedyra")
-    ] = None,
-    lrs: Annotated[
-        list[float] | None, typer.Option("--lr", help="Learning rate; repeat.", show_default="0.008 0.016 0.032")
-    ] = None,
+    chosen: Annotated[list[str] | None, methods("lora, lora+4, pedyra")] = None,
+    lrs: Annotated[list[float] | None, several("--lr", "0.008 0.016 0.032", "Learning rate")] = None,
     seeds: Seeds = 2,
     first_seed: FirstSeed = 0,
-    ranks: Annotated[
-        list[int] | None, typer.Option("--rank", help="Rank of the budget; repeat.", show_default="2", min=1)
-    ] = None,
+    ranks: Annotated[list[int] | None, several("--rank", "2", "Rank of the budget", min=1)] = None,
     steps: Annotated[int | None, typer.Option(min=1, show_default="800")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows of 64 bytes.", min=1, show_default="16")] = None,
     settings: Settings = None,
@@ -140,21 +110,18 @@ def transfer(
     quiet_libraries()
     from dataclasses import replace
 
-    import torch
-
     from pedyra.experiments.bench_transfer import KEY, SMOKE, Size, bench_transfer
     from pedyra.experiments.rate_summary import full_name, rates_by_method, summarise_rates, table
     from pedyra.experiments.row_file import RowFile
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     size = SMOKE if smoke else Size()
     size = replace(size, steps=steps or size.steps, batch=batch or size.batch)
     file = RowFile(json_file, KEY)
     console = new_console()
     rows = []
     for row in bench_transfer(
-        methods or ["lora", "lora+4", "pedyra"],
+        chosen or ["lora", "lora+4", "pedyra"],
         lrs=lrs or [8e-3, 16e-3, 32e-3],
         seeds=range(first_seed, first_seed + seeds),
         ranks=ranks or [2],
@@ -197,13 +164,10 @@ def search(
     quiet_libraries()
     from dataclasses import replace
 
-    import torch
-
     from pedyra.experiments.bench_transfer import KEY, SMOKE, Size, search_static, static_name
     from pedyra.experiments.row_file import RowFile
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     size = replace(SMOKE, steps=5) if smoke else replace(Size(), steps=steps, batch=batch)
     console = new_console()
     for found in search_static(

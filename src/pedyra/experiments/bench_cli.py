@@ -9,16 +9,11 @@ import typer
 
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
 from pedyra.experiments.allocation_cli import planted, search, transfer
+from pedyra.experiments.bench_options import JsonFile, Smoke, Threads, several, use_threads
 
 app = typer.Typer(
     help="Benchmarks: step time, memory and growth; allocation against a known answer.", no_args_is_help=True
 )
-
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON lines there.", show_default=False)
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", show_default=False)]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Tiny and quick: does it run at all?")]
 
 
 @app.command()
@@ -27,9 +22,7 @@ def step(
         list[str] | None,
         typer.Argument(help="minilm, smollm2, llama-WIDTHxDEPTH, deberta-WIDTHxDEPTH.", show_default="minilm"),
     ] = None,
-    variants: Annotated[
-        list[str] | None, typer.Option("--variant", help="Only these; repeat.", show_default="all")
-    ] = None,
+    variants: Annotated[list[str] | None, several("--variant", "all", "Only these")] = None,
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant while pedyra observes; as many after.")] = 20,
     rank: int = 8,
     batch: Annotated[int | None, typer.Option(show_default="the model's")] = None,
@@ -47,13 +40,10 @@ def step(
 ) -> None:
     """Time one training step of pedyra against PEFT's methods, step by step in turn."""
     quiet_libraries()
-    import torch
-
     from pedyra.experiments.bench_step import COLUMNS, bench_step
     from pedyra.experiments.bench_variants import VARIANTS
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if smoke:
         models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 5, 2, 16
     rows = []
@@ -78,12 +68,9 @@ def scale(
 ) -> None:
     """Fit how the cost of adaptation grows with layers, rank, triples, sequence length and batch."""
     quiet_libraries()
-    import torch
-
     from pedyra.experiments.bench_scale import AXES, LARGEST_EXPONENT, MEASURES, SMOKE_AXES, bench_scale
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     rows = list(bench_scale(SMOKE_AXES if smoke else AXES, device=device, operations=16 if smoke else 512))
     console = new_console()
     sizes = [row for row in rows if row["kind"] == "size"]
@@ -108,12 +95,8 @@ def scale(
 @app.command()
 def sketch(
     model: Annotated[str, typer.Argument(help="As for bench step; minilm reads film reviews.")] = "minilm",
-    sizes: Annotated[
-        list[int] | None, typer.Option("--size", help="Candidates per layer; repeat.", show_default="2, 4, 8, 16")
-    ] = None,
-    windows: Annotated[
-        list[int] | None, typer.Option("--window", help="Optimizer steps; repeat.", show_default="6, 21")
-    ] = None,
+    sizes: Annotated[list[int] | None, several("--size", "2, 4, 8, 16", "Candidates per layer")] = None,
+    windows: Annotated[list[int] | None, several("--window", "6, 21", "Optimizer steps")] = None,
     rounds: Annotated[int, typer.Option(help="Timed steps of each carrier.", min=1)] = 7,
     batch: Annotated[int, typer.Option(help="Rows of a micro-batch.")] = 8,
     length: int = 64,
@@ -123,13 +106,10 @@ def sketch(
 ) -> None:
     """Measure how well gradient sketches find a layer's top singular pairs, and what carrying them costs."""
     quiet_libraries()
-    import torch
-
     from pedyra.experiments.bench_sketch import COLUMNS, bench_sketch
     from pedyra.experiments.sketch_carriers import COLUMNS as CARRIER_COLUMNS
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     sizes, windows = sizes or [2, 4, 8, 16], windows or [6, 21]
     if smoke:
         model, sizes, windows, rounds, batch, length = "llama-32x1", [2, 8], [4], 1, 2, 16

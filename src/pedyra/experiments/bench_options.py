@@ -1,0 +1,50 @@
+"""Options that several benchmarks have on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON lines there.", show_default=False)
+]
+RowsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Append each row there when it is done; rows that it holds are not made again.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", show_default=False)]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Tiny and quick: does it run at all?")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A RankConfig setting for pedyra; repeat.", show_default=False),
+]
+Seeds = Annotated[int, typer.Option(help="Number of seeds.", min=1)]
+FirstSeed = Annotated[int, typer.Option("--first-seed", help="The others follow it.", min=0)]
+
+
+def several(flag: str, default: str, help: str = "", **more: Any) -> Any:
+    """An option that may be repeated; `default` is what an empty list stands for."""
+    return typer.Option(flag, help=f"{help}; repeat." if help else "Repeat.", show_default=default, **more)
+
+
+def methods(default: str) -> Any:
+    """--method: allocations by name."""
+    known = (
+        "lora, pedyra, adalora, ... or a variant: lora+4, pedyra:moves=4,init=gaussian, static:q=1,v=3, only:up,down"
+    )
+    return several("--method", default, known)
+
+
+def use_threads(threads: int | None) -> None:
+    """Have torch compute with so many, if the option was given."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
