@@ -78,7 +78,7 @@ class AddedToWeight(torch.autograd.Function):
 
 
 # Tokens are taken in pieces of this many bytes of x and g, so that the second product with each finds it in the cache.
-_PIECE_BYTES = 512 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 
 def _factor_gradients(x: Tensor, g: Tensor, right: Tensor, left: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
