@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from windows import FORCED
 
 from pedyra import RankCallback, RankConfig
 
 STEPS = 12
 SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, moves=4)
-FORCED: dict[str, Any] = dict(init="orthogonal", expand="importance", min_rank=1, train_e=True)
-"""Triples move whether or not it helps, and E learns: every part of an adjustment is at work."""
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from windows import FORCED
 
 from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
 STEPS = 16
-FORCED: dict[str, Any] = {"init": "orthogonal", "expand": "importance", "train_e": True}
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from windows import FORCED
 
 from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
-FORCED: dict[str, Any] = {"init": "orthogonal", "expand": "importance", "min_rank": 1, "train_e": True}
 WINDOW: dict[str, Any] = {"interval": 3, "initial_warmup": 0, "final_warmup": 3, "moves": 2, **FORCED}
-"""Triples move whether or not it helps, and E learns: every part of an adjustment is at work."""
 
 
 def allocate(model: Any, config: RankConfig | None = None, total_steps: int = 30) -> RankAllocator:

@@ -9,23 +9,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
+from windows import WINDOW
 
 from pedyra.adapters.attach import attach, detach
 from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
 STEPS = 30
-WINDOW: dict[str, Any] = {
-    "interval": 3,
-    "initial_warmup": 2,
-    "final_warmup": 8,
-    "moves": 3,
-    "init": "orthogonal",
-    "expand": "importance",
-    "min_rank": 1,
-    "train_e": True,
-}
-"""Triples move whether or not it helps, and E learns: every part of an adjustment is at work."""
 
 
 def trainable(model: Any) -> list[nn.Parameter]:

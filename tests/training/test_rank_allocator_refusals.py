@@ -7,21 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from windows import WINDOW
 
 from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
-
-WINDOW: dict[str, Any] = {
-    "interval": 3,
-    "initial_warmup": 2,
-    "final_warmup": 8,
-    "moves": 3,
-    "init": "orthogonal",
-    "expand": "importance",
-    "min_rank": 1,
-    "train_e": True,
-}
-"""Triples move whether or not it helps, and E learns: every part of an adjustment is at work."""
 
 
 def trainable(model: Any) -> list[nn.Parameter]:
