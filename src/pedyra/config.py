@@ -40,10 +40,12 @@ class RankConfig:
     """Triples moved per adjustment at most (paper: k). None: a sixth of the total rank where they are tried first
     (`prune` "trial"), else 2 %, the paper's 12 of 576; 0: only observe."""
     moves_schedule: str | None = None
-    """k over the window of adjustments: "adaptive", twice what moved last time; "constant" (paper), "linear" to 1, or
-    "cubic", k (1 - p^3) (ElaLoRA). None: "adaptive" where triples are tried first, else "linear"."""
-    initial_warmup: int | float = 0.05
-    """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run."""
+    """k over the window of adjustments: "adaptive", twice what moved last time, a quarter of `moves` at least;
+    "constant" (paper), "linear" to 1, or "cubic", k (1 - p^3) (ElaLoRA). None: "adaptive" where triples are tried
+    first, else "linear"."""
+    initial_warmup: int | float | None = None
+    """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run. None: 0 where
+    triples are tried first (`prune` "trial"), for the first look at the gradients moves nothing; else 0.05."""
     final_warmup: int | float = 0.25
     """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
 
@@ -89,12 +91,16 @@ class RankConfig:
     """What chooses the layers that grow: "importance", Eq. (7) (paper), "gradient", the loss a new triple would save,
     or "two_thirds", the distance to the ranks of Eq. (8)."""
     prune: str | None = None
-    """How triples go: "score", the lowest (paper), or "trial": the lowest are switched off in the last third of a
-    sketch, and go only where a new triple would clearly gain more than they do. None: "trial" where
-    `expand="gradient"` can measure that, else "score"."""
+    """How triples go: "score", the lowest (paper), or "trial": once a new triple would surely gain something, the
+    lowest are switched off in the last third of the next sketch, and go only where a new one would clearly gain more
+    than they do. None: "trial" where `expand="gradient"` can measure that, else "score"."""
     score: str = "importance"
     """What orders the triples: "importance", Algorithm 1, or "loss", what pruning one costs to second order with Adam's
     second moment as the curvature: e^2 v / 2 of its E where that is trained, else of its row of A."""
+    turn: bool = True
+    """Before a trial, turn a layer's triples into the singular directions of their product (exact re-orthogonalisation;
+    the function stays). Triples that share their work all look needed, and only so one of them shows that it is not.
+    They are then ordered by Eq. (6). Not where E is trained."""
     certainty: float = 3.0
     """Standard errors that are taken off a new triple's gain: what is left is not noise."""
     margin: float = 0.25
@@ -124,6 +130,8 @@ class RankConfig:
             object.__setattr__(self, "prune", "trial" if self.expand == "gradient" else "score")
         if self.moves_schedule is None:
             object.__setattr__(self, "moves_schedule", "adaptive" if self.prune == "trial" else "linear")
+        if self.initial_warmup is None:
+            object.__setattr__(self, "initial_warmup", 0.0 if self.prune == "trial" else 0.05)
         if self.train_e is None:
             object.__setattr__(self, "train_e", self.start == "svd")
         for name, allowed in CHOICES.items():
@@ -159,7 +167,7 @@ class RankConfig:
             )
         if self.start == "svd" and not self.train_e:
             raise ValueError("rank.train_e is false, but rank.start 'svd' starts at E = 0: nothing would be learned")
-        for name in ("omega_ema", "fused", "train_e"):
+        for name in ("omega_ema", "fused", "train_e", "turn"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"rank.{name} is {getattr(self, name)!r}; it must be true or false")
         counts = (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("patience", 0), ("seed", 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pedyra.core.directions import gaussian_rows, orthogonal_rows
+from pedyra.core.directions import gaussian_rows, orthogonal_rows, singular_turn
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,3 +54,23 @@ def test_the_same_seed_gives_the_same_rows_and_no_global_draw():
     ):
         assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_turn_makes_the_triples_the_svd_of_their_product():
+    torch.manual_seed(0)
+    A, B = torch.randn(4, 12), torch.randn(9, 4)
+    B[:, 3] = B[:, 0]  # of rank 3: two triples share a direction, and no column is short
+    W = singular_turn(A, B)
+    new_A, new_B = W @ A, B @ torch.linalg.inv(W)
+    assert torch.allclose(new_B @ new_A, B @ A, atol=1e-5)
+    length = A.norm(dim=1).mean()
+    assert torch.allclose(new_A @ new_A.T, length**2 * torch.eye(4), atol=1e-3)
+    strengths = new_B.norm(dim=0) * new_A.norm(dim=1)
+    assert torch.allclose(strengths, torch.linalg.svdvals(B @ A)[:4], atol=1e-4)
+    assert strengths[3] < 1e-4 < B.norm(dim=0).min() * A.norm(dim=1).min()
+
+
+def test_rows_that_depend_on_each_other_give_no_finite_turn():
+    A = torch.randn(3, 8)
+    A[2] = 0
+    assert not singular_turn(A, torch.randn(5, 3)).isfinite().all()

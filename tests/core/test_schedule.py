@@ -102,8 +102,9 @@ def test_the_window_is_not_longer_than_it_must_be():
 
 
 def test_adaptive_moves_are_twice_the_last_ones_and_never_idle():
-    assert moves_at(8, 0.0, "adaptive") == 8
-    assert [moves_at(8, 0.5, "adaptive", last) for last in (8, 3, 1, 0)] == [8, 6, 2, 1]
+    assert moves_at(9, 0.0, "adaptive") == 3
+    assert [moves_at(9, 0.5, "adaptive", last) for last in (8, 3, 1, 0)] == [9, 6, 3, 3]
+    assert moves_at(1, 0.5, "adaptive") == 1
     assert moves_at(0, 0.5, "adaptive", 3) == 0
 
 

@@ -12,7 +12,8 @@ from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
 EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3)
-"""One adjustment of 12 steps, at which whatever gains anything replaces what is on trial; on trial in steps 5 and 6."""
+"""Two adjustments of 18 steps. The first only looks; at the second whatever gains anything replaces what is on trial,
+in steps 11 and 12."""
 
 
 def allocate(model: Any, config: RankConfig, steps: int, **settings: Any) -> RankAllocator:
@@ -38,18 +39,45 @@ def test_without_moves_training_is_pefts_lora_to_the_last_bit(make_net, train_ne
 
 def test_what_is_on_trial_is_off_in_the_third_part_and_on_again_after_it(make_net, train_net):
     model = make_net(trained=True)
-    config = RankConfig(**{**EAGER, "certainty": 1e9})
-    allocator = allocate(model, config, 12)
-    for step in range(1, 6):
+    allocator = allocate(model, RankConfig(**{**EAGER, "margin": 1e9}), 18)
+    for step in range(1, 12):
         train_net(model, allocator.optimizer, allocator, 1, first=step)
         off = sum(int((layer.a.live == 0).sum()) for layer in allocator.layers if layer.a.live is not None)
-        assert off == (4 if step >= 4 else 0)  # from the end of step 4: it is on trial in 5 and 6
+        assert off == (1 if step >= 10 else 0)  # from the end of step 10: it is on trial in 11 and 12
     before = {layer.name: (layer.a.A, layer.b.weight) for layer in allocator.layers}
-    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=6)
-    assert len(record["trials"]) == 4 and not record["pruned"] and not record["added"]
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
+    assert len(record["trials"]) == 1 and not record["pruned"] and not record["added"]
     for layer in allocator.layers:
         assert layer.a.live is None and layer.a.probe is None
         assert (layer.a.A, layer.b.weight) == before[layer.name]  # the very Parameters
+
+
+def test_where_no_gain_is_sure_nothing_is_ever_tried_and_the_run_is_a_lora(make_net, train_net, net_batch):
+    ours, theirs = make_net(), make_net()
+    allocator = allocate(ours, RankConfig(**{**EAGER, "certainty": 1e9}), 18)
+    for step in range(1, 19):
+        train_net(ours, allocator.optimizer, allocator, 1, first=step)
+        assert all(layer.a.live is None for layer in allocator.layers)
+    assert [record["trials"] for record in allocator.history] == [[], []]
+    plain = allocate(theirs, RankConfig(moves=0), 18)
+    train_net(theirs, plain.optimizer, plain, 18)
+    x, _ = net_batch(0)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)  # probes change the order of sums at most
+
+
+def test_shared_work_is_turned_into_a_triple_that_is_worth_nothing(make_net, train_net):
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**{**EAGER, "moves": 1, "margin": 1e9}), 18)
+    layer = allocator.layers[1]
+    train_net(model, allocator.optimizer, allocator, 9)
+    with torch.no_grad():
+        layer.b.weight[:, 3] = layer.b.weight[:, 0]  # of rank 3, and each triple does as much as any other
+    product = (layer.b.weight @ layer.a.A).detach()
+    allocator.optimizer.param_groups[0]["lr"] = 0.0
+    train_net(model, allocator.optimizer, allocator, 1, first=10)
+    assert torch.equal(torch.nonzero(layer.a.live == 0).flatten(), torch.tensor([3]))
+    assert float(layer.b.weight[:, 3].detach().norm()) < 1e-5
+    torch.testing.assert_close(layer.b.weight @ layer.a.A, product, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_that_moved_nothing_settles_and_is_left_alone(make_net, train_net):
@@ -65,18 +93,18 @@ def test_a_run_that_moved_nothing_settles_and_is_left_alone(make_net, train_net)
     assert len(restless.history) == 5 and not restless.settled
 
 
-@pytest.mark.parametrize("resume_at", [2, 4, 5, 6, 7])
+@pytest.mark.parametrize("resume_at", [4, 6, 10, 11, 12, 13])
 def test_resuming_before_in_and_after_a_trial_equals_the_unbroken_run(
     resume_at, make_trainer, tmp_path, run_state, assert_equal
 ):
     config = RankConfig(**EAGER)
-    whole, callback = make_trainer(tmp_path / "whole", config, save_strategy="steps", save_steps=1)
+    whole, callback = make_trainer(tmp_path / "whole", config, save_strategy="steps", save_steps=1, max_steps=18)
     whole.train()
     unbroken = run_state(whole, callback)
-    assert unbroken["history"][0]["added"], "nothing moved: the test would prove nothing"
+    assert unbroken["history"][1]["added"], "nothing moved: the test would prove nothing"
     again = tmp_path / "again"
     shutil.copytree(tmp_path / "whole" / f"checkpoint-{resume_at}", again / f"checkpoint-{resume_at}")
-    resumed, callback = make_trainer(again, config, save_strategy="no")
+    resumed, callback = make_trainer(again, config, save_strategy="no", max_steps=18)
     resumed.train(resume_from_checkpoint=str(again / f"checkpoint-{resume_at}"))
     assert_equal(run_state(resumed, callback), unbroken)
 

@@ -28,3 +28,14 @@ def orthogonal_rows(
     else:
         directions = q[:, len(rows) :].T
     return directions * norm
+
+
+def singular_turn(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Float[Tensor, "r r"]:
+    """W such that W A and B W^-1 are the SVD of B A, the strongest first, with rows of A of the old ones' mean length.
+
+    A direction of no use then still has a row of A to learn with, and a column of B of no length, as at LoRA's start.
+    B A is not formed. For r <= in, out; not finite where rows of A depend on each other.
+    """
+    left, right = torch.linalg.qr(B).R, torch.linalg.qr(A.T).R  # A = right^T Q^T
+    Vh = torch.linalg.svd(left @ right.T).Vh
+    return A.norm(dim=1).mean() * torch.linalg.solve_triangular(right.T, Vh, upper=False, left=False)

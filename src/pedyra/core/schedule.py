@@ -93,14 +93,14 @@ def resolve_schedule(
     return resolved
 
 
-def moves_at(moves: int, progress: float, form: str, last: int | None = None) -> int:
+def moves_at(moves: int, progress: float, form: str, last: int = 0) -> int:
     """k at this progress in [0, 1) of the window: "constant", "linear" k (1 - p), or "cubic" k (1 - p^3) (ElaLoRA).
 
-    "adaptive" is twice what moved at the `last` adjustment (None: there was none yet), at most `moves`: it falls as
-    there is less to gain. At least 1 when `moves` is, so that the last adjustments are small, not idle.
+    "adaptive" is twice what moved at the `last` adjustment, from a quarter of `moves` to all of them: it grows while it
+    pays, and falls as there is less to gain. At least 1 when `moves` is, so that no adjustment is idle.
     """
     if form == "adaptive":
-        return moves if last is None else min(moves, max(1, 2 * last))
+        return min(moves, max(math.ceil(moves / 4), 2 * last))
     factor = {"constant": 1.0, "linear": 1 - progress, "cubic": 1 - progress**3}[form]
     return min(moves, max(1, round(moves * factor)))
 

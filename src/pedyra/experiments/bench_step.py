@@ -113,7 +113,7 @@ def measure(
 def resolve(config: RankConfig, steps: int) -> Schedule:
     """The schedule of a run of `steps` under `config`."""
     return resolve_schedule(
-        steps, initial_warmup=config.initial_warmup, interval=config.interval, final_warmup=config.final_warmup
+        steps, initial_warmup=config.initial_warmup or 0, interval=config.interval, final_warmup=config.final_warmup
     )
 
 

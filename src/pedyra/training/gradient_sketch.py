@@ -20,7 +20,7 @@ replace it: at a contribution of zero, on the same batches, without any assumpti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,11 +35,6 @@ LEAST_STEPS = 4
 
 Trials = Mapping[str, Sequence[int]]
 """Layer -> indices of its triples that are switched off while their worth is measured."""
-
-
-def no_trials() -> Trials:
-    """Nothing is switched off."""
-    return {}
 
 
 class GradientSketch:
@@ -71,11 +66,8 @@ class GradientSketch:
         self.sums = self._probe_rows([rows.to(layer.a.A.device) for rows, layer in zip(omega, layers, strict=True)])
 
     @torch.no_grad()
-    def observe(self, choose_trials: Callable[[], Trials] = no_trials) -> None:
-        """Read the probes' gradients after one step's backward passes, and go on to the next part when it is time.
-
-        `choose_trials` is asked for the triples to be tried in the third part, in the step before that begins.
-        """
+    def observe(self) -> None:
+        """Read the probes' gradients after one step's backward passes, and go on to the second part when it is time."""
         first, second, _ = self.parts
         gradients = [self._take_gradient(layer) for layer in self.layers]
         if self.done < first + second:
@@ -92,7 +84,22 @@ class GradientSketch:
             self.left = [torch.linalg.qr(total).Q.contiguous() for total in self.sums]  # (out, q)
             self.sums = self._probe_columns(self.left)
         elif self.done == first + second:
-            self._choose(choose_trials())
+            self._choose_candidates()
+
+    @property
+    def judges(self) -> bool:
+        """Whether the third part begins with the next step."""
+        first, second, _ = self.parts
+        return self.done == first + second
+
+    @torch.no_grad()
+    def put_on_trial(self, chosen: Trials) -> None:
+        """Switch these triples off for the third part, and measure them beside the candidates; when it `judges`."""
+        self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
+        own = [_own_direction(layer, indices) for layer, indices in zip(self.layers, self.on_trial, strict=True)]
+        self.left = [torch.cat([rows, u], 1).contiguous() for rows, (u, _) in zip(self.left, own, strict=True)]
+        self.right = [torch.cat([rows, v]).contiguous() for rows, (_, v) in zip(self.right, own, strict=True)]
+        self._judge()
 
     def gains(self) -> list[tuple[Tensor, Tensor]]:
         """Per layer the mean of sigma over the steps of the third part and its standard error, each `(q + trials,)`.
@@ -157,16 +164,16 @@ class GradientSketch:
         for layer in self.layers:
             layer.a.probe = layer.b.probe = layer.a.live = None
 
-    def _choose(self, chosen: Trials) -> None:
-        """The candidates, and beside them the triples on trial along their own directions."""
+    def _choose_candidates(self) -> None:
+        """The pairs (u, v) of the third part, from the SVD of the co-range's sums."""
         pairs = [torch.linalg.svd(total, full_matrices=False) for total in self.sums]
-        self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
-        own = [_own_direction(layer, indices) for layer, indices in zip(self.layers, self.on_trial, strict=True)]
-        # The candidates' u are Q times the left vectors of X; a row of `left` stays a row of `right`.
-        self.left = [
-            torch.cat([q @ U, u], 1).contiguous() for q, (U, _, _), (u, _) in zip(self.left, pairs, own, strict=True)
-        ]
-        self.right = [torch.cat([Vh, v]).contiguous() for (_, _, Vh), (_, v) in zip(pairs, own, strict=True)]
+        # u are Q times the left vectors of X; a column of `left` goes with a row of `right`.
+        self.left = [(q @ U).contiguous() for q, (U, _, _) in zip(self.left, pairs, strict=True)]
+        self.right = [Vh.contiguous() for _, _, Vh in pairs]
+        self.on_trial = [torch.zeros(0, dtype=torch.long) for _ in self.layers]
+        self._judge()
+
+    def _judge(self) -> None:
         self._probe_rows(self.right)
         self._switch_off()
         self.gain_sum = [torch.zeros(len(rows), device=rows.device) for rows in self.right]

@@ -120,7 +120,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
         state = optimizer.state.get(replacement.new, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == replacement.old.shape:
-                state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in _SECOND_MOMENTS)
+                state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in SECOND_MOMENTS)
 
 
 def rekey_state(optimizer: Optimizer, successors: Mapping[nn.Parameter, nn.Parameter]) -> None:
@@ -140,8 +140,8 @@ def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -
             del optimizer.state[parameter]
 
 
-# Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2").
-_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
+"""Entries of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
 
 
 def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:

@@ -18,7 +18,7 @@ from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at, reso
 from pedyra.core.swaps import choose_trials
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.diagnostics import describe, snapshot
-from pedyra.training.gradient_sketch import LEAST_STEPS, Trials, no_trials
+from pedyra.training.gradient_sketch import LEAST_STEPS, Trials
 from pedyra.training.input_energy import InputEnergy
 from pedyra.training.limits import check_movable, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
@@ -38,6 +38,7 @@ from pedyra.training.ownership import choose_forward, claim, give_up, trainable
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
 from pedyra.training.sketching import Sketching, wanted
+from pedyra.training.turning import turn_layer, turns_of
 
 
 class RankAllocator:
@@ -74,7 +75,7 @@ class RankAllocator:
         check_optimizer(self.optimizer)
         self.schedule: Schedule = resolve_schedule(
             total_steps,
-            initial_warmup=config.initial_warmup,
+            initial_warmup=config.initial_warmup or 0,
             interval=config.interval,
             final_warmup=config.final_warmup,
             least_interval=LEAST_STEPS if wanted(config) else 1,
@@ -151,7 +152,7 @@ class RankAllocator:
             self.scores.observe_gradients()
             if self._inputs is not None and isinstance(self.scores, TripleScores):
                 self.scores.observe_inputs(self._inputs.collect())
-        self._sketching.observe(self._choose_trials)
+        self._sketching.observe()
         if self.config.orth_weight > 0:
             add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
 
@@ -163,6 +164,7 @@ class RankAllocator:
         `gains` (layer -> mean and error of its surest candidate) and `trials` (layer, triple, mean, error).
         """
         self.step += 1
+        self._begin_trials()
         record = self._adjust() if self.schedule.is_adjustment(self.step) and not self.settled else None
         self._prepare_next_step()
         return record
@@ -233,24 +235,41 @@ class RankAllocator:
         if self._inputs is not None:
             self._inputs.active = self.tracks(self.step + 1)
 
+    def _begin_trials(self) -> None:
+        """Switch off what is tried before the next adjustment, when its time has come and something would gain more."""
+        sketch = self._sketching.current
+        if sketch is not None and sketch.judges and self.config.prune == "trial" and self._promising:
+            sketch.put_on_trial(self._choose_trials())
+
     def _choose_trials(self) -> Trials:
-        """The triples that are tried before the next adjustment."""
+        """The triples that are tried before the next adjustment; layers that have any are turned."""
         adjustment = self.schedule.next_adjustment(self.step + 1)
-        if self.config.prune != "trial" or adjustment is None:
-            return no_trials()
-        born = self.history[-1]["added"] if self.history else {}  # the last rows of their layers
-        ranks = self.ranks
-        return choose_trials(
-            self.triple_scores(),
+        assert adjustment is not None
+        born, ranks = self.history[-1]["added"], self.ranks  # the last rows of their layers
+        old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
+        turns = turns_of(self.layers, old, self.scores) if self.config.turn and not self.config.train_e else {}
+        scores = {name: turn.scores for name, turn in turns.items()} or self.triple_scores()
+        chosen = choose_trials(
+            scores,
             moves=self._moves_at(adjustment),
             min_rank=self.config.min_rank,
             costs={layer.name: layer.cost for layer in self.layers},
-            newborn={name: range(ranks[name] - count, ranks[name]) for name, count in born.items()},
+            newborn={name: range(old[name], ranks[name]) for name in ranks},
         )
+        for layer in self.layers:
+            if layer.name in chosen and layer.name in turns:
+                turn_layer(layer, self.optimizer, turns[layer.name])
+        return chosen
+
+    @property
+    def _promising(self) -> bool:
+        """Whether any look so far found a direction whose gain noise does not explain."""
+        looks = (record.get("gains", {}).values() for record in self.history)
+        return any(mean > self.config.certainty * error for gains in looks for mean, error in gains)
 
     def _moves_at(self, step: int) -> int:
         """k at the adjustment after this step."""
-        last = sum(self.history[-1]["added"].values()) if self.history else None
+        last = sum(self.history[-1]["added"].values()) if self.history else 0
         progress = self.schedule.progress(step)
         return moves_at(self.moves, progress, str(self.config.moves_schedule), last) if self.moves else 0
 

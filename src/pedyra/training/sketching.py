@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.schedule import Schedule
 from pedyra.core.swaps import Gain
-from pedyra.training.gradient_sketch import GradientSketch, Trials
+from pedyra.training.gradient_sketch import GradientSketch
 
 _PREFIX = "sketch."
 
@@ -37,10 +37,10 @@ class Sketching:
         if adjustment is not None and adjustment - step <= min(self.config.sketch_steps, self.schedule.interval):
             self.current = self._new(adjustment, adjustment - step)
 
-    def observe(self, choose_trials: Callable[[], Trials]) -> None:
-        """Read the gradients of one step; `choose_trials` is asked once a sketch, see `GradientSketch.observe`."""
+    def observe(self) -> None:
+        """Read the gradients of one step."""
         if self.current is not None:
-            self.current.observe(choose_trials)
+            self.current.observe()
 
     def candidates(self) -> dict[str, list[Gain]] | None:
         """What the directions found would gain, where that is to choose the layers that grow."""

@@ -1,0 +1,67 @@
+"""Turn a layer's triples into the singular directions of their product, in place, with the optimizer's moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.core.directions import singular_turn
+from pedyra.core.importance import input_scores
+from pedyra.training.optimizer_state import SECOND_MOMENTS
+from pedyra.training.scores import ScoreState, TripleScores
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a layer's first triples would be turned, and what those directions then score by Eq. (6)."""
+
+    W: Tensor | None
+    """(n, n): new rows of A are W times the old ones, new columns of B the old ones times W^-1. None: leave them."""
+    scores: list[float]
+    """Of all triples of the layer; those beyond the first n as they are."""
+
+
+@torch.no_grad()
+def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: ScoreState) -> dict[str, Turn]:
+    """Layer -> the turn of its first `rows[name]` triples; E is 1. None where rows of A depend on each other."""
+    energies = observed.energies if isinstance(observed, TripleScores) else [None] * len(layers)
+    result = {}
+    for layer, energy in zip(layers, energies, strict=True):
+        n = rows[layer.name]
+        A, B = layer.a.A.float(), layer.b.weight.float()
+        norm = torch.ones_like(A.sum(0)) if energy is None or not energy.any() else energy
+        W = singular_turn(A[:n], B[:, :n]) if 0 < n <= min(A.shape[1], B.shape[0]) else None
+        if W is not None and W.isfinite().all():
+            A, B = torch.cat([W @ A[:n], A[n:]]), torch.cat([B[:, :n] @ torch.linalg.inv(W), B[:, n:]], 1)
+        else:
+            W = None
+        result[layer.name] = Turn(W, input_scores(A, torch.ones_like(A.sum(1)), B, norm).tolist())
+    return result
+
+
+@torch.no_grad()
+def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, turn: Turn) -> None:
+    """Turn the layer's first triples and their moments.
+
+    A gradient of B turns with A, one of A against B, and so do their moving averages. Second moments turn as if the
+    gradients of a layer's triples were uncorrelated.
+    """
+    if turn.W is None:
+        return
+    W, n = turn.W, len(turn.W)
+    inverse = torch.linalg.inv(W)
+    A, B = layer.a.A, layer.b.weight
+    A[:n] = (W @ A[:n].float()).to(A)
+    B[:, :n] = (B[:, :n].float() @ inverse).to(B)
+    for parameter, rows, mix in ((A, True, inverse.T), (B, False, W.T)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                continue
+            by = mix.square() if key in SECOND_MOMENTS else mix
+            part = value[:n] if rows else value[:, :n]
+            part.copy_(by @ part.float() if rows else part.float() @ by)

@@ -1,0 +1,94 @@
+"""Turning a layer's triples: the same function, the moments of the turned parameters, and work that is shared shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.core.importance import input_scores
+from pedyra.training.turning import turn_layer, turns_of
+
+
+def parts(model: Any) -> tuple[list[AdaptedLayer], torch.optim.Optimizer]:
+    layers = attach(model)
+    for layer in layers:
+        layer.a.unit = True
+    return layers, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+
+def rows(layers: list[AdaptedLayer], less: int = 0) -> dict[str, int]:
+    return {layer.name: layer.rank - less for layer in layers}
+
+
+def test_turning_keeps_the_function_and_leaves_new_triples_alone(make_net, net_batch):
+    model = make_net(trained=True)
+    layers, optimizer = parts(model)
+    x, _ = net_batch(0)
+    before = model(x)
+    turns = turns_of(layers, rows(layers, 1), observed=None)  # type: ignore[arg-type]
+    for layer in layers:
+        last = layer.a.A[-1].clone(), layer.b.weight[:, -1].clone()
+        parameters = layer.a.A, layer.b.weight
+        turn_layer(layer, optimizer, turns[layer.name])
+        assert (layer.a.A, layer.b.weight) == parameters  # the very Parameters
+        assert torch.equal(layer.a.A[-1], last[0]) and torch.equal(layer.b.weight[:, -1], last[1])
+        A, B = layer.a.A[:-1].detach(), layer.b.weight[:, :-1].detach()
+        lengths = torch.linalg.svdvals(B @ A)[: len(A)]
+        torch.testing.assert_close(A.norm(dim=1) * B.norm(dim=0), lengths, rtol=1e-4, atol=1e-5)
+        # Eq. (6) of the new triples at equal inputs, the last one as it was.
+        ones = torch.ones(layer.a.in_features)
+        by_hand = input_scores(layer.a.A, torch.ones(layer.rank), layer.b.weight, ones)
+        assert turns[layer.name].scores == pytest.approx(by_hand.tolist(), rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_first_moments_turn_as_gradients_do(make_net, net_batch):
+    """With a gradient as the moment: after the turn it is the gradient of the turned parameters."""
+    model = make_net(trained=True)
+    layers, optimizer = parts(model)
+    x, y = net_batch(0)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        (model(x) - y).square().mean().backward()
+        return [p.grad.clone() for layer in layers for p in (layer.a.A, layer.b.weight) if p.grad is not None]
+
+    for parameter, gradient in zip((p for t in layers for p in (t.a.A, t.b.weight)), gradients(), strict=True):
+        optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": gradient, "exp_avg_sq": gradient.square()}
+    for name, turn in turns_of(layers, rows(layers), observed=None).items():  # type: ignore[arg-type]
+        turn_layer(next(layer for layer in layers if layer.name == name), optimizer, turn)
+    moments = [optimizer.state[p]["exp_avg"] for t in layers for p in (t.a.A, t.b.weight)]
+    for moment, gradient in zip(moments, gradients(), strict=True):
+        torch.testing.assert_close(moment, gradient, rtol=1e-3, atol=1e-5)
+    assert all(bool((s["exp_avg_sq"] >= 0).all()) and float(s["step"]) == 3 for s in optimizer.state.values())
+
+
+def test_second_moments_turn_as_those_of_uncorrelated_rows(make_net):
+    model = make_net(trained=True)
+    (layer, *_), optimizer = parts(model)
+    optimizer.state[layer.a.A] = {"exp_avg_sq": torch.rand_like(layer.a.A)}
+    old = optimizer.state[layer.a.A]["exp_avg_sq"].clone()
+    turn = turns_of([layer], rows([layer]), observed=None)[layer.name]  # type: ignore[arg-type]
+    turn_layer(layer, optimizer, turn)
+    assert turn.W is not None
+    inverse = torch.linalg.inv(turn.W)
+    slow = torch.zeros_like(old)
+    for i in range(layer.rank):  # Var(sum_j c_j g_j) = sum_j c_j^2 Var(g_j), c = row i of W^-T
+        for j in range(layer.rank):
+            slow[i] += inverse[j, i] ** 2 * old[j]
+    torch.testing.assert_close(optimizer.state[layer.a.A]["exp_avg_sq"], slow, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_whose_rows_depend_on_each_other_stays_as_it_is(make_net):
+    model = make_net(trained=True)
+    (layer, *_), optimizer = parts(model)
+    with torch.no_grad():
+        layer.a.A[1] = 0
+    before = layer.a.A.clone()
+    turn = turns_of([layer], rows([layer]), observed=None)[layer.name]  # type: ignore[arg-type]
+    assert turn.W is None and turn.scores[1] == 0
+    turn_layer(layer, optimizer, turn)
+    assert torch.equal(layer.a.A, before)
