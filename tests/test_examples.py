@@ -18,7 +18,7 @@ def test_own_loop_moves_ranks_at_a_constant_budget():
     allocator = run("own_loop")
     assert len(allocator.history) >= 4
     assert allocator.parameters <= allocator.initial_parameters
-    assert set(allocator.ranks.values()) != {4}
+    assert any(record["pruned"] and record["added"] for record in allocator.history)
 
 
 def test_trainer_moves_ranks_and_writes_a_plain_adapter(tmp_path: Path):

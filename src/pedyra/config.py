@@ -37,8 +37,9 @@ class RankConfig:
     interval: int | float = 0.05
     """Optimizer steps between adjustments (paper: Delta_T); a float below 1 is a fraction of the run."""
     moves: int | None = None
-    """Triples moved per adjustment at most (paper: k). None: a sixth of the total rank where they are tried first
-    (`prune` "trial"), else 2 %, the paper's 12 of 576; 0: only observe."""
+    """Triples moved per adjustment at most (paper: k); on trial as many of narrow layers as pay for one of the widest.
+    None: a sixth of the total rank where they are tried first (`prune` "trial"), else 2 %, the paper's 12 of 576; 0:
+    only observe."""
     moves_schedule: str | None = None
     """k over the window of adjustments: "adaptive", twice what moved last time, a quarter of `moves` at least;
     "constant" (paper), "linear" to 1, or "cubic", k (1 - p^3) (ElaLoRA). None: "adaptive" where triples are tried

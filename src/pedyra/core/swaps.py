@@ -34,11 +34,18 @@ def choose_trials(
 ) -> dict[str, tuple[int, ...]]:
     """Layer -> the triples to be tried: the `moves` lowest scores per unit of cost, but never a layer's `newborn`.
 
-    A triple that came with the last adjustment has had no time to learn; judging it would only undo that adjustment.
+    More where these are so narrow that together they could not pay for one triple of the widest layer: no candidate
+    there could then ever win. A triple that came with the last adjustment has had no time to learn; judging it would
+    only undo that adjustment.
     """
     per_cost = {name: [value / costs[name] for value in values] for name, values in scores.items()}
     old = [triple for triple in prunable(per_cost, min_rank) if triple[2] not in newborn.get(triple[3], ())]
-    return lowest(old, moves)
+    count = paid = 0
+    for _, _, _, name in sorted(old) if moves else ():
+        if count >= moves and paid >= max(costs.values()):
+            break
+        count, paid = count + 1, paid + costs[name]
+    return lowest(old, count)
 
 
 def plan_swaps(
