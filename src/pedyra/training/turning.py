@@ -30,18 +30,25 @@ class Turn:
 def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: ScoreState) -> dict[str, Turn]:
     """Layer -> the turn of its first `rows[name]` triples; E is 1. None where rows of A depend on each other."""
     energies = observed.energies if isinstance(observed, TripleScores) else [None] * len(layers)
-    result = {}
+    turned, scores = [], []
     for layer, energy in zip(layers, energies, strict=True):
         n = rows[layer.name]
         A, B = layer.a.A.float(), layer.b.weight.float()
-        norm = torch.ones_like(A.sum(0)) if energy is None or not energy.any() else energy
-        W = singular_turn(A[:n], B[:, :n]) if 0 < n <= min(A.shape[1], B.shape[0]) else None
-        if W is not None and W.isfinite().all():
-            A, B = torch.cat([W @ A[:n], A[n:]]), torch.cat([B[:, :n] @ torch.linalg.inv(W), B[:, n:]], 1)
-        else:
-            W = None
-        result[layer.name] = Turn(W, input_scores(A, torch.ones_like(A.sum(1)), B, norm).tolist())
-    return result
+        W = singular_turn(A[:n], B[:, :n]) if 0 < n <= min(A.shape[1], B.shape[0]) else A.new_full((n, n), torch.nan)
+        # Decided on the device: the host waits once for all layers.
+        usable = W.isfinite().all()
+        change = torch.where(usable, W, torch.eye(n, device=W.device))
+        A = torch.cat([change @ A[:n], A[n:]])
+        B = torch.cat([B[:, :n] @ torch.linalg.inv(change), B[:, n:]], 1)
+        seen = torch.ones_like(A.sum(0)) if energy is None else torch.where(energy.any(), energy, 1.0)
+        turned.append((W, usable))
+        scores.append(input_scores(A, torch.ones_like(A.sum(1)), B, seen))
+    usable = torch.stack([usable for _, usable in turned]).tolist()
+    values = iter(torch.cat(scores).tolist())
+    return {
+        layer.name: Turn(W if use else None, [next(values) for _ in range(layer.rank)])
+        for layer, (W, _), use in zip(layers, turned, usable, strict=True)
+    }
 
 
 @torch.no_grad()
