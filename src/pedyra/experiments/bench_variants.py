@@ -121,7 +121,7 @@ def _masked(name: str, setting: Setting) -> Variant:
     config = AdaLoraConfig(
         task_type=setting.model.task_type, target_modules="all-linear", exclude_modules=setting.model.exclude,
         init_r=round(1.5 * setting.rank), target_r=setting.rank, lora_alpha=2 * setting.rank, total_step=steps,
-        tinit=int(schedule.initial_warmup), tfinal=int(schedule.final_warmup), deltaT=int(schedule.interval),
+        tinit=int(schedule.initial_warmup or 0), tfinal=int(schedule.final_warmup), deltaT=int(schedule.interval),
         orth_reg_weight=0.1 if name == "paper" else 0.5,
     )  # fmt: skip
     model = _adapted(setting, config)
