@@ -62,7 +62,6 @@ def test_other_choices_are_refused_with_the_possible_ones(name):
         ("alpha", -0.1),
         ("alpha", float("nan")),
         ("alpha", "0.5"),
-        ("alpha", None),
         ("orth_weight", -0.1),
         ("orth_weight", float("nan")),
         ("orth_weight", float("inf")),
@@ -119,3 +118,21 @@ def test_paper_takes_overrides_and_checks_their_names():
     assert RankConfig.paper(moves=4).moves == 4
     with pytest.raises(ValueError, match="did you mean 'moves'"):
         RankConfig.paper(move=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "alpha"),
+    [
+        ({}, 0.0),  # Eq. (6) orders the directions, and no gradient score is asked for
+        ({"turn": False}, 0.5),
+        ({"train_e": True}, 0.5),  # then nothing is turned
+        ({"prune": "score"}, 0.5),
+        ({"alpha": 0.3}, 0.3),
+    ],
+)
+def test_alpha_is_0_where_eq_6_alone_decides(settings, alpha):
+    assert RankConfig(**settings).alpha == alpha
+
+
+def test_the_paper_mixes_both_scores():
+    assert RankConfig.paper().alpha == 0.5

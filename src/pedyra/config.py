@@ -57,8 +57,9 @@ class RankConfig:
     max_rank: int | None = None
     """No layer grows above this rank; None: only the layer's own width bounds it."""
 
-    alpha: float = 0.5
-    """Weight of the gradient score against the input score in Alg. 1, step 3. The paper names no value."""
+    alpha: float | None = None
+    """Weight of the gradient score against the input score in Alg. 1, step 3. The paper names no value. None: 0 where
+    triples are turned before their trial (`turn`), for Eq. (6) then orders them and nothing else is asked; else 0.5."""
     beta1: float = 0.85
     """EMA of the sensitivity and of the input energy, Eq. (3). AdaLoRA's value; the paper names none."""
     beta2: float = 0.85
@@ -135,6 +136,9 @@ class RankConfig:
             object.__setattr__(self, "initial_warmup", 0.0 if self.prune == "trial" else 0.05)
         if self.train_e is None:
             object.__setattr__(self, "train_e", self.start == "svd")
+        if self.alpha is None:
+            turned = self.prune == "trial" and self.turn is True and not self.train_e
+            object.__setattr__(self, "alpha", 0.0 if turned else 0.5)
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -148,7 +152,7 @@ class RankConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"rank.{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
-        if not 0 <= self.alpha <= 1:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"rank.alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
         if self.orth_weight < 0:
             raise ValueError(f"rank.orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")

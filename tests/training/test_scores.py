@@ -223,6 +223,29 @@ def test_inputs_that_are_missing_or_not_finite_keep_the_old_energy(layers, score
     assert torch.allclose(scores.energies[2], BETA1 * before[2] + (1 - BETA1))
 
 
+def test_without_gradients_alpha_0_scores_the_same_and_keeps_nothing_of_the_parameters_size(layers, scores):
+    without = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=False)
+    for step in range(3):
+        draw_gradients(layers, step)
+        energies = [torch.rand(layer.a.in_features) for layer in layers]
+        for state in (scores, without):
+            state.observe_gradients()
+            state.observe_inputs([energy.clone() for energy in energies])
+    settings = dict(alpha=0.0, score_norm="mean", input_norm="rms", omega="gradient")
+    assert without.triple_scores(**settings) == scores.triple_scores(**settings)
+    assert torch.equal(without.norms, scores.norms)  # of Eq. (5), for the report
+    assert max(value.numel() for value in without.tensors().values()) == max(layer.a.in_features for layer in layers)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_steps_left_out_are_counted_with_gradients_or_without(gradients, layers):
+    state = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=gradients)
+    draw_gradients(layers, 0)
+    layers[2].a.A.grad[1, 1] = float("inf")  # type: ignore[index]
+    state.observe_gradients()
+    assert int(state.skipped) == 1 and torch.count_nonzero(state.norms) == 0
+
+
 def test_half_precision_triples_are_averaged_in_float32(make_net):
     layers = attach(make_net(trained=True, r=2, dtype=torch.bfloat16))
     scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)

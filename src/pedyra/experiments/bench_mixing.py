@@ -50,7 +50,7 @@ def bench_mixing(recipe: Recipe) -> list[dict[str, Any]]:
     if recipe.method not in ("pedyra", "pedyra-paper"):
         raise ValueError(f"method is {recipe.method!r}; only pedyra and pedyra-paper mix these two scores")
     config = get_method(recipe.method).resolve(recipe).rank_config()
-    if config.score != "importance" or not 0 < config.alpha < 1 or config.prune != "score":
+    if config.score != "importance" or not 0 < (config.alpha or 0) < 1 or config.prune != "score":
         raise ValueError(
             f"rank.prune is {config.prune!r}, rank.score {config.score!r}, rank.alpha {config.alpha}; to look at the "
             f"mixture take method=pedyra-paper, whose scores decide what is pruned, and an alpha between 0 and 1"

@@ -99,7 +99,7 @@ class RankAllocator:
         self._held = self.triples()
         self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
-        reads_inputs = config.score == "importance" and config.alpha < 1 and self.rule.scores is None
+        reads_inputs = config.score == "importance" and (config.alpha or 0) < 1 and self.rule.scores is None
         self._inputs = InputEnergy(model, self.layers) if reads_inputs else None
         self._compiled = False
         if is_compiled(model):
@@ -279,7 +279,7 @@ class RankAllocator:
         if config.score == "loss" and self.rule.scores is None:
             return removal_losses(self.layers, self.optimizer)
         return self.scores.triple_scores(
-            alpha=config.alpha, score_norm=config.score_norm, input_norm=config.input_norm, omega=config.omega
+            alpha=config.alpha or 0.0, score_norm=config.score_norm, input_norm=config.input_norm, omega=config.omega
         )
 
     def _adjust(self) -> dict[str, Any]:
@@ -360,4 +360,10 @@ class RankAllocator:
 
 
 def _triple_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
-    return TripleScores(layers, beta1=config.beta1, beta2=config.beta2, omega_ema=config.omega_ema)
+    return TripleScores(
+        layers,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        omega_ema=config.omega_ema,
+        gradients=(config.alpha or 0) > 0,
+    )

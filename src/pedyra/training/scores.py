@@ -54,11 +54,20 @@ class TripleScores:
     """Sensitivity and uncertainty of every element, flat in float32: A, E, B of the first layer, then the next.
 
     `norms (layers, 3)` are the gradient norms of (A, E, B) that Eq. (5) uses, `energies` the EMA of the inputs' mean
-    square per layer, `skipped` the number of steps left out for a non-finite gradient.
+    square per layer, `skipped` the number of steps left out for a non-finite gradient. Without `gradients` there is no
+    Eq. (3), and no state of the parameters' size: scores at alpha = 0 need none.
     """
 
-    def __init__(self, layers: Sequence[AdaptedLayer], *, beta1: float, beta2: float, omega_ema: bool) -> None:
-        self.layers = layers
+    def __init__(
+        self,
+        layers: Sequence[AdaptedLayer],
+        *,
+        beta1: float,
+        beta2: float,
+        omega_ema: bool,
+        gradients: bool = True,
+    ) -> None:
+        self.layers, self.gradients = layers, gradients
         self.beta1, self.beta2, self.omega_ema = beta1, beta2, omega_ema
         device = layers[0].a.A.device
         self.skipped = torch.zeros((), dtype=torch.long, device=device)
@@ -67,7 +76,7 @@ class TripleScores:
     def restart(self) -> None:
         """Forget everything but the count of skipped steps: the state of a run that has seen no gradient."""
         device = self.skipped.device
-        total = sum(parameter.numel() for parameter in self.parameters())
+        total = sum(parameter.numel() for parameter in self.parameters()) if self.gradients else 0
         self.sensitivity = torch.zeros(total, device=device)
         self.uncertainty = torch.zeros(total, device=device)
         self.norms = torch.zeros(len(self.layers), 3, device=device)
@@ -82,7 +91,7 @@ class TripleScores:
 
     @torch.no_grad()
     def observe_gradients(self) -> None:
-        """Eq. (3) for one optimizer step, from the gradients as they are now; a missing gradient counts as zero."""
+        """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
         parameters = self.parameters()
         weights = [parameter.detach() for parameter in parameters]
         gradients = [
@@ -90,10 +99,14 @@ class TripleScores:
         ]
         if any(weight.dtype != torch.float32 for weight in weights):
             weights, gradients = [w.float() for w in weights], [g.float() for g in gradients]
-        products = torch._foreach_mul(weights, gradients)
-        product = torch.cat([value.reshape(-1) for value in products]).abs_()
         norms = torch.stack(torch._foreach_norm(gradients)).view(-1, 3)
-        finite = update_sensitivity_(self.sensitivity, self.uncertainty, product, beta1=self.beta1, beta2=self.beta2)
+        if self.gradients:
+            products = torch._foreach_mul(weights, gradients)
+            product = torch.cat([value.reshape(-1) for value in products]).abs_()
+            averages = self.sensitivity, self.uncertainty
+            finite = update_sensitivity_(*averages, product, beta1=self.beta1, beta2=self.beta2)
+        else:
+            finite = norms.isfinite().all()
         self.skipped += ~finite
         if self.omega_ema:
             norms = torch.lerp(self.norms, norms, 1 - self.beta1)
@@ -117,6 +130,7 @@ class TripleScores:
     @torch.no_grad()
     def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
         """Algorithm 1: the score of every triple, by layer name. One transfer to the host."""
+        assert self.gradients or alpha == 0
         mixed = mix_scores(*self.marginals(input_norm=input_norm, omega=omega), alpha=alpha, norm=score_norm).tolist()
         scores, at = {}, 0
         for layer in self.layers:
@@ -125,23 +139,27 @@ class TripleScores:
         return scores
 
     def marginals(self, *, input_norm: str, omega: str) -> tuple[Tensor, Tensor]:
-        """S_grad (Eq. 4) and S_inp (Eq. 6) of all triples, each `(total rank,)`, before mixing."""
+        """S_grad (Eq. 4; zero without `gradients`) and S_inp (Eq. 6) of all triples, each `(total rank,)`, unmixed."""
+        by_input = []
+        for layer, energy in zip(self.layers, self.energies, strict=True):
+            norm = energy.sqrt() if input_norm == "rms" else energy
+            A, E, B = (factor.detach().float() for factor in (layer.a.A, layer.a.E, layer.b.weight))
+            by_input.append(input_scores(A, E, B, norm))
+        inputs = torch.cat(by_input)
+        return self._by_gradient(omega) if self.gradients else torch.zeros_like(inputs), inputs
+
+    def _by_gradient(self, omega: str) -> Tensor:
         weights = gradient_weights(self.norms)
         if omega == "uniform":  # AdaLoRA's plain sum
             weights = torch.ones_like(weights)
         importance = self._segments(self.sensitivity * self.uncertainty)
-        by_gradient, by_input = [], []
-        for index, layer in enumerate(self.layers):
-            A, E, B = importance[3 * index : 3 * index + 3]
-            by_gradient.append(gradient_scores(A, E, B, weights[index]))
-            energy = self.energies[index]
-            norm = energy.sqrt() if input_norm == "rms" else energy
-            a, b = layer.a, layer.b
-            by_input.append(input_scores(a.A.detach().float(), a.E.detach().float(), b.weight.detach().float(), norm))
-        return torch.cat(by_gradient), torch.cat(by_input)
+        factors = zip(importance[0::3], importance[1::3], importance[2::3], weights, strict=True)
+        return torch.cat([gradient_scores(A, E, B, weight) for A, E, B, weight in factors])
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
+        if not self.gradients:
+            return
         self.sensitivity = self._resized(self.sensitivity, replacements)
         self.uncertainty = self._resized(self.uncertainty, replacements)
 
