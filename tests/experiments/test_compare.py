@@ -58,6 +58,15 @@ def test_the_tables_hold_the_statistics(make_grid, folder):
     assert "<strong>0.6200 ± 0.0058</strong>" in (out / "comparison.html").read_text()
 
 
+def test_where_the_loss_is_judged_the_metric_is_shown_beside_it(make_grid, folder):
+    compare_grid(make_grid("judge=loss"), QUIET)
+    text = (folder / "runs/grid/comparison.md").read_text()
+    judged, metrics = text.split("The tasks' metrics in the same runs, budget r = 2")
+    assert "toy (loss, less is better)" in judged and "| pedyra | **0.3800 ± 0.0058** |" in judged
+    assert "toy (accuracy)" in metrics and "| pedyra | 0.6200 ± 0.0058 |" in metrics
+    assert "+0.1000 [+0.1000, +0.1000] 3-0-0" in metrics  # less loss is a positive difference
+
+
 def test_equal_rows_are_ties_and_nothing_is_bold(make_grid, folder):
     compare_grid(make_grid("training.fake.pedyra=0.5"), QUIET)
     text = (folder / "runs/grid/comparison.md").read_text()

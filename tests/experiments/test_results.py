@@ -15,7 +15,7 @@ CELL = Cell("lora", "toy", 2)
 
 
 def result(rate: float, value: float, seed: int = 0, *, metric: str = "accuracy", loss: float = 1.0) -> Result:
-    return Result(CELL, rate, seed, metric, value, loss, 10, 1.0, 100, {metric: value}, Path())
+    return Result(CELL, rate, seed, metric, value, metric, loss, 10, 1.0, 100, {metric: value}, Path())
 
 
 def test_the_rate_with_the_best_mean_over_seeds_wins():
@@ -68,10 +68,24 @@ def test_results_come_from_any_folder_and_unfinished_runs_from_none(tmp_path):
     write_run(tmp_path / "a" / jobs[0].place, evaluation, final)
     write_run(tmp_path / "b" / jobs[1].place, {**evaluation, "eval_f1": 0.4}, final)
     write_run(tmp_path / "b" / jobs[2].place, evaluation)
-    first, second = collect(jobs, [tmp_path / "a", tmp_path / "b"])
+    first, second = collect(jobs, [tmp_path / "a", tmp_path / "b"], "metric")
     assert (first.seed, second.seed) == (0, 1)
     assert first.metrics == {"f1": 0.5, "accuracy": 0.75}
     assert second.metrics == {"f1": 0.5}  # the last evaluation was of another model than the final one
     row = first.row()
     assert list(row)[:7] == ["method", "task", "seed", "metric", "value", "trainable_parameters", "seconds"]
     assert (row["method"], row["trainable_parameters"], row["seconds"], row["learning_rate"]) == ("lora", 3, 1.5, 0.1)
+
+
+def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
+    job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
+    final = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
+    write_run(job.run, {"step": 4, "eval_f1": 0.5}, {**final, "metric": "f1", "value": 0.5, "eval_loss": 0.2})
+    (judged,) = collect([job], [tmp_path], "loss")
+    assert (judged.metric, judged.value) == ("loss", 0.2)
+    assert judged.metrics[judged.task_metric] == 0.5
+
+
+def test_less_loss_is_better():
+    tuned = [result(rate, value, metric="loss") for rate, value in ((1, 0.9), (2, 0.4), (3, 0.5))]
+    assert choose_rate(CELL, [1, 2, 3], tuned).chosen == 2

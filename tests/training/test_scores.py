@@ -231,7 +231,7 @@ def test_without_gradients_alpha_0_scores_the_same_and_keeps_nothing_of_the_para
         for state in (scores, without):
             state.observe_gradients()
             state.observe_inputs([energy.clone() for energy in energies])
-    settings = dict(alpha=0.0, score_norm="mean", input_norm="rms", omega="gradient")
+    settings: dict[str, Any] = dict(alpha=0.0, score_norm="mean", input_norm="rms", omega="gradient")
     assert without.triple_scores(**settings) == scores.triple_scores(**settings)
     assert torch.equal(without.norms, scores.norms)  # of Eq. (5), for the report
     assert max(value.numel() for value in without.tensors().values()) == max(layer.a.in_features for layer in layers)

@@ -146,7 +146,7 @@ def summarise(experiment: Experiment, folders: Sequence[Path], failed: Sequence[
     """The results that are there, at the rates that tuning chose."""
     curves = experiment.curves(folders)
     jobs = [job for cell in experiment.cells for job in experiment.reported_jobs(cell, curves)]
-    results = collect(jobs, folders)
+    results = collect(jobs, folders, experiment.grid.judge)
     missing = len(experiment.cells) * len(experiment.grid.seeds) - len(results)
     return Summary(experiment.grid, results, list(curves.values()), failed, missing)
 

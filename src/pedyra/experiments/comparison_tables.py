@@ -18,6 +18,8 @@ def comparison_tables(summary: Summary) -> list[Table]:
     found = []
     for budget in summary.grid.all_budgets:
         found.append(_values_table(summary, budget))
+        if summary.grid.judge == "loss":
+            found.append(_metrics_table(summary, budget))
         if len(summary.grid.methods) > 1:
             found.append(_differences_table(summary, budget))
     return [*found, *([_curves_table(summary)] if summary.curves else [])]
@@ -45,12 +47,35 @@ def _values_table(summary: Summary, budget: int) -> Table:
     )
 
 
+def _metrics_table(summary: Summary, budget: int) -> Table:
+    """The tasks' own metrics, where the loss is judged: without standings, for nothing was chosen by them."""
+    grid = summary.grid
+    rows = []
+    for method in grid.methods:
+        cells = []
+        for task in grid.tasks:
+            values = [result.metrics[result.task_metric] for result in summary.of(method, task, budget)]
+            cells.append(Cell(_mean_and_error(values)) if values else NOTHING)
+        rows.append([Cell(method), *cells])
+    names = {result.cell.task: result.task_metric for result in summary.results}
+    return Table(
+        title=f"The tasks' metrics in the same runs, budget r = {budget}",
+        columns=["method", *(f"{task} ({names[task]})" if task in names else task for task in grid.tasks)],
+        rows=rows,
+        note=f"Mean ± standard error over seeds {_listed(grid.seeds)}. Rates were chosen by the loss.",
+    )
+
+
+def _mean_and_error(values: Sequence[float]) -> str:
+    error = standard_error(values)
+    return number(mean(values)) + (f" ± {number(error)}" if error is not None else "")
+
+
 def _value(summary: Summary, method: str, task: str, budget: int, standing: dict[str, str]) -> Cell:
     values = list(summary.values(method, task, budget).values())
     if not values:
         return NOTHING
-    error = standard_error(values)
-    text = number(mean(values)) + (f" ± {number(error)}" if error is not None else "")
+    text = _mean_and_error(values)
     if len(values) < len(summary.grid.seeds):
         text += f" ({len(values)} of {len(summary.grid.seeds)} seeds)"
     return Cell(text, bold=standing.get(method) == "best", tie=standing.get(method) == "tied")

@@ -21,6 +21,7 @@ from pedyra.recipe import TRAINING_DEFAULTS
 from pedyra.yaml_file import one_line, read_settings
 
 Match = Literal["parameters", "rank", "memory", "time"]
+Judge = Literal["metric", "loss"]
 
 EQUAL_FOR_ALL = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -90,6 +91,8 @@ class Grid(_Section):
     tuning: TuningSection = TuningSection()
     match: Match = "parameters"
     """What is equal for all methods: trainable parameters (within 5 %), lora.r, peak memory or training time."""
+    judge: Judge = "metric"
+    """What chooses rates and is compared: each task's own metric, or the evaluation loss, which is far less noisy."""
     baseline: str
     """The row that differences refer to; default: lora, or the first row."""
     split_seed: int = Field(default=0, ge=0)

@@ -64,7 +64,7 @@ class Experiment:
         found = {}
         for cell in self.cells:
             if jobs := self.tuning_jobs(cell):
-                found[cell] = choose_rate(cell, self.grid.rates(cell.method), collect(jobs, folders))
+                found[cell] = choose_rate(cell, self.grid.rates(cell.method), collect(jobs, folders, self.grid.judge))
         return found
 
     def reported_jobs(self, cell: Cell, curves: Mapping[Cell, RateCurve]) -> list[Job]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pedyra.experiments.grid import Judge
 from pedyra.experiments.jobs import Cell, Job, final_row
 from pedyra.experiments.statistics import mean
 from pedyra.files import read_rows
 
-LOWER_IS_BETTER = ("perplexity", "relative_error")
+LOWER_IS_BETTER = ("loss", "perplexity", "relative_error")
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -24,13 +25,16 @@ class Result:
     rate: float
     seed: int
     metric: str
+    """What is judged: the task's metric, or "loss"."""
     value: float
+    task_metric: str
+    """The task's own metric, whatever is judged; its value is in `metrics`."""
     eval_loss: float
     trainable_parameters: int
     seconds: float
     peak_memory_bytes: int
     metrics: dict[str, float]
-    """Every metric of the last evaluation, the judged one among them."""
+    """Every metric of the last evaluation but the loss."""
     run: Path
 
     def row(self) -> dict[str, Any]:
@@ -57,38 +61,39 @@ def sign(metric: str) -> int:
     return -1 if metric in LOWER_IS_BETTER else 1
 
 
-def collect(jobs: Iterable[Job], folders: Sequence[Path]) -> list[Result]:
+def collect(jobs: Iterable[Job], folders: Sequence[Path], judge: Judge) -> list[Result]:
     """The results of the jobs that are finished in any of the folders; the first folder that has one is taken."""
     found = []
     for job in jobs:
-        results = (_read(job, folder / job.place) for folder in folders)
+        results = (_read(job, folder / job.place, judge) for folder in folders)
         result = next((result for result in results if result is not None), None)
         if result is not None:
             found.append(result)
     return found
 
 
-def _read(job: Job, run: Path) -> Result | None:
+def _read(job: Job, run: Path, judge: Judge) -> Result | None:
     final = final_row(run)
     if final is None:
         return None
-    judged = {key: final[key] for key in ("metric", "value", "eval_loss")}
+    metric, value = ("loss", final["eval_loss"]) if judge == "loss" else (final["metric"], final["value"])
+    judged = {"metric": metric, "value": value, "task_metric": final["metric"], "eval_loss": final["eval_loss"]}
     costs = {key: final[key] for key in ("trainable_parameters", "seconds", "peak_memory_bytes")}
     metrics = _last_metrics(run, final)
     return Result(cell=job.cell, rate=job.rate, seed=job.seed, metrics=metrics, run=run, **judged, **costs)
 
 
 def _last_metrics(run: Path, final: dict[str, Any]) -> dict[str, float]:
-    """All metrics of the evaluation that the final line is from; the judged one alone if that one was not logged.
+    """All metrics of the evaluation that the final line is from; the task's own alone if that one was not logged.
 
     A method may change the model after its last logged evaluation (PARA cuts ranks), which is then not the final one.
     """
-    judged = final["metric"]
+    own = final["metric"]
     for row in reversed(read_rows(run / "metrics.jsonl")[:-1]):
-        if row.get(f"eval_{judged}") == final["value"] and row["step"] == final["step"]:
+        if row.get(f"eval_{own}") == final["value"] and row["step"] == final["step"]:
             names = {key: key.removeprefix("eval_") for key in row if key.startswith("eval_")}
             return {name: row[key] for key, name in names.items() if name not in NOT_A_METRIC}
-    return {judged: final["value"]}
+    return {own: final["value"]}
 
 
 @dataclass(frozen=True)
