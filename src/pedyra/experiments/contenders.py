@@ -24,7 +24,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.experiments import contender_hooks as hooks
 from pedyra.experiments.looks import Looking, gradient_look, probe_look
-from pedyra.methods import increlora, l1ra, triadaptlora
+from pedyra.methods import adalora_svd, elalora, increlora, l1ra, triadaptlora
 from pedyra.methods.adalora_svd import CubicPruning
 from pedyra.methods.dense_sensitivity import DenseSensitivity
 from pedyra.methods.elalora import ElaLoraSettings, Elastic, orthogonal_triples
@@ -83,9 +83,11 @@ class Contender:
 
 
 _WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
-_SVD: dict[str, Any] = dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", orth_weight=0.1)
-"""AdaLoRA's scores, start and penalty."""
 _L1RA = L1raSettings()
+
+
+def _spending_parameters(settings: Mapping[str, Any]) -> RankConfig:
+    return RankConfig(**{**_WINDOW, **WITHOUT_SKETCHES, **settings, "budget": "parameters"})
 
 
 def _increlora(rank: int, seed: int) -> Rule:
@@ -184,11 +186,11 @@ CONTENDERS: dict[str, Contender] = {
         rule=lambda rank, seed: Rule(policy=Expand(max(1, rank // 2), rank), check=unchecked),
     ),
     "adalora": Contender(
-        config=RankConfig(**_WINDOW, **_SVD, **{**WITHOUT_SKETCHES, "min_rank": 0}),
+        config=_spending_parameters(adalora_svd.RANK_SETTINGS),
         first_rank=_initial,
         rule=lambda rank, seed: CubicPruning(_initial(rank), rank),
     ),
-    "elalora": Contender(config=RankConfig(**_WINDOW, **_SVD, **WITHOUT_SKETCHES, new_moments="seed"), rule=_elalora),
+    "elalora": Contender(config=_spending_parameters(elalora.RANK_SETTINGS), rule=_elalora),
     "l1ra": Contender(
         config=RankConfig(**{**l1ra.RANK_SETTINGS, "budget": "parameters"}, **WITHOUT_SKETCHES),
         rule=_l1ra,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -17,6 +18,11 @@ from pedyra.methods.settings import method_settings, rank_config, refuse_lora
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 from pedyra.training.rule import Situation
+
+RANK_SETTINGS: dict[str, Any] = dict(
+    alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", min_rank=0, orth_weight=0.1
+)
+"""Of RankConfig: AdaLoRA's scores and start; the budget, the least rank and the orthogonality weight are defaults."""
 
 
 def cubic_budget(first: int, last: int, part: float) -> int:
@@ -57,8 +63,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     config = rank_config(
         recipe,
         open_fields=("beta1", "beta2", "orth_weight", "budget", "min_rank"),
-        **dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", min_rank=0),
-        **dict(orth_weight=0.1, new_moments="zero"),
+        **RANK_SETTINGS,
+        new_moments="zero",
     )
     initial = initial_rank(settings, recipe.lora.r)
     model = with_lora(base_model, recipe, r=initial)

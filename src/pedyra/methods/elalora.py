@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.adapters.resize import NewTriples
 from pedyra.core.allocation import RankPlan, Scores
 from pedyra.core.directions import orthogonal_rows
+from pedyra.methods import adalora_svd
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import elapsed, means, plan, units
@@ -21,6 +23,9 @@ from pedyra.methods.settings import method_settings, rank_config, refuse_lora, r
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 from pedyra.training.rule import Rule, Situation
+
+RANK_SETTINGS: dict[str, Any] = {**adalora_svd.RANK_SETTINGS, "min_rank": 1, "new_moments": "seed"}
+"""Of RankConfig: AdaLoRA's, but for a last rank that stays and moments of new rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +118,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     config = rank_config(
         recipe,
         open_fields=("moves", "beta1", "beta2", "orth_weight", "budget", "max_rank"),
-        **dict(moves=4, new_moments="seed"),
-        **dict(alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1),
+        **RANK_SETTINGS,
+        moves=4,
     )
     assert config.moves is not None
     rule = Rule(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples)
