@@ -137,6 +137,11 @@ def test_settings_by_name_and_by_option():
     assert config is not None and config.min_rank == 0
 
 
+def test_what_follows_from_a_changed_setting_follows_anew():
+    assert contender("pedyra:prune=score").config == RankConfig(prune="score")  # with its own schedule of moves
+    assert contender("pedyra:start=svd").config == RankConfig(start="svd")  # where E is trained
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -241,7 +241,10 @@ def contender(name: str, settings: Mapping[str, Any] | None = None) -> Contender
         return found
     if found.config is None:
         raise ValueError(f"method {name!r}: {head} moves no ranks, so it has no settings; drop {rest!r}")
-    return replace(found, config=RankConfig.from_dict({**found.config.to_dict(), **changes}))
+    usual = RankConfig().to_dict()
+    # Only what the contender sets itself is kept, so that what follows from a changed setting follows anew.
+    own = {key: value for key, value in found.config.to_dict().items() if value != usual[key]}
+    return replace(found, config=RankConfig.from_dict({**own, **changes}))
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
