@@ -70,6 +70,13 @@ def test_a_turn_makes_the_triples_the_svd_of_their_product():
     assert strengths[3] < 1e-4 < B.norm(dim=0).min() * A.norm(dim=1).min()
 
 
+@pytest.mark.parametrize("broken", ["A", "B"])
+def test_factors_that_are_not_finite_give_no_finite_turn(broken):
+    A, B = torch.randn(3, 8), torch.randn(5, 3)
+    (A if broken == "A" else B)[0, 0] = torch.nan  # torch's SVD raises on these
+    assert not singular_turn(A, B).isfinite().all()
+
+
 def test_rows_that_depend_on_each_other_give_no_finite_turn():
     A = torch.randn(3, 8)
     A[2] = 0

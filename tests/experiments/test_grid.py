@@ -89,6 +89,13 @@ def test_the_fingerprint_is_of_the_jobs_alone(make_grid):
         assert make_grid(other).fingerprint() != grid.fingerprint(), other
 
 
+def test_the_baseline_is_part_of_a_grid_whose_rows_are_matched_to_it(make_grid):
+    assert make_grid(match="rank").fingerprint() == make_grid("baseline=pedyra", match="rank").fingerprint()
+    matched = make_grid(match="parameters")
+    assert matched.fingerprint() != make_grid("baseline=pedyra", match="parameters").fingerprint()
+    assert not only_grows(matched, make_grid("baseline=pedyra", match="parameters"))
+
+
 def test_the_first_difference_is_told_with_both_values(make_grid):
     assert first_difference(make_grid(), make_grid()) is None
     assert first_difference(make_grid(), make_grid("lora.r=4")) == "lora.r was 2 and is now 4"

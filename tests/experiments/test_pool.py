@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -51,6 +52,22 @@ def test_one_that_fails_does_not_stop_the_rest_and_says_why(job):
         in outcomes["pedyra", 0].message
     )
     assert "killed by SIGKILL" in outcomes["dora", 0].message
+
+
+def test_a_process_that_dies_before_it_has_a_log_fails_alone(job):
+    class Dead:
+        def wait(self, timeout: float | None = None) -> int:
+            return -signal.SIGKILL
+
+    def start(*arguments):
+        if next(count) == 1:
+            raise OSError("no space left on device")
+        return Dead()
+
+    count, outcomes = itertools.count(), []
+    LocalPool(1, start).run([job("lora", seed) for seed in range(3)], outcomes.append)  # type: ignore[arg-type]
+    assert [outcome.status for outcome in outcomes] == ["failed"] * 3
+    assert "killed by SIGKILL" in outcomes[0].message and "no space left" in outcomes[1].message
 
 
 def test_what_is_done_is_skipped(job, calls):

@@ -75,6 +75,7 @@ def test_equal_differences_have_no_width_and_one_pair_has_no_interval():
         ([1, -1], (1, 1, 0, 1.0)),  # 2 * 3/4, capped
         ([0, 0, 5], (1, 0, 2, 1.0)),
         ([0, 0], (0, 0, 2, 1.0)),
+        ([1, math.nan, 0, -1], (1, 1, 1, 1.0)),  # a run that diverged is no tie
         ([1] * 6, (6, 0, 0, 2 / 64)),
     ],
 )
@@ -83,11 +84,13 @@ def test_the_sign_test_is_exact(differences, expected):
     assert (found.wins, found.losses, found.ties, found.p) == expected
 
 
-def test_a_paired_difference_excludes_zero_only_with_an_interval_on_one_side():
+def test_a_method_is_better_only_with_an_interval_above_zero():
     steady = compare_paired({0: 2.0, 1: 3.0, 2: 4.0}, {0: 1.0, 1: 2.0, 2: 2.99})
-    assert steady is not None and steady.excludes_zero and steady.mean == pytest.approx(1.0033, rel=1e-3)
+    assert steady is not None and steady.better and steady.mean == pytest.approx(1.0033, rel=1e-3)
     once = compare_paired({0: 2.0}, {0: 1.0})
-    assert once is not None and once.interval is None and not once.excludes_zero
+    assert once is not None and once.interval is None and not once.better
+    worse = compare_paired({0: 1.0, 1: 2.0, 2: 2.99}, {0: 2.0, 1: 3.0, 2: 4.0})
+    assert worse is not None and worse.interval is not None and worse.interval[1] < 0 and not worse.better
     assert compare_paired({0: 1.0}, {1: 1.0}) is None
 
 
@@ -104,10 +107,16 @@ def test_the_best_is_alone_only_if_every_interval_says_so():
     assert rank_best({"a": {}}) is None
 
 
+def test_a_higher_mean_of_easier_seeds_is_not_best_alone():
+    lost_where_both_ran = {0: 0.50, 1: 0.51, 2: 0.49, 3: 0.90, 4: 0.91}
+    ranking = rank_best({"a": lost_where_both_ran, "b": {0: 0.60, 1: 0.62, 2: 0.59}})
+    assert ranking is not None and (ranking.best, ranking.tied) == ("a", ("b",))
+
+
 def test_a_run_that_diverged_is_neither_best_nor_tied():
     a, b = {0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.5, 1: 0.4, 2: 0.3}
     for lost in (math.nan, -math.inf):
         ranking = rank_best({"lost": {0: 1.0, 1: lost, 2: 1.0}, "a": a, "b": b})
         assert ranking is not None and (ranking.best, ranking.tied) == ("a", ())
     difference = compare_paired({0: math.inf, 1: 1.0}, {0: 1.0, 1: 1.0})
-    assert difference is not None and difference.interval is None and not difference.excludes_zero
+    assert difference is not None and difference.interval is None and not difference.better

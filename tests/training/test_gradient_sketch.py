@@ -20,7 +20,7 @@ def two_layers(seed: int = 0) -> tuple[nn.Module, list[AdaptedLayer]]:
 
 def best(sketch: GradientSketch) -> dict[str, list[float]]:
     """Per layer what two standard errors leave of its candidates' gains."""
-    return {name: [gain.at_least(2.0) for gain in gains] for name, gains in sketch.candidates().items()}
+    return {name: [gain.at_least(2.0) for gain in gains] for name, gains in sketch.candidates(2.0).items()}
 
 
 def dense_gradients(model: nn.Module, layers: list[AdaptedLayer], x: torch.Tensor) -> list[torch.Tensor]:
@@ -54,7 +54,7 @@ def test_full_width_sketch_finds_the_singular_values_and_pairs_of_the_dense_grad
         U, S, Vh = torch.linalg.svd(dense)
         torch.testing.assert_close(mean[:3], S[:3], rtol=2e-2, atol=1e-6)
         assert error.max() < 1e-3 * S[0]  # the same batch at every step: no noise
-        u, v = sketch.directions(layer)
+        u, v = sketch.directions(layer, 2.0)
         assert abs(u[0] @ U[:, 0]) > 0.98 and abs(v[0] @ Vh[0]) > 0.98
 
 
@@ -126,3 +126,30 @@ def test_state_saved_in_mid_window_continues_to_the_same_gains():
         if cut == 1:
             expected = best(sketch)
         assert best(sketch) == expected
+
+
+def test_what_pays_for_a_new_triple_is_what_it_begins_along(monkeypatch):
+    _, layers = two_layers()
+    sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+    sketch.left = [torch.eye(layer.b.out_features)[:, :2] for layer in layers]
+    sketch.right = [torch.eye(layer.a.in_features)[:2] for layer in layers]
+    # Less one error the first is worth more, less three only the second is worth anything.
+    measured = torch.tensor([10.0, 6.0]), torch.tensor([4.5, 1.5])
+    monkeypatch.setattr(sketch, "gains", lambda: [measured for _ in layers])
+    assert [gain.mean for gain in sketch.candidates(1.0)[layers[0].name]] == [10.0, 6.0]
+    assert [gain.mean for gain in sketch.candidates(3.0)[layers[0].name]] == [6.0, 10.0]
+    assert torch.equal(sketch.directions(layers[0], 3.0)[1][0], torch.eye(12)[1])
+
+
+def test_the_scale_of_the_loss_is_taken_off_the_gains():
+    x = torch.randn(16, 12)
+    found = []
+    for scale in (1.0, 1024.0):
+        model, layers = two_layers()
+        sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+        for _ in range(6):
+            (scale * model(x).square().mean()).backward()
+            sketch.observe(scale)
+        found.append(best(sketch))
+    for name in found[0]:
+        torch.testing.assert_close(torch.tensor(found[0][name]), torch.tensor(found[1][name]), rtol=1e-3, atol=1e-6)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
+from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
 
 EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3)
@@ -50,6 +52,64 @@ def test_what_is_on_trial_is_off_in_the_third_part_and_on_again_after_it(make_ne
     for layer in allocator.layers:
         assert layer.a.live is None and layer.a.probe is None
         assert (layer.a.A, layer.b.weight) == before[layer.name]  # the very Parameters
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_is_on_trial_is_there_while_evaluating(fused, make_net, train_net, net_batch):
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**EAGER, fused=fused), 18)
+    train_net(model, allocator.optimizer, allocator, 10)
+    x, _ = net_batch(0)
+    training = model(x).detach()
+    with torch.no_grad():
+        judged = model.eval()(x)
+        for layer in allocator.layers:
+            layer.a.live = None
+        whole = model(x)
+    assert torch.equal(judged, whole)
+    assert not torch.allclose(training, whole), "nothing is on trial: the test would prove nothing"
+
+
+def test_where_e_was_trained_before_nothing_is_turned(make_net, train_net):
+    model = make_net(trained=True)
+    for layer in attach(model):
+        layer.a.E.data.uniform_(0.5, 2.0)
+    allocator = allocate(model, RankConfig(**EAGER), 18)
+    train_net(model, allocator.optimizer, allocator, 9)
+    allocator.optimizer.param_groups[0]["lr"] = 0.0
+    before = [layer.b.weight @ layer.a.weight for layer in allocator.layers]
+    train_net(model, allocator.optimizer, allocator, 1, first=10)
+    assert any(layer.a.live is not None for layer in allocator.layers)
+    assert all(torch.equal(b.b.weight @ b.a.weight, old) for b, old in zip(allocator.layers, before, strict=True))
+
+
+def test_a_run_whose_weights_became_nan_goes_on_to_its_end(make_net, train_net):
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**EAGER), 18)
+    train_net(model, allocator.optimizer, allocator, 8)
+    with torch.no_grad():
+        allocator.layers[1].b.weight[0, 0] = torch.nan
+    train_net(model, allocator.optimizer, allocator, 10, first=9)
+    assert allocator.step == 18
+
+
+def test_state_that_cannot_turn_is_refused_after_the_first_step(make_net, train_net):
+    for turn in (True, False):
+        model = make_net()
+        optimizer = torch.optim.Adadelta([p for p in model.parameters() if p.requires_grad])
+        allocator = RankAllocator(model, optimizer, RankConfig(**EAGER, turn=turn), 18)
+        if turn:
+            with pytest.raises(ValueError, match=r"Adadelta keeps 'acc_delta'.*or rank.turn=false"):
+                train_net(model, optimizer, allocator, 1)
+        else:
+            train_net(model, optimizer, allocator, 18)
+
+
+def test_a_run_that_only_observes_does_so_to_its_end(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(interval=2, initial_warmup=0, final_warmup=1, moves=0, patience=2), 12)
+    train_net(model, allocator.optimizer, allocator, 12)
+    assert [record["step"] for record in allocator.history] == [2, 4, 6, 8, 10] and not allocator.settled
 
 
 def test_where_no_gain_is_sure_nothing_is_ever_tried_and_the_run_is_a_lora(make_net, train_net, net_batch):
@@ -107,6 +167,21 @@ def test_resuming_before_in_and_after_a_trial_equals_the_unbroken_run(
     resumed, callback = make_trainer(again, config, save_strategy="no", max_steps=18)
     resumed.train(resume_from_checkpoint=str(again / f"checkpoint-{resume_at}"))
     assert_equal(run_state(resumed, callback), unbroken)
+
+
+@pytest.mark.parametrize(("resume_at", "adjusted"), [(4, [12]), (7, [12]), (8, [12]), (10, []), (13, [])])
+def test_without_its_side_file_a_run_goes_on_and_moves_only_by_a_whole_sketch(
+    resume_at, adjusted, make_trainer, tmp_path
+):
+    config = RankConfig(**EAGER)
+    first, _ = make_trainer(tmp_path, config, save_strategy="steps", save_steps=1, max_steps=18)
+    first.train()
+    folder = tmp_path / f"checkpoint-{resume_at}"
+    (folder / RECORD).unlink()
+    resumed, callback = make_trainer(tmp_path, config, save_strategy="no", max_steps=18)
+    with pytest.warns(UserWarning, match="training goes on, not as an exact resume"):
+        resumed.train(resume_from_checkpoint=str(folder))
+    assert [record["step"] for record in callback.allocator.history] == adjusted  # a sketch takes four steps
 
 
 def test_the_loss_orders_triples_by_adams_second_moment(make_net, train_net):

@@ -26,7 +26,7 @@ class AFactor(nn.Module):
     side that does is zero, and a fused layer counts on it.
     """
     live: Tensor | None
-    """0 for each triple that is switched off in the forward, 1 for the others, `(r,)`; None: all are on."""
+    """0 for each triple that is switched off while training, 1 for the others, `(r,)`; None: all are on."""
 
     unit = False
     """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's."""
@@ -43,6 +43,11 @@ class AFactor(nn.Module):
         """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable; writing into it changes nothing."""
         return self.E.unsqueeze(1) * self.A
 
+    @property
+    def trained_with(self) -> Tensor | None:
+        """`live`, but None while evaluating: what is judged, and saved, is the model with all of its triples."""
+        return self.live if self.training or torch.is_grad_enabled() else None
+
     def unit_core(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
         return torch.ones(rank)
@@ -58,8 +63,9 @@ class AFactor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
         weight = self.A if self.unit else self.weight
-        if self.live is not None:
-            weight = self.live.to(weight)[:, None] * weight
+        live = self.trained_with
+        if live is not None:
+            weight = live.to(weight)[:, None] * weight
         if self.probe is not None:
             weight = torch.cat([weight, self.probe.to(weight)])
         return F.linear(x, weight)

@@ -49,7 +49,8 @@ class FusedLinear(Linear):
         base: Any = self.base_layer
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
-        E = a.E if a.live is None else a.E * a.live.to(a.E)
+        live = a.trained_with
+        E = a.E if live is None else a.E * live.to(a.E)
         operands = base.weight, base.bias, a.A, E, b.weight, a.probe, b.probe, self.scaling[name]
         to_weight = _adds_to_weight(x, base.weight, a.A)
         if _composes(x, base.weight, a.A, _LEAST_ELEMENTS[to_weight]):

@@ -34,8 +34,10 @@ def singular_turn(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Float[
     """W such that W A and B W^-1 are the SVD of B A, the strongest first, with rows of A of the old ones' mean length.
 
     A direction of no use then still has a row of A to learn with, and a column of B of no length, as at LoRA's start.
-    B A is not formed. For r <= in, out; not finite where rows of A depend on each other.
+    B A is not formed. For r <= in, out; not finite where rows of A depend on each other, or A or B is not.
     """
     left, right = torch.linalg.qr(B).R, torch.linalg.qr(A.T).R  # A = right^T Q^T
-    Vh = torch.linalg.svd(left @ right.T).Vh
+    core = left @ right.T
+    finite = core.isfinite().all()  # decided on the device; torch's SVD would raise
+    Vh = torch.where(finite, torch.linalg.svd(torch.where(finite, core, 0.0)).Vh, torch.nan)
     return A.norm(dim=1).mean() * torch.linalg.solve_triangular(right.T, Vh, upper=False, left=False)

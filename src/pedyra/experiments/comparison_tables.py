@@ -107,7 +107,7 @@ def _difference(summary: Summary, method: str, task: str, budget: int) -> Cell:
     difference = summary.difference(method, task, budget)
     if difference is None:
         return NOTHING
-    interval = "[one seed]"
+    interval = "[one seed]" if difference.pairs == 1 else "[diverged]"
     if difference.interval is not None:
         interval = "[{}, {}]".format(*(number(end, signed=True) for end in difference.interval))
     test = difference.sign

@@ -29,7 +29,7 @@ EQUAL_FOR_ALL = (
 )
 """Arguments of `training` that a method cannot have for itself: the comparison is at equal steps and data order."""
 
-NOT_THE_EXPERIMENT = ("name", "output_dir", "data_dir", "baseline")
+NOT_THE_EXPERIMENT = ("name", "output_dir", "data_dir")
 """Keys that change no job's outcome, and so are no part of the fingerprint."""
 
 
@@ -182,8 +182,10 @@ class Grid(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Every key that decides an outcome, flat: {"lora.r": 8, ...}."""
-        content = self.model_dump(mode="json", exclude=set(NOT_THE_EXPERIMENT))
-        return dict(_flat(content))
+        matched = any(self.match_of(method) != "rank" for method in self.methods)
+        # What is matched is matched to the baseline; otherwise that only says what differences refer to.
+        beside = {*NOT_THE_EXPERIMENT, *(() if matched else ("baseline",))}
+        return dict(_flat(self.model_dump(mode="json", exclude=beside)))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that two grids share if every job of one is a job of the other."""

@@ -177,7 +177,8 @@ def _beside(run: Path, suffix: str) -> Path:
 
 def _reason(code: int, log: Path) -> str:
     """The last thing a failed job said, and where it says more."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""  # killed before it had one
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{said} ({ended}; {log})"

@@ -47,10 +47,16 @@ class LocalPool:
         with on_interrupt(stop.raise_level), ThreadPoolExecutor(self.workers) as executor:
             while running or (waiting and not stop.level):
                 while waiting and len(running) < self.workers and not stop.level:
-                    running.add(executor.submit(run_job, waiting.popleft(), threads, stop, self._start))
+                    running.add(executor.submit(self._run, waiting.popleft(), threads, stop))
                 running = _report_finished(running, report)
         if stop.level:
             raise KeyboardInterrupt
+
+    def _run(self, job: Job, threads: int, stop: Stop) -> Outcome:
+        try:
+            return run_job(job, threads, stop, self._start)
+        except OSError as error:  # no process, no disk: of this job, perhaps not of the next
+            return Outcome(job, "failed", str(error))
 
 
 def _report_finished(running: set[Future[Outcome]], report: Report) -> set[Future[Outcome]]:

@@ -19,7 +19,7 @@ EXHAUSTIVE = 50_000
 
 @dataclass(frozen=True)
 class SignTest:
-    """Two-sided exact sign test: pairs above zero, below, equal (left out), and the p-value."""
+    """Two-sided exact sign test: pairs above zero, below, equal (left out), and the p-value; diverged ones are none."""
 
     wins: int
     losses: int
@@ -38,9 +38,9 @@ class PairedDifference:
     sign: SignTest
 
     @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval supports that there is a difference at all."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+    def better(self) -> bool:
+        """Whether the interval supports that the one method is better than the other."""
+        return self.interval is not None and self.interval[0] > 0
 
 
 def mean(values: Sequence[float]) -> float:
@@ -94,7 +94,7 @@ def sign_test(differences: Sequence[float]) -> SignTest:
     wins, losses = (sum(sign * value > 0 for value in differences) for sign in (1, -1))
     n = wins + losses
     tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
-    return SignTest(wins, losses, len(differences) - n, min(1.0, 2 * tail))
+    return SignTest(wins, losses, sum(value == 0 for value in differences), min(1.0, 2 * tail))
 
 
 def compare_paired(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> PairedDifference | None:
@@ -124,7 +124,7 @@ def rank_best(values: Mapping[str, Mapping[Key, float]]) -> Ranking | None:
 
     A method of which a run diverged, so that it has no finite mean, takes no part.
 
-    It is the best alone if, and only if, its paired interval to every other excludes zero: the runner-up, and also
+    It is the best alone if, and only if, its paired interval to every other lies above zero: the runner-up, and also
     one whose mean is lower but varies more.
     """
     present = {name: by_key for name, by_key in values.items() if by_key and math.isfinite(mean(list(by_key.values())))}
@@ -134,6 +134,7 @@ def rank_best(values: Mapping[str, Mapping[Key, float]]) -> Ranking | None:
     tied = []
     for name, by_key in present.items():
         difference = compare_paired(present[best], by_key)
-        if name != best and (difference is None or not difference.excludes_zero):
+        # Where seeds are missing, the higher mean may be of easier ones, and lose wherever both have a run.
+        if name != best and not (difference is not None and difference.better):
             tied.append(name)
     return Ranking(best, tuple(tied))

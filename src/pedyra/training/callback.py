@@ -80,9 +80,9 @@ class RankCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.allocator is not None
-        _unscale(kwargs["optimizer"])
+        scale = _unscale(kwargs["optimizer"])
         began = time.perf_counter()
-        self.allocator.before_step()
+        self.allocator.before_step(loss_scale=scale)
         if self.allocator.tracks(self.allocator.step + 1):
             self._tracked_seconds.append(time.perf_counter() - began)
 
@@ -130,9 +130,9 @@ class RankCallback(TrainerCallback):
                 f"as an exact resume",
                 stacklevel=2,
             )
-            allocator.step = step
             drop_unfit_state(allocator.optimizer, allocator.triples())  # rank 0 is on disk as one zero row
             write_ranks(allocator.model, allocator.adapter_name)
+            allocator.go_on_after(step)
 
     def _restore_best(self, model: Any, folder: Path) -> None:
         """After `load_best_model_at_end`: Trainer loaded the folded adapter; bring back its split and its config."""
@@ -212,13 +212,17 @@ def _check_wrapper(args: TrainingArguments) -> None:
         raise ValueError(f"RankCallback does not support training under {wrapper} yet; {repair}")
 
 
-def _unscale(optimizer: Any) -> None:
-    """Under fp16 the gradients are scaled until clipping or the step unscales them; with no clipping we come first."""
+def _unscale(optimizer: Any) -> float:
+    """Under fp16 the gradients are scaled until clipping or the step unscales them; with no clipping we come first.
+
+    Returns the scale, 1 without a scaler: one wait for the device, as the scaler's own step has.
+    """
     scaler = getattr(optimizer, "scaler", None)
     if scaler is None or not scaler.is_enabled():
-        return
+        return 1.0
     try:
         scaler.unscale_(optimizer.optimizer)
     except RuntimeError as error:
         if "already been called" not in str(error):  # clipping has unscaled them: what we want
             raise
+    return scaler.get_scale()

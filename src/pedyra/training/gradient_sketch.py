@@ -66,10 +66,10 @@ class GradientSketch:
         self.sums = self._probe_rows([rows.to(layer.a.A.device) for rows, layer in zip(omega, layers, strict=True)])
 
     @torch.no_grad()
-    def observe(self) -> None:
+    def observe(self, loss_scale: float = 1.0) -> None:
         """Read the probes' gradients after one step's backward passes, and go on to the second part when it is time."""
         first, second, _ = self.parts
-        gradients = [self._take_gradient(layer) for layer in self.layers]
+        gradients = [self._take_gradient(layer, loss_scale) for layer in self.layers]
         if self.done < first + second:
             for total, gradient in zip(self.sums, gradients, strict=True):
                 total += gradient
@@ -115,11 +115,11 @@ class GradientSketch:
             result.append((mean, (variance.clamp_min(variance.mean()) / n).sqrt()))
         return result
 
-    def candidates(self) -> dict[str, list[Gain]]:
+    def candidates(self, certainty: float) -> dict[str, list[Gain]]:
         """Per layer the gains of its candidate directions, in the order of `directions`."""
         result = {}
         for layer, q, (mean, error) in zip(self.layers, self.q, self.gains(), strict=True):
-            order = _order(mean[:q], error[:q])
+            order = _order(mean[:q], error[:q], certainty)
             pairs = zip(mean[order].tolist(), error[order].tolist(), strict=True)
             result[layer.name] = [Gain(value, spread) for value, spread in pairs]
         return result
@@ -132,11 +132,15 @@ class GradientSketch:
             result[layer.name] = {index: Gain(value, spread) for index, value, spread in triples}
         return result
 
-    def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor]:
-        """The layer's candidates as unit rows u `(q, out)` and v `(q, in)`, surest gain first."""
+    def directions(self, layer: AdaptedLayer, certainty: float) -> tuple[Tensor, Tensor]:
+        """The layer's candidates as unit rows u `(q, out)` and v `(q, in)`, surest gain first.
+
+        The order is that in which a plan takes them, by their gains less `certainty` standard errors: what paid for
+        a new triple is what it begins along.
+        """
         index = next(i for i, known in enumerate(self.layers) if known.name == layer.name)
         mean, error = self.gains()[index]
-        order = _order(mean[: self.q[index]], error[: self.q[index]])
+        order = _order(mean[: self.q[index]], error[: self.q[index]], certainty)
         return self.left[index].T[order], self.right[index][order]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -199,16 +203,17 @@ class GradientSketch:
             layer.a.probe = fixed.new_zeros(fixed.shape[1], layer.a.in_features).requires_grad_()
         return [torch.zeros_like(layer.a.probe) for layer in self.layers]  # type: ignore[arg-type]
 
-    def _take_gradient(self, layer: AdaptedLayer) -> Tensor:
+    def _take_gradient(self, layer: AdaptedLayer, loss_scale: float) -> Tensor:
         probe = layer.b.probe if layer.b.probe is not None and layer.b.probe.requires_grad else layer.a.probe
         assert probe is not None
-        gradient = torch.zeros_like(probe) if probe.grad is None else probe.grad / layer.scaling
+        gradient = torch.zeros_like(probe) if probe.grad is None else probe.grad / (layer.scaling * loss_scale)
         probe.grad = None
+        # A step that overflowed counts as one of no gradient, which makes a gain smaller and its error larger.
         return torch.where(gradient.isfinite().all(), gradient, torch.zeros_like(gradient)).detach()
 
 
-def _order(mean: Tensor, error: Tensor) -> Tensor:
-    return (mean - error).sort(descending=True).indices
+def _order(mean: Tensor, error: Tensor, certainty: float) -> Tensor:
+    return (mean - certainty * error).sort(descending=True).indices
 
 
 def _own_direction(layer: AdaptedLayer, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,21 @@ def check_second_moments(optimizer: Optimizer) -> None:
         )
 
 
+def check_turnable(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Raise ValueError if the optimizer keeps more than averages of gradients and of their squares.
+
+    Of other state of a parameter's shape (a copy of it, averages of updates) nobody knows how it turns with the rows.
+    """
+    for parameter in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            known = key in FIRST_MOMENTS or key in SECOND_MOMENTS
+            if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape and not known:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps {key!r}, which cannot follow the turning of a layer's triples; "
+                    f"use adamw_torch, or rank.turn=false"
+                )
+
+
 @torch.no_grad()
 def removal_losses(layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> dict[str, list[float]]:
     """What pruning each triple costs, `removal_loss` of its E where that is trained, else of its row of A.
@@ -140,6 +155,8 @@ def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -
             del optimizer.state[parameter]
 
 
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
+"""Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
 """Entries of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
 

@@ -27,6 +27,7 @@ from pedyra.training.optimizer_state import (
     check_optimizer,
     check_second_moments,
     check_state,
+    check_turnable,
     drop_unfit_state,
     move_state,
     rekey_state,
@@ -139,12 +140,17 @@ class RankAllocator:
     @property
     def settled(self) -> bool:
         """Whether `patience` adjustments in a row moved nothing: the ranks then stay, and the rest is a plain LoRA."""
-        if self.config.prune != "trial" or not 0 < self.config.patience <= len(self.history):
+        if self.config.prune != "trial" or not self.moves or not 0 < self.config.patience <= len(self.history):
             return False
         return not any(record["pruned"] or record["added"] for record in self.history[-self.config.patience :])
 
-    def before_step(self) -> None:
-        """Observe the gradients of this optimizer step (Eqs. 3 to 6), then add the gradient of Eq. (2) to them."""
+    def before_step(self, *, loss_scale: float = 1.0) -> None:
+        """Observe the gradients of this optimizer step (Eqs. 3 to 6), then add the gradient of Eq. (2) to them.
+
+        Args:
+            loss_scale: what a GradScaler multiplied the loss by. It unscales the parameters of its optimizer, and the
+                probes of a sketch are none.
+        """
         step = self.step + 1
         if self.tracks(step):
             if not self.tracks(step - 1):
@@ -152,7 +158,7 @@ class RankAllocator:
             self.scores.observe_gradients()
             if self._inputs is not None and isinstance(self.scores, TripleScores):
                 self.scores.observe_inputs(self._inputs.collect())
-        self._sketching.observe()
+        self._sketching.observe(loss_scale)
         if self.config.orth_weight > 0:
             add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
 
@@ -164,8 +170,11 @@ class RankAllocator:
         `gains` (layer -> mean and error of its surest candidate) and `trials` (layer, triple, mean, error).
         """
         self.step += 1
+        if self.config.prune == "trial" and self.config.turn and self.step == 1:
+            check_turnable(self.optimizer, self.triples())  # its state is there from the first step on, not before
         self._begin_trials()
-        record = self._adjust() if self.schedule.is_adjustment(self.step) and not self.settled else None
+        due = self.schedule.is_adjustment(self.step) and not self.settled
+        record = self._adjust() if due and self._sketching.complete else None
         self._prepare_next_step()
         return record
 
@@ -195,6 +204,16 @@ class RankAllocator:
         self.step, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
         self._sketching.load_tensors(tensors, self.step)
+        if self._compiled:
+            mark_ranks(self.layers)
+        self._prepare_next_step()
+
+    def go_on_after(self, step: int) -> None:
+        """Take a run up after `step` without its state: scores, sketch and history begin there."""
+        self.step = step
+        self._held = self.triples()
+        self.scores.restart()
+        self._sketching.forget()
         if self._compiled:
             mark_ranks(self.layers)
         self._prepare_next_step()
@@ -247,7 +266,8 @@ class RankAllocator:
         assert adjustment is not None
         born, ranks = self.history[-1]["added"], self.ranks  # the last rows of their layers
         old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
-        turns = turns_of(self.layers, old, self.scores) if self.config.turn and not self.config.train_e else {}
+        unit = all(layer.a.unit for layer in self.layers)  # not where an earlier training left E
+        turns = turns_of(self.layers, old, self.scores) if self.config.turn and unit else {}
         scores = {name: turn.scores for name, turn in turns.items()} or self.triple_scores()
         chosen = choose_trials(
             scores,

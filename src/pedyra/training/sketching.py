@@ -11,7 +11,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.schedule import Schedule
 from pedyra.core.swaps import Gain
-from pedyra.training.gradient_sketch import GradientSketch
+from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch
 
 _PREFIX = "sketch."
 
@@ -34,17 +34,27 @@ class Sketching:
         if self.current is not None or not wanted(self.config):
             return
         adjustment = self.schedule.next_adjustment(step + 1)
-        if adjustment is not None and adjustment - step <= min(self.config.sketch_steps, self.schedule.interval):
+        if adjustment is None:
+            return
+        # Fewer steps are left only where a run was taken up without its state.
+        if LEAST_STEPS <= adjustment - step <= min(self.config.sketch_steps, self.schedule.interval):
             self.current = self._new(adjustment, adjustment - step)
 
-    def observe(self) -> None:
-        """Read the gradients of one step."""
+    @property
+    def complete(self) -> bool:
+        """Whether everything that an adjustment asks for has been measured."""
+        return self.current is not None or not wanted(self.config)
+
+    def observe(self, loss_scale: float) -> None:
+        """Read the gradients of one step, of a loss that was multiplied by this."""
         if self.current is not None:
-            self.current.observe()
+            self.current.observe(loss_scale)
 
     def candidates(self) -> dict[str, list[Gain]] | None:
         """What the directions found would gain, where that is to choose the layers that grow."""
-        return self.current.candidates() if self.current and self.config.expand == "gradient" else None
+        if self.current is None or self.config.expand != "gradient":
+            return None
+        return self.current.candidates(self.config.certainty)
 
     def trials(self) -> dict[str, dict[int, Gain]] | None:
         """What the triples on trial gain, where that is to choose those that go."""
@@ -52,7 +62,9 @@ class Sketching:
 
     def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor] | None:
         """The directions that new triples of the layer begin along; None where they are not the gradient's."""
-        return self.current.directions(layer) if self.current and self.config.init == "gradient" else None
+        if self.current is None or self.config.init != "gradient":
+            return None
+        return self.current.directions(layer, self.config.certainty)
 
     def stop(self) -> None:
         """Take the probes out of the layers; what was measured stays until `forget`."""
