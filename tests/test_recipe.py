@@ -96,6 +96,7 @@ def test_the_rank_section_becomes_a_rank_config_with_the_recipes_seed(recipe_fil
     [
         ("data.sorce=x", "unknown key 'data.sorce'; did you mean 'data.source'?"),
         ("modl.name=x", "unknown key 'modl'; did you mean 'model'?"),
+        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.r'?"),
         ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),
         ("data.zzz=1", "unknown key 'data.zzz'; known are source, kind, config"),
         ("rank.intervall=2", "rank.intervall is not a setting; did you mean 'interval'?"),
@@ -215,3 +216,8 @@ def test_the_schema_describes_every_key_and_forbids_others():
     assert sections["DataSection"]["properties"]["group_by"]["description"].startswith("Column whose equal values")
     assert set(sections["RankConfig"]["properties"]) == set(RankConfig().to_dict())
     assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankConfig"}
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path):
+    with pytest.raises(ValueError, match="is a folder; give the path of a YAML file"):
+        load_recipe(tmp_path)

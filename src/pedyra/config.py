@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """Settings of rank adaptation. `RankConfig()` is our default, `RankConfig.paper()` the paper to the letter.
+    """Settings of rank adaptation. `RankConfig()` is our default, `RankConfig.paper()` the paper.
 
     Raises:
         ValueError: a value outside its range, with the value, the rule and the repair.
@@ -196,8 +196,10 @@ class RankConfig:
 
     @classmethod
     def paper(cls, **overrides: Any) -> RankConfig:
-        """PE-DyRA to the letter where the paper speaks, and design readings where it is silent; k = 12 (Tables 7-9).
+        """PE-DyRA as the paper has it, and design readings where it is silent; k = 12 (Tables 7-9).
 
+        Two are not as written: `score_norm` is "mean", for the literal "none" lets one score decide alone, and
+        `orth_form` is "norm", AdaLoRA's, for which the weights were tuned; "squared" is Eq. (2).
         t_i, Delta_T and t_f differ per task in Tables 7 to 9; as fractions of the run their rows lie around the
         values here. gamma = 0.1 (Table 7, six of eight tasks).
         """

@@ -19,6 +19,8 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
     `what` the file is and the key it typically `starts_with` are for the messages. Raises ValueError, one line, for a
     file that is missing or no YAML mapping, and an override without `=`.
     """
+    if path.is_dir():
+        raise ValueError(f"{what} {str(path)!r} is a folder; give the path of a YAML file")
     if not path.is_file():
         raise ValueError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
     content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -88,7 +90,8 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
-        near = get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        meant = "r" if path[-1] in ("rank", "lora_r") else path[-1]  # PEFT's name; else lora.ranks would be nearest
+        near = [meant] if meant in known else get_close_matches(meant, known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], *near])!r}?" if near else f"known are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
     if mistake["type"] == "missing":

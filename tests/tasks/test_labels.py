@@ -50,7 +50,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 def test_a_single_class_is_no_classification_and_a_wrong_count_is_told():
-    with pytest.raises(ValueError, match="column 'label' holds a single class"):
+    with pytest.raises(ValueError, match="hold a single class of column 'label'"):
         labels([0, 0])
     assert labels([0, 0], num_labels=2).count == 2
     with pytest.raises(ValueError, match="data.num_labels is 3, but there are 2 classes: a, b"):

@@ -68,7 +68,7 @@ def compare_grid(
     part = Shard.parse(shard)
     folder = Path(grid.output_dir)
     if collect:
-        own = [folder] if (folder / "grid.yaml").is_file() else []
+        own = [folder] if _holds_runs(folder) else []
         summary = collect_comparison(grid, [*own, *collect])
     elif ray is not None:
         from pedyra.experiments.ray_pool import RayPool

@@ -81,8 +81,9 @@ class Summary:
 def remarks(summary: Summary) -> list[str]:
     """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
     found = [f"failed: {outcome.job.label}: {outcome.message}" for outcome in summary.failed]
-    if summary.missing:
-        found.append(f"{summary.missing} reported runs are missing; the same command runs them")
+    waiting = summary.missing - sum(outcome.job.purpose == "jobs" for outcome in summary.failed)
+    if waiting > 0:
+        found.append(f"{waiting} reported runs are missing; the same command runs them")
     for curve in summary.curves:
         where = f"{curve.cell.method} on {curve.cell.task}, r = {curve.cell.budget}"
         if curve.chosen is None:

@@ -1,4 +1,4 @@
-"""PE-DyRA, with our defaults and to the letter of the paper."""
+"""PE-DyRA, with our defaults and as the paper has it."""
 
 from __future__ import annotations
 

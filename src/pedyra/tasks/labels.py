@@ -63,7 +63,8 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
 def _checked(labels: Labels, data: DataSection) -> Labels:
     if labels.count < 2:
         raise ValueError(
-            f"column {data.label!r} holds a single class; a {data.kind} needs two or more (data.num_labels)"
+            f"the training rows hold a single class of column {data.label!r}; a {data.kind} needs two or more: give "
+            f"other rows, or data.num_labels"
         )
     return labels
 

@@ -25,6 +25,8 @@ def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tu
             break
         held.update(group)
     train = [row for index, row in enumerate(rows) if index not in held]
+    if not rows:
+        raise ValueError("the data holds no rows; check data.source")
     if not train or not held:
         what = f"{len(groups)} values of data.group_by {group_by}" if group_by else f"{len(rows)} rows"
         raise ValueError(

@@ -125,7 +125,7 @@ class RankAllocator:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.
 
         Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. Two graphs
-        then serve a whole run, one for the steps that are observed and one for the others.
+        then serve a run, one for the steps that are observed and one for the others; sketches add theirs.
         """
         self._compiled = True
         mark_ranks(self.layers)
