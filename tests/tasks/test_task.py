@@ -115,8 +115,11 @@ def test_an_empty_split_is_refused(tmp_path: Path):
     (tmp_path / "val.csv").write_text("text,label\n")
     with pytest.raises(ValueError, match="the validation rows of data.source are empty"):
         toy_task(source=str(tmp_path / "train.csv"), validation=str(tmp_path / "val.csv"))
-    with pytest.raises(ValueError, match="leaves an empty side"):
+    with pytest.raises(ValueError, match="the data holds no rows; check data.source"):
         toy_task(source=str(tmp_path / "val.csv"))
+    (tmp_path / "one.csv").write_text("text,label\na,0\n")
+    with pytest.raises(ValueError, match="leaves an empty side"):
+        toy_task(source=str(tmp_path / "one.csv"))
 
 
 def test_class_names_are_kept(tmp_path: Path):
