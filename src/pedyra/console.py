@@ -140,7 +140,7 @@ def _adjustments_line(schedule: Mapping[str, Any]) -> str:
         if len(steps) > 1
         else f"after {steps[0]}"
     )
-    return f"{len(steps)} {span}; about {schedule['moves']} triples at most move in one"
+    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one"
 
 
 def format_bytes(count: float) -> str:

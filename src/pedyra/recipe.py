@@ -113,6 +113,13 @@ class LoraSection(_Section):
     modules_to_save: list[str] | None = None
     """Modules trained in full beside the adapter; a new classification head always is."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_as_in_peft(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "rank" in data:  # the nearest known key would be `ranks`, which is another thing
+            raise ValueError("unknown key 'lora.rank'; did you mean 'lora.r'?")
+        return data
+
     @model_validator(mode="after")
     def _one_scaling(self) -> LoraSection:
         if self.ranks is not None and self.use_rslora:

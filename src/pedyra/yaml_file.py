@@ -90,8 +90,7 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
-        meant = "r" if path[-1] in ("rank", "lora_r") else path[-1]  # PEFT's name; else lora.ranks would be nearest
-        near = [meant] if meant in known else get_close_matches(meant, known, n=1, cutoff=0.5)
+        near = get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], *near])!r}?" if near else f"known are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
     if mistake["type"] == "missing":

@@ -94,3 +94,9 @@ def test_an_adjustment_changes_the_function_only_by_what_it_prunes(prepare: Any)
 def test_rank_one_is_refused(prepare: Any):
     with pytest.raises(ValueError, match="lora.r is 1, but ElaLoRA never takes a layer's last rank"):
         prepare("elalora", lora={"r": 1})
+
+
+def test_a_least_rank_of_a_shared_recipe_is_passed_over(prepare: Any):
+    run = prepare("elalora", rank={"min_rank": 0})
+    run.train()
+    assert run.allocator.config.min_rank == 1  # ElaLoRA never takes a layer's last

@@ -94,11 +94,11 @@ def test_a_run_whose_weights_became_nan_goes_on_to_its_end(make_net, train_net):
 
 
 def test_state_that_cannot_turn_is_refused_after_the_first_step(make_net, train_net):
-    for turn in (True, False):
+    for settings in ({}, {"turn": False}, {"train_e": True}):  # where E is trained, nothing is turned
         model = make_net()
         optimizer = torch.optim.Adadelta([p for p in model.parameters() if p.requires_grad])
-        allocator = RankAllocator(model, optimizer, RankConfig(**EAGER, turn=turn), 18)
-        if turn:
+        allocator = RankAllocator(model, optimizer, RankConfig(**EAGER, **settings), 18)
+        if not settings:
             with pytest.raises(ValueError, match=r"Adadelta keeps 'acc_delta'.*or rank.turn=false"):
                 train_net(model, optimizer, allocator, 1)
         else:

@@ -186,7 +186,7 @@ CONTENDERS: dict[str, Contender] = {
         rule=lambda rank, seed: Rule(policy=Expand(max(1, rank // 2), rank), check=unchecked),
     ),
     "adalora": Contender(
-        config=_spending_parameters(adalora_svd.RANK_SETTINGS),
+        config=_spending_parameters({**adalora_svd.RANK_SETTINGS, "min_rank": 0}),
         first_rank=_initial,
         rule=lambda rank, seed: CubicPruning(_initial(rank), rank),
     ),

@@ -20,9 +20,9 @@ from pedyra.tasks import Task
 from pedyra.training.rule import Situation
 
 RANK_SETTINGS: dict[str, Any] = dict(
-    alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", min_rank=0, orth_weight=0.1
+    alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1
 )
-"""Of RankConfig: AdaLoRA's scores and start; the budget, the least rank and the orthogonality weight are defaults."""
+"""Of RankConfig: AdaLoRA's scores and start; the budget and the orthogonality weight are defaults."""
 
 
 def cubic_budget(first: int, last: int, part: float) -> int:
@@ -64,6 +64,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         recipe,
         open_fields=("beta1", "beta2", "orth_weight", "budget", "min_rank"),
         **RANK_SETTINGS,
+        min_rank=0,
         new_moments="zero",
     )
     initial = initial_rank(settings, recipe.lora.r)

@@ -24,8 +24,8 @@ from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 from pedyra.training.rule import Rule, Situation
 
-RANK_SETTINGS: dict[str, Any] = {**adalora_svd.RANK_SETTINGS, "min_rank": 1, "new_moments": "seed"}
-"""Of RankConfig: AdaLoRA's, but for a last rank that stays and moments of new rows."""
+RANK_SETTINGS: dict[str, Any] = {**adalora_svd.RANK_SETTINGS, "new_moments": "seed"}
+"""Of RankConfig: AdaLoRA's, and moments for new rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,7 +170,7 @@ class RankAllocator:
         `gains` (layer -> mean and error of its surest candidate) and `trials` (layer, triple, mean, error).
         """
         self.step += 1
-        if self.config.prune == "trial" and self.config.turn and self.step == 1:
+        if self.step == 1 and self.config.prune == "trial" and self.config.turn and not self.config.train_e:
             check_turnable(self.optimizer, self.triples())  # its state is there from the first step on, not before
         self._begin_trials()
         due = self.schedule.is_adjustment(self.step) and not self.settled
