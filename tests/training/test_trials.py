@@ -97,7 +97,7 @@ def test_state_that_cannot_turn_is_refused_after_the_first_step(make_net, train_
     for settings in ({}, {"turn": False}, {"train_e": True}):  # where E is trained, nothing is turned
         model = make_net()
         optimizer = torch.optim.Adadelta([p for p in model.parameters() if p.requires_grad])
-        allocator = RankAllocator(model, optimizer, RankConfig(**EAGER, **settings), 18)
+        allocator = RankAllocator(model, optimizer, RankConfig.from_dict({**EAGER, **settings}), 18)
         if not settings:
             with pytest.raises(ValueError, match=r"Adadelta keeps 'acc_delta'.*or rank.turn=false"):
                 train_net(model, optimizer, allocator, 1)
