@@ -123,9 +123,10 @@ def test_paper_takes_overrides_and_checks_their_names():
 @pytest.mark.parametrize(
     ("settings", "alpha"),
     [
-        ({}, 0.0),  # Eq. (6) orders the directions, and no gradient score is asked for
-        ({"turn": False}, 0.5),
-        ({"train_e": True}, 0.5),  # then nothing is turned
+        ({}, 0.0),  # what trials measured orders the triples
+        ({"score": "importance"}, 0.0),  # Eq. (6) orders the directions, and no gradient score is asked for
+        ({"score": "importance", "turn": False}, 0.5),
+        ({"score": "importance", "train_e": True}, 0.5),  # then nothing is turned
         ({"prune": "score"}, 0.5),
         ({"alpha": 0.3}, 0.3),
     ],
@@ -136,3 +137,26 @@ def test_alpha_is_0_where_eq_6_alone_decides(settings, alpha):
 
 def test_the_paper_mixes_both_scores():
     assert RankConfig.paper().alpha == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "score"),
+    [({}, "trial"), ({"alpha": 0.3}, "importance"), ({"prune": "score"}, "importance"), ({"score": "loss"}, "loss")],
+)
+def test_trials_order_the_triples_where_there_are_any_and_no_mixture_is_asked_for(settings, score):
+    assert RankConfig(**settings).score == score
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"score": "trial", "prune": "score"},
+            "with rank.prune 'score' there are no trials; use rank.score='importance'",
+        ),
+        ({"score": "trial", "alpha": 0.3}, "rank.alpha is 0.3, but it mixes the scores of Algorithm 1"),
+    ],
+)
+def test_a_score_of_trials_without_trials_is_refused(settings, told):
+    with pytest.raises(ValueError, match=told):
+        RankConfig(**settings)

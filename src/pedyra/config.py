@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init": ("orthogonal", "gaussian", "gradient"),
     "expand": ("gradient", "importance", "two_thirds"),
     "prune": ("trial", "score"),
-    "score": ("importance", "loss"),
+    "score": ("trial", "importance", "loss"),
     "new_moments": ("seed", "zero"),
 }
 
@@ -58,8 +58,8 @@ class RankConfig:
     """No layer grows above this rank; None: only the layer's own width bounds it."""
 
     alpha: float | None = None
-    """Weight of the gradient score against the input score in Alg. 1, step 3. The paper names no value. None: 0 where
-    triples are turned before their trial (`turn`), for Eq. (6) then orders them and nothing else is asked; else 0.5."""
+    """Weight of the gradient score against the input score in Alg. 1, step 3. The paper names no value. None: 0.5, but
+    0 where triples are turned before their trial (`turn`), for what is turned has no Eq. (3)."""
     beta1: float = 0.85
     """EMA of the sensitivity and of the input energy, Eq. (3). AdaLoRA's value; the paper names none."""
     beta2: float = 0.85
@@ -96,19 +96,21 @@ class RankConfig:
     """How triples go: "score", the lowest (paper), or "trial": once a new triple would surely gain something, the
     lowest are switched off in the last third of the next sketch, and go only where a new one would clearly gain more
     than they do. None: "trial" where `expand="gradient"` can measure that, else "score"."""
-    score: str = "importance"
-    """What orders the triples: "importance", Algorithm 1, or "loss", what pruning one costs to second order with Adam's
-    second moment as the curvature: e^2 v / 2 of its E where that is trained, else of its row of A."""
+    score: str | None = None
+    """What orders the triples: "importance", Algorithm 1 (paper), or what pruning one costs to second order: "trial",
+    h c^2 / 2 of its length c, with the curvature h that earlier trials measured in its layer; "loss", e^2 v / 2 of its
+    E where that is trained, else of its row of A, with Adam's second moment v. None: "trial" where there are trials
+    (`prune`) and no `alpha` is given, else "importance"."""
     turn: bool = True
     """Before a trial, turn a layer's triples into the singular directions of their product (exact re-orthogonalisation;
     the function stays). Triples that share their work all look needed, and only so one of them shows that it is not.
-    They are then ordered by Eq. (6). Not where E is trained."""
+    Algorithm 1 then orders them by Eq. (6) alone. Not where E is trained."""
     certainty: float = 3.0
-    """Standard errors that are taken off a new triple's gain: what is left is not noise."""
+    """Standard errors of a new triple's gain that count as noise: its square is taken less theirs."""
     margin: float = 0.25
-    """At first, a swap takes a sure gain above this part of that of the triples on trial; the part rises to 1 over the
-    window. Below 1, because in a network out of balance a triple in the wrong layer does a substitute's work, and no
-    single move looks worth making (docs/evidence.md)."""
+    """At first, a swap takes a sure gain above the square of this part of what the triples on trial are worth; the part
+    rises to 1 over the window. Below 1, because in a network out of balance a triple in the wrong layer does a
+    substitute's work, and no single move looks worth making (docs/evidence.md)."""
     patience: int = 4
     """Adjustments in a row without a move after which ranks stay as they are and nothing is observed any more; 0: go on
     to the end of the window. Only with `prune` "trial"."""
@@ -136,9 +138,11 @@ class RankConfig:
             object.__setattr__(self, "initial_warmup", 0.0 if self.prune == "trial" else 0.05)
         if self.train_e is None:
             object.__setattr__(self, "train_e", self.start == "svd")
+        if self.score is None:
+            object.__setattr__(self, "score", "trial" if self.prune == "trial" and not self.alpha else "importance")
         if self.alpha is None:
             turned = self.prune == "trial" and self.turn is True and not self.train_e
-            object.__setattr__(self, "alpha", 0.0 if turned else 0.5)
+            object.__setattr__(self, "alpha", 0.0 if turned or self.score == "trial" else 0.5)
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -164,6 +168,15 @@ class RankConfig:
             raise ValueError(
                 f"rank.prune is 'trial', but rank.expand {self.expand!r} measures no gains to set against it; use "
                 f"rank.expand='gradient', or rank.prune='score'"
+            )
+        if self.score == "trial" and self.prune != "trial":
+            raise ValueError(
+                "rank.score is 'trial', but with rank.prune 'score' there are no trials; use rank.score='importance'"
+            )
+        if self.score == "trial" and self.alpha:
+            raise ValueError(
+                f"rank.alpha is {self.alpha}, but it mixes the scores of Algorithm 1, and rank.score 'trial' asks for "
+                f"none; use rank.score='importance', or leave rank.alpha out"
             )
         if self.moves_schedule == "adaptive" and self.prune != "trial":
             raise ValueError(

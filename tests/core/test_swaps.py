@@ -6,20 +6,30 @@ from typing import Any
 
 import pytest
 
-from pedyra.core.swaps import Gain, choose_trials, plan_along_gradient, plan_swaps
+from pedyra.core.swaps import Curvature, Gain, choose_trials, curvatures, plan_along_gradient, plan_swaps
 
 SCORES = {"wide": [5.0, 1.0], "slim": [0.5, 0.4, 9.0]}
 COSTS = {"wide": 10, "slim": 5}
 FREE = {"wide": 9, "slim": 9}
 
 
-def sure(*values: float) -> list[Gain]:
-    return [Gain(value, 0.0) for value in values]
+def sure(*slopes: float, reach: float = 1.0) -> list[Gain]:
+    return [Gain(slope, 0.0, reach) for slope in slopes]
 
 
-def swaps(candidates: dict[str, list[Gain]], trials: dict[str, dict[int, Gain]], **changes: Any):
+def tried(slope: float, length: float, error: float = 0.0) -> Gain:
+    return Gain(slope, error, length=length)
+
+
+def swaps(
+    candidates: dict[str, list[Gain]],
+    trials: dict[str, dict[int, Gain]],
+    h: dict[str, float] | None = None,
+    **changes: Any,
+):
     settings: dict[str, Any] = dict(max_ranks=FREE, costs=COSTS, spare=0, certainty=2.0, margin=0.5)
-    return plan_swaps(SCORES, candidates, trials, **{**settings, **changes})
+    curvature = {name: Curvature(by_length=1e9, by_reach=(h or {}).get(name, 1.0)) for name in SCORES}
+    return plan_swaps(SCORES, candidates, trials, curvature, **{**settings, **changes})
 
 
 def test_gain_bounds_by_hand():
@@ -28,29 +38,70 @@ def test_gain_bounds_by_hand():
     assert (gain.at_least(4.0), Gain(-3.0, 1.0).at_most(1.0)) == (0.0, 1.0)
 
 
-def test_a_candidate_must_exceed_the_margin_of_what_it_replaces():
-    trials = {"slim": {0: Gain(2.0, 0.0)}}
+def test_what_a_triple_saves_by_hand():
+    # The loss 5 - 6 c + c^2 has the slope 6 and the curvature 2, and falls by 9, to its least at c = 3.
+    assert Gain(6.0, 0.0, reach=4.0).saves(0.5, certainty=0.0) == pytest.approx(9.0)
+    assert tried(6.0, length=3.0).worth == pytest.approx(9.0)
+    assert Gain(10.0, 4.0, reach=4.0).saves(0.5, certainty=2.0) == pytest.approx(9.0)  # 10^2 - (2 * 4)^2 = 6^2
+    assert tried(5.0, length=3.0, error=1.0).worth == pytest.approx(9.0)
+
+
+def test_curvature_is_a_parabolas_own():
+    # Two layers of different curvature, both tried twice at different lengths; a third was never tried.
+    h = {"a": 2.0, "b": 8.0}
+    look = {n: {i: Gain(h[n] * c, 0.0, reach=4.0, length=c) for i, c in enumerate((1.0, 3.0))} for n in h}
+    found = curvatures(["a", "b", "c"], [look] * 40)
+    # All together: sum of h c^2 over the sum of c^2, at equal lengths the mean; it counts as one trial of c^2 = 5, and
+    # an endless row of equal looks, each half the one after it, as two of its sums, 20.
+    for name, by_length in (("a", (20 * 2 + 5 * 5) / 25), ("b", (20 * 8 + 5 * 5) / 25), ("c", 5.0)):
+        assert found[name].by_length == pytest.approx(by_length)
+        assert found[name].by_reach == pytest.approx(by_length / 4)
+
+
+def test_curvature_forgets_by_half_and_is_one_before_the_first_trial():
+    def look(h: float) -> dict[str, dict[int, Gain]]:
+        return {"a": {0: tried(h, length=1.0)}}
+
+    # Sums 0.5 * 2 + 8 and 0.5 + 1, and all layers, which are this one: the same once more.
+    assert curvatures(["a"], [look(2.0), look(8.0)])["a"].by_length == pytest.approx(9 / 1.5)
+    assert curvatures(["a"], [])["a"] == Curvature(1.0, 1.0)
+    assert curvatures(["a"], [{"a": {0: tried(3.0, length=0.0)}}])["a"] == Curvature(1.0, 1.0)
+
+
+def test_a_candidate_must_save_the_margins_square_of_what_it_replaces():
+    # Worth 2 * 2 / 2 = 2; a quarter of it, 0.5, is saved at a slope of 1.
+    trials = {"slim": {0: tried(2.0, length=2.0)}}
     assert swaps({"slim": sure(1.01)}, trials).pruned == {"slim": (0,)}
     assert swaps({"slim": sure(1.01)}, trials).added == {"slim": 1}
     stay = swaps({"slim": sure(0.99)}, trials)
     assert (stay.pruned, stay.added, stay.ranks) == ({}, {}, {"wide": 2, "slim": 3})
 
 
+def test_the_same_slope_saves_more_where_the_loss_curves_less():
+    # The candidate saves 0.9^2 / (2 h reach), what is tried is worth 2.
+    trials = {"slim": {0: tried(2.0, length=2.0)}}
+    assert swaps({"slim": sure(0.9)}, trials).added == {}
+    assert swaps({"slim": sure(0.9)}, trials, h={"slim": 0.8}).added == {"slim": 1}
+    assert swaps({"slim": sure(0.9, reach=0.8)}, trials).added == {"slim": 1}
+    assert swaps({"slim": sure(0.9)}, trials, h={"wide": 0.8}).added == {}
+
+
 def test_a_gain_within_its_noise_moves_nothing_even_against_a_worthless_triple():
-    trials = {"slim": {0: Gain(-1.0, 0.0)}}
+    trials = {"slim": {0: tried(-1.0, length=1.0)}}
     assert swaps({"slim": [Gain(1.9, 1.0)]}, trials).added == {}
     assert swaps({"slim": [Gain(2.1, 1.0)]}, trials).added == {"slim": 1}
 
 
 def test_noise_of_the_triple_on_trial_speaks_for_it():
-    # At most 1 + 3 = 4; half of it is 2.
-    assert swaps({"slim": sure(1.9)}, {"slim": {0: Gain(1.0, 3.0)}}).added == {}
-    assert swaps({"slim": sure(2.1)}, {"slim": {0: Gain(1.0, 3.0)}}).added == {"slim": 1}
+    # At most 1 + 3 = 4, so worth 8; a quarter of it is saved at a slope of 2.
+    trials = {"slim": {0: tried(1.0, length=4.0, error=3.0)}}
+    assert swaps({"slim": sure(1.9)}, trials).added == {}
+    assert swaps({"slim": sure(2.1)}, trials).added == {"slim": 1}
 
 
 def test_a_dear_candidate_is_set_against_all_that_pay_for_it():
-    # A wide triple costs two slim ones: sqrt(3^2 + 4^2) = 5, and half of it is 2.5.
-    trials = {"slim": {0: Gain(3.0, 0.0), 1: Gain(4.0, 0.0)}}
+    # A wide triple costs two slim ones, worth 3 * 3 / 2 + 4 * 4 / 2 = 12.5, and a quarter is saved at a slope of 2.5.
+    trials = {"slim": {0: tried(3.0, length=3.0), 1: tried(4.0, length=4.0)}}
     assert swaps({"wide": sure(2.4)}, trials).added == {}
     plan = swaps({"wide": sure(2.6)}, trials)
     assert (plan.pruned, plan.added, plan.ranks) == ({"slim": (0, 1)}, {"wide": 1}, {"wide": 3, "slim": 1})
@@ -58,18 +109,18 @@ def test_a_dear_candidate_is_set_against_all_that_pay_for_it():
 
 def test_per_unit_of_cost_the_cheap_candidate_goes_first_and_what_is_left_is_kept():
     # 3^2 / 5 = 1.8 against 4^2 / 10 = 1.6: the slim one first; then nothing is left that pays for the wide one.
-    plan = swaps({"wide": sure(4.0), "slim": sure(3.0)}, {"slim": {1: Gain(0.1, 0.0)}})
+    plan = swaps({"wide": sure(4.0), "slim": sure(3.0)}, {"slim": {1: tried(0.1, length=0.1)}})
     assert (plan.pruned, plan.added) == ({"slim": (1,)}, {"slim": 1})
 
 
 def test_what_the_spare_pays_for_replaces_nothing():
-    plan = swaps({"slim": sure(0.1)}, {"slim": {0: Gain(9.0, 0.0)}}, spare=5)
+    plan = swaps({"slim": sure(0.1)}, {"slim": {0: tried(9.0, length=9.0)}}, spare=5)
     assert (plan.pruned, plan.added) == ({}, {"slim": 1})
     assert swaps({"slim": sure(0.1)}, {}, spare=4).added == {}
 
 
 def test_a_layer_at_its_cap_does_not_grow():
-    trials = {"wide": {0: Gain(0.0, 0.0)}}
+    trials = {"wide": {0: tried(0.0, length=1.0)}}
     assert swaps({"slim": sure(5.0)}, trials, max_ranks={"wide": 9, "slim": 3}).added == {}
 
 

@@ -179,6 +179,7 @@ def situation() -> Callable[..., Situation]:
             expand="importance",
             candidates=None,
             trials=None,
+            curvature={},
             certainty=3.0,
             margin=1.0,
         )

@@ -109,8 +109,9 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
                 | {"scores": {}, "pruned": [[name, ranks[name], 0.01] for name in losers]}
                 | {"added": dict.fromkeys(gainers, 1), "total_rank": sum(ranks.values())}
                 | {"parameters": parameters(), "seconds": 0.021, "skipped_steps": 0}
-                | {"gains": {name: [0.004 * worth[name], noise.uniform(0.001, 0.003)] for name in names}}
-                | {"trials": [[name, ranks[name], 0.002 * worth[name], 0.0005] for name in losers]}
+                | {"gains": {name: [0.004 * worth[name], noise.uniform(0.001, 0.003), 1.0] for name in names}}
+                | {"trials": [[name, ranks[name], 0.002 * worth[name], 0.0005, 1.0, 0.2] for name in losers]}
+                | {"curvature": dict.fromkeys(names, 0.01)}
             )
         states.append(state_at(step, names, ranks, worth, parameters(), noise))
     write_common(folder, "pedyra", seed, parameters(), gain=0.012)

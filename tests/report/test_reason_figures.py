@@ -31,16 +31,26 @@ def adjustment(step: int, ranks: tuple[int, int], added: dict, **measured: Any) 
     return {**record, "layer_scores": {A: 1.0, B: 1.0}, **measured}
 
 
+def look(a: tuple[float, float], b: tuple[float, float], *trials: list) -> dict[str, Any]:
+    """Gains of one error each: a loss of curvature 2 along every direction of a, and of 4 * 2 of b."""
+    return {
+        "gains": {A: [*a, 1.0], B: [*b, 4.0]},
+        "trials": [list(trial) for trial in trials],
+        "curvature": {A: 2.0, B: 2.0},
+    }
+
+
 ADJUSTMENTS = [
-    # (5 - 2) / sqrt(10) is more than (6 - 2) / sqrt(20). Its 10 are paid by a's triple: (1 + 0.5)^2 / 10 < 4^2 / 20.
-    adjustment(20, (2, 2), {A: 1}, gains={A: [5, 1], B: [6, 1]}, trials=[[B, 0, 3, 1], [A, 1, 1, 0.5]]),
-    # b's 20 are paid by both of a's: (0 + 1)^2 + 4^2, where a negative mean is worth its error alone.
-    adjustment(50, (2, 2), {}, gains={A: [1, 1], B: [6, 1]}, trials=[[A, 1, 3, 1], [A, 0, -2, 1]]),
+    # Surely (5^2 - 2^2) / 4 for 10, more than (8^2 - 2^2) / 16 for 20. Its 10 are paid by a's triple, worth
+    # 1.5 * 2 / 2, for b's is worth 4 * 2 / 2 for 20, more per parameter.
+    adjustment(20, (2, 2), {A: 1}, **look((5, 1), (8, 1), [B, 0, 3, 1, 1, 2], [A, 1, 1, 0.5, 1, 2])),
+    # b's 20 are paid by both of a's: 1 * 4 / 2 and 4 * 2 / 2; a negative mean is worth its error alone.
+    adjustment(50, (2, 2), {}, **look((1, 1), (6, 1), [A, 1, 3, 1, 1, 2], [A, 0, -2, 1, 1, 4])),
     # Nothing on trial.
-    adjustment(55, (2, 1), {}, gains={A: [5, 1], B: [1, 1]}, trials=[]),
+    adjustment(55, (2, 1), {}, **look((5, 1), (1, 1))),
     # The 20 that b gave back pay for a triple of a.
-    adjustment(65, (3, 1), {A: 1}, gains={A: [5, 1], B: [1, 1]}, trials=[]),
-    adjustment(70, (3, 1), {}, gains={A: [1, 1], B: [1, 1]}, trials=[]),
+    adjustment(65, (3, 1), {A: 1}, **look((5, 1), (1, 1))),
+    adjustment(70, (3, 1), {}, **look((1, 1), (1, 1))),
 ]
 
 
@@ -60,9 +70,9 @@ def run(lora_run: Path, tmp_path: Path):
 
 def test_the_surest_candidate_is_set_against_the_triples_that_would_pay_for_it(run):
     first, second, unpaid, spare, noise = reasons_of(run())
-    assert first == Reason(20, A, 5, 2, 0.25 * 1.5, [(A, 1)], True)
-    # Half of the window is over: 0.25^0.5.
-    assert second == Reason(50, B, 6, 2, 0.5 * 17**0.5, [(A, 0), (A, 1)], False)
+    assert first == Reason(20, A, 25 / 4, 21 / 4, 29 / 4, 0.25**2 * 1.5, [(A, 1)], True)
+    # Half of the window is over: 0.25^0.5, squared.
+    assert second == Reason(50, B, 36 / 16, 32 / 16, 40 / 16, 0.25 * (2 + 4), [(A, 0), (A, 1)], False)
     assert (unpaid.layer, unpaid.bar, unpaid.payers) == (A, None, [])
     assert (spare.layer, spare.bar, spare.payers) == (A, 0, [])
     assert [reason.is_noise for reason in (first, second, unpaid, spare, noise)] == [False] * 4 + [True]
@@ -70,7 +80,7 @@ def test_the_surest_candidate_is_set_against_the_triples_that_would_pay_for_it(r
 
 def test_a_budget_of_ranks_counts_each_as_one(run):
     ranks = reasons_of(run(budget={"kind": "ranks", "parameters": 60}))
-    assert (ranks[0].layer, ranks[0].payers) == (B, [(A, 1)])  # 6 - 2 is more than 5 - 2
+    assert (ranks[0].layer, ranks[0].payers) == (A, [(A, 1)])
     assert ranks[1].payers == [(A, 0)]
 
 
@@ -81,14 +91,14 @@ def test_the_figure_tells_moved_from_stayed_and_says_why(run):
     assert isinstance(panel, Chart)
     moved, stayed, bars = panel.series
     assert (moved.x, stayed.x, bars.x) == ([20, 65], [50, 55, 70], [20, 50])
-    assert (moved.low, moved.high) == ([3, 3], [7, 7])
+    assert (moved.low, moved.high) == ([21 / 4, 21 / 4], [29 / 4, 29 / 4])
     assert bars.labels == ["bar, for a 0 (triple 1)", "bar, for a 0 (triple 0), a 0 (triple 1)"]
     told = "Ranks moved at 2 of 5 adjustments; at 1 the gain was not clear of noise, "
     assert told + "at 1 too little was on trial to pay for it, at 1 it did not clear the bar." in figure.caption
 
 
 def test_a_run_that_measured_no_gains_or_no_trials_has_no_such_figure(run):
-    by_score = [adjustment(20, (2, 2), {A: 1}, gains={A: [5, 1], B: [6, 1]})]
+    by_score = [adjustment(20, (2, 2), {A: 1}, gains={A: [5, 1, 1], B: [6, 1, 1]})]
     assert reasons([run(by_score)]) is None
     assert reasons([run([adjustment(20, (2, 2), {A: 1})])]) is None
     assert reasons([run(config={})]) is None

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.training.gradient_sketch import GradientSketch
@@ -107,6 +108,8 @@ def test_a_trial_measures_the_slope_at_a_contribution_of_zero():
     a, b = layers[0].a.A[1].detach(), layers[0].b.weight[:, 1].detach()
     expected = float(-(b / b.norm()) @ G @ (a / a.norm()))
     assert measured[layers[0].name][1].mean == pytest.approx(expected, rel=1e-4)
+    length = layers[0].scaling * float(torch.outer(b, a).norm())
+    assert measured[layers[0].name][1].length == pytest.approx(length, rel=1e-5)
     assert measured[layers[1].name] == {}
 
 
@@ -135,10 +138,38 @@ def test_what_pays_for_a_new_triple_is_what_it_begins_along(monkeypatch):
     sketch.right = [torch.eye(layer.a.in_features)[:2] for layer in layers]
     # Less one error the first is worth more, less three only the second is worth anything.
     measured = torch.tensor([10.0, 6.0]), torch.tensor([4.5, 1.5])
+    sketch.reach = [torch.ones(3) for _ in layers]
     monkeypatch.setattr(sketch, "gains", lambda: [measured for _ in layers])
     assert [gain.mean for gain in sketch.candidates(1.0)[layers[0].name]] == [10.0, 6.0]
     assert [gain.mean for gain in sketch.candidates(3.0)[layers[0].name]] == [6.0, 10.0]
     assert torch.equal(sketch.directions(layers[0], 3.0)[1][0], torch.eye(12)[1])
+
+
+def test_directions_are_ordered_by_what_they_save_not_by_their_slope(monkeypatch):
+    _, layers = two_layers()
+    sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(sketch, "gains", lambda: [(torch.tensor([10.0, 6.0]), torch.zeros(2)) for _ in layers])
+    sketch.reach = [torch.tensor([90.0, 18.0, 9.0]) for _ in layers]  # 10^2 / 10 against 6^2 / 2
+    assert [(gain.mean, gain.reach) for gain in sketch.candidates(1.0)[layers[0].name]] == [(6.0, 2.0), (10.0, 10.0)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_reach_is_the_mean_square_of_the_inputs_along_each_direction(checkpointing):
+    model, layers = two_layers()
+    sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for step in range(6):
+        x = torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
+        y = checkpoint(model, x, use_reentrant=False) if checkpointing else model(x)
+        y.square().mean().backward()
+        sketch.observe()
+        if step >= 4:
+            seen.append(x)
+            with torch.no_grad():
+                model.eval()(100 * x)  # evaluation is not counted
+            model.train()
+    expected = (torch.cat(seen) @ sketch.right[0].T).square().mean(0)
+    assert sorted(g.reach for g in sketch.candidates(2.0)[layers[0].name]) == pytest.approx(sorted(expected.tolist()))
 
 
 def test_the_scale_of_the_loss_is_taken_off_the_gains():

@@ -25,6 +25,9 @@ class AFactor(nn.Module):
     Against columns `(out, q)` in the B slot, of which either only these rows take a gradient or only those columns; the
     side that does is zero, and a fused layer counts on it.
     """
+    reach: Tensor | None
+    """Sums over tokens of the squared products of x with each probe row, and the number of tokens, `(q + 1,)`; None:
+    not wanted. Activation checkpointing counts both twice."""
     live: Tensor | None
     """0 for each triple that is switched off while training, 1 for the others, `(r,)`; None: all are on."""
 
@@ -33,7 +36,7 @@ class AFactor(nn.Module):
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
         super().__init__()
-        self.probe = self.live = None
+        self.probe = self.live = self.reach = None
         self.A = A
         self.E = E
         self.register_buffer("origin", origin, persistent=False)
@@ -46,7 +49,20 @@ class AFactor(nn.Module):
     @property
     def trained_with(self) -> Tensor | None:
         """`live`, but None while evaluating: what is judged, and saved, is the model with all of its triples."""
-        return self.live if self.training or torch.is_grad_enabled() else None
+        return self.live if self._is_training else None
+
+    @property
+    def _is_training(self) -> bool:
+        return self.training or torch.is_grad_enabled()
+
+    @torch.no_grad()
+    def measure_reach(self, x: Tensor) -> None:
+        """Add the tokens of x (..., in) to `reach`, where that is wanted, while training."""
+        if self.reach is None or self.probe is None or not self._is_training:
+            return
+        products = F.linear(x.detach(), self.probe.to(x.dtype)).flatten(0, -2).float()
+        tokens = products.new_full((1,), len(products))
+        self.reach += torch.cat([products.square().sum(0), tokens])
 
     def unit_core(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
@@ -62,6 +78,7 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
+        self.measure_reach(x)
         weight = self.A if self.unit else self.weight
         live = self.trained_with
         if live is not None:

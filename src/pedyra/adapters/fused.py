@@ -49,6 +49,7 @@ class FusedLinear(Linear):
         base: Any = self.base_layer
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
+        a.measure_reach(x)
         live = a.trained_with
         E = a.E if live is None else a.E * live.to(a.E)
         operands = base.weight, base.bias, a.A, E, b.weight, a.probe, b.probe, self.scaling[name]

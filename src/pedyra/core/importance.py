@@ -66,6 +66,11 @@ def input_scores(
     return E.abs() * reach * B.norm(dim=0)
 
 
+def triple_lengths(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
+    """||e_i B_i A_i||_F: how large each triple's part of the update is."""
+    return E.abs() * A.norm(dim=1) * B.norm(dim=0)
+
+
 def removal_loss(weights: Float[Tensor, "r n"], second_moment: Float[Tensor, "r n"]) -> Float[Tensor, " r"]:
     """sum_j w_ij^2 v_ij / 2: the loss of setting a triple's weights to zero, to second order.
 

@@ -1,8 +1,9 @@
 """Plans that know what a new triple would gain: Algorithm 2 along the gradient, and swaps that first do no harm.
 
-A gain is sigma = u^T G v, the slope of the loss along a new triple of direction (u, v); G is the layer's gradient. To
-second order the triple saves sigma^2 / (2 h) in all, with a curvature h that nobody knows. What is compared is
-sigma^2, which takes h to be the same for all.
+A gain is sigma = u^T G v, the slope of the loss along a triple of direction (u, v) at a contribution of zero; G is the
+layer's gradient. To second order a new triple saves sigma^2 / (2 h) in all. The curvature h is measured where triples
+are on trial: one of length c, switched off, has grown until the slope was gone, so h = sigma / c, and it is worth
+sigma c / 2. It is taken to be the inputs' mean square along v, the *reach*, times a factor of the layer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ class Gain:
 
     mean: float
     error: float
+    reach: float = 1.0
+    """Mean square of the layer's inputs along v."""
+    length: float = 0.0
+    """Of a triple on trial, ||s b e a|| with the scaling s of its layer; 0 for a new direction."""
 
     def at_least(self, certainty: float) -> float:
         """The mean less `certainty` standard errors; 0 where noise explains it."""
@@ -27,6 +32,61 @@ class Gain:
     def at_most(self, certainty: float) -> float:
         """The mean, where positive, and `certainty` standard errors."""
         return max(0.0, self.mean) + certainty * self.error
+
+    def surety(self, certainty: float) -> float:
+        """sigma^2 less the square of `certainty` errors, by the reach: what orders a layer's directions."""
+        return (self.mean * abs(self.mean) - (certainty * self.error) ** 2) / max(self.reach, TINY)
+
+    def saves(self, curvature: float, certainty: float) -> float:
+        """The loss that a new triple along this direction surely saves; 0 where noise explains sigma."""
+        return max(0.0, self.surety(certainty)) / (2 * max(curvature, TINY))
+
+    @property
+    def worth(self) -> float:
+        """The loss that a triple on trial saves, at most: one error more."""
+        return self.at_most(1.0) * self.length / 2
+
+
+TINY = 1e-30
+"""Below every curvature and reach that means anything: no division by zero."""
+
+Trials = Mapping[str, Mapping[int, Gain]]
+"""Layer -> triple on trial -> its gain."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """A layer's curvature by length, h, and by length and reach, h / reach."""
+
+    by_length: float
+    by_reach: float
+
+
+def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curvature]:
+    """The curvature of every layer, from the triples on trial at every adjustment so far, oldest first.
+
+    Least squares of sigma = h c over a layer's trials, where one counts half as much at each later adjustment. All
+    layers together count as one more trial of each: a layer without trials of its own has the curvature of all. It is 1
+    before the first trial.
+    """
+    slope = dict.fromkeys(names, 0.0)
+    length, reach, count = dict(slope), dict(slope), 0.0
+    for age, look in enumerate(reversed(looks)):
+        for name, tried in look.items():
+            for gain in tried.values():
+                weight = 0.5**age
+                slope[name] += weight * 2 * gain.worth
+                length[name] += weight * gain.length**2
+                reach[name] += weight * gain.length**2 * gain.reach
+                count += weight
+
+    def of_layer(name: str, sizes: Mapping[str, float]) -> float:
+        mean = sum(sizes.values()) / count if count else 0.0
+        if mean <= TINY:
+            return 1.0
+        return (slope[name] + sum(slope.values()) / count) / (sizes[name] + mean)
+
+    return {name: Curvature(of_layer(name, length), of_layer(name, reach)) for name in names}
 
 
 def choose_trials(
@@ -51,7 +111,8 @@ def choose_trials(
 def plan_swaps(
     scores: Scores,
     candidates: Mapping[str, Sequence[Gain]],
-    trials: Mapping[str, Mapping[int, Gain]],
+    trials: Trials,
+    curvature: Mapping[str, Curvature],
     *,
     max_ranks: Mapping[str, int],
     costs: Mapping[str, int],
@@ -59,24 +120,22 @@ def plan_swaps(
     certainty: float,
     margin: float,
 ) -> RankPlan:
-    """First, do no harm: a candidate replaces triples on trial only where it clearly gains more than they do.
+    """First, do no harm: a candidate replaces triples on trial only where it clearly saves more than they do.
 
-    A triple on trial is switched off while it is measured, so its gain is the slope at a contribution of zero, like a
-    candidate's. The surest candidate per unit of cost is set against the triples on trial that are worth least, as many
-    as pay for it. It wins where its sigma, less `certainty` errors, exceeds `margin` times theirs, plus one error
-    each (several: the root of their squares' sum). One that the spare pays for only has to be more than noise.
+    The candidate that surely saves most per unit of cost is set against the triples on trial that are worth least, as
+    many as pay for it. It wins where what it surely saves exceeds the square of `margin` times what they are worth. One
+    that the spare pays for only has to be more than noise.
 
     Args:
         candidates: per layer the gains of its new directions, surest first.
-        trials: per layer, triple on trial -> its gain.
+        curvature: per layer, see `curvatures`.
         spare: units of cost that nothing uses.
     """
-    worth = {n: {i: gain.at_most(1.0) ** 2 for i, gain in tried.items()} for n, tried in trials.items()}
-    sure = {n: [gain.at_least(certainty) ** 2 for gain in gains] for n, gains in candidates.items()}
+    sure = {n: [gain.saves(curvature[n].by_reach, certainty) for gain in gains] for n, gains in candidates.items()}
     waiting = sorted(
-        (value / costs[name], position, index, name)
+        (gain.worth / costs[name], position, index, name)
         for position, name in enumerate(scores)
-        for index, value in worth.get(name, {}).items()
+        for index, gain in trials.get(name, {}).items()
     )
     return _grow(
         scores, sure, waiting, max_ranks=max_ranks, costs=costs, spare=spare, pays=lambda g, lost: g > margin**2 * lost

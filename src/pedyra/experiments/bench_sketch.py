@@ -146,9 +146,11 @@ def _compare(
 ) -> dict[str, float]:
     """One layer's figures against its dense gradient's (U, S, Vh), and against the gradient of `other` batches."""
     U, S, Vh = dense
-    u, v = (rows[:PAIRS] for rows in sketch.directions(layer, 1.0))  # (k, out), (k, in)
+    index = next(i for i, known in enumerate(sketch.layers) if known.name == layer.name)
+    gains, best = sketch.gains()[index][0].sort(descending=True)  # by slope, as singular values are
+    gains, best = gains[:PAIRS], best[:PAIRS]
+    u, v = sketch.left[index].T[best], sketch.right[index][best]  # (k, out), (k, in)
     k = len(u)
-    gains = torch.tensor([gain.at_least(0.0) for gain in sketch.candidates(1.0)[layer.name]][:k])
     return {
         "angle": max(largest_angle(U.T[:k], u), largest_angle(Vh[:k], v)),
         "captured": _gain(u, (U * S) @ Vh, v) / float(S[:k].sum()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,23 +14,24 @@ from pedyra.report.run_folder import Record, Run
 class Reason:
     """One adjustment's surest candidate against the triples on trial that would have paid for it.
 
-    All are slopes of the loss along a triple, sigma; a new triple saves sigma^2 / (2 h) with an unknown curvature h.
+    All are losses saved, to second order, by the curvature that trials measured (`pedyra.core.swaps`).
     """
 
     step: int
     layer: str
     gain: float
-    error: float
-    """The standard error of `gain`, times the certainty that the run asks for."""
+    low: float
+    """What is surely saved: less what the standard errors that the run's certainty asks for explain."""
+    high: float
     bar: float | None
-    """What `gain` less `error` had to exceed; None where too little was on trial to pay for the candidate."""
+    """What `low` had to exceed; None where too little was on trial to pay for the candidate."""
     payers: Sequence[tuple[str, int]]
     """(layer, triple) of what would have gone, worth least first; empty where the spare parameters were enough."""
     moved: bool
 
     @property
     def is_noise(self) -> bool:
-        return self.gain <= self.error
+        return self.low == 0
 
 
 def reasons(runs: Sequence[Run]) -> Figure | None:
@@ -43,12 +43,13 @@ def reasons(runs: Sequence[Run]) -> Figure | None:
             continue
         prefix = f"{run.label}: " if len(runs) > 1 else ""
         title = f"{prefix}gain of the surest new triple" if prefix else "Gain of the surest new triple"
-        panels.append(Chart(title, STEP, "slope of the loss along a triple", _series(run, found), phases=phases([run])))
+        panels.append(Chart(title, STEP, "loss saved", _series(run, found), phases=phases([run])))
         findings.append(prefix + _finding(found))
     caption = (
-        "At each adjustment the new direction that most surely gains, per parameter, with the standard errors that "
-        "the run's certainty asks for, and the bar: the triples on trial that would have to go for it, times the "
-        "margin. Ranks move where all of the error line is above the bar; a line that reaches 0 may be noise. "
+        "At each adjustment the new direction that most surely saves loss, per parameter, to second order, with the "
+        "standard errors that the run's certainty asks for, and the bar: what the triples on trial that would have to "
+        "go for it save, times the margin. Ranks move where all of the error line is above the bar; a line that "
+        "reaches 0 may be noise. "
         f"{' '.join(findings)}"
     )
     return figure("reasons", "Rank allocation", "Why ranks moved, or did not", caption, panels)
@@ -63,7 +64,7 @@ def reasons_of(run: Run) -> list[Reason]:
     costs = _costs(run)
     found, ranks = [], run.start_ranks
     for record in run.adjustments:
-        if record.get("gains") and record.get("trials") is not None:
+        if record.get("gains") and record.get("curvature"):
             found.append(_reason(run, record, ranks, costs, certainty, margin ** (1 - _progress(run, record["step"]))))
         ranks = record["ranks"]
     return found
@@ -72,14 +73,15 @@ def reasons_of(run: Run) -> list[Reason]:
 def _reason(
     run: Run, record: Record, ranks: Mapping[str, int], costs: Mapping[str, int], certainty: float, margin: float
 ) -> Reason:
-    def surety(layer: str) -> float:
-        mean, error = record["gains"][layer]
-        return (mean - certainty * error) / math.sqrt(costs[layer])
+    def saves(layer: str, sign: int) -> float:
+        """To second order; less, or more, than what noise explains."""
+        mean, error, reach = record["gains"][layer]
+        slope = mean * abs(mean) + sign * (certainty * error) ** 2
+        return slope / (2 * record["curvature"][layer] * reach)
 
-    layer = max(record["gains"], key=surety)
-    mean, error = record["gains"][layer]
+    layer = max(record["gains"], key=lambda name: saves(name, -1) / costs[name])
     # At most one error above its mean is what a triple on trial may be worth.
-    worth = [(name, i, (max(0.0, gain) + spread) ** 2) for name, i, gain, spread in record["trials"]]
+    worth = [(n, i, (max(0.0, mean) + error) * length / 2) for n, i, mean, error, _, length in record["trials"]]
     worth.sort(key=lambda triple: triple[2] / costs[triple[0]])
     free, payers, lost = _spare(run, ranks, costs) - costs[layer], [], 0.0
     for name, i, value in worth:
@@ -90,9 +92,10 @@ def _reason(
     return Reason(
         step=record["step"],
         layer=layer,
-        gain=mean,
-        error=certainty * error,
-        bar=margin * math.sqrt(lost) if free >= 0 else None,
+        gain=max(0.0, saves(layer, 0)),
+        low=max(0.0, saves(layer, -1)),
+        high=max(0.0, saves(layer, 1)),
+        bar=margin**2 * lost if free >= 0 else None,
         payers=payers if free >= 0 else [],
         moved=bool(record["added"]),
     )
@@ -127,8 +130,8 @@ def _series(run: Run, found: Sequence[Reason]) -> list[Series]:
         ("gain, ranks stayed", 0, [reason for reason in found if not reason.moved]),
     ):
         if kept:
-            low, high = [r.gain - r.error for r in kept], [r.gain + r.error for r in kept]
-            labels = [f"new in {short[r.layer]}, ± {r.error:.2g}" for r in kept]
+            low, high = [r.low for r in kept], [r.high for r in kept]
+            labels = [f"new in {short[r.layer]}, surely {r.low:.2g}" for r in kept]
             gains = [r.gain for r in kept]
             series.append(Series(name, [r.step for r in kept], gains, "points", slot, low, high, labels=labels))
     barred = [reason for reason in found if reason.bar is not None and reason.payers]

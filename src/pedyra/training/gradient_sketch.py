@@ -15,20 +15,22 @@ The window before an adjustment is cut in three, so that no step judges a direct
 
 In the third part triples can be *on trial*: switched off in the forward, each with its own row as a probe. What the
 loss would gain by putting one back, sigma along its own (u, v), is then measured as that of the candidates which would
-replace it: at a contribution of zero, on the same batches, without any assumption about curvature.
+replace it: at a contribution of zero, on the same batches. The inputs' mean square along each v is measured beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
+from pedyra.core.importance import triple_lengths
 from pedyra.core.swaps import Gain
 
-_STATE = ("sums", "left", "right", "gain_sum", "gain_square_sum", "on_trial")
+_STATE = ("sums", "left", "right", "gain_sum", "gain_square_sum", "reach", "on_trial")
 
 LEAST_STEPS = 4
 """One step for each of the first two parts, and two for the third, whose spread is the error of a gain."""
@@ -58,6 +60,10 @@ class GradientSketch:
         self.right: list[Tensor] = []
         self.gain_sum: list[Tensor] = []
         self.gain_square_sum: list[Tensor] = []
+        self.reach: list[Tensor] = []
+        """In the third part `AFactor.reach` of every layer, which counts up in the forward."""
+        self._table: tuple[int, list[list[Gain]]] | None = None
+        """What was measured after so many steps."""
         self.on_trial: list[Tensor] = []
         """Per layer the indices of the triples that are switched off, in the third part."""
         omega = [
@@ -115,33 +121,47 @@ class GradientSketch:
             result.append((mean, (variance.clamp_min(variance.mean()) / n).sqrt()))
         return result
 
+    def reaches(self) -> list[Tensor]:
+        """Per layer the mean square of its inputs along every v of the third part, `(q + trials,)`."""
+        return [total[:-1] / total[-1].clamp_min(1) for total in self.reach]
+
     def candidates(self, certainty: float) -> dict[str, list[Gain]]:
         """Per layer the gains of its candidate directions, in the order of `directions`."""
-        result = {}
-        for layer, q, (mean, error) in zip(self.layers, self.q, self.gains(), strict=True):
-            order = _order(mean[:q], error[:q], certainty)
-            pairs = zip(mean[order].tolist(), error[order].tolist(), strict=True)
-            result[layer.name] = [Gain(value, spread) for value, spread in pairs]
-        return result
+        return {
+            layer.name: sorted(gains[:q], key=lambda gain: -gain.surety(certainty))
+            for layer, q, gains in zip(self.layers, self.q, self._measured(), strict=True)
+        }
 
     def trials(self) -> dict[str, dict[int, Gain]]:
         """Per layer and triple on trial, what the loss would gain by putting it back."""
+        every = iter(torch.cat([lengths(t)[i] for t, i in zip(self.layers, self.on_trial, strict=True)]).tolist())
         result = {}
-        for layer, q, indices, (mean, error) in zip(self.layers, self.q, self.on_trial, self.gains(), strict=True):
-            triples = zip(indices.tolist(), mean[q:].tolist(), error[q:].tolist(), strict=True)
-            result[layer.name] = {index: Gain(value, spread) for index, value, spread in triples}
+        for layer, q, indices, gains in zip(self.layers, self.q, self.on_trial, self._measured(), strict=True):
+            tried = zip(indices.tolist(), gains[q:], strict=True)
+            result[layer.name] = {index: replace(gain, length=next(every)) for index, gain in tried}
         return result
 
     def directions(self, layer: AdaptedLayer, certainty: float) -> tuple[Tensor, Tensor]:
         """The layer's candidates as unit rows u `(q, out)` and v `(q, in)`, surest gain first.
 
-        The order is that in which a plan takes them, by their gains less `certainty` standard errors: what paid for
-        a new triple is what it begins along.
+        The order is that in which a plan takes them, by what they surely save: what paid for a new triple is what it
+        begins along.
         """
         index = next(i for i, known in enumerate(self.layers) if known.name == layer.name)
-        mean, error = self.gains()[index]
-        order = _order(mean[: self.q[index]], error[: self.q[index]], certainty)
+        gains = self._measured()[index][: self.q[index]]
+        order = sorted(range(len(gains)), key=lambda i: -gains[i].surety(certainty))
         return self.left[index].T[order], self.right[index][order]
+
+    def _measured(self) -> list[list[Gain]]:
+        """Per layer the gain of every probe of the third part. One transfer to the host for all layers."""
+        if self._table is not None and self._table[0] == self.done:
+            return self._table[1]
+        means, errors = zip(*self.gains(), strict=True)
+        reaches = [total[:-1] / total[-1].clamp_min(1) for total in self.reach]
+        rows = torch.stack([torch.cat(means), torch.cat(errors), torch.cat(reaches)], 1).tolist()
+        numbers = iter(rows)
+        self._table = self.done, [[Gain(*next(numbers)) for _ in mean] for mean in means]
+        return self._table[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """The state in the middle of a window, for a checkpoint."""
@@ -160,13 +180,14 @@ class GradientSketch:
         if self.done >= first + second:
             self._probe_rows(self.right)
             self._switch_off()
+            self._count_reach()
         elif self.done >= first:
             self._probe_columns(self.left)
 
     def remove(self) -> None:
         """Take the probes out of the slots and switch every triple on."""
         for layer in self.layers:
-            layer.a.probe = layer.b.probe = layer.a.live = None
+            layer.a.probe = layer.b.probe = layer.a.live = layer.a.reach = None
 
     def _choose_candidates(self) -> None:
         """The pairs (u, v) of the third part, from the SVD of the co-range's sums."""
@@ -182,6 +203,12 @@ class GradientSketch:
         self._switch_off()
         self.gain_sum = [torch.zeros(len(rows), device=rows.device) for rows in self.right]
         self.gain_square_sum = [torch.zeros_like(total) for total in self.gain_sum]
+        self.reach = [torch.zeros(len(rows) + 1, device=rows.device) for rows in self.right]
+        self._count_reach()
+
+    def _count_reach(self) -> None:
+        for layer, reach in zip(self.layers, self.reach, strict=True):
+            layer.a.reach = reach
 
     def _switch_off(self) -> None:
         if not any(len(indices) for indices in self.on_trial):
@@ -212,8 +239,10 @@ class GradientSketch:
         return torch.where(gradient.isfinite().all(), gradient, torch.zeros_like(gradient)).detach()
 
 
-def _order(mean: Tensor, error: Tensor, certainty: float) -> Tensor:
-    return (mean - certainty * error).sort(descending=True).indices
+@torch.no_grad()
+def lengths(layer: AdaptedLayer) -> Tensor:
+    """||s b e a|| of each triple of the layer with the scaling s, `(r,)`, float32."""
+    return layer.scaling * triple_lengths(layer.a.A.float(), layer.a.E.float(), layer.b.weight.float())
 
 
 def _own_direction(layer: AdaptedLayer, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,9 @@ from pedyra.adapters.resize import Replacement, install, resized
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
 from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at, resolve_schedule
-from pedyra.core.swaps import choose_trials
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.diagnostics import describe, snapshot
-from pedyra.training.gradient_sketch import LEAST_STEPS, Trials
+from pedyra.training.gradient_sketch import LEAST_STEPS
 from pedyra.training.input_energy import InputEnergy
 from pedyra.training.limits import check_movable, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
@@ -39,7 +38,7 @@ from pedyra.training.ownership import choose_forward, claim, give_up, trainable
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
 from pedyra.training.sketching import Sketching, wanted
-from pedyra.training.turning import turn_layer, turns_of
+from pedyra.training.trials import choose, known_curvature, predicted_losses, promising
 
 
 class RankAllocator:
@@ -167,7 +166,8 @@ class RankAllocator:
 
         Returns the record of the adjustment, or None: `step`, `ranks`, `layer_scores`, `scores`, `pruned` (layer,
         triple, score), `added` (layer -> count), `total_rank`, `parameters`, `seconds`, `skipped_steps`; of a sketch
-        `gains` (layer -> mean and error of its surest candidate) and `trials` (layer, triple, mean, error).
+        `gains` (layer -> mean, error and reach of its surest candidate), `trials` (layer, triple, mean, error, reach,
+        length) and `curvature` (layer -> that per reach); see `Gain`.
         """
         self.step += 1
         if self.step == 1 and self.config.prune == "trial" and self.config.turn and not self.config.train_e:
@@ -256,36 +256,23 @@ class RankAllocator:
 
     def _begin_trials(self) -> None:
         """Switch off what is tried before the next adjustment, when its time has come and something would gain more."""
-        sketch = self._sketching.current
-        if sketch is not None and sketch.judges and self.config.prune == "trial" and self._promising:
-            sketch.put_on_trial(self._choose_trials())
-
-    def _choose_trials(self) -> Trials:
-        """The triples that are tried before the next adjustment; layers that have any are turned."""
+        sketch, config = self._sketching.current, self.config
+        if sketch is None or not sketch.judges or config.prune != "trial":
+            return
+        if not promising(self.history, config.certainty):
+            return
         adjustment = self.schedule.next_adjustment(self.step + 1)
         assert adjustment is not None
-        born, ranks = self.history[-1]["added"], self.ranks  # the last rows of their layers
-        old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
-        unit = all(layer.a.unit for layer in self.layers)  # not where an earlier training left E
-        turns = turns_of(self.layers, old, self.scores) if self.config.turn and unit else {}
-        scores = {name: turn.scores for name, turn in turns.items()} or self.triple_scores()
-        chosen = choose_trials(
-            scores,
+        chosen = choose(
+            self.layers,
+            self.optimizer,
+            config,
+            self.scores,
+            self.triple_scores(),
+            history=self.history,
             moves=self._moves_at(adjustment),
-            min_rank=self.config.min_rank,
-            costs={layer.name: layer.cost for layer in self.layers},
-            newborn={name: range(old[name], ranks[name]) for name in ranks},
         )
-        for layer in self.layers:
-            if layer.name in chosen and layer.name in turns:
-                turn_layer(layer, self.optimizer, turns[layer.name])
-        return chosen
-
-    @property
-    def _promising(self) -> bool:
-        """Whether any look so far found a direction whose gain noise does not explain."""
-        looks = (record.get("gains", {}).values() for record in self.history)
-        return any(mean > self.config.certainty * error for gains in looks for mean, error in gains)
+        sketch.put_on_trial(chosen)
 
     def _moves_at(self, step: int) -> int:
         """k at the adjustment after this step."""
@@ -296,6 +283,8 @@ class RankAllocator:
     def triple_scores(self) -> dict[str, list[float]]:
         """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`)."""
         config = self.config
+        if config.score == "trial":
+            return predicted_losses(self.layers, self.history)
         if config.score == "loss" and self.rule.scores is None:
             return removal_losses(self.layers, self.optimizer)
         return self.scores.triple_scores(
@@ -329,6 +318,7 @@ class RankAllocator:
 
     def _situation(self) -> Situation:
         config = self.config
+        trials = self._sketching.trials()
         return Situation(
             step=self.step,
             schedule=self.schedule,
@@ -344,7 +334,8 @@ class RankAllocator:
             layer_score=config.layer_score,
             expand=config.expand,
             candidates=self._sketching.candidates(),
-            trials=self._sketching.trials(),
+            trials=trials,
+            curvature=known_curvature(self.layers, self.history, trials),
             certainty=config.certainty,
             margin=margin_at(config.margin, self.schedule.progress(self.step)),
         )

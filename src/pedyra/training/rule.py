@@ -14,7 +14,7 @@ from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan, Scores, plan_adjustment, plan_parameters, plan_two_thirds
 from pedyra.core.schedule import Schedule
-from pedyra.core.swaps import Gain, plan_along_gradient, plan_swaps
+from pedyra.core.swaps import Curvature, Gain, plan_along_gradient, plan_swaps
 from pedyra.training.scores import ScoreState
 
 
@@ -45,6 +45,8 @@ class Situation:
     """Gains of the candidate directions per layer, surest first; None unless `expand` is "gradient"."""
     trials: dict[str, dict[int, Gain]] | None
     """Gains of the triples on trial per layer; None unless the config's `prune` is "trial"."""
+    curvature: dict[str, Curvature]
+    """Per layer, by the trials of this adjustment and all before it."""
     certainty: float
     margin: float
     """At this step."""
@@ -53,10 +55,12 @@ class Situation:
         """What a sketch measured, as the records of adjustments have it; see `RankAllocator.after_step`."""
         result: dict[str, Any] = {}
         if self.candidates is not None:
-            result["gains"] = {n: [best[0].mean, best[0].error] for n, best in self.candidates.items() if best}
+            surest = {name: gains[0] for name, gains in self.candidates.items() if gains}
+            result["gains"] = {name: [gain.mean, gain.error, gain.reach] for name, gain in surest.items()}
         if self.trials is not None:
             tried = ((name, i, gain) for name, gains in self.trials.items() for i, gain in gains.items())
-            result["trials"] = [[name, i, gain.mean, gain.error] for name, i, gain in tried]
+            result["trials"] = [[name, i, gain.mean, gain.error, gain.reach, gain.length] for name, i, gain in tried]
+            result["curvature"] = {name: curvature.by_reach for name, curvature in self.curvature.items()}
         return result
 
 
@@ -93,6 +97,7 @@ def bidirectional(scores: Scores, now: Situation) -> RankPlan:
             scores,
             now.candidates,
             now.trials,
+            now.curvature,
             max_ranks=now.max_ranks,
             costs=costs,
             spare=spare,

@@ -11,26 +11,27 @@ from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.core.directions import singular_turn
-from pedyra.core.importance import input_scores
+from pedyra.core.importance import input_scores, triple_lengths
 from pedyra.training.optimizer_state import SECOND_MOMENTS
 from pedyra.training.scores import ScoreState, TripleScores
 
 
 @dataclass(frozen=True)
 class Turn:
-    """How a layer's first triples would be turned, and what those directions then score by Eq. (6)."""
+    """How a layer's first triples would be turned, and how long they then are, and score by Eq. (6)."""
 
     W: Tensor | None
     """(n, n): new rows of A are W times the old ones, new columns of B the old ones times W^-1. None: leave them."""
+    lengths: list[float]
+    """As `gradient_sketch.lengths`, of all triples of the layer; those beyond the first n as they are."""
     scores: list[float]
-    """Of all triples of the layer; those beyond the first n as they are."""
 
 
 @torch.no_grad()
 def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: ScoreState) -> dict[str, Turn]:
     """Layer -> the turn of its first `rows[name]` triples; E is 1. None where rows of A depend on each other."""
     energies = observed.energies if isinstance(observed, TripleScores) else [None] * len(layers)
-    turned, scores = [], []
+    turned, lengths, scores = [], [], []
     for layer, energy in zip(layers, energies, strict=True):
         n = rows[layer.name]
         A, B = layer.a.A.float(), layer.b.weight.float()
@@ -42,13 +43,16 @@ def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: 
         B = torch.cat([B[:, :n] @ torch.linalg.inv(change), B[:, n:]], 1)
         seen = torch.ones_like(A.sum(0)) if energy is None else torch.where(energy.any(), energy, 1.0)
         turned.append((W, usable))
-        scores.append(input_scores(A, torch.ones_like(A.sum(1)), B, seen))
+        ones = torch.ones_like(A.sum(1))
+        lengths.append(layer.scaling * triple_lengths(A, ones, B))
+        scores.append(input_scores(A, ones, B, seen))
     usable = torch.stack([usable for _, usable in turned]).tolist()
-    values = iter(torch.cat(scores).tolist())
-    return {
-        layer.name: Turn(W if use else None, [next(values) for _ in range(layer.rank)])
-        for layer, (W, _), use in zip(layers, turned, usable, strict=True)
-    }
+    values = iter(torch.stack([torch.cat(lengths), torch.cat(scores)], 1).tolist())
+    turns = {}
+    for layer, (W, _), use in zip(layers, turned, usable, strict=True):
+        table = [next(values) for _ in range(layer.rank)]
+        turns[layer.name] = Turn(W if use else None, [length for length, _ in table], [score for _, score in table])
+    return turns
 
 
 @torch.no_grad()

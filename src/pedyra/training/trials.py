@@ -1,0 +1,108 @@
+"""Which triples are tried before an adjustment, and what earlier trials tell of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.config import RankConfig
+from pedyra.core.swaps import Curvature, Gain, Trials, choose_trials, curvatures
+from pedyra.training.gradient_sketch import lengths
+from pedyra.training.scores import ScoreState
+from pedyra.training.turning import turn_layer, turns_of
+
+History = Sequence[Mapping[str, Any]]
+"""The records of the adjustments so far, oldest first."""
+
+
+def known_curvature(
+    layers: Sequence[AdaptedLayer], history: History, now: Trials | None = None
+) -> dict[str, Curvature]:
+    """The curvature of every layer by all trials that are on record, and those of `now`."""
+    looks: list[Trials] = []
+    for record in history:
+        look: dict[str, dict[int, Gain]] = {}
+        for name, triple, *measured in record.get("trials", ()):
+            look.setdefault(name, {})[triple] = Gain(*measured)
+        looks.append(look)
+    return curvatures([layer.name for layer in layers], looks if now is None else [*looks, now])
+
+
+def predicted_losses(layers: Sequence[AdaptedLayer], history: History) -> dict[str, list[float]]:
+    """Layer -> h c^2 / 2 of each triple: what pruning it costs to second order. One transfer to the host."""
+    every = iter(torch.cat([lengths(layer) for layer in layers]).tolist())
+    curvature = known_curvature(layers, history)
+    return {
+        layer.name: [curvature[layer.name].by_length * next(every) ** 2 / 2 for _ in range(layer.rank)]
+        for layer in layers
+    }
+
+
+def promising(history: History, certainty: float) -> bool:
+    """Whether any look so far found a direction whose gain noise does not explain."""
+    looks = (record.get("gains", {}).values() for record in history)
+    return any(mean > certainty * error for gains in looks for mean, error, *_ in gains)
+
+
+def choose(
+    layers: Sequence[AdaptedLayer],
+    optimizer: Optimizer,
+    config: RankConfig,
+    observed: ScoreState,
+    scores: Mapping[str, Sequence[float]],
+    *,
+    history: History,
+    moves: int,
+) -> dict[str, tuple[int, ...]]:
+    """The triples that are tried before the next adjustment, the lowest and `scouts`; layers that have any are turned.
+
+    `scores` order them where nothing is turned; else what they would be once turned.
+    """
+    born, ranks = history[-1]["added"], {layer.name: layer.rank for layer in layers}  # the last rows of their layers
+    old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
+    unit = all(layer.a.unit for layer in layers)  # not where an earlier training left E
+    turns = turns_of(layers, old, observed) if config.turn and unit else {}
+    if turns and config.score == "trial":
+        curvature = known_curvature(layers, history)
+        scores = {n: [curvature[n].by_length * length**2 / 2 for length in turn.lengths] for n, turn in turns.items()}
+    elif turns:
+        scores = {name: turn.scores for name, turn in turns.items()}
+    chosen = choose_trials(
+        scores,
+        moves=moves,
+        min_rank=config.min_rank,
+        costs={layer.name: layer.cost for layer in layers},
+        newborn={name: range(old[name], ranks[name]) for name in ranks},
+    )
+    unknown = scouts(scores, min_rank=config.min_rank, old=old, history=history, certainty=config.certainty)
+    chosen |= {name: triples for name, triples in unknown.items() if name not in chosen}
+    for layer in layers:
+        if layer.name in chosen and layer.name in turns:
+            turn_layer(layer, optimizer, turns[layer.name])
+    return chosen
+
+
+def scouts(
+    scores: Mapping[str, Sequence[float]],
+    *,
+    min_rank: int,
+    old: Mapping[str, int],
+    history: History,
+    certainty: float,
+) -> dict[str, tuple[int, ...]]:
+    """The lowest of the `old` first triples of every layer that may grow and in which none was ever tried.
+
+    Its trial tells the layer's curvature. Layers that grow are those whose triples are worth most, so by their scores
+    they would be the last to be tried.
+    """
+    tried = {name for record in history for name, *_ in record.get("trials", ())}
+    promise = {name for name, (mean, error, *_) in history[-1]["gains"].items() if mean > certainty * error}
+    return {
+        name: (min(range(old[name]), key=values.__getitem__),)
+        for name, values in scores.items()
+        if name in promise - tried and old[name] > min_rank
+    }
