@@ -62,6 +62,14 @@ def test_inside_a_finalizer_too_it_is_acted_on():
     assert came == [1, 1]
 
 
+def test_another_signal_may_mean_the_same_and_is_given_back():
+    came, before = [], signal.getsignal(signal.SIGTERM)
+    with on_interrupt(lambda: came.append(1), also=[signal.SIGTERM]):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert came == [1, 1] and signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.usefixtures("inherited")
 def test_otherwise_it_is_a_keyboard_interrupt():
     with pytest.raises(KeyboardInterrupt), remembered():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -37,22 +37,24 @@ def remembered() -> Iterator[None]:
 
 
 @contextmanager
-def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+def on_interrupt(act: Callable[[], None], *, also: Sequence[signal.Signals] = ()) -> Iterator[None]:
     """While entered, every SIGINT calls `act`, in the main thread, and raises nothing. Ignoring it ends.
 
     One that came before, but ended nothing, counts as the first. Entered in another thread, where Python allows no
-    signal handler, it does nothing.
+    signal handler, it does nothing. `also`: other signals that mean the same, as SIGTERM does to a process whose
+    children would outlive it.
     """
     if not _in_main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *_: act())
+    before = {number: signal.signal(number, lambda *_: act()) for number in (signal.SIGINT, *also)}
     try:
         if _earlier:
             act()
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _remember(signum: int, frame: FrameType | None) -> None:

@@ -98,11 +98,12 @@ def ignored_interrupts():
 
 
 @pytest.mark.usefixtures("ignored_interrupts")
-def test_ctrl_c_lets_running_jobs_save_and_starts_no_other(job, folder, calls):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_lets_running_jobs_save_and_starts_no_other(number, job, folder, calls):
     def interrupt():
         while not (folder / "waiting").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
     outcomes = []

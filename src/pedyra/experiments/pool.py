@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -27,7 +28,7 @@ class Pool(Protocol):
 class LocalPool:
     """So many processes at once, each with its share of the cores as threads.
 
-    Ctrl-C lets every running job save a checkpoint and end; a second one kills them.
+    Ctrl-C, or SIGTERM to this process, lets every running job save a checkpoint and end; a second one kills them.
 
     Args:
         start: how a job's process is started.
@@ -44,7 +45,7 @@ class LocalPool:
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         waiting, running = deque(jobs), set[Future[Outcome]]()
         # A thread only waits for its child process.
-        with on_interrupt(stop.raise_level), ThreadPoolExecutor(self.workers) as executor:
+        with on_interrupt(stop.raise_level, also=[signal.SIGTERM]), ThreadPoolExecutor(self.workers) as executor:
             while running or (waiting and not stop.level):
                 while waiting and len(running) < self.workers and not stop.level:
                     running.add(executor.submit(self._run, waiting.popleft(), threads, stop))
