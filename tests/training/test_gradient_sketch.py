@@ -114,7 +114,6 @@ def test_a_trial_measures_the_slope_at_a_contribution_of_zero():
 
 
 def test_state_saved_in_mid_window_continues_to_the_same_gains():
-    x = torch.randn(16, 12)
     for cut in (1, 3, 5):
         model, layers = two_layers()
         sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
@@ -124,6 +123,7 @@ def test_state_saved_in_mid_window_continues_to_the_same_gains():
                 sketch.remove()
                 sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
                 sketch.load_tensors(saved)
+            x = torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
             model(x).square().mean().backward()
             sketch.observe()
         if cut == 1:
