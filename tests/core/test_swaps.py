@@ -32,18 +32,15 @@ def swaps(
     return plan_swaps(SCORES, candidates, trials, curvature, **{**settings, **changes})
 
 
-def test_gain_bounds_by_hand():
-    gain = Gain(3.0, 1.0)
-    assert (gain.at_least(2.0), gain.at_most(1.0)) == (1.0, 4.0)
-    assert (gain.at_least(4.0), Gain(-3.0, 1.0).at_most(1.0)) == (0.0, 1.0)
-
-
 def test_what_a_triple_saves_by_hand():
     # The loss 5 - 6 c + c^2 has the slope 6 and the curvature 2, and falls by 9, to its least at c = 3.
     assert Gain(6.0, 0.0, reach=4.0).saves(0.5, certainty=0.0) == pytest.approx(9.0)
     assert tried(6.0, length=3.0).worth == pytest.approx(9.0)
     assert Gain(10.0, 4.0, reach=4.0).saves(0.5, certainty=2.0) == pytest.approx(9.0)  # 10^2 - (2 * 4)^2 = 6^2
     assert tried(5.0, length=3.0, error=1.0).worth == pytest.approx(9.0)
+    # Noise, and a slope that rises.
+    assert (Gain(1.9, 1.0).saves(1.0, certainty=2.0), Gain(-9.0, 1.0).saves(1.0, certainty=2.0)) == (0.0, 0.0)
+    assert tried(-9.0, length=3.0, error=1.0).worth == 1.5
 
 
 def test_curvature_is_a_parabolas_own():

@@ -20,8 +20,8 @@ def two_layers(seed: int = 0) -> tuple[nn.Module, list[AdaptedLayer]]:
 
 
 def best(sketch: GradientSketch) -> dict[str, list[float]]:
-    """Per layer what two standard errors leave of its candidates' gains."""
-    return {name: [gain.at_least(2.0) for gain in gains] for name, gains in sketch.candidates(2.0).items()}
+    """Per layer what its candidates save beyond two standard errors."""
+    return {name: [gain.saves(1.0, 2.0) for gain in gains] for name, gains in sketch.candidates(2.0).items()}
 
 
 def dense_gradients(model: nn.Module, layers: list[AdaptedLayer], x: torch.Tensor) -> list[torch.Tensor]:

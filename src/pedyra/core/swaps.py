@@ -25,14 +25,6 @@ class Gain:
     length: float = 0.0
     """Of a triple on trial, ||s b e a|| with the scaling s of its layer; 0 for a new direction."""
 
-    def at_least(self, certainty: float) -> float:
-        """The mean less `certainty` standard errors; 0 where noise explains it."""
-        return max(0.0, self.mean - certainty * self.error)
-
-    def at_most(self, certainty: float) -> float:
-        """The mean, where positive, and `certainty` standard errors."""
-        return max(0.0, self.mean) + certainty * self.error
-
     def surety(self, certainty: float) -> float:
         """sigma^2 less the square of `certainty` errors, by the reach: what orders a layer's directions."""
         return (self.mean * abs(self.mean) - (certainty * self.error) ** 2) / max(self.reach, TINY)
@@ -43,8 +35,8 @@ class Gain:
 
     @property
     def worth(self) -> float:
-        """The loss that a triple on trial saves, at most: one error more."""
-        return self.at_most(1.0) * self.length / 2
+        """The loss that a triple on trial saves, at most: one error more than the mean, where that is positive."""
+        return (max(0.0, self.mean) + self.error) * self.length / 2
 
 
 TINY = 1e-30
@@ -154,7 +146,7 @@ def plan_along_gradient(
 ) -> RankPlan:
     """Expansion by predicted gain: the best new directions of all layers replace the `moves` lowest triples.
 
-    `gains` are, per layer, sigma of each candidate direction, best first, already corrected for noise; one of zero or
+    `gains` are, per layer, what each candidate direction saves, best first, already corrected for noise; one of zero or
     less never moves anything. Candidates are taken by gain per unit of cost while what is pruned and spare pays for
     them, several in one layer if they deserve it. Nothing is pruned that buys nothing.
     """

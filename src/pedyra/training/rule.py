@@ -105,7 +105,8 @@ def bidirectional(scores: Scores, now: Situation) -> RankPlan:
             margin=now.margin,
         )
     if now.candidates is not None:
-        sure = {name: [gain.at_least(now.certainty) for gain in gains] for name, gains in now.candidates.items()}
+        # Without trials nothing tells one layer's curvature from another's.
+        sure = {name: [gain.saves(1.0, now.certainty) for gain in gains] for name, gains in now.candidates.items()}
         return plan_along_gradient(scores, sure, **limits, costs=costs, spare=spare)
     if now.expand == "two_thirds":
         return plan_two_thirds(scores, **limits, costs=costs, spare=spare)
