@@ -114,7 +114,7 @@ class RankConfig:
     patience: int = 4
     """Adjustments in a row without a move after which ranks stay as they are and nothing is observed any more; 0: go on
     to the end of the window. Only with `prune` "trial"."""
-    sketch_steps: int = 50
+    sketch_steps: int = 100
     """Optimizer steps before an adjustment, at most the whole interval, in which gradient directions are sketched
     (init or expand "gradient"). The noise of what is measured falls with their root."""
     sketch_size: int = 8
