@@ -77,8 +77,8 @@ class AFactor(nn.Module):
         return self.A.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
         self.measure_reach(x)
+        # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
         weight = self.A if self.unit else self.weight
         live = self.trained_with
         if live is not None:

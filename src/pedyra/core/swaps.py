@@ -53,6 +53,10 @@ class Curvature:
     by_length: float
     by_reach: float
 
+    def losses(self, lengths: Sequence[float]) -> list[float]:
+        """h c^2 / 2: what pruning triples of these lengths costs."""
+        return [self.by_length * length**2 / 2 for length in lengths]
+
 
 def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curvature]:
     """The curvature of every layer, from the triples on trial at every adjustment so far, oldest first.

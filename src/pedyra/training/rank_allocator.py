@@ -283,7 +283,7 @@ class RankAllocator:
     def triple_scores(self) -> dict[str, list[float]]:
         """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`)."""
         config = self.config
-        if config.score == "trial":
+        if config.score == "trial" and self.rule.scores is None:
             return predicted_losses(self.layers, self.history)
         if config.score == "loss" and self.rule.scores is None:
             return removal_losses(self.layers, self.optimizer)

@@ -36,10 +36,7 @@ def predicted_losses(layers: Sequence[AdaptedLayer], history: History) -> dict[s
     """Layer -> h c^2 / 2 of each triple: what pruning it costs to second order. One transfer to the host."""
     every = iter(torch.cat([lengths(layer) for layer in layers]).tolist())
     curvature = known_curvature(layers, history)
-    return {
-        layer.name: [curvature[layer.name].by_length * next(every) ** 2 / 2 for _ in range(layer.rank)]
-        for layer in layers
-    }
+    return {layer.name: curvature[layer.name].losses([next(every) for _ in range(layer.rank)]) for layer in layers}
 
 
 def promising(history: History, certainty: float) -> bool:
@@ -68,7 +65,7 @@ def choose(
     turns = turns_of(layers, old, observed) if config.turn and unit else {}
     if turns and config.score == "trial":
         curvature = known_curvature(layers, history)
-        scores = {n: [curvature[n].by_length * length**2 / 2 for length in turn.lengths] for n, turn in turns.items()}
+        scores = {name: curvature[name].losses(turn.lengths) for name, turn in turns.items()}
     elif turns:
         scores = {name: turn.scores for name, turn in turns.items()}
     chosen = choose_trials(
