@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pedyra.console import format_bytes, format_seconds, print_rank_map, write_json_lines
+from pedyra.console import format_bytes, format_seconds, print_rank_map, print_table, write_json_lines
 from pedyra.layer_names import layer_place
 
 
@@ -58,3 +58,13 @@ def test_a_deep_model_is_mapped_in_bands_that_fit_the_width():
     assert max(map(len, lines)) <= 60
     headers = [line.split()[3:] for line in lines if line.startswith("rank by depth")]
     assert [int(depth) for header in headers for depth in header] == list(range(30)) and len(headers) > 1
+
+
+def test_a_table_in_a_pipe_is_never_folded():
+    columns, row = ["variant", *(f"a_rather_long_title_{i}" for i in range(8))], ["pedyra", *range(10**8, 10**8 + 8)]
+    piped, terminal = StringIO(), StringIO()
+    print_table(Console(file=piped, width=80), columns, [row])
+    print_table(Console(file=terminal, width=80, force_terminal=True), columns, [row])
+    header, line = piped.getvalue().splitlines()
+    assert header.split() == columns and line.split() == ["pedyra", *(f"{value:,}" for value in row[1:])]
+    assert len(terminal.getvalue().splitlines()) > 2  # 80 columns are too few for it

@@ -47,7 +47,16 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console.print(table)
+    print_whole(console, table)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """The table, folded to a terminal's width; in a file or a pipe, which have none, as wide as it is."""
+    if console.is_terminal:
+        console.print(table)
+    else:
+        wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        Console(file=console.file, highlight=False, width=max(wide, console.width)).print(table)
 
 
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:

@@ -37,6 +37,15 @@ def test_mnli_is_judged_on_the_matched_set():
     assert task_data("rte", None, None)["validation"] == "validation"
 
 
+def test_gsm8k_trains_on_answers_and_holds_out_its_test_split(tmp_path):
+    hub = task_data("gsm8k", None, None)
+    assert (hub["source"], hub["config"], hub["validation"]) == ("openai/gsm8k", "main", "test")
+    local = task_data("gsm8k", {"max_length": 160}, str(tmp_path))
+    assert local["source"] == str(tmp_path / "gsm8k" / "train.jsonl.gz")
+    assert local["validation"] == str(tmp_path / "gsm8k" / "test.jsonl.gz")
+    assert local["kind"] == "causal_lm" and local["completion"] == "answer" and local["max_length"] == 160
+
+
 def test_local_files_are_found_by_task_and_split(tmp_path):
     (tmp_path / "cola").mkdir()
     (tmp_path / "cola" / "train.jsonl").write_text(json.dumps({"sentence": "a", "label": 1}))

@@ -55,8 +55,8 @@ def step(
         rows.append(row)
         if json_file:  # a long benchmark that is stopped leaves what it has
             write_json_lines(json_file, rows)
-    blank = {None: ""}
-    print_table(new_console(), COLUMNS, [[blank.get(row[column], row[column]) for column in COLUMNS] for row in rows])
+    table = [["" if row[column] is None else row[column] for column in COLUMNS] for row in rows]
+    print_table(new_console(), list(COLUMNS.values()), table)
 
 
 @app.command()

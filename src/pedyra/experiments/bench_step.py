@@ -22,8 +22,11 @@ from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant,
 from pedyra.experiments.memory import peak_bytes
 from pedyra.training.gradient_sketch import LEAST_STEPS
 
-COLUMNS = ("model", "variant", "ratio_to_lora", "ratio_to_floor", "peak_bytes", "trainable_parameters",
-           "adjustment_seconds")  # fmt: skip
+COLUMNS = {
+    "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "ratio_to_floor": "by floor",
+    "peak_bytes": "peak bytes", "trainable_parameters": "trained", "adjustment_seconds": "adjustment, s",
+}  # fmt: skip
+"""Columns of a row for people, with their titles."""
 _WARMUP = 3
 
 

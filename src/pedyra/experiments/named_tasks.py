@@ -1,6 +1,6 @@
-"""Tasks that a grid names: the eight GLUE tasks with their official metrics, `reviews`, `toy` and `planted`.
+"""Tasks that a grid names: the eight GLUE tasks with their official metrics, `gsm8k`, `reviews`, `toy` and `planted`.
 
-A task is the `data` section of a recipe. GLUE comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl.gz`.
+A task is the `data` section of a recipe. GLUE and GSM8K come from the Hub, or `<data_dir>/<task>/<split>.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ GLUE: dict[str, dict[str, Any]] = {
     "rte": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
 }
 
+GSM8K_HUB = "openai/gsm8k"
+
+# Judged by the perplexity of the answers alone.
+GSM8K: dict[str, Any] = {"kind": "causal_lm", "template": "Question: {question}\nAnswer:\n", "completion": "answer"}
+
 PACKAGED: dict[str, dict[str, Any]] = {
     "reviews": {"source": "reviews", "group_by": "movie", "metric": "accuracy"},
     "toy": {"source": "toy", "group_by": "group", "metric": "accuracy"},
     "planted": {"source": "planted", "kind": "planted"},
 }
 
-NAMES = (*GLUE, *PACKAGED)
+NAMES = (*GLUE, "gsm8k", *PACKAGED)
 
 
 def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
         settings: keys of `data`. With `source` they are a task of their own; without, they change the named task
             `task` (default: the label), whose local files are in the folder `folder` (default: that name).
-        data_dir: where local files of GLUE are; None: from the Hub.
+        data_dir: where local files of GLUE and GSM8K are; None: from the Hub.
 
     Raises:
         ValueError: no such task, with the nearest. Whether its files are there is seen when they are read.
@@ -60,8 +65,12 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
     if name in PACKAGED:
         return {**PACKAGED[name], **changes}
-    source = _hub_source(name) if data_dir is None else _local_source(Path(data_dir).expanduser() / folder)
-    return {**source, **GLUE[name], **changes}
+    held_out = "test" if name == "gsm8k" else "validation"  # GSM8K has no third split
+    if data_dir is None:
+        source = _hub_source(name, held_out)
+    else:
+        source = _local_source(Path(data_dir).expanduser() / folder, held_out)
+    return {**source, **GLUE.get(name, GSM8K), **changes}
 
 
 def task_model(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,14 +80,15 @@ def task_model(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, A
     return dict(model)
 
 
-def _hub_source(name: str) -> dict[str, Any]:
-    validation = "validation_matched" if name == "mnli" else "validation"
-    return {"source": GLUE_HUB, "config": name, "validation": validation}
+def _hub_source(name: str, held_out: str) -> dict[str, Any]:
+    if name == "gsm8k":
+        return {"source": GSM8K_HUB, "config": "main", "validation": held_out}
+    return {"source": GLUE_HUB, "config": name, "validation": f"{held_out}_matched" if name == "mnli" else held_out}
 
 
-def _local_source(folder: Path) -> dict[str, Any]:
+def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
     def file(split: str) -> str:
         plain = folder / f"{split}.jsonl"
         return str(plain if plain.is_file() else plain.with_suffix(".jsonl.gz"))
 
-    return {"source": file("train"), "validation": file("validation")}
+    return {"source": file("train"), "validation": file(held_out)}

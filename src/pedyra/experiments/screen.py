@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pedyra.console import print_whole
 from pedyra.experiments.jobs import Cell, Job, Outcome, final_row
 from pedyra.experiments.plan import Experiment
 from pedyra.experiments.statistics import mean
@@ -102,8 +103,8 @@ def print_comparison(console: Console, tables: Sequence[Content], remarks: Seque
         for row in content.rows:
             marked = [(f"{cell.text} {TIE}" if cell.tie else cell.text, "bold" if cell.bold else "") for cell in row]
             table.add_row(*(Text(text, style=style) for text, style in marked))
-        console.print(table)
-        console.print(content.note, style="dim", markup=False)
+        print_whole(console, table)
+        console.print(content.note, style="dim", markup=False, soft_wrap=not console.is_terminal)
         console.print()
     for remark in remarks:
         console.print(f"- {remark}", markup=False, soft_wrap=True)
