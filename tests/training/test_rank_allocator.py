@@ -11,7 +11,9 @@ from torch import nn
 from windows import SCHEDULE, WINDOW
 
 from pedyra.config import RankConfig
+from pedyra.methods.layer_scores import LayerScores
 from pedyra.training.rank_allocator import RankAllocator
+from pedyra.training.rule import Rule, bidirectional
 
 STEPS = 30
 BOTH = {"default": RankConfig(**WINDOW), "paper": RankConfig.paper(**SCHEDULE)}
@@ -272,3 +274,27 @@ def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
         shares = values / values.sum()
         expected = torch.exp(-(shares * shares.clamp_min(1e-30).log()).sum())
         assert snapshot["effective_rank"][layer.name] == pytest.approx(float(expected), rel=1e-3)
+
+
+class Ascending(LayerScores):
+    """Scores that nothing else would give: 10 for the first layer's triples, 11 for the next, and so on."""
+
+    def layer_scores(self):
+        return torch.arange(10.0, 10 + len(self.layers))
+
+
+@pytest.mark.parametrize("score", ["trial", "importance"])
+def test_a_rules_own_scores_have_the_word_whatever_the_config_says(score, make_net, train_net):
+    given = []
+
+    def look(scores, now):
+        given.append(scores)
+        return bidirectional(scores, now)
+
+    rule = Rule(policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
+    model = make_net()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(score=score, interval=6), 18, policy=rule)
+    (record, *_) = train_net(model, optimizer, allocator, 6)
+    expected = {layer.name: [10.0 + i] * layer.rank for i, layer in enumerate(allocator.layers)}
+    assert given[0] == expected and record["scores"] == expected
