@@ -106,7 +106,8 @@ class RankConfig:
     the function stays). Triples that share their work all look needed, and only so one of them shows that it is not.
     Algorithm 1 then orders them by Eq. (6) alone. Not where E is trained."""
     certainty: float = 3.0
-    """Standard errors of a new triple's gain that count as noise: its square is taken less theirs."""
+    """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Nothing is tried
+    before some gain is larger than chance shows among all candidates as seldom as this many errors of one."""
     margin: float = 0.25
     """At first, a swap takes a sure gain above the square of this part of what the triples on trial are worth; the part
     rises to 1 over the window. Below 1, because in a network out of balance a triple in the wrong layer does a

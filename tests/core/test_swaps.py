@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import pytest
+import torch
 
-from pedyra.core.swaps import Curvature, Gain, choose_trials, curvatures, plan_along_gradient, plan_swaps
+from pedyra.core.swaps import Curvature, Gain, chance, choose_trials, curvatures, plan_along_gradient, plan_swaps
 
 SCORES = {"wide": [5.0, 1.0], "slim": [0.5, 0.4, 9.0]}
 COSTS = {"wide": 10, "slim": 5}
@@ -143,3 +145,20 @@ def test_along_the_gradient_the_lowest_pay_for_the_best_candidates(moves, added)
     plan = plan_along_gradient(SCORES, gains, moves=moves, min_rank=0, max_ranks=FREE, costs=COSTS, spare=0)
     spent = sum(COSTS[name] * rank for name, rank in plan.ranks.items())
     assert plan.added == added and spent <= 35
+
+
+def test_chance_is_what_the_largest_of_many_noisy_gains_reaches():
+    # As the code sees them: means of 5 normal values by their own standard errors, 100 directions at a time.
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(20_000, 100, 5, generator=generator)
+    largest = (values.mean(-1) / (values.var(-1) / 5).sqrt()).amax(1)
+    for certainty in (0.5, 1.0, 2.0, 3.0):
+        level = 2 * NormalDist().cdf(-certainty)
+        beyond = float((largest > chance(certainty, directions=100, steps=5)).double().mean())
+        assert beyond == pytest.approx(level, abs=4 * (level * (1 - level) / 20_000) ** 0.5)
+
+
+def test_chance_of_many_steps_is_a_normal_value_and_of_no_certainty_none():
+    one_sided = NormalDist().inv_cdf(1 - NormalDist().cdf(-3) * 2)
+    assert chance(3.0, directions=1, steps=10**7) == pytest.approx(one_sided, rel=1e-4)
+    assert chance(0.0, directions=1000, steps=2) == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,7 @@ def situation() -> Callable[..., Situation]:
             layer_score="before",
             expand="importance",
             candidates=None,
+            chance=math.inf,
             trials=None,
             curvature={},
             certainty=3.0,

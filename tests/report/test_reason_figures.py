@@ -46,7 +46,8 @@ ADJUSTMENTS = [
     adjustment(20, (2, 2), {A: 1}, **look((5, 1), (8, 1), [B, 0, 3, 1, 1, 2], [A, 1, 1, 0.5, 1, 2])),
     # b's 20 are paid by both of a's: 1 * 4 / 2 and 4 * 2 / 2; a negative mean is worth its error alone.
     adjustment(50, (2, 2), {}, **look((1, 1), (6, 1), [A, 1, 3, 1, 1, 2], [A, 0, -2, 1, 1, 4])),
-    # Nothing on trial.
+    # Too little on trial, and then nothing.
+    adjustment(52, (2, 2), {}, **look((1, 1), (9, 1), [A, 1, 1, 0.5, 1, 2])),
     adjustment(55, (2, 1), {}, **look((5, 1), (1, 1))),
     # The 20 that b gave back pay for a triple of a.
     adjustment(65, (3, 1), {A: 1}, **look((5, 1), (1, 1))),
@@ -69,13 +70,14 @@ def run(lora_run: Path, tmp_path: Path):
 
 
 def test_the_surest_candidate_is_set_against_the_triples_that_would_pay_for_it(run):
-    first, second, unpaid, spare, noise = reasons_of(run())
-    assert first == Reason(20, A, 25 / 4, 21 / 4, 29 / 4, 0.25**2 * 1.5, [(A, 1)], True)
+    first, second, unpaid, untried, spare, noise = reasons_of(run())
+    assert first == Reason(20, A, 25 / 4, 21 / 4, 29 / 4, 0.25**2 * 1.5, [(A, 1)], True, True)
     # Half of the window is over: 0.25^0.5, squared.
-    assert second == Reason(50, B, 36 / 16, 32 / 16, 40 / 16, 0.25 * (2 + 4), [(A, 0), (A, 1)], False)
-    assert (unpaid.layer, unpaid.bar, unpaid.payers) == (A, None, [])
+    assert second == Reason(50, B, 36 / 16, 32 / 16, 40 / 16, 0.25 * (2 + 4), [(A, 0), (A, 1)], False, True)
+    assert (untried.layer, untried.bar, untried.payers, untried.tried) == (A, None, [], False)
+    assert (unpaid.layer, unpaid.bar, unpaid.payers, unpaid.tried) == (B, None, [], True)
     assert (spare.layer, spare.bar, spare.payers) == (A, 0, [])
-    assert [reason.is_noise for reason in (first, second, unpaid, spare, noise)] == [False] * 4 + [True]
+    assert [reason.is_noise for reason in (first, second, unpaid, untried, spare, noise)] == [False] * 5 + [True]
 
 
 def test_a_budget_of_ranks_counts_each_as_one(run):
@@ -90,10 +92,10 @@ def test_the_figure_tells_moved_from_stayed_and_says_why(run):
     (panel,) = figure.panels
     assert isinstance(panel, Chart)
     moved, stayed, bars = panel.series
-    assert (moved.x, stayed.x, bars.x) == ([20, 65], [50, 55, 70], [20, 50])
+    assert (moved.x, stayed.x, bars.x) == ([20, 65], [50, 52, 55, 70], [20, 50])
     assert (moved.low, moved.high) == ([21 / 4, 21 / 4], [29 / 4, 29 / 4])
     assert bars.labels == ["bar, for a 0 (triple 1)", "bar, for a 0 (triple 0), a 0 (triple 1)"]
-    told = "Ranks moved at 2 of 5 adjustments; at 1 the gain was not clear of noise, "
+    told = "Ranks moved at 2 of 6 adjustments; at 1 the gain was not clear of noise, at 1 nothing was on trial, "
     assert told + "at 1 too little was on trial to pay for it, at 1 it did not clear the bar." in figure.caption
 
 

@@ -42,10 +42,10 @@ def test_a_layers_own_trials_tell_its_curvature(layers):
     assert predicted_losses(layers, history)["1"][0] == pytest.approx(expected)
 
 
-def test_a_look_is_promising_where_noise_does_not_explain_its_gain():
-    noise, gain = {"gains": {"a": [3.0, 1.0, 1.0]}}, {"gains": {"a": [3.1, 1.0, 1.0]}}
-    assert not promising([], 3.0) and not promising([noise], 3.0)
-    assert promising([gain, noise], 3.0)
+def test_a_look_is_promising_where_chance_does_not_explain_its_gain():
+    noise, gain = ({"gains": {"a": [-9.0, 1.0, 1.0], "b": [mean, 2.0, 1.0]}, "chance": 5.0} for mean in (10.0, 10.1))
+    assert not promising([]) and not promising([noise]) and not promising([{"added": {}}])
+    assert promising([gain, noise])
 
 
 def test_a_layer_that_may_grow_is_scouted_once_by_its_lowest_old_triple():

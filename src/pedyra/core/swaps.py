@@ -8,8 +8,11 @@ sigma c / 2. It is taken to be the inputs' mean square along v, the *reach*, tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from scipy.special import stdtrit
 
 from pedyra.core.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable
 
@@ -83,6 +86,18 @@ def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curva
         return (slope[name] + sum(slope.values()) / count) / (sizes[name] + mean)
 
     return {name: Curvature(of_layer(name, length), of_layer(name, reach)) for name in names}
+
+
+def chance(certainty: float, *, directions: int, steps: int) -> float:
+    """Errors that noise alone reaches somewhere among the directions as seldom as one normal value `certainty`.
+
+    The largest of many is large by chance: of 1600 directions two lie beyond 3 errors. Errors estimated from a few
+    steps are often too small, hence Student's t with steps - 1 degrees of freedom; for independent directions the bound
+    is exact (Sidak 1967), for others not too low. 0 where `certainty` is.
+    """
+    level = math.erfc(certainty / math.sqrt(2))
+    each = -math.expm1(math.log1p(-level) / directions) if level < 1 else 1.0
+    return max(0.0, -float(stdtrit(steps - 1, max(each, TINY))))
 
 
 def choose_trials(

@@ -28,6 +28,8 @@ class Reason:
     payers: Sequence[tuple[str, int]]
     """(layer, triple) of what would have gone, worth least first; empty where the spare parameters were enough."""
     moved: bool
+    tried: bool
+    """Whether anything was on trial."""
 
     @property
     def is_noise(self) -> bool:
@@ -49,7 +51,7 @@ def reasons(runs: Sequence[Run]) -> Figure | None:
         "At each adjustment the new direction that most surely saves loss, per parameter, to second order, with the "
         "standard errors that the run's certainty asks for, and the bar: what the triples on trial that would have to "
         "go for it save, times the margin. Ranks move where all of the error line is above the bar; a line that "
-        "reaches 0 may be noise. "
+        "reaches 0 may be noise. Triples go on trial after a gain larger than chance shows among so many directions. "
         f"{' '.join(findings)}"
     )
     return figure("reasons", "Rank allocation", "Why ranks moved, or did not", caption, panels)
@@ -98,6 +100,7 @@ def _reason(
         bar=margin**2 * lost if free >= 0 else None,
         payers=payers if free >= 0 else [],
         moved=bool(record["added"]),
+        tried=bool(record["trials"]),
     )
 
 
@@ -146,14 +149,15 @@ def _series(run: Run, found: Sequence[Reason]) -> list[Series]:
 def _finding(found: Sequence[Reason]) -> str:
     stayed = [reason for reason in found if not reason.moved]
     noise = sum(reason.is_noise for reason in stayed)
-    unpaid = sum(reason.bar is None and not reason.is_noise for reason in stayed)
+    unpaid = [reason.tried for reason in stayed if reason.bar is None and not reason.is_noise]
     text = f"ranks moved at {len(found) - len(stayed)} of {len(found)} adjustments"
     parts = [
         f"at {count} {why}"
         for count, why in (
             (noise, "the gain was not clear of noise"),
-            (unpaid, "too little was on trial to pay for it"),
-            (len(stayed) - noise - unpaid, "it did not clear the bar"),
+            (unpaid.count(False), "nothing was on trial"),
+            (unpaid.count(True), "too little was on trial to pay for it"),
+            (len(stayed) - noise - len(unpaid), "it did not clear the bar"),
         )
         if count
     ]

@@ -166,8 +166,8 @@ class RankAllocator:
 
         Returns the record of the adjustment, or None: `step`, `ranks`, `layer_scores`, `scores`, `pruned` (layer,
         triple, score), `added` (layer -> count), `total_rank`, `parameters`, `seconds`, `skipped_steps`; of a sketch
-        `gains` (layer -> mean, error and reach of its surest candidate), `trials` (layer, triple, mean, error, reach,
-        length) and `curvature` (layer -> that per reach); see `Gain`.
+        `gains` (layer -> mean, error, reach of its surest candidate), `chance`, `trials` (layer, triple, mean, error,
+        reach, length) and `curvature` (layer -> that per reach); see `core.swaps`.
         """
         self.step += 1
         if self.step == 1 and self.config.prune == "trial" and self.config.turn and not self.config.train_e:
@@ -259,7 +259,7 @@ class RankAllocator:
         sketch, config = self._sketching.current, self.config
         if sketch is None or not sketch.judges or config.prune != "trial":
             return
-        if not promising(self.history, config.certainty):
+        if not promising(self.history):
             return
         adjustment = self.schedule.next_adjustment(self.step + 1)
         assert adjustment is not None
@@ -334,6 +334,7 @@ class RankAllocator:
             layer_score=config.layer_score,
             expand=config.expand,
             candidates=self._sketching.candidates(),
+            chance=self._sketching.chance(),
             trials=trials,
             curvature=known_curvature(self.layers, self.history, trials),
             certainty=config.certainty,

@@ -43,6 +43,8 @@ class Situation:
     expand: str
     candidates: dict[str, list[Gain]] | None
     """Gains of the candidate directions per layer, surest first; None unless `expand` is "gradient"."""
+    chance: float
+    """Errors of its own that the gain of one of them reaches by chance alone; see `core.swaps.chance`."""
     trials: dict[str, dict[int, Gain]] | None
     """Gains of the triples on trial per layer; None unless the config's `prune` is "trial"."""
     curvature: dict[str, Curvature]
@@ -57,6 +59,7 @@ class Situation:
         if self.candidates is not None:
             surest = {name: gains[0] for name, gains in self.candidates.items() if gains}
             result["gains"] = {name: [gain.mean, gain.error, gain.reach] for name, gain in surest.items()}
+            result["chance"] = self.chance
         if self.trials is not None:
             tried = ((name, i, gain) for name, gains in self.trials.items() for i, gain in gains.items())
             result["trials"] = [[name, i, gain.mean, gain.error, gain.reach, gain.length] for name, i, gain in tried]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.schedule import Schedule
-from pedyra.core.swaps import Gain
+from pedyra.core.swaps import Gain, chance
 from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch
 
 _PREFIX = "sketch."
@@ -55,6 +56,13 @@ class Sketching:
         if self.current is None or self.config.expand != "gradient":
             return None
         return self.current.candidates(self.config.certainty)
+
+    def chance(self) -> float:
+        """Errors that the gain of one of the candidates reaches by chance; infinite where there is no sketch."""
+        sketch = self.current
+        if sketch is None:
+            return math.inf
+        return chance(self.config.certainty, directions=sum(sketch.q), steps=sketch.parts[-1])
 
     def trials(self) -> dict[str, dict[int, Gain]] | None:
         """What the triples on trial gain, where that is to choose those that go."""

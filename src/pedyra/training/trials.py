@@ -39,10 +39,13 @@ def predicted_losses(layers: Sequence[AdaptedLayer], history: History) -> dict[s
     return {layer.name: curvature[layer.name].losses([next(every) for _ in range(layer.rank)]) for layer in layers}
 
 
-def promising(history: History, certainty: float) -> bool:
-    """Whether any look so far found a direction whose gain noise does not explain."""
-    looks = (record.get("gains", {}).values() for record in history)
-    return any(mean > certainty * error for gains in looks for mean, error, *_ in gains)
+def promising(history: History) -> bool:
+    """Whether any look so far found a direction whose gain is beyond what chance shows among so many.
+
+    Trying a triple is not free: the others do its work meanwhile, and it comes back among them.
+    """
+    looks = ((record["chance"], record["gains"].values()) for record in history if "gains" in record)
+    return any(mean > chance * error for chance, gains in looks for mean, error, *_ in gains)
 
 
 def choose(
