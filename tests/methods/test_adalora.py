@@ -51,6 +51,16 @@ def test_nothing_to_prune_is_told_where_peft_crashes(prepare: Any, rank: int):
         prepare("adalora", method_settings={"initial_rank": rank})
 
 
+def test_it_may_start_at_the_budget_and_end_below_it(prepare: Any):
+    run = prepare("adalora", method_settings={"initial_rank": 4, "final_rank": 2})
+    layers = sum("lora_E" in name for name, _ in run.model.named_parameters())
+    assert sum(p.shape[0] for name, p in run.model.named_parameters() if "lora_E" in name) == 4 * layers
+    run.train()
+    assert active(run.model) == 2 * layers
+    with pytest.raises(ValueError, match=r"initial_rank is 2, but .* down to method_settings.final_rank \(2\); raise"):
+        prepare("adalora", method_settings={"initial_rank": 2, "final_rank": 2})
+
+
 @pytest.mark.parametrize(("field", "value"), [("use_dora", True), ("use_rslora", True), ("init", "pissa")])
 def test_what_peft_ignores_or_refuses_is_told(prepare: Any, field: str, value: Any):
     with pytest.raises(ValueError, match=f"lora.{field} is {value!r}, but PEFT's AdaLoRA does not have it"):

@@ -24,22 +24,27 @@ class AdaLoraSettings:
     """Settings of AdaLoRA."""
 
     initial_rank: int | None = None
-    """Rank of each layer at the start. None: 1.5 lora.r, the authors' convention; lora.r is what remains."""
+    """Rank of each layer at the start. None: 1.5 lora.r, the authors' convention."""
+    final_rank: int | None = None
+    """Average rank at the end. None: lora.r. With initial_rank: lora.r, a run never has more parameters than LoRA."""
 
     def __post_init__(self) -> None:
-        rank = self.initial_rank
-        require(rank is None or rank >= 1, f"method_settings.initial_rank is {rank}; a rank is at least 1")
+        for name in ("initial_rank", "final_rank"):
+            rank = getattr(self, name)
+            require(rank is None or rank >= 1, f"method_settings.{name} is {rank}; a rank is at least 1")
 
 
-def initial_rank(settings: AdaLoraSettings, r: int) -> int:
-    """The rank a run starts with, for an average of `r` at its end; ValueError unless it is higher."""
+def first_and_last_rank(settings: AdaLoraSettings, r: int) -> tuple[int, int]:
+    """The rank a run at `lora.r` starts with, and the average at its end; ValueError unless the first is higher."""
     initial = max(r + 1, round(1.5 * r)) if settings.initial_rank is None else settings.initial_rank
-    if initial <= r:
+    final = r if settings.final_rank is None else settings.final_rank
+    if initial <= final:
+        where = f"lora.r ({r})" if settings.final_rank is None else f"method_settings.final_rank ({final})"
         raise ValueError(
-            f"method_settings.initial_rank is {initial}, but AdaLoRA prunes from it down to lora.r ({r}); raise it, or "
-            f"use method lora for a constant rank"
+            f"method_settings.initial_rank is {initial}, but AdaLoRA prunes from it down to {where}; raise it, or use "
+            f"method lora for a constant rank"
         )
-    return initial
+    return initial, final
 
 
 def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
@@ -57,11 +62,12 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     settings = method_settings(recipe, AdaLoraSettings)
     refuse_lora(recipe, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
     ranks = rank_config(recipe, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
+    initial, final = first_and_last_rank(settings, recipe.lora.r)
     lora = lora_config(recipe.lora, recipe.data.kind)
     config = AdaLoraConfig(
         task_type=lora.task_type,
-        init_r=initial_rank(settings, recipe.lora.r),
-        target_r=recipe.lora.r,
+        init_r=initial,
+        target_r=final,
         lora_alpha=lora.lora_alpha,
         lora_dropout=recipe.lora.dropout,
         target_modules=lora.target_modules,

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pedyra.core.allocation import RankPlan, Scores
-from pedyra.methods.adalora import AdaLoraSettings, initial_rank
+from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import elapsed, is_last, lowest_worth, means, plan, spent, uniform, units
@@ -67,6 +67,6 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         min_rank=0,
         new_moments="zero",
     )
-    initial = initial_rank(settings, recipe.lora.r)
+    initial, final = first_and_last_rank(settings, recipe.lora.r)
     model = with_lora(base_model, recipe, r=initial)
-    return adaptive(model, config, CubicPruning(initial, recipe.lora.r), record_to)
+    return adaptive(model, config, CubicPruning(initial, final), record_to)

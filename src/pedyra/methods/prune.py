@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pedyra.core.allocation import RankPlan, Scores
-from pedyra.methods.adalora import AdaLoraSettings, initial_rank
+from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import lowest_worth, means, part_done, plan, spent, uniform, units
@@ -44,7 +44,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     settings = method_settings(recipe, AdaLoraSettings)
     refuse_lora(recipe, "its scaling depends on the initial rank", "use_rslora")
     config = rank_config(recipe, open_fields=SCORE_FIELDS)
-    initial = initial_rank(settings, recipe.lora.r)
+    initial, final = first_and_last_rank(settings, recipe.lora.r)
     alpha = recipe.lora.alpha * initial / recipe.lora.r  # the scaling is that of lora.r
     model = with_lora(base_model, recipe, r=initial, alpha=alpha)
-    return adaptive(model, config, Prune(initial, recipe.lora.r), record_to)
+    return adaptive(model, config, Prune(initial, final), record_to)
