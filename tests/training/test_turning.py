@@ -82,6 +82,23 @@ def test_second_moments_turn_as_those_of_uncorrelated_rows(make_net):
     torch.testing.assert_close(optimizer.state[layer.a.A]["exp_avg_sq"], slow, rtol=1e-4, atol=1e-6)
 
 
+def test_layers_are_turned_together_as_each_by_itself(make_net):
+    model = make_net(trained=True)
+    layers, _ = parts(model)
+    with torch.no_grad():
+        layers[0].a.A[1] = 0  # not usable, among others of its shape
+    old = {layer.name: layer.rank - index % 2 for index, layer in enumerate(layers)}
+    together = turns_of(layers, old, observed=None)  # type: ignore[arg-type]
+    assert list(together) and sum(turn.W is None for turn in together.values()) == 1
+    for layer in layers:
+        alone = turns_of([layer], old, observed=None)[layer.name]  # type: ignore[arg-type]
+        assert (alone.W is None) == (together[layer.name].W is None)
+        if alone.W is not None:
+            torch.testing.assert_close(together[layer.name].W, alone.W)
+        assert together[layer.name].lengths == pytest.approx(alone.lengths)
+        assert together[layer.name].scores == pytest.approx(alone.scores)
+
+
 def test_a_layer_whose_rows_depend_on_each_other_stays_as_it_is(make_net):
     model = make_net(trained=True)
     (layer, *_), optimizer = parts(model)

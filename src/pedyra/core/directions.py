@@ -30,14 +30,16 @@ def orthogonal_rows(
     return directions * norm
 
 
-def singular_turn(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Float[Tensor, "r r"]:
+def singular_turn(A: Float[Tensor, "*l r in"], B: Float[Tensor, "*l out r"]) -> Float[Tensor, "*l r r"]:
     """W such that W A and B W^-1 are the SVD of B A, the strongest first, with rows of A of the old ones' mean length.
 
     A direction of no use then still has a row of A to learn with, and a column of B of no length, as at LoRA's start.
-    B A is not formed. For r <= in, out; not finite where rows of A depend on each other, or A or B is not.
+    B A is not formed. For r <= in, out; not finite where rows of A depend on each other, or A or B is not. Layers of
+    one shape can be turned together.
     """
-    left, right = torch.linalg.qr(B).R, torch.linalg.qr(A.T).R  # A = right^T Q^T
-    core = left @ right.T
-    finite = core.isfinite().all()  # decided on the device; torch's SVD would raise
+    left, right = torch.linalg.qr(B).R, torch.linalg.qr(A.mT).R  # A = right^T Q^T
+    core = left @ right.mT
+    finite = core.isfinite().all(-1).all(-1)[..., None, None]  # decided on the device; torch's SVD would raise
     Vh = torch.where(finite, torch.linalg.svd(torch.where(finite, core, 0.0)).Vh, torch.nan)
-    return A.norm(dim=1).mean() * torch.linalg.solve_triangular(right.T, Vh, upper=False, left=False)
+    length = A.norm(dim=-1).mean(-1)[..., None, None]
+    return length * torch.linalg.solve_triangular(right.mT, Vh, upper=False, left=False)

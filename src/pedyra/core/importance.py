@@ -56,19 +56,21 @@ def gradient_scores(
 
 
 def input_scores(
-    A: Float[Tensor, "r in"],
-    E: Float[Tensor, " r"],
-    B: Float[Tensor, "out r"],
-    input_norm: Float[Tensor, " in"],
-) -> Float[Tensor, " r"]:
+    A: Float[Tensor, "*l r in"],
+    E: Float[Tensor, "*l r"],
+    B: Float[Tensor, "*l out r"],
+    input_norm: Float[Tensor, "*l in"],
+) -> Float[Tensor, "*l r"]:
     """Input-based triple importance, Eq. (6): |e_i| * sum_k |A_ik| ||X_k|| * ||B_i||_2."""
-    reach = A.abs() @ input_norm  # (r,)
-    return E.abs() * reach * B.norm(dim=0)
+    reach = (A.abs() @ input_norm[..., None])[..., 0]  # (r,)
+    return E.abs() * reach * B.norm(dim=-2)
 
 
-def triple_lengths(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
+def triple_lengths(
+    A: Float[Tensor, "*l r in"], E: Float[Tensor, "*l r"], B: Float[Tensor, "*l out r"]
+) -> Float[Tensor, "*l r"]:
     """||e_i B_i A_i||_F: how large each triple's part of the update is."""
-    return E.abs() * A.norm(dim=1) * B.norm(dim=0)
+    return E.abs() * A.norm(dim=-1) * B.norm(dim=-2)
 
 
 def removal_loss(weights: Float[Tensor, "r n"], second_moment: Float[Tensor, "r n"]) -> Float[Tensor, " r"]:

@@ -26,7 +26,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.attach import AdaptedLayer, by_shape
 from pedyra.core.importance import triple_lengths
 from pedyra.core.swaps import Gain
 
@@ -134,7 +134,8 @@ class GradientSketch:
 
     def trials(self) -> dict[str, dict[int, Gain]]:
         """Per layer and triple on trial, what the loss would gain by putting it back."""
-        every = iter(torch.cat([lengths(t)[i] for t, i in zip(self.layers, self.on_trial, strict=True)]).tolist())
+        tried = [length[i] for length, i in zip(lengths(self.layers), self.on_trial, strict=True)]
+        every = iter(torch.cat(tried).tolist())
         result = {}
         for layer, q, indices, gains in zip(self.layers, self.q, self.on_trial, self._measured(), strict=True):
             tried = zip(indices.tolist(), gains[q:], strict=True)
@@ -240,9 +241,17 @@ class GradientSketch:
 
 
 @torch.no_grad()
-def lengths(layer: AdaptedLayer) -> Tensor:
-    """||s b e a|| of each triple of the layer with the scaling s, `(r,)`, float32."""
-    return layer.scaling * triple_lengths(layer.a.A.float(), layer.a.E.float(), layer.b.weight.float())
+def lengths(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
+    """||s b e a|| of each triple of every layer with its scaling s, `(r,)`, float32."""
+    result = [torch.empty(0)] * len(layers)
+    for members in by_shape(layers):
+        A, E, B = (
+            torch.stack([factor.detach().float() for factor in each])
+            for each in zip(*((layers[i].a.A, layers[i].a.E, layers[i].b.weight) for i in members), strict=True)
+        )
+        for index, unscaled in zip(members, triple_lengths(A, E, B), strict=True):
+            result[index] = layers[index].scaling * unscaled
+    return result
 
 
 def _own_direction(layer: AdaptedLayer, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ def known_curvature(
 
 def predicted_losses(layers: Sequence[AdaptedLayer], history: History) -> dict[str, list[float]]:
     """Layer -> h c^2 / 2 of each triple: what pruning it costs to second order. One transfer to the host."""
-    every = iter(torch.cat([lengths(layer) for layer in layers]).tolist())
+    every = iter(torch.cat(lengths(layers)).tolist())
     curvature = known_curvature(layers, history)
     return {layer.name: curvature[layer.name].losses([next(every) for _ in range(layer.rank)]) for layer in layers}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.attach import AdaptedLayer, by_shape
 from pedyra.core.directions import singular_turn
 from pedyra.core.importance import input_scores, triple_lengths
 from pedyra.training.optimizer_state import SECOND_MOMENTS
@@ -30,29 +30,42 @@ class Turn:
 @torch.no_grad()
 def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: ScoreState) -> dict[str, Turn]:
     """Layer -> the turn of its first `rows[name]` triples; E is 1. None where rows of A depend on each other."""
-    energies = observed.energies if isinstance(observed, TripleScores) else [None] * len(layers)
-    turned, lengths, scores = [], [], []
-    for layer, energy in zip(layers, energies, strict=True):
-        n = rows[layer.name]
-        A, B = layer.a.A.float(), layer.b.weight.float()
-        W = singular_turn(A[:n], B[:, :n]) if 0 < n <= min(A.shape[1], B.shape[0]) else A.new_full((n, n), torch.nan)
-        # Decided on the device: the host waits once for all layers.
-        usable = W.isfinite().all()
-        change = torch.where(usable, W, torch.eye(n, device=W.device))
-        A = torch.cat([change @ A[:n], A[n:]])
-        B = torch.cat([B[:, :n] @ torch.linalg.inv(change), B[:, n:]], 1)
-        seen = torch.ones_like(A.sum(0)) if energy is None else torch.where(energy.any(), energy, 1.0)
-        turned.append((W, usable))
-        ones = torch.ones_like(A.sum(1))
-        lengths.append(layer.scaling * triple_lengths(A, ones, B))
-        scores.append(input_scores(A, ones, B, seen))
-    usable = torch.stack([usable for _, usable in turned]).tolist()
-    values = iter(torch.stack([torch.cat(lengths), torch.cat(scores)], 1).tolist())
+    energies = observed.energies if isinstance(observed, TripleScores) else None
+    old = [rows[layer.name] for layer in layers]
+    order: list[int] = []
+    turned: list[Tensor] = []
+    tables: list[Tensor] = []
+    for group in by_shape(layers, old):
+        A = torch.stack([layers[i].a.A.float() for i in group])
+        B = torch.stack([layers[i].b.weight.float() for i in group])
+        seen = torch.ones_like(A[:, 0]) if energies is None else torch.stack([energies[i] for i in group])
+        seen = torch.where(seen.any(-1, keepdim=True), seen, 1.0)
+        W, usable, lengths, scores = _turned(A, B, old[group[0]], seen)
+        scaling = A.new_tensor([[layers[i].scaling] for i in group])
+        table = torch.stack([usable[:, None].expand_as(scores), scaling * lengths, scores], -1)
+        order += group
+        turned += W
+        tables.append(table.flatten(0, 1))
+    numbers = iter(torch.cat(tables).tolist())  # the host waits once for all layers
     turns = {}
-    for layer, (W, _), use in zip(layers, turned, usable, strict=True):
-        table = [next(values) for _ in range(layer.rank)]
-        turns[layer.name] = Turn(W if use else None, [length for length, _ in table], [score for _, score in table])
+    for index, W in zip(order, turned, strict=True):
+        table = [next(numbers) for _ in range(layers[index].rank)]
+        use = any(usable for usable, _, _ in table)
+        turns[layers[index].name] = Turn(W if use else None, [row[1] for row in table], [row[2] for row in table])
     return turns
+
+
+def _turned(A: Tensor, B: Tensor, n: int, seen: Tensor) -> tuple[Tensor, ...]:
+    """W of layers of one shape, whether it is usable, and the lengths and scores of all triples once turned."""
+    W = A.new_full((len(A), n, n), torch.nan)
+    if 0 < n <= min(A.shape[2], B.shape[1]):
+        W = singular_turn(A[:, :n], B[..., :n])
+    usable = W.isfinite().all(-1).all(-1)
+    change = torch.where(usable[:, None, None], W, torch.eye(n, device=W.device))
+    A = torch.cat([change @ A[:, :n], A[:, n:]], 1)
+    B = torch.cat([B[..., :n] @ torch.linalg.inv_ex(change).inverse, B[..., n:]], -1)
+    ones = torch.ones_like(A[..., 0])
+    return W, usable, triple_lengths(A, ones, B), input_scores(A, ones, B, seen)
 
 
 @torch.no_grad()
