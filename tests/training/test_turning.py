@@ -89,7 +89,7 @@ def test_layers_are_turned_together_as_each_by_itself(make_net):
         layers[0].a.A[1] = 0  # not usable, among others of its shape
     old = {layer.name: layer.rank - index % 2 for index, layer in enumerate(layers)}
     together = turns_of(layers, old, observed=None)  # type: ignore[arg-type]
-    assert list(together) and sum(turn.W is None for turn in together.values()) == 1
+    assert list(together) == list(old) and sum(turn.W is None for turn in together.values()) == 1
     for layer in layers:
         alone = turns_of([layer], old, observed=None)[layer.name]  # type: ignore[arg-type]
         assert (alone.W is None) == (together[layer.name].W is None)

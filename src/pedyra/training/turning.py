@@ -51,8 +51,8 @@ def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: 
     for index, W in zip(order, turned, strict=True):
         table = [next(numbers) for _ in range(layers[index].rank)]
         use = any(usable for usable, _, _ in table)
-        turns[layers[index].name] = Turn(W if use else None, [row[1] for row in table], [row[2] for row in table])
-    return turns
+        turns[index] = Turn(W if use else None, [row[1] for row in table], [row[2] for row in table])
+    return {layer.name: turns[index] for index, layer in enumerate(layers)}
 
 
 def _turned(A: Tensor, B: Tensor, n: int, seen: Tensor) -> tuple[Tensor, ...]:
