@@ -184,3 +184,22 @@ def test_the_scale_of_the_loss_is_taken_off_the_gains():
         found.append(best(sketch))
     for name in found[0]:
         torch.testing.assert_close(torch.tensor(found[0][name]), torch.tensor(found[1][name]), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad_step", [1, 4])
+def test_a_step_that_overflows_counts_as_one_without_a_gradient(bad_step):
+    found = []
+    for factor in (float("inf"), None):
+        model, layers = two_layers()
+        sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+        for step in range(6):
+            x = torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
+            loss = model(x).square().mean()
+            if step != bad_step:
+                loss.backward()
+            elif factor is not None:
+                (loss * factor).backward()
+            sketch.observe()
+        found.append([torch.stack(pair) for pair in sketch.gains()])
+    for overflowed, without in zip(*found, strict=True):
+        assert torch.equal(overflowed, without) and overflowed.isfinite().all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,11 @@ class AdaptedLayer:
         return self.a.in_features + self.b.out_features + int(self.a.E.requires_grad)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rank, in, out)."""
+        return self.rank, self.a.in_features, self.b.out_features
+
+    @property
     def parameters(self) -> int:
         """Trainable parameters of all the layer's triples, now."""
         return self.a.A.numel() + self.b.weight.numel() + (self.a.E.numel() if self.a.E.requires_grad else 0)
@@ -59,19 +64,6 @@ class AdaptedLayer:
     def rescale(self, factor: float) -> None:
         """Multiply the scaling, for the methods that define it by the current rank; see `write_ranks`."""
         self.module.scaling[self.adapter] *= factor
-
-
-def by_shape(layers: Sequence[AdaptedLayer], also: Sequence[int] | None = None) -> list[list[int]]:
-    """Indices of the layers whose factors have one shape and device (and `also`): what can be computed together.
-
-    On a GPU it is the number of operations that costs, not their size.
-    """
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, layer in enumerate(layers):
-        shape = layer.rank, layer.a.in_features, layer.b.out_features
-        key = (*shape, layer.a.A.device, 0 if also is None else also[index])
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
 
 
 def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora", seed: int = 0) -> list[AdaptedLayer]:

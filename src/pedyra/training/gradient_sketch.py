@@ -26,11 +26,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pedyra.adapters.attach import AdaptedLayer, by_shape
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.core.batching import alike, per_matrix
 from pedyra.core.importance import triple_lengths
 from pedyra.core.swaps import Gain
 
-_STATE = ("sums", "left", "right", "gain_sum", "gain_square_sum", "reach", "on_trial")
+_FLAT = ("sums", "gain_sum", "gain_square_sum")
+_PER_LAYER = ("left", "right", "reach", "on_trial")
 
 LEAST_STEPS = 4
 """One step for each of the first two parts, and two for the third, whose spread is the error of a gain."""
@@ -58,8 +60,9 @@ class GradientSketch:
         """Optimizer steps observed so far."""
         self.left: list[Tensor] = []
         self.right: list[Tensor] = []
-        self.gain_sum: list[Tensor] = []
-        self.gain_square_sum: list[Tensor] = []
+        device = layers[0].a.A.device
+        self.gain_sum = self.gain_square_sum = torch.zeros(0, device=device)
+        """Of sigma over the steps of the third part, all layers' probes in a row."""
         self.reach: list[Tensor] = []
         """In the third part `AFactor.reach` of every layer, which counts up in the forward."""
         self._table: tuple[int, list[list[Gain]]] | None = None
@@ -69,26 +72,27 @@ class GradientSketch:
         omega = [
             torch.randn(n, layer.a.in_features, generator=generator) for n, layer in zip(self.q, layers, strict=True)
         ]
-        self.sums = self._probe_rows([rows.to(layer.a.A.device) for rows, layer in zip(omega, layers, strict=True)])
+        self._probe_rows([rows.to(device) for rows in omega])
+        self.sums = self._zeros()
+        """Of the probes' gradients in the first two parts, all layers' in a row."""
 
     @torch.no_grad()
     def observe(self, loss_scale: float = 1.0) -> None:
         """Read the probes' gradients after one step's backward passes, and go on to the second part when it is time."""
         first, second, _ = self.parts
-        gradients = [self._take_gradient(layer, loss_scale) for layer in self.layers]
+        gradients = self._take_gradients(loss_scale)
         if self.done < first + second:
-            for total, gradient in zip(self.sums, gradients, strict=True):
-                total += gradient
+            self.sums += gradients
         else:
-            for index, gradient in enumerate(gradients):  # gradient: G v^T, (out, q)
-                gain = (self.left[index] * gradient).sum(0)
-                self.gain_sum[index] += gain
-                self.gain_square_sum[index] += gain.square()
+            products = torch._foreach_mul(self.left, self._by_layer(gradients))  # gradient: G v^T, (out, q)
+            gain = torch.cat([product.sum(0) for product in products]) / self._scaling
+            self.gain_sum += gain
+            self.gain_square_sum += gain.square()
         self.done += 1
         if self.done == first:
-            # Contiguous, as a checkpoint holds it: another layout would be multiplied in another order.
-            self.left = [torch.linalg.qr(total).Q.contiguous() for total in self.sums]  # (out, q)
-            self.sums = self._probe_columns(self.left)
+            (self.left,) = per_matrix(lambda sums: (torch.linalg.qr(sums).Q,), self._by_layer(self.sums))  # (out, q)
+            self._probe_columns(self.left)
+            self.sums = self._zeros()
         elif self.done == first + second:
             self._choose_candidates()
 
@@ -115,7 +119,8 @@ class GradientSketch:
         """
         n = self.done - self.parts[0] - self.parts[1]
         result = []
-        for total, squares in zip(self.gain_sum, self.gain_square_sum, strict=True):
+        widths = [len(rows) for rows in self.right]
+        for total, squares in zip(self.gain_sum.split(widths), self.gain_square_sum.split(widths), strict=True):
             mean = total / n
             variance = (squares / n - mean.square()).clamp_min(0) * n / (n - 1)
             result.append((mean, (variance.clamp_min(variance.mean()) / n).sqrt()))
@@ -158,28 +163,30 @@ class GradientSketch:
         if self._table is not None and self._table[0] == self.done:
             return self._table[1]
         means, errors = zip(*self.gains(), strict=True)
-        reaches = [total[:-1] / total[-1].clamp_min(1) for total in self.reach]
-        rows = torch.stack([torch.cat(means), torch.cat(errors), torch.cat(reaches)], 1).tolist()
+        rows = torch.stack([torch.cat(means), torch.cat(errors), torch.cat(self.reaches())], 1).tolist()
         numbers = iter(rows)
         self._table = self.done, [[Gain(*next(numbers)) for _ in mean] for mean in means]
         return self._table[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """The state in the middle of a window, for a checkpoint."""
-        lists = {name: getattr(self, name) for name in _STATE}
+        lists = {name: getattr(self, name) for name in _PER_LAYER}
         named = {f"{name}.{index}": value for name, values in lists.items() for index, value in enumerate(values)}
+        named |= {name: getattr(self, name) for name in _FLAT}
         return {"done": torch.tensor([self.done, sum(self.parts)]), **named}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`, on a sketch made for the same window with the same generator."""
         device = self.layers[0].a.A.device
         self.done = int(tensors["done"][0])
-        for name in _STATE:
+        for name in _FLAT:
+            setattr(self, name, tensors[name].to(device, copy=True))
+        for name in _PER_LAYER:
             count = sum(key.startswith(f"{name}.") for key in tensors)
             setattr(self, name, [tensors[f"{name}.{index}"].to(device, copy=True) for index in range(count)])
         first, second, _ = self.parts
         if self.done >= first + second:
-            self._probe_rows(self.right)
+            self._measure_with(self.right)
             self._switch_off()
             self._count_reach()
         elif self.done >= first:
@@ -192,20 +199,28 @@ class GradientSketch:
 
     def _choose_candidates(self) -> None:
         """The pairs (u, v) of the third part, from the SVD of the co-range's sums."""
-        pairs = [torch.linalg.svd(total, full_matrices=False) for total in self.sums]
+        left, _, self.right = per_matrix(
+            lambda sums: tuple(torch.linalg.svd(sums, full_matrices=False)), self._by_layer(self.sums)
+        )
         # u are Q times the left vectors of X; a column of `left` goes with a row of `right`.
-        self.left = [(q @ U).contiguous() for q, (U, _, _) in zip(self.left, pairs, strict=True)]
-        self.right = [Vh.contiguous() for _, _, Vh in pairs]
+        self.left = [q @ U for q, U in zip(self.left, left, strict=True)]
+        self.sums = self.sums.new_zeros(0)
         self.on_trial = [torch.zeros(0, dtype=torch.long) for _ in self.layers]
         self._judge()
 
     def _judge(self) -> None:
-        self._probe_rows(self.right)
+        self._measure_with(self.right)
         self._switch_off()
-        self.gain_sum = [torch.zeros(len(rows), device=rows.device) for rows in self.right]
-        self.gain_square_sum = [torch.zeros_like(total) for total in self.gain_sum]
+        self.gain_sum = torch.zeros_like(self._scaling)
+        self.gain_square_sum = torch.zeros_like(self.gain_sum)
         self.reach = [torch.zeros(len(rows) + 1, device=rows.device) for rows in self.right]
         self._count_reach()
+
+    def _measure_with(self, rows: Sequence[Tensor]) -> None:
+        """Probe these rows; the products of their gradients with `left` are sigma, times the scaling of the layer."""
+        self._probe_rows(rows)
+        every = (layer.scaling for layer, probed in zip(self.layers, rows, strict=True) for _ in probed)
+        self._scaling = torch.tensor(list(every), device=rows[0].device)
 
     def _count_reach(self) -> None:
         for layer, reach in zip(self.layers, self.reach, strict=True):
@@ -218,33 +233,47 @@ class GradientSketch:
             layer.a.live = torch.ones(layer.rank, device=layer.a.A.device)
             layer.a.live[indices] = 0
 
-    def _probe_rows(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Fix the A side; the B side starts at zero and gets the gradient. Returns zero sums of its shape."""
+    def _probe_rows(self, rows: Sequence[Tensor]) -> None:
+        """Fix the A side; the B side starts at zero and gets the gradient, `(out, q)`."""
         for layer, fixed in zip(self.layers, rows, strict=True):
             layer.a.probe = fixed
             layer.b.probe = fixed.new_zeros(layer.b.out_features, len(fixed)).requires_grad_()
-        return [torch.zeros_like(layer.b.probe) for layer in self.layers]  # type: ignore[arg-type]
+        self._probed([layer.b.probe for layer in self.layers])  # type: ignore[misc]
 
-    def _probe_columns(self, columns: Sequence[Tensor]) -> list[Tensor]:
+    def _probe_columns(self, columns: Sequence[Tensor]) -> None:
+        """Fix the B side; the A side starts at zero and gets the gradient, `(q, in)`."""
         for layer, fixed in zip(self.layers, columns, strict=True):
             layer.b.probe = fixed
             layer.a.probe = fixed.new_zeros(fixed.shape[1], layer.a.in_features).requires_grad_()
-        return [torch.zeros_like(layer.a.probe) for layer in self.layers]  # type: ignore[arg-type]
+        self._probed([layer.a.probe for layer in self.layers])  # type: ignore[misc]
 
-    def _take_gradient(self, layer: AdaptedLayer, loss_scale: float) -> Tensor:
-        probe = layer.b.probe if layer.b.probe is not None and layer.b.probe.requires_grad else layer.a.probe
-        assert probe is not None
-        gradient = torch.zeros_like(probe) if probe.grad is None else probe.grad / (layer.scaling * loss_scale)
-        probe.grad = None
-        # A step that overflowed counts as one of no gradient, which makes a gain smaller and its error larger.
-        return torch.where(gradient.isfinite().all(), gradient, torch.zeros_like(gradient)).detach()
+    def _probed(self, probes: list[Tensor]) -> None:
+        self._probes, self._sizes = probes, [probe.numel() for probe in probes]
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(sum(self._sizes), device=self._probes[0].device)
+
+    def _by_layer(self, flat: Tensor) -> list[Tensor]:
+        """One matrix a layer, of its probe's shape."""
+        return [part.view_as(probe) for part, probe in zip(flat.split(self._sizes), self._probes, strict=True)]
+
+    def _take_gradients(self, loss_scale: float) -> Tensor:
+        """The gradients of all probes in a row, of the unscaled loss; zero where the step overflowed.
+
+        A step that counts as one of no gradient makes a gain smaller and its error larger.
+        """
+        gradients = [torch.zeros_like(probe) if probe.grad is None else probe.grad for probe in self._probes]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        for probe in self._probes:
+            probe.grad = None
+        return torch.where(flat.norm(1).isfinite(), flat / loss_scale, 0.0)
 
 
 @torch.no_grad()
 def lengths(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
     """||s b e a|| of each triple of every layer with its scaling s, `(r,)`, float32."""
     result = [torch.empty(0)] * len(layers)
-    for members in by_shape(layers):
+    for members in alike(layer.shape for layer in layers):
         A, E, B = (
             torch.stack([factor.detach().float() for factor in each])
             for each in zip(*((layers[i].a.A, layers[i].a.E, layers[i].b.weight) for i in members), strict=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
+from pedyra.core.batching import alike
 from pedyra.core.orthogonality import orthogonality, orthogonality_gradient
 
 
@@ -17,11 +18,8 @@ def add_orthogonality_gradient(layers: Sequence[AdaptedLayer], *, weight: float,
     factors = [layer.a.A for layer in layers if layer.rank] + [layer.b.weight for layer in layers if layer.rank]
     count = len(layers)
     scale = weight / (2 * count) if form == "norm" else weight
-    groups: dict[tuple[int, ...], list[int]] = {}
     rows = [factor if index < len(factors) // 2 else factor.T for index, factor in enumerate(factors)]
-    for index, row in enumerate(rows):
-        groups.setdefault(tuple(row.shape), []).append(index)
-    for indices in groups.values():
+    for indices in alike(tuple(row.shape) for row in rows):
         gradients = orthogonality_gradient(torch.stack([rows[i].detach() for i in indices]), form=form)
         for index, gradient in zip(indices, gradients.unbind(), strict=True):
             factor = factors[index]

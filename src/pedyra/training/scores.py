@@ -93,14 +93,14 @@ class TripleScores:
     def observe_gradients(self) -> None:
         """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
         parameters = self.parameters()
-        weights = [parameter.detach() for parameter in parameters]
-        gradients = [
-            torch.zeros_like(w) if (g := p.grad) is None else g for p, w in zip(parameters, weights, strict=True)
-        ]
-        if any(weight.dtype != torch.float32 for weight in weights):
-            weights, gradients = [w.float() for w in weights], [g.float() for g in gradients]
-        norms = torch.stack(torch._foreach_norm(gradients)).view(-1, 3)
+        found = [None if parameter.grad is None else parameter.grad.float() for parameter in parameters]
+        given = [gradient for gradient in found if gradient is not None]
+        known = iter(torch._foreach_norm(given) if given else ())
+        zero = torch.zeros((), device=self.skipped.device)
+        norms = torch.stack([zero if gradient is None else next(known) for gradient in found]).view(-1, 3)
         if self.gradients:
+            weights = [parameter.detach().float() for parameter in parameters]
+            gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
             products = torch._foreach_mul(weights, gradients)
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
             averages = self.sensitivity, self.uncertainty

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pedyra.adapters.attach import AdaptedLayer, by_shape
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.core.batching import alike
 from pedyra.core.directions import singular_turn
 from pedyra.core.importance import input_scores, triple_lengths
 from pedyra.training.optimizer_state import SECOND_MOMENTS
@@ -35,7 +36,7 @@ def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: 
     order: list[int] = []
     turned: list[Tensor] = []
     tables: list[Tensor] = []
-    for group in by_shape(layers, old):
+    for group in alike((*layer.shape, n) for layer, n in zip(layers, old, strict=True)):
         A = torch.stack([layers[i].a.A.float() for i in group])
         B = torch.stack([layers[i].b.weight.float() for i in group])
         seen = torch.ones_like(A[:, 0]) if energies is None else torch.stack([energies[i] for i in group])
