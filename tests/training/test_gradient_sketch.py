@@ -131,6 +131,14 @@ def test_state_saved_in_mid_window_continues_to_the_same_gains():
         assert sketch.candidates(2.0) == expected
 
 
+def test_a_sketch_of_another_version_is_told():
+    _, layers = two_layers()
+    sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+    saved = {name: value for name, value in sketch.tensors().items() if name != "sums"}
+    with pytest.raises(ValueError, match="has no sums: another version of pedyra wrote it; resume with that version"):
+        sketch.load_tensors(saved)
+
+
 def test_what_pays_for_a_new_triple_is_what_it_begins_along(monkeypatch):
     _, layers = two_layers()
     sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))

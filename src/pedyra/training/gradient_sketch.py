@@ -176,7 +176,16 @@ class GradientSketch:
         return {"done": torch.tensor([self.done, sum(self.parts)]), **named}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`, on a sketch made for the same window with the same generator."""
+        """The inverse of `tensors`, on a sketch made for the same window with the same generator.
+
+        Raises:
+            ValueError: something is missing.
+        """
+        if missing := [name for name in _FLAT if name not in tensors]:
+            raise ValueError(
+                f"the gradient sketch of this checkpoint has no {', '.join(missing)}: another version of pedyra wrote "
+                f"it; resume with that version, or from a checkpoint saved right after an adjustment"
+            )
         device = self.layers[0].a.A.device
         self.done = int(tensors["done"][0])
         for name in _FLAT:
