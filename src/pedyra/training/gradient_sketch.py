@@ -30,6 +30,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.core.batching import alike, per_matrix
 from pedyra.core.importance import triple_lengths
 from pedyra.core.swaps import Gain
+from pedyra.training.distributed import Average, alone
 
 _FLAT = ("sums", "gain_sum", "gain_square_sum")
 _PER_LAYER = ("left", "right", "reach", "on_trial")
@@ -51,8 +52,9 @@ class GradientSketch:
         q: int,
         steps: int,
         generator: torch.Generator,
+        average: Average = alone,
     ) -> None:
-        self.layers = layers
+        self.layers, self.average = layers, average
         self.q = [min(q, layer.a.in_features, layer.b.out_features) for layer in layers]
         assert steps >= LEAST_STEPS
         self.parts = (steps // 3, steps // 3, steps - 2 * (steps // 3))
@@ -128,7 +130,8 @@ class GradientSketch:
 
     def reaches(self) -> list[Tensor]:
         """Per layer the mean square of its inputs along every v of the third part, `(q + trials,)`."""
-        return [total[:-1] / total[-1].clamp_min(1) for total in self.reach]
+        totals = self.average(torch.cat(self.reach)).split([len(total) for total in self.reach])
+        return [total[:-1] / total[-1].clamp_min(1e-3) for total in totals]  # of no token at all: 0
 
     def candidates(self, certainty: float) -> dict[str, list[Gain]]:
         """Per layer the gains of its candidate directions, in the order of `directions`."""
@@ -272,7 +275,7 @@ class GradientSketch:
         A step that counts as one of no gradient makes a gain smaller and its error larger.
         """
         gradients = [torch.zeros_like(probe) if probe.grad is None else probe.grad for probe in self._probes]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = self.average(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         for probe in self._probes:
             probe.grad = None
         return torch.where(flat.norm(1).isfinite(), flat / loss_scale, 0.0)

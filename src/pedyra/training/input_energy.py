@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer
+from pedyra.training.distributed import Average, alone
 
 
 class InputEnergy:
@@ -19,8 +20,9 @@ class InputEnergy:
     recomputation of gradient checkpointing runs inside the backward pass and is not counted again.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
-        self.active = False
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average = alone) -> None:
+        self.active, self._average = False, average
+        self._widths, self._device = [layer.a.in_features for layer in layers], layers[0].a.A.device
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
         self._mask: Tensor | None = None
@@ -36,6 +38,8 @@ class InputEnergy:
 
     def collect(self) -> list[Tensor | None]:
         """The mean square per feature `(in,)` of every layer since the last call; None where nothing was seen."""
+        if self._average is not alone:
+            self._average_sums()
         # Layers that shared an input share its sum. One division for all: on a GPU launches are what costs.
         distinct = {id(total): (total, count) for total, count in zip(self._sums, self._counts, strict=True)
                     if total is not None and count is not None}  # fmt: skip
@@ -43,13 +47,24 @@ class InputEnergy:
         if distinct:
             totals, counts = zip(*distinct.values(), strict=True)
             widths = [len(total) for total in totals]
-            tokens = per_element(torch.stack(counts).clamp_min_(1), widths)
+            tokens = per_element(torch.stack(counts).clamp_min_(_NO_TOKEN), widths)
             means = dict(zip(distinct, (torch.cat(totals) / tokens).split(widths), strict=True))
         result = [means.get(id(total)) for total in self._sums]
         self._sums = [None] * len(self._sums)
         self._counts = [None] * len(self._counts)
         self._last = self._mask = self._real = None
         return result
+
+    def _average_sums(self) -> None:
+        """Over the processes, of which each may have seen other layers: one collective, and one wait for the device."""
+        empty = [torch.zeros(width, device=self._device) for width in self._widths]
+        sums = [none if total is None else total for none, total in zip(empty, self._sums, strict=True)]
+        counts = [none.sum() if count is None else count for none, count in zip(empty, self._counts, strict=True)]
+        flat = self._average(torch.cat([*sums, torch.stack(counts)]))
+        *parts, means = flat.split([*self._widths, len(counts)])
+        seen = (means > 0).tolist()
+        self._sums = [part if use else None for part, use in zip(parts, seen, strict=True)]
+        self._counts = [count if use else None for count, use in zip(means, seen, strict=True)]
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -104,6 +119,8 @@ def per_element(values: Tensor, widths: Sequence[int]) -> Tensor:
     return values.repeat_interleave(repeats, output_size=sum(widths))
 
 
+_NO_TOKEN = 1e-3
+"""Below every count of tokens, a mean over processes too: no division by zero."""
 # Squares of this many bytes stay in the cache; a temporary of the input's size would be written out and read back.
 _CHUNK_BYTES = 512 * 1024
 

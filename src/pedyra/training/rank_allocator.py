@@ -17,6 +17,7 @@ from pedyra.core.allocation import RankPlan
 from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at, resolve_schedule
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.diagnostics import describe, snapshot
+from pedyra.training.distributed import averaging
 from pedyra.training.gradient_sketch import LEAST_STEPS
 from pedyra.training.input_energy import InputEnergy
 from pedyra.training.limits import check_movable, max_ranks, most_moves
@@ -54,6 +55,11 @@ class RankAllocator:
         total_steps: optimizer steps of the whole run; fractions in the config refer to it.
         adapter_name: which adapter to adapt; others are left alone.
         policy: what turns scores into a plan, or a whole Rule; PE-DyRA's by default.
+        process_group: of torch.distributed, whose processes train this model on parts of each batch and average its
+            gradients; what they measure is averaged as well. None: all processes, where torch.distributed runs.
+
+    Under DistributedDataParallel give the module inside, and wrap it anew whenever `after_step` returned a record in
+    which triples moved: the wrapper would go on averaging the old ones.
 
     Raises:
         ValueError: nothing to adapt, a schedule or budget in which nothing can move, an optimizer whose state cannot
@@ -68,6 +74,7 @@ class RankAllocator:
         total_steps: int,
         adapter_name: str = "default",
         policy: Policy | Rule = bidirectional,
+        process_group: Any = None,
     ) -> None:
         self.model, self.adapter_name, self.config = model, adapter_name, config
         self.rule = policy if isinstance(policy, Rule) else Rule(policy=policy)
@@ -89,7 +96,8 @@ class RankAllocator:
         self.history: list[dict[str, Any]] = []
         """The adjustment records, oldest first; see `after_step`."""
         self.initial_parameters = self.parameters
-        self._sketching = Sketching(self.layers, config, self.schedule)
+        average = averaging(process_group)
+        self._sketching = Sketching(self.layers, config, self.schedule, average)
         (self.rule.check or check_movable)(self._situation())
         claim(self.layers, self)
         for layer in self.layers:
@@ -100,7 +108,7 @@ class RankAllocator:
         self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
         reads_inputs = config.score == "importance" and (config.alpha or 0) < 1 and self.rule.scores is None
-        self._inputs = InputEnergy(model, self.layers) if reads_inputs else None
+        self._inputs = InputEnergy(model, self.layers, average) if reads_inputs else None
         self._compiled = False
         if is_compiled(model):
             self.expect_compilation()

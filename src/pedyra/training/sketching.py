@@ -12,6 +12,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.schedule import Schedule
 from pedyra.core.swaps import Gain, chance
+from pedyra.training.distributed import Average, alone
 from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch
 
 _PREFIX = "sketch."
@@ -24,10 +25,13 @@ class Sketching:
         layers: what is sketched.
         config: `sketch_size`, `sketch_steps`, `seed`, and whether directions or gains along the gradient are wanted.
         schedule: when adjustments are.
+        average: over the processes that see parts of a batch.
     """
 
-    def __init__(self, layers: Sequence[AdaptedLayer], config: RankConfig, schedule: Schedule) -> None:
-        self.layers, self.config, self.schedule = layers, config, schedule
+    def __init__(
+        self, layers: Sequence[AdaptedLayer], config: RankConfig, schedule: Schedule, average: Average = alone
+    ) -> None:
+        self.layers, self.config, self.schedule, self.average = layers, config, schedule, average
         self.current: GradientSketch | None = None
 
     def prepare(self, step: int) -> None:
@@ -104,6 +108,7 @@ class Sketching:
             q=self.config.sketch_size,
             steps=steps,
             generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + adjustment),
+            average=self.average,
         )
 
 

@@ -1,0 +1,92 @@
+"""Two processes on halves of every batch, their gradients averaged, decide what one process on the whole batch does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = """
+import json, sys
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from pedyra import RankAllocator, RankConfig
+
+port, rank, size, settings = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+torch.set_num_threads(1)
+if size > 1:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+torch.manual_seed(1)
+base = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 6))
+teacher = torch.randn(8, 6)
+model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2", "4"]))
+# Of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero.
+optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2, momentum=0.5)
+allocator = RankAllocator(model, optimizer, RankConfig.from_dict(settings), total_steps=24)
+wrapped = DistributedDataParallel(model) if size > 1 else model
+for step in range(24):
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(step))
+    part = x.chunk(size)[rank]
+    (wrapped(part) - torch.tanh(part @ teacher)).square().mean().backward()
+    allocator.before_step()
+    optimizer.step()
+    optimizer.zero_grad()
+    record = allocator.after_step()
+    if size > 1 and record and (record["pruned"] or record["added"]):
+        wrapped = DistributedDataParallel(model)
+weights = [value.flatten().tolist() for name, value in model.state_dict().items() if "lora" in name]
+kept = ("step", "ranks", "pruned", "added", "scores", "gains", "trials")
+print(json.dumps({"weights": weights, "history": [{k: r.get(k) for k in kept} for r in allocator.history]}))
+"""
+TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3)
+PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
+PAPER |= dict(prune="score", expand="importance", init="orthogonal", score="importance")
+
+
+def run(size: int, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What each process ends with."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    commands = [
+        [sys.executable, "-W", "ignore", str(script), str(port), str(rank), str(size), json.dumps(settings)]
+        for rank in range(size)
+    ]
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    ended = [process.communicate(timeout=240) for process in running]
+    for process, (_, error) in zip(running, ended, strict=True):
+        assert process.returncode == 0, error[-2000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+
+def flat(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for part in value for number in flat(part)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
+@pytest.mark.parametrize("settings", [TRIALS, PAPER], ids=["trials", "paper"])
+def test_two_processes_decide_as_one_does_on_the_whole_batch(settings, tmp_path):
+    (alone,) = run(1, settings, tmp_path)
+    first, second = run(2, settings, tmp_path)
+    assert first == second  # to the last bit
+    moved = [sum(record["added"].values()) for record in alone["history"]]
+    assert sum(moved) > 0
+    for together, by_itself in zip(first["history"], alone["history"], strict=True):
+        for key in ("step", "ranks", "added"):
+            assert together[key] == by_itself[key]
+        for key in ("scores", "gains", "trials"):
+            assert flat(together[key]) == pytest.approx(flat(by_itself[key]), rel=2e-3, abs=1e-5)
+    assert flat(first["weights"]) == pytest.approx(flat(alone["weights"]), rel=1e-3, abs=1e-5)
