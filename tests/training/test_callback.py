@@ -12,7 +12,7 @@ from peft import AdaLoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
 
 from pedyra import RankAllocator, RankCallback, RankConfig, attach
-from pedyra.training.callback import _check_wrapper, _unscale
+from pedyra.training.callback import _data_parallel, _unscale
 
 
 class NanAt(Trainer):
@@ -247,18 +247,19 @@ def test_two_callbacks_in_one_trainer_are_refused(make_trainer, quick, tmp_path)
     [
         ({"deepspeed": "zero2.json"}, "under DeepSpeed yet; train without args.deepspeed"),
         ({"fsdp": "full_shard"}, "under FSDP yet; train without args.fsdp"),
-        ({"world_size": 2}, r"under 2 processes \(DDP\) yet; start one process"),
+        ({"world_size": 2}, "under 2 processes in a Linear yet; use DDP, without torch_compile, or one process"),
         ({"n_gpu": 2}, "under DataParallel over 2 GPUs yet; set CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_wrappers_in_which_a_resize_would_diverge_are_refused(faked, message):
     args: Any = SimpleNamespace(**{"deepspeed": None, "fsdp": "", "world_size": 1, "n_gpu": 1, **faked})
     with pytest.raises(ValueError, match=message):
-        _check_wrapper(args)
+        _data_parallel(args, torch.nn.Linear(1, 1))
 
 
 def test_one_process_on_one_device_is_accepted(make_trainer, tmp_path):
-    _check_wrapper(make_trainer(tmp_path)[0].args)
+    trainer, _ = make_trainer(tmp_path)
+    assert _data_parallel(trainer.args, trainer.model) is None
 
 
 def test_training_starts_from_a_model_that_was_attached_before(make_trainer, make_bert, tmp_path, run_state):

@@ -46,18 +46,55 @@ weights = [value.flatten().tolist() for name, value in model.state_dict().items(
 kept = ("step", "ranks", "pruned", "added", "scores", "gains", "trials")
 print(json.dumps({"weights": weights, "history": [{k: r.get(k) for k in kept} for r in allocator.history]}))
 """
+TRAINER = """
+import json, os, sys
+port, rank, size, settings = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+out, resume = settings.pop("out"), settings.pop("resume")
+if size > 1:  # as torchrun does
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    os.environ |= dict(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from pedyra import RankCallback, RankConfig
+
+torch.set_num_threads(1)
+torch.manual_seed(2)
+shape = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+base = BertForSequenceClassification(
+    BertConfig(**shape, max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+)
+model = get_peft_model(base, LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value", "dense"]))
+draw = torch.Generator().manual_seed(7)
+tokens = [torch.randint(3, 40, (6,), generator=draw) for _ in range(64)]
+rows = [dict(input_ids=row, attention_mask=torch.ones_like(row), labels=int(row[0] > 20)) for row in tokens]
+arguments = TrainingArguments(
+    out, max_steps=24, per_device_train_batch_size=8 // size, learning_rate=0.5, optim="sgd", use_cpu=True,
+    lr_scheduler_type="constant", max_grad_norm=1.0, report_to="none", save_steps=12, logging_steps=5, seed=5,
+    disable_tqdm=True, ddp_backend="gloo" if size > 1 else None,
+    average_tokens_across_devices=False,  # with it Trainer doubles the loss of a classifier
+)
+callback = RankCallback(RankConfig.from_dict(settings), record_to=f"{out}/ranks.jsonl")
+Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train(
+    resume_from_checkpoint=f"{out}/checkpoint-12" if resume else None
+)
+weights = [value.flatten().tolist() for name, value in model.state_dict().items() if "lora" in name]
+kept = ("step", "ranks", "pruned", "added", "scores", "gains", "trials")
+history = [{k: r.get(k) for k in kept} for r in callback.allocator.history]
+print(json.dumps({"weights": weights, "history": history}))
+"""
 TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3)
 PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
 PAPER |= dict(prune="score", expand="importance", init="orthogonal", score="importance")
 
 
-def run(size: int, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def run(size: int, settings: dict[str, Any], folder: Path, worker: str = WORKER) -> list[dict[str, Any]]:
     """What each process ends with."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = folder / "worker.py"
-    script.write_text(WORKER)
+    script.write_text(worker)
     commands = [
         [sys.executable, "-W", "ignore", str(script), str(port), str(rank), str(size), json.dumps(settings)]
         for rank in range(size)
@@ -77,16 +114,32 @@ def flat(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
+def assert_the_same_decisions(together: dict[str, Any], alone: dict[str, Any]) -> None:
+    assert sum(sum(record["added"].values()) for record in alone["history"]) > 0, "nothing moved: it proves nothing"
+    for ours, theirs in zip(together["history"], alone["history"], strict=True):
+        for key in ("step", "ranks", "added"):
+            assert ours[key] == theirs[key]
+        for key in ("scores", "gains", "trials"):
+            assert flat(ours[key]) == pytest.approx(flat(theirs[key]), rel=2e-3, abs=1e-5)
+    assert flat(together["weights"]) == pytest.approx(flat(alone["weights"]), rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("settings", [TRIALS, PAPER], ids=["trials", "paper"])
 def test_two_processes_decide_as_one_does_on_the_whole_batch(settings, tmp_path):
     (alone,) = run(1, settings, tmp_path)
     first, second = run(2, settings, tmp_path)
     assert first == second  # to the last bit
-    moved = [sum(record["added"].values()) for record in alone["history"]]
-    assert sum(moved) > 0
-    for together, by_itself in zip(first["history"], alone["history"], strict=True):
-        for key in ("step", "ranks", "added"):
-            assert together[key] == by_itself[key]
-        for key in ("scores", "gains", "trials"):
-            assert flat(together[key]) == pytest.approx(flat(by_itself[key]), rel=2e-3, abs=1e-5)
-    assert flat(first["weights"]) == pytest.approx(flat(alone["weights"]), rel=1e-3, abs=1e-5)
+    assert_the_same_decisions(first, alone)
+
+
+def test_a_trainer_of_two_processes_trains_as_one_and_resumes(tmp_path):
+    settings: Any = lambda name, resume=False: {**TRIALS, "out": str(tmp_path / name), "resume": resume}  # noqa: E731
+    (alone,) = run(1, settings("one"), tmp_path, TRAINER)
+    first, second = run(2, settings("two"), tmp_path, TRAINER)
+    assert first == second
+    assert_the_same_decisions(first, alone)
+    record = (tmp_path / "two" / "ranks.jsonl").read_text()
+    assert len(record.splitlines()) == len((tmp_path / "one" / "ranks.jsonl").read_text().splitlines())  # one writer
+    resumed, _ = run(2, settings("two", resume=True), tmp_path, TRAINER)
+    assert resumed["weights"] == first["weights"]
+    assert (tmp_path / "two" / "ranks.jsonl").read_text().count("adjustment") == record.count("adjustment")

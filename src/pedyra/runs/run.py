@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     Raises:
         ValueError: whatever would stop the run.
     """
+    _check_one_process()
     folder = RunFolder(Path(recipe.output_dir))
     _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
     return make_plan(set_up(recipe))
@@ -77,6 +79,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         ValueError: a mistake in the recipe, or an output folder that must not be written.
         OSError: the disk is full (ENOSPC); the message names the last whole checkpoint.
     """
+    _check_one_process()
     folder = RunFolder(Path(recipe.output_dir))
     checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
     setup = set_up(recipe, record_to=folder.ranks)
@@ -92,6 +95,16 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         if _is_disk_full(error):
             raise OSError(errno.ENOSPC, _disk_full_message(folder)) from error
         raise
+
+
+def _check_one_process() -> None:
+    """Several processes would write one run folder."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ValueError(
+            f"WORLD_SIZE is {size}: pedyra train runs in one process; start it without torchrun or accelerate launch, "
+            f"or use RankCallback in a script of your own, which works under both"
+        )
 
 
 def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume: bool) -> Path | None:

@@ -7,9 +7,10 @@ import json
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.adapters.attach import attach, train_e, write_ranks
@@ -17,6 +18,7 @@ from pedyra.config import RankConfig
 from pedyra.files import read_rows
 from pedyra.layer_names import layer_place
 from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
+from pedyra.training.distributed import wrap_again
 from pedyra.training.optimizer_state import drop_unfit_state
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Policy, Rule, bidirectional
@@ -52,6 +54,8 @@ class RankCallback(TrainerCallback):
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.allocator: RankAllocator | None = None
         self._tracked_seconds: list[float] = []
+        self._wrapper: DistributedDataParallel | None = None
+        self._writes = True
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
@@ -62,18 +66,28 @@ class RankCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        _check_wrapper(args)
+        trainer = _caller(Trainer)
+        self._wrapper = _data_parallel(args, None if trainer is None else trainer.model_wrapped)
+        self._writes = state.is_world_process_zero
         _go_first(self)
         if self.allocator is not None:
             self.allocator.release()
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.allocator = RankAllocator(
-            model, optimizer, self.config, state.max_steps, self.adapter_name, policy=self.policy
+            model,
+            optimizer,
+            self.config,
+            state.max_steps,
+            self.adapter_name,
+            policy=self.policy,
+            process_group=None if self._wrapper is None else self._wrapper.process_group,
         )
         if args.torch_compile:
             self.allocator.expect_compilation()
         if state.global_step > 0:
             self._resume(self.allocator, args, state.global_step)
+        if self._wrapper is not None:  # attaching and resuming may have renewed parameters
+            wrap_again(self._wrapper)
         self._start_record(self.allocator, state.global_step)
 
     def on_pre_optimizer_step(
@@ -91,6 +105,8 @@ class RankCallback(TrainerCallback):
         record = self.allocator.after_step()
         if record is not None:
             self._record(record)
+        if record is not None and self._wrapper is not None and (record["pruned"] or record["added"]):
+            wrap_again(self._wrapper)
 
     def on_log(
         self,
@@ -110,7 +126,8 @@ class RankCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.allocator is not None
-        save_state(self.allocator, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        if args.should_save:
+            save_state(self.allocator, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -165,7 +182,7 @@ class RankCallback(TrainerCallback):
 
     def _start_record(self, allocator: RankAllocator, step: int) -> None:
         """A new record, or, on a resume, the old one without the lines of steps that will be run again."""
-        if self.record_to is None:
+        if self.record_to is None or not self._writes:
             return
         kept = [row for row in read_rows(self.record_to) if row.get("step", 0) <= step] if step > 0 else []
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +192,7 @@ class RankCallback(TrainerCallback):
             self._record(allocator.snapshot())
 
     def _record(self, entry: dict[str, Any]) -> None:
-        if self.record_to is not None:
+        if self.record_to is not None and self._writes:
             with self.record_to.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
@@ -187,29 +204,44 @@ def _go_first(callback: TrainerCallback) -> None:
     callback everything but the handler that is calling it; so that is looked up in the calling frames. Moving an
     entry to the front while the handler iterates over the list neither skips nor repeats another one.
     """
+    handler = _caller(CallbackHandler)
+    if handler is not None:
+        handler.callbacks.remove(callback)
+        handler.callbacks.insert(0, callback)
+
+
+Caller = TypeVar("Caller")
+
+
+def _caller(kind: type[Caller]) -> Caller | None:
+    """The nearest object of this kind whose method is running."""
     frame = inspect.currentframe()
     while frame is not None:
-        handler = frame.f_locals.get("self")
-        if isinstance(handler, CallbackHandler):
-            handler.callbacks.remove(callback)
-            handler.callbacks.insert(0, callback)
-            return
+        if isinstance(found := frame.f_locals.get("self"), kind):
+            return found
         frame = frame.f_back
+    return None
 
 
-def _check_wrapper(args: TrainingArguments) -> None:
-    """Refuse what would silently train something else: a resize inside these wrappers diverges or crashes."""
+def _data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
+    """The wrapper that averages gradients, which must follow a resize; None for one process.
+
+    Raises:
+        ValueError: another wrapper; a resize inside it would diverge or crash.
+    """
     wrapper = None
     if args.deepspeed:
         wrapper, repair = "DeepSpeed", "train without args.deepspeed"
     elif getattr(args, "fsdp", None):
         wrapper, repair = "FSDP", "train without args.fsdp"
-    elif args.world_size > 1:
-        wrapper, repair = f"{args.world_size} processes (DDP)", "start one process, without torchrun"
+    elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
+        kind = type(wrapped).__name__
+        wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, without torch_compile, or one process"
     elif args.n_gpu > 1:
         wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
     if wrapper is not None:
         raise ValueError(f"RankCallback does not support training under {wrapper} yet; {repair}")
+    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
 
 
 def _unscale(optimizer: Any) -> float:

@@ -1,4 +1,4 @@
-"""Data parallelism: what the processes measured on their parts of a batch is averaged, so that all decide the same."""
+"""Data parallelism: what processes measured on their parts of a batch is averaged, so that all decide the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 Average = Callable[[Tensor], Tensor]
 """Mean of a tensor over all processes, the same on each; must be called by all of them, in the same order."""
@@ -31,3 +32,22 @@ def averaging(group: Any = None) -> Average:
         return total / count
 
     return average
+
+
+def wrap_again(wrapper: DistributedDataParallel) -> None:
+    """Have a wrapper average the gradients of the parameters that its module has now, with the same settings.
+
+    It keeps hooks on the parameters of its start; new ones would train on each process by itself, without an error. So
+    its constructor runs once more, on the same object, which training loops hold on to. Hooks of communication follow.
+    """
+    kept = ("device_ids", "output_device", "dim", "broadcast_buffers", "process_group", "find_unused_parameters")
+    kept = (*kept, "gradient_as_bucket_view", "static_graph")
+    given = {name: getattr(wrapper, name) for name in kept if hasattr(wrapper, name)}
+    if not getattr(wrapper, "bucket_bytes_cap_default", True):
+        given["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 1024**2
+    hooks: list[tuple[Any, Any]] = list(getattr(wrapper, "_comm_hooks", ()))
+    training = wrapper.training
+    wrapper.__init__(wrapper.module, **given)
+    wrapper.training = training
+    for hook, state in hooks:
+        wrapper.register_comm_hook(state, hook)
