@@ -10,6 +10,7 @@ import torch
 
 from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
+from pedyra.core.swaps import chance
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -214,3 +215,16 @@ def test_short_intervals_are_refused_as_steps_and_widened_as_fractions(make_net)
     assert (
         allocate(make_net(), RankConfig(interval=0.05, init="gaussian", expand="importance"), 40).schedule.interval == 2
     )
+
+
+@pytest.mark.parametrize(("certainty", "tried"), [(1.0, False), (0.0, True)])
+def test_nothing_is_tried_for_gains_that_chance_explains(certainty, tried, make_net, train_net):
+    """Three layers of 8, 6 and 6 candidates, a third part of two steps: chance reaches many errors there."""
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**{**EAGER, "certainty": certainty}), 18)
+    (look,) = train_net(model, allocator.optimizer, allocator, 6)
+    assert look["chance"] == chance(certainty, directions=8 + 6 + 6, steps=2)
+    most = max(mean / error for mean, error, _ in look["gains"].values())
+    assert certainty < most and (most > look["chance"]) == tried, "the test would prove nothing"
+    (second,) = train_net(model, allocator.optimizer, allocator, 6, first=7)
+    assert bool(second["trials"]) == tried

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.core.importance import input_scores
+from pedyra.training.gradient_sketch import lengths
 from pedyra.training.turning import turn_layer, turns_of
 
 
@@ -82,12 +85,24 @@ def test_second_moments_turn_as_those_of_uncorrelated_rows(make_net):
     torch.testing.assert_close(optimizer.state[layer.a.A]["exp_avg_sq"], slow, rtol=1e-4, atol=1e-6)
 
 
-def test_layers_are_turned_together_as_each_by_itself(make_net):
-    model = make_net(trained=True)
-    layers, _ = parts(model)
+def test_layers_are_turned_together_as_each_by_itself():
+    torch.manual_seed(3)
+    shapes = (
+        (6, 5),
+        (5, 6),
+        (6, 5),
+        (6, 5),
+        (6, 5),
+    )  # four of one shape, not side by side, of other values and scaling
+    base = nn.ModuleList(nn.Linear(*shape) for shape in shapes)
+    targets = [str(index) for index in range(len(shapes))]
+    config = LoraConfig(r=3, lora_alpha=6, alpha_pattern={"2": 9, "3": 12}, target_modules=targets)
+    layers, _ = parts(get_peft_model(base, config))  # type: ignore[arg-type]
     with torch.no_grad():
-        layers[0].a.A[1] = 0  # not usable, among others of its shape
-    old = {layer.name: layer.rank - index % 2 for index, layer in enumerate(layers)}
+        for layer in layers:
+            layer.b.weight.normal_()
+        layers[2].a.A[1] = 0  # not usable, among others of its shape
+    old = {layer.name: layer.rank - (layer.name == "3") for layer in layers}  # and one of them has a new triple
     together = turns_of(layers, old, observed=None)  # type: ignore[arg-type]
     assert list(together) == list(old) and sum(turn.W is None for turn in together.values()) == 1
     for layer in layers:
@@ -97,6 +112,11 @@ def test_layers_are_turned_together_as_each_by_itself(make_net):
             torch.testing.assert_close(together[layer.name].W, alone.W)
         assert together[layer.name].lengths == pytest.approx(alone.lengths)
         assert together[layer.name].scores == pytest.approx(alone.scores)
+        by_hand = [layer.scaling * torch.outer(b, a).norm().item()
+                   for a, b in zip(layer.a.A.detach(), layer.b.weight.detach().T, strict=True)]  # fmt: skip
+        assert lengths(layers)[layers.index(layer)].tolist() == pytest.approx(by_hand)
+        if alone.W is None:  # not turned: its triples are as they were
+            assert alone.lengths == pytest.approx(by_hand)
 
 
 def test_a_layer_whose_rows_depend_on_each_other_stays_as_it_is(make_net):

@@ -31,9 +31,10 @@ from pedyra.core.batching import alike, per_matrix
 from pedyra.core.importance import triple_lengths
 from pedyra.core.swaps import Gain
 from pedyra.training.distributed import Average, alone
+from pedyra.training.input_energy import per_element
 
-_FLAT = ("sums", "gain_sum", "gain_square_sum")
-_PER_LAYER = ("left", "right", "reach", "on_trial")
+_FLAT = ("sums", "gain_sum", "gain_square_sum", "reach")
+_PER_LAYER = ("left", "right", "on_trial")
 
 LEAST_STEPS = 4
 """One step for each of the first two parts, and two for the third, whose spread is the error of a gain."""
@@ -65,8 +66,8 @@ class GradientSketch:
         device = layers[0].a.A.device
         self.gain_sum = self.gain_square_sum = torch.zeros(0, device=device)
         """Of sigma over the steps of the third part, all layers' probes in a row."""
-        self.reach: list[Tensor] = []
-        """In the third part `AFactor.reach` of every layer, which counts up in the forward."""
+        self.reach = torch.zeros(0, device=device)
+        """In the third part the sum of `AFactor.reach` of every layer, which counts up in the forward of one step."""
         self._table: tuple[int, list[list[Gain]]] | None = None
         """What was measured after so many steps."""
         self.on_trial: list[Tensor] = []
@@ -82,10 +83,13 @@ class GradientSketch:
     def observe(self, loss_scale: float = 1.0) -> None:
         """Read the probes' gradients after one step's backward passes, and go on to the second part when it is time."""
         first, second, _ = self.parts
-        gradients = self._take_gradients(loss_scale)
         if self.done < first + second:
-            self.sums += gradients
+            self.sums += self._take_gradients(loss_scale, [])
         else:
+            reaches = [layer.a.reach for layer in self.layers if layer.a.reach is not None]
+            gradients, reach = self._take_gradients(loss_scale, reaches).split([sum(self._sizes), len(self.reach)])
+            self.reach += reach
+            torch._foreach_zero_(reaches)
             products = torch._foreach_mul(self.left, self._by_layer(gradients))  # gradient: G v^T, (out, q)
             gain = torch.cat([product.sum(0) for product in products]) / self._scaling
             self.gain_sum += gain
@@ -130,7 +134,7 @@ class GradientSketch:
 
     def reaches(self) -> list[Tensor]:
         """Per layer the mean square of its inputs along every v of the third part, `(q + trials,)`."""
-        totals = self.average(torch.cat(self.reach)).split([len(total) for total in self.reach])
+        totals = self.reach.split([len(rows) + 1 for rows in self.right])
         return [total[:-1] / total[-1].clamp_min(1e-3) for total in totals]  # of no token at all: 0
 
     def candidates(self, certainty: float) -> dict[str, list[Gain]]:
@@ -142,8 +146,8 @@ class GradientSketch:
 
     def trials(self) -> dict[str, dict[int, Gain]]:
         """Per layer and triple on trial, what the loss would gain by putting it back."""
-        tried = [length[i] for length, i in zip(lengths(self.layers), self.on_trial, strict=True)]
-        every = iter(torch.cat(tried).tolist())
+        off = [length[i] for length, i in zip(lengths(self.layers), self.on_trial, strict=True)]
+        every = iter(torch.cat(off).tolist())
         result = {}
         for layer, q, indices, gains in zip(self.layers, self.q, self.on_trial, self._measured(), strict=True):
             tried = zip(indices.tolist(), gains[q:], strict=True)
@@ -179,16 +183,7 @@ class GradientSketch:
         return {"done": torch.tensor([self.done, sum(self.parts)]), **named}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`, on a sketch made for the same window with the same generator.
-
-        Raises:
-            ValueError: something is missing.
-        """
-        if missing := [name for name in _FLAT if name not in tensors]:
-            raise ValueError(
-                f"the gradient sketch of this checkpoint has no {', '.join(missing)}: another version of pedyra wrote "
-                f"it; resume with that version, or from a checkpoint saved right after an adjustment"
-            )
+        """The inverse of `tensors`, on a sketch made for the same window with the same generator."""
         device = self.layers[0].a.A.device
         self.done = int(tensors["done"][0])
         for name in _FLAT:
@@ -200,7 +195,6 @@ class GradientSketch:
         if self.done >= first + second:
             self._measure_with(self.right)
             self._switch_off()
-            self._count_reach()
         elif self.done >= first:
             self._probe_columns(self.left)
 
@@ -225,18 +219,15 @@ class GradientSketch:
         self._switch_off()
         self.gain_sum = torch.zeros_like(self._scaling)
         self.gain_square_sum = torch.zeros_like(self.gain_sum)
-        self.reach = [torch.zeros(len(rows) + 1, device=rows.device) for rows in self.right]
-        self._count_reach()
+        self.reach = self._scaling.new_zeros(sum(len(rows) + 1 for rows in self.right))
 
     def _measure_with(self, rows: Sequence[Tensor]) -> None:
         """Probe these rows; the products of their gradients with `left` are sigma, times the scaling of the layer."""
         self._probe_rows(rows)
         every = (layer.scaling for layer, probed in zip(self.layers, rows, strict=True) for _ in probed)
         self._scaling = torch.tensor(list(every), device=rows[0].device)
-
-    def _count_reach(self) -> None:
-        for layer, reach in zip(self.layers, self.reach, strict=True):
-            layer.a.reach = reach
+        for layer, probed in zip(self.layers, rows, strict=True):
+            layer.a.reach = probed.new_zeros(len(probed) + 1)
 
     def _switch_off(self) -> None:
         if not any(len(indices) for indices in self.on_trial):
@@ -261,6 +252,9 @@ class GradientSketch:
 
     def _probed(self, probes: list[Tensor]) -> None:
         self._probes, self._sizes = probes, [probe.numel() for probe in probes]
+        index = torch.arange(len(probes), device=probes[0].device)
+        self._layer_of = per_element(index, self._sizes)
+        """Of every element of the probes in a row, the number of its layer."""
 
     def _zeros(self) -> Tensor:
         return torch.zeros(sum(self._sizes), device=self._probes[0].device)
@@ -269,16 +263,19 @@ class GradientSketch:
         """One matrix a layer, of its probe's shape."""
         return [part.view_as(probe) for part, probe in zip(flat.split(self._sizes), self._probes, strict=True)]
 
-    def _take_gradients(self, loss_scale: float) -> Tensor:
-        """The gradients of all probes in a row, of the unscaled loss; zero where the step overflowed.
+    def _take_gradients(self, loss_scale: float, also: Sequence[Tensor]) -> Tensor:
+        """The gradients of all probes in a row, of the unscaled loss, and after them `also`, averaged with them.
 
-        A step that counts as one of no gradient makes a gain smaller and its error larger.
+        A layer whose gradient overflowed has none in this step, which makes a gain smaller and its error larger: probes
+        are longer than rows of A, so a GradScaler may have seen nothing.
         """
         gradients = [torch.zeros_like(probe) if probe.grad is None else probe.grad for probe in self._probes]
-        flat = self.average(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        flat = self.average(torch.cat([part.reshape(-1) for part in (*gradients, *also)]))
         for probe in self._probes:
             probe.grad = None
-        return torch.where(flat.norm(1).isfinite(), flat / loss_scale, 0.0)
+        flat, rest = flat.split([len(self._layer_of), len(flat) - len(self._layer_of)])
+        finite = torch.stack(torch._foreach_norm(flat.split(self._sizes), 1)).isfinite()
+        return torch.cat([torch.where(finite[self._layer_of], flat / loss_scale, 0.0), rest])
 
 
 @torch.no_grad()
