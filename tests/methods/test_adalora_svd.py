@@ -10,6 +10,7 @@ import torch
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import nn
 
+from pedyra.adapters.attach import attach
 from pedyra.methods.adalora_svd import CubicPruning, cubic_budget
 
 
@@ -78,6 +79,14 @@ def test_a_run_ends_at_the_budget_and_its_moments_have_shrunk(prepare: Any):
     for layer in run.allocator.layers:
         assert state[layer.a.A]["exp_avg"].shape == layer.a.A.shape
         assert layer.scaling == 32 / 6
+
+
+@pytest.mark.parametrize("method", ["adalora-svd", "prune"])
+def test_a_run_may_start_at_the_budget_and_end_below_it(prepare: Any, method: str):
+    run = prepare(method, method_settings={"initial_rank": 4, "final_rank": 2})
+    assert {layer.rank for layer in attach(run.model)} == {4}
+    run.train()
+    assert sum(run.allocator.ranks.values()) == 2 * len(run.allocator.layers)
 
 
 def test_at_the_first_step_only_e_has_a_gradient(prepare: Any):

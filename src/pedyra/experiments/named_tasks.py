@@ -30,13 +30,15 @@ GSM8K_HUB = "openai/gsm8k"
 # Judged by the perplexity of the answers alone.
 GSM8K: dict[str, Any] = {"kind": "causal_lm", "template": "Question: {question}\nAnswer:\n", "completion": "answer"}
 
+HUB = {**GLUE, "gsm8k": GSM8K}
+
 PACKAGED: dict[str, dict[str, Any]] = {
     "reviews": {"source": "reviews", "group_by": "movie", "metric": "accuracy"},
     "toy": {"source": "toy", "group_by": "group", "metric": "accuracy"},
     "planted": {"source": "planted", "kind": "planted"},
 }
 
-NAMES = (*GLUE, "gsm8k", *PACKAGED)
+NAMES = (*HUB, *PACKAGED)
 
 
 def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         source = _hub_source(name, held_out)
     else:
         source = _local_source(Path(data_dir).expanduser() / folder, held_out)
-    return {**source, **GLUE.get(name, GSM8K), **changes}
+    return {**source, **HUB[name], **changes}
 
 
 def task_model(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

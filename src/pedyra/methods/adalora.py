@@ -26,7 +26,7 @@ class AdaLoraSettings:
     initial_rank: int | None = None
     """Rank of each layer at the start. None: 1.5 lora.r, the authors' convention."""
     final_rank: int | None = None
-    """Average rank at the end. None: lora.r. With initial_rank: lora.r, a run never has more parameters than LoRA."""
+    """Average rank at the end. None: lora.r. With initial_rank lora.r, a run never has more than LoRA's, but for E."""
 
     def __post_init__(self) -> None:
         for name in ("initial_rank", "final_rank"):
@@ -48,13 +48,13 @@ def first_and_last_rank(settings: AdaLoraSettings, r: int) -> tuple[int, int]:
 
 
 def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
-    """PEFT's AdaLoRA, from 1.5 lora.r to lora.r per layer on average.
+    """PEFT's AdaLoRA, from 1.5 lora.r to lora.r per layer on average, or as `AdaLoraSettings` say.
 
     `rank.initial_warmup`, `rank.interval` and `rank.final_warmup` are tinit, deltaT and tfinal; the total number of
     steps comes from the Trainer. `rank.beta1`, `rank.beta2` and `rank.orth_weight` (0.1, as in the authors' scripts;
     PEFT's own 0.5 is in none) are AdaLoRA's. Masked ranks stay in memory and come back between two masks: it is a
-    PEFT property, as are 1.5 times the trainable parameters all along. The penalty is left out while evaluating, so
-    that an evaluation loss is the task's.
+    PEFT property, as are the trainable parameters of the initial rank all along. The penalty is left out while
+    evaluating, so that an evaluation loss is the task's.
 
     Raises:
         ValueError: DoRA, rsLoRA or another start, which PEFT's AdaLoRA ignores or refuses.

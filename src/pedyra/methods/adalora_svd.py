@@ -46,7 +46,7 @@ class CubicPruning:
 
 
 def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
-    """AdaLoRA from 1.5 lora.r to the budget of lora.r, in ranks (`rank.budget: parameters` counts those instead).
+    """AdaLoRA from 1.5 lora.r to the budget of lora.r, or as `AdaLoraSettings` say, in ranks (or `rank.budget`).
 
     Scores are AdaLoRA's: sensitivity times uncertainty, the mean over A's row and B's column plus E, and one global
     order. A layer may lose all of its ranks. A, B ~ N(0, 0.02^2), E = 0; the orthogonality term is the un-squared

@@ -35,7 +35,7 @@ class Prune:
 
 
 def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
-    """The ablation "+Prune": starts at 1.5 lora.r (AdaLoRA's convention) and ends at the budget of lora.r.
+    """The ablation "+Prune": starts at 1.5 lora.r and ends at the budget of lora.r, or as `AdaLoraSettings` say.
 
     The paper gives neither its initial rank nor its schedule; this one removes equally much at each adjustment, so
     that the final phase runs at the budget of every other method. What the scores, the start and the budget are is
