@@ -83,7 +83,7 @@ def test_a_run_ends_at_the_budget_and_its_moments_have_shrunk(prepare: Any):
 
 @pytest.mark.parametrize("method", ["adalora-svd", "prune"])
 def test_a_run_may_start_at_the_budget_and_end_below_it(prepare: Any, method: str):
-    run = prepare(method, method_settings={"initial_rank": 4, "final_rank": 2})
+    run = prepare(method, method_settings={"initial_rank": 4, "final_rank": 2}, rank={"budget": "ranks"})
     assert {layer.rank for layer in attach(run.model)} == {4}
     run.train()
     assert sum(run.allocator.ranks.values()) == 2 * len(run.allocator.layers)
