@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -99,7 +100,12 @@ def run(size: int, settings: dict[str, Any], folder: Path, worker: str = WORKER)
         [sys.executable, "-W", "ignore", str(script), str(port), str(rank), str(size), json.dumps(settings)]
         for rank in range(size)
     ]
-    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)  # a machine's own name may lead nowhere
+    environment = os.environ | ({"GLOO_SOCKET_IFNAME": loopback} if loopback else {})
+    running = [
+        subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        for c in commands
+    ]
     ended = [process.communicate(timeout=240) for process in running]
     for process, (_, error) in zip(running, ended, strict=True):
         assert process.returncode == 0, error[-2000:]
