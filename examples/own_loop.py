@@ -7,7 +7,7 @@ from torch import nn
 from pedyra import RankAllocator, RankConfig
 
 
-def main(steps: int = 100) -> RankAllocator:
+def main(steps: int = 400) -> RankAllocator:
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2", "4"]))  # type: ignore[arg-type]

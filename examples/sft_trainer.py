@@ -30,12 +30,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
 
 
-def main(output_dir: str = "runs/example_sft") -> RankCallback:
+def main(output_dir: str = "runs/example_sft", rank_config: RankConfig | None = None) -> RankCallback:
     set_seed(0)
     config = LlamaConfig(
         vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     )
-    callback = RankCallback(RankConfig())
+    callback = RankCallback(rank_config)
     trainer = SFTTrainer(
         LlamaForCausalLM(config),
         SFTConfig(

@@ -19,14 +19,14 @@ def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids, "labels": label} for ids, label in zip(tokens, labels, strict=True)]
 
 
-def main(output_dir: str = "runs/example_trainer") -> RankCallback:
+def main(output_dir: str = "runs/example_trainer", rank_config: RankConfig | None = None) -> RankCallback:
     set_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     model = get_peft_model(
         BertForSequenceClassification(config),
         LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", modules_to_save=["classifier"]),
     )
-    callback = RankCallback(RankConfig())  # the one line
+    callback = RankCallback(rank_config)  # the one line
     arguments = TrainingArguments(
         output_dir,
         max_steps=60,
