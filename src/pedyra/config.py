@@ -104,7 +104,7 @@ class RankConfig:
     turn: bool = True
     """Before a trial, turn a layer's triples into the singular directions of their product (exact re-orthogonalisation;
     the function stays). Triples that share their work all look needed, and only so one of them shows that it is not.
-    Algorithm 1 then orders them by Eq. (6) alone. Not where E is trained."""
+    With `score` "importance" Eq. (6) alone then orders them. Not where E is trained."""
     certainty: float = 3.0
     """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Nothing is tried
     before some gain is larger than chance shows among all candidates as seldom as this many errors of one."""

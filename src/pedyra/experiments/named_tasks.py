@@ -25,12 +25,14 @@ GLUE: dict[str, dict[str, Any]] = {
     "rte": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
 }
 
-GSM8K_HUB = "openai/gsm8k"
-
 # Judged by the perplexity of the answers alone.
 GSM8K: dict[str, Any] = {"kind": "causal_lm", "template": "Question: {question}\nAnswer:\n", "completion": "answer"}
 
 HUB = {**GLUE, "gsm8k": GSM8K}
+
+# name -> repository, configuration and held-out split on the Hub.
+_HUB_SOURCES = {name: (GLUE_HUB, name, "validation") for name in GLUE}
+_HUB_SOURCES |= {"mnli": (GLUE_HUB, "mnli", "validation_matched"), "gsm8k": ("openai/gsm8k", "main", "test")}
 
 PACKAGED: dict[str, dict[str, Any]] = {
     "reviews": {"source": "reviews", "group_by": "movie", "metric": "accuracy"},
@@ -67,11 +69,11 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
     if name in PACKAGED:
         return {**PACKAGED[name], **changes}
-    held_out = "test" if name == "gsm8k" else "validation"  # GSM8K has no third split
+    repository, configuration, held_out = _HUB_SOURCES[name]
     if data_dir is None:
-        source = _hub_source(name, held_out)
+        source = {"source": repository, "config": configuration, "validation": held_out}
     else:
-        source = _local_source(Path(data_dir).expanduser() / folder, held_out)
+        source = _local_source(Path(data_dir).expanduser() / folder, held_out.removesuffix("_matched"))
     return {**source, **HUB[name], **changes}
 
 
@@ -80,12 +82,6 @@ def task_model(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, A
     if data.get("kind") == "planted":
         return {"name": f"planted-{data.get('profile', 'design')}"}
     return dict(model)
-
-
-def _hub_source(name: str, held_out: str) -> dict[str, Any]:
-    if name == "gsm8k":
-        return {"source": GSM8K_HUB, "config": "main", "validation": held_out}
-    return {"source": GLUE_HUB, "config": name, "validation": f"{held_out}_matched" if name == "mnli" else held_out}
 
 
 def _local_source(folder: Path, held_out: str) -> dict[str, Any]:

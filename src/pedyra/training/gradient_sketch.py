@@ -31,7 +31,7 @@ from pedyra.core.batching import alike, per_matrix
 from pedyra.core.importance import triple_lengths
 from pedyra.core.swaps import Gain
 from pedyra.training.distributed import Average, alone
-from pedyra.training.input_energy import per_element
+from pedyra.training.input_energy import NO_TOKEN, per_element
 
 _FLAT = ("sums", "gain_sum", "gain_square_sum", "reach")
 _PER_LAYER = ("left", "right", "on_trial")
@@ -135,7 +135,7 @@ class GradientSketch:
     def reaches(self) -> list[Tensor]:
         """Per layer the mean square of its inputs along every v of the third part, `(q + trials,)`."""
         totals = self.reach.split([len(rows) + 1 for rows in self.right])
-        return [total[:-1] / total[-1].clamp_min(1e-3) for total in totals]  # of no token at all: 0
+        return [total[:-1] / total[-1].clamp_min(NO_TOKEN) for total in totals]
 
     def candidates(self, certainty: float) -> dict[str, list[Gain]]:
         """Per layer the gains of its candidate directions, in the order of `directions`."""

@@ -47,7 +47,7 @@ class InputEnergy:
         if distinct:
             totals, counts = zip(*distinct.values(), strict=True)
             widths = [len(total) for total in totals]
-            tokens = per_element(torch.stack(counts).clamp_min_(_NO_TOKEN), widths)
+            tokens = per_element(torch.stack(counts).clamp_min_(NO_TOKEN), widths)
             means = dict(zip(distinct, (torch.cat(totals) / tokens).split(widths), strict=True))
         result = [means.get(id(total)) for total in self._sums]
         self._sums = [None] * len(self._sums)
@@ -119,8 +119,9 @@ def per_element(values: Tensor, widths: Sequence[int]) -> Tensor:
     return values.repeat_interleave(repeats, output_size=sum(widths))
 
 
-_NO_TOKEN = 1e-3
+NO_TOKEN = 1e-3
 """Below every count of tokens, a mean over processes too: no division by zero."""
+
 # Squares of this many bytes stay in the cache; a temporary of the input's size would be written out and read back.
 _CHUNK_BYTES = 512 * 1024
 
