@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_the_lock_is_held_until_the_run_ends(tmp_path: Path, lock: int):
     child.send_signal(signal.SIGINT)
     assert child.wait() == 130 and list((tmp_path / "run").glob("checkpoint-*"))
     assert not locked(tmp_path / "lock")
+
+
+def test_a_fork_of_a_process_that_ignores_interrupts_does_not():
+    # What a fork server does with SIGINT: ignores it itself, and gives every fork the handler it found.
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # a shell's background process
+import pedyra.experiments.preload
+found = signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.raise_signal(signal.SIGINT)  # right after the fork
+signal.signal(signal.SIGINT, found)
+print(signal.SIGINT in signal.sigpending())
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
 def test_an_interrupt_before_the_run_can_take_it_is_not_lost(tmp_path: Path, lock: int):
