@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from typing import Any
@@ -15,7 +16,7 @@ from pedyra.cli import app
 from pedyra.experiments.bench_transfer import KEY, SMOKE, bench_transfer
 from pedyra.experiments.rate_summary import rates_by_method, summarise_rates, table
 from pedyra.experiments.row_file import RowFile
-from pedyra.experiments.transfer import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose
+from pedyra.experiments.transfer import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,19 @@ def test_held_out_text_is_not_in_the_training_text():
         train = bytes(corpus.train.to(torch.uint8).tolist())
         pieces = [bytes(window.to(torch.uint8).tolist()) for window in corpus.windows(20)]
         assert sum(piece in train for piece in pieces) <= 2  # licences and boilerplate repeat
+
+
+def test_rotated_prose_is_the_prose_letter_by_letter():
+    plain, turned = prose(), rot13()
+    assert bytes(turned.train[:200].tolist()).decode() == codecs.encode(
+        bytes(plain.train[:200].tolist()).decode(), "rot13"
+    )
+    assert len(plain.held_out) == len(turned.held_out) and plain.digest != turned.digest
+
+
+def test_an_unknown_target_is_refused():
+    result = CliRunner().invoke(app, ["bench", "transfer", "--smoke", "--target", "latin"])
+    assert str(result.exception) == "--target is 'latin'; it must be one of code, rot13"
 
 
 def test_the_loss_is_nats_per_byte_and_uniform_logits_cost_log_256():

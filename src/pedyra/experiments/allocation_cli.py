@@ -101,22 +101,26 @@ def transfer(
     ranks: Annotated[list[int] | None, several("--rank", "2", "Rank of the budget", min=1)] = None,
     steps: Annotated[int | None, typer.Option(min=1, show_default="800")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows of 64 bytes.", min=1, show_default="16")] = None,
+    target: Annotated[str, typer.Option(help="code, or rot13: the same prose in other letters.")] = "code",
     settings: Settings = None,
     threads: Threads = None,
     smoke: Smoke = False,
     json_file: RowsFile = None,
 ) -> None:
-    """Adapt a byte transformer from prose to code: held-out loss of every method at equal parameters."""
+    """Adapt a byte transformer from prose to another text: held-out loss of every method at equal parameters."""
     quiet_libraries()
     from dataclasses import replace
 
     from pedyra.experiments.bench_transfer import KEY, SMOKE, Size, bench_transfer
     from pedyra.experiments.rate_summary import full_name, rates_by_method, summarise_rates, table
     from pedyra.experiments.row_file import RowFile
+    from pedyra.experiments.transfer import TARGETS
 
+    if target not in TARGETS:
+        raise ValueError(f"--target is {target!r}; it must be one of {', '.join(TARGETS)}")
     use_threads(threads)
     size = SMOKE if smoke else Size()
-    size = replace(size, steps=steps or size.steps, batch=batch or size.batch)
+    size = replace(size, steps=steps or size.steps, batch=batch or size.batch, target=target)
     file = RowFile(json_file, KEY)
     console = new_console()
     rows = []

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from pedyra.experiments.contenders import contender, parse_ranks, parse_settings
 from pedyra.experiments.pattern_search import Round, search_pattern
 from pedyra.experiments.row_file import Row, RowFile
-from pedyra.experiments.transfer import ByteTransformer, Corpus, code, held_out_loss, next_byte_loss, pretrained, prose
+from pedyra.experiments.transfer import (
+    TARGETS,
+    ByteTransformer,
+    Corpus,
+    held_out_loss,
+    next_byte_loss,
+    pretrained,
+    prose,
+)
 from pedyra.experiments.trial import run_trial
 
 KEY = ("method", "set", "config", "rank", "lr", "seed", "steps", "batch", "base")
@@ -36,6 +44,8 @@ class Size:
     pretraining_steps: int = 1500
     held_out: int = 1024
     """Windows that are judged."""
+    target: str = "code"
+    """One of `transfer.TARGETS`."""
 
 
 SMOKE = Size(steps=30, batch=4, width=32, depth=2, pretraining_steps=20, held_out=16)
@@ -54,7 +64,7 @@ class Task:
 @lru_cache(maxsize=1)
 def make_task(size: Size) -> Task:
     """The pre-trained model from the cache, or a few minutes of work."""
-    source, target = prose(), code()
+    source, target = prose(), TARGETS[size.target]()
     model = pretrained(source, steps=size.pretraining_steps, width=size.width, depth=size.depth)
     name = f"{source.digest}-{target.digest}-{size.width}x{size.depth}-{size.pretraining_steps}"
     return Task(model, target, target.windows(size.held_out), name)

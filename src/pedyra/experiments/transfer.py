@@ -1,4 +1,4 @@
-"""The transfer benchmark: a byte transformer, pre-trained on English prose, adapted to program code.
+"""The transfer benchmark: a byte transformer, pre-trained on English prose, adapted to program code or other letters.
 
 Small enough for a run a minute, with a steep curve of quality over rank, which is what an allocation needs to show
 anything. Both texts come with Python itself: the prose is its documentation, the code its standard library.
@@ -6,8 +6,10 @@ anything. Both texts come with Python itself: the prose is its documentation, th
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,11 +85,16 @@ class Corpus:
 
 
 @cache
-def prose() -> Corpus:
-    """Python's own language documentation (pydoc_data.topics), split by topic."""
+def prose(rotated: bool = False) -> Corpus:
+    """Python's own language documentation (pydoc_data.topics), split by topic; `rotated`: every letter 13 places on."""
     from pydoc_data.topics import topics
 
-    return _split([text.encode() for _, text in sorted(topics.items())])
+    return _split([(codecs.encode(text, "rot13") if rotated else text).encode() for _, text in sorted(topics.items())])
+
+
+def rot13() -> Corpus:
+    """The language that the model knows, in letters that meant others when it learned it."""
+    return prose(rotated=True)
 
 
 @cache
@@ -101,6 +108,10 @@ def code(limit: int = 2_000_000) -> Corpus:
             texts.append(data)
             total += len(data)
     return _split(texts)
+
+
+TARGETS: dict[str, Callable[[], Corpus]] = {"code": code, "rot13": rot13}
+"""What the model is adapted to, by name."""
 
 
 def next_byte_loss(model: nn.Module, windows: Tensor) -> Tensor:
