@@ -35,7 +35,8 @@ class RankConfig:
     """
 
     interval: int | float = 0.05
-    """Optimizer steps between adjustments (paper: Delta_T); a float below 1 is a fraction of the run."""
+    """Optimizer steps between adjustments (paper: Delta_T); a float below 1 is a fraction of the run, but where triples
+    are tried 27 steps at least, or a quarter of what the warm-ups leave: fewer cannot tell a gain from chance."""
     moves: int | None = None
     """Triples moved per adjustment at most (paper: k); on trial as many of narrow layers as pay for one of the widest.
     None: a sixth of the total rank where they are tried first (`prune` "trial"), else 2 %, the paper's 12 of 576; 0:
@@ -49,6 +50,13 @@ class RankConfig:
     triples are tried first (`prune` "trial"), for the first look at the gradients moves nothing; else 0.05."""
     final_warmup: int | float = 0.25
     """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
+
+    deal: int | float | None = None
+    """Step at whose nearest adjustment all ranks are dealt anew, once, in proportion to what each layer's triples save
+    of the loss per parameter, by Adam's second moments (`core.allocation.deal_ranks`); a float below 1 is a fraction of
+    the run, 0: never (paper). Not where one layer would get 2.5 times its rank, for then it has only learned first, nor
+    where some B starts above zero: what PiSSA, OLoRA or an earlier training put into triples is not given away
+    unmeasured. None: 0.1 where triples are tried (`prune` "trial"), else 0."""
 
     budget: str = "parameters"
     """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant)."""
@@ -107,7 +115,8 @@ class RankConfig:
     With `score` "importance" Eq. (6) alone then orders them. Not where E is trained."""
     certainty: float = 3.0
     """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Nothing is tried
-    before some gain is larger than chance shows among all candidates as seldom as this many errors of one."""
+    before some gain is larger than chance shows among all candidates (`core.noise.chance`) as seldom as a normal value
+    is beyond this many errors."""
     margin: float = 0.25
     """At first, a swap takes a sure gain above the square of this part of what the triples on trial are worth; the part
     rises to 1 over the window. Below 1, because in a network out of balance a triple in the wrong layer does a
@@ -137,6 +146,8 @@ class RankConfig:
             object.__setattr__(self, "moves_schedule", "adaptive" if self.prune == "trial" else "linear")
         if self.initial_warmup is None:
             object.__setattr__(self, "initial_warmup", 0.0 if self.prune == "trial" else 0.05)
+        if self.deal is None:
+            object.__setattr__(self, "deal", 0.1 if self.prune == "trial" else 0)
         if self.train_e is None:
             object.__setattr__(self, "train_e", self.start == "svd")
         if self.score is None:
@@ -148,7 +159,7 @@ class RankConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"rank.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-        for name in ("interval", "initial_warmup", "final_warmup"):
+        for name in ("interval", "initial_warmup", "final_warmup", "deal"):
             self._check_steps(name, getattr(self, name))
         for name in ("alpha", "beta1", "beta2", "orth_weight", "certainty", "margin"):
             value = getattr(self, name)

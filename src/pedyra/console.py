@@ -93,6 +93,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     if plan.budget and plan.schedule:
         rows.append(("budget", _budget_line(plan.budget)))
         rows.append(("adjustments", _adjustments_line(plan.schedule)))
+        if plan.schedule["in_vain"]:
+            rows.append(("", plan.schedule["in_vain"]))
     memory = plan.memory
     parts = (
         f"weights {format_bytes(memory.weights)}",
@@ -149,7 +151,8 @@ def _adjustments_line(schedule: Mapping[str, Any]) -> str:
         if len(steps) > 1
         else f"after {steps[0]}"
     )
-    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one"
+    deal = f"; after {schedule['deal']} all ranks may be dealt anew" if schedule["deal"] else ""
+    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one{deal}"
 
 
 def format_bytes(count: float) -> str:

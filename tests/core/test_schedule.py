@@ -118,3 +118,15 @@ def test_an_interval_below_the_least_is_refused_in_steps_and_raised_as_a_fractio
     assert resolve_schedule(40, interval=4, **window).interval == 4
     with pytest.raises(ValueError, match="rank.interval is 3, but .* takes 4 or more"):
         resolve_schedule(40, interval=3, **window)
+
+
+def test_a_fraction_is_raised_to_the_usual_least_where_four_of_these_fit():
+    def interval(total: int, wanted: float | int) -> int:
+        window: dict = dict(initial_warmup=0, final_warmup=0.25, least_interval=4, usual_least=20)
+        return resolve_schedule(total, interval=wanted, **window).interval
+
+    assert interval(300, 0.05) == 20  # 15 steps of 300, and 225 have room
+    assert interval(1000, 0.05) == 50
+    assert interval(80, 0.05) == 15  # a quarter of 60
+    assert interval(12, 0.05) == 4
+    assert interval(300, 5) == 5

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import Any
 
 import pytest
-import torch
 
-from pedyra.core.swaps import Curvature, Gain, chance, choose_trials, curvatures, plan_along_gradient, plan_swaps
+from pedyra.core.swaps import Curvature, Gain, choose_trials, curvatures, plan_along_gradient, plan_swaps
 
 SCORES = {"wide": [5.0, 1.0], "slim": [0.5, 0.4, 9.0]}
 COSTS = {"wide": 10, "slim": 5}
@@ -145,26 +143,3 @@ def test_along_the_gradient_the_lowest_pay_for_the_best_candidates(moves, added)
     plan = plan_along_gradient(SCORES, gains, moves=moves, min_rank=0, max_ranks=FREE, costs=COSTS, spare=0)
     spent = sum(COSTS[name] * rank for name, rank in plan.ranks.items())
     assert plan.added == added and spent <= 35
-
-
-def test_chance_is_what_the_largest_of_many_noisy_gains_reaches():
-    # Means of 5 normal values by their own standard errors, 100 directions at a time; and with errors of at least the
-    # mean of 10 directions, as those of a layer in a sketch.
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(20_000, 100, 5, generator=generator)
-    variance = values.var(-1)
-    floor = variance.unflatten(1, (10, 10)).mean(-1, keepdim=True).expand(-1, -1, 10).flatten(1)
-    own, floored = ((values.mean(-1) / (v / 5).sqrt()).amax(1) for v in (variance, torch.maximum(variance, floor)))
-    for certainty in (0.5, 1.0, 2.0, 3.0):
-        level, bound = 2 * NormalDist().cdf(-certainty), chance(certainty, directions=100, steps=5)
-        beyond = float((own > bound).double().mean())
-        assert beyond == pytest.approx(level, abs=4 * (level * (1 - level) / 20_000) ** 0.5)
-        assert float((floored > bound).double().mean()) < level
-
-
-def test_chance_of_many_steps_is_a_normal_value_and_never_below_the_certainty():
-    each = 1 - (1 - 2 * NormalDist().cdf(-3)) ** 0.1
-    assert chance(3.0, directions=10, steps=10**7) == pytest.approx(-NormalDist().inv_cdf(each), rel=1e-4)
-    assert chance(3.0, directions=1, steps=10**7) == 3.0  # one-sided 2.78
-    assert chance(0.0, directions=1000, steps=2) == 0.0
-    assert chance(1e9, directions=100, steps=1000) == 1e9

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from pedyra.cli import app
 from pedyra.config import RankConfig
 from pedyra.experiments.bench_models import bench_model
-from pedyra.experiments.bench_step import COLUMNS, bench_step, measured_config, resolve, step_kind
+from pedyra.experiments.bench_step import COLUMNS, bench_step, measured_config, step_kind
 from pedyra.experiments.bench_variants import VARIANTS, Setting, build
 from pedyra.experiments.masked_reference import MaskedReference
 from pedyra.experiments.memory import peak_bytes, storage_bytes
+from pedyra.training.sketching import schedule_of
 
 
 def test_smoke_writes_a_row_for_every_model_and_variant(tmp_path):
@@ -50,7 +51,7 @@ def test_mistakes_are_told_with_the_repair(arguments, message):
 
 def test_kinds_of_steps_follow_the_schedule():
     config = RankConfig(interval=200, initial_warmup=100, final_warmup=300, init="orthogonal", expand="importance")
-    schedule = resolve(config, 1000)
+    schedule = schedule_of(config, 1000)
     kinds = [step_kind(step, schedule, config) for step in range(1, 1001)]
     assert schedule.adjustments == (300, 500)
     assert kinds.count("tracked") == 2 * 103 and kinds[299] == kinds[499] == "tracked" and kinds[500] == "idle"
@@ -61,7 +62,7 @@ def test_kinds_of_steps_follow_the_schedule():
 
 def test_half_of_the_measured_steps_are_observed():
     config = measured_config(RankConfig(), rounds=10)
-    schedule = resolve(config, 3 + 20)
+    schedule = schedule_of(config, 3 + 20)
     kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
     assert kinds == ["tracked", *["sketched"] * 4] * 2 + ["idle"] * 10 and len(schedule.adjustments) == 2
 

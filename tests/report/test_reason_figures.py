@@ -99,6 +99,16 @@ def test_the_figure_tells_moved_from_stayed_and_says_why(run):
     assert told + "at 1 too little was on trial to pay for it, at 1 it did not clear the bar." in figure.caption
 
 
+def test_a_deal_is_told_and_is_no_swap(run):
+    dealt = adjustment(35, (1, 2), {A: 0}, dealt=True, **look((5, 1), (8, 1)))
+    figure = reasons([run([ADJUSTMENTS[0], dealt])])
+    assert figure is not None and isinstance(figure.panels[0], Chart)
+    assert [x for series in figure.panels[0].series[:1] for x in series.x] == [20]
+    assert (
+        "Ranks moved at 1 of 1 adjustments. At step 35 all ranks were dealt anew, by what the triples" in figure.caption
+    )
+
+
 def test_a_run_that_measured_no_gains_or_no_trials_has_no_such_figure(run):
     by_score = [adjustment(20, (2, 2), {A: 1}, gains={A: [5, 1, 1], B: [6, 1, 1]})]
     assert reasons([run(by_score)]) is None

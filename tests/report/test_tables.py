@@ -35,6 +35,8 @@ def test_an_adjustment_row_counts_repeated_layers(dynamic_run: Path):
     run.adjustments[0]["added"] = {}
     row = tables.adjustment_rows(run)[0]
     assert (row["step"], row["pruned"], row["added"]) == ("50", "query 0 ×2", "–")
+    run.adjustments[0]["dealt"] = True
+    assert tables.adjustment_rows(run)[0]["step"] == "50 (deal)"
 
 
 def test_a_run_without_ranks_says_so(lora_run: Path):

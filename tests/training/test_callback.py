@@ -148,7 +148,7 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
     allocator = RankAllocator(
         model,
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
-        RankConfig(interval=4, initial_warmup=0, final_warmup=1, score="importance"),
+        RankConfig(interval=4, initial_warmup=0, final_warmup=1, score="importance", deal=0),
         total_steps=6,
     )
     model.eval()

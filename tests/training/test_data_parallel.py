@@ -84,7 +84,7 @@ kept = ("step", "ranks", "pruned", "added", "scores", "gains", "trials")
 history = [{k: r.get(k) for k in kept} for r in callback.allocator.history]
 print(json.dumps({"weights": weights, "history": history}))
 """
-TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3)
+TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
 PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
 PAPER |= dict(prune="score", expand="importance", init="orthogonal", score="importance")
 

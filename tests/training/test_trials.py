@@ -10,11 +10,10 @@ import torch
 
 from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
-from pedyra.core.swaps import chance
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
 
-EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3)
+EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
 """Two adjustments of 18 steps. The first only looks; at the second whatever gains anything replaces what is on trial,
 in steps 11 and 12."""
 
@@ -144,7 +143,7 @@ def test_shared_work_is_turned_into_a_triple_that_is_worth_nothing(make_net, tra
 
 def test_a_run_that_moved_nothing_settles_and_is_left_alone(make_net, train_net):
     model = make_net()
-    config = RankConfig(interval=4, initial_warmup=0, final_warmup=1, patience=2, certainty=1e9)
+    config = RankConfig(interval=4, initial_warmup=0, final_warmup=1, patience=2, certainty=1e9, deal=0)
     allocator = allocate(model, config, 24)
     assert allocator.schedule.adjustments == (4, 8, 12, 16, 20)
     train_net(model, allocator.optimizer, allocator, 24)
@@ -211,19 +210,23 @@ def test_the_loss_needs_second_moments(make_net):
 def test_short_intervals_are_refused_as_steps_and_widened_as_fractions(make_net):
     with pytest.raises(ValueError, match="rank.interval is 3, but .* takes 4 or more; raise it"):
         allocate(make_net(), RankConfig(interval=3), 40)
-    assert allocate(make_net(), RankConfig(interval=0.05), 40).schedule.interval == 4
-    assert (
-        allocate(make_net(), RankConfig(interval=0.05, init="gaussian", expand="importance"), 40).schedule.interval == 2
-    )
+    untried, unsketched = RankConfig(prune="score"), RankConfig(init="gaussian", expand="importance")
+    for total, config, interval in (
+        (300, RankConfig(), 27),  # 15 steps are 5 %, of which five would judge
+        (1000, RankConfig(), 50),
+        (40, RankConfig(), 7),  # a quarter of what the last phase leaves
+        (40, untried, 4),
+        (40, unsketched, 2),
+    ):
+        assert allocate(make_net(), config, total).schedule.interval == interval
 
 
-@pytest.mark.parametrize(("certainty", "tried"), [(1.0, False), (0.0, True)])
+@pytest.mark.parametrize(("certainty", "tried"), [(1.2, False), (0.5, True)])
 def test_nothing_is_tried_for_gains_that_chance_explains(certainty, tried, make_net, train_net):
-    """Three layers of 8, 6 and 6 candidates, a third part of two steps: chance reaches many errors there."""
+    """A third part of two steps has four patterns of signs: the largest of them is within chance at 1.2 errors."""
     model = make_net(trained=True)
     allocator = allocate(model, RankConfig(**{**EAGER, "certainty": certainty}), 18)
     (look,) = train_net(model, allocator.optimizer, allocator, 6)
-    assert look["chance"] == chance(certainty, directions=8 + 6 + 6, steps=2)
     most = max(mean / error for mean, error, _ in look["gains"].values())
     assert certainty < most and (most > look["chance"]) == tried, "the test would prove nothing"
     (second,) = train_net(model, allocator.optimizer, allocator, 6, first=7)

@@ -6,6 +6,7 @@ must fall the same way on every machine: layer order, then triple index.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -126,6 +127,59 @@ def plan_two_thirds(
             missing[taker] -= 1
             spare -= costs[taker]
     return make_plan(scores, {name: tuple(sorted(gone)) for name, gone in pruned.items()}, added, layer_scores)
+
+
+def deal_ranks(
+    losses: Scores, *, min_rank: int, max_ranks: Mapping[str, int], costs: Mapping[str, int], spare: int
+) -> RankPlan:
+    """All ranks dealt anew, in proportion to what a layer's triples save of the loss per unit of cost.
+
+    If r triples of a layer save a log r, the next one saves a / r, and a budget buys most where a / (r cost) is the
+    same in every layer. a is taken to be what removing the layer's triples one by one would cost. Ranks become whole
+    numbers by Webster's method: one after the other to the layer where a / ((r + 1/2) cost) is largest, of those that
+    can be paid for. A layer that shrinks loses its lowest. Nothing changes where no triple saves anything, or what one
+    saves is not finite.
+
+    Args:
+        losses: what removing each triple costs.
+        costs: units of one triple of each layer.
+        spare: units that nothing uses.
+    """
+    totals = {name: sum(values) for name, values in losses.items()}
+    if not any(totals.values()) or not all(map(math.isfinite, totals.values())):
+        return make_plan(losses, {}, {}, layer_means(losses, {}))
+    left = spare + sum(costs[name] * len(values) for name, values in losses.items())
+    ranks = {name: min(min_rank, len(values)) for name, values in losses.items()}
+    left -= sum(costs[name] * rank for name, rank in ranks.items())
+    while True:
+        open_to = [name for name in ranks if ranks[name] < max_ranks[name] and costs[name] <= left]
+        if not open_to:
+            break
+        next_layer = max(open_to, key=lambda name: totals[name] / ((ranks[name] + 0.5) * costs[name]))
+        ranks[next_layer] += 1
+        left -= costs[next_layer]
+    pruned, added = {}, {}
+    for name, values in losses.items():
+        if ranks[name] < len(values):
+            order = sorted(range(len(values)), key=lambda i: (values[i], i))
+            pruned[name] = tuple(sorted(order[: len(values) - ranks[name]]))
+        elif ranks[name] > len(values):
+            added[name] = ranks[name] - len(values)
+    return make_plan(losses, pruned, added, layer_means(losses, {}))
+
+
+def largest_growth(losses: Scores, costs: Mapping[str, int]) -> float:
+    """How many times its rank the layer that gains most would get in a deal, before rounding; 0 where nothing is known.
+
+    A layer without triples gets none and does not count.
+    """
+    present = {name: values for name, values in losses.items() if len(values)}
+    total = sum(sum(values) for values in present.values())
+    if not total > 0 or not math.isfinite(total):
+        return 0.0
+    budget = sum(costs[name] * len(values) for name, values in present.items())
+    # r_l proportional to loss / cost, and the sum of r_l cost is the budget.
+    return max(budget * sum(values) / (total * costs[name] * len(values)) for name, values in present.items())
 
 
 def prunable(scores: Scores, min_rank: int) -> list[tuple[float, int, int, str]]:

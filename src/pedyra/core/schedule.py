@@ -54,8 +54,12 @@ def resolve_schedule(
     interval: int | float,
     final_warmup: int | float,
     least_interval: int = 1,
+    usual_least: int = 1,
 ) -> Schedule:
-    """The schedule of a run of `total_steps`; floats are fractions of it (interval at least `least_interval` steps).
+    """The schedule of a run of `total_steps`; floats are fractions of it.
+
+    An interval that is a fraction has at least `least_interval` steps; and `usual_least` where four of these fit
+    between the warm-ups, else a quarter of what is there.
 
     Raises:
         ValueError: the two warm-ups leave no room, no adjustment falls between them, or the interval, given in steps,
@@ -73,10 +77,13 @@ def resolve_schedule(
         )
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")
+    if isinstance(interval, float):
+        room = total_steps - steps(initial_warmup) - steps(final_warmup)
+        interval = max(least_interval, min(usual_least, room // 4), steps(interval))
     resolved = Schedule(
         total_steps=total_steps,
         initial_warmup=steps(initial_warmup),
-        interval=max(least_interval, steps(interval)),
+        interval=interval,
         final_warmup=steps(final_warmup),
     )
     if resolved.initial_warmup + resolved.final_warmup >= total_steps:

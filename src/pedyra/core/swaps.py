@@ -8,12 +8,8 @@ sigma c / 2. It is taken to be the inputs' mean square along v, the *reach*, tim
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy.special import stdtrit
 
 from pedyra.core.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable
 
@@ -87,19 +83,6 @@ def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curva
         return (slope[name] + sum(slope.values()) / count) / (sizes[name] + mean)
 
     return {name: Curvature(of_layer(name, length), of_layer(name, reach)) for name in names}
-
-
-def chance(certainty: float, *, directions: int, steps: int) -> float:
-    """Errors that noise alone reaches among all directions as seldom as one normal value lies beyond +-`certainty`.
-
-    The largest of many is large by chance: of 1600 directions two lie beyond 3 errors. Errors estimated from a few
-    steps are often too small, hence Student's t with steps - 1 degrees of freedom (Sidak 1967, for independent
-    directions). An upper bound where an error is at least its layer's mean, as a sketch's are: of 96 directions and 25
-    steps 4.9, where equal variances would need 4.0. Never below `certainty`.
-    """
-    level = math.erfc(certainty / math.sqrt(2))
-    each = -math.expm1(math.log1p(-level) / directions) if level < 1 else 1.0
-    return max(certainty, -float(stdtrit(steps - 1, max(each, sys.float_info.min))))
 
 
 def choose_trials(

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from pedyra.config import RankConfig
-from pedyra.core.schedule import Schedule, ema_window, resolve_schedule
+from pedyra.core.schedule import Schedule, ema_window
 from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.experiments.memory import peak_bytes
 from pedyra.training.gradient_sketch import LEAST_STEPS
+from pedyra.training.sketching import schedule_of
 
 COLUMNS = {
     "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "ratio_to_floor": "by floor",
@@ -75,7 +76,7 @@ def bench_step(
         built = {variant: build(variant, setting, clock) for variant in names}
         seconds, adjustments, peaks = measure(built, setting, clock)
         for variant in variants:
-            row = _row(built[variant], seconds, adjustments[variant], resolve(config, run_steps), config)
+            row = _row(built[variant], seconds, adjustments[variant], schedule_of(config, run_steps), config)
             yield {"model": name, "variant": variant, **row, "peak_bytes": peaks[variant],
                    "trainable_parameters": sum(p.numel() for p in built[variant].trainable()),
                    "batch": model.batch, "length": model.length, **shared}  # fmt: skip
@@ -111,13 +112,6 @@ def measure(
         if round_ == _WARMUP:  # while pedyra observes, and before a masked method's gradients are gone
             peaks = {name: peak_bytes(variant, batch, setting.device) for name, variant in built.items()}
     return seconds, adjustments, peaks
-
-
-def resolve(config: RankConfig, steps: int) -> Schedule:
-    """The schedule of a run of `steps` under `config`."""
-    return resolve_schedule(
-        steps, initial_warmup=config.initial_warmup or 0, interval=config.interval, final_warmup=config.final_warmup
-    )
 
 
 def step_kind(step: int, schedule: Schedule, config: RankConfig) -> str:

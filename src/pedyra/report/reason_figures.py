@@ -46,7 +46,7 @@ def reasons(runs: Sequence[Run]) -> Figure | None:
         prefix = f"{run.label}: " if len(runs) > 1 else ""
         title = f"{prefix}gain of the surest new triple" if prefix else "Gain of the surest new triple"
         panels.append(Chart(title, STEP, "loss saved", _series(run, found), phases=phases([run])))
-        findings.append(prefix + _finding(found))
+        findings.append(prefix + _finding(found) + _deals(run))
     caption = (
         "At each adjustment the new direction that most surely saves loss, per parameter, to second order, with the "
         "standard errors that the run's certainty asks for, and the bar: what the triples on trial that would have to "
@@ -58,7 +58,7 @@ def reasons(runs: Sequence[Run]) -> Figure | None:
 
 
 def reasons_of(run: Run) -> list[Reason]:
-    """One reason per adjustment that measured gains and trials; none in a run that prunes by scores."""
+    """One reason per adjustment that measured gains and trials, but a deal; none in a run that prunes by scores."""
     config = run.header.get("config") or {}
     certainty, margin = config.get("certainty"), config.get("margin")
     if certainty is None or margin is None:
@@ -66,7 +66,7 @@ def reasons_of(run: Run) -> list[Reason]:
     costs = _costs(run)
     found, ranks = [], run.start_ranks
     for record in run.adjustments:
-        if record.get("gains") and record.get("curvature"):
+        if record.get("gains") and record.get("curvature") and not record.get("dealt"):
             found.append(_reason(run, record, ranks, costs, certainty, margin ** (1 - _progress(run, record["step"]))))
         ranks = record["ranks"]
     return found
@@ -144,6 +144,11 @@ def _series(run: Run, found: Sequence[Reason]) -> list[Series]:
         bars = [reason.bar for reason in barred]
         series.append(Series("bar", [r.step for r in barred], bars, "points", 1, labels=labels))
     return series
+
+
+def _deals(run: Run) -> str:
+    steps = [f"{record['step']:,}" for record in run.adjustments if record.get("dealt")]
+    return f" At step {', '.join(steps)} all ranks were dealt anew, by what the triples saved." if steps else ""
 
 
 def _finding(found: Sequence[Reason]) -> str:

@@ -75,7 +75,7 @@ def adjustment_rows(run: Run) -> list[dict[str, str]]:
     names = {layer.name: layer.short_name for layer in run.layers}
     return [
         {
-            "step": f"{record['step']:,}",
+            "step": f"{record['step']:,}" + (" (deal)" if record.get("dealt") else ""),
             "pruned": _layers(pruned_counts(record), names),
             "added": _layers(record["added"], names),
             "rank": f"{sum(record['ranks'].values()):,}",

@@ -10,6 +10,7 @@ from pedyra.core.pareto import effective_rank, singular_values, two_thirds_log_v
 from pedyra.layer_names import layer_place
 from pedyra.training.orthogonality_gradient import layer_orthogonality
 from pedyra.training.scores import TripleScores
+from pedyra.training.sketching import too_short_to_try
 
 if TYPE_CHECKING:
     from pedyra.training.rank_allocator import RankAllocator
@@ -42,6 +43,8 @@ def describe(allocator: RankAllocator) -> dict[str, Any]:
             "final_warmup": allocator.schedule.final_warmup,
             "moves": allocator.moves,
             "adjustments": list(allocator.schedule.adjustments),
+            "deal": allocator.deal_step,
+            "in_vain": too_short_to_try(allocator.config, allocator.schedule),
         },
         "scaling": {layer.name: layer.scaling for layer in allocator.layers},
         "config": allocator.config.to_dict(),

@@ -29,11 +29,12 @@ from torch import Tensor
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.core.batching import alike, per_matrix
 from pedyra.core.importance import triple_lengths
+from pedyra.core.noise import chance, means_and_errors
 from pedyra.core.swaps import Gain
 from pedyra.training.distributed import Average, alone
 from pedyra.training.input_energy import NO_TOKEN, per_element
 
-_FLAT = ("sums", "gain_sum", "gain_square_sum", "reach")
+_FLAT = ("sums", "values", "reach")
 _PER_LAYER = ("left", "right", "on_trial")
 
 LEAST_STEPS = 4
@@ -58,14 +59,14 @@ class GradientSketch:
         self.layers, self.average = layers, average
         self.q = [min(q, layer.a.in_features, layer.b.out_features) for layer in layers]
         assert steps >= LEAST_STEPS
-        self.parts = (steps // 3, steps // 3, steps - 2 * (steps // 3))
+        self.parts = parts_of(steps)
         self.done = 0
         """Optimizer steps observed so far."""
         self.left: list[Tensor] = []
         self.right: list[Tensor] = []
         device = layers[0].a.A.device
-        self.gain_sum = self.gain_square_sum = torch.zeros(0, device=device)
-        """Of sigma over the steps of the third part, all layers' probes in a row."""
+        self.values = torch.zeros(0, 0, device=device)
+        """sigma in every step of the third part, `(steps, probes)`, all layers' probes in a row."""
         self.reach = torch.zeros(0, device=device)
         """In the third part the sum of `AFactor.reach` of every layer, which counts up in the forward of one step."""
         self._table: tuple[int, list[list[Gain]]] | None = None
@@ -91,9 +92,7 @@ class GradientSketch:
             self.reach += reach
             torch._foreach_zero_(reaches)
             products = torch._foreach_mul(self.left, self._by_layer(gradients))  # gradient: G v^T, (out, q)
-            gain = torch.cat([product.sum(0) for product in products]) / self._scaling
-            self.gain_sum += gain
-            self.gain_square_sum += gain.square()
+            self.values[self.done - first - second] = torch.cat([each.sum(0) for each in products]) / self._scaling
         self.done += 1
         if self.done == first:
             (self.left,) = per_matrix(lambda sums: (torch.linalg.qr(sums).Q,), self._by_layer(self.sums))  # (out, q)
@@ -118,19 +117,19 @@ class GradientSketch:
         self._judge()
 
     def gains(self) -> list[tuple[Tensor, Tensor]]:
-        """Per layer the mean of sigma over the steps of the third part and its standard error, each `(q + trials,)`.
-
-        A handful of steps knows its own spread badly, and the direction that looks best is the one whose spread
-        looks small by chance; so no error is below that of the layer's directions together.
-        """
-        n = self.done - self.parts[0] - self.parts[1]
-        result = []
+        """Per layer the mean of sigma over the steps of the third part and its standard error, each `(q + trials,)`."""
         widths = [len(rows) for rows in self.right]
-        for total, squares in zip(self.gain_sum.split(widths), self.gain_square_sum.split(widths), strict=True):
-            mean = total / n
-            variance = (squares / n - mean.square()).clamp_min(0) * n / (n - 1)
-            result.append((mean, (variance.clamp_min(variance.mean()) / n).sqrt()))
-        return result
+        mean, error = means_and_errors(self._seen(), self._owner)
+        return list(zip(mean.split(widths), error.split(widths), strict=True))
+
+    def chance(self, certainty: float) -> float:
+        """Errors that the gain of one of all candidates reaches by chance; see `core.noise.chance`."""
+        among = [torch.arange(len(rows)) < q for rows, q in zip(self.right, self.q, strict=True)]
+        return chance(self._seen(), self._owner, torch.cat(among).to(self._owner.device), certainty)
+
+    def _seen(self) -> Tensor:
+        """sigma in the steps of the third part so far."""
+        return self.values[: self.done - self.parts[0] - self.parts[1]]
 
     def reaches(self) -> list[Tensor]:
         """Per layer the mean square of its inputs along every v of the third part, `(q + trials,)`."""
@@ -217,15 +216,16 @@ class GradientSketch:
     def _judge(self) -> None:
         self._measure_with(self.right)
         self._switch_off()
-        self.gain_sum = torch.zeros_like(self._scaling)
-        self.gain_square_sum = torch.zeros_like(self.gain_sum)
+        self.values = self._scaling.new_zeros(self.parts[2], len(self._scaling))
         self.reach = self._scaling.new_zeros(sum(len(rows) + 1 for rows in self.right))
 
     def _measure_with(self, rows: Sequence[Tensor]) -> None:
         """Probe these rows; the products of their gradients with `left` are sigma, times the scaling of the layer."""
         self._probe_rows(rows)
-        every = (layer.scaling for layer, probed in zip(self.layers, rows, strict=True) for _ in probed)
-        self._scaling = torch.tensor(list(every), device=rows[0].device)
+        widths, device = [len(probed) for probed in rows], rows[0].device
+        self._scaling = per_element(torch.tensor([layer.scaling for layer in self.layers], device=device), widths)
+        self._owner = per_element(torch.arange(len(widths), device=device), widths)
+        """Of every gain, the number of its layer."""
         for layer, probed in zip(self.layers, rows, strict=True):
             layer.a.reach = probed.new_zeros(len(probed) + 1)
 
@@ -276,6 +276,11 @@ class GradientSketch:
         flat, rest = flat.split([len(self._layer_of), len(flat) - len(self._layer_of)])
         finite = torch.stack(torch._foreach_norm(flat.split(self._sizes), 1)).isfinite()
         return torch.cat([torch.where(finite[self._layer_of], flat / loss_scale, 0.0), rest])
+
+
+def parts_of(steps: int) -> tuple[int, int, int]:
+    """Steps of range, co-range and gain."""
+    return steps // 3, steps // 3, steps - 2 * (steps // 3)
 
 
 @torch.no_grad()

@@ -32,14 +32,25 @@ def new_triples(
     if directions is None:
         rows_A = _rows(A, num, std, config.init, generator)
     else:
-        rows_A = directions[1][:num] * _norm(A, std)
+        rows_A = _along(directions[1], A, num, std, generator)
     if lora:
         return NewTriples(rows_A, torch.ones(num), torch.zeros(B.shape[1], num))
     if directions is None:
         rows_B = _rows(B, num, std, config.init, generator)
     else:
-        rows_B = -directions[0][:num] * _norm(B, std)
+        rows_B = -_along(directions[0], B, num, std, generator)
     return NewTriples(rows_A, torch.zeros(num), rows_B.T)
+
+
+def _along(directions: Tensor, kept: Tensor, num: int, std: float, generator: torch.Generator) -> Tensor:
+    """The first `num` directions, as long as the kept rows; where there are fewer, rows orthogonal to all as well."""
+    rows = directions[:num] * _norm(kept, std)
+    if len(rows) == num:
+        return rows
+    more = orthogonal_rows(
+        torch.cat([kept.to(rows), rows]), num - len(rows), norm=_norm(kept, std), generator=generator
+    )
+    return torch.cat([rows, more.to(rows)])
 
 
 def _norm(kept: Tensor, std: float) -> float:

@@ -44,12 +44,17 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def check_second_moments(optimizer: Optimizer) -> None:
-    """Raise ValueError unless the optimizer is of Adam's family, whose second moments `removal_losses` reads."""
+def check_second_moments(optimizer: Optimizer, setting: str, otherwise: str) -> None:
+    """Raise ValueError unless the optimizer is of Adam's family, whose second moments `removal_losses` reads.
+
+    Args:
+        setting: what asks for them, "rank.score is 'loss'".
+        otherwise: the setting that does not.
+    """
     if "betas" not in optimizer.defaults:
         raise ValueError(
-            f"rank.score is 'loss', which reads Adam's second moments, but the optimizer is "
-            f"{type(optimizer).__name__}; use adamw_torch, or rank.score='importance'"
+            f"{setting}, which reads Adam's second moments, but the optimizer is {type(optimizer).__name__}; use "
+            f"adamw_torch, or {otherwise}"
         )
 
 

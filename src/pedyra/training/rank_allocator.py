@@ -14,11 +14,11 @@ from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
 from pedyra.adapters.resize import Replacement, install, resized
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
-from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at, resolve_schedule
+from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
+from pedyra.training.dealing import deal, deal_step
 from pedyra.training.diagnostics import describe, snapshot
 from pedyra.training.distributed import averaging
-from pedyra.training.gradient_sketch import LEAST_STEPS
 from pedyra.training.input_energy import InputEnergy
 from pedyra.training.limits import check_movable, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
@@ -38,7 +38,7 @@ from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
 from pedyra.training.ownership import choose_forward, claim, give_up, trainable
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
-from pedyra.training.sketching import Sketching, wanted
+from pedyra.training.sketching import Sketching, schedule_of
 from pedyra.training.trials import choose, known_curvature, predicted_losses, promising
 
 
@@ -80,13 +80,7 @@ class RankAllocator:
         self.rule = policy if isinstance(policy, Rule) else Rule(policy=policy)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
-        self.schedule: Schedule = resolve_schedule(
-            total_steps,
-            initial_warmup=config.initial_warmup or 0,
-            interval=config.interval,
-            final_warmup=config.final_warmup,
-            least_interval=LEAST_STEPS if wanted(config) else 1,
-        )
+        self.schedule: Schedule = schedule_of(config, total_steps)
         self.layers = trainable(attach(model, adapter_name, config.start, config.seed))
         train_e(self.layers, bool(config.train_e))
         choose_forward(self.layers, config.fused)
@@ -103,7 +97,11 @@ class RankAllocator:
         for layer in self.layers:
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
         if config.score == "loss":
-            check_second_moments(self.optimizer)
+            check_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
+        self.deal_step: int | None = None
+        """The adjustment that deals all ranks anew, if one does."""
+        if self.rule.policy is bidirectional:
+            self.deal_step = deal_step(self.layers, self.optimizer, config, self.schedule)
         self._held = self.triples()
         self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
@@ -172,8 +170,9 @@ class RankAllocator:
     def after_step(self) -> dict[str, Any] | None:
         """Count the step; at an adjustment, prune, expand, and move the optimizer's state.
 
-        Returns the record of the adjustment, or None: `step`, `ranks`, `layer_scores`, `scores`, `pruned` (layer,
-        triple, score), `added` (layer -> count), `total_rank`, `parameters`, `seconds`, `skipped_steps`; of a sketch
+        Returns the record of the adjustment, or None: `step`, `dealt` (whether it dealt all ranks anew), `ranks`,
+        `layer_scores`, `scores`, `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
+        `parameters`, `seconds`, `skipped_steps`; of a sketch
         `gains` (layer -> mean, error, reach of its surest candidate), `chance`, `trials` (layer, triple, mean, error,
         reach, length) and `curvature` (layer -> that per reach); see `core.swaps`.
         """
@@ -193,6 +192,7 @@ class RankAllocator:
             "adapter": self.adapter_name,
             "initial_parameters": self.initial_parameters,
             "moves": self.moves,
+            "deal_step": self.deal_step,
             "config": self.config.to_dict(),
             "ranks": self.ranks,
             "scaling": {layer.name: layer.scaling for layer in self.layers},
@@ -211,6 +211,7 @@ class RankAllocator:
         self.scores.load_tensors(tensors)
         self.step, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
+        self.deal_step = record["deal_step"]
         self._sketching.load_tensors(tensors, self.step)
         if self._compiled:
             mark_ranks(self.layers)
@@ -271,6 +272,8 @@ class RankAllocator:
             return
         adjustment = self.schedule.next_adjustment(self.step + 1)
         assert adjustment is not None
+        if adjustment == self.deal_step:
+            return
         chosen = choose(
             self.layers,
             self.optimizer,
@@ -284,7 +287,8 @@ class RankAllocator:
 
     def _moves_at(self, step: int) -> int:
         """k at the adjustment after this step."""
-        last = sum(self.history[-1]["added"].values()) if self.history else 0
+        swapped = bool(self.history) and not self.history[-1]["dealt"]
+        last = sum(self.history[-1]["added"].values()) if swapped else 0
         progress = self.schedule.progress(step)
         return moves_at(self.moves, progress, str(self.config.moves_schedule), last) if self.moves else 0
 
@@ -301,15 +305,20 @@ class RankAllocator:
 
     def _adjust(self) -> dict[str, Any]:
         began = time.perf_counter()
+        deals = self.step == self.deal_step
         scores = self.triple_scores()
         self._sketching.stop()
         now = self._situation()
-        plan = self.rule.policy(scores, now)
+        if deals:
+            scores, plan = deal(self.layers, self.optimizer, self.config, self.scores, now)
+        else:
+            plan = self.rule.policy(scores, now)
         self._apply(plan)
         self._sketching.forget()
         record = {
             "kind": "adjustment",
             "step": self.step,
+            "dealt": deals and bool(plan.pruned or plan.added),
             "ranks": plan.ranks,
             "layer_scores": plan.layer_scores,
             "scores": scores,

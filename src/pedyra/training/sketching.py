@@ -10,10 +10,15 @@ from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
-from pedyra.core.schedule import Schedule
-from pedyra.core.swaps import Gain, chance
+from pedyra.core.noise import fewest_steps
+from pedyra.core.schedule import Schedule, resolve_schedule
+from pedyra.core.swaps import Gain
 from pedyra.training.distributed import Average, alone
-from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch
+from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch, parts_of
+
+USUAL_STEPS = 27
+"""Steps of an interval that is a fraction of the run where triples are tried: a third of it judges, and 9 steps are the
+fewest that tell a gain from chance (`core.noise.fewest_steps`)."""
 
 _PREFIX = "sketch."
 
@@ -63,10 +68,7 @@ class Sketching:
 
     def chance(self) -> float:
         """Errors that the gain of one of the candidates reaches by chance; infinite where there is no sketch."""
-        sketch = self.current
-        if sketch is None:
-            return math.inf
-        return chance(self.config.certainty, directions=sum(sketch.q), steps=sketch.parts[-1])
+        return math.inf if self.current is None else self.current.chance(self.config.certainty)
 
     def trials(self) -> dict[str, dict[int, Gain]] | None:
         """What the triples on trial gain, where that is to choose those that go."""
@@ -110,6 +112,30 @@ class Sketching:
             generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + adjustment),
             average=self.average,
         )
+
+
+def schedule_of(config: RankConfig, total_steps: int) -> Schedule:
+    """When `config` adjusts ranks in a run of `total_steps`. Raises ValueError as `resolve_schedule` does."""
+    return resolve_schedule(
+        total_steps,
+        initial_warmup=config.initial_warmup or 0,
+        interval=config.interval,
+        final_warmup=config.final_warmup,
+        least_interval=LEAST_STEPS if wanted(config) else 1,
+        usual_least=USUAL_STEPS if wanted(config) and config.prune == "trial" else 1,
+    )
+
+
+def too_short_to_try(config: RankConfig, schedule: Schedule) -> str | None:
+    """Why no triple is ever put on trial in this schedule, and what would change that; None where one can be."""
+    judging, fewest = parts_of(min(config.sketch_steps, schedule.interval))[-1], fewest_steps(config.certainty)
+    if not wanted(config) or config.prune != "trial" or judging >= fewest:
+        return None
+    return (
+        f"no triple will be tried: rank.interval is {schedule.interval} steps, of which the last third, {judging}, "
+        f"judges gains, and at rank.certainty {config.certainty} it takes {fewest} to tell one from chance; train "
+        f"longer, raise rank.interval to {3 * fewest}, or lower rank.certainty"
+    )
 
 
 def wanted(config: RankConfig) -> bool:

@@ -1,0 +1,71 @@
+"""The one adjustment at which all ranks are dealt anew, by what the triples save of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch.optim import Optimizer
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.config import RankConfig
+from pedyra.core.allocation import RankPlan, deal_ranks, largest_growth, layer_means, make_plan
+from pedyra.core.schedule import Schedule
+from pedyra.training.optimizer_state import check_second_moments, removal_losses
+from pedyra.training.rule import Situation
+from pedyra.training.scores import ScoreState
+from pedyra.training.turning import turn_layer, turns_of
+
+MOST = 2.5
+"""Nothing is dealt where some layer would get more than so many times its rank: its triples have then learned first, as
+those beside a new head do, and what the others will save is not known yet (docs/evidence.md)."""
+
+
+def deal_step(
+    layers: Sequence[AdaptedLayer], optimizer: Optimizer, config: RankConfig, schedule: Schedule
+) -> int | None:
+    """The adjustment nearest to `config.deal`, of two the earlier; None where nothing is dealt.
+
+    Nothing is where a triple holds something before the first step: its loss would be that of what it began with.
+
+    Raises:
+        ValueError: an optimizer without second moments.
+    """
+    if not config.deal or config.moves == 0 or any(layer.b.weight.any() for layer in layers):
+        return None
+    check_second_moments(optimizer, f"rank.deal is {config.deal}", "rank.deal=0")
+    wanted = config.deal * schedule.total_steps if isinstance(config.deal, float) else config.deal
+    return min(schedule.adjustments, key=lambda step: abs(step - wanted))
+
+
+def deal(
+    layers: Sequence[AdaptedLayer], optimizer: Optimizer, config: RankConfig, observed: ScoreState, now: Situation
+) -> tuple[dict[str, list[float]], RankPlan]:
+    """`deal_ranks` at the budget in force, and the losses it went by; layers that shrink are turned first (`turn`).
+
+    The plan changes nothing where some layer would get more than MOST times its rank.
+
+    A layer's loss is that of all its triples, as they are. Once turned, they share it by the squares of their lengths,
+    so the weakest directions go, and not the rows that happen to hold least.
+    """
+    losses = removal_losses(layers, optimizer)
+    turns = {}
+    if config.turn and all(layer.a.unit for layer in layers):
+        turns = turns_of(layers, now.ranks, observed)
+        losses = {name: _shared(sum(values), turns[name].lengths) for name, values in losses.items()}
+    unit = now.budget == "ranks"
+    costs: Mapping[str, int] = dict.fromkeys(now.costs, 1) if unit else now.costs
+    if largest_growth(losses, costs) > MOST:
+        return losses, make_plan(losses, {}, {}, layer_means(losses, {}))
+    plan = deal_ranks(
+        losses, min_rank=now.min_rank, max_ranks=now.max_ranks, costs=costs, spare=0 if unit else now.spare
+    )
+    for layer in layers:
+        if layer.name in plan.pruned and turns:
+            turn_layer(layer, optimizer, turns[layer.name])
+    return losses, plan
+
+
+def _shared(total: float, lengths: Sequence[float]) -> list[float]:
+    squares = [length**2 for length in lengths]
+    whole = sum(squares)
+    return [total * square / whole if whole else total / len(squares) for square in squares]

@@ -1,0 +1,90 @@
+"""Errors of gains, and what the largest of many reaches by chance, against slow loops and drawn noise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from statistics import NormalDist
+
+import pytest
+import torch
+
+from pedyra.core.noise import PATTERNS, chance, fewest_steps, means_and_errors
+
+
+def owners(directions: int, width: int) -> torch.Tensor:
+    return torch.arange(directions) // width
+
+
+def test_an_error_is_that_of_a_mean_but_never_below_its_layers():
+    values = torch.tensor([[1.0, 10.0, 7.0], [3.0, 20.0, 7.0], [5.0, 60.0, 10.0]])
+    mean, error = means_and_errors(values, torch.tensor([0, 0, 1]))
+    first, second, third = (values[:, i].var().item() for i in range(3))
+    assert mean.tolist() == [3.0, 30.0, 8.0]
+    own = [(first + second) / 2, max(second, (first + second) / 2), third]
+    assert error.tolist() == pytest.approx([math.sqrt(variance / 3) for variance in own])
+
+
+def test_chance_is_the_quantile_over_every_pattern_of_signs():
+    values = torch.randn(6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layer_of, among = owners(10, 5), torch.arange(10) % 5 < 4
+    largest = []
+    for signs in itertools.product((1.0, -1.0), repeat=6):
+        mean, error = means_and_errors(values * torch.tensor(signs)[:, None], layer_of)
+        largest.append((mean / error)[among].max().item())
+    largest.sort(reverse=True)
+    for certainty in (0.5, 1.0, 2.0):
+        level = 2 * NormalDist().cdf(-certainty)
+        bound = chance(values, layer_of, among, certainty)
+        assert bound == pytest.approx(max(certainty, largest[int(level * 64)]))
+
+
+@pytest.mark.parametrize("steps", [8, 20])
+def test_noise_is_beyond_chance_as_seldom_as_it_says(steps):
+    # Directions of unequal spread, in pairs that move together.
+    generator = torch.Generator().manual_seed(0)
+    spread, layer_of = torch.linspace(0.3, 3, 24), owners(24, 8)
+    among = torch.ones(24, dtype=torch.bool)
+    beyond, draws = 0, 400
+    for _ in range(draws):
+        values = torch.randn(steps, 24, generator=generator)
+        values[:, 1::2] += values[:, ::2]
+        values *= spread
+        mean, error = means_and_errors(values, layer_of)
+        beyond += bool((mean / error).max() > chance(values, layer_of, among, 1.5))
+    level = 2 * NormalDist().cdf(-1.5)  # 0.134
+    assert beyond / draws == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / draws))
+
+
+def test_a_gain_in_one_layer_does_not_hide_behind_its_own_size():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(12, 24, generator=generator)
+    values[:, 3] += 10
+    mean, error = means_and_errors(values, owners(24, 8))
+    assert (mean / error)[3] > chance(values, owners(24, 8), torch.ones(24, dtype=torch.bool), 3.0)
+
+
+def test_the_fewest_steps_are_those_whose_patterns_can_be_so_rare():
+    values = torch.ones(9, 1) + 0.01 * torch.arange(9)[:, None]  # the surest gain there can be
+    one, among = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
+    for steps in (2, 5, 8, 9):
+        mean, error = means_and_errors(values[:steps], one)
+        assert bool(mean / error > chance(values[:steps], one, among, 3.0)) == (steps >= fewest_steps(3.0))
+    assert [fewest_steps(certainty) for certainty in (0.0, 1.0, 2.0, 3.0)] == [2, 2, 5, 9]
+    assert fewest_steps(100.0) > 10**6
+
+
+def test_no_gradient_at_all_is_no_gain_and_nothing_is_below_the_certainty():
+    one, among = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
+    assert chance(torch.zeros(12, 1), one, among, 3.0) == 3.0
+    assert chance(torch.zeros(12, 1), one, among, 0.0) == 0.0
+    assert chance(torch.randn(12, 1), one, among, 50.0) == 50.0
+
+
+def test_long_looks_draw_their_patterns_and_agree_with_all_of_them():
+    generator = torch.Generator().manual_seed(0)
+    values, among = torch.randn(11, 40, generator=generator), torch.ones(40, dtype=torch.bool)
+    assert 2**11 == PATTERNS
+    every = chance(values, owners(40, 8), among, 2.0)
+    again = torch.cat([values, torch.zeros(1, 40)])  # a step without gradients hardly changes a mean by its error
+    assert chance(again, owners(40, 8), among, 2.0) == pytest.approx(every, rel=0.1)

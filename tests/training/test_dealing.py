@@ -1,0 +1,125 @@
+"""Once, early, all ranks are dealt anew by what the triples save of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pedyra import RankAllocator, RankConfig
+from pedyra.core.allocation import deal_ranks
+from pedyra.training.new_triples import new_triples
+
+SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, deal=11, certainty=0.0)
+"""Adjustments of 24 steps after 5, 10 and 15; 10 is the nearest to 11. Whatever gains anything would be moved."""
+
+
+def allocate(model: Any, config: RankConfig, steps: int = 24) -> RankAllocator:
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    return RankAllocator(model, optimizer, config, steps)
+
+
+def saliencies(allocator: RankAllocator) -> dict[str, list[float]]:
+    """w^2 v / 2 of every row of A, in a loop."""
+    result = {}
+    for layer in allocator.layers:
+        v = allocator.optimizer.state[layer.a.A]["exp_avg_sq"]
+        result[layer.name] = [
+            sum(w**2 * second / 2 for w, second in zip(row, moments, strict=True))
+            for row, moments in zip(layer.a.A.tolist(), v.tolist(), strict=True)
+        ]
+    return result
+
+
+def test_ranks_are_dealt_once_at_the_nearest_adjustment(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(**SCHEDULE))
+    train_net(model, allocator.optimizer, allocator, 9)
+    before = allocator.ranks
+    # The tenth step, without what the allocator does after it.
+    seen: dict[str, list[float]] = {}
+    after_step = allocator.after_step
+
+    def spy() -> Any:
+        seen.update(saliencies(allocator))
+        return after_step()
+
+    allocator.after_step = spy  # type: ignore[method-assign]
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=10)
+    allocator.after_step = after_step  # type: ignore[method-assign]
+    costs = {layer.name: layer.cost for layer in allocator.layers}
+    widths = {layer.name: min(layer.a.in_features, layer.b.out_features) for layer in allocator.layers}
+    expected = deal_ranks(seen, min_rank=0, max_ranks=widths, costs=costs, spare=0)
+    assert record["dealt"] and record["ranks"] == expected.ranks == allocator.ranks != before
+    assert {name for name, _, _ in record["pruned"]} == set(expected.pruned)
+    assert allocator.parameters <= allocator.initial_parameters
+    train_net(model, allocator.optimizer, allocator, 14, first=11)
+    assert [record["dealt"] for record in allocator.history] == [False, True, False]
+
+
+def test_nothing_is_dealt_while_one_layer_would_get_nearly_all(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(**SCHEDULE))
+    train_net(model, allocator.optimizer, allocator, 9)
+    allocator.optimizer.state[allocator.layers[1].a.A]["exp_avg_sq"].mul_(1000)
+    before = {layer.name: (layer.a.A, layer.b.weight) for layer in allocator.layers}
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=10)
+    assert not record["dealt"] and not record["pruned"] and not record["added"]
+    assert all((layer.a.A, layer.b.weight) == before[layer.name] for layer in allocator.layers)
+
+
+def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(**SCHEDULE, moves=8))
+    for step in range(1, 11):
+        train_net(model, allocator.optimizer, allocator, 1, first=step)
+        assert all(layer.a.live is None for layer in allocator.layers)
+    assert sum(allocator.history[-1]["added"].values()) > 1, "the test would prove nothing"
+    assert allocator._moves_at(15) == 2  # a quarter of 8, not twice what was dealt
+
+
+@pytest.mark.parametrize("config", [RankConfig(deal=0), RankConfig(moves=0), RankConfig.paper()])
+def test_nothing_is_dealt_where_it_is_not_asked_for(config, make_net):
+    assert allocate(make_net(), config, 200).deal_step is None
+    assert allocate(make_net(), RankConfig(), 200).deal_step == 27  # a tenth is 20, the first adjustment 27
+
+
+def test_what_triples_hold_at_the_start_is_not_given_away(make_net):
+    assert allocate(make_net(trained=True), RankConfig(**SCHEDULE)).deal_step is None
+    assert allocate(make_net(), RankConfig(**SCHEDULE)).deal_step == 10
+
+
+def test_an_optimizer_without_second_moments_is_refused(make_net):
+    model = make_net()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with pytest.raises(ValueError, match=r"rank.deal is 0.1, .*optimizer is SGD; use adamw_torch, or rank.deal=0"):
+        RankAllocator(model, optimizer, RankConfig(), 100)
+    RankAllocator(model, optimizer, RankConfig(deal=0), 100)
+
+
+def test_a_layer_that_gains_more_than_there_are_directions_gets_others(make_net):
+    (layer, *_) = allocate(make_net(trained=True), RankConfig(**SCHEDULE)).layers
+    u, v = torch.zeros(1, layer.b.out_features), torch.zeros(1, layer.a.in_features)
+    u[0, 0] = v[0, 1] = 1.0
+    new = new_triples(layer, (0,), 3, RankConfig(), torch.Generator().manual_seed(0), (u, v))
+    length = float(layer.a.A.detach()[1:].norm(dim=1).mean())
+    torch.testing.assert_close(new.A[0], v[0] * length)
+    torch.testing.assert_close(new.A.norm(dim=1), torch.full((3,), length))
+    # Orthogonal to each other, and what is not along v to the rows that stay.
+    torch.testing.assert_close(new.A @ new.A.T, torch.eye(3) * length**2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(new.A[1:] @ layer.a.A.detach()[1:].T, torch.zeros(2, layer.rank - 1), atol=1e-5, rtol=0)
+    assert not new.B.any()
+
+
+def test_a_run_taken_up_again_still_knows_when_it_deals(make_net, train_net):
+    first, second = make_net(), make_net()
+    one = allocate(first, RankConfig(**SCHEDULE))
+    train_net(first, one.optimizer, one, 7)
+    record, tensors = one.state()
+    # As in a loop of one's own, which loads the weights before it makes the allocator.
+    second.load_state_dict(first.state_dict(), strict=False)
+    two = allocate(second, RankConfig(**SCHEDULE))
+    assert two.deal_step is None
+    two.load_state(record, tensors)
+    assert two.deal_step == one.deal_step == 10
