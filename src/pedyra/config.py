@@ -47,7 +47,7 @@ class RankConfig:
     first, else "linear"."""
     initial_warmup: int | float | None = None
     """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run. None: 0 where
-    triples are tried first (`prune` "trial"), for the first look at the gradients moves nothing; else 0.05."""
+    triples are tried first (`prune` "trial"), for before the first look nothing is; else 0.05."""
     final_warmup: int | float = 0.25
     """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
 
@@ -55,8 +55,8 @@ class RankConfig:
     """Step at whose nearest adjustment all ranks are dealt anew, once, in proportion to what each layer's triples save
     of the loss per parameter, by Adam's second moments (`core.allocation.deal_ranks`); a float below 1 is a fraction of
     the run, 0: never (paper). Not where one layer would get 2.5 times its rank, for then it has only learned first, nor
-    where some B starts above zero: what PiSSA, OLoRA or an earlier training put into triples is not given away
-    unmeasured. None: 0.1 where triples are tried (`prune` "trial"), else 0."""
+    where some B is not zero at the start (PiSSA, OLoRA, an earlier training, `start="svd"`): what it holds is not given
+    away unmeasured. None: 0.1 where triples are tried (`prune` "trial") and the optimizer is of Adam's family, or 0."""
 
     budget: str = "parameters"
     """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant)."""
@@ -146,8 +146,6 @@ class RankConfig:
             object.__setattr__(self, "moves_schedule", "adaptive" if self.prune == "trial" else "linear")
         if self.initial_warmup is None:
             object.__setattr__(self, "initial_warmup", 0.0 if self.prune == "trial" else 0.05)
-        if self.deal is None:
-            object.__setattr__(self, "deal", 0.1 if self.prune == "trial" else 0)
         if self.train_e is None:
             object.__setattr__(self, "train_e", self.start == "svd")
         if self.score is None:
@@ -159,7 +157,7 @@ class RankConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"rank.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-        for name in ("interval", "initial_warmup", "final_warmup", "deal"):
+        for name in ("interval", "initial_warmup", "final_warmup", *(("deal",) if self.deal is not None else ())):
             self._check_steps(name, getattr(self, name))
         for name in ("alpha", "beta1", "beta2", "orth_weight", "certainty", "margin"):
             value = getattr(self, name)

@@ -9,7 +9,9 @@ import torch
 
 from pedyra import RankAllocator, RankConfig
 from pedyra.core.allocation import deal_ranks
+from pedyra.training.dealing import turns_at_deal
 from pedyra.training.new_triples import new_triples
+from pedyra.training.optimizer_state import has_second_moments, removal_losses
 
 SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, deal=11, certainty=0.0)
 """Adjustments of 24 steps after 5, 10 and 15; 10 is the nearest to 11. Whatever gains anything would be moved."""
@@ -90,12 +92,100 @@ def test_what_triples_hold_at_the_start_is_not_given_away(make_net):
     assert allocate(make_net(), RankConfig(**SCHEDULE)).deal_step == 10
 
 
-def test_an_optimizer_without_second_moments_is_refused(make_net):
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adamax])
+def test_without_second_moments_nothing_is_dealt_and_a_deal_that_is_asked_for_is_refused(kind, make_net, train_net):
+    def allocator(model: Any, **settings: Any) -> RankAllocator:
+        optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        return RankAllocator(model, optimizer, RankConfig(turn=False, **settings), 100)
+
+    model = make_net()
+    with pytest.raises(ValueError, match=rf"rank.deal is 0.1, .*{kind.__name__} keeps none; .*or rank.deal=0"):
+        asked = allocator(model, deal=0.1)  # refused here, or once the optimizer has stepped
+        train_net(model, asked.optimizer, asked, 1)
+    other = make_net()
+    usual = allocator(other)
+    train_net(other, usual.optimizer, usual, 1)
+    assert usual.deal_step is None
+
+
+def test_a_refused_allocator_leaves_the_adapter_free(make_net):
     model = make_net()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    with pytest.raises(ValueError, match=r"rank.deal is 0.1, .*optimizer is SGD; use adamw_torch, or rank.deal=0"):
+    try:
+        RankAllocator(model, optimizer, RankConfig(deal=0.1), 100)
+    except ValueError:  # while it is handled, as in a notebook
         RankAllocator(model, optimizer, RankConfig(), 100)
-    RankAllocator(model, optimizer, RankConfig(deal=0), 100)
+
+
+def test_moments_of_bitsandbytes_count(make_net):
+    allocator = allocate(make_net(), RankConfig(**SCHEDULE))
+    parameter = allocator.layers[0].a.A
+    allocator.optimizer.state[parameter] = {"state1": parameter.clone(), "state2": torch.full_like(parameter, 2.0)}
+    assert has_second_moments(allocator.optimizer, [parameter])
+    losses = removal_losses(allocator.layers, allocator.optimizer)
+    assert losses[allocator.layers[0].name] == pytest.approx(parameter.detach().square().sum(1).tolist())
+
+
+def test_the_weakest_directions_go_not_the_shortest_rows(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(**SCHEDULE))
+    train_net(model, allocator.optimizer, allocator, 9)
+    last = allocator.layers[-1]
+    with torch.no_grad():  # two long rows that nearly cancel, and other directions of different lengths
+        last.b.weight[:, 1] = -last.b.weight[:, 0] * 1.001
+        last.a.A[1] = last.a.A[0]
+    products: dict[str, torch.Tensor] = {}
+    after_step = allocator.after_step
+
+    def spy() -> Any:
+        products.update({layer.name: (layer.b.weight @ layer.a.A).detach() for layer in allocator.layers})
+        return after_step()
+
+    allocator.after_step = spy  # type: ignore[method-assign]
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=10)
+    pruned = {name for name, _, _ in record["pruned"]}
+    assert pruned, "the test would prove nothing"
+    for layer in allocator.layers:
+        if layer.name in pruned:
+            U, S, Vh = torch.linalg.svd(products[layer.name])
+            best = U[:, : layer.rank] * S[: layer.rank] @ Vh[: layer.rank]
+            torch.testing.assert_close((layer.b.weight @ layer.a.A).detach(), best, rtol=1e-4, atol=1e-6)
+
+
+def test_under_eq_3_rows_go_as_they_are(make_net):
+    assert turns_at_deal(RankConfig()) and not turns_at_deal(RankConfig(prune="score", deal=0.1))
+    assert not turns_at_deal(RankConfig(turn=False)) and not turns_at_deal(RankConfig(start="svd"))
+
+
+@pytest.mark.parametrize("budget", ["ranks", "parameters"])
+def test_a_deal_keeps_the_budget_in_force(budget, make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(**SCHEDULE, budget=budget))
+    total, costs = sum(allocator.ranks.values()), {layer.name: layer.cost for layer in allocator.layers}
+    train_net(model, allocator.optimizer, allocator, 10)
+    left = allocator.initial_parameters - allocator.parameters
+    assert allocator.history[-1]["dealt"]
+    if budget == "ranks":
+        assert sum(allocator.ranks.values()) == total
+    else:
+        assert 0 <= left < max(costs.values())
+
+
+def test_quiet_looks_before_the_deal_do_not_end_the_run(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(interval=4, final_warmup=4, deal=16, patience=2, certainty=4.0))
+    train_net(model, allocator.optimizer, allocator, 24)
+    assert [record["step"] for record in allocator.history if record["dealt"]] == [16]
+
+
+def test_a_run_that_is_made_longer_deals_at_an_adjustment_of_its_own(make_net, train_net):
+    model = make_net()
+    one = allocate(model, RankConfig(**{**SCHEDULE, "deal": 0.45, "interval": 0.2}))
+    train_net(model, one.optimizer, one, 7)
+    longer = RankAllocator(model, one.optimizer, one.config, 100) if one.release() is None else one
+    longer.load_state(*one.state())
+    assert one.deal_step in one.schedule.adjustments and longer.deal_step in longer.schedule.adjustments
+    assert longer.deal_step == 48  # 45 of 100; every 24
 
 
 def test_a_layer_that_gains_more_than_there_are_directions_gets_others(make_net):

@@ -10,6 +10,7 @@ import torch
 
 from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
+from pedyra.core.noise import chance
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -203,7 +204,7 @@ def test_the_loss_orders_triples_by_adams_second_moment(make_net, train_net):
 def test_the_loss_needs_second_moments(make_net):
     model = make_net()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    with pytest.raises(ValueError, match="rank.score is 'loss'.*optimizer is SGD; use adamw_torch"):
+    with pytest.raises(ValueError, match="rank.score is 'loss'.* SGD keeps none; use adamw_torch"):
         RankAllocator(model, optimizer, RankConfig(score="loss"), 100)
 
 
@@ -231,3 +232,21 @@ def test_nothing_is_tried_for_gains_that_chance_explains(certainty, tried, make_
     assert certainty < most and (most > look["chance"]) == tried, "the test would prove nothing"
     (second,) = train_net(model, allocator.optimizer, allocator, 6, first=7)
     assert bool(second["trials"]) == tried
+
+
+def test_chance_is_asked_of_candidates_only_not_of_triples_on_trial(make_net, train_net):
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**{**EAGER, "margin": 1e9}), 18)
+    train_net(model, allocator.optimizer, allocator, 11)
+    sketch = allocator._sketching.current
+    assert sketch is not None and any(len(indices) for indices in sketch.on_trial), "the test would prove nothing"
+    sketch.values = torch.randn(9, len(sketch._owner), generator=torch.Generator().manual_seed(0))
+    among, layer_of = [], []
+    for number, (q, indices) in enumerate(zip(sketch.q, sketch.on_trial, strict=True)):
+        among += [True] * q + [False] * len(indices)
+        layer_of += [number] * (q + len(indices))
+    sketch.values[:, [not candidate for candidate in among]] += 9.0  # what is on trial is worth much
+    sketch.done = sum(sketch.parts[:2]) + 9
+    expected = chance(sketch.values, torch.tensor(layer_of), torch.tensor(among), 2.0)
+    of_all = chance(sketch.values, torch.tensor(layer_of), torch.ones(len(among), dtype=torch.bool), 2.0)
+    assert sketch.chance(2.0) == expected < of_all

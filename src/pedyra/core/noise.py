@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-PATTERNS = 2048
-"""Sign patterns that are looked at: all of them up to 11 steps, so many drawn at random beyond."""
+PATTERNS = 2048, 1 << 17
+"""Sign patterns that are looked at: all there are, or as many drawn as the certainty asks for, in this range."""
 
-CHUNK = 4_000_000
+RARE = 8
+"""How many of the patterns that are drawn may exceed the bound: the fewer, the more it depends on the draw."""
+
+CHUNK = 2_000_000
 """Elements that are held at a time."""
 
 
@@ -23,8 +26,10 @@ def means_and_errors(
     A handful of steps knows its own spread badly, and the direction that looks best is the one whose spread looks small
     by chance.
     """
-    mean = values.mean(0)
-    return mean, _errors(mean[None], values, _averaging(layer_of, values.dtype))[0]
+    mean, layers = values.mean(0), int(layer_of.max()) + 1
+    variance = _variance(mean, values)
+    of_layer = variance.new_zeros(layers).index_add(0, layer_of, variance) / layer_of.bincount(minlength=layers)
+    return mean, (torch.maximum(variance, of_layer[layer_of]) / len(values)).sqrt()
 
 
 def chance(
@@ -45,15 +50,21 @@ def chance(
         among: the directions of which the largest is asked for; the others only tell their layer's error.
 
     Returns:
-        Never below `certainty`. With fewer than `fewest_steps(certainty)` no mean is above it.
+        Never below `certainty`; infinite with fewer than `fewest_steps(certainty)`.
     """
-    steps, directions = values.shape
-    level, patterns = _level(certainty), _patterns(steps).to(values)
-    averaging = _averaging(layer_of, values.dtype)
+    steps = len(values)
+    if steps < fewest_steps(certainty):
+        return math.inf
+    # On the host, in double precision: the same bound on every device, whatever products are shortened there. A layer
+    # whose weights are no numbers any more has no gain.
+    values = values.double().cpu().nan_to_num(0.0, 0.0, 0.0)
+    layer_of, among = layer_of.cpu(), among.cpu()
+    level, averaging = _level(certainty), _averaging(layer_of)
     largest = []
-    for signs in patterns.split(max(1, CHUNK // directions)):
+    for signs in _patterns(steps, level).split(max(1, CHUNK // values.shape[1])):
         means = signs @ values / steps
-        errors = _errors(means, values, averaging)
+        variance = _variance(means, values)
+        errors = (torch.maximum(variance, variance @ averaging @ (averaging > 0).double().T) / steps).sqrt()
         # No spread at all is no gain where there is no gradient, and a sure one elsewhere.
         ratios = (means / errors).nan_to_num(0.0, math.inf, -math.inf)[:, among]
         largest += [ratios.amax(1), -ratios.amin(1)]  # of these signs, and of all of them the other way round
@@ -62,10 +73,12 @@ def chance(
     return max(certainty, float(ordered[beyond])) if beyond < len(ordered) else certainty
 
 
-def fewest_steps(certainty: float) -> int:
-    """With fewer steps all patterns of signs together are too few to be that certain; 9 for 3 errors."""
+def fewest_steps(certainty: float) -> int | float:
+    """With fewer steps all patterns of signs are too few to be that certain: 9 for 3 errors. Infinite above 4."""
     level = _level(certainty)
-    return max(2, math.floor(-math.log2(level)) + 1) if level > 0 else 1 << 31
+    if level * PATTERNS[1] < RARE:
+        return math.inf
+    return max(2, math.floor(-math.log2(level)) + 1)
 
 
 def _level(certainty: float) -> float:
@@ -73,29 +86,26 @@ def _level(certainty: float) -> float:
     return math.erfc(certainty / math.sqrt(2))
 
 
-def _patterns(steps: int) -> Float[Tensor, "patterns steps"]:
+def _patterns(steps: int, level: float) -> Float[Tensor, "patterns steps"]:
     """+1 and -1; half of the patterns, the others are these times -1. The first, +1 throughout, is what was seen."""
-    if 2**steps <= PATTERNS:
+    count = min(PATTERNS[1], max(PATTERNS[0], math.ceil(RARE / level)))
+    if 2**steps <= count:
         bits = torch.arange(2 ** (steps - 1))[:, None] >> torch.arange(steps) & 1
     else:
-        bits = torch.randint(2, (PATTERNS // 2, steps), generator=torch.Generator().manual_seed(0))
+        bits = torch.randint(2, (count // 2, steps), generator=torch.Generator().manual_seed(0))
         bits[0] = 0
-    return 1.0 - 2.0 * bits
+    return 1.0 - 2.0 * bits.double()
 
 
-def _averaging(layer_of: Int[Tensor, " directions"], dtype: torch.dtype) -> Float[Tensor, "directions layers"]:
+def _averaging(layer_of: Int[Tensor, " directions"]) -> Float[Tensor, "directions layers"]:
     """Times this, a row of values by direction is their mean by layer."""
-    member = torch.eye(int(layer_of.max()) + 1, dtype=dtype, device=layer_of.device)[layer_of]
+    member = torch.eye(int(layer_of.max()) + 1, dtype=torch.float64)[layer_of]
     return member / member.sum(0).clamp_min(1)
 
 
-def _errors(
-    means: Float[Tensor, "patterns directions"],
-    values: Float[Tensor, "steps directions"],
-    averaging: Float[Tensor, "directions layers"],
-) -> Float[Tensor, "patterns directions"]:
-    """Standard errors of means of these values, whatever their signs."""
+def _variance(
+    means: Float[Tensor, "*patterns directions"], values: Float[Tensor, "steps directions"]
+) -> Float[Tensor, "*patterns directions"]:
+    """Of these values about their means, whatever their signs."""
     steps = len(values)
-    variance = (values.square().mean(0) - means.square()).clamp_min(0) * (steps / (steps - 1))
-    of_layer = variance @ averaging @ (averaging > 0).to(averaging).T
-    return (torch.maximum(variance, of_layer) / steps).sqrt()
+    return (values.square().mean(0) - means.square()).clamp_min(0) * (steps / (steps - 1))

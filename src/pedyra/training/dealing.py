@@ -10,31 +10,44 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan, deal_ranks, largest_growth, layer_means, make_plan
 from pedyra.core.schedule import Schedule
-from pedyra.training.optimizer_state import check_second_moments, removal_losses
+from pedyra.training.optimizer_state import has_second_moments, no_second_moments, removal_losses
 from pedyra.training.rule import Situation
 from pedyra.training.scores import ScoreState
 from pedyra.training.turning import turn_layer, turns_of
 
 MOST = 2.5
 """Nothing is dealt where some layer would get more than so many times its rank: its triples have then learned first, as
-those beside a new head do, and what the others will save is not known yet (docs/evidence.md)."""
+those beside a new head do, and what the others will save is not known yet (docs/evidence.md). Two layers of one size
+have 2 at most, so with few of them the bound is (layers + 1) / 2."""
+
+USUAL = 0.1
+"""`RankConfig.deal` where triples are tried and it is not given."""
 
 
 def deal_step(
-    layers: Sequence[AdaptedLayer], optimizer: Optimizer, config: RankConfig, schedule: Schedule
+    layers: Sequence[AdaptedLayer], optimizer: Optimizer, config: RankConfig, schedule: Schedule, *, after: int = 0
 ) -> int | None:
-    """The adjustment nearest to `config.deal`, of two the earlier; None where nothing is dealt.
+    """The adjustment after step `after` that is nearest to `config.deal`, of two the earlier; None where none deals.
 
-    Nothing is where a triple holds something before the first step: its loss would be that of what it began with.
+    None does where a triple holds something before the first step: its loss would be that of what it began with. Nor by
+    default with an optimizer without second moments.
 
     Raises:
-        ValueError: an optimizer without second moments.
+        ValueError: `config.deal` is given, and the optimizer has no second moments.
     """
-    if not config.deal or config.moves == 0 or any(layer.b.weight.any() for layer in layers):
+    wanted = (USUAL if config.prune == "trial" else 0) if config.deal is None else config.deal
+    coming = [step for step in schedule.adjustments if step > after]
+    if not wanted or config.moves == 0 or not coming:
         return None
-    check_second_moments(optimizer, f"rank.deal is {config.deal}", "rank.deal=0")
-    wanted = config.deal * schedule.total_steps if isinstance(config.deal, float) else config.deal
-    return min(schedule.adjustments, key=lambda step: abs(step - wanted))
+    if after == 0 and any(layer.b.weight.any() for layer in layers):
+        return None
+    parameters = [layer.a.A for layer in layers]
+    if not has_second_moments(optimizer, parameters):
+        if config.deal is None:
+            return None
+        raise no_second_moments(optimizer, f"rank.deal is {config.deal}", "rank.deal=0")
+    at = wanted * schedule.total_steps if isinstance(wanted, float) else wanted
+    return min(coming, key=lambda step: abs(step - at))
 
 
 def deal(
@@ -49,12 +62,12 @@ def deal(
     """
     losses = removal_losses(layers, optimizer)
     turns = {}
-    if config.turn and all(layer.a.unit for layer in layers):
+    if turns_at_deal(config) and all(layer.a.unit for layer in layers):
         turns = turns_of(layers, now.ranks, observed)
         losses = {name: _shared(sum(values), turns[name].lengths) for name, values in losses.items()}
     unit = now.budget == "ranks"
     costs: Mapping[str, int] = dict.fromkeys(now.costs, 1) if unit else now.costs
-    if largest_growth(losses, costs) > MOST:
+    if largest_growth(losses, costs) > min(MOST, (len(layers) + 1) / 2):
         return losses, make_plan(losses, {}, {}, layer_means(losses, {}))
     plan = deal_ranks(
         losses, min_rank=now.min_rank, max_ranks=now.max_ranks, costs=costs, spare=0 if unit else now.spare
@@ -63,6 +76,11 @@ def deal(
         if layer.name in plan.pruned and turns:
             turn_layer(layer, optimizer, turns[layer.name])
     return losses, plan
+
+
+def turns_at_deal(config: RankConfig) -> bool:
+    """Whether layers that shrink are turned: not under Eq. (3), whose averages belong to the rows as they are."""
+    return config.turn and not config.alpha and not config.train_e
 
 
 def _shared(total: float, lengths: Sequence[float]) -> list[float]:

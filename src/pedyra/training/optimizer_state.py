@@ -44,18 +44,21 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def check_second_moments(optimizer: Optimizer, setting: str, otherwise: str) -> None:
-    """Raise ValueError unless the optimizer is of Adam's family, whose second moments `removal_losses` reads.
+def has_second_moments(optimizer: Optimizer, parameters: Sequence[nn.Parameter] = ()) -> bool:
+    """Whether the optimizer is of Adam's family, whose second moments `removal_losses` reads.
 
-    Args:
-        setting: what asks for them, "rank.score is 'loss'".
-        otherwise: the setting that does not.
+    By its settings alone, and by what it keeps of the `parameters` where it has stepped.
     """
-    if "betas" not in optimizer.defaults:
-        raise ValueError(
-            f"{setting}, which reads Adam's second moments, but the optimizer is {type(optimizer).__name__}; use "
-            f"adamw_torch, or {otherwise}"
-        )
+    kept = [optimizer.state[parameter] for parameter in parameters if optimizer.state.get(parameter)]
+    return "betas" in optimizer.defaults and all("exp_avg_sq" in state or "state2" in state for state in kept)
+
+
+def no_second_moments(optimizer: Optimizer, setting: str, otherwise: str) -> ValueError:
+    """The error where `setting` ("rank.score is 'loss'") asks for them; `otherwise` is one that does not."""
+    return ValueError(
+        f"{setting}, which reads Adam's second moments, but {type(optimizer).__name__} keeps none; use adamw_torch, or "
+        f"{otherwise}"
+    )
 
 
 def check_turnable(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:

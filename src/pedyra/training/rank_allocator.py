@@ -16,7 +16,7 @@ from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
 from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
-from pedyra.training.dealing import deal, deal_step
+from pedyra.training.dealing import deal, deal_step, turns_at_deal
 from pedyra.training.diagnostics import describe, snapshot
 from pedyra.training.distributed import averaging
 from pedyra.training.input_energy import InputEnergy
@@ -25,11 +25,12 @@ from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_state import (
     adopt,
     check_optimizer,
-    check_second_moments,
     check_state,
     check_turnable,
     drop_unfit_state,
+    has_second_moments,
     move_state,
+    no_second_moments,
     rekey_state,
     removal_losses,
     unwrapped,
@@ -93,15 +94,13 @@ class RankAllocator:
         average = averaging(process_group)
         self._sketching = Sketching(self.layers, config, self.schedule, average)
         (self.rule.check or check_movable)(self._situation())
+        if config.score == "loss" and not has_second_moments(self.optimizer):
+            raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
+        self.deal_step = self._next_deal()
+        """The adjustment that deals all ranks anew, if one does."""
         claim(self.layers, self)
         for layer in self.layers:
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
-        if config.score == "loss":
-            check_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
-        self.deal_step: int | None = None
-        """The adjustment that deals all ranks anew, if one does."""
-        if self.rule.policy is bidirectional:
-            self.deal_step = deal_step(self.layers, self.optimizer, config, self.schedule)
         self._held = self.triples()
         self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
@@ -144,10 +143,13 @@ class RankAllocator:
 
     @property
     def settled(self) -> bool:
-        """Whether `patience` adjustments in a row moved nothing: the ranks then stay, and the rest is a plain LoRA."""
+        """Whether `patience` adjustments from the deal on moved nothing: the rest is a plain LoRA of these ranks."""
         if self.config.prune != "trial" or not self.moves or not 0 < self.config.patience <= len(self.history):
             return False
-        return not any(record["pruned"] or record["added"] for record in self.history[-self.config.patience :])
+        last = self.history[-self.config.patience :]
+        if self.deal_step is not None and last[0]["step"] < self.deal_step:
+            return False
+        return not any(record["pruned"] or record["added"] for record in last)
 
     def before_step(self, *, loss_scale: float = 1.0) -> None:
         """Observe the gradients of this optimizer step (Eqs. 3 to 6), then add the gradient of Eq. (2) to them.
@@ -174,11 +176,12 @@ class RankAllocator:
         `layer_scores`, `scores`, `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
         `parameters`, `seconds`, `skipped_steps`; of a sketch
         `gains` (layer -> mean, error, reach of its surest candidate), `chance`, `trials` (layer, triple, mean, error,
-        reach, length) and `curvature` (layer -> that per reach); see `core.swaps`.
+        reach, length) and `curvature` (layer -> that per reach); see `core.swaps`. At the deal `scores` and
+        `layer_scores` are the losses of `core.allocation.deal_ranks`.
         """
         self.step += 1
-        if self.step == 1 and self.config.prune == "trial" and self.config.turn and not self.config.train_e:
-            check_turnable(self.optimizer, self.triples())  # its state is there from the first step on, not before
+        if self.step == 1:
+            self._check_state()
         self._begin_trials()
         due = self.schedule.is_adjustment(self.step) and not self.settled
         record = self._adjust() if due and self._sketching.complete else None
@@ -212,6 +215,8 @@ class RankAllocator:
         self.step, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
         self.deal_step = record["deal_step"]
+        if self.deal_step is not None and self.deal_step > self.step:  # of a run that may have had other steps in all
+            self.deal_step = self._next_deal()
         self._sketching.load_tensors(tensors, self.step)
         if self._compiled:
             mark_ranks(self.layers)
@@ -262,6 +267,23 @@ class RankAllocator:
         self.scores.watch(self.tracks(self.step + 1))
         if self._inputs is not None:
             self._inputs.active = self.tracks(self.step + 1)
+
+    def _next_deal(self) -> int | None:
+        if self.rule.policy is not bidirectional:
+            return None
+        return deal_step(self.layers, self.optimizer, self.config, self.schedule, after=self.step)
+
+    def _check_state(self) -> None:
+        """What can be said of the optimizer's state only now: it is there from the first step on, not before."""
+        config, parameters = self.config, self.triples()
+        if self.deal_step is not None or config.score == "loss":
+            if not has_second_moments(self.optimizer, parameters):
+                if config.score == "loss":
+                    raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
+                self.deal_step = self._next_deal()
+        tries = config.prune == "trial" and config.turn and not config.train_e
+        if tries or (self.deal_step is not None and turns_at_deal(config)):
+            check_turnable(self.optimizer, parameters)
 
     def _begin_trials(self) -> None:
         """Switch off what is tried before the next adjustment, when its time has come and something would gain more."""

@@ -128,13 +128,17 @@ def schedule_of(config: RankConfig, total_steps: int) -> Schedule:
 
 def too_short_to_try(config: RankConfig, schedule: Schedule) -> str | None:
     """Why no triple is ever put on trial in this schedule, and what would change that; None where one can be."""
-    judging, fewest = parts_of(min(config.sketch_steps, schedule.interval))[-1], fewest_steps(config.certainty)
+    window, fewest = min(config.sketch_steps, schedule.interval), fewest_steps(config.certainty)
+    judging = parts_of(window)[-1]
     if not wanted(config) or config.prune != "trial" or judging >= fewest:
         return None
+    if fewest == math.inf:
+        return f"no triple will be tried: no look is as sure as rank.certainty {config.certainty}; take 4 at most"
+    which = "sketch_steps" if config.sketch_steps < schedule.interval else "interval"
     return (
-        f"no triple will be tried: rank.interval is {schedule.interval} steps, of which the last third, {judging}, "
-        f"judges gains, and at rank.certainty {config.certainty} it takes {fewest} to tell one from chance; train "
-        f"longer, raise rank.interval to {3 * fewest}, or lower rank.certainty"
+        f"no triple will be tried: rank.{which} is {window} steps, of which the last third, {judging}, judges gains, "
+        f"and at rank.certainty {config.certainty} it takes {fewest} to tell one from chance; train longer, raise "
+        f"rank.{which} to {3 * int(fewest)}, or lower rank.certainty"
     )
 
 
