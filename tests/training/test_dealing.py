@@ -182,8 +182,10 @@ def test_a_run_that_is_made_longer_deals_at_an_adjustment_of_its_own(make_net, t
     model = make_net()
     one = allocate(model, RankConfig(**{**SCHEDULE, "deal": 0.45, "interval": 0.2}))
     train_net(model, one.optimizer, one, 7)
-    longer = RankAllocator(model, one.optimizer, one.config, 100) if one.release() is None else one
-    longer.load_state(*one.state())
+    state = one.state()
+    one.release()
+    longer = RankAllocator(model, one.optimizer, one.config, 100)
+    longer.load_state(*state)
     assert one.deal_step in one.schedule.adjustments and longer.deal_step in longer.schedule.adjustments
     assert longer.deal_step == 48  # 45 of 100; every 24
 

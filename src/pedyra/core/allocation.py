@@ -6,6 +6,7 @@ must fall the same way on every machine: layer order, then triple index.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,13 +152,18 @@ def deal_ranks(
     left = spare + sum(costs[name] * len(values) for name, values in losses.items())
     ranks = {name: min(min_rank, len(values)) for name, values in losses.items()}
     left -= sum(costs[name] * rank for name, rank in ranks.items())
-    while True:
-        open_to = [name for name in ranks if ranks[name] < max_ranks[name] and costs[name] <= left]
-        if not open_to:
-            break
-        next_layer = max(open_to, key=lambda name: totals[name] / ((ranks[name] + 0.5) * costs[name]))
-        ranks[next_layer] += 1
-        left -= costs[next_layer]
+
+    def claim(position: int, name: str) -> tuple[float, int, str]:
+        return -totals[name] / ((ranks[name] + 0.5) * costs[name]), position, name
+
+    queue = [claim(position, name) for position, name in enumerate(ranks)]
+    heapq.heapify(queue)
+    while queue:
+        _, position, name = heapq.heappop(queue)
+        if ranks[name] < max_ranks[name] and costs[name] <= left:  # else never again: less and less is left
+            ranks[name] += 1
+            left -= costs[name]
+            heapq.heappush(queue, claim(position, name))
     pruned, added = {}, {}
     for name, values in losses.items():
         if ranks[name] < len(values):
