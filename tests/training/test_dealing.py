@@ -11,7 +11,8 @@ from pedyra import RankAllocator, RankConfig
 from pedyra.core.allocation import deal_ranks
 from pedyra.training.dealing import turns_at_deal
 from pedyra.training.new_triples import new_triples
-from pedyra.training.optimizer_state import has_second_moments, removal_losses
+from pedyra.training.optimizer_checks import has_second_moments
+from pedyra.training.optimizer_state import removal_losses
 
 SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, deal=11, certainty=0.0)
 """Adjustments of 24 steps after 5, 10 and 15; 10 is the nearest to 11. Whatever gains anything would be moved."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.adapters.resize import Replacement
-from pedyra.training.optimizer_state import adopt, check_optimizer, check_state, move_state, unwrapped
+from pedyra.training.optimizer_checks import check_optimizer, check_state, unwrapped
+from pedyra.training.optimizer_state import adopt, move_state
 
 LR = 0.01
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {

@@ -10,7 +10,8 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan, deal_ranks, largest_growth, layer_means, make_plan
 from pedyra.core.schedule import Schedule
-from pedyra.training.optimizer_state import has_second_moments, no_second_moments, removal_losses
+from pedyra.training.optimizer_checks import has_second_moments, no_second_moments
+from pedyra.training.optimizer_state import removal_losses
 from pedyra.training.rule import Situation
 from pedyra.training.scores import ScoreState
 from pedyra.training.turning import turn_layer, turns_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
-from pedyra.adapters.resize import Replacement, install, resized
+from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan
 from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at
@@ -22,21 +22,17 @@ from pedyra.training.distributed import averaging
 from pedyra.training.input_energy import InputEnergy
 from pedyra.training.limits import check_movable, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
-from pedyra.training.optimizer_state import (
-    adopt,
+from pedyra.training.optimizer_checks import (
     check_optimizer,
-    check_state,
     check_turnable,
-    drop_unfit_state,
     has_second_moments,
-    move_state,
     no_second_moments,
-    rekey_state,
-    removal_losses,
     unwrapped,
 )
+from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state, removal_losses
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
 from pedyra.training.ownership import choose_forward, claim, give_up, trainable
+from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
 from pedyra.training.sketching import Sketching, schedule_of
@@ -381,26 +377,14 @@ class RankAllocator:
         )
 
     def _apply(self, plan: RankPlan) -> None:
-        """All or nothing: every new tensor is built and the optimizer's state checked before anything is replaced."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        changes: dict[str, list[Replacement]] = {}
-        for layer in self.layers:
-            pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
-            if pruned or num_new:
-                new = None
-                if num_new and self.rule.new_triples is not None:
-                    new = self.rule.new_triples(layer, num_new, generator)
-                elif num_new:
-                    new = new_triples(layer, pruned, num_new, self.config, generator, self._sketching.directions(layer))
-                changes[layer.name] = resized(layer, pruned, new)
-        replacements = [replacement for change in changes.values() for replacement in change]
-        check_state(self.optimizer, replacements)
-        for layer in self.layers:
-            if layer.name in changes:
-                install(layer, *(replacement.new for replacement in changes[layer.name]))
-            layer.rescale(plan.rescale.get(layer.name, 1.0))
-        self.scores.resize(changes)
-        move_state(self.optimizer, replacements, new_moments=self.config.new_moments)
+
+        def born(layer: AdaptedLayer, pruned: tuple[int, ...], num: int) -> NewTriples:
+            if self.rule.new_triples is not None:
+                return self.rule.new_triples(layer, num, generator)
+            return new_triples(layer, pruned, num, self.config, generator, self._sketching.directions(layer))
+
+        self.scores.resize(carry_out(plan, self.layers, self.optimizer, born, new_moments=self.config.new_moments))
         self._held = self.triples()
         if self._compiled:
             mark_ranks(self.layers)

@@ -1,0 +1,44 @@
+"""A plan is carried out: layers, and the optimizer's state with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch.optim import Optimizer
+
+from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.resize import NewTriples, Replacement, install, resized
+from pedyra.core.allocation import RankPlan
+from pedyra.training.optimizer_checks import check_state
+from pedyra.training.optimizer_state import move_state
+
+Born = Callable[[AdaptedLayer, tuple[int, ...], int], NewTriples]
+"""The new triples of a layer, given which of its own go and how many come."""
+
+
+def carry_out(
+    plan: RankPlan, layers: Sequence[AdaptedLayer], optimizer: Optimizer, born: Born, *, new_moments: str
+) -> dict[str, list[Replacement]]:
+    """Prune and add as planned, and bring layers to the plan's scaling; what was replaced, by layer.
+
+    All or nothing: every new tensor is built and the optimizer's state checked before anything is replaced.
+
+    Args:
+        new_moments: see `optimizer_state.move_state`.
+
+    Raises:
+        ValueError: some state of the optimizer cannot follow.
+    """
+    changes: dict[str, list[Replacement]] = {}
+    for layer in layers:
+        pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
+        if pruned or num_new:
+            changes[layer.name] = resized(layer, pruned, born(layer, pruned, num_new) if num_new else None)
+    replacements = [replacement for change in changes.values() for replacement in change]
+    check_state(optimizer, replacements)
+    for layer in layers:
+        if layer.name in changes:
+            install(layer, *(replacement.new for replacement in changes[layer.name]))
+        layer.rescale(plan.rescale.get(layer.name, 1.0))
+    move_state(optimizer, replacements, new_moments=new_moments)
+    return changes
