@@ -10,6 +10,7 @@ import torch
 from windows import FORCED
 
 from pedyra.config import RankConfig
+from pedyra.training import dealing
 from pedyra.training.rank_allocator import RankAllocator
 
 STEPS = 16
@@ -90,6 +91,22 @@ def test_a_sketch_adds_a_graph_for_each_of_its_parts_and_trains_as_eager_does(ma
     assert len(actual.history) == 3 and any(record["added"] for record in actual.history)
     assert actual.ranks == expected.ranks
     assert len(graphs) <= 8  # no sketch and its three parts, each with inputs observed or not; however many adjustments
+    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-2, atol=1e-3), name
+
+
+def test_a_deal_under_a_compiler_deals_as_eager_does_and_adds_no_graph(
+    make_llama, tokens, counting, graphs, monkeypatch
+):
+    monkeypatch.setattr(dealing, "MOST", 100.0)  # whatever this little model would deal
+    settings: dict[str, Any] = {"init": "gradient", "expand": "gradient", "prune": "trial", "score": "trial"}
+    settings |= {"train_e": False, "min_rank": 0, "interval": 6, "initial_warmup": 0, "deal": 6}
+    eager, compiled = make_llama(r=4), make_llama(r=4)
+    expected = run(eager, eager, tokens, steps=14, **settings)
+    actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=14, **settings)
+    assert [record["dealt"] for record in actual.history] == [True] and any(actual.history[0]["added"].values())
+    assert actual.ranks == expected.ranks
+    assert len(graphs) <= 4  # no sketch and its three parts
     for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=1e-2, atol=1e-3), name
 

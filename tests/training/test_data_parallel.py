@@ -29,8 +29,11 @@ torch.manual_seed(1)
 base = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 6))
 teacher = torch.randn(8, 6)
 model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2", "4"]))
-# Of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero.
-optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2, momentum=0.5)
+trained = [p for p in model.parameters() if p.requires_grad]
+if settings.get("deal"):  # goes by Adam's second moments
+    optimizer = torch.optim.Adam(trained, lr=0.01)
+else:  # of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero
+    optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.5)
 allocator = RankAllocator(model, optimizer, RankConfig.from_dict(settings), total_steps=24)
 wrapped = DistributedDataParallel(model) if size > 1 else model
 for step in range(24):
@@ -44,7 +47,7 @@ for step in range(24):
     if size > 1 and record and (record["pruned"] or record["added"]):
         wrapped = DistributedDataParallel(model)
 weights = [value.flatten().tolist() for name, value in model.state_dict().items() if "lora" in name]
-kept = ("step", "ranks", "pruned", "added", "scores", "gains", "trials")
+kept = ("step", "dealt", "ranks", "pruned", "added", "scores", "gains", "trials")
 print(json.dumps({"weights": weights, "history": [{k: r.get(k) for k in kept} for r in allocator.history]}))
 """
 TRAINER = """
@@ -85,6 +88,7 @@ history = [{k: r.get(k) for k in kept} for r in callback.allocator.history]
 print(json.dumps({"weights": weights, "history": history}))
 """
 TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
+DEAL: dict[str, Any] = dict(interval=6, final_warmup=3, deal=6)
 PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
 PAPER |= dict(prune="score", expand="importance", init="orthogonal", score="importance")
 
@@ -136,6 +140,16 @@ def test_two_processes_decide_as_one_does_on_the_whole_batch(settings, tmp_path)
     first, second = run(2, settings, tmp_path)
     assert first == second  # to the last bit
     assert_the_same_decisions(first, alone)
+
+
+def test_two_processes_deal_the_same_ranks_as_one_does(tmp_path):
+    (alone,) = run(1, DEAL, tmp_path)
+    first, second = run(2, DEAL, tmp_path)
+    assert first == second
+    (ours, *_), (theirs, *_) = first["history"], alone["history"]
+    assert ours["dealt"] and ours["step"] == 6 and sum(ours["added"].values()) > 0
+    assert ours["ranks"] == theirs["ranks"]
+    assert flat(ours["scores"]) == pytest.approx(flat(theirs["scores"]), rel=1e-3)
 
 
 def test_a_trainer_of_two_processes_trains_as_one_and_resumes(tmp_path):
