@@ -54,9 +54,10 @@ class RankConfig:
     deal: int | float | None = None
     """Step at whose nearest adjustment all ranks are dealt anew, once, in proportion to what each layer's triples save
     of the loss per parameter, by Adam's second moments (`core.allocation.deal_ranks`); a float below 1 is a fraction of
-    the run, 0: never (paper). Not where one layer would get 2.5 times its rank, for then it has only learned first, nor
-    where some B is not zero at the start (PiSSA, OLoRA, an earlier training, `start="svd"`): what it holds is not given
-    away unmeasured. None: 0.1 where triples are tried (`prune` "trial") and the optimizer is of Adam's family, or 0."""
+    the run, 0: never (paper). Only with PE-DyRA's own policy. Not where one layer would get more than 2.5 times its
+    rank (of fewer than four layers (layers + 1) / 2 times), for then it has only learned first; nor where some B is not
+    zero at the start (PiSSA, OLoRA, an earlier training, `start="svd"`): what it holds is not given away unmeasured.
+    None: 0.1 where triples are tried (`prune` "trial") and the optimizer is of Adam's family, or 0."""
 
     budget: str = "parameters"
     """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant)."""
@@ -67,7 +68,7 @@ class RankConfig:
 
     alpha: float | None = None
     """Weight of the gradient score against the input score in Alg. 1, step 3. The paper names no value. None: 0.5, but
-    0 where triples are turned before their trial (`turn`), for what is turned has no Eq. (3)."""
+    0 where triples are turned before their trial (`turn`): what is turned has no Eq. (3), and alpha no say."""
     beta1: float = 0.85
     """EMA of the sensitivity and of the input energy, Eq. (3). AdaLoRA's value; the paper names none."""
     beta2: float = 0.85
@@ -116,14 +117,14 @@ class RankConfig:
     certainty: float = 3.0
     """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Nothing is tried
     before some gain is larger than chance shows among all candidates (`core.noise.chance`) as seldom as a normal value
-    is beyond this many errors."""
+    is beyond this many errors; above 4 no look is that sure, and nothing is tried."""
     margin: float = 0.25
     """At first, a swap takes a sure gain above the square of this part of what the triples on trial are worth; the part
     rises to 1 over the window. Below 1, because in a network out of balance a triple in the wrong layer does a
-    substitute's work, and no single move looks worth making (docs/evidence.md)."""
+    substitute's work, and no single move may look worth making (docs/evidence.md)."""
     patience: int = 4
     """Adjustments in a row without a move after which ranks stay as they are and nothing is observed any more; 0: go on
-    to the end of the window. Only with `prune` "trial"."""
+    to the end of the window; those before the deal do not count. Only with `prune` "trial"."""
     sketch_steps: int = 100
     """Optimizer steps before an adjustment, at most the whole interval, in which gradient directions are sketched
     (init or expand "gradient"). The noise of what is measured falls with their root."""
@@ -131,7 +132,7 @@ class RankConfig:
     """Candidate directions per layer and adjustment."""
     new_moments: str = "zero"
     """Adam's second moment of new rows: "zero" (first updates up to 6x lr, a kick that lets them catch up), or "seed":
-    the kept rows' mean (a slow start, with which new triples tend to be pruned again)."""
+    the kept rows' mean (a slow start; with `prune` "score" new triples tend to be pruned again)."""
     fused: bool = False
     """Compute base layer and triples together where that is exact (plain linear base, no dropout, no DoRA): faster,
     in less memory; elsewhere PEFT's own forward runs. Roundings differ, nothing else."""

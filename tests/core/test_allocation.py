@@ -12,6 +12,7 @@ from pedyra.core.allocation import (
     RankPlan,
     deal_ranks,
     largest_growth,
+    layer_means,
     plan_adjustment,
     plan_parameters,
     plan_two_thirds,
@@ -20,6 +21,12 @@ from pedyra.core.allocation import (
 
 def unlimited(scores) -> dict[str, int]:
     return dict.fromkeys(scores, 10**6)
+
+
+def test_eq7_by_hand():
+    scores = {"a": [1.0, 2.0, 6.0], "b": [5.0, 1.0], "c": []}
+    assert layer_means(scores, {}) == {"a": 3.0, "b": 3.0, "c": 0.0}
+    assert layer_means(scores, {"a": (0, 1), "b": (0, 1)}) == {"a": 6.0, "b": 0.0, "c": 0.0}
 
 
 def literal_algorithm_2(scores: dict[str, list[float]], k: int) -> tuple[dict[str, list[int]], list[str]]:

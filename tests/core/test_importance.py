@@ -10,7 +10,6 @@ from pedyra.core.importance import (
     gradient_scores,
     gradient_weights,
     input_scores,
-    layer_score,
     mix_scores,
     removal_loss,
     update_sensitivity_,
@@ -107,7 +106,6 @@ def test_a_layer_of_rank_zero_has_no_scores():
     empty = torch.zeros(0, IN), torch.zeros(0), torch.zeros(OUT, 0)
     assert gradient_scores(*empty, torch.ones(3)).shape == (0,)
     assert input_scores(*empty, torch.ones(IN)).shape == (0,)
-    assert layer_score(torch.zeros(0)) == 0.0
 
 
 def test_mixing_by_mean_by_hand():
@@ -142,10 +140,6 @@ def test_all_zero_scores_stay_zero(norm):
 
 def test_one_triple_mixes_without_dividing_by_zero():
     assert mix_scores(torch.ones(1), torch.ones(1), alpha=0.5, norm="rank").tolist() == [0.0]
-
-
-def test_eq7_by_hand():
-    assert layer_score(torch.tensor([1.0, 2.0, 6.0])) == 3.0
 
 
 def test_removal_loss_by_hand():

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.adapters.resize import Replacement
-from pedyra.training.optimizer_checks import check_optimizer, check_state, unwrapped
+from pedyra.training.optimizer_checks import check_optimizer, check_state
 from pedyra.training.optimizer_state import adopt, move_state
 
 LR = 0.01
@@ -160,39 +158,6 @@ def matrix() -> nn.Parameter:
     return nn.Parameter(torch.randn(4, 4))
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda p: torch.optim.Adafactor([p]), "Adafactor"),
-        (lambda p: transformers.Adafactor([p]), "Adafactor"),
-        (lambda p: torch.optim.Muon([p]), "Muon"),
-        (lambda p: torch.optim.LBFGS([p]), "LBFGS"),
-    ],
-    ids=["torch-adafactor", "transformers-adafactor", "muon", "lbfgs"],
-)
-def test_state_that_is_not_row_wise_is_refused_with_the_repair(make, name):
-    with pytest.raises(ValueError, match=f"{name} cannot follow a rank change; use adamw_torch"):
-        check_optimizer(make(matrix()))
-
-
-def test_a_subclass_of_a_refused_optimizer_is_refused_too():
-    class Mine(torch.optim.Adafactor):
-        pass
-
-    with pytest.raises(ValueError, match="cannot follow a rank change"):
-        check_optimizer(Mine([matrix()]))
-
-
-@pytest.mark.filterwarnings("ignore")  # what bitsandbytes says when it is imported without a GPU
-@pytest.mark.parametrize("kind", ["AdamW8bit", "PagedAdamW8bit", "Adam8bit", "Lion8bit", "SGD8bit"])
-def test_eight_bit_moments_are_refused_with_the_repair(kind):
-    bnb = pytest.importorskip("bitsandbytes")
-    make = getattr(bnb.optim, kind)
-    optimizer = make([matrix()], lr=LR, momentum=0.9) if kind == "SGD8bit" else make([matrix()], lr=LR)
-    with pytest.raises(ValueError, match=f"{kind} .*8 bits.*optim_bits=32"):
-        check_optimizer(optimizer)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_bitsandbytes_at_32_bits_is_accepted_and_its_state_follows():
     bnb = pytest.importorskip("bitsandbytes")
@@ -207,26 +172,6 @@ def test_bitsandbytes_at_32_bits_is_accepted_and_its_state_follows():
     follow(optimizer, change.new, [grad[kept] for grad in grads[3:]])
     follow(reference, alone, [grad[kept] for grad in grads])
     assert torch.allclose(change.new, alone, atol=1e-7)
-
-
-class Factored(Optimizer):
-    """An optimizer nobody has heard of, with one statistic per row and one per column."""
-
-    def __init__(self, params: Any) -> None:
-        super().__init__(params, {"lr": LR})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for parameter in self.param_groups[0]["params"]:
-            self.state[parameter] = {"row": parameter.grad.mean(1), "column": parameter.grad.mean(0)}
-
-
-def test_unknown_state_of_another_shape_is_refused_before_anything_moves():
-    parameter = nn.Parameter(torch.randn(3, 2))
-    optimizer = Factored([parameter])
-    follow(optimizer, parameter, gradients((3, 2), 1))
-    with pytest.raises(ValueError, match=r"Factored keeps 'row' of shape \(3,\) .*use adamw_torch"):
-        check_state(optimizer, [replaced(parameter, [0], 0)])
-    assert optimizer.param_groups[0]["params"] == [parameter] and parameter in optimizer.state
 
 
 def test_a_newcomer_joins_the_group_of_its_sibling_once():
@@ -248,10 +193,3 @@ def test_a_newcomer_that_has_its_group_is_not_stepped_twice():
 def test_an_optimizer_that_does_not_hold_the_adapter_is_refused():
     with pytest.raises(ValueError, match="does not hold lora_B of encoder.q; build it"):
         adopt(torch.optim.AdamW([matrix()]), matrix(), nn.Parameter(torch.ones(4)), "encoder.q")
-
-
-def test_accelerates_wrapper_is_looked_through():
-    from accelerate import Accelerator
-
-    inner = torch.optim.AdamW([matrix()])
-    assert unwrapped(Accelerator(cpu=True).prepare_optimizer(inner)) is inner and unwrapped(inner) is inner

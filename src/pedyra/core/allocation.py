@@ -28,7 +28,7 @@ class RankPlan:
     ranks: dict[str, int]
     """Every layer's rank afterwards."""
     layer_scores: dict[str, float]
-    """Eq. (7), the scores that chose the layers to grow."""
+    """Eq. (7), a mean of each layer's scores; with `expand="importance"` they chose the layers to grow."""
     rescale: dict[str, float] = field(default_factory=dict)
     """Layer -> factor on its scaling alpha / r; only for methods whose r is the current rank."""
 

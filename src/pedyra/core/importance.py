@@ -62,7 +62,7 @@ def input_scores(
     input_norm: Float[Tensor, "*l in"],
 ) -> Float[Tensor, "*l r"]:
     """Input-based triple importance, Eq. (6): |e_i| * sum_k |A_ik| ||X_k|| * ||B_i||_2."""
-    reach = (A.abs() @ input_norm[..., None])[..., 0]  # (r,)
+    reach = (A.abs() @ input_norm[..., None])[..., 0]  # (*l, r)
     return E.abs() * reach * B.norm(dim=-2)
 
 
@@ -87,7 +87,7 @@ def mix_scores(
 ) -> Float[Tensor, " n"]:
     """Algorithm 1, step 3, over ALL triples of the model: alpha * S_grad + (1 - alpha) * S_inp.
 
-    `norm` makes the two comparable first; the literal sum ("none") is degenerate, for S_inp is 1e5 to 1e11 times
+    `norm` makes the two comparable first; the literal sum ("none") is degenerate, for S_inp is 1e8 to 1e12 times
     S_grad: "mean" divides each by its mean over all triples, "rank" takes percentiles (ties share the lowest).
     """
     if norm == "mean":
@@ -105,8 +105,3 @@ def _over_mean(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 def _percentile(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     below = torch.searchsorted(scores.sort().values, scores, right=False)
     return below.to(scores.dtype) / max(1, len(scores) - 1)
-
-
-def layer_score(scores: Float[Tensor, " r"]) -> float:
-    """Layer-level importance, Eq. (7): the mean over the layer's triples; 0 for a layer without any."""
-    return float(scores.mean()) if len(scores) else 0.0

@@ -62,8 +62,8 @@ def resolve_schedule(
     between the warm-ups, else a quarter of what is there.
 
     Raises:
-        ValueError: the two warm-ups leave no room, no adjustment falls between them, or the interval, given in steps,
-            is below the least.
+        ValueError: a run of no step, two warm-ups that leave no room, no adjustment between them, or an interval, given
+            in steps, below the least.
     """
 
     def steps(value: int | float) -> int:

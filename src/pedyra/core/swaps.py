@@ -30,7 +30,10 @@ class Gain:
         return (self.mean * abs(self.mean) - (certainty * self.error) ** 2) / max(self.reach, TINY)
 
     def saves(self, curvature: float, certainty: float) -> float:
-        """The loss that a new triple along this direction surely saves; 0 where noise explains sigma."""
+        """What a new triple along this direction surely saves of the loss; 0 where noise explains sigma.
+
+        `curvature` is that by reach.
+        """
         return max(0.0, self.surety(certainty)) / (2 * max(curvature, TINY))
 
     @property
@@ -61,9 +64,9 @@ class Curvature:
 def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curvature]:
     """The curvature of every layer, from the triples on trial at every adjustment so far, oldest first.
 
-    Least squares of sigma = h c over a layer's trials, where one counts half as much at each later adjustment. All
-    layers together count as one more trial of each: a layer without trials of its own has the curvature of all. It is 1
-    before the first trial.
+    Least squares of sigma = h c over a layer's trials, sigma being one error more than its mean, where one counts half
+    as much at each later adjustment. All layers together count as one more trial of each: a layer without trials of its
+    own has the curvature of all. It is 1 before the first trial.
     """
     slope = dict.fromkeys(names, 0.0)
     length, reach, count = dict(slope), dict(slope), 0.0

@@ -25,7 +25,10 @@ from pedyra.training.rank_allocator import RankAllocator
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 3
-_REQUIRED = ("format", "sha256", "adapter_sha256", "adapter", "config", "step", "deal_step", "scaling", "history")
+_REQUIRED = (
+    *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "deal_step", "scaling", "history"),
+    *("moves", "initial_parameters"),
+)
 
 
 class SideFileError(ValueError):

@@ -40,7 +40,7 @@ _PER_LAYER = ("left", "right", "on_trial")
 LEAST_STEPS = 4
 """One step for each of the first two parts, and two for the third, whose spread is the error of a gain."""
 
-Trials = Mapping[str, Sequence[int]]
+Chosen = Mapping[str, Sequence[int]]
 """Layer -> indices of its triples that are switched off while their worth is measured."""
 
 
@@ -82,7 +82,7 @@ class GradientSketch:
 
     @torch.no_grad()
     def observe(self, loss_scale: float = 1.0) -> None:
-        """Read the probes' gradients after one step's backward passes, and go on to the second part when it is time."""
+        """Read the probes' gradients after one step's backward passes, and go on to the next part when it is time."""
         first, second, _ = self.parts
         if self.done < first + second:
             self.sums += self._take_gradients(loss_scale, [])
@@ -108,7 +108,7 @@ class GradientSketch:
         return self.done == first + second
 
     @torch.no_grad()
-    def put_on_trial(self, chosen: Trials) -> None:
+    def put_on_trial(self, chosen: Chosen) -> None:
         """Switch these triples off for the third part, and measure them beside the candidates; when it `judges`."""
         self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
         own = [_own_direction(layer, indices) for layer, indices in zip(self.layers, self.on_trial, strict=True)]

@@ -1,4 +1,4 @@
-"""Moments follow their rows: after a resize the optimizer holds the new Parameters, with the state of what was kept."""
+"""The optimizer's state by triples: what its second moments tell of them, and that it follows them through a resize."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from torch.optim import Optimizer
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.adapters.resize import Replacement
 from pedyra.core.importance import removal_loss
+
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
+"""Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
+"""Entries of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
 
 
 @torch.no_grad()
@@ -61,7 +66,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
 
     New rows start with zero moments. With Adam's old step count their first updates would then be up to 6 lr, so
     `new_moments="seed"` gives their second moments (`exp_avg_sq` and its like, the entries that are never negative
-    by construction) the mean of the kept rows, a built-in warm-up. Call `check_state` first.
+    by construction) the mean of the kept rows, a built-in warm-up. Call `optimizer_checks.check_state` first.
     """
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
@@ -86,12 +91,6 @@ def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -
         tensors = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
         if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
             del optimizer.state[parameter]
-
-
-FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
-"""Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
-"""Entries of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
 
 
 def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:

@@ -60,7 +60,8 @@ class RankAllocator:
 
     Raises:
         ValueError: nothing to adapt, a schedule or budget in which nothing can move, an optimizer whose state cannot
-            follow, or an adapter that another allocator already adapts.
+            follow or that keeps no second moments where `deal` or `score="loss"` asks for them, or an adapter that
+            another allocator already adapts.
     """
 
     def __init__(
@@ -124,8 +125,8 @@ class RankAllocator:
     def expect_compilation(self) -> None:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.
 
-        Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. Two graphs
-        then serve a run, one for the steps that are observed and one for the others; sketches add theirs.
+        Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. One
+        graph then serves a run, two where layer inputs are observed (Eq. 6); a sketch adds one for each of its parts.
         """
         self._compiled = True
         mark_ranks(self.layers)
@@ -174,6 +175,9 @@ class RankAllocator:
         `gains` (layer -> mean, error, reach of its surest candidate), `chance`, `trials` (layer, triple, mean, error,
         reach, length) and `curvature` (layer -> that per reach); see `core.swaps`. At the deal `scores` and
         `layer_scores` are the losses of `core.allocation.deal_ranks`.
+
+        Raises:
+            ValueError: the optimizer's state, which is there from the first step on, cannot follow.
         """
         self.step += 1
         if self.step == 1:
