@@ -111,9 +111,9 @@ class RankConfig:
     E where that is trained, else of its row of A, with Adam's second moment v. None: "trial" where there are trials
     (`prune`) and no `alpha` is given, else "importance"."""
     turn: bool = True
-    """Before a trial, turn a layer's triples into the singular directions of their product (exact re-orthogonalisation;
-    the function stays). Triples that share their work all look needed, and only so one of them shows that it is not.
-    With `score` "importance" Eq. (6) alone then orders them. Not where E is trained."""
+    """Try singular directions of a layer's product, not its triples, which share their work and all look needed. A
+    layer that loses one is turned first (exact re-orthogonalisation; the function stays), so that it is a triple. With
+    `score` "importance" Eq. (6) alone orders them. Not where E is trained."""
     certainty: float = 3.0
     """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Nothing is tried
     before some gain is larger than chance shows among all candidates (`core.noise.chance`) as seldom as a normal value

@@ -90,8 +90,8 @@ def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
         layer.a.probe = P if fixed == "P" else torch.zeros_like(P).requires_grad_()
         layer.b.probe = Q if fixed == "Q" else torch.zeros_like(Q).requires_grad_()
         if off:
-            layer.a.live = torch.ones(layer.rank)
-            layer.a.live[list(off)] = 0
+            layer.a.live = torch.eye(layer.rank)
+            layer.a.live[list(off), list(off)] = 0
 
 
 def in_float32(model: Any, x: Tensor) -> dict[str, Tensor]:
@@ -392,7 +392,9 @@ def test_a_sketch_saves_the_fixed_probe_and_no_activation(fixed, make_net):
     }
     known = {x.data_ptr(), *probes, *(p.data_ptr() for p in layer.module.parameters())}
     others = [t for t in saved if t.data_ptr() not in known]
-    assert probes <= {t.data_ptr() for t in saved} and all(t.shape == (layer.rank,) for t in others)  # E, where live
+    assert probes <= {t.data_ptr() for t in saved} and all(
+        len(t) == layer.rank for t in others
+    )  # live, and what it leaves of A
 
 
 def test_only_the_class_of_the_instance_changes_and_detach_gives_it_back(make_net):

@@ -72,7 +72,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "cut record": (lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:99]), rf"{RECORD} is damaged"),
     "a list": (lambda f: (f / RECORD).write_text("[]"), rf"{RECORD} is damaged: it has no 'format'"),
     "binary record": (lambda f: (f / RECORD).write_bytes(b"\xff\xfe\x00"), rf"{RECORD} is damaged"),
-    "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads 3"),
+    "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads 4"),
     "flipped bit": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1] + b"\x55"),
         rf"{TENSORS} does not match {RECORD}: damaged",

@@ -35,7 +35,7 @@ def test_turning_keeps_the_function_and_leaves_new_triples_alone(make_net, net_b
     for layer in layers:
         last = layer.a.A[-1].clone(), layer.b.weight[:, -1].clone()
         parameters = layer.a.A, layer.b.weight
-        turn_layer(layer, optimizer, turns[layer.name])
+        turn_layer(layer, optimizer, turns[layer.name].W)
         assert (layer.a.A, layer.b.weight) == parameters  # the very Parameters
         assert torch.equal(layer.a.A[-1], last[0]) and torch.equal(layer.b.weight[:, -1], last[1])
         A, B = layer.a.A[:-1].detach(), layer.b.weight[:, :-1].detach()
@@ -62,7 +62,7 @@ def test_first_moments_turn_as_gradients_do(make_net, net_batch):
     for parameter, gradient in zip((p for t in layers for p in (t.a.A, t.b.weight)), gradients(), strict=True):
         optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": gradient, "exp_avg_sq": gradient.square()}
     for name, turn in turns_of(layers, rows(layers), observed=None).items():  # type: ignore[arg-type]
-        turn_layer(next(layer for layer in layers if layer.name == name), optimizer, turn)
+        turn_layer(next(layer for layer in layers if layer.name == name), optimizer, turn.W)
     moments = [optimizer.state[p]["exp_avg"] for t in layers for p in (t.a.A, t.b.weight)]
     for moment, gradient in zip(moments, gradients(), strict=True):
         torch.testing.assert_close(moment, gradient, rtol=1e-3, atol=1e-5)
@@ -75,7 +75,7 @@ def test_second_moments_turn_as_those_of_uncorrelated_rows(make_net):
     optimizer.state[layer.a.A] = {"exp_avg_sq": torch.rand_like(layer.a.A)}
     old = optimizer.state[layer.a.A]["exp_avg_sq"].clone()
     turn = turns_of([layer], rows([layer]), observed=None)[layer.name]  # type: ignore[arg-type]
-    turn_layer(layer, optimizer, turn)
+    turn_layer(layer, optimizer, turn.W)
     assert turn.W is not None
     inverse = torch.linalg.inv(turn.W)
     slow = torch.zeros_like(old)
@@ -127,5 +127,5 @@ def test_a_layer_whose_rows_depend_on_each_other_stays_as_it_is(make_net):
     before = layer.a.A.clone()
     turn = turns_of([layer], rows([layer]), observed=None)[layer.name]  # type: ignore[arg-type]
     assert turn.W is None and turn.scores[1] == 0
-    turn_layer(layer, optimizer, turn)
+    turn_layer(layer, optimizer, turn.W)
     assert torch.equal(layer.a.A, before)

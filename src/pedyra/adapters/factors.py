@@ -29,7 +29,8 @@ class AFactor(nn.Module):
     """Sums over tokens of the squared products of x with each probe row, and the number of tokens, `(q + 1,)`; None:
     not wanted. Activation checkpointing counts both twice."""
     live: Tensor | None
-    """0 for each triple that is switched off while training, 1 for the others, `(r,)`; None: all are on."""
+    """What E A is multiplied with while training, `(r, r)`: a projection that leaves out the triples, or directions
+    across them, that are switched off. None: all are on."""
 
     unit = False
     """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's."""
@@ -46,10 +47,15 @@ class AFactor(nn.Module):
         """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable; writing into it changes nothing."""
         return self.E.unsqueeze(1) * self.A
 
-    @property
-    def trained_with(self) -> Tensor | None:
-        """`live`, but None while evaluating: what is judged, and saved, is the model with all of its triples."""
-        return self.live if self._is_training else None
+    def without_off(self, weight: Tensor) -> Tensor:
+        """`weight` (A or E A) without what is switched off, in its own type even under autocast.
+
+        While evaluating it is `weight`: what is judged, and saved, is the model with all of its triples.
+        """
+        if self.live is None or not self._is_training:
+            return weight
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.live.to(weight) @ weight
 
     @property
     def _is_training(self) -> bool:
@@ -79,10 +85,7 @@ class AFactor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.measure_reach(x)
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
-        weight = self.A if self.unit else self.weight
-        live = self.trained_with
-        if live is not None:
-            weight = live.to(weight)[:, None] * weight
+        weight = self.without_off(self.A if self.unit else self.weight)
         if self.probe is not None:
             weight = torch.cat([weight, self.probe.to(weight)])
         return F.linear(x, weight)

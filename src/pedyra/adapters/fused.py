@@ -50,9 +50,8 @@ class FusedLinear(Linear):
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
         a.measure_reach(x)
-        live = a.trained_with
-        E = a.E if live is None else a.E * live.to(a.E)
-        operands = base.weight, base.bias, a.A, E, b.weight, a.probe, b.probe, self.scaling[name]
+        A = a.without_off(a.A)  # where E is not 1, rows are off, and E may come after
+        operands = base.weight, base.bias, A, a.E, b.weight, a.probe, b.probe, self.scaling[name]
         to_weight = _adds_to_weight(x, base.weight, a.A)
         if _composes(x, base.weight, a.A, _LEAST_ELEMENTS[to_weight]):
             return composed(x, *operands)

@@ -24,7 +24,7 @@ from pedyra.training.optimizer_state import rekey_state
 from pedyra.training.rank_allocator import RankAllocator
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 3
+FORMAT = 4
 _REQUIRED = (
     *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "deal_step", "scaling", "history"),
     *("moves", "initial_parameters"),

@@ -34,6 +34,12 @@ def mark_sketch(layers: Sequence[AdaptedLayer]) -> None:
     import torch._dynamo
 
     for layer in layers:
-        for tensor, dim in ((layer.a.live, 0), (layer.a.probe, 0), (layer.a.reach, 0), (layer.b.probe, 1)):
+        for tensor, dim in (
+            (layer.a.live, 0),
+            (layer.a.live, 1),
+            (layer.a.probe, 0),
+            (layer.a.reach, 0),
+            (layer.b.probe, 1),
+        ):
             if tensor is not None and tensor.shape[dim] > 1:
                 torch._dynamo.mark_dynamic(tensor, dim)

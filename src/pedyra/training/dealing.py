@@ -75,7 +75,7 @@ def deal(
     )
     for layer in layers:
         if layer.name in plan.pruned and turns:
-            turn_layer(layer, optimizer, turns[layer.name])
+            turn_layer(layer, optimizer, turns[layer.name].W)
     return losses, plan
 
 

@@ -13,7 +13,8 @@ The window before an adjustment is cut in three, so that no step judges a direct
 3. gain: P = v; sigma = u^T G v of each step, with a mean and a standard error. A direction that was noise in the
    first two parts has a mean of zero here.
 
-In the third part triples can be *on trial*: switched off in the forward, each with its own row as a probe. What the
+In the third part triples, or directions across a layer's triples, can be *on trial*: switched off in the forward, each
+with its own row as a probe. What the
 loss would gain by putting one back, sigma along its own (u, v), is then measured as that of the candidates which would
 replace it: at a contribution of zero, on the same batches. The inputs' mean square along each v is measured beside it.
 """
@@ -35,7 +36,7 @@ from pedyra.training.distributed import Average, alone
 from pedyra.training.input_energy import NO_TOKEN, per_element
 
 _FLAT = ("sums", "values", "reach")
-_PER_LAYER = ("left", "right", "on_trial")
+_PER_LAYER = ("left", "right", "on_trial", "turned")
 
 LEAST_STEPS = 4
 """One step for each of the first two parts, and two for the third, whose spread is the error of a gain."""
@@ -73,6 +74,8 @@ class GradientSketch:
         """What was measured after so many steps."""
         self.on_trial: list[Tensor] = []
         """Per layer the indices of the triples that are switched off, in the third part."""
+        self.turned: list[Tensor] = []
+        """Per layer M `(r, r)`: those triples are rows of M A and columns of B M^-1. A and B stay as they are."""
         omega = [
             torch.randn(n, layer.a.in_features, generator=generator) for n, layer in zip(self.q, layers, strict=True)
         ]
@@ -108,10 +111,15 @@ class GradientSketch:
         return self.done == first + second
 
     @torch.no_grad()
-    def put_on_trial(self, chosen: Chosen) -> None:
-        """Switch these triples off for the third part, and measure them beside the candidates; when it `judges`."""
+    def put_on_trial(self, chosen: Chosen, turns: Mapping[str, Tensor] = {}) -> None:
+        """Switch these triples off for the third part, and measure them beside the candidates; when it `judges`.
+
+        Args:
+            turns: layer -> W `(n, n)`, with which its first n triples are to be turned for the trial.
+        """
+        self.turned = [_widened(turns.get(layer.name), layer) for layer in self.layers]
         self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
-        own = [_own_direction(layer, indices) for layer, indices in zip(self.layers, self.on_trial, strict=True)]
+        own = [_own_direction(*each) for each in zip(self.layers, self.on_trial, self.turned, strict=True)]
         self.left = [torch.cat([rows, u], 1).contiguous() for rows, (u, _) in zip(self.left, own, strict=True)]
         self.right = [torch.cat([rows, v]).contiguous() for rows, (_, v) in zip(self.right, own, strict=True)]
         self._judge()
@@ -145,7 +153,8 @@ class GradientSketch:
 
     def trials(self) -> dict[str, dict[int, Gain]]:
         """Per layer and triple on trial, what the loss would gain by putting it back."""
-        off = [length[i] for length, i in zip(lengths(self.layers), self.on_trial, strict=True)]
+        turned = self.turned or None
+        off = [length[i] for length, i in zip(lengths(self.layers, turned), self.on_trial, strict=True)]
         every = iter(torch.cat(off).tolist())
         result = {}
         for layer, q, indices, gains in zip(self.layers, self.q, self.on_trial, self._measured(), strict=True):
@@ -232,9 +241,11 @@ class GradientSketch:
     def _switch_off(self) -> None:
         if not any(len(indices) for indices in self.on_trial):
             return
-        for layer, indices in zip(self.layers, self.on_trial, strict=True):  # all layers: one graph for a compiler
-            layer.a.live = torch.ones(layer.rank, device=layer.a.A.device)
-            layer.a.live[indices] = 0
+        for layer, indices, M in zip(self.layers, self.on_trial, self.turned, strict=True):
+            on = torch.ones(layer.rank, device=M.device)
+            on[indices] = 0
+            # All layers have one, so that there is one graph for a compiler.
+            layer.a.live = torch.linalg.inv_ex(M).inverse @ (on[:, None] * M)
 
     def _probe_rows(self, rows: Sequence[Tensor]) -> None:
         """Fix the A side; the B side starts at zero and gets the gradient, `(out, q)`."""
@@ -284,21 +295,32 @@ def parts_of(steps: int) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def lengths(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
-    """||s b e a|| of each triple of every layer with its scaling s, `(r,)`, float32."""
+def lengths(layers: Sequence[AdaptedLayer], turned: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """||s b e a|| of each triple of every layer with its scaling s, `(r,)`, float32; or of those `turned` makes."""
     result = [torch.empty(0)] * len(layers)
     for members in alike(layer.shape for layer in layers):
         A, E, B = (
             torch.stack([factor.detach().float() for factor in each])
             for each in zip(*((layers[i].a.A, layers[i].a.E, layers[i].b.weight) for i in members), strict=True)
         )
+        if turned is not None:
+            M = torch.stack([turned[i] for i in members])
+            A, B = M @ A, B @ torch.linalg.inv_ex(M).inverse
         for index, unscaled in zip(members, triple_lengths(A, E, B), strict=True):
             result[index] = layers[index].scaling * unscaled
     return result
 
 
-def _own_direction(layer: AdaptedLayer, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _widened(W: Tensor | None, layer: AdaptedLayer) -> Tensor:
+    """W in the upper left of an identity of the layer's rank."""
+    M = torch.eye(layer.rank, device=layer.a.A.device)
+    if W is not None:
+        M[: len(W), : len(W)] = W
+    return M
+
+
+def _own_direction(layer: AdaptedLayer, indices: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
     """(u `(out, n)`, v `(n, in)`) of these triples, such that adding along -u v^T is putting them back."""
-    A = layer.a.A.detach()[indices].float()
-    B = (layer.b.weight * layer.a.E).detach()[:, indices].float()
+    A = (M @ layer.a.A.detach().float())[indices]
+    B = ((layer.b.weight * layer.a.E).detach().float() @ torch.linalg.inv_ex(M).inverse)[:, indices]
     return -torch.nn.functional.normalize(B, dim=0), torch.nn.functional.normalize(A, dim=1)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
 from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
-from pedyra.core.allocation import RankPlan
+from pedyra.core.allocation import RankPlan, Scores
 from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.dealing import deal, deal_step, turns_at_deal
@@ -37,6 +37,7 @@ from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
 from pedyra.training.sketching import Sketching, schedule_of
 from pedyra.training.trials import choose, known_curvature, predicted_losses, promising
+from pedyra.training.turning import turn_layer
 
 
 class RankAllocator:
@@ -171,10 +172,10 @@ class RankAllocator:
 
         Returns the record of the adjustment, or None: `step`, `dealt` (whether it dealt all ranks anew), `ranks`,
         `layer_scores`, `scores`, `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
-        `parameters`, `seconds`, `skipped_steps`; of a sketch
-        `gains` (layer -> mean, error, reach of its surest candidate), `chance`, `trials` (layer, triple, mean, error,
-        reach, length) and `curvature` (layer -> that per reach); see `core.swaps`. At the deal `scores` and
-        `layer_scores` are the losses of `core.allocation.deal_ranks`.
+        `parameters`, `seconds`, `skipped_steps`; of a sketch `gains` (layer -> mean, error, reach of its surest
+        candidate), `sure` (how many candidates are beyond `certainty` errors), `chance`, `trials` (layer, triple, mean,
+        error, reach, length; of a turned layer) and `curvature` (layer -> that per reach); see `core.swaps`. At the
+        deal `scores` and `layer_scores` are the losses of `core.allocation.deal_ranks`.
 
         Raises:
             ValueError: the optimizer's state, which is there from the first step on, cannot follow.
@@ -292,20 +293,21 @@ class RankAllocator:
             return
         if not promising(self.history):
             return
+        # What is off disturbs the others, so no more than something could replace.
+        most = self.history[-1]["sure"]
         adjustment = self.schedule.next_adjustment(self.step + 1)
         assert adjustment is not None
-        if adjustment == self.deal_step:
+        if adjustment == self.deal_step or not most:
             return
-        chosen = choose(
+        chosen, turns = choose(
             self.layers,
-            self.optimizer,
             config,
             self.scores,
             self.triple_scores(),
             history=self.history,
-            moves=self._moves_at(adjustment),
+            moves=min(self._moves_at(adjustment), most),
         )
-        sketch.put_on_trial(chosen)
+        sketch.put_on_trial(chosen, turns)
 
     def _moves_at(self, step: int) -> int:
         """k at the adjustment after this step."""
@@ -335,6 +337,7 @@ class RankAllocator:
             scores, plan = deal(self.layers, self.optimizer, self.config, self.scores, now)
         else:
             plan = self.rule.policy(scores, now)
+            scores = self._turned(plan, scores)
         self._apply(plan)
         self._sketching.forget()
         record = {
@@ -354,6 +357,13 @@ class RankAllocator:
         }
         self.history.append(record)
         return record
+
+    def _turned(self, plan: RankPlan, scores: Scores) -> Scores:
+        """Turn the layers that lose a direction that was on trial; the scores, of their rows as they then are."""
+        turns = {name: M for name, M in self._sketching.turns().items() if name in plan.pruned}
+        for layer in self.layers:
+            turn_layer(layer, self.optimizer, turns.get(layer.name))
+        return self.triple_scores() if turns else scores
 
     def _situation(self) -> Situation:
         config = self.config

@@ -60,6 +60,8 @@ class Situation:
             surest = {name: gains[0] for name, gains in self.candidates.items() if gains}
             result["gains"] = {name: [gain.mean, gain.error, gain.reach] for name, gain in surest.items()}
             result["chance"] = self.chance
+            every = (gain for gains in self.candidates.values() for gain in gains)
+            result["sure"] = sum(gain.surety(self.certainty) > 0 for gain in every)
         if self.trials is not None:
             tried = ((name, i, gain) for name, gains in self.trials.items() for i, gain in gains.items())
             result["trials"] = [[name, i, gain.mean, gain.error, gain.reach, gain.length] for name, i, gain in tried]

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.swaps import Curvature, Gain, Trials, choose_trials, curvatures
 from pedyra.training.gradient_sketch import lengths
 from pedyra.training.scores import ScoreState
-from pedyra.training.turning import turn_layer, turns_of
+from pedyra.training.turning import turns_of
 
 History = Sequence[Mapping[str, Any]]
 """The records of the adjustments so far, oldest first."""
@@ -50,17 +50,16 @@ def promising(history: History) -> bool:
 
 def choose(
     layers: Sequence[AdaptedLayer],
-    optimizer: Optimizer,
     config: RankConfig,
     observed: ScoreState,
     scores: Mapping[str, Sequence[float]],
     *,
     history: History,
     moves: int,
-) -> dict[str, tuple[int, ...]]:
-    """The triples that are tried before the next adjustment, the lowest and `scouts`; layers that have any are turned.
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    """The triples that are tried before the next adjustment, the lowest and `scouts`, and how their layers are turned.
 
-    `scores` order them where nothing is turned; else what they would be once turned.
+    `scores` order them where nothing is turned; else what they would be once turned. The layers stay as they are.
     """
     born, ranks = history[-1]["added"], {layer.name: layer.rank for layer in layers}  # the last rows of their layers
     old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
@@ -80,10 +79,8 @@ def choose(
     )
     unknown = scouts(scores, min_rank=config.min_rank, old=old, history=history, certainty=config.certainty)
     chosen |= {name: triples for name, triples in unknown.items() if name not in chosen}
-    for layer in layers:
-        if layer.name in chosen and layer.name in turns:
-            turn_layer(layer, optimizer, turns[layer.name])
-    return chosen
+    found = ((name, turns[name].W) for name in chosen if name in turns)
+    return chosen, {name: W for name, W in found if W is not None}
 
 
 def scouts(

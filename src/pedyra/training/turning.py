@@ -70,16 +70,16 @@ def _turned(A: Tensor, B: Tensor, n: int, seen: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, turn: Turn) -> None:
-    """Turn the layer's first triples and their moments.
+def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> None:
+    """Turn the layer's first n triples by W `(n, n)`, and their moments; nothing where it is None.
 
     A gradient of B turns with A, one of A against B, and so do their moving averages. Second moments turn as if the
     gradients of a layer's triples were uncorrelated.
     """
-    if turn.W is None:
+    if W is None:
         return
-    W, n = turn.W, len(turn.W)
-    inverse = torch.linalg.inv(W)
+    n = len(W)
+    inverse = torch.linalg.inv_ex(W).inverse
     A, B = layer.a.A, layer.b.weight
     A[:n] = (W @ A[:n].float()).to(A)
     B[:, :n] = (B[:, :n].float() @ inverse).to(B)
