@@ -139,6 +139,7 @@ def test_shared_work_is_tried_as_a_direction_that_is_worth_nothing(make_net, tra
     A, B = layer.a.A.detach().clone(), layer.b.weight.detach().clone()
     allocator.optimizer.param_groups[0]["lr"] = 0.0
     train_net(model, allocator.optimizer, allocator, 1, first=10)
+    assert layer.a.live is not None
     assert float(torch.linalg.matrix_rank(layer.a.live, atol=1e-4)) == 3  # of 4: one direction is off
     torch.testing.assert_close(B @ layer.a.live @ A, B @ A, rtol=1e-4, atol=1e-5)
     assert torch.equal(layer.a.A, A) and torch.equal(layer.b.weight, B)
@@ -163,11 +164,11 @@ def test_a_direction_that_goes_takes_with_it_what_was_off(make_net, train_net, n
     allocator = allocate(model, RankConfig(**EAGER), 18)
     train_net(model, allocator.optimizer, allocator, 11)
     allocator.optimizer.param_groups[0]["lr"] = 0.0
-    off = {layer.name: (layer.b.weight @ layer.a.live @ layer.a.A).detach() for layer in allocator.layers}
-    tried = {
-        name: int(layer)
-        for name, layer in ((each.name, each.rank - each.a.live.trace().round()) for each in allocator.layers)
-    }
+    off, tried = {}, {}
+    for layer in allocator.layers:
+        assert layer.a.live is not None
+        off[layer.name] = (layer.b.weight @ layer.a.live @ layer.a.A).detach()
+        tried[layer.name] = layer.rank - round(float(layer.a.live.trace()))
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
     gone = {name: sum(pruned[0] == name for pruned in record["pruned"]) for name in off}
     whole = [layer for layer in allocator.layers if gone[layer.name] and gone[layer.name] == tried[layer.name]]
