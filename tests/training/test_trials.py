@@ -58,6 +58,18 @@ def test_what_is_on_trial_is_off_in_the_third_part_and_on_again_after_it(make_ne
         assert (layer.a.A, layer.b.weight) == before[layer.name]  # the very Parameters
 
 
+def test_nothing_is_tried_that_no_direction_of_the_last_look_could_replace(make_net, train_net):
+    for sure, tried in ((0, False), (1, True)):
+        model = make_net(trained=True)
+        allocator = allocate(model, RankConfig(**EAGER), 18)
+        train_net(model, allocator.optimizer, allocator, 9)
+        (record,) = allocator.history
+        assert record["sure"] > 1  # beyond no error, with `certainty` 0
+        record["sure"] = sure
+        train_net(model, allocator.optimizer, allocator, 1, first=10)
+        assert any(layer.a.live is not None for layer in allocator.layers) == tried
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_what_is_on_trial_is_there_while_evaluating(fused, make_net, train_net, net_batch):
     model = make_net(trained=True)
