@@ -45,9 +45,8 @@ def test_what_is_on_trial_is_off_in_the_third_part_and_on_again_after_it(make_ne
     allocator = allocate(model, RankConfig(**{**EAGER, "margin": 1e9}), 18)
     for step in range(1, 12):
         train_net(model, allocator.optimizer, allocator, 1, first=step)
-        off = sum(
-            layer.rank - layer.a.live.trace() for layer in allocator.layers if layer.a.live is not None
-        )  # projections
+        live = [layer.a.live for layer in allocator.layers if layer.a.live is not None]  # projections
+        off = sum(len(projection) - projection.trace() for projection in live)
         # From the end of step 10: two by their scores, and the scout of a layer, are on trial in 11 and 12.
         assert float(off) == pytest.approx(3 if step >= 10 else 0, abs=1e-4)
     before = {layer.name: (layer.a.A, layer.b.weight) for layer in allocator.layers}
@@ -164,14 +163,14 @@ def test_a_trial_that_moves_nothing_leaves_the_basis_in_which_adam_learns(make_n
     train_net(model, allocator.optimizer, allocator, 10)
     allocator.optimizer.param_groups[0]["lr"] = 0.0
     factors = [p.detach().clone() for layer in allocator.layers for p in (layer.a.A, layer.b.weight)]
-    assert any(not torch.equal(M, torch.eye(len(M))) for M in allocator._sketching.turns().values())
+    assert any(not torch.equal(W, torch.eye(len(W))) for W in allocator._sketching.turns().values())
     train_net(model, allocator.optimizer, allocator, 2, first=11)
     assert allocator.history[-1]["trials"] and not allocator.history[-1]["pruned"]
     after = [p for layer in allocator.layers for p in (layer.a.A, layer.b.weight)]
     assert all(torch.equal(one, two) for one, two in zip(factors, after, strict=True))
 
 
-def test_a_direction_that_goes_takes_with_it_what_was_off(make_net, train_net, net_batch):
+def test_a_direction_that_goes_takes_with_it_what_was_off(make_net, train_net):
     model = make_net(trained=True)
     allocator = allocate(model, RankConfig(**EAGER), 18)
     train_net(model, allocator.optimizer, allocator, 11)

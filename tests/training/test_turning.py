@@ -11,8 +11,7 @@ from torch import nn
 
 from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.core.importance import input_scores
-from pedyra.training.gradient_sketch import lengths
-from pedyra.training.turning import turn_layer, turns_of
+from pedyra.training.turning import lengths, turn_layer, turns_of
 
 
 def parts(model: Any) -> tuple[list[AdaptedLayer], torch.optim.Optimizer]:

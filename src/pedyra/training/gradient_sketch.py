@@ -14,9 +14,9 @@ The window before an adjustment is cut in three, so that no step judges a direct
    first two parts has a mean of zero here.
 
 In the third part triples, or directions across a layer's triples, can be *on trial*: switched off in the forward, each
-with its own row as a probe. What the
-loss would gain by putting one back, sigma along its own (u, v), is then measured as that of the candidates which would
-replace it: at a contribution of zero, on the same batches. The inputs' mean square along each v is measured beside it.
+with its own row as a probe. What the loss would gain by putting one back, sigma along its own (u, v), is then measured
+as that of the candidates which would replace it: at a contribution of zero, on the same batches. The inputs' mean
+square along each v is measured beside it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
-from pedyra.core.batching import alike, per_matrix
-from pedyra.core.importance import triple_lengths
+from pedyra.core.batching import per_matrix
 from pedyra.core.noise import chance, means_and_errors
 from pedyra.core.swaps import Gain
 from pedyra.training.distributed import Average, alone
 from pedyra.training.input_energy import NO_TOKEN, per_element
+from pedyra.training.turning import directions_of, leaving_out, lengths
 
 _FLAT = ("sums", "values", "reach")
 _PER_LAYER = ("left", "right", "on_trial", "turned")
@@ -75,7 +75,7 @@ class GradientSketch:
         self.on_trial: list[Tensor] = []
         """Per layer the indices of the triples that are switched off, in the third part."""
         self.turned: list[Tensor] = []
-        """Per layer M `(r, r)`: those triples are rows of M A and columns of B M^-1. A and B stay as they are."""
+        """Per layer W `(r, r)`: those triples are rows of W A and columns of B W^-1. A and B stay as they are."""
         omega = [
             torch.randn(n, layer.a.in_features, generator=generator) for n, layer in zip(self.q, layers, strict=True)
         ]
@@ -115,11 +115,12 @@ class GradientSketch:
         """Switch these triples off for the third part, and measure them beside the candidates; when it `judges`.
 
         Args:
-            turns: layer -> W `(n, n)`, with which its first n triples are to be turned for the trial.
+            turns: layer -> W `(r, r)`, with which its triples are to be turned for the trial.
         """
-        self.turned = [_widened(turns.get(layer.name), layer) for layer in self.layers]
+        as_they_are = (torch.eye(layer.rank, device=layer.a.A.device) for layer in self.layers)
+        self.turned = [turns.get(layer.name, eye) for layer, eye in zip(self.layers, as_they_are, strict=True)]
         self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
-        own = [_own_direction(*each) for each in zip(self.layers, self.on_trial, self.turned, strict=True)]
+        own = [directions_of(*each) for each in zip(self.layers, self.on_trial, self.turned, strict=True)]
         self.left = [torch.cat([rows, u], 1).contiguous() for rows, (u, _) in zip(self.left, own, strict=True)]
         self.right = [torch.cat([rows, v]).contiguous() for rows, (_, v) in zip(self.right, own, strict=True)]
         self._judge()
@@ -241,11 +242,8 @@ class GradientSketch:
     def _switch_off(self) -> None:
         if not any(len(indices) for indices in self.on_trial):
             return
-        for layer, indices, M in zip(self.layers, self.on_trial, self.turned, strict=True):
-            on = torch.ones(layer.rank, device=M.device)
-            on[indices] = 0
-            # All layers have one, so that there is one graph for a compiler.
-            layer.a.live = torch.linalg.inv_ex(M).inverse @ (on[:, None] * M)
+        for layer, indices, W in zip(self.layers, self.on_trial, self.turned, strict=True):
+            layer.a.live = leaving_out(W, indices)  # all layers have one: one graph for a compiler
 
     def _probe_rows(self, rows: Sequence[Tensor]) -> None:
         """Fix the A side; the B side starts at zero and gets the gradient, `(out, q)`."""
@@ -292,35 +290,3 @@ class GradientSketch:
 def parts_of(steps: int) -> tuple[int, int, int]:
     """Steps of range, co-range and gain."""
     return steps // 3, steps // 3, steps - 2 * (steps // 3)
-
-
-@torch.no_grad()
-def lengths(layers: Sequence[AdaptedLayer], turned: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """||s b e a|| of each triple of every layer with its scaling s, `(r,)`, float32; or of those `turned` makes."""
-    result = [torch.empty(0)] * len(layers)
-    for members in alike(layer.shape for layer in layers):
-        A, E, B = (
-            torch.stack([factor.detach().float() for factor in each])
-            for each in zip(*((layers[i].a.A, layers[i].a.E, layers[i].b.weight) for i in members), strict=True)
-        )
-        if turned is not None:
-            M = torch.stack([turned[i] for i in members])
-            A, B = M @ A, B @ torch.linalg.inv_ex(M).inverse
-        for index, unscaled in zip(members, triple_lengths(A, E, B), strict=True):
-            result[index] = layers[index].scaling * unscaled
-    return result
-
-
-def _widened(W: Tensor | None, layer: AdaptedLayer) -> Tensor:
-    """W in the upper left of an identity of the layer's rank."""
-    M = torch.eye(layer.rank, device=layer.a.A.device)
-    if W is not None:
-        M[: len(W), : len(W)] = W
-    return M
-
-
-def _own_direction(layer: AdaptedLayer, indices: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
-    """(u `(out, n)`, v `(n, in)`) of these triples, such that adding along -u v^T is putting them back."""
-    A = (M @ layer.a.A.detach().float())[indices]
-    B = ((layer.b.weight * layer.a.E).detach().float() @ torch.linalg.inv_ex(M).inverse)[:, indices]
-    return -torch.nn.functional.normalize(B, dim=0), torch.nn.functional.normalize(A, dim=1)

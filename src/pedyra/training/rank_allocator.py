@@ -36,7 +36,7 @@ from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
 from pedyra.training.sketching import Sketching, schedule_of
-from pedyra.training.trials import choose, known_curvature, predicted_losses, promising
+from pedyra.training.trials import choose, how_many, known_curvature, predicted_losses
 from pedyra.training.turning import turn_layer
 
 
@@ -291,13 +291,10 @@ class RankAllocator:
         sketch, config = self._sketching.current, self.config
         if sketch is None or not sketch.judges or config.prune != "trial":
             return
-        if not promising(self.history):
-            return
-        # What is off disturbs the others, so no more than something could replace.
-        most = self.history[-1]["sure"]
         adjustment = self.schedule.next_adjustment(self.step + 1)
         assert adjustment is not None
-        if adjustment == self.deal_step or not most:
+        moves = how_many(self.history, self._moves_at(adjustment))
+        if adjustment == self.deal_step or not moves:
             return
         chosen, turns = choose(
             self.layers,
@@ -305,7 +302,7 @@ class RankAllocator:
             self.scores,
             self.triple_scores(),
             history=self.history,
-            moves=min(self._moves_at(adjustment), most),
+            moves=moves,
         )
         sketch.put_on_trial(chosen, turns)
 
@@ -360,7 +357,7 @@ class RankAllocator:
 
     def _turned(self, plan: RankPlan, scores: Scores) -> Scores:
         """Turn the layers that lose a direction that was on trial; the scores, of their rows as they then are."""
-        turns = {name: M for name, M in self._sketching.turns().items() if name in plan.pruned}
+        turns = {name: W for name, W in self._sketching.turns().items() if name in plan.pruned}
         for layer in self.layers:
             turn_layer(layer, self.optimizer, turns.get(layer.name))
         return self.triple_scores() if turns else scores

@@ -75,11 +75,11 @@ class Sketching:
         return self.current.trials() if self.current and self.config.prune == "trial" else None
 
     def turns(self) -> dict[str, Tensor]:
-        """Layer -> M `(r, r)`, with which its triples are turned into those that are on trial; layers that have any."""
+        """Layer -> W `(r, r)`, with which its triples are turned into those that are on trial; layers that have any."""
         if self.current is None or not self.current.turned:
             return {}
         each = zip(self.layers, self.current.on_trial, self.current.turned, strict=True)
-        return {layer.name: M for layer, indices, M in each if len(indices)}
+        return {layer.name: W for layer, indices, W in each if len(indices)}
 
     def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor] | None:
         """The directions that new triples of the layer begin along; None where they are not the gradient's."""

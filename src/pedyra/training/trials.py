@@ -11,9 +11,8 @@ from torch import Tensor
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.swaps import Curvature, Gain, Trials, choose_trials, curvatures
-from pedyra.training.gradient_sketch import lengths
 from pedyra.training.scores import ScoreState
-from pedyra.training.turning import turns_of
+from pedyra.training.turning import lengths, turns_of
 
 History = Sequence[Mapping[str, Any]]
 """The records of the adjustments so far, oldest first."""
@@ -46,6 +45,13 @@ def promising(history: History) -> bool:
     """
     looks = ((record["chance"], record["gains"].values()) for record in history if "gains" in record)
     return any(mean > chance * error for chance, gains in looks for mean, error, *_ in gains)
+
+
+def how_many(history: History, moves: int) -> int:
+    """Of the k = `moves` triples that would be tried next: none before a look was promising, and no more than the last
+    look had sure directions to replace them, for what is off disturbs the others.
+    """
+    return min(moves, history[-1]["sure"]) if promising(history) else 0
 
 
 def choose(

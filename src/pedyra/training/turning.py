@@ -1,4 +1,4 @@
-"""Turn a layer's triples into the singular directions of their product, in place, with the optimizer's moments."""
+"""Singular directions of a layer's product: what its triples would be once turned, and turning them in place."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from pedyra.training.scores import ScoreState, TripleScores
 
 @dataclass(frozen=True)
 class Turn:
-    """How a layer's first triples would be turned, and how long they then are, and score by Eq. (6)."""
+    """How a layer's triples would be turned, and how long they then are, and score by Eq. (6)."""
 
     W: Tensor | None
-    """(n, n): new rows of A are W times the old ones, new columns of B the old ones times W^-1. None: leave them."""
+    """(r, r): new rows of A are W times the old ones, new columns of B the old ones times W^-1. None: leave them."""
     lengths: list[float]
-    """As `gradient_sketch.lengths`, of all triples of the layer; those beyond the first n as they are."""
+    """As `lengths` has them."""
     scores: list[float]
 
 
 @torch.no_grad()
 def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: ScoreState) -> dict[str, Turn]:
-    """Layer -> the turn of its first `rows[name]` triples; E is 1. None where rows of A depend on each other."""
+    """Layer -> the turn of its first `rows[name]` triples; E is 1. The others, which are new, stay as they are.
+
+    Its W is None where rows of A depend on each other.
+    """
     energies = observed.energies if isinstance(observed, TripleScores) else None
     old = [rows[layer.name] for layer in layers]
     order: list[int] = []
@@ -58,35 +61,64 @@ def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: 
 
 def _turned(A: Tensor, B: Tensor, n: int, seen: Tensor) -> tuple[Tensor, ...]:
     """W of layers of one shape, whether it is usable, and the lengths and scores of all triples once turned."""
-    W = A.new_full((len(A), n, n), torch.nan)
+    first = A.new_full((len(A), n, n), torch.nan)
     if 0 < n <= min(A.shape[2], B.shape[1]):
-        W = singular_turn(A[:, :n], B[..., :n])
-    usable = W.isfinite().all(-1).all(-1)
-    change = torch.where(usable[:, None, None], W, torch.eye(n, device=W.device))
-    A = torch.cat([change @ A[:, :n], A[:, n:]], 1)
-    B = torch.cat([B[..., :n] @ torch.linalg.inv_ex(change).inverse, B[..., n:]], -1)
+        first = singular_turn(A[:, :n], B[..., :n])
+    usable = first.isfinite().all(-1).all(-1)
+    W = torch.eye(A.shape[1], device=A.device).repeat(len(A), 1, 1)
+    W[:, :n, :n] = torch.where(usable[:, None, None], first, W[:, :n, :n])
+    A, B = W @ A, B @ torch.linalg.inv_ex(W).inverse
     ones = torch.ones_like(A[..., 0])
     return W, usable, triple_lengths(A, ones, B), input_scores(A, ones, B, seen)
 
 
 @torch.no_grad()
 def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> None:
-    """Turn the layer's first n triples by W `(n, n)`, and their moments; nothing where it is None.
+    """Turn the layer's triples by W `(r, r)`, and their moments; nothing where it is None.
 
     A gradient of B turns with A, one of A against B, and so do their moving averages. Second moments turn as if the
     gradients of a layer's triples were uncorrelated.
     """
     if W is None:
         return
-    n = len(W)
     inverse = torch.linalg.inv_ex(W).inverse
     A, B = layer.a.A, layer.b.weight
-    A[:n] = (W @ A[:n].float()).to(A)
-    B[:, :n] = (B[:, :n].float() @ inverse).to(B)
+    A.copy_(W @ A.float())
+    B.copy_(B.float() @ inverse)
     for parameter, rows, mix in ((A, True, inverse.T), (B, False, W.T)):
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor) or value.shape != parameter.shape:
                 continue
             by = mix.square() if key in SECOND_MOMENTS else mix
-            part = value[:n] if rows else value[:, :n]
-            part.copy_(by @ part.float() if rows else part.float() @ by)
+            value.copy_(by @ value.float() if rows else value.float() @ by)
+
+
+def leaving_out(W: Tensor, indices: Tensor) -> Tensor:
+    """`AFactor.live` `(r, r)` without these triples of those that W makes."""
+    on = torch.ones(len(W), device=W.device)
+    on[indices] = 0
+    return torch.linalg.inv_ex(W).inverse @ (on[:, None] * W)
+
+
+def directions_of(layer: AdaptedLayer, indices: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    """(u `(out, n)`, v `(n, in)`) of these triples that W makes, such that adding along -u v^T is putting them back."""
+    A = (W @ layer.a.A.detach().float())[indices]
+    B = ((layer.b.weight * layer.a.E).detach().float() @ torch.linalg.inv_ex(W).inverse)[:, indices]
+    return -torch.nn.functional.normalize(B, dim=0), torch.nn.functional.normalize(A, dim=1)
+
+
+@torch.no_grad()
+def lengths(layers: Sequence[AdaptedLayer], turned: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """||s b e a|| of each triple of every layer with its scaling s, `(r,)`, float32; or of those `turned` makes."""
+    result = [torch.empty(0)] * len(layers)
+    for members in alike(layer.shape for layer in layers):
+        A, E, B = (
+            torch.stack([factor.detach().float() for factor in each])
+            for each in zip(*((layers[i].a.A, layers[i].a.E, layers[i].b.weight) for i in members), strict=True)
+        )
+        if turned is not None:
+            W = torch.stack([turned[i] for i in members])
+            A, B = W @ A, B @ torch.linalg.inv_ex(W).inverse
+        for index, unscaled in zip(members, triple_lengths(A, E, B), strict=True):
+            result[index] = layers[index].scaling * unscaled
+    return result
