@@ -115,9 +115,9 @@ class RankConfig:
     layer that loses one is turned first (exact re-orthogonalisation; the function stays), so that it is a triple. With
     `score` "importance" Eq. (6) alone orders them. Not where E is trained."""
     certainty: float = 3.0
-    """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Nothing is tried
-    before some gain is larger than chance shows among all candidates (`core.noise.chance`) as seldom as a normal value
-    is beyond this many errors; above 4 no look is that sure, and nothing is tried."""
+    """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Where triples are
+    tried, no gain counts that is not larger than chance shows among all candidates (`core.noise.chance`) as seldom as a
+    normal value is beyond this many errors; above 4 no look is that sure, and nothing is tried."""
     margin: float = 0.25
     """At first, a swap takes a sure gain above the square of this part of what the triples on trial are worth; the part
     rises to 1 over the window. Below 1, because in a network out of balance a triple in the wrong layer does a

@@ -27,7 +27,7 @@ def swaps(
     h: dict[str, float] | None = None,
     **changes: Any,
 ):
-    settings: dict[str, Any] = dict(max_ranks=FREE, costs=COSTS, spare=0, certainty=2.0, margin=0.5)
+    settings: dict[str, Any] = dict(max_ranks=FREE, costs=COSTS, spare=0, certainty=2.0, chance=2.0, margin=0.5)
     curvature = {name: Curvature(by_length=1e9, by_reach=(h or {}).get(name, 1.0)) for name in SCORES}
     return plan_swaps(SCORES, candidates, trials, curvature, **{**settings, **changes})
 
@@ -81,6 +81,16 @@ def test_the_same_slope_saves_more_where_the_loss_curves_less():
     assert swaps({"slim": sure(0.9)}, trials, h={"slim": 0.8}).added == {"slim": 1}
     assert swaps({"slim": sure(0.9, reach=0.8)}, trials).added == {"slim": 1}
     assert swaps({"slim": sure(0.9)}, trials, h={"wide": 0.8}).added == {}
+
+
+def test_what_the_largest_of_all_reaches_by_chance_moves_nothing_though_its_own_noise_does_not_explain_it():
+    trials = {"slim": {0: tried(-1.0, length=1.0)}}
+    assert swaps({"slim": [Gain(5.0, 1.0), Gain(9.0, 1.0)]}, trials, chance=5.0, spare=5).added == {"slim": 1}
+    assert swaps({"slim": [Gain(5.1, 1.0), Gain(9.0, 1.0)]}, trials, chance=5.0, spare=5).added == {"slim": 2}
+    # Beyond chance, a gain is as large as without it: 1.5^2 - (2 * 0.5)^2 by 2 is 0.625, and 2 * 2 / 2 by 4 is 0.5.
+    worth = {"slim": {0: tried(2.0, length=2.0)}}
+    assert swaps({"slim": [Gain(1.5, 0.5)]}, worth, chance=2.9).added == {"slim": 1}
+    assert swaps({"slim": [Gain(1.5, 0.5)]}, worth, chance=3.1).added == {}
 
 
 def test_a_gain_within_its_noise_moves_nothing_even_against_a_worthless_triple():

@@ -86,6 +86,13 @@ def test_a_budget_of_ranks_counts_each_as_one(run):
     assert ranks[1].payers == [(A, 0)]
 
 
+def test_a_gain_that_chance_may_show_is_surely_nothing(run):
+    gains: Any = dict(look((5, 1), (16, 4), [B, 0, 3, 1, 1, 2], [A, 1, 1, 0.5, 1, 2]))
+    for chance, layer, low in ((3.9, B, (256 - 64) / 16), (4.5, A, 21 / 4), (5.0, B, 0.0)):
+        (reason,) = reasons_of(run([adjustment(20, (2, 2), {}, **gains, chance=chance)]))
+        assert (reason.layer, reason.low, reason.is_noise) == (layer, low, low == 0)
+
+
 def test_the_figure_tells_moved_from_stayed_and_says_why(run):
     figure = reasons([run()])
     assert figure is not None

@@ -143,6 +143,9 @@ def test_what_pays_for_a_new_triple_is_what_it_begins_along(monkeypatch):
     assert [gain.mean for gain in sketch.candidates(1.0)[layers[0].name]] == [10.0, 6.0]
     assert [gain.mean for gain in sketch.candidates(3.0)[layers[0].name]] == [6.0, 10.0]
     assert torch.equal(sketch.directions(layers[0], 3.0)[1][0], torch.eye(12)[1])
+    # The first is 2.2 errors long, the second 4: beyond 3 errors a plan takes the second alone.
+    assert [gain.mean for gain in sketch.candidates(1.0, least=3.0)[layers[0].name]] == [6.0, 10.0]
+    assert torch.equal(sketch.directions(layers[0], 1.0, least=3.0)[1][0], torch.eye(12)[1])
 
 
 def test_directions_are_ordered_by_what_they_save_not_by_their_slope(monkeypatch):

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pedyra.adapters.attach import attach
-from pedyra.training.trials import known_curvature, predicted_losses, promising, scouts
+from pedyra.training.trials import known_curvature, predicted_losses, scouts
 
 
 @pytest.fixture
@@ -42,18 +42,12 @@ def test_a_layers_own_trials_tell_its_curvature(layers):
     assert predicted_losses(layers, history)["1"][0] == pytest.approx(expected)
 
 
-def test_a_look_is_promising_where_chance_does_not_explain_its_gain():
-    noise, gain = ({"gains": {"a": [-9.0, 1.0, 1.0], "b": [mean, 2.0, 1.0]}, "chance": 5.0} for mean in (10.0, 10.1))
-    assert not promising([]) and not promising([noise]) and not promising([{"added": {}}])
-    assert promising([gain, noise])
-
-
 def test_a_layer_that_may_grow_is_scouted_once_by_its_lowest_old_triple():
     scores, old = {"a": [3.0, 2.0, 0.0], "b": [1.0, 5.0], "c": [1.0], "d": [2.0, 1.0]}, {"a": 2, "b": 2, "c": 1, "d": 2}
-    sure, noise = [4.0, 1.0, 1.0], [3.0, 1.0, 1.0]
-    seen = {"trials": [["d", 0, 1.0, 0.1, 1.0, 1.0]], "gains": {}}
-    history = [seen, {"gains": {"a": sure, "b": noise, "c": sure, "d": sure}}]
-    found: Any = lambda min_rank, past: scouts(scores, min_rank=min_rank, old=old, history=past, certainty=3.0)  # noqa: E731
+    sure, noise = [5.1, 1.0, 1.0], [5.0, 1.0, 1.0]
+    seen = {"trials": [["d", 0, 1.0, 0.1, 1.0, 1.0]], "gains": {}, "chance": 0.0}
+    history = [seen, {"gains": {"a": sure, "b": noise, "c": sure, "d": sure}, "chance": 5.0}]
+    found: Any = lambda min_rank, past: scouts(scores, min_rank=min_rank, old=old, history=past)  # noqa: E731
     assert found(0, history) == {"a": (1,), "c": (0,)}  # b is noise, d was tried
     assert found(1, history) == {"a": (1,)}  # c keeps its one
     assert found(0, history[1:]) == {"a": (1,), "c": (0,), "d": (1,)}

@@ -11,6 +11,7 @@ import torch
 from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
 from pedyra.core.noise import chance
+from pedyra.core.swaps import Gain
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -67,6 +68,36 @@ def test_nothing_is_tried_that_no_direction_of_the_last_look_could_replace(make_
         record["sure"] = sure
         train_net(model, allocator.optimizer, allocator, 1, first=10)
         assert any(layer.a.live is not None for layer in allocator.layers) == tried
+
+
+@pytest.mark.parametrize("explained", [False, True])
+def test_nothing_moves_for_what_chance_explains_though_triples_are_on_trial(explained, make_net, train_net):
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**EAGER), 18)
+    train_net(model, allocator.optimizer, allocator, 11)
+    sketch = allocator._sketching.current
+    assert sketch is not None
+    sketch.chance = lambda certainty: 1e9 if explained else certainty
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
+    assert record["trials"] and bool(record["added"]) == (not explained)
+
+
+@pytest.mark.parametrize(("prune", "first"), [("trial", 6.0), ("score", 10.0)])
+def test_a_new_triple_begins_along_the_direction_that_a_plan_takes(prune, first, make_net, monkeypatch):
+    """10 is 2.2 errors, surer by what it saves, and 6 is 4: it alone is beyond a chance of 3, which trials ask for."""
+    score = "trial" if prune == "trial" else "importance"
+    config = RankConfig.from_dict({**EAGER, "certainty": 1.0, "sketch_size": 2, "prune": prune, "score": score})
+    allocator = allocate(make_net(), config, 18)
+    sketch, layer = allocator._sketching.current, allocator.layers[0]
+    assert sketch is not None
+    monkeypatch.setattr(sketch, "_measured", lambda: [[Gain(10.0, 4.5), Gain(6.0, 1.5)] for _ in allocator.layers])
+    monkeypatch.setattr(sketch, "chance", lambda certainty: 3.0)
+    sketch.left = [torch.eye(layer.b.out_features)[:, :2] for layer in allocator.layers]
+    sketch.right = [torch.eye(layer.a.in_features)[:2] for layer in allocator.layers]
+    candidates, directions = allocator._sketching.candidates(), allocator._sketching.directions(layer)
+    assert candidates is not None and directions is not None
+    assert candidates[layer.name][0].mean == first
+    assert int(directions[1][0].argmax()) == (1 if first == 6.0 else 0)
 
 
 @pytest.mark.parametrize("fused", [False, True])

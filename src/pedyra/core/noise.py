@@ -14,8 +14,8 @@ PATTERNS = 2048, 1 << 17
 RARE = 8
 """How many of the patterns that are drawn may exceed the bound: the fewer, the more it depends on the draw."""
 
-CHUNK = 2_000_000
-"""Elements that are held at a time."""
+CHUNK = 100_000
+"""Elements that are held at a time: few enough to stay in the cache."""
 
 
 def means_and_errors(
@@ -27,7 +27,7 @@ def means_and_errors(
     by chance.
     """
     mean, layers = values.mean(0), int(layer_of.max()) + 1
-    variance = _variance(mean, values)
+    variance = _variance(mean, values.square().mean(0), len(values))
     of_layer = variance.new_zeros(layers).index_add(0, layer_of, variance) / layer_of.bincount(minlength=layers)
     return mean, (torch.maximum(variance, of_layer[layer_of]) / len(values)).sqrt()
 
@@ -57,17 +57,19 @@ def chance(
         return math.inf
     # On the host, in double precision: the same bound on every device, whatever products are shortened there. A layer
     # whose weights are no numbers any more has no gain.
-    values = values.double().cpu().nan_to_num(0.0, 0.0, 0.0)
+    values = values.double().cpu().nan_to_num(0.0, 0.0, 0.0).T.contiguous()
     layer_of, among = layer_of.cpu(), among.cpu()
-    level, averaging = _level(certainty), _averaging(layer_of)
+    level, squares = _level(certainty), values.square().mean(1, keepdim=True)
+    directions = layer_of.bincount()[:, None].clamp_min(1)
     largest = []
-    for signs in _patterns(steps, level).split(max(1, CHUNK // values.shape[1])):
-        means = signs @ values / steps
-        variance = _variance(means, values)
-        errors = (torch.maximum(variance, variance @ averaging @ (averaging > 0).double().T) / steps).sqrt()
+    for signs in _patterns(steps, level).split(max(1, CHUNK // len(values))):
+        means = values @ signs.T / steps
+        variance = _variance(means, squares, steps)
+        of_layer = variance.new_zeros(len(directions), len(signs)).index_add_(0, layer_of, variance) / directions
+        errors = torch.maximum(variance, of_layer.index_select(0, layer_of)).div_(steps).sqrt_()
         # No spread at all is no gain where there is no gradient, and a sure one elsewhere.
-        ratios = (means / errors).nan_to_num(0.0, math.inf, -math.inf)[:, among]
-        largest += [ratios.amax(1), -ratios.amin(1)]  # of these signs, and of all of them the other way round
+        ratios = means.div_(errors).nan_to_num_(0.0, math.inf, -math.inf)[among]
+        largest += [ratios.amax(0), -ratios.amin(0)]  # of these signs, and of all of them the other way round
     ordered = torch.cat(largest).sort(descending=True).values
     beyond = int(level * len(ordered))
     return max(certainty, float(ordered[beyond])) if beyond < len(ordered) else certainty
@@ -97,15 +99,6 @@ def _patterns(steps: int, level: float) -> Float[Tensor, "patterns steps"]:
     return 1.0 - 2.0 * bits.double()
 
 
-def _averaging(layer_of: Int[Tensor, " directions"]) -> Float[Tensor, "directions layers"]:
-    """Times this, a row of values by direction is their mean by layer."""
-    member = torch.eye(int(layer_of.max()) + 1, dtype=torch.float64)[layer_of]
-    return member / member.sum(0).clamp_min(1)
-
-
-def _variance(
-    means: Float[Tensor, "*patterns directions"], values: Float[Tensor, "steps directions"]
-) -> Float[Tensor, "*patterns directions"]:
-    """Of these values about their means, whatever their signs."""
-    steps = len(values)
-    return (values.square().mean(0) - means.square()).clamp_min(0) * (steps / (steps - 1))
+def _variance(means: Float[Tensor, "*#any"], squares: Float[Tensor, "*#any"], steps: int) -> Float[Tensor, "*#any"]:
+    """Of as many values with these means and mean squares about their means; that of their signs does not matter."""
+    return (squares - means.square()).clamp_min_(0).mul_(steps / (steps - 1))

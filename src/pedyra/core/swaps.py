@@ -25,6 +25,10 @@ class Gain:
     length: float = 0.0
     """Of a triple on trial, ||s b e a|| with the scaling s of its layer; 0 for a new direction."""
 
+    def beyond(self, errors: float) -> bool:
+        """Whether the mean is more than so many of its own errors."""
+        return self.mean > errors * self.error
+
     def surety(self, certainty: float) -> float:
         """sigma^2 less the square of `certainty` errors, by the reach: what orders a layer's directions."""
         return (self.mean * abs(self.mean) - (certainty * self.error) ** 2) / max(self.reach, TINY)
@@ -117,20 +121,25 @@ def plan_swaps(
     costs: Mapping[str, int],
     spare: int,
     certainty: float,
+    chance: float,
     margin: float,
 ) -> RankPlan:
     """First, do no harm: a candidate replaces triples on trial only where it clearly saves more than they do.
 
     The candidate that surely saves most per unit of cost is set against the triples on trial that are worth least, as
     many as pay for it. It wins where what it surely saves exceeds the square of `margin` times what they are worth. One
-    that the spare pays for only has to be more than noise.
+    that the spare pays for only has to be more than noise. What chance explains among so many candidates saves nothing.
 
     Args:
         candidates: per layer the gains of its new directions, surest first.
         curvature: per layer, see `curvatures`.
+        chance: errors that the gain of one of all candidates reaches by chance, see `core.noise.chance`.
         spare: units of cost that nothing uses.
     """
-    sure = {n: [gain.saves(curvature[n].by_reach, certainty) for gain in gains] for n, gains in candidates.items()}
+    sure = {
+        name: [gain.saves(curvature[name].by_reach, certainty) if gain.beyond(chance) else 0.0 for gain in gains]
+        for name, gains in candidates.items()
+    }
     waiting = sorted(
         (gain.worth / costs[name], position, index, name)
         for position, name in enumerate(scores)

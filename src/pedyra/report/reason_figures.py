@@ -21,7 +21,8 @@ class Reason:
     layer: str
     gain: float
     low: float
-    """What is surely saved: less what the standard errors that the run's certainty asks for explain."""
+    """What is surely saved: less what the standard errors that the run's certainty asks for explain, and nothing where
+    the gain is not beyond chance."""
     high: float
     bar: float | None
     """What `low` had to exceed; None where too little was on trial to pay for the candidate."""
@@ -51,7 +52,7 @@ def reasons(runs: Sequence[Run]) -> Figure | None:
         "At each adjustment the new direction that most surely saves loss, per parameter, to second order, with the "
         "standard errors that the run's certainty asks for, and the bar: what the triples on trial that would have to "
         "go for it save, times the margin. Ranks move where all of the error line is above the bar; a line that "
-        "reaches 0 may be noise. Triples go on trial after a gain larger than chance shows among so many directions. "
+        "reaches 0 is a gain that chance may show among so many directions. Triples go on trial after one beyond it. "
         f"{' '.join(findings)}"
     )
     return figure("reasons", "Rank allocation", "Why ranks moved, or did not", caption, panels)
@@ -81,7 +82,12 @@ def _reason(
         slope = mean * abs(mean) + sign * (certainty * error) ** 2
         return slope / (2 * record["curvature"][layer] * reach)
 
-    layer = max(record["gains"], key=lambda name: saves(name, -1) / costs[name])
+    def surely(layer: str) -> float:
+        mean, error, _ = record["gains"][layer]
+        return max(0.0, saves(layer, -1)) if mean > chance * error else 0.0
+
+    chance = record.get("chance", 0.0)
+    layer = max(record["gains"], key=lambda name: (surely(name) / costs[name], saves(name, -1) / costs[name]))
     # At most one error above its mean is what a triple on trial may be worth.
     worth = [(n, i, (max(0.0, mean) + error) * length / 2) for n, i, mean, error, _, length in record["trials"]]
     worth.sort(key=lambda triple: triple[2] / costs[triple[0]])
@@ -95,7 +101,7 @@ def _reason(
         step=record["step"],
         layer=layer,
         gain=max(0.0, saves(layer, 0)),
-        low=max(0.0, saves(layer, -1)),
+        low=surely(layer),
         high=max(0.0, saves(layer, 1)),
         bar=margin**2 * lost if free >= 0 else None,
         payers=payers if free >= 0 else [],

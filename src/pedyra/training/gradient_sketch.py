@@ -72,6 +72,8 @@ class GradientSketch:
         """In the third part the sum of `AFactor.reach` of every layer, which counts up in the forward of one step."""
         self._table: tuple[int, list[list[Gain]]] | None = None
         """What was measured after so many steps."""
+        self._chances: dict[tuple[int, float], float] = {}
+        """By how many steps, and what certainty, the chance was asked."""
         self.on_trial: list[Tensor] = []
         """Per layer the indices of the triples that are switched off, in the third part."""
         self.turned: list[Tensor] = []
@@ -133,8 +135,12 @@ class GradientSketch:
 
     def chance(self, certainty: float) -> float:
         """Errors that the gain of one of all candidates reaches by chance; see `core.noise.chance`."""
+        if (self.done, certainty) in self._chances:
+            return self._chances[self.done, certainty]
         among = [torch.arange(len(rows)) < q for rows, q in zip(self.right, self.q, strict=True)]
-        return chance(self._seen(), self._owner, torch.cat(among).to(self._owner.device), certainty)
+        bound = chance(self._seen(), self._owner, torch.cat(among).to(self._owner.device), certainty)
+        self._chances[self.done, certainty] = bound
+        return bound
 
     def _seen(self) -> Tensor:
         """sigma in the steps of the third part so far."""
@@ -145,10 +151,15 @@ class GradientSketch:
         totals = self.reach.split([len(rows) + 1 for rows in self.right])
         return [total[:-1] / total[-1].clamp_min(NO_TOKEN) for total in totals]
 
-    def candidates(self, certainty: float) -> dict[str, list[Gain]]:
-        """Per layer the gains of its candidate directions, in the order of `directions`."""
+    def candidates(self, certainty: float, least: float = 0.0) -> dict[str, list[Gain]]:
+        """Per layer the gains of its candidate directions, in the order of `directions`.
+
+        Args:
+            certainty: errors that are taken off a gain.
+            least: errors beyond which a plan takes one at all.
+        """
         return {
-            layer.name: sorted(gains[:q], key=lambda gain: -gain.surety(certainty))
+            layer.name: [gains[i] for i in _surest_first(gains[:q], certainty, least)]
             for layer, q, gains in zip(self.layers, self.q, self._measured(), strict=True)
         }
 
@@ -163,15 +174,14 @@ class GradientSketch:
             result[layer.name] = {index: replace(gain, length=next(every)) for index, gain in tried}
         return result
 
-    def directions(self, layer: AdaptedLayer, certainty: float) -> tuple[Tensor, Tensor]:
+    def directions(self, layer: AdaptedLayer, certainty: float, least: float = 0.0) -> tuple[Tensor, Tensor]:
         """The layer's candidates as unit rows u `(q, out)` and v `(q, in)`, surest gain first.
 
-        The order is that in which a plan takes them, by what they surely save: what paid for a new triple is what it
-        begins along.
+        The order is that in which a plan takes them, those beyond `least` errors by what they surely save: what paid
+        for a new triple is what it begins along.
         """
         index = next(i for i, known in enumerate(self.layers) if known.name == layer.name)
-        gains = self._measured()[index][: self.q[index]]
-        order = sorted(range(len(gains)), key=lambda i: -gains[i].surety(certainty))
+        order = _surest_first(self._measured()[index][: self.q[index]], certainty, least)
         return self.left[index].T[order], self.right[index][order]
 
     def _measured(self) -> list[list[Gain]]:
@@ -290,3 +300,7 @@ class GradientSketch:
 def parts_of(steps: int) -> tuple[int, int, int]:
     """Steps of range, co-range and gain."""
     return steps // 3, steps // 3, steps - 2 * (steps // 3)
+
+
+def _surest_first(gains: Sequence[Gain], certainty: float, least: float) -> list[int]:
+    return sorted(range(len(gains)), key=lambda i: (not gains[i].beyond(least), -gains[i].surety(certainty)))

@@ -173,7 +173,7 @@ class RankAllocator:
         Returns the record of the adjustment, or None: `step`, `dealt` (whether it dealt all ranks anew), `ranks`,
         `layer_scores`, `scores`, `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
         `parameters`, `seconds`, `skipped_steps`; of a sketch `gains` (layer -> mean, error, reach of its surest
-        candidate), `sure` (how many candidates are beyond `certainty` errors), `chance`, `trials` (layer, triple, mean,
+        candidate), `chance` (in errors) and `sure` (how many candidates are beyond it), `trials` (layer, triple, mean,
         error, reach, length; of a turned layer) and `curvature` (layer -> that per reach); see `core.swaps`. At the
         deal `scores` and `layer_scores` are the losses of `core.allocation.deal_ranks`.
 

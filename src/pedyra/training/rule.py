@@ -61,7 +61,7 @@ class Situation:
             result["gains"] = {name: [gain.mean, gain.error, gain.reach] for name, gain in surest.items()}
             result["chance"] = self.chance
             every = (gain for gains in self.candidates.values() for gain in gains)
-            result["sure"] = sum(gain.surety(self.certainty) > 0 for gain in every)
+            result["sure"] = sum(gain.beyond(self.chance) for gain in every)
         if self.trials is not None:
             tried = ((name, i, gain) for name, gains in self.trials.items() for i, gain in gains.items())
             result["trials"] = [[name, i, gain.mean, gain.error, gain.reach, gain.length] for name, i, gain in tried]
@@ -107,6 +107,7 @@ def bidirectional(scores: Scores, now: Situation) -> RankPlan:
             costs=costs,
             spare=spare,
             certainty=now.certainty,
+            chance=now.chance,
             margin=now.margin,
         )
     if now.candidates is not None:

@@ -64,7 +64,7 @@ class Sketching:
         """What the directions found would gain, where that is to choose the layers that grow."""
         if self.current is None or self.config.expand != "gradient":
             return None
-        return self.current.candidates(self.config.certainty)
+        return self.current.candidates(self.config.certainty, self._least)
 
     def chance(self) -> float:
         """Errors that the gain of one of the candidates reaches by chance; infinite where there is no sketch."""
@@ -85,7 +85,7 @@ class Sketching:
         """The directions that new triples of the layer begin along; None where they are not the gradient's."""
         if self.current is None or self.config.init != "gradient":
             return None
-        return self.current.directions(layer, self.config.certainty)
+        return self.current.directions(layer, self.config.certainty, self._least)
 
     def stop(self) -> None:
         """Take the probes out of the layers; what was measured stays until `forget`."""
@@ -109,6 +109,11 @@ class Sketching:
             done, steps = state["done"].tolist()
             self.current = self._new(step + steps - done, steps)
             self.current.load_tensors(state)
+
+    @property
+    def _least(self) -> float:
+        """Errors beyond which a plan takes a gain at all."""
+        return self.chance() if self.config.prune == "trial" else self.config.certainty
 
     def _new(self, adjustment: int, steps: int) -> GradientSketch:
         """The sketch of the `steps` steps that end at this adjustment, which also seeds its draws."""

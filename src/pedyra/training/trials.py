@@ -38,20 +38,12 @@ def predicted_losses(layers: Sequence[AdaptedLayer], history: History) -> dict[s
     return {layer.name: curvature[layer.name].losses([next(every) for _ in range(layer.rank)]) for layer in layers}
 
 
-def promising(history: History) -> bool:
-    """Whether any look so far found a direction whose gain is beyond what chance shows among so many.
+def how_many(history: History, moves: int) -> int:
+    """Of the k = `moves` triples that would be tried next: no more than the last look had sure directions to replace.
 
     Trying a triple is not free: the others do its work meanwhile, and it comes back among them.
     """
-    looks = ((record["chance"], record["gains"].values()) for record in history if "gains" in record)
-    return any(mean > chance * error for chance, gains in looks for mean, error, *_ in gains)
-
-
-def how_many(history: History, moves: int) -> int:
-    """Of the k = `moves` triples that would be tried next: none before a look was promising, and no more than the last
-    look had sure directions to replace them, for what is off disturbs the others.
-    """
-    return min(moves, history[-1]["sure"]) if promising(history) else 0
+    return min(moves, history[-1]["sure"]) if history else 0
 
 
 def choose(
@@ -83,19 +75,14 @@ def choose(
         costs={layer.name: layer.cost for layer in layers},
         newborn={name: range(old[name], ranks[name]) for name in ranks},
     )
-    unknown = scouts(scores, min_rank=config.min_rank, old=old, history=history, certainty=config.certainty)
+    unknown = scouts(scores, min_rank=config.min_rank, old=old, history=history)
     chosen |= {name: triples for name, triples in unknown.items() if name not in chosen}
     found = ((name, turns[name].W) for name in chosen if name in turns)
     return chosen, {name: W for name, W in found if W is not None}
 
 
 def scouts(
-    scores: Mapping[str, Sequence[float]],
-    *,
-    min_rank: int,
-    old: Mapping[str, int],
-    history: History,
-    certainty: float,
+    scores: Mapping[str, Sequence[float]], *, min_rank: int, old: Mapping[str, int], history: History
 ) -> dict[str, tuple[int, ...]]:
     """The lowest of the `old` first triples of every layer that may grow and in which none was ever tried.
 
@@ -103,7 +90,8 @@ def scouts(
     they would be the last to be tried.
     """
     tried = {name for record in history for name, *_ in record.get("trials", ())}
-    promise = {name for name, (mean, error, *_) in history[-1]["gains"].items() if mean > certainty * error}
+    last = history[-1]
+    promise = {name for name, measured in last["gains"].items() if Gain(*measured).beyond(last["chance"])}
     return {
         name: (min(range(old[name]), key=values.__getitem__),)
         for name, values in scores.items()
