@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from pedyra.core.swaps import Curvature, Gain, choose_trials, curvatures, plan_along_gradient, plan_swaps
+from pedyra.core.swaps import (
+    WORTH_MOVING,
+    Curvature,
+    Gain,
+    choose_trials,
+    curvatures,
+    least_gain,
+    plan_along_gradient,
+    plan_swaps,
+)
 
 SCORES = {"wide": [5.0, 1.0], "slim": [0.5, 0.4, 9.0]}
 COSTS = {"wide": 10, "slim": 5}
@@ -27,7 +36,9 @@ def swaps(
     h: dict[str, float] | None = None,
     **changes: Any,
 ):
-    settings: dict[str, Any] = dict(max_ranks=FREE, costs=COSTS, spare=0, certainty=2.0, chance=2.0, margin=0.5)
+    settings: dict[str, Any] = dict(
+        max_ranks=FREE, costs=COSTS, spare=0, certainty=2.0, chance=2.0, least=0.0, margin=0.5
+    )
     curvature = {name: Curvature(by_length=1e9, by_reach=(h or {}).get(name, 1.0)) for name in SCORES}
     return plan_swaps(SCORES, candidates, trials, curvature, **{**settings, **changes})
 
@@ -91,6 +102,20 @@ def test_what_the_largest_of_all_reaches_by_chance_moves_nothing_though_its_own_
     worth = {"slim": {0: tried(2.0, length=2.0)}}
     assert swaps({"slim": [Gain(1.5, 0.5)]}, worth, chance=2.9).added == {"slim": 1}
     assert swaps({"slim": [Gain(1.5, 0.5)]}, worth, chance=3.1).added == {}
+
+
+def test_a_gain_too_small_to_matter_moves_nothing_though_what_goes_is_worth_less():
+    # 0.2^2 / 2 = 0.02 for 5 units; the triple on trial is worth nothing.
+    trials = {"slim": {0: tried(-1.0, length=1.0)}}
+    assert swaps({"slim": sure(0.2)}, trials, least=0.0039).added == {"slim": 1}
+    assert swaps({"slim": sure(0.2)}, trials, least=0.0041).added == {}
+    assert swaps({"slim": sure(0.2)}, {}, least=0.0041, spare=5).added == {}  # nor where nothing has to go
+
+
+def test_what_matters_is_a_part_of_what_an_average_triple_saves():
+    losses = {"wide": [5.0, 3.0], "slim": [1.0, 1.0, 2.0]}  # 12 of 2 * 10 + 3 * 5
+    assert least_gain(losses, COSTS) == pytest.approx(WORTH_MOVING * 12 / 35)
+    assert least_gain({"wide": [], "slim": []}, COSTS) == least_gain({}, COSTS) == 0.0
 
 
 def test_a_gain_within_its_noise_moves_nothing_even_against_a_worthless_triple():

@@ -182,6 +182,7 @@ def situation() -> Callable[..., Situation]:
             chance=math.inf,
             trials=None,
             curvature={},
+            losses={},
             certainty=3.0,
             margin=1.0,
         )

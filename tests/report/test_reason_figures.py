@@ -93,6 +93,12 @@ def test_a_gain_that_chance_may_show_is_surely_nothing(run):
         assert (reason.layer, reason.low, reason.is_noise) == (layer, low, low == 0)
 
 
+def test_the_bar_is_at_least_what_is_worth_a_move(run):
+    for least, bar in ((0.009, 0.25**2 * 1.5), (0.02, 0.2)):  # per unit of cost, of which a's triple takes 10
+        (reason,) = reasons_of(run([{**ADJUSTMENTS[0], "least_gain": least}]))
+        assert reason.bar == pytest.approx(bar)
+
+
 def test_the_figure_tells_moved_from_stayed_and_says_why(run):
     figure = reasons([run()])
     assert figure is not None

@@ -14,6 +14,7 @@ from pedyra.core.noise import chance
 from pedyra.core.swaps import Gain
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
+from pedyra.training.trials import known_curvature, predicted_losses
 
 EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
 """Two adjustments of 18 steps. The first only looks; at the second whatever gains anything replaces what is on trial,
@@ -80,6 +81,21 @@ def test_nothing_moves_for_what_chance_explains_though_triples_are_on_trial(expl
     sketch.chance = lambda certainty: 1e9 if explained else certainty
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
     assert record["trials"] and bool(record["added"]) == (not explained)
+
+
+@pytest.mark.parametrize("tried", [True, False])
+def test_nothing_moves_for_a_gain_too_small_to_matter(tried, make_net, train_net, monkeypatch):
+    monkeypatch.setattr("pedyra.core.swaps.WORTH_MOVING", 1e9)
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**EAGER), 18)
+    if not tried:  # what is spare could pay
+        allocator.initial_parameters += 1000
+        monkeypatch.setattr("pedyra.training.rank_allocator.choose", lambda *_, **__: ({}, {}))
+    train_net(model, allocator.optimizer, allocator, 11)
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
+    assert bool(record["trials"]) == tried and not record["added"]
+    losses = predicted_losses(allocator.layers, known_curvature(allocator.layers, allocator.history))
+    assert record["least_gain"] == pytest.approx(1e9 * sum(map(sum, losses.values())) / allocator.parameters)
 
 
 @pytest.mark.parametrize(("prune", "first"), [("trial", 6.0), ("score", 10.0)])

@@ -46,6 +46,9 @@ class Gain:
         return (max(0.0, self.mean) + self.error) * self.length / 2
 
 
+WORTH_MOVING = 0.001
+"""Part of what an average triple saves that a new one must save: less is lost in what a move disturbs."""
+
 TINY = 1e-30
 """Below every curvature and reach that means anything: no division by zero."""
 
@@ -92,6 +95,12 @@ def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curva
     return {name: Curvature(of_layer(name, length), of_layer(name, reach)) for name in names}
 
 
+def least_gain(losses: Scores, costs: Mapping[str, int]) -> float:
+    """What a new triple must save per unit of cost to be worth a move, by what pruning each triple there is costs."""
+    paid = sum(costs[name] * len(values) for name, values in losses.items())
+    return WORTH_MOVING * sum(sum(values) for values in losses.values()) / max(1, paid)
+
+
 def choose_trials(
     scores: Scores, *, moves: int, min_rank: int, costs: Mapping[str, int], newborn: Mapping[str, Collection[int]]
 ) -> dict[str, tuple[int, ...]]:
@@ -122,24 +131,27 @@ def plan_swaps(
     spare: int,
     certainty: float,
     chance: float,
+    least: float,
     margin: float,
 ) -> RankPlan:
     """First, do no harm: a candidate replaces triples on trial only where it clearly saves more than they do.
 
     The candidate that surely saves most per unit of cost is set against the triples on trial that are worth least, as
     many as pay for it. It wins where what it surely saves exceeds the square of `margin` times what they are worth. One
-    that the spare pays for only has to be more than noise. What chance explains among so many candidates saves nothing.
+    that the spare pays for only has to be more than noise. What chance explains among so many candidates, or saves too
+    little to matter, never wins.
 
     Args:
         candidates: per layer the gains of its new directions, surest first.
         curvature: per layer, see `curvatures`.
         chance: errors that the gain of one of all candidates reaches by chance, see `core.noise.chance`.
+        least: what a candidate must save per unit of cost, see `least_gain`.
         spare: units of cost that nothing uses.
     """
-    sure = {
-        name: [gain.saves(curvature[name].by_reach, certainty) if gain.beyond(chance) else 0.0 for gain in gains]
-        for name, gains in candidates.items()
-    }
+    sure: dict[str, list[float]] = {}
+    for name, gains in candidates.items():
+        saved = [gain.saves(curvature[name].by_reach, certainty) if gain.beyond(chance) else 0.0 for gain in gains]
+        sure[name] = [value if value > least * costs[name] else 0.0 for value in saved]
     waiting = sorted(
         (gain.worth / costs[name], position, index, name)
         for position, name in enumerate(scores)

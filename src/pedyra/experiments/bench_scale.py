@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.config import RankConfig
+from pedyra.core.noise import chance
 from pedyra.experiments.memory import storage_bytes
 from pedyra.export import export_adapter
 from pedyra.training.checkpoint import save_state
@@ -54,8 +55,9 @@ SMOKE_AXES: dict[str, tuple[Size, ...]] = {
     "layers": tuple(Size(layers=n, width=32) for n in (4, 8)),
     "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
 }
-MEASURES = ("overhead_seconds", "sketch_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
+MEASURES = ("overhead_seconds", "sketch_seconds", "look_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
 _SKETCH_STEPS = 6  # one for each part of a sketch
+_LOOK_STEPS = 33  # the third part of a sketch of 100 steps, RankConfig()'s
 
 
 class Chain(nn.Module):
@@ -82,8 +84,9 @@ def bench_scale(
     """Rows of three kinds: one per size, one fit per axis and measure, one for a model of `operations` layers.
 
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
-    what sketching gradient directions adds, of one adjustment, and the bytes of the score state; each the median over
-    `repeats`. A fit has the `exponent` of these medians, and `exponents` of the repeats one by one, sorted.
+    what sketching gradient directions adds, of telling gains from chance after a sketch, of one adjustment, and the
+    bytes of the score state; each the median over `repeats`. A fit has the `exponent` of these medians, and
+    `exponents` of the repeats one by one, sorted.
     """
     for axis, sizes in axes.items():
         runs = [[measure(size, device=device, steps=steps) for size in sizes] for _ in range(repeats)]
@@ -136,6 +139,7 @@ def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any
     return {
         "overhead_seconds": medians["observe"] + max(0.0, medians["forward"] - medians["bare"]),
         "sketch_seconds": _sketch_seconds(model, allocator.layers, x, rounds=max(2, steps // 4)),
+        "look_seconds": _look_seconds(size.layers, rounds=max(2, steps // 4)),
         "adjustment_seconds": medians["adjustment"],
         "step_seconds": medians["step"],
         "state_bytes": state,
@@ -162,6 +166,13 @@ def _sketch_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, round
         added.append(window(sketch) - bare)
         sketch.remove()
     return max(0.0, median(added[1:])) / _SKETCH_STEPS
+
+
+def _look_seconds(layers: int, rounds: int) -> float:
+    """What it takes to tell the gains of 8 candidates a layer from chance, by the steps of a whole sketch."""
+    gains = torch.randn(_LOOK_STEPS, layers * 8, generator=torch.Generator().manual_seed(0))
+    layer_of, among = torch.arange(layers).repeat_interleave(8), torch.ones(layers * 8, dtype=torch.bool)
+    return median(_timed("cpu", lambda: chance(gains, layer_of, among, RankConfig().certainty)) for _ in range(rounds))
 
 
 def operation_seconds(layers: int) -> dict[str, float]:

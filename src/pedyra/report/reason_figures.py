@@ -25,7 +25,7 @@ class Reason:
     the gain is not beyond chance."""
     high: float
     bar: float | None
-    """What `low` had to exceed; None where too little was on trial to pay for the candidate."""
+    """What `low` had to exceed, at least what is worth a move; None where too little was on trial to pay for it."""
     payers: Sequence[tuple[str, int]]
     """(layer, triple) of what would have gone, worth least first; empty where the spare parameters were enough."""
     moved: bool
@@ -51,8 +51,9 @@ def reasons(runs: Sequence[Run]) -> Figure | None:
     caption = (
         "At each adjustment the new direction that most surely saves loss, per parameter, to second order, with the "
         "standard errors that the run's certainty asks for, and the bar: what the triples on trial that would have to "
-        "go for it save, times the margin. Ranks move where all of the error line is above the bar; a line that "
-        "reaches 0 is a gain that chance may show among so many directions. Triples go on trial after one beyond it. "
+        "go for it save, times the margin, or a thousandth of what an average triple saves. Ranks move where all of "
+        "the error line is above the bar; a line that reaches 0 is a gain that chance may show among so many "
+        "directions. Triples go on trial after one beyond it. "
         f"{' '.join(findings)}"
     )
     return figure("reasons", "Rank allocation", "Why ranks moved, or did not", caption, panels)
@@ -103,7 +104,7 @@ def _reason(
         gain=max(0.0, saves(layer, 0)),
         low=surely(layer),
         high=max(0.0, saves(layer, 1)),
-        bar=margin**2 * lost if free >= 0 else None,
+        bar=max(margin**2 * lost, record.get("least_gain", 0.0) * costs[layer]) if free >= 0 else None,
         payers=payers if free >= 0 else [],
         moved=bool(record["added"]),
         tried=bool(record["trials"]),

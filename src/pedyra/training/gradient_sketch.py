@@ -165,6 +165,8 @@ class GradientSketch:
 
     def trials(self) -> dict[str, dict[int, Gain]]:
         """Per layer and triple on trial, what the loss would gain by putting it back."""
+        if not any(len(indices) for indices in self.on_trial):
+            return {layer.name: {} for layer in self.layers}
         turned = self.turned or None
         off = [length[i] for length, i in zip(lengths(self.layers, turned), self.on_trial, strict=True)]
         every = iter(torch.cat(off).tolist())

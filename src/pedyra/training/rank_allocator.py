@@ -174,8 +174,8 @@ class RankAllocator:
         `layer_scores`, `scores`, `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
         `parameters`, `seconds`, `skipped_steps`; of a sketch `gains` (layer -> mean, error, reach of its surest
         candidate), `chance` (in errors) and `sure` (how many candidates are beyond it), `trials` (layer, triple, mean,
-        error, reach, length; of a turned layer) and `curvature` (layer -> that per reach); see `core.swaps`. At the
-        deal `scores` and `layer_scores` are the losses of `core.allocation.deal_ranks`.
+        error, reach, length; of a turned layer), `curvature` (layer -> that per reach) and `least_gain`; see
+        `core.swaps`. At the deal `scores` and `layer_scores` are the losses of `core.allocation.deal_ranks`.
 
         Raises:
             ValueError: the optimizer's state, which is there from the first step on, cannot follow.
@@ -317,7 +317,7 @@ class RankAllocator:
         """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`)."""
         config = self.config
         if config.score == "trial" and self.rule.scores is None:
-            return predicted_losses(self.layers, self.history)
+            return predicted_losses(self.layers, known_curvature(self.layers, self.history))
         if config.score == "loss" and self.rule.scores is None:
             return removal_losses(self.layers, self.optimizer)
         return self.scores.triple_scores(
@@ -365,6 +365,9 @@ class RankAllocator:
     def _situation(self) -> Situation:
         config = self.config
         trials = self._sketching.trials()
+        curvature = known_curvature(self.layers, self.history, trials)
+        costs, spare = {layer.name: layer.cost for layer in self.layers}, self.initial_parameters - self.parameters
+        payable = trials is not None and (any(trials.values()) or spare >= min(costs.values()))
         return Situation(
             step=self.step,
             schedule=self.schedule,
@@ -374,20 +377,23 @@ class RankAllocator:
             moves=self._moves_at(self.step),
             min_rank=config.min_rank,
             max_ranks=self._max_ranks,
-            costs={layer.name: layer.cost for layer in self.layers},
-            spare=self.initial_parameters - self.parameters,
+            costs=costs,
+            spare=spare,
             budget=config.budget,
             layer_score=config.layer_score,
             expand=config.expand,
             candidates=self._sketching.candidates(),
             chance=self._sketching.chance(),
             trials=trials,
-            curvature=known_curvature(self.layers, self.history, trials),
+            curvature=curvature,
+            losses=predicted_losses(self.layers, curvature) if payable else {},
             certainty=config.certainty,
             margin=margin_at(config.margin, self.schedule.progress(self.step)),
         )
 
     def _apply(self, plan: RankPlan) -> None:
+        if not (plan.pruned or plan.added or plan.rescale):
+            return
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
 
         def born(layer: AdaptedLayer, pruned: tuple[int, ...], num: int) -> NewTriples:

@@ -14,7 +14,7 @@ from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan, Scores, plan_adjustment, plan_parameters, plan_two_thirds
 from pedyra.core.schedule import Schedule
-from pedyra.core.swaps import Curvature, Gain, plan_along_gradient, plan_swaps
+from pedyra.core.swaps import Curvature, Gain, least_gain, plan_along_gradient, plan_swaps
 from pedyra.training.scores import ScoreState
 
 
@@ -49,9 +49,16 @@ class Situation:
     """Gains of the triples on trial per layer; None unless the config's `prune` is "trial"."""
     curvature: dict[str, Curvature]
     """Per layer, by the trials of this adjustment and all before it."""
+    losses: dict[str, list[float]]
+    """By that curvature, what pruning each triple costs; empty where nothing could pay for a new one."""
     certainty: float
     margin: float
     """At this step."""
+
+    @property
+    def prices(self) -> dict[str, int]:
+        """What one triple of each layer takes of the budget."""
+        return dict.fromkeys(self.costs, 1) if self.budget == "ranks" else self.costs
 
     def measured(self) -> dict[str, Any]:
         """What a sketch measured, as the records of adjustments have it; see `RankAllocator.after_step`."""
@@ -66,6 +73,7 @@ class Situation:
             tried = ((name, i, gain) for name, gains in self.trials.items() for i, gain in gains.items())
             result["trials"] = [[name, i, gain.mean, gain.error, gain.reach, gain.length] for name, i, gain in tried]
             result["curvature"] = {name: curvature.by_reach for name, curvature in self.curvature.items()}
+            result["least_gain"] = least_gain(self.losses, self.prices)
         return result
 
 
@@ -95,7 +103,7 @@ class Rule:
 def bidirectional(scores: Scores, now: Situation) -> RankPlan:
     """Algorithm 2 at the budget in force, or what goes beyond it: the policy of PE-DyRA."""
     unit = now.budget == "ranks"
-    costs, spare = (dict.fromkeys(now.costs, 1), 0) if unit else (now.costs, now.spare)
+    costs, spare = now.prices, 0 if unit else now.spare
     limits: Any = dict(moves=now.moves, min_rank=now.min_rank, max_ranks=now.max_ranks)
     if now.candidates is not None and now.trials is not None:
         return plan_swaps(
@@ -108,6 +116,7 @@ def bidirectional(scores: Scores, now: Situation) -> RankPlan:
             spare=spare,
             certainty=now.certainty,
             chance=now.chance,
+            least=least_gain(now.losses, costs),
             margin=now.margin,
         )
     if now.candidates is not None:

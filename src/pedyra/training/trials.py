@@ -31,10 +31,9 @@ def known_curvature(
     return curvatures([layer.name for layer in layers], looks if now is None else [*looks, now])
 
 
-def predicted_losses(layers: Sequence[AdaptedLayer], history: History) -> dict[str, list[float]]:
+def predicted_losses(layers: Sequence[AdaptedLayer], curvature: Mapping[str, Curvature]) -> dict[str, list[float]]:
     """Layer -> h c^2 / 2 of each triple: what pruning it costs to second order. One transfer to the host."""
     every = iter(torch.cat(lengths(layers)).tolist())
-    curvature = known_curvature(layers, history)
     return {layer.name: curvature[layer.name].losses([next(every) for _ in range(layer.rank)]) for layer in layers}
 
 
