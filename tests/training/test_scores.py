@@ -97,8 +97,15 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.fixture(params=[1, 40, 1 << 20])
+def piece(request, monkeypatch) -> int:
+    """Eq. (3) in pieces: of one parameter each, of some, all at once."""
+    monkeypatch.setattr("pedyra.training.scores.PIECE", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_algorithm_1_equals_its_loops(alpha, layers, scores):
+def test_algorithm_1_equals_its_loops(alpha, layers, scores, piece):
     literal = LiteralAlgorithm1()
     for step in range(4):
         draw_gradients(layers, step)
@@ -193,7 +200,7 @@ def test_rms_is_the_square_root_of_the_averaged_energy(layers, scores):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(bad, layers, scores):
+def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(bad, layers, scores, piece):
     draw_gradients(layers, 0)
     scores.observe_gradients()
     before = {name: value.clone() for name, value in scores.tensors().items()}

@@ -18,6 +18,7 @@ def update_sensitivity_(
     *,
     beta1: float,
     beta2: float,
+    finite: Bool[Tensor, ""] | None = None,
 ) -> Bool[Tensor, ""]:
     """Eq. (3), in place: the two moving averages of one optimizer step, `product` being |w * grad|, element-wise.
 
@@ -25,8 +26,12 @@ def update_sensitivity_(
     non-finite product leaves both averages as they were (overflow of fp16, a NaN loss); that is decided on the
     device, without a synchronisation. Returns whether the step was finite, as a tensor; `product` is used up, so that
     no temporary of its size is made.
+
+    Args:
+        finite: whether the step is, where these are only some of its elements.
     """
-    finite = product.sum().isfinite()  # of values that are not negative: any that is not finite shows in the sum
+    if finite is None:
+        finite = product.sum().isfinite()  # of values that are not negative: any that is not finite shows in the sum
     torch.where(finite, product, sensitivity, out=product)
     sensitivity.lerp_(product, 1 - beta1)
     product.sub_(sensitivity).abs_()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +18,9 @@ from pedyra.core.importance import (
     update_sensitivity_,
 )
 from pedyra.training.input_energy import per_element
+
+PIECE = 1 << 20
+"""Elements of Eq. (3) that are held at a time: the memory of more is taken anew from the system in every step."""
 
 
 class ScoreState(Protocol):
@@ -98,15 +101,17 @@ class TripleScores:
         known = iter(torch._foreach_norm(given) if given else ())
         zero = torch.zeros((), device=self.skipped.device)
         norms = torch.stack([zero if gradient is None else next(known) for gradient in found]).view(-1, 3)
-        if self.gradients:
-            weights = [parameter.detach().float() for parameter in parameters]
-            gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+        finite = norms.isfinite().all()
+        at = 0
+        for piece in _pieces(parameters) if self.gradients else ():
+            weights = [parameter.detach().float() for parameter in parameters[piece]]
+            gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found[piece], strict=True)]
             products = torch._foreach_mul(weights, gradients)
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
-            averages = self.sensitivity, self.uncertainty
-            finite = update_sensitivity_(*averages, product, beta1=self.beta1, beta2=self.beta2)
-        else:
-            finite = norms.isfinite().all()
+            now = slice(at, at + len(product))
+            averages = self.sensitivity[now], self.uncertainty[now]
+            update_sensitivity_(*averages, product, beta1=self.beta1, beta2=self.beta2, finite=finite)
+            at = now.stop
         self.skipped += ~finite
         if self.omega_ema:
             norms = torch.lerp(self.norms, norms, 1 - self.beta1)
@@ -152,9 +157,10 @@ class TripleScores:
         weights = gradient_weights(self.norms)
         if omega == "uniform":  # AdaLoRA's plain sum
             weights = torch.ones_like(weights)
-        importance = self._segments(self.sensitivity * self.uncertainty)
-        factors = zip(importance[0::3], importance[1::3], importance[2::3], weights, strict=True)
-        return torch.cat([gradient_scores(A, E, B, weight) for A, E, B, weight in factors])
+        averages = zip(self._segments(self.sensitivity), self._segments(self.uncertainty), strict=True)
+        importance = (sensitivity * uncertainty for sensitivity, uncertainty in averages)  # of A, E, B, A ... in turn
+        triples = zip(importance, importance, importance, weights, strict=False)
+        return torch.cat([gradient_scores(A, E, B, weight) for A, E, B, weight in triples])
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
@@ -211,3 +217,13 @@ class TripleScores:
         self.norms = tensors["norms"].to(device, copy=True)
         self.skipped = tensors["skipped"].to(device, copy=True)
         self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
+
+
+def _pieces(parameters: Sequence[Tensor]) -> Iterator[slice]:
+    """Runs of parameters, in order, of `PIECE` elements or one parameter more."""
+    first = size = 0
+    for index, parameter in enumerate(parameters):
+        size += parameter.numel()
+        if size >= PIECE or index == len(parameters) - 1:
+            yield slice(first, index + 1)
+            first, size = index + 1, 0
