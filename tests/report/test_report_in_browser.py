@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,29 @@ def test_no_errors_no_requests_and_no_sideways_scroll(browser, request, which: s
     assert charts.count() == page.locator(".panel").count()
     assert "NaN" not in page.content().split('id="figures"')[0]
     assert not [text for text in page.trouble if not text.startswith("data:")]
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def still(make_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run in which no rank moved."""
+    folder = tmp_path_factory.mktemp("still")
+    run = make_run(folder / "run")
+    header, *records = map(json.loads, (run / "ranks.jsonl").read_text().splitlines())
+    start = {layer["name"]: layer["rank"] for layer in header["layers"]}
+    lines = [header, *({**r, "added": {}, "pruned": [], "ranks": start} for r in records)]
+    (run / "ranks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return build_report([run], folder / "report.html")
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_run_that_moved_nothing_has_axes_all_the_same(browser, still: Path, width: int):
+    page = open_page(browser, still, width)
+    chart = page.locator("#moves svg.chart").first
+    assert {"0", "1"} <= set(chart.locator("text").all_text_contents())
+    assert "NaN" not in page.content().split('id="figures"')[0]
+    assert "Infinity" not in chart.inner_html()
+    assert "Nothing moved." in page.locator("#moves").inner_text()
     page.close()
 
 

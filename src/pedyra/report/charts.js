@@ -81,7 +81,8 @@ function padded([low, high], log, fromZero) {
     return [low / room, high * room];
   }
   const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
-  return fromZero ? [low < 0 ? low - room : 0, high > 0 ? high + room : 0] : [low - room, high + room];
+  if (!fromZero) return [low - room, high + room];
+  return [low < 0 ? low - room : 0, low < 0 && high <= 0 ? 0 : high + room];  // never empty, also where all is 0
 }
 
 function scales(panel, width, height) {

@@ -48,7 +48,8 @@ def trajectories(runs: Sequence[Run]) -> Figure | None:
 
 def moves(runs: Sequence[Run]) -> Figure | None:
     """Triples added (up) and pruned (down) at each adjustment, and the mean rank of each type, per run."""
-    panels = []
+    panels: list[Chart] = []
+    still = []
     for run in runs:
         steps = [record["step"] for record in run.adjustments]
         if not steps:
@@ -57,12 +58,14 @@ def moves(runs: Sequence[Run]) -> Figure | None:
         pruned = [-len(record["pruned"]) for record in run.adjustments]
         bars = [Series("added", steps, added, "bars", 0), Series("pruned", steps, pruned, "bars", 1)]
         prefix = f"{run.label}: " if len(runs) > 1 else ""
+        if not any(added) and not any(pruned):
+            still.append(f" {prefix}nothing moved." if prefix else " Nothing moved.")
         title = f"{prefix}triples moved" if prefix else "Triples moved"
         panels.append(Chart(title, STEP, "triples", bars, from_zero=True, phases=phases([run])))
         panels.append(_type_chart(run, f"{prefix}mean rank by module type" if prefix else "Mean rank by module type"))
     caption = (
         "Triples added and pruned at each adjustment, and what that made of each module type. The table below tells "
-        "the layers they belong to."
+        f"the layers they belong to.{''.join(still)}"
     )
     return figure("moves", "Rank allocation", "What was pruned and added, and when", caption, panels)
 

@@ -42,8 +42,9 @@ function drawMap(host, panel, view) {
     svgNode(svg, "text", {x: left - 8, y: top + tall * (r + 0.5), "text-anchor": "end", "dominant-baseline": "central"}, name);
     layout.columns.forEach((_, c) => drawCell(svg, frame, layout, r, c, highest));
   });
-  svgNode(svg, "text", {x: flipped ? 0 : left + wide * panel.depths.length / 2, y: height - 5, "text-anchor": flipped ? "start" : "middle"},
-    (flipped ? "rows: depth in the model" : "depth in the model (block)") + (panel.depths.includes(null) ? ", – outside of the blocks" : ""));
+  const axis = (flipped ? "rows: depth in the model" : "depth in the model (block)") + (panel.depths.includes(null) ? ", – outside of the blocks" : "");
+  const middle = Math.min(left + wide * panel.depths.length / 2, width - 3.3 * axis.length);  // half of its length
+  svgNode(svg, "text", {x: flipped ? 0 : middle, y: height - 5, "text-anchor": flipped ? "start" : "middle"}, axis);
   view.output.textContent = (view.index ? `Adjustment ${view.index} of ${last}, step ${frame.step}: ` : "Start: ") + frame.text;
   view.input?.setAttribute("aria-valuetext", view.output.textContent);
 }
