@@ -52,6 +52,12 @@ WORTH_MOVING = 0.001
 TINY = 1e-30
 """Below every curvature and reach that means anything: no division by zero."""
 
+
+def surest_first(gains: Sequence[Gain], certainty: float, least: float) -> list[int]:
+    """A layer's candidates in the order in which a plan takes them: those beyond `least` errors, then by surety."""
+    return sorted(range(len(gains)), key=lambda i: (not gains[i].beyond(least), -gains[i].surety(certainty)))
+
+
 Trials = Mapping[str, Mapping[int, Gain]]
 """Layer -> triple on trial -> its gain."""
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.core.batching import per_matrix
 from pedyra.core.noise import chance, means_and_errors
-from pedyra.core.swaps import Gain
+from pedyra.core.swaps import Gain, surest_first
 from pedyra.training.distributed import Average, alone
 from pedyra.training.input_energy import NO_TOKEN, per_element
 from pedyra.training.turning import directions_of, leaving_out, lengths
@@ -72,8 +72,6 @@ class GradientSketch:
         """In the third part the sum of `AFactor.reach` of every layer, which counts up in the forward of one step."""
         self._table: tuple[int, list[list[Gain]]] | None = None
         """What was measured after so many steps."""
-        self._chances: dict[tuple[int, float], float] = {}
-        """By how many steps, and what certainty, the chance was asked."""
         self.on_trial: list[Tensor] = []
         """Per layer the indices of the triples that are switched off, in the third part."""
         self.turned: list[Tensor] = []
@@ -135,12 +133,8 @@ class GradientSketch:
 
     def chance(self, certainty: float) -> float:
         """Errors that the gain of one of all candidates reaches by chance; see `core.noise.chance`."""
-        if (self.done, certainty) in self._chances:
-            return self._chances[self.done, certainty]
         among = [torch.arange(len(rows)) < q for rows, q in zip(self.right, self.q, strict=True)]
-        bound = chance(self._seen(), self._owner, torch.cat(among).to(self._owner.device), certainty)
-        self._chances[self.done, certainty] = bound
-        return bound
+        return chance(self._seen(), self._owner, torch.cat(among).to(self._owner.device), certainty)
 
     def _seen(self) -> Tensor:
         """sigma in the steps of the third part so far."""
@@ -159,7 +153,7 @@ class GradientSketch:
             least: errors beyond which a plan takes one at all.
         """
         return {
-            layer.name: [gains[i] for i in _surest_first(gains[:q], certainty, least)]
+            layer.name: [gains[i] for i in surest_first(gains[:q], certainty, least)]
             for layer, q, gains in zip(self.layers, self.q, self._measured(), strict=True)
         }
 
@@ -183,7 +177,7 @@ class GradientSketch:
         for a new triple is what it begins along.
         """
         index = next(i for i, known in enumerate(self.layers) if known.name == layer.name)
-        order = _surest_first(self._measured()[index][: self.q[index]], certainty, least)
+        order = surest_first(self._measured()[index][: self.q[index]], certainty, least)
         return self.left[index].T[order], self.right[index][order]
 
     def _measured(self) -> list[list[Gain]]:
@@ -302,7 +296,3 @@ class GradientSketch:
 def parts_of(steps: int) -> tuple[int, int, int]:
     """Steps of range, co-range and gain."""
     return steps // 3, steps // 3, steps - 2 * (steps // 3)
-
-
-def _surest_first(gains: Sequence[Gain], certainty: float, least: float) -> list[int]:
-    return sorted(range(len(gains)), key=lambda i: (not gains[i].beyond(least), -gains[i].surety(certainty)))

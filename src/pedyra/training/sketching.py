@@ -38,6 +38,8 @@ class Sketching:
     ) -> None:
         self.layers, self.config, self.schedule, self.average = layers, config, schedule, average
         self.current: GradientSketch | None = None
+        self._chance: float | None = None
+        """What `chance` was for the current sketch, once asked."""
 
     def prepare(self, step: int) -> None:
         """After step `step`: start a sketch if the next step is the first of its window."""
@@ -68,7 +70,11 @@ class Sketching:
 
     def chance(self) -> float:
         """Errors that the gain of one of the candidates reaches by chance; infinite where there is no sketch."""
-        return math.inf if self.current is None else self.current.chance(self.config.certainty)
+        if self.current is None:
+            return math.inf
+        if self._chance is None:
+            self._chance = self.current.chance(self.config.certainty)
+        return self._chance
 
     def trials(self) -> dict[str, dict[int, Gain]] | None:
         """What the triples on trial gain, where that is to choose those that go."""
@@ -95,7 +101,7 @@ class Sketching:
     def forget(self) -> None:
         """Be done with the sketch, if there is one."""
         self.stop()
-        self.current = None
+        self.current = self._chance = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The state in the middle of a sketch, for a checkpoint; empty between two."""
