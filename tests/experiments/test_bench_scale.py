@@ -29,6 +29,13 @@ def test_smoke_writes_sizes_fits_and_operations(tmp_path):
     assert [row["layers"] for row in rows if row["kind"] == "operations"] == [16]
 
 
+@pytest.mark.parametrize("command", ["scale", "step", "sketch"])
+@pytest.mark.parametrize("threads", ["0", "-1"])
+def test_threads_that_are_none_are_refused(command: str, threads: str):
+    result = CliRunner().invoke(app, ["bench", command, "--smoke", "--threads", threads])
+    assert result.exit_code == 2 and "'--threads': Input should be greater than or equal to 1" in result.output
+
+
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
 def test_growth_is_the_exponent_of_a_power_law(exponent):
     sizes = [3, 10, 40, 100]

@@ -19,7 +19,7 @@ RowsFile = Annotated[
         show_default=False,
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", show_default=False)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", min=1, show_default=False)]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Tiny and quick: does it run at all?")]
 Settings = Annotated[
     list[str] | None,
@@ -46,5 +46,5 @@ def use_threads(threads: int | None) -> None:
     """Have torch compute with so many, if the option was given."""
     import torch
 
-    if threads:
+    if threads is not None:
         torch.set_num_threads(threads)
