@@ -97,15 +97,15 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.fixture(params=[1, 40, 1 << 20])
+@pytest.fixture(params=[1, 100, 1 << 20])
 def piece(request, monkeypatch) -> int:
-    """Eq. (3) in pieces: of one parameter each, of some, all at once."""
+    """Eq. (3) in pieces: of one layer each, of some, all at once. Patched before a `TripleScores` is made."""
     monkeypatch.setattr("pedyra.training.scores.PIECE", request.param)
     return request.param
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_algorithm_1_equals_its_loops(alpha, layers, scores, piece):
+def test_algorithm_1_equals_its_loops(piece, alpha, layers, scores):
     literal = LiteralAlgorithm1()
     for step in range(4):
         draw_gradients(layers, step)
@@ -200,7 +200,7 @@ def test_rms_is_the_square_root_of_the_averaged_energy(layers, scores):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(bad, layers, scores, piece):
+def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(piece, bad, layers, scores):
     draw_gradients(layers, 0)
     scores.observe_gradients()
     before = {name: value.clone() for name, value in scores.tensors().items()}
@@ -217,7 +217,7 @@ def test_a_missing_gradient_counts_as_zero(layers, scores):
     layers[0].a.A.grad = None
     layers[2].b.weight.grad = None
     scores.observe_gradients()
-    A, E, B = (part for part in scores._segments(scores.sensitivity)[:3])
+    A, E, B = list(scores._by_factor(scores.sensitivity))[:3]
     assert torch.count_nonzero(A) == 0 and torch.count_nonzero(E) == 3 and torch.count_nonzero(B) > 0
     assert int(scores.skipped) == 0 and float(scores.norms[0, 0]) == 0.0
 
@@ -260,19 +260,20 @@ def test_half_precision_triples_are_averaged_in_float32(make_net):
         for p in (layer.a.A, layer.a.E, layer.b.weight):
             p.grad = torch.full_like(p, 1e-20)  # |w g| of this size would be flushed in half precision
     scores.observe_gradients()
-    assert scores.sensitivity.dtype == torch.float32 and bool((scores.sensitivity > 0).all())
+    sensitivity = scores.tensors()["sensitivity"]
+    assert sensitivity.dtype == torch.float32 and bool((sensitivity > 0).all())
 
 
-def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_zero(layers, scores):
+def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_zero(piece, layers, scores):
     draw_gradients(layers, 0)
     scores.observe_gradients()
-    before = [part.clone() for part in scores._segments(scores.sensitivity)]
+    before = [part.clone() for part in scores._by_factor(scores.sensitivity)]
     new = NewTriples(torch.randn(2, 12), torch.ones(2), torch.zeros(6, 2))
     changes = {"layers.0": resized(layers[0], (1,), None), "layers.1": resized(layers[1], (0, 2), new)}
     for layer in layers[:2]:
         install(layer, *(change.new for change in changes[layer.name]))
     scores.resize(changes)
-    after = scores._segments(scores.sensitivity)
+    after = list(scores._by_factor(scores.sensitivity))
     zeros: Callable[..., Tensor] = torch.zeros
     expected = [
         *(before[0][[0, 2]], before[1][[0, 2]], before[2][:, [0, 2]]),
@@ -287,7 +288,17 @@ def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_z
     assert by_layer["layers.1"][1:] == [0.0, 0.0]
 
 
-def test_the_state_survives_a_checkpoint(layers, scores):
+def test_a_resize_makes_anew_only_the_pieces_whose_layers_changed(monkeypatch, layers):
+    monkeypatch.setattr("pedyra.training.scores.PIECE", 1)
+    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    before = list(scores.sensitivity)
+    change = resized(layers[1], (0,), None)
+    install(layers[1], *(replacement.new for replacement in change))
+    scores.resize({"layers.1": change})
+    assert [now is then for now, then in zip(scores.sensitivity, before, strict=True)] == [True, False, True]
+
+
+def test_the_state_survives_a_checkpoint(piece, layers, scores):
     draw_gradients(layers, 0)
     scores.observe_gradients()
     scores.observe_inputs([torch.rand(layer.a.in_features) for layer in layers])

@@ -20,7 +20,7 @@ from pedyra.core.importance import (
 from pedyra.training.input_energy import per_element
 
 PIECE = 1 << 20
-"""Elements of Eq. (3) that are held at a time: the memory of more is taken anew from the system in every step."""
+"""Elements of Eq. (3) that are held in one tensor: memory of more is taken anew from the system at every use."""
 
 
 class ScoreState(Protocol):
@@ -54,11 +54,12 @@ class ScoreState(Protocol):
 
 
 class TripleScores:
-    """Sensitivity and uncertainty of every element, flat in float32: A, E, B of the first layer, then the next.
+    """Sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the next, in pieces.
 
-    `norms (layers, 3)` are the gradient norms of (A, E, B) that Eq. (5) uses, `energies` the EMA of the inputs' mean
-    square per layer, `skipped` the number of steps left out for a non-finite gradient. Without `gradients` there is no
-    Eq. (3), and no state of the parameters' size: scores at alpha = 0 need none.
+    A piece is some whole layers, `PIECE` elements or one layer more, so that a resize makes anew only those that hold a
+    layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that Eq. (5) uses, `energies` the EMA of
+    the inputs' mean square per layer, `skipped` the number of steps left out for a non-finite gradient. Without
+    `gradients` there is no Eq. (3), and no state of the parameters' size: scores at alpha = 0 need none.
     """
 
     def __init__(
@@ -79,39 +80,30 @@ class TripleScores:
     def restart(self) -> None:
         """Forget everything but the count of skipped steps: the state of a run that has seen no gradient."""
         device = self.skipped.device
-        total = sum(parameter.numel() for parameter in self.parameters()) if self.gradients else 0
-        self.sensitivity = torch.zeros(total, device=device)
-        self.uncertainty = torch.zeros(total, device=device)
+        self._pieces = _pieces(self.layers) if self.gradients else []
+        self.sensitivity = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
+        self.uncertainty = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.norms = torch.zeros(len(self.layers), 3, device=device)
         self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
 
     def watch(self, active: bool) -> None:
         """Whether the next step will be observed; for sources that look at more than gradients."""
 
-    def parameters(self) -> list[Tensor]:
-        """A, E, B of every layer, in the order of the flat state."""
-        return [parameter for layer in self.layers for parameter in (layer.a.A, layer.a.E, layer.b.weight)]
-
     @torch.no_grad()
     def observe_gradients(self) -> None:
         """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
-        parameters = self.parameters()
-        found = [None if parameter.grad is None else parameter.grad.float() for parameter in parameters]
-        given = [gradient for gradient in found if gradient is not None]
-        known = iter(torch._foreach_norm(given) if given else ())
         zero = torch.zeros((), device=self.skipped.device)
+        found = [parameter.grad for parameter in _factors(self.layers)]
+        given = [gradient.float() for gradient in found if gradient is not None]
+        known = iter(torch._foreach_norm(given) if given else ())
         norms = torch.stack([zero if gradient is None else next(known) for gradient in found]).view(-1, 3)
         finite = norms.isfinite().all()
-        at = 0
-        for piece in _pieces(parameters) if self.gradients else ():
-            weights = [parameter.detach().float() for parameter in parameters[piece]]
-            gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found[piece], strict=True)]
+        for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
+            weights = [parameter.detach().float() for parameter in _factors(layers)]
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in _factors(layers)]
             products = torch._foreach_mul(weights, gradients)
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
-            now = slice(at, at + len(product))
-            averages = self.sensitivity[now], self.uncertainty[now]
-            update_sensitivity_(*averages, product, beta1=self.beta1, beta2=self.beta2, finite=finite)
-            at = now.stop
+            update_sensitivity_(sensitivity, uncertainty, product, beta1=self.beta1, beta2=self.beta2, finite=finite)
         self.skipped += ~finite
         if self.omega_ema:
             norms = torch.lerp(self.norms, norms, 1 - self.beta1)
@@ -157,45 +149,30 @@ class TripleScores:
         weights = gradient_weights(self.norms)
         if omega == "uniform":  # AdaLoRA's plain sum
             weights = torch.ones_like(weights)
-        averages = zip(self._segments(self.sensitivity), self._segments(self.uncertainty), strict=True)
+        averages = zip(self._by_factor(self.sensitivity), self._by_factor(self.uncertainty), strict=True)
         importance = (sensitivity * uncertainty for sensitivity, uncertainty in averages)  # of A, E, B, A ... in turn
         triples = zip(importance, importance, importance, weights, strict=False)
         return torch.cat([gradient_scores(A, E, B, weight) for A, E, B, weight in triples])
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
-        if not self.gradients:
-            return
-        self.sensitivity = self._resized(self.sensitivity, replacements)
-        self.uncertainty = self._resized(self.uncertainty, replacements)
+        for index, layers in enumerate(self._pieces):
+            if any(layer.name in replacements for layer in layers):
+                for averages in (self.sensitivity, self.uncertainty):
+                    averages[index] = _resized(averages[index], layers, replacements)
 
-    def _segments(self, flat: Tensor) -> list[Tensor]:
-        parameters = self.parameters()
-        parts = flat.split([parameter.numel() for parameter in parameters])
-        return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
-
-    def _resized(self, flat: Tensor, replacements: Mapping[str, Sequence[Replacement]]) -> Tensor:
-        parts, at = [], 0
-        for layer, new in zip((layer for layer in self.layers for _ in range(3)), self.parameters(), strict=True):
-            change = next((r for r in replacements.get(layer.name, ()) if r.new is new), None)
-            old = new if change is None else change.old
-            values = flat[at : at + old.numel()]
-            at += old.numel()
-            if change is not None:
-                values = values.view(old.shape).index_select(change.dim, change.kept)
-                if change.num_new:
-                    shape = list(values.shape)
-                    shape[change.dim] = change.num_new
-                    values = torch.cat([values, values.new_zeros(shape)], change.dim)
-            parts.append(values.reshape(-1))
-        return torch.cat(parts)
+    def _by_factor(self, averages: Sequence[Tensor]) -> Iterator[Tensor]:
+        for layers, flat in zip(self._pieces, averages, strict=True):
+            parts = flat.split([parameter.numel() for parameter in _factors(layers)])
+            for part, parameter in zip(parts, _factors(layers), strict=True):
+                yield part.view(parameter.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state as named tensors, for a checkpoint."""
         energies = {f"energy.{layer.name}": energy for layer, energy in zip(self.layers, self.energies, strict=True)}
         return {
-            "sensitivity": self.sensitivity,
-            "uncertainty": self.uncertainty,
+            "sensitivity": torch.cat([self.norms.new_zeros(0), *self.sensitivity]),
+            "uncertainty": torch.cat([self.norms.new_zeros(0), *self.uncertainty]),
             "norms": self.norms,
             "skipped": self.skipped,
             **energies,
@@ -212,18 +189,47 @@ class TripleScores:
                 found = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
                 raise ValueError(f"score state {name!r} is {found}, expected shape {tuple(now.shape)}")
         device = self.skipped.device
-        self.sensitivity = tensors["sensitivity"].to(device, copy=True)
-        self.uncertainty = tensors["uncertainty"].to(device, copy=True)
+        for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
+            saved = tensors[name].split([len(piece) for piece in averages])
+            averages[:] = [part.to(device, copy=True) for part in saved]
         self.norms = tensors["norms"].to(device, copy=True)
         self.skipped = tensors["skipped"].to(device, copy=True)
         self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
 
 
-def _pieces(parameters: Sequence[Tensor]) -> Iterator[slice]:
-    """Runs of parameters, in order, of `PIECE` elements or one parameter more."""
-    first = size = 0
-    for index, parameter in enumerate(parameters):
-        size += parameter.numel()
-        if size >= PIECE or index == len(parameters) - 1:
-            yield slice(first, index + 1)
-            first, size = index + 1, 0
+def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
+    return [factor for layer in layers for factor in (layer.a.A, layer.a.E, layer.b.weight)]
+
+
+def _elements(layers: Sequence[AdaptedLayer]) -> int:
+    return sum(factor.numel() for factor in _factors(layers))
+
+
+def _pieces(layers: Sequence[AdaptedLayer]) -> list[list[AdaptedLayer]]:
+    """Runs of layers, in order, of `PIECE` elements or one layer more."""
+    pieces: list[list[AdaptedLayer]] = [[]]
+    size = 0
+    for layer in layers:
+        if size >= PIECE:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(layer)
+        size += _elements([layer])
+    return pieces
+
+
+def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping[str, Sequence[Replacement]]) -> Tensor:
+    parts, at = [], 0
+    for layer, new in zip((layer for layer in layers for _ in range(3)), _factors(layers), strict=True):
+        change = next((r for r in replacements.get(layer.name, ()) if r.new is new), None)
+        old = new if change is None else change.old
+        values = flat[at : at + old.numel()]
+        at += old.numel()
+        if change is not None:
+            values = values.view(old.shape).index_select(change.dim, change.kept)
+            if change.num_new:
+                shape = list(values.shape)
+                shape[change.dim] = change.num_new
+                values = torch.cat([values, values.new_zeros(shape)], change.dim)
+        parts.append(values.reshape(-1))
+    return torch.cat(parts)
