@@ -248,6 +248,22 @@ def test_the_default_number_of_moves_is_two_percent_of_the_ranks(make_net):
     assert allocate(wide, RankConfig(**{**WINDOW, "moves": None})).moves == max(1, round(0.02 * 20))
 
 
+@pytest.mark.parametrize(
+    ("config", "steps", "told"),
+    [
+        (RankConfig(), 40, "rank.interval is 7 steps, of which the last third, 3, judges gains"),
+        (RankConfig(certainty=5.0), 2000, "no look is as sure as rank.certainty 5.0"),
+        (RankConfig(), 2000, None),
+        (RankConfig.paper(), 40, None),
+    ],
+)
+def test_a_run_that_can_never_try_a_triple_says_so_once(config, steps, told, make_net, caplog):
+    model = make_net(r=4)
+    RankAllocator(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), config, steps)
+    assert len(caplog.messages) == (told is not None)
+    assert told is None or told in caplog.messages[0]
+
+
 def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
     model = make_net()
     allocator = allocate(model, BOTH["default"])

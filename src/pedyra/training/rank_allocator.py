@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,9 +36,11 @@ from pedyra.training.ownership import choose_forward, claim, give_up, trainable
 from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
-from pedyra.training.sketching import Sketching, schedule_of
+from pedyra.training.sketching import Sketching, schedule_of, too_short_to_try
 from pedyra.training.trials import choose, how_many, known_curvature, predicted_losses
 from pedyra.training.turning import turn_layer
+
+logger = logging.getLogger(__name__)
 
 
 class RankAllocator:
@@ -96,6 +99,8 @@ class RankAllocator:
             raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
         self.deal_step = self._next_deal()
         """The adjustment that deals all ranks anew, if one does."""
+        if (reason := too_short_to_try(config, self.schedule)) is not None:
+            logger.warning("%s", reason)
         claim(self.layers, self)
         for layer in self.layers:
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
@@ -210,8 +215,7 @@ class RankAllocator:
         Raises:
             ValueError: the tensors do not fit these ranks.
         """
-        self._held = self.triples()
-        self.scores.restart()  # of the size of these ranks
+        self._adopt_triples()
         self.scores.load_tensors(tensors)
         self.step, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
@@ -219,18 +223,12 @@ class RankAllocator:
         if self.deal_step is not None and self.deal_step > self.step:  # of a run that may have had other steps in all
             self.deal_step = self._next_deal()
         self._sketching.load_tensors(tensors, self.step)
-        if self._compiled:
-            mark_ranks(self.layers)
         self._prepare_next_step()
 
     def go_on_after(self, step: int) -> None:
         """Take a run up after `step` without its state: scores, sketch and history begin there."""
         self.step = step
-        self._held = self.triples()
-        self.scores.restart()
-        self._sketching.forget()
-        if self._compiled:
-            mark_ranks(self.layers)
+        self._adopt_triples()
         self._prepare_next_step()
 
     def release(self) -> None:
@@ -259,6 +257,14 @@ class RankAllocator:
         `grad_norms` and `layer_scores` are None where the current step is not tracked.
         """
         return snapshot(self)
+
+    def _adopt_triples(self) -> None:
+        """Train the triples that the layers have now, of whatever ranks; nothing is known of them yet."""
+        self._held = self.triples()
+        self.scores.restart()
+        self._sketching.forget()
+        if self._compiled:
+            mark_ranks(self.layers)
 
     def _prepare_next_step(self) -> None:
         if not self.settled:
