@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pedyra.cli import app
 from pedyra.config import RankConfig
 from pedyra.experiments.bench_models import bench_model
-from pedyra.experiments.bench_step import COLUMNS, bench_step, measured_config, step_kind
+from pedyra.experiments.bench_step import COLUMNS, bench_step, measured_config, over_a_run, settled_after, step_kind
 from pedyra.experiments.bench_variants import VARIANTS, Setting, build
 from pedyra.experiments.masked_reference import MaskedReference
 from pedyra.experiments.memory import peak_bytes, storage_bytes
@@ -58,6 +58,25 @@ def test_kinds_of_steps_follow_the_schedule():
     sketched = replace(config, init="gradient", sketch_steps=21)
     kinds = [step_kind(step, schedule, sketched) for step in range(1, 1001)]
     assert (kinds.count("sketched"), kinds.count("tracked")) == (2 * 21, 2 * (103 - 21))
+
+
+def test_a_run_in_which_nothing_moves_settles_by_the_fourth_adjustment_from_the_deal_on():
+    config = RankConfig()
+    schedule = schedule_of(config, 1000)  # adjustments after 50, 100 (the deal's), 150, 200, 250 ...
+    assert schedule.adjustments[:3] == (50, 100, 150)
+    assert settled_after(schedule, config) == 250
+    assert settled_after(schedule, replace(config, deal=0)) == 200
+    assert settled_after(schedule, replace(config, patience=0)) == 1000
+    assert settled_after(schedule, RankConfig.paper()) == 1000
+
+
+def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
+    config = RankConfig(interval=10, sketch_steps=4, initial_warmup=0, final_warmup=80, init="gradient")
+    schedule = schedule_of(config, 100)
+    assert schedule.adjustments == (10,)  # 20 is not before 100 - 80
+    ratios = {"idle": 1.0, "tracked": 2.0, "sketched": 5.0}
+    assert over_a_run(ratios, 3.0, schedule, config, 100) == pytest.approx((90 * 1 + 6 * 2 + 4 * 5 + 3) / 100)
+    assert over_a_run(ratios, 3.0, schedule, config, 5) == pytest.approx((95 * 1 + 5 * 2) / 100)
 
 
 def test_half_of_the_measured_steps_are_observed():

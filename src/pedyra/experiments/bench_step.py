@@ -7,8 +7,7 @@ ratio is the median over rounds of a variant's step by LoRA's (or the floor's) o
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median, quantiles
 from typing import Any
@@ -20,6 +19,7 @@ from pedyra.core.schedule import Schedule, ema_window
 from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.experiments.memory import peak_bytes
+from pedyra.training.dealing import adjustment_of_deal
 from pedyra.training.gradient_sketch import LEAST_STEPS
 from pedyra.training.sketching import schedule_of
 
@@ -50,8 +50,9 @@ def bench_step(
 
     `rounds` steps of each variant are timed while pedyra observes (with adjustments among them), and as many while it
     does not; its `ratio_to_lora` weighs the kinds of steps, and adds the adjustments, as they occur in a run of
-    `run_steps` under `config` (RankConfig() by default). `ratio_by_kind` has the kinds apart. `cpu_time` counts
-    processor time instead of the wall clock: for a machine that others use, with one thread.
+    `run_steps` under `config` (RankConfig() by default) that never settles; `ratio_settled` in one in which nothing is
+    worth moving, which settles early. `ratio_by_kind` has the kinds apart. `cpu_time` counts processor time instead of
+    the wall clock: for a machine that others use, with one thread.
 
     Raises:
         ValueError: an unknown model, variant, dtype or device, or too few rounds.
@@ -125,6 +126,26 @@ def step_kind(step: int, schedule: Schedule, config: RankConfig) -> str:
     return "tracked" if adjustment - step < ema_window(max(config.beta1, config.beta2)) else "idle"
 
 
+def settled_after(schedule: Schedule, config: RankConfig) -> int:
+    """The adjustment after which a run in which nothing is worth moving is a plain LoRA; the last step if none is."""
+    deal = adjustment_of_deal(config, schedule) or 0
+    counted = [step for step in schedule.adjustments if step >= deal]
+    settles = config.prune == "trial" and 0 < config.patience <= len(counted)
+    return counted[config.patience - 1] if settles else schedule.total_steps
+
+
+def over_a_run(ratios: Mapping[str, float], adjustment: float, run: Schedule, config: RankConfig, last: int) -> float:
+    """The mean ratio of a run's steps, idle after step `last`, with its adjustments.
+
+    Args:
+        ratios: of each kind of step, see `step_kind`.
+        adjustment: what one costs, in steps of what the ratios refer to.
+    """
+    kinds = (step_kind(step, run, config) if step <= last else "idle" for step in range(1, run.total_steps + 1))
+    adjustments = sum(step <= last for step in run.adjustments)
+    return (sum(ratios[kind] for kind in kinds) + adjustments * adjustment) / run.total_steps
+
+
 def _row(
     variant: Variant, seconds: dict[str, list[float]], adjustments: list[float], run: Schedule, config: RankConfig
 ) -> dict[str, Any]:
@@ -133,30 +154,26 @@ def _row(
     to_floor = [a / b for a, b in zip(own, floor, strict=True)]
     adjustment = median(adjustments) if adjustments else variant.setup_seconds
     low, _, high = quantiles(to_lora, n=4)
-    row = {"ratio_to_lora": median(to_lora), "ratio_to_floor": median(to_floor)}
+    row = {"ratio_to_lora": median(to_lora), "ratio_settled": median(to_lora), "ratio_to_floor": median(to_floor)}
     if variant.allocator is not None:
-        by_kind, row = _over_a_run(variant.allocator, to_lora, to_floor, run, config)
-        row["ratio_to_lora"] += len(run.adjustments) * (adjustment or 0.0) / run.total_steps / median(lora)
-        row["ratio_to_floor"] += len(run.adjustments) * (adjustment or 0.0) / run.total_steps / median(floor)
-        row |= {"ratio_by_kind": by_kind}
+        by_lora, by_floor = (_by_kind(variant.allocator, ratios) for ratios in (to_lora, to_floor))
+        steps_of_lora, steps_of_floor = ((adjustment or 0.0) / median(steps) for steps in (lora, floor))
+        settled = settled_after(run, config)
+        row = {
+            "ratio_to_lora": over_a_run(by_lora, steps_of_lora, run, config, run.total_steps),
+            "ratio_settled": over_a_run(by_lora, steps_of_lora, run, config, settled),
+            "ratio_to_floor": over_a_run(by_floor, steps_of_floor, run, config, run.total_steps),
+            "ratio_by_kind": by_lora,
+        }
     return {**row, "ratio_quartiles": [low, high], "adjustment_seconds": adjustment, "step_seconds": median(own)}
 
 
-def _over_a_run(
-    allocator: Any, to_lora: list[float], to_floor: list[float], run: Schedule, config: RankConfig
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The ratio of each kind of step, and both ratios over a whole run without its adjustments."""
-    measured = [
-        step_kind(step, allocator.schedule, allocator.config) for step in range(_WARMUP + 1, allocator.step + 1)
-    ]
-    by_kind = {
-        kind: [median(r for r, k in zip(ratios, measured, strict=True) if k == kind) for ratios in (to_lora, to_floor)]
-        for kind in sorted(set(measured))
-    }
-    shares = Counter(step_kind(step, run, config) for step in range(1, run.total_steps + 1))
-    whole = [sum(by_kind[kind][i] * count for kind, count in shares.items()) / run.total_steps for i in (0, 1)]
-    by_lora = {kind: ratios[0] for kind, ratios in by_kind.items()}
-    return by_lora, {"ratio_to_lora": whole[0], "ratio_to_floor": whole[1]}
+def _by_kind(allocator: Any, ratios: Sequence[float]) -> dict[str, float]:
+    """The median ratio of each kind of the measured steps."""
+    by_kind: dict[str, list[float]] = {}
+    for step, ratio in enumerate(ratios, start=_WARMUP + 1):
+        by_kind.setdefault(step_kind(step, allocator.schedule, allocator.config), []).append(ratio)
+    return {kind: median(values) for kind, values in sorted(by_kind.items())}
 
 
 def _clock(device: str, cpu_time: bool) -> Clock:

@@ -36,9 +36,8 @@ def deal_step(
     Raises:
         ValueError: `config.deal` is given, and the optimizer has no second moments.
     """
-    wanted = (USUAL if config.prune == "trial" else 0) if config.deal is None else config.deal
-    coming = [step for step in schedule.adjustments if step > after]
-    if not wanted or config.moves == 0 or not coming:
+    nearest = adjustment_of_deal(config, schedule, after=after)
+    if nearest is None:
         return None
     if after == 0 and any(layer.b.weight.any() for layer in layers):
         return None
@@ -47,6 +46,15 @@ def deal_step(
         if config.deal is None:
             return None
         raise no_second_moments(optimizer, f"rank.deal is {config.deal}", "rank.deal=0")
+    return nearest
+
+
+def adjustment_of_deal(config: RankConfig, schedule: Schedule, *, after: int = 0) -> int | None:
+    """What `deal_step` is by the schedule alone, whatever layers and optimizer."""
+    wanted = (USUAL if config.prune == "trial" else 0) if config.deal is None else config.deal
+    coming = [step for step in schedule.adjustments if step > after]
+    if not wanted or config.moves == 0 or not coming:
+        return None
     at = wanted * schedule.total_steps if isinstance(wanted, float) else wanted
     return min(coming, key=lambda step: abs(step - at))
 
