@@ -104,6 +104,25 @@ def test_no_gradient_at_all_is_no_gain_and_nothing_is_below_the_certainty():
     assert chance(torch.zeros(12, 1), one, among, 0.0) == 0.0
 
 
+@pytest.mark.parametrize("steps", [11, 30])
+def test_looking_at_fewer_patterns_changes_no_decision(steps, monkeypatch):
+    generator, among = torch.Generator().manual_seed(0), torch.ones(24, dtype=torch.bool)
+    sure, fewer = 0, 0
+    for gain in torch.linspace(0, 1.2, 40):
+        values = torch.randn(steps, 24, generator=generator)
+        values[:, 0] += gain
+        mean, error = means_and_errors(values, owners(24, 8))
+        surest = float((mean / error).max())
+        monkeypatch.setattr("pedyra.core.noise.CHUNK", 10**9)
+        whole = chance(values, owners(24, 8), among, 2.0)
+        monkeypatch.setattr("pedyra.core.noise.CHUNK", 24)  # one pattern at a time
+        stopped = chance(values, owners(24, 8), among, 2.0)
+        assert (surest > stopped) == (surest > whole)
+        assert surest <= whole or stopped == whole  # what is beyond chance has been held against all patterns
+        sure, fewer = sure + (surest > whole), fewer + (stopped != whole)
+    assert 5 < sure < 35 and fewer > 5
+
+
 def test_long_looks_draw_their_patterns_and_agree_with_all_of_them():
     generator = torch.Generator().manual_seed(0)
     values, among = torch.randn(11, 40, generator=generator), torch.ones(40, dtype=torch.bool)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PATTERNS = 2048, 1 << 17
-"""Sign patterns that are looked at: all there are, or as many drawn as the certainty asks for, in this range."""
+"""Sign patterns that are looked at, at most: all there are, or as many as the certainty asks for, in this range."""
 
 RARE = 8
 """How many of the patterns that are drawn may exceed the bound: the fewer, the more it depends on the draw."""
@@ -45,6 +45,10 @@ def chance(
     what chance could have given, with the spread of these values and all that their directions share (a randomisation
     test of the largest: Fisher 1935; Westfall and Young 1993). The pattern that was seen is one of them.
 
+    No more patterns are looked at once so many exceed what was seen that the rest cannot bring the bound below it
+    (Besag and Clifford 1991): that nothing is beyond it is then certain, and the bound itself that of the patterns so
+    far. A hundred are usually enough.
+
     Args:
         layer_of: number of each direction's layer.
         among: the directions of which the largest is asked for; the others only tell their layer's error.
@@ -61,8 +65,9 @@ def chance(
     layer_of, among = layer_of.cpu(), among.cpu()
     level, squares = _level(certainty), values.square().mean(1, keepdim=True)
     directions = layer_of.bincount()[:, None].clamp_min(1)
-    largest = []
-    for signs in _patterns(steps, level).split(max(1, CHUNK // len(values))):
+    patterns, largest = _patterns(steps, level), []
+    allowed, exceeding = int(level * 2 * len(patterns)), 0
+    for signs in patterns.split(max(1, CHUNK // len(values))):
         means = values @ signs.T / steps
         variance = _variance(means, squares, steps)
         of_layer = variance.new_zeros(len(directions), len(signs)).index_add_(0, layer_of, variance) / directions
@@ -70,6 +75,9 @@ def chance(
         # No spread at all is no gain where there is no gradient, and a sure one elsewhere.
         ratios = means.div_(errors).nan_to_num_(0.0, math.inf, -math.inf)[among]
         largest += [ratios.amax(0), -ratios.amin(0)]  # of these signs, and of all of them the other way round
+        exceeding += int((torch.cat(largest[-2:]) > largest[0][0]).sum())
+        if exceeding > allowed:
+            break
     ordered = torch.cat(largest).sort(descending=True).values
     beyond = int(level * len(ordered))
     return max(certainty, float(ordered[beyond])) if beyond < len(ordered) else certainty
@@ -89,12 +97,15 @@ def _level(certainty: float) -> float:
 
 
 def _patterns(steps: int, level: float) -> Float[Tensor, "patterns steps"]:
-    """+1 and -1; half of the patterns, the others are these times -1. The first, +1 throughout, is what was seen."""
+    """+1 and -1 in random order; half of the patterns, the others are these times -1. The first, +1 throughout, is what
+    was seen."""
     count = min(PATTERNS[1], max(PATTERNS[0], math.ceil(RARE / level)))
+    generator = torch.Generator().manual_seed(0)
     if 2**steps <= count:
-        bits = torch.arange(2 ** (steps - 1))[:, None] >> torch.arange(steps) & 1
+        others = 1 + torch.randperm(2 ** (steps - 1) - 1, generator=generator)
+        bits = torch.cat([others.new_zeros(1), others])[:, None] >> torch.arange(steps) & 1
     else:
-        bits = torch.randint(2, (count // 2, steps), generator=torch.Generator().manual_seed(0))
+        bits = torch.randint(2, (count // 2, steps), generator=generator)
         bits[0] = 0
     return 1.0 - 2.0 * bits.double()
 

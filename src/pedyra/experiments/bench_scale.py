@@ -169,8 +169,12 @@ def _sketch_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, round
 
 
 def _look_seconds(layers: int, rounds: int) -> float:
-    """What it takes to tell the gains of 8 candidates a layer from chance, by the steps of a whole sketch."""
+    """What it takes to tell the gains of 8 candidates a layer from chance, by the steps of a whole sketch.
+
+    One is sure, so that all patterns are looked at.
+    """
     gains = torch.randn(_LOOK_STEPS, layers * 8, generator=torch.Generator().manual_seed(0))
+    gains[:, 0] += 10
     layer_of, among = torch.arange(layers).repeat_interleave(8), torch.ones(layers * 8, dtype=torch.bool)
     return median(_timed("cpu", lambda: chance(gains, layer_of, among, RankConfig().certainty)) for _ in range(rounds))
 

@@ -214,7 +214,10 @@ class GradientSketch:
             self._probe_columns(self.left)
 
     def remove(self) -> None:
-        """Take the probes out of the slots and switch every triple on."""
+        """Take the probes out of the slots and switch every triple on; nothing where that is done."""
+        if not self._probes:
+            return
+        self._probes = []
         for layer in self.layers:
             layer.a.probe = layer.b.probe = layer.a.live = layer.a.reach = None
 
