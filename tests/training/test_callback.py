@@ -89,7 +89,7 @@ def test_a_model_made_anew_by_model_init_is_attached_at_train_begin(make_bert, m
 def test_bf16_autocast_keeps_the_triples_and_their_scores_in_float32(make_trainer, tmp_path):
     trainer, callback = make_trainer(tmp_path, bf16=True)
     trainer.train()
-    assert {p.dtype for p in callback.allocator.scores.parameters()} == {torch.float32}
+    assert {p.dtype for p in callback.allocator.triples()} == {torch.float32}
     assert callback.allocator.scores.tensors()["sensitivity"].dtype == torch.float32
     assert any(record["pruned"] for record in callback.allocator.history)
 
@@ -125,7 +125,7 @@ def test_a_step_with_a_nan_loss_is_counted_and_left_out_of_the_scores(make_train
     trainer.add_callback(DropNan)
     trainer.train()
     assert [record["skipped_steps"] for record in callback.allocator.history] == [0, 1, 1]
-    assert all(torch.isfinite(p).all() for p in callback.allocator.scores.parameters())
+    assert all(torch.isfinite(p).all() for p in callback.allocator.triples())
     assert all(score == score for record in callback.allocator.history for score in record["layer_scores"].values())
 
 
