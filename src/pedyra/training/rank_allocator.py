@@ -33,6 +33,7 @@ from pedyra.training.optimizer_checks import (
 from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state, removal_losses
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
 from pedyra.training.ownership import choose_forward, claim, give_up, trainable
+from pedyra.training.record import adjustment_record
 from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
@@ -90,7 +91,7 @@ class RankAllocator:
         self._max_ranks = max_ranks(self.layers, config)
         self.step = 0
         self.history: list[dict[str, Any]] = []
-        """The adjustment records, oldest first; see `after_step`."""
+        """The records of the adjustments, oldest first; see `training.record`."""
         self.initial_parameters = self.parameters
         average = averaging(process_group)
         self._sketching = Sketching(self.layers, config, self.schedule, average)
@@ -175,12 +176,7 @@ class RankAllocator:
     def after_step(self) -> dict[str, Any] | None:
         """Count the step; at an adjustment, prune, expand, and move the optimizer's state.
 
-        Returns the record of the adjustment, or None: `step`, `dealt` (whether it dealt all ranks anew), `ranks`,
-        `layer_scores`, `scores`, `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
-        `parameters`, `seconds`, `skipped_steps`; of a sketch `gains` (layer -> mean, error, reach of its surest
-        candidate), `chance` (in errors) and `sure` (how many candidates are beyond it), `trials` (layer, triple, mean,
-        error, reach, length; of a turned layer), `curvature` (layer -> that per reach) and `least_gain`; see
-        `core.swaps`. At the deal `scores` and `layer_scores` are the losses of `core.allocation.deal_ranks`.
+        Returns the record of the adjustment (see `training.record`), or None.
 
         Raises:
             ValueError: the optimizer's state, which is there from the first step on, cannot follow.
@@ -343,21 +339,15 @@ class RankAllocator:
             scores = self._turned(plan, scores)
         self._apply(plan)
         self._sketching.forget()
-        record = {
-            "kind": "adjustment",
-            "step": self.step,
-            "dealt": deals and bool(plan.pruned or plan.added),
-            "ranks": plan.ranks,
-            "layer_scores": plan.layer_scores,
-            "scores": scores,
-            "pruned": [[name, i, scores[name][i]] for name, indices in plan.pruned.items() for i in indices],
-            "added": plan.added,
-            "total_rank": sum(plan.ranks.values()),
-            "parameters": self.parameters,
-            "seconds": time.perf_counter() - began,
-            "skipped_steps": int(self.scores.skipped),
-            **now.measured(),
-        }
+        record = adjustment_record(
+            now,
+            scores,
+            plan,
+            dealt=deals and bool(plan.pruned or plan.added),
+            parameters=self.parameters,
+            seconds=time.perf_counter() - began,
+            skipped_steps=int(self.scores.skipped),
+        )
         self.history.append(record)
         return record
 

@@ -60,22 +60,6 @@ class Situation:
         """What one triple of each layer takes of the budget."""
         return dict.fromkeys(self.costs, 1) if self.budget == "ranks" else self.costs
 
-    def measured(self) -> dict[str, Any]:
-        """What a sketch measured, as the records of adjustments have it; see `RankAllocator.after_step`."""
-        result: dict[str, Any] = {}
-        if self.candidates is not None:
-            surest = {name: gains[0] for name, gains in self.candidates.items() if gains}
-            result["gains"] = {name: [gain.mean, gain.error, gain.reach] for name, gain in surest.items()}
-            result["chance"] = self.chance
-            every = (gain for gains in self.candidates.values() for gain in gains)
-            result["sure"] = sum(gain.beyond(self.chance) for gain in every)
-        if self.trials is not None:
-            tried = ((name, i, gain) for name, gains in self.trials.items() for i, gain in gains.items())
-            result["trials"] = [[name, i, gain.mean, gain.error, gain.reach, gain.length] for name, i, gain in tried]
-            result["curvature"] = {name: curvature.by_reach for name, curvature in self.curvature.items()}
-            result["least_gain"] = least_gain(self.losses, self.prices)
-        return result
-
 
 Policy = Callable[[Scores, Situation], RankPlan]
 """Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
