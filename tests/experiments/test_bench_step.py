@@ -49,6 +49,12 @@ def test_mistakes_are_told_with_the_repair(arguments, message):
         list(bench_step(**arguments))
 
 
+@pytest.mark.parametrize("option", ["--rank", "--batch", "--length", "--run-steps"])
+def test_sizes_of_nothing_are_refused(option):
+    result = CliRunner().invoke(app, ["bench", "step", "--smoke", option, "0"])
+    assert result.exit_code == 2 and f"'{option}'" in result.output
+
+
 def test_kinds_of_steps_follow_the_schedule():
     config = RankConfig(interval=200, initial_warmup=100, final_warmup=300, init="orthogonal", expand="importance")
     schedule = schedule_of(config, 1000)

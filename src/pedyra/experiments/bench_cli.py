@@ -24,13 +24,13 @@ def step(
     ] = None,
     variants: Annotated[list[str] | None, several("--variant", "all", "Only these")] = None,
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant while pedyra observes; as many after.")] = 20,
-    rank: int = 8,
-    batch: Annotated[int | None, typer.Option(show_default="the model's")] = None,
-    length: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    batch: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
+    length: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
-    run_steps: Annotated[int, typer.Option(help="Length of the run whose mean step is reported.")] = 1000,
+    run_steps: Annotated[int, typer.Option(min=10, help="Length of the run whose mean step is reported.")] = 1000,
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="Processor time, for a machine that others use.")
     ] = False,
