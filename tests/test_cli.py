@@ -85,6 +85,12 @@ def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
     assert_one_line(err, "runs/recipe", "--resume", "--overwrite")
 
 
+def test_a_run_too_short_to_try_anything_says_so_when_it_starts(call):
+    code, out, err = call("train", "recipe.yaml", "method=pedyra", "training.max_steps=8")
+    assert code == 0 and "no triple will be tried" not in err
+    assert out.splitlines()[0].startswith("no triple will be tried: rank.interval is 4 steps")
+
+
 def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
     code, out, _ = call(
         "train", "recipe.yaml", "method=pedyra", "training.max_steps=40", "--dry-run", "--json", "plan.jsonl"

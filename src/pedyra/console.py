@@ -186,7 +186,7 @@ def _finite(value: Any) -> Any:
 def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the screen; errors still show."""
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
-    # Advice on kernels, every retry of a download, and what the plan of a run says already.
+    # Advice on kernels, every retry of a download, and what a run and its plan print themselves.
     for chatty in ("bitsandbytes", "huggingface_hub", "pedyra.training.rank_allocator"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
 

@@ -73,6 +73,7 @@ def test_a_run_in_which_nothing_moves_settles_by_the_fourth_adjustment_from_the_
     assert settled_after(schedule, config) == 250
     assert settled_after(schedule, replace(config, deal=0)) == 200
     assert settled_after(schedule, replace(config, patience=0)) == 1000
+    assert settled_after(schedule, replace(config, moves=0)) == 1000
     assert settled_after(schedule, RankConfig.paper()) == 1000
 
 

@@ -7,7 +7,9 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerControl
 
+from pedyra.config import RankConfig
 from pedyra.runs.progress import TrainingProgress
+from pedyra.training.sketching import schedule_of
 
 
 def state(step, total=100) -> Any:
@@ -15,7 +17,10 @@ def state(step, total=100) -> Any:
 
 
 def new_progress(*, terminal=False, history=()) -> Any:
-    allocator = SimpleNamespace(ranks={"q": 5, "v": 3}, history=list(history))
+    config = RankConfig.paper()
+    allocator = SimpleNamespace(
+        ranks={"q": 5, "v": 3}, history=list(history), config=config, schedule=schedule_of(config, 100)
+    )
     ranks: Any = SimpleNamespace(allocator=allocator)
     screen = StringIO()
     console = Console(file=screen, width=120, force_terminal=terminal)

@@ -116,7 +116,7 @@ def test_a_grad_scaler_changes_nothing_when_gradients_are_unscaled_first(make_al
 
 
 def test_a_step_that_the_scaler_skips_is_counted_and_leaves_scores_and_weights_alone(make_allocator, net_batch):
-    model, optimizer, allocator = make_allocator()
+    model, optimizer, allocator = make_allocator(alpha=0.3)  # with Eq. (3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     model.train()
     for step in range(1, 13):

@@ -38,6 +38,11 @@ class AdaptedLayer:
         return self.module.lora_B[self.adapter]
 
     @property
+    def factors(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+        """A `(r, in)`, E `(r,)` and B `(out, r)`, now."""
+        return self.a.A, self.a.E, self.b.weight
+
+    @property
     def rank(self) -> int:
         return self.a.out_features
 

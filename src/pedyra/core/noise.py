@@ -46,8 +46,8 @@ def chance(
     test of the largest: Fisher 1935; Westfall and Young 1993). The pattern that was seen is one of them.
 
     No more patterns are looked at once so many exceed what was seen that the rest cannot bring the bound below it
-    (Besag and Clifford 1991): that nothing is beyond it is then certain, and the bound itself that of the patterns so
-    far. A hundred are usually enough.
+    (Besag and Clifford 1991): that nothing is beyond it is then certain, and what is returned the bound by the patterns
+    so far. `CHUNK` elements of them are at least looked at.
 
     Args:
         layer_of: number of each direction's layer.

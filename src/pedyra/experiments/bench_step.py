@@ -50,9 +50,9 @@ def bench_step(
 
     `rounds` steps of each variant are timed while pedyra observes (with adjustments among them), and as many while it
     does not; its `ratio_to_lora` weighs the kinds of steps, and adds the adjustments, as they occur in a run of
-    `run_steps` under `config` (RankConfig() by default) that never settles; `ratio_settled` in one in which nothing is
-    worth moving, which settles early. `ratio_by_kind` has the kinds apart. `cpu_time` counts processor time instead of
-    the wall clock: for a machine that others use, with one thread.
+    `run_steps` under `config` (RankConfig() by default) that never settles; `ratio_settled` in one in which nothing
+    ever moves, not even at the deal, and which settles early. `ratio_by_kind` has the kinds apart. `cpu_time` counts
+    processor time instead of the wall clock: for a machine that others use, with one thread.
 
     Raises:
         ValueError: an unknown model, variant, dtype or device, or too few rounds.
@@ -127,10 +127,10 @@ def step_kind(step: int, schedule: Schedule, config: RankConfig) -> str:
 
 
 def settled_after(schedule: Schedule, config: RankConfig) -> int:
-    """The adjustment after which a run in which nothing is worth moving is a plain LoRA; the last step if none is."""
+    """The adjustment after which a run in which nothing ever moves is a plain LoRA; the last step if none is."""
     deal = adjustment_of_deal(config, schedule) or 0
     counted = [step for step in schedule.adjustments if step >= deal]
-    settles = config.prune == "trial" and 0 < config.patience <= len(counted)
+    settles = config.prune == "trial" and config.moves != 0 and 0 < config.patience <= len(counted)
     return counted[config.patience - 1] if settles else schedule.total_steps
 
 

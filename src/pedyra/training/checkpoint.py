@@ -59,6 +59,7 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
 
     Raises:
         SideFileError: a file is missing, damaged or another run's; the message names it.
+        ValueError: the scores are those of another `Rule`; the layers are the saved ones by then.
     """
     record, tensors = read_state(folder)
     if record["adapter"] != allocator.adapter_name:
@@ -135,7 +136,7 @@ def _restore_factors(
         if widths != (layer.a.in_features, layer.b.out_features):
             raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has widths {widths} there")
     for layer in layers:
-        olds = (layer.a.A, layer.a.E, layer.b.weight)
+        olds = layer.factors
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
         news = [
             nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad)

@@ -127,7 +127,7 @@ class RankAllocator:
 
     def triples(self) -> list[nn.Parameter]:
         """A, E, B of every layer, now."""
-        return [parameter for layer in self.layers for parameter in (layer.a.A, layer.a.E, layer.b.weight)]
+        return [parameter for layer in self.layers for parameter in layer.factors]
 
     def expect_compilation(self) -> None:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.

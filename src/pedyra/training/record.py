@@ -17,7 +17,7 @@ def adjustment_record(now: Situation, scores: Scores, plan: RankPlan, **outcome:
     and of a sketch:
 
     - `gains`: layer -> mean, error and reach of its surest candidate
-    - `chance`: in errors; `sure`: how many candidates are beyond it
+    - `chance`: in errors, by fewer patterns where nothing is beyond it; `sure`: how many candidates are
     - `trials`: layer, triple, mean, error, reach, length; the triples are those of a turned layer
     - `curvature`: layer -> that per reach; `least_gain`: see `core.swaps`
 

@@ -44,7 +44,8 @@ class Situation:
     candidates: dict[str, list[Gain]] | None
     """Gains of the candidate directions per layer, surest first; None unless `expand` is "gradient"."""
     chance: float
-    """Errors of its own that the gain of one of them reaches by chance alone; see `core.noise.chance`."""
+    """Errors of its own that the gain of one of them reaches by chance alone; see `core.noise.chance`, which is less
+    exact where nothing is beyond it."""
     trials: dict[str, dict[int, Gain]] | None
     """Gains of the triples on trial per layer; None unless the config's `prune` is "trial"."""
     curvature: dict[str, Curvature]

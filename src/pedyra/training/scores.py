@@ -56,10 +56,11 @@ class ScoreState(Protocol):
 class TripleScores:
     """Sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the next, in pieces.
 
-    A piece is some whole layers, `PIECE` elements or one layer more, so that a resize makes anew only those that hold a
-    layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that Eq. (5) uses, `energies` the EMA of
-    the inputs' mean square per layer, `skipped` the number of steps left out for a non-finite gradient. Without
-    `gradients` there is no Eq. (3), and no state of the parameters' size: scores at alpha = 0 need none.
+    A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so that a resize
+    makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that
+    Eq. (5) uses, `energies` the EMA of the inputs' mean square per layer, `skipped` the number of steps left out for a
+    non-finite gradient. Without `gradients` there is no Eq. (3), and no state of the parameters' size: scores at
+    alpha = 0 need none.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class TripleScores:
         given = [gradient.float() for gradient in found if gradient is not None]
         known = iter(torch._foreach_norm(given) if given else ())
         norms = torch.stack([zero if gradient is None else next(known) for gradient in found]).view(-1, 3)
+        del given
         finite = norms.isfinite().all()
         for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
             weights = [parameter.detach().float() for parameter in _factors(layers)]
@@ -140,7 +142,7 @@ class TripleScores:
         by_input = []
         for layer, energy in zip(self.layers, self.energies, strict=True):
             norm = energy.sqrt() if input_norm == "rms" else energy
-            A, E, B = (factor.detach().float() for factor in (layer.a.A, layer.a.E, layer.b.weight))
+            A, E, B = (factor.detach().float() for factor in layer.factors)
             by_input.append(input_scores(A, E, B, norm))
         inputs = torch.cat(by_input)
         return self._by_gradient(omega) if self.gradients else torch.zeros_like(inputs), inputs
@@ -198,7 +200,7 @@ class TripleScores:
 
 
 def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
-    return [factor for layer in layers for factor in (layer.a.A, layer.a.E, layer.b.weight)]
+    return [factor for layer in layers for factor in layer.factors]
 
 
 def _elements(layers: Sequence[AdaptedLayer]) -> int:
