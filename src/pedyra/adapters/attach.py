@@ -40,7 +40,8 @@ class AdaptedLayer:
     @property
     def factors(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
         """A `(r, in)`, E `(r,)` and B `(out, r)`, now."""
-        return self.a.A, self.a.E, self.b.weight
+        a = self.a  # a look-up through three modules of PEFT and torch, as is every one
+        return a.A, a.E, self.b.weight
 
     @property
     def rank(self) -> int:
@@ -54,17 +55,20 @@ class AdaptedLayer:
     @property
     def cost(self) -> int:
         """Trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on disk."""
-        return self.a.in_features + self.b.out_features + int(self.a.E.requires_grad)
+        a = self.a
+        return a.in_features + self.b.out_features + int(a.E.requires_grad)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(rank, in, out)."""
-        return self.rank, self.a.in_features, self.b.out_features
+        a = self.a
+        return a.out_features, a.in_features, self.b.out_features
 
     @property
     def parameters(self) -> int:
         """Trainable parameters of all the layer's triples, now."""
-        return self.a.A.numel() + self.b.weight.numel() + (self.a.E.numel() if self.a.E.requires_grad else 0)
+        A, E, B = self.factors
+        return A.numel() + B.numel() + (E.numel() if E.requires_grad else 0)
 
     def rescale(self, factor: float) -> None:
         """Multiply the scaling, for the methods that define it by the current rank; see `write_ranks`."""

@@ -24,8 +24,9 @@ from pedyra.training.gradient_sketch import LEAST_STEPS
 from pedyra.training.sketching import schedule_of
 
 COLUMNS = {
-    "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "ratio_to_floor": "by floor",
-    "peak_bytes": "peak bytes", "trainable_parameters": "trained", "adjustment_seconds": "adjustment, s",
+    "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "ratio_settled": "settled",
+    "ratio_to_floor": "by floor", "peak_bytes": "peak bytes", "trainable_parameters": "trained",
+    "adjustment_seconds": "adjustment, s",
 }  # fmt: skip
 """Columns of a row for people, with their titles."""
 _WARMUP = 3

@@ -25,7 +25,7 @@ def mark_ranks(layers: Sequence[AdaptedLayer]) -> None:
     torch._dynamo.config.force_parameter_static_shapes = False
     for layer in layers:
         if layer.rank > 1:
-            for parameter, dim in ((layer.a.A, 0), (layer.a.E, 0), (layer.b.weight, 1)):
+            for parameter, dim in zip(layer.factors, (0, 0, 1), strict=True):
                 torch._dynamo.mark_dynamic(parameter, dim)
 
 

@@ -101,8 +101,9 @@ class TripleScores:
         del given
         finite = norms.isfinite().all()
         for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
-            weights = [parameter.detach().float() for parameter in _factors(layers)]
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in _factors(layers)]
+            factors = _factors(layers)
+            weights = [parameter.detach().float() for parameter in factors]
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in factors]
             products = torch._foreach_mul(weights, gradients)
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
             update_sensitivity_(sensitivity, uncertainty, product, beta1=self.beta1, beta2=self.beta2, finite=finite)
@@ -165,8 +166,8 @@ class TripleScores:
 
     def _by_factor(self, averages: Sequence[Tensor]) -> Iterator[Tensor]:
         for layers, flat in zip(self._pieces, averages, strict=True):
-            parts = flat.split([parameter.numel() for parameter in _factors(layers)])
-            for part, parameter in zip(parts, _factors(layers), strict=True):
+            factors = _factors(layers)
+            for part, parameter in zip(flat.split([factor.numel() for factor in factors]), factors, strict=True):
                 yield part.view(parameter.shape)
 
     def tensors(self) -> dict[str, Tensor]:

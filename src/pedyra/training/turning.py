@@ -114,7 +114,7 @@ def lengths(layers: Sequence[AdaptedLayer], turned: Sequence[Tensor] | None = No
     for members in alike(layer.shape for layer in layers):
         A, E, B = (
             torch.stack([factor.detach().float() for factor in each])
-            for each in zip(*((layers[i].a.A, layers[i].a.E, layers[i].b.weight) for i in members), strict=True)
+            for each in zip(*(layers[i].factors for i in members), strict=True)
         )
         if turned is not None:
             W = torch.stack([turned[i] for i in members])
