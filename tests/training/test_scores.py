@@ -258,7 +258,7 @@ def test_half_precision_triples_are_averaged_in_float32(make_net):
     scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
     for layer in layers:
         for p in (layer.a.A, layer.a.E, layer.b.weight):
-            p.grad = torch.full_like(p, 1e-20)  # |w g| of this size would be flushed in half precision
+            p.grad = torch.full_like(p, 1e-20)
     scores.observe_gradients()
     assert {part.dtype for part in scores.sensitivity} == {torch.float32}
     assert all(bool((part > 0).all()) for part in scores.sensitivity)

@@ -1,10 +1,16 @@
-"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (t_i, Delta_T, t_f, k)."""
+"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (t_i, Delta_T, t_f, k).
+
+And how the steps of a gradient sketch, which end at an adjustment, are shared out.
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
+
+LEAST_STEPS = 4
+"""Of a sketch: one for each of the first two parts, and two for the third, whose spread is the error of a gain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,11 @@ def resolve_schedule(
             f"{total_steps - resolved.final_warmup} of {total_steps}; lower the interval or the warm-ups"
         )
     return resolved
+
+
+def parts_of(steps: int) -> tuple[int, int, int]:
+    """Steps of a sketch's range, co-range and gain."""
+    return steps // 3, steps // 3, steps - 2 * (steps // 3)
 
 
 def moves_at(moves: int, progress: float, form: str, last: int = 0) -> int:

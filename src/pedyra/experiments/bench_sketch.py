@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.core.schedule import LEAST_STEPS
 from pedyra.experiments.bench_models import BenchModel, bench_model
 from pedyra.experiments.sketch_carriers import compare_carriers
 from pedyra.models.packaged import minilm_folder
 from pedyra.tasks.reviews import reviews
-from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch
+from pedyra.training.gradient_sketch import GradientSketch
 
 COLUMNS = {
     "batches": "batches", "steps": "steps", "size": "size", "angle": "angle", "angle_worst": "worst",

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from pedyra.config import RankConfig
-from pedyra.core.schedule import Schedule, ema_window
+from pedyra.core.schedule import LEAST_STEPS, Schedule, ema_window
 from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.experiments.memory import peak_bytes
 from pedyra.training.dealing import adjustment_of_deal
-from pedyra.training.gradient_sketch import LEAST_STEPS
 from pedyra.training.sketching import schedule_of
 
 COLUMNS = {

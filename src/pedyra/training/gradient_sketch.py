@@ -30,6 +30,7 @@ from torch import Tensor
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.core.batching import per_matrix
 from pedyra.core.noise import chance, means_and_errors
+from pedyra.core.schedule import LEAST_STEPS, parts_of
 from pedyra.core.swaps import Gain, surest_first
 from pedyra.training.distributed import Average, alone
 from pedyra.training.input_energy import NO_TOKEN, per_element
@@ -37,9 +38,6 @@ from pedyra.training.turning import directions_of, leaving_out, lengths
 
 _FLAT = ("sums", "values", "reach")
 _PER_LAYER = ("left", "right", "on_trial", "turned")
-
-LEAST_STEPS = 4
-"""One step for each of the first two parts, and two for the third, whose spread is the error of a gain."""
 
 Chosen = Mapping[str, Sequence[int]]
 """Layer -> indices of its triples that are switched off while their worth is measured."""
@@ -294,8 +292,3 @@ class GradientSketch:
         flat, rest = flat.split([len(self._layer_of), len(flat) - len(self._layer_of)])
         finite = torch.stack(torch._foreach_norm(flat.split(self._sizes), 1)).isfinite()
         return torch.cat([torch.where(finite[self._layer_of], flat / loss_scale, 0.0), rest])
-
-
-def parts_of(steps: int) -> tuple[int, int, int]:
-    """Steps of range, co-range and gain."""
-    return steps // 3, steps // 3, steps - 2 * (steps // 3)

@@ -11,10 +11,10 @@ from torch import Tensor
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.core.noise import fewest_steps
-from pedyra.core.schedule import Schedule, resolve_schedule
+from pedyra.core.schedule import LEAST_STEPS, Schedule, parts_of, resolve_schedule
 from pedyra.core.swaps import Gain
 from pedyra.training.distributed import Average, alone
-from pedyra.training.gradient_sketch import LEAST_STEPS, GradientSketch, parts_of
+from pedyra.training.gradient_sketch import GradientSketch
 
 USUAL_STEPS = 27
 """Steps of an interval that is a fraction of the run where triples are tried: a third of it judges, and 9 steps are the
