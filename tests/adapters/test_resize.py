@@ -10,7 +10,7 @@ from pedyra.adapters.resize import NewTriples, install, resized
 
 
 def resize(layer: AdaptedLayer, pruned=(), new: NewTriples | None = None) -> None:
-    install(layer, *(replacement.new for replacement in resized(layer, pruned, new)))
+    install([(layer, [replacement.new for replacement in resized(layer, pruned, new)])])
 
 
 def fresh(layer: AdaptedLayer, num: int, start: str) -> NewTriples:

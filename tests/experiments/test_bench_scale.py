@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from pedyra.cli import app
 from pedyra.experiments import bench_scale
-from pedyra.experiments.bench_scale import MEASURES, Size, growth, operation_seconds
+from pedyra.experiments.bench_scale import MEASURES, growth, operation_seconds
+from pedyra.experiments.chain import Size
 
 
 def test_smoke_writes_sizes_fits_and_operations(tmp_path):
@@ -27,6 +28,10 @@ def test_smoke_writes_sizes_fits_and_operations(tmp_path):
     assert [(row["axis"], row["measure"]) for row in fits] == [(a, m) for a in ("layers", "rank") for m in MEASURES]
     assert all(len(row["exponents"]) == 3 and row["exponents"] == sorted(row["exponents"]) for row in fits)
     assert [row["layers"] for row in rows if row["kind"] == "operations"] == [16]
+    noise, signal = [row for row in rows if row["kind"] == "adjustment"]
+    assert (noise["task"], noise["moved"], noise["trial_seconds"]) == ("noise", 0, None)
+    assert signal["task"] == "signal" and signal["moved"] > 0 and signal["trial_seconds"] > 0
+    assert noise["adjustment_seconds"] > 0 and signal["adjustment_seconds"] > 0
 
 
 @pytest.mark.parametrize("command", ["scale", "step", "sketch"])
@@ -46,7 +51,7 @@ def test_a_cost_that_grows_as_it_should_is_found_in_the_medians(monkeypatch):
     costs = iter([1.0, 2.0, 1.0, 2.0, 1.0, 50.0])  # three repeats of two sizes, one of them disturbed
     monkeypatch.setattr(bench_scale, "measure", lambda size, **_: dict.fromkeys(MEASURES, next(costs)))
     axes = {"layers": (Size(layers=2), Size(layers=4))}
-    rows = list(bench_scale.bench_scale(axes, operations=None))
+    rows = list(bench_scale.bench_scale(axes, operations=None, deep=None))
     assert [row["step_seconds"] for row in rows[:2]] == [1.0, 2.0]
     assert [row["exponent"] for row in rows[2:]] == pytest.approx([1.0] * len(MEASURES))
     assert rows[2]["exponents"] == pytest.approx([1.0, 1.0, math.log2(50)])

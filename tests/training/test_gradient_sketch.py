@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.training import gradient_sketch
 from pedyra.training.gradient_sketch import GradientSketch
 
 
@@ -137,9 +138,10 @@ def test_what_pays_for_a_new_triple_is_what_it_begins_along(monkeypatch):
     sketch.left = [torch.eye(layer.b.out_features)[:, :2] for layer in layers]
     sketch.right = [torch.eye(layer.a.in_features)[:2] for layer in layers]
     # Less one error the first is worth more, less three only the second is worth anything.
-    measured = torch.tensor([10.0, 6.0]), torch.tensor([4.5, 1.5])
+    measured = torch.tensor([10.0, 6.0]).repeat(len(layers)), torch.tensor([4.5, 1.5]).repeat(len(layers))
+    sketch._measure_with(sketch.right)
     sketch.reach = torch.ones(3 * len(layers))
-    monkeypatch.setattr(sketch, "gains", lambda: [measured for _ in layers])
+    monkeypatch.setattr(gradient_sketch, "means_and_errors", lambda *_: measured)
     assert [gain.mean for gain in sketch.candidates(1.0)[layers[0].name]] == [10.0, 6.0]
     assert [gain.mean for gain in sketch.candidates(3.0)[layers[0].name]] == [6.0, 10.0]
     assert torch.equal(sketch.directions(layers[0], 3.0)[1][0], torch.eye(12)[1])
@@ -151,8 +153,10 @@ def test_what_pays_for_a_new_triple_is_what_it_begins_along(monkeypatch):
 def test_directions_are_ordered_by_what_they_save_not_by_their_slope(monkeypatch):
     _, layers = two_layers()
     sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(sketch, "gains", lambda: [(torch.tensor([10.0, 6.0]), torch.zeros(2)) for _ in layers])
+    measured = torch.tensor([10.0, 6.0]).repeat(len(layers)), torch.zeros(2 * len(layers))
+    monkeypatch.setattr(gradient_sketch, "means_and_errors", lambda *_: measured)
     sketch.right = [torch.eye(layer.a.in_features)[:2] for layer in layers]
+    sketch._measure_with(sketch.right)
     sketch.reach = torch.tensor([90.0, 18.0, 9.0] * len(layers))  # 10^2 / 10 against 6^2 / 2
     assert [(gain.mean, gain.reach) for gain in sketch.candidates(1.0)[layers[0].name]] == [(6.0, 2.0), (10.0, 10.0)]
 

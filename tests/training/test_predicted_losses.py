@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pedyra.adapters.attach import attach
-from pedyra.training.trials import known_curvature, predicted_losses, scouts
+from pedyra.training.trials import known_curvature, known_lengths, predicted_losses, scouts
 
 
 @pytest.fixture
@@ -27,19 +27,21 @@ def layers() -> list[Any]:
 
 def test_without_trials_all_curve_alike(layers):
     # ||s b a||: 2 * 1 * 5 and 2 * 2 * 1.
-    assert predicted_losses(layers, known_curvature(layers, [])) == {"0": [50.0, 8.0], "1": [50.0, 8.0]}
+    assert predicted_losses(known_lengths(layers), known_curvature(layers, [])) == {"0": [50.0, 8.0], "1": [50.0, 8.0]}
 
 
 def test_a_layers_own_trials_tell_its_curvature(layers):
     # Layer 0 was tried at length 2: slope 8, h = 4; all layers, which are this one, say the same. The errors count.
     history = [{"added": {}, "trials": []}, {"added": {}, "trials": [["0", 1, 7.0, 1.0, 9.0, 2.0]]}]
-    assert predicted_losses(layers, known_curvature(layers, history))["0"] == pytest.approx([4 * 50, 4 * 8])
+    assert predicted_losses(known_lengths(layers), known_curvature(layers, history))["0"] == pytest.approx(
+        [4 * 50, 4 * 8]
+    )
     assert known_curvature(layers, history)["0"].by_reach == pytest.approx(4 / 9)
     # A second layer of h = 1: sums 16 and 4, counting half, and 4 and 4; the mean of both is one trial more.
     history.append({"added": {}, "trials": [["1", 0, 2.0, 0.0, 1.0, 2.0]]})
     mean_slope, mean_length = (0.5 * 16 + 4) / 1.5, (0.5 * 4 + 4) / 1.5
     expected = (4 + mean_slope) / (4 + mean_length) * 50
-    assert predicted_losses(layers, known_curvature(layers, history))["1"][0] == pytest.approx(expected)
+    assert predicted_losses(known_lengths(layers), known_curvature(layers, history))["1"][0] == pytest.approx(expected)
 
 
 def test_a_layer_that_may_grow_is_scouted_once_by_its_lowest_old_triple():

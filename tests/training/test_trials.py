@@ -14,7 +14,7 @@ from pedyra.core.noise import chance
 from pedyra.core.swaps import Gain
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
-from pedyra.training.trials import known_curvature, predicted_losses
+from pedyra.training.trials import known_curvature, known_lengths, predicted_losses
 
 EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
 """Two adjustments of 18 steps. The first only looks; at the second whatever gains anything replaces what is on trial,
@@ -94,7 +94,7 @@ def test_nothing_moves_for_a_gain_too_small_to_matter(tried, make_net, train_net
     train_net(model, allocator.optimizer, allocator, 11)
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
     assert bool(record["trials"]) == tried and not record["added"]
-    losses = predicted_losses(allocator.layers, known_curvature(allocator.layers, allocator.history))
+    losses = predicted_losses(known_lengths(allocator.layers), known_curvature(allocator.layers, allocator.history))
     assert record["least_gain"] == pytest.approx(1e9 * sum(map(sum, losses.values())) / allocator.parameters)
 
 

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.core import batching
 from pedyra.core.importance import input_scores
 from pedyra.training.turning import lengths, turn_layer, turns_of
 
@@ -84,7 +85,7 @@ def test_second_moments_turn_as_those_of_uncorrelated_rows(make_net):
     torch.testing.assert_close(optimizer.state[layer.a.A]["exp_avg_sq"], slow, rtol=1e-4, atol=1e-6)
 
 
-def test_layers_are_turned_together_as_each_by_itself():
+def test_layers_are_turned_together_as_each_by_itself(monkeypatch):
     torch.manual_seed(3)
     shapes = (
         (6, 5),
@@ -116,6 +117,9 @@ def test_layers_are_turned_together_as_each_by_itself():
         assert lengths(layers)[layers.index(layer)].tolist() == pytest.approx(by_hand)
         if alone.W is None:  # not turned: its triples are as they were
             assert alone.lengths == pytest.approx(by_hand)
+    whole = lengths(layers)
+    monkeypatch.setattr(batching, "PIECE", 1)  # every layer is a piece of its own
+    assert all(torch.equal(one, other) for one, other in zip(lengths(layers), whole, strict=True))
 
 
 def test_a_layer_whose_rows_depend_on_each_other_stays_as_it_is(make_net):

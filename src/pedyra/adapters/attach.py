@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,18 +30,23 @@ class AdaptedLayer:
     """PEFT's LoraLayer."""
     adapter: str
 
+    @cached_property
+    def _slots(self) -> tuple[Any, Any]:
+        """PEFT's `lora_A` and `lora_B`, which stay; what they hold may not."""
+        return self.module.lora_A, self.module.lora_B
+
     @property
     def a(self) -> AFactor:
-        return self.module.lora_A[self.adapter]
+        return self._slots[0][self.adapter]
 
     @property
     def b(self) -> BFactor:
-        return self.module.lora_B[self.adapter]
+        return self._slots[1][self.adapter]
 
     @property
     def factors(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
         """A `(r, in)`, E `(r,)` and B `(out, r)`, now."""
-        a = self.a  # a look-up through three modules of PEFT and torch, as is every one
+        a = self.a
         return a.A, a.E, self.b.weight
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.factors import AFactor
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
         (layer.b.weight, 1, new and new.B),
     )
     replacements = []
+    rows = {n: _without(gone, n, layer.a.A.device) for n in {old.shape[dim] for old, dim, _ in parts}}
     for old, dim, added in parts:
-        kept = torch.tensor([i for i in range(old.shape[dim]) if i not in gone], dtype=torch.long, device=old.device)
+        kept = rows[old.shape[dim]]
         value = old.detach().index_select(dim, kept)
         if added is not None:
             value = torch.cat([value, added.to(value)], dim)
@@ -52,7 +54,17 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
     return replacements
 
 
-def install(layer: AdaptedLayer, A: nn.Parameter, E: nn.Parameter, B: nn.Parameter) -> None:
-    """Put these Parameters into the layer's slots; `write_ranks` then brings PEFT's config in line."""
-    layer.a.A, layer.a.E, layer.b.weight = A, E, B
-    layer.a.unit = layer.a.unit and bool((E == 1).all())
+def _without(gone: set[int], count: int, device: torch.device) -> Tensor:
+    return torch.tensor([i for i in range(count) if i not in gone], dtype=torch.long, device=device)
+
+
+def install(successors: Iterable[tuple[AdaptedLayer, Sequence[nn.Parameter]]]) -> None:
+    """Put A, E and B into each layer's slots; `write_ranks` then brings PEFT's config in line."""
+    units: dict[AFactor, Tensor] = {}
+    for layer, (A, E, B) in successors:
+        layer.a.A, layer.a.E, layer.b.weight = A, E, B
+        if layer.a.unit:
+            units[layer.a] = (E == 1).all()
+    still = torch.stack([*units.values()]).tolist() if units else []  # the host waits once for all layers
+    for factor, unit in zip(units, still, strict=True):
+        factor.unit = unit

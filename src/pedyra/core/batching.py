@@ -7,6 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+PIECE = 1 << 18
+"""Elements that a CPU works on at a time: few enough to stay in its cache."""
+
 
 def alike(keys: Iterable[Hashable]) -> list[list[int]]:
     """Indices of equal keys, group by group in the order of their first."""
@@ -14,6 +17,12 @@ def alike(keys: Iterable[Hashable]) -> list[list[int]]:
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
     return list(groups.values())
+
+
+def in_pieces(indices: Sequence[int], elements: int, device: torch.device) -> list[Sequence[int]]:
+    """Matrices of so many elements each, in runs that a CPU keeps in its cache; on another device all at once."""
+    count = max(1, PIECE // max(1, elements)) if device.type == "cpu" else max(1, len(indices))
+    return [indices[at : at + count] for at in range(0, len(indices), count)]
 
 
 def per_matrix(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Sequence[Tensor]) -> list[list[Tensor]]:

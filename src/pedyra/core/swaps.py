@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pedyra.core.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable
 
 
-@dataclass(frozen=True)
-class Gain:
+class Gain(NamedTuple):
     """sigma along one direction: its mean over the steps that measured it, and the standard error of that mean."""
 
     mean: float
@@ -92,13 +92,12 @@ def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curva
                 reach[name] += weight * gain.length**2 * gain.reach
                 count += weight
 
-    def of_layer(name: str, sizes: Mapping[str, float]) -> float:
-        mean = sum(sizes.values()) / count if count else 0.0
-        if mean <= TINY:
-            return 1.0
-        return (slope[name] + sum(slope.values()) / count) / (sizes[name] + mean)
+    mean_slope, mean_length, mean_reach = (sum(each.values()) / max(count, TINY) for each in (slope, length, reach))
 
-    return {name: Curvature(of_layer(name, length), of_layer(name, reach)) for name in names}
+    def of_layer(name: str, sizes: Mapping[str, float], mean: float) -> float:
+        return 1.0 if mean <= TINY else (slope[name] + mean_slope) / (sizes[name] + mean)
+
+    return {name: Curvature(of_layer(name, length, mean_length), of_layer(name, reach, mean_reach)) for name in names}
 
 
 def least_gain(losses: Scores, costs: Mapping[str, int]) -> float:

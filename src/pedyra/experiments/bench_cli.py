@@ -68,10 +68,10 @@ def scale(
 ) -> None:
     """Fit how the cost of adaptation grows with layers, rank, triples, sequence length and batch."""
     quiet_libraries()
-    from pedyra.experiments.bench_scale import AXES, LARGEST_EXPONENT, MEASURES, SMOKE_AXES, bench_scale
+    from pedyra.experiments.bench_scale import LARGEST_EXPONENT, MEASURES, SMOKE, bench_scale
 
     use_threads(threads)
-    rows = list(bench_scale(SMOKE_AXES if smoke else AXES, device=device, operations=16 if smoke else 512))
+    rows = list(bench_scale(**SMOKE if smoke else {}, device=device))
     console = new_console()
     sizes = [row for row in rows if row["kind"] == "size"]
     columns = ["axis", "value", *MEASURES]
@@ -83,6 +83,9 @@ def scale(
         if row["kind"] == "operations":
             print_table(console, [f"{row['layers']} layers", "seconds"],
                         [[name, value] for name, value in row.items() if name.endswith("_seconds")])  # fmt: skip
+    columns = ["task", "layers", "triples", "moved", "adjustment_seconds", "trial_seconds"]
+    deep = [["" if row[name] is None else row[name] for name in columns] for row in rows if row["kind"] == "adjustment"]
+    print_table(console, columns, deep)
     if json_file:
         write_json_lines(json_file, rows)
     worse = [row for row in fits if row["exponent"] > LARGEST_EXPONENT]

@@ -1,28 +1,28 @@
 """`pedyra bench scale`: how the cost of rank adaptation grows with layers, rank, triples, sequence length and batch.
 
-The model is a chain of linear layers, so that nothing but the adapters grows. Each measure is fitted as c * size^p
-over its axis; p above 1 would mean that pedyra does not scale. All sizes of an axis are measured in turn, several times
-over, on the processor's clock, so that what else the machine does falls on small and large sizes alike.
+Each measure is fitted as c * size^p over its axis; p above 1 would mean that pedyra does not scale. All sizes of an
+axis are measured in turn, several times over, on the processor's clock, so that what else the machine does falls on
+small and large sizes alike.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.config import RankConfig
 from pedyra.core.noise import chance
+from pedyra.experiments.bench_adjustment import DEEP, bench_adjustment
+from pedyra.experiments.chain import Size, adapted_chain, now, timed
 from pedyra.experiments.memory import storage_bytes
 from pedyra.export import export_adapter
 from pedyra.training.checkpoint import save_state
@@ -31,18 +31,6 @@ from pedyra.training.rank_allocator import RankAllocator
 
 LARGEST_EXPONENT = 1.05
 """Linear, and what noise may add."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """One point of an axis; `triples` is layers times rank."""
-
-    layers: int = 36
-    rank: int = 8
-    width: int = 128
-    length: int = 64
-    batch: int = 4
-
 
 AXES: dict[str, tuple[Size, ...]] = {
     "layers": tuple(Size(layers=n) for n in (36, 72, 144, 288, 512)),
@@ -55,22 +43,10 @@ SMOKE_AXES: dict[str, tuple[Size, ...]] = {
     "layers": tuple(Size(layers=n, width=32) for n in (4, 8)),
     "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
 }
+SMOKE: dict[str, Any] = {"axes": SMOKE_AXES, "operations": 16, "deep": Size(layers=4, width=32, length=8, batch=2)}
 MEASURES = ("overhead_seconds", "sketch_seconds", "look_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
 _SKETCH_STEPS = 6  # one for each part of a sketch
 _LOOK_STEPS = 33  # the third part of a sketch of 100 steps, RankConfig()'s
-
-
-class Chain(nn.Module):
-    """x -> x + W_l x / layers, layer after layer."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(size.width, size.width, bias=False) for _ in range(size.layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = x + layer(x) / len(self.layers)
-        return x
 
 
 def bench_scale(
@@ -80,8 +56,10 @@ def bench_scale(
     steps: int = 8,
     repeats: int = 3,
     operations: int | None = 512,
+    deep: Size | None = DEEP,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of three kinds: one per size, one fit per axis and measure, one for a model of `operations` layers.
+    """One row per size, one fit per axis and measure, one for a model of `operations` layers, two of
+    `bench_adjustment` for a `deep` one.
 
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
     what sketching gradient directions adds, of telling gains from chance after a sketch, of one adjustment, and the
@@ -102,6 +80,8 @@ def bench_scale(
             yield {"kind": "fit", "axis": axis, "measure": name, "exponent": exponent, "exponents": each}
     if operations:
         yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
+    if deep:
+        yield from bench_adjustment(deep, device=device)
 
 
 def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -116,17 +96,17 @@ def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any
     seconds: dict[str, list[float]] = {name: [] for name in ("bare", "forward", "observe", "step", "adjustment")}
     for step in range(steps + 1):
         model.eval()  # inputs are observed in training alone
-        bare = _timed(device, lambda: model(x).sum())
+        bare = timed(device, lambda: model(x).sum())
         model.train()
-        began = _now(device)
+        began = now(device)
         loss = model(x).sum()
-        forward = _now(device) - began
+        forward = now(device) - began
         loss.backward()
-        observe = _timed(device, allocator.before_step)
+        observe = timed(device, allocator.before_step)
         optimizer.step()
         optimizer.zero_grad()
-        whole = _now(device) - began
-        adjustment = _timed(device, allocator.after_step)
+        whole = now(device) - began
+        adjustment = timed(device, allocator.after_step)
         if step == 0:
             continue  # warm-up
         for name, value in (("bare", bare), ("forward", forward), ("observe", observe), ("step", whole)):
@@ -151,13 +131,13 @@ def _sketch_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, round
     device = x.device.type
 
     def window(sketch: GradientSketch | None) -> float:
-        began = _now(device)
+        began = now(device)
         for _ in range(_SKETCH_STEPS):
             model(x).sum().backward()
             if sketch is not None:
                 sketch.observe()
             model.zero_grad()
-        return _now(device) - began
+        return now(device) - began
 
     added = []
     for index in range(rounds + 1):
@@ -176,14 +156,14 @@ def _look_seconds(layers: int, rounds: int) -> float:
     gains = torch.randn(_LOOK_STEPS, layers * 8, generator=torch.Generator().manual_seed(0))
     gains[:, 0] += 10
     layer_of, among = torch.arange(layers).repeat_interleave(8), torch.ones(layers * 8, dtype=torch.bool)
-    return median(_timed("cpu", lambda: chance(gains, layer_of, among, RankConfig().certainty)) for _ in range(rounds))
+    return median(timed("cpu", lambda: chance(gains, layer_of, among, RankConfig().certainty)) for _ in range(rounds))
 
 
 def operation_seconds(layers: int) -> dict[str, float]:
     """Seconds to attach, adjust once, write the checkpoint's side file, and export, on a chain of `layers`."""
     size = Size(layers=layers, width=256)
-    model = _adapted(size)
-    result = {"attach_seconds": _timed("cpu", lambda: attach(model))}
+    model = adapted_chain(size)
+    result = {"attach_seconds": timed("cpu", lambda: attach(model))}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     allocator = RankAllocator(model, optimizer, _config(), total_steps=4)
     x = torch.randn(1, 16, size.width)
@@ -192,25 +172,20 @@ def operation_seconds(layers: int) -> dict[str, float]:
         allocator.before_step()
         optimizer.step()
         optimizer.zero_grad()
-        result["adjustment_seconds"] = _timed("cpu", allocator.after_step)
+        result["adjustment_seconds"] = timed("cpu", allocator.after_step)
     with tempfile.TemporaryDirectory() as folder:
-        result["checkpoint_seconds"] = _timed("cpu", lambda: save_state(allocator, Path(folder)))
-        result["save_seconds"] = _timed("cpu", lambda: model.save_pretrained(f"{folder}/adapter"))
-        result["export_seconds"] = _timed(
+        result["checkpoint_seconds"] = timed("cpu", lambda: save_state(allocator, Path(folder)))
+        result["save_seconds"] = timed("cpu", lambda: model.save_pretrained(f"{folder}/adapter"))
+        result["export_seconds"] = timed(
             "cpu", lambda: export_adapter(f"{folder}/adapter", "padded", f"{folder}/padded")
         )
     return result
 
 
 def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.optim.Optimizer, RankAllocator]:
-    model = _adapted(size).to(device).train()
+    model = adapted_chain(size).to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     return model, optimizer, RankAllocator(model, optimizer, _config(), total_steps=total_steps)
-
-
-def _adapted(size: Size) -> Any:
-    torch.manual_seed(0)
-    return get_peft_model(Chain(size), LoraConfig(r=size.rank, target_modules=r"layers\.\d+"))  # type: ignore[arg-type]
 
 
 def _config() -> RankConfig:
@@ -220,16 +195,3 @@ def _config() -> RankConfig:
 
 def _value(axis: str, size: Size) -> int:
     return size.layers * size.rank if axis == "triples" else getattr(size, axis)
-
-
-def _timed(device: str, call: Callable[[], Any]) -> float:
-    began = _now(device)
-    call()
-    return _now(device) - began
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()

@@ -52,8 +52,8 @@ def truncate(model: PeftModel, rank: int, budget: str) -> dict[str, int]:
     costs = dict.fromkeys(widths, 1) if budget == "ranks" else widths
     excess = sum(len(values) * costs[name] for name, values in scores.items()) - rank * sum(costs.values())
     pruned = lowest_worth(scores, costs, excess, min_rank=0)
-    for layer in layers:
-        install(layer, *(change.new for change in resized(layer, pruned.get(layer.name, ()), None)))
+    changes = ((layer, resized(layer, pruned.get(layer.name, ()), None)) for layer in layers)
+    install((layer, [change.new for change in changed]) for layer, changed in changes)
     write_ranks(model)
     detach(model)
     return {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}

@@ -142,7 +142,7 @@ def _restore_factors(
             nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad)
             for old, value in zip(olds, values, strict=True)
         ]
-        install(layer, *news)
+        install([(layer, news)])
         layer.rescale(record["scaling"][layer.name] / layer.scaling)
         if optimizer is not None:
             rekey_state(optimizer, dict(zip(olds, news, strict=True)))

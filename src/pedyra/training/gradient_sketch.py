@@ -22,7 +22,7 @@ square along each v is measured beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -118,9 +118,10 @@ class GradientSketch:
         as_they_are = (torch.eye(layer.rank, device=layer.a.A.device) for layer in self.layers)
         self.turned = [turns.get(layer.name, eye) for layer, eye in zip(self.layers, as_they_are, strict=True)]
         self.on_trial = [torch.tensor(list(chosen.get(layer.name, ())), dtype=torch.long) for layer in self.layers]
-        own = [directions_of(*each) for each in zip(self.layers, self.on_trial, self.turned, strict=True)]
-        self.left = [torch.cat([rows, u], 1).contiguous() for rows, (u, _) in zip(self.left, own, strict=True)]
-        self.right = [torch.cat([rows, v]).contiguous() for rows, (_, v) in zip(self.right, own, strict=True)]
+        for i in self._tried:
+            u, v = directions_of(self.layers[i], self.on_trial[i], self.turned[i])
+            self.left[i] = torch.cat([self.left[i], u], 1).contiguous()
+            self.right[i] = torch.cat([self.right[i], v]).contiguous()
         self._judge()
 
     def gains(self) -> list[tuple[Tensor, Tensor]]:
@@ -131,17 +132,24 @@ class GradientSketch:
 
     def chance(self, certainty: float) -> float:
         """Errors that the gain of one of all candidates reaches by chance; see `core.noise.chance`."""
-        among = [torch.arange(len(rows)) < q for rows, q in zip(self.right, self.q, strict=True)]
-        return chance(self._seen(), self._owner, torch.cat(among).to(self._owner.device), certainty)
+        among = [i < q for rows, q in zip(self.right, self.q, strict=True) for i in range(len(rows))]
+        return chance(self._seen(), self._owner, torch.tensor(among, device=self._owner.device), certainty)
+
+    @property
+    def _tried(self) -> list[int]:
+        """Numbers of the layers that have triples on trial."""
+        return [i for i, indices in enumerate(self.on_trial) if len(indices)]
 
     def _seen(self) -> Tensor:
         """sigma in the steps of the third part so far."""
         return self.values[: self.done - self.parts[0] - self.parts[1]]
 
-    def reaches(self) -> list[Tensor]:
-        """Per layer the mean square of its inputs along every v of the third part, `(q + trials,)`."""
-        totals = self.reach.split([len(rows) + 1 for rows in self.right])
-        return [total[:-1] / total[-1].clamp_min(NO_TOKEN) for total in totals]
+    def _reaches(self) -> Tensor:
+        """The mean square of the inputs along every v of the third part, all layers' in a row."""
+        # In `reach` each layer's sums are followed by its count of tokens.
+        sums_at = torch.arange(len(self._owner), device=self._owner.device) + self._owner
+        tokens_at = self._owner.bincount().cumsum(0) + self._owner.unique()
+        return self.reach[sums_at] / self.reach[tokens_at].clamp_min(NO_TOKEN)[self._owner]
 
     def candidates(self, certainty: float, least: float = 0.0) -> dict[str, list[Gain]]:
         """Per layer the gains of its candidate directions, in the order of `directions`.
@@ -157,15 +165,16 @@ class GradientSketch:
 
     def trials(self) -> dict[str, dict[int, Gain]]:
         """Per layer and triple on trial, what the loss would gain by putting it back."""
-        if not any(len(indices) for indices in self.on_trial):
-            return {layer.name: {} for layer in self.layers}
-        turned = self.turned or None
-        off = [length[i] for length, i in zip(lengths(self.layers, turned), self.on_trial, strict=True)]
-        every = iter(torch.cat(off).tolist())
-        result = {}
-        for layer, q, indices, gains in zip(self.layers, self.q, self.on_trial, self._measured(), strict=True):
-            tried = zip(indices.tolist(), gains[q:], strict=True)
-            result[layer.name] = {index: replace(gain, length=next(every)) for index, gain in tried}
+        result: dict[str, dict[int, Gain]] = {layer.name: {} for layer in self.layers}
+        tried = self._tried
+        if not tried:
+            return result
+        found = lengths([self.layers[i] for i in tried], [self.turned[i] for i in tried])
+        every = iter(torch.cat([each[self.on_trial[i]] for i, each in zip(tried, found, strict=True)]).tolist())
+        measured = self._measured()
+        for i in tried:
+            gains = zip(self.on_trial[i].tolist(), measured[i][self.q[i] :], strict=True)
+            result[self.layers[i].name] = {triple: gain._replace(length=next(every)) for triple, gain in gains}
         return result
 
     def directions(self, layer: AdaptedLayer, certainty: float, least: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -182,10 +191,9 @@ class GradientSketch:
         """Per layer the gain of every probe of the third part. One transfer to the host for all layers."""
         if self._table is not None and self._table[0] == self.done:
             return self._table[1]
-        means, errors = zip(*self.gains(), strict=True)
-        rows = torch.stack([torch.cat(means), torch.cat(errors), torch.cat(self.reaches())], 1).tolist()
-        numbers = iter(rows)
-        self._table = self.done, [[Gain(*next(numbers)) for _ in mean] for mean in means]
+        rows = torch.stack([*means_and_errors(self._seen(), self._owner), self._reaches()], 1).tolist()
+        gains = (Gain(*row) for row in rows)
+        self._table = self.done, [list(islice(gains, len(probed))) for probed in self.right]
         return self._table[1]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -247,10 +255,11 @@ class GradientSketch:
             layer.a.reach = probed.new_zeros(len(probed) + 1)
 
     def _switch_off(self) -> None:
-        if not any(len(indices) for indices in self.on_trial):
+        if not self._tried:
             return
         for layer, indices, W in zip(self.layers, self.on_trial, self.turned, strict=True):
-            layer.a.live = leaving_out(W, indices)  # all layers have one: one graph for a compiler
+            # All layers have one: one graph for a compiler.
+            layer.a.live = leaving_out(W, indices) if len(indices) else torch.eye(layer.rank, device=W.device)
 
     def _probe_rows(self, rows: Sequence[Tensor]) -> None:
         """Fix the A side; the B side starts at zero and gets the gradient, `(out, q)`."""

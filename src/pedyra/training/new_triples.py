@@ -48,18 +48,20 @@ def _along(directions: Tensor, kept: Tensor, num: int, std: float, generator: to
     if len(rows) == num:
         return rows
     more = orthogonal_rows(
-        torch.cat([kept.to(rows), rows]), num - len(rows), norm=_norm(kept, std), generator=generator
+        torch.cat([kept.to(rows), rows]), num - len(rows), norm=float(_norm(kept, std)), generator=generator
     )
     return torch.cat([rows, more.to(rows)])
 
 
-def _norm(kept: Tensor, std: float) -> float:
+def _norm(kept: Tensor, std: float) -> Tensor:
     """The mean length of a layer's rows, or that of a fresh one where there are none."""
-    return float(kept.float().norm(dim=1).mean()) if len(kept) else std * kept.shape[1] ** 0.5
+    return (
+        kept.float().norm(dim=1).mean() if len(kept) else torch.tensor(std * kept.shape[1] ** 0.5, device=kept.device)
+    )
 
 
 def _rows(kept: Tensor, num: int, std: float, init: str, generator: torch.Generator) -> Tensor:
     width = kept.shape[1]
     if init == "gaussian":
         return gaussian_rows(num, width, std=std, generator=generator)
-    return orthogonal_rows(kept, num, norm=_norm(kept, std), generator=generator)
+    return orthogonal_rows(kept, num, norm=float(_norm(kept, std)), generator=generator)

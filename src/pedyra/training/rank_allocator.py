@@ -38,7 +38,7 @@ from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
 from pedyra.training.sketching import Sketching, schedule_of, too_short_to_try
-from pedyra.training.trials import choose, how_many, known_curvature, predicted_losses
+from pedyra.training.trials import choose, how_many, known_curvature, known_lengths, predicted_losses
 from pedyra.training.turning import turn_layer
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class RankAllocator:
         self.initial_parameters = self.parameters
         average = averaging(process_group)
         self._sketching = Sketching(self.layers, config, self.schedule, average)
-        (self.rule.check or check_movable)(self._situation())
+        (self.rule.check or check_movable)(self._situation({}))
         if config.score == "loss" and not has_second_moments(self.optimizer):
             raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
         self.deal_step = self._next_deal()
@@ -302,7 +302,7 @@ class RankAllocator:
             self.layers,
             config,
             self.scores,
-            self.triple_scores(),
+            self.triple_scores,
             history=self.history,
             moves=moves,
         )
@@ -315,11 +315,16 @@ class RankAllocator:
         progress = self.schedule.progress(step)
         return moves_at(self.moves, progress, str(self.config.moves_schedule), last) if self.moves else 0
 
-    def triple_scores(self) -> dict[str, list[float]]:
-        """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`)."""
+    def triple_scores(self, lengths: Scores | None = None) -> dict[str, list[float]]:
+        """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`).
+
+        Args:
+            lengths: those of the triples, where they are known.
+        """
         config = self.config
         if config.score == "trial" and self.rule.scores is None:
-            return predicted_losses(self.layers, known_curvature(self.layers, self.history))
+            lengths = known_lengths(self.layers) if lengths is None else lengths
+            return predicted_losses(lengths, known_curvature(self.layers, self.history))
         if config.score == "loss" and self.rule.scores is None:
             return removal_losses(self.layers, self.optimizer)
         return self.scores.triple_scores(
@@ -329,14 +334,16 @@ class RankAllocator:
     def _adjust(self) -> dict[str, Any]:
         began = time.perf_counter()
         deals = self.step == self.deal_step
-        scores = self.triple_scores()
+        lengths = known_lengths(self.layers) if self.config.prune == "trial" else {}
+        scores = self.triple_scores(lengths)
         self._sketching.stop()
-        now = self._situation()
+        now = self._situation(lengths)
         if deals:
             scores, plan = deal(self.layers, self.optimizer, self.config, self.scores, now)
         else:
             plan = self.rule.policy(scores, now)
-            scores = self._turned(plan, scores)
+            turned = self._turn(plan)
+            scores = self.triple_scores(lengths | known_lengths(turned)) if turned else scores
         self._apply(plan)
         self._sketching.forget()
         record = adjustment_record(
@@ -351,14 +358,16 @@ class RankAllocator:
         self.history.append(record)
         return record
 
-    def _turned(self, plan: RankPlan, scores: Scores) -> Scores:
-        """Turn the layers that lose a direction that was on trial; the scores, of their rows as they then are."""
+    def _turn(self, plan: RankPlan) -> list[AdaptedLayer]:
+        """Turn the layers that lose a direction that was on trial; these layers, whose triples are other ones now."""
         turns = {name: W for name, W in self._sketching.turns().items() if name in plan.pruned}
-        for layer in self.layers:
-            turn_layer(layer, self.optimizer, turns.get(layer.name))
-        return self.triple_scores() if turns else scores
+        turned = [layer for layer in self.layers if layer.name in turns]
+        for layer in turned:
+            turn_layer(layer, self.optimizer, turns[layer.name])
+        return turned
 
-    def _situation(self) -> Situation:
+    def _situation(self, lengths: Scores) -> Situation:
+        """What a policy may know now, `lengths` being those of the triples where they are tried."""
         config = self.config
         trials = self._sketching.trials()
         curvature = known_curvature(self.layers, self.history, trials)
@@ -382,7 +391,7 @@ class RankAllocator:
             chance=self._sketching.chance(),
             trials=trials,
             curvature=curvature,
-            losses=predicted_losses(self.layers, curvature) if payable else {},
+            losses=predicted_losses(lengths, curvature) if payable else {},
             certainty=config.certainty,
             margin=margin_at(config.margin, self.schedule.progress(self.step)),
         )

@@ -37,9 +37,9 @@ def carry_out(
             changes[layer.name] = resized(layer, pruned, born(layer, pruned, num_new) if num_new else None)
     replacements = [replacement for change in changes.values() for replacement in change]
     check_state(optimizer, replacements)
+    changed = [layer for layer in layers if layer.name in changes]
+    install((layer, [replacement.new for replacement in changes[layer.name]]) for layer in changed)
     for layer in layers:
-        if layer.name in changes:
-            install(layer, *(replacement.new for replacement in changes[layer.name]))
         layer.rescale(plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements, new_moments=new_moments)
     return changes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
+from pedyra.core.allocation import Scores
 from pedyra.core.swaps import Curvature, Gain, Trials, choose_trials, curvatures
 from pedyra.training.scores import ScoreState
 from pedyra.training.turning import lengths, turns_of
@@ -31,10 +33,18 @@ def known_curvature(
     return curvatures([layer.name for layer in layers], looks if now is None else [*looks, now])
 
 
-def predicted_losses(layers: Sequence[AdaptedLayer], curvature: Mapping[str, Curvature]) -> dict[str, list[float]]:
-    """Layer -> h c^2 / 2 of each triple: what pruning it costs to second order. One transfer to the host."""
-    every = iter(torch.cat(lengths(layers)).tolist())
-    return {layer.name: curvature[layer.name].losses([next(every) for _ in range(layer.rank)]) for layer in layers}
+def known_lengths(layers: Sequence[AdaptedLayer]) -> dict[str, list[float]]:
+    """Layer -> the length of each of its triples. One transfer to the host."""
+    found = lengths(layers)
+    every = iter(torch.cat(found).tolist())
+    return {layer.name: list(islice(every, len(each))) for layer, each in zip(layers, found, strict=True)}
+
+
+def predicted_losses(
+    lengths: Mapping[str, Sequence[float]], curvature: Mapping[str, Curvature]
+) -> dict[str, list[float]]:
+    """Layer -> h c^2 / 2 of each triple of length c: what pruning it costs to second order."""
+    return {name: curvature[name].losses(each) for name, each in lengths.items()}
 
 
 def how_many(history: History, moves: int) -> int:
@@ -49,14 +59,15 @@ def choose(
     layers: Sequence[AdaptedLayer],
     config: RankConfig,
     observed: ScoreState,
-    scores: Mapping[str, Sequence[float]],
+    as_they_are: Callable[[], Scores],
     *,
     history: History,
     moves: int,
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """The triples that are tried before the next adjustment, the lowest and `scouts`, and how their layers are turned.
 
-    `scores` order them where nothing is turned; else what they would be once turned. The layers stay as they are.
+    The scores `as_they_are` order them where nothing is turned; else what they would be once turned. The layers stay as
+    they are.
     """
     born, ranks = history[-1]["added"], {layer.name: layer.rank for layer in layers}  # the last rows of their layers
     old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
@@ -64,9 +75,9 @@ def choose(
     turns = turns_of(layers, old, observed) if config.turn and unit else {}
     if turns and config.score == "trial":
         curvature = known_curvature(layers, history)
-        scores = {name: curvature[name].losses(turn.lengths) for name, turn in turns.items()}
-    elif turns:
-        scores = {name: turn.scores for name, turn in turns.items()}
+        scores = predicted_losses({name: turn.lengths for name, turn in turns.items()}, curvature)
+    else:
+        scores = {name: turn.scores for name, turn in turns.items()} if turns else as_they_are()
     chosen = choose_trials(
         scores,
         moves=moves,
@@ -80,9 +91,7 @@ def choose(
     return chosen, {name: W for name, W in found if W is not None}
 
 
-def scouts(
-    scores: Mapping[str, Sequence[float]], *, min_rank: int, old: Mapping[str, int], history: History
-) -> dict[str, tuple[int, ...]]:
+def scouts(scores: Scores, *, min_rank: int, old: Mapping[str, int], history: History) -> dict[str, tuple[int, ...]]:
     """The lowest of the `old` first triples of every layer that may grow and in which none was ever tried.
 
     Its trial tells the layer's curvature. Layers that grow are those whose triples are worth most, so by their scores

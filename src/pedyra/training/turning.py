@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer
-from pedyra.core.batching import alike
+from pedyra.core.batching import alike, in_pieces
 from pedyra.core.directions import singular_turn
 from pedyra.core.importance import input_scores, triple_lengths
 from pedyra.training.optimizer_state import SECOND_MOMENTS
@@ -111,14 +111,19 @@ def directions_of(layer: AdaptedLayer, indices: Tensor, W: Tensor) -> tuple[Tens
 def lengths(layers: Sequence[AdaptedLayer], turned: Sequence[Tensor] | None = None) -> list[Tensor]:
     """||s b e a|| of each triple of every layer with its scaling s, `(r,)`, float32; or of those `turned` makes."""
     result = [torch.empty(0)] * len(layers)
-    for members in alike(layer.shape for layer in layers):
-        A, E, B = (
-            torch.stack([factor.detach().float() for factor in each])
-            for each in zip(*(layers[i].factors for i in members), strict=True)
-        )
-        if turned is not None:
-            W = torch.stack([turned[i] for i in members])
-            A, B = W @ A, B @ torch.linalg.inv_ex(W).inverse
-        for index, unscaled in zip(members, triple_lengths(A, E, B), strict=True):
-            result[index] = layers[index].scaling * unscaled
+    for group in alike(layer.shape for layer in layers):
+        factors = [layers[i].factors for i in group]
+        A, _, B = factors[0]
+        for piece in in_pieces(range(len(group)), A.numel() + B.numel(), A.device):
+            members = [group[i] for i in piece]
+            A, E, B = (
+                torch.stack([factor.detach().float() for factor in each])
+                for each in zip(*(factors[i] for i in piece), strict=True)
+            )
+            if turned is not None:
+                W = torch.stack([turned[i] for i in members])
+                A, B = W @ A, B @ torch.linalg.inv_ex(W).inverse
+            scaling = A.new_tensor([[layers[i].scaling] for i in members])
+            for index, each in zip(members, scaling * triple_lengths(A, E, B), strict=True):
+                result[index] = each
     return result
