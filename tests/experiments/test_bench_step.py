@@ -78,7 +78,7 @@ def test_a_run_in_which_nothing_moves_settles_by_the_fourth_adjustment_from_the_
 
 
 def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
-    config = RankConfig(interval=10, sketch_steps=4, initial_warmup=0, final_warmup=80, init="gradient")
+    config = RankConfig(interval=10, sketch_steps=4, initial_warmup=0, final_warmup=80, score="importance")
     schedule = schedule_of(config, 100)
     assert schedule.adjustments == (10,)  # 20 is not before 100 - 80
     ratios = {"idle": 1.0, "tracked": 2.0, "sketched": 5.0}
@@ -87,10 +87,11 @@ def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
 
 
 def test_half_of_the_measured_steps_are_observed():
-    config = measured_config(RankConfig(), rounds=10)
-    schedule = schedule_of(config, 3 + 20)
-    kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
-    assert kinds == ["tracked", *["sketched"] * 4] * 2 + ["idle"] * 10 and len(schedule.adjustments) == 2
+    for score, first in (("importance", "tracked"), ("trial", "idle")):  # by default no score reads a step before
+        config = measured_config(RankConfig(score=score), rounds=10)
+        schedule = schedule_of(config, 3 + 20)
+        kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
+        assert kinds == [first, *["sketched"] * 4] * 2 + ["idle"] * 10 and len(schedule.adjustments) == 2
 
 
 def test_the_floor_trains_no_adapter_but_sends_gradients_through_the_model():

@@ -292,6 +292,21 @@ def test_the_loss_orders_triples_by_adams_second_moment(make_net, train_net):
     ]
     assert allocator.triple_scores()[layer.name] == pytest.approx(by_hand, rel=1e-5)
     assert not any(allocator.tracks(step) for step in range(1, 13))
+    assert allocator.snapshot()["layer_scores"][layer.name] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+
+
+def test_by_default_no_step_is_observed_and_scores_are_read_off_the_triples(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(interval=4, initial_warmup=0, final_warmup=1), 12)
+    assert allocator.snapshot()["layer_scores"] is None  # of the start they say nothing
+    train_net(model, allocator.optimizer, allocator, 3)
+    assert not any(allocator.tracks(step) for step in range(1, 13))
+    layer = allocator.layers[0]
+    pairs = zip(layer.a.A.detach(), layer.b.weight.detach().T, strict=True)
+    by_hand = [float((layer.scaling * torch.outer(b, a)).norm() ** 2 / 2) for a, b in pairs]  # all curve by 1 as yet
+    snapshot = allocator.snapshot()
+    assert snapshot["layer_scores"][layer.name] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+    assert snapshot["grad_norms"] is None
 
 
 def test_the_loss_needs_second_moments(make_net):

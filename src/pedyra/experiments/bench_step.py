@@ -20,7 +20,7 @@ from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.experiments.memory import peak_bytes
 from pedyra.training.dealing import adjustment_of_deal
-from pedyra.training.sketching import schedule_of
+from pedyra.training.sketching import schedule_of, scores_observe
 
 COLUMNS = {
     "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "ratio_settled": "settled",
@@ -123,7 +123,8 @@ def step_kind(step: int, schedule: Schedule, config: RankConfig) -> str:
     sketches = "gradient" in (config.init, config.expand)
     if sketches and adjustment - step < min(config.sketch_steps, schedule.interval):
         return "sketched"
-    return "tracked" if adjustment - step < ema_window(max(config.beta1, config.beta2)) else "idle"
+    tracks = scores_observe(config) and adjustment - step < ema_window(max(config.beta1, config.beta2))
+    return "tracked" if tracks else "idle"
 
 
 def settled_after(schedule: Schedule, config: RankConfig) -> int:

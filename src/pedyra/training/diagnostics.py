@@ -55,11 +55,12 @@ def describe(allocator: RankAllocator) -> dict[str, Any]:
 def snapshot(allocator: RankAllocator) -> dict[str, Any]:
     """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
 
-    `grad_norms` and `layer_scores` are None where the current step is not tracked.
+    `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not tracked.
     """
     tracked = allocator.step > 0 and allocator.tracks(allocator.step)
-    scores = allocator.triple_scores() if tracked else None
+    scores = allocator.triple_scores() if tracked or (allocator.step > 0 and not allocator.scores_observe) else None
     layer_scores = None if scores is None else {n: sum(s) / len(s) if s else 0.0 for n, s in scores.items()}
+    own = allocator.rule.scores is None
     norms = allocator.scores.norms.tolist() if tracked and isinstance(allocator.scores, TripleScores) else None
     effective = {
         layer.name: effective_rank(singular_values(layer.a.weight, layer.b.weight.new_ones(layer.rank), layer.b.weight))
@@ -76,5 +77,5 @@ def snapshot(allocator: RankAllocator) -> dict[str, Any]:
         "grad_norms": norms and {layer.name: norm for layer, norm in zip(allocator.layers, norms, strict=True)},
         "layer_scores": layer_scores,
         # Of other methods' scores, which may be negative, Eq. (8) says nothing.
-        "two_thirds_log_variance": norms and layer_scores and two_thirds_log_variance(layer_scores, allocator.ranks),
+        "two_thirds_log_variance": layer_scores and own and two_thirds_log_variance(layer_scores, allocator.ranks),
     }

@@ -37,7 +37,7 @@ from pedyra.training.record import adjustment_record
 from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores
-from pedyra.training.sketching import Sketching, schedule_of, too_short_to_try
+from pedyra.training.sketching import Sketching, schedule_of, scores_observe, too_short_to_try
 from pedyra.training.trials import choose, how_many, known_curvature, known_lengths, predicted_losses
 from pedyra.training.turning import turn_layer
 
@@ -138,9 +138,14 @@ class RankAllocator:
         self._compiled = True
         mark_ranks(self.layers)
 
+    @property
+    def scores_observe(self) -> bool:
+        """Whether scores come from the steps before (Algorithm 1, another method's), and not from the triples now."""
+        return self.rule.scores is not None or scores_observe(self.config)
+
     def tracks(self, step: int) -> bool:
         """Whether step `step` (1-based) is observed: only the steps an EMA still remembers at an adjustment are."""
-        if self.settled or (self.config.score == "loss" and self.rule.scores is None):
+        if self.settled or not self.scores_observe:
             return False
         adjustment = self.schedule.next_adjustment(step)
         return adjustment is not None and adjustment - step < self._window
@@ -250,7 +255,7 @@ class RankAllocator:
     def snapshot(self) -> dict[str, Any]:
         """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
 
-        `grad_norms` and `layer_scores` are None where the current step is not tracked.
+        `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not tracked.
         """
         return snapshot(self)
 
@@ -322,10 +327,10 @@ class RankAllocator:
             lengths: those of the triples, where they are known.
         """
         config = self.config
-        if config.score == "trial" and self.rule.scores is None:
+        if not self.scores_observe and config.score == "trial":
             lengths = known_lengths(self.layers) if lengths is None else lengths
             return predicted_losses(lengths, known_curvature(self.layers, self.history))
-        if config.score == "loss" and self.rule.scores is None:
+        if not self.scores_observe:
             return removal_losses(self.layers, self.optimizer)
         return self.scores.triple_scores(
             alpha=config.alpha or 0.0, score_norm=config.score_norm, input_norm=config.input_norm, omega=config.omega
