@@ -24,6 +24,7 @@ from pedyra.console import (
     write_json_lines,
 )
 from pedyra.experiments import bench_cli
+from pedyra.experiments.bench_options import JsonFile
 from pedyra.experiments.search_cli import search
 from pedyra.interrupts import remembered
 
@@ -38,18 +39,6 @@ app.add_typer(bench_cli.app, name="bench")
 app.command()(search)
 
 
-def _check_json_file(path: Path | None) -> Path | None:
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"the folder {path.parent} does not exist")
-    return path
-
-
-JsonFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--json", metavar="FILE", help="Also write JSON lines there.", callback=_check_json_file, show_default=False
-    ),
-]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 
 

@@ -86,7 +86,8 @@ def find_adapter(path: Path) -> Path:
         ValueError: neither; for an unfinished run it names the checkpoint to use instead.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} does not exist; give a run folder or an adapter folder")
+        found = "is a file" if path.is_file() else "does not exist"
+        raise ValueError(f"{path} {found}; give a run folder or an adapter folder")
     for folder in (path / "adapter", path):
         if (folder / "adapter_config.json").is_file():
             if not (folder / "adapter_model.safetensors").is_file():

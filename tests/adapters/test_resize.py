@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pedyra.adapters.attach import AdaptedLayer, attach
+from pedyra.adapters.attach import AdaptedLayer, attach, train_e
 from pedyra.adapters.resize import NewTriples, install, resized
 
 
@@ -107,3 +107,14 @@ def test_a_layer_comes_back_from_rank_zero(make_net):
     empty = model(x)
     resize(layer, (), fresh(layer, 2, "lora"))
     assert layer.rank == 2 and torch.equal(model(x), empty)
+
+
+def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):
+    layer = attach(make_net(trained=True))[0]
+    train_e([layer], False)
+    x = torch.randn(3, 8)
+    unit = layer.module(x)
+    E = torch.full((layer.rank,), 3.0)
+    install([(layer, (layer.a.A, E, layer.b.weight))])
+    base = layer.module.base_layer(x)
+    assert not layer.a.unit and torch.allclose(layer.module(x) - base, 3 * (unit - base), atol=1e-5)

@@ -176,8 +176,26 @@ def test_reach_is_the_mean_square_of_the_inputs_along_each_direction(checkpointi
             with torch.no_grad():
                 model.eval()(100 * x)  # evaluation is not counted
             model.train()
-    expected = (torch.cat(seen) @ sketch.right[0].T).square().mean(0)
-    assert sorted(g.reach for g in sketch.candidates(2.0)[layers[0].name]) == pytest.approx(sorted(expected.tolist()))
+    found, x = sketch.candidates(2.0), torch.cat(seen)
+    with torch.no_grad():
+        inputs = [x, torch.tanh(layers[0].module.eval()(x))]
+    for layer, right, into in zip(layers, sketch.right, inputs, strict=True):
+        expected = (into @ right.T).square().mean(0)
+        assert sorted(g.reach for g in found[layer.name]) == pytest.approx(sorted(expected.tolist()), rel=1e-5)
+
+
+def test_reach_under_dora_does_not_count_the_identity_that_peft_hands_in():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8))
+    model = get_peft_model(base, LoraConfig(r=2, use_dora=True, target_modules=["0", "2"]))  # type: ignore[arg-type]
+    layers = attach(model)
+    sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(16, 12)
+    for _ in range(6):
+        model(x).square().mean().backward()
+        sketch.observe()
+    expected = (x @ sketch.right[0].T).square().mean(0).tolist()
+    assert sorted(g.reach for g in sketch.candidates(2.0)[layers[0].name]) == pytest.approx(sorted(expected))
 
 
 def test_the_scale_of_the_loss_is_taken_off_the_gains():

@@ -27,7 +27,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 }
 
 
-def replaced(old: nn.Parameter, kept: list[int], dim: int, num_new: int = 0) -> Replacement:
+def replaced(old: torch.Tensor, kept: list[int], dim: int, num_new: int = 0) -> Replacement:
     index = torch.tensor(kept, dtype=torch.long)
     value = old.detach().index_select(dim, index)
     if num_new:
@@ -42,7 +42,7 @@ def gradients(shape: tuple[int, ...], num: int, seed: int = 7) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for _ in range(num)]
 
 
-def follow(optimizer: Optimizer, parameter: nn.Parameter, grads: list[Tensor]) -> None:
+def follow(optimizer: Optimizer, parameter: torch.Tensor, grads: list[Tensor]) -> None:
     for grad in grads:
         parameter.grad = grad.clone()
         optimizer.step()

@@ -295,6 +295,68 @@ def test_the_loss_orders_triples_by_adams_second_moment(make_net, train_net):
     assert allocator.snapshot()["layer_scores"][layer.name] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
 
 
+def test_the_record_has_lengths_of_what_was_tried_and_scores_of_what_goes(make_net, train_net):
+    """Both are of the directions into which layers are turned, not of the rows as they are."""
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**EAGER), 18)
+    train_net(model, allocator.optimizer, allocator, 10)
+    allocator.optimizer.param_groups[0]["lr"] = 0.0  # what is on trial from here on are singular directions to the end
+    singular = {
+        layer.name: layer.scaling * torch.linalg.svdvals((layer.b.weight @ layer.a.A).detach())[: layer.rank]
+        for layer in allocator.layers
+    }
+    known = known_curvature(allocator.layers, allocator.history)
+    (record,) = train_net(model, allocator.optimizer, allocator, 2, first=11)
+    born = allocator.history[0]["added"]
+    tried = [(name, triple, length) for name, triple, *_, length in record["trials"] if name not in born]
+    assert tried
+    for name, triple, length in tried:
+        assert length == pytest.approx(float(singular[name][triple]), rel=1e-4)
+    lost = [(name, triple, score) for name, triple, score in record["pruned"] if name not in born]
+    assert lost
+    for name, triple, score in lost:
+        assert score == pytest.approx(known[name].losses([float(singular[name][triple])])[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_adams_second_moments_order_what_is_tried(turn, make_net, train_net):
+    """score="loss": rows as they are by their own, directions by their share of their layer's."""
+    model = make_net(trained=True)
+    settings = {**EAGER, "score": "loss", "turn": turn, "moves": 4, "min_rank": 1, "budget": "ranks"}
+    allocator = allocate(model, RankConfig(**settings), 18)
+    train_net(model, allocator.optimizer, allocator, 10)
+    sketch = allocator._sketching.current
+    assert sketch is not None
+    losses = {}
+    for layer in allocator.layers:
+        v, A = allocator.optimizer.state[layer.a.A]["exp_avg_sq"], layer.a.A.detach()
+        own = (A.square() * v).sum(1) / 2
+        if turn:
+            squares = torch.linalg.svdvals((layer.b.weight @ layer.a.A).detach())[: layer.rank].square()
+            own = own.sum() * squares / squares.sum()
+        losses[layer.name] = own
+    by_hand = sorted((float(loss), layer, i) for layer, own in losses.items() for i, loss in enumerate(own))
+    moves = allocator._moves_at(12)
+    lowest = {(layer, i) for _, layer, i in by_hand[:moves]}
+    on_trial = zip(allocator.layers, sketch.on_trial, strict=True)
+    tried = {(layer.name, i) for layer, indices in on_trial for i in indices.tolist()}
+    assert lowest <= tried and len(tried) <= moves + len(allocator.layers)  # and the scouts
+
+
+def test_at_a_budget_of_ranks_every_triple_costs_one(make_net, train_net):
+    tried = {}
+    for budget in ("ranks", "parameters"):
+        model = make_net(trained=True)
+        allocator = allocate(model, RankConfig(**{**EAGER, "budget": budget, "moves": 4, "margin": 1e9}), 18)
+        train_net(model, allocator.optimizer, allocator, 9)
+        allocator.history[0]["gains"] = {}  # no scouts
+        train_net(model, allocator.optimizer, allocator, 1, first=10)
+        assert allocator._sketching.current is not None
+        tried[budget] = sum(map(len, allocator._sketching.current.on_trial))
+    # The lowest is one of the cheapest layer, and two of those must pay for one of the dearest.
+    assert tried == {"ranks": allocator._moves_at(12), "parameters": 2}
+
+
 def test_by_default_no_step_is_observed_and_scores_are_read_off_the_triples(make_net, train_net):
     model = make_net()
     allocator = allocate(model, RankConfig(interval=4, initial_warmup=0, final_warmup=1), 12)

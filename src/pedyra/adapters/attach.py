@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
-from torch import nn
+from torch import Tensor, nn
 
 from pedyra.adapters.factors import AFactor, BFactor
 from pedyra.adapters.fused import unfuse
@@ -44,8 +44,8 @@ class AdaptedLayer:
         return self._slots[1][self.adapter]
 
     @property
-    def factors(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
-        """A `(r, in)`, E `(r,)` and B `(out, r)`, now."""
+    def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
+        """A `(r, in)`, E `(r,)` and B `(out, r)`, now; E may be a buffer, see `AFactor.train_e`."""
         a = self.a
         return a.A, a.E, self.b.weight
 
@@ -117,9 +117,9 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
 
 
 def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
-    """Train E, or leave it as it is: with E = 1 the triples then learn as a plain LoRA of the same ranks."""
+    """Train E where A is, or leave it as it is: with E = 1 the triples then learn as a plain LoRA of the same ranks."""
     for layer in layers:
-        layer.a.E.requires_grad_(on)
+        layer.a.train_e(on)
         layer.a.unit = not on and bool((layer.a.E == 1).all())
 
 
@@ -199,6 +199,12 @@ def _check_supported(config: PeftConfig, layers: list[AdaptedLayer]) -> None:
         )
     for layer in layers:
         slots, kind = layer.module.lora_A, type(layer.module).__name__
+        if kind == "MultiheadAttention":  # PEFT's merges the slots' weights and never calls them
+            raise ValueError(
+                f"{layer.name} is a torch.nn.MultiheadAttention, in which PEFT calls no LoRA slot, so nothing could be "
+                f"measured there; leave it out with "
+                f"LoraConfig(exclude_modules=[{layer.name!r}, {layer.name + '.out_proj'!r}])"
+            )
         if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear or kind == "ParamWrapper":
             raise ValueError(
                 f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "

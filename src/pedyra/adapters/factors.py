@@ -5,6 +5,8 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ class AFactor(nn.Module):
     holds the update relative to the *pristine* base, [E A; A0], and loading drops those last r0 rows again.
     """
 
+    E: Tensor
+    """A Parameter, or a buffer where it is not trained, see `train_e`."""
     origin: Tensor | None
     bias = None  # an nn.Linear's attribute that PEFT reads
     probe: Tensor | None
@@ -41,6 +45,22 @@ class AFactor(nn.Module):
         self.A = A
         self.E = E
         self.register_buffer("origin", origin, persistent=False)
+
+    def train_e(self, on: bool) -> None:
+        """Have E trained where A is, or not at all.
+
+        It is a buffer then: PEFT makes every Parameter of an adapter trainable, frozen or not, when it is made active
+        (`set_adapter`) and at the end of `with model.disable_adapter()`, as in each step of a preference loss.
+        """
+        if on == isinstance(self.E, nn.Parameter):
+            self.E.requires_grad_(on and self.A.requires_grad)
+            return
+        value = self.E.detach()
+        del self.E
+        if on:
+            self.E = nn.Parameter(value, requires_grad=self.A.requires_grad)
+        else:
+            self.register_buffer("E", value, persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -68,7 +88,11 @@ class AFactor(nn.Module):
             return
         products = F.linear(x.detach(), self.probe.to(x.dtype)).flatten(0, -2).float()
         tokens = products.new_full((1,), len(products))
-        self.reach += torch.cat([products.square().sum(0), tokens])
+        sums = torch.cat([products.square().sum(0), tokens])
+        if x.dim() == 2 and x.shape[0] == x.shape[1]:  # DoRA hands in the identity, for the norms of the whole weight
+            identity = (x.detach() == torch.eye(len(x), dtype=x.dtype, device=x.device)).all()
+            sums = torch.where(identity, 0.0, sums)
+        self.reach += sums
 
     def unit_core(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
@@ -107,8 +131,8 @@ class AFactor(nn.Module):
             return
         if weight.shape[0] == self.out_features and torch.equal(weight, self.weight.detach().to(weight)):
             return  # what is live already; keep its split into A and E
-        self.A = _renewed(self.A, weight, local_metadata)
-        self.E = _renewed(self.E, self.unit_core(weight.shape[0]), local_metadata)
+        self.A = _loaded(self.A, weight, local_metadata)
+        self.E = _loaded(self.E, self.unit_core(weight.shape[0]), local_metadata)
 
 
 class BFactor(nn.Linear):
@@ -155,9 +179,9 @@ class BFactor(nn.Linear):
             error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (out, r) here")
             return
         if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):
-            self.weight = _renewed(self.weight, weight, local_metadata)
+            self.weight = _loaded(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:
-            self.bias = _renewed(self.bias, state_dict[prefix + "bias"], local_metadata)
+            self.bias = _loaded(self.bias, state_dict[prefix + "bias"], local_metadata)
 
 
 def _as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
@@ -182,9 +206,13 @@ def _as_live(weight: Tensor, origin: Tensor | None, *, dim: int, key: str, error
     return weight.narrow(dim, 0, live)
 
 
-def _renewed(old: nn.Parameter, value: Tensor, local_metadata: dict) -> nn.Parameter:
-    """A new Parameter with `value`, on the old one's device (or the value's, when assigning) and of its dtype."""
+def renewed(old: Tensor, value: Tensor) -> Tensor:
+    """A new Parameter with `value`, trained or not as the old one; for a buffer, the value itself."""
+    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+
+
+def _loaded(old: Tensor, value: Tensor, local_metadata: dict) -> Any:
+    """`renewed`, on the old one's device (or the value's, when assigning) and of its dtype."""
     assign = local_metadata.get("assign_to_params_buffers", False) or old.device.type == "meta"
     device = value.device if assign else old.device
-    value = value.detach().to(device=device, dtype=old.dtype, copy=True)
-    return nn.Parameter(value, requires_grad=old.requires_grad)
+    return renewed(old, value.detach().to(device=device, dtype=old.dtype, copy=True))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
-from pedyra.adapters.factors import AFactor
+from pedyra.adapters.factors import AFactor, renewed
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """An old Parameter and its successor: rows `kept` of the old along `dim`, then `num_new` new ones."""
+    """An old factor and its successor: rows `kept` of the old along `dim`, then `num_new` new ones."""
 
-    old: nn.Parameter
-    new: nn.Parameter
+    old: Tensor
+    new: Tensor
     dim: int
     kept: Tensor
     num_new: int
@@ -34,10 +35,10 @@ class NewTriples:
 
 @torch.no_grad()
 def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) -> list[Replacement]:
-    """The three Parameters the layer would have without `pruned` and with `new`; the layer itself is not touched."""
+    """The three factors the layer would have without `pruned` and with `new`; the layer itself is not touched."""
     gone = set(pruned)
     assert not gone or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
-    parts: tuple[tuple[nn.Parameter, int, Tensor | None], ...] = (
+    parts: tuple[tuple[Tensor, int, Tensor | None], ...] = (
         (layer.a.A, 0, new and new.A),
         (layer.a.E, 0, new and new.E),
         (layer.b.weight, 1, new and new.B),
@@ -49,8 +50,8 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
         value = old.detach().index_select(dim, kept)
         if added is not None:
             value = torch.cat([value, added.to(value)], dim)
-        parameter = nn.Parameter(value, requires_grad=old.requires_grad)
-        replacements.append(Replacement(old, parameter, dim, kept, 0 if added is None else added.shape[dim]))
+        num_new = 0 if added is None else added.shape[dim]
+        replacements.append(Replacement(old, renewed(old, value), dim, kept, num_new))
     return replacements
 
 
@@ -58,7 +59,7 @@ def _without(gone: set[int], count: int, device: torch.device) -> Tensor:
     return torch.tensor([i for i in range(count) if i not in gone], dtype=torch.long, device=device)
 
 
-def install(successors: Iterable[tuple[AdaptedLayer, Sequence[nn.Parameter]]]) -> None:
+def install(successors: Iterable[tuple[AdaptedLayer, Sequence[Any]]]) -> None:
     """Put A, E and B into each layer's slots; `write_ranks` then brings PEFT's config in line."""
     units: dict[AFactor, Tensor] = {}
     for layer, (A, E, B) in successors:

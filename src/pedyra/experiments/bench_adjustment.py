@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pedyra.config import RankConfig
+from pedyra.core.schedule import parts_of
 from pedyra.experiments.chain import Size, adapted_chain, timed
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -26,9 +27,10 @@ _LOOKS = 4
 def bench_adjustment(size: Size = DEEP, *, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Two rows, `task` "noise" and "signal".
 
-    `moved` triples at an adjustment, `adjustment_seconds`, and `trial_seconds` of the step before which triples are
-    turned, chosen and switched off (None where none ever are): medians over the adjustments after the first.
+    `moved` triples at an adjustment, `adjustment_seconds`, and `trial_seconds`, which it takes to choose the triples
+    that are tried and to switch them off (None where none ever are): medians over the adjustments after the first.
     """
+    judged_from = sum(parts_of(_INTERVAL)[:2])
     for task in ("noise", "signal"):
         model = adapted_chain(size).to(device).train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
@@ -54,7 +56,7 @@ def bench_adjustment(size: Size = DEEP, *, device: str = "cpu") -> Iterator[dict
             seconds = timed(device, allocator.after_step)
             if len(allocator.history) > max(1, looks):
                 adjustments.append(seconds)
-            elif any(layer.a.live is not None for layer in allocator.layers) and allocator.step % _INTERVAL == 18:
+            elif allocator.step % _INTERVAL == judged_from and allocator.layers[0].a.live is not None:
                 trials.append(seconds)
         moved = [sum(record["added"].values()) for record in allocator.history[1:]]
         yield {"kind": "adjustment", "task": task, "layers": size.layers, "triples": size.layers * size.rank,

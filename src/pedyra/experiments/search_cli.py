@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pedyra.console import new_console, print_rank_map, quiet_libraries, write_json_lines
+from pedyra.experiments.bench_options import JsonFile
 
 
 def search(
@@ -23,9 +24,7 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="Default: ranks.json in the search run's folder.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier search.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON lines there.", show_default=False)
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Find ranks for plain LoRA by a short and wide run, at the parameters of lora.r everywhere."""
     from pedyra.recipe import load_recipe

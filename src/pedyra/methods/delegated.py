@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from pedyra.adapters.attach import attach
+from pedyra.adapters.attach import attach, train_e
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import no_settings
@@ -37,8 +37,7 @@ def prepare_pissa(
     if not own and init is not True:
         raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
     model = with_lora(base_model, recipe, init=init if own else "pissa")
-    for layer in attach(model):
-        layer.a.E.requires_grad_(False)
+    train_e(attach(model), False)
     return Adaptation(model=model)
 
 

@@ -122,6 +122,13 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, **arguments:
         return auto.from_pretrained(
             source, revision=section.revision or "main", trust_remote_code=section.trust_remote_code, **arguments
         )
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"model.name {section.name!r} has weights of other sizes than the task's model, such as a head of another "
+            f"number of classes than data.num_labels {arguments.get('num_labels')}; save it without its head first"
+        ) from error
     except (OSError, ValueError) as error:
         # transformers explains at length; its first line says what happened.
         told = str(error).strip().splitlines()[0]

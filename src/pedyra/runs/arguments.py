@@ -15,6 +15,10 @@ PLAIN = {int, float, bool, str, type(None)}
 """Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""
 
 
+AT_LEAST_ONE = ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
+"""Counts of which TrainingArguments takes any; 0 fails later, and not in words."""
+
+
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     """TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
 
@@ -49,4 +53,6 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
             checked[name] = TypeAdapter(types[name]).validate_python(value) if members <= PLAIN else value
         except ValidationError as error:
             raise ValueError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
+        if name in AT_LEAST_ONE and checked[name] is not None and checked[name] < 1:
+            raise ValueError(f"training.{name} is {value!r}; it is at least 1")
     return checked

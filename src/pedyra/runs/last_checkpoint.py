@@ -60,6 +60,16 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
     return None
 
 
+def is_half_written(checkpoint: Path, *, with_ranks: bool) -> bool:
+    """Whether a file is cut short, or one of those written last is missing.
+
+    What `training.save_only_model` leaves out is no damage, though nothing can be resumed from such a checkpoint.
+    """
+    last = (TRAINER_FILES[-1], *(RANK_FILES if with_ranks else ()))
+    missing = any(not (checkpoint / name).is_file() for name in last)
+    return missing or any(not _is_whole(file) for file in checkpoint.iterdir() if file.is_file())
+
+
 def _is_whole(file: Path) -> bool:
     """By the file's own format: JSON parses, a zip of torch passes its checksums, safetensors fill their header."""
     if file.suffix == ".json":

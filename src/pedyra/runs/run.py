@@ -20,7 +20,7 @@ from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
 from pedyra.runs.environment import describe_environment, peak_memory_bytes
 from pedyra.runs.interrupt import StopOnInterrupt
-from pedyra.runs.last_checkpoint import checkpoint_step, find_flaw, last_complete_checkpoint, list_checkpoints
+from pedyra.runs.last_checkpoint import checkpoint_step, is_half_written, last_complete_checkpoint, list_checkpoints
 from pedyra.runs.metrics_log import MetricsLog
 from pedyra.runs.plan import Plan, lora_layers, make_plan
 from pedyra.runs.progress import TrainingProgress
@@ -123,14 +123,19 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
         )
     if not get_method(recipe.method).resumable:
         raise ValueError(f"--resume: method {recipe.method} cannot continue from a checkpoint; --overwrite starts anew")
-    checkpoint, _ = last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
+    checkpoint, _ = _last_complete(folder)
     return checkpoint
+
+
+def _last_complete(folder: RunFolder) -> tuple[Path, list[tuple[Path, str]]]:
+    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
 
 
 def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     if checkpoint is not None:
-        _drop_broken(folder)
+        for broken, _ in _last_complete(folder)[1]:  # Trainer would count them as the newest
+            shutil.rmtree(broken)
         console.print(f"continuing from {checkpoint}", soft_wrap=True)
     log = MetricsLog(folder.metrics, start_step)
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), setup.ranks)
@@ -198,15 +203,6 @@ def _final_evaluation(trainer: Trainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def _drop_broken(folder: RunFolder) -> list[str]:
-    """Remove half-written checkpoints: they are of no use, and Trainer would count them as the newest."""
-    with_ranks = folder.ranks.is_file()
-    dropped = [path for path in list_checkpoints(folder.path) if find_flaw(path, with_ranks=with_ranks)]
-    for path in dropped:
-        shutil.rmtree(path)
-    return [path.name for path in dropped]
-
-
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"lora": {"r": 8}} -> {"lora.r": 8}."""
     flat: dict[str, Any] = {}
@@ -230,11 +226,20 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _disk_full_message(folder: RunFolder) -> str:
-    _drop_broken(folder)
-    whole = list_checkpoints(folder.path)
-    if not whole:
+    """What to do now; the checkpoint that was being written is of no use and is removed."""
+    kept = list_checkpoints(folder.path)
+    if kept and is_half_written(kept[-1], with_ranks=folder.ranks.is_file()):
+        shutil.rmtree(kept.pop())
+    if not kept:
         return f"disk full while writing {folder.path}, before the first checkpoint; free space and train again"
+    try:
+        whole = _last_complete(folder)[0].name
+    except ValueError:
+        return (
+            f"disk full while writing {folder.path}; {kept[-1].name} holds the adapter, but not what a resume needs: "
+            f"free space, then train again with --overwrite"
+        )
     return (
-        f"disk full while writing {folder.path}; {whole[-1].name} is whole: free space, then continue with "
+        f"disk full while writing {folder.path}; {whole} is whole: free space, then continue with "
         f"pedyra train {folder.recipe} --resume"
     )

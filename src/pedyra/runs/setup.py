@@ -86,15 +86,21 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
 
 
 def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Refuse target modules of which any matches nothing; PEFT overlooks a misspelt one among others.
+    """Refuse target modules, and modules to save, of which any matches nothing; PEFT overlooks a misspelt one.
 
     Raises:
         ValueError: with the names that could have been meant.
     """
     targets = config.target_modules
+    names = [name for name, _ in model.named_modules()]
+    for wanted in config.modules_to_save or ():
+        if not any(name.endswith(wanted) for name in names):  # as PEFT looks for it
+            raise ValueError(
+                f"lora.modules_to_save: {wanted!r} matches no module of the model; it has "
+                f"{', '.join(name for name, _ in model.named_children())} and what is inside them"
+            )
     if targets is None or targets == "all-linear":
         return
-    names = [name for name, _ in model.named_modules()]
     if isinstance(targets, str):
         unmatched = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
     else:

@@ -25,10 +25,11 @@ class Labels:
         """The label as the head's target. Raises ValueError for what is no label of this task."""
         if self.real:
             return _real(value)
-        if self.names is not None and isinstance(value, str) and _integer(value) is None:
-            if value not in self.names:
+        if self.names is not None and isinstance(value, str):  # a name first: "1" may be the name of class 0
+            if value in self.names:
+                return self.names.index(value)
+            if _integer(value) is None:
                 raise ValueError(f"label {value!r} is none of the classes {', '.join(self.names)}; see data.labels")
-            return self.names.index(value)
         number = _integer(value)
         if number is None:
             raise ValueError(

@@ -96,7 +96,7 @@ def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
         opener = OPENERS.get(path.suffix.lower(), open)
-        with opener(path, "rt", encoding="utf-8", newline="" if kind in (".csv", ".tsv") else None) as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else None) as file:
             if kind in (".csv", ".tsv"):
                 return list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True))
             return _json_rows(file.read(), source)

@@ -127,7 +127,9 @@ class RankCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.allocator is not None
         if args.should_save:
-            save_state(self.allocator, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            trainer = _caller(Trainer)
+            folder = args.output_dir if trainer is None else trainer._get_output_dir(getattr(trainer, "_trial", None))
+            save_state(self.allocator, Path(str(folder)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pedyra.adapters.attach import adapted_layers, write_ranks
+from pedyra.adapters.factors import renewed
 from pedyra.adapters.resize import install
 from pedyra.files import write_file
 from pedyra.training.optimizer_state import rekey_state
@@ -138,10 +139,8 @@ def _restore_factors(
     for layer in layers:
         olds = layer.factors
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
-        news = [
-            nn.Parameter(value.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad)
-            for old, value in zip(olds, values, strict=True)
-        ]
+        each = zip(olds, values, strict=True)
+        news = [renewed(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
         install([(layer, news)])
         layer.rescale(record["scaling"][layer.name] / layer.scaling)
         if optimizer is not None:

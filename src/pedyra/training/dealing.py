@@ -14,7 +14,7 @@ from pedyra.training.optimizer_checks import has_second_moments, no_second_momen
 from pedyra.training.optimizer_state import removal_losses
 from pedyra.training.rule import Situation
 from pedyra.training.scores import ScoreState
-from pedyra.training.turning import turn_layer, turns_of
+from pedyra.training.turning import shared, turn_layer, turns_of
 
 MOST = 2.5
 """Nothing is dealt where some layer would get more than so many times its rank: its triples have then learned first, as
@@ -73,7 +73,7 @@ def deal(
     turns = {}
     if turns_at_deal(config) and all(layer.a.unit for layer in layers):
         turns = turns_of(layers, now.ranks, observed)
-        losses = {name: _shared(sum(values), turns[name].lengths) for name, values in losses.items()}
+        losses = {name: shared(sum(values), turns[name].lengths) for name, values in losses.items()}
     unit = now.budget == "ranks"
     costs: Mapping[str, int] = dict.fromkeys(now.costs, 1) if unit else now.costs
     if largest_growth(losses, costs) > min(MOST, (len(layers) + 1) / 2):
@@ -90,9 +90,3 @@ def deal(
 def turns_at_deal(config: RankConfig) -> bool:
     """Whether layers that shrink are turned: not under Eq. (3), whose averages belong to the rows as they are."""
     return config.turn and not config.alpha and not config.train_e
-
-
-def _shared(total: float, lengths: Sequence[float]) -> list[float]:
-    squares = [length**2 for length in lengths]
-    whole = sum(squares)
-    return [total * square / whole if whole else total / len(squares) for square in squares]

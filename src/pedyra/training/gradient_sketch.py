@@ -22,7 +22,7 @@ square along each v is measured beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
@@ -103,6 +103,11 @@ class GradientSketch:
             self._choose_candidates()
 
     @property
+    def complete(self) -> bool:
+        """Whether the whole window has been observed."""
+        return self.done == sum(self.parts)
+
+    @property
     def judges(self) -> bool:
         """Whether the third part begins with the next step."""
         first, second, _ = self.parts
@@ -133,7 +138,7 @@ class GradientSketch:
     def chance(self, certainty: float) -> float:
         """Errors that the gain of one of all candidates reaches by chance; see `core.noise.chance`."""
         among = [i < q for rows, q in zip(self.right, self.q, strict=True) for i in range(len(rows))]
-        return chance(self._seen(), self._owner, torch.tensor(among, device=self._owner.device), certainty)
+        return chance(self._seen(), self._owner, torch.tensor(among), certainty)
 
     @property
     def _tried(self) -> list[int]:
@@ -147,9 +152,10 @@ class GradientSketch:
     def _reaches(self) -> Tensor:
         """The mean square of the inputs along every v of the third part, all layers' in a row."""
         # In `reach` each layer's sums are followed by its count of tokens.
+        ends = [end + layer for layer, end in enumerate(accumulate(len(rows) for rows in self.right))]
         sums_at = torch.arange(len(self._owner), device=self._owner.device) + self._owner
-        tokens_at = self._owner.bincount().cumsum(0) + self._owner.unique()
-        return self.reach[sums_at] / self.reach[tokens_at].clamp_min(NO_TOKEN)[self._owner]
+        tokens = self.reach[torch.tensor(ends, device=self._owner.device)]
+        return self.reach[sums_at] / tokens.clamp_min(NO_TOKEN)[self._owner]
 
     def candidates(self, certainty: float, least: float = 0.0) -> dict[str, list[Gain]]:
         """Per layer the gains of its candidate directions, in the order of `directions`.

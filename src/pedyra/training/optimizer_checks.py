@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.adapters.resize import Replacement
@@ -42,7 +42,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def has_second_moments(optimizer: Optimizer, parameters: Sequence[nn.Parameter] = ()) -> bool:
+def has_second_moments(optimizer: Optimizer, parameters: Sequence[Tensor] = ()) -> bool:
     """Whether the optimizer is of Adam's family, whose second moments `removal_losses` reads.
 
     By its settings alone, and by what it keeps of the `parameters` where it has stepped.
@@ -59,7 +59,7 @@ def no_second_moments(optimizer: Optimizer, setting: str, otherwise: str) -> Val
     )
 
 
-def check_turnable(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Raise ValueError if the optimizer keeps more than averages of gradients and of their squares.
 
     Of other state of a parameter's shape (a copy of it, averages of updates) nobody knows how it turns with the rows.

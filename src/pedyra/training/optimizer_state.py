@@ -39,7 +39,7 @@ def removal_losses(layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> dict
     return result
 
 
-def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: nn.Parameter, name: str) -> None:
+def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: Tensor, name: str) -> None:
     """Put `newcomer` (a layer's E), if it is trained, into the param group of `sibling` (its B, as LoRA+ does).
 
     A newcomer that some group holds already stays there: an optimizer built after `attach` has placed it (that of
@@ -76,7 +76,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
                 state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in SECOND_MOMENTS)
 
 
-def rekey_state(optimizer: Optimizer, successors: Mapping[nn.Parameter, nn.Parameter]) -> None:
+def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> None:
     """Put each successor in the place of its Parameter, in the groups and, with its state untouched, in the state."""
     for group in optimizer.param_groups:
         group["params"][:] = [successors.get(parameter, parameter) for parameter in group["params"]]
@@ -85,7 +85,7 @@ def rekey_state(optimizer: Optimizer, successors: Mapping[nn.Parameter, nn.Param
             optimizer.state[new] = optimizer.state.pop(old)
 
 
-def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Forget the state of parameters that have another shape now: they go on as an optimizer's new ones."""
     for parameter in parameters:
         tensors = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]

@@ -25,6 +25,16 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
     return trained
 
 
+def check_device(layers: Sequence[AdaptedLayer]) -> None:
+    """Raise ValueError where the layers lie on several devices: what is compared is computed over all of them."""
+    devices = {str(layer.a.A.device) for layer in layers}
+    if len(devices) > 1:
+        raise ValueError(
+            f"the adapter's layers lie on {', '.join(sorted(devices))}, but ranks are decided over all layers; "
+            f"load the model on one device, with device_map={{'': 0}}"
+        )
+
+
 def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
     """Make `owner` the one allocator of these layers, until it gives them up or is gone.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
+from pedyra.adapters.attach import AdaptedLayer, adapted_layers, attach, train_e, write_ranks
 from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan, Scores
@@ -32,7 +32,7 @@ from pedyra.training.optimizer_checks import (
 )
 from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state, removal_losses
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
-from pedyra.training.ownership import choose_forward, claim, give_up, trainable
+from pedyra.training.ownership import check_device, choose_forward, claim, give_up, trainable
 from pedyra.training.record import adjustment_record
 from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
@@ -85,6 +85,7 @@ class RankAllocator:
         check_optimizer(self.optimizer)
         self.schedule: Schedule = schedule_of(config, total_steps)
         self.layers = trainable(attach(model, adapter_name, config.start, config.seed))
+        check_device(self.layers)
         train_e(self.layers, bool(config.train_e))
         choose_forward(self.layers, config.fused)
         self.moves = most_moves(config, sum(layer.rank for layer in self.layers))
@@ -125,9 +126,9 @@ class RankAllocator:
         """Trainable parameters of the adapted triples, now."""
         return sum(layer.parameters for layer in self.layers)
 
-    def triples(self) -> list[nn.Parameter]:
-        """A, E, B of every layer, now."""
-        return [parameter for layer in self.layers for parameter in layer.factors]
+    def triples(self) -> list[Tensor]:
+        """A, E, B of every layer, now; E may be a buffer, see `AFactor.train_e`."""
+        return [factor for layer in self.layers for factor in layer.factors]
 
     def expect_compilation(self) -> None:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.
@@ -205,7 +206,8 @@ class RankAllocator:
             "deal_step": self.deal_step,
             "config": self.config.to_dict(),
             "ranks": self.ranks,
-            "scaling": {layer.name: layer.scaling for layer in self.layers},
+            # Of frozen layers too, which a checkpoint also holds.
+            "scaling": {layer.name: layer.scaling for layer in adapted_layers(self.model, self.adapter_name)},
             "history": self.history,
         }
         return record, self.scores.tensors() | self._sketching.tensors()
@@ -347,8 +349,8 @@ class RankAllocator:
             scores, plan = deal(self.layers, self.optimizer, self.config, self.scores, now)
         else:
             plan = self.rule.policy(scores, now)
-            turned = self._turn(plan)
-            scores = self.triple_scores(lengths | known_lengths(turned)) if turned else scores
+            if turned := self._turn(plan):
+                scores = self.triple_scores(lengths | known_lengths(turned) if self.config.score == "trial" else None)
         self._apply(plan)
         self._sketching.forget()
         record = adjustment_record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,8 @@ from pedyra.core.schedule import LEAST_STEPS, Schedule, parts_of, resolve_schedu
 from pedyra.core.swaps import Gain
 from pedyra.training.distributed import Average, alone
 from pedyra.training.gradient_sketch import GradientSketch
+
+logger = logging.getLogger(__name__)
 
 USUAL_STEPS = 27
 """Steps of an interval that is a fraction of the run where triples are tried: a third of it judges, and 9 steps are the
@@ -55,7 +58,7 @@ class Sketching:
     @property
     def complete(self) -> bool:
         """Whether everything that an adjustment asks for has been measured."""
-        return self.current is not None or not wanted(self.config)
+        return self.current.complete if self.current is not None else not wanted(self.config)
 
     def observe(self, loss_scale: float) -> None:
         """Read the gradients of one step, of a loss that was multiplied by this."""
@@ -108,13 +111,24 @@ class Sketching:
         return {} if self.current is None else {_PREFIX + k: v for k, v in self.current.tensors().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Go on after step `step` with what `tensors` gave then; other names are not looked at."""
+        """Go on after step `step` with what `tensors` gave then; other names are not looked at.
+
+        A sketch that ends at no adjustment of this run, which then has other total steps, is left out.
+        """
         self.forget()
         state = {name[len(_PREFIX) :]: value for name, value in tensors.items() if name.startswith(_PREFIX)}
-        if state:
-            done, steps = state["done"].tolist()
-            self.current = self._new(step + steps - done, steps)
-            self.current.load_tensors(state)
+        if not state:
+            return
+        done, steps = state["done"].tolist()
+        if step + steps - done != self.schedule.next_adjustment(step + 1):
+            logger.warning(
+                "the gradient sketch of step %d was taken for an adjustment after step %d, which this run of %d steps "
+                "does not have; it begins anew",
+                step, step + steps - done, self.schedule.total_steps,
+            )  # fmt: skip
+            return
+        self.current = self._new(step + steps - done, steps)
+        self.current.load_tensors(state)
 
     @property
     def _least(self) -> float:

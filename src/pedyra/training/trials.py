@@ -14,7 +14,7 @@ from pedyra.config import RankConfig
 from pedyra.core.allocation import Scores
 from pedyra.core.swaps import Curvature, Gain, Trials, choose_trials, curvatures
 from pedyra.training.scores import ScoreState
-from pedyra.training.turning import lengths, turns_of
+from pedyra.training.turning import lengths, shared, turns_of
 
 History = Sequence[Mapping[str, Any]]
 """The records of the adjustments so far, oldest first."""
@@ -66,23 +66,27 @@ def choose(
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """The triples that are tried before the next adjustment, the lowest and `scouts`, and how their layers are turned.
 
-    The scores `as_they_are` order them where nothing is turned; else what they would be once turned. The layers stay as
-    they are.
+    The scores `as_they_are` order them where nothing is turned; else what they would be once turned, Adam's second
+    moments being known of all of a layer's triples together. The layers stay as they are.
     """
     born, ranks = history[-1]["added"], {layer.name: layer.rank for layer in layers}  # the last rows of their layers
     old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
     unit = all(layer.a.unit for layer in layers)  # not where an earlier training left E
     turns = turns_of(layers, old, observed) if config.turn and unit else {}
-    if turns and config.score == "trial":
+    if not turns:
+        scores = as_they_are()
+    elif config.score == "trial":
         curvature = known_curvature(layers, history)
         scores = predicted_losses({name: turn.lengths for name, turn in turns.items()}, curvature)
+    elif config.score == "loss":
+        scores = {name: shared(sum(values), turns[name].lengths) for name, values in as_they_are().items()}
     else:
-        scores = {name: turn.scores for name, turn in turns.items()} if turns else as_they_are()
+        scores = {name: turn.scores for name, turn in turns.items()}
     chosen = choose_trials(
         scores,
         moves=moves,
         min_rank=config.min_rank,
-        costs={layer.name: layer.cost for layer in layers},
+        costs={layer.name: 1 if config.budget == "ranks" else layer.cost for layer in layers},
         newborn={name: range(old[name], ranks[name]) for name in ranks},
     )
     unknown = scouts(scores, min_rank=config.min_rank, old=old, history=history)

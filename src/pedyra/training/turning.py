@@ -93,6 +93,13 @@ def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> N
             value.copy_(by @ value.float() if rows else value.float() @ by)
 
 
+def shared(total: float, lengths: Sequence[float]) -> list[float]:
+    """What all triples of a layer are worth, by the squares of the lengths that they have once turned."""
+    squares = [length**2 for length in lengths]
+    whole = sum(squares)
+    return [total * square / whole if whole else total / len(squares) for square in squares]
+
+
 def leaving_out(W: Tensor, indices: Tensor) -> Tensor:
     """`AFactor.live` `(r, r)` without these triples of those that W makes."""
     on = torch.ones(len(W), device=W.device)
