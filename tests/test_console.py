@@ -68,3 +68,9 @@ def test_a_table_in_a_pipe_is_never_folded():
     header, line = piped.getvalue().splitlines()
     assert header.split() == columns and line.split() == ["pedyra", *(f"{value:,}" for value in row[1:])]
     assert len(terminal.getvalue().splitlines()) > 2  # 80 columns are too few for it
+
+
+def test_a_method_without_lora_layers_has_no_map():
+    out = StringIO()
+    print_rank_map(Console(file=out), [])
+    assert out.getvalue() == ""

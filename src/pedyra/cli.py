@@ -77,6 +77,7 @@ def train(
     from pedyra.report import build_report
     from pedyra.runs.run import plan_run, train_run
 
+    diverged = False
     if dry_run:
         plan = plan_run(checked, overwrite=overwrite, resume=resume)
         print_plan(console, plan)
@@ -87,9 +88,12 @@ def train(
         if result.interrupted:
             raise typer.Exit(130)
         console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
-        rows = result.rows()
+        rows, diverged = result.rows(), result.diverged
     if json_file:
         write_json_lines(json_file, rows)
+    if diverged:
+        console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @app.command("eval")

@@ -62,8 +62,10 @@ def print_whole(console: Console, table: Table) -> None:
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
     """Ranks as module type (down) x depth (across), in as many bands as the width asks for.
 
-    `layers` are `{"layer", "rank"}`.
+    `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA.
     """
+    if not layers:
+        return
     places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
     depths = sorted({depth for _, depth in places.values()})
     ranks: dict[str, dict[int, int]] = {}

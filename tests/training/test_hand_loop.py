@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, get_scheduler
 
-from pedyra import RankAllocator
+from pedyra import RankAllocator, RankConfig
 
 
 class Recording(Trainer):
@@ -165,3 +165,21 @@ def test_a_scheduler_built_before_the_first_resize_still_drives_every_triple(mak
     before = [p.detach().clone() for p in allocator.triples()]
     train_net(model, optimizer, allocator, 4, first=9)  # at learning rate 0 nothing moves any more
     assert all(torch.equal(*pair) for pair in zip(allocator.triples(), before, strict=True))
+
+
+def test_a_loop_that_forgets_half_of_the_allocator_is_told(make_net, net_batch):
+    def loss(model: Any) -> Any:
+        x, y = net_batch(1)
+        return (model(x) - y).square().mean()
+
+    model = make_net()
+    allocator = RankAllocator(model, torch.optim.Adam(model.parameters()), RankConfig(interval=4, final_warmup=4), 20)
+    loss(model).backward()
+    with pytest.raises(ValueError, match=r"after_step\(\) without before_step\(\) in step 1"):
+        allocator.after_step()
+    model = make_net()
+    allocator = RankAllocator(model, torch.optim.Adam(model.parameters()), RankConfig(interval=4, final_warmup=4), 20)
+    loss(model).backward()
+    allocator.before_step()
+    with pytest.raises(ValueError, match=r"before_step\(\) was called twice in step 1; call after_step\(\)"):
+        allocator.before_step()

@@ -21,6 +21,7 @@ from pedyra.experiments.contenders import by_gain
 from pedyra.files import write_file
 from pedyra.layer_names import pattern_keys
 from pedyra.lora_folder import read_lora
+from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe, check_recipe
 from pedyra.runs.run import plan_run, train_run
 
@@ -80,6 +81,7 @@ def search_ranks(
     Raises:
         ValueError: a setting outside its range, a recipe that `pedyra train` would refuse, an interrupted run.
     """
+    get_method(recipe.method)
     if not 0 < part <= 1:
         raise ValueError(f"--part is {part}; it is a part of the run, above 0 and at most 1")
     if widen < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from pedyra.recipe import Recipe
+from pedyra.recipe import METRICS, Recipe
 
 PLAIN = {int, float, bool, str, type(None)}
 """Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""
@@ -25,9 +26,11 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     Raises ValueError for a name TrainingArguments does not have (with the nearest one), a value of another type,
     and whatever TrainingArguments refuses itself.
     """
+    _check_best(recipe)
     settings = {
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,  # a loss that is no number is shown as it is, not as 0
         **_checked(recipe.training),
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
@@ -53,6 +56,24 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
             checked[name] = TypeAdapter(types[name]).validate_python(value) if members <= PLAIN else value
         except ValidationError as error:
             raise ValueError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
-        if name in AT_LEAST_ONE and checked[name] is not None and checked[name] < 1:
-            raise ValueError(f"training.{name} is {value!r}; it is at least 1")
+        _check_range(name, checked[name])
     return checked
+
+
+def _check_range(name: str, value: Any) -> None:
+    """What TrainingArguments lets pass, and fails on later or trains nothing with."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"training.{name} is {value}; it must be a finite number")
+    if name in AT_LEAST_ONE and value is not None and value < 1:
+        raise ValueError(f"training.{name} is {value}; it is at least 1")
+    if name == "max_steps" and value == 0:
+        raise ValueError("training.max_steps is 0; a run has at least one step (-1: those of num_train_epochs)")
+    if name == "prediction_loss_only" and value:
+        raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
+
+
+def _check_best(recipe: Recipe) -> None:
+    """A metric that no evaluation gives would fail at the first one."""
+    wanted, known = recipe.training.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise ValueError(f"training.metric_for_best_model is {wanted!r}; this task has {', '.join(known)}")

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from peft import PeftModel
 
-from pedyra.inspection import find_adapter
+from pedyra.inspection import find_adapter, read_tensors
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
@@ -31,7 +31,10 @@ def evaluate_run(run: Path) -> dict[str, float]:
         raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
     recipe = load_recipe(folder.recipe)
     recipe = get_method(recipe.method).resolve(recipe)
+    if not folder.is_finished() and not folder.adapter.is_dir():
+        raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
     adapter = find_adapter(run)
+    read_tensors(adapter / "adapter_model.safetensors")  # a damaged file is told by its name
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)

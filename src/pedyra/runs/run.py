@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from pedyra.files import append_row, write_file, write_folder
 from pedyra.methods.registry import get_method
@@ -46,6 +47,11 @@ class RunResult:
         """Whether Ctrl-C ended the run; its last checkpoint is of `step`."""
         return self.final is None
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss on the held-out rows is no finite number."""
+        return self.final is not None and not math.isfinite(self.final["eval_loss"])
+
     def rows(self) -> list[dict[str, Any]]:
         """The result as one row, then one row per layer."""
         shown = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
@@ -69,7 +75,8 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
     """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
 
-    Everything is checked first; an older run is removed only then. Progress goes to `console`.
+    Everything is checked first; an older run is removed only once this one has taken a step. Progress goes to
+    `console`.
 
     Args:
         overwrite: replace the run in the output folder.
@@ -86,15 +93,26 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     plan = make_plan(setup)
     if not resume:
         if overwrite:
-            folder.clear()
+            folder.set_aside()
         folder.path.mkdir(parents=True, exist_ok=True)
         write_file(folder.recipe, recipe.to_yaml())
     try:
         return _train(setup, plan, folder, checkpoint, console)
-    except Exception as error:
+    except BaseException as error:
+        folder.bring_back()  # if the new one has not come as far as a step
         if _is_disk_full(error):
             raise OSError(errno.ENOSPC, _disk_full_message(folder)) from error
         raise
+
+
+class _Replacing(TrainerCallback):
+    """The run that this one replaces is gone once this one has taken a step."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.folder.drop_aside()
 
 
 def _check_one_process() -> None:
@@ -141,7 +159,8 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), setup.ranks)
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
-    trainer = setup.trainer(str(folder.path), [*setup.adaptation.callbacks, log, progress, stop])
+    callbacks = [*setup.adaptation.callbacks, log, progress, stop, _Replacing(folder)]
+    trainer = setup.trainer(str(folder.path), callbacks)
     if start_step >= plan.total_steps:
         _leave_nothing_to_train(trainer, plan.total_steps)
     environment = describe_environment(setup.recipe.seed, trainer.args.device)

@@ -95,10 +95,42 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the run that is here; files that no run writes stay."""
-        # The recipe goes last: until then the folder still counts as a run, and can be overwritten again.
+        for entry in self._entries():
+            _remove(entry)
+
+    def set_aside(self) -> None:
+        """Put the run that is here out of the way of one that takes its place, until `drop_aside` or `bring_back`."""
+        _remove(self._aside)
+        self._aside.mkdir(parents=True)
+        for entry in self._entries():
+            entry.rename(self._aside / entry.name)
+
+    def drop_aside(self) -> None:
+        """Be done with the run that was set aside; nothing where none is."""
+        _remove(self._aside)
+
+    def bring_back(self) -> None:
+        """Put the run that was set aside in the place of what has taken its own; nothing where none is."""
+        if not self._aside.is_dir():
+            return
+        self.clear()
+        for entry in self._aside.iterdir():
+            entry.rename(self.path / entry.name)
+        self._aside.rmdir()
+
+    @property
+    def _aside(self) -> Path:
+        return self.path / ".replaced"
+
+    def _entries(self) -> list[Path]:
+        """What a run has written here. The recipe comes last: without it the folder no longer counts as a run."""
         entries = [self.path / name for name in CONTENTS if name != "recipe.yaml"]
-        for entry in [*entries, *self.path.glob("checkpoint-*"), *self.path.glob(".*.part"), self.recipe]:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink(missing_ok=True)
+        found = [*entries, *self.path.glob("checkpoint-*"), *self.path.glob(".*.part"), self.recipe]
+        return [entry for entry in found if entry.exists() or entry.is_symlink()]
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)

@@ -90,7 +90,7 @@ class RankAllocator:
         choose_forward(self.layers, config.fused)
         self.moves = most_moves(config, sum(layer.rank for layer in self.layers))
         self._max_ranks = max_ranks(self.layers, config)
-        self.step = 0
+        self.step = self._read = 0
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `training.record`."""
         self.initial_parameters = self.parameters
@@ -167,8 +167,16 @@ class RankAllocator:
         Args:
             loss_scale: what a GradScaler multiplied the loss by. It unscales the parameters of its optimizer, and the
                 probes of a sketch are none.
+
+        Raises:
+            ValueError: a second call in one step.
         """
         step = self.step + 1
+        if self._read == step:
+            raise ValueError(
+                f"before_step() was called twice in step {step}; call after_step() after each optimizer.step()"
+            )
+        self._read = step
         if self.tracks(step):
             if not self.tracks(step - 1):
                 self.scores.restart()
@@ -185,9 +193,15 @@ class RankAllocator:
         Returns the record of the adjustment (see `training.record`), or None.
 
         Raises:
-            ValueError: the optimizer's state, which is there from the first step on, cannot follow.
+            ValueError: `before_step` was not called, or the optimizer's state, which is there from the first step on,
+                cannot follow.
         """
         self.step += 1
+        if self._read != self.step:
+            raise ValueError(
+                f"after_step() without before_step() in step {self.step}; call before_step() once the gradients are "
+                f"complete and before optimizer.step()"
+            )
         if self.step == 1:
             self._check_state()
         self._begin_trials()
