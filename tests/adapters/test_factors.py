@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from pedyra.adapters.attach import attach, train_e
 from pedyra.adapters.factors import AFactor, BFactor
 
 
@@ -124,3 +127,16 @@ def test_another_models_start_is_refused():
         a.load_state_dict({"weight": torch.randn(5, 5)})
     with pytest.raises(RuntimeError, match="does not end with the start"):
         a.load_state_dict({"weight": torch.randn(1, 5)})
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_e_moves_with_its_model_whether_trained_or_not(trained, make_net):
+    model = make_net()
+    layer = attach(model)[0]
+    train_e([layer], trained)
+    assert ("E" in dict(layer.a.named_parameters())) == trained and not dict(layer.a.named_buffers())
+    model.to(torch.float64)
+    copied = copy.deepcopy(layer.a)
+    assert layer.a.E.dtype == copied.E.dtype == torch.float64 and layer.a.E.requires_grad == trained
+    train_e([layer], True)
+    assert isinstance(layer.a.E, torch.nn.Parameter) and layer.a.E.requires_grad

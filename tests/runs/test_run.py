@@ -233,7 +233,7 @@ def test_a_full_disk_keeps_checkpoints_that_were_never_meant_to_be_resumed(recip
     assert {path.name for path in kept.glob("checkpoint-*")} == {
         "checkpoint-8",
         "checkpoint-12",
-    }  # the two newest, as ever
+    }
 
 
 def fill_disk(monkeypatch, *, after):

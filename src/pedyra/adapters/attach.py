@@ -45,7 +45,7 @@ class AdaptedLayer:
 
     @property
     def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
-        """A `(r, in)`, E `(r,)` and B `(out, r)`, now; E may be a buffer, see `AFactor.train_e`."""
+        """A `(r, in)`, E `(r,)` and B `(out, r)`, now; E may be no Parameter, see `AFactor.train_e`."""
         a = self.a
         return a.A, a.E, self.b.weight
 

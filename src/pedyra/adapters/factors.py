@@ -20,7 +20,7 @@ class AFactor(nn.Module):
     """
 
     E: Tensor
-    """A Parameter, or a buffer where it is not trained, see `train_e`."""
+    """A Parameter, or a plain tensor where it is not trained, see `train_e`."""
     origin: Tensor | None
     bias = None  # an nn.Linear's attribute that PEFT reads
     probe: Tensor | None
@@ -49,18 +49,22 @@ class AFactor(nn.Module):
     def train_e(self, on: bool) -> None:
         """Have E trained where A is, or not at all.
 
-        It is a buffer then: PEFT makes every Parameter of an adapter trainable, frozen or not, when it is made active
-        (`set_adapter`) and at the end of `with model.disable_adapter()`, as in each step of a preference loss.
+        It is a plain tensor then: PEFT makes every Parameter of an adapter trainable, frozen or not, when it is made
+        active (`set_adapter`) and at the end of `with model.disable_adapter()`, as in each step of a preference loss;
+        and buffers are broadcast in every forward under DistributedDataParallel.
         """
         if on == isinstance(self.E, nn.Parameter):
             self.E.requires_grad_(on and self.A.requires_grad)
             return
         value = self.E.detach()
         del self.E
-        if on:
-            self.E = nn.Parameter(value, requires_grad=self.A.requires_grad)
-        else:
-            self.register_buffer("E", value, persistent=False)
+        self.E = nn.Parameter(value, requires_grad=self.A.requires_grad) if on else value
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AFactor:
+        super()._apply(fn, recurse)
+        if not isinstance(self.E, nn.Parameter):
+            self.E = fn(self.E)
+        return self
 
     @property
     def weight(self) -> Tensor:
@@ -207,7 +211,7 @@ def _as_live(weight: Tensor, origin: Tensor | None, *, dim: int, key: str, error
 
 
 def renewed(old: Tensor, value: Tensor) -> Tensor:
-    """A new Parameter with `value`, trained or not as the old one; for a buffer, the value itself."""
+    """A new Parameter with `value`, trained or not as the old one; for a plain tensor, the value itself."""
     return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 

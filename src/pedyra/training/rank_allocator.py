@@ -127,7 +127,7 @@ class RankAllocator:
         return sum(layer.parameters for layer in self.layers)
 
     def triples(self) -> list[Tensor]:
-        """A, E, B of every layer, now; E may be a buffer, see `AFactor.train_e`."""
+        """A, E, B of every layer, now; E may be no Parameter, see `AFactor.train_e`."""
         return [factor for layer in self.layers for factor in layer.factors]
 
     def expect_compilation(self) -> None:
