@@ -137,3 +137,8 @@ def test_the_masked_reference_conserves_the_number_of_open_triples():
     assert sum(int(mask.sum()) for mask in reference.masks.values()) == 4 * len(before)
     for name, layer in reference.layers.items():
         assert torch.all(layer.lora_E["default"][~reference.masks[name]] == 0)
+
+
+def test_an_unknown_device_is_told():
+    result = CliRunner().invoke(app, ["bench", "step", "--smoke", "--device", "foo"])
+    assert isinstance(result.exception, ValueError) and "device 'foo' is unknown" in str(result.exception)

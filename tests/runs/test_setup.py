@@ -90,3 +90,8 @@ def test_a_target_that_matches_nothing_is_told_with_candidates(targets, named):
     # PEFT itself would train "query" alone and never speak of "valeu".
     with pytest.raises(ValueError, match=f"{named}.*matches no module.*candidates: query, key, value, dense"):
         set_up(recipe(lora={"target_modules": targets}))
+
+
+def test_a_pattern_that_is_none_is_told():
+    with pytest.raises(ValueError, match=r"lora.target_modules: '\(' is no regular expression"):
+        set_up(recipe(lora={"target_modules": "("}))

@@ -61,6 +61,8 @@ def bench_step(
         raise ValueError(f"rounds is {rounds}; a sketch, and a step without one, need at least {least}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is unknown; choose float32 or bfloat16")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is unknown; choose cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but this machine has no CUDA device; use --device cpu")
     config = config or RankConfig()

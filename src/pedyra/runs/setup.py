@@ -102,7 +102,11 @@ def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
     if targets is None or targets == "all-linear":
         return
     if isinstance(targets, str):
-        unmatched = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"lora.target_modules: {targets!r} is no regular expression: {error}") from None
+        unmatched = [] if any(map(pattern.fullmatch, names)) else [targets]
     else:
         unmatched = [t for t in sorted(targets) if not any(name == t or name.endswith(f".{t}") for name in names)]
     if unmatched:
