@@ -39,7 +39,8 @@ def test_a_reference_pass_without_the_adapter_changes_nothing(paper, make_net, n
             allocator.optimizer.step()
             allocator.optimizer.zero_grad()
             allocator.after_step()
-        assert allocator.parameters <= count if not paper else True
+        if not paper:  # whose budget is ranks
+            assert allocator.parameters <= count
         assert len(allocator.optimizer.param_groups[0]["params"]) == held
         results.append((allocator, [p.detach().clone() for p in allocator.triples()]))
     (plain, before), (switched, after) = results

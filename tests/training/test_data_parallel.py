@@ -48,7 +48,9 @@ for step in range(24):
         wrapped = DistributedDataParallel(model)
 weights = [value.flatten().tolist() for name, value in model.state_dict().items() if "lora" in name]
 kept = ("step", "dealt", "ranks", "pruned", "added", "scores", "gains", "trials")
-print(json.dumps({"weights": weights, "history": [{k: r.get(k) for k in kept} for r in allocator.history]}))
+print(json.dumps({"weights": weights, "history": [{k: r.get(k) for k in kept} for r in allocator.history]}), flush=True)
+import os
+os._exit(0)  # at an ordinary end, and in destroy_process_group, gloo's threads abort one process in twenty
 """
 TRAINER = """
 import json, os, sys
@@ -85,7 +87,8 @@ Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train(
 weights = [value.flatten().tolist() for name, value in model.state_dict().items() if "lora" in name]
 kept = ("step", "ranks", "pruned", "added", "scores", "gains", "trials")
 history = [{k: r.get(k) for k in kept} for r in callback.allocator.history]
-print(json.dumps({"weights": weights, "history": history}))
+print(json.dumps({"weights": weights, "history": history}), flush=True)
+os._exit(0)  # as above
 """
 TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
 DEAL: dict[str, Any] = dict(interval=6, final_warmup=3, deal=6)

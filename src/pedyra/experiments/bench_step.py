@@ -20,7 +20,8 @@ from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.experiments.memory import peak_bytes
 from pedyra.training.dealing import adjustment_of_deal
-from pedyra.training.sketching import schedule_of, scores_observe
+from pedyra.training.scores import scores_observe
+from pedyra.training.sketching import schedule_of
 
 COLUMNS = {
     "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "ratio_settled": "settled",

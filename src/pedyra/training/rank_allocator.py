@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,8 +35,8 @@ from pedyra.training.ownership import check_device, choose_forward, claim, give_
 from pedyra.training.record import adjustment_record
 from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
-from pedyra.training.scores import ScoreState, TripleScores
-from pedyra.training.sketching import Sketching, schedule_of, scores_observe, too_short_to_try
+from pedyra.training.scores import ScoreState, TripleScores, scores_observe, triple_scores
+from pedyra.training.sketching import Sketching, schedule_of, too_short_to_try
 from pedyra.training.trials import choose, how_many, known_curvature, known_lengths, predicted_losses
 from pedyra.training.turning import turn_layer
 
@@ -90,7 +89,9 @@ class RankAllocator:
         choose_forward(self.layers, config.fused)
         self.moves = most_moves(config, sum(layer.rank for layer in self.layers))
         self._max_ranks = max_ranks(self.layers, config)
-        self.step = self._read = 0
+        self.step = 0
+        self._read = 0
+        """The last step whose gradients were read: one more than `step` between `before_step` and `after_step`."""
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `training.record`."""
         self.initial_parameters = self.parameters
@@ -107,7 +108,7 @@ class RankAllocator:
         for layer in self.layers:
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
         self._held = self.triples()
-        self.scores: ScoreState = (self.rule.scores or _triple_scores)(model, self.layers, config)
+        self.scores: ScoreState = (self.rule.scores or triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
         reads_inputs = config.score == "importance" and (config.alpha or 0) < 1 and self.rule.scores is None
         self._inputs = InputEnergy(model, self.layers, average) if reads_inputs else None
@@ -319,14 +320,7 @@ class RankAllocator:
         moves = how_many(self.history, self._moves_at(adjustment))
         if adjustment == self.deal_step or not moves:
             return
-        chosen, turns = choose(
-            self.layers,
-            config,
-            self.scores,
-            self.triple_scores,
-            history=self.history,
-            moves=moves,
-        )
+        chosen, turns = choose(self.layers, config, self.scores, self.triple_scores, history=self.history, moves=moves)
         sketch.put_on_trial(chosen, turns)
 
     def _moves_at(self, step: int) -> int:
@@ -435,13 +429,3 @@ class RankAllocator:
         assert self.ranks == plan.ranks
         if self.rule.policy is bidirectional and self.config.budget == "parameters":
             assert self.parameters <= self.initial_parameters
-
-
-def _triple_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
-    return TripleScores(
-        layers,
-        beta1=config.beta1,
-        beta2=config.beta2,
-        omega_ema=config.omega_ema,
-        gradients=(config.alpha or 0) > 0,
-    )

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.adapters.resize import Replacement
+from pedyra.config import RankConfig
 from pedyra.core.importance import (
     gradient_scores,
     gradient_weights,
@@ -198,6 +199,22 @@ class TripleScores:
         self.norms = tensors["norms"].to(device, copy=True)
         self.skipped = tensors["skipped"].to(device, copy=True)
         self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
+
+
+def scores_observe(config: RankConfig) -> bool:
+    """Whether PE-DyRA's scores come from the steps before an adjustment (Algorithm 1), not from the triples then."""
+    return config.score == "importance"
+
+
+def triple_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
+    """The state behind PE-DyRA's scores."""
+    return TripleScores(
+        layers,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        omega_ema=config.omega_ema,
+        gradients=(config.alpha or 0) > 0,
+    )
 
 
 def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:

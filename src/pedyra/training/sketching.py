@@ -174,11 +174,6 @@ def too_short_to_try(config: RankConfig, schedule: Schedule) -> str | None:
     )
 
 
-def scores_observe(config: RankConfig) -> bool:
-    """Whether PE-DyRA's scores come from the steps before an adjustment (Algorithm 1), not from the triples then."""
-    return config.score == "importance"
-
-
 def wanted(config: RankConfig) -> bool:
     """Whether adjustments need directions or gains along the gradient."""
     return config.moves != 0 and "gradient" in (config.init, config.expand)
