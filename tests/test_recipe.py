@@ -202,7 +202,7 @@ def test_causal_lm_wants_an_answer_column_exactly_with_prompts(recipe_file: Path
         with pytest.raises(ValueError, match="data.completion goes with data.prompt or data.template"):
             load_recipe(recipe_file, [*causal, *wrong])
     with pytest.raises(ValueError, match="given: prompt and template"):
-        load_recipe(recipe_file, [*causal, "data.prompt=p", "data.template=t", "data.completion=c"])
+        load_recipe(recipe_file, [*causal, "data.prompt=p", "data.template='{t}'", "data.completion=c"])
     with pytest.raises(ValueError, match="data.label has no meaning for data.kind causal_lm"):
         load_recipe(recipe_file, [*causal, "data.messages=m", "data.label=l"])
 
@@ -221,3 +221,28 @@ def test_the_schema_describes_every_key_and_forbids_others():
 def test_a_folder_is_no_recipe(tmp_path: Path):
     with pytest.raises(ValueError, match="is a folder; give the path of a YAML file"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora.r=true", "lora.r is True: Input should be a valid integer"),
+        ("lora.r='8'", "lora.r is '8': Input should be a valid integer"),
+        ("lora.dropout=true", "lora.dropout is True: Input should be a valid number"),
+        ("seed=1.5", "seed is 1.5"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(override: str, message: str, recipe_file: Path):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("Question:", r"has no \{column\} place"), ("{q", r"data.template '\{q': .*; a brace itself is written twice")],
+)
+def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):
+    causal = ["data.kind=causal_lm", "data.source=d.csv", "data.completion=a"]
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file, [*causal, f"data.template={template!r}"])
+    assert load_recipe(recipe_file, [*causal, "data.template='{{{q}}}'"]).data.template == "{{{q}}}"

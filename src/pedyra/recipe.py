@@ -5,6 +5,7 @@ Nothing heavy is imported here: a recipe is checked before torch, transformers o
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +51,8 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 """Metrics of each kind of data; the first is the default of `data.metric`."""
 
+MOST_CLASSES = 100_000
+"""Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
 
 Ranks = Annotated[
     dict[str, int] | None,
@@ -67,7 +70,8 @@ Ranks = Annotated[
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # strict: `r: true` is no rank of 1.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class ModelSection(_Section):
@@ -152,7 +156,7 @@ class DataSection(_Section):
     """Class number or class name; a number for `regression`."""
     labels: list[str] | None = None
     """Class names in the order of their numbers; default: the names found, sorted."""
-    num_labels: int | None = Field(default=None, ge=2)
+    num_labels: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
     """Number of classes; default: as found in the training rows."""
     prompt: str | None = None
     """causal_lm: column before the answer."""
@@ -198,7 +202,17 @@ class DataSection(_Section):
                 raise ValueError(f"data.kind causal_lm takes one of prompt, template, messages; given: {given}")
             if (self.completion is None) != (prompts == ["messages"]):
                 raise ValueError("data.completion goes with data.prompt or data.template, not with data.messages")
+            if self.template is not None and not template_columns(self.template):
+                raise ValueError(f"data.template {self.template!r} has no {{column}} place, so all prompts are alike")
         return self
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that `data.template` has places for. Raises ValueError for braces that do not pair."""
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"data.template {template!r}: {error}; a brace itself is written twice") from None
 
 
 class Recipe(_Section):

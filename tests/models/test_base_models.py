@@ -12,7 +12,7 @@ import torch
 from peft import get_peft_model
 from transformers import BertForSequenceClassification, LlamaForCausalLM, LlamaForSequenceClassification
 
-from pedyra.models import load_model, load_tokenizer, lora_config
+from pedyra.models import base, load_model, load_tokenizer, lora_config
 from pedyra.models.packaged import minilm_folder, smollm2_folder
 from pedyra.recipe import LoraSection, ModelSection
 
@@ -134,3 +134,18 @@ def test_a_head_of_another_size_is_told(tmp_path: Path):
     with pytest.raises(ValueError, match="head of another number of classes than data.num_labels 2") as caught:
         load_model(section, "classification", 2, tokenizer, 0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_the_hub_has_not_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(base, "why_not_on_hub", lambda name, kind, revision: f"the Hub has no {kind} {name}")
+    with pytest.raises(
+        ValueError, match=r"model.name 'minilmm' is no folder .* has no model minilmm; did you mean 'minilm'\?$"
+    ):
+        load_tokenizer(ModelSection(name="minilmm"))
+    with pytest.raises(ValueError, match="model.tokenizer 'owner/other' is no folder from "):
+        load_tokenizer(ModelSection(name="tiny-bert", tokenizer="owner/other"))
+
+
+def test_an_encoder_is_no_causal_model():
+    with pytest.raises(ValueError, match=r"model.name 'tiny-bert' is an encoder \(bert\), which sees"):
+        load("causal_lm", None)

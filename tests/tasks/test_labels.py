@@ -72,3 +72,11 @@ def test_a_regression_takes_finite_numbers():
     for wrong in ("x", None, float("inf"), "nan"):
         with pytest.raises(ValueError, match="is no finite number; data.kind regression needs one"):
             found.number(wrong)
+
+
+def test_a_number_that_no_class_can_have_is_refused():
+    assert labels([0, 99_999]).count == 100_000
+    with pytest.raises(ValueError, match=r"column 'label' holds 1000000000000, which is no class number"):
+        labels([0, 10**12])
+    with pytest.raises(ValueError, match="num_labels"):
+        labels([0, 1], num_labels=10**12)

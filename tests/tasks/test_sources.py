@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from pedyra.recipe import DataSection
+from pedyra.tasks import sources
 from pedyra.tasks.sources import load_rows
 
 ROWS = [{"text": 'a "quoted", text\r\nof two lines \u2028', "label": 0}, {"text": "NA", "label": 1}]
@@ -140,6 +141,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return content
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "why_not_on_hub", lambda name, kind: None)
     return asked
 
 
@@ -157,3 +159,10 @@ def test_what_the_hub_lacks_is_one_line():
         rows("owner/other")
     with pytest.raises(ValueError, match="owner/data has no column 'body'; its columns are text, label, idx"):
         rows("owner/data", text="body")
+
+
+def test_a_name_that_the_hub_has_not_is_told_without_its_client(hub: list[tuple[Any, ...]], monkeypatch):
+    monkeypatch.setattr(sources, "why_not_on_hub", lambda name, kind: f"the Hub has no {kind} {name}")
+    with pytest.raises(ValueError, match=r"and the Hub has no dataset reviewz; did you mean 'reviews'\?$"):
+        rows("reviewz")
+    assert hub == []

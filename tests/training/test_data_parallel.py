@@ -50,7 +50,9 @@ weights = [value.flatten().tolist() for name, value in model.state_dict().items(
 kept = ("step", "dealt", "ranks", "pruned", "added", "scores", "gains", "trials")
 print(json.dumps({"weights": weights, "history": [{k: r.get(k) for k in kept} for r in allocator.history]}), flush=True)
 import os
-os._exit(0)  # at an ordinary end, and in destroy_process_group, gloo's threads abort one process in twenty
+# As Python ends, the thread of gloo's last work may want the GIL to drop a reference; it is then ended by force, which
+# C++ answers with an abort.
+os._exit(0)
 """
 TRAINER = """
 import json, os, sys

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from pedyra.hub import why_not_on_hub
 from pedyra.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
 from pedyra.models.quantized import keep_weight_layout, quantization_config
@@ -39,8 +43,10 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         return tiny_tokenizer(section.name)
     if section.name.startswith("planted-"):
         return tiny_tokenizer("tiny-bert")  # its inputs are vectors, but a run always has a tokenizer
-    source = section.tokenizer or _source(section)
-    tokenizer = _from_pretrained(AutoTokenizer, source, section)
+    if section.tokenizer is None:
+        tokenizer = _from_pretrained(AutoTokenizer, _source(section), section)
+    else:
+        tokenizer = _from_pretrained(AutoTokenizer, section.tokenizer, section, key="tokenizer")
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -68,6 +74,8 @@ def load_model(
         model = _tiny_model(auto, section, head, len(tokenizer))
     else:
         model = _from_pretrained(auto, _source(section), section, **_loading(section, head), **head)
+    if kind == "causal_lm":
+        _check_causal(model, section)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.quantization != "none":
         # Trainer turns gradient checkpointing on where `training` asks for it.
@@ -117,7 +125,12 @@ def _loading(section: ModelSection, head: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _from_pretrained(auto: Any, source: str, section: ModelSection, **arguments: Any) -> Any:
+def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str = "name", **arguments: Any) -> Any:
+    given = getattr(section, key)
+    if not Path(source).exists() and (reason := why_not_on_hub(source, "model", section.revision)) is not None:
+        near = get_close_matches(given, [*PACKAGED, *TINY], n=1) if key == "name" else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint}")
     try:
         return auto.from_pretrained(
             source, revision=section.revision or "main", trust_remote_code=section.trust_remote_code, **arguments
@@ -132,7 +145,16 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, **arguments:
     except (OSError, ValueError) as error:
         # transformers explains at length; its first line says what happened.
         told = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.name {section.name!r} cannot be loaded: {told}") from error
+        raise ValueError(f"model.{key} {given!r} cannot be loaded: {told}") from error
+
+
+def _check_causal(model: PreTrainedModel, section: ModelSection) -> None:
+    """transformers gives an encoder a language-model head, too; it then sees the answer it is asked for."""
+    if type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model.config, "is_decoder", False):
+        raise ValueError(
+            f"model.name {section.name!r} is an encoder ({model.config.model_type}), which sees the tokens it is to "
+            f"predict; data.kind causal_lm needs a decoder such as a Llama"
+        )
 
 
 def _tiny_model(auto: Any, section: ModelSection, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.recipe import DataSection
+from pedyra.recipe import MOST_CLASSES, DataSection
 from pedyra.tasks.split import Rows
 
 
@@ -58,7 +58,13 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
             )
         return _checked(Labels(count=len(names), names=tuple(names)), data)
     numbers = [number for value in values if (number := _integer(value)) is not None]
-    return _checked(Labels(count=data.num_labels or max(numbers, default=0) + 1), data)
+    highest = max(numbers, default=0)
+    if highest >= MOST_CLASSES:
+        raise ValueError(
+            f"column {data.label!r} holds {highest}, which is no class number (0 to {MOST_CLASSES - 1}); give another "
+            f"data.label, names in data.labels, or data.kind regression"
+        )
+    return _checked(Labels(count=data.num_labels or highest + 1), data)
 
 
 def _checked(labels: Labels, data: DataSection) -> Labels:

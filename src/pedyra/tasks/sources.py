@@ -7,14 +7,15 @@ import csv
 import gzip
 import json
 import lzma
-import string
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 
-from pedyra.recipe import DataSection
+from pedyra.hub import why_not_on_hub
+from pedyra.recipe import DataSection, template_columns
 from pedyra.tasks.reviews import reviews
 from pedyra.tasks.split import Rows
 from pedyra.tasks.toy import toy
@@ -52,11 +53,10 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
 
 
 def _columns(data: DataSection) -> list[str]:
-    template = [name for _, name, _, _ in string.Formatter().parse(data.template or "") if name is not None]
     if data.kind == "planted":
         named = ["row"]
     elif data.kind == "causal_lm":
-        named = [data.prompt, data.completion, data.messages, *template]
+        named = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]
     else:
         named = [data.text, data.text_pair, data.label]
     return list(dict.fromkeys(name for name in [*named, data.group_by] if name is not None))
@@ -129,14 +129,15 @@ def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
 def _read_hub(data: DataSection, split: str, columns: list[str]) -> tuple[Rows, list[str] | None]:
     from datasets import ClassLabel, load_dataset
 
+    nowhere = f"data.source {data.source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and "
+    if not Path(data.source).exists() and (reason := why_not_on_hub(data.source, "dataset")) is not None:
+        near = get_close_matches(data.source, PACKAGED, n=1)
+        raise ValueError(nowhere + reason + (f"; did you mean {near[0]!r}?" if near else ""))
     try:
         dataset = load_dataset(data.source, data.config, split=split)
     except Exception as error:  # the Hub client's errors share no base but Exception
         told = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"data.source {data.source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, "
-            f"and the Hub did not give it: {told[0]}"
-        ) from error
+        raise ValueError(f"{nowhere}the Hub did not give it: {told[0]}") from error
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
