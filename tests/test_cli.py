@@ -1,5 +1,7 @@
 """The command line: exit codes, one clear line for a mistake, JSON lines beside what is printed."""
 
+import errno
+import importlib.metadata
 import json
 import signal
 import subprocess
@@ -47,6 +49,43 @@ def assert_one_line(stderr, *parts):
 
 def test_the_verbs_are_all_there():
     assert {"train", "eval", "inspect", "export", "report", "compare", "bench", "schema"} <= set(VERBS)
+
+
+def test_the_version_is_that_of_the_package(call):
+    assert call("--version")[:2] == (0, f"pedyra {importlib.metadata.version('pedyra')}\n")
+
+
+def test_a_read_only_disk_is_one_line(call, monkeypatch):
+    def mkdir(self, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+    code, _, stderr = call("train", "recipe.yaml")
+    assert code == 2
+    assert_one_line(stderr, "Read-only file system: runs/recipe")
+
+
+def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
+    call("train", "recipe.yaml")
+    for damaged, told in (("{", "is not valid JSON"), ("[1]", "it holds no JSON object"), ("{}", "names no peft_type")):
+        (tmp_path / "runs/recipe/adapter/adapter_config.json").write_text(damaged)
+        code, _, stderr = call("eval", "runs/recipe")
+        assert code == 2
+        assert_one_line(stderr, "adapter_config.json", told)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("planted", "--noise", "nan"), "noise is nan; it is a finite number of at least 0"),
+        (("planted", "--noise", "0", "--noise", "-1"), "noise is -1.0; it is a finite number of at least 0"),
+        (("scale", "--smoke", "--device", "foo"), "device 'foo' is unknown; choose cpu or cuda"),
+    ],
+)
+def test_a_benchmark_refuses_what_cannot_be(call, command, told):
+    code, _, stderr = call("bench", *command)
+    assert code == 2
+    assert_one_line(stderr, told)
 
 
 def test_help_loads_nothing_heavy():

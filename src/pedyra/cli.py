@@ -39,6 +39,23 @@ app.add_typer(bench_cli.app, name="bench")
 app.command()(search)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"pedyra {version('pedyra')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 
 
@@ -240,7 +257,7 @@ def _is_users(error: Exception) -> bool:
         return "pip install" in str(error)  # an optional package; the message has the line that installs it
     if isinstance(error, OSError):
         files = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-        return isinstance(error, files) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return isinstance(error, files) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
     return True
 
 

@@ -101,9 +101,12 @@ def find_adapter(path: Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError with the file's name if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    return content
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

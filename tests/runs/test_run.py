@@ -18,6 +18,7 @@ from pedyra.recipe import Recipe, load_recipe
 from pedyra.runs.evaluate import evaluate_run
 from pedyra.runs.metrics_log import MetricsLog
 from pedyra.runs.run import plan_run, train_run
+from pedyra.runs.run_folder import RunFolder
 
 RECIPE = {
     "name": "toy",
@@ -206,6 +207,17 @@ def test_a_run_that_is_replaced_comes_back_if_the_new_one_takes_no_step(recipe, 
             run(recipe(seed=1), overwrite=True)
     assert_same_tensors(adapter(folder), before)
     assert (folder / "metrics.jsonl").read_text() == metrics and (folder / "checkpoint-12").is_dir()
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.Trainer.training_step", fail)
+        patched.setattr(RunFolder, "bring_back", lambda self: False)  # as if killed then: nothing is put back
+        with pytest.raises(RuntimeError, match="no step"):
+            run(recipe(seed=1), overwrite=True)
+        assert not (folder / "adapter").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.Trainer.training_step", fail)
+        with pytest.raises(RuntimeError, match="no step"):
+            run(recipe(seed=2), overwrite=True)
+    assert_same_tensors(adapter(folder), before)  # not lost for the one that was killed
     run(recipe(seed=1), overwrite=True)
     assert not (folder / ".replaced").exists() and (folder / "notes.txt").read_text() == "mine"
     assert load_recipe(folder / "recipe.yaml").seed == 1
@@ -234,6 +246,26 @@ def test_a_full_disk_keeps_checkpoints_that_were_never_meant_to_be_resumed(recip
         "checkpoint-8",
         "checkpoint-12",
     }
+
+
+def test_a_full_disk_before_the_first_step_keeps_the_run_that_was_there(recipe, monkeypatch):
+    folder = run(recipe()).folder.path
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.Trainer.training_step", fail)
+    with pytest.raises(OSError, match="before the first step; the run that was there is kept$"):
+        run(recipe(seed=1), overwrite=True)
+    assert (folder / "adapter").is_dir() and load_recipe(folder / "recipe.yaml").seed == 0
+
+
+def test_two_processes_do_not_train_into_one_folder(recipe):
+    with RunFolder(Path(recipe().output_dir)).held():
+        with pytest.raises(ValueError, match="another process trains into .* now; wait for it, or choose another"):
+            run(recipe())
+    assert run(recipe()).step == 12  # what is left of a lock is no foreign file
+    assert not (Path(recipe().output_dir) / ".lock").exists()
 
 
 def fill_disk(monkeypatch, *, after):
@@ -271,7 +303,9 @@ def test_a_checkpoint_cut_short_is_passed_over(recipe, interrupt_at):
     folder = run(recipe()).folder.path
     state = folder / "checkpoint-7" / "trainer_state.json"
     state.write_text(state.read_text()[:50])
-    assert run(recipe(), resume=True).step == 12
+    screen = Console(record=True, width=500)
+    assert train_run(recipe(), resume=True, console=screen).step == 12
+    assert "checkpoint-7, which is not whole: trainer_state.json is cut short or damaged" in screen.export_text()
     assert json.loads((folder / "environment.json").read_text())["resumed_from"] == 4
 
 

@@ -14,7 +14,8 @@ import torch
 
 from pedyra.config import RankConfig
 from pedyra.core.schedule import parts_of
-from pedyra.experiments.chain import Size, adapted_chain, timed
+from pedyra.experiments.chain import Size, adapted_chain
+from pedyra.experiments.device import timed
 from pedyra.training.rank_allocator import RankAllocator
 
 DEEP = Size(layers=224, rank=45, length=8, batch=2)

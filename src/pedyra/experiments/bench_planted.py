@@ -89,7 +89,8 @@ def bench_planted(
     jobs = []
     for size in sizes:
         for profile in profiles:
-            lesson(size, profile, noises[0], seeds[0])  # raises for what cannot be
+            for noise in noises:
+                lesson(size, profile, noise, seeds[0])  # raises for what cannot be
             for noise in noises:
                 for seed in seeds:
                     for lr in lrs:

@@ -22,7 +22,8 @@ from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.config import RankConfig
 from pedyra.core.noise import chance
 from pedyra.experiments.bench_adjustment import DEEP, bench_adjustment
-from pedyra.experiments.chain import Size, adapted_chain, now, timed
+from pedyra.experiments.chain import Size, adapted_chain
+from pedyra.experiments.device import check_device, now, timed
 from pedyra.experiments.memory import storage_bytes
 from pedyra.export import export_adapter
 from pedyra.training.checkpoint import save_state
@@ -65,7 +66,11 @@ def bench_scale(
     what sketching gradient directions adds, of telling gains from chance after a sketch, of one adjustment, and the
     bytes of the score state; each the median over `repeats`. A fit has the `exponent` of these medians, and
     `exponents` of the repeats one by one, sorted.
+
+    Raises:
+        ValueError: an unknown device, or one that is not here.
     """
+    check_device(device)
     for axis, sizes in axes.items():
         runs = [[measure(size, device=device, steps=steps) for size in sizes] for _ in range(repeats)]
         values = [_value(axis, size) for size in sizes]

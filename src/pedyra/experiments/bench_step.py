@@ -18,6 +18,7 @@ from pedyra.config import RankConfig
 from pedyra.core.schedule import LEAST_STEPS, Schedule, ema_window
 from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
+from pedyra.experiments.device import check_device
 from pedyra.experiments.memory import peak_bytes
 from pedyra.training.dealing import adjustment_of_deal
 from pedyra.training.scores import scores_observe
@@ -62,10 +63,7 @@ def bench_step(
         raise ValueError(f"rounds is {rounds}; a sketch, and a step without one, need at least {least}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is unknown; choose float32 or bfloat16")
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is unknown; choose cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but this machine has no CUDA device; use --device cpu")
+    check_device(device)
     config = config or RankConfig()
     shared = {"rank": rank, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
     shared |= {"gradient_checkpointing": gradient_checkpointing, "rounds": rounds, "run_steps": run_steps}

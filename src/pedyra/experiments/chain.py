@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +38,3 @@ def adapted_chain(size: Size) -> Any:
     """A chain with a LoRA on every layer."""
     torch.manual_seed(0)
     return get_peft_model(Chain(size), LoraConfig(r=size.rank, target_modules=r"layers\.\d+"))  # type: ignore[arg-type]
-
-
-def timed(device: str, call: Callable[[], Any]) -> float:
-    """Seconds that a call takes; see `now`."""
-    began = now(device)
-    call()
-    return now(device) - began
-
-
-def now(device: str) -> float:
-    """Seconds of the processor's clock, which other work does not stop; on a GPU of the wall's, once it is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()

@@ -7,6 +7,7 @@ everywhere and the true ranks are exactly the student's budget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -156,6 +157,8 @@ def make_problem(
     ranks = profile_ranks(profile, seed, depth, rank * depth, width)
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture {architecture!r} is unknown; choose from {', '.join(ARCHITECTURES)}")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is {noise}; it is a finite number of at least 0")
     kind = ResidualMLP if architecture == "mlp" else Blocks
     base, teacher = kind(width, depth), kind(width, depth)
     size = 0.0

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from pedyra.recipe import METRICS, Recipe
 
@@ -37,9 +38,14 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         **overrides,
     }
     try:
-        return TrainingArguments(**settings)
+        arguments = TrainingArguments(**settings)
+        get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
     except (TypeError, ValueError, ImportError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
+    absent = set(arguments.report_to) - set(get_available_reporting_integrations())
+    if absent:
+        raise ValueError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
+    return arguments
 
 
 def _checked(training: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +74,8 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"training.{name} is {value}; it is at least 1")
     if name == "max_steps" and value == 0:
         raise ValueError("training.max_steps is 0; a run has at least one step (-1: those of num_train_epochs)")
+    if name == "neftune_noise_alpha" and value is not None and value <= 0:
+        raise ValueError(f"training.neftune_noise_alpha is {value}; it is a number above 0, or null for no noise")
     if name == "prediction_loss_only" and value:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from peft import PeftModel
 
-from pedyra.inspection import find_adapter, read_tensors
+from pedyra.inspection import find_adapter, read_json, read_tensors
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
@@ -34,7 +34,9 @@ def evaluate_run(run: Path) -> dict[str, float]:
     if not folder.is_finished() and not folder.adapter.is_dir():
         raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
     adapter = find_adapter(run)
-    read_tensors(adapter / "adapter_model.safetensors")  # a damaged file is told by its name
+    if "peft_type" not in read_json(adapter / "adapter_config.json"):  # a damaged file is told by its name
+        raise ValueError(f"{adapter / 'adapter_config.json'} is damaged: it names no peft_type")
+    read_tensors(adapter / "adapter_model.safetensors")
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)

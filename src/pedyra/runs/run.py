@@ -88,21 +88,22 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     """
     _check_one_process()
     folder = RunFolder(Path(recipe.output_dir))
-    checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
+    _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
     setup = set_up(recipe, record_to=folder.ranks)
     plan = make_plan(setup)
-    if not resume:
-        if overwrite:
-            folder.set_aside()
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_file(folder.recipe, recipe.to_yaml())
-    try:
-        return _train(setup, plan, folder, checkpoint, console)
-    except BaseException as error:
-        folder.bring_back()  # if the new one has not come as far as a step
-        if _is_disk_full(error):
-            raise OSError(errno.ENOSPC, _disk_full_message(folder)) from error
-        raise
+    with folder.held():
+        checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)  # others may have been here
+        if not resume:
+            if overwrite:
+                folder.set_aside()
+            write_file(folder.recipe, recipe.to_yaml())
+        try:
+            return _train(setup, plan, folder, checkpoint, console)
+        except BaseException as error:
+            is_back = folder.bring_back()  # if the new one has not come as far as a step
+            if _is_disk_full(error):
+                raise OSError(errno.ENOSPC, _disk_full_message(folder, is_back)) from error
+            raise
 
 
 class _Replacing(TrainerCallback):
@@ -152,7 +153,8 @@ def _last_complete(folder: RunFolder) -> tuple[Path, list[tuple[Path, str]]]:
 def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     if checkpoint is not None:
-        for broken, _ in _last_complete(folder)[1]:  # Trainer would count them as the newest
+        for broken, flaw in _last_complete(folder)[1]:  # Trainer would count them as the newest
+            console.print(f"removing {broken}, which is not whole: {flaw}", soft_wrap=True)
             shutil.rmtree(broken)
         console.print(f"continuing from {checkpoint}", soft_wrap=True)
     log = MetricsLog(folder.metrics, start_step)
@@ -244,8 +246,13 @@ def _is_disk_full(error: BaseException) -> bool:
     return below is not None and _is_disk_full(below)
 
 
-def _disk_full_message(folder: RunFolder) -> str:
-    """What to do now; the checkpoint that was being written is of no use and is removed."""
+def _disk_full_message(folder: RunFolder, is_back: bool) -> str:
+    """What to do now; the checkpoint that was being written is of no use and is removed.
+
+    `is_back`: what is in the folder is the run that this one was to replace.
+    """
+    if is_back:
+        return f"disk full while writing {folder.path}, before the first step; the run that was there is kept"
     kept = list_checkpoints(folder.path)
     if kept and is_half_written(kept[-1], with_ranks=folder.ranks.is_file()):
         shutil.rmtree(kept.pop())

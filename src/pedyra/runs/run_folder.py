@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pedyra.files import read_rows
 
@@ -21,6 +25,9 @@ CONTENTS = (
     "figures",
     "runs",
 )
+
+LOCK = ".lock"
+"""Locked by the process that trains here."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class RunFolder:
                     f"{self.path} holds another run; continue it with --resume, replace it with --overwrite, "
                     "or choose another output_dir"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
             raise ValueError(
                 f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
             )
@@ -98,9 +105,31 @@ class RunFolder:
         for entry in self._entries():
             _remove(entry)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training into this folder, which is made if it is not there.
+
+        Raises:
+            ValueError: another one does so now.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"another process trains into {self.path} now; wait for it, or choose another output_dir"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # where a file that is open cannot be removed, it stays
+                (self.path / LOCK).unlink()
+            lock.release()
+
     def set_aside(self) -> None:
         """Put the run that is here out of the way of one that takes its place, until `drop_aside` or `bring_back`."""
-        _remove(self._aside)
+        self.bring_back()  # one that was set aside for a run that was killed before its first step
         self._aside.mkdir(parents=True)
         for entry in self._entries():
             entry.rename(self._aside / entry.name)
@@ -109,14 +138,15 @@ class RunFolder:
         """Be done with the run that was set aside; nothing where none is."""
         _remove(self._aside)
 
-    def bring_back(self) -> None:
-        """Put the run that was set aside in the place of what has taken its own; nothing where none is."""
+    def bring_back(self) -> bool:
+        """Put the run that was set aside in the place of what has taken its own; False where none is."""
         if not self._aside.is_dir():
-            return
+            return False
         self.clear()
         for entry in self._aside.iterdir():
             entry.rename(self.path / entry.name)
         self._aside.rmdir()
+        return True
 
     @property
     def _aside(self) -> Path:
