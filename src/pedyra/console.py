@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from pedyra.files import json_line
 from pedyra.layer_names import layer_place
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"--json {path}: the folder {path.parent} does not exist; create it first")
-    lines = (json.dumps({key: _finite(value) for key, value in row.items()}) for row in rows)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(map(json_line, rows)), encoding="utf-8")
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
@@ -179,10 +177,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def quiet_libraries() -> None:

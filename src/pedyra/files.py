@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,15 @@ def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line."""
+def json_line(row: Mapping[str, Any]) -> str:
+    """The row as a line of JSON, which has no NaN and no infinities: null takes their place."""
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append `json_line`."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json_line(row))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -52,3 +58,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -154,6 +154,8 @@ def test_what_the_spare_pays_for_replaces_nothing():
 def test_a_layer_at_its_cap_does_not_grow():
     trials = {"wide": {0: tried(0.0, length=1.0)}}
     assert swaps({"slim": sure(5.0)}, trials, max_ranks={"wide": 9, "slim": 3}).added == {}
+    own = swaps({"slim": sure(5.0)}, {"slim": {1: tried(0.0, length=1.0)}}, max_ranks={"wide": 9, "slim": 3})
+    assert (own.pruned, own.added) == ({"slim": (1,)}, {"slim": 1})  # what goes makes room
 
 
 def test_trials_are_the_lowest_scores_per_cost_without_the_newborn():

@@ -63,7 +63,7 @@ def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "training.max_stepz=4"], "methods.lora on toy: training.max_stepz is no argument"),
         ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),
         ([SMOKE, "tasks={cola: {}}", "data_dir=nowhere"], "nowhere/cola/train.jsonl.gz' does not exist"),
-        ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' cannot be loaded"),
+        ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' is no folder"),
         ([SMOKE, "--collect", "nowhere"], "--collect nowhere: it holds no comparison"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -240,6 +241,47 @@ def test_two_callbacks_in_one_trainer_are_refused(make_trainer, quick, tmp_path)
     trainer.add_callback(RankCallback(quick()))
     with pytest.raises(ValueError, match="already adapted by another RankAllocator"):
         trainer.train()
+
+
+class Interrupt(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_bert, tmp_path):
+    """A notebook's cell, stopped in a sketch with its Trainer still there, and run again."""
+    model = make_bert()
+    stopped, callback = make_trainer(tmp_path, RankConfig(interval=6, deal=0, final_warmup=0), model=model)
+    stopped.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    layers = callback.allocator.layers
+    assert all(layer.a.probe is not None for layer in layers)
+    layers[0].a.live = torch.zeros(layers[0].rank, layers[0].rank)  # as if on trial
+    again, taking = make_trainer(tmp_path, RankConfig(moves=0), model=model)
+    again.train()
+    assert taking.allocator.step == 12
+    assert all(layer.a.probe is layer.b.probe is layer.a.live is layer.a.reach is None for layer in layers)
+
+
+def test_a_sketch_goes_with_its_allocator(make_net, train_net):
+    """Also where the model goes on without one; but not that of an allocator which has the layers by then."""
+    model = make_net()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    layers = allocator.layers
+    train_net(model, optimizer, allocator, 2)
+    assert all(layer.a.probe is not None for layer in layers)
+    del allocator
+    gc.collect()
+    assert all(layer.a.probe is layer.b.probe is None for layer in layers)
+    first = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    first.release()
+    second = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    del first
+    gc.collect()
+    assert all(layer.a.probe is not None for layer in second.layers)
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,22 @@ def test_a_checkpoint_of_another_folder_is_named_by_resume_from(stopped, make_tr
     trainer.train(resume_from_checkpoint=str(moved))  # a warning would be an error
     assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
 
-    trainer, _ = make_trainer(tmp_path / "new", config)
-    with pytest.warns(UserWarning, match=rf"new/checkpoint-8/{RECORD} is missing"):
-        trainer.train(resume_from_checkpoint=str(moved))
+    elsewhere, callback = make_trainer(tmp_path / "new", config)  # Trainer's own word is enough
+    elsewhere.train(resume_from_checkpoint=str(moved))
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
+
+
+def test_what_trainer_loaded_is_resumed_and_no_namesake(make_trainer, quick, tmp_path, run_state, assert_equal):
+    """Two runs with a checkpoint-8 each: the one given to `train` counts, not the one in the output folder."""
+    config = quick(min_rank=0, moves=14)
+    first, callback = make_trainer(tmp_path / "one", config, save_strategy="steps", save_steps=8)
+    first.train()
+    whole = run_state(first, callback)
+    other, _ = make_trainer(tmp_path / "two", config, save_strategy="steps", save_steps=8, learning_rate=0.3)
+    other.train()
+    trainer, callback = make_trainer(tmp_path / "two", config)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-8"))
+    assert_equal(run_state(trainer, callback), whole)
 
 
 # Writing

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import BartConfig, BartForConditionalGeneration
 
 from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.training.input_energy import InputEnergy
@@ -156,3 +158,44 @@ def test_an_input_of_many_tokens_is_summed_whole(make_net):
     model(x)
     mean = energy.collect()[0]
     assert mean is not None and torch.allclose(mean, x.double().square().mean(0).float(), rtol=1e-5)
+
+
+def test_a_reference_pass_without_the_adapter_is_not_seen(make_llama, tokens):
+    """Preference losses run the base beside the adapted model in every step."""
+    model = make_llama().train()
+    _, energy, seen = watched(model)
+    model(**tokens)
+    expected = [literal_mean_square(inputs[:1], [tokens["attention_mask"]]) for inputs in seen]
+    with model.disable_adapter():
+        model(input_ids=tokens["input_ids"].flip(1), attention_mask=tokens["attention_mask"])
+    assert agree(energy.collect(), expected)
+
+
+@pytest.mark.parametrize("given", ["labels", "decoder_attention_mask", "nothing"])
+def test_source_and_target_of_an_encoder_decoder_have_masks_of_their_own(given):
+    """Of one length, so that shapes do not tell them apart; cross attention reads the source for keys and values."""
+    shape: dict[str, Any] = dict(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2
+    )
+    config = BartConfig(vocab_size=40, **shape, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=16)
+    torch.manual_seed(0)
+    targets = ["q_proj", "k_proj", "v_proj", "fc1"]
+    model = get_peft_model(BartForConditionalGeneration(config), LoraConfig(r=2, target_modules=targets)).train()
+    layers, energy, seen = watched(model)
+    draw = torch.Generator().manual_seed(1)
+    source, target = (torch.randint(3, 40, (2, 6), generator=draw) for _ in range(2))
+    of_source = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+    of_target = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+    extra = {
+        "labels": {"labels": target.masked_fill(of_target == 0, -100), "decoder_input_ids": target},
+        "decoder_attention_mask": {"decoder_input_ids": target, "decoder_attention_mask": of_target},
+        "nothing": {"decoder_input_ids": target},
+    }[given]
+    model(input_ids=source, attention_mask=of_source, **extra)
+    of_target = torch.ones_like(of_target) if given == "nothing" else of_target
+    expected = []
+    for layer, inputs in zip(layers, seen, strict=True):
+        from_source = ".encoder." in layer.name or "encoder_attn.k" in layer.name or "encoder_attn.v" in layer.name
+        expected.append(literal_mean_square(inputs, [of_source if from_source else of_target]))
+    assert {"model.decoder.layers.0.encoder_attn.v_proj", "model.encoder.layers.0.fc1"} <= {x.name for x in layers}
+    assert agree(energy.collect(), expected)

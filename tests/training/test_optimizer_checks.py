@@ -69,7 +69,7 @@ def test_unknown_state_of_another_shape_is_refused_before_anything_moves():
     optimizer.step()
     first = Replacement(parameter, nn.Parameter(parameter[:1].detach()), 0, torch.tensor([0]), 0)
     with pytest.raises(ValueError, match=r"Factored keeps 'row' of shape \(3,\) .*use adamw_torch"):
-        check_state(optimizer, [first])
+        check_state(optimizer, [first.old])
     assert optimizer.param_groups[0]["params"] == [parameter] and parameter in optimizer.state
 
 

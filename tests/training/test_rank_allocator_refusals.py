@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from windows import WINDOW
 
+from pedyra import RankCallback
 from pedyra.config import RankConfig
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -110,13 +111,74 @@ def test_release_takes_every_hook_off_and_keeps_the_triples(make_net, train_net)
 
 
 class RowAndColumn(torch.optim.SGD):
-    """SGD that keeps a statistic nobody can slice: refused when it is met, not silently dropped."""
+    """SGD that begins to keep a statistic nobody can slice: refused when it is met, not silently dropped."""
+
+    steps, first = 0, 5
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
+        self.steps += 1
+        for group in self.param_groups if self.steps >= self.first else ():
             for parameter in group["params"]:
                 self.state[parameter]["flat"] = torch.zeros(parameter.numel() + 1)
         super().step()
+
+
+def test_state_that_cannot_follow_is_refused_after_the_first_step(make_net, train_net):
+    model = make_net()
+    optimizer = RowAndColumn(trainable(model), lr=0.01, momentum=0.9)
+    optimizer.first = 1
+    with refused("RowAndColumn keeps 'flat'"):
+        train_net(model, optimizer, allocate(model, optimizer), 1)
+
+
+class Averaging(torch.optim.SGD):
+    """SGD that keeps a copy of the weights, as schedule-free optimizers do; the first `skipped` steps are none."""
+
+    skipped = 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.skipped -= 1
+        if self.skipped >= 0:
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["z"] = parameter.detach().clone()
+        super().step()
+
+
+@pytest.mark.parametrize("skipped", [0, 2])
+@pytest.mark.parametrize("settings", [{}, {"turn": False}])
+def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settings, skipped, make_net, train_net):
+    model = make_net()
+    optimizer = Averaging(trainable(model), lr=0.01)
+    optimizer.skipped = skipped
+    allocator = allocate(model, optimizer, **settings)
+    train_net(model, optimizer, allocator, skipped)
+    with refused("Averaging keeps 'z', and what a new triple's is cannot be known; use adamw_torch"):
+        train_net(model, optimizer, allocator, 1, first=skipped + 1)
+
+
+def test_a_start_at_the_highest_rank_is_refused(make_net):
+    with refused("no rank can change: every layer starts at rank.max_rank, 4; raise it, or lower lora.r"):
+        allocate(make_net(r=4), max_rank=4)
+    assert allocate(make_net(r=4), max_rank=5).moves > 0
+    assert allocate(make_net(r=4), max_rank=4, moves=0).moves == 0
+
+
+def test_a_config_of_another_kind_is_refused(make_net):
+    model = make_net()
+    for make in (
+        lambda: RankCallback({"moves": 2}),  # type: ignore[arg-type]
+        lambda: RankAllocator(model, torch.optim.SGD(trainable(model)), {"moves": 2}, 30),  # type: ignore[arg-type]
+    ):
+        with refused("config is {'moves': 2}, no RankConfig; write RankConfig"):
+            make()
+
+
+def test_a_wrapper_is_refused_with_the_model_to_give(make_net):
+    model = make_net()
+    with refused("the model is inside a DataParallel; give the PEFT model itself, its .module"):
+        RankAllocator(torch.nn.DataParallel(model), torch.optim.SGD(trainable(model)), RankConfig(), 300)
 
 
 def test_a_failed_adjustment_changes_nothing(make_net, train_net):

@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -76,6 +76,21 @@ def test_several_resumes_in_a_row(run, tmp_path, run_state, assert_equal):
     run(out, "plain", resume_at=3, stop_after=4)
     run(out, "plain", resume_at=4, stop_after=7)
     assert_equal(run_state(*run(out, "plain", resume_at=7)), unbroken)
+
+
+def test_a_model_that_trainer_makes_itself_is_resumed(make_bert, make_trainer, tmp_path, run_state, assert_equal):
+    """`model_init`: `train` makes another model than the callback saw first, and loads the checkpoint into it."""
+
+    class Making(Trainer):
+        def __init__(self, model: Any, **arguments: Any) -> None:
+            super().__init__(model_init=lambda: make_bert(), **arguments)
+
+    whole = make_trainer(tmp_path / "whole", save_strategy="steps", save_steps=4, trainer_class=Making)
+    whole[0].train()
+    assert any(record["pruned"] for record in whole[1].allocator.history)
+    again = make_trainer(tmp_path / "again", trainer_class=Making)
+    again[0].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_equal(run_state(*again), run_state(*whole))
 
 
 def test_resuming_in_the_same_trainer_equals_the_first_run(make_trainer, tmp_path, run_state, assert_equal):

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
 from torch import Tensor, nn
@@ -93,6 +93,8 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     Raises:
         ValueError: no such adapter, or a layer that cannot hold triples (embedding, convolution, MoE parameter).
     """
+    if isinstance(getattr(model, "module", None), PeftModel):  # DistributedDataParallel, DataParallel
+        raise ValueError(f"the model is inside a {type(model).__name__}; give the PEFT model itself, its .module")
     layers = list(_lora_layers(model, adapter_name))
     if not layers:
         raise ValueError(
@@ -205,7 +207,12 @@ def _check_supported(config: PeftConfig, layers: list[AdaptedLayer]) -> None:
                 f"measured there; leave it out with "
                 f"LoraConfig(exclude_modules=[{layer.name!r}, {layer.name + '.out_proj'!r}])"
             )
-        if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear or kind == "ParamWrapper":
+        if kind == "ParamWrapper":
+            raise ValueError(
+                f"{layer.name} holds a LoRA of a parameter (LoraConfig(target_parameters=...)), which cannot hold "
+                f"triples; only linear layers can: leave target_parameters out"
+            )
+        if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear:
             raise ValueError(
                 f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "
                 f"leave it out with LoraConfig(exclude_modules=[{layer.name!r}])"

@@ -133,7 +133,9 @@ class AFactor(nn.Module):
         if weight is None or weight.shape[1] != self.in_features:
             error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (r, in) here")
             return
-        if weight.shape[0] == self.out_features and torch.equal(weight, self.weight.detach().to(weight)):
+        if weight.shape[0] != self.out_features:
+            self.live = None  # what was switched off is gone
+        elif torch.equal(weight, self.weight.detach().to(weight)):
             return  # what is live already; keep its split into A and E
         self.A = _loaded(self.A, weight, local_metadata)
         self.E = _loaded(self.E, self.unit_core(weight.shape[0]), local_metadata)
@@ -216,7 +218,11 @@ def renewed(old: Tensor, value: Tensor) -> Tensor:
 
 
 def _loaded(old: Tensor, value: Tensor, local_metadata: dict) -> Any:
-    """`renewed`, on the old one's device (or the value's, when assigning) and of its dtype."""
+    """The old tensor with the value in it where that fits, as torch's modules load, for an optimizer holds it;
+    else `renewed`, on the old one's device (or the value's, when assigning) and of its dtype."""
     assign = local_metadata.get("assign_to_params_buffers", False) or old.device.type == "meta"
+    if not assign and value.shape == old.shape:
+        with torch.no_grad():
+            return old.copy_(value)
     device = value.device if assign else old.device
     return renewed(old, value.detach().to(device=device, dtype=old.dtype, copy=True))

@@ -215,11 +215,12 @@ def _grow(
     gone: list[_Waiting] = []
     added: dict[str, int] = {}
     for _, _, _, name, gain in queue:
-        if len(scores[name]) + added.get(name, 0) >= max_ranks[name]:
-            continue
         needed, free = _payers(waiting, costs, spare, costs[name])
         lost = sum(worth * costs[layer] for worth, _, _, layer in waiting[:needed])
         if free < 0 or not pays(gain, lost):
+            continue
+        left = len(scores[name]) - sum(layer == name for *_, layer in (*gone, *waiting[:needed]))
+        if left + added.get(name, 0) >= max_ranks[name]:
             continue
         gone += waiting[:needed]
         waiting, spare = waiting[needed:], free

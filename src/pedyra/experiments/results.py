@@ -77,7 +77,10 @@ def _read(job: Job, run: Path, judge: Judge) -> Result | None:
     if final is None:
         return None
     metric, value = ("loss", final["eval_loss"]) if judge == "loss" else (final["metric"], final["value"])
-    judged = {"metric": metric, "value": value, "task_metric": final["metric"], "eval_loss": final["eval_loss"]}
+    loss = math.nan if final["eval_loss"] is None else final["eval_loss"]
+    if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says
+        value = math.nan
+    judged = {"metric": metric, "value": value, "task_metric": final["metric"], "eval_loss": loss}
     costs = {key: final[key] for key in ("trainable_parameters", "seconds", "peak_memory_bytes")}
     metrics = _last_metrics(run, final)
     return Result(cell=job.cell, rate=job.rate, seed=job.seed, metrics=metrics, run=run, **judged, **costs)

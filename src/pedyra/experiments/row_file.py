@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pedyra.files import append_row, read_rows
+from pedyra.files import append_row, json_line, read_rows
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ class RowFile:
             if not isinstance(row, dict) or self.key[0] not in row:
                 raise ValueError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
-            path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            path.write_text("".join(map(json_line, self.rows)), encoding="utf-8")
 
     def complete(self, jobs: Iterable[Row], run: Callable[[Row], Row]) -> Iterator[Row]:
         """The row of every job (its key fields): a known one as it is, a missing one from `run`, added at once."""

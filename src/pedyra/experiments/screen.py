@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -44,13 +46,15 @@ class LiveTable:
         self._ended += 1
         final = final_row(outcome.job.run)
         if final is not None:
-            self._values[outcome.job.run] = final["value"]
+            self._values[outcome.job.run] = math.nan if _diverged(final) else final["value"]
         if outcome.status == "failed":
             self.failed.append(outcome)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         else:
-            told = f"{final['metric']} {final['value']:.4f}" if final else outcome.message or outcome.status
+            told = outcome.message or outcome.status
+            if final is not None:
+                told = "diverged" if _diverged(final) else f"{final['metric']} {final['value']:.4f}"
             progress = f"[{self._ended}/{len(self.jobs)}]"
             self.console.print(f"{progress} {outcome.job.label}: {told}", soft_wrap=True, markup=False)
 
@@ -108,3 +112,8 @@ def print_comparison(console: Console, tables: Sequence[Content], remarks: Seque
         console.print()
     for remark in remarks:
         console.print(f"- {remark}", markup=False, soft_wrap=True)
+
+
+def _diverged(final: Mapping[str, Any]) -> bool:
+    """Whether the run's loss on the held-out rows is no number."""
+    return final["eval_loss"] is None or final["value"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,11 @@ def remarks(summary: Summary) -> list[str]:
     found = [f"failed: {outcome.job.label}: {outcome.message}" for outcome in summary.failed]
     waiting = summary.missing - sum(outcome.job.purpose == "jobs" for outcome in summary.failed)
     if waiting > 0:
-        found.append(f"{waiting} reported runs are missing; the same command runs them")
+        found.append(f"{waiting} reported runs are missing; run every --shard (--collect runs nothing)")
+    for result in summary.results:
+        if not math.isfinite(result.value):
+            where = f"{result.cell.method} on {result.cell.task}, r = {result.cell.budget}, seed {result.seed}"
+            found.append(f"diverged: {where}, rate {result.rate:g}")
     for curve in summary.curves:
         where = f"{curve.cell.method} on {curve.cell.task}, r = {curve.cell.budget}"
         if curve.chosen is None:

@@ -55,7 +55,7 @@ def prepare_qlora(
     """QLoRA (Dettmers et al. 2023): LoRA over frozen weights in 4 bits (NF4, double quantisation).
 
     The adapter is LoRA's, and so is its number of parameters; packed weights halve the denominator of a percentage.
-    The authors' paged AdamW is `training.optim: paged_adamw_32bit`.
+    The authors' paged AdamW is `training.optim: paged_adamw_32bit`; methods that move ranks refuse it.
 
     Raises:
         ValueError: the base model is not quantised.

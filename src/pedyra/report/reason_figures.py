@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,7 @@ def _reason(
         return max(0.0, saves(layer, -1)) if mean > chance * error else 0.0
 
     chance = record.get("chance", 0.0)
+    chance = math.inf if chance is None else chance
     layer = max(record["gains"], key=lambda name: (surely(name) / costs[name], saves(name, -1) / costs[name]))
     # At most one error above its mean is what a triple on trial may be worth.
     worth = [(n, i, (max(0.0, mean) + error) * length / 2) for n, i, mean, error, _, length in record["trials"]]

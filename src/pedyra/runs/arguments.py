@@ -42,7 +42,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
     except (TypeError, ValueError, ImportError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
-    absent = set(arguments.report_to) - set(get_available_reporting_integrations())
+    absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations())
     if absent:
         raise ValueError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
     return arguments

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 from transformers import TrainerCallback
 
-from pedyra.files import append_row, read_rows, write_file
+from pedyra.files import append_row, json_line, read_rows, write_file
 
 
 class MetricsLog(TrainerCallback):
@@ -21,8 +20,8 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
         self.path = path
-        rows = [row for row in read_rows(path) if row["step"] <= resumed_step and "train_runtime" not in row]
-        write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [row for row in read_rows(path) if row["step"] <= resumed_step and "train_loss" not in row]
+        write_file(path, "".join(map(json_line, rows)))
         self._resumed_step = self._last_step = resumed_step
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0
         self._seconds_here = 0.0

@@ -76,7 +76,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
-        if "train_runtime" in logs:
+        if "train_loss" in logs:
             return  # Trainer's summary, which says nothing new
         self._loss = logs.get("loss", self._loss)
         self._value = logs.get(f"eval_{self.metric}", self._value)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
-import json
+import functools
 import time
 import warnings
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-from pedyra.adapters.attach import attach, train_e, write_ranks
+from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
 from pedyra.config import RankConfig
-from pedyra.files import read_rows
+from pedyra.files import append_row, json_line, read_rows
 from pedyra.layer_names import layer_place
 from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.training.distributed import wrap_again
-from pedyra.training.optimizer_state import drop_unfit_state
+from pedyra.training.optimizer_checks import unwrapped
+from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Policy, Rule, bidirectional
+from pedyra.training.trainer_frames import caller, go_first, resumed_from
+
+_CALLBACKS: weakref.WeakSet[RankCallback] = weakref.WeakSet()
+"""All that there are; what one of an interrupted training still holds is given up to the next."""
 
 
 class RankCallback(TrainerCallback):
@@ -31,7 +38,7 @@ class RankCallback(TrainerCallback):
         config: the settings; `RankConfig()` by default.
         adapter_name: which of the model's adapters to adapt.
         record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment.
-        resume_from: the checkpoint folder, when it is not `output_dir/checkpoint-<step>`.
+        resume_from: the checkpoint folder, when it is not the one that Trainer resumes from.
         policy: what turns scores into a plan, or a whole Rule; PE-DyRA's by default.
 
     Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit.
@@ -49,30 +56,36 @@ class RankCallback(TrainerCallback):
         policy: Policy | Rule = bidirectional,
     ) -> None:
         self.config = RankConfig() if config is None else config
+        if not isinstance(self.config, RankConfig):
+            raise ValueError(f"config is {config!r}, no RankConfig; write RankConfig(...), or RankConfig.from_dict")
         self.adapter_name, self.policy = adapter_name, policy
         self.record_to = None if record_to is None else Path(record_to)
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.allocator: RankAllocator | None = None
         self._tracked_seconds: list[float] = []
         self._wrapper: DistributedDataParallel | None = None
+        _CALLBACKS.add(self)
         self._writes = True
+        self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
+        """Layers and the triples they had when the callback attached them, until training begins."""
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
-        model = kwargs["model"]
-        if self.adapter_name in getattr(model, "peft_config", {}):
-            train_e(attach(model, self.adapter_name, self.config.start, self.config.seed), bool(self.config.train_e))
+        self._attach(kwargs["model"], kwargs.get("optimizer"))
+        trainer = caller(Trainer)
+        if trainer is not None and trainer.model_init is not None:
+            trainer.model_init = self._attaching(trainer.model_init)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        trainer = _caller(Trainer)
+        trainer = caller(Trainer)
         self._wrapper = _data_parallel(args, None if trainer is None else trainer.model_wrapped)
         self._writes = state.is_world_process_zero
-        _go_first(self)
-        if self.allocator is not None:
-            self.allocator.release()
+        go_first(self)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
+        self._take_over(model)
+        self._follow_loaded(optimizer)
         self.allocator = RankAllocator(
             model,
             optimizer,
@@ -118,7 +131,7 @@ class RankCallback(TrainerCallback):
     ) -> None:
         if self.allocator is None or logs is None or "loss" not in logs:
             return  # an evaluation or the summary: nothing of ours has changed
-        snapshot = self.allocator.snapshot()
+        snapshot = self.allocator.snapshot(effective_ranks=self._records)
         self._record(snapshot)
         ours = self._metrics(self.allocator, snapshot)
         logs.update(ours)  # before any reporter sees them: we are called first
@@ -127,7 +140,7 @@ class RankCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.allocator is not None
         if args.should_save:
-            trainer = _caller(Trainer)
+            trainer = caller(Trainer)
             folder = args.output_dir if trainer is None else trainer._get_output_dir(getattr(trainer, "_trial", None))
             save_state(self.allocator, Path(str(folder)) / f"checkpoint-{state.global_step}")
 
@@ -139,8 +152,46 @@ class RankCallback(TrainerCallback):
             self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
         self.allocator.release()
 
+    def _attach(self, model: Any, optimizer: Any = None) -> None:
+        if self.adapter_name not in getattr(model, "peft_config", {}):
+            return
+        layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
+        train_e(layers, bool(self.config.train_e))
+        if optimizer is not None:  # the user's own: before its state is loaded
+            for layer in layers:
+                adopt(unwrapped(optimizer), layer.b.weight, layer.a.E, layer.name)
+        self._attached = [(layer, layer.factors) for layer in layers]
+
+    def _attaching(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
+        """`model_init`, whose models take a checkpoint of any ranks."""
+
+        @functools.wraps(model_init)
+        def attached(*args: Any) -> Any:
+            model = model_init(*args)
+            self._attach(model)
+            return model
+
+        return attached
+
+    def _take_over(self, model: Any) -> None:
+        """Have allocators of this model release it: this callback's, of an earlier `train`, and that of an interrupted
+        training with another Trainer, which no one may have in hand; but not one of the same training."""
+        handler = caller(CallbackHandler)
+        beside = () if handler is None else handler.callbacks
+        for callback in [self, *(other for other in _CALLBACKS if other not in beside)]:
+            made = callback.allocator
+            if made is not None and made.model is model and made.adapter_name == self.adapter_name:
+                made.release()
+
+    def _follow_loaded(self, optimizer: Any) -> None:
+        """A checkpoint of other ranks was loaded; an optimizer that the user made before still holds the triples that
+        were there then, and by now the state that goes with the new ones."""
+        for layer, before in self._attached:
+            rekey_state(unwrapped(optimizer), {o: n for o, n in zip(before, layer.factors, strict=True) if o is not n})
+        self._attached = []
+
     def _resume(self, allocator: RankAllocator, args: TrainingArguments, step: int) -> None:
-        folder = self.resume_from or Path(str(args.output_dir)) / f"checkpoint-{step}"
+        folder = self.resume_from or resumed_from() or Path(str(args.output_dir)) / f"checkpoint-{step}"
         try:
             restore(allocator, folder)
         except SideFileError as problem:
@@ -182,47 +233,25 @@ class RankCallback(TrainerCallback):
             self._tracked_seconds.clear()
         return metrics
 
+    @property
+    def _records(self) -> bool:
+        """Whether this process keeps a record."""
+        return self.record_to is not None and self._writes
+
     def _start_record(self, allocator: RankAllocator, step: int) -> None:
         """A new record, or, on a resume, the old one without the lines of steps that will be run again."""
-        if self.record_to is None or not self._writes:
+        if self.record_to is None or not self._records:
             return
         kept = [row for row in read_rows(self.record_to) if row.get("step", 0) <= step] if step > 0 else []
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
-        self.record_to.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.record_to.write_text("".join(map(json_line, kept)))
         if not kept:
             self._record(allocator.describe())
             self._record(allocator.snapshot())
 
     def _record(self, entry: dict[str, Any]) -> None:
-        if self.record_to is not None and self._writes:
-            with self.record_to.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-
-
-def _go_first(callback: TrainerCallback) -> None:
-    """Move `callback` before Trainer's reporters, so that they get its numbers together with the loss.
-
-    Second instances of the reporters would open runs of their own (TensorBoard, DVCLive), and Trainer hands a
-    callback everything but the handler that is calling it; so that is looked up in the calling frames. Moving an
-    entry to the front while the handler iterates over the list neither skips nor repeats another one.
-    """
-    handler = _caller(CallbackHandler)
-    if handler is not None:
-        handler.callbacks.remove(callback)
-        handler.callbacks.insert(0, callback)
-
-
-Caller = TypeVar("Caller")
-
-
-def _caller(kind: type[Caller]) -> Caller | None:
-    """The nearest object of this kind whose method is running."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if isinstance(found := frame.f_locals.get("self"), kind):
-            return found
-        frame = frame.f_back
-    return None
+        if self.record_to is not None and self._records:
+            append_row(self.record_to, entry)
 
 
 def _data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pedyra.adapters.attach import AdaptedLayer
 from pedyra.core.pareto import effective_rank, singular_values, two_thirds_log_variance
 from pedyra.layer_names import layer_place
 from pedyra.training.orthogonality_gradient import layer_orthogonality
@@ -52,7 +54,7 @@ def describe(allocator: RankAllocator) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def snapshot(allocator: RankAllocator) -> dict[str, Any]:
+def snapshot(allocator: RankAllocator, effective_ranks: bool = True) -> dict[str, Any]:
     """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
 
     `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not tracked.
@@ -62,20 +64,21 @@ def snapshot(allocator: RankAllocator) -> dict[str, Any]:
     layer_scores = None if scores is None else {n: sum(s) / len(s) if s else 0.0 for n, s in scores.items()}
     own = allocator.rule.scores is None
     norms = allocator.scores.norms.tolist() if tracked and isinstance(allocator.scores, TripleScores) else None
-    effective = {
-        layer.name: effective_rank(singular_values(layer.a.weight, layer.b.weight.new_ones(layer.rank), layer.b.weight))
-        for layer in allocator.layers
-    }
     return {
         "kind": "snapshot",
         "step": allocator.step,
         "ranks": allocator.ranks,
         "total_rank": sum(allocator.ranks.values()),
         "parameters": allocator.parameters,
-        "effective_rank": effective,
+        "effective_rank": _effective_ranks(allocator.layers) if effective_ranks else None,
         "orthogonality": layer_orthogonality(allocator.layers, form=allocator.config.orth_form),
         "grad_norms": norms and {layer.name: norm for layer, norm in zip(allocator.layers, norms, strict=True)},
         "layer_scores": layer_scores,
         # Of other methods' scores, which may be negative, Eq. (8) says nothing.
         "two_thirds_log_variance": layer_scores and own and two_thirds_log_variance(layer_scores, allocator.ranks),
     }
+
+
+def _effective_ranks(layers: Sequence[AdaptedLayer]) -> dict[str, float]:
+    factors = ((layer.name, layer.a.weight, layer.b.weight) for layer in layers)
+    return {name: effective_rank(singular_values(A, B.new_ones(len(A)), B)) for name, A, B in factors}

@@ -34,6 +34,7 @@ from pedyra.core.schedule import LEAST_STEPS, parts_of
 from pedyra.core.swaps import Gain, surest_first
 from pedyra.training.distributed import Average, alone
 from pedyra.training.input_energy import NO_TOKEN, per_element
+from pedyra.training.ownership import switch_on
 from pedyra.training.turning import directions_of, leaving_out, lengths
 
 _FLAT = ("sums", "values", "reach")
@@ -230,8 +231,7 @@ class GradientSketch:
         if not self._probes:
             return
         self._probes = []
-        for layer in self.layers:
-            layer.a.probe = layer.b.probe = layer.a.live = layer.a.reach = None
+        switch_on(self.layers)
 
     def _choose_candidates(self) -> None:
         """The pairs (u, v) of the third part, from the SVD of the co-range's sums."""

@@ -16,8 +16,9 @@ from pedyra.training.distributed import Average, alone
 class InputEnergy:
     """Hooks on the adapted layers. Counts each token of a training forward once; padding not at all, where known.
 
-    The input is taken before LoRA's dropout. Layers that receive the very same tensor (q, k, v) share one sum. The
-    recomputation of gradient checkpointing runs inside the backward pass and is not counted again.
+    Padding is known by `attention_mask`, in the decoder of an encoder-decoder model by `decoder_attention_mask` or the
+    labels that count. The input is taken before LoRA's dropout. Layers that receive the very same tensor (q, k, v)
+    share one sum. The recomputation of gradient checkpointing runs inside the backward pass and is not counted again.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average = alone) -> None:
@@ -26,11 +27,15 @@ class InputEnergy:
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
         self._mask: Tensor | None = None
-        self._real: tuple[torch.Size, Tensor] | None = None
+        self._target_mask: Tensor | None = None
+        self._real: dict[tuple[torch.Size, bool], Tensor] = {}
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         named = list(inspect.signature(base.forward).parameters)
         self._mask_position = named.index("attention_mask") if "attention_mask" in named else None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
+        decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
+        self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
+        """Per layer, whether its tokens are those of the decoder."""
         self._handles = [model.register_forward_pre_hook(self._see_model, with_kwargs=True)]
         for index, layer in enumerate(layers):
             hook = lambda module, args, index=index: self._see_layer(module, index, args[0])  # noqa: E731
@@ -52,7 +57,7 @@ class InputEnergy:
         result = [means.get(id(total)) for total in self._sums]
         self._sums = [None] * len(self._sums)
         self._counts = [None] * len(self._counts)
-        self._last = self._mask = self._real = None
+        self._forget_forward()
         return result
 
     def _average_sums(self) -> None:
@@ -71,26 +76,35 @@ class InputEnergy:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._last = self._mask = self._real = None
+        self._forget_forward()
 
     def _see_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         mask, position = kwargs.get("attention_mask"), self._mask_position
         if mask is None and position is not None and position < len(args):
             mask = args[position]
-        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self._last = self._real = None
+        self._forget_forward()
+        self._mask = _two_dimensional(mask)
+        if any(self._of_target):
+            target, labels = kwargs.get("decoder_attention_mask"), _two_dimensional(kwargs.get("labels"))
+            if target is None and labels is not None:
+                target = labels != IGNORED
+            self._target_mask = _two_dimensional(target)
+
+    def _forget_forward(self) -> None:
+        self._last = self._mask = self._target_mask = None
+        self._real = {}
 
     def _see_layer(self, module: nn.Module, index: int, x: Tensor) -> None:
-        if not self.active or not module.training:
-            return
+        if not self.active or not module.training or module.disable_adapters:
+            return  # without the adapter a reference model runs (DPO)
         if torch.compiler.is_compiling():  # the compiler itself merges equal sums, and must not keep inputs alive
-            real = self._real_tokens_of(x)
+            real = self._real_tokens_of(x, self._of_target[index])
             self._add(index, _energy(x.detach(), real), real.sum())
             return
         if torch._C._current_graph_task_id() != -1:
             return
         if self._last is None or self._last[0] is not x:
-            real = self._real_tokens(x)
+            real = self._real_tokens(x, self._of_target[index])
             self._last = (x, _energy(x.detach(), real), real.sum())
         self._add(index, *self._last[1:])
 
@@ -99,18 +113,38 @@ class InputEnergy:
         self._sums[index] = total if seen is None else seen + total
         self._counts[index] = count if seen_count is None else seen_count + count
 
-    def _real_tokens(self, x: Tensor) -> Tensor:
-        """`_real_tokens_of(x)`, made once per forward for inputs of equal shape."""
-        shape = x.shape[:-1]
-        if self._real is None or self._real[0] != shape:
-            self._real = (shape, self._real_tokens_of(x))
-        return self._real[1]
+    def _real_tokens(self, x: Tensor, of_target: bool) -> Tensor:
+        """`_real_tokens_of`, made once per forward for inputs of equal shape."""
+        key = x.shape[:-1], of_target
+        if key not in self._real:
+            self._real[key] = self._real_tokens_of(x, of_target)
+        return self._real[key]
 
-    def _real_tokens_of(self, x: Tensor) -> Tensor:
+    def _real_tokens_of(self, x: Tensor, of_target: bool) -> Tensor:
         """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""
-        if self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape:
-            return (self._mask != 0).reshape(-1).to(x.device, torch.float32)
+        mask = self._target_mask if of_target else self._mask
+        if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+            return (mask != 0).reshape(-1).to(x.device, torch.float32)
         return torch.ones(x.shape[:-1].numel(), device=x.device)
+
+
+IGNORED = -100
+"""The label of what does not count, by which transformers pads targets."""
+# Cross attention takes its keys and values from the source: BART and Marian, T5, EncoderDecoderModel of BERTs.
+_CROSS, _OF_SOURCE = (
+    ("encoder_attn", "EncDecAttention", "crossattention"),
+    ("k_proj", "v_proj", "k", "v", "key", "value"),
+)
+
+
+def _sees_target(name: str) -> bool:
+    """Whether a layer of this name, in an encoder-decoder model, is given tokens of the target."""
+    parts = name.split(".")
+    return "decoder" in parts and not (any(part in _CROSS for part in parts) and parts[-1] in _OF_SOURCE)
+
+
+def _two_dimensional(mask: object) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def per_element(values: Tensor, widths: Sequence[int]) -> Tensor:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pedyra.adapters.resize import Replacement
-from pedyra.training.optimizer_state import FIRST_MOMENTS, SECOND_MOMENTS
+from pedyra.training.optimizer_state import FIRST_MOMENTS, OTHER_AVERAGES, SECOND_MOMENTS
 
 # Factored or orthogonalised state is not separable by triples; silently resetting it would change the method.
 _NOT_SEPARABLE = {
@@ -40,6 +39,11 @@ def check_optimizer(optimizer: Optimizer) -> None:
             f"{kind.__name__} keeps its moments in blocks of 256 values at {bits} bits, which cannot follow a rank "
             f"change; pass optim_bits=32 (adapters are small: it costs little)"
         )
+    if getattr(optimizer, "is_paged", False):
+        raise ValueError(
+            f"{kind.__name__} keeps its moments in pages that CPU and GPU share, which do not follow a rank change; "
+            f"use adamw_torch (adapters are small: it costs little)"
+        )
 
 
 def has_second_moments(optimizer: Optimizer, parameters: Sequence[Tensor] = ()) -> bool:
@@ -62,25 +66,37 @@ def no_second_moments(optimizer: Optimizer, setting: str, otherwise: str) -> Val
 def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Raise ValueError if the optimizer keeps more than averages of gradients and of their squares.
 
-    Of other state of a parameter's shape (a copy of it, averages of updates) nobody knows how it turns with the rows.
+    Of other state of a parameter's shape (averages of updates) nobody knows how it turns with the rows.
+    """
+    for parameter in parameters:
+        for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS}:
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {key!r}, which cannot follow the turning of a layer's triples; "
+                f"use adamw_torch, or rank.turn=false"
+            )
+
+
+def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Raise ValueError if some state of these parameters cannot follow a rank change; changes nothing.
+
+    It must be a scalar, or row-wise and an average, which begins at zero for a new row. A copy of the weights
+    (schedule-free optimizers) does not: from zero it would draw the new row there.
     """
     for parameter in parameters:
         for key, value in optimizer.state.get(parameter, {}).items():
-            known = key in FIRST_MOMENTS or key in SECOND_MOMENTS
-            if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape and not known:
-                raise ValueError(
-                    f"{type(optimizer).__name__} keeps {key!r}, which cannot follow the turning of a layer's triples; "
-                    f"use adamw_torch, or rank.turn=false"
-                )
-
-
-def check_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> None:
-    """Raise ValueError if some state of these parameters is neither row-wise nor a scalar; changes nothing."""
-    for replacement in replacements:
-        for key, value in optimizer.state.get(replacement.old, {}).items():
-            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != replacement.old.shape:
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
                 raise ValueError(
                     f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
-                    f"{tuple(replacement.old.shape)}; state that is not row-wise cannot follow a rank change: use "
+                    f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: use "
                     f"adamw_torch"
                 )
+        for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS, *OTHER_AVERAGES}:
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; use adamw_torch"
+            )
+
+
+def _rowwise(optimizer: Optimizer, parameter: Tensor) -> set[str]:
+    """Keys of the state that has the parameter's shape."""
+    state = optimizer.state.get(parameter, {}).items()
+    return {key for key, value in state if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape}

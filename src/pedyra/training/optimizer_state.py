@@ -17,6 +17,9 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
 """Entries of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
 
+OTHER_AVERAGES = ("acc_delta", "exp_avg_diff", "exp_avg_slow")
+"""Of updates (Adadelta), of differences of gradients (Adan), and a slower one (AdEMAMix)."""
+
 
 @torch.no_grad()
 def removal_losses(layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> dict[str, list[float]]:

@@ -57,6 +57,23 @@ def give_up(layers: Sequence[AdaptedLayer]) -> None:
         _OWNERS.pop(layer.a, None)
 
 
+def switch_on(layers: Sequence[AdaptedLayer]) -> None:
+    """Take probes out of the slots, and switch every triple on."""
+    for layer in layers:
+        layer.a.probe = layer.b.probe = layer.a.live = layer.a.reach = None
+
+
+def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> None:
+    """When the owner is gone, as after an interrupted run, nothing of its sketch is left in the layers."""
+    weakref.finalize(owner, _switch_on_ownerless, layers).atexit = False
+
+
+def _switch_on_ownerless(layers: Sequence[AdaptedLayer]) -> None:
+    there = [layer for layer in layers if layer.adapter in layer.module.lora_A]  # not deleted since
+    owners = ((layer, _OWNERS.get(layer.a)) for layer in there)
+    switch_on([layer for layer, owner in owners if owner is None or owner() is None])
+
+
 def choose_forward(layers: Sequence[AdaptedLayer], fused: bool) -> None:
     """Fuse every layer that can be, or none; a fused layer itself falls back to PEFT's forward where need be."""
     if not fused:

@@ -18,12 +18,13 @@ from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.dealing import deal, deal_step, turns_at_deal
 from pedyra.training.diagnostics import describe, snapshot
-from pedyra.training.distributed import averaging
+from pedyra.training.distributed import alone, averaging
 from pedyra.training.input_energy import InputEnergy
 from pedyra.training.limits import check_movable, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_checks import (
     check_optimizer,
+    check_state,
     check_turnable,
     has_second_moments,
     no_second_moments,
@@ -31,7 +32,7 @@ from pedyra.training.optimizer_checks import (
 )
 from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state, removal_losses
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
-from pedyra.training.ownership import check_device, choose_forward, claim, give_up, trainable
+from pedyra.training.ownership import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.training.record import adjustment_record
 from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, Situation, bidirectional
@@ -78,6 +79,8 @@ class RankAllocator:
         policy: Policy | Rule = bidirectional,
         process_group: Any = None,
     ) -> None:
+        if not isinstance(config, RankConfig):
+            raise ValueError(f"config is {config!r}, no RankConfig; write RankConfig(...), or RankConfig.from_dict")
         self.model, self.adapter_name, self.config = model, adapter_name, config
         self.rule = policy if isinstance(policy, Rule) else Rule(policy=policy)
         self.optimizer = unwrapped(optimizer)
@@ -96,6 +99,11 @@ class RankAllocator:
         """The records of the adjustments, oldest first; see `training.record`."""
         self.initial_parameters = self.parameters
         average = averaging(process_group)
+        if average is not alone and self.rule.scores is not None:
+            raise ValueError(
+                "this method's scores are measured by each process alone, so that processes would decide differently; "
+                "train it in one process"
+            )
         self._sketching = Sketching(self.layers, config, self.schedule, average)
         (self.rule.check or check_movable)(self._situation({}))
         if config.score == "loss" and not has_second_moments(self.optimizer):
@@ -105,9 +113,11 @@ class RankAllocator:
         if (reason := too_short_to_try(config, self.schedule)) is not None:
             logger.warning("%s", reason)
         claim(self.layers, self)
+        switch_on_after(self, self.layers)
         for layer in self.layers:
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
         self._held = self.triples()
+        self._state_is_known = False
         self.scores: ScoreState = (self.rule.scores or triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
         reads_inputs = config.score == "importance" and (config.alpha or 0) < 1 and self.rule.scores is None
@@ -178,6 +188,7 @@ class RankAllocator:
                 f"before_step() was called twice in step {step}; call after_step() after each optimizer.step()"
             )
         self._read = step
+        self._follow_loaded()
         if self.tracks(step):
             if not self.tracks(step - 1):
                 self.scores.restart()
@@ -203,7 +214,7 @@ class RankAllocator:
                 f"after_step() without before_step() in step {self.step}; call before_step() once the gradients are "
                 f"complete and before optimizer.step()"
             )
-        if self.step == 1:
+        if not self._state_is_known:
             self._check_state()
         self._begin_trials()
         due = self.schedule.is_adjustment(self.step) and not self.settled
@@ -255,10 +266,7 @@ class RankAllocator:
         Triples that were loaded into the model since the last step (the best checkpoint, a resume in the same
         Trainer) take the place of the old ones in the optimizer, which would otherwise train what is gone.
         """
-        loaded = {o: n for o, n in zip(self._held, self.triples(), strict=True) if o is not n}
-        rekey_state(self.optimizer, loaded)
-        drop_unfit_state(self.optimizer, list(loaded.values()))
-        self._held = self.triples()
+        self._rekey_loaded()
         self._sketching.forget()
         if self._inputs is not None:
             self._inputs.remove()
@@ -269,12 +277,13 @@ class RankAllocator:
         """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
         return describe(self)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self, *, effective_ranks: bool = True) -> dict[str, Any]:
         """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
 
         `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not tracked.
+        `effective_ranks` are most of the work; without them they are None.
         """
-        return snapshot(self)
+        return snapshot(self, effective_ranks)
 
     def _adopt_triples(self) -> None:
         """Train the triples that the layers have now, of whatever ranks; nothing is known of them yet."""
@@ -283,6 +292,30 @@ class RankAllocator:
         self._sketching.forget()
         if self._compiled:
             mark_ranks(self.layers)
+
+    def _rekey_loaded(self) -> bool:
+        """Have the optimizer train what was loaded since the last step in the place of what it holds and nothing uses
+        any more; whether there was any. What is loaded at the same ranks is the same Parameters."""
+        loaded = {old: new for old, new in zip(self._held, self.triples(), strict=True) if old is not new}
+        if loaded:
+            rekey_state(self.optimizer, loaded)
+            drop_unfit_state(self.optimizer, list(loaded.values()))
+            self._held = self.triples()
+        return bool(loaded)
+
+    def _follow_loaded(self) -> None:
+        """Go on with an adapter of other ranks that was loaded since the last step; scores and sketch begin anew."""
+        if not self._rekey_loaded():
+            return
+        logger.warning(
+            "the adapter was loaded with other ranks before step %d; it is trained from here, and what was measured "
+            "before is forgotten",
+            self.step + 1,
+        )
+        self.initial_parameters = max(self.initial_parameters, self.parameters)
+        write_ranks(self.model, self.adapter_name)
+        self._adopt_triples()
+        self._prepare_next_step()
 
     def _prepare_next_step(self) -> None:
         if not self.settled:
@@ -299,13 +332,21 @@ class RankAllocator:
         return deal_step(self.layers, self.optimizer, self.config, self.schedule, after=self.step)
 
     def _check_state(self) -> None:
-        """What can be said of the optimizer's state only now: it is there from the first step on, not before."""
+        """What can be said of the optimizer's state only now: it is there from the first step on, not before.
+
+        A step that a GradScaler skipped leaves none.
+        """
         config, parameters = self.config, self.triples()
+        self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in parameters)
+        if not self._state_is_known:
+            return
         if self.deal_step is not None or config.score == "loss":
             if not has_second_moments(self.optimizer, parameters):
                 if config.score == "loss":
                     raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
                 self.deal_step = self._next_deal()
+        if self.moves or self.deal_step is not None:
+            check_state(self.optimizer, parameters)
         tries = config.prune == "trial" and config.turn and not config.train_e
         if tries or (self.deal_step is not None and turns_at_deal(config)):
             check_turnable(self.optimizer, parameters)

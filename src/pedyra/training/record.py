@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pedyra.core.allocation import RankPlan, Scores
@@ -17,7 +18,8 @@ def adjustment_record(now: Situation, scores: Scores, plan: RankPlan, **outcome:
     and of a sketch:
 
     - `gains`: layer -> mean, error and reach of its surest candidate
-    - `chance`: in errors, by fewer patterns where nothing is beyond it; `sure`: how many candidates are
+    - `chance`: in errors, by fewer patterns where nothing is beyond it, None where it is infinite
+    - `sure`: how many candidates are beyond it
     - `trials`: layer, triple, mean, error, reach, length; the triples are those of a turned layer
     - `curvature`: layer -> that per reach; `least_gain`: see `core.swaps`
 
@@ -45,7 +47,7 @@ def _measured(now: Situation) -> dict[str, Any]:
     if now.candidates is not None:
         surest = {name: gains[0] for name, gains in now.candidates.items() if gains}
         result["gains"] = {name: [gain.mean, gain.error, gain.reach] for name, gain in surest.items()}
-        result["chance"] = now.chance
+        result["chance"] = now.chance if math.isfinite(now.chance) else None
         every = (gain for gains in now.candidates.values() for gain in gains)
         result["sure"] = sum(gain.beyond(now.chance) for gain in every)
     if now.trials is not None:

@@ -36,7 +36,7 @@ def carry_out(
         if pruned or num_new:
             changes[layer.name] = resized(layer, pruned, born(layer, pruned, num_new) if num_new else None)
     replacements = [replacement for change in changes.values() for replacement in change]
-    check_state(optimizer, replacements)
+    check_state(optimizer, [replacement.old for replacement in replacements])
     changed = [layer for layer in layers if layer.name in changes]
     install((layer, [replacement.new for replacement in changes[layer.name]]) for layer in changed)
     for layer in layers:

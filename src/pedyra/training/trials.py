@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -103,7 +104,8 @@ def scouts(scores: Scores, *, min_rank: int, old: Mapping[str, int], history: Hi
     """
     tried = {name for record in history for name, *_ in record.get("trials", ())}
     last = history[-1]
-    promise = {name for name, measured in last["gains"].items() if Gain(*measured).beyond(last["chance"])}
+    chance = math.inf if last["chance"] is None else last["chance"]
+    promise = {name for name, measured in last["gains"].items() if Gain(*measured).beyond(chance)}
     return {
         name: (min(range(old[name]), key=values.__getitem__),)
         for name, values in scores.items()

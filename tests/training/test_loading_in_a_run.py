@@ -1,0 +1,119 @@
+"""Weights that are loaded in the middle of a run (undoing a spike, accelerate's load_state) are trained on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from windows import FORCED
+
+from pedyra import RankAllocator, RankConfig
+
+MOVING = RankConfig(interval=2, initial_warmup=1, final_warmup=3, moves=4, **FORCED)
+
+
+def trainable(model: Any) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class Idle:
+    """In the place of an allocator: stock PEFT."""
+
+    def before_step(self) -> None:
+        pass
+
+    def after_step(self) -> None:
+        return None
+
+
+def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, caplog):
+    ended = []
+    for adapt in (True, False):
+        model = make_net()
+        optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+        settings = RankConfig(interval=10, final_warmup=0.1, moves=0)
+        allocator = RankAllocator(model, optimizer, settings, 40) if adapt else Idle()
+        train_net(model, optimizer, allocator, 5)
+        saved = copy.deepcopy(model.state_dict())
+        train_net(model, optimizer, allocator, 5, first=6)
+        model.load_state_dict(saved)
+        train_net(model, optimizer, allocator, 5, first=11)
+        ended.append(model.state_dict())
+    assert caplog.text == ""
+    adapted, stock = ended
+    assert all(torch.equal(adapted[name], value) for name, value in stock.items())
+
+
+def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
+    model = make_net()
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+    allocator = RankAllocator(model, optimizer, MOVING, 12)
+    train_net(model, optimizer, allocator, 2)
+    saved, ranks = copy.deepcopy(model.state_dict()), allocator.ranks
+    train_net(model, optimizer, allocator, 3, first=3)
+    assert allocator.ranks != ranks, "nothing moved: the test would prove nothing"
+    model.load_state_dict(saved)
+    before = [parameter.detach().clone() for parameter in trainable(model)]
+    train_net(model, optimizer, allocator, 1, first=6)
+    assert "loaded with other ranks before step 6" in caplog.text
+    assert allocator.ranks == ranks
+    assert all(not torch.equal(old, new) for old, new in zip(before, trainable(model), strict=True))
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(model)}
+    train_net(model, optimizer, allocator, 6, first=7)
+    assert allocator.step == 12
+
+
+def test_accelerates_checkpoint_of_other_ranks_is_trained_on(make_net, net_batch, tmp_path):
+    """Saved after a move, loaded into a model of before it, weights and moments: the next step is the same."""
+
+    def prepared() -> tuple[Any, Any, Any]:
+        accelerator, model = Accelerator(cpu=True), make_net()
+        model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable(model), lr=0.02))
+        config = dataclasses.replace(MOVING, train_e=False, orth_weight=0.0)  # E is folded away in what is saved
+        return accelerator, RankAllocator(accelerator.unwrap_model(model), optimizer, config, 12), optimizer
+
+    def step(allocator: RankAllocator, optimizer: Any, number: int) -> None:
+        x, y = net_batch(number)
+        (allocator.model(x) - y).square().mean().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        allocator.after_step()
+
+    accelerator, allocator, optimizer = prepared()
+    for number in range(1, 4):
+        step(allocator, optimizer, number)
+    assert allocator.history[-1]["added"], "nothing moved: the test would prove nothing"
+    accelerator.save_state(str(tmp_path))
+    again, fresh, its_optimizer = prepared()
+    again.load_state(str(tmp_path))
+    for each, its in ((allocator, optimizer), (fresh, its_optimizer)):
+        step(each, its, 4)
+    assert fresh.ranks == allocator.ranks
+    expected, found = allocator.model.state_dict(), fresh.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["Trainer's", "the user's"])
+def test_a_run_resumes_with_any_optimizer(given, make_trainer, quick, tmp_path, run_state, assert_equal):
+    """An optimizer that the user made before the checkpoint was loaded holds what was there then."""
+    config = quick(min_rank=0, moves=14, train_e=True)
+
+    def trainer_of(folder: str) -> Any:
+        trainer, callback = make_trainer(tmp_path / folder, config, save_strategy="steps", save_steps=6)
+        if given:
+            optimizer = torch.optim.AdamW(trainable(trainer.model), lr=0.02)
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=12)
+            trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
+        return trainer, callback
+
+    whole = trainer_of("whole")
+    whole[0].train()
+    again = trainer_of("again")
+    again[0].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert_equal(run_state(*again), run_state(*whole))
