@@ -246,3 +246,33 @@ def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):
     with pytest.raises(ValueError, match=message):
         load_recipe(recipe_file, [*causal, f"data.template={template!r}"])
     assert load_recipe(recipe_file, [*causal, "data.template='{{{q}}}'"]).data.template == "{{{q}}}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.resume_from_checkpoint=runs/a", "is not read; pedyra train --resume continues a run"),
+        ("training.push_to_hub=true", "training.push_to_hub is not done by a run; push its adapter folder"),
+        ("lora.init=eva", "lora.init 'eva' looks at the data first, which is the method eva: set method to eva"),
+        (
+            "data.labels=[pos,neg,pos]",
+            r"\['pos', 'neg', 'pos'\]; it names two classes or more, each once",
+        ),
+        ("data.labels=[pos]", "it names two classes or more, each once"),
+    ],
+)
+def test_what_a_run_does_not_do_is_told_with_what_does(override: str, message: str, recipe_file: Path):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file, [override])
+
+
+def test_a_key_that_is_given_twice_is_told(recipe_file: Path):
+    recipe_file.write_text(recipe_file.read_text() + "seed: 1\nseed: 2\n")
+    with pytest.raises(ValueError, match="is not valid YAML: key 'seed' is given twice"):
+        load_recipe(recipe_file)
+
+
+def test_a_file_that_is_no_text_is_told_by_name(recipe_file: Path):
+    recipe_file.write_bytes(b"\x84\xff")
+    with pytest.raises(ValueError, match=f"recipe '{recipe_file}' is no text"):
+        load_recipe(recipe_file)

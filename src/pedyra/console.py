@@ -82,10 +82,11 @@ def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
 def print_plan(console: Console, plan: Plan) -> None:
     """The plan of a run: layers, budget, parameters, steps, adjustments, memory."""
     share = 100 * plan.trainable_parameters / plan.total_parameters
+    classes = "" if plan.classes is None else f", {plan.classes} classes"
     rows = [
         ("method", plan.method),
         ("output", plan.output_dir),
-        ("rows", f"{plan.train_rows:,} to train, {plan.eval_rows:,} held out"),
+        ("rows", f"{plan.train_rows:,} to train, {plan.eval_rows:,} held out{classes}"),
         ("layers", f"{len(plan.layers)}, total rank {sum(layer['rank'] for layer in plan.layers)}"),
         ("parameters", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} ({share:.2f} %) are trained"),
         ("steps", f"{plan.total_steps:,}"),

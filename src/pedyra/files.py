@@ -53,11 +53,20 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, none if it is absent; a last line cut short by a crash is left out."""
+    """The JSON lines of a file, none if it is absent; a last line cut short by a crash is left out.
+
+    Raises ValueError for any other line that is no JSON.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number} of {path} is damaged: {error}") from None
+    return rows
 
 
 def _finite(value: Any) -> Any:

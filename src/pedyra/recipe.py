@@ -126,6 +126,8 @@ class LoraSection(_Section):
 
     @model_validator(mode="after")
     def _one_scaling(self) -> LoraSection:
+        if self.init == "eva":  # PEFT would start like any LoRA until it is handed data
+            raise ValueError("lora.init 'eva' looks at the data first, which is the method eva: set method to eva")
         if self.ranks is not None and self.use_rslora:
             raise ValueError(
                 "lora.use_rslora makes the scaling depend on the rank, which lora.ranks gives by layer; turn one off"
@@ -193,6 +195,8 @@ class DataSection(_Section):
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             known = ", ".join(METRICS[self.kind])
             raise ValueError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(f"data.labels is {self.labels}; it names two classes or more, each once")
         if self.kind == "pairs" and self.text_pair is None:
             raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
         if self.kind == "causal_lm":
@@ -265,6 +269,10 @@ class Recipe(_Section):
         for key in ("output_dir", "seed"):
             if key in training:
                 raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
+        if training.get("resume_from_checkpoint"):
+            raise ValueError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
+        if training.get("push_to_hub"):
+            raise ValueError("training.push_to_hub is not done by a run; push its adapter folder when it is finished")
         return {**TRAINING_DEFAULTS, **training}
 
     def rank_config(self) -> RankConfig:

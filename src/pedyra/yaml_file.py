@@ -23,7 +23,11 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
         raise ValueError(f"{what} {str(path)!r} is a folder; give the path of a YAML file")
     if not path.is_file():
         raise ValueError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
-    content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} {str(path)!r} is no text: {error}; give the path of a YAML file") from None
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
     for override in overrides:
@@ -32,7 +36,18 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and `no` as text, as YAML 1.2 does and writers of recipes expect."""
+    """SafeLoader that reads 1e-3 as a number and `no` as text, as YAML 1.2 does and writers of recipes expect.
+
+    A key that is given twice is a mistake there, too, of which SafeLoader would take the second.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in given and key.value != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            given.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 # In YAML 1.1 `eval_strategy: no` would be false; only true and false are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from io import StringIO
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_the_arguments_make_a_lora_of_these_ranks_and_one_scaling():
 
 def test_the_command_trains_a_wide_run_and_writes_what_peft_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["search", str(SMOKE), "training.max_steps=8", "--part", "0.5", "--json", "rows.jsonl"]
+    arguments = ["search", str(SMOKE), "training.max_steps=8", "lora.alpha=32", "--part", "0.5", "--json", "rows.jsonl"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
@@ -90,9 +91,14 @@ def test_the_command_trains_a_wide_run_and_writes_what_peft_loads(tmp_path, monk
     LoraConfig(**made)
     metrics = [json.loads(line) for line in Path("runs/smoke-search/metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["step"] == 4
-    trained = ["train", str(SMOKE), "training.max_steps=4", "method=lora", "output_dir=runs/found"]
-    result = CliRunner().invoke(app, [*trained, "lora.ranks=runs/smoke-search/ranks.json", "--json", "found.jsonl"])
+    (shown,) = (line for line in result.output.splitlines() if line.startswith("train it"))
+    told = shlex.split(shown.removeprefix("train it    pedyra "))
+    assert told[0] == "train" and {"lora.alpha=32", "method=lora", "output_dir=runs/smoke-found"} <= set(told)
+    result = CliRunner().invoke(app, [*told, "training.max_steps=4", "--json", "found.jsonl"])
     assert result.exit_code == 0, result.output
+    config = json.loads(Path("runs/smoke-found/adapter/adapter_config.json").read_text())
+    scaling = {config["alpha_pattern"][key] / rank for key, rank in config["rank_pattern"].items()}
+    assert scaling == {made["lora_alpha"] / made["r"]}
     _, *layers = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
     found = {row["layer"]: row for row in rows[:-1] if row["rank"]}
     assert {row["layer"]: row for row in layers} == found

@@ -55,6 +55,17 @@ def test_a_run_that_diverged_is_chosen_last_and_one_that_is_missing_never():
     assert choose_rate(CELL, [1, 3], []).chosen is None
 
 
+def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
+    """It predicts one class for all rows, which may be the accuracy of a model that has learned nothing yet."""
+    jobs = [Job(CELL, rate, 0, "tuning", tmp_path, {}) for rate in (0.1, 1e10)]
+    costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
+    write_run(tmp_path / jobs[0].place, {**costs, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7})
+    write_run(tmp_path / jobs[1].place, {**costs, "metric": "accuracy", "value": 0.6, "eval_loss": None})
+    learned, diverged = collect(jobs, [tmp_path], "metric")
+    assert (learned.value, math.isnan(diverged.value), math.isnan(diverged.eval_loss)) == (0.4, True, True)
+    assert choose_rate(CELL, [0.1, 1e10], [learned, diverged]).chosen == 0.1
+
+
 def write_run(run: Path, *rows: dict) -> None:
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ def write_checkpoint(run, step, *, ranks=False):
     save_file({"lora_A": torch.zeros(2, 3), "lora_B": torch.ones(5)}, folder / "adapter_model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"state": torch.arange(100)}, folder / name)
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
     if ranks:
         save_file({"E": torch.ones(2)}, folder / "pedyra_state.safetensors")
         (folder / "pedyra_state.json").write_text("{}")
@@ -44,6 +44,13 @@ def test_a_file_cut_short_is_found_and_named(tmp_path, name):
     folder = write_checkpoint(tmp_path, 1)
     cut(folder / name)
     assert find_flaw(folder, with_ranks=False) == f"{name} is cut short or damaged"
+
+
+def test_a_state_that_is_not_trainers_is_found(tmp_path):
+    folder = write_checkpoint(tmp_path, 1)
+    for content in ('{"global_step": 1}', "[]", '{"global_step": null, "log_history": []}'):
+        (folder / "trainer_state.json").write_text(content)
+        assert find_flaw(folder, with_ranks=False) == "trainer_state.json is damaged"
 
 
 def test_an_empty_file_is_found(tmp_path):

@@ -333,3 +333,35 @@ def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
     assert list(tmp_path.iterdir()) == []
     assert (plan.total_steps, len(plan.layers), plan.rows()[0]["total_rank"]) == (12, 13, 52)
     assert plan.rows()[0]["adjustments"] == (0 if method == "lora" else 3)
+
+
+def test_rows_that_have_changed_are_not_resumed_on(recipe, interrupt_at, tmp_path):
+    rows = [{"text": f"good {number}" if number % 2 else f"bad {number}", "label": number % 2} for number in range(40)]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"data": {"source": str(data), "train_rows": None, "eval_rows": None}}
+    interrupt_at(7)
+    run(recipe(**changes))
+    kept = data.read_text()
+    data.write_text(kept.replace("good 1", "fine 1"))
+    with pytest.raises(ValueError, match="--resume: the rows of .*d.jsonl are not those that the run in .* began with"):
+        run(recipe(**changes), resume=True)
+    data.write_text(kept)
+    assert run(recipe(**changes), resume=True).step == 12
+
+
+@pytest.mark.parametrize(
+    ("batch", "side"), [("per_device_train_batch_size", "training"), ("per_device_eval_batch_size", "held-out")]
+)
+def test_rows_that_fill_no_batch_are_told_before_the_run(recipe, batch, side):
+    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    with pytest.raises(ValueError, match=f"leaves no {side} batch: .* fewer than 999; lower training.{batch}"):
+        plan_run(recipe(training={**training, batch: 999}))
+
+
+def test_a_damaged_line_of_metrics_is_told_by_its_number(recipe, interrupt_at):
+    interrupt_at(7)
+    folder = run(recipe()).folder
+    folder.metrics.write_text("damaged\n" + folder.metrics.read_text())
+    with pytest.raises(ValueError, match="line 1 of .*metrics.jsonl is damaged"):
+        run(recipe(), resume=True)

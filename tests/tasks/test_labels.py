@@ -75,8 +75,20 @@ def test_a_regression_takes_finite_numbers():
 
 
 def test_a_number_that_no_class_can_have_is_refused():
-    assert labels([0, 99_999]).count == 100_000
+    assert labels([0, 99_999], num_labels=100_000).count == 100_000
     with pytest.raises(ValueError, match=r"column 'label' holds 1000000000000, which is no class number"):
         labels([0, 10**12])
     with pytest.raises(ValueError, match="num_labels"):
         labels([0, 1], num_labels=10**12)
+
+
+def test_a_row_without_a_label_is_refused():
+    with pytest.raises(ValueError, match=r"training row 2 has no label \(column 'label'\); remove the row or fill it"):
+        labels(["neg", " ", "pos"])
+
+
+def test_a_number_that_is_missing_is_told_unless_the_number_of_classes_is_given():
+    for values, absent in (([1, 2], 0), ([0, 2], 1), ([1, 1], 0)):
+        with pytest.raises(ValueError, match=f"has class numbers up to {max(values)}, but none is {absent}; classes"):
+            labels(values)
+    assert labels([1, 2], num_labels=3).count == 3

@@ -166,3 +166,17 @@ def test_a_name_that_the_hub_has_not_is_told_without_its_client(hub: list[tuple[
     with pytest.raises(ValueError, match=r"and the Hub has no dataset reviewz; did you mean 'reviews'\?$"):
         rows("reviewz")
     assert hub == []
+
+
+def test_a_row_with_too_many_cells_is_told(tmp_path: Path):
+    (tmp_path / "long.csv").write_text("text,label\na,0\nb,c,1\n")
+    with pytest.raises(ValueError, match=r"row 2 of .*long.csv has more cells than the first line has column names"):
+        rows(tmp_path / "long.csv")
+
+
+def test_a_list_is_no_text(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"q": "one", "a": ["two"]}\n')
+    with pytest.raises(ValueError, match="row 1 of .* has a list in column 'a', where text is expected"):
+        rows(tmp_path / "a.jsonl", kind="causal_lm", prompt="q", completion="a")
+    (tmp_path / "m.jsonl").write_text('{"chat": [{"role": "user", "content": "hi"}]}\n')
+    assert rows(tmp_path / "m.jsonl", kind="causal_lm", messages="chat")

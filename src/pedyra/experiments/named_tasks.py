@@ -65,7 +65,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
     folder = changes.pop("folder", name)
     if name not in NAMES:
         near = get_close_matches(str(name), NAMES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}."
         raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
     if name in PACKAGED:
         return {**PACKAGED[name], **changes}

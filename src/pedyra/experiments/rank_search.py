@@ -24,6 +24,7 @@ from pedyra.lora_folder import read_lora
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe, check_recipe
 from pedyra.runs.run import plan_run, train_run
+from pedyra.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def search_ranks(
         overwrite: replace an earlier search.
 
     Raises:
-        ValueError: a setting outside its range, a recipe that `pedyra train` would refuse, an interrupted run.
+        ValueError: a setting outside its range, an earlier search, a recipe that `pedyra train` would refuse.
+        KeyboardInterrupt: the run was interrupted.
     """
     get_method(recipe.method)
     if not 0 < part <= 1:
@@ -90,10 +92,13 @@ def search_ranks(
         )
     if not 0 <= min_rank <= recipe.lora.r:
         raise ValueError(f"--min-rank is {min_rank}; it lies between 0 and lora.r, {recipe.lora.r}")
+    folder = RunFolder(Path(f"{recipe.output_dir}-search"))
+    if folder.holds_run() and not overwrite:
+        raise ValueError(f"{folder.path} holds an earlier search; replace it with --overwrite, or change output_dir")
     steps = max(1, round(part * plan_run(wide_recipe(recipe, widen), overwrite=overwrite).total_steps))
     result = train_run(wide_recipe(recipe, widen, steps), overwrite=overwrite, console=console)
     if result.interrupted:
-        raise ValueError("the search run was interrupted, so there are no ranks; start it anew with --overwrite")
+        raise KeyboardInterrupt
     saved = read_lora(result.folder.path)
     factors = {
         layer.name: (layer.scaling * saved.tensors[layer.keys["B"]], saved.tensors[layer.keys["A"]])

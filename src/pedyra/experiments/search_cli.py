@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,11 @@ def search(
     from pedyra.experiments.rank_search import search_ranks, write_lora_arguments
 
     console = new_console()
-    found = search_ranks(checked, part=part, widen=widen, min_rank=min_rank, overwrite=overwrite, console=console)
+    try:
+        found = search_ranks(checked, part=part, widen=widen, min_rank=min_rank, overwrite=overwrite, console=console)
+    except KeyboardInterrupt:
+        console.print("Stopped, so there are no ranks; start the search anew with --overwrite.")
+        raise typer.Exit(130) from None
     path = out or Path(f"{checked.output_dir}-search") / "ranks.json"
     write_lora_arguments(found, path)
     *layers, _ = found.rows()
@@ -42,7 +47,9 @@ def search(
     console.print(
         f"{found.parameters:,} parameters; rank {found.uniform} everywhere has {found.budget:,}", soft_wrap=True
     )
-    console.print(f"train it    pedyra train {recipe} method=lora lora.ranks={path}", soft_wrap=True)
+    kept = [given for given in overrides or [] if given.partition("=")[0] not in ("method", "lora.ranks", "output_dir")]
+    again = [str(recipe), *kept, "method=lora", f"lora.ranks={path}", f"output_dir={checked.output_dir}-found"]
+    console.print(f"train it    pedyra train {shlex.join(again)}", soft_wrap=True)
     console.print(f"with PEFT   LoraConfig(**json.load(open({str(path)!r})))", soft_wrap=True)
     if json_file:
         write_json_lines(json_file, found.rows())

@@ -94,7 +94,7 @@ def get_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    near = get_close_matches(name, METHODS, n=1, cutoff=0.4)
+    near = get_close_matches(name.lower(), METHODS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(METHODS)}"
     raise ValueError(f"method {name!r} is unknown; {hint}")
 

@@ -142,7 +142,7 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
             f"model.name {section.name!r} has weights of other sizes than the task's model, such as a head of another "
             f"number of classes than data.num_labels {arguments.get('num_labels')}; save it without its head first"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         # transformers explains at length; its first line says what happened.
         told = str(error).strip().splitlines()[0]
         raise ValueError(f"model.{key} {given!r} cannot be loaded: {told}") from error

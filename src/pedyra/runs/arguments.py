@@ -74,6 +74,10 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"training.{name} is {value}; it is at least 1")
     if name == "max_steps" and value == 0:
         raise ValueError("training.max_steps is 0; a run has at least one step (-1: those of num_train_epochs)")
+    if name in ("learning_rate", "dataloader_num_workers") and value is not None and value < 0:
+        raise ValueError(f"training.{name} is {value}; it is at least 0")
+    if name == "label_smoothing_factor" and value is not None and not 0 <= value < 1:
+        raise ValueError(f"training.label_smoothing_factor is {value}; it lies in [0, 1)")
     if name == "neftune_noise_alpha" and value is not None and value <= 0:
         raise ValueError(f"training.neftune_noise_alpha is {value}; it is a number above 0, or null for no noise")
     if name == "prediction_loss_only" and value:

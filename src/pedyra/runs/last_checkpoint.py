@@ -57,6 +57,9 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
     for file in sorted(checkpoint.iterdir()):
         if not _is_whole(file):
             return f"{file.name} is cut short or damaged"
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int) or "log_history" not in state:
+        return "trainer_state.json is damaged"
     return None
 
 

@@ -47,6 +47,8 @@ class Plan:
     total_parameters: int
     train_rows: int
     eval_rows: int
+    classes: int | None
+    """Classes of the head; None for a regression, a causal LM and planted problems."""
     total_steps: int
     budget: dict[str, Any] | None
     """RankAllocator.describe()'s budget; None if the method keeps every rank."""
@@ -55,7 +57,8 @@ class Plan:
 
     def rows(self) -> list[dict[str, Any]]:
         """The plan as one row, then one row per layer."""
-        own = ("name", "method", "output_dir", "trainable_parameters", "total_parameters", "train_rows", "eval_rows")
+        own = ("name", "method", "output_dir", "trainable_parameters", "total_parameters")
+        own = (*own, "train_rows", "eval_rows", "classes")
         schedule = self.schedule or {"adjustments": [], "moves": 0}
         plan = {
             "plan": self.name,
@@ -76,11 +79,12 @@ def make_plan(setup: Setup) -> Plan:
     A rank-adaptive method leaves its triples attached, as training would start with them.
 
     Raises:
-        ValueError: rows longer than the model's positions, a run without steps, or what RankAllocator refuses.
+        ValueError: rows longer than the model's positions, no batches or steps, or what RankAllocator refuses.
     """
     _check_positions(setup)
     with TemporaryDirectory() as folder:  # Trainer makes its output folder, and a plan must leave none behind
         trainer = setup.trainer(folder)
+        _check_batches(trainer)
         total_steps = count_steps(trainer)
         budget = schedule = None
         ranks = setup.ranks
@@ -101,11 +105,26 @@ def make_plan(setup: Setup) -> Plan:
         total_parameters=sum(parameter.numel() for parameter in setup.model.parameters()),
         train_rows=len(setup.task.train),
         eval_rows=len(setup.task.eval),
+        classes=setup.task.num_labels if setup.task.kind in ("classification", "pairs") else None,
         total_steps=total_steps,
         budget=budget,
         schedule=schedule,
         memory=memory,
     )
+
+
+def _check_batches(trainer: Trainer) -> None:
+    """With `dataloader_drop_last` the rows may be fewer than one batch, of which Trainer makes a run without steps."""
+    sizes = (
+        ("training", trainer.get_train_dataloader(), "per_device_train_batch_size", trainer.args.train_batch_size),
+        ("held-out", trainer.get_eval_dataloader(), "per_device_eval_batch_size", trainer.args.eval_batch_size),
+    )
+    for side, loader, setting, size in sizes:
+        if not len(loader):
+            raise ValueError(
+                f"training.dataloader_drop_last leaves no {side} batch: the rows are fewer than {size}; lower "
+                f"training.{setting}"
+            )
 
 
 def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
 from pedyra.files import append_row, write_file, write_folder
+from pedyra.inspection import read_json
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
 from pedyra.runs.environment import describe_environment, peak_memory_bytes
@@ -93,7 +94,9 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     plan = make_plan(setup)
     with folder.held():
         checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)  # others may have been here
-        if not resume:
+        if resume:
+            _check_data(folder, setup)
+        else:
             if overwrite:
                 folder.set_aside()
             write_file(folder.recipe, recipe.to_yaml())
@@ -146,6 +149,17 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
     return checkpoint
 
 
+def _check_data(folder: RunFolder, setup: Setup) -> None:
+    """What the data section names may have changed behind it."""
+    if folder.environment.is_file():
+        before = read_json(folder.environment).get("data_sha256")
+        if before is not None and before != setup.task.digest():
+            raise ValueError(
+                f"--resume: the rows of {setup.recipe.data.source} are not those that the run in {folder.path} began "
+                f"with; bring them back, or start anew with --overwrite"
+            )
+
+
 def _last_complete(folder: RunFolder) -> tuple[Path, list[tuple[Path, str]]]:
     return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
 
@@ -166,7 +180,8 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
     if start_step >= plan.total_steps:
         _leave_nothing_to_train(trainer, plan.total_steps)
     environment = describe_environment(setup.recipe.seed, trainer.args.device)
-    write_file(folder.environment, json.dumps({**environment, "resumed_from": start_step or None}, indent=2) + "\n")
+    environment |= {"resumed_from": start_step or None, "data_sha256": setup.task.digest()}
+    write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step

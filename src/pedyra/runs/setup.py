@@ -86,12 +86,14 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
 
 
 def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Refuse target modules, and modules to save, of which any matches nothing; PEFT overlooks a misspelt one.
+    """Refuse target modules, excluded ones, and modules to save, of which any matches nothing; PEFT overlooks them.
 
     Raises:
         ValueError: with the names that could have been meant.
     """
     targets = config.target_modules
+    if targets is not None and not len(targets):
+        raise ValueError("lora.target_modules is empty; name modules, or leave it out for all linear layers")
     names = [name for name, _ in model.named_modules()]
     for wanted in config.modules_to_save or ():
         if not any(name.endswith(wanted) for name in names):  # as PEFT looks for it
@@ -99,6 +101,10 @@ def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
                 f"lora.modules_to_save: {wanted!r} matches no module of the model; it has "
                 f"{', '.join(name for name, _ in model.named_children())} and what is inside them"
             )
+    excluded = config.exclude_modules
+    for unwanted in () if excluded is None or isinstance(excluded, str) else sorted(excluded):
+        if not any(name == unwanted or name.endswith(f".{unwanted}") for name in names):
+            raise ValueError(f"lora.exclude_modules: {unwanted!r} matches no module of the model")
     if targets is None or targets == "all-linear":
         return
     if isinstance(targets, str):

@@ -34,8 +34,8 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
             encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     if not encoded:
         raise ValueError(
-            f"no {side} row has an answer within data.max_length {data.max_length} tokens, as every prompt is longer; "
-            "raise it or shorten the prompts"
+            f"no {side} row has an answer within data.max_length {data.max_length} tokens: every prompt is longer, so "
+            "raise it, or no chat has an assistant's turn"
         )
     if len(encoded) < len(rows):
         logger.warning(

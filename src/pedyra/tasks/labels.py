@@ -49,6 +49,9 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
         return Labels(count=1, real=True)
     names = data.labels or class_names
     values = [row[data.label] for row in train]
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
     if names is None and any(isinstance(value, str) and _integer(value) is None for value in values):
         names = sorted({str(value) for value in values})
     if names is not None:
@@ -63,6 +66,12 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
         raise ValueError(
             f"column {data.label!r} holds {highest}, which is no class number (0 to {MOST_CLASSES - 1}); give another "
             f"data.label, names in data.labels, or data.kind regression"
+        )
+    absent = sorted(set(range(highest + 1)) - set(numbers))
+    if data.num_labels is None and numbers and absent:
+        raise ValueError(
+            f"column {data.label!r} has class numbers up to {highest}, but none is {absent[0]}; classes are counted "
+            f"from 0: give data.num_labels if some are rare, or data.labels with their names"
         )
     return _checked(Labels(count=data.num_labels or highest + 1), data)
 

@@ -44,10 +44,10 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
             raise ValueError(f"data.source {data.source} has no other split; remove data.validation")
         return _select(PACKAGED[data.source](), columns, data.source), None, None
     if _format(data.source):
-        train = _select(_read_file(data.source, "source"), columns, data.source)
+        train = _select(_read_file(data.source, "source"), columns, data.source, data.messages)
         if data.validation is None:
             return train, None, None
-        return train, _select(_read_file(data.validation, "validation"), columns, data.validation), None
+        return train, _select(_read_file(data.validation, "validation"), columns, data.validation, data.messages), None
     train, names = _read_hub(data, data.split, columns)
     return train, _read_hub(data, data.validation, columns)[0] if data.validation else None, names
 
@@ -62,12 +62,15 @@ def _columns(data: DataSection) -> list[str]:
     return list(dict.fromkeys(name for name in [*named, data.group_by] if name is not None))
 
 
-def _select(rows: Iterable[dict[str, Any]], columns: list[str], where: str) -> Rows:
+def _select(rows: Iterable[dict[str, Any]], columns: list[str], where: str, chat: str | None = None) -> Rows:
     selected = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if row.get(column) is None:
                 _refuse_column(column, row, where, number)
+            if isinstance(row[column], (list, dict)) and column != chat:
+                kind = type(row[column]).__name__
+                raise ValueError(f"row {number} of {where} has a {kind} in column {column!r}, where text is expected")
         selected.append({column: row[column] for column in columns})
     return selected
 
@@ -98,7 +101,10 @@ def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
         opener = OPENERS.get(path.suffix.lower(), open)
         with opener(path, "rt", encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else None) as file:
             if kind in (".csv", ".tsv"):
-                return list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True))
+                rows = list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True))
+                if long := [number for number, row in enumerate(rows, start=1) if None in row]:
+                    raise ValueError(f"row {long[0]} of {source} has more cells than the first line has column names")
+                return rows
             return _json_rows(file.read(), source)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as error:
         raise ValueError(f"data.{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
@@ -145,4 +151,4 @@ def _read_hub(data: DataSection, split: str, columns: list[str]) -> tuple[Rows, 
         )
     feature = dataset.features.get(data.label)
     names = list(feature.names) if isinstance(feature, ClassLabel) else None
-    return _select(dataset.select_columns(columns).to_list(), columns, data.source), names
+    return _select(dataset.select_columns(columns).to_list(), columns, data.source, data.messages), names

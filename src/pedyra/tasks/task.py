@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
@@ -38,6 +41,17 @@ class Task:
     metric: str
     """The metric that counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
     greater_is_better: bool
+
+    def digest(self) -> str:
+        """SHA-256 of the rows as they are trained on and judged by."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.eval):
+            table: Any = rows.with_format("arrow")[:]
+            sink = pyarrow.BufferOutputStream()
+            with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table.combine_chunks())
+            digest.update(sink.getvalue())
+        return digest.hexdigest()
 
     def trainer_arguments(self) -> dict[str, Any]:
         """The keyword arguments of transformers.Trainer that come from the task."""

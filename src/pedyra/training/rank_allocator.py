@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from typing import Any
 
@@ -81,6 +82,10 @@ class RankAllocator:
     ) -> None:
         if not isinstance(config, RankConfig):
             raise ValueError(f"config is {config!r}, no RankConfig; write RankConfig(...), or RankConfig.from_dict")
+        try:
+            total_steps = operator.index(total_steps)
+        except TypeError:
+            raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
         self.model, self.adapter_name, self.config = model, adapter_name, config
         self.rule = policy if isinstance(policy, Rule) else Rule(policy=policy)
         self.optimizer = unwrapped(optimizer)
