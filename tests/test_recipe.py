@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pedyra.config import RankConfig
-from pedyra.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
+from pedyra.recipe import TRAINING_DEFAULTS, DataSection, LoraSection, ModelSection, load_recipe, recipe_schema
+from pedyra.recipe_page import recipe_page
 
 RECIPE = """
 model: {name: tiny-bert}
@@ -276,3 +278,17 @@ def test_a_file_that_is_no_text_is_told_by_name(recipe_file: Path):
     recipe_file.write_bytes(b"\x84\xff")
     with pytest.raises(ValueError, match=f"recipe '{recipe_file}' is no text"):
         load_recipe(recipe_file)
+
+
+def test_the_page_of_all_keys_is_that_of_the_schema():
+    """docs/recipe.md is `pedyra schema --markdown`; no key is left without a word about it."""
+    page = recipe_page(recipe_schema())
+    assert (Path(__file__).parents[1] / "docs" / "recipe.md").read_text() == page + "\n"
+    rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
+    keys = {name for section in (ModelSection, DataSection, LoraSection, RankConfig) for name in field_names(section)}
+    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def field_names(section: type) -> set[str]:
+    return set(getattr(section, "model_fields", None) or {field.name for field in dataclasses.fields(section)})

