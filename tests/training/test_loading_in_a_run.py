@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ class Idle:
 
 
 def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.training.rank_allocator")
     ended = []
     for adapt in (True, False):
         model = make_net()
@@ -49,6 +51,7 @@ def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, c
 
 
 def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.training.rank_allocator")  # the command line's silence, of another test
     model = make_net()
     optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
     allocator = RankAllocator(model, optimizer, MOVING, 12)
