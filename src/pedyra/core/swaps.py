@@ -214,15 +214,19 @@ def _grow(
     )
     gone: list[_Waiting] = []
     added: dict[str, int] = {}
+    ranks = {name: len(values) for name, values in scores.items()}
     for _, _, _, name, gain in queue:
         needed, free = _payers(waiting, costs, spare, costs[name])
-        lost = sum(worth * costs[layer] for worth, _, _, layer in waiting[:needed])
-        if free < 0 or not pays(gain, lost):
+        payers = waiting[:needed]
+        if free < 0 or not pays(gain, sum(worth * costs[layer] for worth, _, _, layer in payers)):
             continue
-        left = len(scores[name]) - sum(layer == name for *_, layer in (*gone, *waiting[:needed]))
-        if left + added.get(name, 0) >= max_ranks[name]:
+        rank = ranks[name] - sum(layer == name for *_, layer in payers) + 1  # what goes makes room in its own layer
+        if rank > max_ranks[name]:
             continue
-        gone += waiting[:needed]
+        for *_, layer in payers:
+            ranks[layer] -= 1
+        ranks[name] += 1
+        gone += payers
         waiting, spare = waiting[needed:], free
         added[name] = added.get(name, 0) + 1
     return make_plan(scores, lowest(gone, len(gone)), added, layer_means(scores, {}))

@@ -26,7 +26,9 @@ RowsFile = Annotated[
     Path | None, _json_option("Append each row there when it is done; rows that it holds are not made again.")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", min=1, show_default=False)]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Tiny and quick: does it run at all? Sizes are its own, whatever is given.")]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="Tiny and quick: does it run at all? Sizes are its own, whatever is given.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A RankConfig setting for pedyra; repeat.", show_default=False),

@@ -60,7 +60,10 @@ def give_up(layers: Sequence[AdaptedLayer]) -> None:
 def switch_on(layers: Sequence[AdaptedLayer]) -> None:
     """Take probes out of the slots, and switch every triple on."""
     for layer in layers:
-        layer.a.probe = layer.b.probe = layer.a.live = layer.a.reach = None
+        a, b = layer.a, layer.b
+        a.probe = b.probe = a.reach = None
+        if a.live is not None:  # seldom, and to assign an attribute of a module takes longer than to look at it
+            a.live = None
 
 
 def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> None:
