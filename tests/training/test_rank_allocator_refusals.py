@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -173,6 +174,12 @@ def test_a_config_of_another_kind_is_refused(make_net):
     ):
         with refused("config is {'moves': 2}, no RankConfig; write RankConfig"):
             make()
+
+
+def test_steps_that_are_no_whole_number_are_refused(make_net):
+    with refused("total_steps is 30.5; it is a whole number of optimizer steps"):
+        allocate(make_net(), total_steps=30.5)  # type: ignore[arg-type]
+    assert allocate(make_net(), total_steps=numpy.int64(30)).schedule.total_steps == 30  # type: ignore[arg-type]
 
 
 def test_a_wrapper_is_refused_with_the_model_to_give(make_net):

@@ -21,6 +21,7 @@ from pedyra.files import append_row, json_line, read_rows
 from pedyra.layer_names import layer_place
 from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.training.distributed import wrap_again
+from pedyra.training.limits import checked_config
 from pedyra.training.optimizer_checks import unwrapped
 from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.training.rank_allocator import RankAllocator
@@ -55,9 +56,7 @@ class RankCallback(TrainerCallback):
         resume_from: str | Path | None = None,
         policy: Policy | Rule = bidirectional,
     ) -> None:
-        self.config = RankConfig() if config is None else config
-        if not isinstance(self.config, RankConfig):
-            raise ValueError(f"config is {config!r}, no RankConfig; write RankConfig(...), or RankConfig.from_dict")
+        self.config = RankConfig() if config is None else checked_config(config)
         self.adapter_name, self.policy = adapter_name, policy
         self.record_to = None if record_to is None else Path(record_to)
         self.resume_from = None if resume_from is None else Path(resume_from)

@@ -1,12 +1,28 @@
-"""What an adjustment may do at most: how many triples move, and between which ranks a layer stays."""
+"""What is asked of a run's settings, and what an adjustment may do at most: moves, and ranks of a layer."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.training.rule import Situation
+
+
+def checked_config(config: object) -> RankConfig:
+    """The config itself; ValueError where it is something else, such as a dict of settings."""
+    if not isinstance(config, RankConfig):
+        raise ValueError(f"config is {config!r}, no RankConfig; write RankConfig(...), or RankConfig.from_dict")
+    return config
+
+
+def checked_steps(total_steps: object) -> int:
+    """Optimizer steps of a run as an int, of any kind of whole number; ValueError for others."""
+    try:
+        return operator.index(total_steps)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
 
 
 def most_moves(config: RankConfig, total_rank: int) -> int:

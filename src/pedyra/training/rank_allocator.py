@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 import time
 from typing import Any
 
@@ -21,7 +20,7 @@ from pedyra.training.dealing import deal, deal_step, turns_at_deal
 from pedyra.training.diagnostics import describe, snapshot
 from pedyra.training.distributed import alone, averaging
 from pedyra.training.input_energy import InputEnergy
-from pedyra.training.limits import check_movable, max_ranks, most_moves
+from pedyra.training.limits import check_movable, checked_config, checked_steps, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_checks import (
     check_optimizer,
@@ -80,17 +79,11 @@ class RankAllocator:
         policy: Policy | Rule = bidirectional,
         process_group: Any = None,
     ) -> None:
-        if not isinstance(config, RankConfig):
-            raise ValueError(f"config is {config!r}, no RankConfig; write RankConfig(...), or RankConfig.from_dict")
-        try:
-            total_steps = operator.index(total_steps)
-        except TypeError:
-            raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
-        self.model, self.adapter_name, self.config = model, adapter_name, config
+        self.model, self.adapter_name, self.config = model, adapter_name, checked_config(config)
         self.rule = policy if isinstance(policy, Rule) else Rule(policy=policy)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
-        self.schedule: Schedule = schedule_of(config, total_steps)
+        self.schedule: Schedule = schedule_of(config, checked_steps(total_steps))
         self.layers = trainable(attach(model, adapter_name, config.start, config.seed))
         check_device(self.layers)
         train_e(self.layers, bool(config.train_e))
