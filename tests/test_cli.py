@@ -74,6 +74,17 @@ def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
         assert_one_line(stderr, "adapter_config.json", told)
 
 
+def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
+    """Its scores are no numbers either, for which the record has null."""
+    rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=40", "rank.interval=10")
+    code, out, _ = call("train", "recipe.yaml", "method=pedyra", *rate, "rank.final_warmup=5")
+    assert code == 1 and "this run diverged. Lower training.learning_rate" in " ".join(out.split())
+    adjustments = [row for row in rows(tmp_path / "runs/recipe/ranks.jsonl") if row["kind"] == "adjustment"]
+    assert None in adjustments[-1]["layer_scores"].values()
+    assert (tmp_path / "runs/recipe/report.html").is_file()
+    assert call("report", "runs/recipe", "--figures", "figures")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [

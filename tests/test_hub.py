@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from pedyra.hub import why_not_on_hub
 
@@ -47,6 +47,7 @@ def test_what_is_there_is_left_to_who_reads_it(answers):
         (http(RepositoryNotFoundError), "the Hub has none of this name that you may read"),
         (http(RevisionNotFoundError), "the Hub has no revision 'v2' of it"),
         (http(HfHubHTTPError), None),
+        (http(GatedRepoError), None),
         (OSError("Name or service\nnot known"), "the Hub cannot be reached (Name or service not known)"),
         (TimeoutError(), "the Hub cannot be reached (TimeoutError)"),
     ],
@@ -58,8 +59,12 @@ def test_what_is_not_there_is_told(answers, error: Exception, reason: str | None
 
 def test_a_cache_and_offline_mode_ask_nothing(answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = answers(OSError("no network"))
-    (tmp_path / "owner___data").mkdir()
-    assert why_not_on_hub("owner/data", "dataset") is None
+    for folder in ("owner___data", "Open-Orca___open_orca"):  # as datasets names them
+        (tmp_path / folder).mkdir()
+    assert why_not_on_hub("owner/data", "dataset") is why_not_on_hub("Open-Orca/OpenOrca", "dataset") is None
+    with monkeypatch.context() as patched:
+        patched.setenv("HF_DATASETS_OFFLINE", "1")
+        assert why_not_on_hub("owner/other", "dataset") is None
     monkeypatch.setattr("pedyra.hub.try_to_load_from_cache", lambda name, file, revision: f"/cache/{name}/{file}")
     assert why_not_on_hub("owner/model", "model") is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

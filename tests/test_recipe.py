@@ -13,6 +13,7 @@ import pytest
 from pedyra.config import RankConfig
 from pedyra.recipe import TRAINING_DEFAULTS, DataSection, LoraSection, ModelSection, load_recipe, recipe_schema
 from pedyra.recipe_page import recipe_page
+from pedyra.yaml_file import read_settings
 
 RECIPE = """
 model: {name: tiny-bert}
@@ -228,9 +229,9 @@ def test_a_folder_is_no_recipe(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lora.r=true", "lora.r is True: Input should be a valid integer"),
-        ("lora.r='8'", "lora.r is '8': Input should be a valid integer"),
-        ("lora.dropout=true", "lora.dropout is True: Input should be a valid number"),
+        ("lora.r=true", "lora.r is True: Input should be no truth value"),
+        ("lora.r=8.5", "lora.r is 8.5: Input should be a valid integer"),
+        ("lora.dropout=true", "lora.dropout is True: Input should be no truth value"),
         ("seed=1.5", "seed is 1.5"),
     ],
 )
@@ -292,3 +293,20 @@ def test_the_page_of_all_keys_is_that_of_the_schema():
 
 def field_names(section: type) -> set[str]:
     return set(getattr(section, "model_fields", None) or {field.name for field in dataclasses.fields(section)})
+
+
+def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):
+    recipe = load_recipe(recipe_file, ["data.eval_rows=1e3", "lora.r=8.0", "lora.alpha=16.0", "lora.init=true"])
+    assert (recipe.data.eval_rows, recipe.lora.r, recipe.lora.alpha, recipe.lora.init) == (1000, 8, 16.0, True)
+
+
+def test_braces_without_quotes_are_one_line(recipe_file: Path):
+    with pytest.raises(ValueError, match=r"is not valid YAML: .*found unhashable key"):
+        load_recipe(recipe_file, ["data.template={{question}}"])
+
+
+def test_merged_keys_may_repeat(recipe_file: Path):
+    recipe_file.write_text("base: &base {r: 4, alpha: 8}\nlora: {<<: *base, r: 2}\n")
+    assert read_settings(recipe_file, [], what="recipe", starts_with="model")["lora"] == {"r": 2, "alpha": 8}
+    recipe_file.write_text('lora: {1: x, "1": y}\n')
+    assert read_settings(recipe_file, [], what="recipe", starts_with="model")["lora"] == {1: "x", "1": "y"}

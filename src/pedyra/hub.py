@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 PATIENCE = 10.0
 """Seconds that the Hub has for its answer."""
@@ -18,12 +25,15 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
 
     What is in a cache already, and everything in offline mode (HF_HUB_OFFLINE), is left to the libraries that read it.
     """
-    if constants.HF_HUB_OFFLINE or _is_cached(name, kind, revision):
+    offline = constants.HF_HUB_OFFLINE or (kind == "dataset" and os.environ.get("HF_DATASETS_OFFLINE", "0") != "0")
+    if offline or _is_cached(name, kind, revision):
         return None
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
     except HFValidationError:
         return "it is no name that the Hub could have"
+    except GatedRepoError:
+        return None  # who wants its files says how to ask for them
     except RevisionNotFoundError:
         return f"the Hub has no revision {revision!r} of it"
     except RepositoryNotFoundError:
@@ -41,5 +51,10 @@ def _is_cached(name: str, kind: str, revision: str | None) -> bool:
             return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
         except HFValidationError:
             return False
-    home = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
-    return (Path(home) / name.replace("/", "___")).is_dir()
+    home = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    return home.is_dir() and any(_plain(folder.name) == _plain(name) for folder in home.iterdir())
+
+
+def _plain(name: str) -> str:
+    """Of a data set's name what its folder in the cache keeps: capitals become small ones after an underscore there."""
+    return re.sub("[^a-z0-9]", "", name.lower())

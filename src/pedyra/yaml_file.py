@@ -41,13 +41,24 @@ class _Loader(yaml.SafeLoader):
     A key that is given twice is a mistake there, too, of which SafeLoader would take the second.
     """
 
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._looked_at: set[yaml.Node] = set()
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        given: set[Any] = set()
-        for key, _ in node.value:
-            if key.value in given and key.value != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            given.add(key.value if isinstance(key.value, str) else id(key))
+        given: set[tuple[str, str]] = set()
+        for key, _ in () if node in self._looked_at else node.value:  # what merge keys add comes later, and may repeat
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in given:
+                    told = f"key {key.value!r} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+                given.add((key.tag, key.value))
+        self._looked_at.add(node)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        self._looked_at.add(node)
+        super().flatten_mapping(node)
 
 
 # In YAML 1.1 `eval_strategy: no` would be false; only true and false are.

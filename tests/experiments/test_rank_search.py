@@ -81,7 +81,17 @@ def test_the_arguments_make_a_lora_of_these_ranks_and_one_scaling():
 
 def test_the_command_trains_a_wide_run_and_writes_what_peft_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["search", str(SMOKE), "training.max_steps=8", "lora.alpha=32", "--part", "0.5", "--json", "rows.jsonl"]
+    arguments = [
+        "search",
+        str(SMOKE),
+        "training.max_steps=8",
+        "lora.alpha=32",
+        "lora.target_modules=[query,value]",
+        "--part",
+        "0.5",
+        "--json",
+        "rows.jsonl",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
@@ -93,7 +103,12 @@ def test_the_command_trains_a_wide_run_and_writes_what_peft_loads(tmp_path, monk
     assert metrics[-1]["step"] == 4
     (shown,) = (line for line in result.output.splitlines() if line.startswith("train it"))
     told = shlex.split(shown.removeprefix("train it    pedyra "))
-    assert told[0] == "train" and {"lora.alpha=32", "method=lora", "output_dir=runs/smoke-found"} <= set(told)
+    assert told[0] == "train" and {
+        "lora.alpha=32",
+        "lora.target_modules=[query,value]",
+        "method=lora",
+        "output_dir=runs/smoke-found",
+    } <= set(told)
     result = CliRunner().invoke(app, [*told, "training.max_steps=4", "--json", "found.jsonl"])
     assert result.exit_code == 0, result.output
     config = json.loads(Path("runs/smoke-found/adapter/adapter_config.json").read_text())

@@ -64,6 +64,18 @@ def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     learned, diverged = collect(jobs, [tmp_path], "metric")
     assert (learned.value, math.isnan(diverged.value), math.isnan(diverged.eval_loss)) == (0.4, True, True)
     assert choose_rate(CELL, [0.1, 1e10], [learned, diverged]).chosen == 0.1
+    by_loss = collect(jobs, [tmp_path], "loss")
+    assert choose_rate(CELL, [0.1, 1e10], by_loss).chosen == 0.1 and math.isnan(by_loss[1].value)
+
+
+@pytest.mark.parametrize("judge", ["metric", "loss"])
+def test_a_metric_that_is_no_number_is_none_in_the_file_and_nan_here(tmp_path, judge):
+    job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
+    costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
+    logged = {"step": 4, "eval_loss": 750.0, "eval_perplexity": None}
+    write_run(tmp_path / job.place, logged, {**costs, "metric": "perplexity", "value": None, "eval_loss": 750.0})
+    (found,) = collect([job], [tmp_path], judge)
+    assert math.isnan(found.metrics["perplexity"]) and (math.isnan(found.value) or found.value == 750.0)
 
 
 def write_run(run: Path, *rows: dict) -> None:

@@ -49,7 +49,7 @@ def test_overrides_win():
         ({"learning_rate": -1.0}, "training.learning_rate is -1.0; it is at least 0"),
         ({"label_smoothing_factor": -3}, r"training.label_smoothing_factor is -3.0; it lies in \[0, 1\)"),
         ({"dataloader_num_workers": -1}, "training.dataloader_num_workers is -1; it is at least 0"),
-        ({"neftune_noise_alpha": -1}, "training.neftune_noise_alpha is -1.0; it is a number above 0"),
+        ({"neftune_noise_alpha": -1}, "training.neftune_noise_alpha is -1.0; it is at least 0"),
         ({"report_to": "swanlab"}, "training.report_to: swanlab is not installed; install it, or leave it out"),
         ({"report_to": "foo"}, "training: foo is not supported, only "),
         ({"eval_strategy": "often"}, "training: often is not a valid IntervalStrategy"),

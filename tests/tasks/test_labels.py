@@ -92,3 +92,10 @@ def test_a_number_that_is_missing_is_told_unless_the_number_of_classes_is_given(
         with pytest.raises(ValueError, match=f"has class numbers up to {max(values)}, but none is {absent}; classes"):
             labels(values)
     assert labels([1, 2], num_labels=3).count == 3
+
+
+def test_names_that_are_numbers_are_those_in_the_data():
+    stars = labels([1, 5, 3], labels=["1", "2", "3", "4", "5"])
+    assert [stars.number(value) for value in (1, 5, 3.0)] == [0, 4, 2]
+    declared = labels([0, 1], class_names=["1", "2"])  # by the source, whose rows hold class numbers
+    assert declared.number(1) == 1

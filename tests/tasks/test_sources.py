@@ -170,6 +170,8 @@ def test_a_name_that_the_hub_has_not_is_told_without_its_client(hub: list[tuple[
 
 def test_a_row_with_too_many_cells_is_told(tmp_path: Path):
     (tmp_path / "long.csv").write_text("text,label\na,0\nb,c,1\n")
+    (tmp_path / "comma.csv").write_text("text,label\na,0,\nb,1,\n")
+    assert [row["label"] for row in rows(tmp_path / "comma.csv")] == ["0", "1"]
     with pytest.raises(ValueError, match=r"row 2 of .*long.csv has more cells than the first line has column names"):
         rows(tmp_path / "long.csv")
 

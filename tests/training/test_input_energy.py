@@ -168,6 +168,9 @@ def test_a_reference_pass_without_the_adapter_is_not_seen(make_llama, tokens):
     expected = [literal_mean_square(inputs[:1], [tokens["attention_mask"]]) for inputs in seen]
     with model.disable_adapter():
         model(input_ids=tokens["input_ids"].flip(1), attention_mask=tokens["attention_mask"])
+    model.add_adapter("reference", LoraConfig(r=2, target_modules=model.peft_config["default"].target_modules))
+    model.set_adapter("reference")
+    model(input_ids=tokens["input_ids"].flip(1), attention_mask=tokens["attention_mask"])
     assert agree(energy.collect(), expected)
 
 

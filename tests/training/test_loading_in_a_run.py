@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import Trainer
 from windows import FORCED
 
 from pedyra import RankAllocator, RankConfig
@@ -100,6 +101,23 @@ def test_accelerates_checkpoint_of_other_ranks_is_trained_on(make_net, net_batch
     assert fresh.ranks == allocator.ranks
     expected, found = allocator.model.state_dict(), fresh.model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_users_optimizer_need_not_hold_frozen_layers(make_bert, make_trainer, quick, rows, tmp_path):
+    model = make_bert()
+    frozen = [p for name, p in model.named_parameters() if "layer.0.attention.self.query.lora_" in name]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+
+    class Given(Trainer):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments, optimizers=(optimizer, None))
+
+    trainer, callback = make_trainer(tmp_path, quick(), model=model, trainer_class=Given)
+    trainer.train()
+    assert len(frozen) == 2 and not any("layer.0.attention.self.query" in name for name in callback.allocator.ranks)
+    assert any(record["added"] for record in callback.allocator.history)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["Trainer's", "the user's"])

@@ -12,7 +12,9 @@ from windows import WINDOW
 
 from pedyra import RankCallback
 from pedyra.config import RankConfig
+from pedyra.core.allocation import make_plan
 from pedyra.training.rank_allocator import RankAllocator
+from pedyra.training.rule import Rule
 
 
 def trainable(model: Any) -> list[nn.Parameter]:
@@ -163,6 +165,10 @@ def test_a_start_at_the_highest_rank_is_refused(make_net):
     with refused("no rank can change: every layer starts at rank.max_rank, 4; raise it, or lower lora.r"):
         allocate(make_net(r=4), max_rank=4)
     assert allocate(make_net(r=4), max_rank=5).moves > 0
+    shrinking = Rule(policy=lambda scores, now: make_plan(scores, {}, {}, {}))
+    model = make_net(r=4)
+    optimizer = torch.optim.AdamW(trainable(model))
+    assert RankAllocator(model, optimizer, RankConfig(**WINDOW, max_rank=4), 30, policy=shrinking).moves > 0
     assert allocate(make_net(r=4), max_rank=4, moves=0).moves == 0
 
 

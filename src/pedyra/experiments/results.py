@@ -76,8 +76,8 @@ def _read(job: Job, run: Path, judge: Judge) -> Result | None:
     final = final_row(run)
     if final is None:
         return None
-    metric, value = ("loss", final["eval_loss"]) if judge == "loss" else (final["metric"], final["value"])
-    loss = math.nan if final["eval_loss"] is None else final["eval_loss"]
+    loss = _number(final["eval_loss"])
+    metric, value = ("loss", loss) if judge == "loss" else (final["metric"], _number(final["value"]))
     if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says
         value = math.nan
     judged = {"metric": metric, "value": value, "task_metric": final["metric"], "eval_loss": loss}
@@ -92,11 +92,18 @@ def _last_metrics(run: Path, final: dict[str, Any]) -> dict[str, float]:
     A method may change the model after its last logged evaluation (PARA cuts ranks), which is then not the final one.
     """
     own = final["metric"]
+    if final["value"] is None:
+        return {own: math.nan}
     for row in reversed(read_rows(run / "metrics.jsonl")[:-1]):
         if row.get(f"eval_{own}") == final["value"] and row["step"] == final["step"]:
             names = {key: key.removeprefix("eval_") for key in row if key.startswith("eval_")}
-            return {name: row[key] for key, name in names.items() if name not in NOT_A_METRIC}
+            return {name: _number(row[key]) for key, name in names.items() if name not in NOT_A_METRIC}
     return {own: final["value"]}
+
+
+def _number(value: float | None) -> float:
+    """JSON has null for what is no finite number."""
+    return math.nan if value is None else value
 
 
 @dataclass(frozen=True)

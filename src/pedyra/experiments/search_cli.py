@@ -47,9 +47,12 @@ def search(
     console.print(
         f"{found.parameters:,} parameters; rank {found.uniform} everywhere has {found.budget:,}", soft_wrap=True
     )
-    kept = [given for given in overrides or [] if given.partition("=")[0] not in ("method", "lora.ranks", "output_dir")]
-    again = [str(recipe), *kept, "method=lora", f"lora.ranks={path}", f"output_dir={checked.output_dir}-found"]
-    console.print(f"train it    pedyra train {shlex.join(again)}", soft_wrap=True)
-    console.print(f"with PEFT   LoraConfig(**json.load(open({str(path)!r})))", soft_wrap=True)
+    own = ("method", "method_settings", "rank", "lora.ranks", "output_dir")  # what the search changed, or LoRA has not
+    kept = [
+        given for given in overrides or [] if not given.startswith(tuple(f"{key}{end}" for key in own for end in "=."))
+    ]
+    again = [*kept, "method=lora", "method_settings={}", f"lora.ranks={path}", f"output_dir={checked.output_dir}-found"]
+    console.print(f"train it    pedyra train {shlex.join([str(recipe), *again])}", soft_wrap=True, markup=False)
+    console.print(f"with PEFT   LoraConfig(**json.load(open({str(path)!r})))", soft_wrap=True, markup=False)
     if json_file:
         write_json_lines(json_file, found.rows())

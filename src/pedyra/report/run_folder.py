@@ -7,6 +7,7 @@ fixed-rank run may lack it) and ``environment.json`` (may be absent: then the pa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def read_run(path: Path, label: str | None = None) -> Run:
         raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
     metrics = _read_lines(path / "metrics.jsonl", _check_metric)
     ranks = _read_lines(path / "ranks.jsonl", _check_rank_record) if (path / "ranks.jsonl").exists() else []
+    for record in ranks:
+        record.update({name: _with_nan(record[name]) for name in NUMBERS if record.get(name) is not None})
     headers = [record for record in ranks if record["kind"] == "layers"]
     states = _last_of_each_step([record for record in ranks if record["kind"] != "layers"])
     finals = [record for record in metrics if record.get("final")]
@@ -153,6 +156,18 @@ def _check_rank_record(record: Record, where: str) -> None:
         raise ValueError(
             f"{where}: kind is {kind!r}, must be layers, snapshot or adjustment; repair or delete the line"
         )
+
+
+NUMBERS = ("layer_scores", "scores", "pruned", "gains", "trials", "curvature", "grad_norms", "orthogonality")
+"""Entries of a record of which a diverged run has numbers that are none; the file has null for them."""
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(part) for part in value]
+    return math.nan if value is None else value
 
 
 def _last_of_each_step(states: list[Record]) -> list[Record]:

@@ -42,7 +42,8 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
     except (TypeError, ValueError, ImportError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
-    absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations())
+    untold = {"flyte", "azure_ml"}  # which that list leaves out though they are there
+    absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations()) - untold
     if absent:
         raise ValueError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
     return arguments
@@ -78,8 +79,8 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"training.{name} is {value}; it is at least 0")
     if name == "label_smoothing_factor" and value is not None and not 0 <= value < 1:
         raise ValueError(f"training.label_smoothing_factor is {value}; it lies in [0, 1)")
-    if name == "neftune_noise_alpha" and value is not None and value <= 0:
-        raise ValueError(f"training.neftune_noise_alpha is {value}; it is a number above 0, or null for no noise")
+    if name == "neftune_noise_alpha" and value is not None and value < 0:
+        raise ValueError(f"training.neftune_noise_alpha is {value}; it is at least 0")
     if name == "prediction_loss_only" and value:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
 

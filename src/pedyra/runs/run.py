@@ -155,8 +155,8 @@ def _check_data(folder: RunFolder, setup: Setup) -> None:
         before = read_json(folder.environment).get("data_sha256")
         if before is not None and before != setup.task.digest():
             raise ValueError(
-                f"--resume: the rows of {setup.recipe.data.source} are not those that the run in {folder.path} began "
-                f"with; bring them back, or start anew with --overwrite"
+                f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
+                f"{folder.path} began with; bring them back, or start anew with --overwrite"
             )
 
 

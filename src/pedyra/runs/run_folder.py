@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ CONTENTS = (
     "figures",
     "runs",
 )
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 """Locked by the process that trains here."""
@@ -120,6 +123,8 @@ class RunFolder:
             raise ValueError(
                 f"another process trains into {self.path} now; wait for it, or choose another output_dir"
             ) from None
+        except (OSError, NotImplementedError) as error:
+            logger.warning("%s cannot be locked (%s): no other process may train there now", self.path, error)
         try:
             yield
         finally:

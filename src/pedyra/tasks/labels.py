@@ -18,6 +18,8 @@ class Labels:
     """Outputs of the head: the number of classes, or 1 for a regression."""
     names: tuple[str, ...] | None = None
     """Class names in the order of their numbers; None where the data holds numbers without names."""
+    named: bool = False
+    """The names are numbers that the user gave, so a number in the data is one of them, and no class number."""
     real: bool = False
     """Labels are real numbers (regression), not classes."""
 
@@ -31,6 +33,8 @@ class Labels:
             if _integer(value) is None:
                 raise ValueError(f"label {value!r} is none of the classes {', '.join(self.names)}; see data.labels")
         number = _integer(value)
+        if self.names is not None and self.named and str(number) in self.names:
+            return self.names.index(str(number))
         if number is None:
             raise ValueError(
                 f"label {value!r} is no class number; give names in data.labels or set data.kind regression"
@@ -59,7 +63,8 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
             raise ValueError(
                 f"data.num_labels is {data.num_labels}, but there are {len(names)} classes: {', '.join(names)}"
             )
-        return _checked(Labels(count=len(names), names=tuple(names)), data)
+        named = data.labels is not None and all(_integer(name) is not None for name in names)
+        return _checked(Labels(count=len(names), names=tuple(names), named=named), data)
     numbers = [number for value in values if (number := _integer(value)) is not None]
     highest = max(numbers, default=0)
     if highest >= MOST_CLASSES:

@@ -102,7 +102,7 @@ def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
         with opener(path, "rt", encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else None) as file:
             if kind in (".csv", ".tsv"):
                 rows = list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True))
-                if long := [number for number, row in enumerate(rows, start=1) if None in row]:
+                if long := [number for number, row in enumerate(rows, start=1) if any(row.get(None) or ())]:
                     raise ValueError(f"row {long[0]} of {source} has more cells than the first line has column names")
                 return rows
             return _json_rows(file.read(), source)

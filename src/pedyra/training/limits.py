@@ -41,7 +41,7 @@ def max_ranks(layers: Sequence[AdaptedLayer], config: RankConfig) -> dict[str, i
     A start above the width is allowed, as in PEFT; such a layer does not grow.
 
     Raises:
-        ValueError: a layer starts above `config.max_rank`, or all of them at it, so that no rank could change.
+        ValueError: a layer starts above `config.max_rank`.
     """
     result = {}
     for layer in layers:
@@ -51,11 +51,15 @@ def max_ranks(layers: Sequence[AdaptedLayer], config: RankConfig) -> dict[str, i
             raise ValueError(
                 f"rank.max_rank is {config.max_rank}, but {layer.name} starts at rank {layer.rank}; raise max_rank"
             )
+    return result
+
+
+def check_room(layers: Sequence[AdaptedLayer], config: RankConfig) -> None:
+    """At one budget no rank can change where every layer starts at `max_rank`: ValueError."""
     if config.max_rank is not None and config.moves != 0 and all(layer.rank == config.max_rank for layer in layers):
         raise ValueError(
             f"no rank can change: every layer starts at rank.max_rank, {config.max_rank}; raise it, or lower lora.r"
         )
-    return result
 
 
 def check_movable(start: Situation) -> None:

@@ -17,8 +17,10 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
 """Entries of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
 
-OTHER_AVERAGES = ("acc_delta", "exp_avg_diff", "exp_avg_slow")
-"""Of updates (Adadelta), of differences of gradients (Adan), and a slower one (AdEMAMix)."""
+OTHER_AVERAGES = ("acc_delta", "exp_avg_diff", "neg_pre_grad", "exp_avg_slow", "exp_avg_var", "hessian", "grok_ema")
+OTHER_AVERAGES = (*OTHER_AVERAGES, "kahan_comp", "compensation")
+"""What begins at zero, and may for a new row: averages of updates (Adadelta), of differences of gradients (Adan), a
+slower one (AdEMAMix), of variances (AdaBelief), of curvature (Sophia), of gradients (Grokfast); what rounding took."""
 
 
 @torch.no_grad()

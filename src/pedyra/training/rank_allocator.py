@@ -20,7 +20,7 @@ from pedyra.training.dealing import deal, deal_step, turns_at_deal
 from pedyra.training.diagnostics import describe, snapshot
 from pedyra.training.distributed import alone, averaging
 from pedyra.training.input_energy import InputEnergy
-from pedyra.training.limits import check_movable, checked_config, checked_steps, max_ranks, most_moves
+from pedyra.training.limits import check_movable, check_room, checked_config, checked_steps, max_ranks, most_moves
 from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_checks import (
     check_optimizer,
@@ -104,6 +104,8 @@ class RankAllocator:
             )
         self._sketching = Sketching(self.layers, config, self.schedule, average)
         (self.rule.check or check_movable)(self._situation({}))
+        if self.rule.policy is bidirectional:
+            check_room(self.layers, config)
         if config.score == "loss" and not has_second_moments(self.optimizer):
             raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
         self.deal_step = self._next_deal()
