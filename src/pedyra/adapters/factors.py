@@ -111,7 +111,8 @@ class AFactor(nn.Module):
         return self.A.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        self.measure_reach(x)
+        if self.reach is not None:
+            self.measure_reach(x)
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
         weight = self.without_off(self.A if self.unit else self.weight)
         if self.probe is not None:

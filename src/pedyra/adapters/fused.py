@@ -49,7 +49,8 @@ class FusedLinear(Linear):
         base: Any = self.base_layer
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
-        a.measure_reach(x)
+        if a.reach is not None:
+            a.measure_reach(x)
         A = a.without_off(a.A)  # where E is not 1, rows are off, and E may come after
         operands = base.weight, base.bias, A, a.E, b.weight, a.probe, b.probe, self.scaling[name]
         to_weight = _adds_to_weight(x, base.weight, a.A)

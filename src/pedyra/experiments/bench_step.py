@@ -1,7 +1,7 @@
 """`pedyra bench step`: what a training step costs, against PEFT's methods and against no adapter at all.
 
-All variants train in one process, one step each in turn, so that whatever else the machine does hits all alike; a
-ratio is the median over rounds of a variant's step by LoRA's (or the floor's) of the same round.
+All variants train in one process, one step each in random order, so that whatever else the machine does hits all alike;
+a ratio is the median over rounds of a variant's step by LoRA's (or the floor's) of the same round.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -104,8 +105,10 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in built}
     adjustments: dict[str, list[float]] = {name: [] for name in built}
     peaks: dict[str, int] = {}
+    order = Random(0)
     for round_ in range(setting.total_steps):
-        for name, variant in built.items():
+        # In another order each time: what a step leaves in caches and the allocator is the next one's to bear.
+        for name, variant in order.sample(list(built.items()), len(built)):
             step, adjustment = variant.step(batch, clock)
             if round_ >= _WARMUP:
                 seconds[name].append(step)
