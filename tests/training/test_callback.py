@@ -12,7 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from peft import AdaLoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
 
-from pedyra import RankAllocator, RankCallback, RankConfig, attach
+from pedyra import RankAllocator, RankCallback, RankConfig, attach, detach
 from pedyra.training.callback import _data_parallel, _unscale
 
 
@@ -282,6 +282,18 @@ def test_a_sketch_goes_with_its_allocator(make_net, train_net):
     del first
     gc.collect()
     assert all(layer.a.probe is not None for layer in second.layers)
+
+
+@pytest.mark.parametrize("end", [detach, lambda model: model.delete_adapter("default")], ids=["detach", "delete"])
+def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
+    """Its end is no error then (what a finalizer raises is a warning, and warnings are errors here)."""
+    model = make_net()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    train_net(model, optimizer, allocator, 2)
+    end(model)
+    del allocator
+    gc.collect()
 
 
 @pytest.mark.parametrize(

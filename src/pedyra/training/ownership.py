@@ -72,7 +72,8 @@ def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> None:
 
 
 def _switch_on_ownerless(layers: Sequence[AdaptedLayer]) -> None:
-    there = [layer for layer in layers if layer.adapter in layer.module.lora_A]  # not deleted since
+    # Not deleted since, nor detached.
+    there = [x for x in layers if x.adapter in x.module.lora_A and isinstance(x.a, AFactor)]
     owners = ((layer, _OWNERS.get(layer.a)) for layer in there)
     switch_on([layer for layer, owner in owners if owner is None or owner() is None])
 
