@@ -66,9 +66,14 @@ def switch_on(layers: Sequence[AdaptedLayer]) -> None:
             a.live = None
 
 
-def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> None:
-    """When the owner is gone, as after an interrupted run, nothing of its sketch is left in the layers."""
-    weakref.finalize(owner, _switch_on_ownerless, layers).atexit = False
+def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> weakref.finalize:
+    """When the owner is gone, as after an interrupted run, nothing of its sketch is left in the layers.
+
+    Returns what does it, to be detached where the owner has done so itself.
+    """
+    end = weakref.finalize(owner, _switch_on_ownerless, layers)
+    end.atexit = False
+    return end
 
 
 def _switch_on_ownerless(layers: Sequence[AdaptedLayer]) -> None:

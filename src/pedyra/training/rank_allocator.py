@@ -113,7 +113,7 @@ class RankAllocator:
         if (reason := too_short_to_try(config, self.schedule)) is not None:
             logger.warning("%s", reason)
         claim(self.layers, self)
-        switch_on_after(self, self.layers)
+        self._end = switch_on_after(self, self.layers)
         for layer in self.layers:
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
         self._hold()
@@ -272,6 +272,7 @@ class RankAllocator:
             self._inputs.remove()
         self.scores.watch(False)
         give_up(self.layers)
+        self._end.detach()
 
     def describe(self) -> dict[str, Any]:
         """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
