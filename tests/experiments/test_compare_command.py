@@ -60,6 +60,7 @@ def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1 does not answer"),
         ([SMOKE, "methods.dora={}"], "method dora cannot match the baseline's"),
         ([SMOKE, "tasks.toy.text=txt"], "no column 'txt'"),
+        ([SMOKE, "rank.interval=1000"], "methods.pedyra on toy: "),
         ([SMOKE, "training.max_stepz=4"], "methods.lora on toy: training.max_stepz is no argument"),
         ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),
         ([SMOKE, "tasks={cola: {}}", "data_dir=nowhere"], "nowhere/cola/train.jsonl.gz' does not exist"),

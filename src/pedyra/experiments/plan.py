@@ -18,6 +18,7 @@ from pedyra.experiments.splits import TaskSplits, split_task
 from pedyra.files import write_file
 from pedyra.recipe import LoraSection, Recipe, check_recipe
 from pedyra.runs.arguments import training_arguments
+from pedyra.training.sketching import schedule_of
 
 RunJobs = Callable[[Sequence[Job]], None]
 
@@ -126,6 +127,8 @@ def _row_recipe(experiment: Experiment, cell: Cell) -> Recipe:
     recipe = matching.checked(job.recipe, where)
     try:
         training_arguments(recipe)
+        if recipe.method in ("pedyra", "pedyra-paper") and (steps := recipe.training.get("max_steps", -1)) > 0:
+            schedule_of(recipe.rank_config(), steps)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return recipe
