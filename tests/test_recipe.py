@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pedyra.config import RankConfig
-from pedyra.recipe import TRAINING_DEFAULTS, DataSection, LoraSection, ModelSection, load_recipe, recipe_schema
+from pedyra.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
 from pedyra.recipe_page import recipe_page
+from pedyra.recipe_sections import DataSection, LoraSection, ModelSection
 from pedyra.yaml_file import read_settings
 
 RECIPE = """

@@ -15,7 +15,8 @@ from pedyra.experiments.plan import plan_experiment
 from pedyra.experiments.planted import make_problem, relative_error
 from pedyra.experiments.planted_task import PROBLEM_SEED, planted_task
 from pedyra.models import load_model, load_tokenizer
-from pedyra.recipe import ModelSection, check_recipe
+from pedyra.recipe import check_recipe
+from pedyra.recipe_sections import ModelSection
 
 ROWS = [{"row": number} for number in range(40)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from pedyra.experiments.grid import TuningSection
 from pedyra.experiments.splits import split_task
-from pedyra.recipe import DataSection
+from pedyra.recipe_sections import DataSection
 
 GROUPED = DataSection(source="toy", group_by="group", validation_fraction=0.25)
 

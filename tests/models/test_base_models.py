@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification, LlamaForCausalLM, LlamaF
 
 from pedyra.models import base, load_model, load_tokenizer, lora_config
 from pedyra.models.packaged import minilm_folder, smollm2_folder
-from pedyra.recipe import LoraSection, ModelSection
+from pedyra.recipe_sections import LoraSection, ModelSection
 
 
 def load(kind: str = "classification", num_labels: int | None = 2, seed: int = 0, **section: Any) -> Any:

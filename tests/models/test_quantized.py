@@ -11,7 +11,7 @@ from peft import get_peft_model
 
 from pedyra.models import load_model, load_tokenizer, lora_config
 from pedyra.models.quantized import quantization_config
-from pedyra.recipe import LoraSection, ModelSection
+from pedyra.recipe_sections import LoraSection, ModelSection
 
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import processors
 
 from pedyra.models import load_tokenizer
-from pedyra.recipe import DataSection, ModelSection
+from pedyra.recipe_sections import DataSection, ModelSection
 from pedyra.tasks import load_task
 from pedyra.tasks.causal_lm import encode
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.recipe import DataSection
+from pedyra.recipe_sections import DataSection
 from pedyra.tasks.labels import known_labels
 
 

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pedyra.recipe import DataSection
+from pedyra.recipe_sections import DataSection
 from pedyra.tasks import sources
 from pedyra.tasks.sources import load_rows
 

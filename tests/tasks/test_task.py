@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from pedyra.models import load_model, load_tokenizer
-from pedyra.recipe import DataSection, ModelSection
+from pedyra.recipe_sections import DataSection, ModelSection
 from pedyra.tasks import Task, load_task
 
 CAUSAL: dict[str, Any] = {"kind": "causal_lm", "prompt": "prompt", "completion": "completion"}

@@ -16,7 +16,8 @@ from pedyra.experiments.named_tasks import task_data, task_model
 from pedyra.experiments.results import RateCurve, choose_rate, collect
 from pedyra.experiments.splits import TaskSplits, split_task
 from pedyra.files import write_file
-from pedyra.recipe import LoraSection, Recipe, check_recipe
+from pedyra.recipe import Recipe, check_recipe
+from pedyra.recipe_sections import LoraSection
 from pedyra.runs.arguments import training_arguments
 from pedyra.training.sketching import schedule_of
 

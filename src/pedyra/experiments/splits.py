@@ -15,7 +15,7 @@ from typing import Any
 
 from pedyra.experiments.grid import TuningSection
 from pedyra.files import write_file
-from pedyra.recipe import METRICS, DataSection
+from pedyra.recipe_sections import METRICS, DataSection
 from pedyra.tasks.labels import known_labels
 from pedyra.tasks.sources import load_rows
 from pedyra.tasks.split import Rows, held_out, sample

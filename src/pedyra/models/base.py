@@ -26,7 +26,7 @@ from pedyra.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
 from pedyra.models.quantized import keep_weight_layout, quantization_config
 from pedyra.models.tiny import tiny_config, tiny_tokenizer
-from pedyra.recipe import LoraSection, ModelSection
+from pedyra.recipe_sections import LoraSection, ModelSection
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
 TINY = ("tiny-bert", "tiny-llama")

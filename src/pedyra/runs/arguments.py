@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
-from pedyra.recipe import METRICS, Recipe
+from pedyra.recipe import Recipe
+from pedyra.recipe_sections import METRICS
 
 PLAIN = {int, float, bool, str, type(None)}
 """Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""

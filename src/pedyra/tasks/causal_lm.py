@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.recipe import DataSection
+from pedyra.recipe_sections import DataSection
 from pedyra.tasks.split import Rows
 
 IGNORED = -100

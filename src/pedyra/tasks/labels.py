@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.recipe import MOST_CLASSES, DataSection
+from pedyra.recipe_sections import MOST_CLASSES, DataSection
 from pedyra.tasks.split import Rows
 
 

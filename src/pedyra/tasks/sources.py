@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet
 
 from pedyra.hub import why_not_on_hub
-from pedyra.recipe import DataSection, template_columns
+from pedyra.recipe_sections import DataSection, template_columns
 from pedyra.tasks.reviews import reviews
 from pedyra.tasks.split import Rows
 from pedyra.tasks.toy import toy

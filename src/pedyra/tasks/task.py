@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
-from pedyra.recipe import METRICS, DataSection
+from pedyra.recipe_sections import METRICS, DataSection
 from pedyra.tasks import causal_lm, labels, metrics, text
 from pedyra.tasks.sources import load_rows
 from pedyra.tasks.split import held_out, sample

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.recipe import DataSection
+from pedyra.recipe_sections import DataSection
 from pedyra.tasks.labels import Labels
 from pedyra.tasks.split import Rows
 
