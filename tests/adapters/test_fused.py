@@ -55,7 +55,8 @@ def pair(make: Callable[..., Any], **settings: Any) -> tuple[Any, Any]:
 
 
 def outcome(model: Any, x: Tensor, context: Any = None) -> dict[str, Tensor]:
-    """The output and the gradients of the input and of every trainable parameter, of a loss that weighs them all."""
+    """The output, the gradients of the input and of every trainable parameter, of a loss that weighs them all, and the
+    mean squares of the inputs along the probe rows."""
     x = x.detach().clone().requires_grad_()
     with context or torch.enable_grad():
         y = model(x)
@@ -63,7 +64,13 @@ def outcome(model: Any, x: Tensor, context: Any = None) -> dict[str, Tensor]:
     (y.float() * weights).sum().backward()
     gradients = {name: tensor.grad for name, tensor in trained(model).items()}
     assert x.grad is not None and all(gradient is not None for gradient in gradients.values())
-    return {"output": y.detach(), "input": x.grad, **gradients}  # type: ignore[dict-item]
+    return {"output": y.detach(), "input": x.grad, **gradients, **reaches(model)}  # type: ignore[dict-item]
+
+
+def reaches(model: Any) -> dict[str, Tensor]:
+    """The mean square of every layer's inputs along each probe row, where that is measured."""
+    counted = {layer.name: layer.a.reach for layer in adapted_layers(model)}
+    return {f"{name}.reach": sums[:-1] / sums[-1] for name, sums in counted.items() if sums is not None}
 
 
 def trained(model: Any) -> dict[str, Tensor]:
@@ -79,16 +86,24 @@ def trained(model: Any) -> dict[str, Tensor]:
 def clear(model: Any) -> None:
     for tensor in trained(model).values():
         tensor.grad = None
+    for layer in adapted_layers(model):
+        if layer.a.reach is not None:
+            layer.a.reach.zero_()
 
 
 def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
-    """Two probes a layer, as a sketch sets them: rows P or columns Q `fixed`, the other side zero; triples `off`."""
+    """Two probes a layer, as a sketch sets them: rows P or columns Q `fixed`, the other side zero; triples `off`.
+
+    Where rows are fixed, the reach of each is measured, as it is in a sketch's third part.
+    """
     generator = torch.Generator().manual_seed(5)
     for layer in adapted_layers(model):
         P = torch.randn(2, layer.a.in_features, generator=generator)
         Q = torch.randn(layer.b.out_features, 2, generator=generator)
         layer.a.probe = P if fixed == "P" else torch.zeros_like(P).requires_grad_()
         layer.b.probe = Q if fixed == "Q" else torch.zeros_like(Q).requires_grad_()
+        if fixed == "P":
+            layer.a.reach = torch.zeros(3)
         if off:
             layer.a.live = torch.eye(layer.rank)
             layer.a.live[list(off), list(off)] = 0
@@ -311,6 +326,7 @@ def test_a_layer_of_rank_0_is_probed(tokens, fixed, make_net, calls):
         layer.b.weight = nn.Parameter(layer.b.weight[:, :0])
         sketch(model, fixed)
         model(torch.ones(tokens, 8)).square().sum().backward()
+    torch.testing.assert_close(reaches(fused), reaches(plain))
     for one, other in zip(trained(fused).values(), trained(plain).values(), strict=True):
         assert one.grad is not None and other.grad is not None
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5)
@@ -361,7 +377,7 @@ def test_probes_under_gradient_checkpointing(reentrant, fixed, make_llama, token
         enable({"use_reentrant": reentrant})
         sketch(model, fixed)
         model(**tokens, labels=tokens["input_ids"]).loss.backward()
-        gradients.append({name: tensor.grad for name, tensor in trained(model).items()})
+        gradients.append({name: tensor.grad for name, tensor in trained(model).items()} | reaches(model))
     assert_same(gradients[1], gradients[0], tolerance=1e-4)
 
 

@@ -63,7 +63,8 @@ def test_kinds_of_steps_follow_the_schedule():
     assert kinds.count("tracked") == 2 * 103 and kinds[299] == kinds[499] == "tracked" and kinds[500] == "idle"
     sketched = replace(config, init="gradient", sketch_steps=21)
     kinds = [step_kind(step, schedule, sketched) for step in range(1, 1001)]
-    assert (kinds.count("sketched"), kinds.count("tracked")) == (2 * 21, 2 * (103 - 21))
+    a_sketch = [*["sketched"] * 6, "directions"] * 2 + ["judged"] * 7
+    assert kinds[279:300] == kinds[479:500] == a_sketch and kinds.count("tracked") == 2 * (103 - 21)
 
 
 def test_a_run_in_which_nothing_moves_settles_by_the_fourth_adjustment_from_the_deal_on():
@@ -78,12 +79,13 @@ def test_a_run_in_which_nothing_moves_settles_by_the_fourth_adjustment_from_the_
 
 
 def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
-    config = RankConfig(interval=10, sketch_steps=4, initial_warmup=0, final_warmup=80, score="importance")
+    config = RankConfig(interval=10, sketch_steps=7, initial_warmup=0, final_warmup=80, score="importance")
     schedule = schedule_of(config, 100)
     assert schedule.adjustments == (10,)  # 20 is not before 100 - 80
-    ratios = {"idle": 1.0, "tracked": 2.0, "sketched": 5.0}
-    assert over_a_run(ratios, 3.0, schedule, config, 100) == pytest.approx((90 * 1 + 6 * 2 + 4 * 5 + 3) / 100)
-    assert over_a_run(ratios, 3.0, schedule, config, 5) == pytest.approx((95 * 1 + 5 * 2) / 100)
+    ratios = {"idle": 1.0, "tracked": 2.0, "sketched": 5.0, "directions": 40.0, "judged": 7.0}
+    whole = 90 * 1 + 3 * 2 + (5 + 40) * 2 + 3 * 7 + 3
+    assert over_a_run(ratios, 3.0, schedule, config, 100) == pytest.approx(whole / 100)
+    assert over_a_run(ratios, 3.0, schedule, config, 5) == pytest.approx((95 * 1 + 3 * 2 + 5 + 40) / 100)
 
 
 def test_half_of_the_measured_steps_are_observed():
@@ -91,7 +93,8 @@ def test_half_of_the_measured_steps_are_observed():
         config = measured_config(RankConfig(score=score), rounds=10)
         schedule = schedule_of(config, 3 + 20)
         kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
-        assert kinds == [first, *["sketched"] * 4] * 2 + ["idle"] * 10 and len(schedule.adjustments) == 2
+        assert kinds == [first, "directions", "directions", "judged", "judged"] * 2 + ["idle"] * 10
+        assert len(schedule.adjustments) == 2
 
 
 def test_the_floor_trains_no_adapter_but_sends_gradients_through_the_model():

@@ -78,6 +78,8 @@ class AFactor(nn.Module):
         """
         if self.live is None or not self._is_training:
             return weight
+        if not torch.is_autocast_enabled(weight.device.type):
+            return self.live.to(weight) @ weight
         with torch.autocast(weight.device.type, enabled=False):
             return self.live.to(weight) @ weight
 
@@ -85,18 +87,10 @@ class AFactor(nn.Module):
     def _is_training(self) -> bool:
         return self.training or torch.is_grad_enabled()
 
-    @torch.no_grad()
-    def measure_reach(self, x: Tensor) -> None:
-        """Add the tokens of x (..., in) to `reach`, where that is wanted, while training."""
-        if self.reach is None or self.probe is None or not self._is_training:
-            return
-        products = F.linear(x.detach(), self.probe.to(x.dtype)).flatten(0, -2).float()
-        tokens = products.new_full((1,), len(products))
-        sums = torch.cat([products.square().sum(0), tokens])
-        if x.dim() == 2 and x.shape[0] == x.shape[1]:  # DoRA hands in the identity, for the norms of the whole weight
-            identity = (x.detach() == torch.eye(len(x), dtype=x.dtype, device=x.device)).all()
-            sums = torch.where(identity, 0.0, sums)
-        self.reach += sums
+    @property
+    def counting(self) -> Tensor | None:
+        """`reach`, where this forward is to add to it: while training."""
+        return self.reach if self.reach is not None and self._is_training else None
 
     def unit_core(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
@@ -111,13 +105,14 @@ class AFactor(nn.Module):
         return self.A.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.reach is not None:
-            self.measure_reach(x)
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
         weight = self.without_off(self.A if self.unit else self.weight)
-        if self.probe is not None:
-            weight = torch.cat([weight, self.probe.to(weight)])
-        return F.linear(x, weight)
+        if self.probe is None:
+            return F.linear(x, weight)
+        h = F.linear(x, torch.cat([weight, self.probe.to(weight)]))
+        if (reach := self.counting) is not None:
+            add_reach(reach, h.detach()[..., len(weight) :], x)
+        return h
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
@@ -140,6 +135,21 @@ class AFactor(nn.Module):
             return  # what is live already; keep its split into A and E
         self.A = _loaded(self.A, weight, local_metadata)
         self.E = _loaded(self.E, self.unit_core(weight.shape[0]), local_metadata)
+
+
+@torch.no_grad()
+def add_reach(reach: Tensor, products: Tensor, x: Tensor | None = None) -> None:
+    """Add the squares of the products `(..., q)` of tokens with probe rows to `AFactor.reach`, and their number.
+
+    Args:
+        x: the tokens `(..., in)`, which may be none: DoRA hands in the identity, for a whole weight's norms.
+    """
+    products = products.flatten(0, -2).float()
+    sums = torch.cat([products.square().sum(0), products.new_full((1,), len(products))])
+    if x is not None and x.dim() == 2 and x.shape[0] == x.shape[1]:
+        identity = (x.detach() == torch.eye(len(x), dtype=x.dtype, device=x.device)).all()
+        sums = torch.where(identity, 0.0, sums)
+    reach += sums
 
 
 class BFactor(nn.Linear):

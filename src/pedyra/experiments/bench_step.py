@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pedyra.config import RankConfig
-from pedyra.core.schedule import LEAST_STEPS, Schedule, ema_window
+from pedyra.core.schedule import LEAST_STEPS, Schedule, ema_window, parts_of
 from pedyra.experiments.bench_models import bench_model
 from pedyra.experiments.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.experiments.device import check_device
@@ -93,7 +93,7 @@ def measured_config(config: RankConfig, rounds: int) -> RankConfig:
         initial_warmup=_WARMUP,
         interval=interval,
         final_warmup=rounds - 1,
-        sketch_steps=max(LEAST_STEPS, interval // 2),
+        sketch_steps=interval - 1,
     )
 
 
@@ -120,13 +120,22 @@ def measure(
 
 
 def step_kind(step: int, schedule: Schedule, config: RankConfig) -> str:
-    """What pedyra does in a step: nothing ("idle"), Eqs. 3 and 6 ("tracked"), or directions as well ("sketched")."""
+    """What pedyra does in a step.
+
+    Nothing ("idle"), Eqs. 3 and 6 ("tracked"), or a sketch: products with probes ("sketched"), at the end of its first
+    two parts what becomes of them ("directions"), and in its third one gains and what the inputs have along each
+    direction ("judged").
+    """
     adjustment = schedule.next_adjustment(step)
     if adjustment is None:
         return "idle"
-    sketches = "gradient" in (config.init, config.expand)
-    if sketches and adjustment - step < min(config.sketch_steps, schedule.interval):
-        return "sketched"
+    window = min(config.sketch_steps, schedule.interval)
+    if "gradient" in (config.init, config.expand) and adjustment - step < window:
+        first, second, _ = parts_of(window)
+        done = window - (adjustment - step)
+        if done > first + second:
+            return "judged"
+        return "directions" if done in (first, first + second) else "sketched"
     tracks = scores_observe(config) and adjustment - step < ema_window(max(config.beta1, config.beta2))
     return "tracked" if tracks else "idle"
 
@@ -174,10 +183,15 @@ def _row(
 
 
 def _by_kind(allocator: Any, ratios: Sequence[float]) -> dict[str, float]:
-    """The median ratio of each kind of the measured steps."""
+    """The median ratio of each kind of the measured steps.
+
+    Where so few are measured that a part of a sketch is one step, "sketched" is taken to cost what "directions" does.
+    """
     by_kind: dict[str, list[float]] = {}
     for step, ratio in enumerate(ratios, start=_WARMUP + 1):
         by_kind.setdefault(step_kind(step, allocator.schedule, allocator.config), []).append(ratio)
+    if "directions" in by_kind:
+        by_kind.setdefault("sketched", by_kind["directions"])
     return {kind: median(values) for kind, values in sorted(by_kind.items())}
 
 
