@@ -308,3 +308,9 @@ def test_files_that_do_not_fit_each_other_are_refused(make_llama, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "r": 4}))
     with pytest.raises(ValueError, match="down_proj has factors of rank 3 and 3, the config says 4"):
         export_adapter(tmp_path, "padded", tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["peft", "padded", "gguf"])
+def test_an_adapter_that_adds_nothing_is_refused(target, make_llama, tmp_path):
+    with pytest.raises(ValueError, match="scaling .* of 0"):
+        export_adapter(make_llama(lora_alpha=0), target, tmp_path / "out")

@@ -181,3 +181,12 @@ def test_an_adapter_that_is_merged_already_is_refused(make_llama, tmp_path):
     model.merge_adapter()
     with pytest.raises(ValueError, match="'default' is merged into .*; call unmerge_adapter"):
         export_adapter(model, "merged", tmp_path / "out")
+
+
+def test_a_head_that_shares_its_weight_with_the_embeddings_is_refused(make_llama, tmp_path):
+    model = make_llama(target_modules=["q_proj", "lm_head"])
+    base = model.get_base_model()
+    base.lm_head.base_layer.weight = base.get_input_embeddings().weight
+    with pytest.raises(ValueError, match="share one weight"):
+        export_adapter(model, "merged", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

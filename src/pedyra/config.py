@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any
 
 # Values a string field may take; design decisions behind each are in docs/how_it_works.md.
@@ -96,7 +97,8 @@ class RankConfig:
     """"lora": E = 1, A and B as PEFT made them, an identity on any LoRA; "svd": A, B ~ N(0, 0.02^2), E = 0 (paper)."""
     train_e: bool | None = None
     """Whether E is trained. None: with `start="svd"` (paper) only. With start="lora" it stays 1: A and B then learn as
-    those of a plain LoRA of the same ranks do, to the last bit, with as many parameters."""
+    those of a plain LoRA of the same ranks do, to the last bit (but for roundings while a sketch's probes stand beside
+    them), with as many parameters."""
     init: str = "gradient"
     """Direction of a new triple: along the "gradient", "orthogonal" to the layer's rows, or "gaussian" (paper, after
     AdaLoRA). Its contribution starts at zero."""
@@ -206,8 +208,9 @@ class RankConfig:
             value = getattr(self, name)
             if value is None and name in ("moves", "max_rank"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"rank.{name} is {value!r}; it must be an integer of at least {least}")
+            object.__setattr__(self, name, int(value))  # NumPy's are none that JSON knows
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError(f"rank.max_rank is {self.max_rank}, below rank.min_rank {self.min_rank}; raise it")
 

@@ -111,6 +111,8 @@ def _active_adapter(model: Any) -> str:
 
 def _check_convertible(lora: SavedLora, target: str) -> None:
     check_plain(lora)
+    if not _common_scaling(lora):
+        raise ValueError(f"{lora.title} has a scaling (lora_alpha / r) of 0, so that it adds nothing; set lora_alpha")
     if target != "peft" and lora.uses_dora:
         raise ValueError(f"{lora.title} is a DoRA adapter, which target {target} cannot express; use peft or merged")
     if target == "gguf" and (others := lora.others):

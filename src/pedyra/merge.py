@@ -15,6 +15,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pedyra.adapters.attach_checks import ends
 from pedyra.lora_folder import SavedLora
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe, load_recipe
@@ -63,6 +64,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
             raise ValueError(
                 f"adapter {module.merged_adapters[0]!r} is merged into {name}; call unmerge_adapter() first"
             )
+    _check_untied(base)
     # A hook may hold its allocator and optimizer, which must not be copied along.
     memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
     merged = copy.deepcopy(model, memo).merge_and_unload(safe_merge=True, adapter_names=[adapter_name])  # type: ignore[operator]
@@ -91,6 +93,7 @@ def merge_folder(lora: SavedLora, source: Path, base: nn.Module | str | Path | N
         model, tokenizer = _base_by_name(lora, None if base is None else str(base))
     _check_base(model)
     adapted = _adapted(model, lora)
+    _check_untied(adapted.get_base_model())
     return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
 
 
@@ -105,6 +108,21 @@ def _check_base(base: nn.Module) -> None:
             f"rounded to its few bits again; load it in float and pass it: "
             f"export_adapter(source, 'merged', out, base=model or its name)"
         )
+
+
+def _check_untied(base: Any) -> None:
+    """Refuse a LoRA of a head, or of embeddings, that share their weight: merging into one would change both."""
+    into, out = ends(base)
+    adapted = [each for each in (into, out) if isinstance(each, BaseTunerLayer)]
+    if adapted and into is not None and out is not None and _weight(into) is _weight(out):
+        raise ValueError(
+            f"the adapter changes the output layer or the embeddings of a {type(base).__name__}, in which they share "
+            f"one weight, so merging would change both; export target peft, or train without that layer"
+        )
+
+
+def _weight(module: Any) -> Any:
+    return (module.get_base_layer() if isinstance(module, BaseTunerLayer) else module).weight
 
 
 def _recipe_of(source: Path) -> Recipe | None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 
-from pedyra.adapters.attach import adapted_layers, attach, detach, write_ranks
+from pedyra.adapters.attach import adapted_layers, attach, detach, train_e, write_ranks
 from pedyra.adapters.factors import AFactor
 
 FLAVOURS = {
@@ -250,3 +251,30 @@ def test_write_ranks_names_every_layer_in_full(make_net, set_ranks):
 def test_slots_keep_the_mode_of_the_model(make_net):
     layers = attach(make_net().eval())
     assert isinstance(layers[0].a, AFactor) and not layers[0].a.training and not layers[0].b.training
+
+
+def test_what_is_written_into_the_weights_is_what_runs(make_net):
+    """Averages of weights, and hot-swapping, write into `lora_A.weight` and into the tensors of a state dict."""
+    model, other, x = make_net(trained=True), make_net(trained=True), torch.randn(4, 8)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    expected = other(x)
+    train_e(attach(model), False)
+    for value, wanted in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        value.copy_(wanted)
+    assert torch.equal(model(x), expected)
+
+
+def test_a_hot_swapped_adapter_is_whole(make_net, tmp_path):
+    models = [make_net(trained=True) for _ in range(2)]
+    for factor, model in enumerate(models, start=1):
+        train_e(attach(model), False)
+        with torch.no_grad():
+            for layer in adapted_layers(model):
+                layer.a.A.mul_(factor)
+                layer.b.weight.mul_(-factor)
+    models[1].save_pretrained(tmp_path)
+    hotswap_adapter(models[0], str(tmp_path), "default")
+    x = torch.randn(4, 8)
+    assert torch.allclose(models[0](x), models[1](x), atol=1e-6)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from pedyra.adapters.attach import adapted_layers, attach, detach
@@ -108,3 +109,24 @@ def test_disabling_the_adapter_gives_the_base(make_net, set_ranks, base_of):
     set_ranks(model, [1, 6, 0])
     with model.disable_adapter():
         assert torch.equal(model(x), base_of()(x))
+
+
+def test_a_state_of_other_ranks_that_is_loaded_is_saved_with_its_own(make_net, set_ranks, tmp_path):
+    """The best weights of a run, kept in memory and put back at its end."""
+    model, x = make_net(), torch.randn(4, 8)
+    set_ranks(model, (2, 0, 5))
+    best, expected = copy.deepcopy(get_peft_model_state_dict(model)), model(x)
+    set_ranks(model, (1, 3, 4))
+    set_peft_model_state_dict(model, best)
+    assert [layer.rank for layer in adapted_layers(model)] == [2, 0, 5]
+    assert torch.equal(model(x), expected)
+    model.save_pretrained(tmp_path)
+    stock = PeftModel.from_pretrained(make_net().unload(), tmp_path)
+    assert torch.allclose(stock(x), expected, atol=1e-6)
+
+
+def test_a_lora_of_rank_1_that_has_not_begun_keeps_its_rank(make_net):
+    model = make_net(r=1)
+    attach(model)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))  # B is zero, A is not
+    assert [layer.rank for layer in adapted_layers(model)] == [1, 1, 1]

@@ -89,3 +89,13 @@ def test_expert_parameters_are_refused():
     model = get_peft_model(MoE(), LoraConfig(r=2, target_modules=[], target_parameters=["experts.weight"]))
     with pytest.raises(ValueError, match="experts holds a LoRA of a parameter .*leave target_parameters out"):
         attach(model)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_rewrites_a_head_is_refused(start, make_llama):
+    """PEFT saves the rewritten head with the adapter, to which factors against the pristine one do not belong."""
+    model = make_llama(init_lora_weights=start, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match=r"lm_head.*exclude_modules=\['lm_head'\]"):
+        attach(model)
+    assert adapted_layers(model) == []
+    assert len(attach(make_llama(target_modules=["q_proj", "lm_head"]))) == 3  # a plain start is none of that

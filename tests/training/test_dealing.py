@@ -13,6 +13,7 @@ from pedyra.training.dealing import turns_at_deal
 from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_checks import has_second_moments
 from pedyra.training.optimizer_state import removal_losses
+from pedyra.training.situation import moves_due
 
 SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, deal=11, certainty=0.0)
 """Adjustments of 24 steps after 5, 10 and 15; 10 is the nearest to 11. Whatever gains anything would be moved."""
@@ -79,7 +80,7 @@ def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(ma
         train_net(model, allocator.optimizer, allocator, 1, first=step)
         assert all(layer.a.live is None for layer in allocator.layers)
     assert sum(allocator.history[-1]["added"].values()) > 1, "the test would prove nothing"
-    assert allocator._moves_at(15) == 2  # a quarter of 8, not twice what was dealt
+    assert moves_due(allocator, 15) == 2  # a quarter of 8, not twice what was dealt
 
 
 @pytest.mark.parametrize("config", [RankConfig(deal=0), RankConfig(moves=0), RankConfig.paper()])

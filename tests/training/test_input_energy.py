@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -114,7 +116,8 @@ def test_evaluation_and_untracked_steps_are_not_seen(make_net):
     model = make_net()
     _, energy, _ = watched(model)
     model.eval()
-    model(torch.randn(5, 8))
+    with torch.no_grad():
+        model(torch.randn(5, 8))
     model.train()
     energy.active = False
     model(torch.randn(5, 8))
@@ -202,3 +205,38 @@ def test_source_and_target_of_an_encoder_decoder_have_masks_of_their_own(given):
         expected.append(literal_mean_square(inputs, [of_source if from_source else of_target]))
     assert {"model.decoder.layers.0.encoder_attn.v_proj", "model.encoder.layers.0.fc1"} <= {x.name for x in layers}
     assert agree(energy.collect(), expected)
+
+
+def test_a_model_that_is_trained_in_evaluation_mode_is_seen(make_bert, tokens):
+    model = make_bert().eval()
+    _, energy, seen = watched(model)
+    model(**tokens)
+    assert agree(energy.collect(), [literal_mean_square(inputs, [tokens["attention_mask"]]) for inputs in seen])
+    with torch.no_grad():
+        model(**tokens)
+    assert energy.collect() == [None] * len(seen)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_the_model_is_not_seen(copied, make_llama, tokens):
+    model = make_llama().train()
+    energy = InputEnergy(model, attach(model))
+    energy.active = True
+    model(**tokens)
+    alone = energy.collect()
+    model(**tokens)
+    copied(model)(**{**tokens, "input_ids": tokens["input_ids"].flip(1)})
+    assert agree(energy.collect(), [mean for mean in alone if mean is not None])
+
+
+def test_float64_throughout(make_net):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = make_net(dtype=torch.float64).train()
+        energy = InputEnergy(model, attach(model))
+        energy.active = True
+        x = torch.randn(3, 8)
+        model(x)
+        assert agree(energy.collect()[:1], [x.square().mean(0).float()])
+    finally:
+        torch.set_default_dtype(torch.float32)

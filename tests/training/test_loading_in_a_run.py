@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from transformers import Trainer
 from windows import FORCED
 
-from pedyra import RankAllocator, RankConfig
+from pedyra import RankAllocator, RankConfig, attach
+from pedyra.adapters.attach import adapted_layers, write_ranks
+from pedyra.adapters.resize import install, resized
 
 MOVING = RankConfig(interval=2, initial_warmup=1, final_warmup=3, moves=4, **FORCED)
 
@@ -138,3 +141,22 @@ def test_a_run_resumes_with_any_optimizer(given, make_trainer, quick, tmp_path, 
     again = trainer_of("again")
     again[0].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
     assert_equal(run_state(*again), run_state(*whole))
+
+
+def test_an_adapter_with_a_layer_of_rank_0_goes_on_with_it(make_net, train_net, tmp_path):
+    """On disk rank 0 is one zero row. As a triple it would count, and never learn: A and B have no gradient there."""
+    model = make_net(trained=True)
+    layer = attach(model)[1]
+    install([(layer, [replacement.new for replacement in resized(layer, range(layer.rank), None)])])
+    write_ranks(model)
+    ranks = {layer.name: layer.rank for layer in adapted_layers(model)}
+    parameters = 4 * (21 + 13)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(make_net().unload(), tmp_path, is_trainable=True)
+    optimizer = torch.optim.AdamW(trainable(again), lr=0.02)
+    allocator = RankAllocator(again, optimizer, MOVING, 12)
+    assert (allocator.ranks, allocator.initial_parameters) == (ranks, parameters)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(again)}
+    train_net(again, optimizer, allocator, 12)
+    assert allocator.parameters <= parameters

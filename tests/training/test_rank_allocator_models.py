@@ -140,3 +140,18 @@ def test_conv1d_of_gpt2_is_a_linear_layer_the_other_way_round(train_net):
     assert torch.allclose(model(x), expected, atol=1e-5)
     with model.disable_adapter():  # the base has its pristine weight again
         assert torch.allclose(model(x), Stack()(x), atol=1e-5)
+
+
+def test_a_model_in_float64_is_scored(make_net):
+    """Eqs. (3) and (6) without E, whose missing gradient is a zero of another type than the others."""
+    model = make_net(dtype=torch.float64)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    config = RankConfig(prune="score", expand="importance", init="gaussian", interval=2, initial_warmup=0, moves=2)
+    allocator = RankAllocator(model, optimizer, config, 8)
+    for _ in range(6):
+        model(torch.randn(4, 8, dtype=torch.float64)).square().mean().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        allocator.after_step()
+    assert all(value > 0 for values in allocator.triple_scores().values() for value in values)

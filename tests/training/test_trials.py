@@ -15,6 +15,7 @@ from pedyra.core.noise import chance
 from pedyra.core.swaps import Gain
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
+from pedyra.training.situation import moves_due
 from pedyra.training.trials import known_curvature, known_lengths, predicted_losses
 
 EAGER: dict[str, Any] = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
@@ -337,7 +338,7 @@ def test_adams_second_moments_order_what_is_tried(turn, make_net, train_net):
             own = own.sum() * squares / squares.sum()
         losses[layer.name] = own
     by_hand = sorted((float(loss), layer, i) for layer, own in losses.items() for i, loss in enumerate(own))
-    moves = allocator._moves_at(12)
+    moves = moves_due(allocator, 12)
     lowest = {(layer, i) for _, layer, i in by_hand[:moves]}
     on_trial = zip(allocator.layers, sketch.on_trial, strict=True)
     tried = {(layer.name, i) for layer, indices in on_trial for i in indices.tolist()}
@@ -355,7 +356,7 @@ def test_at_a_budget_of_ranks_every_triple_costs_one(make_net, train_net):
         assert allocator._sketching.current is not None
         tried[budget] = sum(map(len, allocator._sketching.current.on_trial))
     # The lowest is one of the cheapest layer, and two of those must pay for one of the dearest.
-    assert tried == {"ranks": allocator._moves_at(12), "parameters": 2}
+    assert tried == {"ranks": moves_due(allocator, 12), "parameters": 2}
 
 
 def test_by_default_no_step_is_observed_and_scores_are_read_off_the_triples(make_net, train_net):

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
 from torch import Tensor, nn
 
-from pedyra.adapters.factors import AFactor, BFactor
+from pedyra.adapters.attach_checks import check_no_head, check_supported, check_svd_start
+from pedyra.adapters.factors import AFactor, BFactor, renewed
 from pedyra.adapters.fused import unfuse
 
 # Starts of PEFT that rewrite the base weight; what goes to disk must be relative to the pristine one.
@@ -104,17 +105,22 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     if all(_holds_triples(layer) for layer in layers):
         return layers
     init = getattr(model.peft_config[adapter_name], "init_lora_weights", True)  # type: ignore[index]
-    _check_supported(model.peft_config[adapter_name], layers)  # type: ignore[index]
+    check_supported(model.peft_config[adapter_name], layers)  # type: ignore[index]
+    rewritten = isinstance(init, str) and init.startswith(_REWRITES_BASE)
+    if rewritten:
+        check_no_head(model, layers, str(init))
     if start == "svd":
-        _check_svd_start(layers, init)
+        check_svd_start(layers, init)
     # The live config will carry this run's ranks: never write into an object the user may reuse.
     model.peft_config[adapter_name] = copy.deepcopy(model.peft_config[adapter_name])  # type: ignore[index]
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        _attach_layer(layer, rewritten=isinstance(init, str) and init.startswith(_REWRITES_BASE))
+        _attach_layer(layer, rewritten=rewritten)
         if start == "svd":
             _start_svd(layer, generator)
     write_ranks(model, adapter_name)
+    if _ranks_as_loaded not in model._load_state_dict_post_hooks.values():
+        model.register_load_state_dict_post_hook(_ranks_as_loaded)
     return layers
 
 
@@ -123,6 +129,30 @@ def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
     for layer in layers:
         layer.a.train_e(on)
         layer.a.unit = not on and bool((layer.a.E == 1).all())
+
+
+def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:
+    """Give each layer rank 0 again that has it on disk: one triple, all zero, which could never learn.
+
+    Returns old factor -> new, for an optimizer that holds the old ones.
+    """
+    successors: dict[Tensor, Tensor] = {}
+    for layer in layers:
+        A, E, B = layer.factors
+        if layer.rank == 1 and layer.a.origin is None and not A.any() and not B.any():
+            with torch.no_grad():
+                news: list[Any] = [renewed(old, old.narrow(dim, 0, 0).clone()) for old, dim in ((A, 0), (E, 0), (B, 1))]
+                layer.a.A, layer.a.E, layer.b.weight = news
+            successors |= zip((A, E, B), layer.factors, strict=True)
+    return successors
+
+
+def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
+    """After `load_state_dict`: PEFT's config says what ranks the adapters have now, and saves what it says."""
+    for name in getattr(model, "peft_config", {}):
+        if layers := adapted_layers(model, name):
+            drop_empty(layers)
+            write_ranks(model, name)
 
 
 def detach(model: nn.Module, adapter_name: str = "default") -> None:
@@ -191,43 +221,6 @@ def _holds_triples(layer: AdaptedLayer) -> bool:
     return layer.adapter in layer.module.lora_A and isinstance(layer.module.lora_A[layer.adapter], AFactor)
 
 
-def _check_supported(config: PeftConfig, layers: list[AdaptedLayer]) -> None:
-    if config.peft_type != PeftType.LORA:
-        raise ValueError(f"the adapter is of type {config.peft_type}; triples go into LoRA adapters (peft.LoraConfig)")
-    if getattr(config, "init_lora_weights", True) == "loftq":
-        raise ValueError(
-            "init_lora_weights is 'loftq', which replaces the base weights by quantised ones that no adapter file can "
-            "hold; quantise the base (nf4) and use the default start"
-        )
-    for layer in layers:
-        slots, kind = layer.module.lora_A, type(layer.module).__name__
-        if kind == "MultiheadAttention":  # PEFT's merges the slots' weights and never calls them
-            raise ValueError(
-                f"{layer.name} is a torch.nn.MultiheadAttention, in which PEFT calls no LoRA slot, so nothing could be "
-                f"measured there; leave it out with "
-                f"LoraConfig(exclude_modules=[{layer.name!r}, {layer.name + '.out_proj'!r}])"
-            )
-        if kind == "ParamWrapper":
-            raise ValueError(
-                f"{layer.name} holds a LoRA of a parameter (LoraConfig(target_parameters=...)), which cannot hold "
-                f"triples; only linear layers can: leave target_parameters out"
-            )
-        if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear:
-            raise ValueError(
-                f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "
-                f"leave it out with LoraConfig(exclude_modules=[{layer.name!r}])"
-            )
-        variant = getattr(layer.module, "lora_variant", {}).get(layer.adapter)
-        if variant is not None and "Dora" not in type(variant).__name__:
-            raise ValueError(
-                f"{layer.name} uses {type(variant).__name__}, which knows no changing ranks; plain LoRA and DoRA do"
-            )
-        if layer.adapter in layer.module.merged_adapters:
-            raise ValueError(
-                f"adapter {layer.adapter!r} is merged into {layer.name}; call model.unmerge_adapter() first"
-            )
-
-
 def _attach_layer(layer: AdaptedLayer, *, rewritten: bool) -> None:
     linear_A, linear_B = layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter]
     A, B = linear_A.weight, linear_B.weight  # the same Parameters: an optimizer that holds them stays right
@@ -253,14 +246,6 @@ def _detach_layer(layer: AdaptedLayer) -> None:
     module.r[adapter] = module.lora_A[adapter].out_features
     module.lora_alpha[adapter] = layer.scaling * module.r[adapter]
     unfuse(module)
-
-
-def _check_svd_start(layers: list[AdaptedLayer], init: object) -> None:
-    fresh = not all(layer.module.lora_B[layer.adapter].weight.any() for layer in layers)
-    if fresh and isinstance(init, str) and init != "gaussian":
-        raise ValueError(
-            f"rank.start is 'svd', which would discard the adapter's {init!r} start; use rank.start='lora' to keep it"
-        )
 
 
 @torch.no_grad()

@@ -68,8 +68,12 @@ class AFactor(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable; writing into it changes nothing."""
-        return self.E.unsqueeze(1) * self.A
+        """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable.
+
+        A itself where E is `unit`, so that what writes into it (hot-swapping, averages of weights) does what it does to
+        an ordinary LoRA. Elsewhere it is computed, and writing into it changes nothing.
+        """
+        return self.A if self.unit else self.E.unsqueeze(1) * self.A
 
     def without_off(self, weight: Tensor) -> Tensor:
         """`weight` (A or E A) without what is switched off, in its own type even under autocast.
@@ -106,7 +110,7 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
-        weight = self.without_off(self.A if self.unit else self.weight)
+        weight = self.without_off(self.weight)
         if self.probe is None:
             return F.linear(x, weight)
         h = F.linear(x, torch.cat([weight, self.probe.to(weight)]))

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-from pedyra.adapters.attach import AdaptedLayer, attach, train_e, write_ranks
+from pedyra.adapters.attach import AdaptedLayer, attach, drop_empty, train_e, write_ranks
 from pedyra.config import RankConfig
 from pedyra.files import append_row, json_line, read_rows
 from pedyra.layer_names import layer_place
@@ -156,8 +156,12 @@ class RankCallback(TrainerCallback):
         if self.adapter_name not in getattr(model, "peft_config", {}):
             return
         layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
+        renewed = drop_empty(layers)
+        if renewed:
+            write_ranks(model, self.adapter_name)
         train_e(layers, bool(self.config.train_e))
         if optimizer is not None:  # the user's own: before its state is loaded
+            rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):
                 adopt(unwrapped(optimizer), layer.b.weight, layer.a.E, layer.name)
         self._attached = [(layer, layer.factors) for layer in layers]
@@ -200,7 +204,7 @@ class RankCallback(TrainerCallback):
                 f"as an exact resume",
                 stacklevel=2,
             )
-            drop_unfit_state(allocator.optimizer, allocator.triples())  # rank 0 is on disk as one zero row
+            drop_unfit_state(allocator.optimizer, allocator.triples())  # of another checkpoint than the adapter
             write_ranks(allocator.model, allocator.adapter_name)
             allocator.go_on_after(step)
 

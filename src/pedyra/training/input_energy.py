@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,20 @@ from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.training.distributed import Average, alone
+
+
+class _Watch:
+    """A forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is trained."""
+
+    def __init__(self, see: Callable[..., None] | None = None) -> None:
+        self._see = see
+
+    def __call__(self, *arguments: Any) -> None:
+        if self._see is not None:
+            self._see(*arguments)
+
+    def __reduce__(self) -> tuple[type[_Watch], tuple[()]]:
+        return _Watch, ()
 
 
 class InputEnergy:
@@ -37,10 +52,10 @@ class InputEnergy:
         decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
         self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
         """Per layer, whether its tokens are those of the decoder."""
-        self._handles = [model.register_forward_pre_hook(self._see_model, with_kwargs=True)]
+        self._handles = [model.register_forward_pre_hook(_Watch(self._see_model), with_kwargs=True)]
         for index, layer in enumerate(layers):
-            hook = lambda module, args, index=index: self._see_layer(module, index, args[0])  # noqa: E731
-            self._handles.append(layer.module.register_forward_pre_hook(hook))
+            watch = _Watch(functools.partial(self._see_layer, index=index))
+            self._handles.append(layer.module.register_forward_pre_hook(watch))
 
     def collect(self) -> list[Tensor | None]:
         """The mean square per feature `(in,)` of every layer since the last call; None where nothing was seen."""
@@ -95,9 +110,11 @@ class InputEnergy:
         self._last = self._mask = self._target_mask = None
         self._real = {}
 
-    def _see_layer(self, module: nn.Module, index: int, x: Tensor) -> None:
+    def _see_layer(self, module: nn.Module, args: tuple[Tensor, ...], *, index: int) -> None:
         module_: Any = module
-        if not self.active or not module.training:
+        x = args[0]
+        # A model may be trained in its evaluation mode, without dropout: see `AFactor.counting`.
+        if not self.active or not (module.training or torch.is_grad_enabled()):
             return
         if module_.disable_adapters or self._adapter not in module_.active_adapters:
             return  # a reference model runs (DPO), the base or another adapter
@@ -129,7 +146,7 @@ class InputEnergy:
         mask = self._target_mask if of_target else self._mask
         if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
             return (mask != 0).reshape(-1).to(x.device, torch.float32)
-        return torch.ones(x.shape[:-1].numel(), device=x.device)
+        return torch.ones(x.shape[:-1].numel(), device=x.device, dtype=torch.float32)
 
 
 IGNORED = -100
@@ -171,7 +188,7 @@ def _energy(x: Tensor, real: Tensor) -> Tensor:
     chunk = max(1, len(rows) if rows.is_cuda else _CHUNK_BYTES // (4 * rows.shape[1]))
     if len(rows) <= chunk:
         return rows.float().square().T @ real
-    total = torch.zeros(rows.shape[1], device=rows.device)
+    total = torch.zeros(rows.shape[1], device=rows.device, dtype=torch.float32)
     for part, weight in zip(rows.split(chunk), real.split(chunk), strict=True):
         total.addmv_(part.float().square().T, weight)
     return total

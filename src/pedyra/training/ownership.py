@@ -20,6 +20,11 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
         ValueError: all of them are frozen.
     """
     trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
+    if not trained and any(layer.a.A.requires_grad or layer.b.weight.requires_grad for layer in layers):
+        raise ValueError(
+            "only one of lora_A and lora_B is trained (LoRA-FA), and a rank moves with both; train both, or leave "
+            "pedyra out"
+        )
     if not trained:
         raise ValueError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
     return trained

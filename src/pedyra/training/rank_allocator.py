@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.adapters.attach import AdaptedLayer, adapted_layers, attach, train_e, write_ranks
+from pedyra.adapters.attach import AdaptedLayer, adapted_layers, attach, drop_empty, train_e, write_ranks
 from pedyra.adapters.resize import NewTriples
 from pedyra.config import RankConfig
 from pedyra.core.allocation import RankPlan, Scores
-from pedyra.core.schedule import Schedule, ema_window, margin_at, moves_at
+from pedyra.core.schedule import Schedule, ema_window
 from pedyra.training.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.training.dealing import deal, deal_step, turns_at_deal
 from pedyra.training.diagnostics import describe, snapshot
@@ -30,14 +30,16 @@ from pedyra.training.optimizer_checks import (
     no_second_moments,
     unwrapped,
 )
-from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state, removal_losses
+from pedyra.training.optimizer_state import adopt, rekey_state, removal_losses
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
 from pedyra.training.ownership import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.training.record import adjustment_record
 from pedyra.training.resizing import carry_out
-from pedyra.training.rule import Policy, Rule, Situation, bidirectional
+from pedyra.training.rule import Policy, Rule, bidirectional
 from pedyra.training.scores import ScoreState, TripleScores, scores_observe, triple_scores
+from pedyra.training.situation import moves_due, situation
 from pedyra.training.sketching import Sketching, schedule_of, too_short_to_try
+from pedyra.training.trained_triples import TrainedTriples
 from pedyra.training.trials import choose, how_many, known_curvature, known_lengths, predicted_losses
 from pedyra.training.turning import turn_layer
 
@@ -84,7 +86,11 @@ class RankAllocator:
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
         self.schedule: Schedule = schedule_of(config, checked_steps(total_steps))
-        self.layers = trainable(attach(model, adapter_name, config.start, config.seed))
+        attached = attach(model, adapter_name, config.start, config.seed)
+        if renewed := drop_empty(attached):
+            rekey_state(self.optimizer, renewed)
+            write_ranks(model, adapter_name)
+        self.layers = trainable(attached)
         check_device(self.layers)
         train_e(self.layers, bool(config.train_e))
         choose_forward(self.layers, config.fused)
@@ -103,7 +109,7 @@ class RankAllocator:
                 "train it in one process"
             )
         self._sketching = Sketching(self.layers, config, self.schedule, average)
-        (self.rule.check or check_movable)(self._situation({}))
+        (self.rule.check or check_movable)(situation(self, self._sketching, self._max_ranks, {}))
         if self.rule.policy is bidirectional:
             check_room(self.layers, config)
         if config.score == "loss" and not has_second_moments(self.optimizer):
@@ -116,7 +122,7 @@ class RankAllocator:
         self._end = switch_on_after(self, self.layers)
         for layer in self.layers:
             adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
-        self._hold()
+        self._trained = TrainedTriples(self.layers, self.optimizer)
         self._state_is_known = False
         self.scores: ScoreState = (self.rule.scores or triple_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
@@ -139,7 +145,7 @@ class RankAllocator:
 
     def triples(self) -> list[Tensor]:
         """A, E, B of every layer, now; E may be no Parameter, see `AFactor.train_e`."""
-        return [factor for layer in self.layers for factor in layer.factors]
+        return self._trained.now
 
     def expect_compilation(self) -> None:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.
@@ -266,7 +272,7 @@ class RankAllocator:
         Triples that were loaded into the model since the last step (the best checkpoint, a resume in the same
         Trainer) take the place of the old ones in the optimizer, which would otherwise train what is gone.
         """
-        self._rekey_loaded()
+        self._trained.rekey()
         self._sketching.forget()
         if self._inputs is not None:
             self._inputs.remove()
@@ -288,33 +294,15 @@ class RankAllocator:
 
     def _adopt_triples(self) -> None:
         """Train the triples that the layers have now, of whatever ranks; nothing is known of them yet."""
-        self._hold()
+        self._trained.hold()
         self.scores.restart()
         self._sketching.forget()
         if self._compiled:
             mark_ranks(self.layers)
 
-    def _hold(self) -> None:
-        """Remember the triples that the optimizer trains, to see when others are loaded."""
-        self._held = self.triples()
-        # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
-        self._slots = [(layer.a._parameters, "A", layer.a.A) for layer in self.layers]
-        self._slots += [(layer.b._parameters, "weight", layer.b.weight) for layer in self.layers]
-
-    def _rekey_loaded(self) -> bool:
-        """Have the optimizer train what was loaded since the last step in the place of what it holds and nothing uses
-        any more; whether there was any. What is loaded at the same ranks is the same Parameters."""
-        if all(slot[name] is held for slot, name, held in self._slots):
-            return False
-        loaded = {old: new for old, new in zip(self._held, self.triples(), strict=True) if old is not new}
-        rekey_state(self.optimizer, loaded)
-        drop_unfit_state(self.optimizer, list(loaded.values()))
-        self._hold()
-        return True
-
     def _follow_loaded(self) -> None:
         """Go on with an adapter of other ranks that was loaded since the last step; scores and sketch begin anew."""
-        if not self._rekey_loaded():
+        if not self._trained.rekey():
             return
         logger.warning(
             "the adapter was loaded with other ranks before step %d; it is trained from here, and what was measured "
@@ -349,10 +337,10 @@ class RankAllocator:
         self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in parameters)
         if not self._state_is_known:
             return
-        if self.deal_step is not None or config.score == "loss":
-            if not has_second_moments(self.optimizer, parameters):
-                if config.score == "loss":
-                    raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
+        if not has_second_moments(self.optimizer, parameters):
+            if config.score == "loss":
+                raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
+            if self.deal_step is not None:
                 self.deal_step = self._next_deal()
         if self.moves or self.deal_step is not None:
             check_state(self.optimizer, parameters)
@@ -367,18 +355,11 @@ class RankAllocator:
             return
         adjustment = self.schedule.next_adjustment(self.step + 1)
         assert adjustment is not None
-        moves = how_many(self.history, self._moves_at(adjustment))
+        moves = how_many(self.history, moves_due(self, adjustment))
         if adjustment == self.deal_step or not moves:
             return
         chosen, turns = choose(self.layers, config, self.scores, self.triple_scores, history=self.history, moves=moves)
         sketch.put_on_trial(chosen, turns)
-
-    def _moves_at(self, step: int) -> int:
-        """k at the adjustment after this step."""
-        swapped = bool(self.history) and not self.history[-1]["dealt"]
-        last = sum(self.history[-1]["added"].values()) if swapped else 0
-        progress = self.schedule.progress(step)
-        return moves_at(self.moves, progress, str(self.config.moves_schedule), last) if self.moves else 0
 
     def triple_scores(self, lengths: Scores | None = None) -> dict[str, list[float]]:
         """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`).
@@ -402,7 +383,7 @@ class RankAllocator:
         lengths = known_lengths(self.layers) if self.config.prune == "trial" else {}
         scores = self.triple_scores(lengths)
         self._sketching.stop()
-        now = self._situation(lengths)
+        now = situation(self, self._sketching, self._max_ranks, lengths)
         if deals:
             scores, plan = deal(self.layers, self.optimizer, self.config, self.scores, now)
         else:
@@ -431,36 +412,6 @@ class RankAllocator:
             turn_layer(layer, self.optimizer, turns[layer.name])
         return turned
 
-    def _situation(self, lengths: Scores) -> Situation:
-        """What a policy may know now, `lengths` being those of the triples where they are tried."""
-        config = self.config
-        trials = self._sketching.trials()
-        curvature = known_curvature(self.layers, self.history, trials)
-        costs, spare = {layer.name: layer.cost for layer in self.layers}, self.initial_parameters - self.parameters
-        payable = trials is not None and (any(trials.values()) or spare >= min(costs.values()))
-        return Situation(
-            step=self.step,
-            schedule=self.schedule,
-            history=self.history,
-            ranks=self.ranks,
-            progress=self.schedule.progress(self.step),
-            moves=self._moves_at(self.step),
-            min_rank=config.min_rank,
-            max_ranks=self._max_ranks,
-            costs=costs,
-            spare=spare,
-            budget=config.budget,
-            layer_score=config.layer_score,
-            expand=config.expand,
-            candidates=self._sketching.candidates(),
-            chance=self._sketching.chance(),
-            trials=trials,
-            curvature=curvature,
-            losses=predicted_losses(lengths, curvature) if payable else {},
-            certainty=config.certainty,
-            margin=margin_at(config.margin, self.schedule.progress(self.step)),
-        )
-
     def _apply(self, plan: RankPlan) -> None:
         if not (plan.pruned or plan.added or plan.rescale):
             return
@@ -472,7 +423,7 @@ class RankAllocator:
             return new_triples(layer, pruned, num, self.config, generator, self._sketching.directions(layer))
 
         self.scores.resize(carry_out(plan, self.layers, self.optimizer, born, new_moments=self.config.new_moments))
-        self._hold()
+        self._trained.hold()
         if self._compiled:
             mark_ranks(self.layers)
         write_ranks(self.model, self.adapter_name)

@@ -104,7 +104,7 @@ class TripleScores:
         for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
             factors = _factors(layers)
             weights = [parameter.detach().float() for parameter in factors]
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in factors]
+            gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).float() for p in factors]
             products = torch._foreach_mul(weights, gradients)
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
             update_sensitivity_(sensitivity, uncertainty, product, beta1=self.beta1, beta2=self.beta2, finite=finite)
