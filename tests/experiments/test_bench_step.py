@@ -82,10 +82,12 @@ def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
     config = RankConfig(interval=10, sketch_steps=7, initial_warmup=0, final_warmup=80, score="importance")
     schedule = schedule_of(config, 100)
     assert schedule.adjustments == (10,)  # 20 is not before 100 - 80
-    ratios = {"idle": 1.0, "tracked": 2.0, "sketched": 5.0, "directions": 40.0, "judged": 7.0}
-    whole = 90 * 1 + 3 * 2 + (5 + 40) * 2 + 3 * 7 + 3
-    assert over_a_run(ratios, 3.0, schedule, config, 100) == pytest.approx(whole / 100)
-    assert over_a_run(ratios, 3.0, schedule, config, 5) == pytest.approx((95 * 1 + 3 * 2 + 5 + 40) / 100)
+    ratios = {"idle": 1.0, "moved": 1.5, "tracked": 2.0, "sketched": 5.0, "directions": 40.0, "judged": 7.0}
+    observed = 3 * 2 + (5 + 40) * 2 + 3 * 7 + 3
+    assert over_a_run(ratios, 3.0, schedule, config, 100, moves=True) == pytest.approx((90 * 1.5 + observed) / 100)
+    assert over_a_run(ratios, 3.0, schedule, config, 100, moves=False) == pytest.approx((90 * 1 + observed) / 100)
+    settled = over_a_run(ratios, 3.0, schedule, config, 5, moves=False)
+    assert settled == pytest.approx((95 * 1 + 3 * 2 + 5 + 40) / 100)
 
 
 def test_half_of_the_measured_steps_are_observed():
@@ -93,7 +95,8 @@ def test_half_of_the_measured_steps_are_observed():
         config = measured_config(RankConfig(score=score), rounds=10)
         schedule = schedule_of(config, 3 + 20)
         kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
-        assert kinds == [first, "directions", "directions", "judged", "judged"] * 2 + ["idle"] * 10
+        observed = [first, "directions", "directions", "judged", "judged"] * 2
+        assert kinds == [first] * 5 + observed + ["idle"] * 5
         assert len(schedule.adjustments) == 2
 
 
