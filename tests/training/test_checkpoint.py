@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from pedyra import RankCallback
@@ -213,3 +214,22 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint_whole(make
         trainer.train()
     record, _ = read_state(tmp_path / "checkpoint-4")
     assert record["step"] == 4
+
+
+def test_two_adapters_are_trained_side_by_side_each_with_its_own_callback(make_trainer, make_bert, quick, tmp_path):
+    model = make_bert(task_type=None)
+    model.add_adapter(
+        "second", LoraConfig(r=2, target_modules=["query", "dense"], exclude_modules=["bert.pooler.dense"])
+    )
+    model.base_model.set_adapter(["default", "second"])
+    trainer, first = make_trainer(tmp_path, quick(), model=model, logging_strategy="steps", logging_steps=4, **EVERY_4)
+    second = RankCallback(quick(), adapter_name="second")
+    trainer.add_callback(second)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    own = ((first, "", tmp_path / "checkpoint-12"), (second, "second/", tmp_path / "checkpoint-12" / "second"))
+    for callback, prefix, folder in own:
+        record, tensors = read_state(folder)
+        assert callback.allocator is not None and record["ranks"] == callback.allocator.ranks
+        assert logged[f"{prefix}ranks/total"] == sum(callback.allocator.ranks.values())
+        assert all(tensors[f"A.{name}"].shape[0] == rank for name, rank in record["ranks"].items())

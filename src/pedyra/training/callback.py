@@ -235,6 +235,8 @@ class RankCallback(TrainerCallback):
         if self._tracked_seconds:
             metrics["ranks/tracked_step_ms"] = 1000 * sum(self._tracked_seconds) / len(self._tracked_seconds)
             self._tracked_seconds.clear()
+        if self.adapter_name != "default":  # beside another's callback
+            return {f"{self.adapter_name}/{key}": value for key, value in metrics.items()}
         return metrics
 
     @property

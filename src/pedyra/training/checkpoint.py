@@ -26,6 +26,7 @@ from pedyra.training.rank_allocator import RankAllocator
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 4
+_ADAPTER = "adapter_model.safetensors"
 _REQUIRED = (
     *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "deal_step", "scaling", "history"),
     *("moves", "initial_parameters"),
@@ -37,14 +38,16 @@ class SideFileError(ValueError):
 
 
 def save_state(allocator: RankAllocator, folder: Path) -> None:
-    """Write both side files of `allocator` into `folder`, the JSON last."""
+    """Write both side files of `allocator` into `folder`, or into its adapter's own there, the JSON last."""
+    folder = _own_folder(folder, allocator.adapter_name)
+    folder.mkdir(parents=True, exist_ok=True)
     record, scores = allocator.state()
     tensors = {f"scores.{name}": value for name, value in scores.items()}
     for layer in adapted_layers(allocator.model, allocator.adapter_name):
         tensors[f"A.{layer.name}"] = layer.a.A.detach()
         tensors[f"E.{layer.name}"] = layer.a.E.detach()
         tensors[f"B.{layer.name}"] = layer.b.weight.detach()
-    adapter = _digest(_adapter_file(folder, allocator.adapter_name))
+    adapter = _digest(folder / _ADAPTER)
     data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     record = {"format": FORMAT, "sha256": digest, "adapter_sha256": adapter, **record}
@@ -62,6 +65,7 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
         SideFileError: a file is missing, damaged or another run's; the message names it.
         ValueError: the scores are those of another `Rule`; the layers are the saved ones by then.
     """
+    folder = _own_folder(folder, allocator.adapter_name)
     record, tensors = read_state(folder)
     if record["adapter"] != allocator.adapter_name:
         raise SideFileError(f"{folder / RECORD} is of adapter {record['adapter']!r}, not {allocator.adapter_name!r}")
@@ -81,6 +85,7 @@ def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default
     Raises:
         SideFileError: as `restore`.
     """
+    folder = _own_folder(folder, adapter_name)
     record, tensors = read_state(folder)
     _restore_factors(model, adapter_name, record, tensors, folder, None)
 
@@ -105,15 +110,14 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise SideFileError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
     if _digest(tensors_path) != record["sha256"]:
         raise SideFileError(f"{tensors_path} does not match {RECORD}: damaged, or of another checkpoint")
-    adapter = _adapter_file(folder, record["adapter"])
-    if record["adapter_sha256"] is not None and _digest(adapter) != record["adapter_sha256"]:
-        raise SideFileError(f"{record_path} is not of the weights in {adapter.name}: one is of another checkpoint")
+    if record["adapter_sha256"] is not None and _digest(folder / _ADAPTER) != record["adapter_sha256"]:
+        raise SideFileError(f"{record_path} is not of the weights in {_ADAPTER}: one is of another checkpoint")
     return record, load_file(tensors_path)
 
 
-def _adapter_file(folder: Path, adapter_name: str) -> Path:
+def _own_folder(folder: Path, adapter_name: str) -> Path:
     """Where PEFT saves an adapter: in the folder itself, or under its name if it is not the default one."""
-    return (folder if adapter_name == "default" else folder / adapter_name) / "adapter_model.safetensors"
+    return folder if adapter_name == "default" else folder / adapter_name
 
 
 def _digest(path: Path) -> str | None:
