@@ -59,6 +59,11 @@ def test_a_schedule_without_an_adjustment_is_refused():
         resolve_schedule(100, initial_warmup=10, interval=200, final_warmup=10)
 
 
+def test_where_no_interval_could_be_shorter_the_run_is_too_short():
+    with pytest.raises(ValueError, match="no adjustment.*interval 4.*step 4.*step 4 of 6; train longer"):
+        resolve_schedule(6, initial_warmup=0.0, interval=0.05, final_warmup=0.25, least_interval=4)
+
+
 def test_a_run_without_steps_is_refused():
     with pytest.raises(ValueError, match="total_steps is 0"):
         resolve_schedule(0, initial_warmup=0, interval=1, final_warmup=0)

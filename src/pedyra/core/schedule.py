@@ -98,10 +98,11 @@ def resolve_schedule(
             f"fill the run of {total_steps} steps; shorten them, or train longer"
         )
     if not resolved.adjustments:
+        repair = "lower the interval or the warm-ups" if interval > least_interval else "train longer"
         raise ValueError(
             f"the schedule has no adjustment: with rank.interval {resolved.interval} the first would follow step "
             f"{resolved.initial_warmup + resolved.interval}, the last must come before step "
-            f"{total_steps - resolved.final_warmup} of {total_steps}; lower the interval or the warm-ups"
+            f"{total_steps - resolved.final_warmup} of {total_steps}; {repair}"
         )
     return resolved
 
