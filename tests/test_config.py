@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pedyra.config import CHOICES, RankConfig
@@ -160,3 +161,10 @@ def test_trials_order_the_triples_where_there_are_any_and_no_mixture_is_asked_fo
 def test_a_score_of_trials_without_trials_is_refused(settings, told):
     with pytest.raises(ValueError, match=told):
         RankConfig(**settings)
+
+
+def test_numpys_integers_are_integers():
+    given: Any = {"moves": np.int64(4), "seed": np.int32(3), "interval": np.int64(9)}
+    config = RankConfig(**given)
+    assert config == RankConfig(moves=4, seed=3, interval=9)
+    assert json.loads(json.dumps(config.to_dict()))["interval"] == 9

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from test_export import FLAVOURS, logits, mixed_ranks
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -96,7 +97,7 @@ def test_a_merge_in_the_middle_of_training_copies_no_hook(make_llama, tokens, tm
 @pytest.fixture
 def run_folder(tmp_path) -> Any:
     """run_folder(quantization=...): a run of tiny-llama with its adapter, and the adapted model."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     def make(quantization: str = "none") -> tuple[Path, Any]:
         recipe = Recipe.model_validate(
@@ -190,3 +191,22 @@ def test_a_head_that_shares_its_weight_with_the_embeddings_is_refused(make_llama
     with pytest.raises(ValueError, match="share one weight"):
         export_adapter(model, "merged", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_a_folder_whose_head_would_share_its_weight_is_refused_too(make_llama, tmp_path):
+    model = make_llama(target_modules=["q_proj", "lm_head"])
+    model.save_pretrained(tmp_path / "adapter")
+    base = make_llama().unload()
+    base.lm_head.weight = base.get_input_embeddings().weight
+    with pytest.raises(ValueError, match="share one weight"):
+        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
+
+
+def test_a_shared_head_matters_only_to_the_adapter_that_changes_it(make_llama, tmp_path):
+    model = make_llama(target_modules=["q_proj"])
+    base = model.get_base_model()
+    base.lm_head.weight = base.get_input_embeddings().weight
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    model.set_adapter("default")
+    assert (export_adapter(model, "merged", tmp_path / "out") / "config.json").is_file()

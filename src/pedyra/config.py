@@ -144,6 +144,9 @@ class RankConfig:
     """Seed of the new triples; they never draw from torch's global generator."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # NumPy's integers are none that JSON knows
+            if isinstance(value, Integral) and not isinstance(value, (bool, int)):
+                object.__setattr__(self, name, int(value))
         # What follows from another choice is filled in, so that a config on disk says what was done.
         if self.prune is None:
             object.__setattr__(self, "prune", "trial" if self.expand == "gradient" else "score")
@@ -208,9 +211,8 @@ class RankConfig:
             value = getattr(self, name)
             if value is None and name in ("moves", "max_rank"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"rank.{name} is {value!r}; it must be an integer of at least {least}")
-            object.__setattr__(self, name, int(value))  # NumPy's are none that JSON knows
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError(f"rank.max_rank is {self.max_rank}, below rank.min_rank {self.min_rank}; raise it")
 

@@ -111,7 +111,7 @@ def _active_adapter(model: Any) -> str:
 
 def _check_convertible(lora: SavedLora, target: str) -> None:
     check_plain(lora)
-    if not _common_scaling(lora):
+    if not any(layer.scaling for layer in lora.layers):
         raise ValueError(f"{lora.title} has a scaling (lora_alpha / r) of 0, so that it adds nothing; set lora_alpha")
     if target != "peft" and lora.uses_dora:
         raise ValueError(f"{lora.title} is a DoRA adapter, which target {target} cannot express; use peft or merged")
@@ -159,8 +159,9 @@ _CONVERSIONS = {"peft": _to_peft, "padded": _to_padded, "gguf": _to_gguf}
 
 
 def _common_scaling(lora: SavedLora) -> float:
-    """The scaling that most layers have; 12 digits, since s r / r need not be s to the last bit."""
-    return Counter(float(f"{layer.scaling:.12g}") for layer in lora.layers).most_common(1)[0][0]
+    """The scaling other than 0 that most layers have; 12 digits, since s r / r need not be s to the last bit."""
+    scalings = (float(f"{layer.scaling:.12g}") for layer in lora.layers)
+    return Counter(scaling for scaling in scalings if scaling).most_common(1)[0][0]
 
 
 def _folded(lora: SavedLora, factors: dict[str, float]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import transformers
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
@@ -64,7 +65,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
             raise ValueError(
                 f"adapter {module.merged_adapters[0]!r} is merged into {name}; call unmerge_adapter() first"
             )
-    _check_untied(base)
+    _check_untied(base, adapter_name)
     # A hook may hold its allocator and optimizer, which must not be copied along.
     memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
     merged = copy.deepcopy(model, memo).merge_and_unload(safe_merge=True, adapter_names=[adapter_name])  # type: ignore[operator]
@@ -93,7 +94,7 @@ def merge_folder(lora: SavedLora, source: Path, base: nn.Module | str | Path | N
         model, tokenizer = _base_by_name(lora, None if base is None else str(base))
     _check_base(model)
     adapted = _adapted(model, lora)
-    _check_untied(adapted.get_base_model())
+    _check_untied(adapted.get_base_model(), "default")
     return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
 
 
@@ -110,15 +111,19 @@ def _check_base(base: nn.Module) -> None:
         )
 
 
-def _check_untied(base: Any) -> None:
+def _check_untied(base: Any, adapter_name: str) -> None:
     """Refuse a LoRA of a head, or of embeddings, that share their weight: merging into one would change both."""
     into, out = ends(base)
-    adapted = [each for each in (into, out) if isinstance(each, BaseTunerLayer)]
+    adapted = [each for each in (into, out) if isinstance(each, LoraLayer) and _changes(each, adapter_name)]
     if adapted and into is not None and out is not None and _weight(into) is _weight(out):
         raise ValueError(
             f"the adapter changes the output layer or the embeddings of a {type(base).__name__}, in which they share "
             f"one weight, so merging would change both; export target peft, or train without that layer"
         )
+
+
+def _changes(layer: LoraLayer, adapter_name: str) -> bool:
+    return adapter_name in layer.lora_A or adapter_name in layer.lora_embedding_A
 
 
 def _weight(module: Any) -> Any:

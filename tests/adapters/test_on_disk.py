@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from pedyra.adapters.attach import adapted_layers, attach, detach
+from pedyra.adapters.attach import adapted_layers, attach, detach, drop_empty
 
 FLAVOURS = {
     "plain": {"init_lora_weights": False},
@@ -130,3 +131,41 @@ def test_a_lora_of_rank_1_that_has_not_begun_keeps_its_rank(make_net):
     attach(model)
     model.load_state_dict(copy.deepcopy(model.state_dict()))  # B is zero, A is not
     assert [layer.rank for layer in adapted_layers(model)] == [1, 1, 1]
+
+
+def test_a_scale_for_a_while_is_not_written_down(make_net, set_ranks, tmp_path):
+    """PEFT's `set_scale`, as when styles are mixed; whatever is loaded meanwhile, of this adapter or of another."""
+    model = make_net()
+    set_ranks(model, (2, 0, 5))
+    saved = copy.deepcopy(model.state_dict())
+    set_ranks(model, (1, 3, 4))
+    for layer in adapted_layers(model):
+        layer.module.set_scale("default", 0.5)
+    model.load_state_dict(saved)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0"]))
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    for layer in adapted_layers(model):
+        layer.module.set_scale("default", 1.0)
+        assert layer.scaling == 2.0
+    assert model.peft_config["default"].alpha_pattern == {"layers.0": 4, "layers.1": 2, "layers.2": 10}
+
+
+def test_nothing_of_ours_is_left_on_a_model_without_triples(make_llama):
+    model = make_llama()
+    for _ in range(2):
+        attach(model)
+        attach(copy.deepcopy(model))
+        assert len(model._load_state_dict_post_hooks) == 1
+        detach(model)
+        assert b"pedyra" not in pickle.dumps(model)
+
+
+def test_a_start_is_no_empty_layer(make_net):
+    """PiSSA's factors may be zero, and the start's own rows are on disk with them."""
+    model = make_net(r=1, init_lora_weights="pissa")
+    layers = attach(model)
+    with torch.no_grad():
+        for layer in layers:
+            layer.a.A.zero_()
+            layer.b.weight.zero_()
+    assert drop_empty(layers) == {}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 
 from pedyra.adapters.attach import adapted_layers, attach
 
@@ -99,3 +100,12 @@ def test_a_start_that_rewrites_a_head_is_refused(start, make_llama):
         attach(model)
     assert adapted_layers(model) == []
     assert len(attach(make_llama(target_modules=["q_proj", "lm_head"]))) == 3  # a plain start is none of that
+
+
+def test_a_head_that_peft_does_not_save_may_be_rewritten():
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    settings = LoraConfig(r=3, target_modules=["query", "decoder"], init_lora_weights="pissa")
+    assert len(attach(get_peft_model(BertForMaskedLM(config), settings))) == 2  # type: ignore[arg-type]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from statistics import median
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,15 @@ from typer.testing import CliRunner
 from pedyra.cli import app
 from pedyra.config import RankConfig
 from pedyra.experiments.bench_models import bench_model
-from pedyra.experiments.bench_step import COLUMNS, bench_step, measured_config, over_a_run, settled_after, step_kind
+from pedyra.experiments.bench_step import (
+    COLUMNS,
+    _by_kind,
+    bench_step,
+    measured_config,
+    over_a_run,
+    settled_after,
+    step_kind,
+)
 from pedyra.experiments.bench_variants import VARIANTS, Setting, build
 from pedyra.experiments.masked_reference import MaskedReference
 from pedyra.experiments.memory import peak_bytes, storage_bytes
@@ -148,3 +158,14 @@ def test_the_masked_reference_conserves_the_number_of_open_triples():
 def test_an_unknown_device_is_told():
     result = CliRunner().invoke(app, ["bench", "step", "--smoke", "--device", "foo"])
     assert isinstance(result.exception, ValueError) and "device 'foo' is unknown" in str(result.exception)
+
+
+def test_kinds_are_told_apart_by_what_was_measured():
+    """Seconds are the step's number, so that a kind's ratio says which steps it was made of."""
+    config = measured_config(RankConfig(), rounds=16)
+    schedule = schedule_of(config, 3 + 32)  # idle 8, twice an interval of 8 with a sketch of 2, 2 and 3 steps, idle 8
+    by_kind = _by_kind(SimpleNamespace(schedule=schedule, config=config), [float(step) for step in range(1, 33)])
+    idle, sketched, directions = [*range(1, 10), 17], [10, 12, 18, 20], [11, 13, 19, 21]
+    judged, moved = [14, 15, 16, 22, 23, 24], range(25, 33)
+    kinds = {"idle": idle, "sketched": sketched, "directions": directions, "judged": judged, "moved": moved}
+    assert by_kind == {kind: median(steps) for kind, steps in kinds.items()}

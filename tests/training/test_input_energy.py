@@ -227,6 +227,8 @@ def test_a_copy_of_the_model_is_not_seen(copied, make_llama, tokens):
     model(**tokens)
     copied(model)(**{**tokens, "input_ids": tokens["input_ids"].flip(1)})
     assert agree(energy.collect(), [mean for mean in alone if mean is not None])
+    hooks = [hook for module in copied(model).modules() for hook in module._forward_pre_hooks.values()]
+    assert hooks and all(hook._see is None for hook in hooks), "what watches, and all that hangs on it, is copied too"
 
 
 def test_float64_throughout(make_net):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from windows import FORCED
 
-from pedyra import RankAllocator, RankConfig, attach
-from pedyra.adapters.attach import adapted_layers, write_ranks
+from pedyra import RankAllocator, RankCallback, RankConfig, attach
+from pedyra.adapters.attach import AdaptedLayer, adapted_layers, write_ranks
 from pedyra.adapters.resize import install, resized
 
 MOVING = RankConfig(interval=2, initial_warmup=1, final_warmup=3, moves=4, **FORCED)
@@ -23,6 +23,12 @@ MOVING = RankConfig(interval=2, initial_warmup=1, final_warmup=3, moves=4, **FOR
 
 def trainable(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def empty(model: Any, layer: AdaptedLayer) -> None:
+    """The layer at rank 0."""
+    install([(layer, [replacement.new for replacement in resized(layer, range(layer.rank), None)])])
+    write_ranks(model)
 
 
 class Idle:
@@ -146,9 +152,7 @@ def test_a_run_resumes_with_any_optimizer(given, make_trainer, quick, tmp_path, 
 def test_an_adapter_with_a_layer_of_rank_0_goes_on_with_it(make_net, train_net, tmp_path):
     """On disk rank 0 is one zero row. As a triple it would count, and never learn: A and B have no gradient there."""
     model = make_net(trained=True)
-    layer = attach(model)[1]
-    install([(layer, [replacement.new for replacement in resized(layer, range(layer.rank), None)])])
-    write_ranks(model)
+    empty(model, attach(model)[1])
     ranks = {layer.name: layer.rank for layer in adapted_layers(model)}
     parameters = 4 * (21 + 13)
     model.save_pretrained(tmp_path)
@@ -160,3 +164,38 @@ def test_an_adapter_with_a_layer_of_rank_0_goes_on_with_it(make_net, train_net, 
     assert held == {id(parameter) for parameter in trainable(again)}
     train_net(again, optimizer, allocator, 12)
     assert allocator.parameters <= parameters
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of Trainer", "of the user"])
+def test_a_trainer_goes_on_with_a_layer_of_rank_0(own, make_trainer, make_bert, quick, tmp_path):
+    """With an optimizer of either."""
+    model = make_bert()
+    empty(model, attach(model)[2])
+    model.save_pretrained(tmp_path / "adapter")
+    again: Any = PeftModel.from_pretrained(make_bert().unload(), tmp_path / "adapter", is_trainable=True)
+    trainer = Trainer(
+        again,
+        TrainingArguments(str(tmp_path), max_steps=12, save_strategy="no", report_to="none", use_cpu=True),
+        train_dataset=make_trainer(tmp_path)[0].train_dataset,
+        callbacks=[callback := RankCallback(quick())],
+        optimizers=(torch.optim.AdamW(trainable(again), lr=0.02), None) if own else (None, None),
+    )
+    assert sorted(layer.rank for layer in adapted_layers(again)) == [0] + 9 * [3]
+    trainer.train()
+    assert callback.allocator is not None
+    held = {id(parameter) for group in callback.allocator.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(again)}
+
+
+def test_reloading_the_ranks_of_now_forgets_nothing_where_one_is_0(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.training.rank_allocator")
+    model = make_net(trained=True)
+    empty(model, attach(model)[1])
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+    allocator = RankAllocator(model, optimizer, dataclasses.replace(MOVING, moves=0), 12)
+    train_net(model, optimizer, allocator, 2)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    train_net(model, optimizer, allocator, 2, first=3)
+    assert caplog.text == "" and allocator.ranks["layers.1"] == 0
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(model)}

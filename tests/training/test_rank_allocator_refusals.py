@@ -206,3 +206,13 @@ def test_a_failed_adjustment_changes_nothing(make_net, train_net):
     assert allocator.ranks == ranks and all(a is b for a, b in zip(trainable(model), parameters, strict=True))
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == held
     assert allocator.history == []
+
+
+def test_an_adapter_of_which_only_b_is_trained_is_refused(make_net):
+    """LoRA-FA (`create_lorafa_optimizer`) freezes A."""
+    model = make_net()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(ValueError, match="only one of lora_A and lora_B is trained"):
+        RankAllocator(model, optimizer, RankConfig(), 20)

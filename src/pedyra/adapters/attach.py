@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -119,8 +119,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
         if start == "svd":
             _start_svd(layer, generator)
     write_ranks(model, adapter_name)
-    if _ranks_as_loaded not in model._load_state_dict_post_hooks.values():
-        model.register_load_state_dict_post_hook(_ranks_as_loaded)
+    _follow_loading(model)
     return layers
 
 
@@ -139,7 +138,7 @@ def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:
     successors: dict[Tensor, Tensor] = {}
     for layer in layers:
         A, E, B = layer.factors
-        if layer.rank == 1 and layer.a.origin is None and not A.any() and not B.any():
+        if layer.rank == 1 and layer.a.origin is None and not A.is_meta and not A.any() and not B.any():
             with torch.no_grad():
                 news: list[Any] = [renewed(old, old.narrow(dim, 0, 0).clone()) for old, dim in ((A, 0), (E, 0), (B, 1))]
                 layer.a.A, layer.a.E, layer.b.weight = news
@@ -150,9 +149,22 @@ def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:
 def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
     """After `load_state_dict`: PEFT's config says what ranks the adapters have now, and saves what it says."""
     for name in getattr(model, "peft_config", {}):
-        if layers := adapted_layers(model, name):
-            drop_empty(layers)
-            write_ranks(model, name)
+        layers = adapted_layers(model, name)
+        drop_empty(layers)
+        if any(layer.module.r[name] != max(1, layer.rank) for layer in layers):
+            # Not the scaling in force, which PEFT may have changed for a while (`set_scale`).
+            write_ranks(model, name, {x.name: x.module.lora_alpha[name] / x.module.r[name] for x in layers})
+
+
+def _follow_loading(model: nn.Module) -> None:
+    """Have `_ranks_as_loaded` called while some adapter holds triples, and not otherwise."""
+    holds = any(adapted_layers(model, name) for name in getattr(model, "peft_config", {}))
+    hooks = model._load_state_dict_post_hooks
+    ours = [key for key, hook in hooks.items() if hook is _ranks_as_loaded]
+    if holds and not ours:
+        model.register_load_state_dict_post_hook(_ranks_as_loaded)
+    for key in () if holds else ours:
+        del hooks[key]
 
 
 def detach(model: nn.Module, adapter_name: str = "default") -> None:
@@ -175,6 +187,7 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
             )
     for layer in layers:
         _detach_layer(layer)
+    _follow_loading(model)
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:
@@ -182,13 +195,14 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[Adap
     return [layer for layer in _lora_layers(model, adapter_name) if _holds_triples(layer)]
 
 
-def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
+def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mapping[str, float] | None = None) -> None:
     """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
 
     Full module names go into `rank_pattern`, and alpha = scaling * r into `alpha_pattern`, so that any consumer of
     alpha / r reproduces the constant scaling; rank 0 counts as the one zero row it has on disk. `use_rslora` and the
     start no longer describe what is on disk (PEFT would redo a start on loading, and refuse odd ranks for
-    "orthogonal"): they are set to what any LoRA loads with.
+    "orthogonal"): they are set to what any LoRA loads with. `scalings` are those of the layers, by name, where they are
+    not the ones in force.
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = adapted_layers(model, adapter_name)
@@ -196,14 +210,15 @@ def write_ranks(model: nn.Module, adapter_name: str = "default") -> None:
     config.rank_pattern, config.alpha_pattern = {}, {}
     for layer in layers:
         origin = layer.a.origin
+        scaling = layer.scaling if scalings is None else scalings[layer.name]
         on_disk = max(1, layer.rank + (0 if origin is None else origin.shape[0]))
         key = layer.name
         if key in suffixes:
             key = "^" + key  # PEFT matches keys as suffixes; this one would catch another layer too
         config.rank_pattern[key] = on_disk
-        config.alpha_pattern[key] = layer.scaling * on_disk
+        config.alpha_pattern[key] = scaling * on_disk
         layer.module.r[adapter_name] = max(1, layer.rank)
-        layer.module.lora_alpha[adapter_name] = layer.scaling * max(1, layer.rank)
+        layer.module.lora_alpha[adapter_name] = scaling * max(1, layer.rank)
         layer.module.use_rslora[adapter_name] = False
     config.init_lora_weights = True
     config.use_rslora = False
@@ -251,6 +266,8 @@ def _detach_layer(layer: AdaptedLayer) -> None:
 @torch.no_grad()
 def _start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
     a, b = layer.a, layer.b
+    if not a.A.any() and not b.weight.any():
+        return  # rank 0 on disk, see `drop_empty`
     if b.weight.any():  # already an update: its exact singular triples, same function
         q_A, upper_A = torch.linalg.qr(a.A.float().T)
         q_B, upper_B = torch.linalg.qr(b.weight.float())

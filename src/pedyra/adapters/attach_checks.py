@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftType
+from peft.utils.other import EMBEDDING_LAYER_NAMES
 from torch import nn
 
 if TYPE_CHECKING:
@@ -56,14 +57,16 @@ def check_supported(config: PeftConfig, layers: Sequence[AdaptedLayer]) -> None:
 
 
 def check_no_head(model: nn.Module, layers: Sequence[AdaptedLayer], init: str) -> None:
-    """Refuse a start that rewrites the weight of an adapted head, which PEFT saves beside the adapter.
+    """Refuse a start that rewrites the weight of an adapted head that PEFT saves beside the adapter.
 
-    What we save is relative to the pristine one.
+    It does where one of its `EMBEDDING_LAYER_NAMES` is adapted; what we save is relative to the pristine weight.
 
     Raises:
         ValueError: naming the layer.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not any(layer.name.split(".")[-1] in EMBEDDING_LAYER_NAMES for layer in layers):
+        return
     for layer in layers:
         if any(layer.module is end for end in ends(base)):
             raise ValueError(

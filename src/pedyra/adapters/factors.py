@@ -31,7 +31,7 @@ class AFactor(nn.Module):
     """
     reach: Tensor | None
     """Sums over tokens of the squared products of x with each probe row, and the number of tokens, `(q + 1,)`; None:
-    not wanted. Activation checkpointing counts both twice."""
+    not wanted. Counted in the forward, twice under activation checkpointing, or in the backward of a fused function."""
     live: Tensor | None
     """What E A is multiplied with while training, `(r, r)`: a projection that leaves out the triples, or directions
     across them, that are switched off. None: all are on."""
@@ -93,7 +93,7 @@ class AFactor(nn.Module):
 
     @property
     def counting(self) -> Tensor | None:
-        """`reach`, where this forward is to add to it: while training."""
+        """`reach`, where this forward, or its backward, is to add to it: while training."""
         return self.reach if self.reach is not None and self._is_training else None
 
     def unit_core(self, rank: int) -> Tensor:

@@ -157,8 +157,6 @@ class RankCallback(TrainerCallback):
             return
         layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
         renewed = drop_empty(layers)
-        if renewed:
-            write_ranks(model, self.adapter_name)
         train_e(layers, bool(self.config.train_e))
         if optimizer is not None:  # the user's own: before its state is loaded
             rekey_state(unwrapped(optimizer), renewed)

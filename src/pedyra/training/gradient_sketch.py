@@ -68,7 +68,7 @@ class GradientSketch:
         self.values = torch.zeros(0, 0, device=device)
         """sigma in every step of the third part, `(steps, probes)`, all layers' probes in a row."""
         self.reach = torch.zeros(0, device=device)
-        """In the third part the sum of `AFactor.reach` of every layer, which counts up in the forward of one step."""
+        """In the third part the sum of `AFactor.reach` of every layer, which counts up in one step."""
         self._table: tuple[int, list[list[Gain]]] | None = None
         """What was measured after so many steps."""
         self.on_trial: list[Tensor] = []

@@ -62,8 +62,8 @@ class RankAllocator:
         process_group: of torch.distributed, whose processes train this model on parts of each batch and average its
             gradients; what they measure is averaged as well. None: all processes, where torch.distributed runs.
 
-    Under DistributedDataParallel give the module inside, and wrap it anew whenever `after_step` returned a record in
-    which triples moved: the wrapper would go on averaging the old ones.
+    Under DistributedDataParallel make the allocator before you wrap the model, give it the module inside, and wrap that
+    anew whenever `after_step` returned a record in which triples moved: the wrapper would go on averaging the old ones.
 
     Raises:
         ValueError: nothing to adapt, a schedule or budget in which nothing can move, an optimizer whose state cannot
@@ -87,9 +87,7 @@ class RankAllocator:
         check_optimizer(self.optimizer)
         self.schedule: Schedule = schedule_of(config, checked_steps(total_steps))
         attached = attach(model, adapter_name, config.start, config.seed)
-        if renewed := drop_empty(attached):
-            rekey_state(self.optimizer, renewed)
-            write_ranks(model, adapter_name)
+        rekey_state(self.optimizer, drop_empty(attached))
         self.layers = trainable(attached)
         check_device(self.layers)
         train_e(self.layers, bool(config.train_e))

@@ -33,7 +33,8 @@ class TrainedTriples:
     def rekey(self) -> bool:
         """Have the optimizer train what was loaded in the place of what it holds and nothing uses any more.
 
-        Returns whether there was any. What is loaded at the same ranks is the same Parameters.
+        Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
+        where the rank is 0, which is loaded by way of a zero row.
         """
         if all(slot[name] is held for slot, name, held in self._slots):
             return False
@@ -41,4 +42,4 @@ class TrainedTriples:
         rekey_state(self.optimizer, loaded)
         drop_unfit_state(self.optimizer, list(loaded.values()))
         self.hold()
-        return True
+        return any(old.numel() or new.numel() for old, new in loaded.items())
