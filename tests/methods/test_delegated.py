@@ -64,6 +64,11 @@ def test_pissa_refuses_another_start(prepare: Any, init: Any):
         prepare("pissa", lora={"init": init})
 
 
+def test_a_start_that_peft_does_not_know_is_told_by_its_key(prepare: Any):
+    with pytest.raises(ValueError, match=r"lora.init is 'pisa', which PEFT does not take .*; use true"):
+        prepare("lora", lora={"init": "pisa"})
+
+
 def test_pissa_refuses_quantised_weights(make_recipe: Any, make_base: Any):
     base, task, _ = make_base(make_recipe("pissa"))
     with pytest.raises(ValueError, match="model.quantization is 'nf4'"):

@@ -15,7 +15,7 @@ def with_lora(base_model: PreTrainedModel, recipe: Recipe, **changes: Any) -> Pe
     """The base model with `recipe.lora`, some of its fields changed (e.g. r=12).
 
     Raises:
-        ValueError: PiSSA's start on a quantised model; `lora.ranks` with an unknown layer.
+        ValueError: PiSSA's start on a quantised model; `lora.ranks` with an unknown layer; an unknown start.
     """
     section = recipe.lora.model_copy(update=changes)
     if str(section.init).startswith("pissa") and recipe.model.quantization != "none":
@@ -24,7 +24,15 @@ def with_lora(base_model: PreTrainedModel, recipe: Recipe, **changes: Any) -> Pe
             f"quantised and rewrites it; use none, or another lora.init (method pissa: method qlora)"
         )
     config = lora_config(section, recipe.data.kind, layer_ranks(base_model, section.ranks))
-    return with_adapter(base_model, config, recipe.seed)
+    try:
+        return with_adapter(base_model, config, recipe.seed)
+    except ValueError as error:
+        if "init_lora_weights" not in str(error):
+            raise
+        raise ValueError(
+            f"lora.init is {section.init!r}, which PEFT does not take ({error}); use true, or a start that it knows, "
+            f"e.g. gaussian, pissa, olora, orthogonal"
+        ) from error
 
 
 def with_adapter(base_model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
