@@ -119,7 +119,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
         if start == "svd":
             _start_svd(layer, generator)
     write_ranks(model, adapter_name)
-    _follow_loading(model)
+    _watch_loading(model)
     return layers
 
 
@@ -156,7 +156,7 @@ def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
             write_ranks(model, name, {x.name: x.module.lora_alpha[name] / x.module.r[name] for x in layers})
 
 
-def _follow_loading(model: nn.Module) -> None:
+def _watch_loading(model: nn.Module) -> None:
     """Have `_ranks_as_loaded` called while some adapter holds triples, and not otherwise."""
     holds = any(adapted_layers(model, name) for name in getattr(model, "peft_config", {}))
     hooks = model._load_state_dict_post_hooks
@@ -187,7 +187,7 @@ def detach(model: nn.Module, adapter_name: str = "default") -> None:
             )
     for layer in layers:
         _detach_layer(layer)
-    _follow_loading(model)
+    _watch_loading(model)
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:

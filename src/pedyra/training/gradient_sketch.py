@@ -34,7 +34,7 @@ from pedyra.core.schedule import LEAST_STEPS, parts_of
 from pedyra.core.swaps import Gain, surest_first
 from pedyra.training.distributed import Average, alone
 from pedyra.training.input_energy import NO_TOKEN, per_element
-from pedyra.training.ownership import switch_on
+from pedyra.training.probes import Probes
 from pedyra.training.turning import directions_of, leaving_out, lengths
 
 _FLAT = ("sums", "values", "reach")
@@ -56,7 +56,8 @@ class GradientSketch:
         generator: torch.Generator,
         average: Average = alone,
     ) -> None:
-        self.layers, self.average = layers, average
+        self.layers = layers
+        self._probes = Probes(layers, average)
         self.q = [min(q, layer.a.in_features, layer.b.out_features) for layer in layers]
         assert steps >= LEAST_STEPS
         self.parts = parts_of(steps)
@@ -78,8 +79,8 @@ class GradientSketch:
         omega = [
             torch.randn(n, layer.a.in_features, generator=generator) for n, layer in zip(self.q, layers, strict=True)
         ]
-        self._probe_rows([rows.to(device) for rows in omega])
-        self.sums = self._zeros()
+        self._probes.fix_rows([rows.to(device) for rows in omega])
+        self.sums = self._probes.zeros()
         """Of the probes' gradients in the first two parts, all layers' in a row."""
 
     @torch.no_grad()
@@ -87,19 +88,22 @@ class GradientSketch:
         """Read the probes' gradients after one step's backward passes, and go on to the next part when it is time."""
         first, second, _ = self.parts
         if self.done < first + second:
-            self.sums += self._take_gradients(loss_scale, [])
+            self.sums += self._probes.take_gradients(loss_scale)
         else:
             reaches = [layer.a.reach for layer in self.layers if layer.a.reach is not None]
-            gradients, reach = self._take_gradients(loss_scale, reaches).split([sum(self._sizes), len(self.reach)])
+            taken = self._probes.take_gradients(loss_scale, reaches)
+            gradients, reach = taken.tensor_split([self._probes.elements])
             self.reach += reach
             torch._foreach_zero_(reaches)
-            products = torch._foreach_mul(self.left, self._by_layer(gradients))  # gradient: G v^T, (out, q)
+            products = torch._foreach_mul(self.left, self._probes.by_layer(gradients))  # gradient: G v^T, (out, q)
             self.values[self.done - first - second] = torch.cat([each.sum(0) for each in products]) / self._scaling
         self.done += 1
         if self.done == first:
-            (self.left,) = per_matrix(lambda sums: (torch.linalg.qr(sums).Q,), self._by_layer(self.sums))  # (out, q)
-            self._probe_columns(self.left)
-            self.sums = self._zeros()
+            (self.left,) = per_matrix(
+                lambda sums: (torch.linalg.qr(sums).Q,), self._probes.by_layer(self.sums)
+            )  # (out, q)
+            self._probes.fix_columns(self.left)
+            self.sums = self._probes.zeros()
         elif self.done == first + second:
             self._choose_candidates()
 
@@ -224,19 +228,16 @@ class GradientSketch:
             self._measure_with(self.right)
             self._switch_off()
         elif self.done >= first:
-            self._probe_columns(self.left)
+            self._probes.fix_columns(self.left)
 
     def remove(self) -> None:
         """Take the probes out of the slots and switch every triple on; nothing where that is done."""
-        if not self._probes:
-            return
-        self._probes = []
-        switch_on(self.layers)
+        self._probes.remove()
 
     def _choose_candidates(self) -> None:
         """The pairs (u, v) of the third part, from the SVD of the co-range's sums."""
         left, _, self.right = per_matrix(
-            lambda sums: tuple(torch.linalg.svd(sums, full_matrices=False)), self._by_layer(self.sums)
+            lambda sums: tuple(torch.linalg.svd(sums, full_matrices=False)), self._probes.by_layer(self.sums)
         )
         # u are Q times the left vectors of X; a column of `left` goes with a row of `right`.
         self.left = [q @ U for q, U in zip(self.left, left, strict=True)]
@@ -252,7 +253,7 @@ class GradientSketch:
 
     def _measure_with(self, rows: Sequence[Tensor]) -> None:
         """Probe these rows; the products of their gradients with `left` are sigma, times the scaling of the layer."""
-        self._probe_rows(rows)
+        self._probes.fix_rows(rows)
         widths, device = [len(probed) for probed in rows], rows[0].device
         self._scaling = per_element(torch.tensor([layer.scaling for layer in self.layers], device=device), widths)
         self._owner = per_element(torch.arange(len(widths), device=device), widths)
@@ -266,45 +267,3 @@ class GradientSketch:
         for layer, indices, W in zip(self.layers, self.on_trial, self.turned, strict=True):
             # All layers have one: one graph for a compiler.
             layer.a.live = leaving_out(W, indices) if len(indices) else torch.eye(layer.rank, device=W.device)
-
-    def _probe_rows(self, rows: Sequence[Tensor]) -> None:
-        """Fix the A side; the B side starts at zero and gets the gradient, `(out, q)`."""
-        for layer, fixed in zip(self.layers, rows, strict=True):
-            layer.a.probe = fixed
-            layer.b.probe = fixed.new_zeros(layer.b.out_features, len(fixed)).requires_grad_()
-        self._probed([layer.b.probe for layer in self.layers])  # type: ignore[misc]
-
-    def _probe_columns(self, columns: Sequence[Tensor]) -> None:
-        """Fix the B side; the A side starts at zero and gets the gradient, `(q, in)`."""
-        for layer, fixed in zip(self.layers, columns, strict=True):
-            layer.b.probe = fixed
-            layer.a.probe = fixed.new_zeros(fixed.shape[1], layer.a.in_features).requires_grad_()
-        self._probed([layer.a.probe for layer in self.layers])  # type: ignore[misc]
-
-    def _probed(self, probes: list[Tensor]) -> None:
-        self._probes, self._sizes = probes, [probe.numel() for probe in probes]
-        index = torch.arange(len(probes), device=probes[0].device)
-        self._layer_of = per_element(index, self._sizes)
-        """Of every element of the probes in a row, the number of its layer."""
-
-    def _zeros(self) -> Tensor:
-        return torch.zeros(sum(self._sizes), device=self._probes[0].device)
-
-    def _by_layer(self, flat: Tensor) -> list[Tensor]:
-        """One matrix a layer, of its probe's shape."""
-        return [part.view_as(probe) for part, probe in zip(flat.split(self._sizes), self._probes, strict=True)]
-
-    def _take_gradients(self, loss_scale: float, also: Sequence[Tensor]) -> Tensor:
-        """The gradients of all probes in a row, of the unscaled loss, and after them `also`, averaged with them.
-
-        A layer whose gradient overflowed has none in this step, which makes a gain smaller and its error larger: probes
-        are longer than rows of A, so a GradScaler may have seen nothing.
-        """
-        gradients = [torch.zeros_like(probe) if probe.grad is None else probe.grad for probe in self._probes]
-        flat = self.average(torch.cat([part.reshape(-1) for part in (*gradients, *also)]))
-        for probe in self._probes:
-            probe.grad = None
-        flat, rest = flat.split([len(self._layer_of), len(flat) - len(self._layer_of)])
-        finite = torch.stack(torch._foreach_norm(flat.split(self._sizes))).isfinite()
-        # index_select: a quarter of the time of an index in brackets.
-        return torch.cat([torch.where(finite.index_select(0, self._layer_of), flat / loss_scale, 0.0), rest])
