@@ -278,3 +278,12 @@ def test_a_hot_swapped_adapter_is_whole(make_net, tmp_path):
     hotswap_adapter(models[0], str(tmp_path), "default")
     x = torch.randn(4, 8)
     assert torch.allclose(models[0](x), models[1](x), atol=1e-6)
+
+
+def test_the_svd_start_of_a_layer_narrower_than_its_rank_keeps_the_function(make_net):
+    model, x = make_net(r=9, trained=True).eval(), torch.randn(4, 8)  # layers of 8, 6 and 6 singular values
+    before = model(x)
+    for layer, found in zip(attach(model, start="svd"), (8, 6, 6), strict=True):
+        assert torch.count_nonzero(layer.a.E[:found]) == found and torch.count_nonzero(layer.a.E[found:]) == 0
+        assert bool(layer.a.A[found:].any()) and bool(layer.b.weight[:, found:].any())  # can learn
+    assert torch.allclose(model(x), before, atol=1e-5)

@@ -110,9 +110,13 @@ def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
 
 
 def in_float32(model: Any, x: Tensor) -> dict[str, Tensor]:
-    model = copy.deepcopy(model).float()
-    clear(model)
-    return outcome(model, x.float())
+    clone = copy.deepcopy(model).float()
+    for twin, layer in zip(adapted_layers(clone), adapted_layers(model), strict=True):  # a copy has no sketch
+        twin.a.live, twin.a.reach = layer.a.live, None if layer.a.reach is None else torch.zeros_like(layer.a.reach)
+        for ours, theirs in ((twin.a, layer.a), (twin.b, layer.b)):
+            probe = theirs.probe
+            ours.probe = None if probe is None else probe.detach().float().requires_grad_(probe.requires_grad)
+    return outcome(clone, x.float())
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:

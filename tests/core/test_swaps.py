@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from pedyra.core.swaps import (
-    WORTH_MOVING,
     Curvature,
     Gain,
     choose_trials,
@@ -114,7 +113,7 @@ def test_a_gain_too_small_to_matter_moves_nothing_though_what_goes_is_worth_less
 
 def test_what_matters_is_a_part_of_what_an_average_triple_saves():
     losses = {"wide": [5.0, 3.0], "slim": [1.0, 1.0, 2.0]}  # 12 of 2 * 10 + 3 * 5
-    assert least_gain(losses, COSTS) == pytest.approx(WORTH_MOVING * 12 / 35)
+    assert least_gain(losses, COSTS) == pytest.approx(0.001 * 12 / 35)
     assert least_gain({"wide": [], "slim": []}, COSTS) == least_gain({}, COSTS) == 0.0
 
 

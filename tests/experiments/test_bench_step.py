@@ -38,6 +38,7 @@ def test_smoke_writes_a_row_for_every_model_and_variant(tmp_path):
         (model, variant) for model in ("llama-32x1", "deberta-32x1") for variant in VARIANTS
     ]
     assert all(set(COLUMNS) <= row.keys() for row in rows)
+    assert "quartiles" in result.output and "directions" in result.output  # the spread, and the steps by kind
     for row in rows:
         assert row["variant"] != "lora" or row["ratio_to_lora"] == 1
         assert row["variant"] != "floor" or row["ratio_to_floor"] == 1
@@ -49,6 +50,8 @@ def test_smoke_writes_a_row_for_every_model_and_variant(tmp_path):
     ("arguments", "message"),
     [
         (dict(models=["llama-33x2"]), "width that is a multiple of 32"),
+        (dict(models=["llama-0x1"]), "multiple of 32"),
+        (dict(models=["llama-32x0"]), "a depth of at least 1"),
         (dict(models=["llama-32x1"], variants=["lore"]), "choose from floor, lora"),
         (dict(models=["llama-32x1"], rounds=1), "at least 5"),
         (dict(models=["llama-32x1"], dtype="int8"), "choose float32 or bfloat16"),
@@ -57,6 +60,11 @@ def test_smoke_writes_a_row_for_every_model_and_variant(tmp_path):
 def test_mistakes_are_told_with_the_repair(arguments, message):
     with pytest.raises(ValueError, match=message):
         list(bench_step(**arguments))
+
+
+def test_an_unknown_model_is_told_before_another_is_timed():
+    with pytest.raises(ValueError, match="'nosuch' is unknown"):
+        next(bench_step(["llama-32x1", "nosuch"], rounds=5, batch=2, length=16))
 
 
 @pytest.mark.parametrize("option", ["--rank", "--batch", "--length", "--run-steps"])

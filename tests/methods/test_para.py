@@ -63,3 +63,13 @@ def test_a_run_trains_the_larger_lora_at_the_same_scaling_and_ends_at_the_budget
 def test_what_it_cannot_do_is_told(prepare: Any, sections: Any, message: str):
     with pytest.raises(ValueError, match=message):
         prepare("para", **sections)
+
+
+def test_layers_narrower_than_the_trained_rank_are_cut_too(make_net: Any):
+    model = make_net(trained=True, r=9)
+    before = updates(model)
+    ranks = truncate(model, rank=6, budget="ranks")  # 18 of 8 + 6 + 6 singular values
+    assert sum(ranks.values()) == 18
+    values = {name: torch.linalg.svdvals(update) for name, update in before.items()}
+    least = torch.cat([*values.values()]).sort(descending=True).values[17]
+    assert ranks == {name: int((found >= least).sum()) for name, found in values.items()}

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from pedyra import RankAllocator, RankConfig
 from pedyra.core.allocation import deal_ranks
-from pedyra.training.dealing import turns_at_deal
+from pedyra.training.dealing import deal, turns_at_deal
 from pedyra.training.new_triples import new_triples
 from pedyra.training.optimizer_checks import has_second_moments
 from pedyra.training.optimizer_state import removal_losses
-from pedyra.training.situation import moves_due
+from pedyra.training.situation import moves_due, situation
 
 SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, deal=11, certainty=0.0)
 """Adjustments of 24 steps after 5, 10 and 15; 10 is the nearest to 11. Whatever gains anything would be moved."""
@@ -217,3 +219,28 @@ def test_a_run_taken_up_again_still_knows_when_it_deals(make_net, train_net):
     assert two.deal_step is None
     two.load_state(record, tensors)
     assert two.deal_step == one.deal_step == 10
+
+
+@pytest.mark.parametrize(
+    ("shares", "dealt"),  # what each layer's triples save; all layers have rank 4 and one size
+    [
+        ((1.95, 0.05), False),  # of two layers one would get 1.95 times its rank: more than (2 + 1) / 2
+        ((1.45, 0.55), True),
+        ((2.1, 0.5, 0.4), False),  # of three, 2 at most
+        ((1.9, 0.6, 0.5), True),
+        ((2.6, 0.6, 0.6, 0.6, 0.6), False),  # of many, 2.5
+        ((2.4, 0.6, 0.7, 0.7, 0.6), True),
+    ],
+)
+def test_how_much_of_the_budget_one_layer_may_get(shares, dealt):
+    torch.manual_seed(0)
+    base = nn.Sequential(*(nn.Linear(8, 8) for _ in shares))
+    model: Any = get_peft_model(base, LoraConfig(r=4, target_modules=[str(i) for i in range(len(shares))]))  # type: ignore[arg-type]
+    allocator = allocate(model, RankConfig(**SCHEDULE))
+    for layer, share in zip(allocator.layers, shares, strict=True):
+        moment = share / (2 * layer.a.A.detach().square().sum())  # w^2 v / 2, summed
+        allocator.optimizer.state[layer.a.A] = {"exp_avg_sq": moment.expand_as(layer.a.A).clone()}
+    allocator._sketching.forget()  # a deal asks for none
+    now = situation(allocator, allocator._sketching, allocator._max_ranks, {})
+    _, plan = deal(allocator.layers, allocator.optimizer, allocator.config, allocator.scores, now)
+    assert bool(plan.added) == dealt

@@ -230,3 +230,46 @@ def test_a_layer_that_overflows_in_a_step_has_no_gradient_there_and_the_others_d
     for overflowed, without in zip(*found, strict=True):
         assert torch.equal(overflowed, without) and overflowed.isfinite().all()
     assert found[0][1][0].abs().max() > 0
+
+
+def test_inputs_that_overflow_in_a_step_leave_the_reach_of_the_others():
+    """Only the second layer overflows in the step, by its own base weight, so the first one's sums still count."""
+    model, layers = two_layers()
+    sketch = GradientSketch(layers, q=2, steps=9, generator=torch.Generator().manual_seed(0))
+    seen: list[list[torch.Tensor]] = [[], []]
+    for step in range(9):
+        x = torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
+        bad = step == 7
+        handle = layers[1].module.register_forward_pre_hook(lambda _, args: (args[0] * float("inf"),)) if bad else None
+        model(x).square().mean().backward()
+        sketch.observe()
+        if handle is not None:
+            handle.remove()
+        if step >= 6:
+            seen[0].append(x)
+        if step >= 6 and not bad:
+            with torch.no_grad():
+                seen[1].append(torch.tanh(layers[0].module.eval()(x)))
+            model.train()
+    found = sketch.candidates(2.0)
+    for layer, right, inputs in zip(layers, sketch.right, seen, strict=True):
+        expected = (torch.cat(inputs) @ right.T).square().mean(0)
+        assert sorted(g.reach for g in found[layer.name]) == pytest.approx(sorted(expected.tolist()), rel=1e-5)
+
+
+def test_reach_is_a_mean_over_the_tokens_that_a_layer_sees():
+    """The second layer sees the first of every four tokens, as a pooler does."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(12, 10), nn.Linear(10, 8)
+    model = get_peft_model(nn.ModuleDict({"0": first, "2": second}), LoraConfig(r=2, target_modules=["0", "2"]))  # type: ignore[arg-type]
+    layers = attach(model)
+    sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(16, 12)
+    for _ in range(6):
+        pooled = torch.tanh(layers[0].module(x))[::4]
+        layers[1].module(pooled).square().mean().backward()
+        sketch.observe()
+    for layer, right, into in zip(layers, sketch.right, (x, pooled.detach()), strict=True):
+        expected = (into @ right.T).square().mean(0)
+        found = sketch.candidates(2.0)[layer.name]
+        assert sorted(g.reach for g in found) == pytest.approx(sorted(expected.tolist()), rel=1e-5)

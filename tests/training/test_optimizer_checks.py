@@ -78,3 +78,21 @@ def test_accelerates_wrapper_is_looked_through():
 
     inner = torch.optim.AdamW([matrix()])
     assert unwrapped(Accelerator(cpu=True).prepare_optimizer(inner)) is inner and unwrapped(inner) is inner
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch uses it itself
+def test_state_that_other_processes_hold_is_refused(tmp_path):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        optimizer = ZeroRedundancyOptimizer([matrix()], torch.optim.AdamW)
+        with pytest.raises(ValueError, match="ZeroRedundancyOptimizer cannot follow a rank change; use adamw_torch"):
+            check_optimizer(optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_an_optimizer_that_goes_up_is_refused():
+    with pytest.raises(ValueError, match="AdamW has maximize=True.*minimise the negative"):
+        check_optimizer(torch.optim.AdamW([matrix()], maximize=True))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pedyra.adapters.attach import attach
 from pedyra.adapters.resize import Replacement
 from pedyra.training.optimizer_checks import check_optimizer, check_state
 from pedyra.training.optimizer_state import adopt, move_state
@@ -174,22 +175,28 @@ def test_bitsandbytes_at_32_bits_is_accepted_and_its_state_follows():
     assert torch.allclose(change.new, alone, atol=1e-7)
 
 
-def test_a_newcomer_joins_the_group_of_its_sibling_once():
-    A, other, E = matrix(), matrix(), nn.Parameter(torch.ones(4))
-    optimizer = torch.optim.AdamW([{"params": [other]}, {"params": [A], "lr": 0.5}])
+def test_e_joins_the_group_of_its_b_once(make_net):
+    layer, *_ = attach(make_net())
+    A, E, B = layer.factors
+    optimizer = torch.optim.AdamW([{"params": [("a", A)]}, {"params": [("b", B)], "lr": 0.5}])
     for _ in range(2):
-        adopt(optimizer, A, E, "layer")
+        adopt(optimizer, layer)
     assert len(optimizer.param_groups) == 2
-    assert [id(p) for p in optimizer.param_groups[1]["params"]] == [id(A), id(E)]
+    assert [id(p) for p in optimizer.param_groups[1]["params"]] == [id(B), id(E)]
+    assert optimizer.param_groups[1]["param_names"] == ["b", "layers.0.lora_A.default.E"]
 
 
-def test_a_newcomer_that_has_its_group_is_not_stepped_twice():
-    A, B, E = matrix(), matrix(), nn.Parameter(torch.ones(4))
-    optimizer = torch.optim.AdamW([{"params": [A]}, {"params": [B, E], "lr": 0.5}])
-    adopt(optimizer, A, E, "layer")
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 2]
+def test_an_e_that_has_its_group_is_not_stepped_twice(make_net):
+    layer, *_ = attach(make_net())
+    A, E, B = layer.factors
+    optimizer = torch.optim.AdamW([{"params": [A, E]}, {"params": [B], "lr": 0.5}])
+    adopt(optimizer, layer)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
 
 
-def test_an_optimizer_that_does_not_hold_the_adapter_is_refused():
-    with pytest.raises(ValueError, match="does not hold lora_B of encoder.q; build it"):
-        adopt(torch.optim.AdamW([matrix()]), matrix(), nn.Parameter(torch.ones(4)), "encoder.q")
+@pytest.mark.parametrize("missing", ["lora_A", "lora_B"])
+def test_an_optimizer_that_does_not_hold_a_factor_is_refused(missing, make_net):
+    layer, *_ = attach(make_net())
+    A, _, B = layer.factors
+    with pytest.raises(ValueError, match=f"does not hold {missing} of layers.0; build one"):
+        adopt(torch.optim.AdamW([B if missing == "lora_A" else A]), layer)

@@ -12,6 +12,7 @@ from windows import SCHEDULE, WINDOW
 
 from pedyra.config import RankConfig
 from pedyra.methods.layer_scores import LayerScores
+from pedyra.training.limits import most_moves
 from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Rule, bidirectional
 
@@ -242,10 +243,11 @@ def test_a_policy_of_ones_own_decides(make_net, train_net):
     assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
 
 
-def test_the_default_number_of_moves_is_two_percent_of_the_ranks(make_net):
-    assert allocate(make_net(), RankConfig(**{**WINDOW, "moves": None})).moves == 1  # of 12: at least one
-    wide = make_net(r=6, rank_pattern={"0": 8})
-    assert allocate(wide, RankConfig(**{**WINDOW, "moves": None})).moves == max(1, round(0.02 * 20))
+def test_the_default_number_of_moves_is_the_papers_or_a_sixth():
+    assert most_moves(RankConfig.paper(moves=None), 576) == 12  # Table 14
+    assert most_moves(RankConfig.paper(moves=None), 12) == 1
+    assert most_moves(RankConfig(), 576) == 96
+    assert most_moves(RankConfig(moves=7), 576) == 7
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_an_adapter_that_is_frozen_everywhere(make_net):
 
 
 def test_an_optimizer_of_another_model(make_net):
-    with refused("does not hold lora_B of layers.0; build it from the parameters of the model"):
+    with refused("does not hold lora_A of layers.0; build one from all parameters of the model"):
         allocate(make_net(), torch.optim.AdamW(trainable(make_net())))
 
 
@@ -216,3 +216,18 @@ def test_an_adapter_of_which_only_b_is_trained_is_refused(make_net):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     with pytest.raises(ValueError, match="only one of lora_A and lora_B is trained"):
         RankAllocator(model, optimizer, RankConfig(), 20)
+
+
+def test_factors_in_shards_are_refused_before_anything_is_claimed(make_net, tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = make_net()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        with pytest.raises(ValueError, match="sharded .FSDP.*train it with DDP"):
+            RankAllocator(model, optimizer, RankConfig(), 1000)
+    finally:
+        torch.distributed.destroy_process_group()

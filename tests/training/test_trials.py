@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 import shutil
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from pedyra.adapters.attach import attach
+from pedyra.adapters.attach import adapted_layers, attach
 from pedyra.config import RankConfig
 from pedyra.core.noise import chance
 from pedyra.core.swaps import Gain
 from pedyra.training.checkpoint import RECORD
 from pedyra.training.rank_allocator import RankAllocator
+from pedyra.training.rule import bidirectional
 from pedyra.training.situation import moves_due
 from pedyra.training.trials import known_curvature, known_lengths, predicted_losses
 
@@ -423,3 +426,87 @@ def test_chance_is_asked_of_candidates_only_not_of_triples_on_trial(make_net, tr
     expected = chance(sketch.values, torch.tensor(layer_of), torch.tensor(among), 2.0)
     of_all = chance(sketch.values, torch.tensor(layer_of), torch.ones(len(among), dtype=torch.bool), 2.0)
     assert sketch.chance(2.0) == expected < of_all
+
+
+def test_a_copy_of_a_model_in_a_trial_has_all_of_its_triples(make_net, train_net, net_batch):
+    model = make_net(trained=True)
+    allocator = allocate(model, RankConfig(**EAGER), 18)
+    train_net(model, allocator.optimizer, allocator, 10)
+    x, _ = net_batch(0)
+    theirs = copy.deepcopy(model)
+    off = model(x)
+    allocator.release()
+    assert not torch.allclose(model(x), off), "nothing was on trial: the test would prove nothing"
+    assert torch.equal(theirs(x), model(x))
+    assert all(layer.a.probe is layer.b.probe is layer.a.reach is None for layer in adapted_layers(theirs))
+
+
+def test_a_rollback_to_smaller_ranks_goes_on_to_the_next_trial(make_net, train_net):
+    """At step 12 a layer grows by more than it has at step 0."""
+    model = make_net(r=1)
+    allocator = allocate(model, RankConfig(**{**EAGER, "moves": 3, "moves_schedule": "constant"}), 40)
+    before = copy.deepcopy(model.state_dict())
+    *_, record = train_net(model, allocator.optimizer, allocator, 12)
+    assert any(count > 1 for count in record["added"].values()), "nothing grew: the test would prove nothing"
+    model.load_state_dict(before)
+    assert [record["step"] for record in train_net(model, allocator.optimizer, allocator, 12, first=13)] == [18, 24]
+
+
+def test_gradients_that_are_thrown_away_leave_no_trace(make_net, train_net, net_batch):
+    """Between two steps of every kind a spike is skipped; the run is the one without them."""
+    ended = []
+    for spikes in (False, True):
+        model = make_net(trained=True)
+        config = RankConfig(**EAGER, score="importance")  # which observes inputs too
+        allocator = allocate(model, config, 18)
+        for step in range(1, 19):
+            if spikes:
+                x, y = net_batch(1000 + step)
+                (1e3 * model(x) - y).square().mean().backward()
+                allocator.optimizer.zero_grad()
+                allocator.skip_step()
+            train_net(model, allocator.optimizer, allocator, 1, first=step)
+        assert any(record["pruned"] for record in allocator.history)
+        ended.append((allocator.history, model.state_dict()))
+    for record in (*ended[0][0], *ended[1][0]):
+        del record["seconds"]
+    assert ended[0][0] == ended[1][0]
+    assert all(torch.equal(ended[1][1][name], value) for name, value in ended[0][1].items())
+
+
+def test_what_was_read_cannot_be_thrown_away(make_net, net_batch):
+    model = make_net()
+    allocator = allocate(model, RankConfig(**EAGER), 18)
+    allocator.before_step()
+    with pytest.raises(ValueError, match="skip_step.. after before_step.. in step 1"):
+        allocator.skip_step()
+
+
+def test_an_adjustment_with_too_little_measured_is_told_and_its_deal_comes_later(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.training.rank_allocator")
+    model = make_net()
+    allocator = allocate(model, RankConfig(**{**EAGER, "deal": 6}), 30)
+    allocator.go_on_after(4)  # two of six steps are left
+    assert allocator.deal_step == 6
+    assert train_net(model, allocator.optimizer, allocator, 2, first=5) == []
+    assert "nothing is adjusted after step 6: too few steps" in caplog.text
+    assert allocator.deal_step == 12
+    (record,) = train_net(model, allocator.optimizer, allocator, 6, first=7)
+    assert record["step"] == 12
+
+
+def test_the_margin_rises_to_one_over_the_window(make_net, train_net, monkeypatch):
+    """As 0.25^(1 - progress)."""
+    seen = []
+
+    def policy(scores: Any, now: Any) -> Any:
+        seen.append((now.progress, now.margin))
+        return bidirectional(scores, now)
+
+    model = make_net(trained=True)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    config = RankConfig(**{**EAGER, "margin": 0.25, "patience": 0})
+    allocator = RankAllocator(model, optimizer, config, 36, policy=policy)
+    train_net(model, allocator.optimizer, allocator, 36)
+    assert len(seen) > 2 and seen[-1][1] > seen[0][1]
+    assert [margin for _, margin in seen] == pytest.approx([0.25 ** (1 - progress) for progress, _ in seen])

@@ -132,3 +132,14 @@ def test_a_layer_whose_rows_depend_on_each_other_stays_as_it_is(make_net):
     assert turn.W is None and turn.scores[1] == 0
     turn_layer(layer, optimizer, turn.W)
     assert torch.equal(layer.a.A, before)
+
+
+def test_the_largest_gradients_of_adamax_become_the_largest_they_can_be(make_net):
+    layers, _ = parts(make_net(trained=True))
+    layer = layers[0]
+    optimizer = torch.optim.Adamax([layer.a.A, layer.b.weight])
+    optimizer.state[layer.a.A]["exp_inf"] = torch.full_like(layer.a.A, 0.5)
+    optimizer.state[layer.b.weight]["exp_inf"] = torch.full_like(layer.b.weight, 0.5)
+    turn_layer(layer, optimizer, 2 * torch.eye(4)[[1, 0, 2, 3]] - 4 * torch.eye(4)[[3, 3, 3, 3]])
+    # A gradient of B turns with A: |2| + |-4| of the sizes of two triples, |2 - 4| where they are one.
+    assert optimizer.state[layer.b.weight]["exp_inf"][0].tolist() == pytest.approx([3.0, 3.0, 3.0, 1.0])

@@ -268,14 +268,15 @@ def _start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
     a, b = layer.a, layer.b
     if not a.A.any() and not b.weight.any():
         return  # rank 0 on disk, see `drop_empty`
+    update = None
     if b.weight.any():  # already an update: its exact singular triples, same function
         q_A, upper_A = torch.linalg.qr(a.A.float().T)
         q_B, upper_B = torch.linalg.qr(b.weight.float())
-        U, S, Vh = torch.linalg.svd(upper_B @ upper_A.T)
-        a.A.copy_(Vh @ q_A.T)
-        a.E.copy_(S)
-        b.weight.copy_(q_B @ U)
-        return
+        U, S, Vh = torch.linalg.svd(upper_B @ upper_A.T, full_matrices=False)
+        update = Vh @ q_A.T, S, q_B @ U
     for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     a.E.zero_()
+    if update is not None:
+        found = len(update[1])  # fewer than r where the layer is narrower; the others stay as new ones
+        a.A[:found], a.E[:found], b.weight[:, :found] = update

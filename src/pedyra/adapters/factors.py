@@ -75,6 +75,10 @@ class AFactor(nn.Module):
         """
         return self.A if self.unit else self.E.unsqueeze(1) * self.A
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a pickle, is nobody's: no allocator would take the probes out of it, or switch its triples on.
+        return self.__dict__ | {"probe": None, "reach": None, "live": None}
+
     def without_off(self, weight: Tensor) -> Tensor:
         """`weight` (A or E A) without what is switched off, in its own type even under autocast.
 
@@ -130,7 +134,9 @@ class AFactor(nn.Module):
             missing_keys.append(prefix + "weight")
             return
         weight = _as_live(weight, self.origin, dim=0, key=prefix + "weight", error_msgs=error_msgs)
-        if weight is None or weight.shape[1] != self.in_features:
+        if weight is None:
+            return
+        if weight.shape[1] != self.in_features:
             error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (r, in) here")
             return
         if weight.shape[0] != self.out_features:
@@ -172,6 +178,9 @@ class BFactor(nn.Linear):
         self.out_features = weight.shape[0]
         self.register_buffer("origin", origin, persistent=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"probe": None}  # as that of AFactor
+
     @property
     def in_features(self) -> int:  # type: ignore[override]
         return self.weight.shape[1]
@@ -196,7 +205,9 @@ class BFactor(nn.Linear):
             return
         origin = None if self.origin is None else -self.origin
         weight = _as_live(weight, origin, dim=1, key=prefix + "weight", error_msgs=error_msgs)
-        if weight is None or weight.shape[0] != self.out_features:
+        if weight is None:
+            return
+        if weight.shape[0] != self.out_features:
             error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (out, r) here")
             return
         if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):

@@ -16,6 +16,7 @@ from pedyra.experiments.bench_options import (
     Smoke,
     Threads,
     methods,
+    positive,
     several,
     use_threads,
 )
@@ -38,7 +39,7 @@ def planted(
     depths: Annotated[list[int] | None, several("--depth", "12", "Linear layers, six to a block", min=1)] = None,
     rank: Annotated[int, typer.Option(help="The student's uniform rank: its budget.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(min=1, show_default="1500")] = None,
-    lrs: Annotated[list[float] | None, several("--lr", "0.005", "Learning rate")] = None,
+    lrs: Annotated[list[float] | None, several("--lr", "0.005", "Learning rate", callback=positive)] = None,
     settings: Settings = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the errors there (.svg, .png).", show_default=False)
@@ -95,7 +96,7 @@ def planted(
 
 def transfer(
     chosen: Annotated[list[str] | None, methods("lora, lora+4, pedyra")] = None,
-    lrs: Annotated[list[float] | None, several("--lr", "0.008 0.016 0.032", "Learning rate")] = None,
+    lrs: Annotated[list[float] | None, several("--lr", "0.008 0.016 0.032", "Learning rate", callback=positive)] = None,
     seeds: Seeds = 2,
     first_seed: FirstSeed = 0,
     ranks: Annotated[list[int] | None, several("--rank", "2", "Rank of the budget", min=1)] = None,
@@ -151,7 +152,7 @@ def transfer(
 
 
 def search(
-    lr: Annotated[float, typer.Option(help="Of every run; the best of plain LoRA.")] = 16e-3,
+    lr: Annotated[float, typer.Option(help="Of every run; the best of plain LoRA.", callback=positive)] = 16e-3,
     seeds: Annotated[int, typer.Option(help="Runs per pattern.", min=1)] = 1,
     rank: Annotated[int, typer.Option(help="The uniform rank to start from: its parameters are the budget.")] = 2,
     steps: Annotated[int, typer.Option(help="Of every run.", min=1)] = 300,

@@ -22,7 +22,10 @@ def step(
         list[str] | None,
         typer.Argument(help="minilm, smollm2, llama-WIDTHxDEPTH, deberta-WIDTHxDEPTH.", show_default="minilm"),
     ] = None,
-    variants: Annotated[list[str] | None, several("--variant", "all", "Only these")] = None,
+    variants: Annotated[
+        list[str] | None,
+        several("--variant", "all but eva", "floor, lora, adalora, dora, paper, pedyra, pedyra-fused, eva"),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Timed steps of each variant while pedyra observes; as many after.")] = 20,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     batch: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
@@ -40,7 +43,7 @@ def step(
 ) -> None:
     """Time one training step of pedyra against PEFT's methods, step by step in turn."""
     quiet_libraries()
-    from pedyra.experiments.bench_step import COLUMNS, bench_step
+    from pedyra.experiments.bench_step import COLUMNS, KINDS, bench_step
     from pedyra.experiments.bench_variants import VARIANTS
 
     use_threads(threads)
@@ -57,6 +60,13 @@ def step(
             write_json_lines(json_file, rows)
     table = [["" if row[column] is None else row[column] for column in COLUMNS] for row in rows]
     print_table(new_console(), list(COLUMNS.values()), table)
+    apart = [row for row in rows if "ratio_by_kind" in row]
+    kinds = [kind for kind in KINDS if any(kind in row["ratio_by_kind"] for row in apart)]
+    if apart:
+        table = [
+            [row["model"], row["variant"], *(row["ratio_by_kind"].get(kind, "") for kind in kinds)] for row in apart
+        ]
+        print_table(new_console(), ["by lora, by kind of step", "", *kinds], table)
 
 
 @app.command()
@@ -71,7 +81,11 @@ def scale(
     from pedyra.experiments.bench_scale import LARGEST_EXPONENT, MEASURES, SMOKE, bench_scale
 
     use_threads(threads)
-    rows = list(bench_scale(**SMOKE if smoke else {}, device=device))
+    rows = []
+    for row in bench_scale(**SMOKE if smoke else {}, device=device):
+        rows.append(row)
+        if json_file:
+            write_json_lines(json_file, rows)
     console = new_console()
     sizes = [row for row in rows if row["kind"] == "size"]
     columns = ["axis", "value", *MEASURES]
@@ -86,8 +100,6 @@ def scale(
     columns = ["task", "layers", "triples", "moved", "adjustment_seconds", "trial_seconds"]
     deep = [["" if row[name] is None else row[name] for name in columns] for row in rows if row["kind"] == "adjustment"]
     print_table(console, columns, deep)
-    if json_file:
-        write_json_lines(json_file, rows)
     worse = [row for row in fits if row["exponent"] > LARGEST_EXPONENT]
     if worse and not smoke:
         names = ", ".join(f"{row['measure']} over {row['axis']} ({row['exponent']:.2f})" for row in worse)
@@ -98,11 +110,11 @@ def scale(
 @app.command()
 def sketch(
     model: Annotated[str, typer.Argument(help="As for bench step; minilm reads film reviews.")] = "minilm",
-    sizes: Annotated[list[int] | None, several("--size", "2, 4, 8, 16", "Candidates per layer")] = None,
+    sizes: Annotated[list[int] | None, several("--size", "2, 4, 8, 16", "Candidates per layer", min=1)] = None,
     windows: Annotated[list[int] | None, several("--window", "6, 21", "Optimizer steps")] = None,
     rounds: Annotated[int, typer.Option(help="Timed steps of each carrier.", min=1)] = 7,
-    batch: Annotated[int, typer.Option(help="Rows of a micro-batch.")] = 8,
-    length: int = 64,
+    batch: Annotated[int, typer.Option(help="Rows of a micro-batch.", min=1)] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a row.", min=1)] = 64,
     threads: Threads = None,
     smoke: Smoke = False,
     json_file: JsonFile = None,

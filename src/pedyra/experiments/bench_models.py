@@ -70,10 +70,10 @@ def bench_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) ->
         build = _seeded(seed, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype))
         return BenchModel(name, build, "CAUSAL_LM", 49_000, batch=4, length=128)
     match = re.fullmatch(r"(llama|deberta)-(\d+)x(\d+)", name)
-    if match is None or int(match[2]) % 32:
+    if match is None or int(match[2]) % 32 or not int(match[2]) or not int(match[3]):
         raise ValueError(
             f"model {name!r} is unknown; choose minilm, smollm2, llama-WIDTHxDEPTH or deberta-WIDTHxDEPTH, with a "
-            f"width that is a multiple of 32, e.g. llama-256x8"
+            f"width that is a multiple of 32 and a depth of at least 1, e.g. llama-256x8"
         )
     kind, width, depth = match[1], int(match[2]), int(match[3])
     shape: dict[str, Any] = dict(vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=depth, pad_token_id=0)

@@ -27,7 +27,7 @@ RowsFile = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", min=1, show_default=False)]
 Smoke = Annotated[
-    bool, typer.Option("--smoke", help="Tiny and quick: does it run at all? Sizes are its own, whatever is given.")
+    bool, typer.Option("--smoke", help="Tiny and quick: does it run at all? Most sizes are its own, whatever is given.")
 ]
 Settings = Annotated[
     list[str] | None,
@@ -35,6 +35,14 @@ Settings = Annotated[
 ]
 Seeds = Annotated[int, typer.Option(help="Number of seeds.", min=1)]
 FirstSeed = Annotated[int, typer.Option("--first-seed", help="The others follow it.", min=0)]
+
+
+def positive(values: Any) -> Any:
+    """The rate, or rates, of --lr; ValueError where one is no rate."""
+    for value in values if isinstance(values, list) else [values]:
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--lr is {value}; a learning rate is a finite number above 0")
+    return values
 
 
 def several(flag: str, default: str, help: str = "", **more: Any) -> Any:

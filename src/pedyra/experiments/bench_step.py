@@ -26,11 +26,14 @@ from pedyra.training.scores import scores_observe
 from pedyra.training.sketching import schedule_of
 
 COLUMNS = {
-    "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "ratio_settled": "settled",
+    "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "spread": "quartiles",
+    "ratio_settled": "settled",
     "ratio_to_floor": "by floor", "peak_bytes": "peak bytes", "trainable_parameters": "trained",
     "adjustment_seconds": "adjustment, s",
 }  # fmt: skip
 """Columns of a row for people, with their titles."""
+KINDS = ("idle", "tracked", "sketched", "directions", "judged", "moved")
+"""Of pedyra's steps, see `step_kind`; what `ratio_by_kind` may have."""
 _WARMUP = 3
 
 
@@ -70,8 +73,8 @@ def bench_step(
     shared = {"rank": rank, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
     shared |= {"gradient_checkpointing": gradient_checkpointing, "rounds": rounds, "run_steps": run_steps}
     names = list(dict.fromkeys(["lora", "floor", *variants]))
-    for name in models:
-        model = bench_model(name, getattr(torch, dtype)).with_batch(batch, length)
+    known = [bench_model(name, getattr(torch, dtype)).with_batch(batch, length) for name in models]  # all told at once
+    for name, model in zip(models, known, strict=True):
         setting = Setting(
             model=model, rank=rank, device=device, gradient_checkpointing=gradient_checkpointing,
             config=measured_config(config, rounds), total_steps=_WARMUP + 2 * rounds,
@@ -186,6 +189,7 @@ def _row(
             "ratio_to_floor": over_a_run(by_floor, steps_of_floor, run, config, run.total_steps, moves=True),
             "ratio_by_kind": by_lora,
         }
+    row["spread"] = f"{low:.3f} to {high:.3f}"
     return {**row, "ratio_quartiles": [low, high], "adjustment_seconds": adjustment, "step_seconds": median(own)}
 
 

@@ -161,7 +161,7 @@ class RankCallback(TrainerCallback):
         if optimizer is not None:  # the user's own: before its state is loaded
             rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):
-                adopt(unwrapped(optimizer), layer.b.weight, layer.a.E, layer.name)
+                adopt(unwrapped(optimizer), layer)
         self._attached = [(layer, layer.factors) for layer in layers]
 
     def _attaching(self, model_init: Callable[..., Any]) -> Callable[..., Any]:

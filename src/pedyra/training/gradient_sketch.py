@@ -93,7 +93,7 @@ class GradientSketch:
             reaches = [layer.a.reach for layer in self.layers if layer.a.reach is not None]
             taken = self._probes.take_gradients(loss_scale, reaches)
             gradients, reach = taken.tensor_split([self._probes.elements])
-            self.reach += reach
+            self.reach += self._finite(reach)
             torch._foreach_zero_(reaches)
             products = torch._foreach_mul(self.left, self._probes.by_layer(gradients))  # gradient: G v^T, (out, q)
             self.values[self.done - first - second] = torch.cat([each.sum(0) for each in products]) / self._scaling
@@ -106,6 +106,13 @@ class GradientSketch:
             self.sums = self._probes.zeros()
         elif self.done == first + second:
             self._choose_candidates()
+
+    def skip(self) -> None:
+        """Forget what the backward passes since the last step have left: that step is not taken."""
+        self._probes.drop_gradients()
+        for layer in self.layers:
+            if layer.a.reach is not None:
+                layer.a.reach.zero_()
 
     @property
     def complete(self) -> bool:
@@ -153,6 +160,11 @@ class GradientSketch:
     def _seen(self) -> Tensor:
         """sigma in the steps of the third part so far."""
         return self.values[: self.done - self.parts[0] - self.parts[1]]
+
+    def _finite(self, reach: Tensor) -> Tensor:
+        """`reach` of one step without the layers whose inputs overflowed: neither their sums nor their tokens."""
+        total = reach.new_zeros(len(self.layers)).index_add_(0, self._reach_owner, reach)
+        return torch.where(total.isfinite().index_select(0, self._reach_owner), reach, 0.0)
 
     def _reaches(self) -> Tensor:
         """The mean square of the inputs along every v of the third part, all layers' in a row."""
@@ -258,6 +270,7 @@ class GradientSketch:
         self._scaling = per_element(torch.tensor([layer.scaling for layer in self.layers], device=device), widths)
         self._owner = per_element(torch.arange(len(widths), device=device), widths)
         """Of every gain, the number of its layer."""
+        self._reach_owner = per_element(torch.arange(len(widths), device=device), [width + 1 for width in widths])
         for layer, probed in zip(self.layers, rows, strict=True):
             layer.a.reach = probed.new_zeros(len(probed) + 1)
 

@@ -71,10 +71,14 @@ class InputEnergy:
             tokens = per_element(torch.stack(counts).clamp_min_(NO_TOKEN), widths)
             means = dict(zip(distinct, (torch.cat(totals) / tokens).split(widths), strict=True))
         result = [means.get(id(total)) for total in self._sums]
+        self.forget()
+        return result
+
+    def forget(self) -> None:
+        """Begin anew, whatever was seen since the last call of `collect`."""
         self._sums = [None] * len(self._sums)
         self._counts = [None] * len(self._counts)
         self._forget_forward()
-        return result
 
     def _average_sums(self) -> None:
         """Over the processes, of which each may have seen other layers: one collective, and one wait for the device."""

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pedyra.training.optimizer_state import FIRST_MOMENTS, OTHER_AVERAGES, SECOND_MOMENTS
+from pedyra.training.optimizer_state import FIRST_MOMENTS, LARGEST, OTHER_AVERAGES, SECOND_MOMENTS
 
 # Factored or orthogonalised state is not separable by triples; silently resetting it would change the method.
 _NOT_SEPARABLE = {
     "Adafactor": "use adamw_torch, or any optimizer whose state has the parameters' shape",
     "Muon": "use adamw_torch, or any optimizer whose state has the parameters' shape",
     "LBFGS": "use adamw_torch: LBFGS keeps one flat history of all parameters",
+    "ZeroRedundancyOptimizer": "use adamw_torch: each process would keep the state of some of the old parameters",
 }
 
 
@@ -33,6 +34,11 @@ def check_optimizer(optimizer: Optimizer) -> None:
         if base.__name__ in _NOT_SEPARABLE:
             repair = _NOT_SEPARABLE[base.__name__]
             raise ValueError(f"the state of {kind.__name__} cannot follow a rank change; {repair}")
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            f"{kind.__name__} has maximize=True, but what triples are worth is told by a loss that falls; minimise the "
+            f"negative of what you maximise"
+        )
     bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
     if kind.__module__.startswith("bitsandbytes") and bits != 32:
         raise ValueError(
@@ -69,7 +75,7 @@ def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     Of other state of a parameter's shape (averages of updates) nobody knows how it turns with the rows.
     """
     for parameter in parameters:
-        for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS}:
+        for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST}:
             raise ValueError(
                 f"{type(optimizer).__name__} keeps {key!r}, which cannot follow the turning of a layer's triples; "
                 f"use adamw_torch, or rank.turn=false"
@@ -90,7 +96,7 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
                     f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: use "
                     f"adamw_torch"
                 )
-        for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS, *OTHER_AVERAGES}:
+        for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST, *OTHER_AVERAGES}:
             raise ValueError(
                 f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; use adamw_torch"
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer
@@ -14,8 +15,10 @@ from pedyra.core.importance import removal_loss
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 """Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2", "exp_inf")
-"""Entries of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2")
+"""Averages of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
+LARGEST = ("exp_inf",)
+"""Largest sizes of gradients: Adamax."""
 
 OTHER_AVERAGES = ("acc_delta", "exp_avg_diff", "neg_pre_grad", "exp_avg_slow", "exp_avg_var", "hessian", "grok_ema")
 OTHER_AVERAGES = (*OTHER_AVERAGES, "kahan_comp", "compensation")
@@ -44,25 +47,34 @@ def removal_losses(layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> dict
     return result
 
 
-def adopt(optimizer: Optimizer, sibling: nn.Parameter, newcomer: Tensor, name: str) -> None:
-    """Put `newcomer` (a layer's E), if it is trained, into the param group of `sibling` (its B, as LoRA+ does).
+def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
+    """Put the layer's E, if it is trained, into the param group of its B, as LoRA+ does.
 
-    A newcomer that some group holds already stays there: an optimizer built after `attach` has placed it (that of
-    LoRA+ beside B, with B's learning rate). `add_param_group` would break schedulers that are already built.
+    An E that some group holds already stays there: an optimizer built after `attach` has placed it (that of LoRA+
+    beside B, with B's learning rate). `add_param_group` would break schedulers that are already built.
 
     Raises:
-        ValueError: no group holds the sibling.
+        ValueError: no group holds its A, or none its B.
     """
-    holds = [any(parameter is sibling for parameter in group["params"]) for group in optimizer.param_groups]
-    if not any(holds):
-        raise ValueError(
-            f"the optimizer does not hold lora_B of {name}; build it from the parameters of the model with its "
-            f"adapter, after get_peft_model"
-        )
-    if not newcomer.requires_grad:
+    A, E, B = layer.factors
+    groups = [_group_of(optimizer, parameter) for parameter in (A, B)]
+    for factor, group in zip(("lora_A", "lora_B"), groups, strict=True):
+        if group is None:
+            raise ValueError(
+                f"the optimizer does not hold {factor} of {layer.name}; build one from all parameters of the model "
+                f"with its adapter, after get_peft_model"
+            )
+    group = groups[1]
+    if group is None or not E.requires_grad or _group_of(optimizer, E) is not None:
         return
-    if not any(parameter is newcomer for group in optimizer.param_groups for parameter in group["params"]):
-        optimizer.param_groups[holds.index(True)]["params"].append(newcomer)
+    group["params"].append(E)
+    if "param_names" in group:
+        group["param_names"].append(f"{layer.name}.lora_A.{layer.adapter}.E")
+
+
+def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
+    holding = (group for group in optimizer.param_groups if any(each is parameter for each in group["params"]))
+    return next(holding, None)
 
 
 @torch.no_grad()
@@ -73,12 +85,13 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
     `new_moments="seed"` gives their second moments (`exp_avg_sq` and its like, the entries that are never negative
     by construction) the mean of the kept rows, a built-in warm-up. Call `optimizer_checks.check_state` first.
     """
+    never_negative = (*SECOND_MOMENTS, *LARGEST)
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
         state = optimizer.state.get(replacement.new, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == replacement.old.shape:
-                state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in SECOND_MOMENTS)
+                state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in never_negative)
 
 
 def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> None:

@@ -31,7 +31,12 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
 
 
 def check_device(layers: Sequence[AdaptedLayer]) -> None:
-    """Raise ValueError where the layers lie on several devices: what is compared is computed over all of them."""
+    """Raise ValueError where the layers lie on several devices, or a factor is cut into shards (FSDP2's DTensor).
+
+    What is compared is computed over all of them.
+    """
+    if any(hasattr(layer.a.A, "placements") for layer in layers):
+        raise ValueError("the adapter is sharded (FSDP), and ranks cannot move across shards; train it with DDP")
     devices = {str(layer.a.A.device) for layer in layers}
     if len(devices) > 1:
         raise ValueError(

@@ -68,6 +68,11 @@ class Probes:
         # index_select: a quarter of the time of an index in brackets.
         return torch.cat([torch.where(finite.index_select(0, self._layer_of), flat / loss_scale, 0.0), rest])
 
+    def drop_gradients(self) -> None:
+        """Forget the gradients of a step that is not taken."""
+        for probe in self._probes:
+            probe.grad = None
+
     def remove(self) -> None:
         """Take the probes out of the slots and switch every triple on; nothing where that is done."""
         if not self._probes:

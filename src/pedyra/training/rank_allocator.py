@@ -119,7 +119,7 @@ class RankAllocator:
         claim(self.layers, self)
         self._end = switch_on_after(self, self.layers)
         for layer in self.layers:
-            adopt(self.optimizer, layer.b.weight, layer.a.E, layer.name)
+            adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
         self._state_is_known = False
         self.scores: ScoreState = (self.rule.scores or triple_scores)(model, self.layers, config)
@@ -203,6 +203,22 @@ class RankAllocator:
         if self.config.orth_weight > 0:
             add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
 
+    def skip_step(self) -> None:
+        """Forget gradients that are thrown away (a spike of the loss, say), in the place of the other two calls.
+
+        Without it they would be part of the next step's sketch, whose probes no optimizer clears.
+
+        Raises:
+            ValueError: `before_step` has read them already.
+        """
+        if self._read > self.step:
+            raise ValueError(
+                f"skip_step() after before_step() in step {self._read}, which has read the gradients; decide before it"
+            )
+        self._sketching.skip()
+        if self._inputs is not None:
+            self._inputs.forget()
+
     def after_step(self) -> dict[str, Any] | None:
         """Count the step; at an adjustment, prune, expand, and move the optimizer's state.
 
@@ -221,8 +237,9 @@ class RankAllocator:
         if not self._state_is_known:
             self._check_state()
         self._begin_trials()
-        due = self.schedule.is_adjustment(self.step) and not self.settled
-        record = self._adjust() if due and self._sketching.complete else None
+        record = None
+        if self.schedule.is_adjustment(self.step) and not self.settled:
+            record = self._adjust() if self._sketching.complete else self._pass_over()
         self._prepare_next_step()
         return record
 
@@ -303,8 +320,8 @@ class RankAllocator:
         if not self._trained.rekey():
             return
         logger.warning(
-            "the adapter was loaded with other ranks before step %d; it is trained from here, and what was measured "
-            "before is forgotten",
+            "the adapter was loaded with other ranks before step %d; it is trained from here, and scores and sketch "
+            "begin anew",
             self.step + 1,
         )
         self.initial_parameters = max(self.initial_parameters, self.parameters)
@@ -401,6 +418,12 @@ class RankAllocator:
         )
         self.history.append(record)
         return record
+
+    def _pass_over(self) -> None:
+        """Leave out an adjustment for which too little was measured: the run was taken up, or weights loaded, late."""
+        logger.warning("nothing is adjusted after step %d: too few steps before it were measured", self.step)
+        if self.step == self.deal_step:
+            self.deal_step = self._next_deal()
 
     def _turn(self, plan: RankPlan) -> list[AdaptedLayer]:
         """Turn the layers that lose a direction that was on trial; these layers, whose triples are other ones now."""

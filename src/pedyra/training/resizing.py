@@ -21,8 +21,8 @@ def carry_out(
 ) -> dict[str, list[Replacement]]:
     """Prune and add as planned, and bring layers to the plan's scaling; what was replaced, by layer.
 
-    All or nothing: every new tensor is built and the optimizer's state checked before anything is replaced. PEFT's
-    config is not touched; see `attach.write_ranks`.
+    Every new factor is built, and the optimizer's state checked, before anything is replaced. PEFT's config is not
+    touched; see `attach.write_ranks`.
 
     Args:
         new_moments: see `optimizer_state.move_state`.

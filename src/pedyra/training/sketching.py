@@ -65,6 +65,11 @@ class Sketching:
         if self.current is not None:
             self.current.observe(loss_scale)
 
+    def skip(self) -> None:
+        """Forget the gradients since the last step, which is not taken."""
+        if self.current is not None:
+            self.current.skip()
+
     def candidates(self) -> dict[str, list[Gain]] | None:
         """What the directions found would gain, where that is to choose the layers that grow."""
         if self.current is None or self.config.expand != "gradient":

@@ -70,7 +70,9 @@ def choose(
     The scores `as_they_are` order them where nothing is turned; else what they would be once turned, Adam's second
     moments being known of all of a layer's triples together. The layers stay as they are.
     """
-    born, ranks = history[-1]["added"], {layer.name: layer.rank for layer in layers}  # the last rows of their layers
+    last, ranks = history[-1], {layer.name: layer.rank for layer in layers}
+    # Newborn triples are the last rows of their layers, where no other ranks were loaded since.
+    born = {name: count for name, count in last["added"].items() if ranks[name] == last["ranks"][name]}
     old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
     unit = all(layer.a.unit for layer in layers)  # not where an earlier training left E
     turns = turns_of(layers, old, observed) if config.turn and unit else {}

@@ -13,7 +13,7 @@ from pedyra.adapters.attach import AdaptedLayer
 from pedyra.core.batching import alike, in_pieces
 from pedyra.core.directions import singular_turn
 from pedyra.core.importance import input_scores, triple_lengths
-from pedyra.training.optimizer_state import SECOND_MOMENTS
+from pedyra.training.optimizer_state import LARGEST, SECOND_MOMENTS
 from pedyra.training.scores import ScoreState, TripleScores
 
 
@@ -77,7 +77,7 @@ def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> N
     """Turn the layer's triples by W `(r, r)`, and their moments; nothing where it is None.
 
     A gradient of B turns with A, one of A against B, and so do their moving averages. Second moments turn as if the
-    gradients of a layer's triples were uncorrelated.
+    gradients of a layer's triples were uncorrelated, and largest sizes (Adamax) become the largest that they can be.
     """
     if W is None:
         return
@@ -89,7 +89,7 @@ def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> N
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor) or value.shape != parameter.shape:
                 continue
-            by = mix.square() if key in SECOND_MOMENTS else mix
+            by = mix.square() if key in SECOND_MOMENTS else mix.abs() if key in LARGEST else mix
             value.copy_(by @ value.float() if rows else value.float() @ by)
 
 
