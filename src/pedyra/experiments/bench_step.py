@@ -178,7 +178,11 @@ def _row(
     to_floor = [a / b for a, b in zip(own, floor, strict=True)]
     adjustment = median(adjustments) if adjustments else variant.setup_seconds
     low, _, high = quantiles(to_lora, n=4)
-    row = {"ratio_to_lora": median(to_lora), "ratio_settled": median(to_lora), "ratio_to_floor": median(to_floor)}
+    row: dict[str, Any] = {
+        "ratio_to_lora": median(to_lora),
+        "ratio_settled": median(to_lora),
+        "ratio_to_floor": median(to_floor),
+    }
     if variant.allocator is not None:
         by_lora, by_floor = (_by_kind(variant.allocator, ratios) for ratios in (to_lora, to_floor))
         steps_of_lora, steps_of_floor = ((adjustment or 0.0) / median(steps) for steps in (lora, floor))
@@ -189,8 +193,8 @@ def _row(
             "ratio_to_floor": over_a_run(by_floor, steps_of_floor, run, config, run.total_steps, moves=True),
             "ratio_by_kind": by_lora,
         }
-    row["spread"] = f"{low:.3f} to {high:.3f}"
-    return {**row, "ratio_quartiles": [low, high], "adjustment_seconds": adjustment, "step_seconds": median(own)}
+    row |= {"ratio_quartiles": [low, high], "spread": f"{low:.3f} to {high:.3f}"}
+    return {**row, "adjustment_seconds": adjustment, "step_seconds": median(own)}
 
 
 def _by_kind(allocator: Any, ratios: Sequence[float]) -> dict[str, float]:

@@ -82,7 +82,8 @@ def _reason(
         """To second order; less, or more, than what noise explains."""
         mean, error, reach = record["gains"][layer]
         slope = mean * abs(mean) + sign * (certainty * error) ** 2
-        return slope / (2 * record["curvature"][layer] * reach)
+        bent = 2 * record["curvature"][layer] * reach
+        return slope / bent if bent else 0.0  # no step measured the layer: its inputs overflowed in all
 
     def surely(layer: str) -> float:
         mean, error, _ = record["gains"][layer]
