@@ -230,9 +230,9 @@ def test_a_folder_is_no_recipe(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lora.r=true", "lora.r is True: Input should be no truth value"),
+        ("lora.r=true", "lora.r is True: Input should be a number, not true or false"),
         ("lora.r=8.5", "lora.r is 8.5: Input should be a valid integer"),
-        ("lora.dropout=true", "lora.dropout is True: Input should be no truth value"),
+        ("lora.dropout=true", "lora.dropout is True: Input should be a number, not true or false"),
         ("seed=1.5", "seed is 1.5"),
     ],
 )

@@ -41,16 +41,16 @@ class RankConfig:
     """Optimizer steps between adjustments (paper: Delta_T); a float below 1 is a fraction of the run, but where triples
     are tried 27 steps at least, or a quarter of what the warm-ups leave: fewer cannot tell a gain from chance."""
     moves: int | None = None
-    """Triples moved per adjustment at most (paper: k); on trial as many of narrow layers as pay for one of the widest.
-    None: a sixth of the total rank where they are tried first (`prune` "trial"), else 2 %, the paper's 12 of 576; 0:
-    only observe."""
+    """Triples moved per adjustment at most (paper: k). Where they are tried first, more are on trial if they belong to
+    narrow layers: enough to free the parameters of one triple of the widest. None: a sixth of the total rank where they
+    are tried first (`prune` "trial"), else 2 %, the paper's 12 of 576; 0: only observe."""
     moves_schedule: str | None = None
     """k over the window of adjustments: "adaptive", twice what moved last time, a quarter of `moves` at least;
     "constant" (paper), "linear" to 1, or "cubic", k (1 - p^3) (ElaLoRA). None: "adaptive" where triples are tried
     first, else "linear"."""
     initial_warmup: int | float | None = None
     """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run. None: 0 where
-    triples are tried first (`prune` "trial"), for before the first look nothing is; else 0.05."""
+    triples are tried first (`prune` "trial"), because nothing is tried before the first look anyway; else 0.05."""
     final_warmup: int | float = 0.25
     """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
 
@@ -58,9 +58,10 @@ class RankConfig:
     """Step at whose nearest adjustment all ranks are dealt anew, once, in proportion to what each layer's triples save
     of the loss per parameter, by Adam's second moments (`core.allocation.deal_ranks`); a float below 1 is a fraction of
     the run, 0: never (paper). Only with PE-DyRA's own policy. Not where one layer would get more than 2.5 times its
-    rank (of fewer than four layers (layers + 1) / 2 times), for then it has only learned first; nor where some B is not
-    zero at the start (PiSSA, OLoRA, an earlier training, `start="svd"`): what it holds is not given away unmeasured.
-    None: 0.1 where triples are tried (`prune` "trial") and the optimizer is of Adam's family, or 0."""
+    rank (of fewer than four layers (layers + 1) / 2 times), because such a layer has merely learned earlier than the
+    others; nor where some B is not zero at the start (PiSSA, OLoRA, an earlier training, `start="svd"`): what it holds
+    is not given away unmeasured. None: 0.1 where triples are tried (`prune` "trial") and the optimizer is of Adam's
+    family, or 0."""
 
     budget: str = "parameters"
     """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant)."""
@@ -71,7 +72,8 @@ class RankConfig:
 
     alpha: float | None = None
     """Weight of the gradient score against the input score in Alg. 1, step 3. The paper names no value. None: 0.5, but
-    0 where triples are turned before their trial (`turn`): what is turned has no Eq. (3), and alpha no say."""
+    0 where triples are turned before their trial (`turn`): Eq. (3) is not defined for turned directions, so alpha would
+    have no effect."""
     beta1: float = 0.85
     """EMA of the sensitivity and of the input energy, Eq. (3). AdaLoRA's value; the paper names none."""
     beta2: float = 0.85
@@ -119,9 +121,10 @@ class RankConfig:
     layer that loses one is turned first (exact re-orthogonalisation; the function stays), so that it is a triple. With
     `score` "importance" Eq. (6) alone orders them. Not where E is trained."""
     certainty: float = 3.0
-    """Standard errors of a new triple's gain that count as noise: its square is taken less theirs. Where triples are
-    tried, no gain counts that is not larger than chance shows among all candidates (`core.noise.chance`) as seldom as a
-    normal value is beyond this many errors; above 4 no look is that sure, and nothing is tried."""
+    """How many standard errors of a new triple's gain count as noise: it is credited with its square less theirs,
+    gain^2 - (certainty error)^2. Where triples are tried, no gain counts that is not larger than chance shows among all
+    candidates (`core.noise.chance`) as seldom as a normal value is beyond this many errors; above 4 no look is that
+    sure, and nothing is tried."""
     margin: float = 0.25
     """At first, a swap takes a sure gain above the square of this part of what the triples on trial are worth; the part
     rises to 1 over the window. Below 1, because in a network out of balance a triple in the wrong layer does a

@@ -31,7 +31,7 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
     except HFValidationError:
-        return "it is no name that the Hub could have"
+        return "it is not a valid name of a Hub repository"
     except GatedRepoError:
         return None  # who wants its files says how to ask for them
     except RevisionNotFoundError:

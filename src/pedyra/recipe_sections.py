@@ -58,7 +58,7 @@ class Section(BaseModel):
         """`r: true` is no rank of 1."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
-            raise PydanticCustomError("number", "Input should be no truth value")
+            raise PydanticCustomError("number", "Input should be a number, not true or false")
         return value
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PATTERNS = 2048, 1 << 17
-"""Sign patterns that are looked at, at most: all there are, or as many as the certainty asks for, in this range."""
+"""At most how many sign patterns are looked at, (least, most): all there are if that is no more, else as many as the
+certainty asks for within this range."""
 
 RARE = 8
 """How many of the patterns that are drawn may exceed the bound: the fewer, the more it depends on the draw."""
@@ -38,16 +39,16 @@ def chance(
     among: Bool[Tensor, " directions"],
     certainty: float,
 ) -> float:
-    """Errors that noise alone lets the largest mean reach as seldom as one normal value lies beyond +-`certainty`.
+    """The bound, in standard errors, that the largest mean passes by chance as rarely as a normal value +-`certainty`.
 
     The largest of many is large by chance: of 1600 directions two lie beyond 3 errors. Where no direction gains
     anything, the signs of a whole step are as likely the other way round, so every pattern of signs of the steps shows
     what chance could have given, with the spread of these values and all that their directions share (a randomisation
     test of the largest: Fisher 1935; Westfall and Young 1993). The pattern that was seen is one of them.
 
-    No more patterns are looked at once so many exceed what was seen that the rest cannot bring the bound below it
-    (Besag and Clifford 1991): that nothing is beyond it is then certain, and what is returned the bound by the patterns
-    so far. `CHUNK` elements of them are at least looked at.
+    The search stops early (Besag and Clifford 1991) once so many patterns exceed what was seen that the rest cannot
+    bring the bound below it, so that nothing can be beyond it; the bound returned is then that of the patterns so far.
+    At least `CHUNK` elements of them are looked at.
 
     Args:
         layer_of: number of each direction's layer.
@@ -111,5 +112,5 @@ def _patterns(steps: int, level: float) -> Float[Tensor, "patterns steps"]:
 
 
 def _variance(means: Float[Tensor, "*#any"], squares: Float[Tensor, "*#any"], steps: int) -> Float[Tensor, "*#any"]:
-    """Of as many values with these means and mean squares about their means; that of their signs does not matter."""
+    """Sample variance of `steps` values with these means and mean squares."""
     return (squares - means.square()).clamp_min_(0).mul_(steps / (steps - 1))

@@ -149,7 +149,7 @@ def plan_swaps(
     Args:
         candidates: per layer the gains of its new directions, surest first.
         curvature: per layer, see `curvatures`.
-        chance: errors that the gain of one of all candidates reaches by chance, see `core.noise.chance`.
+        chance: the bound of `core.noise.chance`, in standard errors; a gain at or below it is treated as noise.
         least: what a candidate must save per unit of cost, see `least_gain`.
         spare: units of cost that nothing uses.
     """

@@ -148,7 +148,7 @@ class GradientSketch:
         return list(zip(mean.split(widths), error.split(widths), strict=True))
 
     def chance(self, certainty: float) -> float:
-        """Errors that the gain of one of all candidates reaches by chance; see `core.noise.chance`."""
+        """The bound of `core.noise.chance` among all candidates, in standard errors."""
         among = [i < q for rows, q in zip(self.right, self.q, strict=True) for i in range(len(rows))]
         return chance(self._seen(), self._owner, torch.tensor(among), certainty)
 

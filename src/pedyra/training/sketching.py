@@ -77,7 +77,7 @@ class Sketching:
         return self.current.candidates(self.config.certainty, self._least)
 
     def chance(self) -> float:
-        """Errors that the gain of one of the candidates reaches by chance; infinite where there is no sketch."""
+        """The bound of `core.noise.chance`, in standard errors; infinite where there is no sketch."""
         if self.current is None:
             return math.inf
         if self._chance is None:

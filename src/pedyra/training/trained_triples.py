@@ -31,7 +31,7 @@ class TrainedTriples:
         self._slots += [(layer.b._parameters, "weight", layer.b.weight) for layer in self.layers]
 
     def rekey(self) -> bool:
-        """Have the optimizer train what was loaded in the place of what it holds and nothing uses any more.
+        """Point the optimizer at Parameters that a load has put in the place of those it holds.
 
         Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
         where the rank is 0, which is loaded by way of a zero row.

@@ -1,0 +1,149 @@
+"""The tables of docs/evidence.md that are marked say what the raw rows in docs/results say."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from pedyra.experiments.statistics import bootstrap_interval, standard_error
+
+DOCS = Path(__file__).parents[1] / "docs"
+Rows = list[dict[str, Any]]
+
+CONFIG = {"mlp": "f865a6bb", "block": "4e9a1898"}
+"""Hash of the settings of the rows that the planted tables show."""
+
+METHODS = {"pedyra": "pedyra", "adalora, to r": "adalora", "adalora, from r": "adalora from r",
+           "pedyra-paper": "pedyra-paper", "random": "random"}  # fmt: skip
+
+
+def raw(name: str) -> Rows:
+    return [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def table(marker: str) -> list[dict[str, str]]:
+    """The rows of the table below `<!-- marker -->`, by column."""
+    _, found, below = (DOCS / "evidence.md").read_text().partition(f"<!-- {marker} -->\n")
+    assert found, marker
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in below.split("\n\n")[0].splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def difference(better: list[float], digits: int = 4) -> str:
+    """Mean and interval of how much better a method is than LoRA, seed by seed."""
+    if not any(better):
+        return "0 in every run"
+    interval = bootstrap_interval(better)
+    assert interval is not None
+    return f"{mean(better):+.{digits}f} [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+
+
+def short(error: float) -> str:
+    return f"{error:.5f}" if error < 0.01 else f"{error:.3f}"
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "block"])
+def test_planted(architecture: str) -> None:
+    rows = raw("planted" if architecture == "mlp" else "planted_block")
+    shown = table(f"planted {architecture}")
+    assert len(shown) == 10
+    for line in shown:
+        case = [r for r in rows if r["profile"] == line["profile"] and r["noise"] == float(line["noise"])]
+        error = {
+            method: [r["relative_error"] for r in sorted(case, key=lambda r: r["seed"])
+                     if r["method"] == method and r["config"] in ("", CONFIG[architecture])]
+            for method in ("lora", "pedyra", "oracle")
+        }  # fmt: skip
+        assert [len(errors) for errors in error.values()] == [5, 5, 5]
+        for method, errors in error.items():
+            assert line[method] == short(mean(errors)), line
+        ratios = [ours / best for ours, best in zip(error["pedyra"], error["oracle"], strict=True)]
+        assert line["pedyra by oracle, each seed"] == ", ".join(f"{ratio:.2f}" for ratio in ratios), line
+        exact = [r["rank_distance"] == 0 for r in case if r["config"] == CONFIG[architecture]]
+        assert line["exact ranks"] == f"{sum(exact)} of {len(exact)}"
+
+
+@pytest.mark.parametrize(("target", "rate"), [("rot13", 0.032), ("code", 0.016)])
+def test_transfer(target: str, rate: float) -> None:
+    rows = raw("rot13" if target == "rot13" else "transfer")
+    loss = {
+        method: {r["seed"]: r["loss"] for r in rows if (r["method"], r["lr"], r["rank"]) == (method, rate, 2)}
+        for method in ("lora", "pedyra")
+    }
+    *seeds, last = table(f"transfer {target}")
+    assert [int(line["seed"]) for line in seeds] == sorted(loss["lora"])
+    for line in seeds:
+        ours, theirs = (loss[method][int(line["seed"])] for method in ("pedyra", "lora"))
+        assert [line["lora"], line["pedyra"]] == [f"{theirs:.4f}", f"{ours:.4f}"]
+        assert line["difference"] == f"{theirs - ours:+.4f}"
+    assert last["lora"] == f"{mean(loss['lora'].values()):.4f}"
+    assert last["pedyra"] == f"{mean(loss['pedyra'].values()):.4f}"
+    assert last["difference"] == difference([loss["lora"][seed] - loss["pedyra"][seed] for seed in loss["lora"]])
+
+
+Reported = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Reported:
+    """(task, steps, r) -> method -> seed -> row."""
+    found: Reported = defaultdict(lambda: defaultdict(dict))
+    for row in raw("minilm"):
+        if row["kind"] == "reported":
+            case = (row["task"], str(row["steps"]), str(row["budget"]))
+            assert row["seed"] not in found[case][row["method"]], row
+            found[case][row["method"]][row["seed"]] = row
+    return found
+
+
+def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None]) -> None:
+    names = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
+    lines = table(marker)
+    assert len(lines) == 8
+    for line in lines:
+        task, steps = line["task, steps"].split(", ")
+        check(line, (names[task], steps, line["r"]))
+
+
+def test_minilm_losses(minilm: Reported) -> None:
+    def check(line: dict[str, str], case: tuple[str, str, str]) -> None:
+        losses = {name: {seed: row["eval_loss"] for seed, row in rows.items()} for name, rows in minilm[case].items()}
+        lora = losses["lora"]
+        assert line["lora"] == f"{mean(lora.values()):.4f} ± {standard_error([*lora.values()]):.4f}"
+        for shown, method in METHODS.items():
+            if line[shown] == "not run":
+                assert method not in losses
+                continue
+            assert sorted(losses[method]) == sorted(lora) == [0, 1, 2, 3, 4]
+            assert line[shown] == difference([lora[seed] - losses[method][seed] for seed in lora]), (case, method)
+
+    by_case("minilm", check)
+
+
+def test_minilm_metrics(minilm: Reported) -> None:
+    def check(line: dict[str, str], case: tuple[str, str, str]) -> None:
+        for shown, method in {"lora": "lora", **METHODS}.items():
+            if line[shown] == "not run":
+                assert method not in minilm[case]
+                continue
+            value = mean(row[line["metric"]] for row in minilm[case][method].values())
+            assert line[shown] == f"{value:.3f}", (case, method)
+
+    by_case("minilm metrics", check)
+
+
+def test_planted_others() -> None:
+    rows = [row for name in ("planted", "planted_tuned") for row in raw(name)]
+    for line in table("planted others"):
+        case = {r["seed"]: r for r in rows if (r["method"], r["lr"]) == (line["method"], float(line["rate"]))
+                and (r["profile"], r["noise"], r["architecture"]) == ("design", 0, "mlp")}  # fmt: skip
+        error = [row["relative_error"] for row in case.values()]
+        assert len(error) == 5
+        assert line["relative error (lowest, highest)"] == (
+            f"{short(mean(error))} ({short(min(error))}, {short(max(error))})"
+        ), line
+        assert float(line["ranks in a wrong layer"]) == mean(row["rank_distance"] for row in case.values())
