@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from pedyra.cli import app
 from pedyra.experiments.bench_planted import KEY, METHODS, Size, bench_planted
-from pedyra.experiments.planted import ARCHITECTURES, PROFILES, batches, make_problem, profile_ranks, relative_error
 from pedyra.experiments.planted_figure import check_figure_path, save_planted_figure
 from pedyra.experiments.planted_summary import summarise_planted, table
 from pedyra.experiments.row_file import RowFile
+from pedyra.tasks.planted_problem import ARCHITECTURES, PROFILES, batches, make_problem, profile_ranks, relative_error
 
 SHORT = Size(steps=20, width=32, rank=2)
 

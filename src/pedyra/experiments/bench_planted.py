@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pedyra.experiments.contenders import CONTENDERS, Contender, contender, parse_settings
-from pedyra.experiments.planted import Problem, batches, make_problem, relative_error
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.trial import run_trial
+from pedyra.tasks.planted_problem import Problem, batches, make_problem, relative_error
 
 METHODS = (*CONTENDERS, "oracle")
 KEY = ("method", "set", "config", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")

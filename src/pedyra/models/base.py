@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,14 +23,13 @@ from transformers import (
 from pedyra.hub import why_not_on_hub
 from pedyra.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
+from pedyra.models.planted import PlantedBase, base_model
 from pedyra.models.quantized import keep_weight_layout, quantization_config
 from pedyra.models.tiny import tiny_config, tiny_tokenizer
 from pedyra.recipe_sections import LoraSection, ModelSection
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
 TINY = ("tiny-bert", "tiny-llama")
-PLANTED = "pedyra.experiments.planted_task"
-"""By name, since experiments stand above models."""
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -170,10 +168,9 @@ def _tiny_model(auto: Any, section: ModelSection, head: dict[str, Any], vocab_si
 
 
 def _planted_model(section: ModelSection) -> PreTrainedModel:
-    planted = import_module(PLANTED)
-    model = planted.base_model(section.name.removeprefix("planted-"))
+    model = base_model(section.name.removeprefix("planted-"))
     if section.quantization == "none":
         return model if section.dtype == "auto" else model.to(getattr(torch, section.dtype))
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return _from_pretrained(planted.PlantedBase, folder, section, **_loading(section, {}))
+        return _from_pretrained(PlantedBase, folder, section, **_loading(section, {}))

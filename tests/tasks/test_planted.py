@@ -12,11 +12,11 @@ from transformers import EvalPrediction
 from pedyra.experiments.grid import Grid
 from pedyra.experiments.named_tasks import task_data
 from pedyra.experiments.plan import plan_experiment
-from pedyra.experiments.planted import make_problem, relative_error
-from pedyra.experiments.planted_task import PROBLEM_SEED, planted_task
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import check_recipe
 from pedyra.recipe_sections import ModelSection
+from pedyra.tasks.planted import planted_task
+from pedyra.tasks.planted_problem import PROBLEM_SEED, make_problem, relative_error
 
 ROWS = [{"row": number} for number in range(40)]
 
