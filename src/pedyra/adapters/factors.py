@@ -84,7 +84,7 @@ class AFactor(nn.Module):
 
         While evaluating it is `weight`: what is judged, and saved, is the model with all of its triples.
         """
-        if self.live is None or not self._is_training:
+        if self.live is None or not self._counts_as_training:
             return weight
         if not torch.is_autocast_enabled(weight.device.type):
             return self.live.to(weight) @ weight
@@ -92,13 +92,13 @@ class AFactor(nn.Module):
             return self.live.to(weight) @ weight
 
     @property
-    def _is_training(self) -> bool:
+    def _counts_as_training(self) -> bool:
         return self.training or torch.is_grad_enabled()
 
     @property
     def counting(self) -> Tensor | None:
         """`reach`, where this forward, or its backward, is to add to it: while training."""
-        return self.reach if self.reach is not None and self._is_training else None
+        return self.reach if self.reach is not None and self._counts_as_training else None
 
     def unit_core(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""

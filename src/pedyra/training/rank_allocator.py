@@ -36,7 +36,7 @@ from pedyra.training.ownership import check_device, choose_forward, claim, give_
 from pedyra.training.record import adjustment_record
 from pedyra.training.resizing import carry_out
 from pedyra.training.rule import Policy, Rule, bidirectional
-from pedyra.training.scores import ScoreState, TripleScores, scores_observe, triple_scores
+from pedyra.training.scores import ScoreState, TripleScores, own_scores, scores_observe
 from pedyra.training.situation import moves_due, situation
 from pedyra.training.sketching import Sketching, schedule_of, too_short_to_try
 from pedyra.training.trained_triples import TrainedTriples
@@ -122,7 +122,7 @@ class RankAllocator:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
         self._state_is_known = False
-        self.scores: ScoreState = (self.rule.scores or triple_scores)(model, self.layers, config)
+        self.scores: ScoreState = (self.rule.scores or own_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
         reads_inputs = config.score == "importance" and (config.alpha or 0) < 1 and self.rule.scores is None
         self._inputs = InputEnergy(model, self.layers, average) if reads_inputs else None

@@ -206,7 +206,7 @@ def scores_observe(config: RankConfig) -> bool:
     return config.score == "importance"
 
 
-def triple_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
+def own_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
     """The state behind PE-DyRA's scores."""
     return TripleScores(
         layers,
