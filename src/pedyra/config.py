@@ -147,6 +147,11 @@ class RankConfig:
     """Seed of the new triples; they never draw from torch's global generator."""
 
     def __post_init__(self) -> None:
+        self._fill_in()
+        self._check_each()
+        self._check_together()
+
+    def _fill_in(self) -> None:
         for name, value in vars(self).items():  # NumPy's integers are none that JSON knows
             if isinstance(value, Integral) and not isinstance(value, (bool, int)):
                 object.__setattr__(self, name, int(value))
@@ -164,6 +169,8 @@ class RankConfig:
         if self.alpha is None:
             turned = self.prune == "trial" and self.turn is True and not self.train_e
             object.__setattr__(self, "alpha", 0.0 if turned or self.score == "trial" else 0.5)
+
+    def _check_each(self) -> None:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -185,6 +192,18 @@ class RankConfig:
             raise ValueError(f"rank.certainty is {self.certainty}; it counts standard errors: 0 or more")
         if self.margin <= 0:
             raise ValueError(f"rank.margin is {self.margin}; it is a part, above 0 (1: gain at least what is lost)")
+        for name in ("omega_ema", "fused", "train_e", "turn"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"rank.{name} is {getattr(self, name)!r}; it must be true or false")
+        counts = (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("patience", 0), ("seed", 0))
+        for name, least in (*counts, ("sketch_steps", 4), ("sketch_size", 1)):
+            value = getattr(self, name)
+            if value is None and name in ("moves", "max_rank"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"rank.{name} is {value!r}; it must be an integer of at least {least}")
+
+    def _check_together(self) -> None:
         if self.prune == "trial" and self.expand != "gradient":
             raise ValueError(
                 f"rank.prune is 'trial', but rank.expand {self.expand!r} measures no gains to set against it; use "
@@ -206,16 +225,6 @@ class RankConfig:
             )
         if self.start == "svd" and not self.train_e:
             raise ValueError("rank.train_e is false, but rank.start 'svd' starts at E = 0: nothing would be learned")
-        for name in ("omega_ema", "fused", "train_e", "turn"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"rank.{name} is {getattr(self, name)!r}; it must be true or false")
-        counts = (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("patience", 0), ("seed", 0))
-        for name, least in (*counts, ("sketch_steps", 4), ("sketch_size", 1)):
-            value = getattr(self, name)
-            if value is None and name in ("moves", "max_rank"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"rank.{name} is {value!r}; it must be an integer of at least {least}")
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError(f"rank.max_rank is {self.max_rank}, below rank.min_rank {self.min_rank}; raise it")
 
