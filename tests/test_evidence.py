@@ -141,3 +141,16 @@ def test_planted_others() -> None:
             f"{short(mean(error))} ({short(min(error))}, {short(max(error))})"
         ), line
         assert float(line["ranks in a wrong layer"]) == mean(row["rank_distance"] for row in case.values())
+
+
+def test_lora_over_budgets(minilm: Reported) -> None:
+    rows = [row for row in raw("lora_budgets") if row["kind"] == "reported"]
+    losses = {str(r): {row["seed"]: row["eval_loss"] for row in rows if row["budget"] == r} for r in (1, 4, 16, 32)}
+    losses |= {r: {seed: row["eval_loss"] for seed, row in minilm["sst2", "300", r]["lora"].items()} for r in "28"}
+    lines = table("budgets")
+    assert {line["r"] for line in lines} == losses.keys()
+    for line in lines:
+        loss = losses[line["r"]]
+        assert line["loss"] == f"{mean(loss.values()):.4f} ± {standard_error([*loss.values()]):.4f}"
+        if line["r"] != "2":
+            assert line["worse than r = 2 by"] == difference([loss[seed] - losses["2"][seed] for seed in loss])
