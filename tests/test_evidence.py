@@ -1,5 +1,7 @@
 """The tables of docs/evidence.md that are marked say what the raw rows in docs/results say."""
 
+from __future__ import annotations
+
 import json
 from collections import defaultdict
 from collections.abc import Callable
@@ -33,13 +35,13 @@ def table(marker: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-def difference(better: list[float], digits: int = 4) -> str:
+def difference(better: list[float]) -> str:
     """Mean and interval of how much better a method is than LoRA, seed by seed."""
     if not any(better):
         return "0 in every run"
     interval = bootstrap_interval(better)
     assert interval is not None
-    return f"{mean(better):+.{digits}f} [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+    return f"{mean(better):+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]"
 
 
 def short(error: float) -> str:
@@ -47,7 +49,7 @@ def short(error: float) -> str:
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "block"])
-def test_planted(architecture: str) -> None:
+def test_planted(architecture: str):
     rows = raw("planted" if architecture == "mlp" else "planted_block")
     shown = table(f"planted {architecture}")
     assert len(shown) == 10
@@ -68,7 +70,7 @@ def test_planted(architecture: str) -> None:
 
 
 @pytest.mark.parametrize(("target", "rate"), [("rot13", 0.032), ("code", 0.016)])
-def test_transfer(target: str, rate: float) -> None:
+def test_transfer(target: str, rate: float):
     rows = raw("rot13" if target == "rot13" else "transfer")
     loss = {
         method: {r["seed"]: r["loss"] for r in rows if (r["method"], r["lr"], r["rank"]) == (method, rate, 2)}
@@ -100,7 +102,7 @@ def minilm() -> Reported:
     return found
 
 
-def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None]) -> None:
+def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None]):
     names = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
     lines = table(marker)
     assert len(lines) == 8
@@ -109,8 +111,8 @@ def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]],
         check(line, (names[task], steps, line["r"]))
 
 
-def test_minilm_losses(minilm: Reported) -> None:
-    def check(line: dict[str, str], case: tuple[str, str, str]) -> None:
+def test_minilm_losses(minilm: Reported):
+    def check(line: dict[str, str], case: tuple[str, str, str]):
         losses = {name: {seed: row["eval_loss"] for seed, row in rows.items()} for name, rows in minilm[case].items()}
         lora = losses["lora"]
         assert line["lora"] == f"{mean(lora.values()):.4f} ± {standard_error([*lora.values()]):.4f}"
@@ -121,8 +123,8 @@ def test_minilm_losses(minilm: Reported) -> None:
     by_case("minilm", check)
 
 
-def test_minilm_metrics(minilm: Reported) -> None:
-    def check(line: dict[str, str], case: tuple[str, str, str]) -> None:
+def test_minilm_metrics(minilm: Reported):
+    def check(line: dict[str, str], case: tuple[str, str, str]):
         for shown, method in {"lora": "lora", **METHODS}.items():
             value = mean(row[line["metric"]] for row in minilm[case][method].values())
             assert line[shown] == f"{value:.3f}", (case, method)
@@ -130,9 +132,11 @@ def test_minilm_metrics(minilm: Reported) -> None:
     by_case("minilm metrics", check)
 
 
-def test_planted_others() -> None:
+def test_planted_others():
     rows = [row for name in ("planted", "planted_tuned") for row in raw(name)]
-    for line in table("planted others"):
+    lines = table("planted others")
+    assert len(lines) == 6
+    for line in lines:
         case = {r["seed"]: r for r in rows if (r["method"], r["lr"]) == (line["method"], float(line["rate"]))
                 and (r["profile"], r["noise"], r["architecture"]) == ("design", 0, "mlp")}  # fmt: skip
         error = [row["relative_error"] for row in case.values()]
@@ -143,7 +147,7 @@ def test_planted_others() -> None:
         assert float(line["ranks in a wrong layer"]) == mean(row["rank_distance"] for row in case.values())
 
 
-def test_lora_over_budgets(minilm: Reported) -> None:
+def test_lora_over_budgets(minilm: Reported):
     rows = [row for row in raw("lora_budgets") if row["kind"] == "reported"]
     losses = {str(r): {row["seed"]: row["eval_loss"] for row in rows if row["budget"] == r} for r in (1, 4, 16, 32)}
     losses |= {r: {seed: row["eval_loss"] for seed, row in minilm["sst2", "300", r]["lora"].items()} for r in "28"}

@@ -474,7 +474,7 @@ def test_gradients_that_are_thrown_away_leave_no_trace(make_net, train_net, net_
     assert all(torch.equal(ended[1][1][name], value) for name, value in ended[0][1].items())
 
 
-def test_what_was_read_cannot_be_thrown_away(make_net, net_batch):
+def test_what_was_read_cannot_be_thrown_away(make_net):
     model = make_net()
     allocator = allocate(model, RankConfig(**EAGER), 18)
     allocator.before_step()
@@ -495,7 +495,7 @@ def test_an_adjustment_with_too_little_measured_is_told_and_its_deal_comes_later
     assert record["step"] == 12
 
 
-def test_the_margin_rises_to_one_over_the_window(make_net, train_net, monkeypatch):
+def test_the_margin_rises_to_one_over_the_window(make_net, train_net):
     """As 0.25^(1 - progress)."""
     seen = []
 

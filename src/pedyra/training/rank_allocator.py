@@ -239,7 +239,10 @@ class RankAllocator:
         self._begin_trials()
         record = None
         if self.schedule.is_adjustment(self.step) and not self.settled:
-            record = self._adjust() if self._sketching.complete else self._pass_over()
+            if self._sketching.complete:
+                record = self._adjust()
+            else:
+                self._pass_over()
         self._prepare_next_step()
         return record
 
@@ -420,7 +423,7 @@ class RankAllocator:
         return record
 
     def _pass_over(self) -> None:
-        """Leave out an adjustment for which too little was measured: the run was taken up, or weights loaded, late."""
+        """Leave out an adjustment before which a run was taken up, or weights loaded, too late to measure anything."""
         logger.warning("nothing is adjusted after step %d: too few steps before it were measured", self.step)
         if self.step == self.deal_step:
             self.deal_step = self._next_deal()
