@@ -57,16 +57,15 @@ def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
         ValueError: no group holds its A, or none its B.
     """
     A, E, B = layer.factors
-    groups = [_group_of(optimizer, parameter) for parameter in (A, B)]
-    for factor, group in zip(("lora_A", "lora_B"), groups, strict=True):
-        if group is None:
+    for factor, parameter in (("lora_A", A), ("lora_B", B)):
+        if (group := _group_of(optimizer, parameter)) is None:
             raise ValueError(
                 f"the optimizer does not hold {factor} of {layer.name}; build one from all parameters of the model "
                 f"with its adapter, after get_peft_model"
             )
-    group = groups[1]
-    if group is None or not E.requires_grad or _group_of(optimizer, E) is not None:
+    if not E.requires_grad or _group_of(optimizer, E) is not None:
         return
+    assert group is not None  # that of B
     group["params"].append(E)
     if "param_names" in group:
         group["param_names"].append(f"{layer.name}.lora_A.{layer.adapter}.E")
