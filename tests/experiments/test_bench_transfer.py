@@ -40,8 +40,9 @@ def test_rotated_prose_is_the_prose_letter_by_letter():
     assert len(plain.held_out) == len(turned.held_out) and plain.digest != turned.digest
 
 
-def test_an_unknown_target_is_refused():
-    result = CliRunner().invoke(app, ["bench", "transfer", "--smoke", "--target", "latin"])
+@pytest.mark.parametrize("command", ["transfer", "search"])
+def test_an_unknown_target_is_refused(command):
+    result = CliRunner().invoke(app, ["bench", command, "--smoke", "--target", "latin"])
     assert str(result.exception) == "--target is 'latin'; it must be one of code, rot13"
 
 

@@ -82,6 +82,63 @@ def test_lora_plus_moves_b_faster_by_its_ratio():
     torch.testing.assert_close(B4, 4 * B)
 
 
+def _updates(model: Any):
+    """scaling B A of both layers, as PEFT computes it."""
+    base = model.get_base_model()
+    return {name: base.get_submodule(name).get_delta_weight("default").detach() for name in ("q", "up")}
+
+
+def test_para_keeps_the_largest_singular_triples_of_a_lora_of_four_times_the_rank():
+    trial, wide = _run("para", rank=1, lr=5e-2), _updates(_run("lora", rank=4, lr=5e-2).model)
+    parts = {name: torch.linalg.svd(update) for name, update in wide.items()}
+    # A rank costs 72 parameters in both layers, so the budget of a uniform rank 1 keeps the two largest of all.
+    least = torch.cat([S for _, S, _ in parts.values()]).sort(descending=True).values[1]
+    found = _updates(trial.model)
+    for name, (U, S, Vh) in parts.items():
+        kept = S >= least
+        assert trial.ranks[name] == int(kept.sum())
+        rank = len(S)
+        torch.testing.assert_close(found[name], U[:, :rank] @ torch.diag(S * kept) @ Vh[:rank], atol=1e-5, rtol=1e-4)
+
+
+def test_sora_takes_its_threshold_off_every_gate_at_every_step_and_folds_what_is_left_into_a():
+    model: Any = _run("sora", rank=3, steps=50, lr=0.0).model.get_base_model()
+    torch.manual_seed(0)
+    gates = [torch.randn(3) for _ in range(2)]  # the layers' order
+    plain: Any = make_student(TwoLayers(), dict.fromkeys(["q", "up"], 3), 1.0, 0).get_base_model()
+    for name, gate in zip(["q", "up"], gates, strict=True):
+        left = gate.sign() * (gate.abs() - 50 * 3e-4).clamp(min=0)
+        A = plain.get_submodule(name).lora_A["default"].weight
+        torch.testing.assert_close(model.get_submodule(name).lora_A["default"].weight, left[:, None] * A)
+
+
+def test_dylora_of_rank_1_has_nothing_to_draw_and_is_lora():
+    assert _updates(_run("dylora", rank=1).model).keys() == {"q", "up"}
+    for name, update in _updates(_run("dylora", rank=1).model).items():
+        torch.testing.assert_close(update, _updates(_run("lora", rank=1).model)[name])
+    differs = _updates(_run("dylora", rank=3).model)["q"] - _updates(_run("lora", rank=3).model)["q"]
+    assert differs.abs().max() > 1e-3
+
+
+def test_gora_starts_one_step_down_the_mean_gradient_within_the_rows_of_a():
+    trial = _run("gora", steps=33, lr=0.0)
+    base, loss = TwoLayers(), _loss(1)
+    base.requires_grad_()
+    for _ in range(32):
+        loss(base).backward()
+    weights: Any = {name: base.get_submodule(name).weight for name in ("q", "up")}
+    gradients = {name: weight.grad / 32 for name, weight in weights.items()}
+    importance = {name: float((weights[name].detach() * G).abs().mean()) for name, G in gradients.items()}
+    model: Any = trial.model.get_base_model()
+    for name, update in _updates(trial.model).items():
+        assert trial.ranks[name] == min(max(int(4 * importance[name] / sum(importance.values())), 1), 8)
+        A = model.get_submodule(name).lora_A["default"].A.detach()
+        onto_rows = A.T @ torch.linalg.inv(A @ A.T) @ A
+        step = 0.05 * (A.shape[1] / A.shape[0]) ** 0.5
+        torch.testing.assert_close(update, -step * gradients[name] @ onto_rows, atol=1e-6, rtol=1e-3)
+        assert model.get_submodule(name).scaling["default"] == pytest.approx(2 / trial.ranks[name] ** 0.5)
+
+
 def test_a_start_along_the_gradient_is_its_top_right_singular_vectors():
     model: Any = _run("gradient-start", steps=21, lr=0.0).model.get_base_model()
     base, loss = TwoLayers(), _loss(1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from typer.testing import CliRunner
 
 from pedyra.cli import app
 from pedyra.experiments.pattern_search import changed, exchanges, search_pattern
+from pedyra.experiments.transfer import rot13
 
 COSTS = {"q": 2, "v": 2, "up": 5}
 WEIGHTS = {"q": 0.1, "v": 2.0, "up": 1.0}
@@ -57,10 +59,12 @@ def test_exchanges_stay_within_the_budget_and_begin_with_the_best():
 
 def test_the_command_names_a_contender_and_goes_on_from_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("PEDYRA_CACHE", str(tmp_path))
-    arguments = ["bench", "search", "--smoke", "--rounds", "1", "--json", str(tmp_path / "rows.jsonl")]
+    arguments = ["bench", "search", "--smoke", "--rounds", "1", "--target", "rot13", "--json", str(tmp_path / "rows.jsonl")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "static:q=" in result.output
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["base"].split("-")[1] for row in rows} == {rot13().digest}
     monkeypatch.setattr("pedyra.experiments.bench_transfer.run_trial", lambda *a, **k: pytest.fail("made again"))
     assert CliRunner().invoke(app, arguments).output == result.output
 

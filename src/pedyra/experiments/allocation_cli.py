@@ -22,6 +22,17 @@ from pedyra.experiments.bench_options import (
 )
 
 
+def _known_target(name: str) -> str:
+    from pedyra.experiments.transfer import TARGETS
+
+    if name not in TARGETS:
+        raise ValueError(f"--target is {name!r}; it must be one of {', '.join(TARGETS)}")
+    return name
+
+
+Target = Annotated[str, typer.Option(help="code, or rot13: the same prose in other letters.", callback=_known_target)]
+
+
 def planted(
     chosen: Annotated[list[str] | None, methods("all")] = None,
     profiles: Annotated[
@@ -102,7 +113,7 @@ def transfer(
     ranks: Annotated[list[int] | None, several("--rank", "2", "Rank of the budget", min=1)] = None,
     steps: Annotated[int | None, typer.Option(min=1, show_default="800")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows of 64 bytes.", min=1, show_default="16")] = None,
-    target: Annotated[str, typer.Option(help="code, or rot13: the same prose in other letters.")] = "code",
+    target: Target = "code",
     settings: Settings = None,
     threads: Threads = None,
     smoke: Smoke = False,
@@ -115,10 +126,7 @@ def transfer(
     from pedyra.experiments.bench_transfer import KEY, SMOKE, Size, bench_transfer
     from pedyra.experiments.rate_summary import full_name, rates_by_method, summarise_rates, table
     from pedyra.experiments.row_file import RowFile
-    from pedyra.experiments.transfer import TARGETS
 
-    if target not in TARGETS:
-        raise ValueError(f"--target is {target!r}; it must be one of {', '.join(TARGETS)}")
     use_threads(threads)
     size = SMOKE if smoke else Size()
     size = replace(size, steps=steps or size.steps, batch=batch or size.batch, target=target)
@@ -161,6 +169,7 @@ def search(
     start: Annotated[
         str | None, typer.Option(help="A pattern to start from, as q=1,k=1,v=3; other types keep --rank.")
     ] = None,
+    target: Target = "code",
     threads: Threads = None,
     smoke: Smoke = False,
     json_file: RowsFile = None,
@@ -174,6 +183,7 @@ def search(
 
     use_threads(threads)
     size = replace(SMOKE, steps=5) if smoke else replace(Size(), steps=steps, batch=batch)
+    size = replace(size, target=target)
     console = new_console()
     for found in search_static(
         lr=lr, seeds=range(seeds), rank=rank, start=start, rounds=rounds, size=size, file=RowFile(json_file, KEY)

@@ -19,11 +19,14 @@ from functools import partial
 from typing import Any
 
 import yaml
+from peft import PeftModel
+from torch.optim import Optimizer
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.experiments import contender_hooks as hooks
-from pedyra.experiments.looks import Looking, gradient_look, probe_look
+from pedyra.experiments.looks import Looking, by_importance, gora_look, gradient_look, probe_look
+from pedyra.experiments.loop import make_optimizer
 from pedyra.methods import adalora_svd, elalora, increlora, l1ra, triadaptlora
 from pedyra.methods.adalora_svd import CubicPruning
 from pedyra.methods.dense_sensitivity import DenseSensitivity
@@ -31,6 +34,7 @@ from pedyra.methods.elalora import ElaLoraSettings, Elastic, orthogonal_triples
 from pedyra.methods.expand import Expand
 from pedyra.methods.increlora import GrowFromReserve, reserve_triples
 from pedyra.methods.l1ra import Gates, L1raSettings, MoveClosed, gated_triples
+from pedyra.methods.para import ParaSettings
 from pedyra.methods.prune import Prune
 from pedyra.methods.random_moves import RandomMoves
 from pedyra.methods.settings import WITHOUT_SKETCHES
@@ -61,18 +65,18 @@ class Contender:
     """Rank of the budget -> factor on the scaling at the start."""
     pattern: Pattern | None = None
     """Ranks at the start that are not uniform."""
-    ratio: float = 1.0
-    """Learning rate of B over that of A (LoRA+)."""
+    optimizer: Callable[[Sequence[AdaptedLayer], float], Optimizer] = make_optimizer
+    """(layers, learning rate); every group has a `peak` rate, or a `constant` one."""
     look: Looking | None = None
     """Spends the first steps of the run on gains and directions, and places the first triples along them."""
-    start: Callable[[Sequence[AdaptedLayer], int], None] | None = None
-    """(layers, seed): changes the factors before the optimizer is built."""
+    start: Callable[[PeftModel, Sequence[AdaptedLayer], int], object] | None = None
+    """(model, layers, seed): changes the factors before the optimizer is built."""
     before_step: Callable[[RankAllocator], None] | None = None
     """After the allocator has read the gradients."""
     after_step: Callable[[RankAllocator], None] | None = None
     """Between the optimizer's step and the allocator's."""
-    gate_lr: float | None = None
-    """Constant learning rate of E, apart from the others'."""
+    finish: Callable[[PeftModel, Sequence[AdaptedLayer], int], dict[str, int]] | None = None
+    """(model, layers, rank of the budget): cuts ranks after the last step, and returns all."""
 
     @property
     def config_digest(self) -> str:
@@ -196,7 +200,7 @@ CONTENDERS: dict[str, Contender] = {
         rule=_l1ra,
         start=hooks.start_gated,
         after_step=partial(hooks.close_gates, settings=_L1RA),
-        gate_lr=_L1RA.gate_learning_rate,
+        optimizer=partial(make_optimizer, gate_lr=_L1RA.gate_learning_rate),
     ),
     "increlora": Contender(
         config=RankConfig(**{**_WINDOW, **WITHOUT_SKETCHES, **increlora.RANK_SETTINGS}),
@@ -213,6 +217,11 @@ CONTENDERS: dict[str, Contender] = {
         scale=float,
         start=hooks.start_core,
     ),
+    # From the budget's ranks, which its gates can only close: it ends at or below the budget.
+    "sora": Contender(start=hooks.start_soft_gates, optimizer=hooks.soft_gate_adam, finish=hooks.cut_closed_gates),
+    "dylora": Contender(start=hooks.start_nested, optimizer=hooks.slot_adam, finish=hooks.cut_nested),
+    "para": Contender(first_rank=lambda rank: ParaSettings().factor * rank, finish=hooks.cut_at_one_threshold),
+    "gora": Contender(look=gora_look, pattern=by_importance),
     "pedyra-paper": Contender(config=RankConfig.paper(**_WINDOW, budget="parameters", moves=None), moves=1 / 12),
     "pedyra": Contender(config=RankConfig()),
 }
@@ -231,7 +240,7 @@ def contender(name: str, settings: Mapping[str, Any] | None = None) -> Contender
         return Contender(pattern=partial(fixed, parse_ranks(rest)))
     plus = re.fullmatch(r"lora\+(\d+(\.\d+)?)", name)
     if plus:
-        return Contender(ratio=float(plus[1]))
+        return Contender(optimizer=partial(make_optimizer, ratio=float(plus[1])))
     if head not in CONTENDERS:
         more = "lora+RATIO, static:LAYER=RANK,..., only:LAYER,..."
         raise ValueError(f"method {name!r} is unknown; choose from {', '.join(CONTENDERS)}, {more}")

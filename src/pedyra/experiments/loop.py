@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer
+from pedyra.adapters.factors import AFactor
 from pedyra.adapters.fused import fuse
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -36,15 +37,17 @@ def make_student(base: nn.Module, ranks: Mapping[str, int], scaling: float, seed
 
 
 def make_plain(adapted: Sequence[AdaptedLayer], fused: bool) -> None:
-    """Attached layers train as plain LoRA: E stays 1."""
+    """Attached layers train as plain LoRA: E stays 1. Slots that a method fills itself train as they are."""
     for layer in adapted:
+        if not isinstance(layer.a, AFactor):
+            continue
         layer.a.E.requires_grad_(False)
         if fused:
             fuse(layer.module)
 
 
 def make_optimizer(
-    adapted: Sequence[AdaptedLayer], lr: float, ratio: float = 1.0, gate_lr: float | None = None
+    adapted: Sequence[AdaptedLayer], lr: float, *, ratio: float = 1.0, gate_lr: float | None = None
 ) -> torch.optim.Adam:
     """Adam with a `peak` learning rate per group: lr for A, `ratio` times that for B and E.
 

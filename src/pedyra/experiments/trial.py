@@ -14,7 +14,7 @@ from pedyra.adapters.factors import AFactor
 from pedyra.config import RankConfig
 from pedyra.experiments.contenders import Contender
 from pedyra.experiments.looks import Setup
-from pedyra.experiments.loop import Loss, make_optimizer, make_plain, make_student, train
+from pedyra.experiments.loop import Loss, make_plain, make_student, train
 from pedyra.training.rank_allocator import RankAllocator
 
 
@@ -81,11 +81,11 @@ def run_trial(
     if look is not None:
         look.start(adapted)
     if contender.start is not None:
-        contender.start(adapted, seed)
+        contender.start(model, adapted, seed)
     fused = fused and all(type(layer.a) is AFactor for layer in adapted)
     if config is None:
         make_plain(adapted, fused)
-    optimizer = make_optimizer(adapted, lr, contender.ratio, contender.gate_lr)
+    optimizer = contender.optimizer(adapted, lr)
     allocator = None
     if config is not None:
         rule = contender.rule(rank, seed)
@@ -95,6 +95,8 @@ def run_trial(
         before_step=contender.before_step, after_step=contender.after_step,
     )  # fmt: skip
     ranks = dict.fromkeys(layers, 0) | (allocator.ranks if allocator else start_ranks)
+    if contender.finish is not None and not diverged:
+        ranks |= contender.finish(model, adapted, rank)
     history = allocator.history if allocator else []
     return Trial(
         model=model,
