@@ -59,11 +59,12 @@ def test_exchanges_stay_within_the_budget_and_begin_with_the_best():
 
 def test_the_command_names_a_contender_and_goes_on_from_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("PEDYRA_CACHE", str(tmp_path))
-    arguments = ["bench", "search", "--smoke", "--rounds", "1", "--target", "rot13", "--json", str(tmp_path / "rows.jsonl")]
+    rows_file = tmp_path / "rows.jsonl"
+    arguments = ["bench", "search", "--smoke", "--rounds", "1", "--target", "rot13", "--json", str(rows_file)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "static:q=" in result.output
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
     assert {row["base"].split("-")[1] for row in rows} == {rot13().digest}
     monkeypatch.setattr("pedyra.experiments.bench_transfer.run_trial", lambda *a, **k: pytest.fail("made again"))
     assert CliRunner().invoke(app, arguments).output == result.output
