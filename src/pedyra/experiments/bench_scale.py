@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer, attach
 from pedyra.config import RankConfig
 from pedyra.core.noise import chance
 from pedyra.experiments.bench_adjustment import DEEP, bench_adjustment
-from pedyra.experiments.chain import Size, adapted_chain
+from pedyra.experiments.chain import Chain, Size, adapted_chain
 from pedyra.experiments.device import check_device, now, timed
 from pedyra.experiments.memory import storage_bytes
 from pedyra.export import export_adapter
-from pedyra.training.checkpoint import save_state
+from pedyra.training.checkpoint import restore, save_state
 from pedyra.training.gradient_sketch import GradientSketch
 from pedyra.training.rank_allocator import RankAllocator
 
@@ -165,7 +166,10 @@ def _look_seconds(layers: int, rounds: int) -> float:
 
 
 def operation_seconds(layers: int) -> dict[str, float]:
-    """Seconds to attach, adjust once, write the checkpoint's side file, and export, on a chain of `layers`."""
+    """Seconds on a chain of `layers`: to attach, adjust once, save, write the checkpoint's side file, and export.
+
+    And to read: the adapter by PEFT, into the base model, and a checkpoint by an allocator that begins anew.
+    """
     size = Size(layers=layers, width=256)
     model = adapted_chain(size)
     result = {"attach_seconds": timed("cpu", lambda: attach(model))}
@@ -179,11 +183,12 @@ def operation_seconds(layers: int) -> dict[str, float]:
         optimizer.zero_grad()
         result["adjustment_seconds"] = timed("cpu", allocator.after_step)
     with tempfile.TemporaryDirectory() as folder:
-        result["checkpoint_seconds"] = timed("cpu", lambda: save_state(allocator, Path(folder)))
-        result["save_seconds"] = timed("cpu", lambda: model.save_pretrained(f"{folder}/adapter"))
-        result["export_seconds"] = timed(
-            "cpu", lambda: export_adapter(f"{folder}/adapter", "padded", f"{folder}/padded")
-        )
+        saved, base, fresh = f"{folder}/adapter", Chain(size), _prepared(size, "cpu", 4)[2]
+        result["save_seconds"] = timed("cpu", lambda: model.save_pretrained(saved))
+        result["checkpoint_seconds"] = timed("cpu", lambda: save_state(allocator, Path(saved)))
+        result["export_seconds"] = timed("cpu", lambda: export_adapter(saved, "padded", f"{folder}/padded"))
+        result["load_seconds"] = timed("cpu", lambda: PeftModel.from_pretrained(base, saved))  # type: ignore[arg-type]
+        result["resume_seconds"] = timed("cpu", lambda: restore(fresh, Path(saved)))
     return result
 
 
