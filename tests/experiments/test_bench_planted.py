@@ -17,7 +17,7 @@ from pedyra.experiments.planted_summary import summarise_planted, table
 from pedyra.experiments.row_file import RowFile
 from pedyra.tasks.planted_problem import ARCHITECTURES, PROFILES, batches, make_problem, profile_ranks, relative_error
 
-SHORT = Size(steps=20, width=32, rank=2)
+SHORT = Size(steps=24, width=32, rank=2)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -86,7 +86,7 @@ def test_noise_is_relative_to_the_true_change():
 
 def test_smoke_writes_a_row_for_every_method_and_draws_a_figure(tmp_path):
     file, figure = tmp_path / "rows.jsonl", tmp_path / "errors.svg"
-    arguments = ["--smoke", "--steps", "30", "--architecture", "mlp", "--json", str(file), "--figure", str(figure)]
+    arguments = ["--smoke", "--steps", "40", "--architecture", "mlp", "--json", str(file), "--figure", str(figure)]
     result = CliRunner().invoke(app, ["bench", "planted", *arguments])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 from rich.console import Console
 
@@ -25,6 +26,21 @@ def test_the_live_table_counts_and_averages(make_grid, folder):
     assert "runs: 5 of 6 runs" in shown and "runs: 6 of 6 runs" in shown
     assert "0.5200 3/3" in shown  # 0.5 + 0.1 / 10 + (0 + 1 + 2) / 300
     assert "0.6150 2/3 failed" in shown
+
+
+def test_a_run_that_diverged_earlier_is_shown_as_no_number(make_grid, folder):
+    grid = make_grid("learning_rates=[0.1]")
+    compare_grid(grid, Console(quiet=True))
+    experiment = plan_experiment(grid, folder / "runs/grid", lambda jobs: None)
+    jobs = [job for cell in experiment.cells for job in experiment.reported_jobs(cell, {})]
+    metrics = jobs[-1].run / "metrics.jsonl"
+    *lines, last = metrics.read_text().splitlines()
+    final = {**json.loads(last), "value": None, "eval_loss": None}
+    metrics.write_text("\n".join([*lines, json.dumps(final)]) + "\n")
+    out = io.StringIO()
+    with LiveTable(Console(file=out, force_terminal=True, width=100), "runs", jobs):
+        pass
+    assert "nan 3/3" in out.getvalue() and "0.5200 3/3" in out.getvalue()
 
 
 def test_without_a_terminal_there_is_a_line_a_run(make_grid):

@@ -114,3 +114,10 @@ def test_growth_that_cannot_meet_the_budget_is_told_before_training(prepare: Any
         prepare("increlora", rank={"interval": 6}).train()
     with pytest.raises(ValueError, match="lora.r is 1, but IncreLoRA starts at rank 1"):
         prepare("increlora", lora={"r": 1})
+
+
+def test_where_no_layer_can_grow_the_reserves_go_though_the_budget_is_not_met(situation: Any):
+    policy = GrowFromReserve(final=4, add=2, top=2)
+    now = situation({"a": 5, "b": 4}, history=[{"added": {"a": 2}}], max_ranks={"a": 4, "b": 3})  # active 3 and 2
+    plan = policy({"a": [1.0] * 5, "b": [9.0] * 4}, now)
+    assert plan.pruned == {"a": (3, 4), "b": (2, 3)} and plan.ranks == {"a": 3, "b": 2} and not plan.added

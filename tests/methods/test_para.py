@@ -73,3 +73,10 @@ def test_layers_narrower_than_the_trained_rank_are_cut_too(make_net: Any):
     values = {name: torch.linalg.svdvals(update) for name, update in before.items()}
     least = torch.cat([*values.values()]).sort(descending=True).values[17]
     assert ranks == {name: int((found >= least).sum()) for name, found in values.items()}
+
+
+def test_a_run_that_diverged_is_cut_to_the_budget_and_stays_no_number(make_net: Any):
+    model = make_net(trained=True, r=4)
+    next(parameter for parameter in model.parameters() if parameter.requires_grad).data[0, 0] = torch.nan
+    assert set(truncate(model, rank=2, budget="parameters").values()) == {2}
+    assert any(update.isnan().any() for update in updates(model).values())

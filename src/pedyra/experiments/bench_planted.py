@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pedyra.experiments.contenders import CONTENDERS, Contender, contender, parse_settings
+from pedyra.experiments.contenders import CONTENDERS, Contender, check_length, contender, parse_settings
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.trial import run_trial
 from pedyra.tasks.planted_problem import Problem, batches, make_problem, relative_error
@@ -75,6 +75,8 @@ def bench_planted(
     changes = parse_settings(settings)
     # The oracle's ranks are another problem's in every run.
     contenders = {name: Contender() if name == "oracle" else contender(name, changes) for name in methods}
+    for name, chosen in contenders.items():
+        check_length(chosen, min(size.steps for size in sizes), name)
 
     @lru_cache(maxsize=1)
     def lesson(size: Size, profile: str, noise: float, seed: int) -> Lesson:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from pedyra.experiments.contenders import contender, parse_ranks, parse_settings
+from pedyra.experiments.contenders import check_length, contender, parse_ranks, parse_settings
 from pedyra.experiments.pattern_search import Round, search_pattern
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.transfer import (
@@ -48,7 +48,7 @@ class Size:
     """One of `transfer.TARGETS`."""
 
 
-SMOKE = Size(steps=30, batch=4, width=32, depth=2, pretraining_steps=20, held_out=16)
+SMOKE = Size(steps=40, batch=4, width=32, depth=2, pretraining_steps=20, held_out=16)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ def bench_transfer(
     """
     changes = parse_settings(settings)
     contenders = {name: contender(name, changes) for name in methods}
+    for name, chosen in contenders.items():
+        check_length(chosen, size.steps, name)
     task = make_task(size)
     jobs = [
         {

@@ -25,13 +25,14 @@ from torch.optim import Optimizer
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.experiments import contender_hooks as hooks
-from pedyra.experiments.looks import Looking, by_importance, gora_look, gradient_look, probe_look
+from pedyra.experiments.looks import GRADIENT_STEPS, Looking, by_importance, gora_look, gradient_look, probe_look
 from pedyra.experiments.loop import make_optimizer
 from pedyra.methods import adalora_svd, elalora, increlora, l1ra, triadaptlora
 from pedyra.methods.adalora_svd import CubicPruning
 from pedyra.methods.dense_sensitivity import DenseSensitivity
 from pedyra.methods.elalora import ElaLoraSettings, Elastic, orthogonal_triples
 from pedyra.methods.expand import Expand
+from pedyra.methods.gora import GoraSettings
 from pedyra.methods.increlora import GrowFromReserve, reserve_triples
 from pedyra.methods.l1ra import Gates, L1raSettings, MoveClosed, gated_triples
 from pedyra.methods.para import ParaSettings
@@ -69,6 +70,8 @@ class Contender:
     """(layers, learning rate); every group has a `peak` rate, or a `constant` one."""
     look: Looking | None = None
     """Spends the first steps of the run on gains and directions, and places the first triples along them."""
+    look_steps: int = 0
+    """As many of them, where it is always the same number."""
     start: Callable[[PeftModel, Sequence[AdaptedLayer], int], object] | None = None
     """(model, layers, seed): changes the factors before the optimizer is built."""
     before_step: Callable[[RankAllocator], None] | None = None
@@ -170,8 +173,8 @@ def _kinds(costs: Costs) -> str:
 CONTENDERS: dict[str, Contender] = {
     "lora": Contender(),
     "rslora": Contender(scale=lambda rank: rank**0.5),
-    "gradient-start": Contender(look=gradient_look),
-    "gradient-ranks": Contender(look=gradient_look, pattern=by_gain),
+    "gradient-start": Contender(look=gradient_look, look_steps=GRADIENT_STEPS),
+    "gradient-ranks": Contender(look=gradient_look, look_steps=GRADIENT_STEPS, pattern=by_gain),
     "probe-start": Contender(look=probe_look),
     "probe-ranks": Contender(look=probe_look, pattern=by_gain),
     "probe-restart": Contender(look=partial(probe_look, keep=False), pattern=by_gain),
@@ -221,7 +224,7 @@ CONTENDERS: dict[str, Contender] = {
     "sora": Contender(start=hooks.start_soft_gates, optimizer=hooks.soft_gate_adam, finish=hooks.cut_closed_gates),
     "dylora": Contender(start=hooks.start_nested, optimizer=hooks.slot_adam, finish=hooks.cut_nested),
     "para": Contender(first_rank=lambda rank: ParaSettings().factor * rank, finish=hooks.cut_at_one_threshold),
-    "gora": Contender(look=gora_look, pattern=by_importance),
+    "gora": Contender(look=gora_look, look_steps=GoraSettings().steps, pattern=by_importance),
     "pedyra-paper": Contender(config=RankConfig.paper(**_WINDOW, budget="parameters", moves=None), moves=1 / 12),
     "pedyra": Contender(config=RankConfig()),
 }
@@ -254,6 +257,15 @@ def contender(name: str, settings: Mapping[str, Any] | None = None) -> Contender
     # Only what the contender sets itself is kept, so that what follows from a changed setting follows anew.
     own = {key: value for key, value in found.config.to_dict().items() if value != usual[key]}
     return replace(found, config=RankConfig.from_dict({**own, **changes}))
+
+
+def check_length(contender: Contender, steps: int, name: str = "this method") -> None:
+    """Raise ValueError where a run of so many steps leaves none to train."""
+    if steps <= contender.look_steps:
+        raise ValueError(
+            f"{name} looks at the gradients of {contender.look_steps} batches before it trains, so a run of {steps} "
+            f"steps leaves none; take more steps"
+        )
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

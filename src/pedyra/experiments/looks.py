@@ -63,7 +63,11 @@ class Look:
 Looking = Callable[[Setup], Look]
 
 
-def gradient_look(setup: Setup, *, steps: int = 20) -> Look:
+GRADIENT_STEPS = 20
+"""Batches that `gradient_look` spends."""
+
+
+def gradient_look(setup: Setup, *, steps: int = GRADIENT_STEPS) -> Look:
     """Top right singular vectors of the dense gradient, averaged over `steps` batches without an update.
 
     The gain of a direction, u^T G v, comes from the half of the batches that did not choose it.
@@ -124,9 +128,28 @@ def gora_look(setup: Setup) -> GoraLook:
 
 
 def by_importance(costs: Mapping[str, int], rank: int, gains: Mapping[str, Sequence[float]]) -> dict[str, int]:
-    """GoRA's ranks, from half to four times the uniform `rank`; about its budget of parameters, rounded down."""
+    """GoRA's ranks, from half to four times the uniform `rank`, at its budget of parameters.
+
+    The method rounds down and clamps, which leaves it beside the budget. Here what is above goes where most is above a
+    layer's share, and what is left over where most is missing.
+    """
     importance = {name: gains[name][0] for name in costs}
-    return ranks_of(importance, costs, r=rank, min_rank=max(1, rank // 2), max_rank=_most_ranks(rank))
+    ranks = ranks_of(importance, costs, r=rank, min_rank=max(1, rank // 2), max_rank=_most_ranks(rank))
+    left = sum(costs[name] * (rank - ranks[name]) for name in costs)
+    total, budget = sum(importance.values()) or 1.0, rank * sum(costs.values())
+    missing = {name: budget * importance[name] / total / costs[name] - ranks[name] for name in costs}
+
+    def change(name: str, by: int) -> None:
+        nonlocal left
+        ranks[name] += by
+        missing[name] -= by
+        left -= by * costs[name]
+
+    while left < 0:
+        change(min((name for name in costs if ranks[name] > 1), key=lambda name: missing[name]), -1)
+    while fitting := [name for name in costs if costs[name] <= left and ranks[name] < _most_ranks(rank)]:
+        change(max(fitting, key=lambda name: missing[name]), 1)
+    return ranks
 
 
 def _most_ranks(rank: int) -> int:
@@ -142,10 +165,14 @@ def probe_look(setup: Setup, *, part: float = 0.1, widen: int = 4, keep: bool = 
         keep: go on from the triples; False: only from their directions, with B = 0.
         points: 0: the gain is the squared singular value, and the pattern by gain per parameter loses least of the
             update (Eckart-Young). Otherwise it is the triple's share in what the update saves of the loss
-            (`loss_shares`), which costs as many further steps.
+            (`loss_shares`), which takes as many steps of the look, but at most half of them.
     """
-    steps = round(part * len(setup.factors)) - points
-    model = make_student(setup.base, dict.fromkeys(setup.layers, widen * setup.rank), setup.scaling, setup.seed)
+    look_steps = round(part * len(setup.factors))
+    points = min(points, look_steps // 2)
+    steps = look_steps - points
+    weights: dict[str, Any] = {name: setup.base.get_submodule(name).weight for name in setup.layers}
+    ranks = {name: min(widen * setup.rank, *weight.shape) for name, weight in weights.items()}
+    model = make_student(setup.base, ranks, setup.scaling, setup.seed)
     adapted = attach(model)
     make_plain(adapted, setup.fused)
     train(model, make_optimizer(adapted, setup.lr), setup.loss, setup.factors[:steps], clip=setup.clip)

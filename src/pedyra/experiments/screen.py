@@ -26,7 +26,7 @@ class LiveTable:
     def __init__(self, console: Console, title: str, jobs: Sequence[Job]) -> None:
         self.console, self.title, self.jobs = console, title, jobs
         self.failed: list[Outcome] = []
-        self._values = {job.run: final["value"] for job in jobs if (final := final_row(job.run)) is not None}
+        self._values = {job.run: _value(final) for job in jobs if (final := final_row(job.run)) is not None}
         self._ended = len(self._values)
         self._live = Live(self._table(), console=console, auto_refresh=False) if console.is_terminal else None
 
@@ -46,7 +46,7 @@ class LiveTable:
         self._ended += 1
         final = final_row(outcome.job.run)
         if final is not None:
-            self._values[outcome.job.run] = math.nan if _diverged(final) else final["value"]
+            self._values[outcome.job.run] = _value(final)
         if outcome.status == "failed":
             self.failed.append(outcome)
         if self._live is not None:
@@ -112,6 +112,11 @@ def print_comparison(console: Console, tables: Sequence[Content], remarks: Seque
         console.print()
     for remark in remarks:
         console.print(f"- {remark}", markup=False, soft_wrap=True)
+
+
+def _value(final: Mapping[str, Any]) -> float:
+    """What the table shows of a run."""
+    return math.nan if _diverged(final) else final["value"]
 
 
 def _diverged(final: Mapping[str, Any]) -> bool:

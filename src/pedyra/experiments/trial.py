@@ -12,7 +12,7 @@ from torch import nn
 from pedyra.adapters.attach import attach
 from pedyra.adapters.factors import AFactor
 from pedyra.config import RankConfig
-from pedyra.experiments.contenders import Contender
+from pedyra.experiments.contenders import Contender, check_length
 from pedyra.experiments.looks import Setup
 from pedyra.experiments.loop import Loss, make_plain, make_student, train
 from pedyra.training.rank_allocator import RankAllocator
@@ -58,8 +58,9 @@ def run_trial(
         fused: `RankConfig.fused`, also for fixed ranks; worth it from about a thousand tokens a step.
 
     Raises:
-        ValueError: a budget or schedule that the contender cannot meet, a layer name it does not find.
+        ValueError: a budget, schedule or number of steps that the contender cannot meet, a layer name it does not find.
     """
+    check_length(contender, steps)
     began = time.perf_counter()
     costs = layer_costs(base, layers)
     factors = [min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps) for step in range(steps)]
@@ -95,7 +96,7 @@ def run_trial(
         before_step=contender.before_step, after_step=contender.after_step,
     )  # fmt: skip
     ranks = dict.fromkeys(layers, 0) | (allocator.ranks if allocator else start_ranks)
-    if contender.finish is not None and not diverged:
+    if contender.finish is not None:
         ranks |= contender.finish(model, adapted, rank)
     history = allocator.history if allocator else []
     return Trial(

@@ -97,9 +97,9 @@ class GrowFromReserve:
         below = {name: rank for name, rank in active.items() if rank + self.add <= now.max_ranks[name]}
         gains = growth(layer_scores, below, missing, self._top(now), self.add)
         rescale = {name: active[name] / (active[name] + gain) for name, gain in gains.items()}
-        if sum(gains.values()) < missing and not is_last(now):
+        if gains and sum(gains.values()) < missing and not is_last(now):
             return plan(scores, {}, gains, layer_scores, rescale)
-        # The budget is met: what is not activated of the reserve goes.
+        # The budget is met, or no layer can grow: what is not activated of the reserve goes.
         unused = {name: self.add - gains.get(name, 0) for name in active}
         pruned = {name: tuple(range(now.ranks[name] - n, now.ranks[name])) for name, n in unused.items() if n}
         return plan(scores, pruned, {}, layer_scores, rescale)

@@ -43,15 +43,20 @@ def truncate(model: PeftModel, rank: int, budget: str) -> dict[str, int]:
     """Keep the largest singular triples of the updates of all layers, to the budget of a uniform `rank`; in place.
 
     One threshold for all layers, on the singular values of s B A, or, at a budget of parameters, on these over the
-    parameters of a triple. A layer may lose all. Nothing is merged, so a quantised base is as good as any. Returns
-    the ranks.
+    parameters of a triple. A layer may lose all. Nothing is merged, so a quantised base is as good as any. A run that
+    diverged has no singular values: all its layers are cut to `rank`. Returns the ranks.
     """
-    layers = attach(model, start="svd")  # the update's exact singular triples; E holds the values
+    diverged = not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
+    # The update's exact singular triples; E holds the values.
+    layers = attach(model, start="lora" if diverged else "svd")
     scores: Scores = {layer.name: _singular_values(layer) for layer in layers}
     widths = {layer.name: layer.a.in_features + layer.b.out_features for layer in layers}
     costs = dict.fromkeys(widths, 1) if budget == "ranks" else widths
     excess = sum(len(values) * costs[name] for name, values in scores.items()) - rank * sum(costs.values())
-    pruned = lowest_worth(scores, costs, excess, min_rank=0)
+    if diverged:
+        pruned = {layer.name: tuple(range(rank, layer.rank)) for layer in layers}
+    else:
+        pruned = lowest_worth(scores, costs, excess, min_rank=0)
     changes = ((layer, resized(layer, pruned.get(layer.name, ()), None)) for layer in layers)
     install((layer, [change.new for change in changed]) for layer, changed in changes)
     write_ranks(model)
