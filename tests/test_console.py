@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pedyra.console import format_bytes, format_seconds, print_rank_map, print_table, write_json_lines
+from pedyra.console import format_bytes, format_seconds, new_console, print_rank_map, print_table, write_json_lines
 from pedyra.layer_names import layer_place
 
 
@@ -74,3 +74,9 @@ def test_a_method_without_lora_layers_has_no_map():
     out = StringIO()
     print_rank_map(Console(file=out), [])
     assert out.getvalue() == ""
+
+
+def test_brackets_in_paths_are_no_markup(capsys: pytest.CaptureFixture[str]):
+    new_console().print("written to runs/a[lr=3]/[/b]")
+    print_table(new_console(), ["layer"], [["a[seed]"]])
+    assert "runs/a[lr=3]/[/b]" in capsys.readouterr().out

@@ -93,3 +93,15 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path):
     (tmp_path / "checkpoint-8").mkdir()
     with pytest.raises(ValueError, match="unfinished, try .*checkpoint-8"):
         inspect_adapter(tmp_path)
+
+
+def test_a_layer_of_rank_0_counts_as_none(tmp_path):
+    tensors = {
+        "a.lora_A.weight": torch.zeros(1, 4),
+        "a.lora_B.weight": torch.zeros(3, 1),
+        "b.lora_A.weight": torch.ones(1, 4),
+        "b.lora_B.weight": torch.zeros(3, 1),  # rank 1, not trained yet
+    }
+    first, second, total = inspect_adapter(write_adapter(tmp_path, tensors)).rows()
+    assert (first["rank"], first["parameters"], second["rank"], second["parameters"]) == (0, 0, 1, 7)
+    assert (total["rank"], total["parameters"], total["other_parameters"], total["bytes"]) == (1, 7, 0, 4 * 14)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+import transformers
+from peft import LoraConfig, get_peft_model
 from test_export import FLAVOURS, logits, mixed_ranks
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from pedyra import export_adapter
 from pedyra.models import load_model, load_tokenizer
@@ -115,6 +116,7 @@ def run_folder(tmp_path) -> Any:
         model = mixed_ranks(get_peft_model(base, settings))
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
+        (tmp_path / "run" / "metrics.jsonl").touch()
         model.save_pretrained(tmp_path / "run" / "adapter")
         return tmp_path / "run", model
 
@@ -210,3 +212,40 @@ def test_a_shared_head_matters_only_to_the_adapter_that_changes_it(make_llama, t
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
     model.set_adapter("default")
     assert (export_adapter(model, "merged", tmp_path / "out") / "config.json").is_file()
+
+
+@pytest.mark.parametrize("recipe", ["model: {name: tiny-bert}\ndata: {source: toy}\n", "quant_stage: {}\n"])
+def test_a_recipe_beside_an_adapter_that_is_of_no_run_is_not_its_recipe(recipe, make_llama, tokens, tmp_path):
+    model = mixed_ranks(make_llama())
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    model.save_pretrained(tmp_path / "out")
+    base = make_llama().unload()
+    base.save_pretrained(tmp_path / "base")
+    merged = export_adapter(tmp_path / "out", "merged", tmp_path / "merged", base=str(tmp_path / "base"))
+    assert torch.allclose(logits(load_merged(merged), tokens), logits(model, tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "auto"), [("SEQ_CLS", "SequenceClassification"), ("TOKEN_CLS", "TokenClassification")]
+)
+def test_a_saved_head_takes_the_place_of_one_of_another_size(task_type, auto, tokens, tmp_path):
+    config = BertConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    auto_class: Any = getattr(transformers, f"AutoModelFor{auto}")
+    auto_class.from_config(config).save_pretrained(tmp_path / "base")  # a head of 2
+    base = auto_class.from_pretrained(tmp_path / "base", num_labels=5, ignore_mismatched_sizes=True)
+    model = mixed_ranks(get_peft_model(base, LoraConfig(task_type=task_type, target_modules=["query", "value"])))
+    model.save_pretrained(tmp_path / "adapter")
+    merged = export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged", base=str(tmp_path / "base"))
+    loaded = auto_class.from_pretrained(merged).eval()
+    with torch.no_grad():
+        expected = model.eval()(**tokens).logits
+        assert torch.allclose(loaded(**tokens).logits, expected, atol=1e-5) and expected.shape[-1] == 5
+
+
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
+def test_what_peft_cannot_merge_is_told(make_llama, tmp_path):
+    make_llama(lora_bias=True).save_pretrained(tmp_path / "adapter")
+    make_llama().unload().save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="cannot be merged: .*lora_bias=True.*export target peft"):
+        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=str(tmp_path / "base"))

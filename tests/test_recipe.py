@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pedyra.config import RankConfig
 from pedyra.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
@@ -311,3 +312,11 @@ def test_merged_keys_may_repeat(recipe_file: Path):
     assert read_settings(recipe_file, [], what="recipe", starts_with="model")["lora"] == {"r": 2, "alpha": 8}
     recipe_file.write_text('lora: {1: x, "1": y}\n')
     assert read_settings(recipe_file, [], what="recipe", starts_with="model")["lora"] == {1: "x", "1": "y"}
+
+
+@pytest.mark.parametrize("text", ["5e-4", "12e5", "no", "1.5", "true", "null", "0x10", "a: b"])
+def test_a_resolved_recipe_is_read_as_it_was_written(text: str, recipe_file: Path, tmp_path: Path):
+    recipe = load_recipe(recipe_file).model_copy(update={"name": text})
+    (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+    assert yaml.safe_load(recipe.to_yaml())["name"] == text  # by readers of YAML 1.1 too

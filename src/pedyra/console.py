@@ -23,8 +23,8 @@ Row = Mapping[str, Any]
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """A console that leaves numbers and paths as they are, without colour guesses."""
-    return Console(stderr=stderr, highlight=False)
+    """A console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup."""
+    return Console(stderr=stderr, highlight=False, markup=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
@@ -54,7 +54,7 @@ def print_whole(console: Console, table: Table) -> None:
         console.print(table)
     else:
         wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        Console(file=console.file, highlight=False, width=max(wide, console.width)).print(table)
+        Console(file=console.file, highlight=False, markup=False, width=max(wide, console.width)).print(table)
 
 
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:

@@ -26,6 +26,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
     """Let `save` fill a folder that appears as `path` whole or not at all; an older one is replaced."""
+    path = path.resolve()  # "." has no name
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

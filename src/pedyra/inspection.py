@@ -17,7 +17,10 @@ from pedyra.core.pareto import effective_rank, singular_values
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One adapted layer: its tensors' sizes, and the effective rank (core.pareto) of its update B A."""
+    """One adapted layer, and the effective rank (core.pareto) of its update B A.
+
+    A layer of rank 0 is one triple of zeros on disk, and counts as what it is.
+    """
 
     layer: str
     rank: int
@@ -68,12 +71,13 @@ def inspect_adapter(path: Path) -> AdapterSummary:
     tensors = read_tensors(folder / "adapter_model.safetensors")
     factors = _by_layer(tensors)
     layers = [_summarise(name, factors[name]) for name in sorted(factors, key=_natural)]
+    in_layers = sum(tensor.numel() for parts in factors.values() for tensor in parts.values())
     if not layers:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     return AdapterSummary(
         path=folder,
         layers=layers,
-        other_parameters=sum(t.numel() for t in tensors.values()) - sum(layer.parameters for layer in layers),
+        other_parameters=sum(t.numel() for t in tensors.values()) - in_layers,
         bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
         budget=_budget(path),
     )
@@ -137,10 +141,11 @@ def _summarise(name: str, parts: dict[str, Tensor]) -> LayerSummary:
     A = parts["A"].flatten(1)
     B = parts["B"].flatten(1)
     E = parts["E"].flatten() if "E" in parts else torch.ones(len(A))
+    empty = len(A) == 1 and not A.any() and not B.any()
     return LayerSummary(
         layer=name,
-        rank=len(A),
-        parameters=sum(part.numel() for part in parts.values()),
+        rank=0 if empty else len(A),
+        parameters=sum(part.numel() for slot, part in parts.items() if not (empty and slot in ("A", "E", "B"))),
         effective_rank=effective_rank(singular_values(A, E, B)),
     )
 

@@ -95,7 +95,10 @@ def merge_folder(lora: SavedLora, source: Path, base: nn.Module | str | Path | N
     _check_base(model)
     adapted = _adapted(model, lora)
     _check_untied(adapted.get_base_model(), "default")
-    return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
+    try:
+        return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
+    except RuntimeError as error:  # lora_bias on a layer that has no bias
+        raise ValueError(f"{lora.title} cannot be merged: {error}; export target peft") from error
 
 
 def _check_base(base: nn.Module) -> None:
@@ -131,9 +134,11 @@ def _weight(module: Any) -> Any:
 
 
 def _recipe_of(source: Path) -> Recipe | None:
-    """The recipe of the run that `source` is, or is the adapter or a checkpoint of."""
-    for folder in (source, source.resolve().parent):
-        if (folder / "recipe.yaml").is_file():
+    """The recipe of the run that `source` is, or is the adapter or a checkpoint of; others write such files, too."""
+    place = source.resolve()
+    of_run = place.name == "adapter" or place.name.startswith("checkpoint-")
+    for folder in (place, *((place.parent,) if of_run else ())):
+        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
             return load_recipe(folder / "recipe.yaml")
     return None
 
@@ -161,12 +166,12 @@ def _base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrai
             f"export_adapter(source, 'merged', out, base=model or its name)"
         )
     head: dict[str, Any] = {}
-    if config.get("task_type") == "SEQ_CLS" and (num_labels := _num_labels(lora)) is not None:
-        head["num_labels"] = num_labels
+    if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and (num_labels := _num_labels(lora)) is not None:
+        head = {"num_labels": num_labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
     auto: Any = getattr(transformers, _class_name(lora))
     try:
         model = auto.from_pretrained(name, dtype="auto", **head)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         told = str(error).strip().splitlines()[0]
         raise ValueError(f"the base model {name!r} of {lora.title} cannot be loaded: {told}") from error
     return model, _find_tokenizer(str(lora.folder), str(name))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import (
     Field,
     TypeAdapter,
@@ -20,7 +19,7 @@ from pydantic import (
 
 from pedyra.config import CHOICES, RankConfig
 from pedyra.recipe_sections import DataSection, LoraSection, ModelSection, Section
-from pedyra.yaml_file import one_line, read_settings
+from pedyra.yaml_file import one_line, read_settings, to_yaml
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
@@ -100,7 +99,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe: every default written out; `load_recipe` of it gives an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

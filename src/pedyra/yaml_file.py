@@ -69,9 +69,24 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+_NUMBER = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
+_Loader.add_implicit_resolver(*_NUMBER)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also puts quotes around text which `_Loader`, and not YAML 1.1, would take for a number."""
+
+
+_Dumper.add_implicit_resolver(*_NUMBER)
+
+
+def to_yaml(content: Any) -> str:
+    """Text that `parse_yaml` reads as `content` again, keys in their order."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(text: str, where: str) -> Any:

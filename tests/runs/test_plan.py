@@ -95,6 +95,20 @@ def test_rows_longer_than_the_models_positions_are_refused():
         make_plan(setup)
 
 
+def test_positions_that_begin_after_the_padding_are_fewer():
+    setup = set_up_toy()
+    longest = max(len(ids) for rows in (setup.task.train, setup.task.eval) for ids in rows["input_ids"])
+    base: Any = setup.model.get_base_model()
+    base.config.max_position_embeddings = longest + 2
+    base.bert.embeddings.position_embeddings.padding_idx = 1  # as RoBERTa has it: rows begin at position 2
+    make_plan(setup)
+    base.config.max_position_embeddings = longest + 1
+    with pytest.raises(
+        ValueError, match=rf"the model has {longest - 1} positions; set data.max_length to {longest - 1}"
+    ):
+        make_plan(setup)
+
+
 def test_less_than_a_step_is_refused():
     with pytest.raises(ValueError, match="num_train_epochs is 0"):
         make_plan(set_up_toy(num_train_epochs=0))

@@ -14,7 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from pedyra.files import read_rows
+from pedyra.inspection import inspect_adapter
 from pedyra.recipe import Recipe, load_recipe
+from pedyra.report.run_folder import read_run
 from pedyra.runs.evaluate import evaluate_run
 from pedyra.runs.metrics_log import MetricsLog
 from pedyra.runs.run import plan_run, train_run
@@ -374,3 +376,79 @@ def test_a_damaged_line_of_metrics_is_told_by_its_number(recipe, interrupt_at):
     folder.metrics.write_text("damaged\n" + folder.metrics.read_text())
     with pytest.raises(ValueError, match="line 1 of .*metrics.jsonl is damaged"):
         run(recipe(), resume=True)
+
+
+def test_a_run_is_not_lost_to_one_whose_recipe_cannot_be_written(recipe, monkeypatch):
+    folder = run(recipe()).folder
+    before = adapter(folder.path)
+
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pedyra.runs.run.write_file", fail)
+        with pytest.raises(OSError, match="disk full"):
+            run(recipe(seed=1), overwrite=True)
+    assert_same_tensors(adapter(folder.path), before)
+    assert load_recipe(folder.recipe).seed == 0 and folder.is_finished()
+
+
+def test_a_run_that_was_half_put_aside_by_a_kill_is_whole_again(recipe, monkeypatch):
+    folder = run(recipe()).folder
+    before = adapter(folder.path)
+    rename = Path.rename
+
+    def killed(self, target):
+        if self.name == "checkpoint-12":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.set_aside()
+    assert folder.holds_run() and not (folder.path / "adapter").exists()
+    assert folder.bring_back()
+    assert_same_tensors(adapter(folder.path), before)
+    assert (folder.path / "checkpoint-12").is_dir() and not (folder.path / ".replaced").exists()
+
+
+def test_eval_refuses_rows_of_which_others_are_held_out_now(recipe, tmp_path):
+    rows = [{"text": f"good {number}" if number % 2 else f"bad {number}", "label": number % 2} for number in range(40)]
+    data, other = tmp_path / "d.jsonl", tmp_path / "v.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = run(recipe(data={"source": str(data), "train_rows": None, "eval_rows": None})).folder
+    expected = evaluate_run(folder.path)
+    data.write_text(data.read_text() + json.dumps({"text": "good 40", "label": 1}) + "\n")
+    with pytest.raises(ValueError, match="the rows of .*d.jsonl, or their tokens, are not those .* as data.validation"):
+        evaluate_run(folder.path)
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
+    text = folder.recipe.read_text()
+    folder.recipe.write_text(text.replace("validation: null", f"validation: {other}"))
+    assert evaluate_run(folder.path).keys() == expected.keys()
+
+
+@pytest.mark.parametrize(("strategy", "step"), [("steps", 6), ("epoch", 4), ("epoch", 6)])
+def test_an_interrupt_at_an_evaluation_changes_nothing_either(recipe, interrupt_at, strategy, step):
+    every = {"max_steps": -1, "num_train_epochs": 3, "eval_strategy": strategy, "save_strategy": strategy}
+    changes = {
+        "training": {**every, "save_steps": 6, "load_best_model_at_end": True},
+        "data": {"train_rows": 16},  # epochs of 4 steps
+    }
+    whole = run(recipe(output="whole", **changes)).folder.path
+    interrupt_at(step)
+    assert run(recipe(**changes)).step == step
+    folder = run(recipe(**changes), resume=True).folder.path
+    assert steps_of(folder, "eval") == steps_of(whole, "eval")
+    assert_same_tensors(adapter(folder), adapter(whole))
+    assert read_rows(folder / "metrics.jsonl")[-1]["best_step"] == read_rows(whole / "metrics.jsonl")[-1]["best_step"]
+
+
+def test_the_report_tells_the_ranks_and_losses_of_a_best_adapter_and_of_the_last_step(recipe):
+    best = {"load_best_model_at_end": True, "save_steps": 2, "eval_steps": 2, "learning_rate": 0.5}
+    folder = run(recipe("random", training=best)).folder.path
+    final, read = read_rows(folder / "metrics.jsonl")[-1], read_run(folder)
+    assert final["best_step"] < 12 and len(steps_of(folder, "eval")) == 6
+    layers = inspect_adapter(folder).layers
+    assert {layer.layer: layer.rank for layer in layers} == read.final_ranks
+    assert read.final_ranks != read.adjustments[-1]["ranks"]

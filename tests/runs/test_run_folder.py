@@ -1,6 +1,7 @@
 """The run folder's rules: nobody's files are lost, and nothing in it is half-written."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +103,9 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     with path.open("a") as file:
         file.write(json.dumps({"step": 2})[:6])
     assert read_rows(path) == [{"step": 1}]
+
+
+def test_the_working_directory_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("."), lambda part: (part.mkdir(), (part / "weights").write_text("new")))
+    assert (tmp_path / "weights").read_text() == "new"

@@ -99,3 +99,12 @@ def test_names_that_are_numbers_are_those_in_the_data():
     assert [stars.number(value) for value in (1, 5, 3.0)] == [0, 4, 2]
     declared = labels([0, 1], class_names=["1", "2"])  # by the source, whose rows hold class numbers
     assert declared.number(1) == 1
+
+
+def test_numbers_among_names_are_names():
+    mixed = labels([1, 2, "unk"])
+    assert (mixed.names, [mixed.number(value) for value in (1, 2, "unk")]) == (("1", "2", "unk"), [0, 1, 2])
+    flags = labels([True, "false"])
+    assert (flags.number(True), flags.number("false")) == (0, 1)
+    with pytest.raises(ValueError, match="label 0 is none of the classes 1, 2, unk"):
+        mixed.number(0)

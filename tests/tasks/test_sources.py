@@ -90,6 +90,7 @@ def test_only_named_columns_are_kept_those_of_a_template_too(tmp_path: Path):
         ("d.json", '[{"text": ]', {}, "is no valid JSON list"),
         ("d.jsonl", "[1, 2]", {}, "is no JSON object; a row maps column names to values"),
         ("d.jsonl.gz", "not compressed", {}, "cannot be read as jsonl: "),
+        ("d.jsonl.xz", "not compressed", {}, "cannot be read as jsonl: "),
         ("d.parquet", "not parquet", {}, "cannot be read as parquet: "),
     ],
 )

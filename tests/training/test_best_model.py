@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from pedyra import RankCallback
 from pedyra.training.checkpoint import RECORD
@@ -88,3 +88,22 @@ def test_a_best_checkpoint_without_side_file_is_loaded_with_a_warning(make_train
         trainer.train()
     trainer.args.load_best_model_at_end = False
     trainer.train()  # E = 1 now, and the optimizer holds what the model holds
+
+
+def test_the_best_of_a_named_adapter_comes_back_whole(make_trainer, make_bert, quick, logits, tmp_path):
+    """PEFT saves it in a folder of its own, where Trainer does not look; the head belongs to it."""
+    expected: dict[int, Any] = {}
+
+    class Keep(RankCallback):
+        def on_save(self, args, state, control, **kwargs):
+            super().on_save(args, state, control, **kwargs)
+            expected[state.global_step] = logits(kwargs["model"])
+
+    config = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value"])
+    model = get_peft_model(make_bert().unload(), config, adapter_name="mine")
+    trainer, callback = make_trainer(tmp_path, model=model, callback=Keep(quick(), adapter_name="mine"), **BEST)
+    trainer.compute_metrics = Scripted()
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert torch.equal(logits(trainer.model), expected[4]) and not torch.equal(expected[4], expected[12])
+    assert all(parameter.requires_grad for layer in callback.allocator.layers for parameter in layer.a.parameters())

@@ -41,8 +41,10 @@ class Run:
 
     @property
     def final_ranks(self) -> dict[str, int]:
+        """Of the adapter that was saved: the best one's, where that is an earlier step's."""
+        last = self.final.get("best_step", math.inf)
         states = sorted(self.snapshots + self.adjustments, key=lambda record: record["step"])
-        return states[-1]["ranks"] if states else self.start_ranks
+        return next((state["ranks"] for state in reversed(states) if state["step"] <= last), self.start_ranks)
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:

@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 
+from pedyra.inspection import read_json
+from pedyra.runs.run_folder import RunFolder
+from pedyra.tasks import Task
+
 PACKAGES = (
     "pedyra",
     "torch",
@@ -34,11 +38,18 @@ def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
         "seed": seed,
         "command": shlex.join(command),
         "commit": _git_commit(),
-        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **_package_versions()},
     }
+
+
+def has_data_of(folder: RunFolder, task: Task) -> bool:
+    """Whether the run in `folder` began with these tokens and labels; True where it recorded none."""
+    if not folder.environment.is_file():
+        return True
+    return read_json(folder.environment).get("data_sha256") in (None, task.digest())
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -34,13 +34,14 @@ class StopOnInterrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.requested:
-            control.should_save = True
+            control.should_save = True  # after an evaluation that is due: a resume would never make up for it
             control.should_training_stop = True
-            control.should_evaluate = False
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # Trainer ends the epoch on its way out; the checkpoint is written already, and the epoch is not over.
-        if self.requested:
+        # Trainer ends the epoch on its way out. If it is not over, the checkpoint that is written already is all.
+        if self.requested and not float(state.epoch).is_integer():
             control.should_save = control.should_evaluate = control.should_log = False
+        elif self.requested:
+            control.should_save = True
         return control

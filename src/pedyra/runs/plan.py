@@ -201,10 +201,13 @@ def _measure_activations(trainer: Trainer, model: nn.Module) -> int:
 def _check_positions(setup: Setup) -> None:
     """A learned table of positions has an end; a longer row would fail in the middle of the run."""
     base = setup.model.get_base_model()
-    learned = any(name.endswith(("position_embeddings", "embed_positions", "wpe")) for name, _ in base.named_modules())
+    endings = ("position_embeddings", "embed_positions", "wpe")
+    tables: list[Any] = [module for name, module in base.named_modules() if name.endswith(endings)]
     limit = getattr(base.config, "max_position_embeddings", None)
-    if not learned or limit is None:
+    if not tables or limit is None:
         return
+    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    limit -= max(padding, default=-1) + 1  # RoBERTa and its kin count positions from the padding's on
     longest = max(max(_tokens(rows)) for rows in (setup.task.train, setup.task.eval))
     if longest > limit:
         raise ValueError(

@@ -17,10 +17,9 @@ from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
 from pedyra.files import append_row, write_file, write_folder
-from pedyra.inspection import read_json
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
-from pedyra.runs.environment import describe_environment, peak_memory_bytes
+from pedyra.runs.environment import describe_environment, has_data_of, peak_memory_bytes
 from pedyra.runs.interrupt import StopOnInterrupt
 from pedyra.runs.last_checkpoint import checkpoint_step, is_half_written, last_complete_checkpoint, list_checkpoints
 from pedyra.runs.metrics_log import MetricsLog
@@ -96,11 +95,11 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)  # others may have been here
         if resume:
             _check_data(folder, setup)
-        else:
+        try:
             if overwrite:
                 folder.set_aside()
-            write_file(folder.recipe, recipe.to_yaml())
-        try:
+            if not resume:
+                write_file(folder.recipe, recipe.to_yaml())
             return _train(setup, plan, folder, checkpoint, console)
         except BaseException as error:
             is_back = folder.bring_back()  # if the new one has not come as far as a step
@@ -151,13 +150,11 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
 
 def _check_data(folder: RunFolder, setup: Setup) -> None:
     """What the data section names may have changed behind it."""
-    if folder.environment.is_file():
-        before = read_json(folder.environment).get("data_sha256")
-        if before is not None and before != setup.task.digest():
-            raise ValueError(
-                f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
-                f"{folder.path} began with; bring them back, or start anew with --overwrite"
-            )
+    if not has_data_of(folder, setup.task):
+        raise ValueError(
+            f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
+            f"{folder.path} began with; bring them back, or start anew with --overwrite"
+        )
 
 
 def _last_complete(folder: RunFolder) -> tuple[Path, list[tuple[Path, str]]]:
@@ -214,11 +211,13 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
     if setup.adaptation.finish is not None:
         setup.adaptation.finish()
         trainer.state.log_history.clear()  # those evaluations were of the model before
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
-    evaluation = _final_evaluation(trainer)
+    evaluation = _final_evaluation(trainer, log if best else None)
     final = {
         "step": trainer.state.global_step,
         "final": True,
+        **({} if best is None else {"best_step": checkpoint_step(Path(best))}),
         "seconds": round(log.seconds, 3),
         "train_steps_per_second": round(log.steps_per_second, 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
@@ -231,11 +230,16 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
     return final
 
 
-def _final_evaluation(trainer: Trainer) -> dict[str, float]:
-    """Metrics of the adapter as it was saved: those of the last step if it was evaluated, else a new evaluation."""
+def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, float]:
+    """Metrics of the adapter as it was saved: those of the last step if it was evaluated, else a new evaluation.
+
+    `silent` is the log of a run whose best adapter is judged, which it would take for that of the last step.
+    """
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if evaluations and evaluations[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
         return evaluations[-1]
+    if silent is not None:
+        trainer.remove_callback(silent)
     return trainer.evaluate()
 
 

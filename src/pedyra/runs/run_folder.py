@@ -133,11 +133,18 @@ class RunFolder:
             lock.release()
 
     def set_aside(self) -> None:
-        """Put the run that is here out of the way of one that takes its place, until `drop_aside` or `bring_back`."""
+        """Put the run that is here out of the way of one that takes its place, until `drop_aside` or `bring_back`.
+
+        Its recipe stays here too until another is written over it: without one the folder would count as foreign.
+        """
         self.bring_back()  # one that was set aside for a run that was killed before its first step
+        if not self.holds_run():
+            return
         self._aside.mkdir(parents=True)
-        for entry in self._entries():
+        *entries, recipe = self._entries()
+        for entry in entries:
             entry.rename(self._aside / entry.name)
+        shutil.copy2(recipe, self._aside / recipe.name)  # the last one: with it all is set aside
 
     def drop_aside(self) -> None:
         """Be done with the run that was set aside; nothing where none is."""
@@ -147,7 +154,10 @@ class RunFolder:
         """Put the run that was set aside in the place of what has taken its own; False where none is."""
         if not self._aside.is_dir():
             return False
-        self.clear()
+        kept = self._aside / self.recipe.name
+        if kept.exists():  # else a kill came between, and what is here is of the same run
+            self.clear()
+            kept.rename(self.recipe)
         for entry in self._aside.iterdir():
             entry.rename(self.path / entry.name)
         self._aside.rmdir()

@@ -20,6 +20,8 @@ class Labels:
     """Class names in the order of their numbers; None where the data holds numbers without names."""
     named: bool = False
     """The names are numbers that the user gave, so a number in the data is one of them, and no class number."""
+    found: bool = False
+    """The names are what the training rows hold, as text, so any other value is none of them."""
     real: bool = False
     """Labels are real numbers (regression), not classes."""
 
@@ -27,10 +29,10 @@ class Labels:
         """The label as the head's target. Raises ValueError for what is no label of this task."""
         if self.real:
             return _real(value)
-        if self.names is not None and isinstance(value, str):  # a name first: "1" may be the name of class 0
-            if value in self.names:
-                return self.names.index(value)
-            if _integer(value) is None:
+        if self.names is not None and (self.found or isinstance(value, str)):
+            if str(value) in self.names:  # a name first: "1" may be the name of class 0
+                return self.names.index(str(value))
+            if self.found or _integer(value) is None:
                 raise ValueError(f"label {value!r} is none of the classes {', '.join(self.names)}; see data.labels")
         number = _integer(value)
         if self.names is not None and self.named and str(number) in self.names:
@@ -56,7 +58,8 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
     for number, value in enumerate(values, start=1):
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
-    if names is None and any(isinstance(value, str) and _integer(value) is None for value in values):
+    found = names is None and any(isinstance(value, str) and _integer(value) is None for value in values)
+    if found:
         names = sorted({str(value) for value in values})
     if names is not None:
         if data.num_labels not in (None, len(names)):
@@ -64,7 +67,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
                 f"data.num_labels is {data.num_labels}, but there are {len(names)} classes: {', '.join(names)}"
             )
         named = data.labels is not None and all(_integer(name) is not None for name in names)
-        return _checked(Labels(count=len(names), names=tuple(names), named=named), data)
+        return _checked(Labels(count=len(names), names=tuple(names), named=named, found=found), data)
     numbers = [number for value in values if (number := _integer(value)) is not None]
     highest = max(numbers, default=0)
     if highest >= MOST_CLASSES:

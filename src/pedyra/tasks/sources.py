@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,7 @@ from pedyra.tasks.split import Rows
 from pedyra.tasks.toy import toy
 
 PLANTED_ROWS = 8192
+_DAMAGED = (OSError, EOFError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid, zlib.error, lzma.LZMAError)
 
 
 def planted() -> Rows:
@@ -106,7 +108,7 @@ def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
                     raise ValueError(f"row {long[0]} of {source} has more cells than the first line has column names")
                 return rows
             return _json_rows(file.read(), source)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as error:
+    except _DAMAGED as error:
         raise ValueError(f"data.{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
 
 

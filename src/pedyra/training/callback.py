@@ -208,6 +208,9 @@ class RankCallback(TrainerCallback):
 
     def _restore_best(self, model: Any, folder: Path) -> None:
         """After `load_best_model_at_end`: Trainer loaded the folded adapter; bring back its split and its config."""
+        own = folder / self.adapter_name
+        if self.adapter_name != "default" and own.is_dir():  # where Trainer, but for "default", does not look
+            model.load_adapter(str(own), self.adapter_name, is_trainable=True)
         try:
             restore_factors(model, folder, self.adapter_name)
         except SideFileError as problem:
