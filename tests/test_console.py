@@ -2,21 +2,11 @@
 
 import json
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from pedyra.console import (
-    format_bytes,
-    format_seconds,
-    new_console,
-    print_rank_map,
-    print_summary,
-    print_table,
-    write_json_lines,
-)
-from pedyra.inspection import AdapterSummary, LayerSummary
+from pedyra.console import format_bytes, format_seconds, new_console, print_rank_map, print_table, write_json_lines
 from pedyra.layer_names import layer_place
 
 
@@ -90,17 +80,3 @@ def test_brackets_in_paths_are_no_markup(capsys: pytest.CaptureFixture[str]):
     new_console().print("written to runs/a[lr=3]/[/b]")
     print_table(new_console(), ["layer"], [["a[seed]"]])
     assert "runs/a[lr=3]/[/b]" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("kind", "ranks", "parameters", "told"),
-    [("parameters", 1, 12, True), ("parameters", 1, 13, False), ("ranks", 1, 13, True), ("ranks", 2, 12, False)],
-)
-def test_an_adapter_with_more_on_disk_than_its_budget_says_why(
-    kind, ranks, parameters, told, capsys: pytest.CaptureFixture[str]
-):
-    layers = [LayerSummary(layer="h.0.q", rank=2, parameters=13, effective_rank=1.0)]
-    kept = {"kind": kind, "total_rank": ranks, "parameters": parameters}
-    summary = AdapterSummary(path=Path("a"), layers=layers, other_parameters=0, bytes=52, budget=kept)
-    print_summary(new_console(), summary)
-    assert ("rows that take the start (PiSSA, OLoRA) off the base again" in capsys.readouterr().out) == told

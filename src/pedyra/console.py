@@ -135,10 +135,6 @@ def print_summary(console: Console, summary: AdapterSummary) -> None:
     print_rank_map(console, layers)
     if summary.budget:
         console.print(f"budget      {_budget_line(summary.budget)}", soft_wrap=True)
-        measured, allowed = {"parameters": ("parameters",) * 2, "ranks": ("rank", "total_rank")}[summary.budget["kind"]]
-        if total[measured] > summary.budget[allowed]:
-            told = "there are more on disk: rows that take the start (PiSSA, OLoRA) off the base again"
-            console.print(f"            {told}", soft_wrap=True)
     if summary.other_parameters:
         console.print(f"beside it   {summary.other_parameters:,} parameters (head, biases)")
     console.print(f"memory      {format_bytes(summary.bytes)}")
