@@ -147,6 +147,8 @@ def test_gora_spends_the_budget_of_a_uniform_rank_between_half_and_four_times_of
     assert by_importance(COSTS, 2, shares) == {"0.q": 2, "0.up": 1, "1.q": 2, "1.up": 3}
     even = by_importance(COSTS, 2, dict.fromkeys(COSTS, [1.0]))  # 40 parameters each: 4 of 10, and 1 of 30 with 20 left
     assert even == {"0.q": 5, "0.up": 1, "1.q": 5, "1.up": 1}
+    one = {**dict.fromkeys("abc", [1.0]), "d": [97.0]}
+    assert by_importance(dict.fromkeys("abcd", 10), 10, one) == {"a": 5, "b": 5, "c": 5, "d": 25}
     generator = torch.Generator().manual_seed(0)
     for rank in (1, 2, 5):
         drawn = {name: [float(torch.rand((), generator=generator) ** 4)] for name in COSTS}

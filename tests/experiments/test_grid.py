@@ -118,7 +118,7 @@ def test_growing_is_more_of_the_same(make_grid):
 
 
 def test_a_resolved_grid_is_read_back_equal(make_grid, folder: Path):
-    grid = make_grid(budgets=[2, 4], tasks=["toy", "cola"])
+    grid = make_grid(budgets=[2, 4], tasks=["toy", "cola"]).model_copy(update={"name": "5e-4"})
     (folder / "again.yaml").write_text(grid.to_yaml())
     assert load_grid(folder / "again.yaml") == grid
 

@@ -99,10 +99,13 @@ def test_positions_that_begin_after_the_padding_are_fewer():
     setup = set_up_toy()
     longest = max(len(ids) for rows in (setup.task.train, setup.task.eval) for ids in rows["input_ids"])
     base: Any = setup.model.get_base_model()
-    base.config.max_position_embeddings = longest + 2
-    base.bert.embeddings.position_embeddings.padding_idx = 1  # as RoBERTa has it: rows begin at position 2
+    table = base.bert.embeddings.position_embeddings
+    table.padding_idx = 1  # as RoBERTa has it: rows begin at position 2
+    base.config.max_position_embeddings = table.num_embeddings = longest + 2
     make_plan(setup)
-    base.config.max_position_embeddings = longest + 1
+    base.config.max_position_embeddings = longest  # a table that is longer by what comes before, as FSMT's is
+    make_plan(setup)
+    base.config.max_position_embeddings = table.num_embeddings = longest + 1
     with pytest.raises(
         ValueError, match=rf"the model has {longest - 1} positions; set data.max_length to {longest - 1}"
     ):

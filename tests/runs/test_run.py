@@ -408,37 +408,52 @@ def test_a_run_that_was_half_put_aside_by_a_kill_is_whole_again(recipe, monkeypa
         with pytest.raises(KeyboardInterrupt):
             folder.set_aside()
     assert folder.holds_run() and not (folder.path / "adapter").exists()
-    assert folder.bring_back()
+    with pytest.raises(ValueError, match="the run in .* is finished"):
+        run(recipe(), resume=True)
     assert_same_tensors(adapter(folder.path), before)
     assert (folder.path / "checkpoint-12").is_dir() and not (folder.path / ".replaced").exists()
 
 
 def test_eval_refuses_rows_of_which_others_are_held_out_now(recipe, tmp_path):
     rows = [{"text": f"good {number}" if number % 2 else f"bad {number}", "label": number % 2} for number in range(40)]
-    data, other = tmp_path / "d.jsonl", tmp_path / "v.jsonl"
+    data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = run(recipe(data={"source": str(data), "train_rows": None, "eval_rows": None})).folder
-    expected = evaluate_run(folder.path)
+    evaluate_run(folder.path)
     data.write_text(data.read_text() + json.dumps({"text": "good 40", "label": 1}) + "\n")
-    with pytest.raises(ValueError, match="the rows of .*d.jsonl, or their tokens, are not those .* as data.validation"):
+    with pytest.raises(ValueError, match="the training rows of .*d.jsonl, or their tokens, are not those of"):
         evaluate_run(folder.path)
+
+
+def test_eval_refuses_labels_that_have_other_numbers_now(recipe, tmp_path):
+    rows = [{"text": f"{'good' if number % 2 else 'bad'} {number}", "label": "gb"[number % 2]} for number in range(40)]
+    data, other = tmp_path / "d.jsonl", tmp_path / "v.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     other.write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
-    text = folder.recipe.read_text()
-    folder.recipe.write_text(text.replace("validation: null", f"validation: {other}"))
-    assert evaluate_run(folder.path).keys() == expected.keys()
+    section = {"source": str(data), "validation": str(other), "train_rows": None, "eval_rows": None}
+    folder = run(recipe(data=section)).folder.path
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows[8:20]))
+    evaluate_run(folder)  # other rows to judge by are the user's choice
+    for file in (data, other):
+        file.write_text(file.read_text().replace('"b"', '"z"'))
+    with pytest.raises(ValueError, match="labels may have other numbers"):
+        evaluate_run(folder)
 
 
-@pytest.mark.parametrize(("strategy", "step"), [("steps", 6), ("epoch", 4), ("epoch", 6)])
+@pytest.mark.parametrize(("strategy", "step"), [("steps", 6), ("epoch", 4), ("epoch", 6), ("epoch", 10)])
 def test_an_interrupt_at_an_evaluation_changes_nothing_either(recipe, interrupt_at, strategy, step):
-    every = {"max_steps": -1, "num_train_epochs": 3, "eval_strategy": strategy, "save_strategy": strategy}
+    every = {"max_steps": 10, "eval_strategy": strategy, "save_strategy": strategy}
     changes = {
         "training": {**every, "save_steps": 6, "load_best_model_at_end": True},
         "data": {"train_rows": 16},  # epochs of 4 steps
     }
     whole = run(recipe(output="whole", **changes)).folder.path
     interrupt_at(step)
-    assert run(recipe(**changes)).step == step
-    folder = run(recipe(**changes), resume=True).folder.path
+    stopped = run(recipe(**changes))
+    folder = stopped.folder.path
+    assert stopped.step == step
+    if step < 10:
+        folder = run(recipe(**changes), resume=True).folder.path
     assert steps_of(folder, "eval") == steps_of(whole, "eval")
     assert_same_tensors(adapter(folder), adapter(whole))
     assert read_rows(folder / "metrics.jsonl")[-1]["best_step"] == read_rows(whole / "metrics.jsonl")[-1]["best_step"]

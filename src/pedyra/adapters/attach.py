@@ -199,10 +199,11 @@ def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mappi
     """Bring the live PEFT config, and each layer's `r` and `lora_alpha`, in line with the ranks as they are.
 
     Full module names go into `rank_pattern`, and alpha = scaling * r into `alpha_pattern`, so that any consumer of
-    alpha / r reproduces the constant scaling; rank 0 counts as the one zero row it has on disk. `use_rslora` and the
-    start no longer describe what is on disk (PEFT would redo a start on loading, and refuse odd ranks for
-    "orthogonal"): they are set to what any LoRA loads with. `scalings` are those of the layers, by name, where they are
-    not the ones in force.
+    alpha / r reproduces the constant scaling; rank 0 counts as the one zero row it has on disk. Where all layers have
+    one rank and one alpha, `r` and `lora_alpha` say so without patterns, which some readers pass over, and which take
+    PEFT half of its time to load. `use_rslora` and the start no longer describe what is on disk (PEFT would redo a
+    start on loading, and refuse odd ranks for "orthogonal"): they are set to what any LoRA loads with. `scalings` are
+    those of the layers, by name, where they are not the ones in force.
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = adapted_layers(model, adapter_name)
@@ -220,6 +221,9 @@ def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mappi
         layer.module.r[adapter_name] = max(1, layer.rank)
         layer.module.lora_alpha[adapter_name] = scaling * max(1, layer.rank)
         layer.module.use_rslora[adapter_name] = False
+    ranks, alphas = set(config.rank_pattern.values()), set(config.alpha_pattern.values())
+    if len(ranks) == len(alphas) == 1:
+        config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern = ranks.pop(), alphas.pop(), {}, {}
     config.init_lora_weights = True
     config.use_rslora = False
 

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pedyra.experiments.named_tasks import task_data
 from pedyra.methods.registry import get_method
 from pedyra.recipe import TRAINING_DEFAULTS
-from pedyra.yaml_file import one_line, read_settings
+from pedyra.yaml_file import one_line, read_settings, to_yaml
 
 Match = Literal["parameters", "rank", "memory", "time"]
 Judge = Literal["metric", "loss"]
@@ -193,7 +192,7 @@ class Grid(_Section):
 
     def to_yaml(self) -> str:
         """The resolved grid; `load_grid` of it gives an equal grid."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:

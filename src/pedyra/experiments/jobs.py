@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from pedyra.experiments.launch import Child, Start, start_anew
 from pedyra.files import read_rows, write_file
+from pedyra.yaml_file import to_yaml
 
 POLL_SECONDS = 0.5
 Purpose = Literal["jobs", "tuning", "timing"]
@@ -112,7 +111,7 @@ def run_job(job: Job, threads: int, stop: Stop | None = None, start: Start = sta
         return Outcome(job, "done")
     job.run.parent.mkdir(parents=True, exist_ok=True)
     recipe = _beside(job.run, ".yaml")
-    write_file(recipe, yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True))
+    write_file(recipe, to_yaml(job.recipe))
     command = ["train", str(recipe)]
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
     code = 0

@@ -146,7 +146,7 @@ def by_importance(costs: Mapping[str, int], rank: int, gains: Mapping[str, Seque
         left -= by * costs[name]
 
     while left < 0:
-        change(min((name for name in costs if ranks[name] > 1), key=lambda name: missing[name]), -1)
+        change(min((name for name in costs if ranks[name] > max(1, rank // 2)), key=lambda name: missing[name]), -1)
     while fitting := [name for name in costs if costs[name] <= left and ranks[name] < _most_ranks(rank)]:
         change(max(fitting, key=lambda name: missing[name]), 1)
     return ranks

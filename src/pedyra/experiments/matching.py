@@ -16,6 +16,7 @@ import yaml
 
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe, check_recipe
+from pedyra.yaml_file import to_yaml
 
 TOLERANCE = 0.05
 """How far from the baseline's a matched quantity may be, relative to it."""
@@ -188,7 +189,7 @@ def planned_memory(recipe: Recipe) -> int:
     with TemporaryDirectory() as scratch:
         content = yaml.safe_load(recipe.to_yaml()) | {"output_dir": str(Path(scratch, "run"))}
         path, plan = Path(scratch, "recipe.yaml"), Path(scratch, "plan.jsonl")
-        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        path.write_text(to_yaml(content), encoding="utf-8")
         command = [sys.executable, "-m", "pedyra", "train", str(path), "--dry-run", "--json", str(plan)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -54,8 +53,7 @@ def fill(layer: AdaptedLayer, a: nn.Module, b: nn.Module) -> None:
 def write_plain(model: PeftModel, layers: Mapping[AdaptedLayer, Factors]) -> None:
     """Turn these layers into ordinary LoRA, with new Parameters, and bring PEFT's config in line.
 
-    As everywhere on disk, rank 0 is one zero row. What `save_pretrained` then writes loads without pedyra; where all
-    layers have one rank and one alpha, the config says so without patterns, which some readers pass over.
+    As everywhere on disk, rank 0 is one zero row. What `save_pretrained` then writes loads without pedyra.
     """
     for layer, factors in layers.items():
         A, B = factors.A, factors.B
@@ -63,12 +61,8 @@ def write_plain(model: PeftModel, layers: Mapping[AdaptedLayer, Factors]) -> Non
             A, B = A.new_zeros(1, A.shape[1]), B.new_zeros(B.shape[0], 1)
         fill(layer, _linear(A), _linear(B))
         layer.module.scaling[layer.adapter] = factors.scaling
-    attach(model)  # writes rank_pattern and alpha_pattern from ranks and scalings
+    attach(model)  # brings PEFT's config in line with ranks and scalings
     detach(model)
-    config: Any = model.peft_config["default"]
-    ranks, alphas = set(config.rank_pattern.values()), set(config.alpha_pattern.values())
-    if len(ranks) == len(alphas) == 1:
-        config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern = ranks.pop(), alphas.pop(), {}, {}
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -15,7 +15,6 @@ import torch
 
 from pedyra.inspection import read_json
 from pedyra.runs.run_folder import RunFolder
-from pedyra.tasks import Task
 
 PACKAGES = (
     "pedyra",
@@ -45,11 +44,9 @@ def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def has_data_of(folder: RunFolder, task: Task) -> bool:
-    """Whether the run in `folder` began with these tokens and labels; True where it recorded none."""
-    if not folder.environment.is_file():
-        return True
-    return read_json(folder.environment).get("data_sha256") in (None, task.digest())
+def recorded(folder: RunFolder, key: str) -> Any:
+    """What environment.json says of the run in `folder`; None where it says nothing."""
+    return read_json(folder.environment).get(key) if folder.environment.is_file() else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

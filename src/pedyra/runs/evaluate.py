@@ -12,7 +12,7 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import load_recipe
-from pedyra.runs.environment import has_data_of
+from pedyra.runs.environment import recorded
 from pedyra.runs.run_folder import RunFolder
 from pedyra.runs.setup import Setup
 from pedyra.tasks import load_task
@@ -40,11 +40,10 @@ def evaluate_run(run: Path) -> dict[str, float]:
     read_tensors(adapter / "adapter_model.safetensors")
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
-    if recipe.data.validation is None and not has_data_of(folder, task):
+    if recorded(folder, "train_sha256") not in (None, task.digest(train_only=True)):
         raise ValueError(
-            f"the rows of {recipe.data.source}, or their tokens, are not those that {run} was trained on, so the rows "
-            f"held out of them are others, which it may have seen; bring them back, or name other rows to judge by as "
-            f"data.validation in {folder.recipe}"
+            f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "
+            f"them may have been trained on, and labels may have other numbers; bring them back"
         )
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.

@@ -40,8 +40,9 @@ class StopOnInterrupt(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # Trainer ends the epoch on its way out. If it is not over, the checkpoint that is written already is all.
-        if self.requested and not float(state.epoch).is_integer():
+        over = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        if self.requested and not over:
             control.should_save = control.should_evaluate = control.should_log = False
-        elif self.requested:
+        elif self.requested and control.should_evaluate:
             control.should_save = True
         return control

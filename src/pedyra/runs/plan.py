@@ -206,8 +206,9 @@ def _check_positions(setup: Setup) -> None:
     limit = getattr(base.config, "max_position_embeddings", None)
     if not tables or limit is None:
         return
-    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
-    limit -= max(padding, default=-1) + 1  # RoBERTa and its kin count positions from the padding's on
+    # RoBERTa and its kin count positions from the padding's on; others make a table that is as much longer.
+    whole = [table for table in tables if isinstance(table, nn.Embedding) and table.num_embeddings == limit]
+    limit -= max((table.padding_idx + 1 for table in whole if table.padding_idx is not None), default=0)
     longest = max(max(_tokens(rows)) for rows in (setup.task.train, setup.task.eval))
     if longest > limit:
         raise ValueError(

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from pedyra.files import append_row, write_file, write_folder
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
-from pedyra.runs.environment import describe_environment, has_data_of, peak_memory_bytes
+from pedyra.runs.environment import describe_environment, peak_memory_bytes, recorded
 from pedyra.runs.interrupt import StopOnInterrupt
 from pedyra.runs.last_checkpoint import checkpoint_step, is_half_written, last_complete_checkpoint, list_checkpoints
 from pedyra.runs.metrics_log import MetricsLog
@@ -88,6 +88,9 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     """
     _check_one_process()
     folder = RunFolder(Path(recipe.output_dir))
+    if folder.path.is_dir():
+        with folder.held():
+            folder.repair()
     _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
     setup = set_up(recipe, record_to=folder.ranks)
     plan = make_plan(setup)
@@ -150,7 +153,7 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
 
 def _check_data(folder: RunFolder, setup: Setup) -> None:
     """What the data section names may have changed behind it."""
-    if not has_data_of(folder, setup.task):
+    if recorded(folder, "data_sha256") not in (None, setup.task.digest()):
         raise ValueError(
             f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
             f"{folder.path} began with; bring them back, or start anew with --overwrite"
@@ -178,6 +181,7 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
         _leave_nothing_to_train(trainer, plan.total_steps)
     environment = describe_environment(setup.recipe.seed, trainer.args.device)
     environment |= {"resumed_from": start_step or None, "data_sha256": setup.task.digest()}
+    environment["train_sha256"] = setup.task.digest(train_only=True)
     write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pedyra.files import read_rows
+from pedyra.files import read_rows, write_file
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (
@@ -103,11 +103,6 @@ class RunFolder:
         if not os.access(parent, os.W_OK):
             raise ValueError(f"output_dir {self.path} cannot be written: no permission in {parent}")
 
-    def clear(self) -> None:
-        """Remove the run that is here; files that no run writes stay."""
-        for entry in self._entries():
-            _remove(entry)
-
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from training into this folder, which is made if it is not there.
@@ -144,11 +139,21 @@ class RunFolder:
         *entries, recipe = self._entries()
         for entry in entries:
             entry.rename(self._aside / entry.name)
-        shutil.copy2(recipe, self._aside / recipe.name)  # the last one: with it all is set aside
+        write_file(self._aside / recipe.name, recipe.read_bytes())  # the last one: with it all is set aside
+
+    def repair(self) -> None:
+        """Make a run whole that was half set aside, or half brought back, when the process was killed."""
+        if self._aside.is_dir() and not (self._aside / self.recipe.name).exists():
+            self.bring_back()
 
     def drop_aside(self) -> None:
         """Be done with the run that was set aside; nothing where none is."""
-        _remove(self._aside)
+        if self._aside.is_dir():
+            # At once: half of it would be taken for a run that was half set aside.
+            gone = self._aside.with_name(".replaced.part")
+            _remove(gone)
+            self._aside.rename(gone)
+            _remove(gone)
 
     def bring_back(self) -> bool:
         """Put the run that was set aside in the place of what has taken its own; False where none is."""
@@ -156,8 +161,10 @@ class RunFolder:
             return False
         kept = self._aside / self.recipe.name
         if kept.exists():  # else a kill came between, and what is here is of the same run
-            self.clear()
-            kept.rename(self.recipe)
+            for entry in self._entries():
+                if entry != self.recipe:
+                    _remove(entry)
+            kept.replace(self.recipe)
         for entry in self._aside.iterdir():
             entry.rename(self.path / entry.name)
         self._aside.rmdir()
