@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,7 +17,7 @@ from pedyra.experiments.statistics import bootstrap_interval, standard_error
 DOCS = Path(__file__).parents[1] / "docs"
 Rows = list[dict[str, Any]]
 
-CONFIG = {"mlp": "f865a6bb", "block": "4e9a1898"}
+CONFIG = "f865a6bb"
 """Hash of the settings of the rows that the planted tables show."""
 
 METHODS = {"pedyra": "pedyra", "adalora, to r": "adalora", "adalora, from r": "adalora from r",
@@ -57,7 +58,7 @@ def test_planted(architecture: str):
         case = [r for r in rows if r["profile"] == line["profile"] and r["noise"] == float(line["noise"])]
         error = {
             method: [r["relative_error"] for r in sorted(case, key=lambda r: r["seed"])
-                     if r["method"] == method and r["config"] in ("", CONFIG[architecture])]
+                     if r["method"] == method and r["config"] in ("", CONFIG)]
             for method in ("lora", "pedyra", "oracle")
         }  # fmt: skip
         assert [len(errors) for errors in error.values()] == [5, 5, 5]
@@ -65,7 +66,7 @@ def test_planted(architecture: str):
             assert line[method] == short(mean(errors)), line
         ratios = [ours / best for ours, best in zip(error["pedyra"], error["oracle"], strict=True)]
         assert line["pedyra by oracle, each seed"] == ", ".join(f"{ratio:.2f}" for ratio in ratios), line
-        exact = [r["rank_distance"] == 0 for r in case if r["config"] == CONFIG[architecture]]
+        exact = [r["rank_distance"] == 0 for r in case if r["config"] == CONFIG]
         assert line["exact ranks"] == f"{sum(exact)} of {len(exact)}"
 
 
@@ -132,19 +133,52 @@ def test_minilm_metrics(minilm: Reported):
     by_case("minilm metrics", check)
 
 
-def test_planted_others():
+def test_planted_rivals():
     rows = [row for name in ("planted", "planted_tuned") for row in raw(name)]
-    lines = table("planted others")
-    assert len(lines) == 6
+    lines = table("planted rivals")
+    assert len(lines) >= 12
     for line in lines:
-        case = {r["seed"]: r for r in rows if (r["method"], r["lr"]) == (line["method"], float(line["rate"]))
-                and (r["profile"], r["noise"], r["architecture"]) == ("design", 0, "mlp")}  # fmt: skip
-        error = [row["relative_error"] for row in case.values()]
-        assert len(error) == 5
-        assert line["relative error (lowest, highest)"] == (
-            f"{short(mean(error))} ({short(min(error))}, {short(max(error))})"
-        ), line
-        assert float(line["ranks in a wrong layer"]) == mean(row["rank_distance"] for row in case.values())
+        for profile in ("design", "sparse", "linear", "random", "uniform"):
+            cells = []
+            for rate, noise in zip(line["rates"].split(", "), (0, 0.5), strict=True):
+                found = {
+                    r["seed"]: r for r in rows
+                    if (r["method"], r["lr"], r["profile"], r["noise"]) == (line["method"], float(rate), profile, noise)
+                    and r["architecture"] == "mlp" and (r["method"] != "pedyra" or r["config"] == CONFIG)
+                }  # fmt: skip
+                errors, wrong = zip(
+                    *((found[seed]["relative_error"], found[seed]["rank_distance"]) for seed in range(3)), strict=True
+                )
+                cells.append(f"{short(mean(errors))} ({mean(wrong):.0f})")
+            assert line[profile] == ", ".join(cells), (line["method"], profile)
+
+
+def test_transfer_over_budgets():
+    rows = raw("rot13")
+    rates = {"lora": {1: 0.032, 2: 0.032, 4: 0.032, 8: 0.016},
+             "pedyra": {1: 0.048, 2: 0.032, 4: 0.016, 6: 0.016, 7: 0.016, 8: 0.016}}  # fmt: skip
+    found = {
+        (r["method"], r["rank"], r["seed"]): r for r in rows if r["lr"] == rates.get(r["method"], {}).get(r["rank"])
+    }
+    lines = table("transfer budgets")
+    assert [int(line["r"]) for line in lines] == [1, 2, 4, 8]
+    for line in lines:
+        r = int(line["r"])
+        lora, ours = ([found[method, r, seed]["loss"] for seed in range(5)] for method in ("lora", "pedyra"))
+        assert int(line["parameters"].replace(",", "")) == found["lora", r, 0]["parameters"]
+        assert [line["lora"], line["pedyra"]] == [f"{mean(lora):.4f}", f"{mean(ours):.4f}"]
+        assert line["difference"] == difference([theirs - mine for theirs, mine in zip(lora, ours, strict=True)])
+        if r == 1:
+            assert not line["parameters for LoRA's loss"]
+            continue
+        parts = []
+        for seed in range(5):
+            curve = [found["pedyra", k, seed] for k in rates["pedyra"] if ("pedyra", k, seed) in found]
+            above, below = next((one, two) for one, two in pairwise(curve) if two["loss"] <= lora[seed] <= one["loss"])
+            part = (above["loss"] - lora[seed]) / (above["loss"] - below["loss"])
+            needed = above["parameters"] * (below["parameters"] / above["parameters"]) ** part
+            parts.append(f"{needed / found['lora', r, seed]['parameters']:.2f}")
+        assert line["parameters for LoRA's loss"] == ", ".join(parts)
 
 
 def test_lora_over_budgets(minilm: Reported):
