@@ -88,9 +88,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     """
     _check_one_process()
     folder = RunFolder(Path(recipe.output_dir))
-    if folder.path.is_dir():
-        with folder.held():
-            folder.repair()
+    folder.repair()
     _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
     setup = set_up(recipe, record_to=folder.ranks)
     plan = make_plan(setup)

@@ -142,9 +142,14 @@ class RunFolder:
         write_file(self._aside / recipe.name, recipe.read_bytes())  # the last one: with it all is set aside
 
     def repair(self) -> None:
-        """Make a run whole that was half set aside, or half brought back, when the process was killed."""
+        """Make a run whole that was half set aside, or half brought back, when the process was killed.
+
+        Raises:
+            ValueError: another process trains here, and may be about to do either.
+        """
         if self._aside.is_dir() and not (self._aside / self.recipe.name).exists():
-            self.bring_back()
+            with self.held():
+                self.bring_back()
 
     def drop_aside(self) -> None:
         """Be done with the run that was set aside; nothing where none is."""
