@@ -239,6 +239,19 @@ def test_the_svd_start_does_not_discard_a_special_start(make_net):
     assert adapted_layers(model) == []
 
 
+def test_an_adapter_of_one_rank_needs_no_patterns_until_ranks_differ(make_net, set_ranks, tmp_path):
+    model, x = make_net(trained=True, r=4, lora_alpha=12, rank_pattern={"layers.1": 4}), torch.randn(3, 8)
+    set_ranks(model, [2])
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern) == (2, 6, {}, {})  # s stays 3
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_net().unload(), tmp_path)
+    torch.testing.assert_close(loaded(x), model(x))
+    set_ranks(model, [2, 3, 2])
+    assert config.rank_pattern == {"layers.0": 2, "layers.1": 3, "layers.2": 2}
+    assert config.alpha_pattern == {"layers.0": 6, "layers.1": 9, "layers.2": 6}
+
+
 def test_write_ranks_names_every_layer_in_full(make_net, set_ranks):
     model = make_net(r=4, lora_alpha=8)
     set_ranks(model, [1, 6, 0])
