@@ -12,7 +12,8 @@ from torch import nn
 from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
 from pedyra.experiments.contenders import CONTENDERS, by_gain, contender
-from pedyra.experiments.looks import by_importance, loss_shares, make_singular
+from pedyra.experiments.gora_look import by_importance
+from pedyra.experiments.looks import loss_shares, make_singular
 from pedyra.experiments.loop import make_student
 from pedyra.experiments.trial import run_trial
 

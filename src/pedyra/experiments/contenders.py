@@ -25,7 +25,8 @@ from torch.optim import Optimizer
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.experiments import contender_hooks as hooks
-from pedyra.experiments.looks import GRADIENT_STEPS, Looking, by_importance, gora_look, gradient_look, probe_look
+from pedyra.experiments.gora_look import by_importance, gora_look
+from pedyra.experiments.looks import GRADIENT_STEPS, Looking, gradient_look, probe_look
 from pedyra.experiments.loop import make_optimizer
 from pedyra.methods import adalora_svd, elalora, increlora, l1ra, triadaptlora
 from pedyra.methods.adalora_svd import CubicPruning
