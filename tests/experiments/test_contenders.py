@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 from torch import nn
 
 from pedyra.adapters.attach import attach
@@ -33,20 +34,21 @@ class TwoLayers(nn.Module):
         return self.up(torch.tanh(self.q(x)))
 
 
-def _loss(seed):
+def _draws(seed):
+    """What draws the next batch's loss."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.randn(32, 32, generator=torch.Generator().manual_seed(9)) / 6
 
-    def loss(model):
+    def draw():
         x = torch.randn(16, 32, generator=generator)
-        return (model(x) - x @ target).square().mean()
+        return lambda model: (model(x) - x @ target).square().mean()
 
-    return loss
+    return draw
 
 
 def _run(name, *, rank=2, steps=40, lr=1e-2, **settings):
     return run_trial(
-        TwoLayers(), ["q", "up"], contender(name, settings), _loss(1), rank=rank, lr=lr, steps=steps, seed=0
+        TwoLayers(), ["q", "up"], contender(name, settings), _draws(1), rank=rank, lr=lr, steps=steps, seed=0
     )
 
 
@@ -55,7 +57,8 @@ def test_every_contender_learns_within_the_budget(name):
     trial = _run(name, steps=60, lr=5e-2)
     assert not trial.diverged
     with torch.no_grad():
-        assert _loss(5)(trial.model) < _loss(5)(TwoLayers())
+        loss = _draws(5)()
+        assert loss(trial.model) < loss(TwoLayers())
     assert list(trial.ranks) == ["q", "up"]
     assert trial.parameters == sum(rank * 72 for rank in trial.ranks.values()) <= 2 * 2 * 72
 
@@ -63,10 +66,10 @@ def test_every_contender_learns_within_the_budget(name):
 def test_lora_here_is_peft_lora():
     layers = ["q", "up"]
     expected = make_student(TwoLayers(), dict.fromkeys(layers, 2), 1.0, 0)
-    loss = _loss(1)
+    draw = _draws(1)
     optimizer = torch.optim.Adam([p for p in expected.parameters() if p.requires_grad])
     for step in range(10):
-        loss(expected).backward()
+        draw()(expected).backward()
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 10)
         optimizer.step()
         optimizer.zero_grad()
@@ -124,10 +127,10 @@ def test_dylora_of_rank_1_has_nothing_to_draw_and_is_lora():
 
 def test_gora_starts_one_step_down_the_mean_gradient_within_the_rows_of_a():
     trial = _run("gora", steps=33, lr=0.0)
-    base, loss = TwoLayers(), _loss(1)
+    base, draw = TwoLayers(), _draws(1)
     base.requires_grad_()
     for _ in range(32):
-        loss(base).backward()
+        draw()(base).backward()
     weights: Any = {name: base.get_submodule(name).weight for name in ("q", "up")}
     gradients = {name: weight.grad / 32 for name, weight in weights.items()}
     importance = {name: float((weights[name].detach() * G).abs().mean()) for name, G in gradients.items()}
@@ -139,6 +142,59 @@ def test_gora_starts_one_step_down_the_mean_gradient_within_the_rows_of_a():
         step = 0.05 * (A.shape[1] / A.shape[0]) ** 0.5
         torch.testing.assert_close(update, -step * gradients[name] @ onto_rows, atol=1e-6, rtol=1e-3)
         assert model.get_submodule(name).scaling["default"] == pytest.approx(2 / trial.ranks[name] ** 0.5)
+
+
+class Stretched(TwoLayers):
+    """Inputs with one component of most variance, and a mean."""
+
+    def forward(self, x):
+        return super().forward(x * torch.tensor([2.0, *[0.5] * 31]) + 1)
+
+
+def test_eva_takes_the_ranks_and_components_that_peft_takes():
+    trial = run_trial(Stretched(), ["q", "up"], contender("eva"), _draws(1), rank=2, lr=0.0, steps=21, seed=0)
+    config = LoraConfig(
+        r=2, target_modules=["q", "up"], init_lora_weights="eva", eva_config=EvaConfig(rho=2.0, tau=0.9999)
+    )
+    model: Any = get_peft_model(Stretched(), config, low_cpu_mem_usage=True)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    initialize_lora_eva_weights(
+        model,
+        [torch.randn(16, 32, generator=generator) for _ in range(20)],  # type: ignore[arg-type]
+        forward_fn=lambda model, x: model(x),
+        prepare_model_inputs_fn=None,
+        prepare_layer_inputs_fn=lambda inputs, mask, name: inputs[0],
+        show_progress_bar=False,
+    )
+    found, expected = trial.model.get_base_model(), model.get_base_model()
+    assert len(set(trial.ranks.values())) == 2 and sum(trial.ranks.values()) == 4
+    for name, rank in trial.ranks.items():
+        A: Any = found.get_submodule(name).lora_A["default"].A  # type: ignore[union-attr, index]
+        theirs: Any = expected.get_submodule(name).lora_A["default"].weight  # type: ignore[union-attr, index]
+        assert len(theirs) == rank
+        # The same plane, nearly: PEFT goes through the batches one by one until the components hardly turn.
+        assert torch.linalg.svdvals(A @ theirs.T).min() > 0.98
+
+
+def test_autolora_searches_beside_the_run_and_spends_the_budget_on_the_ranks_of_most_weight(monkeypatch):
+    draw = Mock(side_effect=_draws(1))
+    trial = run_trial(TwoLayers(), ["q", "up"], contender("autolora"), draw, rank=2, lr=1e-2, steps=31, seed=0)
+    assert draw.call_count == 31 + 2 * 6 and sum(trial.ranks.values()) == 4
+    weights = {"q": [0.1, 0.5, 0.3, 0.1], "up": [0.26, 0.24, 0.25, 0.25]}
+    search = Mock(return_value=Mock(weights=weights))
+    monkeypatch.setattr("pedyra.experiments.autolora_look.search", search)
+    trial = _run("autolora", steps=1)
+    assert trial.ranks == {"q": 2, "up": 2}  # 0.5, 0.3, 0.26 and 0.25
+    weights["up"] = [0.26, 0.1, 0.4, 0.24]
+    trial = _run("autolora", steps=1)
+    assert trial.ranks == {"q": 2, "up": 2}  # 0.5, 0.4, 0.3, 0.26
+    weights["q"] = [0.7, 0.1, 0.1, 0.1]
+    trial = _run("autolora", steps=1)
+    assert trial.ranks == {"q": 1, "up": 3}
+    model: Any = trial.model.get_base_model()
+    assert model.q.scaling["default"] == 2 and model.up.scaling["default"] == pytest.approx(2 / 3)
+    weights["q"] = [float("nan")] * 4
+    assert _run("autolora", steps=1).ranks == {"q": 2, "up": 2}  # it diverged
 
 
 def test_gora_spends_the_budget_of_a_uniform_rank_between_half_and_four_times_of_it():
@@ -161,13 +217,13 @@ def test_gora_spends_the_budget_of_a_uniform_rank_between_half_and_four_times_of
 @pytest.mark.parametrize("name", ["probe-ranks", "shares-ranks", "gradient-ranks"])
 def test_a_look_takes_its_steps_from_the_run(name):
     for steps in (30, 60):
-        loss = Mock(side_effect=_loss(1))
-        run_trial(TwoLayers(), ["q", "up"], contender(name), loss, rank=2, lr=1e-2, steps=steps, seed=0)
-        assert loss.call_count == steps
+        draw = Mock(side_effect=_draws(1))
+        run_trial(TwoLayers(), ["q", "up"], contender(name), draw, rank=2, lr=1e-2, steps=steps, seed=0)
+        assert draw.call_count == steps
 
 
 def test_a_run_that_a_look_would_use_up_is_refused():
-    with pytest.raises(ValueError, match="looks at the gradients of 32 batches .* a run of 32 steps leaves none"):
+    with pytest.raises(ValueError, match="looks at 32 batches .* a run of 32 steps leaves none"):
         _run("gora", steps=32)
 
 
@@ -175,17 +231,17 @@ def test_a_short_wide_run_is_no_wider_than_a_layer():
     assert sum(_run("probe-ranks", rank=9).ranks.values()) <= 2 * 9  # 4 x 9 is above the width of 32
 
 
-@pytest.mark.parametrize("name", ["lora", "para", "sora", "dylora", "gora"])
+@pytest.mark.parametrize("name", ["lora", "para", "sora", "dylora", "gora", "autolora"])
 def test_a_run_that_diverges_ends_at_the_budget_too(name):
     assert sum(_run(name, lr=1e30).ranks.values()) <= 4
 
 
 def test_a_start_along_the_gradient_is_its_top_right_singular_vectors():
     model: Any = _run("gradient-start", steps=21, lr=0.0).model.get_base_model()
-    base, loss = TwoLayers(), _loss(1)
+    base, draw = TwoLayers(), _draws(1)
     base.q.weight.requires_grad_()
     for _ in range(20):
-        loss(base).backward()
+        draw()(base).backward()
     assert base.q.weight.grad is not None
     right = torch.linalg.svd(base.q.weight.grad).Vh[:2]
     A = model.q.lora_A["default"].A.detach()
@@ -203,10 +259,9 @@ def test_singular_triples_are_the_same_function_and_their_shares_add_up_to_what_
         torch.testing.assert_close(layer.a.A @ layer.a.A.T, torch.eye(3))
         assert layer.b.weight.norm(dim=0).diff().max() <= 0  # highest first
 
-    def loss(model):  # the same batch every time, so that the shares have no noise
-        return _loss(1)(model)
-
-    shares = loss_shares(trial.model, adapted, loss, 200)
+    loss = _draws(1)()
+    # The same batch every time, so that the shares have no noise.
+    shares = loss_shares(trial.model, adapted, lambda: loss, 200)
     with torch.no_grad():
         saved = loss(TwoLayers()) - loss(trial.model)
     assert float(sum(share.sum() for share in shares)) == pytest.approx(float(saved), rel=1e-3)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.autolora import WeighedB, rank_of, run_steps, search, split
+from pedyra.methods.autolora import WeighedB, endless, rank_of, run_steps, search, split
 from pedyra.methods.hypergradient import hypergradient
 
 ETA = 0.1
@@ -136,9 +136,12 @@ def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
     x, z = (torch.randn(64, 4, generator=generator) for _ in range(2))
     rows = [{"x": a, "z": b, "y": 3 * a[0]} for a, b in zip(x, z, strict=True)]
     train, validation = (DataLoader(part, batch_size=16) for part in (rows[:48], rows[48:]))  # type: ignore[arg-type]
-    found = search(model, train, validation, steps=40, lower_learning_rate=0.05, upper_learning_rate=0.05)
+    found = search(
+        model, endless(train), endless(validation), steps=40, lower_learning_rate=0.05, upper_learning_rate=0.05
+    )
     a = useful.lora_B["default"].a
     assert a[0] > a[1] + 0.1 and found.ranks["useful"] == 1
+    assert found.weights["useful"] == a.softmax(0).tolist()
     assert found.steps == 40 and found.seconds > 0
 
 
@@ -151,7 +154,7 @@ def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch
     )
     rows = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
     batches: Any = DataLoader(rows, batch_size=5)  # type: ignore[arg-type]
-    search(model, batches, batches, steps=3, lower_learning_rate=0.01, upper_learning_rate=1e-12)
+    search(model, endless(batches), endless(batches), steps=3, lower_learning_rate=0.01, upper_learning_rate=1e-12)
     optimizer = torch.optim.Adam([p for p in reference.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
         (reference(x) - y).square().mean().backward()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedyra.experiments.contenders import CONTENDERS, Contender, check_length, contender, parse_settings
+from pedyra.experiments.loop import Loss
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.trial import run_trial
 from pedyra.tasks.planted_problem import Problem, batches, make_problem, relative_error
@@ -120,15 +121,15 @@ def _oracle(problem: Problem) -> Contender:
 def _run(taught: Lesson, contender: Contender, job: Mapping[str, Any]) -> Row:
     problem, replay = taught.problem, taught.replay()
 
-    def loss(model: nn.Module) -> Tensor:
+    def draw() -> Loss:
         x, target = next(replay)
-        return (model(x) - target).square().mean()
+        return lambda model: (model(x) - target).square().mean()
 
     trial = run_trial(
         problem.base,
         problem.layer_names,
         contender,
-        loss,
+        draw,
         rank=job["rank"],
         lr=job["lr"],
         steps=job["steps"],

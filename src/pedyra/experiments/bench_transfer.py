@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedyra.experiments.contenders import check_length, contender, parse_ranks, parse_settings
+from pedyra.experiments.loop import Loss
 from pedyra.experiments.pattern_search import Round, search_pattern
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.transfer import (
@@ -118,14 +119,15 @@ def bench_transfer(
     def run(job: Row) -> Row:
         generator = torch.Generator().manual_seed(1000 + job["seed"])
 
-        def loss(model: nn.Module) -> Tensor:
-            return next_byte_loss(model, task.corpus.batch(size.batch, generator))
+        def draw() -> Loss:
+            windows = task.corpus.batch(size.batch, generator)
+            return lambda model: next_byte_loss(model, windows)
 
         trial = run_trial(
             task.model,
             layer_names(task.model),
             contenders[job["method"]],
-            loss,
+            draw,
             rank=job["rank"],
             lr=job["lr"],
             steps=size.steps,

@@ -25,6 +25,8 @@ from torch.optim import Optimizer
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
 from pedyra.experiments import contender_hooks as hooks
+from pedyra.experiments.autolora_look import autolora_look
+from pedyra.experiments.eva_look import EVA_STEPS, eva_look
 from pedyra.experiments.gora_look import by_importance, gora_look
 from pedyra.experiments.looks import GRADIENT_STEPS, Looking, gradient_look, probe_look
 from pedyra.experiments.loop import make_optimizer
@@ -147,10 +149,10 @@ def fixed(wanted: Mapping[str, int], costs: Costs, rank: int, gains: Gains) -> d
     return ranks
 
 
-def by_gain(costs: Costs, rank: int, gains: Gains, min_rank: int = 0) -> dict[str, int]:
-    """The budget of a uniform `rank` for the directions with the highest gain per parameter."""
+def by_gain(costs: Costs, rank: int, gains: Gains, min_rank: int = 0, *, per_parameter: bool = True) -> dict[str, int]:
+    """The budget of a uniform `rank` for what has the highest gain, or the highest per parameter."""
     candidates = sorted(
-        (-gain / costs[name], position, index, name)
+        (-gain / (costs[name] if per_parameter else 1), position, index, name)
         for position, name in enumerate(costs)
         for index, gain in enumerate(gains[name][min_rank:])
     )
@@ -226,6 +228,9 @@ CONTENDERS: dict[str, Contender] = {
     "dylora": Contender(start=hooks.start_nested, optimizer=hooks.slot_adam, finish=hooks.cut_nested),
     "para": Contender(first_rank=lambda rank: ParaSettings().factor * rank, finish=hooks.cut_at_one_threshold),
     "gora": Contender(look=gora_look, look_steps=GoraSettings().steps, pattern=by_importance),
+    "eva": Contender(look=eva_look, look_steps=EVA_STEPS, pattern=partial(by_gain, per_parameter=False)),
+    # A rank counts from a weight of 1 / k on, the same for all layers; here from one that meets the budget.
+    "autolora": Contender(look=autolora_look, pattern=partial(by_gain, per_parameter=False)),
     "pedyra-paper": Contender(config=RankConfig.paper(**_WINDOW, budget="parameters", moves=None), moves=1 / 12),
     "pedyra": Contender(config=RankConfig()),
 }
@@ -264,7 +269,7 @@ def check_length(contender: Contender, steps: int, name: str = "this method") ->
     """Raise ValueError where a run of so many steps leaves none to train."""
     if steps <= contender.look_steps:
         raise ValueError(
-            f"{name} looks at the gradients of {contender.look_steps} batches before it trains, so a run of {steps} "
+            f"{name} looks at {contender.look_steps} batches before it trains, so a run of {steps} "
             f"steps leaves none; take more steps"
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.experiments.looks import Look, Setup, mean_gradients
@@ -16,8 +16,12 @@ from pedyra.methods.gora import GoraSettings, ranks_of, start_of_b
 
 @dataclass(frozen=True, kw_only=True)
 class GoraLook(Look):
-    """`gains` has the importance of a layer, `right` the rows A `(max_rank, in)` it may start from, `left` is G A^T."""
+    """Of the gradient G; `gains` has one number a layer, its importance."""
 
+    rows: dict[str, Tensor]
+    """A `(max_rank, in)`: the first of them are where a layer starts."""
+    gradients_of_rows: dict[str, Tensor]
+    """G A^T `(out, max_rank)`."""
     rank: int
     """Of the budget."""
     eta: float
@@ -25,10 +29,9 @@ class GoraLook(Look):
     @torch.no_grad()
     def start(self, adapted: Sequence[AdaptedLayer]) -> None:
         """A's rows as drawn, B one step down the gradient, and scaling alpha / sqrt(rank) with the budget's alpha."""
-        assert self.left is not None
         for layer in adapted:
             layer.rescale(self.rank / layer.rank**0.5)
-            A, gradient_of_A = self.right[layer.name][: layer.rank], self.left[layer.name][:, : layer.rank]
+            A, gradient_of_A = self.rows[layer.name][: layer.rank], self.gradients_of_rows[layer.name][:, : layer.rank]
             layer.a.A.copy_(A)
             layer.b.weight.copy_(start_of_b(gradient_of_A, A, eta=self.eta, scaling=layer.scaling))
 
@@ -38,13 +41,16 @@ def gora_look(setup: Setup) -> GoraLook:
     settings = GoraSettings()
     (gradients,) = mean_gradients(setup, [settings.steps])
     generator = torch.Generator().manual_seed(setup.seed)
-    gains, rights, lefts = {}, {}, {}
+    gains, rows, gradients_of_rows = {}, {}, {}
     for name, gradient in gradients.items():
         weight: Any = setup.base.get_submodule(name).weight
         A = torch.empty(_most_ranks(setup.rank), weight.shape[1])
-        rights[name] = nn.init.kaiming_uniform_(A, a=5**0.5, generator=generator)  # LoRA's own start
-        gains[name], lefts[name] = [float((weight * gradient).abs().mean())], gradient @ A.T
-    return GoraLook(steps=settings.steps, gains=gains, right=rights, left=lefts, rank=setup.rank, eta=settings.eta)
+        rows[name] = nn.init.kaiming_uniform_(A, a=5**0.5, generator=generator)  # LoRA's own start
+        gains[name], gradients_of_rows[name] = [float((weight * gradient).abs().mean())], gradient @ A.T
+    return GoraLook(
+        steps=settings.steps, gains=gains, rows=rows, gradients_of_rows=gradients_of_rows, rank=setup.rank,
+        eta=settings.eta,
+    )  # fmt: skip
 
 
 def by_importance(costs: Mapping[str, int], rank: int, gains: Mapping[str, Sequence[float]]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What can be learned of a task before the run proper: directions and their gains, from gradients or a short run.
 
-A look spends some of the run's steps. It sees every layer, gives candidate directions for each, and may hand over a
-start for B.
+A look sees every layer, says what each of its ranks would be worth, and may place the first triples. What it costs is
+taken from the run's steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.adapters.attach import AdaptedLayer, attach
-from pedyra.experiments.loop import Loss, make_optimizer, make_plain, make_student, train
+from pedyra.experiments.loop import Draw, make_optimizer, make_plain, make_student, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Setup:
 
     base: nn.Module
     layers: Sequence[str]
-    loss: Loss
+    draw: Draw
     rank: int
     """Of the budget."""
     lr: float
@@ -38,14 +38,23 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a look found; per layer, best first."""
+    """What a look found."""
 
     steps: int
     """How many of the run's steps it took."""
     gains: dict[str, list[float]]
-    """What each candidate direction is worth; not comparable with those of another kind of look."""
+    """Layer name -> what each of its ranks is worth, best first; not comparable between kinds of look."""
+
+    def start(self, adapted: Sequence[AdaptedLayer]) -> None:
+        """Where the layers begin; here, where they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions(Look):
+    """A look that found candidate directions for the first triples; per layer, best first."""
+
     right: dict[str, Tensor]
-    """Directions on the input side, orthonormal rows `(n, in)`."""
+    """On the input side, orthonormal rows `(n, in)`."""
     left: dict[str, Tensor] | None = None
     """The update along them, `(out, n)`: left @ right is what the look has learned. None: B starts at 0."""
 
@@ -66,7 +75,7 @@ GRADIENT_STEPS = 20
 """Batches that `gradient_look` spends."""
 
 
-def gradient_look(setup: Setup, *, steps: int = GRADIENT_STEPS) -> Look:
+def gradient_look(setup: Setup, *, steps: int = GRADIENT_STEPS) -> Directions:
     """Top right singular vectors of the dense gradient, averaged over `steps` batches without an update.
 
     The gain of a direction, u^T G v, comes from the half of the batches that did not choose it.
@@ -77,7 +86,7 @@ def gradient_look(setup: Setup, *, steps: int = GRADIENT_STEPS) -> Look:
         left, _, right = torch.linalg.svd(first[name], full_matrices=False)
         gains[name] = torch.einsum("or,oi,ri->r", left, second[name], right).sort(descending=True).values.tolist()
         rights[name] = torch.linalg.svd(first[name] + second[name], full_matrices=False).Vh
-    return Look(steps=steps, gains=gains, right=rights)
+    return Directions(steps=steps, gains=gains, right=rights)
 
 
 def mean_gradients(setup: Setup, counts: Sequence[int]) -> list[dict[str, Tensor]]:
@@ -87,13 +96,13 @@ def mean_gradients(setup: Setup, counts: Sequence[int]) -> list[dict[str, Tensor
     means = []
     for count in counts:
         for _ in range(count):
-            setup.loss(model).backward()
+            setup.draw()(model).backward()
         means.append({name: weight.grad / count for name, weight in weights.items()})
         model.zero_grad()
     return means
 
 
-def probe_look(setup: Setup, *, part: float = 0.1, widen: int = 4, keep: bool = True, points: int = 0) -> Look:
+def probe_look(setup: Setup, *, part: float = 0.1, widen: int = 4, keep: bool = True, points: int = 0) -> Directions:
     """A LoRA of `widen` times the rank, trained for this part of the run; its update's singular triples.
 
     While it lasts, the look has more parameters than the budget.
@@ -112,10 +121,10 @@ def probe_look(setup: Setup, *, part: float = 0.1, widen: int = 4, keep: bool = 
     model = make_student(setup.base, ranks, setup.scaling, setup.seed)
     adapted = attach(model)
     make_plain(adapted, setup.fused)
-    train(model, make_optimizer(adapted, setup.lr), setup.loss, setup.factors[:steps], clip=setup.clip)
+    train(model, make_optimizer(adapted, setup.lr), setup.draw, setup.factors[:steps], clip=setup.clip)
     make_singular(adapted)
     if points:
-        shares = loss_shares(model, adapted, setup.loss, points)
+        shares = loss_shares(model, adapted, setup.draw, points)
     else:
         shares = [layer.scaling**2 * layer.b.weight.detach().square().sum(0) for layer in adapted]
     gains, rights, lefts = {}, {}, {}
@@ -124,7 +133,7 @@ def probe_look(setup: Setup, *, part: float = 0.1, widen: int = 4, keep: bool = 
         gains[layer.name] = order.values.tolist()
         rights[layer.name] = layer.a.A.detach()[order.indices]
         lefts[layer.name] = layer.scaling * layer.b.weight.detach()[:, order.indices]
-    return Look(steps=steps + points, gains=gains, right=rights, left=lefts if keep else None)
+    return Directions(steps=steps + points, gains=gains, right=rights, left=lefts if keep else None)
 
 
 @torch.no_grad()
@@ -137,7 +146,7 @@ def make_singular(adapted: Sequence[AdaptedLayer]) -> None:
         layer.b.weight.copy_(U[:, : layer.rank] * S[: layer.rank])
 
 
-def loss_shares(model: nn.Module, adapted: Sequence[AdaptedLayer], loss: Loss, points: int) -> list[Tensor]:
+def loss_shares(model: nn.Module, adapted: Sequence[AdaptedLayer], draw: Draw, points: int) -> list[Tensor]:
     """What each triple saves of the loss, `(rank,)` per layer: integrated gradients from no update to the whole one.
 
     The shares add up to the whole saving (Sundararajan, Taly, Yan 2017, "completeness"), but for the few points of
@@ -149,7 +158,7 @@ def loss_shares(model: nn.Module, adapted: Sequence[AdaptedLayer], loss: Loss, p
         with torch.no_grad():
             for gate in gates:
                 gate.fill_((point + 0.5) / points)
-        for share, gradient in zip(shares, torch.autograd.grad(loss(model), gates), strict=True):
+        for share, gradient in zip(shares, torch.autograd.grad(draw()(model), gates), strict=True):
             share -= gradient / points
     with torch.no_grad():
         for gate in gates:

@@ -16,7 +16,9 @@ from pedyra.adapters.fused import fuse
 from pedyra.training.rank_allocator import RankAllocator
 
 Loss = Callable[[nn.Module], Tensor]
-"""Draws the next batch and returns its loss; called once a step."""
+"""A model's loss on one batch."""
+Draw = Callable[[], Loss]
+"""The loss on the next batch."""
 
 
 def make_student(base: nn.Module, ranks: Mapping[str, int], scaling: float, seed: int) -> PeftModel:
@@ -68,7 +70,7 @@ def make_optimizer(
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: Loss,
+    draw: Draw,
     factors: Sequence[float],
     *,
     clip: float | None = None,
@@ -82,7 +84,7 @@ def train(
     after the optimizer's step.
     """
     for factor in factors:
-        value = loss(model)
+        value = draw()(model)
         if not value.isfinite():
             return True
         value.backward()

@@ -14,7 +14,7 @@ from pedyra.adapters.factors import AFactor
 from pedyra.config import RankConfig
 from pedyra.experiments.contenders import Contender, check_length
 from pedyra.experiments.looks import Setup
-from pedyra.experiments.loop import Loss, make_plain, make_student, train
+from pedyra.experiments.loop import Draw, make_plain, make_student, train
 from pedyra.training.rank_allocator import RankAllocator
 
 
@@ -38,7 +38,7 @@ def run_trial(
     base: nn.Module,
     layers: Sequence[str],
     contender: Contender,
-    loss: Loss,
+    draw: Draw,
     *,
     rank: int,
     lr: float,
@@ -67,7 +67,7 @@ def run_trial(
     look = None
     if contender.look is not None:
         setup = Setup(
-            base=base, layers=layers, loss=loss, rank=rank, lr=lr, scaling=scaling, factors=factors, clip=clip,
+            base=base, layers=layers, draw=draw, rank=rank, lr=lr, scaling=scaling, factors=factors, clip=clip,
             seed=seed, fused=fused,
         )  # fmt: skip
         look = contender.look(setup)
@@ -92,7 +92,7 @@ def run_trial(
         rule = contender.rule(rank, seed)
         allocator = RankAllocator(model, optimizer, replace(config, fused=fused), len(factors), policy=rule)
     diverged = train(
-        model, optimizer, loss, factors, clip=clip, allocator=allocator,
+        model, optimizer, draw, factors, clip=clip, allocator=allocator,
         before_step=contender.before_step, after_step=contender.after_step,
     )  # fmt: skip
     ranks = dict.fromkeys(layers, 0) | (allocator.ranks if allocator else start_ranks)

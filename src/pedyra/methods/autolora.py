@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from pedyra.tasks import Task
 
 logger = logging.getLogger(__name__)
 
+BatchLoss = Callable[[nn.Module], Tensor]
+"""A model's loss on one batch."""
 PASSES_PER_STEP = 5
 """Forward and backward passes of a search step: two lower steps, validation, and both ends of the difference."""
 
@@ -65,6 +68,8 @@ class Found:
 
     ranks: dict[str, int]
     """Layer name -> rank."""
+    weights: dict[str, list[float]]
+    """Layer name -> softmax(a), a weight per rank."""
     steps: int
     seconds: float
 
@@ -95,8 +100,8 @@ def rank_of(a: Tensor) -> int:
 
 def search(
     model: PeftModel,
-    train: DataLoader,
-    validation: DataLoader,
+    train: Iterator[BatchLoss],
+    validation: Iterator[BatchLoss],
     *,
     steps: int,
     lower_learning_rate: float,
@@ -104,7 +109,8 @@ def search(
 ) -> Found:
     """Weigh the ranks of every LoRA layer of `model`, whose adapter is of no use afterwards.
 
-    One step: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a lower step with the new a.
+    One step, on the next batch of each side: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a
+    lower step with the new a.
     """
     began = time.perf_counter()
     layers = linear_slots(model)
@@ -117,15 +123,8 @@ def search(
     lower_optimizer = Adam(lower, lr=lower_learning_rate)
     upper_optimizer = Adam(upper, lr=upper_learning_rate, betas=(0.5, 0.999))
     model.train()
-    train_batches, validation_batches = _endless(train, model), _endless(validation, model)
     for _ in range(steps):
-        batch, held_out = next(train_batches), next(validation_batches)
-
-        def train_loss(batch: dict[str, Tensor] = batch) -> Tensor:
-            return model(**batch).loss
-
-        def val_loss(batch: dict[str, Tensor] = held_out) -> Tensor:
-            return model(**batch).loss
+        train_loss, val_loss = partial(next(train), model), partial(next(validation), model)
 
         def lower_step(loss: Callable[[], Tensor] = train_loss) -> None:
             _step(lower_optimizer, lower, gradients_of(loss(), lower))
@@ -138,8 +137,12 @@ def search(
         lower_optimizer.state.update(moments)
         _step(upper_optimizer, upper, gradients)
         lower_step()
-    ranks = {layer.name: rank_of(a) for layer, a in zip(layers, upper, strict=True)}
-    return Found(ranks, steps, time.perf_counter() - began)
+    return Found(
+        ranks={layer.name: rank_of(a) for layer, a in zip(layers, upper, strict=True)},
+        weights={layer.name: a.detach().softmax(0).tolist() for layer, a in zip(layers, upper, strict=True)},
+        steps=steps,
+        seconds=time.perf_counter() - began,
+    )
 
 
 class SearchCost(TrainerCallback):
@@ -189,8 +192,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     model = with_lora(base_model, recipe, r=k)
     found = search(
         model,
-        training_batches(train, recipe),
-        training_batches(validation, recipe),
+        endless(training_batches(train, recipe)),
+        endless(training_batches(validation, recipe)),
         steps=steps,
         lower_learning_rate=settings.lower_learning_rate,
         upper_learning_rate=settings.upper_learning_rate,
@@ -238,8 +241,13 @@ def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: S
     optimizer.zero_grad()
 
 
-def _endless(batches: DataLoader, model: PeftModel) -> Iterator[dict[str, Tensor]]:
-    device = next(model.parameters()).device
+def endless(batches: DataLoader) -> Iterator[BatchLoss]:
+    """The model's own loss on one batch after another, from the first again after the last."""
+
+    def loss(batch: dict[str, Tensor], model: nn.Module) -> Tensor:
+        device = next(model.parameters()).device
+        return model(**{key: value.to(device) for key, value in batch.items()}).loss
+
     while True:
         for batch in batches:
-            yield {key: value.to(device) for key, value in batch.items()}
+            yield partial(loss, batch)
