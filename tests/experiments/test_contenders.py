@@ -12,10 +12,11 @@ from torch import nn
 
 from pedyra.adapters.attach import attach
 from pedyra.config import RankConfig
-from pedyra.experiments.contenders import CONTENDERS, by_gain, contender
+from pedyra.experiments.contenders import CONTENDERS, contender
 from pedyra.experiments.gora_look import by_importance
 from pedyra.experiments.looks import loss_shares, make_singular
 from pedyra.experiments.loop import make_student
+from pedyra.experiments.patterns import by_gain
 from pedyra.experiments.trial import run_trial
 
 COSTS = {"0.q": 10, "0.up": 30, "1.q": 10, "1.up": 30}
@@ -189,10 +190,12 @@ def test_autolora_searches_beside_the_run_and_spends_the_budget_on_the_ranks_of_
     trial = _run("autolora", steps=1)
     assert trial.ranks == {"q": 2, "up": 2}  # 0.5, 0.4, 0.3, 0.26
     weights["q"] = [0.7, 0.1, 0.1, 0.1]
-    trial = _run("autolora", steps=1)
+    trial = run_trial(
+        TwoLayers(), ["q", "up"], contender("autolora"), _draws(1), rank=2, lr=0.0, steps=1, seed=0, scaling=5.0
+    )
     assert trial.ranks == {"q": 1, "up": 3}
-    model: Any = trial.model.get_base_model()
-    assert model.q.scaling["default"] == 2 and model.up.scaling["default"] == pytest.approx(2 / 3)
+    model: Any = trial.model.get_base_model()  # alpha is 10
+    assert model.q.scaling["default"] == 10 and model.up.scaling["default"] == pytest.approx(10 / 3)
     weights["q"] = [float("nan")] * 4
     assert _run("autolora", steps=1).ranks == {"q": 2, "up": 2}  # it diverged
 
@@ -293,6 +296,16 @@ def test_settings_by_name_and_by_option():
 def test_what_follows_from_a_changed_setting_follows_anew():
     assert contender("pedyra:prune=score").config == RankConfig(prune="score")  # with its own schedule of moves
     assert contender("pedyra:start=svd").config == RankConfig(start="svd")  # where E is trained
+    paper = contender("pedyra-paper:start=lora").config
+    assert paper is not None and paper.train_e is False
+
+
+def test_elalora_moves_as_many_as_it_is_told():
+    for name, moves in {"elalora": 4, "elalora:moves=7": 7}.items():
+        found = contender(name)
+        assert found.config is not None
+        rule: Any = found.rule(found.config, 2)
+        assert rule.policy.moves == moves
 
 
 @pytest.mark.parametrize(
@@ -301,6 +314,9 @@ def test_what_follows_from_a_changed_setting_follows_anew():
         ("lorra", "'lorra' is unknown; choose from lora"),
         ("lora:moves=3", "lora moves no ranks"),
         ("pedyra:move=3", "did you mean 'moves'"),
+        ("l1ra:train_e=false", "l1ra has no use for train_e, or is defined by it; it takes interval, .*, max_rank$"),
+        ("adalora:moves=3", "adalora has no use for moves"),
+        ("prune:expand=gradient", "prune has no use for expand"),
         ("pedyra:moves", "not of the form name=value"),
         ("static:q=-1", "must be an integer of at least 0"),
     ],

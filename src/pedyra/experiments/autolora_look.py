@@ -16,18 +16,19 @@ from pedyra.methods.autolora import PASSES_PER_STEP, AutoLoraSettings, search
 class AutoLoraLook(Look):
     """`gains` are the weights of a layer's ranks, which add up to 1."""
 
-    alpha: float
+    rank: int
+    """Of the budget."""
 
     def start(self, adapted: Sequence[AdaptedLayer]) -> None:
         """LoRA's own start at the ranks found, scaled by alpha / rank."""
         for layer in adapted:
-            layer.rescale(self.alpha / layer.rank)
+            layer.rescale(self.rank / layer.rank)
 
 
 def autolora_look(setup: Setup) -> AutoLoraLook:
     """Weigh twice the budget's ranks in a search that takes as many passes as the run, beside it.
 
-    A and B are searched at the run's learning rate, since the authors' suits language models; every other batch is
+    A and B are searched at the run's learning rate and scaling, since the authors' suits language models; every other batch is
     the validation's. A search that diverges leaves the ranks equal.
     """
     ranks = {name: min(2 * setup.rank, *setup.base.get_submodule(name).weight.shape) for name in setup.layers}  # type: ignore[misc, union-attr]
@@ -43,4 +44,4 @@ def autolora_look(setup: Setup) -> AutoLoraLook:
     gains = {name: sorted(weights, reverse=True) for name, weights in found.weights.items()}
     if not all(math.isfinite(weight) for weights in gains.values() for weight in weights):
         gains = {name: [-float(index) for index in range(rank)] for name, rank in ranks.items()}
-    return AutoLoraLook(steps=0, gains=gains, alpha=setup.scaling * setup.rank)
+    return AutoLoraLook(steps=0, gains=gains, rank=setup.rank)

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pedyra.experiments.contenders import CONTENDERS, Contender, check_length, contender, parse_settings
+from pedyra.experiments.contenders import CONTENDERS, Contender, check_length, contender
 from pedyra.experiments.loop import Loss
+from pedyra.experiments.patterns import parse_settings
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.trial import run_trial
 from pedyra.tasks.planted_problem import Problem, batches, make_problem, relative_error

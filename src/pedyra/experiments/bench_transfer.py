@@ -10,9 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pedyra.experiments.contenders import check_length, contender, parse_ranks, parse_settings
+from pedyra.experiments.contenders import check_length, contender
 from pedyra.experiments.loop import Loss
 from pedyra.experiments.pattern_search import Round, search_pattern
+from pedyra.experiments.patterns import parse_ranks, parse_settings
 from pedyra.experiments.row_file import Row, RowFile
 from pedyra.experiments.transfer import (
     TARGETS,

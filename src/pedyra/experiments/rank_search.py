@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pedyra.experiments.contenders import by_gain
+from pedyra.experiments.patterns import by_gain
 from pedyra.files import write_file
 from pedyra.layer_names import pattern_keys
 from pedyra.lora_folder import read_lora

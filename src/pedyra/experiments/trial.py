@@ -89,7 +89,7 @@ def run_trial(
     optimizer = contender.optimizer(adapted, lr)
     allocator = None
     if config is not None:
-        rule = contender.rule(rank, seed)
+        rule = contender.rule(config, rank)
         allocator = RankAllocator(model, optimizer, replace(config, fused=fused), len(factors), policy=rule)
     diverged = train(
         model, optimizer, draw, factors, clip=clip, allocator=allocator,
