@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 
 def active(model: Any) -> int:
@@ -31,6 +32,52 @@ def test_the_allocator_sees_each_step_once_after_the_optimizer(prepare: Any, mon
     )
     run.train()
     assert seen == list(range(1, 13))
+
+
+def test_a_step_that_a_grad_scaler_skips_does_not_stop_the_pruning(prepare: Any):
+    class Overflow(TrainerCallback):
+        """Before the method's own callback: infinite gradients at the first step, of which no step was made."""
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 0:
+                for parameter in kwargs["model"].parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.fill_(float("inf"))
+            kwargs["optimizer"]._is_overflow = state.global_step == 0
+            type(kwargs["optimizer"]).step_was_skipped = property(lambda self: self._is_overflow)
+
+    run = prepare("adalora")
+    run.trainer.callback_handler.callbacks.insert(0, Overflow())
+    layers = sum("lora_E" in name for name, _ in run.model.named_parameters())
+    run.train()
+    assert active(run.model) == 4 * layers
+
+
+class StopAfterOne(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = True
+        return control
+
+
+def test_micro_batches_do_not_multiply_the_penalty(prepare: Any):
+    norms = []
+    for accumulation in (1, 4):
+        run = prepare("adalora", "causal_lm", training={
+            "gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 8 // accumulation,
+            "logging_steps": 1,
+        })  # fmt: skip
+        for name, parameter in run.model.named_parameters():  # E is 0 at first: what is left is the penalty's gradient
+            parameter.requires_grad_("lora_A" in name or "lora_B" in name)
+        run.model.base_model.update_and_allocate = lambda step: None
+        run.trainer.add_callback(StopAfterOne())
+        run.trainer.train()
+        norms.append(run.trainer.state.log_history[0]["grad_norm"])
+    assert norms[0] > 0 and norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_an_average_without_memory_is_refused_where_peft_asserts(prepare: Any):
+    with pytest.raises(ValueError, match="rank.beta1 is 0, but PEFT's AdaLoRA takes none of 0; raise it"):
+        prepare("adalora", rank={"beta1": 0})
 
 
 def test_an_evaluation_loss_has_no_penalty(prepare: Any):

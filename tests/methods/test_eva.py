@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+
+from pedyra.methods.eva import _check_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's own
 
@@ -33,6 +36,11 @@ def test_ranks_spend_the_budget_and_a_has_orthonormal_rows(prepare: Any):
             {"training": {"per_device_train_batch_size": 4}},
             "a batch has 4 vectors for bert.pooler.dense, which sees one a row, but EVA needs 8",
         ),
+        (
+            "classification",
+            {"training": {"per_device_train_batch_size": 48}, "method_settings": {"rho": 20.0}},
+            "the inputs of bert.encoder.layer.0.attention.self.query have .* components, but EVA looks for 80",
+        ),
         # A prompt is long, but EVA looks at the tokens of the answer alone.
         ("causal_lm", {"lora": {"r": 40}}, "a batch has .* vectors, but EVA needs 80"),
     ],
@@ -42,6 +50,21 @@ def test_a_batch_with_too_few_vectors_is_told_instead_of_waiting_for_ever(
 ):
     with pytest.raises(ValueError, match=message):
         prepare("eva", kind, **sections)
+
+
+def test_a_layer_that_takes_no_part_is_named():
+    class Spare(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    model: Any = get_peft_model(Spare(), LoraConfig(target_modules=["used", "spare"]))  # type: ignore[arg-type]
+    model.device = torch.device("cpu")
+    with pytest.raises(ValueError, match="^spare takes no part in the forward pass, so EVA has no inputs"):
+        _check_layers(model, {"x": torch.randn(2, 8)}, needed=4)
 
 
 def test_another_start_is_refused(prepare: Any):

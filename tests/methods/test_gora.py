@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from pedyra.methods import gora
 from pedyra.methods.adapter import with_lora
@@ -60,6 +64,64 @@ def test_what_is_kept_is_that_of_the_averaged_dense_gradient(
         assert observed[name].importance == pytest.approx(expected, rel=1e-4)
         expected = weight.grad @ observed[name].A.T
         torch.testing.assert_close(observed[name].gradient_of_A, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_of_a_layer_that_holds_its_weight_transposed():
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    for module in base.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    config = LoraConfig(r=3, target_modules=["attn.c_attn", "attn.c_proj"], fan_in_fan_out=True)
+    model: Any = get_peft_model(base, config)
+    tokens = torch.randint(11, (4, 8))
+    batches: Any = DataLoader([{"input_ids": row, "labels": row} for row in tokens], batch_size=4)  # type: ignore[arg-type]
+    batches.generator = torch.Generator()
+    observed = observe(model, batches, GoraSettings(steps=1), seed=0)
+    layers = layers_of(model)
+    for layer in layers.values():
+        layer.get_base_layer().weight.requires_grad_(True)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    for name, layer in layers.items():
+        gradient = layer.get_base_layer().weight.grad.T  # (out, in)
+        torch.testing.assert_close(observed[name].gradient_of_A, gradient @ observed[name].A.T, rtol=1e-3, atol=1e-6)
+
+
+class Spare(torch.nn.Module):
+    """Its second layer takes no part in the loss."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.spare = (torch.nn.Linear(8, 8, bias=False, dtype=dtype) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return SimpleNamespace(loss=self.used(x).float().square().mean())
+
+
+def _observed(base: torch.nn.Module, x: torch.Tensor) -> Any:
+    model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["used", "spare"]))  # type: ignore[arg-type]
+    batches: Any = DataLoader([{"x": row} for row in x], batch_size=4)  # type: ignore[arg-type]
+    batches.generator = torch.Generator()
+    return observe(model, batches, GoraSettings(steps=len(x) // 4), seed=0)
+
+
+def test_a_layer_that_takes_no_part_in_the_loss_has_no_importance():
+    observed = _observed(Spare(), torch.randn(4, 8))
+    assert observed["spare"].importance == 0 and observed["used"].importance > 0
+
+
+def test_many_small_gradients_in_bfloat16_add_up():
+    x = torch.randn(4 * 64, 8).bfloat16()
+    observed = _observed(Spare(torch.bfloat16), x)["used"]
+    base = Spare(torch.bfloat16).used
+    base.weight.requires_grad_()
+    total = torch.zeros(8, 8)
+    for part in x.split(4):
+        total += torch.autograd.grad(base(part).float().square().mean(), base.weight)[0].float()
+    torch.testing.assert_close(observed.gradient_of_A, (total / 64) @ observed.A.float().T, rtol=1e-4, atol=1e-5)
 
 
 def test_a_group_never_holds_more_than_the_limit():

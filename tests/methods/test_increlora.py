@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
 
-from pedyra.methods.dense_sensitivity import dense_sensitivity
+from pedyra.adapters.attach import attach
+from pedyra.config import RankConfig
+from pedyra.methods.dense_sensitivity import DenseSensitivity, dense_sensitivity
 from pedyra.methods.increlora import GrowFromReserve, growth
+from pedyra.training.checkpoint import RECORD
 
 
 def test_the_score_is_that_of_the_dense_update():
@@ -77,8 +83,6 @@ def test_reserve_e_stays_while_its_factors_learn(prepare: Any):
     a = layers.lora_A["default"]
     A, stop = a.A.detach().clone(), []
 
-    from transformers import TrainerCallback
-
     class Look(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 4:
@@ -89,6 +93,67 @@ def test_reserve_e_stays_while_its_factors_learn(prepare: Any):
     E, moved = stop[0]
     assert E[1:].tolist() == pytest.approx([1e-5, 1e-5], rel=1e-6) and E[0] != 0
     assert (moved[1:] - A[1:]).abs().max() > 1e-4
+
+
+def test_the_reserve_has_no_part_in_the_norm_that_is_clipped_until_it_is_activated(prepare: Any):
+    seen: list[tuple[int, list[torch.Tensor], list[int]]] = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            layers = run.allocator.layers
+            gradients = [layer.a.E.grad.clone() for layer in layers]
+            seen.append((len(run.allocator.history), gradients, [layer.rank for layer in layers]))
+
+    run = prepare("increlora", training={"max_grad_norm": 1e9, "weight_decay": 0.5, "logging_steps": 1})
+    run.trainer.callback_handler.callbacks.insert(0, Look())
+    run.train()
+    closed = next(index for index, record in enumerate(run.allocator.history) if not record["added"]) + 1
+    for adjustments, gradients, _ in seen:
+        for gradient in gradients:
+            assert bool(gradient[-2:].any()) == (adjustments >= closed)
+            assert bool(gradient[:-2].any()) or adjustments >= closed
+    assert len({tuple(ranks) for _, _, ranks in seen}) > 2  # Parameters were renewed on the way
+
+
+def test_weight_decay_leaves_the_reserve_as_it_is(prepare: Any):
+    run = prepare("increlora", training={"max_steps": 12, "weight_decay": 0.5}, rank={"initial_warmup": 6, "interval": 1})
+    stop: list[torch.Tensor] = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                stop.extend(layer.a.E.detach().clone() for layer in run.allocator.layers)
+
+    run.trainer.add_callback(Look())
+    run.train()
+    assert stop and all(E[1:].tolist() == [torch.tensor(1e-5).item()] * 2 for E in stop)
+
+
+def test_a_scaled_loss_has_the_same_scores():
+    torch.manual_seed(0)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(r=2, target_modules=["0"]))  # type: ignore[arg-type]
+    (layer,) = attach(model)
+    torch.nn.init.normal_(layer.b.weight)
+    scores, x = [], torch.randn(5, 4)
+    for scale in (1.0, 1024.0):
+        source = DenseSensitivity(model, [layer], RankConfig())
+        source.watch(True)
+        (scale * model(x).square().sum()).backward()
+        source.observe_gradients(loss_scale=scale)
+        source.watch(False)
+        scores.append(source.layer_scores())
+    assert scores[0] > 0
+    torch.testing.assert_close(scores[1], scores[0])
+
+
+@pytest.mark.parametrize("method", ["increlora", "triadaptlora"])
+def test_no_run_goes_on_without_its_history(prepare: Any, method: str):
+    arguments = {"save_strategy": "steps", "save_steps": 6}
+    run = prepare(method, training=arguments).train()
+    checkpoint = Path(run.recipe.output_dir) / "checkpoint-6"
+    (checkpoint / RECORD).unlink()
+    with pytest.raises(ValueError, match="checkpoint-6.* and this method cannot go on without it; resume from a whole"):
+        prepare(method, training=arguments).trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_the_active_rank_has_a_gradient_at_the_first_step(prepare: Any):

@@ -33,6 +33,30 @@ def test_methods_choose_the_rank_settings():
         assert ranks is not None and ranks.config == expected
 
 
+@pytest.mark.parametrize("kind", ["classification", "causal_lm"])
+def test_micro_batches_give_the_gradient_of_one_batch(tmp_path, kind):
+    norms = []
+    for accumulation in (1, 4):
+        changes: dict[str, Any] = {"training": {
+            "use_cpu": True, "max_steps": 1, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no",
+            "per_device_train_batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation,
+        }}  # fmt: skip
+        if kind == "causal_lm":
+            changes["model"] = {"name": "tiny-llama"}
+            changes["data"] = {
+                "source": "toy", "kind": kind, "prompt": "prompt", "completion": "completion", "max_length": 40,
+                "train_rows": 16, "eval_rows": 8,
+            }  # fmt: skip
+        setup = set_up(recipe(**changes))
+        for module in setup.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer = setup.trainer(str(tmp_path))
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(ValueError, match="'pedyra-papr' is unknown; did you mean 'pedyra-paper'"):
         set_up(recipe(method="pedyra-papr"))

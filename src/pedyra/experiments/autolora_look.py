@@ -28,8 +28,8 @@ class AutoLoraLook(Look):
 def autolora_look(setup: Setup) -> AutoLoraLook:
     """Weigh twice the budget's ranks in a search that takes as many passes as the run, beside it.
 
-    A and B are searched at the run's learning rate and scaling, since the authors' suits language models; every other batch is
-    the validation's. A search that diverges leaves the ranks equal.
+    A and B are searched at the run's learning rate and scaling, since the authors' suit language models; every other
+    batch is the validation's. A search that diverges leaves the ranks equal.
     """
     ranks = {name: min(2 * setup.rank, *setup.base.get_submodule(name).weight.shape) for name in setup.layers}  # type: ignore[misc, union-attr]
     batches = iter(setup.draw, None)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pedyra.adapters.attach import AdaptedLayer, detach
 from pedyra.methods import dylora, para, sora
-from pedyra.methods.increlora import RESERVE_E, GrowFromReserve
+from pedyra.methods.increlora import RESERVE_E
 from pedyra.methods.l1ra import L1raSettings, shrink_gates
 from pedyra.methods.triadaptlora import STD, CoreFactor, gaussian_core
 from pedyra.training.rank_allocator import RankAllocator
@@ -42,17 +42,6 @@ def start_reserve(model: PeftModel, layers: Sequence[AdaptedLayer], seed: int) -
     """IncreLoRA: all but the first triple are the reserve."""
     for layer in layers:
         layer.a.E[1:] = RESERVE_E
-
-
-def freeze_reserve(allocator: RankAllocator) -> None:
-    """IncreLoRA: the reserve's E does not learn until it is activated."""
-    policy: Any = allocator.rule.policy
-    assert isinstance(policy, GrowFromReserve)
-    if policy.closed(allocator.history):
-        return
-    for layer in allocator.layers:
-        if layer.a.E.grad is not None:
-            layer.a.E.grad[-policy.add :] = 0
 
 
 def start_core(model: PeftModel, layers: Sequence[AdaptedLayer], seed: int) -> None:

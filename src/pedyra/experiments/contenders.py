@@ -36,7 +36,7 @@ from pedyra.methods.dense_sensitivity import DenseSensitivity
 from pedyra.methods.elalora import ElaLoraSettings, Elastic, orthogonal_triples
 from pedyra.methods.expand import Expand
 from pedyra.methods.gora import GoraSettings
-from pedyra.methods.increlora import GrowFromReserve, reserve_triples
+from pedyra.methods.increlora import GrowFromReserve, hold_reserve, reserve_triples
 from pedyra.methods.l1ra import Gates, L1raSettings, MoveClosed, gated_triples
 from pedyra.methods.para import ParaSettings
 from pedyra.methods.prune import Prune
@@ -73,8 +73,8 @@ class Contender:
     """As many of them, where it is always the same number."""
     start: Callable[[PeftModel, Sequence[AdaptedLayer], int], object] | None = None
     """(model, layers, seed): changes the factors before the optimizer is built."""
-    before_step: Callable[[RankAllocator], None] | None = None
-    """After the allocator has read the gradients."""
+    ready: Callable[[RankAllocator], object] | None = None
+    """Once the allocator is there, before the first step."""
     after_step: Callable[[RankAllocator], None] | None = None
     """Between the optimizer's step and the allocator's."""
     finish: Callable[[PeftModel, Sequence[AdaptedLayer], int], dict[str, int]] | None = None
@@ -181,7 +181,7 @@ CONTENDERS: dict[str, Contender] = {
         first_rank=lambda rank: 1 + hooks.reserve(rank),
         scale=float,
         start=hooks.start_reserve,
-        before_step=hooks.freeze_reserve,
+        ready=hold_reserve,
     ),
     "triadaptlora": Contender(
         configure=_with(_WINDOW, WITHOUT_SKETCHES, triadaptlora.RANK_SETTINGS),

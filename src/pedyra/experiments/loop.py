@@ -75,13 +75,12 @@ def train(
     *,
     clip: float | None = None,
     allocator: RankAllocator | None = None,
-    before_step: Callable[[RankAllocator], None] | None = None,
     after_step: Callable[[RankAllocator], None] | None = None,
 ) -> bool:
     """A step per factor on the peak learning rates; returns whether the loss became infinite or NaN.
 
-    The gradient's norm is clipped to `clip` before the allocator reads it; the hooks then run right before and right
-    after the optimizer's step.
+    The gradient's norm is clipped to `clip` before the allocator reads it; `after_step` runs right after the
+    optimizer's step.
     """
     for factor in factors:
         value = draw()(model)
@@ -94,8 +93,6 @@ def train(
             group["lr"] = group["constant"] if "constant" in group else group["peak"] * factor
         if allocator is not None:
             allocator.before_step()
-            if before_step is not None:
-                before_step(allocator)
         optimizer.step()
         if allocator is not None and after_step is not None:
             after_step(allocator)

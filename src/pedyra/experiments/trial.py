@@ -91,9 +91,11 @@ def run_trial(
     if config is not None:
         rule = contender.rule(config, rank)
         allocator = RankAllocator(model, optimizer, replace(config, fused=fused), len(factors), policy=rule)
+        if contender.ready is not None:
+            contender.ready(allocator)
     diverged = train(
         model, optimizer, draw, factors, clip=clip, allocator=allocator,
-        before_step=contender.before_step, after_step=contender.after_step,
+        after_step=contender.after_step,
     )  # fmt: skip
     ranks = dict.fromkeys(layers, 0) | (allocator.ranks if allocator else start_ranks)
     if contender.finish is not None:

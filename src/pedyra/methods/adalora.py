@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import AdaLoraConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pedyra.core.schedule import resolve_schedule
 from pedyra.methods.adapter import with_adapter
@@ -17,6 +17,7 @@ from pedyra.methods.settings import method_settings, rank_config, refuse_lora, r
 from pedyra.models import lora_config
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
+from pedyra.training.trainer_frames import caller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,9 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     settings = method_settings(recipe, AdaLoraSettings)
     refuse_lora(recipe, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
     ranks = rank_config(recipe, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
+    for name in ("beta1", "beta2"):
+        value = getattr(ranks, name)
+        require(value > 0, f"rank.{name} is {value}, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
     initial, final = first_and_last_rank(settings, recipe.lora.r)
     lora = lora_config(recipe.lora, recipe.data.kind)
     config = AdaLoraConfig(
@@ -95,6 +99,8 @@ class AdaLoraCallback(TrainerCallback):
     def __init__(self, model: PeftModel, schedule: dict[str, Any]) -> None:
         self.model, self.schedule = model, schedule
         self.config: Any = model.peft_config["default"]
+        self.weight = self.config.orth_reg_weight
+        """Of the orthogonality term in the loss of a micro-batch."""
         self._checked = False
         self._without_penalty_in_evaluation()
         model.register_load_state_dict_pre_hook(_refuse_pruned)
@@ -112,6 +118,10 @@ class AdaLoraCallback(TrainerCallback):
                 "training.label_smoothing_factor computes its own loss, without AdaLoRA's orthogonality term; set it "
                 "to 0, or rank.orth_weight to 0"
             )
+        trainer = caller(Trainer)
+        if trainer is not None and trainer.model_accepts_loss_kwargs:
+            # The model divides its own loss by the tokens of all micro-batches, PEFT adds the term to each.
+            self.weight = self.config.orth_reg_weight / args.gradient_accumulation_steps
         schedule = resolve_schedule(state.max_steps, **self.schedule)
         self.config.total_step = schedule.total_steps
         self.config.tinit, self.config.tfinal = schedule.initial_warmup, schedule.final_warmup
@@ -135,16 +145,21 @@ class AdaLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         tuner: Any = self.model.base_model
+        if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
+            # A GradScaler found infinite gradients. In PEFT's averages they would stay, and nothing would be masked.
+            for name, parameter in self.model.named_parameters():
+                if "lora_" in name and parameter.grad is not None:
+                    parameter.grad.zero_()
         tuner.update_and_allocate(state.global_step + 1)  # Trainer counts the step only later
 
     def _without_penalty_in_evaluation(self) -> None:
         weight = self.config.orth_reg_weight
 
         def before(module: nn.Module, args: Any) -> None:
-            self.config.orth_reg_weight = weight if module.training else 0.0
+            self.config.orth_reg_weight = self.weight if module.training else 0.0
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            self.config.orth_reg_weight = weight
+            self.config.orth_reg_weight = weight  # as it was asked for, and is saved
 
         self.model.base_model.register_forward_pre_hook(before)
         self.model.base_model.register_forward_hook(after)

@@ -69,9 +69,10 @@ class DenseSensitivity(LayerScores):
             value.zero_()
 
     @torch.no_grad()
-    def observe_gradients(self) -> None:
+    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
         sensitivity, uncertainty = self.state["sensitivity"], self.state["uncertainty"]
-        self.skipped += ~update_sensitivity_(sensitivity, uncertainty, self.now, beta1=self.beta1, beta2=self.beta2)
+        now = self.now / loss_scale
+        self.skipped += ~update_sensitivity_(sensitivity, uncertainty, now, beta1=self.beta1, beta2=self.beta2)
         self.now = torch.zeros_like(sensitivity)
 
     def _see_output(self, index: int, output: Tensor) -> None:

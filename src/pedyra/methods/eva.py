@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import EvaConfig, LoraConfig, initialize_lora_eva_weights
+import torch
+from peft import EvaConfig, LoraConfig, PeftModel, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pedyra.methods.adapter import with_adapter
@@ -42,7 +46,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     are left out, as in PEFT.
 
     Raises:
-        ValueError: another start, or a batch with fewer vectors than rho r for some layer.
+        ValueError: another start, a batch with fewer vectors than rho r for some layer, or a layer with narrower
+            inputs or none.
     """
     settings = method_settings(recipe, EvaSettings)
     refuse_lora(recipe, "EVA is a start of its own", "init")
@@ -73,10 +78,38 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         return x.contiguous()
 
     model = with_adapter(base_model, config, recipe.seed)
+    _check_layers(model, first, needed)
     # PEFT's default finds the tokens that count by their mask; rows that are vectors have none.
     tokens: dict[str, Any] = {} if "input_ids" in first else {"prepare_model_inputs_fn": None}
     initialize_lora_eva_weights(model, batches, prepare_layer_inputs_fn=vectors, show_progress_bar=False, **tokens)
     return Adaptation(model=model)
+
+
+def _check_layers(model: PeftModel, batch: Mapping[str, Tensor], needed: int) -> None:
+    """One forward pass: a layer that sees no input, or is too narrow for its components, is told by name."""
+    seen: set[str] = set()
+    base: Any = model.get_base_model()
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, name=name: seen.add(name))  # type: ignore[attr-defined]
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad():
+        model(**{key: value.to(model.device) for key, value in batch.items()})
+    for hook in hooks:
+        hook.remove()
+    for name, layer in layers.items():
+        width: Any = layer.in_features
+        if name not in seen:
+            raise ValueError(
+                f"{name} takes no part in the forward pass, so EVA has no inputs to look at; leave it out with "
+                f"lora.exclude_modules"
+            )
+        if width < needed:
+            raise ValueError(
+                f"the inputs of {name} have {width} components, but EVA looks for {needed} (lora.r x "
+                f"method_settings.rho); lower one of them"
+            )
 
 
 def _check_vectors(found: int, needed: int, where: str = "") -> None:

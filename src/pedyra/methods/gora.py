@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import transpose
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
@@ -137,20 +138,22 @@ def observe(model: PeftModel, batches: DataLoader, settings: GoraSettings, seed:
         weights = {name: layer.get_base_layer().weight for name, layer in group}
         for weight in weights.values():
             weight.requires_grad_(True)
+        sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
         set_seed(seed)  # every group sees the same batches and the same dropout
         batches.generator.manual_seed(seed)  # type: ignore[union-attr]
         for batch in islice(cycle(batches), settings.steps):
             inputs = {key: value.to(model.device) for key, value in batch.items()}
-            gradients = torch.autograd.grad(model(**inputs).loss, list(weights.values()))
-            for weight, gradient in zip(weights.values(), gradients, strict=True):
-                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            # Zeros for a layer that takes no part in the loss, which then gets the lowest rank.
+            parts = torch.autograd.grad(
+                model(**inputs).loss, list(weights.values()), allow_unused=True, materialize_grads=True
+            )
+            for name, part in zip(weights, parts, strict=True):
+                sums[name] += part
         for name, layer in group:
-            weight, A = weights[name], layer.lora_A["default"].weight.detach().clone()
-            gradient = weight.grad.float() / settings.steps
-            importance = float((weight.detach().float() * gradient).abs().mean())
-            observed[name] = Observed(importance, A, gradient @ A.float().T)
-            weight.grad = None
-            weight.requires_grad_(False)
+            weight, A = weights[name].requires_grad_(False), layer.lora_A["default"].weight.detach().clone()
+            gradient = sums[name] / settings.steps
+            importance = float((weight.float() * gradient).abs().mean())
+            observed[name] = Observed(importance, A, transpose(gradient, layer.fan_in_fan_out) @ A.float().T)
     return observed
 
 
@@ -164,8 +167,7 @@ def _groups(layers: list[tuple[str, Any]], limit: int) -> Iterator[list[tuple[st
     group: list[tuple[str, Any]] = []
     size = 0
     for name, layer in layers:
-        weight = layer.get_base_layer().weight
-        bytes_needed = weight.numel() * weight.element_size()
+        bytes_needed = 4 * layer.get_base_layer().weight.numel()
         if group and size + bytes_needed > limit:
             yield group
             group, size = [], 0

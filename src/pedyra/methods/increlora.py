@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pedyra.adapters.attach import AdaptedLayer, adapted_layers
@@ -23,6 +26,7 @@ from pedyra.methods.settings import method_settings, rank_config, refuse_lora, r
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 from pedyra.training.callback import RankCallback
+from pedyra.training.rank_allocator import RankAllocator
 from pedyra.training.rule import Rule, Situation
 
 RESERVE_E = 1e-5
@@ -118,22 +122,62 @@ def reserve_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -
     return NewTriples(A, torch.full((num,), RESERVE_E), B)
 
 
+def hold_reserve(allocator: RankAllocator) -> list[RemovableHandle]:
+    """Give the reserve's E no gradient from now on, and so no part in the norm that is clipped; A and B learn.
+
+    A resize makes new Parameters, so it is each forward pass that sees to its layer's E.
+    """
+    policy: Any = allocator.rule.policy
+    assert isinstance(policy, GrowFromReserve)
+
+    def without_reserve(gradient: Tensor) -> Tensor | None:
+        if policy.closed(allocator.history):
+            return None
+        gradient = gradient.clone()
+        gradient[-policy.add :] = 0
+        return gradient
+
+    def hold(module: Any, args: Any, held: list[Any]) -> None:
+        if held[0] is not module.E and module.E.requires_grad:
+            held[0] = module.E
+            module.E.register_hook(without_reserve)
+
+    return [layer.a.register_forward_pre_hook(partial(hold, held=[None])) for layer in allocator.layers]
+
+
 class FreezeReserve(TrainerCallback):
-    """Takes the gradient off the reserve's E; its A and B learn in advance."""
+    """Keeps the reserve's E as it is while its A and B learn in advance."""
 
     def __init__(self, ranks: RankCallback, policy: GrowFromReserve) -> None:
         self.ranks, self.policy = ranks, policy
+        self._handles: list[RemovableHandle] = []
 
-    def on_pre_optimizer_step(
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.ranks.allocator is not None
+        self._let_go()
+        self._handles = hold_reserve(self.ranks.allocator)
+
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         allocator = self.ranks.allocator
         assert allocator is not None
         if self.policy.closed(allocator.history):
             return
-        for layer in allocator.layers:
-            if layer.a.E.grad is not None:
-                layer.a.E.grad[-self.policy.add :] = 0
+        with torch.no_grad():
+            for layer in allocator.layers:
+                layer.a.E[-self.policy.add :] = RESERVE_E  # weight decay needs no gradient
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
@@ -162,7 +206,9 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     add = final // 2 if settings.add is None else settings.add
     model = with_lora(base_model, recipe, r=1 + add, alpha=recipe.lora.alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
-    rule = Rule(policy=policy, scores=DenseSensitivity, new_triples=reserve_triples, check=policy.check)
+    rule = Rule(
+        policy=policy, scores=DenseSensitivity, new_triples=reserve_triples, check=policy.check, goes_by_history=True
+    )
     adaptation = adaptive(model, config, rule, record_to)
     with torch.no_grad():
         for layer in adapted_layers(model):

@@ -30,7 +30,7 @@ class LayerScores:
     def restart(self) -> None:
         """See `ScoreState`."""
 
-    def observe_gradients(self) -> None:
+    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
         """See `ScoreState`."""
 
     @torch.no_grad()

@@ -178,5 +178,5 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
     policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
-    rule = Rule(policy=policy, scores=CoreNorms, new_triples=gaussian_triples, check=unchecked)
+    rule = Rule(policy=policy, scores=CoreNorms, new_triples=gaussian_triples, check=unchecked, goes_by_history=True)
     return adaptive(model, config, rule, record_to)

@@ -58,6 +58,10 @@ class Setup:
             callbacks=list(callbacks),
             **self.task.trainer_arguments(),
         )
+        if self.recipe.data.kind != "causal_lm":
+            # A head whose forward takes any keyword makes Trainer believe that it divides its loss by the rows of all
+            # micro-batches. A classifier's is the mean of one, and would count as often as there are.
+            trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
         return trainer
 

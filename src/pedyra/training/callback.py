@@ -197,6 +197,10 @@ class RankCallback(TrainerCallback):
         try:
             restore(allocator, folder)
         except SideFileError as problem:
+            if allocator.rule.goes_by_history:
+                raise ValueError(
+                    f"{problem}, and this method cannot go on without it; resume from a whole checkpoint, or start anew"
+                ) from problem
             warnings.warn(
                 f"{problem}. The adapter itself was loaded, but E, scores and history restart: training goes on, not "
                 f"as an exact resume",

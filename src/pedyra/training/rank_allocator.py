@@ -180,8 +180,8 @@ class RankAllocator:
         """Observe the gradients of this optimizer step (Eqs. 3 to 6), then add the gradient of Eq. (2) to them.
 
         Args:
-            loss_scale: what a GradScaler multiplied the loss by. It unscales the parameters of its optimizer, and the
-                probes of a sketch are none.
+            loss_scale: what a GradScaler multiplied the loss by. It unscales the parameters of its optimizer, but not
+                the probes of a sketch, nor what a method's hooks see in the backward pass.
 
         Raises:
             ValueError: a second call in one step.
@@ -196,7 +196,7 @@ class RankAllocator:
         if self.tracks(step):
             if not self.tracks(step - 1):
                 self.scores.restart()
-            self.scores.observe_gradients()
+            self.scores.observe_gradients(loss_scale=loss_scale)
             if self._inputs is not None and isinstance(self.scores, TripleScores):
                 self.scores.observe_inputs(self._inputs.collect())
         self._sketching.observe(loss_scale)

@@ -83,6 +83,8 @@ class Rule:
     """(layer, how many, generator) -> the triples to append, for a method that fixes how they begin."""
     check: Callable[[Situation], None] | None = None
     """Called with the situation before the first step; raises ValueError where the method cannot do its work."""
+    goes_by_history: bool = False
+    """Whether what it does next, or its scaling, follows from what it did: without the record no run goes on."""
 
 
 def bidirectional(scores: Scores, now: Situation) -> RankPlan:

@@ -36,8 +36,8 @@ class ScoreState(Protocol):
     def restart(self) -> None:
         """Forget what was observed: a new window of tracked steps begins."""
 
-    def observe_gradients(self) -> None:
-        """One optimizer step, its gradients complete."""
+    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
+        """One optimizer step, its gradients complete; what was seen beside them is `loss_scale` times as large."""
 
     def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
         """The score of every triple by layer name, in the model's order; changes nothing."""
@@ -92,7 +92,7 @@ class TripleScores:
         """Whether the next step will be observed; for sources that look at more than gradients."""
 
     @torch.no_grad()
-    def observe_gradients(self) -> None:
+    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
         """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
         zero = torch.zeros((), device=self.skipped.device)
         found = [parameter.grad for parameter in _factors(self.layers)]
