@@ -25,6 +25,7 @@ def main(steps: int = 400) -> RankAllocator:
         record = allocator.after_step()  # at an adjustment: prune, expand, move optimizer state
         if record is not None:
             print(f"step {step + 1}: loss {loss.item():.4f}, ranks {list(record['ranks'].values())}")
+    allocator.release()  # also of a loop that is broken off: nothing that was on trial stays switched off
     return allocator
 
 

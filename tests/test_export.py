@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -250,6 +251,16 @@ def test_the_active_adapter_is_written_also_under_another_name(make_llama, tmp_p
 
 def test_a_name_that_ends_another_is_anchored():
     assert pattern_keys(["q", "block.q", "k"]) == {"q": "^q", "block.q": "block.q", "k": "k"}
+
+
+def test_a_key_is_that_of_its_layer_alone_by_pefts_own_rule():
+    names = ["enc.q", "enc_q", "q", "a.1.0", "a.100", "a.b.100", "x"]
+    keys = pattern_keys(names)
+    assert keys["enc_q"] == "enc_q" and keys["x"] == "x"
+    patterns = {keys[name]: index for index, name in enumerate(names)}
+    for index, name in enumerate(names):
+        for order in (list(patterns), list(reversed(patterns))):
+            assert patterns[get_pattern_key(order, name)] == index
 
 
 def test_a_failed_write_leaves_nothing(make_llama, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ BELOW = {
     "rank_file": {"yaml_file"},
     "recipe_sections": {"rank_file"},
     "recipe": {"config", "recipe_sections", "yaml_file"},
-    "adapters": {"config"},
+    "adapters": {"config", "layer_names"},
     "report": set(),
     "tasks": {"config", "hub", "recipe_sections", "packaged"},
     "models": {"config", "hub", "layer_names", "recipe_sections", "packaged", "tasks"},

@@ -205,6 +205,12 @@ def test_a_folder_whose_head_would_share_its_weight_is_refused_too(make_llama, t
         export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
 
 
+def test_layers_that_share_one_weight_are_refused(make_llama, tmp_path):
+    model = make_llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]])
+    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj and .*layers.1.self_attn.q_proj share one weight"):
+        export_adapter(model, "merged", tmp_path / "out")
+
+
 def test_a_shared_head_matters_only_to_the_adapter_that_changes_it(make_llama, tmp_path):
     model = make_llama(target_modules=["q_proj"])
     base = model.get_base_model()

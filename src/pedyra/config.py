@@ -142,7 +142,7 @@ class RankConfig:
     the kept rows' mean (a slow start; with `prune` "score" new triples tend to be pruned again)."""
     fused: bool = False
     """Compute base layer and triples together where that is exact (plain linear base, no dropout, no DoRA): faster,
-    in less memory; elsewhere PEFT's own forward runs. Roundings differ, nothing else."""
+    in less memory; elsewhere PEFT's own forward runs. Roundings differ, and no gradient of a gradient is there."""
     seed: int = 0
     """Seed of the new triples; they never draw from torch's global generator."""
 

@@ -66,6 +66,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
                 f"adapter {module.merged_adapters[0]!r} is merged into {name}; call unmerge_adapter() first"
             )
     _check_untied(base, adapter_name)
+    _check_unshared(base, adapter_name)
     # A hook may hold its allocator and optimizer, which must not be copied along.
     memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
     merged = copy.deepcopy(model, memo).merge_and_unload(safe_merge=True, adapter_names=[adapter_name])  # type: ignore[operator]
@@ -95,6 +96,7 @@ def merge_folder(lora: SavedLora, source: Path, base: nn.Module | str | Path | N
     _check_base(model)
     adapted = _adapted(model, lora)
     _check_untied(adapted.get_base_model(), "default")
+    _check_unshared(adapted.get_base_model(), "default")
     try:
         return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
     except RuntimeError as error:  # lora_bias on a layer that has no bias
@@ -123,6 +125,19 @@ def _check_untied(base: Any, adapter_name: str) -> None:
             f"the adapter changes the output layer or the embeddings of a {type(base).__name__}, in which they share "
             f"one weight, so merging would change both; export target peft, or train without that layer"
         )
+
+
+def _check_unshared(base: nn.Module, adapter_name: str) -> None:
+    """Refuse layers that share one weight (`layer_replication`), of which each would be merged into all of them."""
+    seen: dict[int, str] = {}
+    for name, module in base.named_modules():
+        if not isinstance(module, LoraLayer) or not _changes(module, adapter_name):
+            continue
+        other = seen.setdefault(id(_weight(module)), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} share one weight, which merging would change for both; export target peft"
+            )
 
 
 def _changes(layer: LoraLayer, adapter_name: str) -> bool:

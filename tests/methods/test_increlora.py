@@ -116,7 +116,9 @@ def test_the_reserve_has_no_part_in_the_norm_that_is_clipped_until_it_is_activat
 
 
 def test_weight_decay_leaves_the_reserve_as_it_is(prepare: Any):
-    run = prepare("increlora", training={"max_steps": 12, "weight_decay": 0.5}, rank={"initial_warmup": 6, "interval": 1})
+    run = prepare(
+        "increlora", training={"max_steps": 12, "weight_decay": 0.5}, rank={"initial_warmup": 6, "interval": 1}
+    )
     stop: list[torch.Tensor] = []
 
     class Look(TrainerCallback):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pedyra.adapters.attach_checks import check_no_head, check_supported, check_svd_start
 from pedyra.adapters.factors import AFactor, BFactor, renewed
 from pedyra.adapters.fused import unfuse
+from pedyra.layer_names import pattern_keys
 
 # Starts of PEFT that rewrite the base weight; what goes to disk must be relative to the pristine one.
 _REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
@@ -207,15 +208,13 @@ def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mappi
     """
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = adapted_layers(model, adapter_name)
-    suffixes = {layer.name[i + 1 :] for layer in layers for i, letter in enumerate(layer.name) if letter == "."}
+    keys = pattern_keys(layer.name for layer in layers)
     config.rank_pattern, config.alpha_pattern = {}, {}
     for layer in layers:
         origin = layer.a.origin
         scaling = layer.scaling if scalings is None else scalings[layer.name]
         on_disk = max(1, layer.rank + (0 if origin is None else origin.shape[0]))
-        key = layer.name
-        if key in suffixes:
-            key = "^" + key  # PEFT matches keys as suffixes; this one would catch another layer too
+        key = keys[layer.name]
         config.rank_pattern[key] = on_disk
         config.alpha_pattern[key] = scaling * on_disk
         layer.module.r[adapter_name] = max(1, layer.rank)

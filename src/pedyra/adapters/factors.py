@@ -36,15 +36,44 @@ class AFactor(nn.Module):
     """What E A is multiplied with while training, `(r, r)`: a projection that leaves out the triples, or directions
     across them, that are switched off. None: all are on."""
 
-    unit = False
-    """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's."""
-
     def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
         super().__init__()
         self.probe = self.live = self.reach = None
-        self.A = A
+        self._parameters["A"] = A
         self.E = E
         self.register_buffer("origin", origin, persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "A":  # torch would register a Parameter of this name, past the property
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def A(self) -> nn.Parameter:
+        """`(r, in)`."""
+        parameters = self._parameters
+        return parameters["weight" if "weight" in parameters else "A"]  # type: ignore[return-value]
+
+    @A.setter
+    def A(self, value: nn.Parameter) -> None:
+        self._parameters["weight" if self.unit else "A"] = value
+
+    @property
+    def unit(self) -> bool:
+        """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's.
+
+        A then is the Parameter `weight`, as in a plain LoRA, for those who take weights by the names of Parameters (to
+        save them, to keep the best, to copy an adapter). Elsewhere it is `A`, which is no LoRA's without its E.
+        """
+        return "weight" in self._parameters
+
+    @unit.setter
+    def unit(self, on: bool) -> None:
+        if on != self.unit:
+            A, others = self.A, {name: p for name, p in self._parameters.items() if name not in ("A", "weight")}
+            self._parameters.clear()
+            self._parameters.update({"weight" if on else "A": A, **others})
 
     def train_e(self, on: bool) -> None:
         """Have E trained where A is, or not at all.
@@ -130,6 +159,10 @@ class AFactor(nn.Module):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
         weight = state_dict.get(prefix + "weight")
+        if weight is None and {prefix + "A", prefix + "E"} <= state_dict.keys():  # taken by the names of Parameters
+            self.A = _loaded(self.A, state_dict[prefix + "A"], local_metadata)
+            self.E = _loaded(self.E, state_dict[prefix + "E"], local_metadata)
+            return
         if weight is None:
             missing_keys.append(prefix + "weight")
             return
@@ -239,8 +272,16 @@ def _as_live(weight: Tensor, origin: Tensor | None, *, dim: int, key: str, error
 
 
 def renewed(old: Tensor, value: Tensor) -> Tensor:
-    """A new Parameter with `value`, trained or not as the old one; for a plain tensor, the value itself."""
-    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    """A new Parameter with `value`, trained or not as the old one, and with its hooks and whatever else a user has hung
+    on it; for a plain tensor, the value itself."""
+    if not isinstance(old, nn.Parameter):
+        return value
+    new: Any = nn.Parameter(value, requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(old, hooks, None):
+            setattr(new, hooks, getattr(old, hooks))
+    return new
 
 
 def _loaded(old: Tensor, value: Tensor, local_metadata: dict) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +122,7 @@ def reserve_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -
 
 
 def hold_reserve(allocator: RankAllocator) -> list[RemovableHandle]:
-    """Give the reserve's E no gradient from now on, and so no part in the norm that is clipped; A and B learn.
-
-    A resize makes new Parameters, so it is each forward pass that sees to its layer's E.
-    """
+    """Give the reserve's E no gradient from now on, and so no part in the norm that is clipped; A and B learn."""
     policy: Any = allocator.rule.policy
     assert isinstance(policy, GrowFromReserve)
 
@@ -137,12 +133,7 @@ def hold_reserve(allocator: RankAllocator) -> list[RemovableHandle]:
         gradient[-policy.add :] = 0
         return gradient
 
-    def hold(module: Any, args: Any, held: list[Any]) -> None:
-        if held[0] is not module.E and module.E.requires_grad:
-            held[0] = module.E
-            module.E.register_hook(without_reserve)
-
-    return [layer.a.register_forward_pre_hook(partial(hold, held=[None])) for layer in allocator.layers]
+    return [layer.a.E.register_hook(without_reserve) for layer in allocator.layers]
 
 
 class FreezeReserve(TrainerCallback):

@@ -6,7 +6,7 @@ import functools
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class RankCallback(TrainerCallback):
     Args:
         config: the settings; `RankConfig()` by default.
         adapter_name: which of the model's adapters to adapt.
-        record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment.
+        record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
+            a training that is no resume.
         resume_from: the checkpoint folder, when it is not the one that Trainer resumes from.
         policy: what turns scores into a plan, or a whole Rule; PE-DyRA's by default.
 
@@ -79,7 +80,8 @@ class RankCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        trainer = caller(Trainer)
+        handler, trainer = caller(CallbackHandler), caller(Trainer)
+        self._check_alone(() if handler is None else handler.callbacks)
         self._wrapper = _data_parallel(args, None if trainer is None else trainer.model_wrapped)
         self._writes = state.is_world_process_zero
         go_first(self)
@@ -174,6 +176,14 @@ class RankCallback(TrainerCallback):
             return model
 
         return attached
+
+    def _check_alone(self, callbacks: Sequence[TrainerCallback]) -> None:
+        """Raise ValueError where another RankCallback adapts the same adapter, or writes to the same file."""
+        others = [each for each in callbacks if isinstance(each, RankCallback) and each is not self]
+        if any(each.adapter_name == self.adapter_name for each in others) or callbacks.count(self) > 1:
+            raise ValueError(f"callbacks= has two RankCallbacks for adapter {self.adapter_name!r}; pass one")
+        if self.record_to is not None and any(each.record_to == self.record_to for each in others):
+            raise ValueError(f"two RankCallbacks write to {self.record_to}; give each its own record_to")
 
     def _take_over(self, model: Any) -> None:
         """Have allocators of this model release it: this callback's, of an earlier `train`, and that of an interrupted

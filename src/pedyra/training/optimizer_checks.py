@@ -14,6 +14,7 @@ _NOT_SEPARABLE = {
     "Adafactor": "use adamw_torch, or any optimizer whose state has the parameters' shape",
     "Muon": "use adamw_torch, or any optimizer whose state has the parameters' shape",
     "LBFGS": "use adamw_torch: LBFGS keeps one flat history of all parameters",
+    "RiemannianPreconditionedOptimizer": "use adamw_torch: it knows the first pairs of A and B alone",
     "ZeroRedundancyOptimizer": "use adamw_torch: each process would keep the state of some of the old parameters",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from pedyra.adapters.attach import AdaptedLayer
 from pedyra.adapters.resize import Replacement
@@ -108,6 +109,38 @@ def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None
         tensors = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
         if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
             del optimizer.state[parameter]
+
+
+def save_as_on_disk(optimizer: Optimizer) -> list[RemovableHandle]:
+    """Have the state of a rank 0 saved as that of the one zero row which it is on disk, and loaded as none again.
+
+    A training that resumes from the checkpoint without pedyra has such a row.
+    """
+
+    def pad(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        state = {index: {key: _padded(value) for key, value in each.items()} for index, each in saved["state"].items()}
+        return {**saved, "state": state}
+
+    drop_padding(optimizer)
+    return [
+        optimizer.register_state_dict_post_hook(pad),
+        optimizer.register_load_state_dict_post_hook(drop_padding),
+    ]
+
+
+def drop_padding(optimizer: Optimizer) -> None:
+    """Parameters of no element have no state of a row."""
+    for parameter, state in optimizer.state.items():
+        if parameter.numel() == 0:
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape != parameter.shape:
+                    state[key] = value.new_zeros(parameter.shape)
+
+
+def _padded(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.numel():
+        return value
+    return value.new_zeros([max(1, size) for size in value.shape])
 
 
 def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:

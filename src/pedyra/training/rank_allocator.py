@@ -30,7 +30,7 @@ from pedyra.training.optimizer_checks import (
     no_second_moments,
     unwrapped,
 )
-from pedyra.training.optimizer_state import adopt, rekey_state, removal_losses
+from pedyra.training.optimizer_state import adopt, rekey_state, removal_losses, save_as_on_disk
 from pedyra.training.orthogonality_gradient import add_orthogonality_gradient
 from pedyra.training.ownership import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.training.record import adjustment_record
@@ -121,6 +121,7 @@ class RankAllocator:
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
+        self._saving = save_as_on_disk(self.optimizer)
         self._state_is_known = False
         self.scores: ScoreState = (self.rule.scores or own_scores)(model, self.layers, config)
         self._window = ema_window(max(config.beta1, config.beta2))
@@ -295,6 +296,8 @@ class RankAllocator:
         if self._inputs is not None:
             self._inputs.remove()
         self.scores.watch(False)
+        for handle in self._saving:
+            handle.remove()
         give_up(self.layers)
         self._end.detach()
 

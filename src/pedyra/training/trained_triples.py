@@ -27,7 +27,7 @@ class TrainedTriples:
         """The optimizer has what is in the model."""
         self._held = self.now
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
-        self._slots = [(layer.a._parameters, "A", layer.a.A) for layer in self.layers]
+        self._slots = [(layer.a._parameters, "weight" if layer.a.unit else "A", layer.a.A) for layer in self.layers]
         self._slots += [(layer.b._parameters, "weight", layer.b.weight) for layer in self.layers]
 
     def rekey(self) -> bool:
@@ -36,7 +36,7 @@ class TrainedTriples:
         Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
         where the rank is 0, which is loaded by way of a zero row.
         """
-        if all(slot[name] is held for slot, name, held in self._slots):
+        if all(slot.get(name) is held for slot, name, held in self._slots):
             return False
         loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}
         rekey_state(self.optimizer, loaded)

@@ -1,0 +1,138 @@
+"""What users take from a model, or hang on it: weights by name, hooks; and a run that goes on without pedyra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.optimizers import create_riemannian_optimizer
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from pedyra import RankAllocator, RankCallback, RankConfig
+
+LORA: dict[str, Any] = {"train_e": False, "moves": 8}
+"""Ranks move, and E stays 1, as with the defaults."""
+
+
+def test_the_parameters_are_named_as_those_of_a_lora(make_trainer, make_bert, quick, logits, tmp_path):
+    expected = {name for name, p in make_bert().named_parameters() if p.requires_grad}
+    trainer, callback = make_trainer(tmp_path / "run", quick(**LORA))
+    trainer.train()
+    assert len(set(callback.allocator.ranks.values())) > 1
+    model = trainer.model
+    taken = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert set(taken) == expected
+    adapter = {name: p.detach().clone() for name, p in taken.items() if "lora_" in name}
+    model.save_pretrained(
+        tmp_path / "by_name", state_dict=adapter | {n: p for n, p in taken.items() if "lora_" not in n}
+    )
+    loaded = PeftModel.from_pretrained(make_bert().unload(), str(tmp_path / "by_name"))
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("train_e", [False, True])
+def test_the_best_weights_can_be_kept_by_name_across_moves(train_e, make_trainer, quick, logits, tmp_path):
+    best: dict[str, Any] = {}
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                model = kwargs["model"]
+                best["weights"] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+                best["logits"], best["ranks"] = logits(model), callback.allocator.ranks
+
+    trainer, callback = make_trainer(tmp_path / "run", quick(**{**LORA, "train_e": train_e}))
+    trainer.add_callback(Keep())
+    trainer.train()
+    model: Any = trainer.model
+    assert callback.allocator.ranks != best["ranks"]
+    result = model.load_state_dict(best["weights"], strict=False)
+    assert not result.unexpected_keys and not any("lora_" in key for key in result.missing_keys)
+    torch.testing.assert_close(logits(model), best["logits"], atol=1e-6, rtol=0)
+    # And what is saved then is what was loaded, under the names of a LoRA.
+    assert all(key.endswith((".weight", ".bias")) for key in get_peft_model_state_dict(model))
+
+
+def test_a_run_with_layers_of_rank_0_goes_on_without_the_callback(make_trainer, make_bert, quick, logits, tmp_path):
+    """After the last adjustment, of step 7, it is the same run."""
+    settings: dict[str, Any] = {**LORA, "min_rank": 0, "moves": 14}
+    trainer, callback = make_trainer(tmp_path / "run", quick(**settings), save_strategy="steps", save_steps=8)
+    trainer.train()
+    assert 0 in callback.allocator.ranks.values()
+    checkpoint = str(tmp_path / "run" / "checkpoint-8")
+    model = PeftModel.from_pretrained(make_bert().unload(), checkpoint, is_trainable=True)
+    plain = Trainer(model, trainer.args, train_dataset=trainer.train_dataset)
+    plain.remove_callback(PrinterCallback)
+    plain.train(resume_from_checkpoint=checkpoint)
+    assert plain.state.global_step == 12
+    torch.testing.assert_close(logits(model), logits(trainer.model), atol=1e-5, rtol=1e-4)
+
+
+def test_the_state_of_a_rank_0_goes_to_disk_as_a_row_and_comes_back_as_none(make_trainer, quick, tmp_path):
+    trainer, callback = make_trainer(tmp_path / "run", quick(**LORA, min_rank=0))
+    saved: dict[str, Any] = {}
+
+    class Save(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            allocator = callback.allocator
+            if 0 in allocator.ranks.values() and not saved:
+                saved.update(allocator.optimizer.state_dict())
+                allocator.optimizer.load_state_dict(saved)
+                empty = [p for p in allocator.triples() if p.numel() == 0]
+                saved["empty"] = [
+                    allocator.optimizer.state[p]["exp_avg"].shape == p.shape for p in empty if p.requires_grad
+                ]
+
+    trainer.add_callback(Save())
+    trainer.train()
+    assert all(value.numel() for state in saved["state"].values() for value in state.values())
+    assert len(saved["empty"]) >= 2 and all(saved["empty"])
+
+
+def test_hooks_and_attributes_of_a_parameter_go_on_to_its_successor(make_trainer, make_bert, quick, tmp_path):
+    model = make_bert()
+    trainer, callback = make_trainer(tmp_path / "run", quick(**LORA), model=model, max_grad_norm=0.0)
+    factors = [p for name, p in model.named_parameters() if "lora_" in name]
+    after: list[torch.Tensor] = []
+    for parameter in factors:
+        parameter.register_hook(lambda gradient: gradient.clamp(-1e-4, 1e-4))
+        parameter.register_post_accumulate_grad_hook(after.append)
+        parameter.tag = "mine"
+    largest: list[float] = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            gradients = [p.grad for p in callback.allocator.triples() if p.grad is not None]
+            largest.append(max(float(gradient.abs().max()) for gradient in gradients))
+
+    trainer.add_callback(Look())
+    trainer.train()
+    now = [p for name, p in model.named_parameters() if "lora_" in name]
+    assert {id(p) for p in now} != {id(p) for p in factors}
+    assert max(largest) == pytest.approx(1e-4) and len(after) == 12 * len(factors)
+    assert all(p.tag == "mine" for p in now)
+
+
+def test_an_optimizer_that_knows_its_first_pairs_alone_is_refused(make_bert):
+    model = make_bert()
+    optimizer = create_riemannian_optimizer(model, torch.optim.AdamW, lr=1e-2)
+    with pytest.raises(ValueError, match="RiemannianPreconditionedOptimizer cannot follow a rank change; use adamw"):
+        RankAllocator(model, optimizer, RankConfig(), 40)
+
+
+def test_two_callbacks_for_one_adapter_are_told(make_trainer, quick, tmp_path):
+    for second in (lambda first: first, lambda first: RankCallback(quick())):
+        trainer, first = make_trainer(tmp_path / "run")
+        trainer.add_callback(second(first))
+        with pytest.raises(ValueError, match="has two RankCallbacks for adapter 'default'; pass one"):
+            trainer.train()
+
+
+def test_two_adapters_do_not_share_a_record(make_trainer, make_bert, quick, tmp_path):
+    trainer, first = make_trainer(tmp_path / "run")
+    first.record_to = tmp_path / "ranks.jsonl"
+    trainer.add_callback(RankCallback(quick(), adapter_name="other", record_to=tmp_path / "ranks.jsonl"))
+    with pytest.raises(ValueError, match="two RankCallbacks write to .*ranks.jsonl; give each its own record_to"):
+        trainer.train()
