@@ -183,3 +183,14 @@ def test_a_loop_that_forgets_half_of_the_allocator_is_told(make_net, net_batch):
     allocator.before_step()
     with pytest.raises(ValueError, match=r"before_step\(\) was called twice in step 1; call after_step\(\)"):
         allocator.before_step()
+
+
+def test_a_loop_that_counts_micro_batches_is_told_once(make_net, train_net, caplog):
+    model = make_net()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=4, final_warmup=4), 20)
+    train_net(model, optimizer, allocator, 20)
+    assert not [record for record in caplog.records if "a run of 20" in record.message]
+    train_net(model, optimizer, allocator, 5, first=21)
+    told = [record.message for record in caplog.records if "a run of 20" in record.message]
+    assert len(told) == 1 and "step 21 of a run of 20" in told[0]

@@ -235,6 +235,13 @@ class RankAllocator:
                 f"after_step() without before_step() in step {self.step}; call before_step() once the gradients are "
                 f"complete and before optimizer.step()"
             )
+        if self.step == self.schedule.total_steps + 1:
+            logger.warning(
+                "step %d of a run of %d: before_step() and after_step() belong to each optimizer.step(), not to each "
+                "micro-batch, and total_steps counts those",
+                self.step,
+                self.schedule.total_steps,
+            )
         if not self._state_is_known:
             self._check_state()
         self._begin_trials()
