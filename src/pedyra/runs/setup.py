@@ -85,7 +85,8 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
     if arguments.place_model_on_device and recipe.model.quantization == "none":
-        base.to(arguments.device)  # type: ignore[arg-type]  # before Trainer does it: EVA, GoRA and AutoLoRA run the model in `prepare`
+        # Before Trainer does it: EVA, GoRA and AutoLoRA run the model in `prepare`.
+        base.to(arguments.device)  # type: ignore[arg-type]
     set_seed(recipe.seed)
     adaptation = method.prepare(base, recipe, task, record_to=record_to)
     return Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
