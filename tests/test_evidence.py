@@ -192,3 +192,17 @@ def test_lora_over_budgets(minilm: Reported):
         assert line["loss"] == f"{mean(loss.values()):.4f} ± {standard_error([*loss.values()]):.4f}"
         if line["r"] != "2":
             assert line["worse than r = 2 by"] == difference([loss[seed] - losses["2"][seed] for seed in loss])
+
+
+def test_gsm8k_in_twice_the_steps():
+    loss: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in raw("gsm8k_300"):
+        loss[row["method"]][row["seed"]] = row["eval_loss"]
+    shown = table("gsm8k 300")
+    assert {line["method"] for line in shown} == loss.keys()
+    for line in shown:
+        found = loss[line["method"]]
+        better = [loss["lora"][seed] - found[seed] for seed in sorted(found)]
+        assert int(line["seeds"]) == len(found)
+        assert line["loss"] == f"{mean(found.values()):.4f} ± {standard_error([*found.values()]):.4f}"
+        assert line["difference"] == ("" if line["method"] == "lora" else difference(better))

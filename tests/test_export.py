@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pedyra import attach, export_adapter
 from pedyra.adapters.attach import adapted_layers, write_ranks
 from pedyra.adapters.resize import NewTriples, install, resized
 from pedyra.layer_names import pattern_keys
+from pedyra.rank_file import read_ranks
 
 FLAVOURS: dict[str, dict[str, Any]] = {
     "plain": {"r": 3, "lora_alpha": 6},
@@ -261,6 +263,24 @@ def test_a_key_is_that_of_its_layer_alone_by_pefts_own_rule():
     for index, name in enumerate(names):
         for order in (list(patterns), list(reversed(patterns))):
             assert patterns[get_pattern_key(order, name)] == index
+
+
+def test_keys_of_any_names_are_those_of_their_layers_alone(tmp_path):
+    draw = random.Random(0)
+    for _ in range(300):
+        words = {"".join(draw.choice("ab.") for _ in range(draw.randint(1, 6))).strip(".") for _ in range(6)}
+        names = sorted(word for word in words if word and ".." not in word)
+        keys = pattern_keys(names)
+        for order in (names, names[::-1]):
+            patterns = [keys[name] for name in order]
+            assert all(get_pattern_key(patterns, name) == keys[name] for name in names), names
+
+
+def test_what_a_pattern_says_is_read_back_as_names(tmp_path):
+    names = ["enc.q", "enc_q", "q"]
+    file = tmp_path / "ranks.json"
+    file.write_text(json.dumps({"rank_pattern": dict(zip(pattern_keys(names).values(), (1, 2, 3), strict=True))}))
+    assert read_ranks(str(file)) == {"enc.q": 1, "enc_q": 2, "q": 3}
 
 
 def test_a_failed_write_leaves_nothing(make_llama, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ BELOW = {
     "interrupts": set(),
     "layer_names": set(),
     "training": {"config", "files", "layer_names", "core", "adapters"},
-    "methods": {"config", "recipe", "tasks", "models", "core", "adapters", "training"},
+    "methods": {"config", "layer_names", "recipe", "tasks", "models", "core", "adapters", "training"},
     "runs": {
         "config",
         "recipe_sections",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -30,17 +31,36 @@ def pattern_keys(names: Iterable[str]) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _keys(names: tuple[str, ...]) -> tuple[str, ...]:
+    ends: dict[int, list[str]] = {}
+    """Length -> all that stands behind a dot in some name, and the names themselves."""
+    for name in names:
+        for end in _ends(name):
+            ends.setdefault(len(end), []).append(end)
+    blurred: dict[tuple[int, ...], dict[str, set[str]]] = {}
+    """(length, places of dots) -> an end without the letters at these places -> all ends that look so."""
+    counts = Counter(end for group in ends.values() for end in group)
     keys = []
     for name in names:
-        others = [other for other in names if other != name and _matches(name, other)]
-        alike = any(len(other) == len(name) or not other.endswith(name) for other in others)
-        keys.append(name if not others else "^" + (re.escape(name) if alike else name))
+        places = tuple(place for place, letter in enumerate(name) if letter == ".")
+        alike = blurred.get((len(name), *places))
+        if alike is None:
+            alike = blurred[(len(name), *places)] = {}
+            for end in ends[len(name)]:
+                alike.setdefault(_without(end, places), set()).add(end)
+        if len(alike[_without(name, places)]) > 1:
+            keys.append("^" + re.escape(name))
+        else:
+            keys.append("^" + name if counts[name] > 1 else name)
     return tuple(keys)
 
 
-def _matches(key: str, name: str) -> bool:
-    """Whether PEFT takes `key`, an unescaped name, for that of `name`."""
-    cut = len(name) - len(key)
-    if cut < 0 or (cut > 0 and name[cut - 1] != "."):
-        return False
-    return all(k in (letter, ".") for k, letter in zip(key, name[cut:], strict=True))
+def _ends(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _without(text: str, places: tuple[int, ...]) -> str:
+    letters = list(text)
+    for place in places:
+        letters[place] = "."
+    return "".join(letters)

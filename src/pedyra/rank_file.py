@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def read_ranks(given: Any) -> dict[str, int] | None:
         where = f"lora.ranks, file {given!r}"
         given = parse_yaml(path.read_text(encoding="utf-8"), where)
         if isinstance(given, dict) and isinstance(given.get("rank_pattern"), dict):
-            given = {str(key).removeprefix("^"): rank for key, rank in given["rank_pattern"].items()}
+            pattern = given["rank_pattern"].items()  # of which some keys are anchored, and their dots escaped
+            given = {re.sub(r"\\(.)", r"\1", str(key).removeprefix("^")): rank for key, rank in pattern}
     if not isinstance(given, dict):
         raise ValueError(f"{where} is no mapping of layer names to ranks, e.g. {{query: 4, value: 8}}")
     for name, rank in given.items():

@@ -236,13 +236,6 @@ def test_a_second_allocator_on_the_same_adapter_is_refused(make_trainer, quick, 
     trainer.train()
 
 
-def test_two_callbacks_in_one_trainer_are_refused(make_trainer, quick, tmp_path):
-    trainer, _ = make_trainer(tmp_path)
-    trainer.add_callback(RankCallback(quick()))
-    with pytest.raises(ValueError, match="already adapted by another RankAllocator"):
-        trainer.train()
-
-
 class Interrupt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == 4:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pedyra import RankAllocator, RankConfig
 from pedyra.adapters.attach import attach
 from pedyra.adapters.resize import Replacement
 from pedyra.training.optimizer_checks import check_optimizer, check_state
@@ -200,3 +201,19 @@ def test_an_optimizer_that_does_not_hold_a_factor_is_refused(missing, make_net):
     A, _, B = layer.factors
     with pytest.raises(ValueError, match=f"does not hold {missing} of layers.0; build one"):
         adopt(torch.optim.AdamW([B if missing == "lora_A" else A]), layer)
+
+
+def test_an_optimizer_may_keep_entries_of_its_own(make_net, train_net):
+    class Counting(torch.optim.AdamW):
+        def __init__(self, parameters: list[nn.Parameter]) -> None:
+            super().__init__(parameters, lr=1e-2)
+            self.state["seen"], self.state["totals"] = 1, {"steps": torch.zeros(1)}  # type: ignore[index]
+
+    model = make_net()
+    optimizer = Counting([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=4, final_warmup=4), 20)
+    train_net(model, optimizer, allocator, 6)
+    saved = optimizer.state_dict()
+    assert saved["state"]["seen"] == 1
+    optimizer.load_state_dict(saved)
+    train_net(model, optimizer, allocator, 2, first=7)

@@ -46,6 +46,8 @@ class AFactor(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "A":  # torch would register a Parameter of this name, past the property
             object.__setattr__(self, name, value)
+        elif name == "weight" and not self._parameters:  # DataParallel's replica of a unit one: a plain tensor
+            self._parameters["weight"] = value
         else:
             super().__setattr__(name, value)
 
@@ -160,8 +162,14 @@ class AFactor(nn.Module):
     ) -> None:
         weight = state_dict.get(prefix + "weight")
         if weight is None and {prefix + "A", prefix + "E"} <= state_dict.keys():  # taken by the names of Parameters
-            self.A = _loaded(self.A, state_dict[prefix + "A"], local_metadata)
-            self.E = _loaded(self.E, state_dict[prefix + "E"], local_metadata)
+            A, E = state_dict[prefix + "A"], state_dict[prefix + "E"]
+            if A.shape[1] != self.in_features:
+                error_msgs.append(f"{prefix}A has {tuple(A.shape)}, not (r, in) here")
+                return
+            if A.shape[0] != self.out_features:
+                self.live = None
+            self.unit = self.unit and bool((E == 1).all())
+            self.A, self.E = _loaded(self.A, A, local_metadata), _loaded(self.E, E, local_metadata)
             return
         if weight is None:
             missing_keys.append(prefix + "weight")
@@ -277,7 +285,8 @@ def renewed(old: Tensor, value: Tensor) -> Tensor:
     if not isinstance(old, nn.Parameter):
         return value
     new: Any = nn.Parameter(value, requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)
+    # But not torch.compile's marks: those of ranks 0 and 1 are others.
+    new.__dict__.update({k: v for k, v in old.__dict__.items() if "dynamo" not in k and k != "_specialize_on"})
     for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         if getattr(old, hooks, None):
             setattr(new, hooks, getattr(old, hooks))

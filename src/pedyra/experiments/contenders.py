@@ -68,7 +68,7 @@ class Contender:
     optimizer: Callable[[Sequence[AdaptedLayer], float], Optimizer] = make_optimizer
     """(layers, learning rate); every group has a `peak` rate, or a `constant` one."""
     look: Looking | None = None
-    """Spends the first steps of the run on gains and directions, and places the first triples along them."""
+    """Finds what ranks are worth, in the first steps of the run or beside it, and may place the first triples."""
     look_steps: int = 0
     """As many of them, where it is always the same number."""
     start: Callable[[PeftModel, Sequence[AdaptedLayer], int], object] | None = None

@@ -1,7 +1,7 @@
 """What can be learned of a task before the run proper: directions and their gains, from gradients or a short run.
 
 A look sees every layer, says what each of its ranks would be worth, and may place the first triples. What it costs is
-taken from the run's steps.
+taken from the run's steps, but for AutoLoRA's search.
 """
 
 from __future__ import annotations

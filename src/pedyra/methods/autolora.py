@@ -19,6 +19,7 @@ from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pedyra.layer_names import pattern_keys
 from pedyra.methods.adapter import with_adapter, with_lora
 from pedyra.methods.batches import training_batches
 from pedyra.methods.hypergradient import gradients_of, hypergradient
@@ -201,7 +202,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     logger.info("AutoLoRA's search: %d steps, %.1f s, ranks %s", found.steps, found.seconds, found.ranks)
     base_model = model.unload()  # type: ignore[assignment, operator]
     config = lora_config(recipe.lora, recipe.data.kind)
-    config.rank_pattern = {f"^{name}": rank for name, rank in found.ranks.items()}
+    keys = pattern_keys(found.ranks)
+    config.rank_pattern = {keys[name]: rank for name, rank in found.ranks.items()}
     return Adaptation(model=with_adapter(base_model, config, recipe.seed), callbacks=[SearchCost(found)])
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 
+from pedyra.layer_names import pattern_keys
 from pedyra.methods.adapter import with_adapter, with_lora
 from pedyra.methods.batches import training_batches
 from pedyra.methods.method import Adaptation
@@ -105,9 +106,10 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     widths = {name: layer.A.shape[1] + len(layer.gradient_of_A) for name, layer in observed.items()}
     ranks = ranks_of(importance, widths, r=r, min_rank=min_rank, max_rank=max_rank)
     config = lora_config(recipe.lora, recipe.data.kind)
-    config.rank_pattern = {f"^{name}": rank for name, rank in ranks.items()}
+    keys = pattern_keys(ranks)
+    config.rank_pattern = {keys[name]: rank for name, rank in ranks.items()}
     # alpha / sqrt(r) by hand: PEFT's use_rslora ignores what a pattern says.
-    config.alpha_pattern = {f"^{name}": recipe.lora.alpha * rank**0.5 for name, rank in ranks.items()}  # type: ignore[assignment]
+    config.alpha_pattern = {keys[name]: recipe.lora.alpha * rank**0.5 for name, rank in ranks.items()}  # type: ignore[assignment]
     model = with_adapter(base_model, config, recipe.seed)
     with torch.no_grad():
         for name, layer in _layers(model):

@@ -79,14 +79,11 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     method = get_method(recipe.method)
     check_ranks(recipe)
     recipe = method.resolve(recipe)
-    arguments = training_arguments(recipe)  # a misspelt one is told before the data is read
+    training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
-    if arguments.place_model_on_device and recipe.model.quantization == "none":
-        # Before Trainer does it: EVA, GoRA and AutoLoRA run the model in `prepare`.
-        base.to(arguments.device)  # type: ignore[arg-type]
     set_seed(recipe.seed)
     adaptation = method.prepare(base, recipe, task, record_to=record_to)
     return Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)

@@ -118,8 +118,10 @@ def save_as_on_disk(optimizer: Optimizer) -> list[RemovableHandle]:
     """
 
     def pad(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-        state = {index: {key: _padded(value) for key, value in each.items()} for index, each in saved["state"].items()}
-        return {**saved, "state": state}
+        def padded(state: Any) -> Any:
+            return {k: _padded(v) for k, v in state.items()} if isinstance(state, dict) else state
+
+        return {**saved, "state": {key: padded(state) for key, state in saved["state"].items()}}
 
     drop_padding(optimizer)
     return [
@@ -131,7 +133,7 @@ def save_as_on_disk(optimizer: Optimizer) -> list[RemovableHandle]:
 def drop_padding(optimizer: Optimizer) -> None:
     """Parameters of no element have no state of a row."""
     for parameter, state in optimizer.state.items():
-        if parameter.numel() == 0:
+        if isinstance(parameter, Tensor) and parameter.numel() == 0:  # some optimizers have entries of their own
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape != parameter.shape:
                     state[key] = value.new_zeros(parameter.shape)
