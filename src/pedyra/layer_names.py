@@ -31,13 +31,13 @@ def pattern_keys(names: Iterable[str]) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _keys(names: tuple[str, ...]) -> tuple[str, ...]:
+    # Length -> all that stands behind a dot in some name, and the names themselves.
     ends: dict[int, list[str]] = {}
-    """Length -> all that stands behind a dot in some name, and the names themselves."""
     for name in names:
         for end in _ends(name):
             ends.setdefault(len(end), []).append(end)
+    # (length, places of dots) -> an end without the letters at these places -> all ends that look so.
     blurred: dict[tuple[int, ...], dict[str, set[str]]] = {}
-    """(length, places of dots) -> an end without the letters at these places -> all ends that look so."""
     counts = Counter(end for group in ends.values() for end in group)
     keys = []
     for name in names:
