@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -186,6 +187,7 @@ def test_a_loop_that_forgets_half_of_the_allocator_is_told(make_net, net_batch):
 
 
 def test_a_loop_that_counts_micro_batches_is_told_once(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.training.rank_allocator")  # the command line's silence, of another test
     model = make_net()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     allocator = RankAllocator(model, optimizer, RankConfig(interval=4, final_warmup=4), 20)
