@@ -13,7 +13,8 @@ from peft import AdaLoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
 
 from pedyra import RankAllocator, RankCallback, RankConfig, attach, detach
-from pedyra.training.callback import _data_parallel, _unscale
+from pedyra.training.callback import _unscale
+from pedyra.training.distributed import data_parallel
 
 
 class NanAt(Trainer):
@@ -301,12 +302,12 @@ def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
 def test_wrappers_in_which_a_resize_would_diverge_are_refused(faked, message):
     args: Any = SimpleNamespace(**{"deepspeed": None, "fsdp": "", "world_size": 1, "n_gpu": 1, **faked})
     with pytest.raises(ValueError, match=message):
-        _data_parallel(args, torch.nn.Linear(1, 1))
+        data_parallel(args, torch.nn.Linear(1, 1))
 
 
 def test_one_process_on_one_device_is_accepted(make_trainer, tmp_path):
     trainer, _ = make_trainer(tmp_path)
-    assert _data_parallel(trainer.args, trainer.model) is None
+    assert data_parallel(trainer.args, trainer.model) is None
 
 
 def test_training_starts_from_a_model_that_was_attached_before(make_trainer, make_bert, tmp_path, run_state):

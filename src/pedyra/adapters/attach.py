@@ -15,8 +15,9 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 
 from pedyra.adapters.attach_checks import check_no_head, check_supported, check_svd_start
-from pedyra.adapters.factors import AFactor, BFactor, renewed
+from pedyra.adapters.factors import AFactor, BFactor
 from pedyra.adapters.fused import unfuse
+from pedyra.adapters.saved import renewed
 from pedyra.layer_names import pattern_keys
 
 # Starts of PEFT that rewrite the base weight; what goes to disk must be relative to the pristine one.

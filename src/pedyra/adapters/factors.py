@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pedyra.adapters.saved import as_live, as_saved, loaded
+
 
 class AFactor(nn.Module):
     """The `lora_A` slot: x (..., in) -> x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
@@ -155,7 +157,7 @@ class AFactor(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
-        destination[prefix + "weight"] = _as_saved(weight, self.origin, dim=0)
+        destination[prefix + "weight"] = as_saved(weight, self.origin, dim=0)
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -169,12 +171,12 @@ class AFactor(nn.Module):
             if A.shape[0] != self.out_features:
                 self.live = None
             self.unit = self.unit and bool((E == 1).all())
-            self.A, self.E = _loaded(self.A, A, local_metadata), _loaded(self.E, E, local_metadata)
+            self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
             return
         if weight is None:
             missing_keys.append(prefix + "weight")
             return
-        weight = _as_live(weight, self.origin, dim=0, key=prefix + "weight", error_msgs=error_msgs)
+        weight = as_live(weight, self.origin, dim=0, key=prefix + "weight", error_msgs=error_msgs)
         if weight is None:
             return
         if weight.shape[1] != self.in_features:
@@ -184,8 +186,8 @@ class AFactor(nn.Module):
             self.live = None  # what was switched off is gone
         elif torch.equal(weight, self.weight.detach().to(weight)):
             return  # what is live already; keep its split into A and E
-        self.A = _loaded(self.A, weight, local_metadata)
-        self.E = _loaded(self.E, self.unit_core(weight.shape[0]), local_metadata)
+        self.A = loaded(self.A, weight, local_metadata)
+        self.E = loaded(self.E, self.unit_core(weight.shape[0]), local_metadata)
 
 
 @torch.no_grad()
@@ -233,7 +235,7 @@ class BFactor(nn.Linear):
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
         # The start's own contribution is subtracted: s (B E A - B0 A0) is the update of the pristine base.
-        destination[prefix + "weight"] = _as_saved(weight, None if self.origin is None else -self.origin, dim=1)
+        destination[prefix + "weight"] = as_saved(weight, None if self.origin is None else -self.origin, dim=1)
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
@@ -245,60 +247,13 @@ class BFactor(nn.Linear):
             missing_keys.append(prefix + "weight")
             return
         origin = None if self.origin is None else -self.origin
-        weight = _as_live(weight, origin, dim=1, key=prefix + "weight", error_msgs=error_msgs)
+        weight = as_live(weight, origin, dim=1, key=prefix + "weight", error_msgs=error_msgs)
         if weight is None:
             return
         if weight.shape[0] != self.out_features:
             error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (out, r) here")
             return
         if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):
-            self.weight = _loaded(self.weight, weight, local_metadata)
+            self.weight = loaded(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:
-            self.bias = _loaded(self.bias, state_dict[prefix + "bias"], local_metadata)
-
-
-def _as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
-    """What goes to disk: the live rows, then the origin's; a zero row for rank 0, which PEFT could not load."""
-    if origin is not None:
-        return torch.cat([weight, origin.to(weight)], dim)
-    if weight.shape[dim] == 0:
-        shape = list(weight.shape)
-        shape[dim] = 1
-        return weight.new_zeros(shape)
-    return weight
-
-
-def _as_live(weight: Tensor, origin: Tensor | None, *, dim: int, key: str, error_msgs: list[str]) -> Tensor | None:
-    """The inverse of `_as_saved`; None, with a message, when the origin in the file is not this model's."""
-    if origin is None:
-        return weight
-    live = weight.shape[dim] - origin.shape[dim]
-    if live < 0 or not torch.allclose(weight.narrow(dim, live, origin.shape[dim]).to(origin), origin, atol=1e-4):
-        error_msgs.append(f"{key} does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base")
-        return None
-    return weight.narrow(dim, 0, live)
-
-
-def renewed(old: Tensor, value: Tensor) -> Tensor:
-    """A new Parameter with `value`, trained or not as the old one, and with its hooks and whatever else a user has hung
-    on it; for a plain tensor, the value itself."""
-    if not isinstance(old, nn.Parameter):
-        return value
-    new: Any = nn.Parameter(value, requires_grad=old.requires_grad)
-    # But not torch.compile's marks: those of ranks 0 and 1 are others.
-    new.__dict__.update({k: v for k, v in old.__dict__.items() if "dynamo" not in k and k != "_specialize_on"})
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-        if getattr(old, hooks, None):
-            setattr(new, hooks, getattr(old, hooks))
-    return new
-
-
-def _loaded(old: Tensor, value: Tensor, local_metadata: dict) -> Any:
-    """The old tensor with the value in it where that fits, as torch's modules load, for an optimizer holds it;
-    else `renewed`, on the old one's device (or the value's, when assigning) and of its dtype."""
-    assign = local_metadata.get("assign_to_params_buffers", False) or old.device.type == "meta"
-    if not assign and value.shape == old.shape:
-        with torch.no_grad():
-            return old.copy_(value)
-    device = value.device if assign else old.device
-    return renewed(old, value.detach().to(device=device, dtype=old.dtype, copy=True))
+            self.bias = loaded(self.bias, state_dict[prefix + "bias"], local_metadata)

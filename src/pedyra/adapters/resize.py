@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pedyra.adapters.attach import AdaptedLayer
-from pedyra.adapters.factors import AFactor, renewed
+from pedyra.adapters.factors import AFactor
+from pedyra.adapters.saved import renewed
 
 
 @dataclass(frozen=True)

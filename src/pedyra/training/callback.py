@@ -20,7 +20,7 @@ from pedyra.config import RankConfig
 from pedyra.files import append_row, json_line, read_rows
 from pedyra.layer_names import layer_place
 from pedyra.training.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.training.distributed import wrap_again
+from pedyra.training.distributed import data_parallel, wrap_again
 from pedyra.training.limits import checked_config
 from pedyra.training.optimizer_checks import unwrapped
 from pedyra.training.optimizer_state import adopt, drop_unfit_state, rekey_state
@@ -82,7 +82,7 @@ class RankCallback(TrainerCallback):
     ) -> None:
         handler, trainer = caller(CallbackHandler), caller(Trainer)
         self._check_alone(() if handler is None else handler.callbacks)
-        self._wrapper = _data_parallel(args, None if trainer is None else trainer.model_wrapped)
+        self._wrapper = data_parallel(args, None if trainer is None else trainer.model_wrapped)
         self._writes = state.is_world_process_zero
         go_first(self)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
@@ -273,27 +273,6 @@ class RankCallback(TrainerCallback):
     def _record(self, entry: dict[str, Any]) -> None:
         if self.record_to is not None and self._records:
             append_row(self.record_to, entry)
-
-
-def _data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
-    """The wrapper that averages gradients, which must follow a resize; None for one process.
-
-    Raises:
-        ValueError: another wrapper; a resize inside it would diverge or crash.
-    """
-    wrapper = None
-    if args.deepspeed:
-        wrapper, repair = "DeepSpeed", "train without args.deepspeed"
-    elif getattr(args, "fsdp", None):
-        wrapper, repair = "FSDP", "train without args.fsdp"
-    elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
-        kind = type(wrapped).__name__
-        wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, without torch_compile, or one process"
-    elif args.n_gpu > 1:
-        wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
-    if wrapper is not None:
-        raise ValueError(f"RankCallback does not support training under {wrapper} yet; {repair}")
-    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
 
 
 def _unscale(optimizer: Any) -> float:

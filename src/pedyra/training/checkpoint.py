@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pedyra.adapters.attach import adapted_layers, write_ranks
-from pedyra.adapters.factors import renewed
 from pedyra.adapters.resize import install
+from pedyra.adapters.saved import renewed
 from pedyra.files import write_file
 from pedyra.training.optimizer_state import rekey_state
 from pedyra.training.rank_allocator import RankAllocator

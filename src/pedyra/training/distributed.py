@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
 
 Average = Callable[[Tensor], Tensor]
 """Mean of a tensor over all processes, the same on each; must be called by all of them, in the same order."""
@@ -51,3 +52,24 @@ def wrap_again(wrapper: DistributedDataParallel) -> None:
     wrapper.training = training
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
+
+
+def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
+    """The wrapper that averages gradients, which must follow a resize; None for one process.
+
+    Raises:
+        ValueError: another wrapper; a resize inside it would diverge or crash.
+    """
+    wrapper = None
+    if args.deepspeed:
+        wrapper, repair = "DeepSpeed", "train without args.deepspeed"
+    elif getattr(args, "fsdp", None):
+        wrapper, repair = "FSDP", "train without args.fsdp"
+    elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
+        kind = type(wrapped).__name__
+        wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, without torch_compile, or one process"
+    elif args.n_gpu > 1:
+        wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
+    if wrapper is not None:
+        raise ValueError(f"RankCallback does not support training under {wrapper} yet; {repair}")
+    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
