@@ -1,4 +1,4 @@
-"""Models of a few hundred parameters, and the loops that train them. Shapes in `pedyra.core` are checked throughout."""
+"""Models of a few hundred parameters, and the loops that train them. Shapes of pure functions are checked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import jaxtyping
 import pytest
 import torch
+from arithmetic import ARITHMETIC
 from torch import Tensor, nn
 
-# Before anything imports pedyra.core: its jaxtyping annotations become checks, for the whole suite.
-jaxtyping.install_import_hook("pedyra.core", "beartype.beartype")
+# Before anything imports these: their jaxtyping annotations become checks, for the whole suite.
+jaxtyping.install_import_hook(ARITHMETIC, "beartype.beartype")
 
 torch.set_num_threads(1)
+
+pytest_plugins = ["trainer_runs"]
 
 WIDTHS = (8, 12, 6, 6)
 """Of the layers of `Net`: layer i maps WIDTHS[i] to WIDTHS[i + 1] features."""

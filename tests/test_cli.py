@@ -197,7 +197,7 @@ def test_a_missing_extra_is_the_users_to_install(call, monkeypatch):
     def missing(_):
         raise ImportError('needs gguf; run: pip install "pedyra[gguf]"')
 
-    monkeypatch.setattr("pedyra.inspection.inspect_adapter", missing)
+    monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", missing)
     code, _, err = call("inspect", "run")
     assert code == 2
     assert_one_line(err, 'pip install "pedyra[gguf]"')
@@ -208,7 +208,7 @@ def test_our_own_mistake_keeps_its_traceback(call, monkeypatch, error):
     def broken(_):
         raise error
 
-    monkeypatch.setattr("pedyra.inspection.inspect_adapter", broken)
+    monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", broken)
     with pytest.raises(type(error)):  # an exception that reaches the interpreter: traceback, exit code 1
         call("inspect", "run")
 

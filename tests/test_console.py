@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pedyra.console import format_bytes, format_seconds, new_console, print_rank_map, print_table, write_json_lines
-from pedyra.layer_names import layer_place
+from pedyra.lora.layer_names import layer_place
 
 
 @pytest.mark.parametrize(

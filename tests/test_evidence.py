@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.experiments.statistics import bootstrap_interval, standard_error
+from pedyra.compare.statistics import bootstrap_interval, standard_error
 
 DOCS = Path(__file__).parents[1] / "docs"
 Rows = list[dict[str, Any]]

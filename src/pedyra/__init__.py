@@ -6,21 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pedyra.adapters.attach import attach as attach
-    from pedyra.adapters.attach import detach as detach
+    from pedyra.allocate.callback import RankCallback as RankCallback
+    from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.config import RankConfig as RankConfig
-    from pedyra.export import export_adapter as export_adapter
-    from pedyra.training.callback import RankCallback as RankCallback
-    from pedyra.training.rank_allocator import RankAllocator as RankAllocator
+    from pedyra.lora.attach import attach as attach
+    from pedyra.lora.attach import detach as detach
+    from pedyra.lora.export import export_adapter as export_adapter
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
     "RankConfig": "pedyra.config",
-    "RankCallback": "pedyra.training.callback",
-    "RankAllocator": "pedyra.training.rank_allocator",
-    "attach": "pedyra.adapters.attach",
-    "detach": "pedyra.adapters.attach",
-    "export_adapter": "pedyra.export",
+    "RankCallback": "pedyra.allocate.callback",
+    "RankAllocator": "pedyra.allocate.rank_allocator",
+    "attach": "pedyra.lora.attach",
+    "detach": "pedyra.lora.attach",
+    "export_adapter": "pedyra.lora.export",
 }
 
 __all__ = ["RankConfig", "RankCallback", "RankAllocator", "attach", "detach", "export_adapter"]

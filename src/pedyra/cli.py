@@ -14,6 +14,9 @@ from typing import Annotated
 
 import typer
 
+from pedyra.bench import cli as bench_cli
+from pedyra.bench.options import JsonFile
+from pedyra.bench.search_cli import search
 from pedyra.console import (
     new_console,
     print_plan,
@@ -23,9 +26,6 @@ from pedyra.console import (
     quiet_libraries,
     write_json_lines,
 )
-from pedyra.experiments import bench_cli
-from pedyra.experiments.bench_options import JsonFile
-from pedyra.experiments.search_cli import search
 from pedyra.interrupts import remembered
 
 app = typer.Typer(
@@ -133,7 +133,7 @@ def inspect(
     json_file: JsonFile = None,
 ) -> None:
     """Show ranks, budget, parameters, effective ranks and memory of an adapter."""
-    from pedyra.inspection import inspect_adapter
+    from pedyra.lora.inspection import inspect_adapter
 
     summary = inspect_adapter(path)
     print_summary(new_console(), summary)
@@ -156,7 +156,7 @@ def export(
 ) -> None:
     """Write a run's adapter for another consumer."""
     quiet_libraries()
-    from pedyra.export import export_adapter
+    from pedyra.lora.export import export_adapter
 
     out = out or run / "export" / target.value
     export_adapter(run, target.value, out)
@@ -205,15 +205,15 @@ def compare(
     json_file: JsonFile = None,
 ) -> None:
     """Compare methods x tasks x seeds under one protocol; what is finished is kept."""
-    from pedyra.experiments.grid import load_grid
+    from pedyra.compare.grid import load_grid
 
     checked = load_grid(grid, [*(overrides or []), *([f"match={match}"] if match else [])])
     if ray is not None and not collect:
-        from pedyra.experiments.ray_address import check_ray_address
+        from pedyra.compare.ray_address import check_ray_address
 
         check_ray_address(ray)  # before the seconds that the libraries take
     quiet_libraries()
-    from pedyra.experiments.compare import compare_grid
+    from pedyra.compare.compare import compare_grid
 
     console = new_console()
     try:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pedyra.files import json_line
-from pedyra.layer_names import layer_place
+from pedyra.lora.layer_names import layer_place
 
 if TYPE_CHECKING:
-    from pedyra.inspection import AdapterSummary
+    from pedyra.lora.inspection import AdapterSummary
     from pedyra.runs.plan import Plan
     from pedyra.runs.run import RunResult
 
@@ -184,7 +184,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the screen; errors still show."""
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
     # Advice on kernels, every retry of a download, and what a run and its plan print themselves.
-    for chatty in ("bitsandbytes", "huggingface_hub", "pedyra.training.rank_allocator"):
+    for chatty in ("bitsandbytes", "huggingface_hub", "pedyra.allocate.rank_allocator"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
     import datasets

@@ -20,7 +20,7 @@ _earlier = False
 def remembered() -> Iterator[None]:
     """While entered, a SIGINT raises KeyboardInterrupt as usual; where that is lost, `on_interrupt` knows of it.
 
-    Ends the inherited states in which the process would not get it: ignored, or blocked (`pedyra.experiments.preload`).
+    Ends the inherited states in which the process would not get it: ignored, or blocked (`pedyra.compare.preload`).
     """
     global _earlier
     if not _in_main_thread():

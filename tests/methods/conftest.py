@@ -13,16 +13,16 @@ import pytest
 import torch
 from transformers import PrinterCallback, Trainer
 
-from pedyra.core.schedule import Schedule
+from pedyra.allocate.callback import RankCallback
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.rule import Situation
+from pedyra.allocate.schedule import Schedule
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe
 from pedyra.runs.arguments import training_arguments
 from pedyra.tasks import Task, load_task
-from pedyra.training.callback import RankCallback
-from pedyra.training.rank_allocator import RankAllocator
-from pedyra.training.rule import Situation
 
 # Trainer collects garbage before every run; without this, through all that the imports made.
 gc.freeze()

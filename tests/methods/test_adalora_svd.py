@@ -10,7 +10,7 @@ import torch
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import nn
 
-from pedyra.adapters.attach import attach
+from pedyra.lora.attach import attach
 from pedyra.methods.adalora_svd import CubicPruning, cubic_budget
 
 

@@ -84,7 +84,7 @@ def test_an_adjustment_changes_the_function_only_by_what_it_prunes(prepare: Any)
     run.train()
     layer = run.allocator.layers[0]
     before = run.logits()
-    from pedyra.adapters.resize import install, resized
+    from pedyra.lora.resize import install, resized
 
     new = orthogonal_triples(layer, 2, torch.Generator().manual_seed(0))
     install([(layer, [change.new for change in resized(layer, (), new)])])

@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
-from pedyra.adapters.attach import attach
+from pedyra.allocate.checkpoint import RECORD
 from pedyra.config import RankConfig
+from pedyra.lora.attach import attach
 from pedyra.methods.dense_sensitivity import DenseSensitivity, dense_sensitivity
 from pedyra.methods.increlora import GrowFromReserve, growth
-from pedyra.training.checkpoint import RECORD
 
 
 def test_the_score_is_that_of_the_dense_update():

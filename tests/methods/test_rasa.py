@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from pedyra.adapters.attach import attach
+from pedyra.lora.attach import attach
 from pedyra.methods.rasa import by_type, share, unshare
 from pedyra.runs.setup import trainable_parameters
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from transformers import TrainerControl
 
 from pedyra.config import RankConfig
+from pedyra.methods.pedyra.sketching import schedule_of
 from pedyra.runs.progress import TrainingProgress
-from pedyra.training.sketching import schedule_of
 
 
 def state(step, total=100) -> Any:

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from pedyra.files import read_rows
-from pedyra.inspection import inspect_adapter
+from pedyra.lora.inspection import inspect_adapter
 from pedyra.recipe import Recipe, load_recipe
 from pedyra.report.run_folder import read_run
 from pedyra.runs.evaluate import evaluate_run

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from pedyra.experiments.grid import Grid
-from pedyra.experiments.named_tasks import task_data
-from pedyra.experiments.plan import plan_experiment
+from pedyra.compare.grid import Grid
+from pedyra.compare.named_tasks import task_data
+from pedyra.compare.plan import plan_experiment
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import check_recipe
 from pedyra.recipe_sections import ModelSection

@@ -10,14 +10,14 @@ from peft import AdaLoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pedyra.core.schedule import resolve_schedule
+from pedyra.allocate.schedule import resolve_schedule
+from pedyra.allocate.trainer_frames import caller
 from pedyra.methods.adapter import with_adapter
 from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.models import lora_config
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.trainer_frames import caller
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pedyra.core.allocation import RankPlan, Scores
+from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.rule import Situation
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
@@ -17,7 +18,6 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rule import Situation
 
 RANK_SETTINGS: dict[str, Any] = dict(
     alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1

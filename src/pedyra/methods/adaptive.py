@@ -6,11 +6,11 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from pedyra.adapters.attach import attach, train_e
+from pedyra.allocate.callback import RankCallback
+from pedyra.allocate.rule import Policy, Rule
 from pedyra.config import RankConfig
+from pedyra.lora.attach import attach, train_e
 from pedyra.methods.method import Adaptation
-from pedyra.training.callback import RankCallback
-from pedyra.training.rule import Policy, Rule
 
 
 def adaptive(model: PeftModel, config: RankConfig, rule: Policy | Rule, record_to: Path | None) -> Adaptation:

@@ -19,7 +19,7 @@ from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pedyra.layer_names import pattern_keys
+from pedyra.lora.layer_names import pattern_keys
 from pedyra.methods.adapter import with_adapter, with_lora
 from pedyra.methods.batches import training_batches
 from pedyra.methods.hypergradient import gradients_of, hypergradient

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pedyra.core.allocation import RankPlan, Scores, prunable
+from pedyra.allocate.allocation import RankPlan, Scores, prunable
 
 if TYPE_CHECKING:
-    from pedyra.training.rule import Situation
+    from pedyra.allocate.rule import Situation
 
 
 def units(now: Situation) -> dict[str, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from pedyra.adapters.attach import attach, train_e
+from pedyra.lora.attach import attach, train_e
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import no_settings

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pedyra.adapters.attach import AdaptedLayer
 from pedyra.config import RankConfig
-from pedyra.core.importance import update_sensitivity_
+from pedyra.lora.attach import AdaptedLayer
+from pedyra.methods.importance import update_sensitivity_
 from pedyra.methods.layer_scores import LayerScores
 
 _BLOCK_ELEMENTS = 1 << 20

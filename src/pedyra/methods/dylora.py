@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pedyra.adapters.attach import AdaptedLayer
+from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, refuse_lora, require

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pedyra.adapters.attach import AdaptedLayer
-from pedyra.adapters.resize import NewTriples
-from pedyra.core.allocation import RankPlan, Scores
-from pedyra.core.directions import orthogonal_rows
+from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.rule import Rule, Situation
+from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import elapsed, means, plan, units
 from pedyra.methods.method import Adaptation
+from pedyra.methods.pedyra.directions import orthogonal_rows
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rule import Rule, Situation
 
 RANK_SETTINGS: dict[str, Any] = {**adalora_svd.RANK_SETTINGS, "new_moments": "seed"}
 """Of RankConfig: AdaLoRA's, and moments for new rows."""

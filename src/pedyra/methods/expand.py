@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from pedyra.core.allocation import RankPlan, Scores, round_robin
+from pedyra.allocate.allocation import RankPlan, Scores, round_robin
+from pedyra.allocate.rule import Rule, Situation, unchecked
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import means, part_done, plan, spent, uniform, units
@@ -15,7 +16,6 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import SCORE_FIELDS, method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rule import Rule, Situation, unchecked
 
 
 @dataclass(frozen=True)

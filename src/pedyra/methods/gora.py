@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 
-from pedyra.layer_names import pattern_keys
+from pedyra.lora.layer_names import pattern_keys
 from pedyra.methods.adapter import with_adapter, with_lora
 from pedyra.methods.batches import training_batches
 from pedyra.methods.method import Adaptation

@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pedyra.adapters.attach import AdaptedLayer, adapted_layers
-from pedyra.adapters.resize import NewTriples
-from pedyra.core.allocation import RankPlan, Scores
+from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.callback import RankCallback
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.rule import Rule, Situation
+from pedyra.lora.attach import AdaptedLayer, adapted_layers
+from pedyra.lora.resize import NewTriples
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import is_last, means, plan
@@ -24,9 +27,6 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.callback import RankCallback
-from pedyra.training.rank_allocator import RankAllocator
-from pedyra.training.rule import Rule, Situation
 
 RESERVE_E = 1e-5
 RANK_SETTINGS: dict[str, Any] = dict(

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pedyra.adapters.attach import AdaptedLayer, adapted_layers
-from pedyra.adapters.resize import NewTriples
+from pedyra.allocate.allocation import RankPlan, Scores, round_robin
+from pedyra.allocate.rule import Rule, Situation
 from pedyra.config import RankConfig
-from pedyra.core.allocation import RankPlan, Scores, round_robin
+from pedyra.lora.attach import AdaptedLayer, adapted_layers
+from pedyra.lora.resize import NewTriples
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import plan, spent, uniform, units
@@ -26,7 +27,6 @@ from pedyra.methods.optimizers import optimizer_class, split_by_decay
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rule import Rule, Situation
 
 RANK_SETTINGS: dict[str, Any] = dict(
     interval=0.1,

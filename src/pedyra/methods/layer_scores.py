@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pedyra.adapters.attach import AdaptedLayer
-from pedyra.adapters.resize import Replacement
+from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.resize import Replacement
 
 
 class LayerScores:

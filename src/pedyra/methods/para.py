@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from pedyra.adapters.attach import AdaptedLayer, attach, detach, write_ranks
-from pedyra.adapters.resize import install, resized
-from pedyra.core.allocation import Scores
+from pedyra.allocate.allocation import Scores
+from pedyra.lora.attach import AdaptedLayer, attach, detach, write_ranks
+from pedyra.lora.resize import install, resized
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.budget import lowest_worth
 from pedyra.methods.method import Adaptation

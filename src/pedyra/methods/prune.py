@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from pedyra.core.allocation import RankPlan, Scores
+from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.rule import Situation
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
@@ -16,7 +17,6 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import SCORE_FIELDS, method_settings, rank_config, refuse_lora
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rule import Situation
 
 
 @dataclass(frozen=True)

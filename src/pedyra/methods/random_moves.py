@@ -9,7 +9,8 @@ from random import Random
 
 from transformers import PreTrainedModel
 
-from pedyra.core.allocation import RankPlan, Scores, round_robin
+from pedyra.allocate.allocation import RankPlan, Scores, round_robin
+from pedyra.allocate.rule import Situation
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import means, plan, units
@@ -17,7 +18,6 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import SCORE_FIELDS, no_settings, rank_config
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rule import Situation
 
 
 @dataclass(frozen=True)

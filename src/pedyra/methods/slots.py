@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from pedyra.adapters.attach import AdaptedLayer, attach, detach
+from pedyra.lora.attach import AdaptedLayer, attach, detach
 
 
 @dataclass(frozen=True)

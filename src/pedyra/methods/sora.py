@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainingArguments
 
-from pedyra.adapters.attach import AdaptedLayer
+from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation
 from pedyra.methods.optimizers import optimizer_class, split_by_decay

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pedyra.adapters.attach import AdaptedLayer, attach
-from pedyra.adapters.factors import AFactor
-from pedyra.adapters.resize import NewTriples, Replacement
+from pedyra.allocate.allocation import RankPlan, Scores, round_robin
+from pedyra.allocate.rule import Rule, Situation, unchecked
 from pedyra.config import RankConfig
-from pedyra.core.allocation import RankPlan, Scores, round_robin
+from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.factors import AFactor
+from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import is_last, means, plan
@@ -27,7 +28,6 @@ from pedyra.methods.method import Adaptation
 from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
-from pedyra.training.rule import Rule, Situation, unchecked
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(

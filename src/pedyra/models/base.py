@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from pedyra.hub import why_not_on_hub
-from pedyra.layer_names import pattern_keys
+from pedyra.lora.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
 from pedyra.models.planted import PlantedBase, base_model
 from pedyra.models.quantized import keep_weight_layout, quantization_config

@@ -15,7 +15,7 @@ from pedyra.report.run_folder import Record, Run
 class Reason:
     """One adjustment's surest candidate against the triples on trial that would have paid for it.
 
-    All are losses saved, to second order, by the curvature that trials measured (`pedyra.core.swaps`).
+    All are losses saved, to second order, by the curvature that trials measured (`pedyra.methods.pedyra.swaps`).
     """
 
     step: int

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pedyra.inspection import read_json
+from pedyra.lora.inspection import read_json
 from pedyra.runs.run_folder import RunFolder
 
 PACKAGES = (

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from peft import PeftModel
 
-from pedyra.inspection import find_adapter, read_json, read_tensors
+from pedyra.lora.inspection import find_adapter, read_json, read_tensors
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer

@@ -13,9 +13,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import Trainer
 
-from pedyra.adapters.attach import adapted_layers
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.lora.attach import adapted_layers
 from pedyra.runs.setup import Setup, trainable_parameters
-from pedyra.training.rank_allocator import RankAllocator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from pedyra.training.callback import RankCallback
-from pedyra.training.sketching import too_short_to_try
+from pedyra.allocate.callback import RankCallback
+from pedyra.methods.pedyra.sketching import too_short_to_try
 
 PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside one per evaluation
 

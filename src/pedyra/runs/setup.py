@@ -12,13 +12,13 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
+from pedyra.allocate.callback import RankCallback
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import check_ranks, get_method
 from pedyra.models import layer_ranks, load_model, load_tokenizer, lora_config
 from pedyra.recipe import Recipe
 from pedyra.runs.arguments import training_arguments
 from pedyra.tasks import Task, load_task
-from pedyra.training.callback import RankCallback
 
 
 @dataclass(frozen=True, kw_only=True)

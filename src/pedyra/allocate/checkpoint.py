@@ -1,0 +1,152 @@
+"""The side file of a checkpoint: what an ordinary LoRA folder cannot hold and an exact resume needs.
+
+`pedyra_state.safetensors` has the raw A, E, B and the score state, `pedyra_state.json` the step, ranks, history and
+config. Both are written to a temporary name, synced and renamed; the JSON, written last, carries the digests of the
+tensors and of the adapter's weights beside them, so that files that do not belong together are recognised. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.optim import Optimizer
+
+from pedyra.allocate.optimizer_state import rekey_state
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.files import write_file
+from pedyra.lora.attach import adapted_layers, write_ranks
+from pedyra.lora.resize import install
+from pedyra.lora.saved import renewed
+
+TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
+FORMAT = 4
+_ADAPTER = "adapter_model.safetensors"
+_REQUIRED = (
+    *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "deal_step", "scaling", "history"),
+    *("moves", "initial_parameters"),
+)
+
+
+class SideFileError(ValueError):
+    """A side file that is missing, damaged, or belongs to another run; the message says which and what."""
+
+
+def save_state(allocator: RankAllocator, folder: Path) -> None:
+    """Write both side files of `allocator` into `folder`, or into its adapter's own there, the JSON last."""
+    folder = _own_folder(folder, allocator.adapter_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    record, scores = allocator.state()
+    tensors = {f"scores.{name}": value for name, value in scores.items()}
+    for layer in adapted_layers(allocator.model, allocator.adapter_name):
+        tensors[f"A.{layer.name}"] = layer.a.A.detach()
+        tensors[f"E.{layer.name}"] = layer.a.E.detach()
+        tensors[f"B.{layer.name}"] = layer.b.weight.detach()
+    adapter = _digest(folder / _ADAPTER)
+    data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    record = {"format": FORMAT, "sha256": digest, "adapter_sha256": adapter, **record}
+    write_file(folder / TENSORS, data)
+    write_file(folder / RECORD, json.dumps(record).encode())
+
+
+def restore(allocator: RankAllocator, folder: Path) -> None:
+    """Bring a fresh `allocator`, its layers and its optimizer to the state saved in `folder`, bit for bit.
+
+    The optimizer's own state must already be loaded: it is kept and re-keyed to the new Parameters. Nothing is
+    changed when the files cannot be used.
+
+    Raises:
+        SideFileError: a file is missing, damaged or another run's; the message names it.
+        ValueError: the scores are those of another `Rule`; the layers have been overwritten by the saved ones then.
+    """
+    folder = _own_folder(folder, allocator.adapter_name)
+    record, tensors = read_state(folder)
+    if record["adapter"] != allocator.adapter_name:
+        raise SideFileError(f"{folder / RECORD} is of adapter {record['adapter']!r}, not {allocator.adapter_name!r}")
+    old, new = record["config"], allocator.config.to_dict()
+    if old != new:
+        changed = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key])
+        raise SideFileError(f"{folder / RECORD} was written with other rank settings ({changed}); resume with the same")
+    _restore_factors(allocator.model, allocator.adapter_name, record, tensors, folder, allocator.optimizer)
+    prefix = "scores."
+    scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    allocator.load_state(record, scores)
+
+
+def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
+    """Only A, E, B of every layer, for inference from a checkpoint (`load_best_model_at_end`).
+
+    Raises:
+        SideFileError: as `restore`.
+    """
+    folder = _own_folder(folder, adapter_name)
+    record, tensors = read_state(folder)
+    _restore_factors(model, adapter_name, record, tensors, folder, None)
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The record and the tensors of a side file, checked against each other.
+
+    Raises:
+        SideFileError: missing, unreadable, of another format, or the pair does not belong together.
+    """
+    record_path, tensors_path = folder / RECORD, folder / TENSORS
+    for path in (record_path, tensors_path):
+        if not path.is_file():
+            raise SideFileError(f"{path} is missing")
+    try:
+        record = json.loads(record_path.read_bytes())
+    except ValueError as error:
+        raise SideFileError(f"{record_path} is damaged: {error}") from error
+    if missing := [key for key in _REQUIRED if key not in record]:
+        raise SideFileError(f"{record_path} is damaged: it has no {missing[0]!r}")
+    if record["format"] != FORMAT:
+        raise SideFileError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
+    if _digest(tensors_path) != record["sha256"]:
+        raise SideFileError(f"{tensors_path} does not match {RECORD}: damaged, or of another checkpoint")
+    if record["adapter_sha256"] is not None and _digest(folder / _ADAPTER) != record["adapter_sha256"]:
+        raise SideFileError(f"{record_path} is not of the weights in {_ADAPTER}: one is of another checkpoint")
+    return record, load_file(tensors_path)
+
+
+def _own_folder(folder: Path, adapter_name: str) -> Path:
+    """Where PEFT saves an adapter: in the folder itself, or under its name if it is not the default one."""
+    return folder if adapter_name == "default" else folder / adapter_name
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _restore_factors(
+    model: nn.Module,
+    adapter_name: str,
+    record: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    optimizer: Optimizer | None,
+) -> None:
+    layers = adapted_layers(model, adapter_name)
+    saved = {name[2:] for name in tensors if name.startswith("A.")}
+    if odd := sorted(saved ^ {layer.name for layer in layers}):
+        raise SideFileError(f"{folder / TENSORS} is of another model: layer {odd[0]!r} is not in both")
+    for layer in layers:
+        widths = (tensors[f"A.{layer.name}"].shape[1], tensors[f"B.{layer.name}"].shape[0])
+        if widths != (layer.a.in_features, layer.b.out_features):
+            raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has widths {widths} there")
+    for layer in layers:
+        olds = layer.factors
+        values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
+        each = zip(olds, values, strict=True)
+        news = [renewed(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
+        install([(layer, news)])
+        layer.rescale(record["scaling"][layer.name] / layer.scaling)
+        if optimizer is not None:
+            rekey_state(optimizer, dict(zip(olds, news, strict=True)))
+    write_ranks(model, adapter_name)

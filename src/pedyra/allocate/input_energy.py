@@ -1,0 +1,198 @@
+"""The input energy of Eq. (6), collected by forward hooks: sum of x^2 per feature and the tokens it was summed over."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pedyra.allocate.distributed import Average, alone
+from pedyra.lora.attach import AdaptedLayer
+
+
+class _Watch:
+    """A forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is trained."""
+
+    def __init__(self, see: Callable[..., None] | None = None) -> None:
+        self._see = see
+
+    def __call__(self, *arguments: Any) -> None:
+        if self._see is not None:
+            self._see(*arguments)
+
+    def __reduce__(self) -> tuple[type[_Watch], tuple[()]]:
+        return _Watch, ()
+
+
+class InputEnergy:
+    """Hooks on the adapted layers. Counts each token of a training forward once; padding not at all, where known.
+
+    Padding is known by `attention_mask`, in the decoder of an encoder-decoder model by `decoder_attention_mask` or the
+    labels that count. The input is taken before LoRA's dropout. Layers that receive the very same tensor (q, k, v)
+    share one sum. The recomputation of gradient checkpointing runs inside the backward pass and is not counted again.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average = alone) -> None:
+        self.active, self._average = False, average
+        self._widths, self._device = [layer.a.in_features for layer in layers], layers[0].a.A.device
+        self._sums: list[Tensor | None] = [None] * len(layers)
+        self._counts: list[Tensor | None] = [None] * len(layers)
+        self._adapter = layers[0].adapter
+        self._mask: Tensor | None = None
+        self._target_mask: Tensor | None = None
+        self._real: dict[tuple[torch.Size, bool], Tensor] = {}
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        named = list(inspect.signature(base.forward).parameters)
+        self._mask_position = named.index("attention_mask") if "attention_mask" in named else None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
+        decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
+        self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
+        """Per layer, whether its tokens are those of the decoder."""
+        self._handles = [model.register_forward_pre_hook(_Watch(self._see_model), with_kwargs=True)]
+        for index, layer in enumerate(layers):
+            watch = _Watch(functools.partial(self._see_layer, index=index))
+            self._handles.append(layer.module.register_forward_pre_hook(watch))
+
+    def collect(self) -> list[Tensor | None]:
+        """The mean square per feature `(in,)` of every layer since the last call; None where nothing was seen."""
+        if self._average is not alone:
+            self._average_sums()
+        # Layers that shared an input share its sum. One division for all: on a GPU launches are what costs.
+        distinct = {id(total): (total, count) for total, count in zip(self._sums, self._counts, strict=True)
+                    if total is not None and count is not None}  # fmt: skip
+        means: dict[int, Tensor] = {}
+        if distinct:
+            totals, counts = zip(*distinct.values(), strict=True)
+            widths = [len(total) for total in totals]
+            tokens = per_element(torch.stack(counts).clamp_min_(NO_TOKEN), widths)
+            means = dict(zip(distinct, (torch.cat(totals) / tokens).split(widths), strict=True))
+        result = [means.get(id(total)) for total in self._sums]
+        self.forget()
+        return result
+
+    def forget(self) -> None:
+        """Begin anew, whatever was seen since the last call of `collect`."""
+        self._sums = [None] * len(self._sums)
+        self._counts = [None] * len(self._counts)
+        self._forget_forward()
+
+    def _average_sums(self) -> None:
+        """Over the processes, of which each may have seen other layers: one collective, and one wait for the device."""
+        empty = [torch.zeros(width, device=self._device) for width in self._widths]
+        sums = [none if total is None else total for none, total in zip(empty, self._sums, strict=True)]
+        counts = [none.sum() if count is None else count for none, count in zip(empty, self._counts, strict=True)]
+        flat = self._average(torch.cat([*sums, torch.stack(counts)]))
+        *parts, means = flat.split([*self._widths, len(counts)])
+        seen = (means > 0).tolist()
+        self._sums = [part if use else None for part, use in zip(parts, seen, strict=True)]
+        self._counts = [count if use else None for count, use in zip(means, seen, strict=True)]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._forget_forward()
+
+    def _see_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        mask, position = kwargs.get("attention_mask"), self._mask_position
+        if mask is None and position is not None and position < len(args):
+            mask = args[position]
+        self._forget_forward()
+        self._mask = _two_dimensional(mask)
+        if any(self._of_target):
+            target, labels = kwargs.get("decoder_attention_mask"), _two_dimensional(kwargs.get("labels"))
+            if target is None and labels is not None:
+                target = labels != IGNORED
+            self._target_mask = _two_dimensional(target)
+
+    def _forget_forward(self) -> None:
+        self._last = self._mask = self._target_mask = None
+        self._real = {}
+
+    def _see_layer(self, module: nn.Module, args: tuple[Tensor, ...], *, index: int) -> None:
+        module_: Any = module
+        x = args[0]
+        # A model may be trained in its evaluation mode, without dropout: see `AFactor.counting`.
+        if not self.active or not (module.training or torch.is_grad_enabled()):
+            return
+        if module_.disable_adapters or self._adapter not in module_.active_adapters:
+            return  # a reference model runs (DPO), the base or another adapter
+        if torch.compiler.is_compiling():  # the compiler itself merges equal sums, and must not keep inputs alive
+            real = self._real_tokens_of(x, self._of_target[index])
+            self._add(index, _energy(x.detach(), real), real.sum())
+            return
+        if torch._C._current_graph_task_id() != -1:
+            return
+        if self._last is None or self._last[0] is not x:
+            real = self._real_tokens(x, self._of_target[index])
+            self._last = (x, _energy(x.detach(), real), real.sum())
+        self._add(index, *self._last[1:])
+
+    def _add(self, index: int, total: Tensor, count: Tensor) -> None:
+        seen, seen_count = self._sums[index], self._counts[index]
+        self._sums[index] = total if seen is None else seen + total
+        self._counts[index] = count if seen_count is None else seen_count + count
+
+    def _real_tokens(self, x: Tensor, of_target: bool) -> Tensor:
+        """`_real_tokens_of`, made once per forward for inputs of equal shape."""
+        key = x.shape[:-1], of_target
+        if key not in self._real:
+            self._real[key] = self._real_tokens_of(x, of_target)
+        return self._real[key]
+
+    def _real_tokens_of(self, x: Tensor, of_target: bool) -> Tensor:
+        """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""
+        mask = self._target_mask if of_target else self._mask
+        if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+            return (mask != 0).reshape(-1).to(x.device, torch.float32)
+        return torch.ones(x.shape[:-1].numel(), device=x.device, dtype=torch.float32)
+
+
+IGNORED = -100
+"""The label of what does not count, by which transformers pads targets."""
+# Cross attention takes its keys and values from the source: BART and Marian, T5, EncoderDecoderModel of BERTs.
+_CROSS, _OF_SOURCE = (
+    ("encoder_attn", "EncDecAttention", "crossattention"),
+    ("k_proj", "v_proj", "k", "v", "key", "value"),
+)
+
+
+def _sees_target(name: str) -> bool:
+    """Whether a layer of this name, in an encoder-decoder model, is given tokens of the target."""
+    parts = name.split(".")
+    return "decoder" in parts and not (any(part in _CROSS for part in parts) and parts[-1] in _OF_SOURCE)
+
+
+def _two_dimensional(mask: object) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def per_element(values: Tensor, widths: Sequence[int]) -> Tensor:
+    """Repeat value i `widths[i]` times, `(sum of widths,)`, without waiting for the device."""
+    repeats = torch.tensor(widths, device=values.device)
+    return values.repeat_interleave(repeats, output_size=sum(widths))
+
+
+NO_TOKEN = 1e-3
+"""Below every count of tokens, a mean over processes too: no division by zero."""
+
+# Squares of this many bytes stay in the cache; a temporary of the input's size would be written out and read back.
+_CHUNK_BYTES = 512 * 1024
+
+
+def _energy(x: Tensor, real: Tensor) -> Tensor:
+    """Sum of squares per feature `(in,)`, in float32, over the tokens of x `(..., in)` that are `real` `(tokens,)`."""
+    rows = x.reshape(-1, x.shape[-1])
+    # A GPU streams the whole temporary faster than it launches many small kernels.
+    chunk = max(1, len(rows) if rows.is_cuda else _CHUNK_BYTES // (4 * rows.shape[1]))
+    if len(rows) <= chunk:
+        return rows.float().square().T @ real
+    total = torch.zeros(rows.shape[1], device=rows.device, dtype=torch.float32)
+    for part, weight in zip(rows.split(chunk), real.split(chunk), strict=True):
+        total.addmv_(part.float().square().T, weight)
+    return total

@@ -1,0 +1,157 @@
+"""The optimizer's state by triples: what its second moments tell of them, and that it follows them through a resize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.resize import Replacement
+from pedyra.methods.importance import removal_loss
+
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
+"""Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2")
+"""Averages of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
+LARGEST = ("exp_inf",)
+"""Largest sizes of gradients: Adamax."""
+
+OTHER_AVERAGES = ("acc_delta", "exp_avg_diff", "neg_pre_grad", "exp_avg_slow", "exp_avg_var", "hessian", "grok_ema")
+OTHER_AVERAGES = (*OTHER_AVERAGES, "kahan_comp", "compensation")
+"""What begins at zero, and may for a new row: averages of updates (Adadelta), of differences of gradients (Adan), a
+slower one (AdEMAMix), of variances (AdaBelief), of curvature (Sophia), of gradients (Grokfast); what rounding took."""
+
+
+@torch.no_grad()
+def removal_losses(layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> dict[str, list[float]]:
+    """What pruning each triple costs, `removal_loss` of its E where that is trained, else of its row of A.
+
+    0 where the optimizer has not seen a parameter yet. One transfer to the host.
+    """
+    losses = []
+    for layer in layers:
+        weight = layer.a.E[:, None] if layer.a.E.requires_grad else layer.a.A
+        state = optimizer.state.get(layer.a.E if layer.a.E.requires_grad else layer.a.A, {})
+        moment = state.get("exp_avg_sq", state.get("state2"))
+        moment = torch.zeros_like(weight) if moment is None else moment.reshape(weight.shape)
+        losses.append(removal_loss(weight.float(), moment.float()))
+    values = torch.cat(losses).tolist()
+    result, at = {}, 0
+    for layer in layers:
+        result[layer.name] = values[at : at + layer.rank]
+        at += layer.rank
+    return result
+
+
+def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
+    """Put the layer's E, if it is trained, into the param group of its B, as LoRA+ does.
+
+    An E that some group holds already stays there: an optimizer built after `attach` has placed it (that of LoRA+
+    beside B, with B's learning rate). `add_param_group` would break schedulers that are already built.
+
+    Raises:
+        ValueError: no group holds its A, or none its B.
+    """
+    A, E, B = layer.factors
+    for factor, parameter in (("lora_A", A), ("lora_B", B)):
+        if (group := _group_of(optimizer, parameter)) is None:
+            raise ValueError(
+                f"the optimizer does not hold {factor} of {layer.name}; build one from all parameters of the model "
+                f"with its adapter, after get_peft_model"
+            )
+    if not E.requires_grad or _group_of(optimizer, E) is not None:
+        return
+    assert group is not None  # that of B
+    group["params"].append(E)
+    if "param_names" in group:
+        group["param_names"].append(f"{layer.name}.lora_A.{layer.adapter}.E")
+
+
+def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
+    holding = (group for group in optimizer.param_groups if any(each is parameter for each in group["params"]))
+    return next(holding, None)
+
+
+@torch.no_grad()
+def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new_moments: str) -> None:
+    """Replace the old Parameters by the new ones, in place in their groups, and slice their state with the kept rows.
+
+    New rows start with zero moments. With Adam's old step count their first updates would then be up to 6 lr, so
+    `new_moments="seed"` gives their second moments (`exp_avg_sq` and its like, the entries that are never negative
+    by construction) the mean of the kept rows, a built-in warm-up. Call `optimizer_checks.check_state` first.
+    """
+    never_negative = (*SECOND_MOMENTS, *LARGEST)
+    rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
+    for replacement in replacements:
+        state = optimizer.state.get(replacement.new, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == replacement.old.shape:
+                state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in never_negative)
+
+
+def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> None:
+    """Put each successor in the place of its Parameter, in the groups and, with its state untouched, in the state."""
+    for group in optimizer.param_groups:
+        group["params"][:] = [successors.get(parameter, parameter) for parameter in group["params"]]
+    for old, new in successors.items():
+        if old in optimizer.state:
+            optimizer.state[new] = optimizer.state.pop(old)
+
+
+def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Forget the state of parameters that have another shape now: they go on as an optimizer's new ones."""
+    for parameter in parameters:
+        tensors = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
+        if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
+            del optimizer.state[parameter]
+
+
+def save_as_on_disk(optimizer: Optimizer) -> list[RemovableHandle]:
+    """Have the state of a rank 0 saved as that of the one zero row which it is on disk, and loaded as none again.
+
+    A training that resumes from the checkpoint without pedyra has such a row.
+    """
+
+    def pad(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        def padded(state: Any) -> Any:
+            return {k: _padded(v) for k, v in state.items()} if isinstance(state, dict) else state
+
+        return {**saved, "state": {key: padded(state) for key, state in saved["state"].items()}}
+
+    drop_padding(optimizer)
+    return [
+        optimizer.register_state_dict_post_hook(pad),
+        optimizer.register_load_state_dict_post_hook(drop_padding),
+    ]
+
+
+def drop_padding(optimizer: Optimizer) -> None:
+    """Parameters of no element have no state of a row."""
+    for parameter, state in optimizer.state.items():
+        if isinstance(parameter, Tensor) and parameter.numel() == 0:  # some optimizers have entries of their own
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape != parameter.shape:
+                    state[key] = value.new_zeros(parameter.shape)
+
+
+def _padded(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.numel():
+        return value
+    return value.new_zeros([max(1, size) for size in value.shape])
+
+
+def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:
+    kept = value.index_select(replacement.dim, replacement.kept)
+    if replacement.num_new == 0:
+        return kept
+    shape = list(kept.shape)
+    shape[replacement.dim] = replacement.num_new
+    fresh = kept.new_zeros(shape)
+    if seed and kept.shape[replacement.dim] > 0:
+        fresh = kept.mean(replacement.dim, keepdim=True).expand(shape)
+    return torch.cat([kept, fresh], replacement.dim)

@@ -1,0 +1,106 @@
+"""Which layers an allocator adapts, that no second one adapts them too, and which forward they take."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+
+from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.factors import AFactor
+from pedyra.lora.fused import fuse, unfuse
+
+_OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakKeyDictionary()
+
+
+def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
+    """The layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by.
+
+    Raises:
+        ValueError: all of them are frozen.
+    """
+    trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
+    if not trained and any(layer.a.A.requires_grad or layer.b.weight.requires_grad for layer in layers):
+        raise ValueError(
+            "only one of lora_A and lora_B is trained (LoRA-FA), and a rank moves with both; train both, or leave "
+            "pedyra out"
+        )
+    if not trained:
+        raise ValueError("every layer of the adapter is frozen; call model.set_adapter(name) before training")
+    return trained
+
+
+def check_device(layers: Sequence[AdaptedLayer]) -> None:
+    """Raise ValueError where the layers lie on several devices, or a factor is cut into shards (FSDP2's DTensor).
+
+    What is compared is computed over all of them.
+    """
+    if any(hasattr(layer.a.A, "placements") for layer in layers):
+        raise ValueError("the adapter is sharded (FSDP), and ranks cannot move across shards; train it with DDP")
+    devices = {str(layer.a.A.device) for layer in layers}
+    if len(devices) > 1:
+        raise ValueError(
+            f"the adapter's layers lie on {', '.join(sorted(devices))}, but ranks are decided over all layers; "
+            f"load the model on one device, with device_map={{'': 0}}"
+        )
+
+
+def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
+    """Make `owner` the one allocator of these layers, until it gives them up or is gone.
+
+    Raises:
+        ValueError: another one has a layer already.
+    """
+    for layer in layers:
+        other = _OWNERS.get(layer.a)
+        if other is not None and other() is not None:
+            raise ValueError(
+                f"adapter {layer.adapter!r} is already adapted by another RankAllocator; call its release() first"
+            )
+    for layer in layers:
+        _OWNERS[layer.a] = weakref.ref(owner)
+
+
+def give_up(layers: Sequence[AdaptedLayer]) -> None:
+    """The inverse of `claim`."""
+    for layer in layers:
+        _OWNERS.pop(layer.a, None)
+
+
+def switch_on(layers: Sequence[AdaptedLayer]) -> None:
+    """Take probes out of the slots, and switch every triple on."""
+    for layer in layers:
+        a, b = layer.a, layer.b
+        a.probe = b.probe = a.reach = None
+        if a.live is not None:  # seldom, and to assign an attribute of a module takes longer than to look at it
+            a.live = None
+
+
+def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> weakref.finalize:
+    """When the owner is gone, as after an interrupted run, nothing of its sketch is left in the layers.
+
+    Returns what does it, to be detached where the owner has done so itself.
+    """
+    end = weakref.finalize(owner, _switch_on_ownerless, layers)
+    end.atexit = False
+    return end
+
+
+def _switch_on_ownerless(layers: Sequence[AdaptedLayer]) -> None:
+    # Not deleted since, nor detached.
+    there = [x for x in layers if x.adapter in x.module.lora_A and isinstance(x.a, AFactor)]
+    owners = ((layer, _OWNERS.get(layer.a)) for layer in there)
+    switch_on([layer for layer, owner in owners if owner is None or owner() is None])
+
+
+def choose_forward(layers: Sequence[AdaptedLayer], fused: bool) -> None:
+    """Fuse every layer that can be, or none; a fused layer itself falls back to PEFT's forward where need be."""
+    if not fused:
+        for layer in layers:
+            unfuse(layer.module)
+    elif not any([fuse(layer.module) for layer in layers]):
+        warnings.warn(
+            "rank.fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
+            "PEFT's own forward runs",
+            stacklevel=4,
+        )

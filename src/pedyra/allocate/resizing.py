@@ -1,0 +1,45 @@
+"""A plan is carried out: layers, and the optimizer's state with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch.optim import Optimizer
+
+from pedyra.allocate.allocation import RankPlan
+from pedyra.allocate.optimizer_checks import check_state
+from pedyra.allocate.optimizer_state import move_state
+from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.resize import NewTriples, Replacement, install, resized
+
+Born = Callable[[AdaptedLayer, tuple[int, ...], int], NewTriples]
+"""The new triples of a layer, given which of its own go and how many come."""
+
+
+def carry_out(
+    plan: RankPlan, layers: Sequence[AdaptedLayer], optimizer: Optimizer, born: Born, *, new_moments: str
+) -> dict[str, list[Replacement]]:
+    """Prune and add as planned, and bring layers to the plan's scaling; what was replaced, by layer.
+
+    Every new factor is built, and the optimizer's state checked, before anything is replaced. PEFT's config is not
+    touched; see `attach.write_ranks`.
+
+    Args:
+        new_moments: see `optimizer_state.move_state`.
+
+    Raises:
+        ValueError: some state of the optimizer cannot follow.
+    """
+    changes: dict[str, list[Replacement]] = {}
+    for layer in layers:
+        pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
+        if pruned or num_new:
+            changes[layer.name] = resized(layer, pruned, born(layer, pruned, num_new) if num_new else None)
+    replacements = [replacement for change in changes.values() for replacement in change]
+    check_state(optimizer, [replacement.old for replacement in replacements])
+    changed = [layer for layer in layers if layer.name in changes]
+    install((layer, [replacement.new for replacement in changes[layer.name]]) for layer in changed)
+    for layer in layers:
+        layer.rescale(plan.rescale.get(layer.name, 1.0))
+    move_state(optimizer, replacements, new_moments=new_moments)
+    return changes

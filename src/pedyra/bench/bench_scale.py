@@ -1,0 +1,207 @@
+"""`pedyra bench scale`: how the cost of rank adaptation grows with layers, rank, triples, sequence length and batch.
+
+Each measure is fitted as c * size^p over its axis; p above 1 would mean that pedyra does not scale. All sizes of an
+axis are measured in turn, several times over, on the processor's clock, so that what else the machine does falls on
+small and large sizes alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from pedyra.allocate.checkpoint import restore, save_state
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.bench.bench_adjustment import DEEP, bench_adjustment
+from pedyra.bench.chain import Chain, Size, adapted_chain
+from pedyra.bench.device import check_device, now, timed
+from pedyra.bench.memory import storage_bytes
+from pedyra.config import RankConfig
+from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.export import export_adapter
+from pedyra.methods.pedyra.gradient_sketch import GradientSketch
+from pedyra.methods.pedyra.noise import chance
+
+LARGEST_EXPONENT = 1.05
+"""Linear, and what noise may add."""
+
+AXES: dict[str, tuple[Size, ...]] = {
+    "layers": tuple(Size(layers=n) for n in (36, 72, 144, 288, 512)),
+    "rank": tuple(Size(rank=n, width=256) for n in (1, 4, 16, 64, 256)),
+    "triples": tuple(Size(layers=n, rank=100, length=16) for n in (10, 32, 100, 320, 1000)),
+    "length": tuple(Size(length=n) for n in (32, 64, 128, 256, 512)),
+    "batch": tuple(Size(batch=n) for n in (2, 4, 8, 16, 32)),
+}
+SMOKE_AXES: dict[str, tuple[Size, ...]] = {
+    "layers": tuple(Size(layers=n, width=32) for n in (4, 8)),
+    "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
+}
+SMOKE: dict[str, Any] = {"axes": SMOKE_AXES, "operations": 16, "deep": Size(layers=4, width=32, length=8, batch=2)}
+MEASURES = ("overhead_seconds", "sketch_seconds", "look_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
+_SKETCH_STEPS = 6  # one for each part of a sketch
+_LOOK_STEPS = 33  # the third part of a sketch of 100 steps, RankConfig()'s
+
+
+def bench_scale(
+    axes: dict[str, tuple[Size, ...]] = AXES,
+    *,
+    device: str = "cpu",
+    steps: int = 8,
+    repeats: int = 3,
+    operations: int | None = 512,
+    deep: Size | None = DEEP,
+) -> Iterator[dict[str, Any]]:
+    """One row per size, one fit per axis and measure, one for a model of `operations` layers, two of
+    `bench_adjustment` for a `deep` one.
+
+    A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
+    what sketching gradient directions adds, of telling gains from chance after a sketch, of one adjustment, and the
+    bytes of the score state; each the median over `repeats`. A fit has the `exponent` of these medians, and
+    `exponents` of the repeats one by one, sorted.
+
+    Raises:
+        ValueError: an unknown device, or one that is not here.
+    """
+    check_device(device)
+    for axis, sizes in axes.items():
+        runs = [[measure(size, device=device, steps=steps) for size in sizes] for _ in range(repeats)]
+        values = [_value(axis, size) for size in sizes]
+        for index, size in enumerate(sizes):
+            medians = {name: median(run[index][name] for run in runs) for name in MEASURES}
+            triples = size.layers * size.rank
+            yield {"kind": "size", "axis": axis, "value": values[index], **asdict(size), "triples": triples, **medians}
+        for name in MEASURES:
+            columns = [[run[index][name] for index in range(len(sizes))] for run in runs]
+            exponent = growth(values, [median(costs) for costs in zip(*columns, strict=True)])
+            each = sorted(growth(values, column) for column in columns)
+            yield {"kind": "fit", "axis": axis, "measure": name, "exponent": exponent, "exponents": each}
+    if operations:
+        yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
+    if deep:
+        yield from bench_adjustment(deep, device=device)
+
+
+def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The exponent p of the least-squares fit cost = c * size^p."""
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(costs, 1e-9)), 1)[0])
+
+
+def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any]:
+    """Medians over `steps` observed steps, with an adjustment after every second one."""
+    model, optimizer, allocator = _prepared(size, device, total_steps=steps + 2)
+    x = torch.randn(size.batch, size.length, size.width, device=device)
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare", "forward", "observe", "step", "adjustment")}
+    for step in range(steps + 1):
+        model.eval()  # inputs are observed in training alone
+        bare = timed(device, lambda: model(x).sum())
+        model.train()
+        began = now(device)
+        loss = model(x).sum()
+        forward = now(device) - began
+        loss.backward()
+        observe = timed(device, allocator.before_step)
+        optimizer.step()
+        optimizer.zero_grad()
+        whole = now(device) - began
+        adjustment = timed(device, allocator.after_step)
+        if step == 0:
+            continue  # warm-up
+        for name, value in (("bare", bare), ("forward", forward), ("observe", observe), ("step", whole)):
+            seconds[name].append(value)
+        if allocator.history and allocator.history[-1]["step"] == allocator.step:
+            seconds["adjustment"].append(adjustment)
+    medians = {name: median(values) for name, values in seconds.items()}
+    state = storage_bytes(allocator.scores.tensors().values())
+    allocator.release()
+    return {
+        "overhead_seconds": medians["observe"] + max(0.0, medians["forward"] - medians["bare"]),
+        "sketch_seconds": _sketch_seconds(model, allocator.layers, x, rounds=max(2, steps // 4)),
+        "look_seconds": _look_seconds(size.layers, rounds=max(2, steps // 4)),
+        "adjustment_seconds": medians["adjustment"],
+        "step_seconds": medians["step"],
+        "state_bytes": state,
+    }
+
+
+def _sketch_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, rounds: int) -> float:
+    """What a whole sketch, all its parts, adds to each of its steps; the median over `rounds` sketches."""
+    device = x.device.type
+
+    def window(sketch: GradientSketch | None) -> float:
+        began = now(device)
+        for _ in range(_SKETCH_STEPS):
+            model(x).sum().backward()
+            if sketch is not None:
+                sketch.observe()
+            model.zero_grad()
+        return now(device) - began
+
+    added = []
+    for index in range(rounds + 1):
+        bare = window(None)
+        sketch = GradientSketch(layers, q=8, steps=_SKETCH_STEPS, generator=torch.Generator().manual_seed(index))
+        added.append(window(sketch) - bare)
+        sketch.remove()
+    return max(0.0, median(added[1:])) / _SKETCH_STEPS
+
+
+def _look_seconds(layers: int, rounds: int) -> float:
+    """What it takes to tell the gains of 8 candidates a layer from chance, by the steps of a whole sketch.
+
+    One is sure, so that all patterns are looked at.
+    """
+    gains = torch.randn(_LOOK_STEPS, layers * 8, generator=torch.Generator().manual_seed(0))
+    gains[:, 0] += 10
+    layer_of, among = torch.arange(layers).repeat_interleave(8), torch.ones(layers * 8, dtype=torch.bool)
+    return median(timed("cpu", lambda: chance(gains, layer_of, among, RankConfig().certainty)) for _ in range(rounds))
+
+
+def operation_seconds(layers: int) -> dict[str, float]:
+    """Seconds on a chain of `layers`: to attach, adjust once, save, write the checkpoint's side file, and export.
+
+    And to read: the adapter by PEFT, into the base model, and a checkpoint by an allocator that begins anew.
+    """
+    size = Size(layers=layers, width=256)
+    model = adapted_chain(size)
+    result = {"attach_seconds": timed("cpu", lambda: attach(model))}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, _config(), total_steps=4)
+    x = torch.randn(1, 16, size.width)
+    while not allocator.history:
+        model(x).sum().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        result["adjustment_seconds"] = timed("cpu", allocator.after_step)
+    with tempfile.TemporaryDirectory() as folder:
+        saved, base, fresh = f"{folder}/adapter", Chain(size), _prepared(size, "cpu", 4)[2]
+        result["save_seconds"] = timed("cpu", lambda: model.save_pretrained(saved))
+        result["checkpoint_seconds"] = timed("cpu", lambda: save_state(allocator, Path(saved)))
+        result["export_seconds"] = timed("cpu", lambda: export_adapter(saved, "padded", f"{folder}/padded"))
+        result["load_seconds"] = timed("cpu", lambda: PeftModel.from_pretrained(base, saved))  # type: ignore[arg-type]
+        result["resume_seconds"] = timed("cpu", lambda: restore(fresh, Path(saved)))
+    return result
+
+
+def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.optim.Optimizer, RankAllocator]:
+    model = adapted_chain(size).to(device).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    return model, optimizer, RankAllocator(model, optimizer, _config(), total_steps=total_steps)
+
+
+def _config() -> RankConfig:
+    # Triples that move at every adjustment, also at rank 1; sketches are measured apart.
+    return RankConfig(initial_warmup=0, interval=2, final_warmup=1, init="orthogonal", expand="importance")
+
+
+def _value(axis: str, size: Size) -> int:
+    return size.layers * size.rank if axis == "triples" else getattr(size, axis)

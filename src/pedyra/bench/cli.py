@@ -1,0 +1,165 @@
+"""`pedyra bench ...`: speed, and gradient sketches. Parses and prints; the numbers come from the modules beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pedyra.bench.allocation_cli import planted, search, transfer
+from pedyra.bench.options import JsonFile, Smoke, Threads, several, use_threads
+from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+
+app = typer.Typer(
+    help="Benchmarks: step time, memory and growth; allocation against a known answer.", no_args_is_help=True
+)
+
+
+@app.command()
+def step(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="minilm, smollm2, llama-WIDTHxDEPTH, deberta-WIDTHxDEPTH.", show_default="minilm"),
+    ] = None,
+    variants: Annotated[
+        list[str] | None,
+        several("--variant", "all but eva", "floor, lora, adalora, dora, paper, pedyra, pedyra-fused, eva"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each variant while pedyra observes; as many after.")] = 20,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    batch: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
+    length: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    run_steps: Annotated[int, typer.Option(min=10, help="Length of the run whose mean step is reported.")] = 1000,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Processor time, for a machine that others use.")
+    ] = False,
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Time one training step of pedyra against PEFT's methods, step by step in turn."""
+    quiet_libraries()
+    from pedyra.bench.bench_step import COLUMNS, KINDS, bench_step
+    from pedyra.bench.bench_variants import VARIANTS
+
+    use_threads(threads)
+    if smoke:
+        models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 5, 2, 16
+    rows = []
+    for row in bench_step(
+        models or ["minilm"], variants=variants or VARIANTS, rounds=rounds, rank=rank, batch=batch, length=length,
+        dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing, run_steps=run_steps,
+        cpu_time=cpu_time,
+    ):  # fmt: skip
+        rows.append(row)
+        if json_file:  # a long benchmark that is stopped leaves what it has
+            write_json_lines(json_file, rows)
+    table = [["" if row[column] is None else row[column] for column in COLUMNS] for row in rows]
+    print_table(new_console(), list(COLUMNS.values()), table)
+    apart = [row for row in rows if "ratio_by_kind" in row]
+    kinds = [kind for kind in KINDS if any(kind in row["ratio_by_kind"] for row in apart)]
+    if apart:
+        table = [
+            [row["model"], row["variant"], *(row["ratio_by_kind"].get(kind, "") for kind in kinds)] for row in apart
+        ]
+        print_table(new_console(), ["by lora, by kind of step", "", *kinds], table)
+
+
+@app.command()
+def scale(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Fit how the cost of adaptation grows with layers, rank, triples, sequence length and batch."""
+    quiet_libraries()
+    from pedyra.bench.bench_scale import LARGEST_EXPONENT, MEASURES, SMOKE, bench_scale
+
+    use_threads(threads)
+    rows = []
+    for row in bench_scale(**SMOKE if smoke else {}, device=device):
+        rows.append(row)
+        if json_file:
+            write_json_lines(json_file, rows)
+    console = new_console()
+    sizes = [row for row in rows if row["kind"] == "size"]
+    columns = ["axis", "value", *MEASURES]
+    print_table(console, columns, [[row[name] for name in columns] for row in sizes])
+    fits = [row for row in rows if row["kind"] == "fit"]
+    table = [[f"{row['axis']}: {row['measure']}", row["exponent"]] for row in fits]
+    print_table(console, ["growth", "exponent"], table)
+    for row in rows:
+        if row["kind"] == "operations":
+            print_table(console, [f"{row['layers']} layers", "seconds"],
+                        [[name, value] for name, value in row.items() if name.endswith("_seconds")])  # fmt: skip
+    columns = ["task", "layers", "triples", "moved", "adjustment_seconds", "trial_seconds"]
+    deep = [["" if row[name] is None else row[name] for name in columns] for row in rows if row["kind"] == "adjustment"]
+    print_table(console, columns, deep)
+    worse = [row for row in fits if row["exponent"] > LARGEST_EXPONENT]
+    if worse and not smoke:
+        names = ", ".join(f"{row['measure']} over {row['axis']} ({row['exponent']:.2f})" for row in worse)
+        console.print(f"grows faster than linearly: {names}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def sketch(
+    model: Annotated[str, typer.Argument(help="As for bench step; minilm reads film reviews.")] = "minilm",
+    sizes: Annotated[list[int] | None, several("--size", "2, 4, 8, 16", "Candidates per layer", min=1)] = None,
+    windows: Annotated[list[int] | None, several("--window", "6, 21", "Optimizer steps")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each carrier.", min=1)] = 7,
+    batch: Annotated[int, typer.Option(help="Rows of a micro-batch.", min=1)] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a row.", min=1)] = 64,
+    threads: Threads = None,
+    smoke: Smoke = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how well gradient sketches find a layer's top singular pairs, and what carrying them costs."""
+    quiet_libraries()
+    from pedyra.bench.bench_sketch import COLUMNS, bench_sketch
+    from pedyra.bench.sketch_carriers import COLUMNS as CARRIER_COLUMNS
+
+    use_threads(threads)
+    sizes, windows = sizes or [2, 4, 8, 16], windows or [6, 21]
+    if smoke:
+        model, sizes, windows, rounds, batch, length = "llama-32x1", [2, 8], [4], 1, 2, 16
+    rows = []
+    for row in bench_sketch(model, sizes=sizes, windows=windows, rounds=rounds, batch=batch, length=length):
+        rows.append(row)
+        if json_file:
+            write_json_lines(json_file, rows)
+    for kind, titles in (("accuracy", COLUMNS), ("carrier", CARRIER_COLUMNS)):
+        table = [[row[column] for column in titles] for row in rows if row["kind"] == kind]
+        print_table(new_console(), list(titles.values()), table)
+
+
+@app.command()
+def mixing(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Change recipe keys, e.g. method=pedyra-paper.", show_default=False),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Take Algorithm 1's two scores apart during a run: what decides which triples are pruned?"""
+    from pedyra.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    quiet_libraries()
+    from pedyra.bench.bench_mixing import COLUMNS, bench_mixing
+
+    rows = bench_mixing(checked)
+    print_table(new_console(), list(COLUMNS.values()), [[row[column] for column in COLUMNS] for row in rows])
+    if json_file:
+        write_json_lines(json_file, rows)
+
+
+app.command()(planted)
+app.command()(transfer)
+app.command()(search)

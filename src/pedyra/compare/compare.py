@@ -1,0 +1,216 @@
+"""`pedyra compare`: a grid becomes jobs, the jobs become results, the results become tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+
+from pedyra.compare import tables
+from pedyra.compare.comparison_tables import comparison_tables
+from pedyra.compare.grid import Grid, first_difference, load_grid, only_grows
+from pedyra.compare.jobs import Job, Outcome, Purpose, is_done
+from pedyra.compare.launch import Forked, can_fork, start_anew
+from pedyra.compare.plan import Experiment, plan_experiment
+from pedyra.compare.pool import LocalPool, Pool
+from pedyra.compare.results import RateCurve, collect
+from pedyra.compare.screen import LiveTable, print_comparison, print_plan
+from pedyra.compare.summary import Summary, csv_rows, remarks
+from pedyra.console import write_json_lines
+from pedyra.files import write_file
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` of the rows x tasks x budgets, for one of several machines."""
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From i/n, e.g. 2/3. Raises ValueError."""
+        index, _, count = text.partition("/")
+        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+            raise ValueError(f"--shard is {text!r}; it is i/n with 1 <= i <= n, e.g. 2/3")
+        return cls(int(index), int(count))
+
+
+def compare_grid(
+    grid: Grid,
+    console: Console,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    shard: str = "1/1",
+    collect: Sequence[Path] = (),
+    extend: bool = False,
+) -> Summary:
+    """Run a comparison, or collect it from folders, show it and write its tables into its folder.
+
+    Args:
+        workers: local processes at once; without `ray`.
+        ray: address of a Ray cluster to run on.
+        shard: "i/n": only the i-th of n parts of the grid.
+        collect: folders to put together, beside the comparison's own, instead of running anything.
+        extend: accept a folder whose grid has fewer methods, tasks, seeds, budgets or learning rates.
+
+    Raises:
+        ValueError: a mistake in the grid or an option, told before anything runs.
+    """
+    part = Shard.parse(shard)
+    folder = Path(grid.output_dir)
+    if collect:
+        own = [folder] if _holds_runs(folder) else []
+        summary = collect_comparison(grid, [*own, *collect])
+    elif ray is not None:
+        from pedyra.compare.ray_pool import RayPool
+
+        pool = RayPool(ray)
+        try:
+            summary = run_comparison(grid, pool, console, shard=part, extend=extend)
+        finally:
+            pool.close()
+    else:
+        summary = run_comparison(
+            grid, LocalPool(workers, Forked if can_fork() else start_anew), console, shard=part, extend=extend
+        )
+    print_comparison(console, comparison_tables(summary), remarks(summary))
+    for file in write_comparison(summary, folder):
+        console.print(f"written     {file}", soft_wrap=True)
+    return summary
+
+
+def run_comparison(
+    grid: Grid, pool: Pool, console: Console, *, shard: Shard = Shard(), extend: bool = False
+) -> Summary:
+    """Run what is missing of a comparison: tuning runs, then the reported ones at the rates these chose.
+
+    Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
+
+    Raises:
+        ValueError: the folder holds another comparison, or something in the grid cannot be done.
+        KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
+    """
+    folder = open_folder(grid, extend=extend)
+    failed: list[Outcome] = []
+
+    def run(title: str, jobs: Sequence[Job]) -> None:
+        with LiveTable(console, title, jobs) as live:
+            try:
+                pool.run([job for job in jobs if not is_done(job)], live.report)
+            finally:
+                failed.extend(live.failed)
+
+    experiment = plan_experiment(grid, folder, lambda jobs: run("timing", jobs))
+    cells = experiment.cells[shard.index - 1 :: shard.count]
+    tuning = [job for cell in cells for job in experiment.tuning_jobs(cell)]
+    print_plan(console, experiment, len(cells), len(tuning))
+    if tuning:
+        run("tuning", tuning)
+    curves = experiment.curves([folder])
+    run("runs", [job for cell in cells for job in experiment.reported_jobs(cell, curves)])
+    return summarise(experiment, [folder], failed)
+
+
+def collect_comparison(grid: Grid, folders: Sequence[Path]) -> Summary:
+    """Put together what several folders of the same comparison hold, e.g. from several machines. Runs nothing.
+
+    Raises:
+        ValueError: one of them is no folder of this comparison, or had other rows.
+    """
+    digests: dict[str, tuple[str, Path]] = {}
+    for folder in folders:
+        if not (folder / "grid.yaml").is_file():
+            raise ValueError(f"--collect {folder}: it holds no comparison (no grid.yaml); give the output_dir of one")
+        _check_same(grid, folder, extend=False)
+        for file in sorted(folder.glob("data/*/splits.json")):
+            digest = json.loads(file.read_text(encoding="utf-8"))["digest"]
+            known, where = digests.setdefault(file.parent.name, (digest, folder))
+            if known != digest:
+                raise ValueError(
+                    f"task {file.parent.name} has other rows in {folder} than in {where}; use the same data"
+                )
+    Path(grid.output_dir).mkdir(parents=True, exist_ok=True)
+    return summarise(Experiment.without_data(grid), folders, [])
+
+
+def summarise(experiment: Experiment, folders: Sequence[Path], failed: Sequence[Outcome]) -> Summary:
+    """The results that are there, at the rates that tuning chose."""
+    curves = experiment.curves(folders)
+    jobs = [job for cell in experiment.cells for job in experiment.reported_jobs(cell, curves)]
+    results = collect(jobs, folders, experiment.grid.judge)
+    missing = len(experiment.cells) * len(experiment.grid.seeds) - len(results)
+    return Summary(experiment.grid, results, list(curves.values()), failed, missing)
+
+
+def open_folder(grid: Grid, *, extend: bool) -> Path:
+    """The comparison's folder, with its grid written down. Raises ValueError if it is not this comparison's."""
+    folder = Path(grid.output_dir)
+    if folder.is_dir() and any(folder.iterdir()):
+        if _holds_runs(folder) or not (folder / "grid.yaml").is_file():
+            _check_same(grid, folder, extend=extend)
+        elif first_difference(load_grid(folder / "grid.yaml"), grid) is not None:
+            # An attempt that was refused before its first run: its splits are not for this grid.
+            shutil.rmtree(folder / "data", ignore_errors=True)
+            (folder / "matching.json").unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "grid.yaml", grid.to_yaml())
+    return folder
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any((folder / purpose).is_dir() for purpose in get_args(Purpose))
+
+
+def _check_same(grid: Grid, folder: Path, *, extend: bool) -> None:
+    file = folder / "grid.yaml"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
+    before = load_grid(file)
+    difference = first_difference(before, grid)
+    if difference is None or (extend and only_grows(before, grid)):
+        return
+    grows = only_grows(before, grid)
+    repair = (
+        "add --extend to keep its runs and add the new ones" if grows and not extend else "choose another output_dir"
+    )
+    raise ValueError(f"{folder} holds the results of another grid: {difference}; {repair}")
+
+
+def write_comparison(summary: Summary, folder: Path) -> list[Path]:
+    """comparison.md, .csv, .tex, .html, .jsonl, and tuning.jsonl with the whole learning-rate curves."""
+    title, found, told = summary.grid.name, comparison_tables(summary), remarks(summary)
+    for suffix, write in (("md", tables.markdown), ("tex", tables.latex), ("html", tables.html)):
+        write_file(folder / f"comparison.{suffix}", write(title, found, told))
+    write_file(folder / "comparison.csv", _csv(csv_rows(summary)))
+    write_json_lines(folder / "comparison.jsonl", [result.row() for result in summary.results])
+    write_json_lines(folder / "tuning.jsonl", _curve_rows(summary.curves))
+    return [folder / f"comparison.{suffix}" for suffix in ("md", "csv", "tex", "html", "jsonl")]
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _curve_rows(curves: Iterable[RateCurve]) -> Iterable[dict[str, Any]]:
+    for curve in curves:
+        for point in curve.points:
+            for seed, value in point.values.items():
+                yield {
+                    **{"method": curve.cell.method, "task": curve.cell.task, "budget": curve.cell.budget},
+                    **{"learning_rate": point.rate, "seed": seed, "metric": curve.metric, "value": value},
+                    "chosen": point.rate == curve.chosen,
+                }

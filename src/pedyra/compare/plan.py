@@ -1,0 +1,175 @@
+"""The plan of a comparison: its cells, what was matched, and the recipe of every job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pedyra.compare import matching
+from pedyra.compare.grid import Grid
+from pedyra.compare.jobs import Cell, Job, Purpose, final_row
+from pedyra.compare.matching import Matched
+from pedyra.compare.named_tasks import task_data, task_model
+from pedyra.compare.results import RateCurve, choose_rate, collect
+from pedyra.compare.splits import TaskSplits, split_task
+from pedyra.files import write_file
+from pedyra.methods.pedyra.sketching import schedule_of
+from pedyra.recipe import Recipe, check_recipe
+from pedyra.recipe_sections import LoraSection
+from pedyra.runs.arguments import training_arguments
+
+RunJobs = Callable[[Sequence[Job]], None]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A grid whose data is split and whose rows are matched."""
+
+    grid: Grid
+    folder: Path
+    splits: Mapping[str, TaskSplits]
+    matched: Mapping[Cell, Matched]
+
+    @classmethod
+    def without_data(cls, grid: Grid) -> Experiment:
+        """One that can only find the results of its jobs, not run them."""
+        return cls(grid, Path(grid.output_dir), {}, {})
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Rows x tasks x budgets."""
+        grid = self.grid
+        return [
+            Cell(method, task, budget) for budget in grid.all_budgets for task in grid.tasks for method in grid.methods
+        ]
+
+    def job(self, cell: Cell, rate: float, seed: int, purpose: Purpose) -> Job:
+        job = Job(cell, rate, seed, purpose, self.folder, {})
+        if cell.task in self.splits:
+            data = getattr(self.splits[cell.task], "tuning" if purpose == "tuning" else "reported")
+            matched = self.matched.get(cell, Matched(cell.budget))
+            content = recipe_content(self.grid, cell, data, matched, rate, seed)
+            job.recipe.update({"name": cell.task, "output_dir": str(job.run), **content})
+        return job
+
+    def tuning_jobs(self, cell: Cell) -> list[Job]:
+        """One per rate and tuning seed; none where there is nothing to choose."""
+        rates = self.grid.rates(cell.method)
+        seeds = self.grid.tuning.seeds if len(rates) > 1 else []
+        return [self.job(cell, rate, seed, "tuning") for rate in rates for seed in seeds]
+
+    def curves(self, folders: Sequence[Path]) -> dict[Cell, RateCurve]:
+        """The learning-rate curves of the cells that choose among several rates."""
+        found = {}
+        for cell in self.cells:
+            if jobs := self.tuning_jobs(cell):
+                found[cell] = choose_rate(cell, self.grid.rates(cell.method), collect(jobs, folders, self.grid.judge))
+        return found
+
+    def reported_jobs(self, cell: Cell, curves: Mapping[Cell, RateCurve]) -> list[Job]:
+        """One per seed, at the chosen rate, or the only one; none where tuning chose none."""
+        rate = curves[cell].chosen if cell in curves else self.grid.rates(cell.method)[0]
+        return [] if rate is None else [self.job(cell, rate, seed, "jobs") for seed in self.grid.seeds]
+
+
+def plan_experiment(grid: Grid, folder: Path, run_jobs: RunJobs) -> Experiment:
+    """Split the data, check every row's recipe, and match the rows.
+
+    Args:
+        run_jobs: runs the jobs that matching by time measures.
+
+    Raises:
+        ValueError: a mistake in a recipe, or a row that cannot be matched within 5 %.
+    """
+    sections = {label: _data_section(grid, label) for label in grid.tasks}
+    splits = {
+        label: split_task(label, section, grid.tuning, grid.split_seed, folder / "data" / label)
+        for label, section in sections.items()
+    }
+    bare = Experiment(grid, folder, splits, {})
+    recipes = {cell: _row_recipe(bare, cell) for cell in bare.cells}
+    return Experiment(grid, folder, splits, _match(bare, recipes, run_jobs))
+
+
+def recipe_content(
+    grid: Grid, cell: Cell, data: Mapping[str, Any], matched: Matched, rate: float, seed: int
+) -> dict[str, Any]:
+    """A job's recipe but for its name and folder: the grid's sections, the row's own over them, what was matched."""
+    row = grid.methods[cell.method]
+    alpha = grid.lora.get("alpha", LoraSection().alpha)
+    if matched.r != grid.base_rank:
+        alpha = alpha * matched.r / grid.base_rank  # the scaling alpha / r stays
+    steps = {} if matched.max_steps is None else {"max_steps": matched.max_steps}
+    bits = {} if row.quantization is None else {"quantization": row.quantization}
+    return {
+        "method": row.method,
+        "seed": seed,
+        "model": task_model(data, grid.model) | bits,
+        "data": dict(data),
+        "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
+        "rank": {**grid.rank, **row.rank},
+        "method_settings": {**row.method_settings, **matched.method_settings},
+        "training": {**grid.training, **row.training, "learning_rate": rate, **steps},
+    }
+
+
+def _data_section(grid: Grid, label: str) -> Any:
+    """The task's section, checked as part of a recipe, which tells a mistake in one line."""
+    data = task_data(label, grid.tasks[label], grid.data_dir)
+    return check_recipe({"name": label, "model": task_model(data, grid.model), "data": data}, f"tasks.{label}").data
+
+
+def _row_recipe(experiment: Experiment, cell: Cell) -> Recipe:
+    job = experiment.job(cell, experiment.grid.rates(cell.method)[0], experiment.grid.seeds[0], "jobs")
+    where = f"methods.{cell.method} on {cell.task}"
+    recipe = matching.checked(job.recipe, where)
+    try:
+        training_arguments(recipe)
+        if recipe.method in ("pedyra", "pedyra-paper") and (steps := recipe.training.get("max_steps", -1)) > 0:
+            schedule_of(recipe.rank_config(), steps)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return recipe
+
+
+def _match(experiment: Experiment, recipes: Mapping[Cell, Recipe], run_jobs: RunJobs) -> dict[Cell, Matched]:
+    """What is matched for every cell; kept in matching.json, so that a resumed comparison has the same jobs."""
+    grid, file = experiment.grid, experiment.folder / "matching.json"
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    counts: dict[str, matching.ParameterCount] = {}
+    found = {}
+    for cell, recipe in recipes.items():
+        kind, how = recipe.data.kind, grid.match_of(cell.method)
+        baseline = Cell(grid.baseline, cell.task, cell.budget)
+        # The head is left out, so tasks of one kind are matched alike, except by what was measured on the task.
+        key = f"{cell.method} {cell.task if how in ('time', 'memory') else kind} r{cell.budget}"
+        if key not in known:
+            if how == "rank" or (cell == baseline and how != "parameters"):
+                matched = Matched(cell.budget)
+            elif how == "parameters":
+                if kind not in counts:
+                    counts[kind] = matching.ParameterCount(recipes[baseline])
+                matched = matching.match_parameters(cell.method, recipe, cell.budget, recipes[baseline], counts[kind])
+            elif how == "memory":
+                matched = matching.match_memory(cell.method, recipe, cell.budget, recipes[baseline])
+            else:
+                matched = _match_time(experiment, cell, baseline, run_jobs)
+            known[key] = matched.to_dict()
+            write_file(file, json.dumps(known, indent=2) + "\n")
+        found[cell] = Matched(**known[key])
+    return found
+
+
+def _match_time(experiment: Experiment, cell: Cell, baseline: Cell, run_jobs: RunJobs) -> Matched:
+    grid = experiment.grid
+    jobs = [
+        experiment.job(place, grid.rates(place.method)[0], grid.tuning.seeds[0], "timing") for place in (cell, baseline)
+    ]
+    run_jobs(jobs)
+    ours, theirs = (final_row(job.run) for job in jobs)
+    if ours is None or theirs is None:
+        raise ValueError(f"method {cell.method} on {cell.task} cannot be matched by time: its timing run failed")
+    return matching.match_steps(cell.budget, ours["step"], ours["seconds"], theirs["seconds"])

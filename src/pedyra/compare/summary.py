@@ -1,0 +1,144 @@
+"""What the results of a comparison say: values, differences to the baseline, costs, standings, and what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pedyra.compare.grid import Grid
+from pedyra.compare.jobs import Cell, Outcome
+from pedyra.compare.matching import TOLERANCE
+from pedyra.compare.results import RateCurve, Result, sign
+from pedyra.compare.statistics import PairedDifference, compare_paired, mean, rank_best, standard_error
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that is known of a comparison, finished or not."""
+
+    grid: Grid
+    results: Sequence[Result]
+    curves: Sequence[RateCurve]
+    """Of the rows that choose among several rates."""
+    failed: Sequence[Outcome] = ()
+    missing: int = 0
+    """Reported runs of the grid that are not there."""
+
+    @property
+    def reference(self) -> str:
+        """The row that parameters, time and memory are relative to: lora where it is one, else the baseline."""
+        return "lora" if "lora" in self.grid.methods else self.grid.baseline
+
+    def of(self, method: str, task: str, budget: int) -> list[Result]:
+        """The results of one cell, by seed."""
+        cell = Cell(method, task, budget)
+        return sorted((result for result in self.results if result.cell == cell), key=lambda result: result.seed)
+
+    def values(self, method: str, task: str, budget: int, *, oriented: bool = False) -> dict[int, float]:
+        """Seed -> value; `oriented`: so that more is better."""
+        return {
+            result.seed: result.value * (sign(result.metric) if oriented else 1)
+            for result in self.of(method, task, budget)
+        }
+
+    def difference(self, method: str, task: str, budget: int) -> PairedDifference | None:
+        """How much better a row is than the baseline; None where no seed is shared."""
+        ours = self.values(method, task, budget, oriented=True)
+        return compare_paired(ours, self.values(self.grid.baseline, task, budget, oriented=True))
+
+    def standing(self, task: str, budget: int) -> dict[str, str]:
+        """Row -> "best" (alone, by every interval), or "tied" with the best; nothing for the others."""
+        values = {name: self.values(name, task, budget, oriented=True) for name in self.grid.methods}
+        ranking = rank_best(values)
+        if ranking is None or sum(map(bool, values.values())) < 2:
+            return {}
+        if not ranking.tied:
+            return {ranking.best: "best"}
+        return dict.fromkeys((ranking.best, *ranking.tied), "tied")
+
+    def cost(self, key: str, method: str, budget: int, task: str | None = None) -> float | None:
+        """Mean of trainable_parameters, seconds or peak_memory_bytes over the runs of a row."""
+        tasks = self.grid.tasks if task is None else [task]
+        runs = [getattr(result, key) for name in tasks for result in self.of(method, name, budget)]
+        return mean(runs) if runs else None
+
+    def ratio(self, key: str, method: str, budget: int, task: str | None = None) -> float | None:
+        """Cost relative to the reference, from the tasks where both have runs."""
+        tasks = self.grid.tasks if task is None else [task]
+        shared = [
+            (ours, theirs)
+            for name in tasks
+            if (ours := self.cost(key, method, budget, name)) is not None
+            and (theirs := self.cost(key, self.reference, budget, name))
+        ]
+        return sum(ours for ours, _ in shared) / sum(theirs for _, theirs in shared) if shared else None
+
+    def metric(self, task: str) -> str:
+        return next((result.metric for result in self.results if result.cell.task == task), "")
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
+    found = [f"failed: {outcome.job.label}: {outcome.message}" for outcome in summary.failed]
+    waiting = summary.missing - sum(outcome.job.purpose == "jobs" for outcome in summary.failed)
+    if waiting > 0:
+        found.append(f"{waiting} reported runs are missing; run every --shard (--collect runs nothing)")
+    for result in summary.results:
+        if not math.isfinite(result.value):
+            where = f"{result.cell.method} on {result.cell.task}, r = {result.cell.budget}, seed {result.seed}"
+            found.append(f"diverged: {where}, rate {result.rate:g}")
+    for curve in summary.curves:
+        where = f"{curve.cell.method} on {curve.cell.task}, r = {curve.cell.budget}"
+        if curve.chosen is None:
+            found.append(f"no learning rate could be chosen for {where}")
+        elif curve.at_edge:
+            side = "lowest" if curve.chosen == curve.points[0].rate else "highest"
+            found.append(f"warning: {where}: the best rate, {curve.chosen:g}, is the {side} of its grid; widen it")
+    for budget in summary.grid.all_budgets:
+        for method in summary.grid.methods:
+            ratio = summary.ratio("trainable_parameters", method, budget)
+            if summary.grid.match == "parameters" and ratio is not None and abs(ratio - 1) > TOLERANCE:
+                than = f"{ratio:.2f} times the trainable parameters of {summary.reference}"
+                found.append(f"warning: {method}, r = {budget}, has {than}")
+    return found
+
+
+def csv_rows(summary: Summary) -> list[dict[str, Any]]:
+    """One row per budget, task and method, numbers unrounded."""
+    rows = []
+    for budget in summary.grid.all_budgets:
+        for task in summary.grid.tasks:
+            standing = summary.standing(task, budget)
+            for method in summary.grid.methods:
+                results = summary.of(method, task, budget)
+                if results:
+                    rows.append(_csv_row(summary, results, standing.get(method, "")))
+    return rows
+
+
+def _csv_row(summary: Summary, results: list[Result], standing: str) -> dict[str, Any]:
+    cell = results[0].cell
+    values = [result.value for result in results]
+    difference = summary.difference(cell.method, cell.task, cell.budget)
+    row: dict[str, Any] = {
+        "method": cell.method,
+        "task": cell.task,
+        "budget": cell.budget,
+        "metric": results[0].metric,
+        "seeds": len(values),
+        "mean": mean(values),
+        "standard_error": standard_error(values),
+        "standing": standing,
+        "learning_rate": results[0].rate,
+    }
+    if difference is not None:
+        low, high = difference.interval or (None, None)
+        row |= {"difference": difference.mean, "interval_low": low, "interval_high": high}
+        row |= {f"seeds_{key}": getattr(difference.sign, key) for key in ("wins", "losses", "ties")}
+        row["sign_test_p"] = difference.sign.p
+    for key in ("trainable_parameters", "seconds", "peak_memory_bytes"):
+        row[key] = summary.cost(key, cell.method, cell.budget, cell.task)
+        row[f"{key}_ratio"] = summary.ratio(key, cell.method, cell.budget, cell.task)
+    return row

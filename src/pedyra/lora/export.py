@@ -1,0 +1,250 @@
+"""An adapter for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling, or merged weights.
+
+The three readers disagree on the scaling of a layer whose rank is not the rank `r` of the whole adapter: PEFT takes
+alpha_i / r_i from its patterns, vLLM alpha / r for every layer, llama.cpp alpha / r_i (docs/export.md).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch.nn.functional as F
+from peft import PeftModel, PeftType
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import pedyra
+from pedyra.files import write_folder
+from pedyra.lora.folder import SavedLora, check_plain, read_lora
+from pedyra.lora.layer_names import pattern_keys
+from pedyra.lora.merge import merge_folder, merge_live
+
+logger = logging.getLogger(__name__)
+
+TARGETS = ("peft", "padded", "gguf", "merged")
+RECORD = "pedyra_export.json"
+"""Beside the exported files: target, ranks, scaling, which layers were folded, what vLLM needs."""
+
+# vllm/config/lora.py, MaxLoRARanks.
+_VLLM_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def export_adapter(
+    source: PeftModel | str | Path, target: str, out: str | Path, *, base: nn.Module | str | Path | None = None
+) -> Path:
+    """Write the adapter of `source` into the folder `out` for one kind of reader, whole or not at all.
+
+    Args:
+        source: a live model (attached or not; its active adapter is written), an adapter folder as
+            `model.save_pretrained` writes it, or a run folder. It is not changed.
+        target: "peft" (small; PEFT and vLLM), "padded" (every layer zero-padded to the largest rank; any reader),
+            "gguf" (a PEFT folder for llama.cpp's convert_lora_to_gguf.py), "merged" (the base model with the update
+            in its weights, and its tokenizer where one is found).
+        out: must not exist, or be empty.
+        base: only for "merged": the base model, loaded in float, or its name; by default the one that the run's
+            recipe or `base_model_name_or_path` names, or the live model's own.
+
+    Returns:
+        `out`. It also holds `pedyra_export.json`; its `vllm.max_lora_rank` is the `--max-lora-rank` that vLLM needs.
+
+    Raises:
+        ValueError: an unknown target, no adapter, an `out` that holds files, DoRA or (gguf) a trained head that the
+            format cannot hold, a base that is quantised or cannot be found.
+    """
+    out = Path(out)
+    _check_arguments(target, out, base)
+    if isinstance(source, (str, Path)):
+        return _export_folder(Path(source), target, out, base)
+    name = _active_adapter(source)
+    if target == "merged" and base is None:
+        merged = merge_live(source, name)
+        return _write(out, merged.record, merged.save)
+    with TemporaryDirectory() as scratch:
+        source.save_pretrained(scratch, selected_adapters=[name])
+        folder = Path(scratch) if name == "default" else Path(scratch, name)
+        return _export_folder(folder, target, out, base, title=f"adapter {name!r}")
+
+
+def _export_folder(source: Path, target: str, out: Path, base: Any, title: str | None = None) -> Path:
+    lora = read_lora(source, title)
+    if target == "merged":
+        merged = merge_folder(lora, source, base)
+        return _write(out, merged.record, merged.save)
+    _check_convertible(lora, target)
+    tensors, config, record = _CONVERSIONS[target](lora)
+    return _write(out, record, lambda folder: _save_lora(folder, tensors, config))
+
+
+def _check_arguments(target: str, out: Path, base: object) -> None:
+    if target not in TARGETS:
+        near = get_close_matches(target, TARGETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TARGETS)}"
+        raise ValueError(f"export target {target!r} is unknown; {hint}")
+    if base is not None and target != "merged":
+        raise ValueError(f"base is given, but target {target} needs no base model; leave it out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} already holds files; choose another folder or remove it")
+
+
+def _active_adapter(model: Any) -> str:
+    """The one active LoRA adapter of a live model."""
+    if not isinstance(model, PeftModel):
+        raise ValueError(
+            f"the source is a {type(model).__name__} without an adapter; give the model that "
+            f"peft.get_peft_model returned, or the folder it was saved to"
+        )
+    names = list(model.active_adapters)
+    if len(names) != 1:
+        raise ValueError(f"the model has {len(names)} active adapters {names}; choose one with model.set_adapter(name)")
+    kind = model.peft_config[names[0]].peft_type
+    if kind != PeftType.LORA:
+        raise ValueError(f"adapter {names[0]!r} is of type {PeftType(kind).value}; only LoRA adapters can be exported")
+    return names[0]
+
+
+def _check_convertible(lora: SavedLora, target: str) -> None:
+    check_plain(lora)
+    if not any(layer.scaling for layer in lora.layers):
+        raise ValueError(f"{lora.title} has a scaling (lora_alpha / r) of 0, so that it adds nothing; set lora_alpha")
+    if target != "peft" and lora.uses_dora:
+        raise ValueError(f"{lora.title} is a DoRA adapter, which target {target} cannot express; use peft or merged")
+    if target == "gguf" and (others := lora.others):
+        raise ValueError(
+            f"{lora.title} holds more than LoRA factors ({len(others)} tensors, the first is {others[0]}), which "
+            f"llama.cpp's converter refuses; use target merged and convert the whole model"
+        )
+
+
+_Converted = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]
+
+
+def _to_peft(lora: SavedLora) -> _Converted:
+    """r = max, lora_alpha = s max, alpha_pattern = s r_i: both alpha_i / r_i and alpha / r are s."""
+    rank, scaling = max(layer.rank for layer in lora.layers), _common_scaling(lora)
+    factors = {layer.name: layer.scaling / scaling for layer in lora.layers}
+    config = _config(lora, rank, scaling, patterns=("rank_pattern", "alpha_pattern"))
+    return _folded(lora, factors), config, _record(lora, "peft", scaling, factors)
+
+
+def _to_padded(lora: SavedLora) -> _Converted:
+    """Zero rows and columns up to the largest rank: alpha, r and r_i are the same in every layer."""
+    rank, scaling = max(layer.rank for layer in lora.layers), _common_scaling(lora)
+    factors = {layer.name: layer.scaling / scaling for layer in lora.layers}
+    tensors = _folded(lora, factors)
+    for layer in lora.layers:
+        A, B = (tensors[layer.keys[slot]] for slot in "AB")
+        missing = rank - layer.rank
+        # F.pad counts from the last dimension; a convolution's factors have kernel dimensions after the rank's.
+        tensors[layer.keys["A"]] = F.pad(A, (0, 0) * (A.dim() - 1) + (0, missing))
+        tensors[layer.keys["B"]] = F.pad(B, (0, 0) * (B.dim() - 2) + (0, missing))
+    return tensors, _config(lora, rank, scaling, patterns=()), _record(lora, "padded", scaling, factors)
+
+
+def _to_gguf(lora: SavedLora) -> _Converted:
+    """One alpha, s r_i / alpha folded into B: llama.cpp divides alpha by the rank of each tensor."""
+    rank, scaling = max(layer.rank for layer in lora.layers), _common_scaling(lora)
+    factors = {layer.name: layer.scaling * layer.rank / (scaling * rank) for layer in lora.layers}
+    config = _config(lora, rank, scaling, patterns=("rank_pattern",))
+    return _folded(lora, factors), config, _record(lora, "gguf", scaling, factors)
+
+
+_CONVERSIONS = {"peft": _to_peft, "padded": _to_padded, "gguf": _to_gguf}
+
+
+def _common_scaling(lora: SavedLora) -> float:
+    """The scaling other than 0 that most layers have; 12 digits, since s r / r need not be s to the last bit."""
+    scalings = (float(f"{layer.scaling:.12g}") for layer in lora.layers)
+    return Counter(scaling for scaling in scalings if scaling).most_common(1)[0][0]
+
+
+def _folded(lora: SavedLora, factors: dict[str, float]) -> dict[str, Tensor]:
+    """All tensors, with B (and its bias) of each layer times its factor, in their own dtype."""
+    tensors = dict(lora.tensors)
+    for layer in lora.layers:
+        if _is_folded(factors[layer.name]):
+            for key in (layer.keys[slot] for slot in ("B", "bias") if slot in layer.keys):
+                tensors[key] = tensors[key] * factors[layer.name]
+    return tensors
+
+
+def _is_folded(factor: float) -> bool:
+    return not math.isclose(factor, 1, rel_tol=1e-9)
+
+
+def _config(lora: SavedLora, rank: int, scaling: float, *, patterns: tuple[str, ...]) -> dict[str, Any]:
+    keys = pattern_keys(layer.name for layer in lora.layers)
+    mixed = any(layer.rank != rank for layer in lora.layers)
+    listed = lora.layers if mixed else []
+    values = {
+        "rank_pattern": {keys[layer.name]: layer.rank for layer in listed},
+        "alpha_pattern": {keys[layer.name]: _number(scaling * layer.rank) for layer in listed},
+    }
+    config = {
+        **lora.config,
+        "r": rank,
+        "lora_alpha": _number(scaling * rank),
+        "use_rslora": False,
+        # All weights are in the file; a start would only restrict the rank (orthogonal: even) or need data (eva).
+        "init_lora_weights": True,
+        "inference_mode": True,
+        **{name: value if name in patterns else {} for name, value in values.items()},
+    }
+    if "eva_config" in config:
+        config["eva_config"] = None
+    return config
+
+
+def _number(value: float) -> int | float:
+    """A whole number as an int, as readers expect of lora_alpha."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
+
+
+def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, float]) -> dict[str, Any]:
+    folded = {name: factor for name, factor in factors.items() if _is_folded(factor)}
+    if folded and target != "gguf":
+        logger.warning(
+            "%d of %d layers have another scaling than %g; the ratio was multiplied into their B (%s)",
+            *(len(folded), len(lora.layers), scaling, RECORD),
+        )
+    ranks = {layer.name: layer.rank for layer in lora.layers}
+    largest = max(ranks.values())
+    enough = [limit for limit in _VLLM_MAX_LORA_RANKS if limit >= largest]
+    refused = [name for name in ("use_dora", "modules_to_save") if lora.config.get(name)]
+    vllm = {"max_lora_rank": enough[0] if enough else None, "refused_for": refused}
+    return {
+        "target": target,
+        "scaling": scaling,
+        "max_rank": largest,
+        "ranks": ranks,
+        "folded_into_B": folded,
+        # It takes one scaling for all layers, which the gguf folder does not have.
+        "vllm": None if target == "gguf" else vllm,
+    }
+
+
+def _save_lora(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write(out: Path, record: dict[str, Any], save: Any) -> Path:
+    def fill(part: Path) -> None:
+        part.mkdir()
+        save(part)
+        text = json.dumps({"pedyra_version": pedyra.__version__, **record}, indent=2)
+        (part / RECORD).write_text(text + "\n", encoding="utf-8")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_folder(out, fill)
+    return out

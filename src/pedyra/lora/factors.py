@@ -1,0 +1,259 @@
+"""The two slots of a PEFT LoRA layer, holding triples: `AFactor` (A and E) and `BFactor` (B).
+
+On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In memory they take any rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedyra.lora.saved import as_live, as_saved, loaded
+
+
+class AFactor(nn.Module):
+    """The `lora_A` slot: x (..., in) -> x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
+
+    `origin` `(r0, in)` is kept where PEFT's start changed the base weight (PiSSA: W - s B0 A0): the state dict then
+    holds the update relative to the *pristine* base, [E A; A0], and loading drops those last r0 rows again.
+    """
+
+    E: Tensor
+    """A Parameter, or a plain tensor where it is not trained, see `train_e`."""
+    origin: Tensor | None
+    bias = None  # an nn.Linear's attribute that PEFT reads
+    probe: Tensor | None
+    """Rows `(q, in)` appended in the forward only; see `pedyra.methods.pedyra.gradient_sketch`. Never a Parameter.
+
+    Against columns `(out, q)` in the B slot, of which either only these rows take a gradient or only those columns; the
+    side that does is zero, and a fused layer counts on it.
+    """
+    reach: Tensor | None
+    """Sums over tokens of the squared products of x with each probe row, and the number of tokens, `(q + 1,)`; None:
+    not wanted. Counted in the forward, twice under activation checkpointing, or in the backward of a fused function."""
+    live: Tensor | None
+    """What E A is multiplied with while training, `(r, r)`: a projection that leaves out the triples, or directions
+    across them, that are switched off. None: all are on."""
+
+    def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
+        super().__init__()
+        self.probe = self.live = self.reach = None
+        self._parameters["A"] = A
+        self.E = E
+        self.register_buffer("origin", origin, persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "A":  # torch would register a Parameter of this name, past the property
+            object.__setattr__(self, name, value)
+        elif name == "weight" and not self._parameters:  # DataParallel's replica of a unit one: a plain tensor
+            self._parameters["weight"] = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def A(self) -> nn.Parameter:
+        """`(r, in)`."""
+        parameters = self._parameters
+        return parameters["weight" if "weight" in parameters else "A"]  # type: ignore[return-value]
+
+    @A.setter
+    def A(self, value: nn.Parameter) -> None:
+        self._parameters["weight" if self.unit else "A"] = value
+
+    @property
+    def unit(self) -> bool:
+        """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's.
+
+        A then is the Parameter `weight`, as in a plain LoRA, for those who take weights by the names of Parameters (to
+        save them, to keep the best, to copy an adapter). Elsewhere it is `A`, which is no LoRA's without its E.
+        """
+        return "weight" in self._parameters
+
+    @unit.setter
+    def unit(self, on: bool) -> None:
+        if on != self.unit:
+            A, others = self.A, {name: p for name, p in self._parameters.items() if name not in ("A", "weight")}
+            self._parameters.clear()
+            self._parameters.update({"weight" if on else "A": A, **others})
+
+    def train_e(self, on: bool) -> None:
+        """Have E trained where A is, or not at all.
+
+        It is a plain tensor then: PEFT makes every Parameter of an adapter trainable, frozen or not, when it is made
+        active (`set_adapter`) and at the end of `with model.disable_adapter()`, as in each step of a preference loss;
+        and buffers are broadcast in every forward under DistributedDataParallel.
+        """
+        if on == isinstance(self.E, nn.Parameter):
+            self.E.requires_grad_(on and self.A.requires_grad)
+            return
+        value = self.E.detach()
+        del self.E
+        self.E = nn.Parameter(value, requires_grad=self.A.requires_grad) if on else value
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AFactor:
+        super()._apply(fn, recurse)
+        if not isinstance(self.E, nn.Parameter):
+            self.E = fn(self.E)
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable.
+
+        A itself where E is `unit`, so that what writes into it (hot-swapping, averages of weights) does what it does to
+        an ordinary LoRA. Elsewhere it is computed, and writing into it changes nothing.
+        """
+        return self.A if self.unit else self.E.unsqueeze(1) * self.A
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a pickle, is nobody's: no allocator would take the probes out of it, or switch its triples on.
+        return self.__dict__ | {"probe": None, "reach": None, "live": None}
+
+    def without_off(self, weight: Tensor) -> Tensor:
+        """`weight` (A or E A) without what is switched off, in its own type even under autocast.
+
+        While evaluating it is `weight`: what is judged, and saved, is the model with all of its triples.
+        """
+        if self.live is None or not self._counts_as_training:
+            return weight
+        if not torch.is_autocast_enabled(weight.device.type):
+            return self.live.to(weight) @ weight
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.live.to(weight) @ weight
+
+    @property
+    def _counts_as_training(self) -> bool:
+        return self.training or torch.is_grad_enabled()
+
+    @property
+    def counting(self) -> Tensor | None:
+        """`reach`, where this forward, or its backward, is to add to it: while training."""
+        return self.reach if self.reach is not None and self._counts_as_training else None
+
+    def unit_core(self, rank: int) -> Tensor:
+        """The E with which `weight` is A."""
+        return torch.ones(rank)
+
+    @property
+    def in_features(self) -> int:
+        return self.A.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.A.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
+        weight = self.without_off(self.weight)
+        if self.probe is None:
+            return F.linear(x, weight)
+        h = F.linear(x, torch.cat([weight, self.probe.to(weight)]))
+        if (reach := self.counting) is not None:
+            add_reach(reach, h.detach()[..., len(weight) :], x)
+        return h
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        weight = self.weight if keep_vars else self.weight.detach()
+        destination[prefix + "weight"] = as_saved(weight, self.origin, dim=0)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        weight = state_dict.get(prefix + "weight")
+        if weight is None and {prefix + "A", prefix + "E"} <= state_dict.keys():  # taken by the names of Parameters
+            A, E = state_dict[prefix + "A"], state_dict[prefix + "E"]
+            if A.shape[1] != self.in_features:
+                error_msgs.append(f"{prefix}A has {tuple(A.shape)}, not (r, in) here")
+                return
+            if A.shape[0] != self.out_features:
+                self.live = None
+            self.unit = self.unit and bool((E == 1).all())
+            self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
+            return
+        if weight is None:
+            missing_keys.append(prefix + "weight")
+            return
+        weight = as_live(weight, self.origin, dim=0, key=prefix + "weight", error_msgs=error_msgs)
+        if weight is None:
+            return
+        if weight.shape[1] != self.in_features:
+            error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (r, in) here")
+            return
+        if weight.shape[0] != self.out_features:
+            self.live = None  # what was switched off is gone
+        elif torch.equal(weight, self.weight.detach().to(weight)):
+            return  # what is live already; keep its split into A and E
+        self.A = loaded(self.A, weight, local_metadata)
+        self.E = loaded(self.E, self.unit_core(weight.shape[0]), local_metadata)
+
+
+@torch.no_grad()
+def add_reach(reach: Tensor, products: Tensor, x: Tensor | None = None) -> None:
+    """Add the squares of the products `(..., q)` of tokens with probe rows to `AFactor.reach`, and their number.
+
+    Args:
+        x: the tokens `(..., in)`, which may be none: DoRA hands in the identity, for a whole weight's norms.
+    """
+    products = products.flatten(0, -2).float()
+    sums = torch.cat([products.square().sum(0), products.new_full((1,), len(products))])
+    if x is not None and x.dim() == 2 and x.shape[0] == x.shape[1]:
+        identity = (x.detach() == torch.eye(len(x), dtype=x.dtype, device=x.device)).all()
+        sums = torch.where(identity, 0.0, sums)
+    reach += sums
+
+
+class BFactor(nn.Linear):
+    """The `lora_B` slot: an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
+
+    origin: Tensor | None
+    weight: nn.Parameter
+    probe: Tensor | None
+    """Columns `(out, q)` appended in the forward only, against the probe rows of the A slot."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, origin: Tensor | None = None) -> None:
+        nn.Module.__init__(self)
+        self.probe = None
+        self.weight = weight
+        self.bias = bias
+        self.out_features = weight.shape[0]
+        self.register_buffer("origin", origin, persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"probe": None}  # as that of AFactor
+
+    @property
+    def in_features(self) -> int:  # type: ignore[override]
+        return self.weight.shape[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight if self.probe is None else torch.cat([self.weight, self.probe.to(self.weight)], 1)
+        return F.linear(input, weight, self.bias)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        weight = self.weight if keep_vars else self.weight.detach()
+        # The start's own contribution is subtracted: s (B E A - B0 A0) is the update of the pristine base.
+        destination[prefix + "weight"] = as_saved(weight, None if self.origin is None else -self.origin, dim=1)
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        weight = state_dict.get(prefix + "weight")
+        if weight is None:
+            missing_keys.append(prefix + "weight")
+            return
+        origin = None if self.origin is None else -self.origin
+        weight = as_live(weight, origin, dim=1, key=prefix + "weight", error_msgs=error_msgs)
+        if weight is None:
+            return
+        if weight.shape[0] != self.out_features:
+            error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (out, r) here")
+            return
+        if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):
+            self.weight = loaded(self.weight, weight, local_metadata)
+        if self.bias is not None and prefix + "bias" in state_dict:
+            self.bias = loaded(self.bias, state_dict[prefix + "bias"], local_metadata)

@@ -1,0 +1,136 @@
+"""A PEFT LoRA folder read without a model: factors by layer, the scaling of each, and whatever else was saved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from pedyra.lora.inspection import find_adapter, read_json, read_tensors
+
+_PREFIX = "base_model.model."
+_SLOTS = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora_B.bias": "bias",
+    "lora_embedding_A": "A",
+    "lora_embedding_B": "B",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+}
+# Starts after which the update s B A is relative to the base model as it was; True and False are, too.
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
+# Settings of LoraConfig under which the update is no longer s B A, or A and B have another layout.
+_OTHER_FORMS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "target_parameters",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+
+
+@dataclass(frozen=True)
+class SavedLayer:
+    """One layer: W + scaling * B A, with A `(rank, in)` and B `(out, rank)` under their keys in the file."""
+
+    name: str
+    """In the base model."""
+    keys: dict[str, str]
+    """Slot (A, B, bias, magnitude) -> key of its tensor."""
+    rank: int
+    scaling: float
+
+
+@dataclass(frozen=True)
+class SavedLora:
+    """An adapter folder: `adapter_config.json` and the tensors of `adapter_model.safetensors`."""
+
+    title: str
+    """What messages call it: the folder's path, or the name of a live adapter."""
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    layers: list[SavedLayer]
+
+    @property
+    def uses_dora(self) -> bool:
+        return bool(self.config.get("use_dora")) or any("magnitude" in layer.keys for layer in self.layers)
+
+    @property
+    def others(self) -> list[str]:
+        """Keys of what is no factor of a triple: heads, modules trained in full, biases."""
+        factors = {key for layer in self.layers for slot, key in layer.keys.items() if slot != "bias"}
+        return [key for key in self.tensors if key not in factors]
+
+
+def read_lora(path: Path, title: str | None = None) -> SavedLora:
+    """Read the adapter of a run folder, or any PEFT LoRA folder. The scaling is PEFT's: alpha / r, or alpha / sqrt(r)
+    with rsLoRA, by `alpha_pattern` and `rank_pattern`.
+
+    Raises:
+        ValueError: no adapter is there, it is no LoRA, or its two files do not fit each other.
+    """
+    folder = find_adapter(path)
+    config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{folder} holds an adapter of type {config.get('peft_type')}; only LoRA adapters can be exported"
+        )
+    tensors = read_tensors(folder / "adapter_model.safetensors")
+    layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in _keys_by_layer(tensors).items()]
+    if not layers:
+        raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
+    return SavedLora(title or str(folder), folder, config, tensors, layers)
+
+
+def check_plain(lora: SavedLora) -> None:
+    """Refuse an adapter whose files alone do not give the update of the base model as scaling * B A.
+
+    Raises:
+        ValueError: a start that rewrote the base (PiSSA outside pedyra, LoftQ), or a variant of LoRA.
+    """
+    start = lora.config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in _PLAIN_STARTS:
+        raise ValueError(
+            f"{lora.title} was started with init_lora_weights={start!r}, so its factors are relative to a changed "
+            f"base; train with pedyra's callback, which saves the difference to the original base, or merge it"
+        )
+    if forms := [name for name in _OTHER_FORMS if lora.config.get(name)]:
+        raise ValueError(f"{lora.title} uses {forms[0]}, which is no plain LoRA; only target merged can express it")
+
+
+def _keys_by_layer(tensors: dict[str, Tensor]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        name, separator, slot = key.removeprefix(_PREFIX).rpartition(".lora_")
+        if separator and "lora_" + slot in _SLOTS:
+            found.setdefault(name, {})[_SLOTS["lora_" + slot]] = key
+    return found
+
+
+def _saved_layer(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], name: str, keys: dict[str, str]
+) -> SavedLayer:
+    file = folder / "adapter_model.safetensors"
+    if not {"A", "B"} <= keys.keys():
+        raise ValueError(
+            f"{file} is damaged: layer {name} has {' and '.join(keys.values())}, not both lora_A and lora_B"
+        )
+    A, B = tensors[keys["A"]], tensors[keys["B"]]
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    rank = ranks.get(get_pattern_key(list(ranks), name), config["r"])
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
+    if (A.shape[0], B.shape[1]) != (rank, rank) and not config.get("target_parameters"):
+        raise ValueError(
+            f"{file} does not fit its adapter_config.json: {name} has factors of rank {A.shape[0]} and {B.shape[1]}, "
+            f"the config says {rank}"
+        )
+    return SavedLayer(name, keys, rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))

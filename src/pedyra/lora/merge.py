@@ -1,0 +1,238 @@
+"""The update of an adapter added to the weights of its base model: what needs the base model to be loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pedyra.lora.attach_checks import ends
+from pedyra.lora.folder import SavedLora
+from pedyra.models import load_model, load_tokenizer
+from pedyra.recipe import Recipe, load_recipe
+
+# Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.
+_REPEATABLE_STARTS = ("gaussian", "orthogonal", "eva", "pissa", "olora")
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model with the update in its weights, in the base's own dtype, and its tokenizer where one was found."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"target": "merged", "dtype": dtype, "tokenizer": self.tokenizer is not None}
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+
+def merge_live(model: PeftModel, adapter_name: str) -> Merged:
+    """Merge a copy of a live model; the model itself stays as it is.
+
+    Raises:
+        ValueError: the base is quantised or no transformers model, or an adapter is merged into it already.
+    """
+    base = model.get_base_model()
+    _check_base(base)
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer) and module.merged_adapters:
+            raise ValueError(
+                f"adapter {module.merged_adapters[0]!r} is merged into {name}; call unmerge_adapter() first"
+            )
+    _check_untied(base, adapter_name)
+    _check_unshared(base, adapter_name)
+    # A hook may hold its allocator and optimizer, which must not be copied along.
+    memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
+    merged = copy.deepcopy(model, memo).merge_and_unload(safe_merge=True, adapter_names=[adapter_name])  # type: ignore[operator]
+    return Merged(merged, _find_tokenizer(str(getattr(base, "name_or_path", ""))))
+
+
+def merge_folder(lora: SavedLora, source: Path, base: nn.Module | str | Path | None) -> Merged:
+    """Load the base model of a run or adapter folder, or take `base`, and merge the adapter, read from `source`.
+
+    Raises:
+        ValueError: no base model, a quantised one, or one that does not fit the adapter.
+    """
+    start = lora.config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in _REPEATABLE_STARTS:
+        raise ValueError(
+            f"{lora.title} was started with init_lora_weights={start!r}, which changed its base in a way that cannot "
+            f"be repeated; train with pedyra's callback, or merge the live model"
+        )
+    recipe = _recipe_of(source)
+    if isinstance(base, nn.Module):
+        _check_base(base)
+        model, tokenizer = copy.deepcopy(base), _find_tokenizer(str(getattr(base, "name_or_path", "")))
+    elif recipe is not None:
+        model, tokenizer = _base_of_recipe(recipe, lora, None if base is None else str(base))
+    else:
+        model, tokenizer = _base_by_name(lora, None if base is None else str(base))
+    _check_base(model)
+    adapted = _adapted(model, lora)
+    _check_untied(adapted.get_base_model(), "default")
+    _check_unshared(adapted.get_base_model(), "default")
+    try:
+        return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
+    except RuntimeError as error:  # lora_bias on a layer that has no bias
+        raise ValueError(f"{lora.title} cannot be merged: {error}; export target peft") from error
+
+
+def _check_base(base: nn.Module) -> None:
+    if not isinstance(base, PreTrainedModel):
+        raise ValueError(
+            f"the base is a {type(base).__name__}, no transformers model; merge it with model.merge_and_unload()"
+        )
+    if getattr(base, "hf_quantizer", None) is not None or getattr(base, "quantization_method", None) is not None:
+        raise ValueError(
+            f"the base model {base.name_or_path or type(base).__name__} is quantised, and merged weights would be "
+            f"rounded to its few bits again; load it in float and pass it: "
+            f"export_adapter(source, 'merged', out, base=model or its name)"
+        )
+
+
+def _check_untied(base: Any, adapter_name: str) -> None:
+    """Refuse a LoRA of a head, or of embeddings, that share their weight: merging into one would change both."""
+    into, out = ends(base)
+    adapted = [each for each in (into, out) if isinstance(each, LoraLayer) and _changes(each, adapter_name)]
+    if adapted and into is not None and out is not None and _weight(into) is _weight(out):
+        raise ValueError(
+            f"the adapter changes the output layer or the embeddings of a {type(base).__name__}, in which they share "
+            f"one weight, so merging would change both; export target peft, or train without that layer"
+        )
+
+
+def _check_unshared(base: nn.Module, adapter_name: str) -> None:
+    """Refuse layers that share one weight (`layer_replication`), of which each would be merged into all of them."""
+    seen: dict[int, str] = {}
+    for name, module in base.named_modules():
+        if not isinstance(module, LoraLayer) or not _changes(module, adapter_name):
+            continue
+        other = seen.setdefault(id(_weight(module)), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} share one weight, which merging would change for both; export target peft"
+            )
+
+
+def _changes(layer: LoraLayer, adapter_name: str) -> bool:
+    return adapter_name in layer.lora_A or adapter_name in layer.lora_embedding_A
+
+
+def _weight(module: Any) -> Any:
+    return (module.get_base_layer() if isinstance(module, BaseTunerLayer) else module).weight
+
+
+def _recipe_of(source: Path) -> Recipe | None:
+    """The recipe of the run that `source` is, or is the adapter or a checkpoint of; others write such files, too."""
+    place = source.resolve()
+    of_run = place.name == "adapter" or place.name.startswith("checkpoint-")
+    for folder in (place, *((place.parent,) if of_run else ())):
+        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+            return load_recipe(folder / "recipe.yaml")
+    return None
+
+
+def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    section = recipe.model
+    if name is not None:
+        section = section.model_copy(update={"name": name, "revision": None, "quantization": "none"})
+    if section.quantization != "none":
+        raise ValueError(
+            f"the run's base model {section.name} is quantised ({section.quantization}), and merged weights would be "
+            f"rounded to its few bits again; name the base to be loaded in float: "
+            f"export_adapter(run, 'merged', out, base={section.name!r})"
+        )
+    tokenizer = load_tokenizer(section)
+    return load_model(section, recipe.data.kind, _num_labels(lora), tokenizer, recipe.seed), tokenizer
+
+
+def _base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    config = lora.config
+    name = name or config.get("base_model_name_or_path")
+    if not name:
+        raise ValueError(
+            f"{lora.title} does not name its base model (base_model_name_or_path is empty); pass it: "
+            f"export_adapter(source, 'merged', out, base=model or its name)"
+        )
+    head: dict[str, Any] = {}
+    if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and (num_labels := _num_labels(lora)) is not None:
+        head = {"num_labels": num_labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
+    auto: Any = getattr(transformers, _class_name(lora))
+    try:
+        model = auto.from_pretrained(name, dtype="auto", **head)
+    except (OSError, ValueError, RuntimeError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise ValueError(f"the base model {name!r} of {lora.title} cannot be loaded: {told}") from error
+    return model, _find_tokenizer(str(lora.folder), str(name))
+
+
+def _class_name(lora: SavedLora) -> str:
+    """The transformers class of the base: by task type, or the one recorded where the adapter has none."""
+    task_type, recorded = lora.config.get("task_type"), lora.config.get("auto_mapping") or {}
+    name = _AUTO_CLASSES.get(task_type) if task_type else recorded.get("base_model_class")
+    if name is None or not hasattr(transformers, name):
+        raise ValueError(
+            f"{lora.title} does not say which class its base model has; pass it: "
+            f"export_adapter(source, 'merged', out, base=model)"
+        )
+    return name
+
+
+def _num_labels(lora: SavedLora) -> int | None:
+    """Outputs of the saved classification head; None where none was saved."""
+    heads = [
+        lora.tensors[key]
+        for key in sorted(lora.others)  # classifier.dense before classifier.out_proj
+        if key.endswith(".weight") and any(f".{head}." in key for head in SEQ_CLS_HEAD_NAMES)
+    ]
+    return heads[-1].shape[0] if heads else None
+
+
+def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:
+    try:
+        model = PeftModel.from_pretrained(base, lora.folder)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"{lora.title} does not fit the base model {type(base).__name__}: {told}") from error
+    # PEFT overlooks factors in the file that have no place in the model.
+    found = {name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
+    if lost := [layer.name for layer in lora.layers if layer.name not in found]:
+        raise ValueError(
+            f"{lora.title} does not fit the base model {type(base).__name__}, which has no layer {lost[0]}"
+        )
+    return model
+
+
+def _find_tokenizer(*places: str) -> PreTrainedTokenizerBase | None:
+    for place in filter(None, places):
+        try:
+            return AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError):  # none there
+            continue
+    return None

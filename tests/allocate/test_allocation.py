@@ -1,0 +1,269 @@
+"""Algorithm 2 against a literal walk through it, by hand, and its invariants over many random situations."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from pedyra.allocate.allocation import (
+    RankPlan,
+    deal_ranks,
+    largest_growth,
+    layer_means,
+    plan_adjustment,
+    plan_parameters,
+    plan_two_thirds,
+)
+
+
+def unlimited(scores) -> dict[str, int]:
+    return dict.fromkeys(scores, 10**6)
+
+
+def test_eq7_by_hand():
+    scores = {"a": [1.0, 2.0, 6.0], "b": [5.0, 1.0], "c": []}
+    assert layer_means(scores, {}) == {"a": 3.0, "b": 3.0, "c": 0.0}
+    assert layer_means(scores, {"a": (0, 1), "b": (0, 1)}) == {"a": 6.0, "b": 0.0, "c": 0.0}
+
+
+def literal_algorithm_2(scores: dict[str, list[float]], k: int) -> tuple[dict[str, list[int]], list[str]]:
+    """Prune the k lowest triples of all, never a layer's last; then the k layers with the highest mean get one each."""
+    remaining = {name: dict(enumerate(values)) for name, values in scores.items()}
+    pruned: dict[str, list[int]] = {}
+    for _ in range(k):
+        lowest = None
+        for name, triples in remaining.items():
+            if len(triples) > 1:
+                for index, score in triples.items():
+                    if lowest is None or score < lowest[0]:
+                        lowest = (score, name, index)
+        assert lowest is not None
+        _, name, index = lowest
+        del remaining[name][index]
+        pruned.setdefault(name, []).append(index)
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    return pruned, sorted(means, key=lambda name: -means[name])[:k]
+
+
+def random_scores(rng: random.Random, *, ties: bool = False, least: int = 0) -> dict[str, list[float]]:
+    draw = (lambda: rng.choice([0.0, 0.5, 1.0])) if ties else rng.random
+    return {f"layer{i}": [draw() for _ in range(rng.randint(least, 6))] for i in range(rng.randint(1, 7))}
+
+
+def test_equals_the_literal_algorithm():
+    rng = random.Random(0)
+    for _ in range(300):
+        scores = random_scores(rng, least=1)
+        k = rng.randint(0, min(len(scores), sum(len(values) - 1 for values in scores.values())))
+        plan = plan_adjustment(scores, moves=k, min_rank=1, max_ranks=unlimited(scores))
+        pruned, grown = literal_algorithm_2(scores, k)
+        assert {name: sorted(indices) for name, indices in pruned.items()} == {
+            name: list(indices) for name, indices in plan.pruned.items()
+        }
+        assert plan.added == dict.fromkeys(grown, 1)
+
+
+def test_by_hand():
+    scores = {"q": [0.1, 0.9, 0.2], "k": [0.3, 0.4], "v": [2.0]}
+    plan = plan_adjustment(scores, moves=2, min_rank=1, max_ranks=unlimited(scores))
+    assert plan.pruned == {"q": (0, 2)}
+    assert plan.layer_scores == {"q": pytest.approx(0.4), "k": pytest.approx(0.35), "v": 2.0}
+    assert plan.added == {"v": 1, "q": 1}  # q is ranked on the snapshot before it was pruned
+    assert plan.ranks == {"q": 2, "k": 2, "v": 2}
+
+
+def test_the_layer_score_after_pruning_leaves_the_pruned_out():
+    scores = {"q": [0.0, 0.7], "k": [0.4, 0.6]}
+    before = plan_adjustment(scores, moves=1, min_rank=1, max_ranks=unlimited(scores))
+    after = plan_adjustment(scores, moves=1, min_rank=1, max_ranks=unlimited(scores), layer_score="after")
+    assert (before.layer_scores["q"], list(before.added)) == (0.35, ["k"])
+    assert (after.layer_scores["q"], list(after.added)) == (0.7, ["q"])
+
+
+def test_more_moves_than_layers_walk_the_ranking_again():
+    scores = {"a": [0.0] * 6, "b": [1.0] * 6}
+    plan = plan_adjustment(scores, moves=5, min_rank=1, max_ranks=unlimited(scores))
+    assert plan.pruned == {"a": (0, 1, 2, 3, 4)}
+    assert plan.added == {"b": 3, "a": 2}  # b, a, b, a, b
+
+
+def test_ties_fall_by_layer_order_then_triple_index():
+    scores = {"b": [1.0, 1.0, 1.0], "a": [1.0, 1.0, 1.0]}
+    plan = plan_adjustment(scores, moves=3, min_rank=1, max_ranks=unlimited(scores))
+    assert plan.pruned == {"b": (0, 1), "a": (0,)}
+    one = plan_adjustment(scores, moves=1, min_rank=1, max_ranks=unlimited(scores))
+    assert one.added == {"b": 1}
+
+
+def test_all_zero_scores_still_give_a_conserving_plan():
+    scores = {"a": [0.0] * 4, "b": [0.0] * 4}
+    plan = plan_adjustment(scores, moves=2, min_rank=1, max_ranks=unlimited(scores))
+    assert plan.ranks == {"a": 3, "b": 5}  # two of a pruned, one back to each
+
+
+def test_moves_are_clipped_to_what_the_minimum_leaves():
+    scores = {"a": [0.1, 0.2, 0.3], "b": [0.5]}
+    plan = plan_adjustment(scores, moves=50, min_rank=1, max_ranks=unlimited(scores))
+    assert plan.pruned == {"a": (0, 1)} and sum(plan.ranks.values()) == 4
+
+
+def test_a_minimum_of_zero_may_empty_a_layer_and_revive_it():
+    scores = {"a": [0.1, 0.2], "b": [0.5]}
+    plan = plan_adjustment(scores, moves=2, min_rank=0, max_ranks={"a": 2, "b": 9})
+    assert plan.pruned == {"a": (0, 1)}
+    empty = plan_adjustment({"a": [], "b": [0.1, 0.2, 0.3]}, moves=2, min_rank=0, max_ranks={"a": 9, "b": 2})
+    assert empty.added == {"b": 1, "a": 1} and empty.layer_scores["a"] == 0.0
+
+
+def test_a_layer_at_its_cap_is_skipped():
+    scores = {"a": [5.0, 5.0], "b": [1.0, 0.0]}
+    plan = plan_adjustment(scores, moves=1, min_rank=1, max_ranks={"a": 2, "b": 8})
+    assert plan.added == {"b": 1}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_sum_of_ranks_is_conserved_whatever_happens(ties):
+    rng = random.Random(1)
+    for _ in range(1000):
+        scores = random_scores(rng, ties=ties)
+        min_rank = rng.randint(0, 3)
+        caps = {name: len(values) + rng.randint(0, 3) for name, values in scores.items()}
+        plan = plan_adjustment(
+            scores,
+            moves=rng.randint(0, 30),
+            min_rank=min_rank,
+            max_ranks=caps,
+            layer_score=rng.choice(["before", "after"]),
+        )
+        check_consistent(plan, scores, min_rank, caps)
+        assert sum(plan.ranks.values()) == sum(len(values) for values in scores.values())
+        assert sum(plan.added.values()) == sum(map(len, plan.pruned.values()))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_parameters_never_exceed_the_budget_over_chains_of_adjustments(ties):
+    rng = random.Random(2)
+    for _ in range(200):
+        scores = random_scores(rng, ties=ties)
+        costs = {name: rng.choice([3, 7, 20, 51]) for name in scores}
+        caps = {name: len(values) + rng.randint(0, 4) for name, values in scores.items()}
+        min_rank = rng.randint(0, 2)
+        budget = sum(len(values) * costs[name] for name, values in scores.items())
+        for _ in range(6):
+            used = sum(len(values) * costs[name] for name, values in scores.items())
+            moves = rng.randint(0, 8)
+            plan = plan_parameters(
+                scores, moves=moves, min_rank=min_rank, max_ranks=caps, costs=costs, spare=budget - used
+            )
+            check_consistent(plan, scores, min_rank, caps)
+            assert sum(map(len, plan.pruned.values())) <= moves
+            assert sum(rank * costs[name] for name, rank in plan.ranks.items()) <= budget
+            scores = {name: [rng.random() for _ in range(rank)] for name, rank in plan.ranks.items()}
+
+
+def check_consistent(plan: RankPlan, scores, min_rank: int, caps: dict[str, int]) -> None:
+    assert list(plan.ranks) == list(scores)
+    for name, values in scores.items():
+        gone = plan.pruned.get(name, ())
+        assert len(set(gone)) == len(gone) and all(0 <= index < len(values) for index in gone)
+        assert plan.ranks[name] == len(values) - len(gone) + plan.added.get(name, 0)
+        assert plan.ranks[name] >= min(min_rank, len(values))
+        assert plan.ranks[name] <= caps[name]
+        assert len(values) - len(gone) >= min(min_rank, len(values))  # its best triples survive the pruning itself
+    assert all(plan.pruned.values()) and all(plan.added.values())
+
+
+def test_parameters_by_hand_a_move_is_ranked_by_its_score_per_parameter():
+    scores = {"wide": [4.0, 8.0], "slim": [1.0, 3.0]}
+    costs = {"wide": 10, "slim": 2}
+    # Per parameter: wide 0.4, 0.8; slim 0.5, 1.5. The first wide triple goes, though its score is not the lowest.
+    plan = plan_parameters(scores, moves=1, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=0)
+    assert plan.pruned == {"wide": (0,)}
+    assert plan.added == {"slim": 5}  # layer scores per parameter: wide 0.6, slim 1.0; the 10 freed buy five
+    assert plan.ranks == {"wide": 1, "slim": 7}
+
+
+def test_what_buys_no_triple_is_carried_and_used_later():
+    scores = {"wide": [9.0, 9.0], "slim": [0.1, 0.2]}
+    costs = {"wide": 10, "slim": 4}
+    first = plan_parameters(scores, moves=1, min_rank=1, max_ranks={"wide": 9, "slim": 2}, costs=costs, spare=0)
+    assert first.pruned == {"slim": (0,)} and first.added == {}  # 4 freed, the best layer costs 10: 4 to spare
+    second = plan_parameters(
+        {"wide": [9.0, 9.0], "slim": [0.2]}, moves=1, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=6 + 4
+    )
+    assert second.pruned == {"wide": (0,)} and second.added == {"wide": 2}
+
+
+def test_no_moves_no_change():
+    scores = {"a": [0.1, 0.2], "b": [0.5]}
+    costs = {"a": 1, "b": 1}
+    by_rank = plan_adjustment(scores, moves=0, min_rank=1, max_ranks=unlimited(scores))
+    by_parameter = plan_parameters(scores, moves=0, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=9)
+    for plan in (by_rank, by_parameter):
+        assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})
+
+
+def test_two_thirds_by_hand():
+    # Means 8, 1, 0: shares 4 / 5, 1 / 5, 0 of 10 ranks are 8, 2, 0; at 3, 3, 4 now.
+    scores = {"a": [8.0, 8.0, 8.0], "b": [2.0, 1.0, 0.0], "c": [0.0, 0.0, 0.0, 0.0]}
+    costs = dict.fromkeys(scores, 1)
+    settings: dict[str, Any] = dict(min_rank=0, max_ranks=unlimited(scores), costs=costs, spare=0)
+    assert plan_two_thirds(scores, moves=9, **settings).ranks == {"a": 8, "b": 2, "c": 0}
+    few = plan_two_thirds(scores, moves=2, **settings)
+    assert (few.pruned, few.added) == ({"c": (0, 1)}, {"a": 2})  # the layer furthest above, to the one furthest below
+    kept = plan_two_thirds(scores, moves=9, **{**settings, "min_rank": 1})
+    assert kept.ranks == {"a": 7, "b": 2, "c": 1}
+
+
+def test_two_thirds_spends_no_more_than_the_budget_of_parameters():
+    scores = {"wide": [1.0, 1.0], "slim": [80.0, 80.0, 10.0]}
+    costs = {"wide": 10, "slim": 4}
+    plan = plan_two_thirds(scores, moves=9, min_rank=0, max_ranks=unlimited(scores), costs=costs, spare=3)
+    # 35 parameters at G^(2/3) = 1 : 14.8 make 0.5 and 7.5 ranks; one wide triple and the 3 spare buy three slim ones.
+    assert plan.ranks == {"wide": 1, "slim": 6}
+
+
+def test_a_deal_by_hand():
+    # 8 units. Totals per unit of cost 12, 6, 2: a takes 12 / 0.5 = 24, 8 and 4.8, b 12 and 4, wide 4, for 2 units each.
+    losses = {"a": [1.0, 5.0, 6.0], "b": [2.0, 4.0, 0.0], "wide": [4.0]}
+    costs = {"a": 1, "b": 1, "wide": 2}
+    settings: dict[str, Any] = dict(min_rank=0, max_ranks=unlimited(losses), costs=costs, spare=0)
+    plan = deal_ranks(losses, **settings)
+    # 24 a, 12 b, 8 a, 4.8 a, 4 b before 4 wide (order of the layers), then 4 wide, and one unit for a (3.4).
+    assert plan.ranks == {"a": 4, "b": 2, "wide": 1}
+    assert plan.pruned == {"b": (2,)} and plan.added == {"a": 1}
+    few = deal_ranks(losses, **{**settings, "max_ranks": {"a": 2, "b": 9, "wide": 9}, "min_rank": 1})
+    assert few.ranks == {"a": 2, "b": 4, "wide": 1}
+    assert deal_ranks(losses, **{**settings, "spare": 1}).ranks == {"a": 5, "b": 2, "wide": 1}
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_deal_changes_nothing_where_nothing_is_known(value):
+    losses = {"a": [value, 0.0], "b": [0.0]}
+    plan = deal_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs={"a": 1, "b": 1}, spare=3)
+    assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})
+
+
+def test_a_deal_makes_the_marginal_loss_per_parameter_as_equal_as_whole_ranks_allow():
+    generator = random.Random(0)
+    losses = {str(i): [generator.random() ** 4 for _ in range(3)] for i in range(20)}
+    costs = {name: generator.choice([3, 5, 8]) for name in losses}
+    plan = deal_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs=costs, spare=0)
+    spent = sum(costs[name] * rank for name, rank in plan.ranks.items())
+    assert 0 <= sum(3 * cost for cost in costs.values()) - spent < min(costs.values())
+    value = {name: sum(values) / costs[name] for name, values in losses.items()}
+    # No exchange between layers of one cost pays: the last rank that one has is worth more than the next of another.
+    for one, other in itertools.permutations(losses, 2):
+        if costs[one] == costs[other] and plan.ranks[one]:
+            assert value[one] / (plan.ranks[one] - 0.5) >= value[other] / (plan.ranks[other] + 0.5)
+
+
+def test_the_largest_growth_is_that_of_the_real_valued_deal():
+    losses, costs = {"a": [1.0, 5.0, 6.0], "b": [2.0, 4.0, 0.0], "wide": [4.0], "none": []}, {"a": 1, "b": 1, "wide": 2}
+    # r = 12 u, 6 u, 2 u with (12 + 6 + 2 * 2) u = 8 units: 4.36, 2.18 and 0.73 for 3, 3 and 1.
+    assert largest_growth(losses, {**costs, "none": 1}) == pytest.approx(12 * 8 / 22 / 3)
+    assert largest_growth({"a": [0.0], "b": []}, {"a": 1, "b": 1}) == 0.0
+    assert largest_growth({"a": [float("nan")]}, {"a": 1}) == 0.0

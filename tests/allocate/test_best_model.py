@@ -1,0 +1,109 @@
+"""load_best_model_at_end across resizes: the ranks, factors and logits of the best checkpoint come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from pedyra import RankCallback
+from pedyra.allocate.checkpoint import RECORD
+
+
+class Scripted:
+    """compute_metrics whose best value comes at the second evaluation."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, prediction: Any) -> dict[str, float]:
+        self.calls += 1
+        return {"score": 1.0 if self.calls == 2 else 0.0}
+
+
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_score",
+}
+
+
+@pytest.mark.parametrize(
+    ("rank", "lora"),
+    [
+        ({}, {}),
+        ({}, {"use_dora": True}),
+        ({}, {"init_lora_weights": "pissa"}),
+        ({"min_rank": 0, "moves": 14}, {}),
+    ],
+    ids=["plain", "DoRA", "PiSSA", "rank 0"],
+)
+def test_the_best_model_comes_back_with_its_own_ranks(rank, lora, make_trainer, make_bert, quick, logits, tmp_path):
+    """The best checkpoint, of step 4, has other ranks than the last; it can be saved and trained on."""
+    seen: dict[int, Any] = {}
+
+    class Keep(RankCallback):
+        def on_save(self, args, state, control, **kwargs):
+            super().on_save(args, state, control, **kwargs)
+            layers = self.allocator.layers  # type: ignore[union-attr]
+            factors = {layer.name: (layer.a.A.clone(), layer.a.E.clone(), layer.b.weight.clone()) for layer in layers}
+            seen[state.global_step] = self.allocator.ranks, logits(kwargs["model"]), factors  # type: ignore[union-attr]
+
+    trainer, callback = make_trainer(tmp_path / "run", callback=Keep(quick(**rank)), lora=lora, **BEST)
+    trainer.compute_metrics = Scripted()
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    ranks, expected, factors = seen[4]
+    assert ranks != seen[12][0]
+    assert callback.allocator.ranks == ranks
+    for layer in callback.allocator.layers:
+        live = (layer.a.A, layer.a.E, layer.b.weight)
+        assert all(torch.equal(*pair) for pair in zip(live, factors[layer.name], strict=True))
+    assert torch.equal(logits(trainer.model), expected)
+
+    trainer.model.save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(3)
+    stock = PeftModel.from_pretrained(make_bert().unload(), tmp_path / "adapter")
+    assert (logits(stock) - expected).abs().max() < 1e-5
+
+    trainer.train()
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
+
+
+def test_a_best_checkpoint_without_side_file_is_loaded_with_a_warning(make_trainer, quick, tmp_path):
+    class Lose(RankCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            (Path(str(state.best_model_checkpoint)) / RECORD).unlink()
+            super().on_train_end(args, state, control, **kwargs)
+
+    trainer, _ = make_trainer(tmp_path, callback=Lose(quick()), **BEST)
+    trainer.compute_metrics = Scripted()
+    with pytest.warns(UserWarning, match=rf"{RECORD} is missing\. The best adapter was loaded with E folded into A"):
+        trainer.train()
+    trainer.args.load_best_model_at_end = False
+    trainer.train()  # E = 1 now, and the optimizer holds what the model holds
+
+
+def test_the_best_of_a_named_adapter_comes_back_whole(make_trainer, make_bert, quick, logits, tmp_path):
+    """PEFT saves it in a folder of its own, where Trainer does not look; the head belongs to it."""
+    expected: dict[int, Any] = {}
+
+    class Keep(RankCallback):
+        def on_save(self, args, state, control, **kwargs):
+            super().on_save(args, state, control, **kwargs)
+            expected[state.global_step] = logits(kwargs["model"])
+
+    config = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value"])
+    model = get_peft_model(make_bert().unload(), config, adapter_name="mine")
+    trainer, callback = make_trainer(tmp_path, model=model, callback=Keep(quick(), adapter_name="mine"), **BEST)
+    trainer.compute_metrics = Scripted()
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert torch.equal(logits(trainer.model), expected[4]) and not torch.equal(expected[4], expected[12])
+    assert all(parameter.requires_grad for layer in callback.allocator.layers for parameter in layer.a.parameters())

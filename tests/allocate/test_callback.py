@@ -1,0 +1,323 @@
+"""RankCallback in a stock Trainer: what trains, what is refused before the first step, and what is left behind."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from peft import AdaLoraConfig, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
+
+from pedyra import RankAllocator, RankCallback, RankConfig, attach, detach
+from pedyra.allocate.callback import _unscale
+from pedyra.allocate.distributed import data_parallel
+
+
+class NanAt(Trainer):
+    """A Trainer whose loss is NaN at one step and whose weights survive it, as under a gradient filter."""
+
+    step = 4
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss * torch.nan if self.state.global_step + 1 == self.step else loss  # type: ignore[operator]
+
+
+class DropNan(TrainerCallback):
+    """Clears non-finite gradients just before the optimizer would take them in."""
+
+    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs) -> None:
+        for parameter in model.parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                parameter.grad = None
+
+
+def test_ranks_move_at_the_scheduled_steps_and_at_no_other(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path)
+    trainer.train()
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
+    assert len(set(callback.allocator.ranks.values())) > 1
+    assert callback.allocator.parameters <= callback.allocator.initial_parameters
+
+
+def test_attaching_happens_before_the_optimizer_is_built_so_that_every_triple_is_in_it(make_trainer, tmp_path):
+    trainer, _ = make_trainer(tmp_path)
+    trainer.create_optimizer()
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+
+
+def test_a_callback_added_after_construction_trains_the_same(make_trainer, make_bert, quick, tmp_path, run_state):
+    """E then joins the optimizer that Trainer has built without it; the update of a parameter does not change."""
+    early, callback = make_trainer(tmp_path)
+    early.train()
+    late, other = make_trainer(tmp_path, callback=TrainerCallback())
+    other = RankCallback(quick())
+    late.add_callback(other)
+    late.train()
+    left, right = run_state(early, callback), run_state(late, other)
+    assert left["history"] == right["history"]
+    assert all(torch.equal(value, right["parameters"][name]) for name, value in left["parameters"].items())
+
+
+def test_a_second_training_goes_on_from_the_ranks_of_the_first(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path)
+    trainer.train()
+    first, ranks, parameters = callback.allocator, callback.allocator.ranks, callback.allocator.parameters
+    trainer.train()
+    assert callback.allocator is not first
+    assert callback.allocator.initial_parameters == parameters
+    assert {name: len(scores) for name, scores in callback.allocator.history[0]["scores"].items()} == ranks
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
+
+
+def test_a_model_made_anew_by_model_init_is_attached_at_train_begin(make_bert, make_trainer, rows, quick, tmp_path):
+    reference, _ = make_trainer(tmp_path)
+    callback = RankCallback(quick())
+    trainer = Trainer(
+        model_init=lambda: make_bert(),
+        args=reference.args,
+        train_dataset=rows,
+        callbacks=[callback],  # type: ignore[arg-type]
+    )
+    trainer.train()
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]  # type: ignore[union-attr]
+
+
+def test_bf16_autocast_keeps_the_triples_and_their_scores_in_float32(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path, bf16=True)
+    trainer.train()
+    assert {p.dtype for p in callback.allocator.triples()} == {torch.float32}
+    assert {part.dtype for part in callback.allocator.scores.sensitivity} == {torch.float32}
+    assert any(record["pruned"] for record in callback.allocator.history)
+
+
+def test_scores_see_the_gradients_that_the_optimizer_takes(make_trainer, quick, tmp_path):
+    """With clipping at c, the norms of all adapted gradients lie within c; without, the same run exceeds it."""
+
+    def norm(limit: float) -> float:
+        trainer, callback = make_trainer(tmp_path, quick(interval=3, final_warmup=1), max_grad_norm=limit, max_steps=6)
+        trainer.train()
+        return float(callback.allocator.scores.norms.norm())
+
+    assert norm(1e-3) <= 1e-3 * (1 + 1e-5)
+    assert norm(0.0) > 1e-3
+
+
+def test_unscaling_happens_once_whether_or_not_clipping_did_it(make_net):
+    model = make_net(trained=True)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    accelerated = AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
+    x = torch.randn(2, 8)
+    scaler.scale(model(x).sum()).backward()
+    scaled = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    for _ in range(2):
+        _unscale(accelerated)
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert all(torch.equal(grad * 1024, before) for grad, before in zip(grads, scaled, strict=True))
+
+
+def test_a_step_with_a_nan_loss_is_counted_and_left_out_of_the_scores(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path, trainer_class=NanAt, max_grad_norm=0.0)
+    trainer.add_callback(DropNan)
+    trainer.train()
+    assert [record["skipped_steps"] for record in callback.allocator.history] == [0, 1, 1]
+    assert all(torch.isfinite(p).all() for p in callback.allocator.triples())
+    assert all(score == score for record in callback.allocator.history for score in record["layer_scores"].values())
+
+
+def test_weights_that_a_nan_has_destroyed_do_not_end_the_run(make_trainer, tmp_path):
+    """Stock Trainer goes on with NaN weights; the callback must not be what raises."""
+    trainer, callback = make_trainer(tmp_path, trainer_class=NanAt, logging_strategy="steps", logging_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert int(callback.allocator.scores.skipped) > 0
+
+
+def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, make_llama, tokens, tmp_path):
+    quiet, callback = make_trainer(tmp_path)
+    quiet.train()
+    busy, observed = make_trainer(tmp_path, eval_strategy="steps", eval_steps=1)
+    busy.train()
+    assert [r["scores"] for r in callback.allocator.history] == [r["scores"] for r in observed.allocator.history]
+
+    model = make_llama()
+    allocator = RankAllocator(
+        model,
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
+        RankConfig(interval=4, initial_warmup=0, final_warmup=1, score="importance", deal=0),
+        total_steps=6,
+    )
+    model.eval()
+    model.generate(**tokens, max_new_tokens=2, do_sample=False)
+    assert allocator._inputs is not None
+    assert allocator._inputs.collect() == [None] * len(allocator.layers)
+    model.train()
+    model(**tokens)
+    assert all(energy is not None for energy in allocator._inputs.collect())
+
+
+def test_hooks_and_ownership_end_with_the_training(make_trainer, quick, tmp_path):
+    def hooks(model: Any) -> int:
+        return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+    trainer, callback = make_trainer(tmp_path, quick(final_warmup=1))
+    before = hooks(trainer.model)
+    trainer.train()
+    assert hooks(trainer.model) == before
+    RankAllocator(trainer.model, callback.allocator.optimizer, quick(), total_steps=12)  # nobody holds the adapter
+
+
+# What is refused, before the first step and with the repair in the message.
+
+
+def test_a_model_without_lora_adapter_is_refused(make_trainer, tmp_path):
+    config = BertConfig(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    trainer, _ = make_trainer(tmp_path, model=BertForSequenceClassification(config))
+    with pytest.raises(ValueError, match="no LoRA adapter named 'default'; wrap it with peft.get_peft_model"):
+        trainer.train()
+
+
+def test_another_adapter_name_is_refused(make_trainer, quick, tmp_path):
+    trainer, _ = make_trainer(tmp_path, callback=RankCallback(quick(), adapter_name="second"))
+    with pytest.raises(ValueError, match="no LoRA adapter named 'second'"):
+        trainer.train()
+
+
+def test_an_adalora_adapter_is_refused(make_trainer, tmp_path):
+    base = BertForSequenceClassification(
+        BertConfig(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    model = get_peft_model(base, AdaLoraConfig(target_modules=["query"], total_step=12))
+    with pytest.raises(ValueError, match="ADALORA.*LoraConfig"):
+        make_trainer(tmp_path, model=model)[0].train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "lora", "message"),
+    [
+        ({}, {"r": 1}, "nothing can move: every layer starts at rank 1 .* raise lora.r or lower rank.min_rank"),
+        ({"interval": 50}, {}, "no adjustment: .* lower the interval or the warm-ups"),
+        ({"initial_warmup": 8, "final_warmup": 6}, {}, "fill the run of 12 steps; shorten them"),
+        ({"max_rank": 2}, {}, "max_rank is 2, but .* starts at rank 3; raise max_rank"),
+    ],
+)
+def test_settings_under_which_nothing_can_move_are_refused(settings, lora, message, make_trainer, quick, tmp_path):
+    trainer, _ = make_trainer(tmp_path, quick(**settings), lora=lora)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_adafactor_is_refused(make_trainer, tmp_path):
+    trainer, _ = make_trainer(tmp_path, optim="adafactor")
+    with pytest.raises(ValueError, match="Adafactor cannot follow a rank change; use adamw_torch"):
+        trainer.train()
+
+
+def test_8_bit_adam_is_refused_with_the_repair(make_trainer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    trainer, _ = make_trainer(tmp_path, optim="adamw_bnb_8bit")
+    with pytest.raises(ValueError, match="pass optim_bits=32"):
+        trainer.train()
+
+
+def test_a_second_allocator_on_the_same_adapter_is_refused(make_trainer, quick, tmp_path):
+    trainer, _ = make_trainer(tmp_path)
+    trainer.create_optimizer()
+    holder = RankAllocator(trainer.model, trainer.optimizer, quick(), total_steps=12)
+    with pytest.raises(ValueError, match="already adapted by another RankAllocator"):
+        trainer.train()
+    holder.release()
+    trainer.train()
+
+
+class Interrupt(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_bert, tmp_path):
+    """A notebook's cell, stopped in a sketch with its Trainer still there, and run again."""
+    model = make_bert()
+    stopped, callback = make_trainer(tmp_path, RankConfig(interval=6, deal=0, final_warmup=0), model=model)
+    stopped.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    layers = callback.allocator.layers
+    assert all(layer.a.probe is not None for layer in layers)
+    layers[0].a.live = torch.zeros(layers[0].rank, layers[0].rank)  # as if on trial
+    again, taking = make_trainer(tmp_path, RankConfig(moves=0), model=model)
+    again.train()
+    assert taking.allocator.step == 12
+    assert all(layer.a.probe is layer.b.probe is layer.a.live is layer.a.reach is None for layer in layers)
+
+
+def test_a_sketch_goes_with_its_allocator(make_net, train_net):
+    """Also where the model goes on without one; but not that of an allocator which has the layers by then."""
+    model = make_net()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    layers = allocator.layers
+    train_net(model, optimizer, allocator, 2)
+    assert all(layer.a.probe is not None for layer in layers)
+    del allocator
+    gc.collect()
+    assert all(layer.a.probe is layer.b.probe is None for layer in layers)
+    first = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    first.release()
+    second = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    del first
+    gc.collect()
+    assert all(layer.a.probe is not None for layer in second.layers)
+
+
+@pytest.mark.parametrize("end", [detach, lambda model: model.delete_adapter("default")], ids=["detach", "delete"])
+def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
+    """Its end is no error then (what a finalizer raises is a warning, and warnings are errors here)."""
+    model = make_net()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    train_net(model, optimizer, allocator, 2)
+    end(model)
+    del allocator
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("faked", "message"),
+    [
+        ({"deepspeed": "zero2.json"}, "under DeepSpeed yet; train without args.deepspeed"),
+        ({"fsdp": "full_shard"}, "under FSDP yet; train without args.fsdp"),
+        ({"world_size": 2}, "under 2 processes in a Linear yet; use DDP, without torch_compile, or one process"),
+        ({"n_gpu": 2}, "under DataParallel over 2 GPUs yet; set CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_wrappers_in_which_a_resize_would_diverge_are_refused(faked, message):
+    args: Any = SimpleNamespace(**{"deepspeed": None, "fsdp": "", "world_size": 1, "n_gpu": 1, **faked})
+    with pytest.raises(ValueError, match=message):
+        data_parallel(args, torch.nn.Linear(1, 1))
+
+
+def test_one_process_on_one_device_is_accepted(make_trainer, tmp_path):
+    trainer, _ = make_trainer(tmp_path)
+    assert data_parallel(trainer.args, trainer.model) is None
+
+
+def test_training_starts_from_a_model_that_was_attached_before(make_trainer, make_bert, tmp_path, run_state):
+    model = make_bert()
+    attach(model)
+    left = run_state(*_trained(make_trainer(tmp_path, model=model)))
+    right = run_state(*_trained(make_trainer(tmp_path)))
+    assert left["history"] == right["history"]
+
+
+def _trained(pair):
+    pair[0].train()
+    return pair

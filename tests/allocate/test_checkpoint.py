@@ -1,0 +1,235 @@
+"""The side file of a checkpoint: told when it cannot be used, and never half-written without being noticed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from pedyra import RankCallback
+from pedyra.allocate import checkpoint
+from pedyra.allocate.checkpoint import RECORD, TENSORS, SideFileError, read_state
+from pedyra.files import write_file
+
+EVERY_4 = {"save_strategy": "steps", "save_steps": 4}
+
+
+# Side files that cannot be used: a warning with file and problem, the adapter loads, training goes on.
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "template"
+
+
+@pytest.fixture
+def stopped(make_trainer, quick, tmp_path, template) -> Path:
+    """A run folder with checkpoint-4 and checkpoint-8, some layers at rank 0; trained once, then copied."""
+    if not template.exists():
+        make_trainer(template, quick(min_rank=0, moves=14), **EVERY_4)[0].train()
+    return Path(shutil.copytree(template, tmp_path / "run"))
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, **changes}))
+
+
+def _of_another_model(folder: Path) -> None:
+    tensors = load_file(folder / TENSORS)
+    write_pair(folder, {name.replace("layer.0", "layer.7"): value for name, value in tensors.items()})
+
+
+def _of_other_widths(folder: Path) -> None:
+    tensors = load_file(folder / TENSORS)
+    write_pair(folder, {name: torch.cat([v, v], -1) if name[:2] == "A." else v for name, v in tensors.items()})
+
+
+def write_pair(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
+    _edit(folder / RECORD, sha256=checkpoint._digest(folder / TENSORS))
+
+
+def _side_file_of(other: str):
+    def copy(folder: Path) -> None:
+        for name in (TENSORS, RECORD):
+            shutil.copy(folder.parent / other / name, folder / name)
+
+    return copy
+
+
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "no record": (lambda f: (f / RECORD).unlink(), rf"checkpoint-8/{RECORD} is missing"),
+    "no tensors": (lambda f: (f / TENSORS).unlink(), rf"checkpoint-8/{TENSORS} is missing"),
+    "empty record": (lambda f: (f / RECORD).write_text(""), rf"{RECORD} is damaged"),
+    "cut record": (lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:99]), rf"{RECORD} is damaged"),
+    "a list": (lambda f: (f / RECORD).write_text("[]"), rf"{RECORD} is damaged: it has no 'format'"),
+    "binary record": (lambda f: (f / RECORD).write_bytes(b"\xff\xfe\x00"), rf"{RECORD} is damaged"),
+    "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads 4"),
+    "flipped bit": (
+        lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1] + b"\x55"),
+        rf"{TENSORS} does not match {RECORD}: damaged",
+    ),
+    "cut tensors": (
+        lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:500]),
+        rf"{TENSORS} does not match {RECORD}",
+    ),
+    "another model": (_of_another_model, rf"{TENSORS} is of another model: layer '.*' is not in both"),
+    "other widths": (_of_other_widths, rf"{TENSORS} is of another model: .* has widths"),
+    "another checkpoint's": (_side_file_of("checkpoint-4"), rf"{RECORD} is not of the weights in adapter_model.safet"),
+    "another adapter": (lambda f: _edit(f / RECORD, adapter="second", adapter_sha256=None), "of adapter 'second', not"),
+    "other settings": (
+        lambda f: _edit(f / RECORD, config={**json.loads((f / RECORD).read_text())["config"], "alpha": 0.25}),
+        r"other rank settings \(alpha 0.25 -> 0.5\); resume with the same",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_unusable_side_file_is_told_and_training_goes_on(damage, stopped, make_trainer, quick, logits):
+    spoil, message = DAMAGE[damage]
+    folder = stopped / "checkpoint-8"
+    spoil(folder)
+
+    class Look(RankCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            super().on_train_begin(args, state, control, **kwargs)
+            self.at_start = logits(kwargs["model"]), dict(self.allocator.ranks)  # type: ignore[union-attr]
+
+    callback = Look(quick(min_rank=0, moves=14))
+    trainer, _ = make_trainer(stopped, callback=callback, **EVERY_4)
+    with pytest.warns(UserWarning, match=f"{message}.*The adapter itself was loaded") as caught:
+        trainer.train(resume_from_checkpoint=str(folder))
+    assert len([warning for warning in caught if "The adapter itself" in str(warning.message)]) == 1
+    assert trainer.state.global_step == 12 and callback.allocator.step == 12  # type: ignore[union-attr]
+    assert torch.isfinite(logits(trainer.model)).all()
+
+    seen, ranks = callback.at_start
+    intact, _ = make_trainer(stopped, quick(min_rank=0, moves=14))
+    intact._load_from_checkpoint(str(folder))
+    assert torch.equal(seen, logits(intact.model)), "the adapter on disk is not what training started from"
+    assert min(ranks.values()) == 0  # one zero row on disk
+
+
+def test_adjustments_that_are_left_still_happen_after_an_inexact_resume(stopped, make_trainer, quick):
+    (stopped / "checkpoint-4" / RECORD).unlink()
+    trainer, callback = make_trainer(stopped, quick(min_rank=0, moves=14), **EVERY_4)
+    with pytest.warns(UserWarning, match="training goes on, not as an exact resume"):
+        trainer.train(resume_from_checkpoint=str(stopped / "checkpoint-4"))
+    assert [record["step"] for record in callback.allocator.history] == [5, 7]
+
+
+def test_a_checkpoint_of_another_folder_is_named_by_resume_from(stopped, make_trainer, quick, tmp_path):
+    moved = tmp_path / "archive" / "checkpoint-8"
+    shutil.copytree(stopped / "checkpoint-8", moved)
+    config = quick(min_rank=0, moves=14)
+    trainer, callback = make_trainer(tmp_path / "new", callback=RankCallback(config, resume_from=moved))
+    trainer.train(resume_from_checkpoint=str(moved))  # a warning would be an error
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
+
+    elsewhere, callback = make_trainer(tmp_path / "new", config)  # Trainer's own word is enough
+    elsewhere.train(resume_from_checkpoint=str(moved))
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
+
+
+def test_what_trainer_loaded_is_resumed_and_no_namesake(make_trainer, quick, tmp_path, run_state, assert_equal):
+    """Two runs with a checkpoint-8 each: the one given to `train` counts, not the one in the output folder."""
+    config = quick(min_rank=0, moves=14)
+    first, callback = make_trainer(tmp_path / "one", config, save_strategy="steps", save_steps=8)
+    first.train()
+    whole = run_state(first, callback)
+    other, _ = make_trainer(tmp_path / "two", config, save_strategy="steps", save_steps=8, learning_rate=0.3)
+    other.train()
+    trainer, callback = make_trainer(tmp_path / "two", config)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-8"))
+    assert_equal(run_state(trainer, callback), whole)
+
+
+# Writing
+
+
+def test_a_write_that_meets_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_file(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_crash_between_the_two_files_is_recognised(stopped, monkeypatch, make_trainer, quick):
+    """A checkpoint folder that is written again: new tensors, then the crash, with the old record still there."""
+
+    def crash(path: Path, data: bytes) -> None:
+        if path.name == RECORD:
+            raise KeyboardInterrupt
+        write_file(path, data)
+
+    trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=14), learning_rate=1e-3, **EVERY_4)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_file", crash)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    with pytest.raises(SideFileError, match=rf"checkpoint-4/{TENSORS} does not match {RECORD}"):
+        read_state(stopped / "checkpoint-4")
+    read_state(stopped / "checkpoint-8")  # the other checkpoint is as good as before
+
+
+def test_a_crash_before_the_side_files_of_a_checkpoint_written_again_is_recognised(stopped, monkeypatch, make_trainer):
+    """The adapter is new, both side files are a whole pair of the earlier run: together they are no checkpoint."""
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer, _ = make_trainer(stopped, learning_rate=1e-3, **EVERY_4)
+    monkeypatch.setattr("pedyra.allocate.callback.save_state", crash)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    with pytest.raises(SideFileError, match="is not of the weights in adapter_model.safetensors"):
+        read_state(stopped / "checkpoint-4")
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint_whole(make_trainer, tmp_path, monkeypatch):
+    def full_at_8(path: Path, data: bytes) -> None:
+        if path.parent.name == "checkpoint-8":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_file(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_file", full_at_8)
+    trainer, _ = make_trainer(tmp_path, **EVERY_4)
+    with pytest.raises(OSError, match="No space left on device"):
+        trainer.train()
+    record, _ = read_state(tmp_path / "checkpoint-4")
+    assert record["step"] == 4
+
+
+def test_two_adapters_are_trained_side_by_side_each_with_its_own_callback(make_trainer, make_bert, quick, tmp_path):
+    model = make_bert(task_type=None)
+    model.add_adapter(
+        "second", LoraConfig(r=2, target_modules=["query", "dense"], exclude_modules=["bert.pooler.dense"])
+    )
+    model.base_model.set_adapter(["default", "second"])
+    trainer, first = make_trainer(tmp_path, quick(), model=model, logging_strategy="steps", logging_steps=4, **EVERY_4)
+    second = RankCallback(quick(), adapter_name="second")
+    trainer.add_callback(second)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    own = ((first, "", tmp_path / "checkpoint-12"), (second, "second/", tmp_path / "checkpoint-12" / "second"))
+    for callback, prefix, folder in own:
+        record, tensors = read_state(folder)
+        assert callback.allocator is not None and record["ranks"] == callback.allocator.ranks
+        assert logged[f"{prefix}ranks/total"] == sum(callback.allocator.ranks.values())
+        assert all(tensors[f"A.{name}"].shape[0] == rank for name, rank in record["ranks"].items())

@@ -1,0 +1,118 @@
+"""torch.compile: the same training, and two graphs for a whole run whatever happens to the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from windows import FORCED
+
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.config import RankConfig
+from pedyra.methods.pedyra import dealing
+
+STEPS = 16
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    import torch._dynamo
+
+    before = torch._dynamo.config.force_parameter_static_shapes
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.config.force_parameter_static_shapes = before
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def graphs() -> list[Any]:
+    """The graphs that `counting` was asked to compile."""
+    return []
+
+
+@pytest.fixture
+def counting(graphs) -> Callable[..., Any]:
+    """A backend that compiles as "aot_eager" does, and counts."""
+    from torch._dynamo.backends.debugging import aot_eager
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    return backend
+
+
+def run(
+    model: Any, forward: Any, tokens: dict[str, torch.Tensor], *, steps: int = STEPS, **settings: Any
+) -> RankAllocator:
+    window: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 4, "moves": 3}
+    config = RankConfig(**{**window, **FORCED, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    allocator = RankAllocator(forward, optimizer, config, steps)
+    model.train()
+    for _ in range(steps):
+        forward(**tokens, labels=tokens["input_ids"]).loss.backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        allocator.after_step()
+    return allocator
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_two_graphs_serve_a_run_and_train_as_eager_does(fused, make_llama, tokens, counting, graphs):
+    eager, compiled = make_llama(r=4), make_llama(r=4)
+    expected = run(eager, eager, tokens, fused=fused)
+    actual = run(compiled, torch.compile(compiled, backend=counting), tokens, fused=fused)
+    assert len(graphs) == 2  # observed steps and the others
+    assert actual.ranks == expected.ranks and len(actual.history) == 3
+    assert len(set(actual.ranks.values())) > 1
+    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4), name
+    for one, two in zip(expected.scores.energies, actual.scores.energies, strict=True):  # type: ignore[attr-defined]
+        assert torch.allclose(one, two, rtol=1e-3)
+
+
+def test_one_graph_where_inputs_are_not_observed(make_llama, tokens, counting, graphs):
+    model = make_llama(r=4)
+    allocator = run(model, torch.compile(model, backend=counting), tokens, alpha=1.0)
+    assert len(graphs) == 1 and len(allocator.history) == 3
+
+
+def test_a_sketch_adds_a_graph_for_each_of_its_parts_and_trains_as_eager_does(make_llama, tokens, counting, graphs):
+    settings: dict[str, Any] = {"init": "gradient", "expand": "gradient", "train_e": False, "min_rank": 0}
+    settings |= {"interval": 6, "initial_warmup": 0, "certainty": 0.0, "margin": 1e-3}
+    eager, compiled = make_llama(r=4), make_llama(r=4)
+    expected = run(eager, eager, tokens, steps=26, **settings)
+    actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=26, **settings)
+    assert len(actual.history) == 3 and any(record["added"] for record in actual.history)
+    assert actual.ranks == expected.ranks
+    assert len(graphs) <= 8  # no sketch and its three parts, each with inputs observed or not; however many adjustments
+    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-2, atol=1e-3), name
+
+
+def test_a_deal_under_a_compiler_deals_as_eager_does_and_adds_no_graph(
+    make_llama, tokens, counting, graphs, monkeypatch
+):
+    monkeypatch.setattr(dealing, "MOST", 100.0)  # whatever this little model would deal
+    settings: dict[str, Any] = {"init": "gradient", "expand": "gradient", "prune": "trial", "score": "trial"}
+    settings |= {"train_e": False, "min_rank": 0, "interval": 6, "initial_warmup": 0, "deal": 6}
+    eager, compiled = make_llama(r=4), make_llama(r=4)
+    expected = run(eager, eager, tokens, steps=14, **settings)
+    actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=14, **settings)
+    assert [record["dealt"] for record in actual.history] == [True] and any(actual.history[0]["added"].values())
+    assert actual.ranks == expected.ranks
+    assert len(graphs) <= 4  # no sketch and its three parts
+    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-2, atol=1e-3), name
+
+
+def test_a_model_compiled_in_place_counts_as_compiled(make_llama, tokens, counting, graphs):
+    model = make_llama(r=4)
+    model.compile(backend=counting)
+    run(model, model, tokens)
+    assert len(graphs) == 2

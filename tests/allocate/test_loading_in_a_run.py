@@ -1,0 +1,201 @@
+"""Weights that are loaded in the middle of a run (undoing a spike, accelerate's load_state) are trained on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from transformers import Trainer, TrainingArguments
+from windows import FORCED
+
+from pedyra import RankAllocator, RankCallback, RankConfig, attach
+from pedyra.lora.attach import AdaptedLayer, adapted_layers, write_ranks
+from pedyra.lora.resize import install, resized
+
+MOVING = RankConfig(interval=2, initial_warmup=1, final_warmup=3, moves=4, **FORCED)
+
+
+def trainable(model: Any) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def empty(model: Any, layer: AdaptedLayer) -> None:
+    """The layer at rank 0."""
+    install([(layer, [replacement.new for replacement in resized(layer, range(layer.rank), None)])])
+    write_ranks(model)
+
+
+class Idle:
+    """In the place of an allocator: stock PEFT."""
+
+    def before_step(self) -> None:
+        pass
+
+    def after_step(self) -> None:
+        return None
+
+
+def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")
+    ended = []
+    for adapt in (True, False):
+        model = make_net()
+        optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+        settings = RankConfig(interval=10, final_warmup=0.1, moves=0)
+        allocator = RankAllocator(model, optimizer, settings, 40) if adapt else Idle()
+        train_net(model, optimizer, allocator, 5)
+        saved = copy.deepcopy(model.state_dict())
+        train_net(model, optimizer, allocator, 5, first=6)
+        model.load_state_dict(saved)
+        train_net(model, optimizer, allocator, 5, first=11)
+        ended.append(model.state_dict())
+    assert caplog.text == ""
+    adapted, stock = ended
+    assert all(torch.equal(adapted[name], value) for name, value in stock.items())
+
+
+def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")  # the command line's silence, of another test
+    model = make_net()
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+    allocator = RankAllocator(model, optimizer, MOVING, 12)
+    train_net(model, optimizer, allocator, 2)
+    saved, ranks = copy.deepcopy(model.state_dict()), allocator.ranks
+    train_net(model, optimizer, allocator, 3, first=3)
+    assert allocator.ranks != ranks, "nothing moved: the test would prove nothing"
+    model.load_state_dict(saved)
+    before = [parameter.detach().clone() for parameter in trainable(model)]
+    train_net(model, optimizer, allocator, 1, first=6)
+    assert "loaded with other ranks before step 6" in caplog.text
+    assert allocator.ranks == ranks
+    assert all(not torch.equal(old, new) for old, new in zip(before, trainable(model), strict=True))
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(model)}
+    train_net(model, optimizer, allocator, 6, first=7)
+    assert allocator.step == 12
+
+
+def test_accelerates_checkpoint_of_other_ranks_is_trained_on(make_net, net_batch, tmp_path):
+    """Saved after a move, loaded into a model of before it, weights and moments: the next step is the same."""
+
+    def prepared() -> tuple[Any, Any, Any]:
+        accelerator, model = Accelerator(cpu=True), make_net()
+        model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable(model), lr=0.02))
+        config = dataclasses.replace(MOVING, train_e=False, orth_weight=0.0)  # E is folded away in what is saved
+        return accelerator, RankAllocator(accelerator.unwrap_model(model), optimizer, config, 12), optimizer
+
+    def step(allocator: RankAllocator, optimizer: Any, number: int) -> None:
+        x, y = net_batch(number)
+        (allocator.model(x) - y).square().mean().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        allocator.after_step()
+
+    accelerator, allocator, optimizer = prepared()
+    for number in range(1, 4):
+        step(allocator, optimizer, number)
+    assert allocator.history[-1]["added"], "nothing moved: the test would prove nothing"
+    accelerator.save_state(str(tmp_path))
+    again, fresh, its_optimizer = prepared()
+    again.load_state(str(tmp_path))
+    for each, its in ((allocator, optimizer), (fresh, its_optimizer)):
+        step(each, its, 4)
+    assert fresh.ranks == allocator.ranks
+    expected, found = allocator.model.state_dict(), fresh.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_users_optimizer_need_not_hold_frozen_layers(make_bert, make_trainer, quick, rows, tmp_path):
+    model = make_bert()
+    frozen = [p for name, p in model.named_parameters() if "layer.0.attention.self.query.lora_" in name]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+
+    class Given(Trainer):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments, optimizers=(optimizer, None))
+
+    trainer, callback = make_trainer(tmp_path, quick(), model=model, trainer_class=Given)
+    trainer.train()
+    assert len(frozen) == 2 and not any("layer.0.attention.self.query" in name for name in callback.allocator.ranks)
+    assert any(record["added"] for record in callback.allocator.history)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["Trainer's", "the user's"])
+def test_a_run_resumes_with_any_optimizer(given, make_trainer, quick, tmp_path, run_state, assert_equal):
+    """An optimizer that the user made before the checkpoint was loaded holds what was there then."""
+    config = quick(min_rank=0, moves=14, train_e=True)
+
+    def trainer_of(folder: str) -> Any:
+        trainer, callback = make_trainer(tmp_path / folder, config, save_strategy="steps", save_steps=6)
+        if given:
+            optimizer = torch.optim.AdamW(trainable(trainer.model), lr=0.02)
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=12)
+            trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
+        return trainer, callback
+
+    whole = trainer_of("whole")
+    whole[0].train()
+    again = trainer_of("again")
+    again[0].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert_equal(run_state(*again), run_state(*whole))
+
+
+def test_an_adapter_with_a_layer_of_rank_0_goes_on_with_it(make_net, train_net, tmp_path):
+    """On disk rank 0 is one zero row. As a triple it would count, and never learn: A and B have no gradient there."""
+    model = make_net(trained=True)
+    empty(model, attach(model)[1])
+    ranks = {layer.name: layer.rank for layer in adapted_layers(model)}
+    parameters = 4 * (21 + 13)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(make_net().unload(), tmp_path, is_trainable=True)
+    optimizer = torch.optim.AdamW(trainable(again), lr=0.02)
+    allocator = RankAllocator(again, optimizer, MOVING, 12)
+    assert (allocator.ranks, allocator.initial_parameters) == (ranks, parameters)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(again)}
+    train_net(again, optimizer, allocator, 12)
+    assert allocator.parameters <= parameters
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of Trainer", "of the user"])
+def test_a_trainer_goes_on_with_a_layer_of_rank_0(own, make_trainer, make_bert, quick, tmp_path):
+    """With an optimizer of either."""
+    model = make_bert()
+    empty(model, attach(model)[2])
+    model.save_pretrained(tmp_path / "adapter")
+    again: Any = PeftModel.from_pretrained(make_bert().unload(), tmp_path / "adapter", is_trainable=True)
+    trainer = Trainer(
+        again,
+        TrainingArguments(str(tmp_path), max_steps=12, save_strategy="no", report_to="none", use_cpu=True),
+        train_dataset=make_trainer(tmp_path)[0].train_dataset,
+        callbacks=[callback := RankCallback(quick())],
+        optimizers=(torch.optim.AdamW(trainable(again), lr=0.02), None) if own else (None, None),
+    )
+    assert sorted(layer.rank for layer in adapted_layers(again)) == [0] + 9 * [3]
+    trainer.train()
+    assert callback.allocator is not None
+    held = {id(parameter) for group in callback.allocator.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(again)}
+
+
+def test_reloading_the_ranks_of_now_forgets_nothing_where_one_is_0(make_net, train_net, caplog):
+    caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")
+    model = make_net(trained=True)
+    empty(model, attach(model)[1])
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+    allocator = RankAllocator(model, optimizer, dataclasses.replace(MOVING, moves=0), 12)
+    train_net(model, optimizer, allocator, 2)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    train_net(model, optimizer, allocator, 2, first=3)
+    assert caplog.text == "" and allocator.ranks["layers.1"] == 0
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in trainable(model)}

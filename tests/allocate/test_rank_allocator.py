@@ -1,0 +1,320 @@
+"""RankAllocator in a hand-written loop: budgets, schedule, records; nothing moves but what a plan names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from windows import SCHEDULE, WINDOW
+
+from pedyra.allocate.limits import most_moves
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.rule import Rule, bidirectional
+from pedyra.config import RankConfig
+from pedyra.methods.layer_scores import LayerScores
+
+STEPS = 30
+BOTH = {"default": RankConfig(**WINDOW), "paper": RankConfig.paper(**SCHEDULE)}
+
+
+def trainable(model: Any) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def adamw(model: Any, **settings: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(trainable(model), **{"lr": 0.01, **settings})
+
+
+def allocate(model: Any, config: RankConfig, optimizer: Any = None, **settings: Any) -> RankAllocator:
+    settings = {"total_steps": STEPS, **settings}
+    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, config, **settings)
+
+
+@pytest.mark.parametrize("budget", ["parameters", "ranks"])
+@pytest.mark.parametrize("base", BOTH)
+def test_the_budget_is_kept_at_every_step(base, budget, make_net, net_batch):
+    config = RankConfig.from_dict({**BOTH[base].to_dict(), "budget": budget, "min_rank": 1})
+    model = make_net()
+    allocator = allocate(model, config)
+    start_parameters, start_rank = allocator.parameters, sum(allocator.ranks.values())
+    moved = set()
+    for step in range(STEPS):
+        x, y = net_batch(step)
+        (model(x) - y).square().mean().backward()
+        allocator.before_step()
+        allocator.optimizer.step()
+        allocator.optimizer.zero_grad()
+        allocator.after_step()
+        moved.add(tuple(allocator.ranks.values()))
+        assert min(allocator.ranks.values()) >= 1
+        if budget == "ranks":
+            assert sum(allocator.ranks.values()) == start_rank
+        else:
+            assert allocator.parameters <= start_parameters
+            assert start_parameters - allocator.parameters < 21  # what is left over buys no further triple
+    assert len(moved) > 2
+
+
+def test_parameters_gradients_and_moments_are_physically_those_of_the_ranks(make_net, net_batch):
+    model = make_net()
+    allocator = allocate(model, BOTH["default"])
+    elements = {"parameters": 0, "gradients": 0, "moments": 0}
+    for step in range(STEPS):
+        x, y = net_batch(step)
+        (model(x) - y).square().mean().backward()
+        allocator.before_step()
+        elements["gradients"] = sum(p.grad.numel() for p in model.parameters() if p.grad is not None)
+        assert elements["gradients"] == allocator.parameters
+        allocator.optimizer.step()
+        allocator.optimizer.zero_grad()
+        allocator.after_step()
+        held = [p for group in allocator.optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in held} == {id(p) for p in trainable(model)} == {id(p) for p in allocator.optimizer.state}
+        elements["parameters"] = sum(p.numel() for p in held)
+        states = allocator.optimizer.state.values()
+        elements["moments"] = sum(v.numel() for state in states for k, v in state.items() if k != "step")
+        assert elements["parameters"] == allocator.parameters <= allocator.initial_parameters
+        assert elements["moments"] == 2 * allocator.parameters
+
+
+def test_ranks_move_exactly_at_the_adjustments_of_the_schedule(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, BOTH["default"])
+    records = train_net(model, allocator.optimizer, allocator, STEPS)
+    expected = [5, 8, 11, 14, 17, 20]  # t > 2, (t - 2) % 3 == 0, t < 30 - 8
+    assert [record["step"] for record in records] == expected == list(allocator.schedule.adjustments)
+    assert allocator.history == records and allocator.step == STEPS
+
+
+@pytest.mark.parametrize("base", BOTH)
+def test_a_record_tells_what_happened_and_survives_json(base, make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, BOTH[base])
+    ranks = allocator.ranks
+    for record in train_net(model, allocator.optimizer, allocator, STEPS):
+        assert json.loads(json.dumps(record)) == record
+        for name, rank in record["ranks"].items():
+            gone = [entry for entry in record["pruned"] if entry[0] == name]
+            assert rank == ranks[name] - len(gone) + record["added"].get(name, 0)
+            assert len(record["scores"][name]) == ranks[name]
+            assert record["layer_scores"][name] == pytest.approx(sum(record["scores"][name]) / ranks[name])
+        assert all(record["scores"][name][index] == score for name, index, score in record["pruned"])
+        ranks = record["ranks"]
+        assert record["total_rank"] == sum(ranks.values())
+    assert ranks == allocator.ranks
+
+
+@pytest.mark.parametrize("base", BOTH)
+def test_an_adjustment_changes_the_function_by_the_pruned_triples_alone(base, make_net, net_batch):
+    model = make_net(trained=True, dtype=torch.float64)
+    allocator = allocate(model, BOTH[base])
+    for step in range(1, STEPS + 1):
+        x, y = (value.double() for value in net_batch(step))
+        (model(x) - y).square().mean().backward()
+        allocator.before_step()
+        allocator.optimizer.step()
+        allocator.optimizer.zero_grad()
+        before = {layer.name: layer.b.weight.detach() @ layer.a.weight.detach() for layer in allocator.layers}
+        parts = {layer.name: _contributions(layer) for layer in allocator.layers}
+        record = allocator.after_step()
+        for name, index, _ in [] if record is None else record["pruned"]:
+            before[name] = before[name] - parts[name][index]
+        for layer in allocator.layers:
+            after = layer.b.weight.detach() @ layer.a.weight.detach()
+            assert torch.allclose(after, before[layer.name], rtol=0, atol=1e-14)
+
+
+def _contributions(layer: Any) -> list[torch.Tensor]:
+    A, E, B = layer.a.A.detach(), layer.a.E.detach(), layer.b.weight.detach()
+    return [E[i] * torch.outer(B[:, i], A[i]) for i in range(layer.rank)]
+
+
+def test_kept_triples_and_their_scores_are_bit_equal_across_an_adjustment(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, BOTH["default"])
+    train_net(model, allocator.optimizer, allocator, 4)
+    before: list[Any] = []
+    real = allocator.after_step
+
+    def spying_after_step() -> Any:
+        before.extend((layer.a.A.detach().clone(), sensitivity(allocator, layer)) for layer in allocator.layers)
+        return real()
+
+    allocator.after_step = spying_after_step  # type: ignore[method-assign]
+    (record,) = train_net(model, allocator.optimizer, allocator, 1, first=5)
+    assert record["pruned"]
+    for layer, (A, scores) in zip(allocator.layers, before, strict=True):
+        gone = {index for name, index, _ in record["pruned"] if name == layer.name}
+        kept = [index for index in range(len(A)) if index not in gone]
+        assert torch.equal(layer.a.A[: len(kept)], A[kept])
+        assert torch.equal(sensitivity(allocator, layer)[: len(kept)], scores[kept])
+        assert torch.count_nonzero(scores[kept]) > 0
+
+
+def sensitivity(allocator: RankAllocator, layer: Any) -> torch.Tensor:
+    """Of the layer's A, `(r, in)`: the flat state holds A, E, B of each layer in turn."""
+    at = sum(other.parameters for other in allocator.layers[: allocator.layers.index(layer)])
+    flat = allocator.scores.tensors()["sensitivity"]
+    return flat[at : at + layer.a.A.numel()].view(layer.a.A.shape).clone()
+
+
+@pytest.mark.parametrize("base", BOTH)
+def test_two_runs_have_the_same_bits_whatever_the_global_generator(base, make_net, train_net):
+    results = []
+    for seed in (1, 2):
+        model = make_net()
+        allocator = allocate(model, BOTH[base])
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        train_net(model, allocator.optimizer, allocator, STEPS)
+        assert torch.equal(torch.get_rng_state(), state)
+        history = [{k: v for k, v in record.items() if k != "seconds"} for record in allocator.history]
+        results.append((history, [p.detach() for p in trainable(model)]))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net_batch):
+    plain, model = make_net(), make_net()
+    x, y = net_batch(1)
+    optimizer = adamw(plain, weight_decay=0.0)
+    (plain(x) - y).square().mean().backward()
+    optimizer.step()
+    allocator = allocate(model, BOTH["default"], adamw(model, weight_decay=0.0))
+    train_net(model, allocator.optimizer, allocator, 1)
+    slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
+    for layer, slot in zip(allocator.layers, slots, strict=True):
+        assert torch.equal(layer.a.A, slot.lora_A["default"].weight)
+        assert torch.equal(layer.b.weight, slot.lora_B["default"].weight)
+        assert torch.equal(layer.a.E, torch.ones(4))  # B was 0: its first gradient is 0
+
+
+def test_moves_zero_observes_and_moves_nothing(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, RankConfig(**{**WINDOW, "moves": 0}))
+    records = train_net(model, allocator.optimizer, allocator, STEPS)
+    assert len(records) == 6 and all(not record["pruned"] and not record["added"] for record in records)
+    assert set(allocator.ranks.values()) == {4}
+    assert all(any(score > 0 for score in scores) for scores in records[0]["scores"].values())
+
+
+def test_minimum_zero_can_empty_layers_and_training_goes_on(make_net, train_net):
+    # Three layers of rank 1: the two that lose theirs share one return, so one of them is empty.
+    model = make_net(r=1)
+    allocator = allocate(model, RankConfig(**{**WINDOW, "moves": 2, "min_rank": 0, "budget": "ranks"}))
+    seen = set()
+    for record in train_net(model, allocator.optimizer, allocator, STEPS):
+        seen |= set(record["ranks"].values())
+    assert 0 in seen
+    assert all(bool(p.isfinite().all()) for p in trainable(model))
+
+
+def test_layers_never_outgrow_their_width_or_the_cap(make_net, train_net):
+    for max_rank, bound in ((None, 6), (5, 5)):
+        model = make_net()
+        allocator = allocate(
+            model, RankConfig(**{**WINDOW, "moves": 8, "max_rank": max_rank, "moves_schedule": "constant"})
+        )
+        train_net(model, allocator.optimizer, allocator, STEPS)
+        for layer in allocator.layers:
+            assert layer.rank <= min(bound if max_rank else 8, layer.a.in_features, layer.b.out_features)
+
+
+def test_a_policy_of_ones_own_decides(make_net, train_net):
+    from pedyra.allocate.allocation import RankPlan
+
+    def first_layer_loses(scores: Any, now: Any) -> RankPlan:
+        ranks = {name: len(values) for name, values in scores.items()}
+        name = next(iter(ranks))
+        gone = (0,) if ranks[name] > 1 else ()
+        return RankPlan(
+            pruned={name: gone} if gone else {},
+            added={},
+            ranks={**ranks, name: 1 if not gone else ranks[name] - 1},
+            layer_scores=dict.fromkeys(ranks, 0.0),
+        )
+
+    model = make_net()
+    allocator = allocate(model, BOTH["default"], policy=first_layer_loses)
+    train_net(model, allocator.optimizer, allocator, STEPS)
+    assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
+
+
+def test_the_default_number_of_moves_is_the_papers_or_a_sixth():
+    assert most_moves(RankConfig.paper(moves=None), 576) == 12  # Table 14
+    assert most_moves(RankConfig.paper(moves=None), 12) == 1
+    assert most_moves(RankConfig(), 576) == 96
+    assert most_moves(RankConfig(moves=7), 576) == 7
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "told"),
+    [
+        (RankConfig(), 40, "rank.interval is 7 steps, of which the last third, 3, judges gains"),
+        (RankConfig(certainty=5.0), 2000, "no look is as sure as rank.certainty 5.0"),
+        (RankConfig(), 2000, None),
+        (RankConfig.paper(), 40, None),
+    ],
+)
+def test_a_run_that_can_never_try_a_triple_says_so_once(config, steps, told, make_net, caplog):
+    model = make_net(r=4)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with caplog.at_level("WARNING", "pedyra.allocate.rank_allocator"):  # the command line has it say less
+        RankAllocator(model, optimizer, config, steps)
+    assert len(caplog.messages) == (told is not None)
+    assert told is None or told in caplog.messages[0]
+
+
+def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, BOTH["default"])
+    setup = allocator.describe()
+    assert json.loads(json.dumps(setup)) == setup
+    assert setup["layers"][0] == {
+        "name": "layers.0",
+        "type": "layers",
+        "depth": 0,
+        "in_features": 8,
+        "out_features": 12,
+        "rank": 4,
+    }
+    assert setup["budget"] == {"kind": "parameters", "total_rank": 12, "parameters": 4 * (21 + 19 + 13)}
+    assert setup["scaling"] == {"layers.0": 2.0, "layers.1": 2.0, "layers.2": 2.0}
+    fresh = allocator.snapshot()
+    assert fresh["effective_rank"] == {"layers.0": 0.0, "layers.1": 0.0, "layers.2": 0.0} and fresh["step"] == 0
+    train_net(model, allocator.optimizer, allocator, 7)
+    snapshot = allocator.snapshot()
+    assert json.loads(json.dumps(snapshot)) == snapshot
+    assert snapshot["parameters"] == sum(p.numel() for p in trainable(model))
+    for layer in allocator.layers:
+        values = torch.linalg.svdvals(layer.b.weight.detach() @ layer.a.weight.detach())[: layer.rank]
+        shares = values / values.sum()
+        expected = torch.exp(-(shares * shares.clamp_min(1e-30).log()).sum())
+        assert snapshot["effective_rank"][layer.name] == pytest.approx(float(expected), rel=1e-3)
+
+
+class Ascending(LayerScores):
+    """Scores that nothing else would give: 10 for the first layer's triples, 11 for the next, and so on."""
+
+    def layer_scores(self):
+        return torch.arange(10.0, 10 + len(self.layers))
+
+
+@pytest.mark.parametrize("score", ["trial", "importance"])
+def test_a_rules_own_scores_have_the_word_whatever_the_config_says(score, make_net, train_net):
+    given = []
+
+    def look(scores, now):
+        given.append(scores)
+        return bidirectional(scores, now)
+
+    rule = Rule(policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
+    model = make_net()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(score=score, interval=6), 18, policy=rule)
+    (record, *_) = train_net(model, optimizer, allocator, 6)
+    expected = {layer.name: [10.0 + i] * layer.rank for i, layer in enumerate(allocator.layers)}
+    assert given[0] == expected and record["scores"] == expected

@@ -1,0 +1,285 @@
+"""The gradients that count: of the whole optimizer step, finite, unscaled, each token once, when someone reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from windows import FORCED
+
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.config import RankConfig
+
+WINDOW: dict[str, Any] = {"interval": 3, "initial_warmup": 0, "final_warmup": 3, "moves": 2, **FORCED}
+
+
+def allocate(model: Any, config: RankConfig | None = None, total_steps: int = 30) -> RankAllocator:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01)
+    return RankAllocator(model, optimizer, RankConfig(**WINDOW) if config is None else config, total_steps)
+
+
+def step(allocator: RankAllocator) -> dict[str, Any] | None:
+    allocator.before_step()
+    allocator.optimizer.step()
+    allocator.optimizer.zero_grad()
+    return allocator.after_step()
+
+
+def scores_of(records: list[dict[str, Any] | None]) -> dict[str, list[float]]:
+    (record,) = [record for record in records if record is not None]
+    return record["scores"]
+
+
+def assert_same_scores(ours: dict[str, list[float]], expected: dict[str, list[float]], rel: float) -> None:
+    assert list(ours) == list(expected)
+    for name in expected:
+        assert ours[name] == pytest.approx(expected[name], rel=rel, abs=rel)
+
+
+def language_model_loss(model: Any, batch: dict[str, torch.Tensor], rows: slice = slice(None)) -> torch.Tensor:
+    """Summed over the real next tokens, so that micro-batches add up to the batch exactly."""
+    ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    labels = torch.where(mask[:, 1:] == 1, ids[:, 1:], -100)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+
+
+def test_accumulation_scores_the_whole_batch_once(make_llama, tokens):
+    results = []
+    for micro in ([slice(0, 4)], [slice(0, 1), slice(1, 3), slice(3, 4)]):
+        model = make_llama(init_lora_weights=False).train()
+        allocator, records = allocate(model), []
+        for _ in range(3):
+            for rows in micro:
+                language_model_loss(model, tokens, rows).backward()
+            records.append(step(allocator))
+        results.append(scores_of(records))
+    assert_same_scores(results[1], results[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_score(reentrant, make_llama, tokens, checkpoint_activations):
+    results = []
+    for checkpointing in (False, True):
+        model = make_llama(init_lora_weights=False).train()
+        if checkpointing:
+            checkpoint_activations(model, reentrant)
+        allocator, records = allocate(model), []
+        for _ in range(3):
+            language_model_loss(model, tokens).backward()
+            records.append(step(allocator))
+        results.append(scores_of(records))
+    assert_same_scores(results[1], results[0], rel=1e-5)
+
+
+def test_padding_changes_no_score(make_llama, tokens):
+    results = []
+    for extra in (0, 5):
+        model = make_llama(init_lora_weights=False).train()
+        allocator, records = allocate(model), []
+        padded = {key: nn.functional.pad(value, (0, extra)) for key, value in tokens.items()}
+        for _ in range(3):
+            language_model_loss(model, padded).backward()
+            records.append(step(allocator))
+        results.append(scores_of(records))
+    assert_same_scores(results[1], results[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_tracking_only_when_needed_equals_tracking_always(alpha, make_net, train_net, monkeypatch):
+    results = []
+    for full in (False, True):
+        model = make_net()
+        config = RankConfig(interval=130, initial_warmup=30, final_warmup=20, alpha=alpha, moves=1, **FORCED)
+        allocator = allocate(model, config, total_steps=320)
+        tracked = sum(allocator.tracks(t) for t in range(1, 321))
+        assert tracked == 2 * 103  # of 320: W = 103 steps before each of the two adjustments
+        if full:
+            monkeypatch.setattr(allocator, "_window", 10**6)
+            allocator._prepare_next_step()
+        results.append(train_net(model, allocator.optimizer, allocator, 320))
+    for few, all_ in zip(*results, strict=True):
+        assert few["pruned"][0][:2] == all_["pruned"][0][:2] and few["ranks"] == all_["ranks"]
+        assert_same_scores(few["scores"], all_["scores"], rel=1e-5)
+
+
+def test_inputs_of_untracked_steps_are_not_looked_at(make_net, train_net):
+    model = make_net()
+    allocator = allocate(
+        model, RankConfig(interval=130, initial_warmup=0, final_warmup=20, moves=1, **FORCED), total_steps=200
+    )
+    energy = allocator._inputs
+    assert energy is not None
+    for t in range(1, 32):  # 130 - 103 = 27 steps that no score will remember
+        train_net(model, allocator.optimizer, allocator, 1, first=t)
+        assert allocator.tracks(t) == (t > 27)
+        assert energy.active == allocator.tracks(t + 1)
+        if t <= 27:
+            assert all(seen is None for seen in energy.collect())
+
+
+def test_the_final_phase_observes_nothing(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model)
+    train_net(model, allocator.optimizer, allocator, 24)
+    before = {name: value.clone() for name, value in allocator.scores.tensors().items()}
+    train_net(model, allocator.optimizer, allocator, 6, first=25)
+    # The hooks stay, since taking them off would compile a compiled model anew, but they look at nothing.
+    assert allocator._inputs is not None and all(seen is None for seen in allocator._inputs.collect())
+    assert all(torch.equal(value, before[name]) for name, value in allocator.scores.tensors().items())
+
+
+def poison(allocator: RankAllocator, value: float) -> None:
+    gradient = allocator.layers[0].a.A.grad
+    assert gradient is not None
+    gradient[0, 0] = value
+
+
+def test_a_nan_gradient_is_left_out_of_the_scores_counted_and_reported(make_net, net_batch):
+    model = make_net().train()
+    allocator = allocate(model)
+    records = []
+    for t in range(1, 4):
+        x, y = net_batch(t)
+        (model(x) - y).square().mean().backward()
+        if t == 2:
+            poison(allocator, float("nan"))
+            before = {name: value.clone() for name, value in allocator.scores.tensors().items()}
+            allocator.before_step()
+            after = allocator.scores.tensors()
+            for name in ("sensitivity", "uncertainty", "norms"):
+                assert torch.equal(after[name], before[name])
+            allocator.optimizer.zero_grad()  # as a loop that guards itself would
+            records.append(allocator.after_step())
+        else:
+            records.append(step(allocator))
+    (record,) = [record for record in records if record is not None]
+    assert record["skipped_steps"] == 1
+    assert all(score == score for scores in record["scores"].values() for score in scores)
+
+
+def test_a_run_of_nan_gradients_alone_still_makes_a_plan(make_net, net_batch):
+    model = make_net().train()
+    allocator = allocate(model)
+    for t in range(1, 4):
+        x, y = net_batch(t)
+        (model(x) - y).square().mean().backward()
+        poison(allocator, float("nan"))
+        allocator.before_step()
+        allocator.optimizer.zero_grad()
+        record = allocator.after_step()
+    assert record is not None and record["skipped_steps"] == 3
+    assert allocator.parameters <= allocator.initial_parameters
+
+
+def test_an_overflow_of_a_grad_scaler_is_skipped_and_counted(make_net, net_batch):
+    model = make_net().train()
+    allocator = allocate(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # type: ignore[attr-defined]
+    weights = []
+    for t in range(1, 7):
+        x, y = net_batch(t)
+        scaler.scale((model(x) - y).square().mean()).backward()
+        if t == 2:
+            poison(allocator, float("inf"))
+        scaler.unscale_(allocator.optimizer)
+        allocator.before_step()
+        weights.append(allocator.layers[0].b.weight.detach().clone())
+        scaler.step(allocator.optimizer)
+        scaler.update()
+        allocator.optimizer.zero_grad()
+        allocator.after_step()
+    assert torch.equal(weights[2], weights[1]) and not torch.equal(weights[1], weights[0])  # the scaler skipped step 2
+    assert [record["skipped_steps"] for record in allocator.history] == [1, 1]
+    assert scaler.get_scale() == 2.0**9
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_scores_under_a_scaler_are_those_without(make_net, net_batch):
+    results = []
+    for scale in (None, 2.0**12):
+        model = make_net(trained=True).train()
+        allocator = allocate(model)
+        scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)  # type: ignore[attr-defined]
+        records = []
+        for t in range(1, 4):
+            x, y = net_batch(t)
+            scaler.scale((model(x) - y).square().mean()).backward()
+            scaler.unscale_(allocator.optimizer)
+            allocator.before_step()
+            scaler.step(allocator.optimizer)
+            scaler.update()
+            allocator.optimizer.zero_grad()
+            records.append(allocator.after_step())
+        results.append(scores_of(records))
+    assert_same_scores(results[1], results[0], rel=1e-5)
+
+
+def test_missing_gradients_score_zero_and_training_goes_on(make_net, net_batch):
+    model = make_net(trained=True).train()
+    allocator = allocate(model, RankConfig(**WINDOW, alpha=1.0))
+    records = []
+    for t in range(1, 4):
+        x, y = net_batch(t)
+        (model(x) - y).square().mean().backward()
+        for parameter in (allocator.layers[2].a.A, allocator.layers[2].a.E, allocator.layers[2].b.weight):
+            parameter.grad = None  # a layer that the loss of these steps did not reach
+        records.append(step(allocator))
+    (record,) = [record for record in records if record is not None]
+    assert record["scores"]["layers.2"] == [0.0] * 4 and record["skipped_steps"] == 0
+    assert {name for name, *_ in record["pruned"]} == {"layers.2"}
+
+
+def test_bf16_autocast_trains_and_scores_in_float32(make_net, net_batch):
+    model = make_net().train()
+    allocator = allocate(model)
+    for t in range(1, 7):
+        x, y = net_batch(t)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = (model(x).float() - y).square().mean()
+        loss.backward()
+        step(allocator)
+    assert len(allocator.history) == 2
+    assert {layer.a.A.dtype for layer in allocator.layers} == {torch.float32}
+    assert all(value.dtype in (torch.float32, torch.long) for value in allocator.scores.tensors().values())
+
+
+def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, net_batch):
+    results, gradients = [], []
+    for weight in (0.0, 0.5):
+        model = make_net(trained=True).train()
+        allocator = allocate(model, RankConfig(**WINDOW, orth_weight=weight))
+        x, y = net_batch(1)
+        (model(x) - y).square().mean().backward()
+        allocator.before_step()
+        results.append(allocator.scores.tensors()["sensitivity"].clone())
+        gradient = allocator.layers[0].a.A.grad
+        assert gradient is not None
+        gradients.append(gradient.clone())
+    assert torch.equal(results[0], results[1])  # Eq. (3) sees the task's gradient alone
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+def test_layers_that_share_a_base_weight_are_scored_apart(net_batch):
+    from peft import LoraConfig, get_peft_model
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.tanh(self.first(x)))
+
+    model: Any = get_peft_model(Tied(), LoraConfig(r=3, target_modules=["first", "second"])).train()
+    allocator = allocate(model)
+    for t in range(1, 10):
+        (model(net_batch(t)[0]) - 1.0).square().mean().backward()
+        step(allocator)
+    assert list(allocator.ranks) == ["first", "second"] and allocator.parameters <= 6 * 17
+    first, second = allocator.history[0]["scores"].values()
+    assert first != second

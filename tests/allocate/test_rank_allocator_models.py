@@ -1,0 +1,157 @@
+"""RankAllocator beside what else a user has: schedulers, LoRA+, other adapters, frozen layers, every kind of LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from torch import nn
+from windows import WINDOW
+
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.config import RankConfig
+from pedyra.lora.attach import attach, detach
+
+STEPS = 30
+
+
+def trainable(model: Any) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def adamw(model: Any, **settings: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(trainable(model), **{"lr": 0.01, **settings})
+
+
+def allocate(model: Any, config: RankConfig, optimizer: Any = None, **settings: Any) -> RankAllocator:
+    settings = {"total_steps": STEPS, **settings}
+    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, config, **settings)
+
+
+def test_a_scheduler_built_before_goes_on_after_resizes(make_net, train_net, net_batch):
+    model = make_net()
+    optimizer = adamw(model, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=STEPS)
+    allocator = allocate(model, RankConfig(**WINDOW), optimizer)
+    for step in range(1, STEPS + 1):
+        train_net(model, optimizer, allocator, 1, first=step)
+        scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (1 - step / STEPS), abs=1e-9)
+    assert len({tuple(record["ranks"].values()) for record in allocator.history}) > 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("attached_before", [False, True], ids=["own loop", "as Trainer does"])
+def test_lora_plus_groups_keep_their_ratio(attached_before, make_net, train_net):
+    model = make_net()
+    if attached_before:
+        attach(model)
+    optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=0.001, loraplus_lr_ratio=16.0)
+    allocator = allocate(model, RankConfig(**WINDOW), optimizer)
+    train_net(model, optimizer, allocator, STEPS)
+    assert any(record["added"] for record in allocator.history)
+    lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(lr) == sum(len(group["params"]) for group in optimizer.param_groups)  # none is in two groups
+    for layer in allocator.layers:
+        assert lr[id(layer.a.A)] == 0.001 and lr[id(layer.b.weight)] == 0.016
+        assert lr[id(layer.a.E)] == 0.016  # LoRA+ counts vectors to B's side
+
+
+def test_an_adapter_beside_keeps_its_ranks_and_weights(make_net, train_net):
+    model = make_net()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0", "2"]))
+    other = {name: p.detach().clone() for name, p in model.named_parameters() if ".other." in name}
+    allocator = allocate(model, RankConfig(**WINDOW))
+    train_net(model, allocator.optimizer, allocator, STEPS)
+    now = {name: p for name, p in model.named_parameters() if ".other." in name}
+    assert list(now) == list(other) and all(torch.equal(now[name], other[name]) for name in other)
+    assert model.peft_config["other"].rank_pattern == {}
+
+
+def test_frozen_layers_keep_their_rank(make_net, train_net):
+    model = make_net()
+    for name, parameter in model.named_parameters():
+        if "layers.1" in name:
+            parameter.requires_grad_(False)
+    allocator = allocate(model, RankConfig(**WINDOW))
+    frozen = attach(model)[1]
+    before = frozen.a.A.detach().clone()
+    train_net(model, allocator.optimizer, allocator, STEPS)
+    assert list(allocator.ranks) == ["layers.0", "layers.2"]
+    assert frozen.rank == 4 and torch.equal(frozen.a.A, before) and not frozen.a.E.requires_grad
+
+
+def test_modules_to_save_are_trained_as_before(make_bert, tokens):
+    model = make_bert().train()
+    head = model.base_model.model.classifier.modules_to_save["default"]
+    before = head.weight
+    allocator = allocate(model, RankConfig(**WINDOW))
+    for _ in range(STEPS):
+        model(**tokens, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+        allocator.before_step()
+        allocator.optimizer.step()
+        allocator.optimizer.zero_grad()
+        allocator.after_step()
+    assert head.weight is before and before in allocator.optimizer.state
+    assert len({tuple(record["ranks"].values()) for record in allocator.history}) > 1
+    assert not any("classifier" in name for name in allocator.ranks)
+
+
+@pytest.mark.parametrize(
+    "flavour",
+    [{}, {"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"}, {"lora_dropout": 0.2}],
+    ids=["plain", "dora", "rslora", "pissa", "dropout"],
+)
+@pytest.mark.parametrize("start", ["lora", "svd"])
+def test_every_flavour_of_lora_is_trained_and_stays_a_lora(flavour, start, make_net, train_net, tmp_path):
+    model = make_net(**flavour)
+    allocator = allocate(model, RankConfig(**WINDOW, start=start))
+    train_net(model, allocator.optimizer, allocator, STEPS)
+    assert any(set(record["ranks"].values()) != {4} for record in allocator.history)
+    model.eval().save_pretrained(tmp_path)
+    loaded: Any = PeftModel.from_pretrained(make_net().unload(), tmp_path).eval()
+    x = torch.randn(4, 8)
+    assert torch.allclose(loaded(x), model(x), atol=1e-5)
+
+
+def test_conv1d_of_gpt2_is_a_linear_layer_the_other_way_round(train_net):
+    from transformers.pytorch_utils import Conv1D
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = Conv1D(12, 8), Conv1D(6, 12)  # (out, in)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.tanh(self.first(x)))
+
+    settings = LoraConfig(r=3, target_modules=["first", "second"], fan_in_fan_out=True, init_lora_weights="pissa")
+    model: Any = get_peft_model(Stack(), settings)
+    allocator = allocate(model, RankConfig(**WINDOW))
+    train_net(model, allocator.optimizer, allocator, STEPS)
+    x = torch.randn(4, 8)
+    expected = model.eval()(x)
+    allocator.release()
+    detach(model)
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    with model.disable_adapter():  # the base has its pristine weight again
+        assert torch.allclose(model(x), Stack()(x), atol=1e-5)
+
+
+def test_a_model_in_float64_is_scored(make_net):
+    """Eqs. (3) and (6) without E, whose missing gradient is a zero of another type than the others."""
+    model = make_net(dtype=torch.float64)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    config = RankConfig(prune="score", expand="importance", init="gaussian", interval=2, initial_warmup=0, moves=2)
+    allocator = RankAllocator(model, optimizer, config, 8)
+    for _ in range(6):
+        model(torch.randn(4, 8, dtype=torch.float64)).square().mean().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        allocator.after_step()
+    assert all(value > 0 for values in allocator.triple_scores().values() for value in values)

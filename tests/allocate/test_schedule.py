@@ -1,0 +1,137 @@
+"""The phases of a run: the paper's own runs, every step in one phase, and schedules in which nothing could happen."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pedyra.allocate.schedule import ema_window, margin_at, moves_at, resolve_schedule
+
+
+@pytest.mark.parametrize(
+    ("total", "t_i", "delta", "t_f", "count"),
+    [
+        # Table 8: t_f read as the length of the final phase.
+        (32765, 1000, 1000, 12765, 18),
+        (31250, 1000, 1000, 11250, 18),
+    ],
+)
+def test_the_papers_llama_runs_have_18_adjustments(total, t_i, delta, t_f, count):
+    schedule = resolve_schedule(total, initial_warmup=t_i, interval=delta, final_warmup=t_f)
+    assert len(schedule.adjustments) == count
+    assert schedule.adjustments[0] == t_i + delta and schedule.adjustments[-1] == 19000
+
+
+def test_adjustments_are_those_of_the_definition():
+    for total, t_i, delta, t_f in [(100, 10, 5, 30), (50, 0, 7, 0), (20, 3, 1, 4), (101, 11, 13, 17)]:
+        schedule = resolve_schedule(total, initial_warmup=t_i, interval=delta, final_warmup=t_f)
+        expected = [t for t in range(1, total + 1) if t > t_i and (t - t_i) % delta == 0 and t < total - t_f]
+        assert list(schedule.adjustments) == expected
+        for step in range(1, total + 1):
+            assert schedule.is_adjustment(step) == (step in expected)
+            assert schedule.next_adjustment(step) == next((t for t in expected if t >= step), None)
+
+
+def test_every_step_is_in_one_phase_and_phases_follow_each_other():
+    schedule = resolve_schedule(40, initial_warmup=10, interval=4, final_warmup=12)
+    phases = [schedule.phase(step) for step in range(1, 41)]
+    assert phases == ["warmup"] * 10 + ["adjust"] * 17 + ["final"] * 13
+    assert all(schedule.phase(step) == "adjust" for step in schedule.adjustments)
+
+
+def test_fractions_are_of_the_run_and_equal_the_same_steps():
+    by_fraction = resolve_schedule(1000, initial_warmup=0.1, interval=0.05, final_warmup=0.3)
+    assert by_fraction == resolve_schedule(1000, initial_warmup=100, interval=50, final_warmup=300)
+
+
+def test_a_fraction_never_makes_an_interval_of_zero():
+    assert resolve_schedule(10, initial_warmup=0.1, interval=0.01, final_warmup=0.3).interval == 1
+
+
+def test_warmups_that_fill_the_run_are_refused():
+    with pytest.raises(ValueError, match=r"initial_warmup \(60\) and rank.final_warmup \(40\).*100 steps; shorten"):
+        resolve_schedule(100, initial_warmup=60, interval=1, final_warmup=40)
+
+
+def test_a_schedule_without_an_adjustment_is_refused():
+    with pytest.raises(ValueError, match="no adjustment.*interval 200.*step 210.*lower the interval"):
+        resolve_schedule(100, initial_warmup=10, interval=200, final_warmup=10)
+
+
+def test_where_no_interval_could_be_shorter_the_run_is_too_short():
+    with pytest.raises(ValueError, match="no adjustment.*interval 4.*step 4.*step 4 of 6; train longer"):
+        resolve_schedule(6, initial_warmup=0.0, interval=0.05, final_warmup=0.25, least_interval=4)
+
+
+def test_a_run_without_steps_is_refused():
+    with pytest.raises(ValueError, match="total_steps is 0"):
+        resolve_schedule(0, initial_warmup=0, interval=1, final_warmup=0)
+
+
+def test_progress_starts_at_zero_and_stays_below_one():
+    schedule = resolve_schedule(100, initial_warmup=10, interval=10, final_warmup=30)
+    progress = [schedule.progress(step) for step in schedule.adjustments]
+    assert progress == [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+def test_moves_over_the_window():
+    quarters = [0.0, 0.25, 0.5, 0.75, 0.999]
+    assert [moves_at(8, p, "constant") for p in quarters] == [8, 8, 8, 8, 8]
+    assert [moves_at(8, p, "linear") for p in quarters] == [8, 6, 4, 2, 1]
+    assert [moves_at(8, p, "cubic") for p in quarters] == [8, 8, 7, 5, 1]  # 8 (1 - p^3): 8, 7.9, 7, 4.6, 0.02
+
+
+def test_nothing_moves_when_moves_is_zero():
+    assert all(moves_at(0, 0.5, form) == 0 for form in ("constant", "linear", "cubic"))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.85, 0.95])
+def test_an_ema_has_forgotten_what_came_before_its_window(beta):
+    # Two histories that differ wildly, then W equal steps: Eq. (3)'s averages agree to 1e-6 of the difference.
+    window = ema_window(beta)
+    old, fresh = [1.0, 1.0], [0.0, 0.0]
+    for step in range(window):
+        product = 0.3 + 0.2 * math.sin(step)
+        for state in (old, fresh):
+            state[0] = beta * state[0] + (1 - beta) * product
+            state[1] = beta * state[1] + (1 - beta) * abs(product - state[0])
+    assert abs(old[0] - fresh[0]) <= 1e-6
+    assert abs(old[1] - fresh[1]) <= 1.01e-6
+
+
+def test_the_window_is_not_longer_than_it_must_be():
+    assert ema_window(0.85) == 103
+    forgotten = lambda window: (1 + 0.15 * window) * 0.85**window  # noqa: E731
+    assert forgotten(103) <= 1e-6 < forgotten(102)
+
+
+def test_adaptive_moves_are_twice_the_last_ones_and_never_idle():
+    assert moves_at(9, 0.0, "adaptive") == 3
+    assert [moves_at(9, 0.5, "adaptive", last) for last in (8, 3, 1, 0)] == [9, 6, 3, 3]
+    assert moves_at(1, 0.5, "adaptive") == 1
+    assert moves_at(0, 0.5, "adaptive", 3) == 0
+
+
+def test_the_margin_rises_geometrically_to_one():
+    assert [margin_at(0.25, p) for p in (0.0, 0.5, 1.0)] == [0.25, 0.5, 1.0]
+
+
+def test_an_interval_below_the_least_is_refused_in_steps_and_raised_as_a_fraction():
+    window: dict = dict(initial_warmup=0, final_warmup=0, least_interval=4)
+    assert resolve_schedule(40, interval=0.05, **window).interval == 4
+    assert resolve_schedule(40, interval=4, **window).interval == 4
+    with pytest.raises(ValueError, match="rank.interval is 3, but .* takes 4 or more"):
+        resolve_schedule(40, interval=3, **window)
+
+
+def test_a_fraction_is_raised_to_the_usual_least_where_four_of_these_fit():
+    def interval(total: int, wanted: float | int) -> int:
+        window: dict = dict(initial_warmup=0, final_warmup=0.25, least_interval=4, usual_least=20)
+        return resolve_schedule(total, interval=wanted, **window).interval
+
+    assert interval(300, 0.05) == 20  # 15 steps of 300, and 225 have room
+    assert interval(1000, 0.05) == 50
+    assert interval(80, 0.05) == 15  # a quarter of 60
+    assert interval(12, 0.05) == 4
+    assert interval(300, 5) == 5

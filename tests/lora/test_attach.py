@@ -1,0 +1,302 @@
+"""attach is an identity on any LoRA, detach its inverse; what else the model holds is left alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
+from torch import nn
+
+from pedyra.lora.attach import adapted_layers, attach, detach, train_e, write_ranks
+from pedyra.lora.factors import AFactor
+
+FLAVOURS = {
+    "plain": {},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "rslora": {"use_rslora": True},
+    "bias": {"lora_bias": True},
+    "dropout": {"lora_dropout": 0.3},
+    "gaussian": {"init_lora_weights": "gaussian"},
+}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_attach_changes_no_bit_of_the_function(flavour, make_net):
+    model, x = make_net(trained=flavour not in ("pissa", "olora"), **FLAVOURS[flavour]).eval(), torch.randn(4, 8)
+    before = model(x)
+    attach(model)
+    assert torch.equal(model(x), before)
+
+
+def test_attach_changes_no_bit_of_a_transformers_logits(make_bert, make_llama, tokens):
+    for model in (make_bert().eval(), make_llama().eval()):
+        before = model(**tokens).logits
+        layers = attach(model)
+        assert len(layers) in (10, 14)
+        assert torch.equal(model(**tokens).logits, before)
+
+
+@pytest.mark.parametrize("flavour", ["plain", "dora", "pissa", "rslora"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_the_first_update_of_a_and_b_is_bit_equal_to_plain_lora(flavour, optimizer, make_net, net_batch):
+    x, y = net_batch(0)
+    updated = []
+    for adapted in (False, True):
+        model = make_net(**FLAVOURS[flavour])
+        if adapted:
+            attach(model)
+        steps = getattr(torch.optim, optimizer)([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        (model(x) - y).square().mean().backward()
+        steps.step()
+        slots = [(m.lora_A["default"], m.lora_B["default"]) for m in lora_modules(model)]
+        updated.append([(a.A if adapted else a.weight, b.weight) for a, b in slots])
+    for plain, ours in zip(*updated, strict=True):
+        assert torch.equal(plain[0], ours[0]) and torch.equal(plain[1], ours[1])
+
+
+def lora_modules(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "lora_A")]
+
+
+def test_a_and_b_stay_the_same_parameters(make_net):
+    model = make_net()
+    before = [m.lora_A["default"].weight for m in lora_modules(model)]
+    layers = attach(model)
+    assert all(layer.a.A is old for layer, old in zip(layers, before, strict=True))
+
+
+def test_attach_twice_is_attach_once(make_net):
+    model = make_net(trained=True)
+    first = [(layer.a, layer.b) for layer in attach(model)]
+    config = copy.deepcopy(model.peft_config["default"].to_dict())
+    assert [(layer.a, layer.b) for layer in attach(model, start="svd")] == first
+    assert model.peft_config["default"].to_dict() == config
+
+
+def test_detach_is_the_exact_inverse(make_net):
+    model = make_net(trained=True).eval()
+    state, x = {k: v.clone() for k, v in model.state_dict().items()}, torch.randn(4, 8)
+    before, modules = model(x), [(name, type(module), module.training) for name, module in model.named_modules()]
+    attach(model)
+    detach(model)
+    assert [(name, type(module), module.training) for name, module in model.named_modules()] == modules
+    after = model.state_dict()
+    assert list(after) == list(state) and all(torch.equal(after[k], state[k]) for k in state)
+    assert torch.equal(model(x), before)
+    assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
+
+
+def test_detach_folds_e_and_keeps_the_function_at_any_rank(make_net, set_ranks):
+    model, x = make_net(trained=True).eval(), torch.randn(4, 8)
+    set_ranks(model, [1, 5, 3])
+    before = model(x)
+    detach(model)
+    assert all(type(m.lora_A["default"]) is nn.Linear for m in lora_modules(model))
+    assert torch.allclose(model(x), before, atol=1e-6)
+
+
+def test_detach_without_attach_is_refused(make_net):
+    with pytest.raises(ValueError, match="no triples are attached to adapter 'default'"):
+        detach(make_net())
+
+
+def test_the_users_config_object_is_never_written_to(make_net, set_ranks):
+    config = LoraConfig(r=4, target_modules=["0", "1", "2"], rank_pattern={"1": 2}, use_rslora=True)
+    model = get_peft_model(make_net().unload(), config)
+    before = copy.deepcopy(config.to_dict())
+    set_ranks(model, [1, 2, 3])
+    assert config.to_dict() == before and config.rank_pattern == {"1": 2} and config.use_rslora
+    assert model.peft_config["default"] is not config
+
+
+def test_layers_come_in_the_models_order_under_their_base_names(make_net, make_llama):
+    assert [layer.name for layer in attach(make_net())] == ["layers.0", "layers.1", "layers.2"]
+    names = [layer.name for layer in attach(make_llama())]
+    assert names[0] == "model.layers.0.self_attn.q_proj" and names[-1] == "model.layers.1.mlp.down_proj"
+
+
+def test_the_cost_of_a_triple_is_what_the_optimizer_holds(make_net):
+    model = make_net()
+    layers = attach(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == sum(layer.rank * layer.cost for layer in layers) == 4 * (21 + 19 + 13)
+
+
+def test_only_the_named_adapter_is_touched(make_net):
+    model, x = make_net(trained=True).eval(), torch.randn(4, 8)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0", "2"]))
+    other = {name: p for name, p in model.named_parameters() if ".other." in name}
+    default_logits = model(x)
+    attach(model, "other")
+    assert [layer.name for layer in adapted_layers(model, "other")] == ["layers.0", "layers.2"]
+    assert adapted_layers(model) == []
+    assert all(type(m.lora_A["default"]) is nn.Linear for m in lora_modules(model))
+    assert torch.equal(model(x), default_logits)
+    assert {id(p) for p in other.values()} <= {id(p) for p in model.parameters()}
+    model.set_adapter("other")
+    layer = adapted_layers(model, "other")[0]
+    assert layer.a.A.requires_grad and layer.a.E.requires_grad and layer.b.weight.requires_grad
+    model.set_adapter("default")
+    assert not layer.a.E.requires_grad
+
+
+def test_modules_to_save_stay_as_they_are(make_bert):
+    model = make_bert()  # SEQ_CLS trains the classifier in full
+    before = {name: p for name, p in model.named_parameters() if "modules_to_save" in name and p.requires_grad}
+    assert before
+    assert not any("classifier" in layer.name for layer in attach(model))
+    after = {name: p for name, p in model.named_parameters() if "modules_to_save" in name and p.requires_grad}
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before)
+
+
+def test_layers_that_share_a_base_weight_have_their_own_triples():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x)))
+
+    model = get_peft_model(Tied(), LoraConfig(r=2, target_modules=["first", "second"]))
+    x = torch.randn(3, 6)
+    before = model(x)
+    layers = attach(model)
+    assert [layer.name for layer in layers] == ["first", "second"] and layers[0].a.A is not layers[1].a.A
+    assert layers[0].module.base_layer.weight is layers[1].module.base_layer.weight
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("outer", ["enc", "top"])  # before and after "q" in the sorted file
+def test_rank_patterns_of_nested_names_do_not_collide(outer, set_ranks, tmp_path):
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.q = nn.Linear(6, 6)
+            self.add_module(outer, nn.ModuleDict({"q": nn.Linear(6, 6)}))
+
+        def forward(self, x):
+            return self.get_submodule(f"{outer}.q")(torch.tanh(self.q(x)))
+
+    model, x = get_peft_model(Nested(), LoraConfig(r=4, target_modules=["q"])), torch.randn(3, 6)
+    set_ranks(model, [1, 5])
+    model.save_pretrained(tmp_path)
+    loaded: Any = PeftModel.from_pretrained(Nested(), tmp_path)
+    assert [m.r["default"] for m in lora_modules(loaded)] == [1, 5]
+    assert torch.allclose(loaded(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("flavour", ["plain", "rslora"])
+def test_the_scaling_is_constant_at_every_rank_also_by_pefts_own_arithmetic(flavour, make_net, set_ranks):
+    model = make_net(lora_alpha=6, **FLAVOURS[flavour])
+    before = [m.scaling["default"] for m in lora_modules(model)]
+    set_ranks(model, [1, 7, 0])
+    assert [m.scaling["default"] for m in lora_modules(model)] == before
+    for module, scaling in zip(lora_modules(model), before, strict=True):
+        module.set_scale("default", 1.0)  # PEFT recomputes it from alpha and r
+        assert module.scaling["default"] == pytest.approx(scaling)
+        module.unscale_layer()
+        assert module.scaling["default"] == pytest.approx(scaling)
+
+
+def test_the_svd_start_is_adaloras(make_net):
+    model, x = make_net(r=4).eval(), torch.randn(4, 8)
+    layers = attach(model, start="svd", seed=3)
+    for layer in layers:
+        assert torch.count_nonzero(layer.a.E) == 0
+        assert 0.01 < float(layer.a.A.detach().std()) < 0.03 and 0.01 < float(layer.b.weight.detach().std()) < 0.03
+    with model.disable_adapter():
+        base = model(x)
+    assert torch.equal(model(x), base)
+    again = attach(make_net(r=4), start="svd", seed=3)
+    other = attach(make_net(r=4), start="svd", seed=4)
+    assert torch.equal(layers[0].a.A, again[0].a.A) and not torch.equal(layers[0].a.A, other[0].a.A)
+
+
+def test_the_svd_start_of_an_update_is_its_singular_triples(make_net):
+    model, x = make_net(init_lora_weights="pissa").eval(), torch.randn(4, 8)
+    before = model(x)
+    for layer in attach(model, start="svd"):
+        assert torch.allclose(layer.a.A @ layer.a.A.T, torch.eye(4), atol=1e-5)
+        assert torch.allclose(layer.b.weight.T @ layer.b.weight, torch.eye(4), atol=1e-5)
+        assert bool((layer.a.E[:-1] >= layer.a.E[1:]).all())
+    assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_the_svd_start_does_not_discard_a_special_start(make_net):
+    model = make_net(init_lora_weights="orthogonal")
+    nn.init.zeros_(lora_modules(model)[1].lora_B["default"].weight)
+    with pytest.raises(ValueError, match="discard the adapter's 'orthogonal' start; use rank.start='lora'"):
+        attach(model, start="svd")
+    assert adapted_layers(model) == []
+
+
+def test_an_adapter_of_one_rank_needs_no_patterns_until_ranks_differ(make_net, set_ranks, tmp_path):
+    model, x = make_net(trained=True, r=4, lora_alpha=12, rank_pattern={"layers.1": 4}), torch.randn(3, 8)
+    set_ranks(model, [2])
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern) == (2, 6, {}, {})  # s stays 3
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_net().unload(), tmp_path)
+    torch.testing.assert_close(loaded(x), model(x))
+    set_ranks(model, [2, 3, 2])
+    assert config.rank_pattern == {"layers.0": 2, "layers.1": 3, "layers.2": 2}
+    assert config.alpha_pattern == {"layers.0": 6, "layers.1": 9, "layers.2": 6}
+
+
+def test_write_ranks_names_every_layer_in_full(make_net, set_ranks):
+    model = make_net(r=4, lora_alpha=8)
+    set_ranks(model, [1, 6, 0])
+    write_ranks(model)
+    config = model.peft_config["default"]
+    assert config.rank_pattern == {"layers.0": 1, "layers.1": 6, "layers.2": 1}  # rank 0: one zero row on disk
+    assert config.alpha_pattern == {"layers.0": 2.0, "layers.1": 12.0, "layers.2": 2.0}
+
+
+def test_slots_keep_the_mode_of_the_model(make_net):
+    layers = attach(make_net().eval())
+    assert isinstance(layers[0].a, AFactor) and not layers[0].a.training and not layers[0].b.training
+
+
+def test_what_is_written_into_the_weights_is_what_runs(make_net):
+    """Averages of weights, and hot-swapping, write into `lora_A.weight` and into the tensors of a state dict."""
+    model, other, x = make_net(trained=True), make_net(trained=True), torch.randn(4, 8)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    expected = other(x)
+    train_e(attach(model), False)
+    for value, wanted in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        value.copy_(wanted)
+    assert torch.equal(model(x), expected)
+
+
+def test_a_hot_swapped_adapter_is_whole(make_net, tmp_path):
+    models = [make_net(trained=True) for _ in range(2)]
+    for factor, model in enumerate(models, start=1):
+        train_e(attach(model), False)
+        with torch.no_grad():
+            for layer in adapted_layers(model):
+                layer.a.A.mul_(factor)
+                layer.b.weight.mul_(-factor)
+    models[1].save_pretrained(tmp_path)
+    hotswap_adapter(models[0], str(tmp_path), "default")
+    x = torch.randn(4, 8)
+    assert torch.allclose(models[0](x), models[1](x), atol=1e-6)
+
+
+def test_the_svd_start_of_a_layer_narrower_than_its_rank_keeps_the_function(make_net):
+    model, x = make_net(r=9, trained=True).eval(), torch.randn(4, 8)  # layers of 8, 6 and 6 singular values
+    before = model(x)
+    for layer, found in zip(attach(model, start="svd"), (8, 6, 6), strict=True):
+        assert torch.count_nonzero(layer.a.E[:found]) == found and torch.count_nonzero(layer.a.E[found:]) == 0
+        assert bool(layer.a.A[found:].any()) and bool(layer.b.weight[:, found:].any())  # can learn
+    assert torch.allclose(model(x), before, atol=1e-5)

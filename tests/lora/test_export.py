@@ -1,0 +1,347 @@
+"""Exported folders, read by the scaling rules of PEFT, vLLM and llama.cpp, give the live model's update."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pedyra import attach, export_adapter
+from pedyra.lora.attach import adapted_layers, write_ranks
+from pedyra.lora.layer_names import pattern_keys
+from pedyra.lora.rank_file import read_ranks
+from pedyra.lora.resize import NewTriples, install, resized
+
+FLAVOURS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 3, "lora_alpha": 6},
+    "pissa": {"r": 3, "lora_alpha": 5, "init_lora_weights": "pissa"},
+    "rslora": {"r": 3, "lora_alpha": 7, "use_rslora": True},
+    "dora": {"r": 3, "lora_alpha": 6, "use_dora": True},
+    "orthogonal": {"r": 2, "lora_alpha": 6, "init_lora_weights": "orthogonal"},  # PEFT wants its rank even
+    "scalings": {"r": 3, "lora_alpha": 6, "alpha_pattern": {"q_proj": 1, "down_proj": 30}},
+}
+
+# PEFT takes the bias of a lora_B for the shard of a matrix.
+_IGNORE_BIAS = pytest.mark.filterwarnings("ignore:Adapter 'default'. . LoRA tensor:UserWarning")
+
+
+def mixed_ranks(model: Any) -> Any:
+    """`model` with triples of ranks 1, 3, 6, 0, 1, ... that have learned something; in eval mode."""
+    attach(model)
+    generator = torch.Generator().manual_seed(11)
+    for index, layer in enumerate(adapted_layers(model)):
+        rank = (1, 3, 6, 0)[index % 4]
+        shapes = ((rank, layer.a.in_features), (rank,), (layer.b.out_features, rank))
+        new = NewTriples(*(torch.randn(shape, generator=generator) / 4 for shape in shapes))
+        install([(layer, [replacement.new for replacement in resized(layer, range(layer.rank), new)])])
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name or "modules_to_save" in name:
+            parameter.data *= 1 + torch.rand(parameter.shape, generator=generator)
+    write_ranks(model)
+    return model.eval()
+
+
+def logits(model: Any, tokens: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(**tokens).logits
+
+
+def live_deltas(model: Any, pristine: Any) -> dict[str, Tensor]:
+    """Layer -> what the adapter adds to the weight of the base model as it was before PEFT touched it."""
+    before = dict(pristine.get_base_model().named_modules())
+    return {
+        layer.name: (
+            layer.module.base_layer.weight
+            + layer.scaling * layer.b.weight @ torch.diag(layer.a.E) @ layer.a.A
+            - before[layer.name].base_layer.weight
+        ).detach()
+        for layer in adapted_layers(model)
+    }
+
+
+def read_as(consumer: str, folder: Path) -> dict[str, Tensor]:
+    """Layer -> update of its weight, as `consumer` computes it from the two files."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    deltas = {}
+    for key, A in tensors.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        B = tensors[key.replace("lora_A", "lora_B")]
+        if consumer == "peft":  # tuners/lora/model.py: patterns whose key ends the layer's name, then update_layer
+            rank, alpha = (
+                next((value for k, value in config[pattern].items() if re.match(rf"(.*\.)?({k})$", name)), config[key])
+                for pattern, key in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+            )
+            assert A.shape[0] == B.shape[1] == rank, "PEFT could not load it"
+            scaling = alpha / (rank**0.5 if config["use_rslora"] else rank)
+        elif consumer == "vllm":  # lora/peft_helper.py: one factor; patterns are no fields of PEFTHelper
+            assert A.shape[0] <= config["r"] and not config["use_dora"]
+            scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
+        else:  # convert_lora_to_gguf.py keeps lora_alpha alone; llama-adapter.h, get_scale: alpha / b->ne[0]
+            scaling = config["lora_alpha"] / B.shape[1]
+        deltas[name] = scaling * B @ A
+    return deltas
+
+
+def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    assert found.keys() == expected.keys()
+    return all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+RIGHT = {"peft": ("peft", "vllm"), "padded": ("peft", "vllm", "llama.cpp"), "gguf": ("peft", "llama.cpp")}
+
+
+@pytest.mark.parametrize("flavour", ["plain", "pissa", "rslora", "orthogonal", "scalings"])
+@pytest.mark.parametrize("target", list(RIGHT))
+def test_each_target_is_right_for_its_readers_and_the_others_would_be_wrong(target, flavour, make_llama, tmp_path):
+    model = mixed_ranks(make_llama(**FLAVOURS[flavour]))
+    expected = live_deltas(model, make_llama())
+    folder = export_adapter(model, target, tmp_path / "out")
+    readers = {reader for reader in ("peft", "vllm", "llama.cpp") if agree(read_as(reader, folder), expected)}
+    assert readers == set(RIGHT[target])
+
+
+@pytest.mark.parametrize("target", list(RIGHT))
+def test_an_adapter_that_pedyra_never_saw_is_right_too(target, make_llama, tmp_path):
+    model = make_llama(r=3, lora_alpha=4, use_rslora=True, rank_pattern={"q_proj": 5}, init_lora_weights="gaussian")
+    expected = {}
+    for name, module in model.get_base_model().named_modules():
+        if hasattr(module, "lora_B"):
+            torch.nn.init.normal_(module.lora_B["default"].weight)
+            expected[name] = module.get_delta_weight("default").detach()
+    model.save_pretrained(tmp_path / "saved")
+    folder = export_adapter(tmp_path / "saved", target, tmp_path / "out")
+    assert all(agree(read_as(reader, folder), expected) for reader in RIGHT[target])
+    assert json.loads((folder / "adapter_config.json").read_text())["init_lora_weights"] is True
+
+
+def test_rounding_of_alpha_over_r_is_no_other_scaling(make_llama, tmp_path):
+    model = mixed_ranks(make_llama(r=3, lora_alpha=0.3))  # 0.1 * 6 / 6 is not 0.1 to the last bit
+    record = json.loads((export_adapter(model, "peft", tmp_path / "out") / "pedyra_export.json").read_text())
+    assert record["scaling"] == 0.1 and record["folded_into_B"] == {}
+
+
+def test_a_saved_folder_exports_as_the_live_model_does(make_llama, tmp_path):
+    model = mixed_ranks(make_llama(**FLAVOURS["pissa"]))
+    model.save_pretrained(tmp_path / "saved")
+    for target in RIGHT:
+        live, saved = (export_adapter(s, target, tmp_path / n) for s, n in ((model, "l"), (tmp_path / "saved", "s")))
+        for name in ("adapter_model.safetensors", "adapter_config.json", "pedyra_export.json"):
+            assert (live / name).read_bytes() == (saved / name).read_bytes()
+        (tmp_path / "l").rename(tmp_path / f"l-{target}")
+        (tmp_path / "s").rename(tmp_path / f"s-{target}")
+
+
+STOCK_PEFT = """
+import sys
+sys.modules["pedyra"] = None  # any import of it fails
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, tokens, *pairs = sys.argv[1:]
+tokens = torch.load(tokens)
+for folder, expected in zip(pairs[::2], pairs[1::2]):
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    with torch.no_grad():
+        difference = (model(**tokens).logits - torch.load(expected)).abs().max().item()
+    assert difference < 1e-5, (folder, difference)
+"""
+
+
+@pytest.mark.slow
+def test_stock_peft_gives_the_same_logits_without_pedyra(make_llama, tokens, tmp_path):
+    make_llama().unload().save_pretrained(tmp_path / "base")
+    torch.save(tokens, tmp_path / "tokens")
+    pairs = []
+    for flavour, settings in FLAVOURS.items():
+        model = mixed_ranks(make_llama(**settings))
+        torch.save(logits(model, tokens), tmp_path / f"{flavour}.logits")
+        for target in ("peft",) if flavour == "dora" else RIGHT:
+            folder = export_adapter(model, target, tmp_path / f"{flavour}-{target}")
+            pairs += [str(folder), str(tmp_path / f"{flavour}.logits")]
+    command = [sys.executable, "-c", STOCK_PEFT, str(tmp_path / "base"), str(tmp_path / "tokens"), *pairs]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_ranks_and_patterns_are_those_of_the_convention(make_llama, tmp_path):
+    model = mixed_ranks(make_llama(r=3, lora_alpha=6))  # s = 2
+    on_disk = {layer.name: max(1, layer.rank) for layer in adapted_layers(model)}
+    configs = {
+        target: json.loads((export_adapter(model, target, tmp_path / target) / "adapter_config.json").read_text())
+        for target in RIGHT
+    }
+    assert {(config["r"], config["lora_alpha"]) for config in configs.values()} == {(6, 12)}
+    assert [configs[target]["rank_pattern"] for target in RIGHT] == [on_disk, {}, on_disk]
+    doubled = {name: 2 * rank for name, rank in on_disk.items()}
+    assert [configs[target]["alpha_pattern"] for target in RIGHT] == [doubled, {}, {}]
+
+
+def test_equal_ranks_need_no_pattern_and_no_change_of_a_weight(make_llama, tmp_path):
+    model = make_llama(r=4, lora_alpha=8)
+    model.save_pretrained(tmp_path / "saved")
+    before = load_file(tmp_path / "saved" / "adapter_model.safetensors")
+    for target in RIGHT:
+        folder = export_adapter(tmp_path / "saved", target, tmp_path / target)
+        after = load_file(folder / "adapter_model.safetensors")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["rank_pattern"] == config["alpha_pattern"] == {}
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_record_tells_what_vllm_needs_and_what_was_folded(make_llama, tmp_path, caplog):
+    model = mixed_ranks(make_llama(**FLAVOURS["scalings"]))
+    record = json.loads((export_adapter(model, "peft", tmp_path / "out") / "pedyra_export.json").read_text())
+    assert record["scaling"] == 2 and record["max_rank"] == 6
+    assert record["vllm"] == {"max_lora_rank": 8, "refused_for": []}
+    ratios = {layer.name: layer.scaling / 2 for layer in adapted_layers(model)}
+    assert record["folded_into_B"] == pytest.approx({name: ratio for name, ratio in ratios.items() if ratio != 1})
+    assert "4 of 14 layers have another scaling than 2" in caplog.text
+
+
+def test_bfloat16_stays_bfloat16(make_net, tmp_path):
+    model = mixed_ranks(make_net(dtype=torch.bfloat16))
+    for target in RIGHT:
+        tensors = load_file(export_adapter(model, target, tmp_path / target) / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("target", ["peft", "padded"])
+def test_a_trained_head_is_carried_through(target, make_bert, tokens, tmp_path):
+    from peft import PeftModel
+
+    model = mixed_ranks(make_bert())
+    folder = export_adapter(model, target, tmp_path / "out")
+    loaded = PeftModel.from_pretrained(make_bert().unload(), folder)
+    assert torch.allclose(logits(loaded, tokens), logits(model, tokens), atol=1e-5)
+
+
+@_IGNORE_BIAS
+@pytest.mark.parametrize("target", ["peft", "padded"])
+def test_biases_of_b_are_scaled_with_it(target, make_net, tmp_path):
+    from peft import PeftModel
+
+    model = mixed_ranks(make_net(lora_bias=True, alpha_pattern={"1": 1}))
+    for layer in adapted_layers(model):
+        torch.nn.init.normal_(layer.module.lora_B["default"].bias)
+    loaded = PeftModel.from_pretrained(make_net().unload(), export_adapter(model, target, tmp_path / "out"))
+    x = torch.randn(5, 8)
+    assert torch.allclose(loaded.eval()(x), model(x), atol=1e-6)
+
+
+def test_the_active_adapter_is_written_also_under_another_name(make_llama, tmp_path):
+    from peft import LoraConfig
+
+    model = make_llama()
+    model.add_adapter("second", LoraConfig(r=5, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.set_adapter("second")
+    folder = export_adapter(model, "peft", tmp_path / "out")
+    assert json.loads((folder / "pedyra_export.json").read_text())["max_rank"] == 5
+
+
+def test_a_name_that_ends_another_is_anchored():
+    assert pattern_keys(["q", "block.q", "k"]) == {"q": "^q", "block.q": "block.q", "k": "k"}
+
+
+def test_a_key_is_that_of_its_layer_alone_by_pefts_own_rule():
+    names = ["enc.q", "enc_q", "q", "a.1.0", "a.100", "a.b.100", "x"]
+    keys = pattern_keys(names)
+    assert keys["enc_q"] == "enc_q" and keys["x"] == "x"
+    patterns = {keys[name]: index for index, name in enumerate(names)}
+    for index, name in enumerate(names):
+        for order in (list(patterns), list(reversed(patterns))):
+            assert patterns[get_pattern_key(order, name)] == index
+
+
+def test_keys_of_any_names_are_those_of_their_layers_alone(tmp_path):
+    draw = random.Random(0)
+    for _ in range(300):
+        words = {"".join(draw.choice("ab.") for _ in range(draw.randint(1, 6))).strip(".") for _ in range(6)}
+        names = sorted(word for word in words if word and ".." not in word)
+        keys = pattern_keys(names)
+        for order in (names, names[::-1]):
+            patterns = [keys[name] for name in order]
+            assert all(get_pattern_key(patterns, name) == keys[name] for name in names), names
+
+
+def test_what_a_pattern_says_is_read_back_as_names(tmp_path):
+    names = ["enc.q", "enc_q", "q"]
+    file = tmp_path / "ranks.json"
+    file.write_text(json.dumps({"rank_pattern": dict(zip(pattern_keys(names).values(), (1, 2, 3), strict=True))}))
+    assert read_ranks(str(file)) == {"enc.q": 1, "enc_q": 2, "q": 3}
+
+
+def test_a_failed_write_leaves_nothing(make_llama, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pedyra.lora.export.save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        export_adapter(make_llama(), "peft", tmp_path / "deep" / "out")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_an_empty_folder_is_filled_and_one_with_files_is_left_alone(make_llama, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert (export_adapter(make_llama(), "peft", str(tmp_path / "empty")) / "adapter_config.json").is_file()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    with pytest.raises(ValueError, match="full already holds files; choose another folder or remove it"):
+        export_adapter(make_llama(), "peft", tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "unknown target": ("llama", {}, "ggu", "export target 'ggu' is unknown; did you mean 'gguf'?"),
+    "base": ("llama", {}, "peft base", "base is given, but target peft needs no base model"),
+    "dora padded": ("llama", {"use_dora": True}, "padded", "DoRA adapter, which target padded cannot express"),
+    "dora gguf": ("llama", {"use_dora": True}, "gguf", "DoRA adapter, which target gguf cannot express; use peft or"),
+    "head": ("bert", {}, "gguf", "more than LoRA factors .2 tensors, the first is .*classifier"),
+    "biases": ("net", {"lora_bias": True}, "gguf", "more than LoRA factors .3 tensors, .*lora_B.bias"),
+    "pissa": ("llama", {"init_lora_weights": "pissa"}, "padded", "relative to a changed base; train with pedyra"),
+    "variant": ("llama", {"use_qalora": True}, "padded", "uses use_qalora, which is no plain LoRA"),
+}
+
+
+@_IGNORE_BIAS
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_a_format_cannot_hold_is_refused_in_one_line(case, make_net, make_llama, make_bert, tmp_path):
+    kind, settings, words, message = REFUSED[case]
+    target, *rest = words.split()
+    model = {"net": make_net, "llama": make_llama, "bert": make_bert}[kind](**settings)
+    with pytest.raises(ValueError, match=message) as refusal:
+        export_adapter(model, target, tmp_path / "out", base="x" if rest else None)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+
+
+def test_a_source_without_an_adapter_is_refused(make_llama, tmp_path):
+    with pytest.raises(ValueError, match="LlamaForCausalLM without an adapter; give the model that"):
+        export_adapter(make_llama().unload(), "peft", tmp_path / "out")
+    with pytest.raises(ValueError, match="holds no adapter"):
+        export_adapter(tmp_path, "peft", tmp_path / "out")
+
+
+def test_files_that_do_not_fit_each_other_are_refused(make_llama, tmp_path):
+    make_llama().save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": 4}))
+    with pytest.raises(ValueError, match="down_proj has factors of rank 3 and 3, the config says 4"):
+        export_adapter(tmp_path, "padded", tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["peft", "padded", "gguf"])
+def test_an_adapter_that_adds_nothing_is_refused(target, make_llama, tmp_path):
+    with pytest.raises(ValueError, match="scaling .* of 0"):
+        export_adapter(make_llama(lora_alpha=0), target, tmp_path / "out")

@@ -1,0 +1,173 @@
+"""The A slot and the B slot: an ordinary LoRA's weight outside, triples inside, any rank on loading."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pedyra.lora.attach import attach, train_e
+from pedyra.lora.factors import AFactor, BFactor
+
+
+def a_factor(rank: int = 3, width: int = 5) -> AFactor:
+    return AFactor(nn.Parameter(torch.randn(rank, width)), nn.Parameter(torch.randn(rank)))
+
+
+def b_factor(rank: int = 3, width: int = 4) -> BFactor:
+    return BFactor(nn.Parameter(torch.randn(width, rank)))
+
+
+def test_a_is_linear_then_scaled_by_e():
+    a, x = a_factor(), torch.randn(2, 7, 5)
+    expected = torch.stack([(x @ a.A[i]) * a.E[i] for i in range(3)], dim=-1)
+    assert torch.allclose(a(x), expected, atol=1e-6)
+
+
+def test_the_gradients_of_a_and_e_are_those_of_the_triple_form():
+    a, x = a_factor(), torch.randn(6, 5)
+    upstream = torch.randn(6, 3)
+    grad_A, grad_E = torch.autograd.grad(a(x), (a.A, a.E), upstream)
+    outer = upstream.T @ x  # d / d (E A)
+    assert torch.allclose(grad_A, a.E.detach()[:, None] * outer, atol=1e-5)
+    assert torch.allclose(grad_E, (a.A.detach() * outer).sum(1), atol=1e-5)
+
+
+def test_e_of_one_changes_no_bit():
+    A, x = nn.Parameter(torch.randn(3, 5)), torch.randn(6, 5)
+    assert torch.equal(AFactor(A, nn.Parameter(torch.ones(3)))(x), nn.functional.linear(x, A))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_shapes_follow_the_rank(rank):
+    a, b = a_factor(rank), b_factor(rank)
+    assert (a.in_features, a.out_features, b.in_features, b.out_features) == (5, rank, rank, 4)
+    assert b(a(torch.randn(2, 5))).shape == (2, 4)
+
+
+def test_rank_zero_contributes_nothing_and_backpropagates():
+    a, b, x = a_factor(0), b_factor(0), torch.randn(2, 5, requires_grad=True)
+    out = b(a(x))
+    assert torch.count_nonzero(out) == 0
+    out.sum().backward()
+    assert x.grad is not None and torch.count_nonzero(x.grad) == 0
+
+
+def test_the_saved_state_is_one_plain_weight_each():
+    a, b = a_factor(), b_factor()
+    assert list(a.state_dict()) == ["weight"] and list(b.state_dict()) == ["weight"]
+    assert torch.equal(a.state_dict()["weight"], a.E.detach()[:, None] * a.A.detach())
+    assert not a.state_dict()["weight"].requires_grad
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 6])
+def test_any_rank_loads_and_gives_the_same_function(rank):
+    source_a, source_b = a_factor(rank), b_factor(rank)
+    a, b, x = a_factor(3), b_factor(3), torch.randn(2, 5)
+    a.load_state_dict(source_a.state_dict())
+    b.load_state_dict(source_b.state_dict())
+    assert a.out_features == b.in_features
+    assert torch.allclose(b(a(x)), source_b(source_a(x)), atol=1e-6)
+
+
+def test_loading_into_the_meta_device_assigns():
+    a = AFactor(nn.Parameter(torch.empty(3, 5, device="meta")), nn.Parameter(torch.empty(3, device="meta")))
+    source = a_factor(2)
+    a.load_state_dict(source.state_dict(), assign=True)
+    assert a.A.device.type == "cpu" and torch.equal(a.weight, source.weight)
+
+
+def test_loading_keeps_dtype_and_trainability():
+    a, b = a_factor().to(torch.bfloat16), b_factor().to(torch.bfloat16)
+    for parameter in (*a.parameters(), *b.parameters()):
+        parameter.requires_grad_(False)
+    a.load_state_dict(a_factor(2).state_dict())
+    b.load_state_dict(b_factor(2).state_dict())
+    assert {p.dtype for p in (*a.parameters(), *b.parameters())} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in (*a.parameters(), *b.parameters()))
+
+
+def test_loading_what_is_live_keeps_the_split_into_a_and_e():
+    a, b = a_factor(), b_factor()
+    before = a.A, a.E, b.weight
+    a.load_state_dict(a.state_dict())
+    b.load_state_dict(b.state_dict())
+    assert (a.A, a.E, b.weight) == before or all(x is y for x, y in zip((a.A, a.E, b.weight), before, strict=True))
+
+
+def test_the_wrong_width_is_refused_with_the_shape():
+    with pytest.raises(RuntimeError, match=r"weight has \(3, 6\), not \(r, in\)"):
+        a_factor(width=5).load_state_dict(a_factor(width=6).state_dict())
+    with pytest.raises(RuntimeError, match=r"weight has \(7, 3\), not \(out, r\)"):
+        b_factor(width=4).load_state_dict(b_factor(width=7).state_dict())
+
+
+def test_a_missing_weight_is_reported_by_its_key():
+    with pytest.raises(RuntimeError, match="weight"):
+        a_factor().load_state_dict({})
+
+
+def test_a_rewritten_base_puts_the_start_beside_the_factors_and_takes_it_off_again():
+    A0, B0 = torch.randn(2, 5), torch.randn(4, 2)
+    a = AFactor(nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3)), A0)
+    b = BFactor(nn.Parameter(torch.randn(4, 3)), None, B0)
+    on_disk = b.state_dict()["weight"] @ a.state_dict()["weight"]
+    assert torch.allclose(on_disk, b.weight @ a.weight - B0 @ A0, atol=1e-5)
+    live = b.weight.detach() @ a.weight.detach()
+    a.load_state_dict(a.state_dict())
+    b.load_state_dict(b.state_dict())
+    assert torch.allclose(b.weight @ a.weight, live, atol=1e-6)
+
+
+def test_another_models_start_is_refused():
+    a = AFactor(nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3)), torch.randn(2, 5))
+    with pytest.raises(RuntimeError, match="does not end with the start"):
+        a.load_state_dict({"weight": torch.randn(5, 5)})
+    with pytest.raises(RuntimeError, match="does not end with the start"):
+        a.load_state_dict({"weight": torch.randn(1, 5)})
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_e_moves_with_its_model_whether_trained_or_not(trained, make_net):
+    model = make_net()
+    layer = attach(model)[0]
+    train_e([layer], trained)
+    assert ("E" in dict(layer.a.named_parameters())) == trained and not dict(layer.a.named_buffers())
+    model.to(torch.float64)
+    copied = copy.deepcopy(layer.a)
+    assert layer.a.E.dtype == copied.E.dtype == torch.float64 and layer.a.E.requires_grad == trained
+    train_e([layer], True)
+    assert isinstance(layer.a.E, torch.nn.Parameter) and layer.a.E.requires_grad
+
+
+def unit_factor(rank: int = 3) -> AFactor:
+    a = a_factor(rank)
+    a.E.data.fill_(1)
+    a.train_e(False)
+    a.unit = True
+    return a
+
+
+@pytest.mark.parametrize("rank", [3, 5])
+def test_parameters_by_name_of_a_trained_e_are_loaded_where_e_was_not_trained(rank: int):
+    source, a, x = a_factor(rank), unit_factor(), torch.randn(2, 5)
+    a.live = torch.eye(3)
+    result = a.load_state_dict({name: p.detach() for name, p in source.named_parameters()}, strict=False)
+    assert not result.missing_keys and not result.unexpected_keys and not a.unit
+    assert torch.equal(a(x), source(x)) and torch.equal(a.state_dict()["weight"], source.weight)
+
+
+def test_parameters_by_name_of_another_width_are_told():
+    with pytest.raises(RuntimeError, match=r"A has \(3, 7\), not \(r, in\) here"):
+        a_factor().load_state_dict(dict(a_factor(width=7).named_parameters()), strict=False)
+
+
+def test_a_replica_of_data_parallel_holds_a_plain_tensor():
+    a, x = unit_factor(), torch.randn(2, 5)
+    replica = copy.copy(a)  # as torch.nn.parallel.replicate makes them
+    replica._parameters = {}
+    for name, parameter in a.named_parameters():
+        setattr(replica, name, parameter.detach() * 2)
+    assert torch.equal(replica(x), a(x) * 2) and torch.equal(a.weight, a.A)

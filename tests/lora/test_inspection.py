@@ -1,0 +1,107 @@
+"""inspect_adapter: any LoRA folder, from its files alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pedyra.lora.inspection import inspect_adapter
+
+
+def write_adapter(folder, tensors, **config):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+    save_file(
+        {f"base_model.model.{key}": tensor for key, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Layer 2: two orthonormal triples of equal size; layer 10: one triple and a zero one; a head beside them."""
+    tensors = {
+        "layer.10.q.lora_A.weight": torch.tensor([[1.0, 0, 0], [0, 0, 0]]),
+        "layer.10.q.lora_B.weight": torch.tensor([[2.0, 0], [0, 0]]),
+        "layer.2.q.lora_A.weight": torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]),
+        "layer.2.q.lora_B.weight": 3 * torch.eye(2),
+        "classifier.weight": torch.zeros(2, 3),
+    }
+    return write_adapter(tmp_path / "adapter", tensors)
+
+
+def test_ranks_parameters_and_effective_ranks(adapter):
+    first, second, total = inspect_adapter(adapter).rows()
+    assert (first["layer"], first["rank"], first["parameters"]) == ("layer.2.q", 2, 12)
+    assert (second["layer"], second["rank"], second["parameters"]) == ("layer.10.q", 2, 10)
+    # Two equal singular values fill rank 2; one alone fills rank 1.
+    assert first["effective_rank"] == pytest.approx(2) and second["effective_rank"] == pytest.approx(1)
+    assert (total["layer"], total["rank"], total["parameters"], total["other_parameters"]) == ("total", 4, 22, 6)
+    assert total["bytes"] == 4 * (22 + 6)
+
+
+def test_a_run_folder_is_read_with_its_budget(adapter):
+    run = adapter.parent
+    budget = {"kind": "parameters", "total_rank": 4, "parameters": 26}
+    (run / "ranks.jsonl").write_text(json.dumps({"kind": "layers", "budget": budget}) + "\n")
+    total = inspect_adapter(run).rows()[-1]
+    assert (total["budget_rank"], total["budget_parameters"]) == (4, 26)
+
+
+def test_dora_magnitudes_belong_to_their_layer_and_convolutions_are_read_flat(tmp_path):
+    tensors = {
+        "q.lora_A.weight": torch.ones(1, 4),
+        "q.lora_B.weight": torch.ones(3, 1),
+        "q.lora_magnitude_vector": torch.ones(3),
+        "conv.lora_A.weight": torch.ones(2, 3, 5, 5),
+        "conv.lora_B.weight": torch.ones(4, 2, 1, 1),
+    }
+    ranks = {
+        row["layer"]: (row["rank"], row["parameters"])
+        for row in inspect_adapter(write_adapter(tmp_path, tensors)).rows()
+    }
+    assert (ranks["q"], ranks["conv"]) == ((1, 10), (2, 158))
+
+
+def test_the_adapter_peft_writes_is_read(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), LoraConfig(r=3, target_modules=["0"]))
+    model.save_pretrained(tmp_path)
+    (layer,) = inspect_adapter(tmp_path).layers
+    assert (layer.layer, layer.rank, layer.parameters, layer.effective_rank) == ("0", 3, 33, 0.0)
+
+
+def test_a_damaged_file_is_named(adapter):
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
+        inspect_adapter(adapter)
+
+
+def test_what_is_no_lora_is_refused(adapter, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no adapter"):
+        inspect_adapter(tmp_path / "empty")
+    write_adapter(adapter, {"x": torch.ones(1)}, peft_type="IA3")
+    with pytest.raises(ValueError, match="type IA3"):
+        inspect_adapter(adapter)
+
+
+def test_an_unfinished_run_names_its_checkpoint(tmp_path):
+    (tmp_path / "checkpoint-8").mkdir()
+    with pytest.raises(ValueError, match="unfinished, try .*checkpoint-8"):
+        inspect_adapter(tmp_path)
+
+
+def test_a_layer_of_rank_0_counts_as_none(tmp_path):
+    tensors = {
+        "a.lora_A.weight": torch.zeros(1, 4),
+        "a.lora_B.weight": torch.zeros(3, 1),
+        "b.lora_A.weight": torch.ones(1, 4),
+        "b.lora_B.weight": torch.zeros(3, 1),  # rank 1, not trained yet
+    }
+    first, second, total = inspect_adapter(write_adapter(tmp_path, tensors)).rows()
+    assert (first["rank"], first["parameters"], second["rank"], second["parameters"]) == (0, 0, 1, 7)
+    assert (total["rank"], total["parameters"], total["other_parameters"], total["bytes"]) == (1, 7, 0, 4 * 14)

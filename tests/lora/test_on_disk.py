@@ -1,0 +1,171 @@
+"""A folder of ours is an ordinary LoRA: stock PEFT loads it with the same logits; ours takes any rank back."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from pedyra.lora.attach import adapted_layers, attach, detach, drop_empty
+
+FLAVOURS = {
+    "plain": {"init_lora_weights": False},
+    "rslora": {"init_lora_weights": False, "use_rslora": True},
+    "dora": {"init_lora_weights": False, "use_dora": True},
+    "bias": {"init_lora_weights": False, "lora_bias": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+}
+
+# PEFT takes the one-dimensional lora_B.bias for a torn shard, in a plain LoRA as well.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape. [^(]*lora_B.bias:UserWarning")
+
+
+@pytest.fixture
+def base_of(make_net):
+    def base() -> Any:
+        return make_net().unload()  # the same seed: the same base weights, no adapter
+
+    return base
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("ranks", [[4], [1, 6, 2], [0, 3, 5], [0]], ids=str)
+@pytest.mark.parametrize("detached", [False, True], ids=["attached", "detached"])
+def test_stock_peft_loads_it_with_the_same_logits(flavour, ranks, detached, make_net, set_ranks, base_of, tmp_path):
+    model, x = make_net(**FLAVOURS[flavour]).eval(), torch.randn(4, 8)
+    set_ranks(model, ranks)
+    expected = model(x)
+    if detached:
+        detach(model)
+        assert torch.allclose(model(x), expected, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    loaded: Any = PeftModel.from_pretrained(base_of(), tmp_path).eval()
+    assert type(next(m for m in loaded.modules() if hasattr(m, "lora_A")).lora_A["default"]) is torch.nn.Linear
+    assert torch.allclose(loaded(x), expected, atol=1e-5)
+
+
+def test_the_file_holds_lora_keys_only(make_net, set_ranks, tmp_path):
+    model = make_net(trained=True)
+    set_ranks(model, [2])
+    model.save_pretrained(tmp_path)
+    keys = load_file(tmp_path / "adapter_model.safetensors")
+    assert {key.rsplit("lora_", 1)[1] for key in keys} == {"A.weight", "B.weight"}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("live", [[4], [7, 1, 2], [0]], ids=str)
+def test_a_live_model_takes_any_saved_ranks(flavour, live, make_net, set_ranks, tmp_path):
+    # What Trainer does on resume and for load_best_model_at_end.
+    source, x = make_net(**FLAVOURS[flavour]).eval(), torch.randn(4, 8)
+    set_ranks(source, [1, 6, 3])
+    source.save_pretrained(tmp_path)
+    model = make_net(**FLAVOURS[flavour]).eval()
+    set_ranks(model, live)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert [layer.rank for layer in adapted_layers(model)] == [1, 6, 3]
+    assert torch.allclose(model(x), source(x), atol=1e-5)
+
+
+def test_a_layer_saved_at_rank_zero_comes_back_without_contribution(make_net, set_ranks, tmp_path):
+    source, x = make_net(trained=True).eval(), torch.randn(4, 8)
+    set_ranks(source, [0, 2, 0])
+    source.save_pretrained(tmp_path)
+    model = make_net(trained=True).eval()
+    attach(model)
+    model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert torch.allclose(model(x), source(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("flavour", ["plain", "dora", "pissa"])
+def test_state_dict_round_trip_is_exact(flavour, make_net, set_ranks):
+    source, x = make_net(**FLAVOURS[flavour]).eval(), torch.randn(4, 8)
+    set_ranks(source, [1, 6, 3])
+    model = make_net(**FLAVOURS[flavour]).eval()
+    attach(model)
+    model.load_state_dict(source.state_dict())
+    assert torch.allclose(model(x), source(x), atol=1e-6)
+    state, again = source.state_dict(), model.state_dict()
+    assert list(again) == list(state) and all(torch.allclose(again[key], state[key], atol=1e-6) for key in state)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_merging_gives_the_adapted_models_function(flavour, make_net, set_ranks):
+    model, x = make_net(**FLAVOURS[flavour]).eval(), torch.randn(4, 8)
+    set_ranks(model, [1, 6, 0])
+    expected = model(x)
+    assert torch.allclose(model.merge_and_unload(safe_merge=True)(x), expected, atol=1e-5)
+
+
+def test_disabling_the_adapter_gives_the_base(make_net, set_ranks, base_of):
+    model, x = make_net(trained=True).eval(), torch.randn(4, 8)
+    set_ranks(model, [1, 6, 0])
+    with model.disable_adapter():
+        assert torch.equal(model(x), base_of()(x))
+
+
+def test_a_state_of_other_ranks_that_is_loaded_is_saved_with_its_own(make_net, set_ranks, tmp_path):
+    """The best weights of a run, kept in memory and put back at its end."""
+    model, x = make_net(), torch.randn(4, 8)
+    set_ranks(model, (2, 0, 5))
+    best, expected = copy.deepcopy(get_peft_model_state_dict(model)), model(x)
+    set_ranks(model, (1, 3, 4))
+    set_peft_model_state_dict(model, best)
+    assert [layer.rank for layer in adapted_layers(model)] == [2, 0, 5]
+    assert torch.equal(model(x), expected)
+    model.save_pretrained(tmp_path)
+    stock = PeftModel.from_pretrained(make_net().unload(), tmp_path)
+    assert torch.allclose(stock(x), expected, atol=1e-6)
+
+
+def test_a_lora_of_rank_1_that_has_not_begun_keeps_its_rank(make_net):
+    model = make_net(r=1)
+    attach(model)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))  # B is zero, A is not
+    assert [layer.rank for layer in adapted_layers(model)] == [1, 1, 1]
+
+
+def test_a_scale_for_a_while_is_not_written_down(make_net, set_ranks, tmp_path):
+    """PEFT's `set_scale`, as when styles are mixed; whatever is loaded meanwhile, of this adapter or of another."""
+    model = make_net()
+    set_ranks(model, (2, 0, 5))
+    saved = copy.deepcopy(model.state_dict())
+    set_ranks(model, (1, 3, 4))
+    for layer in adapted_layers(model):
+        layer.module.set_scale("default", 0.5)
+    model.load_state_dict(saved)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0"]))
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    for layer in adapted_layers(model):
+        layer.module.set_scale("default", 1.0)
+        assert layer.scaling == 2.0
+    assert model.peft_config["default"].alpha_pattern == {"layers.0": 4, "layers.1": 2, "layers.2": 10}
+
+
+def test_nothing_of_ours_is_left_on_a_model_without_triples(make_llama):
+    model = make_llama()
+    for _ in range(2):
+        attach(model)
+        attach(copy.deepcopy(model))
+        assert len(model._load_state_dict_post_hooks) == 1
+        detach(model)
+        assert b"pedyra" not in pickle.dumps(model)
+
+
+def test_a_start_is_no_empty_layer(make_net):
+    """PiSSA's factors may be zero, and the start's own rows are on disk with them."""
+    model = make_net(r=1, init_lora_weights="pissa")
+    layers = attach(model)
+    with torch.no_grad():
+        for layer in layers:
+            layer.a.A.zero_()
+            layer.b.weight.zero_()
+    assert drop_empty(layers) == {}

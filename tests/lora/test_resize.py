@@ -1,0 +1,120 @@
+"""Resizing one layer: an expansion changes no function, a prune takes away exactly the pruned triples' part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pedyra.lora.attach import AdaptedLayer, attach, train_e
+from pedyra.lora.resize import NewTriples, install, resized
+
+
+def resize(layer: AdaptedLayer, pruned=(), new: NewTriples | None = None) -> None:
+    install([(layer, [replacement.new for replacement in resized(layer, pruned, new)])])
+
+
+def fresh(layer: AdaptedLayer, num: int, start: str) -> NewTriples:
+    A, B = torch.randn(num, layer.a.in_features), torch.randn(layer.b.out_features, num)
+    if start == "lora":
+        return NewTriples(A, torch.ones(num), torch.zeros_like(B))
+    return NewTriples(A, torch.zeros(num), B)
+
+
+@pytest.mark.parametrize("start", ["lora", "svd"])
+@pytest.mark.parametrize("num", [1, 3, 4])
+def test_an_expansion_adds_exactly_nothing(start, num, make_net):
+    # Small integers: every product and sum is exact, so any order in which a kernel adds must give the same bits.
+    layer = attach(make_net())[0]
+    x = torch.randint(-8, 8, (5, 8)).float()
+    with torch.no_grad():
+        for parameter in (*layer.module.base_layer.parameters(), layer.a.A, layer.a.E, layer.b.weight):
+            parameter.copy_(torch.randint(-4, 5, parameter.shape))
+    before = layer.module(x)
+    resize(layer, new=fresh(layer, num, start))
+    assert torch.equal(layer.module(x), before)
+
+
+@pytest.mark.parametrize("start", ["lora", "svd"])
+def test_an_expansion_leaves_a_transformers_logits(start, make_llama, tokens):
+    # In floating point a product of another shape may be summed in another order: equal to rounding.
+    model = make_llama(init_lora_weights=False).double().eval()  # False: B is random, the adapter contributes
+    before = model(**tokens).logits
+    for layer in attach(model):
+        resize(layer, new=fresh(layer, 2, start))
+    assert torch.allclose(model(**tokens).logits, before, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("pruned", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_a_prune_takes_away_exactly_what_the_pruned_triples_contributed(pruned, make_net):
+    model, x = make_net(trained=True, dtype=torch.float64).eval(), torch.randn(4, 8, dtype=torch.float64)
+    layer = attach(model)[0]
+    with torch.no_grad():
+        layer.a.E.uniform_(0.5, 2.0)
+    before = layer.module(x)
+    part = torch.zeros_like(before)
+    for i in pruned:
+        part += layer.scaling * (layer.a.E[i] * (x @ layer.a.A[i]))[:, None] * layer.b.weight[:, i]
+    resize(layer, pruned)
+    assert torch.allclose(layer.module(x), before - part, rtol=0, atol=1e-14)
+
+
+def test_kept_triples_keep_their_bits_and_order(make_net):
+    layer = attach(make_net(trained=True))[1]
+    A, E, B = layer.a.A.detach().clone(), layer.a.E.detach().clone(), layer.b.weight.detach().clone()
+    new = fresh(layer, 2, "lora")
+    resize(layer, (1,), new)
+    kept = [0, 2, 3]
+    assert torch.equal(layer.a.A[:3], A[kept]) and torch.equal(layer.a.A[3:], new.A)
+    assert torch.equal(layer.a.E[:3], E[kept]) and torch.equal(layer.a.E[3:], new.E)
+    assert torch.equal(layer.b.weight[:, :3], B[:, kept]) and torch.equal(layer.b.weight[:, 3:], new.B)
+
+
+def test_resized_touches_nothing_until_installed(make_net):
+    layer = attach(make_net(trained=True))[0]
+    old = layer.a.A, layer.a.E, layer.b.weight
+    values = [p.detach().clone() for p in old]
+    changes = resized(layer, (0,), fresh(layer, 3, "svd"))
+    assert (layer.a.A is old[0], layer.a.E is old[1], layer.b.weight is old[2]) == (True, True, True)
+    assert all(torch.equal(p, value) for p, value in zip(old, values, strict=True))
+    assert [change.old is parameter for change, parameter in zip(changes, old, strict=True)] == [True] * 3
+    assert all(change.num_new == 3 and change.kept.tolist() == [1, 2, 3] for change in changes)
+
+
+def test_a_loss_from_before_a_resize_can_still_be_differentiated(make_net, net_batch):
+    model = make_net(trained=True)
+    x, y = net_batch(0)
+    loss = (model(x) - y).square().mean()
+    layer = attach(model)[0]
+    resize(layer, (0, 1), None)
+    loss.backward()
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_dtype_and_trainability_survive(trainable, make_net):
+    layer = attach(make_net(trained=True, dtype=torch.bfloat16))[0]
+    for parameter in (layer.a.A, layer.a.E, layer.b.weight):
+        parameter.requires_grad_(trainable)
+    resize(layer, (0,), fresh(layer, 2, "lora"))
+    for parameter in (layer.a.A, layer.a.E, layer.b.weight):
+        assert parameter.dtype == torch.bfloat16 and parameter.requires_grad == trainable
+
+
+def test_a_layer_comes_back_from_rank_zero(make_net):
+    model, x = make_net(trained=True).eval(), torch.randn(4, 8)
+    layer = attach(model)[0]
+    resize(layer, range(4))
+    assert layer.rank == 0
+    empty = model(x)
+    resize(layer, (), fresh(layer, 2, "lora"))
+    assert layer.rank == 2 and torch.equal(model(x), empty)
+
+
+def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):
+    layer = attach(make_net(trained=True))[0]
+    train_e([layer], False)
+    x = torch.randn(3, 8)
+    unit = layer.module(x)
+    E = torch.full((layer.rank,), 3.0)
+    install([(layer, (layer.a.A, E, layer.b.weight))])
+    base = layer.module.base_layer(x)
+    assert not layer.a.unit and torch.allclose(layer.module(x) - base, 3 * (unit - base), atol=1e-5)
