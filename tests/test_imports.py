@@ -20,7 +20,7 @@ LEAVES = {"files", "yaml_file", "hub", "packaged", "interrupts"}
 # What the modules of each part may import of pedyra, itself and the leaves aside. The entry points (cli, console) stand
 # above all of these and are not listed, so none of these can import them.
 BELOW: dict[str, set[str]] = {
-    **{leaf: set() for leaf in LEAVES},
+    **{leaf: set() for leaf in sorted(LEAVES)},
     "config": set(),
     "recipe_sections": {"lora"},
     "recipe": {"config", "recipe_sections"},
