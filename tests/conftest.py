@@ -17,7 +17,8 @@ from torch import Tensor, nn
 # Before anything imports these: their jaxtyping annotations become checks, for the whole suite.
 jaxtyping.install_import_hook(ARITHMETIC, "beartype.beartype")
 
-torch.set_num_threads(1)
+# One thread is fastest for models as small as these; more, or ATEN_CPU_CAPABILITY=default, round otherwise.
+torch.set_num_threads(int(os.environ.get("PEDYRA_TEST_THREADS", "1")))
 
 pytest_plugins = ["trainer_runs"]
 

@@ -397,15 +397,19 @@ def test_short_intervals_are_refused_as_steps_and_widened_as_fractions(make_net)
         assert allocate(make_net(), config, total).schedule.interval == interval
 
 
-@pytest.mark.parametrize(("certainty", "tried"), [(1.2, False), (0.5, True)])
+@pytest.mark.parametrize(("certainty", "tried"), [(1.2, False), (0.2, True)])
 def test_nothing_is_tried_for_gains_that_chance_explains(certainty, tried, make_net, train_net):
-    """A third part of two steps has four patterns of signs: the largest of them is within chance at 1.2 errors."""
+    """A third part of two steps has four patterns of signs: the largest of them is within chance at 1.2 errors.
+
+    At 0.2 errors the bound is the smallest of the four, and not the pattern seen, which roundings alone would decide.
+    """
     model = make_net(trained=True)
     allocator = allocate(model, RankConfig(**{**EAGER, "certainty": certainty}), 18)
     (look,) = train_net(model, allocator.optimizer, allocator, 6)
     most = max(mean / error for mean, error, _ in look["gains"].values())
     chance = math.inf if look["chance"] is None else look["chance"]
     assert certainty < most and (most > chance) == tried, "the test would prove nothing"
+    assert not math.isclose(most, chance, rel_tol=0.01), "roundings decide: the test would prove nothing"
     (second,) = train_net(model, allocator.optimizer, allocator, 6, first=7)
     assert bool(second["trials"]) == tried
 
