@@ -45,6 +45,18 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
     return None
 
 
+def told_by_hub(error: Exception) -> str:
+    """What a library's error on reading from the Hub says, in one line, with the way in where a login is what lacks."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    whole = " ".join(part for part in (str(error), str(error.__cause__ or ""))).lower()
+    if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError) or "gated" in whole:
+        return (
+            f"{said} Its authors ask you to accept their terms: do so on its page at https://huggingface.co, then log "
+            f"in with `hf auth login` (or set HF_TOKEN), or give the path of a copy that you have"
+        )
+    return said
+
+
 def _is_cached(name: str, kind: str, revision: str | None) -> bool:
     if kind == "model":
         try:

@@ -18,7 +18,8 @@ from pydantic import (
 )
 
 from pedyra.config import CHOICES, RankConfig
-from pedyra.recipe_sections import DataSection, LoraSection, ModelSection, Section
+from pedyra.generate_section import GenerateSection
+from pedyra.recipe_sections import GENERATED, DataSection, LoraSection, ModelSection, Section
 from pedyra.yaml_file import one_line, read_settings, to_yaml
 
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -54,6 +55,8 @@ class Recipe(Section):
     """Fields of RankConfig."""
     method_settings: dict[str, Any] = Field(default_factory=dict)
     """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
+    generate: dict[str, GenerateSection] = Field(default_factory=dict)
+    """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
 
@@ -72,6 +75,12 @@ class Recipe(Section):
             raise ValueError(f"model.name is {self.model.name!r}, but this data.kind planted goes with {needed!r}")
         if planted and not needed:
             raise ValueError(f"model.name {self.model.name!r} goes with data.kind planted, not {self.data.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_language_models_generate(self) -> Recipe:
+        if self.generate and self.data.kind not in GENERATED:
+            raise ValueError(f"generate is for data.kind {' and '.join(GENERATED)}, not {self.data.kind}; remove it")
         return self
 
     @field_validator("rank")
@@ -120,7 +129,8 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         # Keys are two deep; what pydantic adds below them names a branch of a union (`str`, `bool`).
-        raise ValueError(f"{where}: {one_line(error, Recipe, depth=2)}") from None
+        depth = 3 if error.errors()[0]["loc"][:1] == ("generate",) else 2
+        raise ValueError(f"{where}: {one_line(error, Recipe, depth=depth)}") from None
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -31,6 +31,8 @@ def recipe_page(schema: Mapping[str, Any]) -> str:
     for name, title in TITLES.items():
         section = schema["$defs"][properties[name]["$ref"].rpartition("/")[2]]
         parts += ["", f"## {name}: {title}\n", *_table(section["properties"], f"{name}.")]
+    parts += ["", "## generate: test sets that the model answers in its own words\n"]
+    parts += _table(schema["$defs"]["GenerateSection"]["properties"], "generate.<set>.")
     parts += ["", "## training: arguments of `transformers.TrainingArguments`\n"]
     parts += ["By name, with its own defaults but for these:\n", "| key | default |", "| --- | --- |"]
     parts += [f"| `training.{name}` | {_code(value)} |" for name, value in TRAINING_DEFAULTS.items()]

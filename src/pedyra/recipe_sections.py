@@ -25,11 +25,16 @@ from pedyra.lora.rank_file import read_ranks
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "pairs": ("accuracy", "f1", "matthews"),
-    "regression": ("pearson", "spearman"),
+    "regression": ("pearson", "spearman", "combined"),
     "causal_lm": ("perplexity",),
+    "seq2seq": ("perplexity",),
+    "question_answering": ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact"),
     "planted": ("relative_error",),
 }
-"""Metrics of each kind of data; the first is the default of `data.metric`."""
+"""Metrics of each kind of data on held-out rows; the first is the default of `data.metric`."""
+
+GENERATED = ("causal_lm", "seq2seq")
+"""Kinds whose models write text, so that `generate` can judge what they write."""
 
 MOST_CLASSES = 100_000
 """Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
@@ -66,7 +71,7 @@ class ModelSection(Section):
     """The base model."""
 
     name: str
-    """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-bert, tiny-llama, planted-<data.profile>."""
+    """Hub id, local folder, or a packaged name: minilm, smollm2, planted-<profile>, tiny-<bert|bart|...>."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     tokenizer: str | None = None
@@ -133,8 +138,14 @@ class DataSection(Section):
 
     source: str
     """reviews (packaged), toy, planted (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
-    kind: Literal["classification", "pairs", "regression", "causal_lm", "planted"] = "classification"
-    """What is learned from the rows: a class, a class of two texts, a number, an answer, or the planted problem."""
+    kind: Literal["classification", "pairs", "regression", "question_answering", "causal_lm", "seq2seq", "planted"] = (
+        "classification"
+    )
+    """What is learned from the rows.
+
+    A class, a class of two texts, a number, the span of a text that answers a question, text that goes on after a
+    prompt (decoders) or that is made of one (encoder-decoders), or the planted problem.
+    """
     config: str | None = None
     """Configuration of a Hub data set."""
     split: str = "train"
@@ -155,12 +166,28 @@ class DataSection(Section):
     """Class names in the order of their numbers; default: the names found, sorted."""
     num_labels: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
     """Number of classes; default: as found in the training rows."""
+    extra_validation: dict[str, str] = Field(default_factory=dict)
+    """Name -> a further validation split or file, which `pedyra eval` judges too: mismatched of MNLI."""
+    question: str = "question"
+    """question_answering: column of the question."""
+    context: str = "context"
+    """question_answering: column of the text that holds the answer."""
+    answers: str = "answers"
+    """question_answering: column of {text: [...], answer_start: [...]}; empty lists where there is no answer."""
+    doc_stride: int = Field(default=128, ge=1)
+    """question_answering: tokens by which the parts of a context longer than max_length overlap."""
+    max_answer_length: int = Field(default=30, ge=1)
+    """question_answering: tokens of the longest answer that is given."""
+    null_threshold: float = Field(default=0.0, allow_inf_nan=False)
+    """question_answering: no answer is given where its score beats the best answer's by more than this."""
     prompt: str | None = None
-    """causal_lm: column before the answer."""
+    """causal_lm, seq2seq: column before the answer."""
     template: str | None = None
-    """causal_lm: the prompt as text with {column} places, instead of `prompt`."""
+    """causal_lm, seq2seq: the prompt as text with {column} places, instead of `prompt`; {column:.500} cuts a text."""
     completion: str | None = None
-    """causal_lm: column of the answer, the only tokens with a loss."""
+    """causal_lm, seq2seq: column of the answer, the only tokens with a loss."""
+    max_target_length: int = Field(default=64, ge=2)
+    """seq2seq: tokens of the answer; longer ones are cut at the end."""
     messages: str | None = None
     """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns."""
     chat_template: str | None = None
@@ -173,20 +200,15 @@ class DataSection(Section):
     """At most this many training rows, drawn with the seed."""
     eval_rows: int | None = Field(default=None, ge=1)
     """At most this many held-out rows, drawn with the seed."""
-    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity", "relative_error"] | None = None
-    """What a run is judged by; default: accuracy, pearson, perplexity or relative_error, by kind."""
+    metric: str | None = None
+    """What a run is judged by on held-out rows; default: accuracy, pearson, f1 (of answers), perplexity, by kind."""
 
     @model_validator(mode="after")
     def _columns_fit_the_kind(self) -> DataSection:
-        causal = ("prompt", "template", "messages", "completion", "chat_template")
-        labelled = ("text", "text_pair", "label", "labels", "num_labels")
-        foreign = {
-            "causal_lm": (*labelled, "profile"),
-            "planted": (*labelled, *causal, "max_length", "group_by"),
-        }.get(self.kind, (*causal, "profile"))
-        for key in foreign:
+        for key in _foreign_keys(self.kind):
             # Compared with the default, because a resolved recipe repeats every default.
-            if getattr(self, key) != type(self).model_fields[key].default:
+            field = type(self).model_fields[key]
+            if getattr(self, key) != field.get_default(call_default_factory=True):
                 raise ValueError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             known = ", ".join(METRICS[self.kind])
@@ -195,21 +217,50 @@ class DataSection(Section):
             raise ValueError(f"data.labels is {self.labels}; it names two classes or more, each once")
         if self.kind == "pairs" and self.text_pair is None:
             raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
-        if self.kind == "causal_lm":
-            prompts = [key for key in causal[:3] if getattr(self, key) is not None]
+        if self.kind == "question_answering" and self.doc_stride >= self.max_length:
+            raise ValueError(
+                f"data.doc_stride {self.doc_stride} is not below data.max_length {self.max_length}, so parts of a long "
+                f"context would not move on; the usual pair is 128 and 384"
+            )
+        if self.kind in GENERATED:
+            prompts = [key for key in _PROMPTS[:3] if getattr(self, key) is not None]
             if len(prompts) != 1:
-                given = " and ".join(prompts) or "none"
-                raise ValueError(f"data.kind causal_lm takes one of prompt, template, messages; given: {given}")
+                given, known = " and ".join(prompts) or "none", "prompt, template"
+                known += ", messages" if self.kind == "causal_lm" else ""
+                raise ValueError(f"data.kind {self.kind} takes one of {known}; given: {given}")
             if (self.completion is None) != (prompts == ["messages"]):
                 raise ValueError("data.completion goes with data.prompt or data.template, not with data.messages")
-            if self.template is not None and not template_columns(self.template):
-                raise ValueError(f"data.template {self.template!r} has no {{column}} place, so all prompts are alike")
+            check_template(self.template, "data.template")
         return self
 
 
-def template_columns(template: str) -> list[str]:
-    """The columns that `data.template` has places for. Raises ValueError for braces that do not pair."""
+_PROMPTS = ("prompt", "template", "messages", "completion", "chat_template")
+_LABELLED = ("text", "text_pair", "label", "labels", "num_labels")
+_ANSWERED = ("question", "context", "answers", "doc_stride", "max_answer_length", "null_threshold")
+_OWN_KEYS = {
+    "question_answering": _ANSWERED,
+    "causal_lm": _PROMPTS,
+    "seq2seq": (*_PROMPTS[:2], "completion", "max_target_length"),
+    "planted": ("profile",),
+}
+
+
+def _foreign_keys(kind: str) -> list[str]:
+    """The keys of `data` that mean nothing for this kind."""
+    special = dict.fromkeys((*_LABELLED, *_ANSWERED, *_PROMPTS, "max_target_length", "profile"))
+    foreign = [key for key in special if key not in _OWN_KEYS.get(kind, _LABELLED)]
+    return [*foreign, *(("max_length", "group_by", "extra_validation") if kind == "planted" else ())]
+
+
+def check_template(template: str | None, key: str) -> None:
+    """Refuse a template without a place for a column, or with braces that do not pair."""
+    if template is not None and not template_columns(template, key):
+        raise ValueError(f"{key} {template!r} has no {{column}} place, so all prompts are alike")
+
+
+def template_columns(template: str, key: str = "data.template") -> list[str]:
+    """The columns that a template has places for. Raises ValueError for braces that do not pair."""
     try:
         return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise ValueError(f"data.template {template!r}: {error}; a brace itself is written twice") from None
+        raise ValueError(f"{key} {template!r}: {error}; a brace itself is written twice") from None

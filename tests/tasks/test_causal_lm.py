@@ -91,7 +91,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any):
 
 
 def test_what_the_template_refuses_is_told(tokenizer: Any):
-    with pytest.raises(ValueError, match="the chat template refuses a row of 'm': roles must alternate"):
+    with pytest.raises(ValueError, match="the chat template refuses a row of data.messages: roles must alternate"):
         encoded(tokenizer, {"m": CHAT}, messages="m", chat_template="{{ raise_exception('roles must alternate') }}")
 
 

@@ -10,11 +10,11 @@ import torch
 from transformers import EvalPrediction
 
 from pedyra.compare.grid import Grid
-from pedyra.compare.named_tasks import task_data
 from pedyra.compare.plan import plan_experiment
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import check_recipe
 from pedyra.recipe_sections import ModelSection
+from pedyra.tasks.named_tasks import task_data
 from pedyra.tasks.planted import planted_task
 from pedyra.tasks.planted_problem import PROBLEM_SEED, make_problem, relative_error
 

@@ -20,7 +20,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "pairs": {"kind": "pairs", "text_pair": "text_pair", "label": "same", "metric": "f1"},
     "regression": {"kind": "regression", "label": "score", "metric": "spearman"},
     "causal_lm": CAUSAL,
+    "seq2seq": {"kind": "seq2seq", "prompt": "document", "completion": "summary"},
+    "question_answering": {"kind": "question_answering", "max_length": 64, "doc_stride": 16},
 }
+MODELS = {"causal_lm": "tiny-llama", "seq2seq": "tiny-bart", "question_answering": "tiny-deberta"}
 
 
 def toy_task(seed: int = 0, model: str = "tiny-bert", **data: Any) -> Task:
@@ -35,12 +38,14 @@ def toy_task(seed: int = 0, model: str = "tiny-bert", **data: Any) -> Task:
         ("pairs", 2, "f1", True),
         ("regression", 1, "spearman", True),
         ("causal_lm", None, "perplexity", False),
+        ("seq2seq", None, "perplexity", False),
+        ("question_answering", None, "f1", True),
     ],
 )
 def test_every_kind_evaluates_in_a_stock_trainer(
     kind: str, num_labels: int | None, metric: str, greater: bool, tmp_path: Path
 ):
-    name = "tiny-llama" if kind == "causal_lm" else "tiny-bert"
+    name = MODELS.get(kind, "tiny-bert")
     task = toy_task(model=name, **KINDS[kind])
     assert (task.kind, task.num_labels, task.metric, task.greater_is_better) == (kind, num_labels, metric, greater)
     section = ModelSection(name=name)
@@ -51,6 +56,7 @@ def test_every_kind_evaluates_in_a_stock_trainer(
         per_device_eval_batch_size=4,
         report_to="none",
         disable_tqdm=True,
+        label_names=list(task.targets),
         dataloader_pin_memory=False,
     )
     trainer = Trainer(model, args, processing_class=tokenizer, **task.trainer_arguments())
@@ -60,7 +66,7 @@ def test_every_kind_evaluates_in_a_stock_trainer(
     model.eval()
     with torch.no_grad():
         losses = [model(**task.collator([row])).loss.item() for row in task.eval.to_list()]
-    if kind == "causal_lm":
+    if kind in ("causal_lm", "seq2seq"):
         tokens = [sum(label != -100 for label in row["labels"]) for row in task.eval.to_list()]
         mean = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
         assert scores["eval_token_loss"] == pytest.approx(mean, rel=1e-5)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pedyra.compare.named_tasks import task_data
 from pedyra.methods.registry import get_method
 from pedyra.recipe import TRAINING_DEFAULTS
+from pedyra.tasks.named_tasks import task_data
 from pedyra.yaml_file import one_line, read_settings, to_yaml
 
 Match = Literal["parameters", "rank", "memory", "time"]

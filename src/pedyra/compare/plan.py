@@ -12,7 +12,6 @@ from pedyra.compare import matching
 from pedyra.compare.grid import Grid
 from pedyra.compare.jobs import Cell, Job, Purpose, final_row
 from pedyra.compare.matching import Matched
-from pedyra.compare.named_tasks import task_data, task_model
 from pedyra.compare.results import RateCurve, choose_rate, collect
 from pedyra.compare.splits import TaskSplits, split_task
 from pedyra.files import write_file
@@ -20,6 +19,7 @@ from pedyra.methods.pedyra.sketching import schedule_of
 from pedyra.recipe import Recipe, check_recipe
 from pedyra.recipe_sections import LoraSection
 from pedyra.runs.arguments import training_arguments
+from pedyra.tasks.named_tasks import task_data, task_model
 
 RunJobs = Callable[[Sequence[Job]], None]
 

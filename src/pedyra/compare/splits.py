@@ -85,7 +85,7 @@ def _split(label: str, data: DataSection, tuning: TuningSection, seed: int, fold
 
 def _labels(train: Rows, data: DataSection, class_names: list[str] | None) -> dict[str, Any]:
     """What the classes are, told: a part of the rows might lack one, and a file does not carry the Hub's names."""
-    if data.kind in ("causal_lm", "regression", "planted"):
+    if data.kind not in ("classification", "pairs"):
         return {}
     known = known_labels(train, data, class_names)
     return {"labels": list(known.names)} if known.names else {"num_labels": known.count}

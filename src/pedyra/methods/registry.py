@@ -80,8 +80,8 @@ METHODS: dict[str, Method] = {
         Method("prune", "PE-DyRA's scores, pruning only (Table 5)", _in("prune")),
         Method("expand", "PE-DyRA's scores, expansion only (Table 5)", _in("expand")),
         Method("random", "PE-DyRA's moves, at random (Fig. 4a)", _in("random_moves")),
-        Method("pedyra-paper", "PE-DyRA as the paper has it", _in("pedyra")),
-        Method("pedyra", "PE-DyRA with our defaults", _in("pedyra")),
+        Method("pedyra-paper", "PE-DyRA as the paper has it", _in("pedyra.method")),
+        Method("pedyra", "PE-DyRA with our defaults", _in("pedyra.method")),
     )
 }
 

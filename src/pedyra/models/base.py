@@ -12,24 +12,36 @@ import torch
 from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
-from pedyra.hub import why_not_on_hub
+from pedyra.hub import told_by_hub, why_not_on_hub
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
 from pedyra.models.planted import PlantedBase, base_model
 from pedyra.models.quantized import keep_weight_layout, quantization_config
-from pedyra.models.tiny import tiny_config, tiny_tokenizer
+from pedyra.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.recipe_sections import LoraSection, ModelSection
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
-TINY = ("tiny-bert", "tiny-llama")
+_CLASSIFIER = (AutoModelForSequenceClassification, TaskType.SEQ_CLS)
+HEADS: dict[str, tuple[Any, TaskType | None]] = {
+    "causal_lm": (AutoModelForCausalLM, TaskType.CAUSAL_LM),
+    "seq2seq": (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM),
+    "question_answering": (AutoModelForQuestionAnswering, TaskType.QUESTION_ANS),
+    "planted": (AutoModelForSequenceClassification, None),
+}
+"""Kind of data -> transformers' model class and PEFT's task type; any other kind is a classifier."""
+_WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -54,24 +66,23 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def load_model(
     section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:
-    """The base model with the head of the task: `causal_lm`, or a classifier (`regression`: one output).
+    """The base model with the head of the task (`HEADS`), else a classifier (`regression`: one output).
 
     A new head is drawn with `seed`, and the global seeds are set to it. Quantised weights come prepared for
     training. Raises ValueError and ImportError as `load_tokenizer`.
     """
     set_seed(seed)
     head: dict[str, Any] = {}
-    auto = AutoModelForCausalLM
-    if kind != "causal_lm":
-        auto = AutoModelForSequenceClassification
+    auto = HEADS.get(kind, _CLASSIFIER)[0]
+    if kind not in HEADS:
         problem = "regression" if kind == "regression" else "single_label_classification"
         head = dict(num_labels=num_labels, problem_type=problem)
     if section.name.startswith("planted-"):
         model = _planted_model(section)
     elif section.name in TINY:
-        model = _tiny_model(auto, section, head, len(tokenizer))
+        model = _tiny_model(auto, section, kind, head, len(tokenizer))
     else:
-        model = _from_pretrained(auto, _source(section), section, **_loading(section, head), **head)
+        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **head)
     if kind == "causal_lm":
         _check_causal(model, section)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -91,12 +102,12 @@ def lora_config(section: LoraSection, kind: str, ranks: Mapping[str, int] | None
     keys = pattern_keys(ranks or {})
     scaling = section.alpha / section.r
     return LoraConfig(
-        task_type={"causal_lm": TaskType.CAUSAL_LM, "planted": None}.get(kind, TaskType.SEQ_CLS),
+        task_type=HEADS.get(kind, _CLASSIFIER)[1],
         r=section.r,
         lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
         lora_dropout=section.dropout,
         target_modules=section.target_modules if ranks is None else list(ranks),
-        exclude_modules=section.exclude_modules if ranks is None else None,
+        exclude_modules=_excluded(section, kind) if ranks is None else None,
         rank_pattern={keys[name]: rank for name, rank in (ranks or {}).items()},
         alpha_pattern={keys[name]: rank * scaling for name, rank in (ranks or {}).items()},  # pyright: ignore[reportArgumentType]
         init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
@@ -107,19 +118,29 @@ def lora_config(section: LoraSection, kind: str, ranks: Mapping[str, int] | None
     )
 
 
+def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
+    """PEFT's all-linear leaves every head out but the one for answers, which is trained in full beside the adapter."""
+    if (
+        kind != "question_answering"
+        or section.target_modules != "all-linear"
+        or isinstance(section.exclude_modules, str)
+    ):
+        return section.exclude_modules
+    return [*(section.exclude_modules or ()), "qa_outputs"]
+
+
 def _source(section: ModelSection) -> str:
     return str(PACKAGED[section.name]()) if section.name in PACKAGED else section.name
 
 
-def _loading(section: ModelSection, head: dict[str, Any]) -> dict[str, Any]:
+def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {"dtype": section.dtype}
     if section.attn_implementation is not None:
         arguments["attn_implementation"] = section.attn_implementation
     if section.quantization != "none":
         compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
-        arguments["quantization_config"] = quantization_config(
-            section.quantization, compute, heads=["classifier", "score"] if head else None
-        )
+        heads = None if kind in ("causal_lm", "seq2seq", "planted") else ["classifier", "score", "qa_outputs"]
+        arguments["quantization_config"] = quantization_config(section.quantization, compute, heads=heads)
     return arguments
 
 
@@ -130,6 +151,9 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint}")
     try:
+        if auto in _WITH_HEAD and not section.trust_remote_code:
+            config = AutoConfig.from_pretrained(source, revision=section.revision or "main")
+            _check_head(auto, config, section)
         return auto.from_pretrained(
             source, revision=section.revision or "main", trust_remote_code=section.trust_remote_code, **arguments
         )
@@ -140,10 +164,28 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
             f"model.name {section.name!r} has weights of other sizes than the task's model, such as a head of another "
             f"number of classes than data.num_labels {arguments.get('num_labels')}; save it without its head first"
         ) from error
+    except _NoHead:
+        raise
     except (OSError, ValueError, ImportError) as error:
-        # transformers explains at length; its first line says what happened.
-        told = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.{key} {given!r} cannot be loaded: {told}") from error
+        raise ValueError(f"model.{key} {given!r} cannot be loaded: {told_by_hub(error)}") from error
+
+
+class _NoHead(ValueError):
+    """Told as it is, not as what a file could not be loaded for."""
+
+
+def _check_head(auto: Any, config: PreTrainedConfig, section: ModelSection) -> None:
+    """transformers has not every head for every architecture, and says so at length."""
+    if type(config) in auto._model_mapping:
+        return
+    needs = {
+        AutoModelForSeq2SeqLM: "data.kind seq2seq needs an encoder-decoder such as BART or T5; a decoder does the same "
+        "task under causal_lm, with a template that ends where the answer begins",
+        AutoModelForQuestionAnswering: "data.kind question_answering needs an encoder such as DeBERTa-v3",
+    }.get(auto, "give another model.name or data.kind")
+    raise _NoHead(
+        f"model.name {section.name!r} is a {config.model_type}, for which transformers has no {auto.__name__}; {needs}"
+    )
 
 
 def _check_causal(model: PreTrainedModel, section: ModelSection) -> None:
@@ -155,8 +197,9 @@ def _check_causal(model: PreTrainedModel, section: ModelSection) -> None:
         )
 
 
-def _tiny_model(auto: Any, section: ModelSection, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:
+def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:
     config = tiny_config(section.name, vocab_size)
+    _check_head(auto, config, section)
     for key, value in head.items():
         setattr(config, key, value)
     if section.quantization == "none":
@@ -164,7 +207,7 @@ def _tiny_model(auto: Any, section: ModelSection, head: dict[str, Any], vocab_si
     # By way of a folder, since weights are quantised as they are read.
     with TemporaryDirectory() as folder:
         auto.from_config(config).save_pretrained(folder)
-        return _from_pretrained(auto, folder, section, **_loading(section, head))
+        return _from_pretrained(auto, folder, section, **_loading(section, kind))
 
 
 def _planted_model(section: ModelSection) -> PreTrainedModel:
@@ -173,4 +216,4 @@ def _planted_model(section: ModelSection) -> PreTrainedModel:
         return model if section.dtype == "auto" else model.to(getattr(torch, section.dtype))
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return _from_pretrained(PlantedBase, folder, section, **_loading(section, {}))
+        return _from_pretrained(PlantedBase, folder, section, **_loading(section, "planted"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from peft import PeftModel
 
@@ -53,6 +54,16 @@ def evaluate_run(run: Path) -> dict[str, float]:
             config.orth_reg_weight = 0.0  # type: ignore[attr-defined]
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
-        metrics = setup.trainer(scratch).evaluate()
-    names = {key: key.removeprefix("eval_") for key in metrics if key.startswith("eval_")}
-    return {name: metrics[key] for key, name in names.items() if name not in _TIMINGS}
+        trainer = setup.trainer(scratch)
+        metrics = _named(trainer.evaluate())
+        for name, extra in task.extra.items():
+            trainer.compute_metrics = extra.compute_metrics
+            of_extra: Any = extra.eval
+            metrics |= _named(trainer.evaluate(of_extra), f"{name}_")
+    return metrics
+
+
+def _named(evaluation: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """What Trainer found, without its own prefix and what tells nothing about the model."""
+    names = {key: key.removeprefix("eval_") for key in evaluation if key.startswith("eval_")}
+    return {f"{prefix}{name}": evaluation[key] for key, name in names.items() if name not in _TIMINGS}

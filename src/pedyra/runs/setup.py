@@ -41,8 +41,8 @@ class Setup:
 
     def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = ()) -> Trainer:
         """A Trainer of this run that writes to `output_dir` and draws nothing on the screen itself."""
-        # Trainer cannot see through PEFT which input is the label.
-        overrides: dict[str, Any] = {"output_dir": output_dir, "disable_tqdm": True, "label_names": ["labels"]}
+        overrides: dict[str, Any] = {"output_dir": output_dir, "disable_tqdm": True}
+        overrides["label_names"] = list(self.task.targets)
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
         if best and "metric_for_best_model" not in training:

@@ -1,5 +1,23 @@
-"""Tasks: a recipe's data, tokenised and split, with its collator and metric. They know no adapter."""
+"""Tasks: a recipe's data, tokenised and split, with its collator and metric. They know no adapter.
 
-from pedyra.tasks.task import Task, load_task
+One file a family: text (classes and numbers; glue), question_answering, seq2seq, causal_lm, planted. `test_sets` and
+`generation` judge what a model writes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pedyra.tasks.task import Task as Task
+    from pedyra.tasks.task import load_task as load_task
 
 __all__ = ["Task", "load_task"]
+
+
+def __getattr__(name: str):
+    if name in __all__:  # late, because a grid looks up named tasks without loading torch
+        from pedyra.tasks import task
+
+        return getattr(task, name)
+    raise AttributeError(f"module 'pedyra.tasks' has no attribute {name!r}")

@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pedyra.recipe_sections import DataSection
+from pedyra.tasks.prompts import chat_text, prompt_text, prompt_tokens
 from pedyra.tasks.split import Rows
 
 IGNORED = -100
@@ -52,10 +52,7 @@ def _prompt_and_answer(
     row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
     """Tokens and labels of a prompt with its answer, tokenised apart: at generation the prompt is all there is."""
-    prompt = data.template.format_map(row) if data.template else str(row[data.prompt or ""])
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    if prompt_ids and prompt_ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        prompt_ids = prompt_ids[:-1]  # some tokenizers close every text, and a prompt goes on
+    prompt_ids = prompt_tokens(prompt_text(row, data.prompt, data.template), tokenizer)
     answer_ids = tokenizer(str(row[data.completion or ""]), add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         answer_ids = [*answer_ids, tokenizer.eos_token_id]
@@ -64,21 +61,13 @@ def _prompt_and_answer(
 
 def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Tokens and labels of a chat; an answer is what an assistant's turn adds to the text that asks for it."""
-    messages = row[data.messages or ""]
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
-    ):
-        raise ValueError(f"column {data.messages!r} holds {messages!r:.80}; a chat is a list of {{role, content}}")
-    if not messages or messages[0]["role"] == "assistant":
-        raise ValueError(
-            f"column {data.messages!r} holds {messages!r:.80}; a chat begins with a system or user message"
-        )
-    whole = _render(messages, data, tokenizer, ask=False)
+    messages = messages_of(row, data)
+    whole = chat_text(messages, tokenizer, data.chat_template, ask=False)
     spans = []
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _render(messages[:turn], data, tokenizer, ask=True)
-            after = _render(messages[: turn + 1], data, tokenizer, ask=False)
+            before = chat_text(messages[:turn], tokenizer, data.chat_template, ask=True)
+            after = chat_text(messages[: turn + 1], tokenizer, data.chat_template, ask=False)
             if not (after.startswith(before) and whole.startswith(after)):
                 raise ValueError(
                     "the chat template rewrites earlier turns, so the answers cannot be told apart; "
@@ -93,17 +82,18 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
     return encoded["input_ids"], labels
 
 
-def _render(messages: list[dict[str, Any]], data: DataSection, tokenizer: PreTrainedTokenizerBase, *, ask: bool) -> str:
-    if data.chat_template is None and tokenizer.chat_template is None:
-        raise ValueError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=data.chat_template, tokenize=False, add_generation_prompt=ask
+def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
+    """The chat of a row. Raises ValueError for what is none, or begins with an answer."""
+    messages = row[data.messages or ""]
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
+    ):
+        raise ValueError(f"column {data.messages!r} holds {messages!r:.80}; a chat is a list of {{role, content}}")
+    if not messages or messages[0]["role"] == "assistant":
+        raise ValueError(
+            f"column {data.messages!r} holds {messages!r:.80}; a chat begins with a system or user message"
         )
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses a row of {data.messages!r}: {error}") from error
-    assert isinstance(text, str)
-    return text
+    return messages
 
 
 def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
@@ -112,8 +102,12 @@ def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
     Given to Trainer as preprocess_logits_for_metrics, so that no logits are kept over an evaluation.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    targets = labels[:, 1:]
+    return token_losses(logits[:, :-1], labels[:, 1:])
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed loss and number of the targets of each row, `(batch, 2)`, where logits stand at what they predict."""
     losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
     return torch.stack([losses.sum(dim=1), (targets != IGNORED).sum(dim=1).float()], dim=1)

@@ -23,14 +23,16 @@ def classification(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def correlation(prediction: EvalPrediction) -> dict[str, float]:
-    """Pearson and Spearman correlation; 0 where guesses or labels are constant, as nothing follows anything then."""
+    """Pearson's and Spearman's correlation and their mean (`combined`, GLUE's score of STS-B).
+
+    0 where guesses or labels are constant, as nothing follows anything then.
+    """
     guesses, labels = _logits(prediction).reshape(-1), np.asarray(prediction.label_ids).reshape(-1)
     if np.ptp(guesses) == 0 or np.ptp(labels) == 0:
-        return {"pearson": 0.0, "spearman": 0.0}
-    return {
-        "pearson": float(np.corrcoef(guesses, labels)[0, 1]),
-        "spearman": float(np.corrcoef(rankdata(guesses), rankdata(labels))[0, 1]),
-    }
+        return {"pearson": 0.0, "spearman": 0.0, "combined": 0.0}
+    pearson = float(np.corrcoef(guesses, labels)[0, 1])
+    spearman = float(np.corrcoef(rankdata(guesses), rankdata(labels))[0, 1])
+    return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
 
 
 def perplexity(prediction: EvalPrediction) -> dict[str, float]:

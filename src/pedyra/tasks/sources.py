@@ -8,15 +8,15 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 
-from pedyra.hub import why_not_on_hub
-from pedyra.recipe_sections import DataSection, template_columns
+from pedyra.hub import told_by_hub, why_not_on_hub
+from pedyra.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.tasks.reviews import reviews
 from pedyra.tasks.split import Rows
 from pedyra.tasks.toy import toy
@@ -40,37 +40,64 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
 
     Rows hold the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
     """
-    columns = _columns(data)
     if data.source in PACKAGED:
         if data.validation is not None:
             raise ValueError(f"data.source {data.source} has no other split; remove data.validation")
-        return _select(PACKAGED[data.source](), columns, data.source), None, None
+        return _select(PACKAGED[data.source](), _columns(data), data.source, _structured(data)), None, None
+    train, names = _read(data, data.source if _format(data.source) else data.split)
+    return train, validation_rows(data, data.validation) if data.validation else None, names
+
+
+def validation_rows(data: DataSection, split: str) -> Rows:
+    """The rows of a validation split of a Hub data set, or of a local file, with the columns that `data` names."""
+    return _read(data, split)[0]
+
+
+def _read(data: DataSection, split: str) -> tuple[Rows, list[str] | None]:
+    key = "source" if split == data.source else "validation"
+    columns, structured = _columns(data), _structured(data)
     if _format(data.source):
-        train = _select(_read_file(data.source, "source"), columns, data.source, data.messages)
-        if data.validation is None:
-            return train, None, None
-        return train, _select(_read_file(data.validation, "validation"), columns, data.validation, data.messages), None
-    train, names = _read_hub(data, data.split, columns)
-    return train, _read_hub(data, data.validation, columns)[0] if data.validation else None, names
+        return _select(_read_file(split, f"data.{key}"), columns, split, structured), None
+    return read_hub(data.source, data.config, split, columns, structured, label=data.label)
+
+
+def read_test_rows(source: str, config: str | None, split: str, columns: list[str] | None, key: str) -> Rows:
+    """Rows of a file, or of a split of a Hub data set, to be answered; `columns` None: all that there are, as they are.
+
+    Raises ValueError, beginning with `key`, for a source or column that is not there.
+    """
+    if not _format(source):
+        return read_hub(source, config, split, columns, label=None, key=key)[0]
+    rows = _read_file(source, key)
+    return list(rows) if columns is None else _select(rows, columns, source)
+
+
+def _structured(data: DataSection) -> tuple[str | None]:
+    """The columns that hold more than text or a number."""
+    return (data.answers,) if data.kind == "question_answering" else (data.messages,)
 
 
 def _columns(data: DataSection) -> list[str]:
     if data.kind == "planted":
         named = ["row"]
-    elif data.kind == "causal_lm":
+    elif data.kind == "question_answering":
+        named = [data.question, data.context, data.answers]
+    elif data.kind in GENERATED:
         named = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]
     else:
         named = [data.text, data.text_pair, data.label]
     return list(dict.fromkeys(name for name in [*named, data.group_by] if name is not None))
 
 
-def _select(rows: Iterable[dict[str, Any]], columns: list[str], where: str, chat: str | None = None) -> Rows:
+def _select(
+    rows: Iterable[dict[str, Any]], columns: list[str], where: str, structured: Sequence[str | None] = ()
+) -> Rows:
     selected = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if row.get(column) is None:
                 _refuse_column(column, row, where, number)
-            if isinstance(row[column], (list, dict)) and column != chat:
+            if isinstance(row[column], (list, dict)) and column not in structured:
                 kind = type(row[column]).__name__
                 raise ValueError(f"row {number} of {where} has a {kind} in column {column!r}, where text is expected")
         selected.append({column: row[column] for column in columns})
@@ -94,9 +121,9 @@ def _format(source: str) -> str | None:
 def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
     path, kind = Path(source).expanduser(), _format(source)
     if not path.is_file():
-        raise ValueError(f"data.{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
+        raise ValueError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
     if kind is None:
-        raise ValueError(f"data.{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
+        raise ValueError(f"{key} {source!r} has no known format; a file ends in {', '.join(FORMATS)}")
     try:
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
@@ -109,7 +136,7 @@ def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
                 return rows
             return _json_rows(file.read(), source)
     except _DAMAGED as error:
-        raise ValueError(f"data.{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
+        raise ValueError(f"{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
 
 
 def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
@@ -134,23 +161,36 @@ def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_hub(data: DataSection, split: str, columns: list[str]) -> tuple[Rows, list[str] | None]:
+def read_hub(
+    source: str,
+    config: str | None,
+    split: str,
+    columns: list[str] | None,
+    structured: Sequence[str | None] = (),
+    *,
+    label: str | None,
+    key: str = "data.source",
+) -> tuple[Rows, list[str] | None]:
+    """The rows of a Hub data set's split, and the class names of its column `label` if it declares them.
+
+    Raises ValueError for what is not there, or may not be read without logging in.
+    """
     from datasets import ClassLabel, load_dataset
 
-    nowhere = f"data.source {data.source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and "
-    if not Path(data.source).exists() and (reason := why_not_on_hub(data.source, "dataset")) is not None:
-        near = get_close_matches(data.source, PACKAGED, n=1)
+    nowhere = f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and "
+    if not Path(source).exists() and (reason := why_not_on_hub(source, "dataset")) is not None:
+        near = get_close_matches(source, PACKAGED, n=1)
         raise ValueError(nowhere + reason + (f"; did you mean {near[0]!r}?" if near else ""))
     try:
-        dataset = load_dataset(data.source, data.config, split=split)
+        dataset = load_dataset(source, config, split=split)
     except Exception as error:  # the Hub client's errors share no base but Exception
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{nowhere}the Hub did not give it: {told[0]}") from error
+        raise ValueError(f"{nowhere}the Hub did not give it: {told_by_hub(error)}") from error
+    if columns is None:
+        return dataset.to_list(), None
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
-        raise ValueError(
-            f"{data.source} has no column {missing[0]!r}; its columns are {', '.join(dataset.column_names)}"
-        )
-    feature = dataset.features.get(data.label)
+        raise ValueError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(dataset.column_names)}")
+    feature = dataset.features.get(label or "")
     names = list(feature.names) if isinstance(feature, ClassLabel) else None
-    return _select(dataset.select_columns(columns).to_list(), columns, data.source, data.messages), names
+    rows = dataset.select_columns(columns).to_list()
+    return _select(rows, columns, source, structured), names

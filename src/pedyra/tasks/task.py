@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
-from pedyra.recipe_sections import METRICS, DataSection
-from pedyra.tasks import causal_lm, labels, metrics, text
-from pedyra.tasks.sources import load_rows
-from pedyra.tasks.split import held_out, sample
+from pedyra.recipe_sections import GENERATED, METRICS, DataSection
+from pedyra.tasks import causal_lm, labels, metrics, question_answering, seq2seq, text
+from pedyra.tasks.sources import load_rows, validation_rows
+from pedyra.tasks.split import Rows, held_out, sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,12 @@ class Task:
     """Tokenised data, and how a model is judged on it. Batches are padded to their own longest row."""
 
     kind: str
-    """classification, pairs, regression, causal_lm or planted."""
+    """As data.kind."""
     train: Dataset
     eval: Dataset
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     num_labels: int | None
-    """Outputs of the head: classes, 1 for regression, None for causal_lm and planted, which have none."""
+    """Outputs of the head: classes, 1 for regression; None where the task brings no new classes."""
     label_names: tuple[str, ...] | None
     """Class names in the order of their numbers, where the data has names."""
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
@@ -35,6 +35,12 @@ class Task:
     metric: str
     """The metric that counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
     greater_is_better: bool
+    targets: tuple[str, ...] = ("labels",)
+    """The columns that are targets; Trainer cannot see through PEFT which they are."""
+    held_out: Rows = field(default_factory=list)
+    """The rows of `eval` as they were read."""
+    extra: Mapping[str, Task] = field(default_factory=dict)
+    """Name -> this task judged on a further validation split."""
 
     def digest(self, *, train_only: bool = False) -> str:
         """SHA-256 of the tokens and labels that are trained on and judged by, whatever library holds them."""
@@ -79,30 +85,66 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) 
         from pedyra.tasks.planted import planted_task  # which is made of what stands here
 
         return planted_task(train, evaluation, data.profile)
-    metric = data.metric or METRICS[data.kind][0]
-    if data.kind == "causal_lm":
-        return Task(
-            kind=data.kind,
-            train=Dataset.from_list(causal_lm.encode(train, data, tokenizer, "training")),
-            eval=Dataset.from_list(causal_lm.encode(evaluation, data, tokenizer, "validation")),
-            collator=DataCollatorForSeq2Seq(tokenizer),
-            num_labels=None,
-            label_names=None,
-            compute_metrics=metrics.perplexity,
-            preprocess_logits=causal_lm.answer_loss,
-            metric=metric,
-            greater_is_better=False,
-        )
-    known = labels.known_labels(every, data, class_names)
-    return Task(
+    family = _family(data, tokenizer, every, class_names)
+    judged, compute_metrics = family.encode(evaluation, "validation")
+    task = Task(
         kind=data.kind,
-        train=Dataset.from_list(text.encode(train, data, tokenizer, known)),
-        eval=Dataset.from_list(text.encode(evaluation, data, tokenizer, known)),
+        train=Dataset.from_list(family.encode(train, "training")[0]),
+        eval=Dataset.from_list(judged),
+        collator=family.collator,
+        num_labels=family.labels.count if family.labels else None,
+        label_names=family.labels.names if family.labels else None,
+        compute_metrics=compute_metrics,
+        preprocess_logits=family.preprocess_logits,
+        metric=data.metric or METRICS[data.kind][0],
+        greater_is_better=data.kind not in GENERATED,
+        targets=family.targets,
+        held_out=evaluation,
+    )
+    extra = {}
+    for name, split in data.extra_validation.items():
+        rows = sample(validation_rows(data, split), data.eval_rows, seed, name)
+        encoded, compute_metrics = family.encode(rows, name)
+        extra[name] = replace(task, eval=Dataset.from_list(encoded), compute_metrics=compute_metrics, held_out=rows)
+    return replace(task, extra=extra)
+
+
+Compute = Callable[[EvalPrediction], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """What a kind of task does with rows."""
+
+    encode: Callable[[Rows, str], tuple[list[dict[str, Any]], Compute]]
+    """Rows, and what they are called in an error -> the model's inputs, and what judges predictions for them."""
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    preprocess_logits: Callable[[Any, Any], Any] | None = None
+    labels: labels.Labels | None = None
+    targets: tuple[str, ...] = ("labels",)
+
+
+def _family(data: DataSection, tokenizer: PreTrainedTokenizerBase, every: Rows, names: list[str] | None) -> _Family:
+    if data.kind == "question_answering":
+
+        def encode(rows: Rows, side: str) -> tuple[list[dict[str, Any]], Compute]:
+            features, parts = question_answering.encode(rows, data, tokenizer, side)
+            return features, question_answering.metrics(rows, parts, data)
+
+        return _Family(
+            encode=encode, collator=DataCollatorWithPadding(tokenizer), targets=tuple(question_answering.LABELS)
+        )
+    if data.kind in GENERATED:
+        module = causal_lm if data.kind == "causal_lm" else seq2seq
+        return _Family(
+            encode=lambda rows, side: (module.encode(rows, data, tokenizer, side), metrics.perplexity),
+            collator=DataCollatorForSeq2Seq(tokenizer),
+            preprocess_logits=module.answer_loss,
+        )
+    known = labels.known_labels(every, data, names)
+    judge = metrics.correlation if data.kind == "regression" else metrics.classification
+    return _Family(
+        encode=lambda rows, side: (text.encode(rows, data, tokenizer, known), judge),
         collator=DataCollatorWithPadding(tokenizer),
-        num_labels=known.count,
-        label_names=known.names,
-        compute_metrics=metrics.correlation if data.kind == "regression" else metrics.classification,
-        preprocess_logits=None,
-        metric=metric,
-        greater_is_better=True,
+        labels=known,
     )

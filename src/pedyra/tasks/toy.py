@@ -17,10 +17,12 @@ def toy() -> Rows:
 
     Columns: text and text_pair, a sentence each; label, 1 if `text` praises; same, 1 if both sentences praise or
     neither does; score, 0 to 3 by what they praise; prompt and completion, a question and its answer; messages, the
-    same as a chat; group.
+    same as a chat; question, context and answers, where half of the questions have no answer; document and summary,
+    which is its first sentence; group.
     """
-    random = Random(0)
-    return [_row(random, index % 32) for index in range(ROWS)]
+    random, asked = Random(0), Random(1)
+    rows = [_row(random, index % 32) for index in range(ROWS)]
+    return [{**row, **_question(asked, row), **_document(row)} for row in rows]
 
 
 def _row(random: Random, group: int) -> dict[str, Any]:
@@ -38,6 +40,18 @@ def _row(random: Random, group: int) -> dict[str, Any]:
         "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}],
         "group": f"group-{group}",
     }
+
+
+def _question(random: Random, row: dict[str, Any]) -> dict[str, Any]:
+    """What is good in "the plot is good"? The plot; what is bad in it has no answer."""
+    noun, quality = row["text"].split()[1], row["text"].split()[3]
+    asked = quality if random.randrange(2) else random.choice(WORDS[1 - row["label"]])
+    answers = {"text": [noun], "answer_start": [4]} if asked == quality else {"text": [], "answer_start": []}
+    return {"question": f"what is {asked}?", "context": row["text"], "answers": answers}
+
+
+def _document(row: dict[str, Any]) -> dict[str, Any]:
+    return {"document": f"{row['text']}. {row['text_pair']}.", "summary": row["text"]}
 
 
 def _sentence(random: Random, praises: int) -> str:

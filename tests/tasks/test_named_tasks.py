@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pedyra.compare.named_tasks import GLUE, NAMES, task_data, task_model
 from pedyra.recipe import check_recipe
+from pedyra.tasks.named_tasks import GLUE, NAMES, task_data, task_model
 
 # Wang et al. 2019, Table 1: task -> (kind, metric).
 OFFICIAL = {
