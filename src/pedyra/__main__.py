@@ -1,6 +1,24 @@
-"""`python -m pedyra`: the command line where no script is on the path."""
+"""The command line, as `pedyra` and as `python -m pedyra`, where the extra pedyra[cli] is installed."""
 
-from pedyra.cli import main
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+NEEDED = (*("datasets", "filelock", "jinja2", "matplotlib", "pydantic", "rich", "scipy", "sklearn", "typer", "yaml"),)
+"""Modules of the extra pedyra[cli]: the callback needs none of them."""
+
+
+def main() -> None:
+    """Run the command line; one line and exit code 2 where a package that it needs is not installed."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        print(f'Error: the command line needs {", ".join(missing)}; run: pip install "pedyra[cli]"', file=sys.stderr)
+        sys.exit(2)
+    from pedyra.cli import main as command_line
+
+    command_line()
+
 
 if __name__ == "__main__":
     main()

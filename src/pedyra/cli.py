@@ -217,15 +217,15 @@ def compare(
 
     console = new_console()
     try:
-        summary = compare_grid(
-            checked, console, workers=workers, ray=ray, shard=shard, collect=collect or [], extend=extend
+        comparison = compare_grid(
+            checked, workers=workers, ray=ray, shard=shard, collect=collect or [], extend=extend, console=console
         )
     except KeyboardInterrupt:
         console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
         raise typer.Exit(130) from None
     if json_file:
-        write_json_lines(json_file, [result.row() for result in summary.results])
-    if summary.failed:
+        write_json_lines(json_file, comparison.rows())
+    if comparison.failed:
         raise typer.Exit(1)
 
 

@@ -66,7 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the trainer in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pedyra.compare.compare.can_fork", lambda: False)  # a fork has the real trainer imported
-    monkeypatch.setattr("pedyra.compare.plan.training_arguments", lambda recipe: None)  # `fake` is none
+    monkeypatch.setattr("pedyra.compare.experiment.training_arguments", lambda recipe: None)  # `fake` is none
     (tmp_path / "pedyra").mkdir()
     # A Ray worker imports from the working directory too, and needs the rest of the package.
     (tmp_path / "pedyra" / "__init__.py").write_text(f"__path__.append({str(Path(pedyra.__file__).parent)!r})\n")

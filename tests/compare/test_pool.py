@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.compare.jobs import Cell, Job, is_done, run_job
+from pedyra.compare.jobs import Entry, Job, is_done, run_job
 from pedyra.compare.pool import LocalPool
 
 FAKE = {"lora": 0.5, "pedyra": "crash", "dora": "kill", "prune": "wait"}
@@ -24,8 +24,8 @@ def job(folder: Path):
     """job(method, seed): a job of the trainer without a model."""
 
     def make(method: str, seed: int = 0) -> Job:
-        cell = Cell(method, "toy", 2)
-        made = Job(cell, 0.1, seed, "jobs", Path("out"), {})
+        entry = Entry(method, "toy", 2)
+        made = Job(entry, 0.1, seed, "jobs", Path("out"), {})
         training = {"learning_rate": 0.1, "fake": FAKE}
         made.recipe.update(method=method, seed=seed, output_dir=str(made.run), training=training)
         return made
@@ -36,7 +36,7 @@ def job(folder: Path):
 def run_all(jobs, workers=2):
     outcomes = []
     LocalPool(workers).run(jobs, outcomes.append)
-    return {(outcome.job.cell.method, outcome.job.seed): outcome for outcome in outcomes}
+    return {(outcome.job.entry.method, outcome.job.seed): outcome for outcome in outcomes}
 
 
 def test_one_that_fails_does_not_stop_the_rest_and_says_why(job):
@@ -109,7 +109,7 @@ def test_ctrl_c_or_sigterm_lets_running_jobs_save_and_starts_no_other(number, jo
     outcomes = []
     with pytest.raises(KeyboardInterrupt):
         LocalPool(1).run([job("prune"), job("lora")], outcomes.append)
-    assert [(outcome.job.cell.method, outcome.status) for outcome in outcomes] == [("prune", "stopped")]
+    assert [(outcome.job.entry.method, outcome.status) for outcome in outcomes] == [("prune", "stopped")]
     assert calls() == ["prune 0 0.1"]
     assert run_all([job("prune")])["prune", 0].status == "done"
     assert calls()[1:] == ["prune 0 0.1 --resume"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.compare.jobs import Cell, Job
+from pedyra.compare.jobs import Entry, Job
 from pedyra.compare.ray_pool import RayPool
 
 
@@ -45,7 +45,7 @@ def processes_of(recipe: str) -> list[tuple[int, int]]:
 def test_a_worker_killed_in_mid_job_costs_nothing_but_the_steps_since_the_checkpoint(folder, calls):
     jobs = []
     for method in ("prune", "lora"):
-        job = Job(Cell(method, "toy", 2), 0.1, 0, "jobs", Path("out"), {})
+        job = Job(Entry(method, "toy", 2), 0.1, 0, "jobs", Path("out"), {})
         fake = {"prune": "wait", "lora": 0.5}
         job.recipe.update(method=method, seed=0, output_dir=str(job.run))
         job.recipe["training"] = {"learning_rate": 0.1, "fake": fake}
@@ -67,6 +67,6 @@ def test_a_worker_killed_in_mid_job_costs_nothing_but_the_steps_since_the_checkp
         pool.run(jobs, outcomes.append)
     finally:
         pool.close()
-    ended = {outcome.job.cell.method: (outcome.status, outcome.message) for outcome in outcomes}
+    ended = {outcome.job.entry.method: (outcome.status, outcome.message) for outcome in outcomes}
     assert ended == {"prune": ("done", ""), "lora": ("done", "")}
     assert "prune 0 0.1 --resume" in calls()

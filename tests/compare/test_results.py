@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.compare.jobs import Cell, Job
+from pedyra.compare.jobs import Entry, Job
 from pedyra.compare.results import Result, choose_rate, collect
 
-CELL = Cell("lora", "toy", 2)
+CELL = Entry("lora", "toy", 2)
 
 
 def result(rate: float, value: float, seed: int = 0, *, metric: str = "accuracy", loss: float = 1.0) -> Result:

@@ -8,16 +8,16 @@ import json
 from rich.console import Console
 
 from pedyra.compare.compare import compare_grid
+from pedyra.compare.experiment import prepare_experiment
 from pedyra.compare.jobs import Outcome
-from pedyra.compare.plan import plan_experiment
 from pedyra.compare.screen import LiveTable
 
 
 def test_the_live_table_counts_and_averages(make_grid, folder):
     grid = make_grid("learning_rates=[0.1]")
-    compare_grid(grid, Console(quiet=True))
-    experiment = plan_experiment(grid, folder / "runs/grid", lambda jobs: None)
-    jobs = [job for cell in experiment.cells for job in experiment.reported_jobs(cell, {})]
+    compare_grid(grid)
+    experiment = prepare_experiment(grid, folder / "runs/grid", lambda jobs: None)
+    jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, {})]
     (jobs[-1].run / "metrics.jsonl").unlink()
     out = io.StringIO()
     with LiveTable(Console(file=out, force_terminal=True, width=100), "runs", jobs) as live:
@@ -30,9 +30,9 @@ def test_the_live_table_counts_and_averages(make_grid, folder):
 
 def test_a_run_that_diverged_earlier_is_shown_as_no_number(make_grid, folder):
     grid = make_grid("learning_rates=[0.1]")
-    compare_grid(grid, Console(quiet=True))
-    experiment = plan_experiment(grid, folder / "runs/grid", lambda jobs: None)
-    jobs = [job for cell in experiment.cells for job in experiment.reported_jobs(cell, {})]
+    compare_grid(grid)
+    experiment = prepare_experiment(grid, folder / "runs/grid", lambda jobs: None)
+    jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, {})]
     metrics = jobs[-1].run / "metrics.jsonl"
     *lines, last = metrics.read_text().splitlines()
     final = {**json.loads(last), "value": None, "eval_loss": None}
@@ -45,7 +45,7 @@ def test_a_run_that_diverged_earlier_is_shown_as_no_number(make_grid, folder):
 
 def test_without_a_terminal_there_is_a_line_a_run(make_grid):
     out = io.StringIO()
-    compare_grid(make_grid("learning_rates=[0.1]"), Console(file=out, width=200))
+    compare_grid(make_grid("learning_rates=[0.1]"), console=Console(file=out, width=200))
     text = out.getvalue()
     assert "2 rows x tasks x budgets" in text and "0 to choose rates, 6 reported" in text
     assert "lora on toy, r = 2, rate 0.1, seed 0: accuracy 0.5100" in text

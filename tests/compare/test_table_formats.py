@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pedyra.compare.tables import Cell, Table, html, latex, markdown
+from pedyra.compare.table_formats import Cell, Table, html, latex, markdown
 
 TABLE = Table(
     "T_1 & more", ["method", "a|b"], [[Cell("x<y"), Cell("1 ± 2", bold=True)], [Cell("z"), Cell("3×", tie=True)]]

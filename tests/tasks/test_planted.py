@@ -9,8 +9,13 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
+from pedyra.compare.experiment import prepare_experiment
 from pedyra.compare.grid import Grid
+<<<<<<< HEAD
 from pedyra.compare.plan import plan_experiment
+=======
+from pedyra.compare.named_tasks import task_data
+>>>>>>> 1655a8a (Core install without the command line's packages; compare is called as a library and knows neither cli nor report)
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import check_recipe
 from pedyra.recipe_sections import ModelSection
@@ -81,8 +86,8 @@ def test_a_row_can_have_its_own_bits_on_any_task(tmp_path: Any):
             **{"methods": rows, "tasks": {"planted": {}, "toy": {"max_length": 48}}, "seeds": [0], "match": "rank"},
         }
     )
-    experiment = plan_experiment(grid, tmp_path, lambda jobs: None)
-    made = {(cell.method, cell.task): experiment.job(cell, 0.1, 0, "jobs").recipe["model"] for cell in experiment.cells}
+    experiment = prepare_experiment(grid, tmp_path, lambda jobs: None)
+    made = {(e.method, e.task): experiment.job(e, 0.1, 0, "jobs").recipe["model"] for e in experiment.entries}
     assert made["pedyra on qlora", "toy"] == {"name": "tiny-bert", "quantization": "nf4"}
     assert made["pedyra on qlora", "planted"] == {"name": "planted-design", "quantization": "nf4"}
     assert made["lora", "toy"] == {"name": "tiny-bert"}
@@ -96,8 +101,8 @@ def test_in_a_grid_it_brings_its_own_model_and_less_is_better(tmp_path: Any):
             **{"methods": ["lora"], "tasks": tasks, "seeds": [0], "match": "rank"},
         }
     )
-    experiment = plan_experiment(grid, tmp_path, lambda jobs: None)
-    made = {cell.task: experiment.job(cell, 0.1, 0, "jobs").recipe for cell in experiment.cells}
+    experiment = prepare_experiment(grid, tmp_path, lambda jobs: None)
+    made = {cell.task: experiment.job(cell, 0.1, 0, "jobs").recipe for cell in experiment.entries}
     models = {task: recipe["model"]["name"] for task, recipe in made.items()}
     assert models == {"planted": "planted-design", "other": "planted-sparse", "toy": "tiny-bert"}
     assert made["other"]["data"]["metric"] == "relative_error" and made["other"]["data"]["profile"] == "sparse"

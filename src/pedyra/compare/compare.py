@@ -7,98 +7,83 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
 
-from pedyra.compare import tables
-from pedyra.compare.comparison_tables import comparison_tables
+from pedyra.compare import table_formats
+from pedyra.compare.comparison import Comparison, csv_rows, remarks
+from pedyra.compare.experiment import Experiment, prepare_experiment
 from pedyra.compare.grid import Grid, first_difference, load_grid, only_grows
 from pedyra.compare.jobs import Job, Outcome, Purpose, is_done
-from pedyra.compare.launch import Forked, can_fork, start_anew
-from pedyra.compare.plan import Experiment, plan_experiment
 from pedyra.compare.pool import LocalPool, Pool
+from pedyra.compare.process import Forked, can_fork, start_anew
 from pedyra.compare.results import RateCurve, collect
-from pedyra.compare.screen import LiveTable, print_comparison, print_plan
-from pedyra.compare.summary import Summary, csv_rows, remarks
+from pedyra.compare.screen import LiveTable, print_comparison, print_jobs
+from pedyra.compare.tables import comparison_tables
 from pedyra.console import write_json_lines
 from pedyra.files import write_file
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` of `count` of the rows x tasks x budgets, for one of several machines."""
-
-    index: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """From i/n, e.g. 2/3. Raises ValueError."""
-        index, _, count = text.partition("/")
-        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-            raise ValueError(f"--shard is {text!r}; it is i/n with 1 <= i <= n, e.g. 2/3")
-        return cls(int(index), int(count))
-
-
 def compare_grid(
     grid: Grid,
-    console: Console,
     *,
     workers: int = 1,
     ray: str | None = None,
     shard: str = "1/1",
     collect: Sequence[Path] = (),
     extend: bool = False,
-) -> Summary:
-    """Run a comparison, or collect it from folders, show it and write its tables into its folder.
+    console: Console | None = None,
+) -> Comparison:
+    """Run what is missing of a comparison, or collect it from folders, and write its tables into its folder.
+
+    Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
 
     Args:
         workers: local processes at once; without `ray`.
         ray: address of a Ray cluster to run on.
-        shard: "i/n": only the i-th of n parts of the grid.
+        shard: "i/n": only the i-th of n parts of the grid, for one of several machines.
         collect: folders to put together, beside the comparison's own, instead of running anything.
         extend: accept a folder whose grid has fewer methods, tasks, seeds, budgets or learning rates.
+        console: where progress and tables are shown; None: nowhere.
 
     Raises:
         ValueError: a mistake in the grid or an option, told before anything runs.
+        ImportError: Ray is not installed.
+        KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
-    part = Shard.parse(shard)
+    part = _slice_of(shard)
+    console = console or Console(quiet=True)
     folder = Path(grid.output_dir)
     if collect:
         own = [folder] if _holds_runs(folder) else []
-        summary = collect_comparison(grid, [*own, *collect])
+        comparison = collect_comparison(grid, [*own, *collect])
     elif ray is not None:
         from pedyra.compare.ray_pool import RayPool
 
-        pool = RayPool(ray)
-        try:
-            summary = run_comparison(grid, pool, console, shard=part, extend=extend)
-        finally:
-            pool.close()
+        with closing(RayPool(ray)) as pool:
+            comparison = _run(grid, pool, console, part, extend=extend)
     else:
-        summary = run_comparison(
-            grid, LocalPool(workers, Forked if can_fork() else start_anew), console, shard=part, extend=extend
-        )
-    print_comparison(console, comparison_tables(summary), remarks(summary))
-    for file in write_comparison(summary, folder):
+        pool = LocalPool(workers, Forked if can_fork() else start_anew)
+        comparison = _run(grid, pool, console, part, extend=extend)
+    print_comparison(console, comparison_tables(comparison), remarks(comparison))
+    for file in write_comparison(comparison, folder):
         console.print(f"written     {file}", soft_wrap=True)
-    return summary
+    return comparison
 
 
-def run_comparison(
-    grid: Grid, pool: Pool, console: Console, *, shard: Shard = Shard(), extend: bool = False
-) -> Summary:
-    """Run what is missing of a comparison: tuning runs, then the reported ones at the rates these chose.
+def _slice_of(shard: str) -> slice:
+    """ "2/3" -> every third entry from the second on. Raises ValueError."""
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise ValueError(f"--shard is {shard!r}; it is i/n with 1 <= i <= n, e.g. 2/3")
+    return slice(int(index) - 1, None, int(count))
 
-    Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
 
-    Raises:
-        ValueError: the folder holds another comparison, or something in the grid cannot be done.
-        KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
-    """
+def _run(grid: Grid, pool: Pool, console: Console, part: slice, *, extend: bool) -> Comparison:
+    """Tuning runs first, then the reported ones at the rates that these chose."""
     folder = open_folder(grid, extend=extend)
     failed: list[Outcome] = []
 
@@ -109,18 +94,18 @@ def run_comparison(
             finally:
                 failed.extend(live.failed)
 
-    experiment = plan_experiment(grid, folder, lambda jobs: run("timing", jobs))
-    cells = experiment.cells[shard.index - 1 :: shard.count]
-    tuning = [job for cell in cells for job in experiment.tuning_jobs(cell)]
-    print_plan(console, experiment, len(cells), len(tuning))
+    experiment = prepare_experiment(grid, folder, lambda jobs: run("timing", jobs))
+    entries = experiment.entries[part]
+    tuning = [job for entry in entries for job in experiment.tuning_jobs(entry)]
+    print_jobs(console, experiment, len(entries), len(tuning))
     if tuning:
         run("tuning", tuning)
     curves = experiment.curves([folder])
-    run("runs", [job for cell in cells for job in experiment.reported_jobs(cell, curves)])
+    run("runs", [job for entry in entries for job in experiment.reported_jobs(entry, curves)])
     return summarise(experiment, [folder], failed)
 
 
-def collect_comparison(grid: Grid, folders: Sequence[Path]) -> Summary:
+def collect_comparison(grid: Grid, folders: Sequence[Path]) -> Comparison:
     """Put together what several folders of the same comparison hold, e.g. from several machines. Runs nothing.
 
     Raises:
@@ -142,13 +127,13 @@ def collect_comparison(grid: Grid, folders: Sequence[Path]) -> Summary:
     return summarise(Experiment.without_data(grid), folders, [])
 
 
-def summarise(experiment: Experiment, folders: Sequence[Path], failed: Sequence[Outcome]) -> Summary:
+def summarise(experiment: Experiment, folders: Sequence[Path], failed: Sequence[Outcome]) -> Comparison:
     """The results that are there, at the rates that tuning chose."""
     curves = experiment.curves(folders)
-    jobs = [job for cell in experiment.cells for job in experiment.reported_jobs(cell, curves)]
+    jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, curves)]
     results = collect(jobs, folders, experiment.grid.judge)
-    missing = len(experiment.cells) * len(experiment.grid.seeds) - len(results)
-    return Summary(experiment.grid, results, list(curves.values()), failed, missing)
+    missing = len(experiment.entries) * len(experiment.grid.seeds) - len(results)
+    return Comparison(experiment.grid, results, list(curves.values()), failed, missing)
 
 
 def open_folder(grid: Grid, *, extend: bool) -> Path:
@@ -185,14 +170,14 @@ def _check_same(grid: Grid, folder: Path, *, extend: bool) -> None:
     raise ValueError(f"{folder} holds the results of another grid: {difference}; {repair}")
 
 
-def write_comparison(summary: Summary, folder: Path) -> list[Path]:
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """comparison.md, .csv, .tex, .html, .jsonl, and tuning.jsonl with the whole learning-rate curves."""
-    title, found, told = summary.grid.name, comparison_tables(summary), remarks(summary)
-    for suffix, write in (("md", tables.markdown), ("tex", tables.latex), ("html", tables.html)):
+    title, found, told = comparison.grid.name, comparison_tables(comparison), remarks(comparison)
+    for suffix, write in (("md", table_formats.markdown), ("tex", table_formats.latex), ("html", table_formats.html)):
         write_file(folder / f"comparison.{suffix}", write(title, found, told))
-    write_file(folder / "comparison.csv", _csv(csv_rows(summary)))
-    write_json_lines(folder / "comparison.jsonl", [result.row() for result in summary.results])
-    write_json_lines(folder / "tuning.jsonl", _curve_rows(summary.curves))
+    write_file(folder / "comparison.csv", _csv(csv_rows(comparison)))
+    write_json_lines(folder / "comparison.jsonl", comparison.rows())
+    write_json_lines(folder / "tuning.jsonl", _curve_rows(comparison.curves))
     return [folder / f"comparison.{suffix}" for suffix in ("md", "csv", "tex", "html", "jsonl")]
 
 
@@ -210,7 +195,7 @@ def _curve_rows(curves: Iterable[RateCurve]) -> Iterable[dict[str, Any]]:
         for point in curve.points:
             for seed, value in point.values.items():
                 yield {
-                    **{"method": curve.cell.method, "task": curve.cell.task, "budget": curve.cell.budget},
+                    **{"method": curve.entry.method, "task": curve.entry.task, "budget": curve.entry.budget},
                     **{"learning_rate": point.rate, "seed": seed, "metric": curve.metric, "value": value},
                     "chosen": point.rate == curve.chosen,
                 }

@@ -204,10 +204,15 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     path = Path(path)
     content = read_settings(path, overrides, what="grid", starts_with="methods")
     content.setdefault("name", path.stem)
+    return check_grid(content, path.name)
+
+
+def check_grid(content: dict[str, Any], where: str) -> Grid:
+    """The grid with this content. Raises ValueError, one line beginning with `where`, as `load_grid` does."""
     try:
         return Grid.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path.name}: {one_line(error, Grid, depth=3)}") from None
+        raise ValueError(f"{where}: {one_line(error, Grid, depth=3)}") from None
 
 
 def first_difference(before: Grid, now: Grid) -> str | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pedyra.compare.launch import Child, Start, start_anew
+from pedyra.compare.process import Child, Start, start_anew
 from pedyra.files import read_rows, write_file
 from pedyra.yaml_file import to_yaml
 
@@ -30,8 +30,8 @@ Status = Literal["done", "failed", "stopped"]
 
 
 @dataclass(frozen=True, order=True)
-class Cell:
-    """One method on one task at one budget: a learning rate is chosen for each."""
+class Entry:
+    """What is compared: one method on one task at one budget. A learning rate is chosen for each."""
 
     method: str
     task: str
@@ -42,7 +42,7 @@ class Cell:
 class Job:
     """One run."""
 
-    cell: Cell
+    entry: Entry
     rate: float
     seed: int
     purpose: Purpose
@@ -54,8 +54,8 @@ class Job:
     @property
     def place(self) -> Path:
         """The run folder, relative to the comparison's."""
-        cell = self.cell
-        return Path(self.purpose, cell.method, cell.task, f"r{cell.budget}", f"lr{self.rate:g}", f"seed{self.seed}")
+        entry = self.entry
+        return Path(self.purpose, entry.method, entry.task, f"r{entry.budget}", f"lr{self.rate:g}", f"seed{self.seed}")
 
     @property
     def run(self) -> Path:
@@ -65,8 +65,8 @@ class Job:
     def label(self) -> str:
         """For messages."""
         kind = "" if self.purpose == "jobs" else f"{self.purpose} "
-        cell = f"{self.cell.method} on {self.cell.task}, r = {self.cell.budget}"
-        return f"{cell}, rate {self.rate:g}, {kind}seed {self.seed}"
+        entry = f"{self.entry.method} on {self.entry.task}, r = {self.entry.budget}"
+        return f"{entry}, rate {self.rate:g}, {kind}seed {self.seed}"
 
 
 @dataclass(frozen=True)

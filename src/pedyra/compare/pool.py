@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from pedyra.compare.jobs import Job, Outcome, Stop, run_job
-from pedyra.compare.launch import Start, start_anew
+from pedyra.compare.process import Start, start_anew
 from pedyra.interrupts import on_interrupt
 
 Report = Callable[[Outcome], None]

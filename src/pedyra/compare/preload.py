@@ -1,4 +1,4 @@
-"""What every run imports. The process that runs are forked from imports this module once (`launch.Forked`)."""
+"""What the process that runs are forked from imports first (`process.Forked`)."""
 
 import signal
 
@@ -12,7 +12,3 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from pedyra.console import quiet_libraries  # noqa: E402
 
 quiet_libraries()
-
-import pedyra.cli  # noqa: E402, F401
-import pedyra.report  # noqa: E402, F401
-import pedyra.runs.run  # noqa: E402, F401

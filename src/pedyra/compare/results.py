@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pedyra.compare.grid import Judge
-from pedyra.compare.jobs import Cell, Job, final_row
+from pedyra.compare.jobs import Entry, Job, final_row
 from pedyra.compare.statistics import mean
 from pedyra.files import read_rows
 
@@ -21,7 +21,7 @@ NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "mo
 class Result:
     """One finished run."""
 
-    cell: Cell
+    entry: Entry
     rate: float
     seed: int
     metric: str
@@ -40,14 +40,14 @@ class Result:
     def row(self) -> dict[str, Any]:
         """For JSON lines."""
         return {
-            "method": self.cell.method,
-            "task": self.cell.task,
+            "method": self.entry.method,
+            "task": self.entry.task,
             "seed": self.seed,
             "metric": self.metric,
             "value": self.value,
             "trainable_parameters": self.trainable_parameters,
             "seconds": self.seconds,
-            "budget": self.cell.budget,
+            "budget": self.entry.budget,
             "learning_rate": self.rate,
             "eval_loss": self.eval_loss,
             "peak_memory_bytes": self.peak_memory_bytes,
@@ -83,7 +83,7 @@ def _read(job: Job, run: Path, judge: Judge) -> Result | None:
     judged = {"metric": metric, "value": value, "task_metric": final["metric"], "eval_loss": loss}
     costs = {key: final[key] for key in ("trainable_parameters", "seconds", "peak_memory_bytes")}
     metrics = _last_metrics(run, final)
-    return Result(cell=job.cell, rate=job.rate, seed=job.seed, metrics=metrics, run=run, **judged, **costs)
+    return Result(entry=job.entry, rate=job.rate, seed=job.seed, metrics=metrics, run=run, **judged, **costs)
 
 
 def _last_metrics(run: Path, final: dict[str, Any]) -> dict[str, float]:
@@ -126,7 +126,7 @@ class RatePoint:
 class RateCurve:
     """How a method does over its learning rates on the tuning rows, and the rate it is reported at."""
 
-    cell: Cell
+    entry: Entry
     points: list[RatePoint]
     """Of every rate of the grid, lowest first."""
     chosen: float | None
@@ -139,16 +139,16 @@ class RateCurve:
         return self.chosen in (self.points[0].rate, self.points[-1].rate) and len(self.points) > 1
 
 
-def choose_rate(cell: Cell, rates: Sequence[float], results: Sequence[Result]) -> RateCurve:
+def choose_rate(entry: Entry, rates: Sequence[float], results: Sequence[Result]) -> RateCurve:
     """The rate with the best mean value over the tuning seeds; a tie goes to the lower loss, then the lower rate.
 
     A rate whose runs diverged (no finite value) is chosen last; one without any result is not chosen. Rates are
     compared by the seeds they have: a run that failed is reported elsewhere.
     """
     points = []
-    metric = next((result.metric for result in results if result.cell == cell), "")
+    metric = next((result.metric for result in results if result.entry == entry), "")
     for rate in sorted(rates):
-        mine = [result for result in results if result.cell == cell and result.rate == rate]
+        mine = [result for result in results if result.entry == entry and result.rate == rate]
         loss = mean([result.eval_loss for result in mine]) if mine else math.nan
         points.append(RatePoint(rate, {result.seed: result.value for result in mine}, loss))
 
@@ -161,4 +161,4 @@ def choose_rate(cell: Cell, rates: Sequence[float], results: Sequence[Result]) -
         )
 
     judged = [point for point in points if point.values]
-    return RateCurve(cell, points, min(judged, key=order).rate if judged else None, metric)
+    return RateCurve(entry, points, min(judged, key=order).rate if judged else None, metric)

@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pedyra.compare.jobs import Cell, Job, Outcome, final_row
-from pedyra.compare.plan import Experiment
+from pedyra.compare.experiment import Experiment
+from pedyra.compare.jobs import Entry, Job, Outcome, final_row
 from pedyra.compare.statistics import mean
-from pedyra.compare.tables import TIE
-from pedyra.compare.tables import Table as Content
+from pedyra.compare.table_formats import TIE
+from pedyra.compare.table_formats import Table as Content
 from pedyra.console import print_whole
 
 
@@ -59,41 +59,41 @@ class LiveTable:
             self.console.print(f"{progress} {outcome.job.label}: {told}", soft_wrap=True, markup=False)
 
     def _table(self) -> Table:
-        cells: dict[Cell, list[Job]] = {}
+        entries: dict[Entry, list[Job]] = {}
         for job in self.jobs:
-            cells.setdefault(job.cell, []).append(job)
-        columns = list(dict.fromkeys((cell.task, cell.budget) for cell in cells))
+            entries.setdefault(job.entry, []).append(job)
+        columns = list(dict.fromkeys((entry.task, entry.budget) for entry in entries))
         table = Table(title=f"{self.title}: {self._ended} of {len(self.jobs)} runs", title_justify="left", box=None)
         table.add_column("method")
         for task, budget in columns:
             table.add_column(f"{task} r={budget}", justify="right")
-        broken = {outcome.job.cell for outcome in self.failed}
-        for method in dict.fromkeys(cell.method for cell in cells):
-            mine = {(cell.task, cell.budget): cell for cell in cells if cell.method == method}
-            table.add_row(method, *(self._cell(cells, mine.get(column), broken) for column in columns))
+        broken = {outcome.job.entry for outcome in self.failed}
+        for method in dict.fromkeys(entry.method for entry in entries):
+            mine = {(entry.task, entry.budget): entry for entry in entries if entry.method == method}
+            table.add_row(method, *(self._cell(entries, mine.get(column), broken) for column in columns))
         return table
 
-    def _cell(self, cells: dict[Cell, list[Job]], cell: Cell | None, broken: set[Cell]) -> str:
-        jobs = cells[cell] if cell is not None else []
+    def _cell(self, entries: dict[Entry, list[Job]], entry: Entry | None, broken: set[Entry]) -> str:
+        jobs = entries[entry] if entry is not None else []
         values = [self._values[job.run] for job in jobs if job.run in self._values]
         shown = f"{mean(values):.4f} " if values else ""
-        return f"{shown}{len(values)}/{len(jobs)}{' failed' if cell in broken else ''}"
+        return f"{shown}{len(values)}/{len(jobs)}{' failed' if entry in broken else ''}"
 
 
-def print_plan(console: Console, experiment: Experiment, cells: int, tuning: int) -> None:
+def print_jobs(console: Console, experiment: Experiment, entries: int, tuning: int) -> None:
     """How many runs there are, and what matching changed."""
     grid = experiment.grid
-    where = "" if cells == len(experiment.cells) else f" (of {len(experiment.cells)}; this is one shard)"
-    console.print(f"{grid.name}, grid {grid.fingerprint()}: {cells} rows x tasks x budgets{where}", soft_wrap=True)
-    console.print(f"runs        {tuning} to choose rates, {cells * len(grid.seeds)} reported", soft_wrap=True)
+    where = "" if entries == len(experiment.entries) else f" (of {len(experiment.entries)}; this is one shard)"
+    console.print(f"{grid.name}, grid {grid.fingerprint()}: {entries} rows x tasks x budgets{where}", soft_wrap=True)
+    console.print(f"runs        {tuning} to choose rates, {entries * len(grid.seeds)} reported", soft_wrap=True)
     told = set()
-    for cell, matched in experiment.matched.items():
+    for entry, matched in experiment.matched.items():
         steps = {} if matched.max_steps is None else {"max_steps": matched.max_steps}
-        changes = {**({"r": matched.r} if matched.r != cell.budget else {}), **steps}
+        changes = {**({"r": matched.r} if matched.r != entry.budget else {}), **steps}
         changes |= {f"method_settings.{key}": value for key, value in matched.method_settings.items()}
         if changes:
             listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
-            told.add(f"matched     {cell.method}, r = {cell.budget}: {listed}")
+            told.add(f"matched     {entry.method}, r = {entry.budget}: {listed}")
     for line in sorted(told):
         console.print(line, soft_wrap=True, markup=False)
 

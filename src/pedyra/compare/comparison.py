@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pedyra.compare.grid import Grid
-from pedyra.compare.jobs import Cell, Outcome
+from pedyra.compare.jobs import Entry, Outcome
 from pedyra.compare.matching import TOLERANCE
 from pedyra.compare.results import RateCurve, Result, sign
 from pedyra.compare.statistics import PairedDifference, compare_paired, mean, rank_best, standard_error
 
 
 @dataclass(frozen=True)
-class Summary:
+class Comparison:
     """Everything that is known of a comparison, finished or not."""
 
     grid: Grid
@@ -26,15 +26,19 @@ class Summary:
     missing: int = 0
     """Reported runs of the grid that are not there."""
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One a reported run, for JSON lines."""
+        return [result.row() for result in self.results]
+
     @property
     def reference(self) -> str:
         """The row that parameters, time and memory are relative to: lora where it is one, else the baseline."""
         return "lora" if "lora" in self.grid.methods else self.grid.baseline
 
     def of(self, method: str, task: str, budget: int) -> list[Result]:
-        """The results of one cell, by seed."""
-        cell = Cell(method, task, budget)
-        return sorted((result for result in self.results if result.cell == cell), key=lambda result: result.seed)
+        """The results of one entry, by seed."""
+        entry = Entry(method, task, budget)
+        return sorted((result for result in self.results if result.entry == entry), key=lambda result: result.seed)
 
     def values(self, method: str, task: str, budget: int, *, oriented: bool = False) -> dict[int, float]:
         """Seed -> value; `oriented`: so that more is better."""
@@ -76,56 +80,56 @@ class Summary:
         return sum(ours for ours, _ in shared) / sum(theirs for _, theirs in shared) if shared else None
 
     def metric(self, task: str) -> str:
-        return next((result.metric for result in self.results if result.cell.task == task), "")
+        return next((result.metric for result in self.results if result.entry.task == task), "")
 
 
-def remarks(summary: Summary) -> list[str]:
+def remarks(comparison: Comparison) -> list[str]:
     """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
-    found = [f"failed: {outcome.job.label}: {outcome.message}" for outcome in summary.failed]
-    waiting = summary.missing - sum(outcome.job.purpose == "jobs" for outcome in summary.failed)
+    found = [f"failed: {outcome.job.label}: {outcome.message}" for outcome in comparison.failed]
+    waiting = comparison.missing - sum(outcome.job.purpose == "jobs" for outcome in comparison.failed)
     if waiting > 0:
         found.append(f"{waiting} reported runs are missing; run every --shard (--collect runs nothing)")
-    for result in summary.results:
+    for result in comparison.results:
         if not math.isfinite(result.value):
-            where = f"{result.cell.method} on {result.cell.task}, r = {result.cell.budget}, seed {result.seed}"
+            where = f"{result.entry.method} on {result.entry.task}, r = {result.entry.budget}, seed {result.seed}"
             found.append(f"diverged: {where}, rate {result.rate:g}")
-    for curve in summary.curves:
-        where = f"{curve.cell.method} on {curve.cell.task}, r = {curve.cell.budget}"
+    for curve in comparison.curves:
+        where = f"{curve.entry.method} on {curve.entry.task}, r = {curve.entry.budget}"
         if curve.chosen is None:
             found.append(f"no learning rate could be chosen for {where}")
         elif curve.at_edge:
             side = "lowest" if curve.chosen == curve.points[0].rate else "highest"
             found.append(f"warning: {where}: the best rate, {curve.chosen:g}, is the {side} of its grid; widen it")
-    for budget in summary.grid.all_budgets:
-        for method in summary.grid.methods:
-            ratio = summary.ratio("trainable_parameters", method, budget)
-            if summary.grid.match == "parameters" and ratio is not None and abs(ratio - 1) > TOLERANCE:
-                than = f"{ratio:.2f} times the trainable parameters of {summary.reference}"
+    for budget in comparison.grid.all_budgets:
+        for method in comparison.grid.methods:
+            ratio = comparison.ratio("trainable_parameters", method, budget)
+            if comparison.grid.match == "parameters" and ratio is not None and abs(ratio - 1) > TOLERANCE:
+                than = f"{ratio:.2f} times the trainable parameters of {comparison.reference}"
                 found.append(f"warning: {method}, r = {budget}, has {than}")
     return found
 
 
-def csv_rows(summary: Summary) -> list[dict[str, Any]]:
+def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One row per budget, task and method, numbers unrounded."""
     rows = []
-    for budget in summary.grid.all_budgets:
-        for task in summary.grid.tasks:
-            standing = summary.standing(task, budget)
-            for method in summary.grid.methods:
-                results = summary.of(method, task, budget)
+    for budget in comparison.grid.all_budgets:
+        for task in comparison.grid.tasks:
+            standing = comparison.standing(task, budget)
+            for method in comparison.grid.methods:
+                results = comparison.of(method, task, budget)
                 if results:
-                    rows.append(_csv_row(summary, results, standing.get(method, "")))
+                    rows.append(_csv_row(comparison, results, standing.get(method, "")))
     return rows
 
 
-def _csv_row(summary: Summary, results: list[Result], standing: str) -> dict[str, Any]:
-    cell = results[0].cell
+def _csv_row(comparison: Comparison, results: list[Result], standing: str) -> dict[str, Any]:
+    entry = results[0].entry
     values = [result.value for result in results]
-    difference = summary.difference(cell.method, cell.task, cell.budget)
+    difference = comparison.difference(entry.method, entry.task, entry.budget)
     row: dict[str, Any] = {
-        "method": cell.method,
-        "task": cell.task,
-        "budget": cell.budget,
+        "method": entry.method,
+        "task": entry.task,
+        "budget": entry.budget,
         "metric": results[0].metric,
         "seeds": len(values),
         "mean": mean(values),
@@ -139,6 +143,6 @@ def _csv_row(summary: Summary, results: list[Result], standing: str) -> dict[str
         row |= {f"seeds_{key}": getattr(difference.sign, key) for key in ("wins", "losses", "ties")}
         row["sign_test_p"] = difference.sign.p
     for key in ("trainable_parameters", "seconds", "peak_memory_bytes"):
-        row[key] = summary.cost(key, cell.method, cell.budget, cell.task)
-        row[f"{key}_ratio"] = summary.ratio(key, cell.method, cell.budget, cell.task)
+        row[key] = comparison.cost(key, entry.method, entry.budget, entry.task)
+        row[f"{key}_ratio"] = comparison.ratio(key, entry.method, entry.budget, entry.task)
     return row

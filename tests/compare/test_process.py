@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.compare.launch import Forked, can_fork
+from pedyra.compare.process import Forked, can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 

@@ -1,4 +1,4 @@
-"""The plan of a comparison: its cells, what was matched, and the recipe of every job."""
+"""A grid made ready to run: its entries, their rows split, what was matched, and the recipe of every job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pedyra.compare import matching
 from pedyra.compare.grid import Grid
-from pedyra.compare.jobs import Cell, Job, Purpose, final_row
+from pedyra.compare.jobs import Entry, Job, Purpose, final_row
 from pedyra.compare.matching import Matched
 from pedyra.compare.results import RateCurve, choose_rate, collect
 from pedyra.compare.splits import TaskSplits, split_task
@@ -31,7 +31,7 @@ class Experiment:
     grid: Grid
     folder: Path
     splits: Mapping[str, TaskSplits]
-    matched: Mapping[Cell, Matched]
+    matched: Mapping[Entry, Matched]
 
     @classmethod
     def without_data(cls, grid: Grid) -> Experiment:
@@ -39,43 +39,45 @@ class Experiment:
         return cls(grid, Path(grid.output_dir), {}, {})
 
     @property
-    def cells(self) -> list[Cell]:
+    def entries(self) -> list[Entry]:
         """Rows x tasks x budgets."""
         grid = self.grid
         return [
-            Cell(method, task, budget) for budget in grid.all_budgets for task in grid.tasks for method in grid.methods
+            Entry(method, task, budget) for budget in grid.all_budgets for task in grid.tasks for method in grid.methods
         ]
 
-    def job(self, cell: Cell, rate: float, seed: int, purpose: Purpose) -> Job:
-        job = Job(cell, rate, seed, purpose, self.folder, {})
-        if cell.task in self.splits:
-            data = getattr(self.splits[cell.task], "tuning" if purpose == "tuning" else "reported")
-            matched = self.matched.get(cell, Matched(cell.budget))
-            content = recipe_content(self.grid, cell, data, matched, rate, seed)
-            job.recipe.update({"name": cell.task, "output_dir": str(job.run), **content})
+    def job(self, entry: Entry, rate: float, seed: int, purpose: Purpose) -> Job:
+        job = Job(entry, rate, seed, purpose, self.folder, {})
+        if entry.task in self.splits:
+            data = getattr(self.splits[entry.task], "tuning" if purpose == "tuning" else "reported")
+            matched = self.matched.get(entry, Matched(entry.budget))
+            content = recipe_content(self.grid, entry, data, matched, rate, seed)
+            job.recipe.update({"name": entry.task, "output_dir": str(job.run), **content})
         return job
 
-    def tuning_jobs(self, cell: Cell) -> list[Job]:
+    def tuning_jobs(self, entry: Entry) -> list[Job]:
         """One per rate and tuning seed; none where there is nothing to choose."""
-        rates = self.grid.rates(cell.method)
+        rates = self.grid.rates(entry.method)
         seeds = self.grid.tuning.seeds if len(rates) > 1 else []
-        return [self.job(cell, rate, seed, "tuning") for rate in rates for seed in seeds]
+        return [self.job(entry, rate, seed, "tuning") for rate in rates for seed in seeds]
 
-    def curves(self, folders: Sequence[Path]) -> dict[Cell, RateCurve]:
-        """The learning-rate curves of the cells that choose among several rates."""
+    def curves(self, folders: Sequence[Path]) -> dict[Entry, RateCurve]:
+        """The learning-rate curves of the entries that choose among several rates."""
         found = {}
-        for cell in self.cells:
-            if jobs := self.tuning_jobs(cell):
-                found[cell] = choose_rate(cell, self.grid.rates(cell.method), collect(jobs, folders, self.grid.judge))
+        for entry in self.entries:
+            if jobs := self.tuning_jobs(entry):
+                found[entry] = choose_rate(
+                    entry, self.grid.rates(entry.method), collect(jobs, folders, self.grid.judge)
+                )
         return found
 
-    def reported_jobs(self, cell: Cell, curves: Mapping[Cell, RateCurve]) -> list[Job]:
+    def reported_jobs(self, entry: Entry, curves: Mapping[Entry, RateCurve]) -> list[Job]:
         """One per seed, at the chosen rate, or the only one; none where tuning chose none."""
-        rate = curves[cell].chosen if cell in curves else self.grid.rates(cell.method)[0]
-        return [] if rate is None else [self.job(cell, rate, seed, "jobs") for seed in self.grid.seeds]
+        rate = curves[entry].chosen if entry in curves else self.grid.rates(entry.method)[0]
+        return [] if rate is None else [self.job(entry, rate, seed, "jobs") for seed in self.grid.seeds]
 
 
-def plan_experiment(grid: Grid, folder: Path, run_jobs: RunJobs) -> Experiment:
+def prepare_experiment(grid: Grid, folder: Path, run_jobs: RunJobs) -> Experiment:
     """Split the data, check every row's recipe, and match the rows.
 
     Args:
@@ -90,15 +92,15 @@ def plan_experiment(grid: Grid, folder: Path, run_jobs: RunJobs) -> Experiment:
         for label, section in sections.items()
     }
     bare = Experiment(grid, folder, splits, {})
-    recipes = {cell: _row_recipe(bare, cell) for cell in bare.cells}
+    recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
     return Experiment(grid, folder, splits, _match(bare, recipes, run_jobs))
 
 
 def recipe_content(
-    grid: Grid, cell: Cell, data: Mapping[str, Any], matched: Matched, rate: float, seed: int
+    grid: Grid, entry: Entry, data: Mapping[str, Any], matched: Matched, rate: float, seed: int
 ) -> dict[str, Any]:
     """A job's recipe but for its name and folder: the grid's sections, the row's own over them, what was matched."""
-    row = grid.methods[cell.method]
+    row = grid.methods[entry.method]
     alpha = grid.lora.get("alpha", LoraSection().alpha)
     if matched.r != grid.base_rank:
         alpha = alpha * matched.r / grid.base_rank  # the scaling alpha / r stays
@@ -122,9 +124,9 @@ def _data_section(grid: Grid, label: str) -> Any:
     return check_recipe({"name": label, "model": task_model(data, grid.model), "data": data}, f"tasks.{label}").data
 
 
-def _row_recipe(experiment: Experiment, cell: Cell) -> Recipe:
-    job = experiment.job(cell, experiment.grid.rates(cell.method)[0], experiment.grid.seeds[0], "jobs")
-    where = f"methods.{cell.method} on {cell.task}"
+def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
+    job = experiment.job(entry, experiment.grid.rates(entry.method)[0], experiment.grid.seeds[0], "jobs")
+    where = f"methods.{entry.method} on {entry.task}"
     recipe = matching.checked(job.recipe, where)
     try:
         training_arguments(recipe)
@@ -135,41 +137,42 @@ def _row_recipe(experiment: Experiment, cell: Cell) -> Recipe:
     return recipe
 
 
-def _match(experiment: Experiment, recipes: Mapping[Cell, Recipe], run_jobs: RunJobs) -> dict[Cell, Matched]:
-    """What is matched for every cell; kept in matching.json, so that a resumed comparison has the same jobs."""
+def _match(experiment: Experiment, recipes: Mapping[Entry, Recipe], run_jobs: RunJobs) -> dict[Entry, Matched]:
+    """What is matched for every entry; kept in matching.json, so that a resumed comparison has the same jobs."""
     grid, file = experiment.grid, experiment.folder / "matching.json"
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     counts: dict[str, matching.ParameterCount] = {}
     found = {}
-    for cell, recipe in recipes.items():
-        kind, how = recipe.data.kind, grid.match_of(cell.method)
-        baseline = Cell(grid.baseline, cell.task, cell.budget)
+    for entry, recipe in recipes.items():
+        kind, how = recipe.data.kind, grid.match_of(entry.method)
+        baseline = Entry(grid.baseline, entry.task, entry.budget)
         # The head is left out, so tasks of one kind are matched alike, except by what was measured on the task.
-        key = f"{cell.method} {cell.task if how in ('time', 'memory') else kind} r{cell.budget}"
+        key = f"{entry.method} {entry.task if how in ('time', 'memory') else kind} r{entry.budget}"
         if key not in known:
-            if how == "rank" or (cell == baseline and how != "parameters"):
-                matched = Matched(cell.budget)
+            if how == "rank" or (entry == baseline and how != "parameters"):
+                matched = Matched(entry.budget)
             elif how == "parameters":
                 if kind not in counts:
                     counts[kind] = matching.ParameterCount(recipes[baseline])
-                matched = matching.match_parameters(cell.method, recipe, cell.budget, recipes[baseline], counts[kind])
+                matched = matching.match_parameters(entry.method, recipe, entry.budget, recipes[baseline], counts[kind])
             elif how == "memory":
-                matched = matching.match_memory(cell.method, recipe, cell.budget, recipes[baseline])
+                matched = matching.match_memory(entry.method, recipe, entry.budget, recipes[baseline])
             else:
-                matched = _match_time(experiment, cell, baseline, run_jobs)
+                matched = _match_time(experiment, entry, baseline, run_jobs)
             known[key] = matched.to_dict()
             write_file(file, json.dumps(known, indent=2) + "\n")
-        found[cell] = Matched(**known[key])
+        found[entry] = Matched(**known[key])
     return found
 
 
-def _match_time(experiment: Experiment, cell: Cell, baseline: Cell, run_jobs: RunJobs) -> Matched:
+def _match_time(experiment: Experiment, entry: Entry, baseline: Entry, run_jobs: RunJobs) -> Matched:
     grid = experiment.grid
     jobs = [
-        experiment.job(place, grid.rates(place.method)[0], grid.tuning.seeds[0], "timing") for place in (cell, baseline)
+        experiment.job(place, grid.rates(place.method)[0], grid.tuning.seeds[0], "timing")
+        for place in (entry, baseline)
     ]
     run_jobs(jobs)
     ours, theirs = (final_row(job.run) for job in jobs)
     if ours is None or theirs is None:
-        raise ValueError(f"method {cell.method} on {cell.task} cannot be matched by time: its timing run failed")
-    return matching.match_steps(cell.budget, ours["step"], ours["seconds"], theirs["seconds"])
+        raise ValueError(f"method {entry.method} on {entry.task} cannot be matched by time: its timing run failed")
+    return matching.match_steps(entry.budget, ours["step"], ours["seconds"], theirs["seconds"])

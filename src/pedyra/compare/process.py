@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Protocol
+
+PRELOADED = ["pedyra.compare.preload", "pedyra.runs.run", "pedyra.report", "pedyra.cli"]
+"""What `python -m pedyra train` imports, after the module that keeps a Ctrl-C from ending the process meanwhile."""
 
 
 class Child(Protocol):
@@ -29,7 +33,7 @@ class Child(Protocol):
 
 
 class Start(Protocol):
-    """Starts `pedyra ARGUMENTS`, in a session of its own, that writes to the log and holds the lock."""
+    """Starts `python -m pedyra ARGUMENTS`, in a session of its own, that writes to the log and holds the lock."""
 
     def __call__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], lock: int) -> Child: ...
 
@@ -55,7 +59,7 @@ class Forked:
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], lock: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pedyra.compare.preload"])
+        context.set_forkserver_preload(PRELOADED)
         given = (list(arguments), str(log.absolute()), dict(environment), _Descriptor(lock))
         self._process = context.Process(target=_run, args=given)
         self._process.start()
@@ -101,6 +105,4 @@ def _run(arguments: list[str], log: str, environment: dict[str, str], lock: int)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = ["pedyra", *arguments]
 
-    from pedyra.cli import main
-
-    main(arguments)
+    runpy.run_module("pedyra", run_name="__main__")

@@ -1,0 +1,74 @@
+"""`pip install pedyra` brings torch, peft and transformers: enough to train with the callback, not for `pedyra`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from pedyra.__main__ import NEEDED
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+WITHOUT = """
+import sys
+
+# What the extra brings and torch, peft and transformers do not.
+ABSENT = {"datasets", "matplotlib", "pydantic", "pydantic_core", "rich", "scipy", "sklearn", "typer"}
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in ABSENT else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+TRAIN = """
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from pedyra import RankCallback, RankConfig
+
+def base():
+    torch.manual_seed(0)
+    shape = dict(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    return BertForSequenceClassification(BertConfig(**shape, max_position_embeddings=8))
+
+model = get_peft_model(base(), LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query", "value"]))
+rows = [dict(input_ids=torch.tensor([n % 20, 3]), labels=n % 2) for n in range(16)]
+arguments = TrainingArguments(sys.argv[1], max_steps=12, use_cpu=True, report_to="none", save_strategy="no",
+                              per_device_train_batch_size=4, dataloader_pin_memory=False, label_names=["labels"])
+callback = RankCallback(RankConfig(interval=4, initial_warmup=1, final_warmup=3))
+Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+model.save_pretrained(sys.argv[1])
+PeftModel.from_pretrained(base(), sys.argv[1])
+print(sum(callback.allocator.ranks.values()), sorted(ABSENT & set(sys.modules)))
+"""
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", WITHOUT + script, *arguments], capture_output=True, text=True)
+
+
+def test_the_callback_trains_and_saves_without_what_the_command_line_adds(tmp_path):
+    done = run(TRAIN, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "4 []"
+
+
+def test_the_command_line_tells_how_it_is_installed():
+    done = run("from pedyra.__main__ import main; main()")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: the command line needs datasets, matplotlib, ")
+    assert done.stderr.endswith('; run: pip install "pedyra[cli]"\n') and done.stderr.count("\n") == 1
+
+
+def test_what_the_command_line_looks_for_is_the_extra():
+    (listed,) = re.findall(r"^cli = (\[.*?^\])", PYPROJECT.read_text(), re.MULTILINE | re.DOTALL)
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    names = [re.split("[>=]", requirement)[0] for requirement in ast.literal_eval(listed)]
+    assert sorted(modules.get(name, name) for name in names) == sorted(NEEDED)
