@@ -84,9 +84,10 @@ def train(
 ) -> None:
     """Train one recipe into a run folder."""
     from pedyra.recipe import load_recipe
+    from pedyra.runs.processes import is_first
     from pedyra.runs.run_folder import RunFolder
 
-    console = new_console()
+    console = new_console(quiet=not is_first())
     checked = load_recipe(recipe, overrides or [])
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)  # before the seconds torch takes
 
@@ -104,9 +105,10 @@ def train(
         print_result(console, result)
         if result.interrupted:
             raise typer.Exit(130)
-        console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+        if is_first():
+            console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
         rows, diverged = result.rows(), result.diverged
-    if json_file:
+    if json_file and is_first():
         write_json_lines(json_file, rows)
     if diverged:
         console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-def new_console(*, stderr: bool = False) -> Console:
+def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup."""
-    return Console(stderr=stderr, highlight=False, markup=False)
+    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[Row]) -> None:

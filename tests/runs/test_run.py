@@ -328,16 +328,6 @@ def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
     assert metrics["accuracy"] == result.final["value"] == max(values)
 
 
-@pytest.mark.parametrize("start", [plan_run, lambda recipe: train_run(recipe, console=Console())])
-def test_several_processes_on_one_run_folder_are_refused(recipe, start, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        ValueError, match="WORLD_SIZE is 2: pedyra train runs in one process; start it without torchrun"
-    ):
-        start(recipe())
-    assert not Path(recipe().output_dir).exists()
-
-
 @pytest.mark.parametrize("method", ["lora", "pedyra"])
 def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
     plan = plan_run(recipe(method))

@@ -11,11 +11,6 @@ from transformers import EvalPrediction
 
 from pedyra.compare.experiment import prepare_experiment
 from pedyra.compare.grid import Grid
-<<<<<<< HEAD
-from pedyra.compare.plan import plan_experiment
-=======
-from pedyra.compare.named_tasks import task_data
->>>>>>> 1655a8a (Core install without the command line's packages; compare is called as a library and knows neither cli nor report)
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import check_recipe
 from pedyra.recipe_sections import ModelSection

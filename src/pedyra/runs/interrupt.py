@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from transformers import TrainerCallback
 
 from pedyra.interrupts import on_interrupt
+from pedyra.runs.processes import any_of_all
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -33,6 +34,7 @@ class StopOnInterrupt(TrainerCallback):
         self.requested = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.requested = any_of_all(self.requested)  # processes that stop after different steps would wait for ever
         if self.requested:
             control.should_save = True  # after an evaluation that is due: a resume would never make up for it
             control.should_training_stop = True

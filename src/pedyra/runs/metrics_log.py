@@ -16,12 +16,14 @@ class MetricsLog(TrainerCallback):
     Args:
         path: the metrics.jsonl to append to.
         resumed_step: step of the checkpoint the run continues from; later lines are dropped. 0 starts anew.
+        writes: False: another process writes the file, and this one only takes the time.
     """
 
-    def __init__(self, path: Path, resumed_step: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         rows = [row for row in read_rows(path) if row["step"] <= resumed_step and "train_loss" not in row]
-        write_file(path, "".join(map(json_line, rows)))
+        if writes:
+            write_file(path, "".join(map(json_line, rows)))
         self._resumed_step = self._last_step = resumed_step
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0
         self._seconds_here = 0.0
@@ -49,6 +51,8 @@ class MetricsLog(TrainerCallback):
         self._seconds_here, self._started = self.seconds - self._seconds_before, None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if not self.writes:
+            return
         rest = {key: value for key, value in (logs or {}).items() if key not in ("step", "epoch")}
         append_row(
             self.path, {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.seconds, 3), **rest}

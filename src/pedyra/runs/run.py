@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from transformers import Trainer, TrainerCallback
 from pedyra.files import append_row, write_file, write_folder
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
+from pedyra.runs.checkpoints import checkpoint_step, last_complete_checkpoint
+from pedyra.runs.disk_full import clear_half_written, is_disk_full
 from pedyra.runs.environment import describe_environment, peak_memory_bytes, recorded
 from pedyra.runs.interrupt import StopOnInterrupt
-from pedyra.runs.last_checkpoint import checkpoint_step, is_half_written, last_complete_checkpoint, list_checkpoints
 from pedyra.runs.metrics_log import MetricsLog
 from pedyra.runs.plan import Plan, lora_layers, make_plan
+from pedyra.runs.processes import count_processes, is_first, wait_for_all
 from pedyra.runs.progress import TrainingProgress
 from pedyra.runs.run_folder import RunFolder
 from pedyra.runs.setup import Setup, set_up, trainable_parameters
@@ -66,7 +67,6 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     Raises:
         ValueError: whatever would stop the run.
     """
-    _check_one_process()
     folder = RunFolder(Path(recipe.output_dir))
     _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
     return make_plan(set_up(recipe))
@@ -86,26 +86,32 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         ValueError: a mistake in the recipe, or an output folder that must not be written.
         OSError: the disk is full (ENOSPC); the message names the last whole checkpoint.
     """
-    _check_one_process()
     folder = RunFolder(Path(recipe.output_dir))
-    folder.repair()
-    _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
+    if is_first():
+        folder.repair()
+    checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
     setup = set_up(recipe, record_to=folder.ranks)
     plan = make_plan(setup)
+    if resume:
+        _check_data(folder, setup)
+    wait_for_all()  # nobody looks at the folder any more to see whether the run may start
+    if not is_first():
+        wait_for_all()
+        return _train(setup, plan, folder, checkpoint, console)
     with folder.held():
         checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)  # others may have been here
-        if resume:
-            _check_data(folder, setup)
         try:
             if overwrite:
                 folder.set_aside()
             if not resume:
                 write_file(folder.recipe, recipe.to_yaml())
+            _remove_broken(folder, checkpoint, console)
+            wait_for_all()
             return _train(setup, plan, folder, checkpoint, console)
         except BaseException as error:
             is_back = folder.bring_back()  # if the new one has not come as far as a step
-            if _is_disk_full(error):
-                raise OSError(errno.ENOSPC, _disk_full_message(folder, is_back)) from error
+            if is_disk_full(error):
+                raise OSError(errno.ENOSPC, clear_half_written(folder, is_back=is_back)) from error
             raise
 
 
@@ -117,16 +123,6 @@ class _Replacing(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.folder.drop_aside()
-
-
-def _check_one_process() -> None:
-    """Several processes would write one run folder."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
-        raise ValueError(
-            f"WORLD_SIZE is {size}: pedyra train runs in one process; start it without torchrun or accelerate launch, "
-            f"or use RankCallback in a script of your own, which works under both"
-        )
 
 
 def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume: bool) -> Path | None:
@@ -145,8 +141,13 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
         )
     if not get_method(recipe.method).resumable:
         raise ValueError(f"--resume: method {recipe.method} cannot continue from a checkpoint; --overwrite starts anew")
-    checkpoint, _ = _last_complete(folder)
-    return checkpoint
+    processes = recorded(folder, "processes") or 1
+    if processes != count_processes():
+        raise ValueError(
+            f"--resume: the run in {folder.path} was trained by {processes} process(es) and this would be "
+            f"{count_processes()}, with other batches; start as many, or start anew with --overwrite"
+        )
+    return _last_complete(folder)[0]
 
 
 def _check_data(folder: RunFolder, setup: Setup) -> None:
@@ -162,25 +163,32 @@ def _last_complete(folder: RunFolder) -> tuple[Path, list[tuple[Path, str]]]:
     return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
 
 
+def _remove_broken(folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
+    """Remove what is newer than the checkpoint to resume from, which Trainer would count as the newest."""
+    if checkpoint is None:
+        return
+    for broken, flaw in _last_complete(folder)[1]:
+        console.print(f"removing {broken}, which is not whole: {flaw}", soft_wrap=True)
+        shutil.rmtree(broken)
+    console.print(f"continuing from {checkpoint}", soft_wrap=True)
+
+
 def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
+    """In every process; what writes and draws is the first one's."""
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
-    if checkpoint is not None:
-        for broken, flaw in _last_complete(folder)[1]:  # Trainer would count them as the newest
-            console.print(f"removing {broken}, which is not whole: {flaw}", soft_wrap=True)
-            shutil.rmtree(broken)
-        console.print(f"continuing from {checkpoint}", soft_wrap=True)
-    log = MetricsLog(folder.metrics, start_step)
+    log = MetricsLog(folder.metrics, start_step, writes=is_first())
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), setup.ranks)
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
-    callbacks = [*setup.adaptation.callbacks, log, progress, stop, _Replacing(folder)]
+    callbacks = [*setup.adaptation.callbacks, log, *([progress, _Replacing(folder)] if is_first() else []), stop]
     trainer = setup.trainer(str(folder.path), callbacks)
     if start_step >= plan.total_steps:
         _leave_nothing_to_train(trainer, plan.total_steps)
-    environment = describe_environment(setup.recipe.seed, trainer.args.device)
-    environment |= {"resumed_from": start_step or None, "data_sha256": setup.task.digest()}
-    environment["train_sha256"] = setup.task.digest(train_only=True)
-    write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
+    if is_first():
+        environment = describe_environment(setup.recipe.seed, trainer.args.device)
+        environment |= {"processes": count_processes(), "resumed_from": start_step or None}
+        environment |= {"data_sha256": setup.task.digest(), "train_sha256": setup.task.digest(train_only=True)}
+        write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
@@ -214,7 +222,8 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         setup.adaptation.finish()
         trainer.state.log_history.clear()  # those evaluations were of the model before
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
+    if is_first():
+        write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
     evaluation = _final_evaluation(trainer, log if best else None)
     final = {
         "step": trainer.state.global_step,
@@ -228,7 +237,8 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "value": evaluation[f"eval_{setup.task.metric}"],
         "eval_loss": evaluation["eval_loss"],
     }
-    append_row(folder.metrics, final)
+    if is_first():
+        append_row(folder.metrics, final)
     return final
 
 
@@ -251,42 +261,3 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in section.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
-_FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether a write that found no space is at the bottom of it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    if any(sign in str(error) for sign in _FAILED_WRITES):
-        return True
-    below = error.__cause__ or error.__context__
-    return below is not None and _is_disk_full(below)
-
-
-def _disk_full_message(folder: RunFolder, is_back: bool) -> str:
-    """What to do now; the checkpoint that was being written is of no use and is removed.
-
-    `is_back`: what is in the folder is the run that this one was to replace.
-    """
-    if is_back:
-        return f"disk full while writing {folder.path}, before the first step; the run that was there is kept"
-    kept = list_checkpoints(folder.path)
-    if kept and is_half_written(kept[-1], with_ranks=folder.ranks.is_file()):
-        shutil.rmtree(kept.pop())
-    if not kept:
-        return f"disk full while writing {folder.path}, before the first checkpoint; free space and train again"
-    try:
-        whole = _last_complete(folder)[0].name
-    except ValueError:
-        return (
-            f"disk full while writing {folder.path}; {kept[-1].name} holds the adapter, but not what a resume needs: "
-            f"free space, then train again with --overwrite"
-        )
-    return (
-        f"disk full while writing {folder.path}; {whole} is whole: free space, then continue with "
-        f"pedyra train {folder.recipe} --resume"
-    )

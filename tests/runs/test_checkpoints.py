@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pedyra.runs.last_checkpoint import find_flaw, last_complete_checkpoint, list_checkpoints
+from pedyra.runs.checkpoints import find_flaw, last_complete_checkpoint, list_checkpoints
 
 
 def write_checkpoint(run, step, *, ranks=False):

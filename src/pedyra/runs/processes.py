@@ -1,0 +1,37 @@
+"""The processes of one run, as torchrun and accelerate launch start them: all train, the first writes and prints."""
+
+from __future__ import annotations
+
+import os
+
+
+def count_processes() -> int:
+    """How many processes train this run; 1 without a launcher."""
+    # WORLD_SIZE alone may be left over from a job scheduler, and Trainer does not go by it either.
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints; the others only train."""
+    return count_processes() == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come this far. One that fails is told of by its launcher, which ends the others."""
+    if count_processes() > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
+
+
+def any_of_all(here: bool) -> bool:
+    """Whether it is so in any process; the same answer in all, which must all ask."""
+    if count_processes() == 1:
+        return here
+    import torch
+    import torch.distributed
+    from accelerate import PartialState
+
+    flag = torch.tensor(float(here), device=PartialState().device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag)
