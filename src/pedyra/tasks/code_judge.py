@@ -1,0 +1,302 @@
+"""The two programs that score a solution, each in a sandbox of its own: one answers calls, the other judges.
+
+`answer` holds the solution. It is sent calls and sends plain data back; it never sees a test, an expected result or
+the channel of the verdict. `judge` holds the tests and the reference, and runs nothing of the solution: a patched
+assert, an object that equals everything or an early exit stays on the other side. Standard library only: the text of
+this file is what runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import collections
+import copy
+import json
+import math
+import numbers
+import os
+import struct
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+_SEQUENCES = (tuple, set, frozenset, collections.deque)
+LONGEST = 64 << 20
+"""Bytes in one message."""
+
+
+class CandidateError(Exception):
+    """The solution raised, ended, or answered with something that is no plain data."""
+
+
+def encode(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
+    """What JSON can hold, with a tag where JSON has no such type. keep: numbers the objects that are no plain data."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        number = int(value)  # decimal digits of long ones take quadratic time
+        return number if -(1 << 64) < number < 1 << 64 else {"int": hex(number)}
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": value.hex()}
+    if isinstance(value, list):
+        return [encode(item, keep) for item in value]
+    for kind in _SEQUENCES:
+        if isinstance(value, kind):
+            return {kind.__name__: [encode(item, keep) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[encode(key, keep), encode(item, keep)] for key, item in value.items()]}
+    if isinstance(value, Remote):
+        return {"object": value._reference}
+    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+        return {"type": value.__name__}
+    if keep is None:
+        raise TypeError(f"a {type(value).__name__} cannot be sent")
+    return {"object": keep(value)}
+
+
+def decode(value: Any, find: Callable[[Any], Any]) -> Any:
+    """The inverse of `encode`. find: the object of a number or name. Raises ValueError and TypeError."""
+    if isinstance(value, list):
+        return [decode(item, find) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, held),) = value.items()
+    if kind == "object":
+        return find(held)
+    if kind == "type" and isinstance(vars(builtins)[held], type):
+        return vars(builtins)[held]
+    if kind == "int":
+        return int(held, 16)
+    if kind == "complex":
+        return complex(*held)
+    if kind == "bytes":
+        return bytes.fromhex(held)
+    if kind == "dict":
+        return {decode(key, find): decode(item, find) for key, item in held}
+    return {k.__name__: k for k in _SEQUENCES}[kind](decode(item, find) for item in held)
+
+
+def send(fd: int, message: Any) -> None:
+    text = json.dumps(message).encode()
+    rest = memoryview(struct.pack(">I", len(text)) + text)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def receive(fd: int) -> Any:
+    """Raises EOFError at the end of the pipe, ValueError for what is no message."""
+    (length,) = struct.unpack(">I", _read(fd, 4))
+    if length > LONGEST:
+        raise ValueError(f"a message of {length} bytes")
+    return json.loads(_read(fd, length))
+
+
+def _read(fd: int, length: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < length:
+        part = os.read(fd, min(length - len(parts), 1 << 20))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
+
+
+def answer(questions: int, answers: int) -> None:
+    """Run the program that comes first, then what is asked, until the questions end."""
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module  # dataclasses and pickle look a class's module up
+    space, kept = vars(module), []
+
+    def keep(value: Any) -> int:
+        kept.append(value)
+        return len(kept) - 1
+
+    def find(reference: Any) -> Any:
+        if isinstance(reference, int):
+            return kept[reference]
+        if reference not in space:
+            raise NameError(f"name {reference!r} is not defined")
+        return space[reference]
+
+    while True:
+        try:
+            question = receive(questions)
+        except EOFError:
+            return
+        try:
+            match question["do"]:
+                case "run":
+                    exec(compile(question["program"], "<solution>", "exec"), space)
+                    result = None
+                case "call":
+                    arguments = decode(question["arguments"], find)
+                    result = find(question["of"])(*arguments, **decode(question["named"], find))
+                case "list":
+                    result = list(find(question["of"]))
+                case "get":
+                    result = getattr(find(question["of"]), question["name"])
+                case "set":
+                    result = setattr(find(question["of"]), question["name"], decode(question["to"], find))
+            told = {"value": encode(result, keep)}
+        except BaseException as error:  # also SystemExit: whatever ends the solution is an answer
+            told = {"raised": f"{type(error).__name__}: {error}"[:300]}
+        send(answers, told)
+
+
+class Candidate:
+    """The solution, seen from the tests: what it defines can be called, and answers with plain data."""
+
+    def __init__(self, questions: int, answers: int) -> None:
+        self._questions, self._answers = questions, answers
+
+    def ask(self, **question: Any) -> Any:
+        try:
+            send(self._questions, question)
+            told = receive(self._answers)
+            if not isinstance(told, dict) or "raised" in told:
+                raise CandidateError(str(told["raised"])[:300])
+            return decode(told["value"], lambda reference: Remote(self, reference))
+        except CandidateError:
+            raise
+        except (EOFError, BrokenPipeError):
+            raise CandidateError("the program ended") from None
+        except Exception as error:
+            raise CandidateError(f"the answer is no plain data ({type(error).__name__}: {error})"[:300]) from None
+
+
+class Remote:
+    """A function or object of the solution. It equals itself only: its own `==` is never asked."""
+
+    def __init__(self, candidate: Candidate, reference: Any) -> None:
+        vars(self).update(_candidate=candidate, _reference=reference)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        sent = {"arguments": encode(list(arguments)), "named": encode(named)}
+        return self._candidate.ask(do="call", of=self._reference, **sent)
+
+    def __iter__(self) -> Any:
+        return iter(self._candidate.ask(do="list", of=self._reference))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._candidate.ask(do="get", of=self._reference, name=name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._candidate.ask(do="set", of=self._reference, name=name, to=encode(value))
+
+
+def judge(questions: int, answers: int) -> None:
+    """Read a job from stdin, write the verdict to stdout: one JSON object each.
+
+    Job: program, entry_point, setup and tests (Python text), inputs (encoded argument lists), reference (a program),
+    tolerance, oracle. Verdict: status (passed, failed, error) and reason.
+    """
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)
+    job = json.loads(sys.stdin.buffer.read())
+    candidate = Candidate(questions, answers)
+    try:
+        candidate.ask(do="run", program=job["program"])
+        _run_tests(job, candidate)
+        compare_with_reference(job, Remote(candidate, job["entry_point"]))
+        verdict = {"status": "passed", "reason": ""}
+    except AssertionError as error:
+        verdict = {"status": "failed", "reason": str(error) or _failed_line(error, job["tests"])}
+    except CandidateError as error:
+        verdict = {"status": "error", "reason": str(error)}
+    except Exception as error:  # a test that cannot work with what it was given
+        verdict = {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
+    os.write(1, json.dumps(verdict).encode())
+
+
+def _run_tests(job: dict[str, Any], candidate: Candidate) -> None:
+    space: dict[str, Any] = {"__name__": "tests"}
+    tree = ast.parse(job["setup"] + "\n" + job["tests"])
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)} | set(vars(builtins))
+    for node in ast.walk(tree):
+        bound |= (
+            {node.name}
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != job["entry_point"]
+            else set()
+        )
+        bound |= {alias.asname or alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)}
+    for name in {node.id for node in names} - bound:
+        # Tests of MBPP name a module that only the solution imports.
+        known = name in sys.stdlib_module_names
+        space[name] = __import__(name) if known else Remote(candidate, name)
+    exec(compile(job["setup"], "<setup>", "exec"), space)
+    space[job["entry_point"]] = Remote(candidate, job["entry_point"])
+    exec(compile(job["tests"], "<tests>", "exec"), space)
+
+
+def _failed_line(error: BaseException, tests: str) -> str:
+    step, line = error.__traceback__, 0
+    while step is not None:
+        line = step.tb_lineno if step.tb_frame.f_code.co_filename == "<tests>" else line
+        step = step.tb_next
+    return tests.splitlines()[line - 1].strip()[:300] if line else "a check failed"
+
+
+def compare_with_reference(job: dict[str, Any], candidate: Callable[..., Any]) -> None:
+    """Each input of the job: the candidate's result against the reference's; AssertionError at the first unlike."""
+    inputs = decode(job["inputs"], lambda reference: None)
+    if not inputs:
+        return
+    space: dict[str, Any] = {"__name__": "reference"}
+    exec(compile(job["reference"], "<reference>", "exec"), space)
+    reference = space[job["entry_point"]]
+    for number, arguments in enumerate(inputs, start=1):
+        expected = reference(*copy.deepcopy(arguments))
+        result = candidate(*arguments)
+        if not agrees(result, expected, arguments, job["tolerance"], job["oracle"]):
+            shown = f"{result!r:.100}, and {expected!r:.100} is expected"
+            raise AssertionError(f"input {number} of {len(inputs)}: {shown}")
+
+
+def agrees(result: Any, expected: Any, arguments: list[Any], tolerance: float, oracle: str) -> bool:
+    """EvalPlus's comparison. oracle: root (of the polynomial), set, not_none, any, zero, pyramid, digits, or ""
+    for equality: see `code._ORACLES`.
+
+    Floats agree within tolerance + 1e-7 x expected; a tolerance of 0 is 1e-6 where only floats are expected.
+    """
+    if oracle == "root":
+        value = sum(c * math.pow(result, power) for power, c in enumerate(arguments[0]))
+        return abs(value) <= tolerance
+    if oracle == "set":
+        return set(result) == set(expected)
+    if oracle == "not_none":
+        return (result if isinstance(result, bool) else result is not None) == (expected is not None)
+    if result == expected or oracle == "any" or (oracle == "zero" and result == 0):
+        return True
+    if oracle == "pyramid":  # the height may be read as the perpendicular one
+        base, height = arguments
+        expected = round(base**2 + 2 * base * math.hypot(base / 2, height))
+    if oracle == "digits":  # the numbers may be padded to one length
+        first, second = (str(number).zfill(max(map(len, map(str, arguments)))) for number in arguments)
+        return result == sum(abs(int(a) - int(b)) for a, b in zip(first, second, strict=True))
+    if not tolerance and _floats(expected):
+        tolerance = 1e-6
+    return bool(tolerance) and type(result) is type(expected) and _close(result, expected, tolerance)
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, (list, tuple)) and all(isinstance(v, float) for v in value))
+
+
+def _close(result: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, (list, tuple)):
+        alike = isinstance(result, (list, tuple)) and len(result) == len(expected)
+        return alike and all(_close(a, b, tolerance) for a, b in zip(result, expected, strict=True))
+    if isinstance(expected, numbers.Number) and isinstance(result, numbers.Number):
+        return result == expected or abs(result - expected) <= tolerance + 1e-7 * abs(expected)  # pyright: ignore
+    return result == expected

@@ -1,0 +1,125 @@
+"""Scoring of written mathematics: the answer in a model's text, and whether it is the reference's.
+
+GSM8K's answers are numbers; MATH's are LaTeX, compared by `math-verify` (the extra "tasks").
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from decimal import Decimal, InvalidOperation
+from typing import Literal
+
+Grade = Literal["correct", "wrong", "unparsable"]
+"""unparsable: no answer was found in the text."""
+
+_SECONDS = 10
+"""For one parse or one comparison; sympy may think for ever about towers of powers. The first parse takes a second."""
+_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_STATEMENT = re.compile(r"answer\s*(?:is|:|=)+\s*:?", re.IGNORECASE)
+"""MetaMathQA ends in "The answer is: 42", other training sets in "the answer is 42" or "Answer: 42"."""
+
+
+def extract_gsm8k(text: str) -> str | None:
+    r"""The number that the text gives as its answer, without separators and units; None if it holds no number.
+
+    The last "#### 42", else the last "The answer is: 42", else the last \boxed{42}, else the last number.
+    """
+    stated = _stated(text)
+    places = [
+        text.rpartition("####")[2] if "####" in text else "",
+        stated[-1] if stated else "",
+        _last_box(text) or "",
+    ]
+    for place in places:
+        if found := _NUMBER.search(place.replace("\\$", "").replace("{,}", ",").replace("- ", "-")):
+            return found.group().replace(",", "")
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].replace(",", "") if numbers else None
+
+
+def extract_boxed(text: str) -> str | None:
+    r"""The answer of a MATH solution: what the last \boxed{} or \fbox{} holds, braces nested to any depth.
+
+    Without a box: the rest of the line after the last "The answer is:". None if there is neither.
+    """
+    box = _last_box(text)
+    if box is not None:
+        return box
+    stated = [line.rstrip(".").strip().strip("$").strip() for line in _stated(text)]
+    return next((line for line in reversed(stated) if line), None)
+
+
+def _stated(text: str) -> list[str]:
+    """What follows each "The answer is:", to the end of its line."""
+    return [text[found.end() :].partition("\n")[0].strip() for found in _STATEMENT.finditer(text)]
+
+
+def _last_box(text: str) -> str | None:
+    for found in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|[^\s{$]+)", text))):
+        if found.group(1) != "{":  # \boxed 5
+            return found.group(1)
+        depth, start = 1, found.end()
+        for at in range(start, len(text)):
+            # \{ and \} are signs, not braces
+            if text[at] in "{}" and text[at - 1] != "\\":
+                depth += 1 if text[at] == "{" else -1
+            if depth == 0:
+                return text[start:at].strip() or None
+    return None
+
+
+def equivalent(answer: str, reference: str) -> bool:
+    r"""Whether two answers, in LaTeX or plain, are one value: 1/2, 0.5 and \frac{1}{2} are, [0, 1) and (0, 1) not.
+
+    Bounded in time (a comparison that takes longer is False) by a signal, so only the main thread may call.
+    Raises ImportError without math-verify, RuntimeError in another thread.
+    """
+    if _plain(answer) == _plain(reference):
+        return True
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("math.equivalent bounds its time by a signal; call it in the main thread")
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise ImportError('the equivalence of answers needs math-verify; pip install "pedyra[tasks]"') from None
+    right, given = (parse(f"${side}$", parsing_timeout=_SECONDS) for side in (reference, answer))
+    return bool(right and given and verify(right, given, timeout_seconds=_SECONDS))
+
+
+def _plain(text: str) -> str:
+    """The same text for the same answer but for its spelling: spaces, $, \\left, \\dfrac, \\text."""
+    text = re.sub(r"\\(?:left|right|!|,|;|:|quad)(?![a-zA-Z])|\\?\$|\s|~", "", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    return re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text).rstrip(".")
+
+
+def grade_gsm8k(text: str, answer: str) -> Grade:
+    """A model's text against GSM8K's `answer` column, which ends in "#### number". Equal as numbers: 18 is 18.0.
+
+    Raises ValueError if the reference holds no number.
+    """
+    reference = extract_gsm8k(answer)
+    if reference is None:
+        raise ValueError(f"the reference {answer[-80:]!r} holds no number; GSM8K's answers end in '#### number'")
+    found = extract_gsm8k(text)
+    if found is None:
+        return "unparsable"
+    try:
+        return "correct" if Decimal(found) == Decimal(reference) else "wrong"
+    except InvalidOperation:  # digits that are no decimal ones
+        return "unparsable"
+
+
+def grade_math(text: str, solution: str) -> Grade:
+    r"""A model's text against MATH's `solution` column, which holds \boxed{answer}.
+
+    Raises ValueError if the reference holds no box.
+    """
+    reference = extract_boxed(solution)
+    if reference is None:
+        raise ValueError(f"the reference {solution[-80:]!r} holds no \\boxed{{}}; MATH's solutions do")
+    found = extract_boxed(text)
+    if found is None:
+        return "unparsable"
+    return "correct" if equivalent(found, reference) else "wrong"
