@@ -1,0 +1,186 @@
+"""The curve of loss against parameters of one adapter: which ranks each size has, and what each is predicted to cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pedyra.fit.calibration import Calibration
+from pedyra.fit.worth import Predicted, predicted_cost, removal_costs
+
+SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
+"""Parts of the parameters at which the curve is measured: about a factor of 1.4 apart, down to one direction in all."""
+
+Ranks = dict[str, int]
+"""Layer -> how many of its balanced directions stay: the first ones."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a smaller adapter has to look like for whoever serves it."""
+
+    max_rank: int | None = None
+    """No layer keeps more."""
+    same_rank: bool = False
+    """Every layer keeps the same rank."""
+    multiple_of: int = 1
+    """Ranks are multiples of it (or as many directions as the layer has)."""
+    drop: Callable[[str], bool] | None = None
+    """Layers that keep none."""
+    least: int = 0
+    """Every other layer keeps at least so many: 1 where a layer has more than its directions (DoRA's magnitude)."""
+
+    def __post_init__(self) -> None:
+        if self.max_rank is not None and self.max_rank < 1:
+            raise ValueError(f"max_rank is {self.max_rank}; a rank is at least 1")
+        if self.multiple_of < 1:
+            raise ValueError(f"multiple_of is {self.multiple_of}; it must be at least 1")
+        if self.max_rank is not None and self.max_rank < self.multiple_of:
+            raise ValueError(
+                f"max_rank is {self.max_rank}, below multiple_of {self.multiple_of}: no rank is left; raise max_rank"
+            )
+
+    def most(self, name: str, rank: int) -> int:
+        """The largest rank of a layer that has `rank` directions."""
+        if self.drop is not None and self.drop(name):
+            return 0
+        most = rank if self.max_rank is None else min(rank, self.max_rank)
+        return most if most == rank else most - most % self.multiple_of
+
+    def rounded(self, kept: int, most: int) -> int:
+        """At least as many, in multiples."""
+        return min(most, math.ceil(max(kept, self.least) / self.multiple_of) * self.multiple_of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One size on the curve. Costs are of the mean loss, against the adapter as it is."""
+
+    ranks: Ranks
+    parameters: int
+    share: float
+    """Of the parameters of the whole adapter."""
+    predicted: Predicted
+    measured: float | None = None
+    standard_error: float | None = None
+
+    def with_measured(self, cost: float, standard_error: float) -> Point:
+        return replace(self, measured=cost, standard_error=standard_error)
+
+
+def whole(calibration: Calibration) -> Ranks:
+    """The ranks of the adapter as it is."""
+    return {name: layer.rank for name, layer in calibration.layers.items()}
+
+
+def num_parameters(calibration: Calibration, ranks: Mapping[str, int]) -> int:
+    """Of A and B together, without heads and magnitudes."""
+    return sum(layer.price * ranks[name] for name, layer in calibration.layers.items())
+
+
+def point(calibration: Calibration, ranks: Ranks) -> Point:
+    """This size, and what it is predicted to cost."""
+    removed = torch.zeros(len(calibration.samples)).double()
+    for name, layer in calibration.layers.items():
+        removed += layer.slopes[:, ranks[name] :].sum(1)
+    parameters = num_parameters(calibration, ranks)
+    everything = num_parameters(calibration, whole(calibration))
+    predicted = predicted_cost(removed, calibration.samples)
+    if ranks == whole(calibration):
+        predicted = Predicted(0.0, 0.0)
+    return Point(ranks=ranks, parameters=parameters, share=parameters / everything, predicted=predicted)
+
+
+def removal_order(calibration: Calibration) -> list[str]:
+    """The layer that loses its last direction, again and again: what costs least per parameter first."""
+    entries = []
+    for position, (name, layer) in enumerate(calibration.layers.items()):
+        costs = removal_costs(layer.basis.values, layer.tokens_per_sample) / layer.price
+        entries += [(float(cost), position, -index, name) for index, cost in enumerate(costs)]
+    return [name for *_, name in sorted(entries)]
+
+
+def sizes(calibration: Calibration, shape: Shape, shares: Sequence[float] = SHARES) -> list[Point]:
+    """The sizes to look at, the largest first: the whole adapter in this shape, then the parts `shares` of it."""
+    order = removal_order(calibration)
+    most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
+    everything = num_parameters(calibration, whole(calibration))
+    if shape.same_rank:
+        every = list(_uniform(most, shape))
+    else:
+        every = []
+        bounds = iter((1.0, *shares))
+        bound = next(bounds, None)
+        smallest: Ranks = {}
+        for ranks in _prefixes(order, most, shape):
+            parameters = num_parameters(calibration, ranks)
+            while bound is not None and parameters <= bound * everything:
+                if not every or every[-1] != ranks:
+                    every.append(ranks)
+                bound = next(bounds, None)
+            if bound is None:
+                break
+            smallest = ranks
+        if bound is not None and every[-1] != smallest:  # below the last bound there is nothing: the least there is
+            every.append(smallest)
+    return [point(calibration, ranks) for ranks in every]
+
+
+def within(calibration: Calibration, shape: Shape, parameters: int) -> Point:
+    """The largest size in this shape of at most so many parameters.
+
+    Raises:
+        ValueError: not even the smallest has so few; with what it has.
+    """
+    most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
+    ways = _uniform(most, shape) if shape.same_rank else _prefixes(removal_order(calibration), most, shape)
+    found = 0
+    for ranks in ways:
+        found = num_parameters(calibration, ranks)
+        if found <= parameters:
+            return point(calibration, ranks)
+    raise ValueError(f"parameters is {parameters}, but the smallest such adapter has {found}; raise it")
+
+
+def _prefixes(order: Sequence[str], most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
+    """Ranks after each removal, in the order given, from `most` down to one direction in all; steps that change nothing
+    are left out."""
+    left = {name: order.count(name) for name in most}
+    ranks = {name: shape.rounded(left[name], most[name]) for name in most}
+    yield dict(ranks)
+    for name in order:
+        left[name] -= 1
+        rank = shape.rounded(left[name], most[name])
+        if rank != ranks[name]:
+            ranks[name] = rank
+            if not any(ranks.values()):
+                return
+            yield dict(ranks)
+
+
+def _uniform(most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
+    """The same rank in every layer that keeps one, from the largest down to 1."""
+    highest = max(most.values())
+    for rank in range(highest, 0, -1):
+        if rank == highest or rank % shape.multiple_of == 0:
+            yield {name: min(rank, limit) for name, limit in most.items()}
+
+
+def by_type(types: Collection[str], names: Collection[str]) -> Callable[[str], bool]:
+    """Whether a layer's name ends with one of these module types, as PEFT's target_modules match.
+
+    Raises:
+        ValueError: a type that no layer has.
+    """
+    for kind in types:
+        if not any(_ends(name, kind) for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names})
+            raise ValueError(f"drop_types names {kind!r}, which no layer of the adapter has; it has {', '.join(known)}")
+    return lambda name: any(_ends(name, kind) for kind in types)
+
+
+def _ends(name: str, kind: str) -> bool:
+    return name == kind or name.endswith(f".{kind}")

@@ -1,0 +1,121 @@
+"""What the curve says: the smallest size within tolerance, and whether the rank binds; decided by paired tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from pedyra.fit.curve import Point
+
+CONFIDENCE = 0.95
+"""Of every statement together: each of n sizes that are asked for is held to 1 - 0.05 / n (Bonferroni)."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much of what fine-tuning won may be given up."""
+
+    won: float
+    """Loss of the base model less that of the adapter."""
+    won_standard_error: float
+    part: float
+
+    @property
+    def loss(self) -> float:
+        """The same in units of the loss."""
+        return self.part * max(0.0, self.won)
+
+    @property
+    def learned(self) -> bool:
+        """Whether anything was won at all: clear of zero by its noise."""
+        return self.won > _z(1) * self.won_standard_error
+
+
+def _z(asked: int) -> float:
+    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / max(1, asked))
+
+
+def paired(with_set: Sequence[float], without: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
+    """Mean of the paired differences (without - with), weighted by samples, and its standard error over batches."""
+    total, count = sum(weights), len(weights)
+    differences = [b - a for a, b in zip(with_set, without, strict=True)]
+    mean = sum(w * d for w, d in zip(weights, differences, strict=True)) / total
+    if count < 2:
+        return mean, math.inf
+    squares = sum((w * (d - mean)) ** 2 for w, d in zip(weights, differences, strict=True))
+    return mean, math.sqrt(squares * count / (count - 1)) / total
+
+
+def is_within(point: Point, tolerance: Tolerance, asked: int) -> bool:
+    """Whether the upper bound of what this size costs is within tolerance, having asked of so many sizes."""
+    if point.measured is None or point.standard_error is None:
+        return False
+    return point.measured + _z(asked) * point.standard_error <= tolerance.loss
+
+
+def smallest_within(curve: Sequence[Point], tolerance: Tolerance) -> Point | None:
+    """The smallest measured size of the curve within tolerance; None where none is, or nothing was learned."""
+    if not tolerance.learned:
+        return None
+    asked = [point for point in curve if point.measured is not None]
+    found = [point for point in asked if is_within(point, tolerance, len(asked))]
+    return min(found, key=lambda point: point.parameters, default=None)
+
+
+CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"
+
+
+def verdict(curve: Sequence[Point], tolerance: Tolerance) -> str:
+    """flat: half of the parameters or less is within tolerance. capacity-limited: half clearly costs more than it.
+    unknown: neither can be told from these rows, or nothing was learned."""
+    if not tolerance.learned:
+        return UNKNOWN
+    best = smallest_within(curve, tolerance)
+    if best is not None and best.share <= 0.5:
+        return FLAT
+    half = _half(curve)
+    if half is None or half.measured is None or half.standard_error is None:
+        return UNKNOWN
+    return CAPACITY_LIMITED if half.measured - _z(1) * half.standard_error > tolerance.loss else UNKNOWN
+
+
+def _half(curve: Sequence[Point], share: float = 0.5) -> Point | None:
+    below = [point for point in curve if point.measured is not None and 0 < point.share <= share]
+    return max(below, key=lambda point: point.share, default=None)
+
+
+def in_words(curve: Sequence[Point], tolerance: Tolerance, rank: int) -> str:
+    """The verdict as a sentence or two for whoever chose this rank.
+
+    Args:
+        rank: the largest of the adapter.
+    """
+    kind = verdict(curve, tolerance)
+    if not tolerance.learned:
+        return (
+            f"unknown: the adapter has not lowered the loss beyond its noise ({tolerance.won:+.4f} +- "
+            f"{tolerance.won_standard_error:.4f}), so nothing tells what is needed; everything is kept"
+        )
+    best = smallest_within(curve, tolerance)
+    if kind == FLAT:
+        assert best is not None
+        if best.parameters == 0:
+            return f"flat: r = {rank} is more than this task needs; no direction is worth the tolerance"
+        times = 1 / best.share
+        return f"flat: r = {rank} is {times:.3g} times what this task needs"
+    half, quarter = _half(curve), _half(curve, 0.25)
+    if kind == CAPACITY_LIMITED:
+        assert half is not None and half.measured is not None
+        ratio = 1.0
+        if quarter is not None and quarter.measured is not None and quarter.measured > half.measured:
+            ratio = min(1.0, half.measured / (quarter.measured - half.measured))
+        return (
+            f"capacity-limited: r = {rank} binds; half of it would cost {half.measured:.3g}, twice as much might save "
+            f"about {half.measured * ratio:.2g}; raise r"
+        )
+    return (
+        "unknown: these rows tell neither that half is enough nor that it is too little; give more rows, or a larger "
+        "tolerance"
+    )

@@ -1,0 +1,120 @@
+"""A calibration against autograd and against a loop, on a tiny BERT with padded rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pedyra.fit.calibration import calibrate, lora_layers, model_loss, num_samples, truncated
+
+
+@pytest.fixture
+def model(make_bert: Any) -> Any:
+    """A LoRA that already does something."""
+    model = make_bert(r=4, lora_alpha=8)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            weight = layer.lora_B["default"].weight
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return model
+
+
+@pytest.fixture
+def batches() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+
+    def batch(rows: int) -> dict[str, Tensor]:
+        ids = torch.randint(3, 40, (rows, 6), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, 4:] = 0
+        return {"input_ids": ids, "attention_mask": mask, "labels": (ids[:, 0] > 20).long()}
+
+    return [batch(rows) for rows in (6, 6, 3)]
+
+
+def test_slopes_are_the_gradient_of_gates_in_the_balanced_basis(model, batches):
+    found = calibrate(model, batches)
+    name = next(key for key in found.layers if key.endswith("layer.1.output.dense"))
+    slot, basis = lora_layers(model)[name].lora_A["default"], found.layers[name].basis
+    model.eval()
+    for index, batch in enumerate(batches):
+        z = torch.ones(4, requires_grad=True)
+        M = basis.inverse.float() @ torch.diag(z) @ basis.T.float()
+        handle = slot.register_forward_hook(lambda module, args, h, M=M: h @ M.T)
+        (gradient,) = torch.autograd.grad(model_loss(model, batch), z)
+        handle.remove()
+        torch.testing.assert_close(found.layers[name].slopes[index].float(), gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gramians_are_those_of_a_loop_over_tokens(model, batches):
+    found = calibrate(model, batches)
+    name = next(key for key in found.layers if key.endswith("layer.0.intermediate.dense"))
+    slot = lora_layers(model)[name].lora_A["default"]
+    model.eval()
+    P, Q, tokens = torch.zeros(4, 4), torch.zeros(4, 4), 0
+    for batch in batches:
+        seen: list[Tensor] = []
+        handle = slot.register_forward_hook(lambda module, args, h, seen=seen: seen.append(h))
+        loss = model_loss(model, batch)
+        handle.remove()
+        (g,) = torch.autograd.grad(loss * len(batch["labels"]), seen[0])
+        for h_row, g_row, used in zip(seen[0], g, batch["attention_mask"], strict=True):
+            for h_token, g_token, on in zip(h_row.detach(), g_row, used, strict=True):
+                if on:  # a padded token has no gradient
+                    P, Q, tokens = P + h_token.outer(h_token), Q + g_token.outer(g_token), tokens + 1
+    expected = torch.linalg.eigvals((P / tokens).double() @ (Q / tokens).double()).real.sort(descending=True).values
+    measured = found.layers[name]
+    torch.testing.assert_close(measured.basis.values.square(), expected, rtol=2e-2, atol=1e-9)
+    assert measured.tokens_per_sample == pytest.approx(tokens / 15)
+
+
+def test_nothing_of_the_model_changes(model, batches):
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    calibrate(model, batches)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert not any(layer.lora_A["default"]._forward_hooks for layer in lora_layers(model).values())
+
+
+def test_a_batch_that_is_not_finite_is_left_out_and_counted(model, batches):
+    def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        return model_loss(model, batch) * (float("nan") if len(batch["labels"]) == 3 else 1)
+
+    whole, part = calibrate(model, batches, loss=loss), calibrate(model, batches[:2])
+    assert (whole.skipped, len(whole.samples)) == (1, 2)
+    for name, layer in part.layers.items():
+        torch.testing.assert_close(whole.layers[name].slopes, layer.slopes)
+        torch.testing.assert_close(whole.layers[name].basis.values, layer.basis.values)
+    with pytest.raises(ValueError, match="1 of 1 calibration batches have a finite loss, and it takes two"):
+        calibrate(model, batches[:1])
+
+
+def test_truncated_keeps_the_first_directions_and_all_of_them_change_nothing(model, batches):
+    found = calibrate(model, batches)
+    model.eval()
+    inputs = {key: value for key, value in batches[0].items() if key != "labels"}
+    with torch.no_grad():
+        whole = model(**inputs).logits
+        with model.disable_adapter():
+            none = model(**inputs).logits
+    every = {name: layer.rank for name, layer in found.layers.items()}
+    with truncated(model, found, every):
+        torch.testing.assert_close(model(**inputs).logits, whole, rtol=0, atol=0)
+    with truncated(model, found, dict.fromkeys(every, 0)):
+        torch.testing.assert_close(model(**inputs).logits, none, rtol=1e-5, atol=1e-6)
+    with truncated(model, found, dict.fromkeys(every, 2)):
+        assert not torch.allclose(model(**inputs).logits, whole, atol=1e-4)
+
+
+def test_samples_are_rows_of_a_classifier_and_labelled_tokens_of_a_language_model():
+    labels = torch.tensor([[-100, 5, 6, -100], [-100, -100, 7, 2]])
+    assert num_samples({"input_ids": torch.zeros(2, 4), "labels": labels}) == 4
+    assert num_samples({"input_ids": torch.zeros(2, 4), "labels": torch.tensor([0, 1])}) == 2
+    assert num_samples({"pixel_values": torch.zeros(3, 1)}) == 3
