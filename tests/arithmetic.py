@@ -1,6 +1,7 @@
 """Which modules are pure functions on tensors and numbers."""
 
 ARITHMETIC = [
+    "pedyra.fit.worth",
     *("pedyra.allocate.allocation", "pedyra.allocate.batching", "pedyra.allocate.schedule"),
     *("pedyra.methods.importance", "pedyra.methods.orthogonality", "pedyra.methods.pareto"),
     *("pedyra.methods.pedyra.directions", "pedyra.methods.pedyra.noise", "pedyra.methods.pedyra.swaps"),

@@ -26,6 +26,7 @@ BELOW: dict[str, set[str]] = {
     "generate_section": {"recipe_sections"},
     "recipe": {"config", "recipe_sections", "generate_section"},
     "lora": {"config"},
+    "fit": {"lora"},
     "allocate": {"config", "lora"},
     "methods": {"config", "lora", "allocate", "recipe", "tasks", "models"},
     "tasks": {"config", "recipe_sections", "generate_section"},

@@ -1,4 +1,4 @@
-"""The curve of loss against parameters of one adapter: which ranks each size has, and what each is predicted to cost."""
+"""The curve of loss against parameters of one adapter: the ranks of each size, and what it is predicted to cost."""
 
 from __future__ import annotations
 

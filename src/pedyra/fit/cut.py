@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pedyra.files import write_folder
 from pedyra.fit.calibration import Calibration
-from pedyra.fit.worth import Balance
+from pedyra.fit.worth import Balance, balance
 from pedyra.lora.folder import SavedLora, check_plain, read_lora
 from pedyra.lora.layer_names import pattern_keys
 
@@ -23,7 +22,9 @@ RECORD = "pedyra_fit.json"
 """Beside the adapter: how it was chosen, and what it costs."""
 
 
-def cut_model(model: Any, calibration: Calibration, ranks: Mapping[str, int], out: Path, record: dict[str, Any]) -> Path:
+def cut_model(
+    model: Any, calibration: Calibration, ranks: Mapping[str, int], out: Path, record: dict[str, Any]
+) -> Path:
     """Write the live adapter "default" of `model`, cut to these ranks, into the folder `out`; the model stays.
 
     Raises:
@@ -89,8 +90,6 @@ def singular_basis(A: Tensor, B: Tensor) -> Balance:
 
     As in `worth.balance` with the Gramians that white inputs and white gradients would give: P = A A^T, Q = B^T B.
     """
-    from pedyra.fit.worth import balance
-
     A, B = A.double(), B.double()
     return balance(A @ A.T, B.T @ B)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pedyra.fit.calibration import Batch, Calibration, Loss, calibrate, lora_layers, model_loss, num_samples, truncated
-from pedyra.fit.curve import Point, Shape, num_parameters, point, sizes, whole, within
+from pedyra.fit.calibration import Batch, Calibration, Loss, calibrate, model_loss, num_samples, truncated
+from pedyra.fit.curve import Point, Shape, point, sizes, whole, within
 from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
 
 Progress = Callable[[str], None]
@@ -122,7 +122,7 @@ def fit_adapter(
 
     weights = [float(num_samples(batch)) for batch in choice]
     with_all = losses(model, measured, whole(measured), choice, adapter, loss)
-    with _without_adapter(model):
+    with model.disable_adapter():  # type: ignore[operator]
         without = losses(model, measured, whole(measured), choice, adapter, loss)
     limit = Tolerance(*paired(with_all, without, weights), tolerance)
     curve = []
@@ -189,16 +189,3 @@ def losses(
     if not all(map(math.isfinite, found)):
         raise ValueError(f"the loss of batch {[*map(math.isfinite, found)].index(False)} is not finite; take it out")
     return found
-
-
-def _without_adapter(model: Any) -> Any:
-    return model.disable_adapter()
-
-
-def parameters_of(model: nn.Module, adapter: str = "default") -> int:
-    """Parameters of A and B of all layers, now."""
-    layers = lora_layers(model, adapter).values()
-    return sum(m.lora_A[adapter].weight.numel() + m.lora_B[adapter].weight.numel() for m in layers)
-
-
-__all__ = ["Fit", "fit_adapter", "num_parameters"]
