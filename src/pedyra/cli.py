@@ -30,13 +30,14 @@ from pedyra.interrupts import remembered
 
 app = typer.Typer(
     name="pedyra",
-    help="Rank-adaptive LoRA fine-tuning at a fixed budget.",
+    help="Rank-adaptive LoRA fine-tuning: which rank, in which layers?",
+    epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys. Start with: pedyra train "
+    "recipes/smoke.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_cli.app, name="bench")
-app.command()(search)
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +83,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Train one recipe into a run folder."""
+    """Train one recipe into a run folder; also under torchrun and accelerate launch, as -m pedyra train."""
     from pedyra.recipe import load_recipe
     from pedyra.runs.processes import is_first
     from pedyra.runs.run_folder import RunFolder
@@ -117,7 +118,7 @@ def train(
 
 @app.command("eval")
 def evaluate(run: RunArgument, json_file: JsonFile = None) -> None:
-    """Evaluate a run's saved adapter on its held-out rows."""
+    """Judge a run's saved adapter again on its held-out rows."""
     quiet_libraries()
     from pedyra.runs.evaluate import evaluate_run
 
@@ -156,7 +157,7 @@ def export(
     ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET.")] = None,
 ) -> None:
-    """Write a run's adapter for another consumer."""
+    """Write an adapter in the form that another program reads."""
     quiet_libraries()
     from pedyra.lora.export import export_adapter
 
@@ -185,7 +186,7 @@ def report(
 
 @app.command()
 def compare(
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML grid.", show_default=False)],
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML grid: methods, tasks, seeds.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Change grid keys, e.g. seeds=[0,1] data_dir=d.", show_default=False),
@@ -206,12 +207,12 @@ def compare(
     extend: Annotated[bool, typer.Option("--extend", help="Keep the folder's runs; the grid has grown.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare methods x tasks x seeds under one protocol; what is finished is kept."""
+    """Compare methods x tasks x seeds under one protocol; the same command goes on where it was stopped."""
     from pedyra.compare.grid import load_grid
 
     checked = load_grid(grid, [*(overrides or []), *([f"match={match}"] if match else [])])
     if ray is not None and not collect:
-        from pedyra.compare.ray_address import check_ray_address
+        from pedyra.compare.ray_pool import check_ray_address
 
         check_ray_address(ray)  # before the seconds that the libraries take
     quiet_libraries()
@@ -240,6 +241,9 @@ def schema(markdown: Annotated[bool, typer.Option("--markdown", help="The same a
     from pedyra.recipe_page import recipe_page
 
     print(recipe_page(recipe_schema()) if markdown else json.dumps(recipe_schema(), indent=2))
+
+
+app.command()(search)
 
 
 def main(arguments: list[str] | None = None) -> None:

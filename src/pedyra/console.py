@@ -50,7 +50,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 def print_whole(console: Console, table: Table) -> None:
     """The table, folded to a terminal's width; in a file or a pipe, which have none, as wide as it is."""
-    if console.is_terminal:
+    if console.is_terminal or console.quiet:
         console.print(table)
     else:
         wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,13 +14,30 @@ from pathlib import Path
 import pytest
 
 from pedyra.compare.jobs import Entry, Job
-from pedyra.compare.ray_pool import RayPool
+from pedyra.compare.ray_pool import RayPool, check_ray_address
 
 
 def test_without_ray_the_line_that_installs_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r'pip install "pedyra\[ray\]"'):
         RayPool("local")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_port_on_which_nobody_listens_is_told_at_once(scheme: str):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(ValueError, match=f"--ray {address} does not answer"):
+            check_ray_address(address)
+        assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:port", ":6379", "ray://"])
+def test_what_is_no_address_is_refused(address: str):
+    with pytest.raises(ValueError, match="is no address; it is host:port, ray://host:port, auto or local"):
+        check_ray_address(address)
 
 
 def ray_is_installed() -> bool:

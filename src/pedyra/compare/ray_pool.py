@@ -10,15 +10,38 @@ from typing import Any
 
 from pedyra.compare.jobs import Job, Outcome, Stop, is_done, run_job
 from pedyra.compare.pool import Report
-from pedyra.compare.ray_address import check_ray_address
 from pedyra.interrupts import on_interrupt
 
 RETRIES = 5
 """How often Ray runs a job again whose worker died; each time it goes on from its checkpoint."""
 
 
+ANSWER_SECONDS = 5.0
+"""For a connection to the address. Ray's own attempts take a minute and more, also on a port that is closed."""
+
+
+def check_ray_address(address: str, seconds: float = ANSWER_SECONDS) -> None:
+    """Raise ValueError, naming the address, unless something accepts connections there.
+
+    Args:
+        address: host:port, ray://host:port; nothing is asked for "auto" and "local".
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--ray {address!r} is no address; it is host:port, ray://host:port, auto or local")
+    try:
+        socket.create_connection((host, int(port)), timeout=seconds).close()
+    except (OSError, UnicodeError) as error:  # a name that cannot be encoded
+        flaw = f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else error
+        raise ValueError(
+            f"--ray {address} does not answer ({flaw}); start Ray there, or give the address of its head node"
+        ) from None
+
+
 class RayPool:
-    """One Ray task per job, with one CPU and, in a cluster that has any, one GPU.
+    """One remote call per job, with one CPU and, in a cluster that has any, one GPU.
 
     Nodes find the comparison's folder under the same path as this process (a shared file system); where they do not,
     give every machine a `--shard` of its own and put the folders together with `--collect`.
@@ -52,13 +75,13 @@ class RayPool:
         with on_interrupt(stop.raise_level):
             while running and not stop.level:
                 finished, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-                for task in finished:
-                    report(_outcome(ray, task, running.pop(task)))
+                for ref in finished:
+                    report(_outcome(ray, ref, running.pop(ref)))
         if stop.level:
-            for task in running:
-                ray.cancel(task)  # a KeyboardInterrupt in the worker, on which the run saves a checkpoint
-            for task, job in running.items():
-                report(_outcome(ray, task, job))
+            for ref in running:
+                ray.cancel(ref)  # a KeyboardInterrupt in the worker, on which the run saves a checkpoint
+            for ref, job in running.items():
+                report(_outcome(ray, ref, job))
             raise KeyboardInterrupt
 
     def close(self) -> None:
@@ -75,10 +98,10 @@ def _work(job: Job, directory: str) -> Outcome:
     return run_job(job, threads=1)
 
 
-def _outcome(ray: Any, task: Any, job: Job) -> Outcome:
-    """How a task ended. A worker that died more often than Ray retries, or a node that lacks a file, is a failure."""
+def _outcome(ray: Any, ref: Any, job: Job) -> Outcome:
+    """How a job ended. A worker that died more often than Ray retries, or a node that lacks a file, is a failure."""
     try:
-        return ray.get(task)
+        return ray.get(ref)
     except ray.exceptions.TaskCancelledError:
         return Outcome(job, "done" if is_done(job) else "stopped")
     except ray.exceptions.RayTaskError as error:
