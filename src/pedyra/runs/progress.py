@@ -7,7 +7,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from transformers import TrainerCallback
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.methods.pedyra.sketching import too_short_to_try
 
 PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside one per evaluation
 
@@ -66,9 +65,6 @@ class TrainingProgress(TrainerCallback):
         return "  ".join(parts)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        allocator = self._ranks.allocator if self._ranks else None
-        if allocator and (reason := too_short_to_try(allocator.config, allocator.schedule)):
-            self.console.print(reason, soft_wrap=True)
         self._bar.reset(self._task, total=state.max_steps, completed=state.global_step, status=self.status())
 
     def on_step_end(self, args, state, control, **kwargs):
