@@ -14,8 +14,8 @@ import pedyra
 
 SOURCE = Path(pedyra.__file__).parent
 
-LEAVES = {"files", "yaml_file", "hub", "packaged", "interrupts"}
-"""Small modules that know nothing else of pedyra; every part may use them."""
+LEAVES = {"files", "yaml_file", "hub", "packaged", "interrupts", "spelling"}
+"""Small modules that know nothing of pedyra but each other; every part may use them."""
 
 # What the modules of each part may import of pedyra, itself and the leaves aside. The entry points (cli, console) stand
 # above all of these and are not listed, so none of these can import them.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from pedyra.spelling import did_you_mean
 
 
 def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_with: str) -> dict[str, Any]:
@@ -112,6 +113,26 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     section[last] = parse_yaml(value, f"override {override!r}")
 
 
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"lora": {"r": 8}} -> {"lora.r": 8}."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first key whose value has changed, with both values, and how many others have; None if none has."""
+    old, new = flat(before), flat(now)
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if not changed:
+        return None
+    # A section that was empty and has keys now is told by its keys.
+    changed = [key for key in changed if {} not in (old.get(key), new.get(key))] or changed
+    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    return f"{changed[0]} was {old.get(changed[0])!r} and is now {new.get(changed[0])!r}{more}"
+
+
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
     """The first mistake as one line with its full key path, and how many other keys have one.
 
@@ -131,9 +152,7 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
-        near = get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*path[:-1], *near])!r}?" if near else f"known are {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
+        return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]))}"
     if mistake["type"] == "missing":
         return f"key {key!r} is required"
     if mistake["type"] == "value_error":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.compare.grid import first_difference, load_grid, only_grows
+from pedyra.compare.grid import load_grid, only_grows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -94,12 +94,6 @@ def test_the_baseline_is_part_of_a_grid_whose_rows_are_matched_to_it(make_grid):
     matched = make_grid(match="parameters")
     assert matched.fingerprint() != make_grid("baseline=pedyra", match="parameters").fingerprint()
     assert not only_grows(matched, make_grid("baseline=pedyra", match="parameters"))
-
-
-def test_the_first_difference_is_told_with_both_values(make_grid):
-    assert first_difference(make_grid(), make_grid()) is None
-    assert first_difference(make_grid(), make_grid("lora.r=4")) == "lora.r was 2 and is now 4"
-    assert first_difference(make_grid(), make_grid("seeds=[0]")) == "seeds was [0, 1, 2] and is now [0]"
 
 
 NARROW = "methods={lora: {learning_rates: [0.1]}, pedyra: {}}"

@@ -16,7 +16,7 @@ from rich.console import Console
 from pedyra.compare import table_formats
 from pedyra.compare.comparison import Comparison, csv_rows, remarks
 from pedyra.compare.experiment import Experiment, prepare_experiment
-from pedyra.compare.grid import Grid, first_difference, load_grid, only_grows
+from pedyra.compare.grid import Grid, load_grid, only_grows
 from pedyra.compare.jobs import Job, Outcome, Purpose, is_done
 from pedyra.compare.pool import LocalPool, Pool
 from pedyra.compare.process import Forked, can_fork, start_anew
@@ -25,6 +25,7 @@ from pedyra.compare.screen import LiveTable, print_comparison, print_jobs
 from pedyra.compare.tables import comparison_tables
 from pedyra.console import write_json_lines
 from pedyra.files import write_file
+from pedyra.yaml_file import first_difference
 
 
 def compare_grid(
@@ -142,7 +143,7 @@ def open_folder(grid: Grid, *, extend: bool) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         if _holds_runs(folder) or not (folder / "grid.yaml").is_file():
             _check_same(grid, folder, extend=extend)
-        elif first_difference(load_grid(folder / "grid.yaml"), grid) is not None:
+        elif first_difference(load_grid(folder / "grid.yaml").identity(), grid.identity()) is not None:
             # An attempt that was refused before its first run: its splits are not for this grid.
             shutil.rmtree(folder / "data", ignore_errors=True)
             (folder / "matching.json").unlink(missing_ok=True)
@@ -160,7 +161,7 @@ def _check_same(grid: Grid, folder: Path, *, extend: bool) -> None:
     if not file.is_file():
         raise ValueError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
     before = load_grid(file)
-    difference = first_difference(before, grid)
+    difference = first_difference(before.identity(), grid.identity())
     if difference is None or (extend and only_grows(before, grid)):
         return
     grows = only_grows(before, grid)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pedyra.methods.registry import get_method
 from pedyra.recipe import TRAINING_DEFAULTS
 from pedyra.tasks.named_tasks import task_data
-from pedyra.yaml_file import one_line, read_settings, to_yaml
+from pedyra.yaml_file import flat, one_line, read_settings, to_yaml
 
 Match = Literal["parameters", "rank", "memory", "time"]
 Judge = Literal["metric", "loss"]
@@ -180,15 +180,15 @@ class Grid(_Section):
         return self.methods[method].match or self.match
 
     def identity(self) -> dict[str, Any]:
-        """Every key that decides an outcome, flat: {"lora.r": 8, ...}."""
+        """Every key that decides an outcome."""
         matched = any(self.match_of(method) != "rank" for method in self.methods)
         # What is matched is matched to the baseline; otherwise that only says what differences refer to.
         beside = {*NOT_THE_EXPERIMENT, *(() if matched else ("baseline",))}
-        return dict(_flat(self.model_dump(mode="json", exclude=beside)))
+        return self.model_dump(mode="json", exclude=beside)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that two grids share if every job of one is a job of the other."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(flat(self.identity()), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The resolved grid; `load_grid` of it gives an equal grid."""
@@ -213,15 +213,6 @@ def check_grid(content: dict[str, Any], where: str) -> Grid:
         return Grid.model_validate(content)
     except ValidationError as error:
         raise ValueError(f"{where}: {one_line(error, Grid, depth=3)}") from None
-
-
-def first_difference(before: Grid, now: Grid) -> str | None:
-    """The first key in which two grids differ, with both values; None if their jobs are the same."""
-    old, new = before.identity(), now.identity()
-    for key in [*old, *(key for key in new if key not in old)]:
-        if old.get(key) != new.get(key):
-            return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-    return None
 
 
 def only_grows(before: Grid, now: Grid) -> bool:
@@ -258,11 +249,3 @@ def _refuse_repeats(values: Iterable[Any], key: str) -> None:
     for value in values:
         if values.count(value) > 1:
             raise ValueError(f"{key} has {value!r} twice; list each one once")
-
-
-def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value

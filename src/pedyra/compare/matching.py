@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-
-import yaml
 
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe, check_recipe
-from pedyra.yaml_file import to_yaml
 
 TOLERANCE = 0.05
 """How far from the baseline's a matched quantity may be, relative to it."""
@@ -185,17 +177,14 @@ def with_rank(recipe: Recipe, r: int) -> Recipe:
 
 
 def planned_memory(recipe: Recipe) -> int:
-    """Bytes that training holds, by `pedyra train --dry-run`. Raises ValueError with what the plan refuses."""
-    with TemporaryDirectory() as scratch:
-        content = yaml.safe_load(recipe.to_yaml()) | {"output_dir": str(Path(scratch, "run"))}
-        path, plan = Path(scratch, "recipe.yaml"), Path(scratch, "plan.jsonl")
-        path.write_text(to_yaml(content), encoding="utf-8")
-        command = [sys.executable, "-m", "pedyra", "train", str(path), "--dry-run", "--json", str(plan)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ValueError(f"no plan for method {recipe.method}: {said.removeprefix('Error: ')}")
-        return json.loads(plan.read_text(encoding="utf-8").splitlines()[0])["memory_bytes"]
+    """Bytes that training holds, as `pedyra train --dry-run` tells them. Raises ValueError with what it refuses."""
+    from pedyra.runs.plan import make_plan
+    from pedyra.runs.setup import set_up
+
+    try:
+        return make_plan(set_up(recipe)).memory.total
+    except ValueError as error:
+        raise ValueError(f"no plan for method {recipe.method}: {error}") from None
 
 
 def match_steps(budget: int, steps: int, seconds: float, baseline_seconds: float) -> Matched:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 from torch import Tensor, nn
+
+from pedyra.spelling import did_you_mean
 
 
 def layer_ranks(model: nn.Module, wanted: Mapping[str, int] | None) -> dict[str, int] | None:
@@ -23,8 +24,7 @@ def layer_ranks(model: nn.Module, wanted: Mapping[str, int] | None) -> dict[str,
     for key in wanted:
         if not any(_is_called(name, key) for name in names):
             kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
-            near = get_close_matches(key, [*names, *kinds], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"layers are called {', '.join(kinds)}"
+            hint = did_you_mean(key, [*names, *kinds], otherwise=f"layers are called {', '.join(kinds)}")
             raise ValueError(f"lora.ranks: {key!r} is no layer of the model; {hint}")
     found: dict[str, int] = {}
     for name in names:

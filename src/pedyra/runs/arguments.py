@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -13,6 +12,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 
 from pedyra.recipe import Recipe
 from pedyra.recipe_sections import METRICS
+from pedyra.spelling import did_you_mean
 
 PLAIN = {int, float, bool, str, type(None)}
 """Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""
@@ -56,8 +56,7 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
     checked = {}
     for name, value in training.items():
         if name.startswith("_") or name not in types:
-            near = get_close_matches(name, types, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "see the documentation of transformers.TrainingArguments"
+            hint = did_you_mean(name, types, otherwise="see the documentation of transformers.TrainingArguments")
             raise ValueError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
         members = set(get_args(types[name])) or {types[name]}
         try:

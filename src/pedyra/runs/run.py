@@ -6,12 +6,10 @@ import errno
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
@@ -28,6 +26,7 @@ from pedyra.runs.processes import count_processes, is_first, wait_for_all
 from pedyra.runs.progress import TrainingProgress
 from pedyra.runs.run_folder import RunFolder
 from pedyra.runs.setup import Setup, set_up, trainable_parameters
+from pedyra.yaml_file import first_difference, parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +129,11 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
     folder.check(overwrite=overwrite, resume=resume)
     if not resume:
         return None
-    before, now = (_flat(yaml.safe_load(text)) for text in (folder.recipe.read_text("utf-8"), recipe.to_yaml()))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    before = parse_yaml(folder.recipe.read_text("utf-8"), str(folder.recipe))
+    changed = first_difference(before, recipe.model_dump(mode="json"))
     if changed:
-        key = changed[0]
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ValueError(
-            f"--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}{more}; "
-            f"continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
+            f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
         )
     if not get_method(recipe.method).resumable:
         raise ValueError(f"--resume: method {recipe.method} cannot continue from a checkpoint; --overwrite starts anew")
@@ -255,11 +251,3 @@ def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, 
     if silent is not None:
         trainer.remove_callback(silent)
     return trainer.evaluate()
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"lora": {"r": 8}} -> {"lora.r": 8}."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
