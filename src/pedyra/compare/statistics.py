@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 Key = TypeVar("Key", bound=Hashable)
@@ -92,9 +93,8 @@ def bootstrap_interval(
 def sign_test(differences: Sequence[float]) -> SignTest:
     """Exact two-sided sign test of "as often above zero as below"; zeros are counted as ties and left out."""
     wins, losses = (sum(sign * value > 0 for value in differences) for sign in (1, -1))
-    n = wins + losses
-    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
-    return SignTest(wins, losses, sum(value == 0 for value in differences), min(1.0, 2 * tail))
+    p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return SignTest(wins, losses, sum(value == 0 for value in differences), p)
 
 
 def compare_paired(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> PairedDifference | None:

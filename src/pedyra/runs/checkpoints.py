@@ -7,6 +7,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 # Trainer writes these in this order, so trainer_state.json is there only when the others were begun.
 TRAINER_FILES = (
     "adapter_config.json",
@@ -30,18 +32,19 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=checkpoint_step)
 
 
-def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list[tuple[Path, str]]]:
+def last_complete_checkpoint(run: Path, *, with_ranks: bool, processes: int = 1) -> tuple[Path, list[tuple[Path, str]]]:
     """The newest whole checkpoint, and the newer broken ones with what is wrong with each.
 
     Args:
         with_ranks: whether the run adapts ranks, and so needs RankCallback's side files.
+        processes: how many train; each of several leaves the state of its random numbers.
 
     Raises:
         ValueError: the run has no whole checkpoint.
     """
     broken: list[tuple[Path, str]] = []
     for checkpoint in reversed(list_checkpoints(run)):
-        flaw = find_flaw(checkpoint, with_ranks=with_ranks)
+        flaw = find_flaw(checkpoint, with_ranks=with_ranks, processes=processes)
         if flaw is None:
             return checkpoint, broken
         broken.append((checkpoint, flaw))
@@ -49,9 +52,10 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list
     raise ValueError(f"{run} holds no complete checkpoint{reason}; start the run anew with --overwrite")
 
 
-def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
+def find_flaw(checkpoint: Path, *, with_ranks: bool, processes: int = 1) -> str | None:
     """What makes a checkpoint unusable, as "file: what is wrong", or None if it is whole."""
-    for name in TRAINER_FILES + (RANK_FILES if with_ranks else ()):
+    each = [f"rng_state_{process}.pth" for process in range(processes)] if processes > 1 else []
+    for name in (*TRAINER_FILES, *(RANK_FILES if with_ranks else ()), *each):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
     for file in sorted(checkpoint.iterdir()):
@@ -87,19 +91,9 @@ def _is_whole(file: Path) -> bool:
         except zipfile.BadZipFile:
             return False
     elif file.suffix == ".safetensors":
-        return _safetensors_is_whole(file)
-    return True
-
-
-def _safetensors_is_whole(file: Path) -> bool:
-    """Layout: 8 bytes header length, JSON header with the offsets of every tensor, then exactly those bytes."""
-    with file.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        if not 0 < length <= file.stat().st_size:
-            return False
         try:
-            header = json.loads(handle.read(length))
-        except ValueError:
+            with safe_open(file, "np"):
+                return True
+        except SafetensorError:
             return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return file.stat().st_size == 8 + length + max(ends, default=0)
+    return True

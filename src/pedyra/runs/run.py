@@ -156,7 +156,7 @@ def _check_data(folder: RunFolder, setup: Setup) -> None:
 
 
 def _last_complete(folder: RunFolder) -> tuple[Path, list[tuple[Path, str]]]:
-    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
+    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file(), processes=count_processes())
 
 
 def _remove_broken(folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
