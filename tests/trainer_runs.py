@@ -109,7 +109,8 @@ def run_state() -> Callable[[Trainer, RankCallback], dict[str, Any]]:
         held = {id(p) for group in allocator.optimizer.param_groups for p in group["params"]}
         assert held == {id(p) for p in trainable.values()}, "the optimizer holds other Parameters than the model"
         return {
-            "parameters": {name: p.detach().clone() for name, p in trainable.items()},
+            # Frozen ones too: a pruned triple of PiSSA gives the weight its part back.
+            "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
             "optimizer": {name: dict(allocator.optimizer.state[p]) for name, p in trainable.items()},
             "ranks": allocator.ranks,
             "history": [{k: v for k, v in record.items() if k != "seconds"} for record in allocator.history],

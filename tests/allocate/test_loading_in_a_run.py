@@ -27,7 +27,7 @@ def trainable(model: Any) -> list[torch.nn.Parameter]:
 
 def empty(model: Any, layer: AdaptedLayer) -> None:
     """The layer at rank 0."""
-    install([(layer, [replacement.new for replacement in resized(layer, range(layer.rank), None)])])
+    install([(layer, resized(layer, range(layer.rank), None))])
     write_ranks(model)
 
 

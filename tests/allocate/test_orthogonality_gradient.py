@@ -44,7 +44,7 @@ def test_a_missing_gradient_becomes_the_penaltys_alone(make_net):
 
 def test_layers_of_rank_zero_have_no_penalty(make_net):
     layers = attach(make_net(trained=True))
-    install([(layers[0], [change.new for change in resized(layers[0], range(4), None)])])
+    install([(layers[0], resized(layers[0], range(4), None))])
     add_orthogonality_gradient(layers, weight=1.0, form="norm")
     # The mean is over the matrices of all layers, the empty one's too, whose norm is 0.
     (expected,) = torch.autograd.grad(penalty(layers[1:], "norm") * 4 / 6, [layers[1].a.A])

@@ -271,7 +271,7 @@ def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_z
     new = NewTriples(torch.randn(2, 12), torch.ones(2), torch.zeros(6, 2))
     changes = {"layers.0": resized(layers[0], (1,), None), "layers.1": resized(layers[1], (0, 2), new)}
     for layer in layers[:2]:
-        install([(layer, [change.new for change in changes[layer.name]])])
+        install([(layer, changes[layer.name])])
     scores.resize(changes)
     after = list(scores._by_factor(scores.sensitivity))
     zeros: Callable[..., Tensor] = torch.zeros
@@ -293,7 +293,7 @@ def test_a_resize_makes_anew_only_the_pieces_whose_layers_changed(monkeypatch, l
     scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
     before = list(scores.sensitivity)
     change = resized(layers[1], (0,), None)
-    install([(layers[1], [replacement.new for replacement in change])])
+    install([(layers[1], change)])
     scores.resize({"layers.1": change})
     assert [now is then for now, then in zip(scores.sensitivity, before, strict=True)] == [True, False, True]
 

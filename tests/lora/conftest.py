@@ -24,7 +24,7 @@ def set_ranks() -> Callable[..., None]:
             if num > 0:
                 draw = lambda *shape: torch.randn(*shape, generator=generator) * 0.3  # noqa: E731
                 new = NewTriples(draw(num, layer.a.in_features), draw(num), draw(layer.b.out_features, num))
-            install([(layer, [change.new for change in resized(layer, range(rank, layer.rank), new)])])
+            install([(layer, resized(layer, range(rank, layer.rank), new))])
         write_ranks(model)
 
     return change

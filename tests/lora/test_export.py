@@ -43,7 +43,7 @@ def mixed_ranks(model: Any) -> Any:
         rank = (1, 3, 6, 0)[index % 4]
         shapes = ((rank, layer.a.in_features), (rank,), (layer.b.out_features, rank))
         new = NewTriples(*(torch.randn(shape, generator=generator) / 4 for shape in shapes))
-        install([(layer, [replacement.new for replacement in resized(layer, range(layer.rank), new)])])
+        install([(layer, resized(layer, range(layer.rank), new))])
     for name, parameter in model.named_parameters():
         if "magnitude" in name or "modules_to_save" in name:
             parameter.data *= 1 + torch.rand(parameter.shape, generator=generator)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.factors import AFactor, BFactor
+from pedyra.lora.start import Start
 
 
 def a_factor(rank: int = 3, width: int = 5) -> AFactor:
@@ -109,24 +110,31 @@ def test_a_missing_weight_is_reported_by_its_key():
         a_factor().load_state_dict({})
 
 
-def test_a_rewritten_base_puts_the_start_beside_the_factors_and_takes_it_off_again():
-    A0, B0 = torch.randn(2, 5), torch.randn(4, 2)
-    a = AFactor(nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3)), A0)
-    b = BFactor(nn.Parameter(torch.randn(4, 3)), None, B0)
-    on_disk = b.state_dict()["weight"] @ a.state_dict()["weight"]
-    assert torch.allclose(on_disk, b.weight @ a.weight - B0 @ A0, atol=1e-5)
+def started(rank: int) -> tuple[AFactor, BFactor]:
+    """Slots of `rank` trained triples, of which two began as what PiSSA took from the weight."""
+    a, b = AFactor(nn.Parameter(torch.randn(rank, 5)), nn.Parameter(torch.randn(rank))), b_factor(rank)
+    a.start = b.start = Start(torch.randn(2, 5), torch.randn(4, 2))
+    a.origin = torch.cat([a.start.A, torch.zeros(rank - 2, 5)])
+    b.origin = torch.cat([a.start.B, torch.zeros(4, rank - 2)], 1)
+    return a, b
+
+
+def test_what_triples_began_as_is_beside_them_on_disk_and_is_taken_off_again():
+    a, b = started(3)
+    assert a.origin is not None and b.origin is not None
     live = b.weight.detach() @ a.weight.detach()
+    on_disk = b.state_dict()["weight"] @ a.state_dict()["weight"]
+    assert torch.allclose(on_disk, live - b.origin @ a.origin, atol=1e-5)
     a.load_state_dict(a.state_dict())
     b.load_state_dict(b.state_dict())
     assert torch.allclose(b.weight @ a.weight, live, atol=1e-6)
+    assert torch.equal(a.arrived, a.origin) and torch.equal(b.arrived, b.origin)  # type: ignore[arg-type]
 
 
-def test_another_models_start_is_refused():
-    a = AFactor(nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3)), torch.randn(2, 5))
+@pytest.mark.parametrize("rows", [5, 1])
+def test_rows_without_what_they_began_as_are_refused(rows):
     with pytest.raises(RuntimeError, match="does not end with the start"):
-        a.load_state_dict({"weight": torch.randn(5, 5)})
-    with pytest.raises(RuntimeError, match="does not end with the start"):
-        a.load_state_dict({"weight": torch.randn(1, 5)})
+        started(3)[0].load_state_dict({"weight": torch.randn(rows, 5)})
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from pedyra.lora.attach import adapted_layers, attach, detach, drop_empty
+from pedyra.lora.attach import adapted_layers, attach, detach
 
 FLAVOURS = {
     "plain": {"init_lora_weights": False},
@@ -158,14 +158,3 @@ def test_nothing_of_ours_is_left_on_a_model_without_triples(make_llama):
         assert len(model._load_state_dict_post_hooks) == 1
         detach(model)
         assert b"pedyra" not in pickle.dumps(model)
-
-
-def test_a_start_is_no_empty_layer(make_net):
-    """PiSSA's factors may be zero, and the start's own rows are on disk with them."""
-    model = make_net(r=1, init_lora_weights="pissa")
-    layers = attach(model)
-    with torch.no_grad():
-        for layer in layers:
-            layer.a.A.zero_()
-            layer.b.weight.zero_()
-    assert drop_empty(layers) == {}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pedyra.lora.attach import AdaptedLayer, attach, train_e
-from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.lora.resize import NewTriples, install, put, resized
 
 
 def resize(layer: AdaptedLayer, pruned=(), new: NewTriples | None = None) -> None:
-    install([(layer, [replacement.new for replacement in resized(layer, pruned, new)])])
+    install([(layer, resized(layer, pruned, new))])
 
 
 def fresh(layer: AdaptedLayer, num: int, start: str) -> NewTriples:
@@ -115,6 +115,6 @@ def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):
     x = torch.randn(3, 8)
     unit = layer.module(x)
     E = torch.full((layer.rank,), 3.0)
-    install([(layer, (layer.a.A, E, layer.b.weight))])
+    put([(layer, (layer.a.A, E, layer.b.weight))])
     base = layer.module.base_layer(x)
     assert not layer.a.unit and torch.allclose(layer.module(x) - base, 3 * (unit - base), atol=1e-5)

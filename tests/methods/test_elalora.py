@@ -87,7 +87,7 @@ def test_an_adjustment_changes_the_function_only_by_what_it_prunes(prepare: Any)
     from pedyra.lora.resize import install, resized
 
     new = orthogonal_triples(layer, 2, torch.Generator().manual_seed(0))
-    install([(layer, [change.new for change in resized(layer, (), new)])])
+    install([(layer, resized(layer, (), new))])
     torch.testing.assert_close(run.logits(), before, rtol=0, atol=1e-6)
 
 

@@ -21,11 +21,12 @@ from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.files import write_file
 from pedyra.lora.attach import adapted_layers, write_ranks
-from pedyra.lora.resize import install
+from pedyra.lora.resize import put
 from pedyra.lora.saved import renewed
+from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 4
+FORMAT = 5
 _ADAPTER = "adapter_model.safetensors"
 _REQUIRED = (
     *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "deal_step", "scaling", "history"),
@@ -47,6 +48,8 @@ def save_state(allocator: RankAllocator, folder: Path) -> None:
         tensors[f"A.{layer.name}"] = layer.a.A.detach()
         tensors[f"E.{layer.name}"] = layer.a.E.detach()
         tensors[f"B.{layer.name}"] = layer.b.weight.detach()
+        if layer.a.origin is not None and layer.b.origin is not None:
+            tensors[f"origin_A.{layer.name}"], tensors[f"origin_B.{layer.name}"] = layer.a.origin, layer.b.origin
     adapter = _digest(folder / _ADAPTER)
     data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
@@ -145,8 +148,10 @@ def _restore_factors(
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")
         each = zip(olds, values, strict=True)
         news = [renewed(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
-        install([(layer, news)])
+        put([(layer, news)])
         layer.rescale(record["scaling"][layer.name] / layer.scaling)
+        if layer.a.start is not None:
+            set_origin(layer, *(tensors[f"origin_{kind}.{layer.name}"] for kind in "AB"))
         if optimizer is not None:
             rekey_state(optimizer, dict(zip(olds, news, strict=True)))
     write_ranks(model, adapter_name)

@@ -38,7 +38,7 @@ def carry_out(
     replacements = [replacement for change in changes.values() for replacement in change]
     check_state(optimizer, [replacement.old for replacement in replacements])
     changed = [layer for layer in layers if layer.name in changes]
-    install((layer, [replacement.new for replacement in changes[layer.name]]) for layer in changed)
+    install((layer, changes[layer.name]) for layer in changed)
     for layer in layers:
         layer.rescale(plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements, new_moments=new_moments)

@@ -3,85 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.utils.other import transpose
+from peft import PeftConfig, PeftModel, PeftType
 from torch import Tensor, nn
 
-from pedyra.lora.attach_checks import check_no_head, check_supported, check_svd_start
 from pedyra.lora.factors import AFactor, BFactor
 from pedyra.lora.fused import unfuse
+from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, lora_layers
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.saved import renewed
-
-# Starts of PEFT that rewrite the base weight; what goes to disk must be relative to the pristine one.
-_REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga")
-
-
-@dataclass(frozen=True)
-class AdaptedLayer:
-    """One LoRA layer with triples, under the name it has in the base model."""
-
-    name: str
-    module: Any
-    """PEFT's LoraLayer."""
-    adapter: str
-
-    @cached_property
-    def _slots(self) -> tuple[Any, Any]:
-        """PEFT's `lora_A` and `lora_B`, which stay; what they hold may not."""
-        return self.module.lora_A, self.module.lora_B
-
-    @property
-    def a(self) -> AFactor:
-        return self._slots[0][self.adapter]
-
-    @property
-    def b(self) -> BFactor:
-        return self._slots[1][self.adapter]
-
-    @property
-    def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
-        """A `(r, in)`, E `(r,)` and B `(out, r)`, now; E may be no Parameter, see `AFactor.train_e`."""
-        a = self.a
-        return a.A, a.E, self.b.weight
-
-    @property
-    def rank(self) -> int:
-        return self.a.out_features
-
-    @property
-    def scaling(self) -> float:
-        """alpha / r at attach; constant for the whole run, so that a rank change never rescales what stays."""
-        return self.module.scaling[self.adapter]
-
-    @property
-    def cost(self) -> int:
-        """Trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on disk."""
-        a = self.a
-        return a.in_features + self.b.out_features + int(a.E.requires_grad)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(rank, in, out)."""
-        a = self.a
-        return a.out_features, a.in_features, self.b.out_features
-
-    @property
-    def parameters(self) -> int:
-        """Trainable parameters of all the layer's triples, now."""
-        A, E, B = self.factors
-        return A.numel() + B.numel() + (E.numel() if E.requires_grad else 0)
-
-    def rescale(self, factor: float) -> None:
-        """Multiply the scaling, for the methods that define it by the current rank; see `write_ranks`."""
-        self.module.scaling[self.adapter] *= factor
+from pedyra.lora.start import (
+    check_start,
+    check_svd_start,
+    follow_loaded,
+    keep_start,
+    set_origin,
+    start_svd,
+    takes_from_weight,
+)
 
 
 def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora", seed: int = 0) -> list[AdaptedLayer]:
@@ -94,35 +36,81 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     Returns the adapted layers, in the model's order.
 
     Raises:
-        ValueError: no such adapter, or a layer that cannot hold triples (embedding, convolution, MoE parameter).
+        ValueError: no such adapter, a layer that cannot hold triples (embedding, convolution, MoE parameter), or a
+            start such as PiSSA on a quantised weight.
     """
     if isinstance(getattr(model, "module", None), PeftModel):  # DistributedDataParallel, DataParallel
         raise ValueError(f"the model is inside a {type(model).__name__}; give the PEFT model itself, its .module")
-    layers = list(_lora_layers(model, adapter_name))
+    layers = list(lora_layers(model, adapter_name))
     if not layers:
         raise ValueError(
             f"the model has no LoRA adapter named {adapter_name!r}; wrap it with "
             f"peft.get_peft_model(model, LoraConfig(...)) first, or pass the adapter's name"
         )
-    if all(_holds_triples(layer) for layer in layers):
+    if all(holds_triples(layer) for layer in layers):
         return layers
-    init = getattr(model.peft_config[adapter_name], "init_lora_weights", True)  # type: ignore[index]
-    check_supported(model.peft_config[adapter_name], layers)  # type: ignore[index]
-    rewritten = isinstance(init, str) and init.startswith(_REWRITES_BASE)
-    if rewritten:
-        check_no_head(model, layers, str(init))
+    config: Any = model.peft_config[adapter_name]  # type: ignore[index]
+    init = getattr(config, "init_lora_weights", True)
+    check_supported(config, layers)
+    if takes_from_weight(init):
+        check_start(model, layers, init)
     if start == "svd":
         check_svd_start(layers, init)
-    # The live config will carry this run's ranks: never write into an object the user may reuse.
-    model.peft_config[adapter_name] = copy.deepcopy(model.peft_config[adapter_name])  # type: ignore[index]
+    # The config in the model will carry this run's ranks: never write into an object the user may reuse.
+    model.peft_config[adapter_name] = copy.deepcopy(config)  # type: ignore[index]
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        _attach_layer(layer, rewritten=rewritten)
+        _attach_layer(layer)
         if start == "svd":
-            _start_svd(layer, generator)
+            start_svd(layer, generator)
+        if takes_from_weight(init):
+            keep_start(layer)
     write_ranks(model, adapter_name)
     _watch_loading(model)
     return layers
+
+
+def check_supported(config: PeftConfig, layers: Sequence[AdaptedLayer]) -> None:
+    """Refuse what cannot hold triples.
+
+    Raises:
+        ValueError: naming the layer and what to leave out.
+    """
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(f"the adapter is of type {config.peft_type}; triples go into LoRA adapters (peft.LoraConfig)")
+    if getattr(config, "init_lora_weights", True) == "loftq":
+        raise ValueError(
+            "init_lora_weights is 'loftq', which replaces the base weights by quantised ones that no adapter file can "
+            "hold; quantise the base (nf4) and use the default start"
+        )
+    for layer in layers:
+        slots, kind = layer.module.lora_A, type(layer.module).__name__
+        if kind == "MultiheadAttention":  # PEFT's merges the slots' weights and never calls them
+            raise ValueError(
+                f"{layer.name} is a torch.nn.MultiheadAttention, in which PEFT calls no LoRA slot, so nothing could be "
+                f"measured there; leave it out with "
+                f"LoraConfig(exclude_modules=[{layer.name!r}, {layer.name + '.out_proj'!r}])"
+            )
+        if kind == "ParamWrapper":
+            raise ValueError(
+                f"{layer.name} holds a LoRA of a parameter (LoraConfig(target_parameters=...), which PEFT fills in by "
+                f"itself for the experts of some models), which cannot hold triples; only linear layers can: leave "
+                f"target_parameters out, and name the linear layers, e.g. target_modules=['q_proj', 'v_proj']"
+            )
+        if layer.adapter not in slots or type(slots[layer.adapter]) is not nn.Linear:
+            raise ValueError(
+                f"{layer.name} is a LoRA layer of kind {kind}, which cannot hold triples; only linear layers can: "
+                f"leave it out with LoraConfig(exclude_modules=[{layer.name!r}])"
+            )
+        variant = getattr(layer.module, "lora_variant", {}).get(layer.adapter)
+        if variant is not None and "Dora" not in type(variant).__name__:
+            raise ValueError(
+                f"{layer.name} uses {type(variant).__name__}, which knows no changing ranks; plain LoRA and DoRA do"
+            )
+        if layer.adapter in layer.module.merged_adapters:
+            raise ValueError(
+                f"adapter {layer.adapter!r} is merged into {layer.name}; call model.unmerge_adapter() first"
+            )
 
 
 def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
@@ -150,8 +138,13 @@ def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:
 
 def _ranks_as_loaded(model: nn.Module, incompatible_keys: Any) -> None:
     """After `load_state_dict`: PEFT's config says what ranks the adapters have now, and saves what it says."""
+    suffix = ".base_layer.weight"
+    missing = (key for key in incompatible_keys.missing_keys if key.endswith(suffix))
+    without = {key.removesuffix(suffix).removeprefix("base_model.model.") for key in missing}
     for name in getattr(model, "peft_config", {}):
         layers = adapted_layers(model, name)
+        for layer in layers:
+            follow_loaded(layer, weight_too=layer.name not in without)
         drop_empty(layers)
         if any(layer.module.r[name] != max(1, layer.rank) for layer in layers):
             # Not the scaling in force, which PEFT may have changed for a while (`set_scale`).
@@ -172,29 +165,18 @@ def _watch_loading(model: nn.Module) -> None:
 def detach(model: nn.Module, adapter_name: str = "default") -> None:
     """The inverse of `attach`: ordinary `nn.Linear` slots with E folded into A, same function.
 
-    The slots hold what goes to disk: a layer of rank 0 becomes one zero row, and where PEFT's start rewrote the base
-    weight (PiSSA) the base gets its pristine value back and the start joins the factors. All are new Parameters.
+    The slots hold what goes to disk: a layer of rank 0 becomes one zero row, and where PEFT's start took from the
+    base weight (PiSSA) that weight is what it was before, and the start joins the factors. All are new Parameters.
 
     Raises:
-        ValueError: nothing is attached under this name, or a quantised base weight cannot be given back its value.
+        ValueError: nothing is attached under this name.
     """
     layers = adapted_layers(model, adapter_name)
     if not layers:
         raise ValueError(f"no triples are attached to adapter {adapter_name!r}; there is nothing to detach")
     for layer in layers:
-        if layer.a.origin is not None and not layer.module.get_base_layer().weight.is_floating_point():
-            raise ValueError(
-                f"the quantised weight of {layer.name} was rewritten by the adapter's start and cannot be restored; "
-                f"save the attached model with save_pretrained and load that"
-            )
-    for layer in layers:
         _detach_layer(layer)
     _watch_loading(model)
-
-
-def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:
-    """The layers that hold triples now, in the model's order."""
-    return [layer for layer in _lora_layers(model, adapter_name) if _holds_triples(layer)]
 
 
 def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mapping[str, float] | None = None) -> None:
@@ -212,9 +194,8 @@ def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mappi
     keys = pattern_keys(layer.name for layer in layers)
     config.rank_pattern, config.alpha_pattern = {}, {}
     for layer in layers:
-        origin = layer.a.origin
         scaling = layer.scaling if scalings is None else scalings[layer.name]
-        on_disk = max(1, layer.rank + (0 if origin is None else origin.shape[0]))
+        on_disk = max(1, layer.rank if layer.a.origin is None else 2 * layer.rank)
         key = keys[layer.name]
         config.rank_pattern[key] = on_disk
         config.alpha_pattern[key] = scaling * on_disk
@@ -228,59 +209,25 @@ def write_ranks(model: nn.Module, adapter_name: str = "default", scalings: Mappi
     config.use_rslora = False
 
 
-def _lora_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer) and (adapter_name in module.lora_A or adapter_name in module.lora_embedding_A):
-            yield AdaptedLayer(name, module, adapter_name)
-
-
-def _holds_triples(layer: AdaptedLayer) -> bool:
-    # An embedding has its slots elsewhere, and lora_A is empty.
-    return layer.adapter in layer.module.lora_A and isinstance(layer.module.lora_A[layer.adapter], AFactor)
-
-
-def _attach_layer(layer: AdaptedLayer, *, rewritten: bool) -> None:
+def _attach_layer(layer: AdaptedLayer) -> None:
     linear_A, linear_B = layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter]
     A, B = linear_A.weight, linear_B.weight  # the same Parameters: an optimizer that holds them stays right
     E = nn.Parameter(torch.ones(A.shape[0], dtype=A.dtype, device=A.device), requires_grad=A.requires_grad)
-    origin_A = A.detach().clone() if rewritten else None
-    origin_B = B.detach().clone() if rewritten else None
-    a = AFactor(A, E, origin_A).train(linear_A.training)
-    b = BFactor(B, linear_B.bias, origin_B).train(linear_B.training)
+    a = AFactor(A, E).train(linear_A.training)
+    b = BFactor(B, linear_B.bias).train(linear_B.training)
     layer.module.lora_A[layer.adapter], layer.module.lora_B[layer.adapter] = a, b
 
 
 @torch.no_grad()
 def _detach_layer(layer: AdaptedLayer) -> None:
     a, b, module, adapter = layer.a, layer.b, layer.module, layer.adapter
-    if a.origin is not None and b.origin is not None:
-        weight = module.get_base_layer().weight
-        weight += transpose(layer.scaling * (b.origin @ a.origin), module.fan_in_fan_out).to(weight.dtype)
-    for slots, factor, trainable in ((module.lora_A, a, a.A.requires_grad), (module.lora_B, b, b.weight.requires_grad)):
-        weight = factor.state_dict()["weight"]
+    on_disk = [factor.state_dict()["weight"] for factor in (a, b)]
+    set_origin(layer, a.A[:0], b.weight[:, :0])
+    trained = a.A.requires_grad, b.weight.requires_grad
+    for slots, factor, weight, trainable in zip((module.lora_A, module.lora_B), (a, b), on_disk, trained, strict=True):
         linear: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta").train(factor.training)
         linear.weight, linear.bias = nn.Parameter(weight, requires_grad=trainable), factor.bias
         slots[adapter] = linear
     module.r[adapter] = module.lora_A[adapter].out_features
     module.lora_alpha[adapter] = layer.scaling * module.r[adapter]
     unfuse(module)
-
-
-@torch.no_grad()
-def _start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
-    a, b = layer.a, layer.b
-    if not a.A.any() and not b.weight.any():
-        return  # rank 0 on disk, see `drop_empty`
-    update = None
-    if b.weight.any():  # already an update: its exact singular triples, same function
-        q_A, upper_A = torch.linalg.qr(a.A.float().T)
-        q_B, upper_B = torch.linalg.qr(b.weight.float())
-        U, S, Vh = torch.linalg.svd(upper_B @ upper_A.T, full_matrices=False)
-        update = Vh @ q_A.T, S, q_B @ U
-    for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    a.E.zero_()
-    if update is not None:
-        found = len(update[1])  # fewer than r where the layer is narrower; the others stay as new ones
-        a.A[:found], a.E[:found], b.weight[:, :found] = update

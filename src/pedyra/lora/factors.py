@@ -5,25 +5,32 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedyra.lora.saved import as_live, as_saved, loaded
+from pedyra.lora.saved import ANOTHER_START, apart, as_saved, loaded
+
+if TYPE_CHECKING:
+    from pedyra.lora.start import Start
 
 
 class AFactor(nn.Module):
     """The `lora_A` slot: x (..., in) -> x (E A)^T (..., r), with A `(r, in)` and E `(r,)`.
 
-    `origin` `(r0, in)` is kept where PEFT's start changed the base weight (PiSSA: W - s B0 A0): the state dict then
-    holds the update relative to the *pristine* base, [E A; A0], and loading drops those last r0 rows again.
+    Where PEFT's start took from the weight (PiSSA), the state dict holds the update of the weight as it was before:
+    [E A; A0] `(2 r, in)`, against [B, -B0] in the other slot, and loading takes the two apart again.
     """
 
     E: Tensor
     """A Parameter, or a plain tensor where it is not trained, see `train_e`."""
     origin: Tensor | None
+    """A0 `(r, in)`, what each row began as, with E in it; see `lora.start`."""
+    start: Start | None = None
+    arrived: Tensor | None = None
+    """The `origin` of a state that was loaded, until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
     probe: Tensor | None
     """Rows `(q, in)` appended in the forward only; see `pedyra.methods.pedyra.gradient_sketch`. Never a Parameter.
@@ -38,12 +45,12 @@ class AFactor(nn.Module):
     """What E A is multiplied with while training, `(r, r)`: a projection that leaves out the triples, or directions
     across them, that are switched off. None: all are on."""
 
-    def __init__(self, A: nn.Parameter, E: nn.Parameter, origin: Tensor | None = None) -> None:
+    def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
         self.probe = self.live = self.reach = None
         self._parameters["A"] = A
         self.E = E
-        self.register_buffer("origin", origin, persistent=False)
+        self.register_buffer("origin", None, persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "A":  # torch would register a Parameter of this name, past the property
@@ -176,12 +183,14 @@ class AFactor(nn.Module):
         if weight is None:
             missing_keys.append(prefix + "weight")
             return
-        weight = as_live(weight, self.origin, dim=0, key=prefix + "weight", error_msgs=error_msgs)
-        if weight is None:
-            return
         if weight.shape[1] != self.in_features:
-            error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (r, in) here")
+            error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (r, in) here")
             return
+        if self.start is not None:
+            weight, self.arrived = apart(weight, dim=0)
+            if self.arrived is None:
+                error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
+                return
         if weight.shape[0] != self.out_features:
             self.live = None  # what was switched off is gone
         elif torch.equal(weight, self.weight.detach().to(weight)):
@@ -209,17 +218,20 @@ class BFactor(nn.Linear):
     """The `lora_B` slot: an `nn.Linear` `(out, r)` whose rank may change, in memory and on loading."""
 
     origin: Tensor | None
+    """B0 `(out, r)`, as in `AFactor`; so are the next two."""
+    start: Start | None = None
+    arrived: Tensor | None = None
     weight: nn.Parameter
     probe: Tensor | None
     """Columns `(out, q)` appended in the forward only, against the probe rows of the A slot."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, origin: Tensor | None = None) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         nn.Module.__init__(self)
         self.probe = None
         self.weight = weight
         self.bias = bias
         self.out_features = weight.shape[0]
-        self.register_buffer("origin", origin, persistent=False)
+        self.register_buffer("origin", None, persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"probe": None}  # as that of AFactor
@@ -234,7 +246,6 @@ class BFactor(nn.Linear):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
-        # The start's own contribution is subtracted: s (B E A - B0 A0) is the update of the pristine base.
         destination[prefix + "weight"] = as_saved(weight, None if self.origin is None else -self.origin, dim=1)
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
@@ -246,13 +257,15 @@ class BFactor(nn.Linear):
         if weight is None:
             missing_keys.append(prefix + "weight")
             return
-        origin = None if self.origin is None else -self.origin
-        weight = as_live(weight, origin, dim=1, key=prefix + "weight", error_msgs=error_msgs)
-        if weight is None:
-            return
         if weight.shape[0] != self.out_features:
-            error_msgs.append(f"{prefix}weight has {tuple(state_dict[prefix + 'weight'].shape)}, not (out, r) here")
+            error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (out, r) here")
             return
+        if self.start is not None:
+            weight, negative = apart(weight, dim=1)
+            if negative is None:
+                error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
+                return
+            self.arrived = -negative
         if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):
             self.weight = loaded(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:

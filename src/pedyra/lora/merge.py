@@ -16,8 +16,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pedyra.lora.attach_checks import ends
 from pedyra.lora.folder import SavedLora
+from pedyra.lora.start import ends
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe, load_recipe
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.factors import AFactor
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.saved import renewed
+from pedyra.lora.start import follow
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,35 @@ def _without(gone: set[int], count: int, device: torch.device) -> Tensor:
     return torch.tensor([i for i in range(count) if i not in gone], dtype=torch.long, device=device)
 
 
-def install(successors: Iterable[tuple[AdaptedLayer, Sequence[Any]]]) -> None:
-    """Put A, E and B into each layer's slots; `write_ranks` then brings PEFT's config in line."""
+def install(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]]]) -> None:
+    """Put what `resized` made into each layer's slots; `write_ranks` then brings PEFT's config in line.
+
+    Where the start took from the weight (PiSSA), a pruned triple's first value goes back into the base weight.
+    """
+    changes = list(changes)
+    put((layer, [replacement.new for replacement in replaced]) for layer, replaced in changes)
+    for layer, (of_A, _, _) in changes:
+        follow(layer, of_A.kept, of_A.num_new)
+
+
+def put(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
+    """Put A, E and B into each layer's slots, whatever they were made from."""
     units: dict[AFactor, Tensor] = {}
-    for layer, (A, E, B) in successors:
-        layer.a.A, layer.a.E, layer.b.weight = A, E, B
+    for layer, (A, E, B) in factors:
+        layer.a.A, layer.a.E, layer.b.weight = A, E, B  # type: ignore[assignment]
         if layer.a.unit:
             units[layer.a] = (E == 1).all()
     still = torch.stack([*units.values()]).tolist() if units else []  # the host waits once for all layers
     for factor, unit in zip(units, still, strict=True):
         factor.unit = unit
+
+
+@torch.no_grad()
+def turn(layer: AdaptedLayer, W: Tensor, inverse: Tensor) -> None:
+    """The same update in another basis, in place: A becomes W A, B becomes B W^-1; E must be 1."""
+    A, B = layer.a.A, layer.b.weight
+    A.copy_(W @ A.float())
+    B.copy_(B.float() @ inverse)
+    if layer.a.origin is not None and layer.b.origin is not None:
+        layer.a.origin = (W @ layer.a.origin.float()).to(A)
+        layer.b.origin = (layer.b.origin.float() @ inverse).to(B)

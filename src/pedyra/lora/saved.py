@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
-    """What goes to disk: the live rows, then the origin's; a zero row for rank 0, which PEFT could not load."""
-    if origin is not None:
+    """What goes to disk: the rows, then what they began as; a zero row for rank 0, which PEFT could not load."""
+    if origin is not None and origin.shape[dim]:
         return torch.cat([weight, origin.to(weight)], dim)
     if weight.shape[dim] == 0:
         shape = list(weight.shape)
@@ -19,15 +19,16 @@ def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
     return weight
 
 
-def as_live(weight: Tensor, origin: Tensor | None, *, dim: int, key: str, error_msgs: list[str]) -> Tensor | None:
-    """The inverse of `as_saved`; None, with a message, when the origin in the file is not this model's."""
-    if origin is None:
-        return weight
-    live = weight.shape[dim] - origin.shape[dim]
-    if live < 0 or not torch.allclose(weight.narrow(dim, live, origin.shape[dim]).to(origin), origin, atol=1e-4):
-        error_msgs.append(f"{key} does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base")
-        return None
-    return weight.narrow(dim, 0, live)
+ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base"
+
+
+def apart(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
+    """The inverse of `as_saved` for triples with an origin: values and origin; None for that where it has none."""
+    count = weight.shape[dim]
+    if count == 1 and not weight.any():
+        return weight.narrow(dim, 0, 0), weight.narrow(dim, 0, 0)
+    values, origin = weight.narrow(dim, 0, count // 2), weight.narrow(dim, count // 2, count - count // 2)
+    return values, origin if origin.shape == values.shape else None
 
 
 def renewed(old: Tensor, value: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def truncate(model: PeftModel, rank: int, budget: str) -> dict[str, int]:
     else:
         pruned = lowest_worth(scores, costs, excess, min_rank=0)
     changes = ((layer, resized(layer, pruned.get(layer.name, ()), None)) for layer in layers)
-    install((layer, [change.new for change in changed]) for layer, changed in changes)
+    install(changes)
     write_ranks(model)
     detach(model)
     return {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}

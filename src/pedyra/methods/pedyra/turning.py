@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from pedyra.allocate.batching import alike, in_pieces
 from pedyra.allocate.optimizer_state import LARGEST, SECOND_MOMENTS
 from pedyra.allocate.scores import ScoreState, TripleScores
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.resize import turn
 from pedyra.methods.importance import input_scores, triple_lengths
 from pedyra.methods.pedyra.directions import singular_turn
 
@@ -82,9 +83,8 @@ def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> N
     if W is None:
         return
     inverse = torch.linalg.inv_ex(W).inverse
+    turn(layer, W, inverse)
     A, B = layer.a.A, layer.b.weight
-    A.copy_(W @ A.float())
-    B.copy_(B.float() @ inverse)
     for parameter, rows, mix in ((A, True, inverse.T), (B, False, W.T)):
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor) or value.shape != parameter.shape:

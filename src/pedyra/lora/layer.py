@@ -1,0 +1,92 @@
+"""One of PEFT's LoRA layers with triples in its slots, and all of them in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from pedyra.lora.factors import AFactor, BFactor
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """One LoRA layer with triples, under the name it has in the base model."""
+
+    name: str
+    module: Any
+    """PEFT's LoraLayer."""
+    adapter: str
+
+    @cached_property
+    def _slots(self) -> tuple[Any, Any]:
+        """PEFT's `lora_A` and `lora_B`, which stay; what they hold may not."""
+        return self.module.lora_A, self.module.lora_B
+
+    @property
+    def a(self) -> AFactor:
+        return self._slots[0][self.adapter]
+
+    @property
+    def b(self) -> BFactor:
+        return self._slots[1][self.adapter]
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
+        """A `(r, in)`, E `(r,)` and B `(out, r)`, now; E may be no Parameter, see `AFactor.train_e`."""
+        a = self.a
+        return a.A, a.E, self.b.weight
+
+    @property
+    def rank(self) -> int:
+        return self.a.out_features
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r at attach; constant for the whole run, so that a rank change never rescales what stays."""
+        return self.module.scaling[self.adapter]
+
+    @property
+    def cost(self) -> int:
+        """Trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on disk."""
+        a = self.a
+        return a.in_features + self.b.out_features + int(a.E.requires_grad)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rank, in, out)."""
+        a = self.a
+        return a.out_features, a.in_features, self.b.out_features
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of all the layer's triples, now."""
+        A, E, B = self.factors
+        return A.numel() + B.numel() + (E.numel() if E.requires_grad else 0)
+
+    def rescale(self, factor: float) -> None:
+        """Multiply the scaling, for the methods that define it by the current rank; see `write_ranks`."""
+        self.module.scaling[self.adapter] *= factor
+        if self.b.origin is not None:  # what the base weight is without does not change
+            self.b.origin = self.b.origin / factor
+
+
+def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:
+    """The layers that hold triples now, in the model's order."""
+    return [layer for layer in lora_layers(model, adapter_name) if holds_triples(layer)]
+
+
+def lora_layers(model: nn.Module, adapter_name: str) -> Iterator[AdaptedLayer]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer) and (adapter_name in module.lora_A or adapter_name in module.lora_embedding_A):
+            yield AdaptedLayer(name, module, adapter_name)
+
+
+def holds_triples(layer: AdaptedLayer) -> bool:
+    # An embedding has its slots elsewhere, and lora_A is empty.
+    return layer.adapter in layer.module.lora_A and isinstance(layer.module.lora_A[layer.adapter], AFactor)

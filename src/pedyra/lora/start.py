@@ -1,0 +1,178 @@
+"""How triples begin: A, B and E of `start="svd"`, and the starts of PEFT that take a part of the weight W.
+
+PiSSA, OLoRA, CorDA and LoRA-GA leave W - s B0 A0 in the layer. Were a triple pruned as it is, its part of the
+pre-trained weight would go with it. So its first value is kept beside it, and goes back into the weight when it is
+pruned: what pruning removes is what training added. On disk is the update of the weight as it was before the start,
+s (B E A - B0 A0), which loads without pedyra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.utils.other import EMBEDDING_LAYER_NAMES, transpose
+from torch import Tensor, nn
+
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.saved import ANOTHER_START
+
+
+@dataclass
+class Start:
+    """The triples of one layer as they began, and the weight beside them."""
+
+    A: Tensor
+    """`(r, in)`, with E in it."""
+    B: Tensor
+    """`(out, r)`, with the scaling in it."""
+    weight: Tensor | None = None
+    """The base weight beside these, on the host, once the layer's own is another one. That is always made from this
+    one: it depends on which triples are left and not on the order in which others went, and a resumed run has it to
+    the last bit."""
+
+
+def takes_from_weight(init: object) -> bool:
+    """Whether `init` (LoraConfig's init_lora_weights) is one of those starts."""
+    return isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "lora_ga"))
+
+
+def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) -> None:
+    """Refuse layers whose weight cannot take back what a triple began as, or is saved with the adapter.
+
+    PEFT saves heads where one of its `EMBEDDING_LAYER_NAMES` is adapted; what we save is relative to the weight before
+    the start.
+
+    Raises:
+        ValueError: naming the layer and the repair.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    saves_heads = any(layer.name.split(".")[-1] in EMBEDDING_LAYER_NAMES for layer in layers)
+    for layer in layers:
+        weight = getattr(layer.module.get_base_layer(), "weight", None)
+        if type(weight) is not nn.Parameter or not weight.is_floating_point():
+            raise ValueError(
+                f"the {init!r} start gives the triples of {layer.name} a part of its weight, which is quantised "
+                f"({type(weight).__name__}) and could not take it back when one is pruned; use the default start "
+                f"(init_lora_weights=True), or load the base model in float"
+            )
+        if saves_heads and any(layer.module is end for end in ends(base)):
+            raise ValueError(
+                f"the {init!r} start rewrites the weight of {layer.name}, which PEFT saves with the adapter, so that "
+                f"it could not be loaded again; leave it out with LoraConfig(exclude_modules=[{layer.name!r}]), or use "
+                f"the default start"
+            )
+
+
+def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
+    """Refuse to discard a start that is no plain one; ValueError."""
+    fresh = not all(layer.module.lora_B[layer.adapter].weight.any() for layer in layers)
+    if fresh and isinstance(init, str) and init != "gaussian":
+        raise ValueError(
+            f"rank.start is 'svd', which would discard the adapter's {init!r} start; use rank.start='lora' to keep it"
+        )
+
+
+def ends(base: nn.Module) -> tuple[Any, Any]:
+    """The input embeddings and the output layer of a transformers model; None for what it does not have."""
+    found = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            found.append(getattr(base, name)())
+        except (AttributeError, NotImplementedError):  # no transformers model, or one of a kind of its own
+            found.append(None)
+    return found[0], found[1]
+
+
+@torch.no_grad()
+def start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
+    """A, B ~ N(0, 0.02^2), E = 0, as AdaLoRA; or, of an adapter that holds an update, its singular triples."""
+    a, b = layer.a, layer.b
+    if not a.A.any() and not b.weight.any():
+        return  # rank 0 on disk, see `drop_empty`
+    update = None
+    if b.weight.any():  # already an update: its exact singular triples, same function
+        q_A, upper_A = torch.linalg.qr(a.A.float().T)
+        q_B, upper_B = torch.linalg.qr(b.weight.float())
+        U, S, Vh = torch.linalg.svd(upper_B @ upper_A.T, full_matrices=False)
+        update = Vh @ q_A.T, S, q_B @ U
+    for parameter in (a.A, b.weight):  # 0.02: AdaLoRA's initial std
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    a.E.zero_()
+    if update is not None:
+        found = len(update[1])  # fewer than r where the layer is narrower; the others stay as new ones
+        a.A[:found], a.E[:found], b.weight[:, :found] = update
+
+
+@torch.no_grad()
+def keep_start(layer: AdaptedLayer) -> None:
+    """Take the triples as they are now, and the weight beside them, for the start."""
+    A, E, B = (factor.detach() for factor in layer.factors)
+    _begin(layer, E[:, None] * A, B.clone())
+
+
+def _begin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
+    layer.a.origin, layer.b.origin = A, B
+    layer.a.start = layer.b.start = Start(A, layer.scaling * B)
+
+
+@torch.no_grad()
+def set_origin(layer: AdaptedLayer, A: Tensor, B: Tensor) -> None:
+    """Say what the triples of the layer began as: A `(r, in)` with E in it, and B `(out, r)`.
+
+    What is no longer among it goes back into the base weight, in place; nothing, where the layer keeps no start.
+    """
+    a, b, start = layer.a, layer.b, layer.a.start
+    if start is None or a.origin is None or b.origin is None:
+        return
+    weight, fan_in_fan_out = layer.module.get_base_layer().weight, layer.module.fan_in_fan_out
+    A, B, dtype = A.to(a.A), B.to(a.A), torch.promote_types(weight.dtype, torch.float32)
+    old = _product(layer.scaling * b.origin, a.origin, dtype)
+    new = _product(layer.scaling * B, A, dtype)
+    a.origin, b.origin = A, B
+    if torch.equal(old, new):
+        return
+    beside = start.weight = weight.detach().to("cpu", copy=True) if start.weight is None else start.weight
+    back = transpose(_product(start.B.to(new.device), start.A.to(new.device), dtype) - new, fan_in_fan_out)
+    weight.copy_(beside.to(weight.device, dtype) + back)
+
+
+def _product(B: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor:
+    """B A of the triples that have any: those that were added later do not change how it is summed."""
+    held = A.any(1) & B.any(0)
+    return B[:, held].to(dtype) @ A[held].to(dtype)
+
+
+@torch.no_grad()
+def follow(layer: AdaptedLayer, kept: Tensor, num_new: int) -> None:
+    """After a resize: the triples `kept` keep what they began as, and the last `num_new` begin as A with B = 0."""
+    a, b = layer.a, layer.b
+    if a.origin is None or b.origin is None:
+        return
+    A, B = a.weight.detach()[len(a.A) - num_new :], b.origin.new_zeros(len(b.origin), num_new)
+    set_origin(layer, torch.cat([a.origin[kept], A]), torch.cat([b.origin[:, kept], B], 1))
+
+
+@torch.no_grad()
+def follow_loaded(layer: AdaptedLayer, weight_too: bool) -> None:
+    """After a load: the weight becomes the one that the loaded triples belong to, or (`weight_too`) already is.
+
+    Raises:
+        RuntimeError: as torch's for a state that does not fit: what they began as is no part of this model's start.
+    """
+    A, B, start = layer.a.arrived, layer.b.arrived, layer.a.start
+    layer.a.arrived = layer.b.arrived = None
+    if A is None or B is None or start is None or A.shape[0] != B.shape[1]:
+        return
+    A, B = A.to(layer.a.A), B.to(layer.a.A)
+    if weight_too:
+        return _begin(layer, A, B)
+    # Some of the start's triples, or another basis of them, lie in their span; with nothing from triples added later.
+    part = _product(B, A, torch.float32)
+    left, right = start.B.to(part), start.A.to(part)
+    within = left @ (torch.linalg.pinv(left) @ part @ torch.linalg.pinv(right)) @ right
+    if (within - part).norm() > max(1e-3, 4 * torch.finfo(A.dtype).eps) * part.norm():
+        raise RuntimeError(f"{layer.name}: {ANOTHER_START}")
+    set_origin(layer, A, B)
