@@ -31,7 +31,7 @@ BELOW: dict[str, set[str]] = {
     "methods": {"config", "lora", "allocate", "recipe", "tasks", "models"},
     "tasks": {"config", "recipe_sections", "generate_section"},
     "models": {"config", "lora", "recipe_sections", "tasks"},
-    "runs": {"config", "lora", "allocate", "methods", "recipe", "recipe_sections", "tasks", "models"},
+    "runs": {"config", "lora", "fit", "allocate", "methods", "recipe", "recipe_sections", "tasks", "models"},
     "compare": {"config", "lora", "methods", "recipe", "recipe_sections", "tasks", "models", "runs", "console"},
     "bench": {"config", "lora", "allocate", "methods", "tasks", "models", "console"},
     "report": set(),

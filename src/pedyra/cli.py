@@ -26,6 +26,7 @@ from pedyra.console import (
     quiet_libraries,
     write_json_lines,
 )
+from pedyra.fit_command import fit
 from pedyra.interrupts import remembered
 
 app = typer.Typer(
@@ -243,6 +244,7 @@ def schema(markdown: Annotated[bool, typer.Option("--markdown", help="The same a
     print(recipe_page(recipe_schema()) if markdown else json.dumps(recipe_schema(), indent=2))
 
 
+app.command()(fit)
 app.command()(search)
 
 

@@ -1,0 +1,110 @@
+"""`pedyra fit ADAPTER`: parses and prints; the work is in runs/fit.py and fit/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pedyra.bench.options import JsonFile
+from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+
+if TYPE_CHECKING:
+    from pedyra.fit.fit import Fit
+    from pedyra.runs.fit import Wanted
+
+
+def fit(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="Run folder, or any PEFT LoRA folder.", show_default=False)
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="ROWS", help="Rows (.jsonl, .csv, ...): text and label, or prompt and completion."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The run that says model and data, where ADAPTER is none.")
+    ] = None,
+    tolerance: Annotated[
+        str, typer.Option(metavar="PART", help="Part of what fine-tuning won that may be given up, 1% or 0.01.")
+    ] = "1%",
+    parameters: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Take at most so many parameters, whatever it costs.")
+    ] = None,
+    max_rank: Annotated[
+        int | None, typer.Option("--max-rank", metavar="R", help="No layer keeps more: vLLM pads to the largest.")
+    ] = None,
+    same_rank: Annotated[bool, typer.Option("--same-rank", help="Every layer keeps the same rank.")] = False,
+    multiple_of: Annotated[int, typer.Option("--multiple-of", metavar="M", help="Ranks are multiples of M.")] = 1,
+    drop_types: Annotated[
+        str,
+        typer.Option("--drop-types", metavar="TYPE,...", help="Module types to empty, e.g. q_proj,k_proj."),
+    ] = "",
+    rows: Annotated[int, typer.Option(min=64, help="Rows at most for each of calibration, choice and proof.")] = 1024,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
+    quiet_libraries()
+    from pedyra.runs.fit import Wanted, fit_folder, truncate_folder
+
+    wanted = Wanted(
+        tolerance=_part(tolerance), parameters=parameters, max_rank=max_rank, same_rank=same_rank,
+        multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
+    )  # fmt: skip
+    console, out = new_console(), out or adapter / "fit"
+    if data is None and run is None and not (adapter / "recipe.yaml").is_file():
+        ranks = truncate_folder(adapter, wanted, out)
+        console.print(
+            f"warning: without rows nothing was measured; cut by singular values alone, to {sum(ranks.values())} "
+            f"directions\nadapter     {out}",
+            soft_wrap=True,
+        )
+        rows_of_it = [{"kept": sum(ranks.values()), "ranks": ranks, "measured_cost": None}]
+    else:
+        with console.status("") as status:
+            found = fit_folder(adapter, wanted, out, data=data, run=run, rows=rows, progress=status.update)
+        _print(console, found, wanted)
+        console.print(f"adapter     {out}", soft_wrap=True)
+        rows_of_it = [found.row(), *found.curve_rows()]
+    if json_file:
+        write_json_lines(json_file, rows_of_it)
+
+
+def _part(text: str) -> float:
+    """1% or 0.01 as a number; ValueError for anything else."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise ValueError(f"--tolerance is {text!r}; give a part such as 1% or 0.01") from None
+
+
+def _print(console: Console, found: Fit, wanted: Wanted) -> None:
+    cells = [
+        [
+            "->" if row["chosen"] else "",
+            f"{row['parameters']:,}",
+            f"{row['share']:.1%}",
+            str(row["kept"]),
+            f"{row['predicted_cost']:+.4f}",
+            f"{row['measured_cost']:+.4f} ± {row['standard_error']:.4f}",
+        ]
+        for row in found.curve_rows()
+    ]
+    print_table(console, ["", "parameters", "share", "directions", "predicted cost", "measured cost"], cells)
+    row, limit = found.row(), found.tolerance
+    won = f"{limit.won:.4f} ± {limit.won_standard_error:.4f}"
+    console.print(found.words, soft_wrap=True)
+    console.print(f"won         {won} of the loss; {limit.part:.1%} of it is {limit.loss:.4f}", soft_wrap=True)
+    if found.proof is None:
+        console.print("kept        all: no smaller size is within tolerance on these rows", soft_wrap=True)
+        return
+    error = 1.96 * (found.proof_standard_error or 0.0)
+    interval = f"[{found.proof - error:+.4f}, {found.proof + error:+.4f}]"
+    size = f"{row['parameters']:,} parameters ({row['share']:.1%})"
+    console.print(f"kept        {row['kept']} of {row['of']} directions, {size}", soft_wrap=True)
+    console.print(f"proof       costs {found.proof:+.4f} {interval} on rows of its own", soft_wrap=True)
+    if wanted.parameters is not None and found.proof > limit.loss:
+        console.print("            more than the tolerance: the size was asked for", soft_wrap=True)
