@@ -5,7 +5,21 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-NEEDED = (*("datasets", "filelock", "jinja2", "matplotlib", "pydantic", "rich", "scipy", "sklearn", "typer", "yaml"),)
+NEEDED = (
+    *(
+        "datasets",
+        "filelock",
+        "jinja2",
+        "matplotlib",
+        "psutil",
+        "pydantic",
+        "rich",
+        "scipy",
+        "sklearn",
+        "typer",
+        "yaml",
+    ),
+)
 """Modules of the extra pedyra[cli]: the callback needs none of them."""
 
 

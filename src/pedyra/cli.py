@@ -28,6 +28,7 @@ from pedyra.console import (
 )
 from pedyra.fit_command import fit
 from pedyra.interrupts import remembered
+from pedyra.paper import cli as paper_cli
 
 app = typer.Typer(
     name="pedyra",
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_cli.app, name="bench")
+app.add_typer(paper_cli.app, name="paper")
 
 
 def _print_version(wanted: bool) -> None:

@@ -80,6 +80,8 @@ class ModelSection(Section):
     """Type of the frozen weights; the compute type when they are quantised."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """Frozen weights in 4 or 8 bits; needs pedyra[quant]."""
+    head_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Of what goes into a classification head, while training; default: the model's own."""
     attn_implementation: str | None = None
     """Passed to from_pretrained: eager, sdpa, flash_attention_2, ..."""
     trust_remote_code: bool = False

@@ -46,6 +46,12 @@ def test_a_regression_has_one_output_and_a_squared_error():
     torch.testing.assert_close(output.loss, ((output.logits.squeeze(1) - labels) ** 2).mean())
 
 
+def test_the_dropout_before_a_head_is_set_where_there_is_one():
+    assert load(head_dropout=0.3).dropout.p == 0.3
+    with pytest.raises(ValueError, match="head_dropout is 0.3, but LlamaForSequenceClassification has no dropout"):
+        load(name="tiny-llama", head_dropout=0.3)
+
+
 def test_the_seed_decides_the_weights():
     first, same, other = load(seed=1), load(seed=1), load(seed=2)
     assert torch.equal(first.classifier.weight, same.classifier.weight)

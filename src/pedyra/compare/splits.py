@@ -66,7 +66,8 @@ def _split(label: str, data: DataSection, tuning: TuningSection, seed: int, fold
     tuning_train, tuning_rows = held_out(train, tuning.fraction, data.group_by, seed)
     tuning_rows = sample(tuning_rows, tuning.rows or data.eval_rows, seed, "validation")
     metric = data.metric or METRICS[data.kind][0]
-    for rows, split in ((reported, "reported"), (tuning_rows, "tuning")):
+    labelled = data.kind in ("classification", "pairs", "regression")
+    for rows, split in ((reported, "reported"), (tuning_rows, "tuning")) if labelled else ():
         _check_metric(label, metric, [row.get(data.label) for row in rows], split)
 
     files = {"train": train, "reported": reported, "tuning-train": tuning_train, "tuning": tuning_rows}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
+from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -86,6 +87,8 @@ def load_model(
     if kind == "causal_lm":
         _check_causal(model, section)
     model.config.pad_token_id = tokenizer.pad_token_id
+    if section.head_dropout is not None:
+        _set_head_dropout(model, section)
     if section.quantization != "none":
         # Trainer turns gradient checkpointing on where `training` asks for it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -195,6 +198,20 @@ def _check_causal(model: PreTrainedModel, section: ModelSection) -> None:
             f"model.name {section.name!r} is an encoder ({model.config.model_type}), which sees the tokens it is to "
             f"predict; data.kind causal_lm needs a decoder such as a Llama"
         )
+
+
+def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
+    """Models keep it by one of two names: BERT and DeBERTa beside the head, RoBERTa inside."""
+    modules = dict(model.named_modules())
+    found = next(
+        (m for name in ("dropout", "classifier.dropout") if isinstance(m := modules.get(name), nn.Dropout)), None
+    )
+    if found is None:
+        raise ValueError(
+            f"model.head_dropout is {section.head_dropout}, but {type(model).__name__} has no dropout before its head; "
+            f"remove it"
+        )
+    found.p = section.head_dropout
 
 
 def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:

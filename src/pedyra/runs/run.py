@@ -18,7 +18,7 @@ from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
 from pedyra.runs.checkpoints import checkpoint_step, last_complete_checkpoint
 from pedyra.runs.disk_full import clear_half_written, is_disk_full
-from pedyra.runs.environment import describe_environment, peak_memory_bytes, recorded
+from pedyra.runs.environment import describe_environment, memory_bytes, peak_memory_bytes, recorded
 from pedyra.runs.interrupt import StopOnInterrupt
 from pedyra.runs.metrics_log import MetricsLog
 from pedyra.runs.plan import Plan, lora_layers, make_plan
@@ -184,6 +184,7 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
         environment = describe_environment(setup.recipe.seed, trainer.args.device)
         environment |= {"processes": count_processes(), "resumed_from": start_step or None}
         environment |= {"data_sha256": setup.task.digest(), "train_sha256": setup.task.digest(train_only=True)}
+        environment |= {"memory_before_bytes": memory_bytes(trainer.args.device)}
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     if plan.schedule and plan.schedule["in_vain"]:
         console.print(plan.schedule["in_vain"], soft_wrap=True)
@@ -231,6 +232,7 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "train_steps_per_second": round(log.steps_per_second, 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
         "trainable_parameters": trained,
+        "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "metric": setup.task.metric,
         "value": evaluation[f"eval_{setup.task.metric}"],
         "eval_loss": evaluation["eval_loss"],

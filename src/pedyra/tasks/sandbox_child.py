@@ -199,7 +199,7 @@ def _set_limits(plan: dict[str, Any]) -> None:
     for limit, value in (
         (resource.RLIMIT_AS, plan["memory"]),
         (resource.RLIMIT_FSIZE, plan["file_size"]),
-        (resource.RLIMIT_NPROC, plan["processes"] + plan["own_processes"]),
+        (resource.RLIMIT_NPROC, plan["processes"] + 2),  # the keeper and process 1 count too
         (resource.RLIMIT_NOFILE, plan["open_files"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
@@ -274,7 +274,6 @@ def _first_process(plan: dict[str, Any]) -> NoReturn:
 def main() -> int:
     """Set up, run, and wait no longer than the plan's seconds."""
     plan = json.loads(sys.argv[1])
-    plan["own_processes"] = 1 if os.geteuid() == 0 else 2  # process 1 and, where it is the same user, the keeper
     _libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     try:
         if platform.machine() not in _MACHINES:

@@ -1,0 +1,86 @@
+"""The comparisons that measure an item: one grid for each recipe and rank, shared by all items of a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pedyra.compare.grid import Grid, check_grid, load_grid
+from pedyra.paper.item import Cell, Item, Part, Scale
+from pedyra.paper.places import Places
+from pedyra.recipe import Recipe
+
+RATES: dict[Scale, tuple[float, ...]] = {"full": (1,), "small": (0.5, 1, 2), "smoke": (1,)}
+"""Learning rates that each method chooses from on tuning rows, relative to the recipe's.
+
+The paper gives one rate a task, and none for its baselines.
+"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A grid, and the cells of the item that its rows measure."""
+
+    grid: Grid
+    recipe: Recipe
+    cells: list[Cell]
+
+
+def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Measurement]:
+    """The grids of an item, in folders below `out` that other items of the scale share.
+
+    A folder that holds runs of other methods keeps them: its grid is extended.
+    """
+    groups: dict[tuple[str, int | None], list[Cell]] = {}
+    for cell in item.cells(scale):
+        groups.setdefault((cell.recipe, cell.part.r), []).append(cell)
+    found = []
+    for (name, r), cells in groups.items():
+        recipe = places.resolve(name)
+        r = r or recipe.lora.r
+        folder = out / scale / "runs" / f"{name}_r{r}"
+        content = grid_content(recipe, [cell.part for cell in cells], scale, r, item.scales[scale].seeds, folder)
+        found.append(Measurement(check_grid(content, item.id), recipe, cells))
+    return found
+
+
+def grid_content(
+    recipe: Recipe, parts: Iterable[Part], scale: Scale, r: int, seeds: list[int], folder: Path
+) -> dict[str, Any]:
+    """The grid with these rows, and those that the folder's grid has already."""
+    content = recipe.model_dump(mode="json", exclude_unset=True)
+    training = dict(content["training"])
+    rate = training.pop("learning_rate")
+    alpha = recipe.lora.alpha * r / recipe.lora.r  # the scaling alpha / r is the recipe's at every rank
+    rows = {row_name(part): _row(part) for part in parts}
+    before = load_grid(folder / "grid.yaml") if (folder / "grid.yaml").is_file() else None
+    if before is not None:
+        rows = {**{name: row.model_dump(mode="json") for name, row in before.methods.items()}, **rows}
+        seeds = list(dict.fromkeys([*before.seeds, *seeds]))
+    return {
+        "name": folder.name,
+        "output_dir": str(folder),
+        "model": content["model"],
+        "lora": {**content.get("lora", {}), "r": r, "alpha": alpha},
+        "rank": content.get("rank", {}),
+        "training": training,
+        "methods": rows,
+        "tasks": {recipe.name: content["data"]},
+        "seeds": seeds,
+        "learning_rates": [rate * factor for factor in RATES[scale]],
+        "match": "rank",  # as the paper compares
+        **({"generate": content["generate"]} if content.get("generate") else {}),
+    }
+
+
+def row_name(part: Part) -> str:
+    """The grid's name of a method with its settings: the same for the same settings, and good as a folder's name."""
+    settings = {**part.lora, **part.rank, **({"quantization": part.quantization} if part.quantization else {})}
+    return "_".join([str(part.method), *(f"{key}={settings[key]}" for key in sorted(settings))])
+
+
+def _row(part: Part) -> dict[str, Any]:
+    keys = ("method", "match", "quantization", "lora", "rank")
+    return {key: value for key in keys if (value := getattr(part, key))}

@@ -1,0 +1,145 @@
+"""`pedyra paper run`: the comparisons of a table or figure, and its numbers beside the published ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pedyra.compare import table_formats
+from pedyra.compare.compare import compare_grid
+from pedyra.console import write_json_lines
+from pedyra.files import write_file
+from pedyra.paper.grids import Measurement, measurements, row_name
+from pedyra.paper.item import Item, Scale
+from pedyra.paper.measures import measure
+from pedyra.paper.places import Places
+from pedyra.paper.results import Result, remarks, result_table, results
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of an item came to."""
+
+    results: list[Result]
+    folder: Path
+    """Of the tables and figures."""
+    files: list[Path]
+    failed: list[str]
+    """Runs that failed, and why."""
+    missing: int
+    """Reported runs that are not there."""
+
+
+def run_item(
+    item: Item,
+    scale: Scale,
+    *,
+    out: Path,
+    places: Places | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    allow_code_execution: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Run what is missing of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
+
+    Finished runs are kept, for every item of the scale that shares them; interrupted ones go on.
+
+    Args:
+        places: where models and data are; None: where the recipes say.
+        workers, ray: as for `compare_grid`.
+        allow_code_execution: run the programs that a model wrote, for HumanEval and MBPP.
+
+    Raises:
+        ValueError: a model or data set that is missing, or code to be run without leave; told before anything runs.
+        KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
+    """
+    places = places or Places()
+    check(item, scale, places, allow_code_execution=allow_code_execution)
+    planned = measurements(item, scale, out, places)
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    failed: list[str] = []
+    missing = 0
+    for each in planned:
+        comparison = compare_grid(each.grid, workers=workers, ray=ray, extend=True, console=console)
+        failed += [f"{outcome.job.label}: {outcome.message}" for outcome in comparison.failed]
+        missing += comparison.missing
+        found = [_with_generated(row, each, allow_code_execution) for row in comparison.rows()]
+        for cell in each.cells:
+            mine = [row for row in found if row["method"] == row_name(cell.part)]
+            rows.setdefault(cell.row, mine)
+            measured = {row["seed"]: measure(row, cell.metric) for row in mine}
+            kept = {seed: value * cell.factor for seed, value in measured.items() if value is not None}
+            if kept:
+                values[cell.row, cell.column] = kept
+    done = results(item, scale, values)
+    folder = out / scale / item.id
+    files = write_item(item, scale, done, rows, folder)
+    return Outcome(done, folder, files, failed, missing)
+
+
+def check(item: Item, scale: Scale, places: Places, *, allow_code_execution: bool) -> None:
+    """Refuse what cannot be done, before anything is done."""
+    missing = places.missing(item, scale)
+    if missing:
+        raise ValueError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(missing)}")
+    runs_code = {cell.metric for cell in item.cells(scale)} & CODE
+    if runs_code and not allow_code_execution:
+        raise ValueError(
+            f"{item.id} at scale {scale} runs programs that a model wrote ({', '.join(sorted(runs_code))}); "
+            f"--allow-code-execution does so, in a sandbox"
+        )
+
+
+CODE = {"humaneval", "humanevalplus", "mbpp", "mbppplus"}
+"""Metrics that are found by running what a model wrote."""
+
+
+def write_item(
+    item: Item, scale: Scale, found: list[Result], rows: Mapping[str, list[dict[str, Any]]], folder: Path
+) -> list[Path]:
+    """The table as Markdown, CSV, LaTeX, HTML and JSON lines, and the figure as SVG and PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, told = result_table(item, scale, found), remarks(item, scale, found)
+    files = []
+    for suffix in ("md", "tex", "html"):
+        write = {"md": table_formats.markdown, "tex": table_formats.latex, "html": table_formats.html}[suffix]
+        files.append(folder / f"{item.id}.{suffix}")
+        write_file(files[-1], write(item.title, [table], told))
+    lines = [result.as_row() for result in found]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_file(folder / f"{item.id}.csv", text.getvalue())
+    write_json_lines(folder / f"{item.id}.jsonl", lines)
+    files += [folder / f"{item.id}.csv", folder / f"{item.id}.jsonl"]
+    if item.is_figure:
+        from pedyra.paper.figures import save_figure
+
+        files += save_figure(
+            item, found, {row: [Path(run["run"]) for run in runs] for row, runs in rows.items()}, folder
+        )
+    return files
+
+
+def _with_generated(row: dict[str, Any], each: Measurement, allow_code_execution: bool) -> dict[str, Any]:
+    """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder."""
+    wanted = {cell.metric for cell in each.cells} - set(row["metrics"]) - set(row)
+    if not each.recipe.generate or not wanted:
+        return row
+    from pedyra.runs.evaluate import evaluate_run
+
+    file = Path(row["run"]) / "evaluation.json"
+    if not file.is_file():
+        found = evaluate_run(Path(row["run"]))
+        write_file(file, json.dumps(found, indent=2) + "\n")
+    return {**row, "metrics": {**row["metrics"], **json.loads(file.read_text(encoding="utf-8"))}}
