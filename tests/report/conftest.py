@@ -109,9 +109,7 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
                 | {"scores": {}, "pruned": [[name, ranks[name], 0.01] for name in losers]}
                 | {"added": dict.fromkeys(gainers, 1), "total_rank": sum(ranks.values())}
                 | {"parameters": parameters(), "seconds": 0.021, "skipped_steps": 0}
-                | {"gains": {name: [0.004 * worth[name], noise.uniform(0.001, 0.003), 1.0] for name in names}}
-                | {"trials": [[name, ranks[name], 0.002 * worth[name], 0.0005, 1.0, 0.2] for name in losers]}
-                | {"curvature": dict.fromkeys(names, 0.01)}
+                | {"reasons": [reason_at(step, names, losers, gainers)]}
             )
         states.append(state_at(step, names, ranks, worth, parameters(), noise))
     write_common(folder, "pedyra", seed, parameters(), gain=0.012)
@@ -120,10 +118,17 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
         "layers": layers,
         "budget": {"kind": "parameters", "total_rank": START_RANK * len(names), "parameters": budget},
         "schedule": {"total_steps": STEPS, "adjustments": ADJUSTMENTS},
-        "config": {"certainty": 3.0, "margin": 0.25},
     }
     write_lines(folder / "ranks.jsonl", [header, *states])
     return folder
+
+
+def reason_at(step: int, names: list[str], losers: list[str], gainers: list[str]) -> dict:
+    """What the rule weighed first: a gain with its error, against what the losers save."""
+    gain = 0.02 * math.exp(-step / 90)
+    weighed = {"layer": gainers[0] if gainers else names[0], "gain": gain, "low": 0.8 * gain, "high": 1.2 * gain}
+    why = "beyond the bar" if gainers else "below the bar"
+    return {**weighed, "bar": 0.5 * gain, "pays": [[losers[0], 0]], "moved": bool(gainers), "why": why}
 
 
 def state_at(step: int, names: list[str], ranks: dict, worth: dict, parameters: int, noise) -> dict:
@@ -146,7 +151,7 @@ def state_at(step: int, names: list[str], ranks: dict, worth: dict, parameters: 
         if step
         else None,
         "layer_scores": {name: worth[name] / ranks[name] ** 0.55 for name in names} if tracked else None,
-        "two_thirds_log_variance": None,
+        "two_thirds_log_variance": -3 - progress if tracked else None,
     }
 
 
@@ -158,6 +163,16 @@ def make_run() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def dynamic_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dynamic_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="session")
+def still_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which no rank moved."""
+    folder = make_dynamic_run(tmp_path_factory.mktemp("runs") / "still")
+    header, *records = map(json.loads, (folder / "ranks.jsonl").read_text().splitlines())
+    start = {layer["name"]: layer["rank"] for layer in header["layers"]}
+    write_lines(folder / "ranks.jsonl", [header, *({**r, "added": {}, "pruned": [], "ranks": start} for r in records)])
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import math
+import json
+import shutil
 from pathlib import Path
-from statistics import variance
+from typing import Any
 
 import pytest
 
-from pedyra.report.capacity_figures import variance_points
-from pedyra.report.chart import Chart, Phase, RankMap
+from pedyra.report.chart import Spec
+from pedyra.report.figure import fixed
 from pedyra.report.figures import make_figures
 from pedyra.report.rank_figures import notable
 from pedyra.report.run_folder import read_run, read_runs
 
-ALL = "map trajectories moves reasons loss effective-rank variance spearman orthogonality gradients parameters".split()
+ALL = "map history moves reasons loss effective-rank variance spearman orthogonality gradients parameters".split()
+Figures = dict[str, Any]
+
+
+def figures_of(*folders: Path) -> Figures:
+    return {figure.id: figure for figure in make_figures(read_runs(folders))[0]}
+
+
+def drawn(spec: Spec) -> dict[str, Any]:
+    """Name -> row of the curves in the foreground."""
+    return {row["name"]: row for row in spec["data"]["values"] if row["kind"] == "drawn"}
 
 
 @pytest.fixture(scope="module")
-def figures(dynamic_run: Path) -> dict:
-    return {figure.id: figure for figure in make_figures(read_runs([dynamic_run]))}
+def figures(dynamic_run: Path) -> Figures:
+    return figures_of(dynamic_run)
 
 
-def test_a_dynamic_run_has_every_figure(figures: dict):
+def test_a_dynamic_run_has_every_figure(figures: Figures):
     assert list(figures) == ALL
     papers = {name: figure.paper for name, figure in figures.items() if figure.paper}
     assert papers == {
         "map": "Fig. 7",
-        "trajectories": "Fig. 3",
+        "history": "Fig. 3",
         "effective-rank": "Fig. 1a",
         "variance": "Fig. 5",
         "spearman": "Fig. 4b",
@@ -36,51 +47,101 @@ def test_a_dynamic_run_has_every_figure(figures: dict):
     }
 
 
-def test_a_plain_lora_run_has_its_loss_and_metric(lora_run: Path):
-    (figure,) = make_figures(read_runs([lora_run]))
+def test_what_a_plain_lora_run_did_not_record_is_left_out_with_a_line_each(lora_run: Path):
+    (figure,), absent = make_figures(read_runs([lora_run]))
     assert [panel.title for panel in figure.panels] == ["Training loss", "Held-out loss", "Held-out accuracy"]
+    assert len(absent) == len(ALL) - 1
+    assert "Rank of every layer: needs ranks.jsonl, which only rank-adaptive methods write." in absent
 
 
-def test_every_axis_is_labelled_and_every_figure_explained(figures: dict):
+def test_every_axis_is_labelled_and_every_figure_explained(figures: Figures):
     for figure in figures.values():
         assert len(figure.caption) > 60
-        assert all(panel.x_label and panel.y_label for panel in figure.panels if isinstance(panel, Chart))
+        for panel in figure.panels if figure.id != "map" else []:
+            last = panel.spec["layer"][-1]["encoding"]
+            assert last["y"]["title"] and last.get("x", {"title": "of another layer"})["title"]
 
 
-def test_the_map_has_the_start_and_one_frame_per_adjustment(figures: dict, dynamic_run: Path):
+def test_the_map_has_the_start_and_one_frame_per_adjustment(figures: Figures, dynamic_run: Path):
     (panel,) = figures["map"].panels
-    assert isinstance(panel, RankMap)
     run = read_run(dynamic_run)
-    assert [frame.step for frame in panel.frames] == [0, *(record["step"] for record in run.adjustments)]
-    assert all(rank == 8 for row in panel.frames[0].cells for rank in row)
-    name = "bert.encoder.layer.5.intermediate.dense"
-    row, column = panel.types.index("intermediate"), panel.depths.index(5)
-    assert panel.frames[-1].cells[row][column] == run.adjustments[-1]["ranks"][name]
-    assert sum(frame.changes[row][column] or 0 for frame in panel.frames) == run.adjustments[-1]["ranks"][name] - 8
+    cells = panel.spec["data"]["values"]
+    assert len(cells) == 36 and {cell["ranks"][0] for cell in cells} == {8}
+    assert {len(cell["ranks"]) for cell in cells} == {len(panel.frames)} == {21}
+    assert panel.frames[-1].startswith("Adjustment 20 of 20, step 240: ")
+    cell = next(cell for cell in cells if (cell["type"], cell["depth"]) == ("intermediate", "5"))
+    end = run.adjustments[-1]["ranks"]["bert.encoder.layer.5.intermediate.dense"]
+    assert (cell["ranks"][-1], sum(cell["changes"])) == (end, end - 8)
 
 
-def test_trajectories_bring_out_the_layers_that_changed_most(dynamic_run: Path):
+def test_layers_at_one_place_share_a_cell_and_what_is_outside_of_blocks_comes_last(lora_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(lora_run, tmp_path / "experts"))
+    rows = [("pooler", "pooler", 0, 4), ("h.1.experts.0.up", "up", 1, 8), ("h.1.experts.1.up", "up", 1, 3)]
+    layers = [dict(zip(("name", "type", "depth", "rank"), row, strict=True)) for row in rows]
+    (folder / "ranks.jsonl").write_text(json.dumps({"kind": "layers", "layers": layers}) + "\n")
+    (panel,) = figures_of(folder)["map"].panels
+    cells = [(cell["type"], cell["depth"], cell["ranks"]) for cell in panel.spec["data"]["values"]]
+    assert cells == [("up", "1", [5.5]), ("pooler", "–", [4])]
+
+
+def test_the_history_colours_the_layers_that_changed_most_and_holds_all(figures: Figures, dynamic_run: Path):
     run = read_run(dynamic_run)
     change = {layer.name: run.final_ranks[layer.name] - 8 for layer in run.layers}
-    shown = [change[layer.name] for layer in notable(run)]
     ordered = sorted(change.values(), reverse=True)
-    assert shown == ordered[:3] + ordered[-3:]
+    assert [change[layer.name] for layer in notable(run)] == ordered[:3] + ordered[-3:]
+    ranks, places = figures["history"].panels
+    assert len(drawn(ranks.spec)) == 6 and len(ranks.spec["data"]["values"]) == 36
+    for panel in (ranks, places):
+        assert {row["name"] for row in panel.spec["data"]["values"]} == set(figures["history"].layers)
+    scores = run.adjustments[0]["layer_scores"]
+    best = max(run.layers, key=lambda layer: scores[layer.name])
+    assert next(row["y"][0] for row in places.spec["data"]["values"] if row["name"] == best.short_name) == 1
 
 
-def test_several_runs_share_axes_where_they_can(dynamic_run: Path, lora_run: Path):
-    figures = {figure.id: figure for figure in make_figures(read_runs([dynamic_run, lora_run]))}
-    held_out = figures["loss"].panels[1]
-    assert isinstance(held_out, Chart)
-    assert [(series.name, series.color) for series in held_out.series] == [("demo", 0), ("lora", 1)]
+def test_moves_count_what_was_added_and_pruned(figures: Figures, dynamic_run: Path):
+    bars = drawn(figures["moves"].panels[0].spec)
+    adjustments = read_run(dynamic_run).adjustments
+    assert bars["added"]["y"] == [sum(record["added"].values()) for record in adjustments]
+    assert bars["pruned"]["y"] == [-len(record["pruned"]) for record in adjustments]
 
 
-def test_the_phases_are_the_stretches_without_adjustments(figures: dict):
-    assert figures["loss"].panels[0].phases == [Phase(0, 50), Phase(240, 400)]
+def test_reasons_are_those_of_the_record(figures: Figures, dynamic_run: Path):
+    curves = drawn(figures["reasons"].panels[0].spec)
+    recorded = {record["step"]: record["reasons"][0] for record in read_run(dynamic_run).adjustments}
+    moved = {step: reason for step, reason in recorded.items() if reason["moved"]}
+    assert curves["gain, moved"]["x"] == list(moved) and len(moved) < 20
+    for key, part in (("gain", "y"), ("low", "low"), ("high", "high")):
+        assert curves["gain, moved"][part] == [reason[key] for reason in moved.values()]
+    assert curves["to exceed"]["y"] == [reason["bar"] for reason in recorded.values()]
+    assert f"Ranks moved at {len(moved)} of 20 adjustments." in figures["reasons"].caption
 
 
-def test_the_variance_uses_the_ranks_in_force_before_the_adjustment(dynamic_run: Path):
-    run = read_run(dynamic_run)
-    scores = run.adjustments[1]["layer_scores"]
-    before = run.adjustments[0]["ranks"]
-    expected = math.log(variance(scores[name] ** (2 / 3) / before[name] for name in scores))
-    assert dict(variance_points(run))[60] == pytest.approx(expected)
+def test_several_runs_share_axes_and_keep_their_colours(dynamic_run: Path, lora_run: Path):
+    figures = figures_of(dynamic_run, lora_run)
+    held_out, total = figures["loss"].panels[1].spec, figures["parameters"].panels[1].spec
+    assert list(drawn(held_out)) == ["demo", "lora"] and list(drawn(total)) == ["demo"]
+    for spec in (held_out, total):
+        domains = [
+            layer["encoding"]["color"]["scale"]["domain"] for layer in spec["layer"] if "color" in layer["encoding"]
+        ]
+        assert domains and all(domain == ["demo", "lora"] for domain in domains)
+
+
+def test_the_grey_stretches_are_those_without_adjustments(figures: Figures, dynamic_run: Path):
+    assert fixed(read_runs([dynamic_run])) == [(0, 50), (240, 400)]
+    assert figures["loss"].has_bands and not figures["spearman"].has_bands
+
+
+def test_a_run_in_which_nothing_moved_says_so(still_run: Path):
+    figures = figures_of(still_run)
+    assert "Nothing moved." in figures["moves"].caption
+    assert "No layer changed its rank." in figures["history"].caption
+
+
+def test_bands_are_quartiles_over_the_layers(figures: Figures, dynamic_run: Path):
+    row = drawn(figures["gradients"].panels[0].spec)["E"]
+    snapshot = next(s for s in read_run(dynamic_run).snapshots if s["step"] == row["x"][3])
+    norms = sorted(three[1] for three in snapshot["grad_norms"].values())
+    # Of 36 sorted values the quartiles lie at 8.75, 17.5 and 26.25.
+    expected = [norms[8] / 4 + norms[9] * 3 / 4, (norms[17] + norms[18]) / 2, norms[26] * 3 / 4 + norms[27] / 4]
+    assert [row[key][3] for key in ("low", "y", "high")] == pytest.approx(expected)

@@ -6,14 +6,12 @@ import math
 
 import pytest
 
-from pedyra.report.layers import Layer
 from pedyra.report.measures import (
     importance_ranks,
-    log_variance,
     mean_by_layer,
     pruned_counts,
     quartiles,
-    rank_matrix,
+    rank_correlations,
     smoothed,
     spearman,
     thinned,
@@ -23,19 +21,6 @@ from pedyra.report.measures import (
 
 def layer(name: str, kind: str, depth: int | None) -> Layer:
     return Layer(name=name, type=kind, depth=depth, rank=8, short_name=name)
-
-
-def test_rank_matrix_is_type_by_depth_with_gaps_and_means():
-    layers = [layer("a", "query", 2), layer("b", "value", 2), layer("c", "query", 0), layer("d", "query", 0)]
-    types, depths, cells = rank_matrix(layers, {"a": 5, "b": 7, "c": 1, "d": 4})
-    assert types == ["query", "value"]
-    assert depths == [0, 2]
-    assert cells == [[2.5, 5.0], [None, 7.0]]
-
-
-def test_a_layer_outside_of_any_block_comes_last():
-    layers = [layer("a", "dense", None), layer("b", "query", 1)]
-    assert rank_matrix(layers, {"a": 5, "b": 7}) == (["dense", "query"], [1, None], [[None, 5.0], [7.0, None]])
 
 
 def test_importance_ranks_begin_at_one_and_break_ties_by_layer_order():
@@ -67,21 +52,6 @@ def test_utilisation_is_effective_rank_over_rank():
     assert utilisation({"a": 0.0}, {"a": 0}) is None
 
 
-def test_log_variance_of_two_layers():
-    # 8^(2/3) / 2 = 2 and 27^(2/3) / 1 = 9: mean 5.5, sample variance 2 * 3.5^2 = 24.5.
-    assert log_variance({"a": 8.0, "b": 27.0}, {"a": 2, "b": 1}) == pytest.approx(math.log(24.5))
-
-
-def test_log_variance_leaves_out_layers_of_rank_zero():
-    with_zero = log_variance({"a": 8.0, "b": 27.0, "c": 99.0}, {"a": 2, "b": 1, "c": 0})
-    assert with_zero == pytest.approx(math.log(24.5))
-
-
-@pytest.mark.parametrize("scores", [{"a": 1.0, "b": 1.0}, {"a": math.nan, "b": 1.0}, {"a": -1.0, "b": 1.0}, {"a": 1.0}])
-def test_log_variance_is_undefined_without_variance_or_with_no_valid_score(scores):
-    assert log_variance(scores, {"a": 1, "b": 1}) is None
-
-
 def test_quartiles_ignore_what_is_no_number():
     assert quartiles([1, 2, 3, 4, 5, None, math.nan]) == (2.0, 3.0, 4.0)
     assert quartiles([None]) == (None, None, None)
@@ -101,3 +71,12 @@ def test_thinned_keeps_the_ends_and_the_limit():
     assert thinned(3) == [0, 1, 2]
     kept = thinned(10_000, limit=600)
     assert len(kept) == 600 and kept[0] == 0 and kept[-1] == 9_999
+
+
+def test_correlations_are_of_the_means_over_the_adjustments():
+    """Mean ranks 1 2 3, mean scores 2 6 4, mean places (of 3, 1, 2 and 3, 1, 2) 3 1 2."""
+    ranks = [{"a": 1, "b": 1, "c": 3}, {"a": 1, "b": 3, "c": 3}]
+    scores = [{"a": 1.0, "b": 5.0, "c": 3.0}, {"a": 3.0, "b": 7.0, "c": 5.0}]
+    adjustments = [{"ranks": r, "layer_scores": s} for r, s in zip(ranks, scores, strict=True)]
+    # Places of the ranks 1 2 3 against 1 3 2: 1 - 6 * 2 / 24; against the places by importance the other way round.
+    assert rank_correlations(adjustments) == pytest.approx((0.5, -0.5))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.report.run_folder import read_run, read_runs
+from pedyra.report.run_folder import make_layers, read_run, read_runs
 
 
 @pytest.fixture
@@ -41,12 +41,14 @@ def test_a_plain_lora_run_has_no_layers(lora_run: Path):
     assert run.layers == [] and run.snapshots == [] and run.final_ranks == {}
 
 
-def test_snapshots_alone_tell_the_layers(lora_run: Path, tmp_path: Path):
-    folder = Path(shutil.copytree(lora_run, tmp_path / "lora"))
-    snapshot = {"kind": "snapshot", "step": 0, "ranks": {"h.3.q_proj": 4, "h.10.q_proj": 4, "pooler": 4}}
-    (folder / "ranks.jsonl").write_text(json.dumps(snapshot) + "\n")
-    places = [(layer.type, layer.depth, layer.rank) for layer in read_run(folder).layers]
-    assert places == [("q_proj", 3, 4), ("q_proj", 10, 4), ("pooler", None, 4)]
+def test_places_and_short_names_of_layers():
+    rows = [
+        {"name": "h.3.mlp.up", "type": "up", "depth": 3, "rank": 8},
+        {"name": "pooler.dense", "type": "pooler.dense", "depth": 0, "rank": 8},
+        *({"name": f"h.4.experts.{i}.up", "type": "up", "depth": 4, "rank": 8} for i in range(2)),
+    ]
+    found = [(layer.depth, layer.short_name) for layer in make_layers(rows)]
+    assert found == [(3, "up 3"), (None, "pooler.dense"), (4, "h.4.experts.0.up"), (4, "h.4.experts.1.up")]
 
 
 def test_of_a_step_written_twice_by_a_resume_the_later_line_counts(copy: Path):
@@ -70,16 +72,16 @@ def cut(line: str) -> str:
 @pytest.mark.parametrize(
     ("file", "number", "change", "told"),
     [
-        ("metrics.jsonl", 3, cut, "metrics.jsonl, line 3"),
+        ("metrics.jsonl", 3, cut, "line 3 of"),
         ("metrics.jsonl", 2, lambda line: "[1, 2]", "metrics.jsonl, line 2"),
         ("metrics.jsonl", 4, without("step"), "metrics.jsonl, line 4: step is nothing, must be int"),
-        ("ranks.jsonl", 5, cut, "ranks.jsonl, line 5"),
+        ("ranks.jsonl", 5, cut, "line 5 of"),
         ("ranks.jsonl", 1, without("layers"), "ranks.jsonl, line 1: layers is nothing, must be list"),
         ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: kind is None"),
         ("ranks.jsonl", 3, without("ranks"), "ranks.jsonl, line 3: ranks is nothing, must be dict"),
         ("ranks.jsonl", 2, lambda line: line.replace("layer.0", "layer.9"), "'bert.encoder.layer.0.attention"),
-        ("recipe.yaml", 3, lambda line: "a: b: c", "recipe.yaml, line 3"),
-        ("environment.json", 1, cut, "environment.json, line 1"),
+        ("recipe.yaml", 3, lambda line: "a: b: c", "recipe.yaml"),
+        ("environment.json", 1, cut, "environment.json: not JSON"),
     ],
 )
 def test_damage_is_told_with_file_and_line(copy: Path, file: str, number: int, change, told: str):
@@ -93,13 +95,13 @@ def test_damage_is_told_with_file_and_line(copy: Path, file: str, number: int, c
 @pytest.mark.parametrize("file", ["recipe.yaml", "metrics.jsonl"])
 def test_a_missing_file_is_told(copy: Path, file: str):
     (copy / file).unlink()
-    with pytest.raises(ValueError, match=f"{file} is missing"):
+    with pytest.raises(ValueError, match=rf"{file}'? (is missing|does not exist)"):
         read_run(copy)
 
 
 def test_an_empty_log_is_told(copy: Path):
     (copy / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match="metrics.jsonl is empty"):
+    with pytest.raises(ValueError, match="metrics.jsonl is missing or empty"):
         read_run(copy)
 
 

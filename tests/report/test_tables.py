@@ -24,19 +24,23 @@ def test_memory(size, text):
 
 
 def test_the_layer_table_balances(dynamic_run: Path):
-    for row in tables.layer_rows(read_run(dynamic_run)):
-        assert int(row["start"]) + int(row["added"]) - int(row["pruned"]) == int(row["final"])
+    table = tables.layers(read_run(dynamic_run))
+    assert table.head[1:5] == ["Rank at start", "at end", "Pruned", "Added"] and len(table.rows) == 36
+    for row in table.rows:
+        start, end, pruned, added = map(int, row[1:5])
+        assert start + added - pruned == end
 
 
-def test_an_adjustment_row_counts_repeated_layers(dynamic_run: Path):
+def test_an_adjustment_row_counts_repeated_layers_and_says_why(dynamic_run: Path):
     run = read_run(dynamic_run)
     name = run.layers[0].name
     run.adjustments[0]["pruned"] = [[name, 0, 0.1], [name, 1, 0.2]]
     run.adjustments[0]["added"] = {}
-    row = tables.adjustment_rows(run)[0]
-    assert (row["step"], row["pruned"], row["added"]) == ("50", "query 0 ×2", "–")
-    run.adjustments[0]["dealt"] = True
-    assert tables.adjustment_rows(run)[0]["step"] == "50 (deal)"
+    assert list(tables.adjustments(run).rows[0][:3]) == ["50", "query 0 ×2", "–"]
+    assert "Why" not in tables.adjustments(run).head
+    run.adjustments[0]["why"] = "all ranks reassigned by what they save"
+    table = tables.adjustments(run)
+    assert table.head[-1] == "Why" and [row[-1] for row in table.rows[:2]] == [run.adjustments[0]["why"], "–"]
 
 
 def test_a_run_without_ranks_says_so(lora_run: Path):

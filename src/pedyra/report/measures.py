@@ -14,25 +14,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pedyra.report.layers import Layer
-
-
-def rank_matrix(
-    layers: Sequence[Layer], ranks: Mapping[str, float]
-) -> tuple[list[str], list[int | None], list[list[float | None]]]:
-    """Ranks as module type x depth (the map of Fig. 7).
-
-    Returns:
-        types in model order, depths ascending with None (outside of any block) last, and one row per type; a cell
-        is the mean rank of the layers at that place, or None where the model has no such layer.
-    """
-    types = list(dict.fromkeys(layer.type for layer in layers))
-    depths = sorted({layer.depth for layer in layers}, key=lambda depth: (depth is None, depth))
-    cells: dict[tuple[str, int | None], list[float]] = {}
-    for layer in layers:
-        cells.setdefault((layer.type, layer.depth), []).append(ranks[layer.name])
-    return types, depths, [[_mean(cells.get((row, column), [])) for column in depths] for row in types]
-
 
 def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
     """Place of each layer by importance, 1 = most important (Fig. 3b); ties go by the order of the layers."""
@@ -54,23 +35,22 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(result.statistic)
 
 
+def rank_correlations(adjustments: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """Spearman of mean rank with mean importance, and with mean place by importance; None where undefined.
+
+    Means are over the adjustments: `ranks` after each, `layer_scores` before it.
+    """
+    ranks = mean_by_layer([record["ranks"] for record in adjustments])
+    scores = mean_by_layer([record["layer_scores"] for record in adjustments])
+    places = mean_by_layer([importance_ranks(record["layer_scores"]) for record in adjustments])
+    each = [ranks[name] for name in scores]
+    return spearman(each, list(scores.values())), spearman(each, [places[name] for name in scores])
+
+
 def utilisation(effective_rank: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
     """Sum of the layers' effective ranks over the sum of their ranks (Fig. 1a); None if no rank is left."""
     total = sum(ranks[name] for name in effective_rank)
     return sum(effective_rank.values()) / total if total else None
-
-
-def log_variance(scores: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
-    """Natural log of the sample variance over layers of G^(2/3) / r (Fig. 5; Theorem 3.1 makes it -inf at the optimum).
-
-    G is the layer importance of Eq. 7. Layers of rank 0 have no quotient and are left out. None if fewer than two
-    layers remain, if the variance is 0, or if a score is negative or not a number.
-    """
-    kept = [name for name in scores if ranks[name] > 0]
-    if len(kept) < 2 or not all(scores[name] >= 0 for name in kept):
-        return None
-    variance = float(np.var([scores[name] ** (2 / 3) / ranks[name] for name in kept], ddof=1))
-    return math.log(variance) if 0 < variance < math.inf else None
 
 
 def quartiles(values: Iterable[float | None]) -> tuple[float | None, float | None, float | None]:
@@ -101,7 +81,3 @@ def thinned(length: int, limit: int = 600) -> list[int]:
     if length <= limit:
         return list(range(length))
     return sorted({round(index * (length - 1) / (limit - 1)) for index in range(limit)})
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -1,24 +1,62 @@
-"use strict";
-// Put every panel in its place, and draw it again when its width changes.
+// Put every chart in its place; hand it what the reader sets; draw again when the page turns narrow or dark.
+const {panels, themes} = JSON.parse(document.getElementById("figures").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)"), narrow = matchMedia("(max-width: 759px)");
+const views = new Map();
 
-const figures = JSON.parse(document.getElementById("figures").textContent);
-
-for (const host of document.querySelectorAll(".panel")) {
-  const panel = figures[host.dataset.figure][host.dataset.panel], select = host.closest("figure").querySelector("[data-highlight]");
-  panel.key = `${host.dataset.figure}-${host.dataset.panel}`;
-  // A map opens on its last frame: the ranks the run ended with.
-  const view = panel.kind === "map" ? {index: panel.frames.length - 1} : null;
-  const draw = () => view ? drawMap(host, panel, view) : drawChart(host, panel, select?.value ?? "");
-  select?.addEventListener("change", draw);
-  let width = 0;
-  new ResizeObserver(() => {
-    if (host.clientWidth === width) return;
-    width = host.clientWidth;
-    requestAnimationFrame(draw);
-  }).observe(host);
+function sized(host) {
+  const autosize = {type: "fit-x", contains: "padding"};
+  const spec = {...panels[host.id], autosize, width: "container", height: Math.min(300, Math.max(220, host.clientWidth * 0.55))};
+  if (!spec.encoding) return spec;
+  const {x, y} = spec.encoding, count = field => new Set(spec.data.values.map(cell => cell[field])).size;
+  // The map of a deep model stands upright where its columns would be too narrow to read.
+  if (host.clientWidth >= 140 + 20 * count("depth")) return {...spec, height: 34 * count("type")};
+  const slanted = {...y, axis: {...y.axis, labelAngle: -40, orient: "top"}};
+  return {...spec, height: 22 * count("depth"), encoding: {x: slanted, y: x}};
 }
 
-for (const select of document.querySelectorAll("[data-highlight]")) {
-  const names = new Set(figures[select.closest("figure").id].flatMap(panel => panel.series.map(series => series.name)));
-  for (const name of [...names].sort((a, b) => a.localeCompare(b, "en", {numeric: true}))) select.add(new Option(name));
+async function draw(host) {
+  views.get(host)?.finalize();
+  const theme = themes[dark.matches ? "dark" : "light"], rows = panels[host.id].data.values;
+  const letters = Math.max(4, ...rows.map(row => row.kind === "drawn" ? row.name.length : 0));
+  const columns = Math.max(1, Math.floor((host.clientWidth - 60) / (36 + 6.6 * letters)));
+  // `ast`: expressions are interpreted, so that the page needs no right to run text as code. Errors alone are logged:
+  // of a layer that is empty until a curve is brought out, Vega warns.
+  const options = {config: {...theme, legend: {...theme.legend, columns}}, actions: false, ast: true, renderer: "svg", logLevel: 1};
+  views.set(host, await vegaEmbed(host, sized(host), options));
 }
+
+// A slider belongs to its panel, a choice of layer to all panels of its figure.
+function hand(control) {
+  const hosts = (control.closest(".panel") ?? control.closest("figure")).querySelectorAll(".chart");
+  const value = control.type === "range" ? Number(control.value) : control.value;
+  for (const host of hosts) views.get(host)?.view.signal(control.dataset.set, value).runAsync();
+}
+
+async function drawAll() {
+  for (const host of document.querySelectorAll(".chart")) await draw(host);
+  for (const control of controls) hand(control);
+  document.body.dataset.drawn = "yes";
+}
+
+const controls = document.querySelectorAll("[data-set]");
+for (const control of controls) control.addEventListener("input", () => {
+  const told = control.parentElement.querySelector("output");
+  if (told) told.textContent = JSON.parse(control.dataset.frames)[control.value];
+  hand(control);
+});
+
+for (const button of document.querySelectorAll("[data-play]")) {
+  const slider = button.parentElement.querySelector("input");
+  let timer = null;
+  const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
+  const show = place => { slider.value = place; slider.dispatchEvent(new Event("input")); };
+  button.addEventListener("click", () => {
+    if (timer !== null) return stop();
+    if (slider.value === slider.max) show(0);
+    button.textContent = "Pause";
+    timer = setInterval(() => { show(Number(slider.value) + 1); if (slider.value === slider.max) stop(); }, 450);
+  });
+}
+
+for (const query of [dark, narrow]) query.addEventListener("change", drawAll);
+drawAll();

@@ -1,11 +1,10 @@
-"""Run folders -> one HTML file that needs nothing else: style, script and data are inside it."""
+"""Run folders -> one HTML file that needs nothing else: style, script, Vega and data are inside it."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from importlib.metadata import version
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +13,14 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from pedyra.files import write_file
+from pedyra.packaged import prepared
 from pedyra.report import tables
-from pedyra.report.chart import PALETTE, Figure, plain
+from pedyra.report.chart import PALETTE, plain, theme
 from pedyra.report.figures import make_figures
 from pedyra.report.run_folder import Run, read_runs
+
+SAMPLES = 5  # of what the model wrote, shown of each run
 
 
 def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -38,51 +41,51 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     if target.is_dir():
         raise ValueError(f"out {target} is a folder; name the HTML file to write")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that a full disk leaves the last report whole.
-    part = target.with_name(f".{target.name}.part")
-    try:
-        part.write_text(render(runs), encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_file(target, render(runs))
     return target
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page as text."""
-    figures = make_figures(runs)
-    numbers = {figure.id: number for number, figure in enumerate(figures, start=1)}
+    figures, absent = make_figures(runs)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    panels = {
+        f"{figure.id}-{i}": {**panel.spec, "params": [{"name": k, "value": v} for k, v in panel.values.items()]}
+        for figure in figures
+        for i, panel in enumerate(figure.panels)
+    }
     return environment.get_template("page.html").render(
         runs=runs,
         sections=[(name, list(group)) for name, group in groupby(figures, key=lambda figure: figure.section)],
-        numbers=numbers,
+        numbers={figure.id: number for number, figure in enumerate(figures, start=1)},
+        absent=absent,
         tables=tables,
-        rows=_comparison(runs),
         palette=PALETTE,
-        # Ours and free of user text, so they go in unescaped.
+        samples=SAMPLES,
+        # Ours or Vega's and free of user text, so they go in unescaped.
         style=Markup(_asset("page.css")),
-        scripts=[Markup(_asset(name)) for name in ("charts.js", "pointer.js", "rank_map.js", "page.js")],
-        data=_data(figures),
+        script=Markup(_asset("page.js")),
+        vega=Markup(vega()),
+        data=_data({"panels": panels, "themes": {scheme: theme(scheme) for scheme in PALETTE}}),
         to_yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
     )
 
 
-def _comparison(runs: Sequence[Run]) -> list[tuple[str, list[tables.Fact]]]:
-    """Rows `(name, one fact per run)`; what no run recorded is left out."""
-    columns = [[*tables.facts(run), *tables.diagnostics(run)] for run in runs]
-    rows = [(row[0].name, list(row)) for row in zip(*columns, strict=True)]
-    metrics = dict.fromkeys(column[0].name for column in columns)
-    rows[0] = (" / ".join(metrics), rows[0][1])
-    return [(name, row) for name, row in rows if any(fact.value != tables.ABSENT for fact in row)]
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, 0.9 MB. Bundling takes seconds, so the result is kept."""
+    import vl_convert  # type: ignore[import-untyped]
+
+    def bundle(folder: Path) -> None:
+        write_file(folder / "vega.js", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+    return (prepared(f"vega-embed-{version('vl-convert-python')}", bundle) / "vega.js").read_text(encoding="utf-8")
 
 
-def _data(figures: Sequence[Figure]) -> Markup:
-    """The figures as JSON inside a script element: "<" is escaped, so that no layer name can end the element."""
-    panels = {figure.id: [plain(asdict(panel)) for panel in figure.panels] for figure in figures}
-    text = json.dumps(panels, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def _data(value: dict) -> Markup:
+    """JSON inside a script element: "<" is escaped, so that no layer name can end the element."""
+    text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
 

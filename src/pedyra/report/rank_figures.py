@@ -1,73 +1,106 @@
-"""Where the ranks are and how they got there: the map, the trajectories, the moves."""
+"""Where the ranks are, how they got there, and why: the map, the history, the moves, the reasons."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from pedyra.report.chart import Chart, Figure, Frame, RankMap, Series, Value
-from pedyra.report.curves import STEP, color, figure, listed, mean, phases
-from pedyra.report.layers import Layer
-from pedyra.report.measures import importance_ranks, rank_matrix
-from pedyra.report.run_folder import Record, Run
+from pedyra.report import measures
+from pedyra.report.chart import Curve, bars, curves, rank_map
+from pedyra.report.figure import STEP, Figure, Panel, adjusted, fixed, mean, titled
+from pedyra.report.run_folder import Layer, Record, Run
 
-SHOWN = 3  # layers brought out at each end of the ranking by change of rank
+SHOWN = 3  # layers in colour at each end of the ranking by change of rank
 
 
-def rank_map(runs: Sequence[Run]) -> Figure | None:
-    """Ranks as module type x depth, one frame per adjustment (Fig. 7 over time)."""
-    maps = [_map(run, run.label if len(runs) > 1 else "Rank") for run in runs if run.layers]
+def ranks_over_steps(runs: Sequence[Run]) -> Figure:
+    """Ranks as module type by depth, one frame per adjustment (Fig. 7 over time)."""
     caption = (
-        "Rank of every adapted layer, module type by depth in the model. Move the slider to go through the "
-        "adjustments; an outlined layer gained (▲) or lost (▼) ranks at that one."
-        if any(len(each.frames) > 1 for each in maps)
-        else "Rank of every adapted layer, module type by depth in the model. This run makes no adjustments."
+        "Each cell is one adapted layer of the model and shows its rank, that is how many directions it may learn; "
+        "the stronger the colour, the higher. The slider goes through the adjustments; ▲ gained ranks, ▼ lost some."
     )
-    return figure("map", "Rank allocation", "Rank by module type and depth", caption, maps, "Fig. 7")
+    panels = [_map(run, titled(runs, run, "Module type by depth in the model")) for run in runs if run.layers]
+    needs = "ranks.jsonl, which only rank-adaptive methods write"
+    return Figure("map", "Ranks", "Rank of every layer", caption, panels, needs, "Fig. 7")
 
 
-def trajectories(runs: Sequence[Run]) -> Figure | None:
-    """Rank and place in the importance ranking of every layer, two panels per run (Fig. 3)."""
+def history(runs: Sequence[Run]) -> Figure:
+    """Rank and place by importance of every layer, two panels per run (Fig. 3)."""
     panels, findings = [], []
-    for run in runs:
-        if not run.adjustments:
-            continue
+    for run in adjusted(runs):
         shown = notable(run)
-        prefix = f"{run.label}: " if len(runs) > 1 else ""
-        changes = {name: run.final_ranks[name] - rank for name, rank in run.start_ranks.items()}
-        findings.append(prefix + _finding(shown, run, changes))
-        slots = {layer.name: index for index, layer in enumerate(shown)}
-        panels.append(_rank_chart(run, slots, f"{prefix}rank" if prefix else "Rank"))
-        panels.append(_place_chart(run, slots, f"{prefix}importance ranking" if prefix else "Importance ranking"))
+        findings.append(titled(runs, run, _changes(run, shown)))
+        steps, states = _states(run)
+        at = [record["step"] for record in run.adjustments]
+        places = [measures.importance_ranks(record["layer_scores"]) for record in run.adjustments]
+        for title, y, x, values, ranking in (
+            ("Rank", "rank", steps, states, False),
+            ("Place by importance", "place (1 = most important)", at, places, True),
+        ):
+            lines = {layer: Curve(layer.short_name, x, [v[layer.name] for v in values]) for layer in run.layers}
+            quiet = [line for layer, line in lines.items() if layer not in shown]
+            coloured, held = [lines[layer] for layer in shown], fixed([run])
+            up = not ranking
+            spec = curves(coloured, STEP, y, quiet=quiet, fixed=held, step=up, from_zero=up, reverse=ranking)
+            panels.append(Panel(titled(runs, run, title), spec, {"brought": ""}))
     caption = (
-        "Rank of each layer, and its place by importance at each adjustment (1 = most important). In colour the layers "
-        f"whose rank changed most, in grey the others; any one can be brought out by name. {' '.join(findings)}"
+        "One line a layer: its rank, and its place among all layers by importance (Eq. 7). In colour the layers whose "
+        f"rank changed most; any one can be brought out by name. {' '.join(findings)}"
     )
-    title = "Rank and importance ranking of each layer"
-    return figure("trajectories", "Rank allocation", title, caption, panels, "Fig. 3", highlight=True)
+    names = sorted({layer.short_name for run in adjusted(runs) for layer in run.layers}, key=_natural)
+    title = "Rank and importance of each layer over time"
+    return Figure("history", "Ranks", title, caption, panels, "adjustments in ranks.jsonl", "Fig. 3", names)
 
 
-def moves(runs: Sequence[Run]) -> Figure | None:
+def moves(runs: Sequence[Run]) -> Figure:
     """Triples added (up) and pruned (down) at each adjustment, and the mean rank of each type, per run."""
-    panels: list[Chart] = []
-    still = []
-    for run in runs:
+    panels, still = [], []
+    for run in adjusted(runs):
         steps = [record["step"] for record in run.adjustments]
-        if not steps:
-            continue
         added = [sum(record["added"].values()) for record in run.adjustments]
         pruned = [-len(record["pruned"]) for record in run.adjustments]
-        bars = [Series("added", steps, added, "bars", 0), Series("pruned", steps, pruned, "bars", 1)]
-        prefix = f"{run.label}: " if len(runs) > 1 else ""
         if not any(added) and not any(pruned):
-            still.append(f" {prefix}nothing moved." if prefix else " Nothing moved.")
-        title = f"{prefix}triples moved" if prefix else "Triples moved"
-        panels.append(Chart(title, STEP, "triples", bars, from_zero=True, phases=phases([run])))
-        panels.append(_type_chart(run, f"{prefix}mean rank by module type" if prefix else "Mean rank by module type"))
+            still.append(titled(runs, run, "Nothing moved."))
+        spec = bars([Curve("added", steps, added), Curve("pruned", steps, pruned)], STEP, "ranks", fixed=fixed([run]))
+        panels.append(Panel(titled(runs, run, "Ranks moved"), spec))
+        steps, states = _states(run)
+        means = [
+            Curve(kind, steps, [mean(state[layer.name] for layer in layers) for state in states])
+            for kind, layers in by_type(run.layers).items()
+        ]
+        spec = curves(means, STEP, "mean rank", step=True, from_zero=True, fixed=fixed([run]))
+        panels.append(Panel(titled(runs, run, "Mean rank by module type"), spec))
     caption = (
-        "Triples added and pruned at each adjustment, and what that made of each module type. The table below tells "
-        f"the layers they belong to.{''.join(still)}"
+        "How many ranks each adjustment added (up) and took away (down), and what that made of each kind of layer. "
+        f"The table below names the layers. {' '.join(still)}"
     )
-    return figure("moves", "Rank allocation", "What was pruned and added, and when", caption, panels)
+    return Figure("moves", "Ranks", "What moved, and when", caption, panels, "adjustments in ranks.jsonl")
+
+
+def reasons(runs: Sequence[Run]) -> Figure:
+    """The surest move that was weighed at each adjustment, with its error, and the bar it had to clear."""
+    panels, findings = [], []
+    for run in adjusted(runs):
+        weighed = [{"step": r["step"], **r["reasons"][0]} for r in run.adjustments if r.get("reasons")]
+        if not weighed:
+            continue
+        made, stayed = ([each for each in weighed if bool(each["moved"]) == moved] for moved in (True, False))
+        drawn = [
+            _weighed(run, "gain, moved", made, "gain", "low", "high"),
+            _weighed(run, "gain, not moved", stayed, "gain", "low", "high"),
+            _weighed(run, "to exceed", [each for each in weighed if each.get("bar") is not None], "bar", "bar", "bar"),
+        ]
+        kept = [curve for curve in drawn if curve.x]
+        spec = curves(kept, STEP, "loss saved", points=True, from_zero=True, fixed=fixed([run]))
+        panels.append(Panel(titled(runs, run, "Gain of the surest move"), spec))
+        findings.append(titled(runs, run, f"Ranks moved at {len(made)} of {len(weighed)} adjustments."))
+    caption = (
+        "At each adjustment, the new direction that most surely lowers the loss, with the range that its measurement "
+        "leaves open, and what it had to exceed: ranks move where the whole range lies above. " + " ".join(findings)
+    )
+    needs = "reasons in the adjustments of ranks.jsonl, which methods that prune by scores do not have"
+    return Figure("reasons", "Ranks", "Why ranks moved, or did not", caption, panels, needs)
 
 
 def notable(run: Run) -> list[Layer]:
@@ -78,45 +111,42 @@ def notable(run: Run) -> list[Layer]:
     return gained + [layer for layer in by_change[-SHOWN:] if change[layer.name] < 0]
 
 
-def _map(run: Run, title: str) -> RankMap:
-    types, depths, cells = rank_matrix(run.layers, run.start_ranks)
-    frames = [Frame(0, _total(run.start_ranks, run.header.get("budget")), cells, _nothing(cells))]
-    ranks = run.start_ranks
-    for adjustment in run.adjustments:
-        after = rank_matrix(run.layers, adjustment["ranks"])[2]
-        change = rank_matrix(run.layers, {name: adjustment["ranks"][name] - ranks[name] for name in ranks})[2]
-        text = f"{len(adjustment['pruned'])} pruned, {sum(adjustment['added'].values())} added; "
-        frames.append(Frame(adjustment["step"], text + _total(adjustment["ranks"], adjustment), after, change))
-        ranks = adjustment["ranks"]
-    return RankMap(title, types, depths, frames)
+def by_type(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """Module type -> its layers, in the order of the model."""
+    types: dict[str, list[Layer]] = {}
+    for layer in layers:
+        types.setdefault(layer.type, []).append(layer)
+    return types
 
 
-def _nothing(cells: Sequence[Sequence[Value]]) -> list[list[Value]]:
-    return [[None if cell is None else 0.0 for cell in row] for row in cells]
+def _map(run: Run, title: str) -> Panel:
+    states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
+    changes = [{name: rank - before[name] for name, rank in after.items()} for before, after in pairwise(states)]
+    places: dict[tuple[str, str], list[str]] = {}
+    depths = sorted({layer.depth for layer in run.layers}, key=lambda depth: (depth is None, depth))
+    for depth in depths:  # the order of the columns is that in which they are first named
+        for layer in run.layers:
+            if layer.depth == depth:
+                places.setdefault((layer.type, "–" if depth is None else str(depth)), []).append(layer.name)
+    cells = [
+        {"type": kind, "depth": depth}
+        | {"ranks": [mean(state[name] for name in names) for state in states]}
+        | {"changes": [0, *(sum(change[name] for name in names) for change in changes)]}
+        for (kind, depth), names in places.items()
+    ]
+    told = [f"Start: {_total(run.start_ranks, run.header.get('budget'))}"]
+    for number, record in enumerate(run.adjustments, start=1):
+        moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
+        where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
+        told.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
+    last = len(told) - 1
+    stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]
+    return Panel(title, rank_map(cells), {"adjustment": last}, told, stills if last else stills[:1])
 
 
 def _total(ranks: Mapping[str, int], record: Record | None) -> str:
     parameters = (record or {}).get("parameters")
     return f"total rank {sum(ranks.values()):,}" + (f", {parameters:,} parameters" if parameters else "")
-
-
-def _rank_chart(run: Run, slots: Mapping[str, int], title: str) -> Chart:
-    steps, states = _states(run)
-    curves = [
-        Series(layer.short_name, steps, [state[layer.name] for state in states], "step", slots.get(layer.name))
-        for layer in run.layers
-    ]
-    return Chart(title, STEP, "rank", _coloured_last(curves), from_zero=True, phases=phases([run]))
-
-
-def _type_chart(run: Run, title: str) -> Chart:
-    steps, states = _states(run)
-    curves = []
-    for index, kind in enumerate(dict.fromkeys(layer.type for layer in run.layers)):
-        members = [layer.name for layer in run.layers if layer.type == kind]
-        means = [mean(state[name] for name in members) for state in states]
-        curves.append(Series(kind, steps, means, "step", color(index)))
-    return Chart(title, STEP, "mean rank", curves, from_zero=True, phases=phases([run]))
 
 
 def _states(run: Run) -> tuple[list[int], list[Mapping[str, int]]]:
@@ -127,31 +157,26 @@ def _states(run: Run) -> tuple[list[int], list[Mapping[str, int]]]:
     return ([*steps, end], [*states, states[-1]]) if end > steps[-1] else (steps, states)
 
 
-def _place_chart(run: Run, slots: Mapping[str, int], title: str) -> Chart:
-    steps = [record["step"] for record in run.adjustments]
-    places = [importance_ranks(record["layer_scores"]) for record in run.adjustments]
-    curves = [
-        Series(layer.short_name, steps, [p[layer.name] for p in places], "line", slots.get(layer.name))
-        for layer in run.layers
-    ]
-    label = "place by importance"
-    return Chart(title, STEP, label, _coloured_last(curves), reverse_y=True, phases=phases([run]))
+def _weighed(run: Run, name: str, rows: Sequence[Record], *keys: str) -> Curve:
+    """One point a weighed move; `keys` are those of its value and of the ends of its error bar."""
+    names = {layer.name: layer.short_name for layer in run.layers}
+    labels = []
+    for row in rows:
+        pays = ", ".join(f"{names[layer]} (triple {index})" for layer, index in row.get("pays") or [])
+        labels.append(f"new in {names[row['layer']]}{f', for {pays}' if pays else ''}: {row.get('why', '')}")
+    y, low, high = ([row[key] for row in rows] for key in keys)
+    return Curve(name, [row["step"] for row in rows], y, low, high, labels)
 
 
-def _coloured_last(curves: list[Series]) -> list[Series]:
-    """Colour on top of grey, and the legend in the order of the slots."""
-    return sorted(curves, key=lambda series: -1 if series.color is None else series.color)
+def _changes(run: Run, shown: Sequence[Layer]) -> str:
+    parts = []
+    for verb, sign in (("Gained", 1), ("Lost", -1)):
+        moved = [(layer, run.final_ranks[layer.name]) for layer in shown]
+        told = [f"{layer.short_name} ({layer.rank} → {end})" for layer, end in moved if sign * (end - layer.rank) > 0]
+        parts += [f"{verb} most: {', '.join(told)}."] if told else []
+    return " ".join(parts) or "No layer changed its rank."
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _finding(shown: list[Layer], run: Run, changes: Mapping[str, int]) -> str:
-    def told(layer: Layer) -> str:
-        return f"{layer.short_name} ({layer.rank} → {run.final_ranks[layer.name]})"
-
-    gained = [told(layer) for layer in shown if changes[layer.name] > 0]
-    lost = [told(layer) for layer in reversed(shown) if changes[layer.name] < 0]
-    parts = ([f"gained most: {listed(gained)}"] if gained else []) + ([f"lost most: {listed(lost)}"] if lost else [])
-    return _capital("; ".join(parts) or "no layer changed its rank") + "."
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts "query 10" after "query 2"."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]

@@ -1,23 +1,46 @@
 """A run folder read into one record, checked as it is read.
 
-The report knows a run by four files and nothing else: ``recipe.yaml``, ``metrics.jsonl``, ``ranks.jsonl`` (a
-fixed-rank run may lack it) and ``environment.json`` (may be absent: then the page says "not recorded").
+The report knows a run by five files and nothing else: `recipe.yaml` and `metrics.jsonl`, which every run has,
+`ranks.jsonl` (of rank-adaptive methods), `samples.jsonl` (where texts were generated) and `environment.json`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pedyra.report.layers import Layer, make_layers, rows_of_ranks
+from pedyra.files import read_rows
+from pedyra.yaml_file import read_settings
 
 Record = dict[str, Any]
+
+# What a line of ranks.jsonl must hold, by its kind.
+_RANKS: dict[str, dict[str, type]] = {
+    "layers": {"layers": list},
+    "snapshot": {"step": int, "ranks": dict},
+    "adjustment": {"step": int, "ranks": dict, "layer_scores": dict, "pruned": list, "added": dict},
+}
+_LAYER = {"name": str, "type": str, "depth": int, "rank": int}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted linear layer: where it sits in the model and the rank it started with.
+
+    `depth` is the number of its block, None outside of any block. `short_name` is type and depth, the full module path
+    where these do not tell the layer from another, as with the experts of a block.
+    """
+
+    name: str
+    type: str
+    depth: int | None
+    rank: int
+    short_name: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,7 @@ class Run:
     header: Record  # the "layers" line of ranks.jsonl: budget, schedule, config
     snapshots: list[Record]
     adjustments: list[Record]
+    samples: list[Record]  # what the model wrote, and to what
 
     @property
     def start_ranks(self) -> dict[str, int]:
@@ -56,165 +80,117 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     """
     if not run_dirs:
         raise ValueError("run_dirs is empty: a report needs at least one run folder; pass one")
-    paths = [Path(run_dir) for run_dir in run_dirs]
-    return [read_run(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+    paths = [Path(run_dir).resolve() for run_dir in run_dirs]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"{[str(path) for path in run_dirs]} names a run twice: runs must differ; drop the copy")
+    depth = 1  # the shortest tail of each path, the same number of parts for all, that makes the labels differ
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [read_run(path, "/".join(path.parts[-depth:])) for path in paths]
 
 
 def read_run(path: Path, label: str | None = None) -> Run:
     """Read one run folder. Raises ValueError as `read_runs` does."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
-    metrics = _read_lines(path / "metrics.jsonl", _check_metric)
-    ranks = _read_lines(path / "ranks.jsonl", _check_rank_record) if (path / "ranks.jsonl").exists() else []
-    for record in ranks:
-        record.update({name: _with_nan(record[name]) for name in NUMBERS if record.get(name) is not None})
+    metrics = _rows(path / "metrics.jsonl")
+    if not metrics:
+        raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
+    for number, record in enumerate(metrics, start=1):
+        _require(record, {"step": int}, f"{path / 'metrics.jsonl'}, line {number}")
+    ranks = _rows(path / "ranks.jsonl")
+    for number, record in enumerate(ranks, start=1):
+        _check_ranks(record, f"{path / 'ranks.jsonl'}, line {number}")
     headers = [record for record in ranks if record["kind"] == "layers"]
-    states = _last_of_each_step([record for record in ranks if record["kind"] != "layers"])
-    finals = [record for record in metrics if record.get("final")]
     header = headers[-1] if headers else {}
-    layers = _layers(header, states)
-    _check_layer_names(path / "ranks.jsonl", layers, states)
+    layers = make_layers(header.get("layers", []))
+    # A resumed run may write a step again: the later line is the one that counts.
+    last = {(record["kind"], record["step"]): record for record in ranks if record["kind"] != "layers"}
+    states = sorted(last.values(), key=lambda record: record["step"])
+    for record in states:
+        _check_names(record, layers, path / "ranks.jsonl")
+        record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
     return Run(
         path=path,
         label=label or path.resolve().name,
-        recipe=_read_recipe(path / "recipe.yaml"),
-        environment=_read_environment(path / "environment.json"),
-        metrics=sorted((r for r in metrics if not r.get("final")), key=lambda record: record["step"]),
-        final=finals[-1] if finals else {},
+        recipe=read_settings(path / "recipe.yaml", [], what="recipe", starts_with="method"),
+        environment=_environment(path / "environment.json"),
+        metrics=sorted((record for record in metrics if not record.get("final")), key=lambda record: record["step"]),
+        final=next((record for record in reversed(metrics) if record.get("final")), {}),
         layers=layers,
         header=header,
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
+        samples=_rows(path / "samples.jsonl"),
     )
 
 
-def _labels(paths: list[Path]) -> list[str]:
-    """The shortest tail of each path, the same number of parts for all, that makes the labels differ."""
-    resolved = [path.resolve() for path in paths]
-    if len(set(resolved)) < len(resolved):
-        raise ValueError(f"{[str(p) for p in paths]} names a run twice: runs must differ; drop the copy")
-    depth = 1
-    while len({path.parts[-depth:] for path in resolved}) < len(resolved):
-        depth += 1
-    return ["/".join(path.parts[-depth:]) for path in resolved]
+def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
+    """Layers of the `name`, `type`, `depth`, `rank` rows of ranks.jsonl, in their order."""
+    depths = [row["depth"] if any(part.isdigit() for part in row["name"].split(".")) else None for row in rows]
+    places = Counter((row["type"], depth) for row, depth in zip(rows, depths, strict=True))
+
+    def short_name(row: Mapping[str, Any], depth: int | None) -> str:
+        if places[row["type"], depth] > 1:
+            return row["name"]
+        return row["type"] if depth is None else f"{row['type']} {depth}"
+
+    return [
+        Layer(row["name"], row["type"], depth, row["rank"], short_name(row, depth))
+        for row, depth in zip(rows, depths, strict=True)
+    ]
 
 
-def _read_lines(path: Path, check: Callable[[Record, str], None]) -> list[Record]:
-    records = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}: {line[:40]!r} is not JSON ({error.msg}); every line must be one JSON object: "
-                "delete the line if it was cut off, or run the training again"
-            ) from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: {line[:40]!r} is not a JSON object; repair or delete the line")
-        check(record, where)
-        records.append(record)
-    if not records:
-        raise ValueError(f"{path} is empty: a report needs at least one logged step; train the run first")
-    return records
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: a run folder holds {path.name}; is this the folder of a run?")
+def _rows(path: Path) -> list[Record]:
     try:
-        return path.read_text(encoding="utf-8")
+        rows = read_rows(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8 text; restore the file") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: {str(row)[:40]!r} is no JSON object; repair or delete the line")
+    return rows
 
 
-def _require(record: Record, where: str, **kinds: type | tuple[type, ...]) -> None:
+def _require(record: Record, kinds: Mapping[str, type], where: str) -> None:
     for key, kind in kinds.items():
         if not isinstance(record.get(key), kind) or isinstance(record.get(key), bool):
             found = repr(record[key])[:40] if key in record else "nothing"
-            names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-            raise ValueError(f"{where}: {key} is {found}, must be {names}; repair or delete the line")
+            raise ValueError(f"{where}: {key} is {found}, must be {kind.__name__}; repair or delete the line")
 
 
-def _check_metric(record: Record, where: str) -> None:
-    _require(record, where, step=int)
-
-
-def _check_rank_record(record: Record, where: str) -> None:
+def _check_ranks(record: Record, where: str) -> None:
     kind = record.get("kind")
-    if kind == "layers":
-        _require(record, where, layers=list)
-        for layer in record["layers"]:
-            if not isinstance(layer, dict):
-                raise ValueError(f"{where}: layer {layer!r} must be an object; repair the line")
-            _require(layer, where, name=str, type=str, depth=int, rank=int)
-    elif kind == "snapshot":
-        _require(record, where, step=int, ranks=dict)
-    elif kind == "adjustment":
-        _require(record, where, step=int, ranks=dict, layer_scores=dict, pruned=list, added=dict)
-    else:
+    if kind not in _RANKS:
+        raise ValueError(f"{where}: kind is {kind!r}, must be {', '.join(_RANKS)}; repair or delete the line")
+    _require(record, _RANKS[kind], where)
+    for layer in record.get("layers", []):
+        if not isinstance(layer, dict):
+            raise ValueError(f"{where}: layer {layer!r} must be an object; repair the line")
+        _require(layer, _LAYER, where)
+
+
+def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:
+    odd = sorted(set(record["ranks"]) ^ {layer.name for layer in layers})
+    if odd:
         raise ValueError(
-            f"{where}: kind is {kind!r}, must be layers, snapshot or adjustment; repair or delete the line"
+            f"{path}: the {record['kind']} at step {record['step']} and the first line disagree about layer "
+            f"{odd[0]!r}; all lines must name the same layers: is the file a mix of two runs?"
         )
 
 
-NUMBERS = ("layer_scores", "scores", "pruned", "gains", "trials", "curvature", "grad_norms", "orthogonality")
-"""Entries of a record of which a diverged run has numbers that are none; the file has null for them."""
+def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    """A diverged run's values; the file has null for what is no number."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _with_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(part) for part in value]
-    return math.nan if value is None else value
-
-
-def _last_of_each_step(states: list[Record]) -> list[Record]:
-    """A resumed run may write a step again: the later line is the one that counts."""
-    last = {(record["kind"], record["step"]): record for record in states}
-    return sorted(last.values(), key=lambda record: record["step"])
-
-
-def _layers(header: Record, states: list[Record]) -> list[Layer]:
-    """The layers of the header or, for a fixed-rank run that only logged snapshots, of the first snapshot."""
-    if header:
-        return make_layers(header["layers"])
-    return make_layers(rows_of_ranks(states[0]["ranks"])) if states else []
-
-
-def _check_layer_names(path: Path, layers: list[Layer], states: list[Record]) -> None:
-    names = {layer.name for layer in layers}
-    for record in states:
-        if set(record["ranks"]) != names:
-            odd = sorted(set(record["ranks"]) ^ names)[0]
-            raise ValueError(
-                f"{path}: the {record['kind']} at step {record['step']} and the first line disagree about layer "
-                f"{odd!r}; all lines must name the same layers: is the file a mix of two runs?"
-            )
-
-
-def _read_recipe(path: Path) -> Record:
-    try:
-        recipe = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: not YAML; restore the recipe the run was started with") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: {str(recipe)[:40]!r} is not a mapping; restore the recipe of the run")
-    return recipe
-
-
-def _read_environment(path: Path) -> Record:
+def _environment(path: Path) -> Record:
     if not path.exists():
         return {}
     try:
-        environment = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); restore or delete the file") from None
+        environment = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); restore or delete the file") from None
     if not isinstance(environment, dict):
         raise ValueError(f"{path}: must hold a JSON object; restore or delete the file")
     return environment

@@ -1,14 +1,13 @@
-"""The tables of the page as text: facts of a run, adjustments, layers."""
+"""The tables of the page as text: facts of a run, its adjustments, its layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.report.capacity_figures import correlations, variance_points
-from pedyra.report.curves import signed
-from pedyra.report.measures import importance_ranks, mean_by_layer, pruned_counts, utilisation
+from pedyra.report import measures
+from pedyra.report.figure import signed
 from pedyra.report.run_folder import Run
 
 ABSENT = "–"  # what a run did not record
@@ -23,92 +22,110 @@ class Fact:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head; the first column names the row, those in `text` hold words rather than numbers."""
+
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: Sequence[int] = ()
+
+
+def description(run: Run) -> dict[str, str]:
+    """What was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
+    recipe = run.recipe
+    model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
+    steps = (run.header.get("schedule") or {}).get("total_steps") or run.final.get("step")
+    rows = {
+        "Method": recipe.get("method"),
+        "Model": _words(model, "name", "quantization"),
+        "Data": _words(data, "source", "kind"),
+        "LoRA": f"rank {lora['r']}, alpha {lora.get('alpha', ABSENT)}" if "r" in lora else None,
+        "Steps": f"{steps:,}" if steps else None,
+        "Seed": recipe.get("seed", run.environment.get("seed")),
+    }
+    return {name: str(value) for name, value in rows.items() if value not in (None, "")}
+
+
 def facts(run: Run) -> list[Fact]:
     """Result, size, rank, adjustments, time and memory: the cards of the header, the rows of a comparison."""
     final = run.final
     metric = str(final.get("metric", "result")).replace("_", " ")
-    result = _number(final["value"]) if isinstance(final.get("value"), int | float) else ABSENT
+    name = metric[:1].upper() + metric[1:]
     loss = f"held-out loss {_number(final['eval_loss'])}" if isinstance(final.get("eval_loss"), int | float) else ""
     speed = final.get("train_steps_per_second")
-    rate = f"{speed:.2f} steps per second" if speed else ""
     return [
-        Fact(_capital(metric), result, loss or ("" if final else "the run is not finished")),
+        Fact(name, _number(final.get("value")), loss if final else "the run is not finished"),
         Fact("Trainable parameters", _count(final.get("trainable_parameters")), _budget(run)),
         _rank_fact(run),
         _adjustment_fact(run),
-        Fact("Training time", duration(final.get("seconds")), rate),
+        Fact("Training time", duration(final.get("seconds")), f"{speed:.2f} steps per second" if speed else ""),
         Fact("Peak memory", memory(final.get("peak_memory_bytes")), str(run.environment.get("device", ""))),
     ]
 
 
-def diagnostics(run: Run) -> list[Fact]:
-    """The figures' last values, for the comparison of runs."""
-    recorded = [s for s in run.snapshots if s.get("effective_rank")]
-    used = utilisation(recorded[-1]["effective_rank"], recorded[-1]["ranks"]) if recorded else None
-    variance = variance_points(run)
-    rho = correlations(run)[0] if run.adjustments else None
-    return [
-        Fact("Utilisation at the end", ABSENT if used is None else f"{used:.0%}"),
-        Fact("ln Var(G^(2/3) / r) at the end", signed(variance[-1][1]) if variance else ABSENT),
-        Fact("Spearman ρ, rank and importance", ABSENT if rho is None else signed(rho, "+")),
-    ]
+def comparison(runs: Sequence[Run]) -> Table:
+    """One column a run: what was run, what came out; what no run recorded is left out."""
+    described = [description(run) for run in runs]
+    names = dict.fromkeys(name for each in described for name in each)
+    rows = [[name, *(each.get(name, ABSENT) for each in described)] for name in names]
+    columns = [[*facts(run), *_diagnostics(run)] for run in runs]
+    for row in zip(*columns, strict=True):
+        if any(fact.value != ABSENT for fact in row):
+            name = " / ".join(dict.fromkeys(fact.name for fact in row))
+            rows.append([name, *(f"{fact.value} ({fact.detail})" if fact.detail else fact.value for fact in row)])
+    return Table("Comparison of the runs", "", ["", *(run.label for run in runs)], rows, range(len(runs) + 1))
 
 
-def description(run: Run) -> list[tuple[str, str]]:
-    """What was run: method, model, data, seed, steps, LoRA settings."""
-    recipe = run.recipe
-    model, data, lora = (_section(recipe, key) for key in ("model", "data", "lora"))
-    steps = (run.header.get("schedule") or {}).get("total_steps") or run.final.get("step")
-    rows = [
-        ("Method", recipe.get("method")),
-        ("Model", _words(model, "name", "quantization")),
-        ("Data", _words(data, "source", "kind")),
-        ("LoRA", f"rank {lora['r']}, alpha {lora.get('alpha', ABSENT)}" if "r" in lora else None),
-        ("Steps", f"{steps:,}" if steps else None),
-        ("Seed", recipe.get("seed", run.environment.get("seed"))),
-    ]
-    return [(name, str(value)) for name, value in rows if value not in (None, "")]
-
-
-def adjustment_rows(run: Run) -> list[dict[str, str]]:
-    """One row per adjustment: which layers lost and gained triples, and what it left."""
+def adjustments(run: Run) -> Table:
+    """One row per adjustment: which layers lost and gained ranks, and what it left."""
     names = {layer.name: layer.short_name for layer in run.layers}
-    return [
-        {
-            "step": f"{record['step']:,}" + (" (deal)" if record.get("dealt") else ""),
-            "pruned": _layers(pruned_counts(record), names),
-            "added": _layers(record["added"], names),
-            "rank": f"{sum(record['ranks'].values()):,}",
-            "parameters": _count(record.get("parameters")),
-            "seconds": f"{1000 * record['seconds']:.1f} ms" if "seconds" in record else ABSENT,
-            "skipped": str(record.get("skipped_steps", ABSENT)),
-        }
+    rows = [
+        [
+            f"{record['step']:,}",
+            _layers(measures.pruned_counts(record), names),
+            _layers(record["added"], names),
+            f"{sum(record['ranks'].values()):,}",
+            _count(record.get("parameters")),
+            f"{1000 * record['seconds']:.1f} ms" if "seconds" in record else ABSENT,
+            str(record.get("skipped_steps", ABSENT)),
+            str(record.get("why") or ABSENT),
+        ]
         for record in run.adjustments
     ]
+    head = ["Step", "Pruned from", "Added to", "Total rank", "Parameters", "Time", "Steps skipped", "Why"]
+    if all(row[-1] == ABSENT for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return Table(f"All {len(rows)} adjustments", "which layers lost and gained ranks", head, rows, (1, 2, 7))
 
 
-def layer_rows(run: Run) -> list[dict[str, str]]:
-    """One row per layer: rank at start and end, triples lost and gained, importance, effective rank."""
-    pruned = [pruned_counts(record) for record in run.adjustments]
-    scores = mean_by_layer([record["layer_scores"] for record in run.adjustments])
-    places = mean_by_layer([importance_ranks(record["layer_scores"]) for record in run.adjustments])
-    recorded = [s["effective_rank"] for s in run.snapshots if s.get("effective_rank")]
-    effective = recorded[-1] if recorded else {}
-    final = run.final_ranks
-    return [
-        {
-            "name": layer.name,
-            "short_name": layer.short_name,
-            "start": str(layer.rank),
-            "final": str(final[layer.name]),
-            "pruned": str(sum(counts.get(layer.name, 0) for counts in pruned)),
-            "added": str(sum(record["added"].get(layer.name, 0) for record in run.adjustments)),
-            "importance": f"{scores[layer.name]:.3g}" if layer.name in scores else ABSENT,
-            "place": f"{places[layer.name]:.1f}" if layer.name in places else ABSENT,
-            "effective": f"{effective[layer.name]:.2f}" if layer.name in effective else ABSENT,
-        }
+def layers(run: Run) -> Table:
+    """One row per layer: rank at start and end, ranks lost and gained, importance, effective rank."""
+    pruned = [measures.pruned_counts(record) for record in run.adjustments]
+    scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
+    places = [measures.importance_ranks(record["layer_scores"]) for record in run.adjustments]
+    recorded = [snapshot["effective_rank"] for snapshot in run.snapshots if snapshot.get("effective_rank")]
+
+    def shown(values: Mapping[str, float], name: str, form: str) -> str:
+        return format(values[name], form) if name in values else ABSENT
+
+    rows = [
+        [
+            layer.short_name,
+            str(layer.rank),
+            str(run.final_ranks[layer.name]),
+            str(sum(counts.get(layer.name, 0) for counts in pruned)),
+            str(sum(record["added"].get(layer.name, 0) for record in run.adjustments)),
+            shown(scores, layer.name, ".3g"),
+            shown(measures.mean_by_layer(places), layer.name, ".1f"),
+            shown(recorded[-1] if recorded else {}, layer.name, ".2f"),
+        ]
         for layer in run.layers
     ]
+    head = ["Layer", "Rank at start", "at end", "Pruned", "Added", "Mean importance", "Mean place", "Effective rank"]
+    return Table(f"All {len(rows)} layers", "ranks, moves, importance", head, rows, (0,))
 
 
 def duration(seconds: float | None) -> str:
@@ -128,12 +145,22 @@ def memory(size: float | None) -> str:
     return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
 
 
+def _diagnostics(run: Run) -> list[Fact]:
+    """The figures' last values."""
+    recorded = [s for s in run.snapshots if s.get("effective_rank")]
+    used = measures.utilisation(recorded[-1]["effective_rank"], recorded[-1]["ranks"]) if recorded else None
+    rho = measures.rank_correlations(run.adjustments)[0] if run.adjustments else None
+    return [
+        Fact("Share of the ranks in use at the end", ABSENT if used is None else f"{used:.0%}"),
+        Fact("Spearman’s ρ of rank and importance", ABSENT if rho is None else signed(rho, "+")),
+    ]
+
+
 def _rank_fact(run: Run) -> Fact:
     if not run.layers:
         return Fact("Total rank", ABSENT, "no ranks recorded")
     start, end = sum(run.start_ranks.values()), sum(run.final_ranks.values())
-    lowest, highest = min(run.final_ranks.values()), max(run.final_ranks.values())
-    each = f"{lowest}" if lowest == highest else f"{lowest} to {highest}"
+    each = " to ".join(map(str, sorted({min(run.final_ranks.values()), max(run.final_ranks.values())})))
     value = f"{end:,}" if start == end else f"{start:,} → {end:,}"
     return Fact("Total rank", value, f"{len(run.layers)} layers of rank {each}")
 
@@ -143,7 +170,7 @@ def _adjustment_fact(run: Run) -> Fact:
         return Fact("Adjustments", "0", "fixed rank")
     pruned = sum(len(record["pruned"]) for record in run.adjustments)
     added = sum(sum(record["added"].values()) for record in run.adjustments)
-    return Fact("Adjustments", str(len(run.adjustments)), f"{pruned} triples pruned, {added} added")
+    return Fact("Adjustments", str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added")
 
 
 def _budget(run: Run) -> str:
@@ -157,13 +184,7 @@ def _budget(run: Run) -> str:
 
 
 def _layers(counts: Mapping[str, int], names: Mapping[str, str]) -> str:
-    parts = [f"{names[name]} ×{n}" if n > 1 else names[name] for name, n in counts.items() if n]
-    return ", ".join(parts) or ABSENT
-
-
-def _section(recipe: Mapping[str, Any], key: str) -> dict[str, Any]:
-    section = recipe.get(key)
-    return section if isinstance(section, dict) else {}
+    return ", ".join(f"{names[name]} ×{n}" if n > 1 else names[name] for name, n in counts.items() if n) or ABSENT
 
 
 def _words(section: Mapping[str, Any], *keys: str) -> str:
@@ -174,10 +195,8 @@ def _count(number: int | None) -> str:
     return ABSENT if number is None else f"{number:,}"
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
     """Four decimals, or four significant digits from 10 on: results of a table line up."""
+    if not isinstance(value, int | float):
+        return ABSENT
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
