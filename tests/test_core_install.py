@@ -15,7 +15,7 @@ WITHOUT = """
 import sys
 
 # What the extra brings and torch, peft and transformers do not.
-ABSENT = {"datasets", "matplotlib", "pydantic", "pydantic_core", "rich", "scipy", "sklearn", "typer"}
+ABSENT = {"datasets", "pydantic", "pydantic_core", "rich", "scipy", "sklearn", "typer", "vl_convert"}
 
 class Without:
     def __init__(self, finder):
@@ -63,12 +63,12 @@ def test_the_callback_trains_and_saves_without_what_the_command_line_adds(tmp_pa
 def test_the_command_line_tells_how_it_is_installed():
     done = run("from pedyra.__main__ import main; main()")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Error: the command line needs datasets, matplotlib, ")
+    assert done.stderr.startswith("Error: the command line needs datasets, pydantic, ")
     assert done.stderr.endswith('; run: pip install "pedyra[cli]"\n') and done.stderr.count("\n") == 1
 
 
 def test_what_the_command_line_looks_for_is_the_extra():
     (listed,) = re.findall(r"^cli = (\[.*?^\])", PYPROJECT.read_text(), re.MULTILINE | re.DOTALL)
-    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml", "vl-convert-python": "vl_convert"}
     names = [re.split("[>=]", requirement)[0] for requirement in ast.literal_eval(listed)]
     assert sorted(modules.get(name, name) for name in names) == sorted(NEEDED)

@@ -31,7 +31,7 @@ def test_several_runs_are_drawn_side_by_side(dynamic_run: Path, lora_run: Path, 
 
 
 def test_an_unknown_format_is_refused(dynamic_run: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="format 'gif' is not known"):
+    with pytest.raises(ValueError, match="map.gif: figures are written as svg or png"):
         save_figures([dynamic_run], tmp_path, formats=["gif"])
     assert list(tmp_path.iterdir()) == []
 

@@ -19,10 +19,6 @@ from pedyra.report.measures import (
 )
 
 
-def layer(name: str, kind: str, depth: int | None) -> Layer:
-    return Layer(name=name, type=kind, depth=depth, rank=8, short_name=name)
-
-
 def test_importance_ranks_begin_at_one_and_break_ties_by_layer_order():
     assert importance_ranks({"a": 0.2, "b": 0.9, "c": 0.2, "d": 0.5}) == {"a": 3, "b": 1, "c": 4, "d": 2}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pedyra.report import build_report
-from pedyra.report.page import vega
+from pedyra.report.images import vega_script
 
 
 def embedded(page: str) -> dict:
@@ -32,7 +32,7 @@ def test_the_report_lies_in_the_first_run_unless_told_otherwise(dynamic_run: Pat
 
 
 def test_the_page_needs_nothing_from_outside(page: str):
-    own = page.replace(vega(), "")  # which names addresses that it does not ask for
+    own = page.replace(vega_script(), "")  # which names addresses that it does not ask for
     assert len(own) < len(page) - 800_000
     assert not re.findall(r"https?://", own)
     assert not re.findall(r"<(?:link|script|img)[^>]+(?:src|href)=\"(?!data:)", own)
@@ -82,7 +82,7 @@ def test_names_from_the_run_are_text_never_markup(dynamic_run: Path, tmp_path: P
     folder = Path(shutil.copytree(dynamic_run, tmp_path / "x<b>y"))
     ranks = folder / "ranks.jsonl"
     ranks.write_text(ranks.read_text().replace('"type": "query"', '"type": "</script><img src=x onerror=alert(1)>"'))
-    page = build_report([folder]).read_text(encoding="utf-8").replace(vega(), "")
+    page = build_report([folder]).read_text(encoding="utf-8").replace(vega_script(), "")
     assert "<img" not in page and "<b>y" not in page
     assert page.count("</script>") == 3
     types = {cell["type"] for cell in embedded(page)["panels"]["map-0"]["data"]["values"]}

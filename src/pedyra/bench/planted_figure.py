@@ -5,25 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from typing import Any
 
 from pedyra.bench.planted_summary import Group, MethodSummary
-from pedyra.report.chart import PALETTE
-from pedyra.report.plot import FORMATS, RESOLUTION
-
-_COLORS = PALETTE["light"]
-_MARKERS = "os^DvP"
-_INK, _LINE = "#1A1E23", "#E8EAEA"
+from pedyra.report.chart import Spec
+from pedyra.report.images import check_format, save_image
 
 
 def check_figure_path(path: Path) -> None:
     """Raise ValueError for a format that is not written, or a folder that is not there."""
-    if path.suffix[1:] not in FORMATS:
-        raise ValueError(f"--figure {path}: figures are written as svg or png; name the file so")
+    check_format(path)
     if not path.parent.is_dir():
         raise ValueError(f"--figure {path}: the folder {path.parent} does not exist; create it first")
 
@@ -33,52 +24,32 @@ def save_planted_figure(summaries: Mapping[Group, Sequence[MethodSummary]], path
 
     Runs that diverged have no mark.
     """
-    panels: dict[tuple[str, int, int, float], dict[str, Sequence[MethodSummary]]] = {}
+    panels: dict[str, list[dict[str, Any]]] = {}
     for (architecture, width, depth, profile, noise), methods in summaries.items():
-        panels.setdefault((architecture, width, depth, noise), {})[profile] = methods
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    names = list(dict.fromkeys(summary.method for methods in summaries.values() for summary in methods))
-    height = 1.2 + 0.3 * len(names)
-    canvas = Figure(figsize=(4.8 * columns + 0.6, height * rows), layout="constrained")
-    FigureCanvasAgg(canvas)
-    first: Axes | None = None
-    for index, ((architecture, width, depth, noise), profiles) in enumerate(panels.items(), start=1):
-        axes = canvas.add_subplot(rows, columns, index, sharex=first)
-        first = first or axes
-        axes.set_title(
-            f"{architecture}, {depth} layers of width {width}, noise {noise:g}", fontsize=10, loc="left", color=_INK
-        )
-        _draw(axes, names, profiles)
-        if (index - 1) % columns:
-            axes.set_yticklabels([])
-    assert first is not None
-    handles, labels = first.get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
-    canvas.savefig(path, format=path.suffix[1:], dpi=RESOLUTION, metadata={"Title": "planted ranks"})
+        rows = panels.setdefault(f"{architecture}, {depth} layers of width {width}, noise {noise:g}", [])
+        for summary in methods:
+            errors = [("seed", error) for error in summary.errors] + [("mean", summary.error)]
+            row = {"method": summary.method, "profile": profile}
+            rows += [{**row, "kind": kind, "error": error} for kind, error in errors if math.isfinite(error)]
+    save_image({"concat": [_panel(title, rows) for title, rows in panels.items()], "columns": 2}, path)
 
 
-def _draw(axes: Axes, names: Sequence[str], profiles: Mapping[str, Sequence[MethodSummary]]) -> None:
-    for place, (profile, summaries) in enumerate(profiles.items()):
-        color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
-        shift = 0.6 * ((place + 0.5) / len(profiles) - 0.5)  # side by side within a method's row
-        rows = {summary.method: names.index(summary.method) + shift for summary in summaries}
-        seeds = [(error, rows[s.method]) for s in summaries for error in s.errors if math.isfinite(error)]
-        means = [(s.error, rows[s.method]) for s in summaries if math.isfinite(s.error)]
-        for points, size, alpha, label in ((seeds, 7, 0.4, None), (means, 26, 1.0, profile)):
-            x, y = [point[0] for point in points], [point[1] for point in points]
-            axes.scatter(x, y, s=size, color=color, marker=marker, alpha=alpha, linewidths=0, label=label)
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("error relative to the untouched base", fontsize=9)
-    axes.set_yticks(range(len(names)), [name.replace(":", ":\n") for name in names], fontsize=8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(labelsize=8, length=0)
-    axes.grid(axis="x", color=_LINE, linewidth=0.7)
-    for edge in range(1, len(names)):
-        axes.axhline(edge - 0.5, color=_LINE, linewidth=0.7, zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+def _panel(title: str, rows: list[dict[str, Any]]) -> Spec:
+    profile = {"field": "profile", "type": "nominal", "sort": None}
+    error = {"field": "error", "type": "quantitative", "scale": {"type": "log", "nice": False, "padding": 10}}
+    sizes = {"domain": ["seed", "mean"], "range": [14, 60]}
+    return {
+        "title": title,
+        "width": 340,
+        "height": {"step": 9, "for": "offset"},
+        "data": {"values": rows},
+        "mark": {"type": "point", "filled": True, "opacity": 0.8},
+        "encoding": {
+            "x": {**error, "title": "error relative to the untouched base"},
+            "y": {"field": "method", "type": "nominal", "sort": None, "title": None, "axis": {"grid": True}},
+            "yOffset": profile,
+            "color": profile,
+            "shape": profile,
+            "size": {"field": "kind", "type": "nominal", "scale": sizes, "legend": None},
+        },
+    }

@@ -1,10 +1,14 @@
-"""The figures of the page as SVG and PNG files, for papers and slides; drawn by vl-convert, without a browser."""
+"""What vl-convert does: the figures as SVG and PNG files, drawn without a browser, and Vega's script for the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from pedyra.files import write_file
+from pedyra.packaged import prepared
 from pedyra.report.chart import Spec, plain, theme
 from pedyra.report.figure import Figure
 from pedyra.report.figures import make_figures
@@ -29,20 +33,20 @@ def save_figures(run_dirs: Sequence[Path], out_dir: Path, formats: Sequence[str]
     Raises:
         ValueError: an unknown format, or a damaged run folder as in `build_report`.
     """
-    for name in formats:
-        check_format(name)
     figures, _ = make_figures(read_runs(run_dirs))
+    drawn = {Path(out_dir) / f"{figure.id}.{name}": figure for figure in figures for name in formats}
+    for path in drawn:
+        check_format(path)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
-    paths = [Path(out_dir) / f"{figure.id}.{name}" for figure in figures for name in formats]
-    for path in paths:
-        figure = next(figure for figure in figures if figure.id == path.stem)
+    for path, figure in drawn.items():
         save_image(side_by_side(figure), path)
-    return paths
+    return list(drawn)
 
 
-def check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise ValueError(f"format {name!r} is not known: figures are written as svg or png; choose of those")
+def check_format(path: Path) -> None:
+    """Raise ValueError where `path` ends in no format that is written."""
+    if path.suffix[1:] not in FORMATS:
+        raise ValueError(f"{path}: figures are written as {' or '.join(FORMATS)}; name the file so")
 
 
 def side_by_side(figure: Figure) -> Spec:
@@ -63,12 +67,28 @@ def side_by_side(figure: Figure) -> Spec:
 
 def save_image(spec: Spec, path: Path) -> None:
     """Draw a specification in the light theme as the format that `path` ends in, svg or png."""
-    import vl_convert  # type: ignore[import-untyped]
-
-    check_format(path.suffix[1:])
+    vl_convert = _vl_convert()
+    check_format(path)
     whole = plain({"$schema": "https://vega.github.io/schema/vega-lite/v6.json", **spec})
     config = {**theme("light"), "background": "white"}
     if path.suffix == ".svg":
         path.write_text(vl_convert.vegalite_to_svg(whole, config=config, allowed_base_urls=[]), encoding="utf-8")
     else:
         path.write_bytes(vl_convert.vegalite_to_png(whole, config=config, ppi=RESOLUTION, allowed_base_urls=[]))
+
+
+def vega_script() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, 0.9 MB. Bundling takes seconds, so the result is kept."""
+
+    def bundle(folder: Path) -> None:
+        write_file(folder / "vega.js", _vl_convert().javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+    return (prepared(f"vega-embed-{version('vl-convert-python')}", bundle) / "vega.js").read_text(encoding="utf-8")
+
+
+def _vl_convert() -> Any:
+    try:
+        import vl_convert
+    except ImportError:
+        raise ImportError('figures are drawn by vl-convert; run: pip install "pedyra[cli]"') from None
+    return vl_convert

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +13,10 @@ import yaml
 from markupsafe import Markup
 
 from pedyra.files import write_file
-from pedyra.packaged import prepared
 from pedyra.report import tables
 from pedyra.report.chart import PALETTE, plain, theme
 from pedyra.report.figures import make_figures
+from pedyra.report.images import vega_script
 from pedyra.report.run_folder import Run, read_runs
 
 SAMPLES = 5  # of what the model wrote, shown of each run
@@ -67,20 +66,10 @@ def render(runs: Sequence[Run]) -> str:
         # Ours or Vega's and free of user text, so they go in unescaped.
         style=Markup(_asset("page.css")),
         script=Markup(_asset("page.js")),
-        vega=Markup(vega()),
+        vega=Markup(vega_script()),
         data=_data({"panels": panels, "themes": {scheme: theme(scheme) for scheme in PALETTE}}),
         to_yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
     )
-
-
-def vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, 0.9 MB. Bundling takes seconds, so the result is kept."""
-    import vl_convert  # type: ignore[import-untyped]
-
-    def bundle(folder: Path) -> None:
-        write_file(folder / "vega.js", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-    return (prepared(f"vega-embed-{version('vl-convert-python')}", bundle) / "vega.js").read_text(encoding="utf-8")
 
 
 def _data(value: dict) -> Markup:
