@@ -120,13 +120,35 @@ def train(
 
 
 @app.command("eval")
-def evaluate(run: RunArgument, json_file: JsonFile = None) -> None:
-    """Judge a run's saved adapter again on its held-out rows."""
+def evaluate(
+    run: RunArgument,
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="TASK[,TASK]", help="Judge it by tasks of lm-evaluation-harness instead."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --harness: only the first N rows of each task.")
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run, in a sandbox, the code that the model writes.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Judge a run's saved adapter again on its held-out rows, and on the test sets of its recipe's `generate`."""
     quiet_libraries()
-    from pedyra.runs.evaluate import evaluate_run
+    console = new_console()
+    if limit is not None and harness is None:
+        raise ValueError("--limit goes with --harness; for other test sets set generate.<set>.rows in the recipe")
+    if harness is not None:
+        from pedyra.runs.harness import evaluate_by_harness
 
-    rows = [{"metric": name, "value": value} for name, value in evaluate_run(run).items()]
-    print_table(new_console(), ["metric", "value"], [list(row.values()) for row in rows])
+        found = evaluate_by_harness(run, harness.split(","), limit=limit)
+    else:
+        from pedyra.runs.evaluate import evaluate_run
+
+        found = evaluate_run(run, console=console, allow_code_execution=allow_code_execution)
+    rows = [{"metric": name, "value": value} for name, value in found.items()]
+    print_table(console, ["metric", "value"], [list(row.values()) for row in rows])
     if json_file:
         write_json_lines(json_file, rows)
 

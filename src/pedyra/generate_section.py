@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from pedyra.recipe_sections import Section, check_template
 
-Score = Literal["rouge", "exact", "math", "humaneval", "humanevalplus", "mbpp", "mbppplus"]
+Score = Literal["rouge", "exact", "gsm8k", "math", "code"]
 
 
 class GenerateSection(Section):
@@ -36,13 +36,13 @@ class GenerateSection(Section):
     reference: str | None = None
     """Column of the right answer; default: the known set's, or data.completion for held-out rows."""
     score: Score | None = None
-    """How texts are judged: rouge, exact (equal but for spaces), math, or by running them (humaneval, mbpp ...)."""
+    """How texts are judged: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens after which a text that has not ended is cut, and counted as unfinished; default: the set's, or 128."""
     stop: list[str] | None = None
     """Texts that end an answer, and are no part of it; an end token always does."""
-    beams: int = Field(default=1, ge=1)
-    """Beam search over so many; 1 is greedy."""
+    beams: int | None = Field(default=None, ge=1)
+    """Beam search over so many; 1 is greedy. Default: 4 for an encoder-decoder, else 1."""
     length_penalty: float = 1.0
     """Beam search: above 0 longer texts are favoured, below 0 shorter ones."""
     no_repeat_ngram: int = Field(default=0, ge=0)
@@ -60,7 +60,7 @@ class GenerateSection(Section):
     def _one_way_to_search(self) -> GenerateSection:
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"samples is {self.samples}, but all would be equal at temperature 0; set a temperature")
-        if self.beams > 1 and self.temperature:
+        if (self.beams or 1) > 1 and self.temperature:
             raise ValueError("beams search for the likeliest text and a temperature draws at random; set one of them")
         if self.stop is not None and not all(self.stop):
             raise ValueError("stop holds an empty text, at which every answer would end; remove it")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftModel
+from rich.console import Console
 
 from pedyra.lora.inspection import find_adapter, read_json, read_tensors
 from pedyra.methods.method import Adaptation
@@ -17,16 +20,25 @@ from pedyra.runs.environment import recorded
 from pedyra.runs.run_folder import RunFolder
 from pedyra.runs.setup import Setup
 from pedyra.tasks import load_task
+from pedyra.tasks.generation import write_texts
+from pedyra.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
 
 # What Trainer adds to every evaluation that says nothing about the model.
 _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-def evaluate_run(run: Path) -> dict[str, float]:
-    """Metric name -> value: those of the task, and the loss. The adapter is loaded as any PEFT user would.
+def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execution: bool = False) -> dict[str, float]:
+    """Metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
+
+    The adapter is loaded as any PEFT user would. Texts are kept in the run's samples.jsonl, so that a call that was
+    killed goes on where it stopped.
+
+    Args:
+        console: shows how far the texts are, and what of them could not be judged.
+        allow_code_execution: run, in a sandbox, what the model writes where a test set judges code.
 
     Raises:
-        ValueError: `run` is no run folder, or holds no saved adapter yet.
+        ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
     """
     folder = RunFolder(run)
     if not folder.holds_run():
@@ -46,6 +58,8 @@ def evaluate_run(run: Path) -> dict[str, float]:
             f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "
             f"them may have been trained on, and labels may have other numbers; bring them back"
         )
+    test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    sandbox = _sandbox(test_sets, allow_code_execution)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
     model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
@@ -60,7 +74,40 @@ def evaluate_run(run: Path) -> dict[str, float]:
             trainer.compute_metrics = extra.compute_metrics
             of_extra: Any = extra.eval
             metrics |= _named(trainer.evaluate(of_extra), f"{name}_")
+    by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    console = console or Console(quiet=True)
+    for test_set in test_sets:
+        check_lengths(test_set, base.config)
+        samples = write_texts(
+            model.get_base_model(),  # pyright: ignore[reportArgumentType]
+            tokenizer,
+            test_set.prompts,
+            test_set.settings,
+            name=test_set.name,
+            seed=recipe.seed,
+            file=folder.samples,
+            made_by=by_adapter,
+            console=console,
+        )
+        scores = score(test_set, samples, sandbox=sandbox)
+        for note in scores.notes:
+            console.print(f"{test_set.name}: {note}", soft_wrap=True)
+        metrics |= scores.metrics
     return metrics
+
+
+def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
+    """Where code will run; made before the texts are written, as it may refuse."""
+    code = [test_set.name for test_set in test_sets if test_set.problems]
+    if not code:
+        return None
+    if not allow_code_execution:
+        raise ValueError(
+            f"generate.{code[0]} judges code by running what the model writes; allow it with --allow-code-execution"
+        )
+    from pedyra.tasks.sandbox import Sandbox
+
+    return Sandbox()
 
 
 def _named(evaluation: dict[str, float], prefix: str = "") -> dict[str, float]:

@@ -20,6 +20,7 @@ CONTENTS = (
     "metrics.jsonl",
     "ranks.jsonl",
     "environment.json",
+    "samples.jsonl",
     "report.html",
     "adapter",
     "export",
@@ -50,6 +51,11 @@ class RunFolder:
     @property
     def ranks(self) -> Path:
         return self.path / "ranks.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """What the model wrote in `pedyra eval`."""
+        return self.path / "samples.jsonl"
 
     @property
     def environment(self) -> Path:

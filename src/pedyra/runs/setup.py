@@ -19,6 +19,7 @@ from pedyra.models import layer_ranks, load_model, load_tokenizer, lora_config
 from pedyra.recipe import Recipe
 from pedyra.runs.arguments import training_arguments
 from pedyra.tasks import Task, load_task
+from pedyra.tasks.test_sets import TestSet, check_lengths, load_test_sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     adaptation: Adaptation
+    test_sets: Sequence[TestSet] = ()
+    """What the model answers in its own words, in `pedyra eval`."""
 
     @property
     def model(self) -> PeftModel:
@@ -82,11 +85,14 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
+    test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
+    for test_set in test_sets:  # a mistake in them is told before the training
+        check_lengths(test_set, base.config)
     check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
     set_seed(recipe.seed)
     adaptation = method.prepare(base, recipe, task, record_to=record_to)
-    return Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
+    return Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation, test_sets=test_sets)
 
 
 def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:

@@ -15,6 +15,8 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,7 @@ from pedyra.tasks import code_judge
 from pedyra.tasks.code_problems import Problem, load_problems, parse
 from pedyra.tasks.sandbox import Sandbox
 
-__all__ = ["Outcome", "Problem", "check", "extract", "load_problems", "pass_at_k"]
+__all__ = ["Outcome", "Problem", "check", "check_all", "extract", "load_problems", "pass_at_k"]
 
 Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
 
@@ -130,6 +132,16 @@ def check(problem: Problem, program: str, sandbox: Sandbox) -> Outcome:
         reason = f"no result within {limits.cpu_seconds} s of processor time, {limits.seconds:g} s of wall clock"
         return Outcome("timeout", reason, seconds)
     return Outcome(verdict["status"], " ".join(verdict["reason"].split()), seconds)
+
+
+def check_all(problems: Sequence[Problem], programs: Sequence[Sequence[str]], sandbox: Sandbox) -> list[list[Outcome]]:
+    """`check` of every program of every problem, as many at once as there are processors."""
+    jobs = [
+        (problem, program) for problem, of_problem in zip(problems, programs, strict=True) for program in of_problem
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = pool.map(lambda job: check(*job, sandbox), jobs)
+        return [[next(outcomes) for _ in of_problem] for of_problem in programs]
 
 
 def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:

@@ -69,7 +69,7 @@ def load_problems(path: str | Path) -> list[Problem]:
             if not line.strip():
                 continue
             try:
-                problems.append(_problem(json.loads(line)))
+                problems.append(problem_of(json.loads(line)))
             except (KeyError, IndexError, json.JSONDecodeError) as error:
                 raise ValueError(
                     f"line {number} of {path} is no problem of HumanEval(+) or MBPP(+): {type(error).__name__} {error}"
@@ -79,7 +79,8 @@ def load_problems(path: str | Path) -> list[Problem]:
     return problems
 
 
-def _problem(row: dict[str, Any]) -> Problem:
+def problem_of(row: dict[str, Any]) -> Problem:
+    """The problem of a row with the columns of human-eval, MBPP or EvalPlus. Raises KeyError for other columns."""
     if "plus_input" in row:
         return _evalplus(row)
     return _mbpp(row) if "test_list" in row else _human_eval(row)

@@ -59,16 +59,16 @@ NAMES = (*HUB, *PACKAGED)
 TEST_SETS: dict[str, dict[str, Any]] = {
     "gsm8k": {
         **{"source": "openai/gsm8k", "config": "main", "template": MATH_PROMPT % "question", "reference": "answer"},
-        **{"score": "math", "max_new_tokens": 512, "stop": ["\nQuestion:"]},
+        **{"score": "gsm8k", "max_new_tokens": 512, "stop": ["\nQuestion:"]},
     },
     "math": {
         **{"source": "DigitalLearningGmbH/MATH-lighteval", "config": "default", "template": MATH_PROMPT % "problem"},
         **{"reference": "solution", "score": "math", "max_new_tokens": 512, "stop": ["\nQuestion:"]},
     },
-    "humaneval": {"source": "openai/openai_humaneval", "score": "humaneval", "max_new_tokens": 512},
-    "humanevalplus": {"source": "evalplus/humanevalplus", "score": "humanevalplus", "max_new_tokens": 512},
-    "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "mbpp", "max_new_tokens": 512},
-    "mbppplus": {"source": "evalplus/mbppplus", "score": "mbppplus", "max_new_tokens": 512},
+    "humaneval": {"source": "openai/openai_humaneval", "score": "code", "max_new_tokens": 512},
+    "humanevalplus": {"source": "evalplus/humanevalplus", "score": "code", "max_new_tokens": 512},
+    "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "code", "max_new_tokens": 512},
+    "mbppplus": {"source": "evalplus/mbppplus", "score": "code", "max_new_tokens": 512},
 }
 """Keys of `generate.<name>` that a known test set fills in. Its split is test.
 
