@@ -10,12 +10,13 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from pedyra.lora.inspection import find_adapter, read_json, read_tensors
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
-from pedyra.recipe import load_recipe
+from pedyra.recipe import Recipe, load_recipe
 from pedyra.runs.environment import recorded
 from pedyra.runs.run_folder import RunFolder
 from pedyra.runs.setup import Setup
@@ -40,17 +41,7 @@ def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execut
     Raises:
         ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
     """
-    folder = RunFolder(run)
-    if not folder.holds_run():
-        raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
-    recipe = load_recipe(folder.recipe)
-    recipe = get_method(recipe.method).resolve(recipe)
-    if not folder.is_finished() and not folder.adapter.is_dir():
-        raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
-    adapter = find_adapter(run)
-    if "peft_type" not in read_json(adapter / "adapter_config.json"):  # a damaged file is told by its name
-        raise ValueError(f"{adapter / 'adapter_config.json'} is damaged: it names no peft_type")
-    read_tensors(adapter / "adapter_model.safetensors")
+    folder, recipe, adapter = finished_run(run)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
     if recorded(folder, "train_sha256") not in (None, task.digest(train_only=True)):
@@ -60,12 +51,9 @@ def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execut
         )
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     sandbox = _sandbox(test_sets, allow_code_execution)
-    base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
-    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
-    for config in model.peft_config.values():
-        if hasattr(config, "orth_reg_weight"):
-            config.orth_reg_weight = 0.0  # type: ignore[attr-defined]
+    model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
+    for test_set in test_sets:
+        check_lengths(test_set, model.config)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch)
@@ -77,7 +65,6 @@ def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execut
     by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     console = console or Console(quiet=True)
     for test_set in test_sets:
-        check_lengths(test_set, base.config)
         samples = write_texts(
             model.get_base_model(),  # pyright: ignore[reportArgumentType]
             tokenizer,
@@ -94,6 +81,39 @@ def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execut
             console.print(f"{test_set.name}: {note}", soft_wrap=True)
         metrics |= scores.metrics
     return metrics
+
+
+def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
+    """A run's folder, its recipe as its method resolves it, and its adapter folder.
+
+    Raises:
+        ValueError: `run` is no run folder, or holds no whole adapter.
+    """
+    folder = RunFolder(run)
+    if not folder.holds_run():
+        raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
+    recipe = load_recipe(folder.recipe)
+    recipe = get_method(recipe.method).resolve(recipe)
+    if not folder.is_finished() and not folder.adapter.is_dir():
+        raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
+    adapter = find_adapter(run)
+    if "peft_type" not in read_json(adapter / "adapter_config.json"):  # a damaged file is told by its name
+        raise ValueError(f"{adapter / 'adapter_config.json'} is damaged: it names no peft_type")
+    read_tensors(adapter / "adapter_model.safetensors")
+    return folder, recipe, adapter
+
+
+def adapted_model(
+    recipe: Recipe, adapter: Path, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
+) -> PeftModel:
+    """The recipe's base model with the adapter, as any PEFT user would load it."""
+    base = load_model(recipe.model, recipe.data.kind, num_labels, tokenizer, recipe.seed)
+    # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    for config in model.peft_config.values():
+        if hasattr(config, "orth_reg_weight"):
+            config.orth_reg_weight = 0.0  # type: ignore[attr-defined]
+    return model
 
 
 def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:

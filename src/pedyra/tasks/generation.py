@@ -156,8 +156,9 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a text: the tokenizer's, and those that the model's authors name (Qwen, Llama 3)."""
     named: Any = getattr(model.generation_config, "eos_token_id", None)
+    own: Any = tokenizer.eos_token_id
     named = named if isinstance(named, list) else [named]
-    return [int(token) for token in dict.fromkeys([*named, tokenizer.eos_token_id]) if token is not None]
+    return [int(token) for token in dict.fromkeys([*named, own]) if token is not None]
 
 
 # What of a model's own generation settings is no matter of taste.
@@ -190,13 +191,13 @@ def _progress(console: Console, name: str, total: int, done: int) -> Iterator[An
         disable=not console.is_terminal,
     )  # fmt: skip
     task = bar.add_task(name, total=total, completed=done)
-    seen = {"done": done, "next": done}
+    seen: dict[str, float] = {"done": done, "next": done}
 
     def advance(count: int) -> None:
         seen["done"] += count
         bar.update(task, completed=seen["done"])
         if not console.is_terminal and (seen["done"] >= seen["next"] or seen["done"] == total):
-            console.print(f"{name}  {seen['done']}/{total} texts", soft_wrap=True)
+            console.print(f"{name}  {seen['done']:.0f}/{total} texts", soft_wrap=True)
             seen["next"] = seen["done"] + total / PLAIN_LINES
 
     with bar:
