@@ -77,7 +77,7 @@ def write_texts(
                     if (row, sample) in done:
                         continue
                     found = Sample(row=row, sample=sample, text=text, finished=finished, tokens=tokens)
-                    prompt = tokenizer.decode(prompts[row], skip_special_tokens=True)
+                    prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
                     out.write(json_line({"set": name, "of": of, "prompt": prompt, **asdict(found)}))
                     done[row, sample] = found
             advance(len(missing))
