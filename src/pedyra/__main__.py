@@ -10,6 +10,7 @@ NEEDED = (
         "datasets",
         "filelock",
         "jinja2",
+        "matplotlib",
         "psutil",
         "pydantic",
         "rich",

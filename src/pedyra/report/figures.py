@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pedyra.report import measures, rank_figures
+import pedyra.report.measures as measures
+import pedyra.report.rank_figures as rank_figures
 from pedyra.report.chart import Curve, Value, curves
 from pedyra.report.figure import (
     Figure,

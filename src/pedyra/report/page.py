@@ -12,8 +12,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+import pedyra.report.tables as tables
 from pedyra.files import write_file
-from pedyra.report import tables
 from pedyra.report.chart import PALETTE, plain, theme
 from pedyra.report.figures import make_figures
 from pedyra.report.images import vega_script

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from pedyra.report import measures
+import pedyra.report.measures as measures
 from pedyra.report.chart import Curve, bars, curves, rank_map
 from pedyra.report.figure import STEP, Figure, Panel, adjusted, fixed, mean, titled
 from pedyra.report.run_folder import Layer, Record, Run

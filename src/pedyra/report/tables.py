@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.report import measures
-from pedyra.report.figure import signed
+import pedyra.report.measures as measures
 from pedyra.report.run_folder import Run
 
 ABSENT = "–"  # what a run did not record
@@ -71,8 +70,7 @@ def comparison(runs: Sequence[Run]) -> Table:
     described = [description(run) for run in runs]
     names = dict.fromkeys(name for each in described for name in each)
     rows = [[name, *(each.get(name, ABSENT) for each in described)] for name in names]
-    columns = [[*facts(run), *_diagnostics(run)] for run in runs]
-    for row in zip(*columns, strict=True):
+    for row in zip(*(facts(run) for run in runs), strict=True):
         if any(fact.value != ABSENT for fact in row):
             name = " / ".join(dict.fromkeys(fact.name for fact in row))
             rows.append([name, *(f"{fact.value} ({fact.detail})" if fact.detail else fact.value for fact in row)])
@@ -143,17 +141,6 @@ def memory(size: float | None) -> str:
     if size is None:
         return ABSENT
     return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
-
-
-def _diagnostics(run: Run) -> list[Fact]:
-    """The figures' last values."""
-    recorded = [s for s in run.snapshots if s.get("effective_rank")]
-    used = measures.utilisation(recorded[-1]["effective_rank"], recorded[-1]["ranks"]) if recorded else None
-    rho = measures.rank_correlations(run.adjustments)[0] if run.adjustments else None
-    return [
-        Fact("Share of the ranks in use at the end", ABSENT if used is None else f"{used:.0%}"),
-        Fact("Spearman’s ρ of rank and importance", ABSENT if rho is None else signed(rho, "+")),
-    ]
 
 
 def _rank_fact(run: Run) -> Fact:
