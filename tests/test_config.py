@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pedyra.config import CHOICES, RankConfig
+from pedyra.config import CHOICES, REMOVED, Importance, RankConfig
 
 
 def test_is_frozen_and_keyword_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        RankConfig().alpha = 1.0  # type: ignore[misc]
+        RankConfig().interval = 1  # type: ignore[misc]
     with pytest.raises(TypeError):
         RankConfig(10)  # type: ignore[misc]
 
@@ -26,13 +28,14 @@ def test_survives_json():
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in CHOICES.items() for value in values])
 def test_every_listed_choice_is_accepted(name, value):
-    assert getattr(RankConfig.from_dict({name: value}), name) == value
+    config = RankConfig.scored(**{name: value})
+    assert getattr(config if hasattr(config, name) else config.importance, name) == value
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_other_choices_are_refused_with_the_possible_ones(name):
     with pytest.raises(ValueError, match=rf"rank\.{name} is 'nonsense'.*{CHOICES[name][0]}"):
-        RankConfig.from_dict({name: "nonsense"})
+        RankConfig.scored(**{name: "nonsense"})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_other_choices_are_refused_with_the_possible_ones(name):
 )
 def test_values_out_of_range_are_refused_by_name_and_value(name: str, value: Any):
     with pytest.raises(ValueError, match=rf"rank\.{name} is ") as error:
-        RankConfig.from_dict({name: value})
+        RankConfig.scored(**{name: value})
     assert str(value) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -105,14 +108,33 @@ def test_warmups_accept_zero_and_fractions_and_steps():
 
 def test_paper_is_the_paper_where_it_speaks():
     paper = RankConfig.paper()
-    assert paper.moves == 12 and paper.moves_schedule == "constant"  # k, Tables 7 to 9
+    assert paper.importance is not None
+    assert paper.moves == 12  # k, Tables 7 to 9
     assert paper.budget == "ranks" and paper.min_rank == 1  # Algorithm 2
     assert paper.orth_weight == 0.1  # gamma, Table 7
-    assert paper.omega == "gradient" and not paper.omega_ema  # Eq. (5)
-    assert paper.input_norm == "mean_square"  # Eq. (6)
+    assert paper.importance.omega == "gradient" and not paper.importance.omega_ema  # Eq. (5)
+    assert paper.importance.input_norm == "mean_square"  # Eq. (6)
     # Silent there; the readings of AdaLoRA's lineage.
-    assert (paper.start, paper.init, paper.new_moments) == ("svd", "gaussian", "zero")
-    assert (paper.beta1, paper.beta2, paper.orth_form) == (0.85, 0.85, "norm")
+    assert paper.start == "svd" and paper.importance == Importance(beta1=0.85, beta2=0.85, orth_form="norm", alpha=0.5)
+
+
+def test_the_papers_phases_are_the_medians_of_its_tables():
+    """Rows of training data, batch, epochs, t_i, Delta_T, t_f: Tables 7 to 9."""
+    glue = [
+        *((392702, 32, 7, 3000, 1000, 65000), (2490, 32, 50, 300, 100, 2600), (104743, 32, 5, 1000, 500, 10000)),
+        *((3668, 32, 30, 600, 150, 1100), (363846, 32, 9, 5000, 1000, 80000), (67349, 32, 24, 1000, 1000, 25000)),
+        *((8551, 32, 35, 700, 100, 7000), (5749, 32, 25, 800, 200, 1500)),
+    ]
+    others = [(204045, 24, 25, 6000, 1500, 180000), (132000, 16, 25, 5000, 1000, 190000)]
+    parts = [
+        tuple(steps / (epochs * math.ceil(rows / batch)) for steps in phases)
+        for rows, batch, epochs, *phases in (*glue, *others)
+    ]
+    # Table 8: t_f is T - 20000 there.
+    parts += [tuple(steps / (t_f + 20000) for steps in (2000, 1000, t_f)) for t_f in (11250, 12765)]
+    paper = RankConfig.paper()
+    found = [statistics.median(column) for column in zip(*parts, strict=True)]
+    assert [paper.initial_warmup, paper.interval, paper.final_warmup] == pytest.approx(found, rel=0.03)
 
 
 def test_paper_takes_overrides_and_checks_their_names():
@@ -121,46 +143,19 @@ def test_paper_takes_overrides_and_checks_their_names():
         RankConfig.paper(move=4)
 
 
-@pytest.mark.parametrize(
-    ("settings", "alpha"),
-    [
-        ({}, 0.0),  # what trials measured orders the triples
-        ({"score": "importance"}, 0.0),  # Eq. (6) orders the directions, and no gradient score is asked for
-        ({"score": "importance", "turn": False}, 0.5),
-        ({"score": "importance", "train_e": True}, 0.5),  # then nothing is turned
-        ({"prune": "score"}, 0.5),
-        ({"alpha": 0.3}, 0.3),
-    ],
-)
-def test_alpha_is_0_where_eq_6_alone_decides(settings, alpha):
-    assert RankConfig(**settings).alpha == alpha
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_setting_says_what_took_its_place(name):
+    for make in (RankConfig.from_dict, lambda given: RankConfig.paper(**given)):
+        with pytest.raises(ValueError, match=rf"^rank\.{name} was removed: .") as error:
+            make({name: 1})
+        assert "\n" not in str(error.value)
 
 
-def test_the_paper_mixes_both_scores():
-    assert RankConfig.paper().alpha == 0.5
-
-
-@pytest.mark.parametrize(
-    ("settings", "score"),
-    [({}, "trial"), ({"alpha": 0.3}, "importance"), ({"prune": "score"}, "importance"), ({"score": "loss"}, "loss")],
-)
-def test_trials_order_the_triples_where_there_are_any_and_no_mixture_is_asked_for(settings, score):
-    assert RankConfig(**settings).score == score
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        (
-            {"score": "trial", "prune": "score"},
-            "with rank.prune 'score' there are no trials; use rank.score='importance'",
-        ),
-        ({"score": "trial", "alpha": 0.3}, "rank.alpha is 0.3, but it mixes the scores of Algorithm 1"),
-    ],
-)
-def test_a_score_of_trials_without_trials_is_refused(settings, told):
-    with pytest.raises(ValueError, match=told):
-        RankConfig(**settings)
+def test_scores_are_no_setting_of_the_method_that_measures():
+    with pytest.raises(ValueError, match=r"rank.alpha is of the paper's scores.*take method pedyra-paper"):
+        RankConfig.from_dict({"alpha": 0.3})
+    config = RankConfig.paper(alpha=0.3)
+    assert config.importance is not None and config.importance.alpha == 0.3
 
 
 def test_numpys_integers_are_integers():

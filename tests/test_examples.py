@@ -12,8 +12,8 @@ import pytest
 from pedyra import RankConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-WILLING = RankConfig(certainty=0.0, margin=1e-3)
-"""By default nothing moves in 60 steps: no gain is beyond chance. This one takes whatever gains anything."""
+WILLING = RankConfig.paper(moves=4)
+"""By default nothing moves in 60 steps: no gain is beyond chance. The paper's method moves whether or not it helps."""
 
 
 def run(name: str, *arguments: Any):

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pedyra.config import RankConfig
+from pedyra.config import Importance, RankConfig
 from pedyra.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
 from pedyra.recipe_page import recipe_page
 from pedyra.recipe_sections import DataSection, LoraSection, ModelSection
@@ -219,7 +220,8 @@ def test_the_schema_describes_every_key_and_forbids_others():
     sections = schema["$defs"]
     assert sections["LoraSection"]["properties"]["r"]["default"] == 8
     assert sections["DataSection"]["properties"]["group_by"]["description"].startswith("Column whose equal values")
-    assert set(sections["RankConfig"]["properties"]) == set(RankConfig().to_dict())
+    known = {**RankConfig().to_dict(), **asdict(Importance())}
+    assert set(sections["RankConfig"]["properties"]) == known.keys() - {"importance"}
     assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankConfig"}
 
 
@@ -288,8 +290,12 @@ def test_the_page_of_all_keys_is_that_of_the_schema():
     page = recipe_page(recipe_schema())
     assert (Path(__file__).parents[1] / "docs" / "recipe.md").read_text() == page + "\n"
     rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
-    keys = {name for section in (ModelSection, DataSection, LoraSection, RankConfig) for name in field_names(section)}
-    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys
+    keys = {
+        name
+        for section in (ModelSection, DataSection, LoraSection, RankConfig, Importance)
+        for name in field_names(section)
+    }
+    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys - {"importance"}
     assert [row for row in rows if row.endswith("|  |")] == []
 
 

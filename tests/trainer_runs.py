@@ -24,7 +24,9 @@ def quick() -> Callable[..., RankConfig]:
 
     def make(*, paper: bool = False, **settings: Any) -> RankConfig:
         return (
-            RankConfig.paper(**{**SCHEDULE, **settings}) if paper else RankConfig(**{**SCHEDULE, **FORCED, **settings})
+            RankConfig.paper(**{**SCHEDULE, **settings})
+            if paper
+            else RankConfig.scored(**{**FORCED, **SCHEDULE, **settings})
         )
 
     return make
@@ -50,7 +52,7 @@ def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Call
 
     def make(
         out: Path,
-        config: RankConfig | None = None,
+        config: RankConfig | dict[str, Any] | None = None,
         *,
         model: Any = None,
         lora: dict[str, Any] | None = None,
@@ -58,7 +60,8 @@ def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Call
         trainer_class: type[Trainer] = Trainer,
         **arguments: Any,
     ) -> tuple[Trainer, RankCallback]:
-        callback = RankCallback(config or quick()) if callback is None else callback
+        given: dict[str, Any] = config if isinstance(config, dict) else {"config": config or quick()}
+        callback = RankCallback(**given) if callback is None else callback
         settings: dict[str, Any] = dict(
             max_steps=STEPS,
             per_device_train_batch_size=4,

@@ -13,11 +13,12 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from pedyra.config import CHOICES, RankConfig
+from pedyra.config import CHOICES, Importance, RankConfig
 from pedyra.generate_section import GenerateSection
 from pedyra.recipe_sections import GENERATED, DataSection, LoraSection, ModelSection, Section
 from pedyra.yaml_file import one_line, read_settings, to_yaml
@@ -52,7 +53,7 @@ class Recipe(Section):
     data: DataSection
     lora: LoraSection = LoraSection()
     rank: dict[str, Any] = Field(default_factory=dict)
-    """Fields of RankConfig."""
+    """Fields of RankConfig, and, but for method pedyra, those of the scores it is made of (Importance)."""
     method_settings: dict[str, Any] = Field(default_factory=dict)
     """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
@@ -85,8 +86,10 @@ class Recipe(Section):
 
     @field_validator("rank")
     @classmethod
-    def _rank_settings(cls, rank: dict[str, Any]) -> dict[str, Any]:
-        RankConfig.from_dict(rank)
+    def _rank_settings(cls, rank: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "importance" in rank:
+            raise ValueError(f"rank.importance is {rank['importance']!r}; give its fields in rank itself (rank.alpha)")
+        RankConfig.from_dict(rank) if info.data.get("method") == "pedyra" else RankConfig.scored(**rank)
         return rank
 
     @field_validator("training")
@@ -138,9 +141,10 @@ def recipe_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
     rank = TypeAdapter(RankConfig).json_schema()
-    schema["$defs"].update(rank.pop("$defs", {}))
+    del rank["$defs"], rank["properties"]["importance"]
+    rank["properties"] |= TypeAdapter(Importance).json_schema()["properties"]
     for name, choices in CHOICES.items():
-        rank["properties"][name]["enum"] = [*choices, *([None] if rank["properties"][name]["default"] is None else [])]
+        rank["properties"][name]["enum"] = list(choices)
     schema["$defs"]["RankConfig"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankConfig"}
     return schema

@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from windows import pedyra
 
 from pedyra import RankCallback, RankConfig
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.attach import adapted_layers, attach
 
-SETTINGS: dict[str, Any] = {"interval": 4, "initial_warmup": 0, "final_warmup": 4, "deal": 8}
+SETTINGS: dict[str, Any] = {"interval": 4, "initial_warmup": 0, "final_warmup": 4, "reassignment": 8}
 
 
-def allocate(model: Any, config: RankConfig, steps: int = 20) -> RankAllocator:
+def allocate(model: Any, config: RankConfig | dict[str, Any], steps: int = 20) -> RankAllocator:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    return RankAllocator(model, optimizer, config, steps)
+    given: dict[str, Any] = config if isinstance(config, dict) else {"config": config}
+    return RankAllocator(model, optimizer, total_steps=steps, **given)
 
 
 @pytest.mark.parametrize("paper", [False, True])
@@ -27,7 +29,7 @@ def test_a_reference_pass_without_the_adapter_changes_nothing(paper, make_net, n
     for reference in (False, True):
         model = make_net()
         config = RankConfig.paper(interval=4, initial_warmup=0, final_warmup=4, moves=2) if paper else None
-        allocator = allocate(model, config or RankConfig(**SETTINGS))
+        allocator = allocate(model, config or pedyra(**SETTINGS))
         count, held = allocator.parameters, len(allocator.optimizer.param_groups[0]["params"])
         for step in range(1, 21):
             x, y = net_batch(step)
@@ -125,14 +127,14 @@ def test_layers_on_several_devices_are_refused(make_net):
     layer = attach(model)[1]
     layer.a.A = nn.Parameter(layer.a.A.detach().to("meta"))
     with pytest.raises(ValueError, match=r"lie on cpu, meta.*one device"):
-        allocate(model, RankConfig(**SETTINGS))
+        allocate(model, pedyra(**SETTINGS))
 
 
 @pytest.mark.parametrize(("saved", "now"), [(40, 200), (200, 40)])
 def test_a_sketch_of_a_run_with_other_steps_is_begun_anew(saved, now, make_net, train_net, tmp_path, caplog):
     from pedyra.allocate.checkpoint import restore, save_state
 
-    config = RankConfig(interval=0.2, initial_warmup=0, final_warmup=0.2, deal=0)
+    config = RankConfig(interval=0.2, initial_warmup=0, final_warmup=0.2)
     model = make_net(trained=True)
     allocator = allocate(model, config, saved)
     train_net(model, allocator.optimizer, allocator, 5)

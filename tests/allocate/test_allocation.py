@@ -15,7 +15,6 @@ from pedyra.allocate.allocation import (
     layer_means,
     plan_adjustment,
     plan_parameters,
-    plan_two_thirds,
 )
 
 
@@ -204,26 +203,6 @@ def test_no_moves_no_change():
     by_parameter = plan_parameters(scores, moves=0, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=9)
     for plan in (by_rank, by_parameter):
         assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})
-
-
-def test_two_thirds_by_hand():
-    # Means 8, 1, 0: shares 4 / 5, 1 / 5, 0 of 10 ranks are 8, 2, 0; at 3, 3, 4 now.
-    scores = {"a": [8.0, 8.0, 8.0], "b": [2.0, 1.0, 0.0], "c": [0.0, 0.0, 0.0, 0.0]}
-    costs = dict.fromkeys(scores, 1)
-    settings: dict[str, Any] = dict(min_rank=0, max_ranks=unlimited(scores), costs=costs, spare=0)
-    assert plan_two_thirds(scores, moves=9, **settings).ranks == {"a": 8, "b": 2, "c": 0}
-    few = plan_two_thirds(scores, moves=2, **settings)
-    assert (few.pruned, few.added) == ({"c": (0, 1)}, {"a": 2})  # the layer furthest above, to the one furthest below
-    kept = plan_two_thirds(scores, moves=9, **{**settings, "min_rank": 1})
-    assert kept.ranks == {"a": 7, "b": 2, "c": 1}
-
-
-def test_two_thirds_spends_no_more_than_the_budget_of_parameters():
-    scores = {"wide": [1.0, 1.0], "slim": [80.0, 80.0, 10.0]}
-    costs = {"wide": 10, "slim": 4}
-    plan = plan_two_thirds(scores, moves=9, min_rank=0, max_ranks=unlimited(scores), costs=costs, spare=3)
-    # 35 parameters at G^(2/3) = 1 : 14.8 make 0.5 and 7.5 ranks; one wide triple and the 3 spare buy three slim ones.
-    assert plan.ranks == {"wide": 1, "slim": 6}
 
 
 def test_a_deal_by_hand():

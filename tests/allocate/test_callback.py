@@ -150,7 +150,7 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
     allocator = RankAllocator(
         model,
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
-        RankConfig(interval=4, initial_warmup=0, final_warmup=1, score="importance", deal=0),
+        RankConfig.scored(interval=4, initial_warmup=0, final_warmup=1),
         total_steps=6,
     )
     model.eval()
@@ -246,7 +246,7 @@ class Interrupt(TrainerCallback):
 def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_bert, tmp_path):
     """A notebook's cell, stopped in a sketch with its Trainer still there, and run again."""
     model = make_bert()
-    stopped, callback = make_trainer(tmp_path, RankConfig(interval=6, deal=0, final_warmup=0), model=model)
+    stopped, callback = make_trainer(tmp_path, RankConfig(interval=6, final_warmup=0), model=model)
     stopped.add_callback(Interrupt())
     with pytest.raises(KeyboardInterrupt):
         stopped.train()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from windows import FORCED
+from windows import FORCED, pedyra
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
@@ -46,12 +46,24 @@ def counting(graphs) -> Callable[..., Any]:
 
 
 def run(
-    model: Any, forward: Any, tokens: dict[str, torch.Tensor], *, steps: int = STEPS, **settings: Any
+    model: Any,
+    forward: Any,
+    tokens: dict[str, torch.Tensor],
+    *,
+    steps: int = STEPS,
+    measured=False,
+    **settings: Any,
 ) -> RankAllocator:
     window: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 4, "moves": 3}
-    config = RankConfig(**{**window, **FORCED, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
+    given: dict[str, Any]
+    if measured:
+        given = pedyra(**{**window, **settings})
+    else:
+        given = {
+            "config": RankConfig.scored(**{**FORCED, **window, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
+        }
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    allocator = RankAllocator(forward, optimizer, config, steps)
+    allocator = RankAllocator(forward, optimizer, total_steps=steps, **given)
     model.train()
     for _ in range(steps):
         forward(**tokens, labels=tokens["input_ids"]).loss.backward()
@@ -83,7 +95,7 @@ def test_one_graph_where_inputs_are_not_observed(make_llama, tokens, counting, g
 
 
 def test_a_sketch_adds_a_graph_for_each_of_its_parts_and_trains_as_eager_does(make_llama, tokens, counting, graphs):
-    settings: dict[str, Any] = {"init": "gradient", "expand": "gradient", "train_e": False, "min_rank": 0}
+    settings: dict[str, Any] = {"measured": True}
     settings |= {"interval": 6, "initial_warmup": 0, "certainty": 0.0, "margin": 1e-3}
     eager, compiled = make_llama(r=4), make_llama(r=4)
     expected = run(eager, eager, tokens, steps=26, **settings)
@@ -99,8 +111,7 @@ def test_a_deal_under_a_compiler_deals_as_eager_does_and_adds_no_graph(
     make_llama, tokens, counting, graphs, monkeypatch
 ):
     monkeypatch.setattr(dealing, "MOST", 100.0)  # whatever this little model would deal
-    settings: dict[str, Any] = {"init": "gradient", "expand": "gradient", "prune": "trial", "score": "trial"}
-    settings |= {"train_e": False, "min_rank": 0, "interval": 6, "initial_warmup": 0, "deal": 6}
+    settings: dict[str, Any] = {"measured": True, "interval": 6, "initial_warmup": 0, "reassignment": 6}
     eager, compiled = make_llama(r=4), make_llama(r=4)
     expected = run(eager, eager, tokens, steps=14, **settings)
     actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=14, **settings)

@@ -20,6 +20,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from pedyra import RankAllocator, RankConfig
+sys.path.insert(0, sys.argv[5])
+from windows import pedyra
+
+
+def given(settings):
+    return {"config": RankConfig.scored(**settings)} if "alpha" in settings else pedyra(**settings)
+
+
 
 port, rank, size, settings = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 torch.set_num_threads(1)
@@ -34,7 +42,7 @@ if settings.get("deal"):  # goes by Adam's second moments
     optimizer = torch.optim.Adam(trained, lr=0.01)
 else:  # of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero
     optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.5)
-allocator = RankAllocator(model, optimizer, RankConfig.from_dict(settings), total_steps=24)
+allocator = RankAllocator(model, optimizer, total_steps=24, **given(settings))
 wrapped = DistributedDataParallel(model) if size > 1 else model
 for step in range(24):
     x = torch.randn(32, 8, generator=torch.Generator().manual_seed(step))
@@ -65,6 +73,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from pedyra import RankCallback, RankConfig
+sys.path.insert(0, sys.argv[5])
+from windows import pedyra
+
+
+def given(settings):
+    return {"config": RankConfig.scored(**settings)} if "alpha" in settings else pedyra(**settings)
+
+
 
 torch.set_num_threads(1)
 torch.manual_seed(2)
@@ -82,7 +98,7 @@ arguments = TrainingArguments(
     disable_tqdm=True, ddp_backend="gloo" if size > 1 else None,
     average_tokens_across_devices=False,  # with it Trainer doubles the loss of a classifier
 )
-callback = RankCallback(RankConfig.from_dict(settings), record_to=f"{out}/ranks.jsonl")
+callback = RankCallback(record_to=f"{out}/ranks.jsonl", **given(settings))
 Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train(
     resume_from_checkpoint=f"{out}/checkpoint-11" if resume else None
 )
@@ -92,10 +108,11 @@ history = [{k: r.get(k) for k in kept} for r in callback.allocator.history]
 print(json.dumps({"weights": weights, "history": history}), flush=True)
 os._exit(0)  # as above
 """
-TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, deal=0)
-DEAL: dict[str, Any] = dict(interval=6, final_warmup=3, deal=6)
+TESTS = str(Path(__file__).parents[1])
+TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, reassignment=0)
+DEAL: dict[str, Any] = dict(interval=6, final_warmup=3, reassignment=6)
 PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
-PAPER |= dict(prune="score", expand="importance", init="orthogonal", score="importance")
+PAPER |= dict(min_rank=0, start="lora", orth_weight=0.0)
 
 
 def run(size: int, settings: dict[str, Any], folder: Path, worker: str = WORKER) -> list[dict[str, Any]]:
@@ -106,7 +123,17 @@ def run(size: int, settings: dict[str, Any], folder: Path, worker: str = WORKER)
     script = folder / "worker.py"
     script.write_text(worker)
     commands = [
-        [sys.executable, "-W", "ignore", str(script), str(port), str(rank), str(size), json.dumps(settings)]
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(script),
+            str(port),
+            str(rank),
+            str(size),
+            json.dumps(settings),
+            str(Path(__file__).parents[1]),
+        ]
         for rank in range(size)
     ]
     loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)  # a machine's own name may lead nowhere

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import Linear
+from windows import pedyra
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
@@ -18,10 +19,9 @@ SCHEDULE: dict[str, Any] = dict(
     initial_warmup=4,
     final_warmup=4,
     moves=2,
-    init="orthogonal",
-    expand="importance",
     min_rank=1,
-    train_e=True,
+    start="svd",
+    alpha=0.5,
 )
 
 
@@ -32,7 +32,10 @@ EAGER: dict[str, Any] = dict(interval=8, initial_warmup=4, final_warmup=4, moves
 def run(make_net, train_net, on: bool, steps: int = 20, schedule: dict[str, Any] = SCHEDULE):
     model = make_net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    allocator = RankAllocator(model, optimizer, RankConfig(fused=on, **schedule), total_steps=steps)
+    given: dict[str, Any] = (
+        {"config": RankConfig.scored(fused=on, **schedule)} if "alpha" in schedule else pedyra(fused=on, **schedule)
+    )
+    allocator = RankAllocator(model, optimizer, total_steps=steps, **given)
     train_net(model, optimizer, allocator, steps)
     return model, allocator
 
@@ -73,12 +76,14 @@ def test_a_run_with_sketches_and_trials_takes_the_same_decisions(make_net, train
 def test_turning_it_off_gives_pefts_layers_back(make_net):
     model = make_net()
     optimizer = torch.optim.AdamW(model.parameters())
-    RankAllocator(model, optimizer, RankConfig(fused=True, **SCHEDULE), total_steps=20).release()
-    allocator = RankAllocator(model, optimizer, RankConfig(**SCHEDULE), total_steps=20)
+    RankAllocator(model, optimizer, RankConfig.scored(fused=True, **SCHEDULE), total_steps=20).release()
+    allocator = RankAllocator(model, optimizer, RankConfig.scored(**SCHEDULE), total_steps=20)
     assert all(type(layer.module) is Linear for layer in allocator.layers)
 
 
 def test_says_when_no_layer_can_be_fused(make_net):
     model = make_net(use_dora=True)
     with pytest.warns(UserWarning, match="no layer can be fused"):
-        RankAllocator(model, torch.optim.AdamW(model.parameters()), RankConfig(fused=True, **SCHEDULE), total_steps=20)
+        RankAllocator(
+            model, torch.optim.AdamW(model.parameters()), RankConfig.scored(fused=True, **SCHEDULE), total_steps=20
+        )

@@ -18,7 +18,7 @@ from pedyra import RankAllocator, RankCallback, RankConfig, attach
 from pedyra.lora.attach import AdaptedLayer, adapted_layers, write_ranks
 from pedyra.lora.resize import install, resized
 
-MOVING = RankConfig(interval=2, initial_warmup=1, final_warmup=3, moves=4, **FORCED)
+MOVING = RankConfig.scored(**{**FORCED, "interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 4})
 
 
 def trainable(model: Any) -> list[torch.nn.Parameter]:

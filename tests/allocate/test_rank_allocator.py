@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from windows import SCHEDULE, WINDOW
+from windows import SCHEDULE, WINDOW, pedyra
 
 from pedyra.allocate.limits import most_moves
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -17,7 +17,7 @@ from pedyra.config import RankConfig
 from pedyra.methods.layer_scores import LayerScores
 
 STEPS = 30
-BOTH = {"default": RankConfig(**WINDOW), "paper": RankConfig.paper(**SCHEDULE)}
+BOTH = {"default": RankConfig.scored(**WINDOW), "paper": RankConfig.paper(**SCHEDULE)}
 
 
 def trainable(model: Any) -> list[nn.Parameter]:
@@ -183,7 +183,7 @@ def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net
     optimizer = adamw(plain, weight_decay=0.0)
     (plain(x) - y).square().mean().backward()
     optimizer.step()
-    allocator = allocate(model, BOTH["default"], adamw(model, weight_decay=0.0))
+    allocator = allocate(model, RankConfig(moves=0), adamw(model, weight_decay=0.0))
     train_net(model, allocator.optimizer, allocator, 1)
     slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
     for layer, slot in zip(allocator.layers, slots, strict=True):
@@ -194,7 +194,7 @@ def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net
 
 def test_moves_zero_observes_and_moves_nothing(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(**{**WINDOW, "moves": 0}))
+    allocator = allocate(model, RankConfig.scored(**{**WINDOW, "moves": 0}))
     records = train_net(model, allocator.optimizer, allocator, STEPS)
     assert len(records) == 6 and all(not record["pruned"] and not record["added"] for record in records)
     assert set(allocator.ranks.values()) == {4}
@@ -204,7 +204,7 @@ def test_moves_zero_observes_and_moves_nothing(make_net, train_net):
 def test_minimum_zero_can_empty_layers_and_training_goes_on(make_net, train_net):
     # Three layers of rank 1: the two that lose theirs share one return, so one of them is empty.
     model = make_net(r=1)
-    allocator = allocate(model, RankConfig(**{**WINDOW, "moves": 2, "min_rank": 0, "budget": "ranks"}))
+    allocator = allocate(model, RankConfig.scored(**{**WINDOW, "moves": 2, "min_rank": 0, "budget": "ranks"}))
     seen = set()
     for record in train_net(model, allocator.optimizer, allocator, STEPS):
         seen |= set(record["ranks"].values())
@@ -215,9 +215,7 @@ def test_minimum_zero_can_empty_layers_and_training_goes_on(make_net, train_net)
 def test_layers_never_outgrow_their_width_or_the_cap(make_net, train_net):
     for max_rank, bound in ((None, 6), (5, 5)):
         model = make_net()
-        allocator = allocate(
-            model, RankConfig(**{**WINDOW, "moves": 8, "max_rank": max_rank, "moves_schedule": "constant"})
-        )
+        allocator = allocate(model, RankConfig.scored(**{**WINDOW, "moves": 8, "max_rank": max_rank}))
         train_net(model, allocator.optimizer, allocator, STEPS)
         for layer in allocator.layers:
             assert layer.rank <= min(bound if max_rank else 8, layer.a.in_features, layer.b.out_features)
@@ -244,17 +242,17 @@ def test_a_policy_of_ones_own_decides(make_net, train_net):
 
 
 def test_the_default_number_of_moves_is_the_papers_or_a_sixth():
-    assert most_moves(RankConfig.paper(moves=None), 576) == 12  # Table 14
-    assert most_moves(RankConfig.paper(moves=None), 12) == 1
-    assert most_moves(RankConfig(), 576) == 96
-    assert most_moves(RankConfig(moves=7), 576) == 7
+    assert most_moves(RankConfig.paper(moves=None), 576, tried=False) == 12  # Table 14
+    assert most_moves(RankConfig.paper(moves=None), 12, tried=False) == 1
+    assert most_moves(RankConfig(), 576, tried=True) == 96
+    assert most_moves(RankConfig(moves=7), 576, tried=True) == 7
 
 
 @pytest.mark.parametrize(
     ("config", "steps", "told"),
     [
         (RankConfig(), 40, "rank.interval is 7 steps, of which the last third, 3, judges gains"),
-        (RankConfig(certainty=5.0), 2000, "no look is as sure as rank.certainty 5.0"),
+        (pedyra(certainty=5.0), 2000, "nothing is as sure as certainty 5.0"),
         (RankConfig(), 2000, None),
         (RankConfig.paper(), 40, None),
     ],
@@ -263,7 +261,8 @@ def test_a_run_that_can_never_try_a_triple_says_so_once(config, steps, told, mak
     model = make_net(r=4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     with caplog.at_level("WARNING", "pedyra.allocate.rank_allocator"):  # the command line has it say less
-        RankAllocator(model, optimizer, config, steps)
+        given: dict[str, Any] = config if isinstance(config, dict) else {"config": config}
+        RankAllocator(model, optimizer, total_steps=steps, **given)
     assert len(caplog.messages) == (told is not None)
     assert told is None or told in caplog.messages[0]
 
@@ -303,8 +302,7 @@ class Ascending(LayerScores):
         return torch.arange(10.0, 10 + len(self.layers))
 
 
-@pytest.mark.parametrize("score", ["trial", "importance"])
-def test_a_rules_own_scores_have_the_word_whatever_the_config_says(score, make_net, train_net):
+def test_a_rules_own_scores_have_the_word_whatever_the_config_says(make_net, train_net):
     given = []
 
     def look(scores, now):
@@ -314,7 +312,7 @@ def test_a_rules_own_scores_have_the_word_whatever_the_config_says(score, make_n
     rule = Rule(policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
     model = make_net()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig(score=score, interval=6), 18, policy=rule)
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, moves=0), 18, policy=rule)
     (record, *_) = train_net(model, optimizer, allocator, 6)
     expected = {layer.name: [10.0 + i] * layer.rank for i, layer in enumerate(allocator.layers)}
     assert given[0] == expected and record["scores"] == expected

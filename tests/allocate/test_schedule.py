@@ -75,17 +75,6 @@ def test_progress_starts_at_zero_and_stays_below_one():
     assert progress == [0.0, 0.2, 0.4, 0.6, 0.8]
 
 
-def test_moves_over_the_window():
-    quarters = [0.0, 0.25, 0.5, 0.75, 0.999]
-    assert [moves_at(8, p, "constant") for p in quarters] == [8, 8, 8, 8, 8]
-    assert [moves_at(8, p, "linear") for p in quarters] == [8, 6, 4, 2, 1]
-    assert [moves_at(8, p, "cubic") for p in quarters] == [8, 8, 7, 5, 1]  # 8 (1 - p^3): 8, 7.9, 7, 4.6, 0.02
-
-
-def test_nothing_moves_when_moves_is_zero():
-    assert all(moves_at(0, 0.5, form) == 0 for form in ("constant", "linear", "cubic"))
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.85, 0.95])
 def test_an_ema_has_forgotten_what_came_before_its_window(beta):
     # Two histories that differ wildly, then W equal steps: Eq. (3)'s averages agree to 1e-6 of the difference.
@@ -107,10 +96,9 @@ def test_the_window_is_not_longer_than_it_must_be():
 
 
 def test_adaptive_moves_are_twice_the_last_ones_and_never_idle():
-    assert moves_at(9, 0.0, "adaptive") == 3
-    assert [moves_at(9, 0.5, "adaptive", last) for last in (8, 3, 1, 0)] == [9, 6, 3, 3]
-    assert moves_at(1, 0.5, "adaptive") == 1
-    assert moves_at(0, 0.5, "adaptive", 3) == 0
+    assert [moves_at(9, last) for last in (8, 3, 1, 0)] == [9, 6, 3, 3]
+    assert moves_at(1, 0) == 1
+    assert moves_at(0, 3) == 0
 
 
 def test_the_margin_rises_geometrically_to_one():

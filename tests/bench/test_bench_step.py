@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from pedyra.bench.bench_step import (
     COLUMNS,
     _by_kind,
     bench_step,
-    measured_config,
+    measured,
     over_a_run,
     settled_after,
     step_kind,
@@ -26,6 +25,7 @@ from pedyra.bench.masked_reference import MaskedReference
 from pedyra.bench.memory import peak_bytes, storage_bytes
 from pedyra.cli import app
 from pedyra.config import RankConfig
+from pedyra.methods.pedyra.settings import Settings
 from pedyra.methods.pedyra.sketching import schedule_of
 
 
@@ -74,53 +74,44 @@ def test_sizes_of_nothing_are_refused(option):
 
 
 def test_kinds_of_steps_follow_the_schedule():
-    config = RankConfig(interval=200, initial_warmup=100, final_warmup=300, init="orthogonal", expand="importance")
-    schedule = schedule_of(config, 1000)
-    kinds = [step_kind(step, schedule, config) for step in range(1, 1001)]
+    schedule = schedule_of(RankConfig(interval=200, initial_warmup=100, final_warmup=300), 1000)
+    kinds = [step_kind(step, schedule, Settings(sketch_steps=21)) for step in range(1, 1001)]
     assert schedule.adjustments == (300, 500)
-    assert kinds.count("tracked") == 2 * 103 and kinds[299] == kinds[499] == "tracked" and kinds[500] == "idle"
-    sketched = replace(config, init="gradient", sketch_steps=21)
-    kinds = [step_kind(step, schedule, sketched) for step in range(1, 1001)]
     a_sketch = [*["sketched"] * 6, "directions"] * 2 + ["judged"] * 7
-    assert kinds[279:300] == kinds[479:500] == a_sketch and kinds.count("tracked") == 2 * (103 - 21)
+    assert kinds[279:300] == kinds[479:500] == a_sketch and kinds.count("idle") == 1000 - 2 * 21
 
 
 def test_a_run_in_which_nothing_moves_settles_by_the_fourth_adjustment_from_the_deal_on():
-    config = RankConfig()
-    schedule = schedule_of(config, 1000)  # adjustments after 50, 100 (the deal's), 150, 200, 250 ...
+    schedule = schedule_of(RankConfig(), 1000)  # adjustments after 50, 100 (the reassignment's), 150, 200, 250 ...
     assert schedule.adjustments[:3] == (50, 100, 150)
-    assert settled_after(schedule, config) == 250
-    assert settled_after(schedule, replace(config, deal=0)) == 200
-    assert settled_after(schedule, replace(config, patience=0)) == 1000
-    assert settled_after(schedule, replace(config, moves=0)) == 1000
-    assert settled_after(schedule, RankConfig.paper()) == 1000
+    assert settled_after(schedule, Settings()) == 250
+    assert settled_after(schedule, Settings(reassignment=0)) == 200
+    assert settled_after(schedule, Settings(patience=0)) == 1000
 
 
 def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
-    config = RankConfig(interval=10, sketch_steps=7, initial_warmup=0, final_warmup=80, score="importance")
-    schedule = schedule_of(config, 100)
+    schedule, config = schedule_of(RankConfig(interval=10, final_warmup=80), 100), Settings(sketch_steps=7)
     assert schedule.adjustments == (10,)  # 20 is not before 100 - 80
-    ratios = {"idle": 1.0, "moved": 1.5, "tracked": 2.0, "sketched": 5.0, "directions": 40.0, "judged": 7.0}
-    observed = 3 * 2 + (5 + 40) * 2 + 3 * 7 + 3
+    ratios = {"idle": 1.0, "moved": 1.5, "sketched": 5.0, "directions": 40.0, "judged": 7.0}
+    observed = 3 * 1.0 + (5 + 40) * 2 + 3 * 7 + 3
     assert over_a_run(ratios, 3.0, schedule, config, 100, moves=True) == pytest.approx((90 * 1.5 + observed) / 100)
     assert over_a_run(ratios, 3.0, schedule, config, 100, moves=False) == pytest.approx((90 * 1 + observed) / 100)
     settled = over_a_run(ratios, 3.0, schedule, config, 5, moves=False)
-    assert settled == pytest.approx((95 * 1 + 3 * 2 + 5 + 40) / 100)
+    assert settled == pytest.approx((95 * 1 + 3 * 1 + 5 + 40) / 100)
 
 
 def test_half_of_the_measured_steps_are_observed():
-    for score, first in (("importance", "tracked"), ("trial", "idle")):  # by default no score reads a step before
-        config = measured_config(RankConfig(score=score), rounds=10)
-        schedule = schedule_of(config, 3 + 20)
-        kinds = [step_kind(step, schedule, config) for step in range(4, 24)]
-        observed = [first, "directions", "directions", "judged", "judged"] * 2
-        assert kinds == [first] * 5 + observed + ["idle"] * 5
-        assert len(schedule.adjustments) == 2
+    setting = measured(RankConfig(), Settings(), rounds=10)
+    schedule = schedule_of(setting["config"], 3 + 20, setting["settings"])
+    kinds = [step_kind(step, schedule, setting["settings"]) for step in range(4, 24)]
+    observed = ["idle", "directions", "directions", "judged", "judged"] * 2
+    assert kinds == ["idle"] * 5 + observed + ["idle"] * 5
+    assert len(schedule.adjustments) == 2
 
 
 def test_the_floor_trains_no_adapter_but_sends_gradients_through_the_model():
     model = bench_model("llama-32x1").with_batch(2, 8)
-    setting = Setting(model=model, config=measured_config(RankConfig(), 5), total_steps=13)
+    setting = Setting(model=model, **measured(RankConfig(), Settings(), 5), total_steps=13)
     floor = build("floor", setting, lambda: 0.0)
     assert floor.trainable() == []
     seen: list[torch.Tensor] = []
@@ -131,7 +122,7 @@ def test_the_floor_trains_no_adapter_but_sends_gradients_through_the_model():
 
 def test_peak_memory_counts_every_storage_once():
     setting = Setting(
-        model=bench_model("llama-32x1").with_batch(2, 8), config=measured_config(RankConfig(), 5), total_steps=13
+        model=bench_model("llama-32x1").with_batch(2, 8), **measured(RankConfig(), Settings(), 5), total_steps=13
     )
     variant = build("lora", setting, lambda: 0.0)
     batch = setting.tensors()
@@ -148,7 +139,7 @@ def test_the_masked_reference_conserves_the_number_of_open_triples():
     setting = Setting(
         model=bench_model("llama-32x1").with_batch(2, 8),
         rank=4,
-        config=measured_config(RankConfig(), 10),
+        **measured(RankConfig(), Settings(), 10),
         total_steps=23,
     )
     variant = build("paper", setting, lambda: 0.0)
@@ -170,9 +161,13 @@ def test_an_unknown_device_is_told():
 
 def test_kinds_are_told_apart_by_what_was_measured():
     """Seconds are the step's number, so that a kind's ratio says which steps it was made of."""
-    config = measured_config(RankConfig(), rounds=16)
-    schedule = schedule_of(config, 3 + 32)  # idle 8, twice an interval of 8 with a sketch of 2, 2 and 3 steps, idle 8
-    by_kind = _by_kind(SimpleNamespace(schedule=schedule, config=config), [float(step) for step in range(1, 33)])
+    setting = measured(RankConfig(), Settings(), rounds=16)
+    schedule = schedule_of(
+        setting["config"], 3 + 32
+    )  # idle 8, twice an interval of 8 with a sketch of 2, 2 and 3 steps, idle 8
+    by_kind = _by_kind(
+        SimpleNamespace(schedule=schedule, settings=setting["settings"]), [float(step) for step in range(1, 33)]
+    )
     idle, sketched, directions = [*range(1, 10), 17], [10, 12, 18, 20], [11, 13, 19, 21]
     judged, moved = [14, 15, 16, 22, 23, 24], range(25, 33)
     kinds = {"idle": idle, "sketched": sketched, "directions": directions, "judged": judged, "moved": moved}

@@ -18,6 +18,7 @@ from pedyra.bench.patterns import by_gain
 from pedyra.bench.trial import run_trial
 from pedyra.config import RankConfig
 from pedyra.lora.attach import attach
+from pedyra.methods.pedyra.settings import Settings
 
 COSTS = {"0.q": 10, "0.up": 30, "1.q": 10, "1.up": 30}
 
@@ -287,17 +288,18 @@ def test_patterns_by_type_by_name_and_by_gain():
 
 
 def test_settings_by_name_and_by_option():
-    assert contender("pedyra:moves=4,alpha=1e-1", {"min_rank": 0}).config == RankConfig(moves=4, alpha=0.1, min_rank=0)
+    assert contender("pedyra:moves=4,orth_weight=1e-1", {"min_rank": 0}).config == RankConfig(
+        moves=4, orth_weight=0.1, min_rank=0
+    )
     assert contender("random", {"min_rank": 0}) is CONTENDERS["random"]  # the option is for pedyra
     config = contender("random:max_rank=null,min_rank=0").config
     assert config is not None and config.min_rank == 0
 
 
-def test_what_follows_from_a_changed_setting_follows_anew():
-    assert contender("pedyra:prune=score").config == RankConfig(prune="score")  # with its own schedule of moves
-    assert contender("pedyra:start=svd").config == RankConfig(start="svd")  # where E is trained
-    paper = contender("pedyra-paper:start=lora").config
-    assert paper is not None and paper.train_e is False
+def test_what_benches_vary_of_pedyra_is_beside_its_config():
+    found = contender("pedyra:reassignment=0,moves=3")
+    assert found.config == RankConfig(moves=3) and found.settings == Settings(reassignment=0)
+    assert found.config_digest != contender("pedyra:moves=3").config_digest
 
 
 def test_elalora_moves_as_many_as_it_is_told():
@@ -314,9 +316,9 @@ def test_elalora_moves_as_many_as_it_is_told():
         ("lorra", "'lorra' is unknown; choose from lora"),
         ("lora:moves=3", "lora moves no ranks"),
         ("pedyra:move=3", "did you mean 'moves'"),
-        ("l1ra:train_e=false", "l1ra has no use for train_e, or is defined by it; it takes interval, .*, max_rank$"),
+        ("l1ra:start=svd", "l1ra has no use for start, or is defined by it; it takes interval, .*, max_rank$"),
         ("adalora:moves=3", "adalora has no use for moves"),
-        ("prune:expand=gradient", "prune has no use for expand"),
+        ("prune:expand=gradient", "rank.expand was removed"),
         ("pedyra:moves", "not of the form name=value"),
         ("static:q=-1", "must be an integer of at least 0"),
     ],

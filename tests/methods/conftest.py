@@ -177,7 +177,6 @@ def situation() -> Callable[..., Situation]:
             spare=0,
             budget="ranks",
             layer_score="before",
-            expand="importance",
             candidates=None,
             chance=math.inf,
             trials=None,

@@ -10,8 +10,13 @@ import torch
 from peft import PeftModel
 
 from pedyra.config import RankConfig
+from pedyra.methods.pedyra.settings import Settings
 
-MOVING = {"rank": {"moves": 6, "init": "orthogonal", "expand": "importance"}}
+MOVING: dict[str, Any] = {
+    "rank": {"moves": 6, "interval": 4},
+    "method_settings": {"certainty": 0.0, "margin": 1e-3, "reassignment": 0},
+    "training": {"max_steps": 20},
+}
 
 
 def test_the_presets(prepare: Any):
@@ -29,14 +34,14 @@ def test_it_goes_on_top_of_dora_pissa_and_qlora(
 ):
     if "model" in host:
         pytest.importorskip("bitsandbytes")
-    run = prepare(method, **MOVING, **host)
+    run = prepare(method, **(MOVING if method == "pedyra" else {"rank": {"moves": 6}}), **host)
     base, _, _ = make_base(run.recipe)
     with torch.no_grad():
         untouched = base.eval()(**run.inputs()).logits
     torch.testing.assert_close(run.logits(), untouched, rtol=1e-3, atol=1e-4)  # attaching changes nothing
     run.train()
     ranks = run.allocator.ranks
-    assert len(set(ranks.values())) > 1 and run.allocator.history[0]["pruned"]
+    assert len(set(ranks.values())) > 1 and any(record["pruned"] for record in run.allocator.history)
     expected = run.logits()
     assert (expected - untouched).abs().max() > 1e-3
     run.model.save_pretrained(tmp_path)
@@ -46,6 +51,9 @@ def test_it_goes_on_top_of_dora_pissa_and_qlora(
     torch.testing.assert_close(loaded, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_it_has_no_settings_beside_rank(prepare: Any):
-    with pytest.raises(ValueError, match="method_settings.moves: method pedyra has no settings of its own"):
-        prepare("pedyra", method_settings={"moves": 3})
+def test_what_benches_vary_is_no_rank_setting(prepare: Any):
+    assert prepare("pedyra", method_settings={"patience": 3}).ranks.policy.settings == Settings(patience=3)
+    with pytest.raises(ValueError, match="rank.patience was removed: it is method_settings.patience of method pedyra"):
+        prepare("pedyra", rank={"patience": 3})
+    with pytest.raises(ValueError, match="method_settings.patience: method pedyra-paper has no settings of its own"):
+        prepare("pedyra-paper", method_settings={"patience": 3})

@@ -11,8 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pedyra.methods.pareto import two_thirds_ranks
-
 Scores = Mapping[str, Sequence[float]]
 """Layer name -> the score of each of its triples, in the model's layer order."""
 
@@ -28,7 +26,7 @@ class RankPlan:
     ranks: dict[str, int]
     """Every layer's rank afterwards."""
     layer_scores: dict[str, float]
-    """Eq. (7), a mean of each layer's scores; with `expand="importance"` they chose the layers to grow."""
+    """Eq. (7), a mean of each layer's scores."""
     rescale: dict[str, float] = field(default_factory=dict)
     """Layer -> factor on its scaling alpha / r; only for methods whose r is the current rank."""
 
@@ -79,55 +77,6 @@ def plan_parameters(
     freed = spare + sum(costs[name] * len(indices) for name, indices in pruned.items())
     added = round_robin(ranking, ranks, max_ranks, costs, freed) if moves else {}
     return make_plan(scores, pruned, added, ranking_scores)
-
-
-def plan_two_thirds(
-    scores: Scores,
-    *,
-    moves: int,
-    min_rank: int,
-    max_ranks: Mapping[str, int],
-    costs: Mapping[str, int],
-    spare: int,
-) -> RankPlan:
-    """Towards the ranks of Eq. (8), r_l proportional to G_l^(2/3), G_l being Eq. (7), at the conserved budget.
-
-    One triple after the other, at most `moves`: the layer furthest above its target gives its lowest, and what is free
-    then goes to the layers furthest below theirs, until no move brings two layers nearer.
-    """
-    layer_scores = layer_means(scores, {})
-    ranks = {name: len(values) for name, values in scores.items()}
-    budget = spare + sum(costs[name] * rank for name, rank in ranks.items())
-    shares = two_thirds_ranks(layer_scores, 1)
-    unit = budget / sum(costs[name] * share for name, share in shares.items())
-    missing = {name: unit * share - ranks[name] for name, share in shares.items()}
-    by_score = {name: sorted(range(len(values)), key=lambda i: (values[i], i)) for name, values in scores.items()}
-    pruned: dict[str, list[int]] = {}
-    added: dict[str, int] = {}
-    for _ in range(moves):
-        giving = [name for name in ranks if ranks[name] - len(pruned.get(name, ())) > min_rank and name not in added]
-        giver = min(giving, key=lambda name: missing[name], default=None)
-        if giver is None or missing[giver] > -0.5:
-            break
-        pruned.setdefault(giver, []).append(by_score[giver][len(pruned.get(giver, ()))])
-        missing[giver] += 1
-        spare += costs[giver]
-        while True:
-            taking = [
-                name
-                for name in ranks
-                if missing[name] >= 0.5
-                and name not in pruned
-                and costs[name] <= spare
-                and ranks[name] + added.get(name, 0) < max_ranks[name]
-            ]
-            taker = max(taking, key=lambda name: missing[name], default=None)
-            if taker is None:
-                break
-            added[taker] = added.get(taker, 0) + 1
-            missing[taker] -= 1
-            spare -= costs[taker]
-    return make_plan(scores, {name: tuple(sorted(gone)) for name, gone in pruned.items()}, added, layer_scores)
 
 
 def deal_ranks(

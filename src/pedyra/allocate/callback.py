@@ -22,7 +22,7 @@ from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.allocate.ownership import trainable
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Policy, Rule, bidirectional
+from pedyra.allocate.rule import Policy, Rule, default_rule, e_is_trained
 from pedyra.allocate.trainer_frames import caller, go_first, resumed_from
 from pedyra.config import RankConfig
 from pedyra.files import append_row, json_line, read_rows
@@ -42,7 +42,7 @@ class RankCallback(TrainerCallback):
         record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
             a training that is no resume.
         resume_from: the checkpoint folder, when it is not the one that Trainer resumes from.
-        policy: what turns scores into a plan, or a whole Rule; PE-DyRA's by default.
+        policy: what turns scores into a plan, or a whole Rule; that of the config by default.
 
     Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit.
 
@@ -56,10 +56,12 @@ class RankCallback(TrainerCallback):
         adapter_name: str = "default",
         record_to: str | Path | None = None,
         resume_from: str | Path | None = None,
-        policy: Policy | Rule = bidirectional,
+        policy: Policy | Rule | None = None,
     ) -> None:
         self.config = RankConfig() if config is None else checked_config(config)
-        self.adapter_name, self.policy = adapter_name, policy
+        self.adapter_name = adapter_name
+        policy = default_rule(self.config) if policy is None else policy
+        self.policy = policy if isinstance(policy, Rule) else Rule(policy=policy)
         self.record_to = None if record_to is None else Path(record_to)
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.allocator: RankAllocator | None = None
@@ -159,7 +161,7 @@ class RankCallback(TrainerCallback):
             return
         layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
         renewed = drop_empty(layers)
-        train_e(layers, bool(self.config.train_e))
+        train_e(layers, e_is_trained(self.policy, self.config))
         if optimizer is not None:  # the user's own: before its state is loaded
             rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):

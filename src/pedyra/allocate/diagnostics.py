@@ -46,7 +46,7 @@ def describe(allocator: RankAllocator) -> dict[str, Any]:
             "moves": allocator.moves,
             "adjustments": list(allocator.schedule.adjustments),
             "deal": allocator.deal_step,
-            "in_vain": too_short_to_try(allocator.config, allocator.schedule),
+            "in_vain": too_short_to_try(allocator.settings, allocator.config, allocator.schedule),
         },
         "scaling": {layer.name: layer.scaling for layer in allocator.layers},
         "config": allocator.config.to_dict(),

@@ -1,4 +1,4 @@
-"""How a new triple of PE-DyRA begins: contributing nothing, along a direction that `RankConfig.init` chooses."""
+"""How a new triple of PE-DyRA begins: contributing nothing, along a direction that was measured, or a random one."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def new_triples(
     # 1 / (3 in): the variance of PEFT's Kaiming-uniform start; 0.02: AdaLoRA's initial std.
     std = (3 * A.shape[1]) ** -0.5 if lora else 0.02
     if directions is None:
-        rows_A = _rows(A, num, std, config.init, generator)
+        rows_A = gaussian_rows(num, A.shape[1], std=std, generator=generator)
     else:
         rows_A = _along(directions[1], A, num, std, generator)
     if lora:
         return NewTriples(rows_A, torch.ones(num), torch.zeros(B.shape[1], num))
     if directions is None:
-        rows_B = _rows(B, num, std, config.init, generator)
+        rows_B = gaussian_rows(num, B.shape[1], std=std, generator=generator)
     else:
         rows_B = -_along(directions[0], B, num, std, generator)
     return NewTriples(rows_A, torch.zeros(num), rows_B.T)
@@ -58,10 +58,3 @@ def _norm(kept: Tensor, std: float) -> Tensor:
     return (
         kept.float().norm(dim=1).mean() if len(kept) else torch.tensor(std * kept.shape[1] ** 0.5, device=kept.device)
     )
-
-
-def _rows(kept: Tensor, num: int, std: float, init: str, generator: torch.Generator) -> Tensor:
-    width = kept.shape[1]
-    if init == "gaussian":
-        return gaussian_rows(num, width, std=std, generator=generator)
-    return orthogonal_rows(kept, num, norm=float(_norm(kept, std)), generator=generator)

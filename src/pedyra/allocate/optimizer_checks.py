@@ -63,7 +63,7 @@ def has_second_moments(optimizer: Optimizer, parameters: Sequence[Tensor] = ()) 
 
 
 def no_second_moments(optimizer: Optimizer, setting: str, otherwise: str) -> ValueError:
-    """The error where `setting` ("rank.score is 'loss'") asks for them; `otherwise` is one that does not."""
+    """The error where `setting` asks for them; `otherwise` is one that does not."""
     return ValueError(
         f"{setting}, which reads Adam's second moments, but {type(optimizer).__name__} keeps none; use adamw_torch, or "
         f"{otherwise}"
@@ -79,7 +79,7 @@ def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
         for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST}:
             raise ValueError(
                 f"{type(optimizer).__name__} keeps {key!r}, which cannot follow the turning of a layer's triples; "
-                f"use adamw_torch, or rank.turn=false"
+                f"use adamw_torch"
             )
 
 

@@ -22,23 +22,22 @@ from pedyra.allocate.optimizer_checks import (
     check_state,
     check_turnable,
     has_second_moments,
-    no_second_moments,
     unwrapped,
 )
-from pedyra.allocate.optimizer_state import adopt, rekey_state, removal_losses, save_as_on_disk
+from pedyra.allocate.optimizer_state import adopt, rekey_state, save_as_on_disk
 from pedyra.allocate.orthogonality_gradient import add_orthogonality_gradient
 from pedyra.allocate.ownership import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.allocate.record import adjustment_record
 from pedyra.allocate.resizing import carry_out
-from pedyra.allocate.rule import Policy, Rule, bidirectional
+from pedyra.allocate.rule import Policy, Rule, bidirectional, default_rule, e_is_trained
 from pedyra.allocate.schedule import Schedule, ema_window
-from pedyra.allocate.scores import ScoreState, TripleScores, own_scores, scores_observe
+from pedyra.allocate.scores import ScoreState, TripleScores, own_scores
 from pedyra.allocate.situation import moves_due, situation
 from pedyra.allocate.trained_triples import TrainedTriples
-from pedyra.config import RankConfig
+from pedyra.config import Importance, RankConfig
 from pedyra.lora.attach import AdaptedLayer, adapted_layers, attach, drop_empty, train_e, write_ranks
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.pedyra.dealing import deal, deal_step, turns_at_deal
+from pedyra.methods.pedyra.dealing import deal, deal_step
 from pedyra.methods.pedyra.sketching import Sketching, schedule_of, too_short_to_try
 from pedyra.methods.pedyra.trials import choose, how_many, known_curvature, known_lengths, predicted_losses
 from pedyra.methods.pedyra.turning import turn_layer
@@ -58,7 +57,7 @@ class RankAllocator:
         config: the settings.
         total_steps: optimizer steps of the whole run; fractions in the config refer to it.
         adapter_name: which adapter to adapt; others are left alone.
-        policy: what turns scores into a plan, or a whole Rule; PE-DyRA's by default.
+        policy: what turns scores into a plan, or a whole Rule; that of the config by default.
         process_group: of torch.distributed, whose processes train this model on parts of each batch and average its
             gradients; what they measure is averaged as well. None: all processes, where torch.distributed runs.
 
@@ -67,8 +66,7 @@ class RankAllocator:
 
     Raises:
         ValueError: nothing to adapt, a schedule or budget in which nothing can move, an optimizer whose state cannot
-            follow or that keeps no second moments where `deal` or `score="loss"` asks for them, or an adapter that
-            another allocator already adapts.
+            follow, or an adapter that another allocator already adapts.
     """
 
     def __init__(
@@ -78,21 +76,24 @@ class RankAllocator:
         config: RankConfig,
         total_steps: int,
         adapter_name: str = "default",
-        policy: Policy | Rule = bidirectional,
+        policy: Policy | Rule | None = None,
         process_group: Any = None,
     ) -> None:
         self.model, self.adapter_name, self.config = model, adapter_name, checked_config(config)
+        policy = default_rule(config) if policy is None else policy
         self.rule = policy if isinstance(policy, Rule) else Rule(policy=policy)
+        self.settings = self.rule.settings
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
-        self.schedule: Schedule = schedule_of(config, checked_steps(total_steps))
+        self.schedule: Schedule = schedule_of(config, checked_steps(total_steps), self.settings)
         attached = attach(model, adapter_name, config.start, config.seed)
         rekey_state(self.optimizer, drop_empty(attached))
         self.layers = trainable(attached)
         check_device(self.layers)
-        train_e(self.layers, bool(config.train_e))
+        self.trains_e = e_is_trained(self.rule, config)
+        train_e(self.layers, self.trains_e)
         choose_forward(self.layers, config.fused)
-        self.moves = most_moves(config, sum(layer.rank for layer in self.layers))
+        self.moves = most_moves(config, sum(layer.rank for layer in self.layers), tried=self.settings is not None)
         self._max_ranks = max_ranks(self.layers, config)
         self.step = 0
         self._read = 0
@@ -106,15 +107,13 @@ class RankAllocator:
                 "this method's scores are measured by each process alone, so that processes would decide differently; "
                 "train it in one process"
             )
-        self._sketching = Sketching(self.layers, config, self.schedule, average)
+        self._sketching = Sketching(self.layers, config, self.settings, self.schedule, average)
         (self.rule.check or check_movable)(situation(self, self._sketching, self._max_ranks, {}))
         if self.rule.policy is bidirectional:
             check_room(self.layers, config)
-        if config.score == "loss" and not has_second_moments(self.optimizer):
-            raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
         self.deal_step = self._next_deal()
         """The adjustment that deals all ranks anew, if one does."""
-        if (reason := too_short_to_try(config, self.schedule)) is not None:
+        if (reason := too_short_to_try(self.settings, config, self.schedule)) is not None:
             logger.warning("%s", reason)
         claim(self.layers, self)
         self._end = switch_on_after(self, self.layers)
@@ -124,8 +123,9 @@ class RankAllocator:
         self._saving = save_as_on_disk(self.optimizer)
         self._state_is_known = False
         self.scores: ScoreState = (self.rule.scores or own_scores)(model, self.layers, config)
-        self._window = ema_window(max(config.beta1, config.beta2))
-        reads_inputs = config.score == "importance" and (config.alpha or 0) < 1 and self.rule.scores is None
+        importance = config.importance or Importance(alpha=0.0)
+        self._window = ema_window(max(importance.beta1, importance.beta2))
+        reads_inputs = self.settings is None and importance.alpha < 1 and self.rule.scores is None
         self._inputs = InputEnergy(model, self.layers, average) if reads_inputs else None
         self._compiled = False
         if is_compiled(model):
@@ -158,7 +158,7 @@ class RankAllocator:
     @property
     def scores_observe(self) -> bool:
         """Whether scores come from the steps before (Algorithm 1, another method's), and not from the triples now."""
-        return self.rule.scores is not None or scores_observe(self.config)
+        return self.settings is None
 
     def tracks(self, step: int) -> bool:
         """Whether step `step` (1-based) is observed: only the steps an EMA still remembers at an adjustment are."""
@@ -170,9 +170,9 @@ class RankAllocator:
     @property
     def settled(self) -> bool:
         """Whether `patience` adjustments from the deal on moved nothing: the rest is a plain LoRA of these ranks."""
-        if self.config.prune != "trial" or not self.moves or not 0 < self.config.patience <= len(self.history):
+        if self.settings is None or not self.moves or not 0 < self.settings.patience <= len(self.history):
             return False
-        last = self.history[-self.config.patience :]
+        last = self.history[-self.settings.patience :]
         if self.deal_step is not None and last[0]["step"] < self.deal_step:
             return False
         return not any(record["pruned"] or record["added"] for record in last)
@@ -352,72 +352,70 @@ class RankAllocator:
             self._inputs.active = self.tracks(self.step + 1)
 
     def _next_deal(self) -> int | None:
-        if self.rule.policy is not bidirectional:
+        if self.settings is None:
             return None
-        return deal_step(self.layers, self.optimizer, self.config, self.schedule, after=self.step)
+        return deal_step(self.layers, self.optimizer, self.settings, self.config, self.schedule, after=self.step)
 
     def _check_state(self) -> None:
         """What can be said of the optimizer's state only now: it is there from the first step on, not before.
 
         A step that a GradScaler skipped leaves none.
         """
-        config, parameters = self.config, self.triples()
+        parameters = self.triples()
         self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in parameters)
         if not self._state_is_known:
             return
         if not has_second_moments(self.optimizer, parameters):
-            if config.score == "loss":
-                raise no_second_moments(self.optimizer, "rank.score is 'loss'", "rank.score='importance'")
             if self.deal_step is not None:
                 self.deal_step = self._next_deal()
         if self.moves or self.deal_step is not None:
             check_state(self.optimizer, parameters)
-        tries = config.prune == "trial" and config.turn and not config.train_e
-        if tries or (self.deal_step is not None and turns_at_deal(config)):
+        if self.settings is not None and not self.trains_e:
             check_turnable(self.optimizer, parameters)
 
     def _begin_trials(self) -> None:
         """Switch off what is tried before the next adjustment, when its time has come and something would gain more."""
-        sketch, config = self._sketching.current, self.config
-        if sketch is None or not sketch.judges or config.prune != "trial":
+        sketch = self._sketching.current
+        if sketch is None or not sketch.judges:
             return
         adjustment = self.schedule.next_adjustment(self.step + 1)
         assert adjustment is not None
         moves = how_many(self.history, moves_due(self, adjustment))
         if adjustment == self.deal_step or not moves:
             return
-        chosen, turns = choose(self.layers, config, self.scores, self.triple_scores, history=self.history, moves=moves)
+        chosen, turns = choose(self.layers, self.config, self.triple_scores, history=self.history, moves=moves)
         sketch.put_on_trial(chosen, turns)
 
     def triple_scores(self, lengths: Scores | None = None) -> dict[str, list[float]]:
-        """The score of every triple by layer, from what was observed so far (Algorithm 1, or `config.score`).
+        """The score of every triple by layer, from what was observed so far (Algorithm 1), or measured.
 
         Args:
             lengths: those of the triples, where they are known.
         """
-        config = self.config
-        if not self.scores_observe and config.score == "trial":
+        if not self.scores_observe:
             lengths = known_lengths(self.layers) if lengths is None else lengths
             return predicted_losses(lengths, known_curvature(self.layers, self.history))
-        if not self.scores_observe:
-            return removal_losses(self.layers, self.optimizer)
+        importance = self.config.importance or Importance()
         return self.scores.triple_scores(
-            alpha=config.alpha or 0.0, score_norm=config.score_norm, input_norm=config.input_norm, omega=config.omega
+            alpha=importance.alpha,
+            score_norm=importance.score_norm,
+            input_norm=importance.input_norm,
+            omega=importance.omega,
         )
 
     def _adjust(self) -> dict[str, Any]:
         began = time.perf_counter()
         deals = self.step == self.deal_step
-        lengths = known_lengths(self.layers) if self.config.prune == "trial" else {}
+        lengths = {} if self.settings is None else known_lengths(self.layers)
         scores = self.triple_scores(lengths)
         self._sketching.stop()
         now = situation(self, self._sketching, self._max_ranks, lengths)
         if deals:
-            scores, plan = deal(self.layers, self.optimizer, self.config, self.scores, now)
+            scores, plan = deal(self.layers, self.optimizer, now)
         else:
             plan = self.rule.policy(scores, now)
             if turned := self._turn(plan):
-                scores = self.triple_scores(lengths | known_lengths(turned) if self.config.score == "trial" else None)
+                scores = self.triple_scores(lengths | known_lengths(turned))
         self._apply(plan)
         self._sketching.forget()
         record = adjustment_record(
@@ -456,7 +454,7 @@ class RankAllocator:
                 return self.rule.new_triples(layer, num, generator)
             return new_triples(layer, pruned, num, self.config, generator, self._sketching.directions(layer))
 
-        self.scores.resize(carry_out(plan, self.layers, self.optimizer, born, new_moments=self.config.new_moments))
+        self.scores.resize(carry_out(plan, self.layers, self.optimizer, born, new_moments=self.rule.new_moments))
         self._trained.hold()
         if self._compiled:
             mark_ranks(self.layers)

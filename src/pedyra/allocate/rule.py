@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pedyra.allocate.allocation import RankPlan, Scores, plan_adjustment, plan_parameters, plan_two_thirds
+from pedyra.allocate.allocation import RankPlan, Scores, plan_adjustment, plan_parameters
 from pedyra.allocate.schedule import Schedule
 from pedyra.allocate.scores import ScoreState
 from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.pedyra.swaps import Curvature, Gain, least_gain, plan_along_gradient, plan_swaps
+from pedyra.methods.pedyra.settings import Settings
+from pedyra.methods.pedyra.swaps import Curvature, Gain, least_gain, plan_swaps
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,13 @@ class Situation:
     """Parameters below the initial count."""
     budget: str
     layer_score: str
-    expand: str
     candidates: dict[str, list[Gain]] | None
-    """Gains of the candidate directions per layer, surest first; None unless `expand` is "gradient"."""
+    """Gains of the candidate directions per layer, surest first; None of a method that scores triples."""
     chance: float
     """Errors of its own that the gain of one of them reaches by chance alone; see `core.noise.chance`, which is less
     exact where nothing is beyond it."""
     trials: dict[str, dict[int, Gain]] | None
-    """Gains of the triples on trial per layer; None unless the config's `prune` is "trial"."""
+    """Gains of the triples on trial per layer; None of a method that scores triples."""
     curvature: dict[str, Curvature]
     """Per layer, by the trials of this adjustment and all before it."""
     losses: dict[str, list[float]]
@@ -83,8 +83,24 @@ class Rule:
     """(layer, how many, generator) -> the triples to append, for a method that fixes how they begin."""
     check: Callable[[Situation], None] | None = None
     """Called with the situation before the first step; raises ValueError where the method cannot do its work."""
+    trains_e: bool | None = None
+    """Whether E is trained. None: where it starts at 0 (`RankConfig.start` "svd"), or nothing would be learned."""
+    new_moments: str = "zero"
+    """Adam's second moments of new rows: see `optimizer_state.move_state`."""
+    settings: Settings | None = None
+    """Of our default method, which measures; None: a method that scores triples."""
     goes_by_history: bool = False
     """Whether what it does next, or its scaling, follows from what it did: without the record no run goes on."""
+
+
+def default_rule(config: RankConfig) -> Rule:
+    """The rule of a config: the paper's by its `importance`, our default without."""
+    return Rule(policy=bidirectional, settings=Settings() if config.importance is None else None)
+
+
+def e_is_trained(rule: Rule, config: RankConfig) -> bool:
+    """Whether E is a parameter in a run of this rule."""
+    return config.start == "svd" if rule.trains_e is None else rule.trains_e
 
 
 def bidirectional(scores: Scores, now: Situation) -> RankPlan:
@@ -106,12 +122,6 @@ def bidirectional(scores: Scores, now: Situation) -> RankPlan:
             least=least_gain(now.losses, costs),
             margin=now.margin,
         )
-    if now.candidates is not None:
-        # Without trials nothing tells one layer's curvature from another's.
-        sure = {name: [gain.saves(1.0, now.certainty) for gain in gains] for name, gains in now.candidates.items()}
-        return plan_along_gradient(scores, sure, **limits, costs=costs, spare=spare)
-    if now.expand == "two_thirds":
-        return plan_two_thirds(scores, **limits, costs=costs, spare=spare)
     if unit:
         return plan_adjustment(scores, **limits, layer_score=now.layer_score)
     return plan_parameters(scores, **limits, costs=costs, spare=spare, layer_score=now.layer_score)

@@ -78,8 +78,7 @@ def resolve_schedule(
     if isinstance(interval, int) and interval < least_interval:
         raise ValueError(
             f"rank.interval is {interval}, but the gradient is measured in three parts of the steps between two "
-            f"adjustments, which takes {least_interval} or more; raise it, or use rank.init='orthogonal' and "
-            f"rank.expand='importance'"
+            f"adjustments, which takes {least_interval} or more; raise it, or use method pedyra-paper"
         )
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")
@@ -112,16 +111,12 @@ def parts_of(steps: int) -> tuple[int, int, int]:
     return steps // 3, steps // 3, steps - 2 * (steps // 3)
 
 
-def moves_at(moves: int, progress: float, form: str, last: int = 0) -> int:
-    """k at this progress in [0, 1) of the window: "constant", "linear" k (1 - p), or "cubic" k (1 - p^3) (ElaLoRA).
+def moves_at(moves: int, last: int) -> int:
+    """Twice what moved at the `last` adjustment, from a quarter of `moves` to all of them.
 
-    "adaptive" is twice what moved at the `last` adjustment, from a quarter of `moves` to all of them: it grows while it
-    pays, and falls as there is less to gain. At least 1 when `moves` is, so that no adjustment is idle.
+    It grows while it pays, and falls as there is less to gain.
     """
-    if form == "adaptive":
-        return min(moves, max(math.ceil(moves / 4), 2 * last))
-    factor = {"constant": 1.0, "linear": 1 - progress, "cubic": 1 - progress**3}[form]
-    return min(moves, max(1, round(moves * factor)))
+    return min(moves, max(math.ceil(moves / 4), 2 * last))
 
 
 def margin_at(margin: float, progress: float) -> float:

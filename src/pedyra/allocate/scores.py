@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.input_energy import per_element
-from pedyra.config import RankConfig
+from pedyra.config import Importance, RankConfig
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.resize import Replacement
 from pedyra.methods.importance import (
@@ -201,19 +201,15 @@ class TripleScores:
         self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
 
 
-def scores_observe(config: RankConfig) -> bool:
-    """Whether PE-DyRA's scores come from the steps before an adjustment (Algorithm 1), not from the triples then."""
-    return config.score == "importance"
-
-
 def own_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
     """The state behind PE-DyRA's scores."""
+    importance = config.importance or Importance(alpha=0.0)
     return TripleScores(
         layers,
-        beta1=config.beta1,
-        beta2=config.beta2,
-        omega_ema=config.omega_ema,
-        gradients=(config.alpha or 0) > 0,
+        beta1=importance.beta1,
+        beta2=importance.beta2,
+        omega_ema=importance.omega_ema,
+        gradients=importance.alpha > 0,
     )
 
 

@@ -23,6 +23,7 @@ def situation(allocator: RankAllocator, sketching: Sketching, max_ranks: dict[st
         lengths: those of the triples, where they are tried.
     """
     config, progress = allocator.config, allocator.schedule.progress(allocator.step)
+    settings = allocator.settings
     trials = sketching.trials()
     curvature = known_curvature(allocator.layers, allocator.history, trials)
     costs = {layer.name: layer.cost for layer in allocator.layers}
@@ -40,15 +41,14 @@ def situation(allocator: RankAllocator, sketching: Sketching, max_ranks: dict[st
         costs=costs,
         spare=spare,
         budget=config.budget,
-        layer_score=config.layer_score,
-        expand=config.expand,
+        layer_score=config.importance.layer_score if config.importance else "before",
         candidates=sketching.candidates(),
         chance=sketching.chance(),
         trials=trials,
         curvature=curvature,
         losses=predicted_losses(lengths, curvature) if payable else {},
-        certainty=config.certainty,
-        margin=margin_at(config.margin, progress),
+        certainty=settings.certainty if settings else 0.0,
+        margin=margin_at(settings.margin, progress) if settings else 1.0,
     )
 
 
@@ -58,4 +58,4 @@ def moves_due(allocator: RankAllocator, step: int) -> int:
         return 0
     swapped = bool(allocator.history) and not allocator.history[-1]["dealt"]
     last = sum(allocator.history[-1]["added"].values()) if swapped else 0
-    return moves_at(allocator.moves, allocator.schedule.progress(step), str(allocator.config.moves_schedule), last)
+    return allocator.moves if allocator.settings is None else moves_at(allocator.moves, last)

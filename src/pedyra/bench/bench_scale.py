@@ -30,6 +30,7 @@ from pedyra.lora.attach import AdaptedLayer, attach
 from pedyra.lora.export import export_adapter
 from pedyra.methods.pedyra.gradient_sketch import GradientSketch
 from pedyra.methods.pedyra.noise import chance
+from pedyra.methods.pedyra.settings import Settings
 
 LARGEST_EXPONENT = 1.05
 """Linear, and what noise may add."""
@@ -162,7 +163,7 @@ def _look_seconds(layers: int, rounds: int) -> float:
     gains = torch.randn(_LOOK_STEPS, layers * 8, generator=torch.Generator().manual_seed(0))
     gains[:, 0] += 10
     layer_of, among = torch.arange(layers).repeat_interleave(8), torch.ones(layers * 8, dtype=torch.bool)
-    return median(timed("cpu", lambda: chance(gains, layer_of, among, RankConfig().certainty)) for _ in range(rounds))
+    return median(timed("cpu", lambda: chance(gains, layer_of, among, Settings().certainty)) for _ in range(rounds))
 
 
 def operation_seconds(layers: int) -> dict[str, float]:
@@ -200,7 +201,7 @@ def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.opt
 
 def _config() -> RankConfig:
     # Triples that move at every adjustment, also at rank 1; sketches are measured apart.
-    return RankConfig(initial_warmup=0, interval=2, final_warmup=1, init="orthogonal", expand="importance")
+    return RankConfig.scored(initial_warmup=0, interval=2, final_warmup=1)
 
 
 def _value(axis: str, size: Size) -> int:

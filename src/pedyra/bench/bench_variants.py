@@ -12,9 +12,11 @@ from peft import AdaLoraConfig, EvaConfig, LoraConfig, get_peft_model, initializ
 from torch import Tensor, nn
 
 from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.rule import Rule, bidirectional
 from pedyra.bench.bench_models import BenchModel
 from pedyra.bench.masked_reference import MaskedReference
 from pedyra.config import RankConfig
+from pedyra.methods.pedyra.settings import Settings
 
 VARIANTS = ("floor", "lora", "adalora", "dora", "paper", "pedyra", "pedyra-fused")
 EVA = "eva"
@@ -69,6 +71,7 @@ class Setting:
     gradient_checkpointing: bool = False
     config: RankConfig
     """Settings of pedyra, with the schedule of the measured steps in integers."""
+    settings: Settings
     total_steps: int
     """Measured steps, warm-up included; the schedule of every dynamic method spans them."""
 
@@ -97,7 +100,13 @@ def build(name: str, setting: Setting, clock: Clock) -> Variant:
     variant = Variant(name, model, _adamw(model))
     if name.startswith("pedyra"):
         config = replace(setting.config, fused=name == "pedyra-fused")
-        allocator = RankAllocator(model, variant.optimizer, config, setting.total_steps)
+        allocator = RankAllocator(
+            model,
+            variant.optimizer,
+            config,
+            setting.total_steps,
+            policy=Rule(policy=bidirectional, settings=setting.settings),
+        )
         variant.allocator, variant.before_step = allocator, allocator.before_step
         variant.after_step = lambda: allocator.after_step() is not None
         variant.state = lambda: allocator.scores.tensors().values()

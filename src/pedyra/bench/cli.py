@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -136,28 +135,6 @@ def sketch(
     for kind, titles in (("accuracy", COLUMNS), ("carrier", CARRIER_COLUMNS)):
         table = [[row[column] for column in titles] for row in rows if row["kind"] == kind]
         print_table(new_console(), list(titles.values()), table)
-
-
-@app.command()
-def mixing(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change recipe keys, e.g. method=pedyra-paper.", show_default=False),
-    ] = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Take Algorithm 1's two scores apart during a run: what decides which triples are pruned?"""
-    from pedyra.recipe import load_recipe
-
-    checked = load_recipe(recipe, overrides or [])
-    quiet_libraries()
-    from pedyra.bench.bench_mixing import COLUMNS, bench_mixing
-
-    rows = bench_mixing(checked)
-    print_table(new_console(), list(COLUMNS.values()), [[row[column] for column in COLUMNS] for row in rows])
-    if json_file:
-        write_json_lines(json_file, rows)
 
 
 app.command()(planted)

@@ -3,7 +3,7 @@
 A name is an entry of `CONTENDERS`, or one of
 
     lora+4                        LoRA+ with this ratio
-    pedyra:moves=4,init=gaussian  an entry that moves ranks, with other settings of RankConfig
+    pedyra:moves=4,margin=1       an entry that moves ranks, with other settings of RankConfig
     static:q=1,v=3,blocks.3.up=2  fixed ranks by layer type or name; layers without one keep the uniform rank
     only:up,down                  the whole budget of parameters spread over these layers
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch.optim import Optimizer
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Policy, Rule, bidirectional, unchecked
+from pedyra.allocate.rule import Policy, Rule, bidirectional, default_rule, unchecked
 from pedyra.bench import contender_hooks as hooks
 from pedyra.bench.autolora_look import autolora_look
 from pedyra.bench.eva_look import EVA_STEPS, eva_look
@@ -41,9 +41,10 @@ from pedyra.methods.gora import GoraSettings
 from pedyra.methods.increlora import GrowFromReserve, hold_reserve, reserve_triples
 from pedyra.methods.l1ra import Gates, L1raSettings, MoveClosed, gated_triples
 from pedyra.methods.para import ParaSettings
+from pedyra.methods.pedyra.settings import Settings
 from pedyra.methods.prune import Prune
 from pedyra.methods.random_moves import RandomMoves
-from pedyra.methods.settings import SCHEDULE, SCORE_FIELDS, WITHOUT_SKETCHES
+from pedyra.methods.settings import SCHEDULE, SCORE_FIELDS, SCORED
 from pedyra.methods.triadaptlora import CoreNorms, GrowByCore, gaussian_triples
 
 
@@ -55,8 +56,10 @@ class Contender:
     """(settings) -> the config with them in place of the contender's own."""
     open_fields: Collection[str] | None = None
     """The settings that have a part in the method; None: all."""
-    rule: Callable[[RankConfig, int], Policy | Rule] = lambda config, rank: bidirectional
+    rule: Callable[[RankConfig, int], Policy | Rule] = lambda config, rank: default_rule(config)
     """(config, rank of the budget) -> what moves the ranks."""
+    settings: Settings | None = None
+    """What a bench varies of pedyra beside its config."""
     moves: float | None = None
     """k as a part of the total rank, where `config` names none."""
     first_rank: Callable[[int], int] = lambda rank: rank
@@ -90,37 +93,53 @@ class Contender:
         """Eight hexadecimal digits of the settings, "" without any: rows of older defaults are other rows."""
         if self.config is None:
             return ""
-        return hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        told = self.config.to_dict() | ({} if self.settings is None else {"settings": asdict(self.settings)})
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 _WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
 _ADALORA_FIELDS = ("beta1", "beta2", "orth_weight")
 _L1RA = L1raSettings()
+_SETTINGS = [field.name for field in fields(Settings)]
 
 
-def _with(*parts: Mapping[str, Any], **settings: Any) -> Callable[..., RankConfig]:
+def _scored(*parts: Mapping[str, Any], **settings: Any) -> Callable[..., RankConfig]:
     """What makes a config of these settings, later ones in place of earlier ones, and of more."""
-    own = {key: value for part in (*parts, settings) for key, value in part.items()}
-    return lambda **changes: RankConfig.from_dict({**own, **changes})
+    own = {key: value for part in (SCORED, *parts, settings) for key, value in part.items()}
+    return lambda **changes: RankConfig.scored(**{**own, **changes})
 
 
 def _increlora(config: RankConfig, rank: int) -> Rule:
     policy = GrowFromReserve(rank, hooks.reserve(rank), None)
-    return Rule(policy=policy, scores=DenseSensitivity, new_triples=reserve_triples, check=policy.check)
+    return Rule(
+        policy=policy,
+        scores=DenseSensitivity,
+        new_triples=reserve_triples,
+        check=policy.check,
+        new_moments="seed",
+    )
 
 
 def _triadaptlora(config: RankConfig, rank: int) -> Rule:
     policy = GrowByCore(rank, max(1, rank // 2), "linear")
-    return Rule(policy=policy, scores=CoreNorms, new_triples=gaussian_triples, check=unchecked)
+    return Rule(
+        policy=policy,
+        scores=CoreNorms,
+        new_triples=gaussian_triples,
+        check=unchecked,
+        trains_e=True,
+        new_moments="seed",
+    )
 
 
 def _elalora(config: RankConfig, rank: int) -> Rule:
     moves = 4 if config.moves is None else config.moves
-    return Rule(policy=Elastic(moves, ElaLoraSettings()), new_triples=orthogonal_triples)
+    return Rule(policy=Elastic(moves, ElaLoraSettings()), new_triples=orthogonal_triples, new_moments="seed")
 
 
 def _l1ra(config: RankConfig, rank: int) -> Rule:
-    return Rule(policy=MoveClosed(rank, _L1RA.threshold), scores=Gates, new_triples=gated_triples)
+    policy = MoveClosed(rank, _L1RA.threshold)
+    return Rule(policy=policy, scores=Gates, new_triples=gated_triples, trains_e=True, new_moments="seed")
 
 
 def _initial(rank: int) -> int:
@@ -138,36 +157,36 @@ CONTENDERS: dict[str, Contender] = {
     "probe-restart": Contender(look=partial(probe_look, keep=False), pattern=by_gain),
     "shares-ranks": Contender(look=partial(probe_look, points=16), pattern=by_gain),
     "random": Contender(
-        configure=_with(_WINDOW, WITHOUT_SKETCHES),
-        open_fields=(*SCORE_FIELDS, "moves", "moves_schedule"),
+        configure=partial(RankConfig.paper, **_WINDOW, budget="parameters", moves=None),
+        open_fields=(*SCORE_FIELDS, "moves"),
         moves=1 / 6,
         rule=lambda config, rank: RandomMoves(config.seed),
     ),
     "prune": Contender(
-        configure=_with(_WINDOW, WITHOUT_SKETCHES),
+        configure=partial(RankConfig.paper, **_WINDOW, budget="parameters", moves=None),
         open_fields=SCORE_FIELDS,
         first_rank=_initial,
         rule=lambda config, rank: Prune(_initial(rank), rank),
     ),
     "expand": Contender(
-        configure=_with(_WINDOW, WITHOUT_SKETCHES),
+        configure=partial(RankConfig.paper, **_WINDOW, budget="parameters", moves=None),
         open_fields=SCORE_FIELDS,
         first_rank=lambda rank: max(1, rank // 2),
         rule=lambda config, rank: Rule(policy=Expand(max(1, rank // 2), rank), check=unchecked),
     ),
     "adalora": Contender(
-        configure=_with(_WINDOW, WITHOUT_SKETCHES, adalora_svd.RANK_SETTINGS, min_rank=0, budget="parameters"),
+        configure=_scored(_WINDOW, adalora_svd.RANK_SETTINGS, min_rank=0, budget="parameters"),
         open_fields=(*_ADALORA_FIELDS, "budget", "min_rank"),
         first_rank=_initial,
         rule=lambda config, rank: CubicPruning(_initial(rank), rank),
     ),
     "elalora": Contender(
-        configure=_with(_WINDOW, WITHOUT_SKETCHES, elalora.RANK_SETTINGS, budget="parameters"),
+        configure=_scored(_WINDOW, elalora.RANK_SETTINGS, budget="parameters"),
         open_fields=(*_ADALORA_FIELDS, "budget", "max_rank", "moves"),
         rule=_elalora,
     ),
     "l1ra": Contender(
-        configure=_with(WITHOUT_SKETCHES, l1ra.RANK_SETTINGS, budget="parameters"),
+        configure=_scored(l1ra.RANK_SETTINGS, budget="parameters"),
         open_fields=("budget", "max_rank"),
         rule=_l1ra,
         start=hooks.start_gated,
@@ -175,7 +194,7 @@ CONTENDERS: dict[str, Contender] = {
         optimizer=partial(make_optimizer, gate_lr=_L1RA.gate_learning_rate),
     ),
     "increlora": Contender(
-        configure=_with(_WINDOW, WITHOUT_SKETCHES, increlora.RANK_SETTINGS),
+        configure=_scored(_WINDOW, increlora.RANK_SETTINGS),
         open_fields=_ADALORA_FIELDS,
         rule=_increlora,
         first_rank=lambda rank: 1 + hooks.reserve(rank),
@@ -184,7 +203,7 @@ CONTENDERS: dict[str, Contender] = {
         ready=hold_reserve,
     ),
     "triadaptlora": Contender(
-        configure=_with(_WINDOW, WITHOUT_SKETCHES, triadaptlora.RANK_SETTINGS),
+        configure=_scored(_WINDOW, triadaptlora.RANK_SETTINGS),
         open_fields=("orth_weight", "max_rank"),
         rule=_triadaptlora,
         first_rank=lambda rank: 1,
@@ -202,7 +221,7 @@ CONTENDERS: dict[str, Contender] = {
     "pedyra-paper": Contender(
         configure=partial(RankConfig.paper, **_WINDOW, budget="parameters", moves=None), moves=1 / 12
     ),
-    "pedyra": Contender(configure=_with()),
+    "pedyra": Contender(configure=lambda **settings: RankConfig.from_dict(settings)),
 }
 
 
@@ -227,9 +246,15 @@ def contender(name: str, settings: Mapping[str, Any] | None = None) -> Contender
     changes = {**parse_settings(rest.split(",") if rest else []), **(settings or {} if head == "pedyra" else {})}
     if not changes:
         return found
-    if found.configure is None:
+    if (configure := found.configure) is None:
         raise ValueError(f"method {name!r}: {head} moves no ranks, so it has no settings; drop {rest!r}")
-    changed = replace(found, configure=partial(found.configure, **changes))
+    if head == "pedyra" and any(key in _SETTINGS for key in changes):
+        settings_ = Settings(**{key: value for key, value in changes.items() if key in _SETTINGS})
+        changes = {key: value for key, value in changes.items() if key not in _SETTINGS}
+        found = replace(
+            found, rule=lambda config, rank: Rule(policy=bidirectional, settings=settings_), settings=settings_
+        )
+    changed = replace(found, configure=partial(configure, **changes))
     assert changed.config is not None  # or it raises: of a setting that there is not, or that cannot be
     free = None if found.open_fields is None else (*SCHEDULE, *found.open_fields)
     for key in changes:

@@ -63,8 +63,9 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     settings = method_settings(recipe, AdaLoraSettings)
     refuse_lora(recipe, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
     ranks = rank_config(recipe, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
-    for name in ("beta1", "beta2"):
-        value = getattr(ranks, name)
+    assert ranks.importance is not None
+    beta1, beta2 = ranks.importance.beta1, ranks.importance.beta2
+    for name, value in (("beta1", beta1), ("beta2", beta2)):
         require(value > 0, f"rank.{name} is {value}, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
     initial, final = first_and_last_rank(settings, recipe.lora.r)
     lora = lora_config(recipe.lora, recipe.data.kind)
@@ -78,8 +79,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         exclude_modules=lora.exclude_modules,
         bias=recipe.lora.bias,
         modules_to_save=lora.modules_to_save,
-        beta1=ranks.beta1,
-        beta2=ranks.beta2,
+        beta1=beta1,
+        beta2=beta2,
         orth_reg_weight=ranks.orth_weight,
         total_step=1,  # until the callback knows it
     )

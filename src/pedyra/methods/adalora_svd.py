@@ -65,7 +65,6 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         open_fields=("beta1", "beta2", "orth_weight", "budget", "min_rank"),
         **RANK_SETTINGS,
         min_rank=0,
-        new_moments="zero",
     )
     initial, final = first_and_last_rank(settings, recipe.lora.r)
     model = with_lora(base_model, recipe, r=initial)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pedyra.config import RankConfig
+from pedyra.config import Importance, RankConfig
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.importance import update_sensitivity_
 from pedyra.methods.layer_scores import LayerScores
@@ -42,7 +42,8 @@ class DenseSensitivity(LayerScores):
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> None:
         super().__init__(layers, ("sensitivity", "uncertainty"))
-        self.beta1, self.beta2 = config.beta1, config.beta2
+        importance = config.importance or Importance()
+        self.beta1, self.beta2 = importance.beta1, importance.beta2
         self.now = torch.zeros_like(self.state["sensitivity"])
         """What the backward passes of this step have added so far."""
         self._inputs: dict[int, Tensor] = {}

@@ -24,8 +24,8 @@ from pedyra.methods.settings import method_settings, rank_config, refuse_lora, r
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
-RANK_SETTINGS: dict[str, Any] = {**adalora_svd.RANK_SETTINGS, "new_moments": "seed"}
-"""Of RankConfig: AdaLoRA's, and moments for new rows."""
+RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
+"""Of RankConfig: AdaLoRA's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,5 +122,5 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         moves=4,
     )
     assert config.moves is not None
-    rule = Rule(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples)
+    rule = Rule(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed")
     return adaptive(with_lora(base_model, recipe), config, rule, record_to)

@@ -13,7 +13,7 @@ from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import means, part_done, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import SCORE_FIELDS, method_settings, rank_config, refuse_lora, require
+from pedyra.methods.settings import method_settings, paper_config, refuse_lora, require
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
@@ -56,7 +56,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     """
     settings = method_settings(recipe, ExpandSettings)
     refuse_lora(recipe, "its scaling depends on the initial rank", "use_rslora")
-    config = rank_config(recipe, open_fields=SCORE_FIELDS)
+    config = paper_config(recipe)
     final = recipe.lora.r
     initial = max(1, final // 2) if settings.initial_rank is None else settings.initial_rank
     if initial >= final:

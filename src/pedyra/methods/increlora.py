@@ -29,9 +29,7 @@ from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
 RESERVE_E = 1e-5
-RANK_SETTINGS: dict[str, Any] = dict(
-    alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0, new_moments="seed"
-)
+RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0)
 """Of RankConfig: what makes the method; the orthogonality weight is a default."""
 
 
@@ -198,7 +196,12 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     model = with_lora(base_model, recipe, r=1 + add, alpha=recipe.lora.alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
     rule = Rule(
-        policy=policy, scores=DenseSensitivity, new_triples=reserve_triples, check=policy.check, goes_by_history=True
+        policy=policy,
+        scores=DenseSensitivity,
+        new_triples=reserve_triples,
+        check=policy.check,
+        new_moments="seed",
+        goes_by_history=True,
     )
     adaptation = adaptive(model, config, rule, record_to)
     with torch.no_grad():

@@ -34,9 +34,7 @@ RANK_SETTINGS: dict[str, Any] = dict(
     final_warmup=0,
     alpha=1.0,
     start="lora",
-    train_e=True,
     budget="ranks",
-    new_moments="seed",
 )
 """Of RankConfig: what makes the method; the schedule and the budget are defaults."""
 
@@ -147,7 +145,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     config = rank_config(recipe, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
     model = with_lora(base_model, recipe, init="gaussian")
     policy = MoveClosed(recipe.lora.r, settings.threshold)
-    rule = Rule(policy=policy, scores=Gates, new_triples=gated_triples)
+    rule = Rule(policy=policy, scores=Gates, new_triples=gated_triples, trains_e=True, new_moments="seed")
     adaptation = adaptive(model, config, rule, record_to)
 
     def make_optimizer(model: PeftModel, args: TrainingArguments) -> Optimizer:

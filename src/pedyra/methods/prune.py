@@ -14,7 +14,7 @@ from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import lowest_worth, means, part_done, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import SCORE_FIELDS, method_settings, rank_config, refuse_lora
+from pedyra.methods.settings import method_settings, paper_config, refuse_lora
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
@@ -43,7 +43,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     """
     settings = method_settings(recipe, AdaLoraSettings)
     refuse_lora(recipe, "its scaling depends on the initial rank", "use_rslora")
-    config = rank_config(recipe, open_fields=SCORE_FIELDS)
+    config = paper_config(recipe)
     initial, final = first_and_last_rank(settings, recipe.lora.r)
     alpha = recipe.lora.alpha * initial / recipe.lora.r  # the scaling is that of lora.r
     model = with_lora(base_model, recipe, r=initial, alpha=alpha)

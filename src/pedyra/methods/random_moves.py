@@ -15,7 +15,7 @@ from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import means, plan, units
 from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import SCORE_FIELDS, no_settings, rank_config
+from pedyra.methods.settings import no_settings, paper_config
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
@@ -59,5 +59,5 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     The scores are tracked and recorded all the same, so that a run costs what pedyra's does.
     """
     no_settings(recipe)
-    config = rank_config(recipe, open_fields=(*SCORE_FIELDS, "moves", "moves_schedule"))
+    config = paper_config(recipe, "moves")
     return adaptive(with_lora(base_model, recipe), config, RandomMoves(config.seed), record_to)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -15,12 +15,12 @@ Settings = TypeVar("Settings")
 SCHEDULE = ("interval", "initial_warmup", "final_warmup")
 """Fields of RankConfig that every method with a schedule takes from the recipe."""
 
-WITHOUT_SKETCHES: dict[str, Any] = dict(init="orthogonal", expand="importance", min_rank=1)
-"""The directions along the gradient are PE-DyRA's own; another method would pay for sketches that it does not use."""
+SCORED: dict[str, Any] = dict(initial_warmup=0.05, min_rank=1)
+"""What methods that score triples start from, where they do not say otherwise."""
 
 SCORE_FIELDS = (
-    *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "omega_ema", "layer_score"),
-    *("orth_weight", "orth_form", "start", "init", "new_moments", "budget", "min_rank", "max_rank"),
+    *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "omega_ema", "layer_score", "orth_form"),
+    *("orth_weight", "start", "budget", "min_rank", "max_rank"),
 )
 """What an ablation of PE-DyRA shares with it: all but what moves and how many."""
 
@@ -47,7 +47,7 @@ def no_settings(recipe: Recipe) -> None:
 
 
 def rank_config(recipe: Recipe, *, open_fields: Sequence[str] = (), **fixed: Any) -> RankConfig:
-    """The RankConfig of a method: `fixed` over RankConfig's defaults; schedule and `open_fields` from the recipe.
+    """The RankConfig of a method that scores triples: `fixed` over the defaults; schedule and `open_fields` as given.
 
     An open field may be in `fixed` too, as the method's own default. Fields of `recipe.rank` that are neither have no
     part in the method and are passed over, as method lora does with all of them: recipes of a comparison share them.
@@ -61,8 +61,17 @@ def rank_config(recipe: Recipe, *, open_fields: Sequence[str] = (), **fixed: Any
             raise ValueError(
                 f"rank.{name} is {value!r}, but method {recipe.method} is defined by {fixed[name]!r}; remove it"
             )
-    given = {name: value for name, value in recipe.rank.items() if name in free}
-    return RankConfig.from_dict({"seed": recipe.seed, **WITHOUT_SKETCHES, **fixed, **given})
+    return RankConfig.scored(**{"seed": recipe.seed, **SCORED, **fixed, **_given(recipe, free)})
+
+
+def paper_config(recipe: Recipe, *open_fields: str) -> RankConfig:
+    """The RankConfig of an ablation of the paper: its settings, and what the recipe gives of these fields."""
+    free = {*SCHEDULE, "seed", *SCORE_FIELDS, *open_fields}
+    return RankConfig.paper(**{"seed": recipe.seed, **_given(recipe, free)})
+
+
+def _given(recipe: Recipe, free: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in recipe.rank.items() if name in free}
 
 
 def refuse_lora(recipe: Recipe, reason: str, *names: str) -> None:

@@ -30,9 +30,7 @@ from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
 STD = 0.02
-RANK_SETTINGS: dict[str, Any] = dict(
-    alpha=1.0, start="lora", train_e=True, budget="ranks", orth_weight=0.5, new_moments="seed"
-)
+RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
 """Of RankConfig: what makes the method; the orthogonality weight is a default."""
 
 
@@ -178,5 +176,13 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
     policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
-    rule = Rule(policy=policy, scores=CoreNorms, new_triples=gaussian_triples, check=unchecked, goes_by_history=True)
+    rule = Rule(
+        policy=policy,
+        scores=CoreNorms,
+        new_triples=gaussian_triples,
+        check=unchecked,
+        trains_e=True,
+        new_moments="seed",
+        goes_by_history=True,
+    )
     return adaptive(model, config, rule, record_to)

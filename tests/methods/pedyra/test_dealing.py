@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from windows import pedyra
 
 from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.allocation import deal_ranks
@@ -15,15 +16,16 @@ from pedyra.allocate.new_triples import new_triples
 from pedyra.allocate.optimizer_checks import has_second_moments
 from pedyra.allocate.optimizer_state import removal_losses
 from pedyra.allocate.situation import moves_due, situation
-from pedyra.methods.pedyra.dealing import deal, turns_at_deal
+from pedyra.methods.pedyra.dealing import deal
 
-SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, deal=11, certainty=0.0)
+SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, reassignment=11, certainty=0.0)
 """Adjustments of 24 steps after 5, 10 and 15; 10 is the nearest to 11. Whatever gains anything would be moved."""
 
 
-def allocate(model: Any, config: RankConfig, steps: int = 24) -> RankAllocator:
+def allocate(model: Any, config: RankConfig | dict[str, Any], steps: int = 24) -> RankAllocator:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    return RankAllocator(model, optimizer, config, steps)
+    given: dict[str, Any] = config if isinstance(config, dict) else {"config": config}
+    return RankAllocator(model, optimizer, total_steps=steps, **given)
 
 
 def saliencies(allocator: RankAllocator) -> dict[str, list[float]]:
@@ -40,7 +42,7 @@ def saliencies(allocator: RankAllocator) -> dict[str, list[float]]:
 
 def test_ranks_are_dealt_once_at_the_nearest_adjustment(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(**SCHEDULE))
+    allocator = allocate(model, pedyra(**SCHEDULE))
     train_net(model, allocator.optimizer, allocator, 9)
     before = allocator.ranks
     # The tenth step, without what the allocator does after it.
@@ -66,7 +68,7 @@ def test_ranks_are_dealt_once_at_the_nearest_adjustment(make_net, train_net):
 
 def test_nothing_is_dealt_while_one_layer_would_get_nearly_all(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(**SCHEDULE))
+    allocator = allocate(model, pedyra(**SCHEDULE))
     train_net(model, allocator.optimizer, allocator, 9)
     allocator.optimizer.state[allocator.layers[1].a.A]["exp_avg_sq"].mul_(1000)
     before = {layer.name: (layer.a.A, layer.b.weight) for layer in allocator.layers}
@@ -77,7 +79,7 @@ def test_nothing_is_dealt_while_one_layer_would_get_nearly_all(make_net, train_n
 
 def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(**SCHEDULE, moves=8))
+    allocator = allocate(model, pedyra(**SCHEDULE, moves=8))
     for step in range(1, 11):
         train_net(model, allocator.optimizer, allocator, 1, first=step)
         assert all(layer.a.live is None for layer in allocator.layers)
@@ -85,26 +87,26 @@ def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(ma
     assert moves_due(allocator, 15) == 2  # a quarter of 8, not twice what was dealt
 
 
-@pytest.mark.parametrize("config", [RankConfig(deal=0), RankConfig(moves=0), RankConfig.paper()])
+@pytest.mark.parametrize("config", [pedyra(reassignment=0), RankConfig(moves=0), RankConfig.paper()])
 def test_nothing_is_dealt_where_it_is_not_asked_for(config, make_net):
     assert allocate(make_net(), config, 200).deal_step is None
     assert allocate(make_net(), RankConfig(), 200).deal_step == 27  # a tenth is 20, the first adjustment 27
 
 
 def test_what_triples_hold_at_the_start_is_not_given_away(make_net):
-    assert allocate(make_net(trained=True), RankConfig(**SCHEDULE)).deal_step is None
-    assert allocate(make_net(), RankConfig(**SCHEDULE)).deal_step == 10
+    assert allocate(make_net(trained=True), pedyra(**SCHEDULE)).deal_step is None
+    assert allocate(make_net(), pedyra(**SCHEDULE)).deal_step == 10
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adamax])
 def test_without_second_moments_nothing_is_dealt_and_a_deal_that_is_asked_for_is_refused(kind, make_net, train_net):
     def allocator(model: Any, **settings: Any) -> RankAllocator:
         optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        return RankAllocator(model, optimizer, RankConfig(turn=False, **settings), 100)
+        return RankAllocator(model, optimizer, total_steps=100, **pedyra(**settings))
 
     model = make_net()
-    with pytest.raises(ValueError, match=rf"rank.deal is 0.1, .*{kind.__name__} keeps none; .*or rank.deal=0"):
-        asked = allocator(model, deal=0.1)  # refused here, or once the optimizer has stepped
+    with pytest.raises(ValueError, match=rf"reassignment is 0.1, .*{kind.__name__} keeps none; .*or leave it out"):
+        asked = allocator(model, reassignment=0.1)  # refused here, or once the optimizer has stepped
         train_net(model, asked.optimizer, asked, 1)
     other = make_net()
     usual = allocator(other)
@@ -116,13 +118,13 @@ def test_a_refused_allocator_leaves_the_adapter_free(make_net):
     model = make_net()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     try:
-        RankAllocator(model, optimizer, RankConfig(deal=0.1), 100)
+        RankAllocator(model, optimizer, total_steps=100, **pedyra(reassignment=0.1))
     except ValueError:  # while it is handled, as in a notebook
         RankAllocator(model, optimizer, RankConfig(), 100)
 
 
 def test_moments_of_bitsandbytes_count(make_net):
-    allocator = allocate(make_net(), RankConfig(**SCHEDULE))
+    allocator = allocate(make_net(), pedyra(**SCHEDULE))
     parameter = allocator.layers[0].a.A
     allocator.optimizer.state[parameter] = {"state1": parameter.clone(), "state2": torch.full_like(parameter, 2.0)}
     assert has_second_moments(allocator.optimizer, [parameter])
@@ -132,7 +134,7 @@ def test_moments_of_bitsandbytes_count(make_net):
 
 def test_the_weakest_directions_go_not_the_shortest_rows(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(**SCHEDULE))
+    allocator = allocate(model, pedyra(**SCHEDULE))
     train_net(model, allocator.optimizer, allocator, 9)
     last = allocator.layers[-1]
     with torch.no_grad():  # two long rows that nearly cancel, and other directions of different lengths
@@ -156,15 +158,10 @@ def test_the_weakest_directions_go_not_the_shortest_rows(make_net, train_net):
             torch.testing.assert_close((layer.b.weight @ layer.a.A).detach(), best, rtol=1e-4, atol=1e-6)
 
 
-def test_under_eq_3_rows_go_as_they_are(make_net):
-    assert turns_at_deal(RankConfig()) and not turns_at_deal(RankConfig(prune="score", deal=0.1))
-    assert not turns_at_deal(RankConfig(turn=False)) and not turns_at_deal(RankConfig(start="svd"))
-
-
 @pytest.mark.parametrize("budget", ["ranks", "parameters"])
 def test_a_deal_keeps_the_budget_in_force(budget, make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(**SCHEDULE, budget=budget))
+    allocator = allocate(model, pedyra(**SCHEDULE, budget=budget))
     total, costs = sum(allocator.ranks.values()), {layer.name: layer.cost for layer in allocator.layers}
     train_net(model, allocator.optimizer, allocator, 10)
     left = allocator.initial_parameters - allocator.parameters
@@ -177,25 +174,25 @@ def test_a_deal_keeps_the_budget_in_force(budget, make_net, train_net):
 
 def test_quiet_looks_before_the_deal_do_not_end_the_run(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig(interval=4, final_warmup=4, deal=16, patience=2, certainty=4.0))
+    allocator = allocate(model, pedyra(interval=4, final_warmup=4, reassignment=16, patience=2, certainty=4.0))
     train_net(model, allocator.optimizer, allocator, 24)
     assert [record["step"] for record in allocator.history if record["dealt"]] == [16]
 
 
 def test_a_run_that_is_made_longer_deals_at_an_adjustment_of_its_own(make_net, train_net):
     model = make_net()
-    one = allocate(model, RankConfig(**{**SCHEDULE, "deal": 0.45, "interval": 0.2}))
+    one = allocate(model, pedyra(**{**SCHEDULE, "reassignment": 0.45, "interval": 0.2}))
     train_net(model, one.optimizer, one, 7)
     state = one.state()
     one.release()
-    longer = RankAllocator(model, one.optimizer, one.config, 100)
+    longer = RankAllocator(model, one.optimizer, one.config, 100, policy=one.rule)
     longer.load_state(*state)
     assert one.deal_step in one.schedule.adjustments and longer.deal_step in longer.schedule.adjustments
     assert longer.deal_step == 48  # 45 of 100; every 24
 
 
 def test_a_layer_that_gains_more_than_there_are_directions_gets_others(make_net):
-    (layer, *_) = allocate(make_net(trained=True), RankConfig(**SCHEDULE)).layers
+    (layer, *_) = allocate(make_net(trained=True), pedyra(**SCHEDULE)).layers
     u, v = torch.zeros(1, layer.b.out_features), torch.zeros(1, layer.a.in_features)
     u[0, 0] = v[0, 1] = 1.0
     new = new_triples(layer, (0,), 3, RankConfig(), torch.Generator().manual_seed(0), (u, v))
@@ -210,12 +207,12 @@ def test_a_layer_that_gains_more_than_there_are_directions_gets_others(make_net)
 
 def test_a_run_taken_up_again_still_knows_when_it_deals(make_net, train_net):
     first, second = make_net(), make_net()
-    one = allocate(first, RankConfig(**SCHEDULE))
+    one = allocate(first, pedyra(**SCHEDULE))
     train_net(first, one.optimizer, one, 7)
     record, tensors = one.state()
     # As in a loop of one's own, which loads the weights before it makes the allocator.
     second.load_state_dict(first.state_dict(), strict=False)
-    two = allocate(second, RankConfig(**SCHEDULE))
+    two = allocate(second, pedyra(**SCHEDULE))
     assert two.deal_step is None
     two.load_state(record, tensors)
     assert two.deal_step == one.deal_step == 10
@@ -236,11 +233,11 @@ def test_how_much_of_the_budget_one_layer_may_get(shares, dealt):
     torch.manual_seed(0)
     base = nn.Sequential(*(nn.Linear(8, 8) for _ in shares))
     model: Any = get_peft_model(base, LoraConfig(r=4, target_modules=[str(i) for i in range(len(shares))]))  # type: ignore[arg-type]
-    allocator = allocate(model, RankConfig(**SCHEDULE))
+    allocator = allocate(model, pedyra(**SCHEDULE))
     for layer, share in zip(allocator.layers, shares, strict=True):
         moment = share / (2 * layer.a.A.detach().square().sum())  # w^2 v / 2, summed
         allocator.optimizer.state[layer.a.A] = {"exp_avg_sq": moment.expand_as(layer.a.A).clone()}
     allocator._sketching.forget()  # a deal asks for none
     now = situation(allocator, allocator._sketching, allocator._max_ranks, {})
-    _, plan = deal(allocator.layers, allocator.optimizer, allocator.config, allocator.scores, now)
+    _, plan = deal(allocator.layers, allocator.optimizer, now)
     assert bool(plan.added) == dealt

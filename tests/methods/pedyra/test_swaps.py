@@ -12,7 +12,6 @@ from pedyra.methods.pedyra.swaps import (
     choose_trials,
     curvatures,
     least_gain,
-    plan_along_gradient,
     plan_swaps,
 )
 
@@ -170,12 +169,3 @@ def test_trials_together_could_pay_for_the_widest_triple():
     # The lowest per cost is slim (1), 5 of the 10 that a wide one costs; with wide (1) it is 15.
     assert choose_trials(SCORES, moves=1, newborn={}, min_rank=0, costs=COSTS) == {"slim": (1,), "wide": (1,)}
     assert choose_trials(SCORES, moves=1, newborn={}, min_rank=0, costs={"wide": 5, "slim": 5}) == {"slim": (1,)}
-
-
-@pytest.mark.parametrize(("moves", "added"), [(0, {}), (1, {"slim": 1}), (2, {"slim": 2}), (3, {"slim": 2, "wide": 1})])
-def test_along_the_gradient_the_lowest_pay_for_the_best_candidates(moves, added):
-    # Gains per cost: slim 0.6, 0.4; wide 0.35. Lowest per cost: slim (1), then wide (1) and slim (0).
-    gains = {"wide": [3.5], "slim": [3.0, 2.0, 0.0]}
-    plan = plan_along_gradient(SCORES, gains, moves=moves, min_rank=0, max_ranks=FREE, costs=COSTS, spare=0)
-    spent = sum(COSTS[name] * rank for name, rank in plan.ranks.items())
-    assert plan.added == added and spent <= 35

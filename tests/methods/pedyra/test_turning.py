@@ -11,7 +11,6 @@ from torch import nn
 
 from pedyra.allocate import batching
 from pedyra.lora.attach import AdaptedLayer, attach
-from pedyra.methods.importance import input_scores
 from pedyra.methods.pedyra.turning import lengths, turn_layer, turns_of
 
 
@@ -31,7 +30,7 @@ def test_turning_keeps_the_function_and_leaves_new_triples_alone(make_net, net_b
     layers, optimizer = parts(model)
     x, _ = net_batch(0)
     before = model(x)
-    turns = turns_of(layers, rows(layers, 1), observed=None)  # type: ignore[arg-type]
+    turns = turns_of(layers, rows(layers, 1))
     for layer in layers:
         last = layer.a.A[-1].clone(), layer.b.weight[:, -1].clone()
         parameters = layer.a.A, layer.b.weight
@@ -41,10 +40,6 @@ def test_turning_keeps_the_function_and_leaves_new_triples_alone(make_net, net_b
         A, B = layer.a.A[:-1].detach(), layer.b.weight[:, :-1].detach()
         lengths = torch.linalg.svdvals(B @ A)[: len(A)]
         torch.testing.assert_close(A.norm(dim=1) * B.norm(dim=0), lengths, rtol=1e-4, atol=1e-5)
-        # Eq. (6) of the new triples at equal inputs, the last one as it was.
-        ones = torch.ones(layer.a.in_features)
-        by_hand = input_scores(layer.a.A, torch.ones(layer.rank), layer.b.weight, ones)
-        assert turns[layer.name].scores == pytest.approx(by_hand.tolist(), rel=1e-4, abs=1e-6)
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
 
 
@@ -61,7 +56,7 @@ def test_first_moments_turn_as_gradients_do(make_net, net_batch):
 
     for parameter, gradient in zip((p for t in layers for p in (t.a.A, t.b.weight)), gradients(), strict=True):
         optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": gradient, "exp_avg_sq": gradient.square()}
-    for name, turn in turns_of(layers, rows(layers), observed=None).items():  # type: ignore[arg-type]
+    for name, turn in turns_of(layers, rows(layers)).items():
         turn_layer(next(layer for layer in layers if layer.name == name), optimizer, turn.W)
     moments = [optimizer.state[p]["exp_avg"] for t in layers for p in (t.a.A, t.b.weight)]
     for moment, gradient in zip(moments, gradients(), strict=True):
@@ -74,7 +69,7 @@ def test_second_moments_turn_as_those_of_uncorrelated_rows(make_net):
     (layer, *_), optimizer = parts(model)
     optimizer.state[layer.a.A] = {"exp_avg_sq": torch.rand_like(layer.a.A)}
     old = optimizer.state[layer.a.A]["exp_avg_sq"].clone()
-    turn = turns_of([layer], rows([layer]), observed=None)[layer.name]  # type: ignore[arg-type]
+    turn = turns_of([layer], rows([layer]))[layer.name]
     turn_layer(layer, optimizer, turn.W)
     assert turn.W is not None
     inverse = torch.linalg.inv(turn.W)
@@ -103,15 +98,14 @@ def test_layers_are_turned_together_as_each_by_itself(monkeypatch):
             layer.b.weight.normal_()
         layers[2].a.A[1] = 0  # not usable, among others of its shape
     old = {layer.name: layer.rank - (layer.name == "3") for layer in layers}  # and one of them has a new triple
-    together = turns_of(layers, old, observed=None)  # type: ignore[arg-type]
+    together = turns_of(layers, old)
     assert list(together) == list(old) and sum(turn.W is None for turn in together.values()) == 1
     for layer in layers:
-        alone = turns_of([layer], old, observed=None)[layer.name]  # type: ignore[arg-type]
+        alone = turns_of([layer], old)[layer.name]
         assert (alone.W is None) == (together[layer.name].W is None)
         if alone.W is not None:
             torch.testing.assert_close(together[layer.name].W, alone.W)
         assert together[layer.name].lengths == pytest.approx(alone.lengths)
-        assert together[layer.name].scores == pytest.approx(alone.scores)
         by_hand = [layer.scaling * torch.outer(b, a).norm().item()
                    for a, b in zip(layer.a.A.detach(), layer.b.weight.detach().T, strict=True)]  # fmt: skip
         assert lengths(layers)[layers.index(layer)].tolist() == pytest.approx(by_hand)
@@ -128,8 +122,8 @@ def test_a_layer_whose_rows_depend_on_each_other_stays_as_it_is(make_net):
     with torch.no_grad():
         layer.a.A[1] = 0
     before = layer.a.A.clone()
-    turn = turns_of([layer], rows([layer]), observed=None)[layer.name]  # type: ignore[arg-type]
-    assert turn.W is None and turn.scores[1] == 0
+    turn = turns_of([layer], rows([layer]))[layer.name]
+    assert turn.W is None
     turn_layer(layer, optimizer, turn.W)
     assert torch.equal(layer.a.A, before)
 

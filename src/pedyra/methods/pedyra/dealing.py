@@ -11,9 +11,9 @@ from pedyra.allocate.optimizer_checks import has_second_moments, no_second_momen
 from pedyra.allocate.optimizer_state import removal_losses
 from pedyra.allocate.rule import Situation
 from pedyra.allocate.schedule import Schedule
-from pedyra.allocate.scores import ScoreState
 from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer
+from pedyra.methods.pedyra.settings import Settings
 from pedyra.methods.pedyra.turning import shared, turn_layer, turns_of
 
 MOST = 2.5
@@ -22,36 +22,42 @@ those beside a new head do, and what the others will save is not known yet (docs
 have 2 at most, so with few of them the bound is (layers + 1) / 2."""
 
 USUAL = 0.1
-"""`RankConfig.deal` where triples are tried and it is not given."""
+"""`Settings.reassignment` where it is not given."""
 
 
 def deal_step(
-    layers: Sequence[AdaptedLayer], optimizer: Optimizer, config: RankConfig, schedule: Schedule, *, after: int = 0
+    layers: Sequence[AdaptedLayer],
+    optimizer: Optimizer,
+    settings: Settings,
+    config: RankConfig,
+    schedule: Schedule,
+    *,
+    after: int = 0,
 ) -> int | None:
-    """The adjustment after step `after` that is nearest to `config.deal`, of two the earlier; None where none deals.
+    """The adjustment after step `after` nearest to `settings.reassignment`, of two the earlier; None where none deals.
 
     None does where a triple holds something before the first step: its loss would be that of what it began with. Nor by
     default with an optimizer without second moments.
 
     Raises:
-        ValueError: `config.deal` is given, and the optimizer has no second moments.
+        ValueError: `settings.reassignment` is given, and the optimizer has no second moments.
     """
-    nearest = adjustment_of_deal(config, schedule, after=after)
+    nearest = adjustment_of_deal(settings, config, schedule, after=after)
     if nearest is None:
         return None
     if after == 0 and any(layer.b.weight.any() for layer in layers):
         return None
     parameters = [layer.a.A for layer in layers]
     if not has_second_moments(optimizer, parameters):
-        if config.deal is None:
+        if settings.reassignment is None:
             return None
-        raise no_second_moments(optimizer, f"rank.deal is {config.deal}", "rank.deal=0")
+        raise no_second_moments(optimizer, f"method_settings.reassignment is {settings.reassignment}", "leave it out")
     return nearest
 
 
-def adjustment_of_deal(config: RankConfig, schedule: Schedule, *, after: int = 0) -> int | None:
+def adjustment_of_deal(settings: Settings, config: RankConfig, schedule: Schedule, *, after: int = 0) -> int | None:
     """What `deal_step` is by the schedule alone, whatever layers and optimizer."""
-    wanted = (USUAL if config.prune == "trial" else 0) if config.deal is None else config.deal
+    wanted = USUAL if settings.reassignment is None else settings.reassignment
     coming = [step for step in schedule.adjustments if step > after]
     if not wanted or config.moves == 0 or not coming:
         return None
@@ -60,9 +66,9 @@ def adjustment_of_deal(config: RankConfig, schedule: Schedule, *, after: int = 0
 
 
 def deal(
-    layers: Sequence[AdaptedLayer], optimizer: Optimizer, config: RankConfig, observed: ScoreState, now: Situation
+    layers: Sequence[AdaptedLayer], optimizer: Optimizer, now: Situation
 ) -> tuple[dict[str, list[float]], RankPlan]:
-    """`deal_ranks` at the budget in force, and the losses it went by; layers that shrink are turned first (`turn`).
+    """`deal_ranks` at the budget in force, and the losses it went by; layers that shrink are turned first.
 
     The plan changes nothing where some layer would get more than MOST times its rank.
 
@@ -71,8 +77,8 @@ def deal(
     """
     losses = removal_losses(layers, optimizer)
     turns = {}
-    if turns_at_deal(config) and all(layer.a.unit for layer in layers):
-        turns = turns_of(layers, now.ranks, observed)
+    if all(layer.a.unit for layer in layers):
+        turns = turns_of(layers, now.ranks)
         losses = {name: shared(sum(values), turns[name].lengths) for name, values in losses.items()}
     unit = now.budget == "ranks"
     costs: Mapping[str, int] = dict.fromkeys(now.costs, 1) if unit else now.costs
@@ -85,8 +91,3 @@ def deal(
         if layer.name in plan.pruned and turns:
             turn_layer(layer, optimizer, turns[layer.name].W)
     return losses, plan
-
-
-def turns_at_deal(config: RankConfig) -> bool:
-    """Whether layers that shrink are turned: not under Eq. (3), whose averages belong to the rows as they are."""
-    return config.turn and not config.alpha and not config.train_e

@@ -15,6 +15,7 @@ from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.pedyra.gradient_sketch import GradientSketch
 from pedyra.methods.pedyra.noise import fewest_steps
+from pedyra.methods.pedyra.settings import Settings
 from pedyra.methods.pedyra.swaps import Gain
 
 logger = logging.getLogger(__name__)
@@ -31,34 +32,41 @@ class Sketching:
 
     Args:
         layers: what is sketched.
-        config: `sketch_size`, `sketch_steps`, `seed`, and whether directions or gains along the gradient are wanted.
+        config: `seed`, and whether anything moves.
+        settings: of the method that sketches; None: nothing is sketched.
         schedule: when adjustments are.
         average: over the processes that see parts of a batch.
     """
 
     def __init__(
-        self, layers: Sequence[AdaptedLayer], config: RankConfig, schedule: Schedule, average: Average = alone
+        self,
+        layers: Sequence[AdaptedLayer],
+        config: RankConfig,
+        settings: Settings | None,
+        schedule: Schedule,
+        average: Average = alone,
     ) -> None:
         self.layers, self.config, self.schedule, self.average = layers, config, schedule, average
+        self.wanted, self.settings = wanted(settings, config), settings or Settings()
         self.current: GradientSketch | None = None
         self._chance: float | None = None
         """What `chance` was for the current sketch, once asked."""
 
     def prepare(self, step: int) -> None:
         """After step `step`: start a sketch if the next step is the first of its window."""
-        if self.current is not None or not wanted(self.config):
+        if self.current is not None or not self.wanted:
             return
         adjustment = self.schedule.next_adjustment(step + 1)
         if adjustment is None:
             return
         # Fewer steps are left only where a run was taken up without its state.
-        if LEAST_STEPS <= adjustment - step <= min(self.config.sketch_steps, self.schedule.interval):
+        if LEAST_STEPS <= adjustment - step <= min(self.settings.sketch_steps, self.schedule.interval):
             self.current = self._new(adjustment, adjustment - step)
 
     @property
     def complete(self) -> bool:
         """Whether everything that an adjustment asks for has been measured."""
-        return self.current.complete if self.current is not None else not wanted(self.config)
+        return self.current.complete if self.current is not None else not self.wanted
 
     def observe(self, loss_scale: float) -> None:
         """Read the gradients of one step, of a loss that was multiplied by this."""
@@ -72,21 +80,21 @@ class Sketching:
 
     def candidates(self) -> dict[str, list[Gain]] | None:
         """What the directions found would gain, where that is to choose the layers that grow."""
-        if self.current is None or self.config.expand != "gradient":
+        if self.current is None:
             return None
-        return self.current.candidates(self.config.certainty, self._least)
+        return self.current.candidates(self.settings.certainty, self._least)
 
     def chance(self) -> float:
         """The bound of `core.noise.chance`, in standard errors; infinite where there is no sketch."""
         if self.current is None:
             return math.inf
         if self._chance is None:
-            self._chance = self.current.chance(self.config.certainty)
+            self._chance = self.current.chance(self.settings.certainty)
         return self._chance
 
     def trials(self) -> dict[str, dict[int, Gain]] | None:
         """What the triples on trial gain, where that is to choose those that go."""
-        return self.current.trials() if self.current and self.config.prune == "trial" else None
+        return self.current.trials() if self.current else None
 
     def turns(self) -> dict[str, Tensor]:
         """Layer -> W `(r, r)`, with which its triples are turned into those that are on trial; layers that have any."""
@@ -97,9 +105,9 @@ class Sketching:
 
     def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor] | None:
         """The directions that new triples of the layer begin along; None where they are not the gradient's."""
-        if self.current is None or self.config.init != "gradient":
+        if self.current is None:
             return None
-        return self.current.directions(layer, self.config.certainty, self._least)
+        return self.current.directions(layer, self.settings.certainty, self._least)
 
     def stop(self) -> None:
         """Take the probes out of the layers; what was measured stays until `forget`."""
@@ -138,47 +146,49 @@ class Sketching:
     @property
     def _least(self) -> float:
         """Errors beyond which a plan takes a gain at all."""
-        return self.chance() if self.config.prune == "trial" else self.config.certainty
+        return self.chance()
 
     def _new(self, adjustment: int, steps: int) -> GradientSketch:
         """The sketch of the `steps` steps that end at this adjustment, which also seeds its draws."""
         return GradientSketch(
             self.layers,
-            q=self.config.sketch_size,
+            q=self.settings.sketch_size,
             steps=steps,
             generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + adjustment),
             average=self.average,
         )
 
 
-def schedule_of(config: RankConfig, total_steps: int) -> Schedule:
+def schedule_of(config: RankConfig, total_steps: int, settings: Settings | None = None) -> Schedule:
     """When `config` adjusts ranks in a run of `total_steps`. Raises ValueError as `resolve_schedule` does."""
     return resolve_schedule(
         total_steps,
-        initial_warmup=config.initial_warmup or 0,
+        initial_warmup=config.initial_warmup,
         interval=config.interval,
         final_warmup=config.final_warmup,
-        least_interval=LEAST_STEPS if wanted(config) else 1,
-        usual_least=USUAL_STEPS if wanted(config) and config.prune == "trial" else 1,
+        least_interval=LEAST_STEPS if wanted(settings, config) else 1,
+        usual_least=USUAL_STEPS if wanted(settings, config) else 1,
     )
 
 
-def too_short_to_try(config: RankConfig, schedule: Schedule) -> str | None:
+def too_short_to_try(settings: Settings | None, config: RankConfig, schedule: Schedule) -> str | None:
     """Why no triple is ever put on trial in this schedule, and what would change that; None where one can be."""
-    window, fewest = min(config.sketch_steps, schedule.interval), fewest_steps(config.certainty)
+    if settings is None or not wanted(settings, config):
+        return None
+    window, fewest = min(settings.sketch_steps, schedule.interval), fewest_steps(settings.certainty)
     judging = parts_of(window)[-1]
-    if not wanted(config) or config.prune != "trial" or judging >= fewest:
+    if judging >= fewest:
         return None
     if fewest == math.inf:
-        return f"no triple will be tried: no look is as sure as rank.certainty {config.certainty}; take 4 at most"
-    which = "sketch_steps" if config.sketch_steps < schedule.interval else "interval"
+        return f"no triple will be tried: nothing is as sure as certainty {settings.certainty}; take 4 at most"
+    which = "method_settings.sketch_steps" if settings.sketch_steps < schedule.interval else "rank.interval"
     return (
-        f"no triple will be tried: rank.{which} is {window} steps, of which the last third, {judging}, judges gains, "
-        f"and at rank.certainty {config.certainty} it takes {fewest} to tell one from chance; train longer, raise "
-        f"rank.{which} to {3 * int(fewest)}, or lower rank.certainty"
+        f"no triple will be tried: {which} is {window} steps, of which the last third, {judging}, judges gains, "
+        f"and at certainty {settings.certainty} it takes {fewest} to tell one from chance; train longer, raise "
+        f"{which} to {3 * int(fewest)}, or lower the certainty"
     )
 
 
-def wanted(config: RankConfig) -> bool:
-    """Whether adjustments need directions or gains along the gradient."""
-    return config.moves != 0 and "gradient" in (config.init, config.expand)
+def wanted(settings: Settings | None, config: RankConfig) -> bool:
+    """Whether adjustments need directions along the gradient, and their gains."""
+    return config.moves != 0 and settings is not None

@@ -1,4 +1,4 @@
-"""Plans that know what a new triple would gain: Algorithm 2 along the gradient, and swaps that first do no harm.
+"""Plans that know what a new triple would gain: swaps that first do no harm.
 
 A gain is sigma = u^T G v, the slope of the loss along a triple of direction (u, v) at a contribution of zero; G is the
 layer's gradient. To second order a new triple saves sigma^2 / (2 h) in all. The curvature h is measured where triples
@@ -165,27 +165,6 @@ def plan_swaps(
     return _grow(
         scores, sure, waiting, max_ranks=max_ranks, costs=costs, spare=spare, pays=lambda g, lost: g > margin**2 * lost
     )
-
-
-def plan_along_gradient(
-    scores: Scores,
-    gains: Mapping[str, Sequence[float]],
-    *,
-    moves: int,
-    min_rank: int,
-    max_ranks: Mapping[str, int],
-    costs: Mapping[str, int],
-    spare: int,
-) -> RankPlan:
-    """Expansion by predicted gain: the best new directions of all layers replace the `moves` lowest triples.
-
-    `gains` are, per layer, what each candidate direction saves, best first, already corrected for noise; one of zero or
-    less never moves anything. Candidates are taken by gain per unit of cost while what is pruned and spare pays for
-    them, several in one layer if they deserve it. Nothing is pruned that buys nothing.
-    """
-    per_cost = {name: [value / costs[name] for value in values] for name, values in scores.items()}
-    waiting = sorted(prunable(per_cost, min_rank))[:moves]
-    return _grow(scores, gains, waiting, max_ranks=max_ranks, costs=costs, spare=spare, pays=lambda g, lost: True)
 
 
 _Waiting = tuple[float, int, int, str]

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from pedyra.allocate.allocation import Scores
-from pedyra.allocate.scores import ScoreState
 from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.pedyra.swaps import Curvature, Gain, Trials, choose_trials, curvatures
-from pedyra.methods.pedyra.turning import lengths, shared, turns_of
+from pedyra.methods.pedyra.turning import lengths, turns_of
 
 History = Sequence[Mapping[str, Any]]
 """The records of the adjustments so far, oldest first."""
@@ -59,7 +58,6 @@ def how_many(history: History, moves: int) -> int:
 def choose(
     layers: Sequence[AdaptedLayer],
     config: RankConfig,
-    observed: ScoreState,
     as_they_are: Callable[[], Scores],
     *,
     history: History,
@@ -75,16 +73,12 @@ def choose(
     born = {name: count for name, count in last["added"].items() if ranks[name] == last["ranks"][name]}
     old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
     unit = all(layer.a.unit for layer in layers)  # not where an earlier training left E
-    turns = turns_of(layers, old, observed) if config.turn and unit else {}
+    turns = turns_of(layers, old) if unit else {}
     if not turns:
         scores = as_they_are()
-    elif config.score == "trial":
+    else:
         curvature = known_curvature(layers, history)
         scores = predicted_losses({name: turn.lengths for name, turn in turns.items()}, curvature)
-    elif config.score == "loss":
-        scores = {name: shared(sum(values), turns[name].lengths) for name, values in as_they_are().items()}
-    else:
-        scores = {name: turn.scores for name, turn in turns.items()}
     chosen = choose_trials(
         scores,
         moves=moves,

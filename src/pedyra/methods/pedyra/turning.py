@@ -11,31 +11,28 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.batching import alike, in_pieces
 from pedyra.allocate.optimizer_state import LARGEST, SECOND_MOMENTS
-from pedyra.allocate.scores import ScoreState, TripleScores
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import turn
-from pedyra.methods.importance import input_scores, triple_lengths
+from pedyra.methods.importance import triple_lengths
 from pedyra.methods.pedyra.directions import singular_turn
 
 
 @dataclass(frozen=True)
 class Turn:
-    """How a layer's triples would be turned, and how long they then are, and score by Eq. (6)."""
+    """How a layer's triples would be turned, and how long they then are."""
 
     W: Tensor | None
     """(r, r): new rows of A are W times the old ones, new columns of B the old ones times W^-1. None: leave them."""
     lengths: list[float]
     """As `lengths` has them."""
-    scores: list[float]
 
 
 @torch.no_grad()
-def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: ScoreState) -> dict[str, Turn]:
+def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int]) -> dict[str, Turn]:
     """Layer -> the turn of its first `rows[name]` triples; E is 1. The others, which are new, stay as they are.
 
     Its W is None where rows of A depend on each other.
     """
-    energies = observed.energies if isinstance(observed, TripleScores) else None
     old = [rows[layer.name] for layer in layers]
     order: list[int] = []
     turned: list[Tensor] = []
@@ -43,11 +40,9 @@ def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: 
     for group in alike((*layer.shape, n) for layer, n in zip(layers, old, strict=True)):
         A = torch.stack([layers[i].a.A.float() for i in group])
         B = torch.stack([layers[i].b.weight.float() for i in group])
-        seen = torch.ones_like(A[:, 0]) if energies is None else torch.stack([energies[i] for i in group])
-        seen = torch.where(seen.any(-1, keepdim=True), seen, 1.0)
-        W, usable, lengths, scores = _turned(A, B, old[group[0]], seen)
+        W, usable, lengths = _turned(A, B, old[group[0]])
         scaling = A.new_tensor([[layers[i].scaling] for i in group])
-        table = torch.stack([usable[:, None].expand_as(scores), scaling * lengths, scores], -1)
+        table = torch.stack([usable[:, None].expand_as(lengths), scaling * lengths], -1)
         order += group
         turned += W
         tables.append(table.flatten(0, 1))
@@ -55,13 +50,13 @@ def turns_of(layers: Sequence[AdaptedLayer], rows: Mapping[str, int], observed: 
     turns = {}
     for index, W in zip(order, turned, strict=True):
         table = [next(numbers) for _ in range(layers[index].rank)]
-        use = any(usable for usable, _, _ in table)
-        turns[index] = Turn(W if use else None, [row[1] for row in table], [row[2] for row in table])
+        use = any(usable for usable, _ in table)
+        turns[index] = Turn(W if use else None, [row[1] for row in table])
     return {layer.name: turns[index] for index, layer in enumerate(layers)}
 
 
-def _turned(A: Tensor, B: Tensor, n: int, seen: Tensor) -> tuple[Tensor, ...]:
-    """W of layers of one shape, whether it is usable, and the lengths and scores of all triples once turned."""
+def _turned(A: Tensor, B: Tensor, n: int) -> tuple[Tensor, ...]:
+    """W of layers of one shape, whether it is usable, and the lengths of all triples once turned."""
     first = A.new_full((len(A), n, n), torch.nan)
     if 0 < n <= min(A.shape[2], B.shape[1]):
         first = singular_turn(A[:, :n], B[..., :n])
@@ -70,7 +65,7 @@ def _turned(A: Tensor, B: Tensor, n: int, seen: Tensor) -> tuple[Tensor, ...]:
     W[:, :n, :n] = torch.where(usable[:, None, None], first, W[:, :n, :n])
     A, B = W @ A, B @ torch.linalg.inv_ex(W).inverse
     ones = torch.ones_like(A[..., 0])
-    return W, usable, triple_lengths(A, ones, B), input_scores(A, ones, B, seen)
+    return W, usable, triple_lengths(A, ones, B)
 
 
 @torch.no_grad()
