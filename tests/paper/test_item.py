@@ -9,7 +9,7 @@ from pedyra.paper.item import SCALES, get_item, items, recipe_path
 
 IDS = (
     *("table2", "table3", "table4", "table5", "table6", "table10", "table11", "table12", "table13", "table14"),
-    *("figure1a", "figure1b", "figure3", "figure4a", "figure4b", "figure5", "figure6", "figure7"),
+    *("figure1a", "figure1b", "figure3", "figure4a", "figure4b", "figure5", "figure6", "figure7", "figure8"),
     *("figure9", "figure10", "figure11"),
 )
 AVERAGES = [

@@ -29,6 +29,8 @@ class RankPlan:
     """Eq. (7), a mean of each layer's scores."""
     rescale: dict[str, float] = field(default_factory=dict)
     """Layer -> factor on its scaling alpha / r; only for methods whose r is the current rank."""
+    masked: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Layer -> indices of the triples whose E is set to 0 and that stay; only for a method that masks."""
 
 
 def plan_adjustment(

@@ -28,7 +28,7 @@ from pedyra.allocate.optimizer_state import adopt, rekey_state, save_as_on_disk
 from pedyra.allocate.orthogonality_gradient import add_orthogonality_gradient
 from pedyra.allocate.ownership import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.allocate.record import adjustment_record
-from pedyra.allocate.resizing import carry_out
+from pedyra.allocate.resizing import carry_out, mask
 from pedyra.allocate.rule import Policy, Rule, bidirectional, default_rule, e_is_trained
 from pedyra.allocate.schedule import Schedule, ema_window
 from pedyra.allocate.scores import ScoreState, TripleScores, own_scores
@@ -445,6 +445,7 @@ class RankAllocator:
         return turned
 
     def _apply(self, plan: RankPlan) -> None:
+        mask(self.layers, plan.masked)
         if not (plan.pruned or plan.added or plan.rescale):
             return
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)

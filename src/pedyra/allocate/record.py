@@ -15,6 +15,7 @@ def adjustment_record(now: Situation, scores: Scores, plan: RankPlan, **outcome:
 
     `step`, `ranks` and `layer_scores` (layer -> each), `scores` (layer -> one a triple, before it; at the deal the
     losses of `core.allocation.deal_ranks`), `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
+    `masked` (layer, triple) of a method that masks,
     and of a sketch:
 
     - `gains`: layer -> mean, error and reach of its surest candidate
@@ -37,6 +38,7 @@ def adjustment_record(now: Situation, scores: Scores, plan: RankPlan, **outcome:
         "pruned": [[name, i, scores[name][i]] for name, indices in plan.pruned.items() for i in indices],
         "added": plan.added,
         "total_rank": sum(plan.ranks.values()),
+        **({"masked": [[name, i] for name, indices in plan.masked.items() for i in indices]} if plan.masked else {}),
         **outcome,
         **_measured(now),
     }

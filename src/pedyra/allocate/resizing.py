@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import RankPlan
@@ -43,3 +44,10 @@ def carry_out(
         layer.rescale(plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements, new_moments=new_moments)
     return changes
+
+
+@torch.no_grad()
+def mask(layers: Sequence[AdaptedLayer], masked: Mapping[str, Sequence[int]]) -> None:
+    """Set E of these triples to 0, in place; they and their state in the optimizer stay."""
+    for layer in layers:
+        layer.a.E[list(masked.get(layer.name, ()))] = 0.0

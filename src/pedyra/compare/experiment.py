@@ -115,6 +115,7 @@ def recipe_content(
         "rank": {**grid.rank, **row.rank},
         "method_settings": {**row.method_settings, **matched.method_settings},
         "training": {**grid.training, **row.training, "learning_rate": rate, **steps},
+        **({"generate": grid.generate} if grid.generate else {}),
     }
 
 

@@ -28,7 +28,7 @@ EQUAL_FOR_ALL = (
 )
 """Arguments of `training` that a method cannot have for itself: the comparison is at equal steps and data order."""
 
-NOT_THE_EXPERIMENT = ("name", "output_dir", "data_dir")
+NOT_THE_EXPERIMENT = ("name", "output_dir", "data_dir", "generate")
 """Keys that change no job's outcome, and so are no part of the fingerprint."""
 
 
@@ -75,6 +75,8 @@ class Grid(_Section):
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    generate: dict[str, Any] = Field(default_factory=dict)
+    """As a recipe's: `pedyra eval` of a run then has its model answer these test sets. Training knows nothing of it."""
     methods: dict[str, MethodRow]
     """Rows of the table: a list of method names, or names with what each row has for itself."""
     tasks: dict[str, dict[str, Any]]

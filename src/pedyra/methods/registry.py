@@ -80,6 +80,7 @@ METHODS: dict[str, Method] = {
         Method("prune", "PE-DyRA's scores, pruning only (Table 5)", _in("prune")),
         Method("expand", "PE-DyRA's scores, expansion only (Table 5)", _in("expand")),
         Method("random", "PE-DyRA's moves, at random (Fig. 4a)", _in("random_moves")),
+        Method("mask", "PE-DyRA's scores, lowest ranks masked to zero (Fig. 8)", _in("mask")),
         Method("pedyra-paper", "PE-DyRA as the paper has it", _in("pedyra.method")),
         Method("pedyra", "PE-DyRA with our defaults", _in("pedyra.method")),
     )

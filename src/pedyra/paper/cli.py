@@ -48,39 +48,32 @@ Models = Annotated[
 def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonFile = None) -> None:
     """Every table and figure: what it needs at each scale, and whether that is here."""
     from pedyra.paper.item import SCALES, items
-    from pedyra.paper.places import Places, needs
+    from pedyra.paper.places import Places, needs, told
 
     quiet_libraries()
     places = Places.parse(data_dir, models or [])
-    rows = []
+    rows, lines, lacking = [], [], {}
     for item in items().values():
+        here = {}
         for scale in SCALES:
-            at = item.scales[scale]
-            missing = places.missing(item, scale)
+            at, missing = item.scales[scale], places.missing(item, scale)
+            lacking |= dict.fromkeys(missing)
+            here[scale] = "no" if missing else "yes"
             rows.append(
                 {
                     **{"id": item.id, "title": item.title, "scale": scale, **needs(item, scale)},
                     **{"gpu_gb": at.gpu_gb, "hours": at.hours, "seeds": len(at.seeds)},
-                    **{"here": not missing, "missing": missing},
+                    **{"here": not missing, "missing": told(missing)},
                 }
             )
+        full = item.scales["full"]
+        costs = [f"{full.gpu_gb:g}", f"{full.hours:g}", f"{item.scales['small'].hours:g}"]
+        lines.append([item.id, *here.values(), *costs, item.title])
     console = new_console()
-    print_table(
-        console,
-        ["id", "scale", "model", "GPU GB", "hours a seed", "here", "title"],
-        [
-            [
-                *(row["id"], row["scale"], ", ".join(row["model"]), f"{row['gpu_gb'] or 0:g}", f"{row['hours']:g}"),
-                *("yes" if row["here"] else "no", row["title"]),
-            ]
-            for row in rows
-        ],
-    )
-    lacking = dict.fromkeys(reason for row in rows for reason in row["missing"])
-    if lacking:
-        console.print("\nNot here:")
-        for reason in lacking:
-            console.print(f"  {reason}", soft_wrap=True)
+    columns = ["id", *SCALES, "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
+    print_table(console, columns, lines, title="Here: model and data of each scale; costs are estimates")
+    for reason in told(lacking):
+        console.print(f"\nnot here    {reason}", soft_wrap=True)
     if json_file:
         write_json_lines(json_file, rows)
 

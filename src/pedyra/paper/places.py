@@ -6,15 +6,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pedyra.hub import why_not_on_hub
 from pedyra.paper.item import Item, Scale, recipe
 from pedyra.recipe import Recipe, check_recipe
-from pedyra.tasks.named_tasks import HUB, known_test_set, task_data
+from pedyra.tasks.named_tasks import HUB, TEST_SETS, known_test_set, task_data
 
 GENERATED = ("toy", "reviews", "planted")
 """Sources that need no file of the user's."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A model or data set that is not here."""
+
+    kind: Literal["model", "data"]
+    name: str
+    """Of a model; of data its file, below the folder DIR that the user may give."""
+    why: str
 
 
 @dataclass(frozen=True)
@@ -52,16 +62,15 @@ class Places:
                 content["data"].pop(key, None)
             content["data"] |= {key: local[key] for key in ("source", "validation", "extra_validation") if key in local}
             for test_set, settings in content.get("generate", {}).items():
-                if test_set in known_sets():
+                if test_set in TEST_SETS:
                     settings["source"] = known_test_set(test_set, str(self.data_dir))["source"]
         return check_recipe(content, f"{name}.yaml")
 
-    def missing(self, item: Item, scale: Scale) -> list[str]:
-        """What the item needs at this scale and what is not here, each with how to give it."""
-        found = {}
+    def missing(self, item: Item, scale: Scale) -> list[Missing]:
+        """What the item needs at this scale and what is not here."""
+        found: dict[Missing, None] = {}
         for name in item.scales[scale].recipes.values():
-            resolved = self.resolve(name)
-            found |= dict.fromkeys(_missing(resolved, task_name(recipe(name).data.model_dump())))
+            found |= dict.fromkeys(_missing(self.resolve(name), task_name(recipe(name).data.model_dump())))
         return list(found)
 
 
@@ -84,16 +93,22 @@ def needs(item: Item, scale: Scale) -> dict[str, Any]:
     }
 
 
-def _missing(resolved: Recipe, task: str | None) -> Iterable[str]:
+def told(missing: Iterable[Missing]) -> list[str]:
+    """One line for each reason why something is not here: what it is, and how to give it."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in missing:
+        reasons.setdefault((each.kind, each.why), []).append(each.name)
+    repair = {"model": "give a copy with --model NAME=PATH", "data": "give the files with --data-dir DIR"}
+    return [f"{kind} {', '.join(names)}: {why}; {repair[kind]}" for (kind, why), names in reasons.items()]
+
+
+def _missing(resolved: Recipe, task: str | None) -> Iterable[Missing]:
     name = resolved.model.name
-    why = why_no_model(name)
-    if why is not None:
-        yield f"model {name} ({why}; --model {name}=PATH names a copy)"
+    if (why := why_no_model(name)) is not None:
+        yield Missing("model", name, why)
     for source in dict.fromkeys(s for s in (resolved.data.source, _held_out(resolved)) if s):
-        why = why_no_data(source)
-        if why is not None:
-            folder = task or "TASK"
-            yield f"data {source} ({why}; --data-dir DIR reads DIR/{folder}/train.jsonl.gz)"
+        if (why := why_no_data(source)) is not None:
+            yield Missing("data", source if ".jsonl" in source else f"DIR/{task or 'TASK'}/train.jsonl.gz", why)
 
 
 def _held_out(resolved: Recipe) -> str | None:
@@ -126,11 +141,3 @@ def why_no_data(source: str) -> str | None:
     if ".jsonl" in source:
         return "no such file"
     return why_not_on_hub(source, "dataset", None)
-
-
-@cache
-def known_sets() -> tuple[str, ...]:
-    """Test sets that models answer in their own words."""
-    from pedyra.tasks.named_tasks import TEST_SETS
-
-    return tuple(TEST_SETS)

@@ -83,13 +83,13 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
 def result_table(item: Item, scale: Scale, found: list[Result]) -> Table:
     """Rows x columns of the item; each cell what was measured, and what was published in parentheses."""
     cells = {(result.row, result.column): Cell(_text(result)) for result in found}
-    seeds = sorted({len(result.values) for result in found if result.values})
-    counted = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{(seeds or [0])[0]} seeds"
+    counts = sorted({len(result.values) for result in found if result.values}) or [0]
+    seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
     return Table(
         title=f"{item.id}: {item.title}",
         columns=["", *item.columns],
         rows=[[Cell(row), *(cells[row, column] for column in item.columns)] for row in item.rows],
-        note=f"Measured at scale {scale}: mean ± standard error, {counted} [95 % interval]; in parentheses: published. "
+        note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]; in parentheses: published. "
         "The paper gives no spread.",
     )
 

@@ -19,7 +19,7 @@ from pedyra.files import write_file
 from pedyra.paper.grids import Measurement, measurements, row_name
 from pedyra.paper.item import Item, Scale
 from pedyra.paper.measures import measure
-from pedyra.paper.places import Places
+from pedyra.paper.places import Places, told
 from pedyra.paper.results import Result, remarks, result_table, results
 
 
@@ -90,7 +90,7 @@ def check(item: Item, scale: Scale, places: Places, *, allow_code_execution: boo
     """Refuse what cannot be done, before anything is done."""
     missing = places.missing(item, scale)
     if missing:
-        raise ValueError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(missing)}")
+        raise ValueError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(told(missing))}")
     runs_code = {cell.metric for cell in item.cells(scale)} & CODE
     if runs_code and not allow_code_execution:
         raise ValueError(
@@ -140,6 +140,6 @@ def _with_generated(row: dict[str, Any], each: Measurement, allow_code_execution
 
     file = Path(row["run"]) / "evaluation.json"
     if not file.is_file():
-        found = evaluate_run(Path(row["run"]))
+        found = evaluate_run(Path(row["run"]), allow_code_execution=allow_code_execution)
         write_file(file, json.dumps(found, indent=2) + "\n")
     return {**row, "metrics": {**row["metrics"], **json.loads(file.read_text(encoding="utf-8"))}}

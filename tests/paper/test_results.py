@@ -1,0 +1,34 @@
+"""Measured beside published: means, errors, intervals, averages of a row, and what a reader is told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pedyra.paper.item import get_item
+from pedyra.paper.results import remarks, result_table, results
+
+
+def test_a_mean_its_error_and_its_interval_by_hand():
+    values = {("with input-based", "MBPP"): {0: 38.0, 1: 40.0, 2: 42.0}}
+    found = results(get_item("table6"), "full", values)
+    one = next(result for result in found if result.values)
+    error = 2 / math.sqrt(3)  # standard deviation 2, three seeds
+    assert one.as_row() == {
+        **{"id": "table6", "row": "with input-based", "column": "MBPP", "published": 38.9, "measured": 40.0},
+        **{"standard_error": pytest.approx(error), "seeds": 3, "scale": "full"},
+        **{"interval_low": pytest.approx(40 - 4.302653 * error), "interval_high": pytest.approx(40 + 4.302653 * error)},
+    }
+    table = result_table(get_item("table6"), "full", found)
+    assert table.rows[1][3].text == "40.00 ± 1.15 [35.03, 44.97] (38.9)" and table.rows[0][3].text == "– (38.4)"
+
+
+def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
+    values = {("PE-DyRA", "SST-2"): {0: 90.0, 1: 92.0}, ("PE-DyRA", "CoLA"): {1: 60.0, 2: 70.0}}
+    found = results(get_item("table2"), "small", values)
+    average = next(result for result in found if (result.row, result.column) == ("PE-DyRA", "All"))
+    assert average.values == {1: 76.0} and average.interval is None
+    told = remarks(get_item("table2"), "small", found)
+    assert "Measured averages are over the measured columns." in told
+    assert any(remark.startswith("Not measured: MNLI, QNLI") for remark in told)
