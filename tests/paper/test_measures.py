@@ -15,7 +15,7 @@ def run(ranks: dict[str, int] | None = None, **records: Any) -> Run:
     ranks = ranks or {"a": 2, "b": 2, "c": 2}
     layers = make_layers([{"name": name, "type": name, "depth": 0, "rank": rank} for name, rank in ranks.items()])
     empty: dict[str, Any] = dict(
-        recipe={}, environment={}, metrics=[], final={}, header={}, snapshots=[], adjustments=[]
+        recipe={}, environment={}, metrics=[], final={}, header={}, snapshots=[], adjustments=[], samples=[]
     )
     return Run(path=Path("run"), label="run", layers=layers, **{**empty, **records})
 

@@ -18,7 +18,7 @@ from pedyra.console import write_json_lines
 from pedyra.files import write_file
 from pedyra.paper.grids import Measurement, measurements, row_name
 from pedyra.paper.item import Item, Scale
-from pedyra.paper.measures import measure
+from pedyra.paper.measures import MEASURES, measure
 from pedyra.paper.places import Places, told
 from pedyra.paper.results import Result, remarks, result_table, results
 
@@ -125,15 +125,14 @@ def write_item(
     if item.is_figure:
         from pedyra.paper.figures import save_figure
 
-        files += save_figure(
-            item, found, {row: [Path(run["run"]) for run in runs] for row, runs in rows.items()}, folder
-        )
+        first = {row: Path(own[0]["run"]) for row, own in rows.items() if own}
+        files += save_figure(item, found, first, folder)
     return files
 
 
 def _with_generated(row: dict[str, Any], each: Measurement, allow_code_execution: bool) -> dict[str, Any]:
     """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder."""
-    wanted = {cell.metric for cell in each.cells} - set(row["metrics"]) - set(row)
+    wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
     if not each.recipe.generate or not wanted:
         return row
     from pedyra.runs.evaluate import evaluate_run
