@@ -28,9 +28,7 @@ class InThisProcess:
         for job in jobs:
             job.run.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # a run's own process has no filters
-                    train_run(check_recipe(job.recipe, job.label), overwrite=True, console=Console(quiet=True))
+                train_run(check_recipe(job.recipe, job.label), overwrite=True, console=Console(quiet=True))
                 report(Ended(job, "done"))
             except ValueError as error:
                 report(Ended(job, "failed", str(error)))
@@ -43,7 +41,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
 
     @cache
     def run(name: str) -> Outcome:
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a run's own process has no filters
             patch.setattr("pedyra.compare.compare.LocalPool", InThisProcess)
             return run_item(get_item(name), "smoke", out=out)
 
