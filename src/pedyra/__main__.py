@@ -6,20 +6,8 @@ import sys
 from importlib.util import find_spec
 
 NEEDED = (
-    *(
-        "datasets",
-        "filelock",
-        "jinja2",
-        "matplotlib",
-        "psutil",
-        "pydantic",
-        "rich",
-        "scipy",
-        "sklearn",
-        "typer",
-        "vl_convert",
-        "yaml",
-    ),
+    *("datasets", "filelock", "jinja2", "psutil", "pydantic", "rich"),
+    *("scipy", "sklearn", "typer", "vl_convert", "yaml"),
 )
 """Modules of the extra pedyra[cli]: the callback needs none of them."""
 

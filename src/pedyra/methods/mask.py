@@ -9,12 +9,11 @@ from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores, lowest, prunable
 from pedyra.allocate.rule import Rule, Situation, unchecked
-from pedyra.config import RankConfig
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.adaptive import adaptive
 from pedyra.methods.budget import means, plan
 from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import no_settings
+from pedyra.methods.settings import no_settings, paper_config
 from pedyra.recipe import Recipe
 from pedyra.tasks import Task
 
@@ -35,7 +34,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         ValueError: E is not trained, so that a masked triple could never come back.
     """
     no_settings(recipe)
-    config = RankConfig.paper(**{"seed": recipe.seed, **recipe.rank})
+    config = paper_config(recipe, "moves")
     if config.start != "svd":
         raise ValueError(
             f"rank.start is {config.start!r}, but method mask sets E to 0 and lets it learn; use rank.start='svd'"
