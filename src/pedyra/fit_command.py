@@ -44,12 +44,19 @@ def fit(
     ] = "",
     rows: Annotated[int, typer.Option(min=64, help="Rows at most for each of calibration, choice and proof.")] = 1024,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the curve there (.svg, .png); RUN's report has it too.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
     quiet_libraries()
+    from pedyra.report.fit_figure import cost_curve
+    from pedyra.report.images import check_format, save_image
     from pedyra.runs.fit import Wanted, fit_folder, truncate_folder
 
+    if figure is not None:
+        check_format(figure)
     wanted = Wanted(
         tolerance=_part(tolerance), parameters=parameters, max_rank=max_rank, same_rank=same_rank,
         multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
@@ -69,6 +76,9 @@ def fit(
         _print(console, found, wanted)
         console.print(f"adapter     {out}", soft_wrap=True)
         rows_of_it = [found.row(), *found.curve_rows()]
+        if figure is not None:
+            save_image({**cost_curve(found.curve_rows()), "width": 520, "height": 240}, figure)
+            console.print(f"figure      {figure}", soft_wrap=True)
     if json_file:
         write_json_lines(json_file, rows_of_it)
 

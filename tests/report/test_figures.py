@@ -50,8 +50,24 @@ def test_a_dynamic_run_has_every_figure(figures: Figures):
 def test_what_a_plain_lora_run_did_not_record_is_left_out_with_a_line_each(lora_run: Path):
     (figure,), absent = make_figures(read_runs([lora_run]))
     assert [panel.title for panel in figure.panels] == ["Training loss", "Held-out loss", "Held-out accuracy"]
-    assert len(absent) == len(ALL) - 1
+    assert len(absent) == len(ALL)  # all but the loss; the fit, which neither run had, is one more
     assert "Rank of every layer: needs ranks.jsonl, which only rank-adaptive methods write." in absent
+
+
+def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(lora_run, run)
+    sizes = ((1000, 1.0, 0.0, 0.0, 0.0), (500, 0.5, 0.01, 0.02, 0.01), (100, 0.1, 0.3, 0.25, 0.02))
+    keys = ("parameters", "share", "predicted_cost", "measured_cost", "standard_error")
+    rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
+    (run / "fit").mkdir()
+    (run / "fit" / "pedyra_fit_curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = figures_of(run)["fit"]
+    (panel,) = figure.panels
+    curves = drawn(panel.spec)
+    assert curves["measured"]["y"] == [0.02, 0.25] and curves["predicted"]["y"] == [0.01, 0.3]
+    assert curves["measured"]["low"] == pytest.approx([0.0004, 0.2108])  # 1.96 standard errors
+    assert figure.caption.endswith("Taken: 500 parameters (50%).")
 
 
 def test_every_axis_is_labelled_and_every_figure_explained(figures: Figures):

@@ -70,6 +70,7 @@ class Fit:
                 "predicted_cost": each.predicted.cost,
                 "measured_cost": each.measured,
                 "standard_error": each.standard_error,
+                "tolerance": self.tolerance.loss,
                 "chosen": each.ranks == self.chosen.ranks,
             }
             for each in self.curve

@@ -58,6 +58,7 @@ class Run:
     snapshots: list[Record]
     adjustments: list[Record]
     samples: list[Record]  # what the model wrote, and to what
+    fit: list[Record]  # the curve of `pedyra fit RUN`
 
     @property
     def start_ranks(self) -> dict[str, int]:
@@ -122,7 +123,15 @@ def read_run(path: Path, label: str | None = None) -> Run:
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
         samples=_rows(path / "samples.jsonl"),
+        fit=_fit(path / "fit" / "pedyra_fit_curve.jsonl"),
     )
+
+
+def _fit(path: Path) -> list[Record]:
+    rows = _rows(path)
+    for number, row in enumerate(rows, start=1):
+        _require(row, {"parameters": int, "share": float, "predicted_cost": float}, f"{path}, line {number}")
+    return [row for row in rows if row.get("measured_cost") is not None]
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
