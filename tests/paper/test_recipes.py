@@ -60,7 +60,7 @@ STUBS: dict[str, dict[str, Any]] = {
         ("sentence1", "sentence2", "question1", "question2", "premise", "hypothesis", "question", "sentence"), TEXT
     ),
     "regression": {"sentence1": TEXT, "sentence2": TEXT, "label": 1.5},
-    "causal_lm": {"query": "is it good?", "response": "yes", "answer": "yes"},
+    "causal_lm": dict.fromkeys(("query", "response", "question", "answer", "instruction", "output"), TEXT),
     "seq2seq": {"document": TEXT, "summary": "good"},
     "question_answering": {
         **{"question": "what is good?", "context": TEXT},
@@ -148,24 +148,30 @@ def test_llama_at_rank_4_has_the_share_of_table_3(config, name, share):
     assert layers == 224 and round(100 * parameters / total, 2) == share
 
 
-TINY = {"deberta": "tiny-deberta", "bart": "tiny-bart", "lama": "tiny-llama"}
-"""Two layers of the architecture; BART two of each side."""
+TINY = {
+    **{"deberta": ("tiny-deberta", 2 * 6), "bart": ("tiny-bart", 2 * (6 + 10)), "lama": ("tiny-llama", 2 * 7)},
+    **{"minilm": ("tiny-bert", 2 * 6 + 1), "t5": ("tiny-t5", 2 * (6 + 10)), "Qwen": ("tiny-llama", 2 * 7)},
+}
+"""Part of a model's name -> two layers of its architecture (of each side), and how many linear layers these have."""
+SMALL = sorted(path.stem for path in RECIPES.glob("small_*.yaml"))
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [*ROWS, *SMALL])
 def test_dry_run_on_a_tiny_model_of_the_same_architecture(name, tmp_path):
     one = recipe(name)
+    model, layers = next(tiny for key, tiny in TINY.items() if key in one.model.name)
+    file = tmp_path / "rows.jsonl"
     rows = [{"label": index % 2, **STUBS[one.data.kind]} for index in range(40)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    file = str(tmp_path / "rows.jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = [
-        *(f"model.name={next(tiny for key, tiny in TINY.items() if key in one.model.name)}", "model.dtype=float32"),
+        *(f"model.name={model}", "model.dtype=float32", "training.bf16=false"),
         *(f"data.source={file}", "data.config=null", "data.validation=null", "data.extra_validation={}"),
-        *("data.train_rows=null", "data.validation_fraction=0.2", "generate={}", "training.bf16=false"),
-        *(f"training.max_steps={steps(name)}", f"output_dir={tmp_path / 'run'}"),
+        *("data.train_rows=null", "data.validation_fraction=0.2", "generate={}", f"output_dir={tmp_path / 'run'}"),
+        f"training.max_steps={steps(name) if name in ROWS else one.training['max_steps']}",
     ]
     plan = plan_run(load_recipe(RECIPES / f"{name}.yaml", overrides))
-    assert plan.schedule is not None and len(plan.schedule["adjustments"]) == ADJUSTMENTS[name]
-    blocks = {"deberta": 2 * 6, "bart": 2 * (6 + 10), "lama": 2 * 7}
-    assert len(plan.layers) == next(count for key, count in blocks.items() if key in one.model.name)
-    assert {layer["rank"] for layer in plan.layers} == {one.lora.r}
+    assert plan.schedule is not None
+    adjustments = len(plan.schedule["adjustments"])
+    assert adjustments == ADJUSTMENTS[name] if name in ROWS else 9 <= adjustments <= 30
+    layers -= name == "small_squad_v2"  # a BERT without its pooler
+    assert [layer["rank"] for layer in plan.layers] == [one.lora.r] * layers

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pedyra.paper.item import get_item
-from pedyra.paper.results import remarks, result_table, results
+from pedyra.paper.results import difference_table, remarks, result_table, results
 
 
 def test_a_mean_its_error_and_its_interval_by_hand():
@@ -32,3 +32,20 @@ def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
     told = remarks(get_item("table2"), "small", found)
     assert "Measured averages are over the measured columns." in told
     assert any(remark.startswith("Not measured: MNLI, QNLI") for remark in told)
+
+
+def test_differences_are_paired_by_seed_and_to_the_first_row_of_a_group():
+    item = get_item("table12")
+    rows = ("LLaMA2-7B, DoRA", "LLaMA2-7B, PE-DyRA+DoRA", "LLaMA3-8B, DoRA", "LLaMA3-8B, QLoRA")
+    values = {(row, "MBPP"): {0: 30.0 + i, 1: 40.0 + i} for i, row in enumerate(rows)}
+    table = difference_table(item, "full", results(item, "full", values))
+    assert table is not None and table.title == "Difference to LLaMA2-7B, DoRA, LLaMA3-8B, DoRA"
+    texts = {row[0].text: row[1].text for row in table.rows}
+    assert len(texts) == 6
+    assert texts["LLaMA2-7B, PE-DyRA+DoRA"] == "+1.00 [1.00, 1.00] (+1.3)"
+    assert texts["LLaMA3-8B, QLoRA"] == "+1.00 [1.00, 1.00] (-1.4)"
+    assert texts["LLaMA2-7B, QLoRA"] == "– (-5.6)"
+
+
+def test_an_item_of_one_row_has_no_differences():
+    assert difference_table(get_item("figure11"), "smoke", results(get_item("figure11"), "smoke", {})) is None

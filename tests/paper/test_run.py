@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import json
+
 import pytest
 
 from pedyra.paper.item import get_item, items
+from pedyra.paper.run import run_item
 
 
 @pytest.mark.parametrize("name", items())
@@ -17,3 +21,37 @@ def test_every_id_runs_at_scale_smoke(name, smoke):
     suffixes = ["md", "tex", "html", "csv", "jsonl", *(["svg", "png"] if item.is_figure else [])]
     assert [file.name for file in outcome.files] == [f"{name}.{suffix}" for suffix in suffixes]
     assert all(file.stat().st_size for file in outcome.files)
+
+
+def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatch):
+    before = smoke("table14")
+
+    class Idle:
+        def __init__(self, workers, start):
+            pass
+
+        def run(self, jobs, report):
+            assert not jobs
+
+    monkeypatch.setattr("pedyra.compare.compare.LocalPool", Idle)
+    again = run_item(get_item("table14"), "smoke", out=before.folder.parents[1])
+    assert again.results == before.results
+
+
+def test_runs_are_shared_between_items(smoke):
+    smoke("table14"), smoke("figure11")  # both have the paper's method on the same recipe
+    runs = smoke("table14").folder.parent / "runs"
+    assert len(list(runs.glob("smoke_encoder_r4/jobs/pedyra-paper/**/metrics.jsonl"))) == 1
+
+
+def test_the_files_tell_what_was_measured_beside_what_was_published(smoke):
+    folder = smoke("table14").folder
+    rows = [json.loads(line) for line in (folder / "table14.jsonl").read_text().splitlines()]
+    keys = {"id", "row", "column", "published", "measured", "standard_error", "seeds", "scale"}
+    assert keys <= set(rows[0])
+    one = next(row for row in rows if (row["row"], row["column"]) == ("SST-2 (Acc.)", "k=12"))
+    assert one["published"] == 95.98 and 0 <= one["measured"] <= 100 and one["seeds"] == 1
+    with (folder / "table14.csv").open() as file:
+        assert [line["column"] for line in csv.DictReader(file)] == [row["column"] for row in rows]
+    text = (folder / "table14.md").read_text()
+    assert "(95.98)" in text and "The paper's claim: Of 4, 8, 12 and 24 triples" in text

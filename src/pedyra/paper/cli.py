@@ -108,7 +108,7 @@ def run(
 
         check_ray_address(ray)  # before the seconds that the libraries take
     quiet_libraries()
-    from pedyra.paper.results import result_table
+    from pedyra.paper.results import result_tables
     from pedyra.paper.run import run_item
 
     console = new_console()
@@ -122,9 +122,9 @@ def run(
     except KeyboardInterrupt:
         console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
         raise typer.Exit(130) from None
-    table = result_table(item, scale.value, outcome.results)
-    print_table(console, table.columns, [[cell.text for cell in row] for row in table.rows], title=table.title)
-    console.print(table.note, soft_wrap=True)
+    for table in result_tables(item, scale.value, outcome.results):
+        print_table(console, table.columns, [[cell.text for cell in row] for row in table.rows], title=table.title)
+        console.print(f"{table.note}\n", soft_wrap=True)
     for file in outcome.files:
         console.print(f"written     {file}", soft_wrap=True)
     if json_file:

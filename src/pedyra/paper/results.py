@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from pedyra.compare.statistics import mean, standard_error
+from pedyra.compare.statistics import compare_paired, mean, standard_error
 from pedyra.compare.table_formats import Cell, Table
 from pedyra.paper.item import Item, Scale
 
@@ -80,6 +80,12 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
     return {seed: mean([column[seed] for column in columns]) for seed in seeds}
 
 
+def result_tables(item: Item, scale: Scale, found: list[Result]) -> list[Table]:
+    """The values, and the differences between rows."""
+    differences = difference_table(item, scale, found)
+    return [result_table(item, scale, found), *([differences] if differences else [])]
+
+
 def result_table(item: Item, scale: Scale, found: list[Result]) -> Table:
     """Rows x columns of the item; each cell what was measured, and what was published in parentheses."""
     cells = {(result.row, result.column): Cell(_text(result)) for result in found}
@@ -92,6 +98,44 @@ def result_table(item: Item, scale: Scale, found: list[Result]) -> Table:
         note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]; in parentheses: published. "
         "The paper gives no spread.",
     )
+
+
+def difference_table(item: Item, scale: Scale, found: list[Result]) -> Table | None:
+    """How far each row is from the first of its group (the part before a comma); None where no row has another."""
+    cells = {(result.row, result.column): result for result in found}
+    first: dict[str, str] = {}
+    for row in item.rows:
+        first.setdefault(_group(row), row)
+    others = [row for row in item.rows if row != first[_group(row)]]
+    if not others:
+        return None
+
+    def cell(row: str, column: str) -> Cell:
+        return Cell(_difference(cells[row, column], cells[first[_group(row)], column]))
+
+    return Table(
+        title="Difference to " + ", ".join(first.values()),
+        columns=["", *item.columns],
+        rows=[[Cell(row), *(cell(row, column) for column in item.columns)] for row in others],
+        note=f"Measured at scale {scale}: mean of the paired differences by seed [95 % bootstrap interval]; in "
+        "parentheses: published.",
+    )
+
+
+def _group(row: str) -> str:
+    """ "LLaMA2-7B" of "LLaMA2-7B, DoRA"; of a row without a comma, nothing."""
+    return row.rpartition(", ")[0]
+
+
+def _difference(ours: Result, theirs: Result) -> str:
+    published = ""
+    if ours.published is not None and theirs.published is not None:
+        published = f" ({ours.published - theirs.published:+.4g})"
+    difference = compare_paired(ours.values, theirs.values)
+    if difference is None:
+        return f"–{published}"
+    interval = "" if difference.interval is None else " [{}, {}]".format(*map(number, difference.interval))
+    return f"{'+' if difference.mean > 0 else ''}{number(difference.mean)}{interval}{published}"
 
 
 def remarks(item: Item, scale: Scale, found: list[Result]) -> list[str]:

@@ -20,7 +20,7 @@ from pedyra.paper.grids import Measurement, measurements, row_name
 from pedyra.paper.item import Item, Scale
 from pedyra.paper.measures import MEASURES, measure
 from pedyra.paper.places import Places, told
-from pedyra.paper.results import Result, remarks, result_table, results
+from pedyra.paper.results import Result, remarks, result_tables, results
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ def write_item(
 ) -> list[Path]:
     """The table as Markdown, CSV, LaTeX, HTML and JSON lines, and the figure as SVG and PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, told = result_table(item, scale, found), remarks(item, scale, found)
+    tables, told = result_tables(item, scale, found), remarks(item, scale, found)
     files = []
     for suffix in ("md", "tex", "html"):
         write = {"md": table_formats.markdown, "tex": table_formats.latex, "html": table_formats.html}[suffix]
         files.append(folder / f"{item.id}.{suffix}")
-        write_file(files[-1], write(item.title, [table], told))
+        write_file(files[-1], write(item.title, tables, told))
     lines = [result.as_row() for result in found]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
