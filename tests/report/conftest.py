@@ -109,7 +109,7 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
                 | {"scores": {}, "pruned": [[name, ranks[name], 0.01] for name in losers]}
                 | {"added": dict.fromkeys(gainers, 1), "total_rank": sum(ranks.values())}
                 | {"parameters": parameters(), "seconds": 0.021, "skipped_steps": 0}
-                | {"reasons": [reason_at(step, names, losers, gainers)]}
+                | {"contests": contests_at(step, names, losers, gainers)}
             )
         states.append(state_at(step, names, ranks, worth, parameters(), noise))
     write_common(folder, "pedyra", seed, parameters(), gain=0.012)
@@ -123,12 +123,14 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
     return folder
 
 
-def reason_at(step: int, names: list[str], losers: list[str], gainers: list[str]) -> dict:
-    """What the rule weighed first: a gain with its error, against what the losers save."""
+def contests_at(step: int, names: list[str], losers: list[str], gainers: list[str]) -> list[dict]:
+    """What became of the candidates: one a gainer that won, one that would have saved too little, one of noise."""
     gain = 0.02 * math.exp(-step / 90)
-    weighed = {"layer": gainers[0] if gainers else names[0], "gain": gain, "low": 0.8 * gain, "high": 1.2 * gain}
-    why = "beyond the bar" if gainers else "below the bar"
-    return {**weighed, "bar": 0.5 * gain, "pays": [[losers[0], 0]], "moved": bool(gainers), "why": why}
+    against = [[losers[0], 0, 0.3 * gain]]
+    won = {"candidate": 0, "gain": gain, "cost": 10, "against": against, "bar": 0.3 * gain, "outcome": "won"}
+    less = {**won, "layer": names[0], "gain": 0.2 * gain, "outcome": "worth less"}
+    noise = {**less, "gain": 0.0, "against": [], "outcome": "noise"}
+    return [*({**won, "layer": name} for name in gainers), less, noise]
 
 
 def state_at(step: int, names: list[str], ranks: dict, worth: dict, parameters: int, noise) -> dict:

@@ -123,13 +123,15 @@ def test_moves_count_what_was_added_and_pruned(figures: Figures, dynamic_run: Pa
 
 def test_reasons_are_those_of_the_record(figures: Figures, dynamic_run: Path):
     curves = drawn(figures["reasons"].panels[0].spec)
-    recorded = {record["step"]: record["reasons"][0] for record in read_run(dynamic_run).adjustments}
-    moved = {step: reason for step, reason in recorded.items() if reason["moved"]}
-    assert curves["gain, moved"]["x"] == list(moved) and len(moved) < 20
-    for key, part in (("gain", "y"), ("low", "low"), ("high", "high")):
-        assert curves["gain, moved"][part] == [reason[key] for reason in moved.values()]
-    assert curves["to exceed"]["y"] == [reason["bar"] for reason in recorded.values()]
-    assert f"Ranks moved at {len(moved)} of 20 adjustments." in figures["reasons"].caption
+    contests = {record["step"]: record["contests"] for record in read_run(dynamic_run).adjustments}
+    won = [(step, each) for step, met in contests.items() for each in met if each["outcome"] == "won"]
+    less = [(step, each) for step, met in contests.items() for each in met if each["outcome"] == "worth less"]
+    for name, kept in (("gain, moved", won), ("gain, not moved", less)):
+        assert curves[name]["x"] == [step for step, _ in kept]
+        assert curves[name]["y"] == [each["gain"] for _, each in kept]
+    assert curves["to exceed"]["y"] == [each["bar"] for _, each in won + less]
+    assert curves["gain, not moved"]["label"][0].startswith("query 0, paid by ")
+    assert f"Outcomes: {len(won)} won, 20 worth less, 20 noise." in figures["reasons"].caption
 
 
 def test_several_runs_share_axes_and_keep_their_colours(dynamic_run: Path, lora_run: Path):

@@ -31,16 +31,14 @@ def test_the_layer_table_balances(dynamic_run: Path):
         assert start + added - pruned == end
 
 
-def test_an_adjustment_row_counts_repeated_layers_and_says_why(dynamic_run: Path):
+def test_an_adjustment_row_counts_repeated_layers(dynamic_run: Path):
     run = read_run(dynamic_run)
     name = run.layers[0].name
     run.adjustments[0]["pruned"] = [[name, 0, 0.1], [name, 1, 0.2]]
     run.adjustments[0]["added"] = {}
     assert list(tables.adjustments(run).rows[0][:3]) == ["50", "query 0 ×2", "–"]
-    assert "Why" not in tables.adjustments(run).head
-    run.adjustments[0]["why"] = "all ranks reassigned by what they save"
-    table = tables.adjustments(run)
-    assert table.head[-1] == "Why" and [row[-1] for row in table.rows[:2]] == [run.adjustments[0]["why"], "–"]
+    run.adjustments[0]["dealt"] = True
+    assert tables.adjustments(run).rows[0][0] == "50 (all ranks anew)"
 
 
 def test_a_run_without_ranks_says_so(lora_run: Path):

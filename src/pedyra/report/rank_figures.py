@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -79,27 +80,34 @@ def moves(runs: Sequence[Run]) -> Figure:
 
 
 def reasons(runs: Sequence[Run]) -> Figure:
-    """The surest move that was weighed at each adjustment, with its error, and the bar it had to clear."""
+    """The candidates that won at each adjustment and the best that did not, with what each had to exceed."""
     panels, findings = [], []
     for run in adjusted(runs):
-        weighed = [{"step": r["step"], **r["reasons"][0]} for r in run.adjustments if r.get("reasons")]
-        if not weighed:
+        met = [(record["step"], record["contests"]) for record in run.adjustments if record.get("contests")]
+        if not met:
             continue
-        made, stayed = ([each for each in weighed if bool(each["moved"]) == moved] for moved in (True, False))
+        won = [{"step": step, **each} for step, contests in met for each in contests if each["outcome"] == "won"]
+        lost = [(step, [each for each in contests if each["outcome"] != "won"]) for step, contests in met]
+        best = [
+            {"step": step, **max(rest, key=lambda each: each["gain"] / each["cost"])} for step, rest in lost if rest
+        ]
         drawn = [
-            _weighed(run, "gain, moved", made, "gain", "low", "high"),
-            _weighed(run, "gain, not moved", stayed, "gain", "low", "high"),
-            _weighed(run, "to exceed", [each for each in weighed if each.get("bar") is not None], "bar", "bar", "bar"),
+            _weighed(run, "gain, moved", won, "gain"),
+            _weighed(run, "gain, not moved", best, "gain"),
+            _weighed(run, "to exceed", [*won, *best], "bar"),
         ]
         kept = [curve for curve in drawn if curve.x]
         spec = curves(kept, STEP, "loss saved", points=True, from_zero=True, fixed=fixed([run]))
-        panels.append(Panel(titled(runs, run, "Gain of the surest move"), spec))
-        findings.append(titled(runs, run, f"Ranks moved at {len(made)} of {len(weighed)} adjustments."))
+        panels.append(Panel(titled(runs, run, "Gain of new directions"), spec))
+        counts = Counter(each["outcome"] for _, contests in met for each in contests)
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+        findings.append(titled(runs, run, f"Outcomes: {told}."))
     caption = (
-        "At each adjustment, the new direction that most surely lowers the loss, with the range that its measurement "
-        "leaves open, and what it had to exceed: ranks move where the whole range lies above. " + " ".join(findings)
+        "At each adjustment, what new directions would surely save of the loss: those that won a rank, the best that "
+        "did not, and what each had to exceed, which is what the ranks that would pay for it save. "
+        f"{' '.join(findings)}"
     )
-    needs = "reasons in the adjustments of ranks.jsonl, which methods that prune by scores do not have"
+    needs = "contests in the adjustments of ranks.jsonl, which methods that prune by scores do not have"
     return Figure("reasons", "Ranks", "Why ranks moved, or did not", caption, panels, needs)
 
 
@@ -157,15 +165,14 @@ def _states(run: Run) -> tuple[list[int], list[Mapping[str, int]]]:
     return ([*steps, end], [*states, states[-1]]) if end > steps[-1] else (steps, states)
 
 
-def _weighed(run: Run, name: str, rows: Sequence[Record], *keys: str) -> Curve:
-    """One point a weighed move; `keys` are those of its value and of the ends of its error bar."""
+def _weighed(run: Run, name: str, contests: Sequence[Record], key: str) -> Curve:
+    """One point a contest: its gain or its bar, told with the layer, what would pay, and the outcome."""
     names = {layer.name: layer.short_name for layer in run.layers}
     labels = []
-    for row in rows:
-        pays = ", ".join(f"{names[layer]} (triple {index})" for layer, index in row.get("pays") or [])
-        labels.append(f"new in {names[row['layer']]}{f', for {pays}' if pays else ''}: {row.get('why', '')}")
-    y, low, high = ([row[key] for row in rows] for key in keys)
-    return Curve(name, [row["step"] for row in rows], y, low, high, labels)
+    for each in contests:
+        pays = ", ".join(names[layer] for layer, *_ in each["against"])
+        labels.append(f"{names[each['layer']]}{f', paid by {pays}' if pays else ''}: {each['outcome']}")
+    return Curve(name, [each["step"] for each in contests], [each[key] for each in contests], labels=labels)
 
 
 def _changes(run: Run, shown: Sequence[Layer]) -> str:

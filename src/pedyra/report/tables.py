@@ -82,21 +82,18 @@ def adjustments(run: Run) -> Table:
     names = {layer.name: layer.short_name for layer in run.layers}
     rows = [
         [
-            f"{record['step']:,}",
+            f"{record['step']:,}{' (all ranks anew)' if record.get('dealt') else ''}",
             _layers(measures.pruned_counts(record), names),
             _layers(record["added"], names),
             f"{sum(record['ranks'].values()):,}",
             _count(record.get("parameters")),
             f"{1000 * record['seconds']:.1f} ms" if "seconds" in record else ABSENT,
             str(record.get("skipped_steps", ABSENT)),
-            str(record.get("why") or ABSENT),
         ]
         for record in run.adjustments
     ]
-    head = ["Step", "Pruned from", "Added to", "Total rank", "Parameters", "Time", "Steps skipped", "Why"]
-    if all(row[-1] == ABSENT for row in rows):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    return Table(f"All {len(rows)} adjustments", "which layers lost and gained ranks", head, rows, (1, 2, 7))
+    head = ["Step", "Pruned from", "Added to", "Total rank", "Parameters", "Time", "Steps skipped"]
+    return Table(f"All {len(rows)} adjustments", "which layers lost and gained ranks", head, rows, (1, 2))
 
 
 def layers(run: Run) -> Table:
