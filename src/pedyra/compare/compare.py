@@ -43,7 +43,7 @@ def compare_grid(
     Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
 
     Args:
-        workers: local processes at once; without `ray`.
+        workers: local processes at once; without `ray`. A script that calls this has `if __name__ == "__main__":`.
         ray: address of a Ray cluster to run on.
         shard: "i/n": only the i-th of n parts of the grid, for one of several machines.
         collect: folders to put together, beside the comparison's own, instead of running anything.
