@@ -170,7 +170,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"], ["fill the run of 4 steps"]),
         (["train", "recipe.yaml", "method=pedyra", "rank.interval=4"], ["no adjustment"]),
         (
-            ["train", "recipe.yaml", "method=pedyra-paper", "lora.r=1", "rank.interval=1"],
+            ["train", "recipe.yaml", "method=pedyra-paper", "lora.r=1", "rank.interval=1", "rank.final_warmup=1"],
             ["nothing can move"],
         ),
         (["train", "recipe.yaml", "method=pedyra", "rank.interval=3"], ["rank.interval is 3", "4 or more"]),

@@ -14,7 +14,7 @@ import pedyra
 
 SOURCE = Path(pedyra.__file__).parent
 
-LEAVES = {"files", "yaml_file", "hub", "packaged", "interrupts", "spelling"}
+LEAVES = {"files", "yaml_file", "hub", "packaged", "interrupts", "spelling", "options"}
 """Small modules that know nothing of pedyra but each other; every part may use them."""
 
 # What the modules of each part may import of pedyra, itself and the leaves aside. The entry points (cli, console) stand

@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from pedyra.bench import cli as bench_cli
-from pedyra.bench.options import JsonFile
 from pedyra.bench.search_cli import search
+from pedyra.compare.cli import compare
 from pedyra.console import (
     new_console,
     print_plan,
@@ -28,6 +28,7 @@ from pedyra.console import (
 )
 from pedyra.fit_command import fit
 from pedyra.interrupts import remembered
+from pedyra.options import JsonFile, Overrides
 from pedyra.paper import cli as paper_cli
 
 app = typer.Typer(
@@ -75,10 +76,7 @@ class Target(str, Enum):
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change recipe keys, e.g. lora.r=4 seed=1.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
     ] = False,
@@ -209,52 +207,7 @@ def report(
         console.print(f"figures written to {figures}", soft_wrap=True)
 
 
-@app.command()
-def compare(
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML grid: methods, tasks, seeds.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change grid keys, e.g. seeds=[0,1] data_dir=d.", show_default=False),
-    ] = None,
-    match: Annotated[
-        str | None, typer.Option(metavar="parameters|rank|memory|time", help="What is equal for all methods.")
-    ] = None,
-    workers: Annotated[int, typer.Option(metavar="N", help="Runs at once on this machine.")] = 1,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, auto or local."),
-    ] = None,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Only this machine's share of the grid.")] = "1/1",
-    collect: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Run nothing: put together this and other folders of the same grid."),
-    ] = None,
-    extend: Annotated[bool, typer.Option("--extend", help="Keep the folder's runs; the grid has grown.")] = False,
-    json_file: JsonFile = None,
-) -> None:
-    """Compare methods x tasks x seeds under one protocol; the same command goes on where it was stopped."""
-    from pedyra.compare.grid import load_grid
-
-    checked = load_grid(grid, [*(overrides or []), *([f"match={match}"] if match else [])])
-    if ray is not None and not collect:
-        from pedyra.compare.ray_pool import check_ray_address
-
-        check_ray_address(ray)  # before the seconds that the libraries take
-    quiet_libraries()
-    from pedyra.compare.compare import compare_grid
-
-    console = new_console()
-    try:
-        comparison = compare_grid(
-            checked, workers=workers, ray=ray, shard=shard, collect=collect or [], extend=extend, console=console
-        )
-    except KeyboardInterrupt:
-        console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
-        raise typer.Exit(130) from None
-    if json_file:
-        write_json_lines(json_file, comparison.rows())
-    if comparison.failed:
-        raise typer.Exit(1)
+app.command()(compare)
 
 
 @app.command()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pedyra.bench.options import JsonFile
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+from pedyra.options import JsonFile
 
 if TYPE_CHECKING:
     from pedyra.fit.fit import Fit

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from pedyra.bench.allocation_cli import planted, search, transfer
-from pedyra.bench.options import JsonFile, Smoke, Threads, several, use_threads
+from pedyra.bench.options import Smoke, Threads, several, use_threads
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+from pedyra.options import JsonFile
 
 app = typer.Typer(
     help="Benchmarks: step time, memory and growth; allocation against a known answer.", no_args_is_help=True

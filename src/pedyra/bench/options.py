@@ -7,23 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from pedyra.options import json_option
 
-def _checked(path: Path | None) -> Path | None:
-    """Told before a long run, not after it."""
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"the folder {path.parent} does not exist")
-    if path is not None and path.is_dir():
-        raise typer.BadParameter(f"{path} is a folder; give a file")
-    return path
-
-
-def _json_option(help: str) -> Any:
-    return typer.Option("--json", metavar="FILE", help=help, callback=_checked, show_default=False)
-
-
-JsonFile = Annotated[Path | None, _json_option("Also write JSON lines there.")]
 RowsFile = Annotated[
-    Path | None, _json_option("Append each row there when it is done; rows that it holds are not made again.")
+    Path | None, json_option("Append each row there when it is done; rows that it holds are not made again.")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", min=1, show_default=False)]
 Smoke = Annotated[

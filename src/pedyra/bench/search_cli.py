@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pedyra.bench.options import JsonFile
 from pedyra.console import new_console, print_rank_map, quiet_libraries, write_json_lines
+from pedyra.options import JsonFile
 
 
 def search(

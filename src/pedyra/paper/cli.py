@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pedyra.bench.options import JsonFile
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
+from pedyra.options import JsonFile
 
 app = typer.Typer(
     help="The paper's tables and figures, measured again beside the published numbers.", no_args_is_help=True
