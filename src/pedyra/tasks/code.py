@@ -48,6 +48,8 @@ class Outcome:
 _FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _CODE_STARTS = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
 _DEMONSTRATION = (ast.Expr, ast.Assert)
+_MOST_LINES = 1000
+"""Of a text that are read: the time to find the part that parses grows with their square."""
 
 
 def extract(text: str, problem: Problem) -> str:
@@ -64,9 +66,9 @@ def extract(text: str, problem: Problem) -> str:
     for source in whole:
         program = _longest(source)
         if program is not None and _defines(program, problem.entry_point):
-            preamble = parse(problem.prompt).body
-            body = [node for node in preamble if not _is_entry(node, problem.entry_point)] + program.body
-            return _unparse(body)
+            preamble = _longest(problem.prompt + "    pass\n") or ast.Module([], [])
+            body = [node for node in preamble.body if not _is_entry(node, problem.entry_point)]
+            return _unparse(body + program.body)
     cut = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
     for continuation in (text[:cut], *blocks):
         program = _longest(problem.prompt + continuation, len(problem.prompt.splitlines()))
@@ -77,7 +79,7 @@ def extract(text: str, problem: Problem) -> str:
 
 def _longest(source: str, least: int = 0) -> ast.Module | None:
     """The tree of the longest run of first lines, more than `least`, that parses."""
-    lines = source.splitlines()
+    lines = source.splitlines()[:_MOST_LINES]
     for end in range(len(lines), least, -1):
         try:
             return parse("\n".join(lines[:end]) + "\n")
@@ -105,7 +107,10 @@ def _has_body(program: ast.Module, entry_point: str) -> bool:
 
 def _unparse(body: list[ast.stmt]) -> str:
     kept = [node for node in body if not isinstance(node, _DEMONSTRATION)]
-    return ast.unparse(ast.Module(body=kept, type_ignores=[]))
+    try:
+        return ast.unparse(ast.Module(body=kept, type_ignores=[]))
+    except RecursionError:  # an expression thousands deep
+        return ""
 
 
 # --------------------------------------------------------------------------- scoring
@@ -131,7 +136,9 @@ def check(problem: Problem, program: str, sandbox: Sandbox) -> Outcome:
         limits = sandbox.limits
         reason = f"no result within {limits.cpu_seconds} s of processor time, {limits.seconds:g} s of wall clock"
         return Outcome("timeout", reason, seconds)
-    return Outcome(verdict["status"], " ".join(verdict["reason"].split()), seconds)
+    # The solution's own words: no control sequence of a terminal, no half of a character.
+    reason = "".join(sign if sign.isprintable() else " " for sign in verdict["reason"])
+    return Outcome(verdict["status"], " ".join(reason.split()), seconds)
 
 
 def check_all(problems: Sequence[Problem], programs: Sequence[Sequence[str]], sandbox: Sandbox) -> list[list[Outcome]]:
@@ -161,6 +168,8 @@ def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:
         for fd in (questions, ask, answers, tell):
             os.close(fd)
     _, told = sandbox.finish(judge, job)
+    if told and json.loads(told)["status"] in ("passed", "failed"):
+        solution.terminate()  # it may have left something running
     in_time, _ = sandbox.finish(solution)
     return in_time, json.loads(told) if told else {"status": "error", "reason": "the tests did not end"}
 

@@ -101,7 +101,8 @@ class Sandbox:
     def finish(self, process: subprocess.Popen[bytes], given: bytes | None = None) -> tuple[bool, bytes]:
         """Give the program its stdin and wait for its end: whether it came in time, and its stdout if it was piped.
 
-        The process and all that it started are then gone. Raises SandboxRefused if it could not be set up.
+        `process.terminate()` before this ends it at once. The process and all that it started are then gone.
+        Raises SandboxRefused if it could not be set up.
         """
         try:
             output, refusal = process.communicate(given, timeout=self.limits.seconds + _SPARE)

@@ -154,6 +154,7 @@ def _new_root(plan: dict[str, Any]) -> None:
     pivot = _MACHINES[platform.machine()][1]
     _call("pivot_root", _libc.syscall(pivot, b".", b"old"))
     os.chdir("/")
+    _write("/old/proc/self/oom_score_adj", "1000")  # where memory ends, this ends first
     for path in plan["links"]:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(os.readlink("/old" + path), path)
@@ -199,7 +200,7 @@ def _set_limits(plan: dict[str, Any]) -> None:
     for limit, value in (
         (resource.RLIMIT_AS, plan["memory"]),
         (resource.RLIMIT_FSIZE, plan["file_size"]),
-        (resource.RLIMIT_NPROC, plan["processes"] + 2),  # the keeper and process 1 count too
+        (resource.RLIMIT_NPROC, plan["processes"] + plan["own_processes"]),
         (resource.RLIMIT_NOFILE, plan["open_files"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
@@ -274,6 +275,7 @@ def _first_process(plan: dict[str, Any]) -> NoReturn:
 def main() -> int:
     """Set up, run, and wait no longer than the plan's seconds."""
     plan = json.loads(sys.argv[1])
+    plan["own_processes"] = 1 if os.geteuid() == 0 else 2  # process 1 and, where it is the same user, the keeper
     _libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     try:
         if platform.machine() not in _MACHINES:
@@ -287,6 +289,7 @@ def main() -> int:
         os.write(2, str(error).encode())
         return REFUSED
     _close(plan["keep"])
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))  # `Popen.terminate`: no more is needed
     poll = select.poll()
     poll.register(os.pidfd_open(first), select.POLLIN)
     in_time = poll.poll(plan["seconds"] * 1000)
