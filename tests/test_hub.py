@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from pedyra.hub import why_not_on_hub
+from pedyra.hub import told_by_hub, why_not_on_hub
 
 
 @pytest.fixture
@@ -70,3 +70,10 @@ def test_a_cache_and_offline_mode_ask_nothing(answers, tmp_path: Path, monkeypat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert why_not_on_hub("owner/other", "dataset") is None
     assert asked == []
+
+
+def test_a_gated_repository_comes_with_the_way_in():
+    told = told_by_hub(OSError("You are trying to access a gated repo.\nMake sure to have access to it."))
+    assert told.startswith("You are trying to access a gated repo. Its authors ask you to accept their terms")
+    assert "`hf auth login`" in told and "the path of a copy" in told and "\n" not in told
+    assert told_by_hub(ValueError("no file\nand more")) == "no file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pedyra.generate_section import GenerateSection
 from pedyra.models import load_tokenizer
 from pedyra.recipe import check_recipe
 from pedyra.recipe_sections import DataSection, ModelSection
-from pedyra.tasks import causal_lm
+from pedyra.tasks import causal_lm, code
+from pedyra.tasks.code import Outcome
 from pedyra.tasks.generation import Sample
 from pedyra.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
 from pedyra.tasks.toy import toy
@@ -155,3 +157,55 @@ def test_rouge_has_the_name_of_its_set_unless_the_rows_are_the_runs_own():
     scores = score(of("rouge", ["a b"]), [samples("a b")]).metrics
     assert scores == {**{f"s_rouge{n}": 100.0 for n in (1, 2, "L", "Lsum")}, "s_unfinished": 0.0}
     assert score(of("rouge", ["a b"], own=True), [samples("b")]).metrics["rouge1"] == pytest.approx(200 / 3)
+
+
+def test_mathematics_is_judged_by_its_answer_and_what_has_none_is_counted_and_shown():
+    test_set = of("gsm8k", ["so 4\n#### 4", "#### 1,200", "#### 7"], samples=2, temperature=1.0)
+    answers = [samples("#### 4", "it is 5"), samples("The answer is: 1200.", "about 1200"), samples("seven", "7")]
+    found = score(test_set, answers)
+    assert found.metrics == {"s": (1 / 2 + 1 + 1 / 2) / 3, "s_unparsable": 1.0, "s_unfinished": 0.0}
+    assert found.notes == ["no answer was found in the text of row 3: 'seven'"]
+    latex = of("math", [r"thus \boxed{\frac12}", r"\boxed{7}"])
+    assert score(latex, [samples(r"is \boxed{0.5}"), samples(r"\boxed{8}")]).metrics["s"] == 0.5
+
+
+ADD = {
+    "task_id": "T/0",
+    "prompt": "def add(a, b):\n",
+    "entry_point": "add",
+    "canonical_solution": "    return a + b\n",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n",
+}
+
+
+def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = file_of(tmp_path, [ADD, {**ADD, "task_id": "T/1"}])
+    (found,) = load(TEMPLATE | {"template": "{document} {summary}"}, {"humaneval": {"source": source}})
+    assert decoded(found) == ["<s>def add(a, b):\n"] * 2 and "\ndef " in (found.settings.stop or [])
+    (instructed,) = load(TEMPLATE, {"humaneval": {"source": source}})
+    assert decoded(instructed)[0] == "<s>def add(a, b):\n\nsummary: " and instructed.settings.stop is None
+
+    outcomes = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
+
+    def check_all(problems: Any, programs: Any, sandbox: Any) -> Any:
+        return [[Outcome(outcomes[text]) for text in of_problem] for of_problem in programs]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(code, "check_all", check_all)
+    monkeypatch.setattr(code, "extract", lambda text, problem: text)
+    good, bad, none = outcomes
+    judged = replace(found, settings=found.settings.model_copy(update={"samples": 10}))
+    first, second = [good] * 2 + [bad] * 8, [bad] * 9 + [none]
+    scores = score(judged, [samples(*first), samples(*second)], sandbox=None)
+    # pass@1 is 2 / 10 and 0, pass@10 is 1 and 0.
+    assert scores.metrics == pytest.approx(
+        {"humaneval": 0.1, "humaneval_pass@10": 0.5, "humaneval_unparsable": 1.0, "humaneval_unfinished": 0.0}
+    )
+    assert scores.notes == ["17 failed, 2 passed, 1 unparsable"]
+
+
+def test_rows_that_are_no_problems_are_told(tmp_path: Path):
+    source = file_of(tmp_path, [ADD, {"task_id": 2, "x": 1}])
+    with pytest.raises(
+        ValueError, match=r"row 2 of generate.humaneval is no problem of HumanEval\(\+\) or MBPP\(\+\): it"
+    ):
+        load(TEMPLATE, {"humaneval": {"source": source}})
