@@ -6,7 +6,6 @@ The report knows a run by five files and nothing else: `recipe.yaml` and `metric
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -94,6 +93,9 @@ def read_run(path: Path, label: str | None = None) -> Run:
     """Read one run folder. Raises ValueError as `read_runs` does."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
+    environment = {}
+    if (path / "environment.json").exists():  # JSON is YAML, too
+        environment = read_settings(path / "environment.json", [], what="environment", starts_with="seed")
     metrics = _rows(path / "metrics.jsonl")
     if not metrics:
         raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
@@ -115,7 +117,7 @@ def read_run(path: Path, label: str | None = None) -> Run:
         path=path,
         label=label or path.resolve().name,
         recipe=read_settings(path / "recipe.yaml", [], what="recipe", starts_with="method"),
-        environment=_environment(path / "environment.json"),
+        environment=environment,
         metrics=sorted((record for record in metrics if not record.get("final")), key=lambda record: record["step"]),
         final=next((record for record in reversed(metrics) if record.get("final")), {}),
         layers=layers,
@@ -191,15 +193,3 @@ def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:
 def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
     """A diverged run's values; the file has null for what is no number."""
     return {name: math.nan if value is None else value for name, value in values.items()}
-
-
-def _environment(path: Path) -> Record:
-    if not path.exists():
-        return {}
-    try:
-        environment = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); restore or delete the file") from None
-    if not isinstance(environment, dict):
-        raise ValueError(f"{path}: must hold a JSON object; restore or delete the file")
-    return environment
