@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from typing import Any
+
+from pedyra.spelling import did_you_mean
 
 # Values a string field may take; design decisions behind each are in docs/how_it_works.md.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -209,9 +210,7 @@ def check_name(name: str) -> None:
     if name in REMOVED:
         raise ValueError(f"rank.{name} was removed: {REMOVED[name]}")
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
-        raise ValueError(f"rank.{name} is not a setting{hint}")
+        raise ValueError(f"rank.{name} is not a setting; {did_you_mean(name, known)}")
 
 
 def check_steps(name: str, value: Any, least: int = 0) -> None:

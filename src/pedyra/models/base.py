@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +31,7 @@ from pedyra.models.planted import PlantedBase, base_model
 from pedyra.models.quantized import keep_weight_layout, quantization_config
 from pedyra.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.recipe_sections import LoraSection, ModelSection
+from pedyra.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
 _CLASSIFIER = (AutoModelForSequenceClassification, TaskType.SEQ_CLS)
@@ -150,9 +150,8 @@ def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
 def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str = "name", **arguments: Any) -> Any:
     given = getattr(section, key)
     if not Path(source).exists() and (reason := why_not_on_hub(source, "model", section.revision)) is not None:
-        near = get_close_matches(given, [*PACKAGED, *TINY], n=1) if key == "name" else []
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint}")
+        hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
+        raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     try:
         if auto in _WITH_HEAD and not section.trust_remote_code:
             config = AutoConfig.from_pretrained(source, revision=section.revision or "main")

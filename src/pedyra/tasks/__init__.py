@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pedyra.tasks.load import load_task as load_task
     from pedyra.tasks.task import Task as Task
-    from pedyra.tasks.task import load_task as load_task
 
 __all__ = ["Task", "load_task"]
 
 
 def __getattr__(name: str):
     if name in __all__:  # late, because a grid looks up named tasks without loading torch
-        from pedyra.tasks import task
+        from pedyra.tasks import load
 
-        return getattr(task, name)
+        return getattr(load, name)
     raise AttributeError(f"module 'pedyra.tasks' has no attribute {name!r}")

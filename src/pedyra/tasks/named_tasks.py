@@ -7,10 +7,10 @@ A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pedyra.spelling import did_you_mean
 from pedyra.tasks.glue import GLUE
 from pedyra.tasks.glue import HUB as GLUE_HUB
 
@@ -98,8 +98,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
     name = changes.pop("task", label)
     folder = changes.pop("folder", name)
     if name not in NAMES:
-        near = get_close_matches(str(name), NAMES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}."
+        hint = did_you_mean(name, NAMES, otherwise=f"known are {', '.join(NAMES)}.")
         raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
     if name in PACKAGED:
         return {**PACKAGED[name], **changes}

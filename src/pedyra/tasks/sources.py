@@ -9,7 +9,6 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.parquet
 
 from pedyra.hub import told_by_hub, why_not_on_hub
 from pedyra.recipe_sections import GENERATED, DataSection, template_columns
+from pedyra.spelling import did_you_mean
 from pedyra.tasks.reviews import reviews
 from pedyra.tasks.split import Rows
 from pedyra.tasks.toy import toy
@@ -179,8 +179,7 @@ def read_hub(
 
     nowhere = f"{key} {source!r} is no packaged data set and no file that ends in {', '.join(FORMATS)}, and "
     if not Path(source).exists() and (reason := why_not_on_hub(source, "dataset")) is not None:
-        near = get_close_matches(source, PACKAGED, n=1)
-        raise ValueError(nowhere + reason + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError("; ".join(filter(None, (nowhere + reason, did_you_mean(source, PACKAGED, otherwise="")))))
     try:
         dataset = load_dataset(source, config, split=split)
     except Exception as error:  # the Hub client's errors share no base but Exception
