@@ -50,6 +50,8 @@ def fit(
     json_file: JsonFile = None,
 ) -> None:
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
+    if not adapter.is_dir():
+        raise ValueError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
     quiet_libraries()
     from pedyra.report.fit_figure import cost_curve
     from pedyra.report.images import check_format, save_image
