@@ -72,7 +72,7 @@ def run_item(
         comparison = compare_grid(each.grid, workers=workers, ray=ray, extend=True, console=console)
         failed += [f"{outcome.job.label}: {outcome.message}" for outcome in comparison.failed]
         missing += comparison.missing
-        found = [_with_generated(row, each, allow_code_execution) for row in comparison.rows()]
+        found = [_with_generated(row, each, allow_code_execution, console) for row in comparison.rows()]
         for cell in each.cells:
             mine = [row for row in found if row["method"] == row_name(cell.part)]
             rows.setdefault(cell.row, mine)
@@ -130,7 +130,9 @@ def write_item(
     return files
 
 
-def _with_generated(row: dict[str, Any], each: Measurement, allow_code_execution: bool) -> dict[str, Any]:
+def _with_generated(
+    row: dict[str, Any], each: Measurement, allow_code_execution: bool, console: Console | None
+) -> dict[str, Any]:
     """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder."""
     wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
     if not each.recipe.generate or not wanted:
@@ -139,6 +141,6 @@ def _with_generated(row: dict[str, Any], each: Measurement, allow_code_execution
 
     file = Path(row["run"]) / "evaluation.json"
     if not file.is_file():
-        found = evaluate_run(Path(row["run"]), allow_code_execution=allow_code_execution)
+        found = evaluate_run(Path(row["run"]), console=console, allow_code_execution=allow_code_execution)
         write_file(file, json.dumps(found, indent=2) + "\n")
     return {**row, "metrics": {**row["metrics"], **json.loads(file.read_text(encoding="utf-8"))}}
