@@ -33,7 +33,7 @@ BELOW: dict[str, set[str]] = {
     "models": {"config", "lora", "recipe_sections", "tasks"},
     "runs": {"config", "lora", "fit", "allocate", "methods", "recipe", "recipe_sections", "tasks", "models"},
     "compare": {"config", "lora", "methods", "recipe", "recipe_sections", "tasks", "models", "runs", "console"},
-    "paper": {"recipe", "tasks", "models", "runs", "compare", "bench", "report", "console"},
+    "paper": {"recipe", "tasks", "models", "runs", "compare", "report", "console"},
     "bench": {"config", "lora", "allocate", "methods", "tasks", "models", "console", "report"},
     "report": set(),
 }
