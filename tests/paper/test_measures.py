@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ from pedyra.report.run_folder import Run, make_layers
 def run(ranks: dict[str, int] | None = None, **records: Any) -> Run:
     ranks = ranks or {"a": 2, "b": 2, "c": 2}
     layers = make_layers([{"name": name, "type": name, "depth": 0, "rank": rank} for name, rank in ranks.items()])
-    empty: dict[str, Any] = dict(
-        recipe={}, environment={}, metrics=[], final={}, header={}, snapshots=[], adjustments=[], samples=[]
-    )
-    return Run(path=Path("run"), label="run", layers=layers, **{**empty, **records})
+    empty = {field.name: {} if field.type == "Record" else [] for field in fields(Run)}
+    return Run(**{**empty, "path": Path("run"), "label": "run", "layers": layers, **records})
 
 
 def adjustment(step: int, scores: list[float], ranks: list[int], **more: Any) -> dict[str, Any]:
