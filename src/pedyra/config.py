@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from pedyra.spelling import did_you_mean
 
@@ -114,9 +114,10 @@ class RankConfig:
     trained E = 0 (paper)."""
     orth_weight: float = 0.0
     """Coefficient of Eq. (2) (paper: gamma = lambda, 0.1 or 0.3)."""
-    fused: bool = False
+    fused: bool | Literal["auto"] = "auto"
     """Compute base layer and triples together where that is exact (plain linear base, no dropout, no DoRA): faster,
-    in less memory; elsewhere PEFT's own forward runs. Roundings differ, and no gradient of a gradient is there."""
+    in less memory; PEFT's own forward runs elsewhere. Roundings differ, and no gradient of a gradient is there.
+    "auto": on a CPU; on a GPU, where it has not been measured, PEFT's forward runs. False: PEFT's, to the last bit."""
     seed: int = 0
     """Seed of the new triples; they never draw from torch's global generator."""
 
@@ -133,7 +134,8 @@ class RankConfig:
         _check_numbers(self, "orth_weight")
         if self.orth_weight < 0:
             raise ValueError(f"rank.orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
-        _check_switches(self, "fused")
+        if self.fused != "auto":
+            _check_switches(self, "fused")
         for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
             if getattr(self, name) is not None or name in ("min_rank", "seed"):
                 check_count(f"rank.{name}", getattr(self, name), least)

@@ -77,7 +77,7 @@ def test_turning_it_off_gives_pefts_layers_back(make_net):
     model = make_net()
     optimizer = torch.optim.AdamW(model.parameters())
     RankAllocator(model, optimizer, RankConfig.scored(fused=True, **SCHEDULE), total_steps=20).release()
-    allocator = RankAllocator(model, optimizer, RankConfig.scored(**SCHEDULE), total_steps=20)
+    allocator = RankAllocator(model, optimizer, RankConfig.scored(fused=False, **SCHEDULE), total_steps=20)
     assert all(type(layer.module) is Linear for layer in allocator.layers)
 
 
@@ -87,3 +87,24 @@ def test_says_when_no_layer_can_be_fused(make_net):
         RankAllocator(
             model, torch.optim.AdamW(model.parameters()), RankConfig.scored(fused=True, **SCHEDULE), total_steps=20
         )
+
+
+def begin(model: Any, caplog: Any) -> RankAllocator:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with caplog.at_level("INFO", "pedyra"):
+        return RankAllocator(model, optimizer, RankConfig.scored(**SCHEDULE), total_steps=20)
+
+
+def test_by_default_layers_are_fused_where_that_is_exact_and_a_line_says_so(make_net, caplog):
+    model = make_net(lora_dropout=0.0)
+    model.base_model.model.layers[1].lora_dropout["default"] = torch.nn.Dropout(0.5)
+    allocator = begin(model, caplog)
+    assert allocator.fused_layers == allocator.describe()["fused_layers"] == 2
+    assert "the fused forward runs in 2 of 3 layers" in caplog.text
+
+
+def test_by_default_a_gpu_keeps_pefts_forward(make_net, caplog, monkeypatch):
+    monkeypatch.setattr("pedyra.allocate.ownership.MEASURED_ON", ())
+    allocator = begin(make_net(), caplog)
+    assert allocator.fused_layers == 0 and all(type(layer.module) is Linear for layer in allocator.layers)
+    assert "PEFT's forward runs in all 3 layers (rank.fused='auto')" in caplog.text

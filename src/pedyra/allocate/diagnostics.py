@@ -49,6 +49,7 @@ def describe(allocator: RankAllocator) -> dict[str, Any]:
             "in_vain": too_short_to_try(allocator.settings, allocator.config, allocator.schedule),
         },
         "scaling": {layer.name: layer.scaling for layer in allocator.layers},
+        "fused_layers": allocator.fused_layers,
         "config": allocator.config.to_dict(),
     }
 

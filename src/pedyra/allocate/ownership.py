@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -9,6 +10,11 @@ from collections.abc import Sequence
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.factors import AFactor
 from pedyra.lora.fused import fuse, unfuse
+
+logger = logging.getLogger(__name__)
+
+MEASURED_ON = ("cpu",)
+"""Devices on which the fused forward has been timed (docs/performance.md), and which "auto" means."""
 
 _OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakKeyDictionary()
 
@@ -93,14 +99,23 @@ def _switch_on_ownerless(layers: Sequence[AdaptedLayer]) -> None:
     switch_on([layer for layer, owner in owners if owner is None or owner() is None])
 
 
-def choose_forward(layers: Sequence[AdaptedLayer], fused: bool) -> None:
-    """Fuse every layer that can be, or none; a fused layer itself falls back to PEFT's forward where need be."""
-    if not fused:
+def choose_forward(layers: Sequence[AdaptedLayer], fused: bool | str) -> int:
+    """Fuse every layer that can be, or none; how many are, which is logged. See `RankConfig.fused`.
+
+    A fused layer takes PEFT's forward wherever its own would not be exact, as under torch.compile.
+    """
+    measured = all(layer.a.A.device.type in MEASURED_ON for layer in layers)
+    if not fused or (fused == "auto" and not measured):
         for layer in layers:
             unfuse(layer.module)
-    elif not any([fuse(layer.module) for layer in layers]):
+        logger.info("PEFT's forward runs in all %d layers (rank.fused=%r)", len(layers), fused)
+        return 0
+    count = sum([fuse(layer.module) for layer in layers])
+    if fused is True and not count:
         warnings.warn(
             "rank.fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
             "PEFT's own forward runs",
             stacklevel=4,
         )
+    logger.info("the fused forward runs in %d of %d layers, PEFT's in the others", count, len(layers))
+    return count

@@ -92,7 +92,8 @@ class RankAllocator:
         check_device(self.layers)
         self.trains_e = e_is_trained(self.rule, config)
         train_e(self.layers, self.trains_e)
-        choose_forward(self.layers, config.fused)
+        self.fused_layers = choose_forward(self.layers, config.fused)
+        """Layers with the fused forward; the others take PEFT's."""
         self.moves = most_moves(config, sum(layer.rank for layer in self.layers), tried=self.settings is not None)
         self._max_ranks = max_ranks(self.layers, config)
         self.step = 0

@@ -27,7 +27,9 @@ def fuse(module: nn.Module) -> bool:
     """
     if type(module) is Linear:
         module.__class__ = FusedLinear
-    return isinstance(module, FusedLinear) and any(_plain(module, name) for name in module.lora_A)
+    return isinstance(module, FusedLinear) and any(
+        _plain(module, name) and not _drops(module, name) for name in module.lora_A
+    )
 
 
 def unfuse(module: nn.Module) -> None:
@@ -105,9 +107,13 @@ def _plain(module: Any, name: str) -> bool:
         and b.bias is None
         and a.A.dtype == a.E.dtype == b.weight.dtype
         and name not in getattr(module, "lora_variant", {})
-        and not (module.training and getattr(module.lora_dropout[name], "p", 0.0) > 0)
+        and not (module.training and _drops(module, name))
         and not any(map(_is_hooked, (base, a, b)))
     )
+
+
+def _drops(module: Any, name: str) -> bool:
+    return getattr(module.lora_dropout[name], "p", 0.0) > 0
 
 
 def _sketches(P: Tensor | None, Q: Tensor | None) -> bool:
