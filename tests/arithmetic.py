@@ -2,6 +2,7 @@
 
 ARITHMETIC = [
     "pedyra.fit.worth",
+    "pedyra.lora.spectrum",
     *("pedyra.allocate.allocation", "pedyra.allocate.batching", "pedyra.allocate.schedule"),
     *("pedyra.methods.importance", "pedyra.methods.orthogonality", "pedyra.methods.pareto"),
     *("pedyra.methods.pedyra.directions", "pedyra.methods.pedyra.noise", "pedyra.methods.pedyra.swaps"),

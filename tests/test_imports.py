@@ -43,7 +43,6 @@ TO_BE_TURNED = {
     ("bench", "compare"),
     ("bench", "recipe"),
     ("bench", "runs"),
-    ("lora", "methods"),
     ("lora", "models"),
     ("lora", "recipe"),
 }

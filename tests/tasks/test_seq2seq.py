@@ -85,9 +85,19 @@ def test_a_tiny_bart_learns_to_summarise(tmp_path: Path):
     [
         ("tiny-llama", "seq2seq", "is a llama, .* data.kind seq2seq needs an encoder-decoder such as BART or T5"),
         ("tiny-bert", "seq2seq", "data.kind seq2seq needs an encoder-decoder"),
+        ("tiny-bart", "causal_lm", r"'tiny-bart' is an encoder-decoder \(bart\), .* without its encoder; .* seq2seq"),
+        ("tiny-t5", "causal_lm", r"is an encoder-decoder \(t5\), .* use data.kind seq2seq"),
     ],
 )
 def test_a_model_of_another_kind_is_told(model: str, kind: str, told: str):
     model_section = ModelSection(name=model)
     with pytest.raises(ValueError, match=told):
         load_model(model_section, kind, None, load_tokenizer(model_section), seed=0)
+
+
+def test_a_folder_of_an_encoder_decoder_is_no_causal_model_either(tmp_path: Path):
+    section = ModelSection(name="tiny-bart")
+    load_model(section, "seq2seq", None, load_tokenizer(section), seed=0).save_pretrained(tmp_path)
+    section = ModelSection(name=str(tmp_path), tokenizer=None)
+    with pytest.raises(ValueError, match=r"is an encoder-decoder \(bart\)"):
+        load_model(section, "causal_lm", None, load_tokenizer(ModelSection(name="tiny-bart")), seed=0)

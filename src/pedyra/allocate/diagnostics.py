@@ -11,7 +11,8 @@ from pedyra.allocate.orthogonality_gradient import layer_orthogonality
 from pedyra.allocate.scores import TripleScores
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
-from pedyra.methods.pareto import effective_rank, singular_values, two_thirds_log_variance
+from pedyra.lora.spectrum import effective_rank, singular_values
+from pedyra.methods.pareto import two_thirds_log_variance
 from pedyra.methods.pedyra.sketching import too_short_to_try
 
 if TYPE_CHECKING:

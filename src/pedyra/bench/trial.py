@@ -16,6 +16,7 @@ from pedyra.bench.loop import Draw, make_plain, make_student, train
 from pedyra.config import RankConfig
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
+from pedyra.lora.layer import rank_parameters
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def run_trial(
 
 def layer_costs(base: nn.Module, layers: Sequence[str]) -> dict[str, int]:
     """Layer name -> in + out, the parameters of one rank on disk."""
-    return {name: sum(base.get_submodule(name).weight.shape) for name in layers}  # type: ignore[misc, union-attr]
+    return {name: rank_parameters(*base.get_submodule(name).weight.shape) for name in layers}  # type: ignore[misc, union-attr]
 
 
 def _config(contender: Contender, total_rank: int, seed: int) -> RankConfig | None:

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pedyra.fit.worth import Balance, balance, gate_slopes
+from pedyra.lora.layer import rank_parameters
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -157,7 +158,9 @@ def _measure(sums: LayerSums, module: Any, adapter: str, samples: float) -> Meas
     tokens = float(sums.tokens)
     basis = balance(sums.P.cpu() / max(1.0, tokens), sums.Q.cpu() / max(1.0, tokens))
     A, B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-    return Measured(basis, gate_slopes(torch.stack(sums.K).cpu(), basis), tokens / samples, A.shape[1] + B.shape[0])
+    return Measured(
+        basis, gate_slopes(torch.stack(sums.K).cpu(), basis), tokens / samples, rank_parameters(A.shape[1], B.shape[0])
+    )
 
 
 @contextmanager

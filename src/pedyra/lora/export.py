@@ -10,7 +10,6 @@ import json
 import logging
 import math
 from collections import Counter
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +24,7 @@ from pedyra.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.merge import merge_folder, merge_live
+from pedyra.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,7 @@ def _export_folder(source: Path, target: str, out: Path, base: Any, title: str |
 
 def _check_arguments(target: str, out: Path, base: object) -> None:
     if target not in TARGETS:
-        near = get_close_matches(target, TARGETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TARGETS)}"
-        raise ValueError(f"export target {target!r} is unknown; {hint}")
+        raise ValueError(f"export target {target!r} is unknown; {did_you_mean(target, TARGETS)}")
     if base is not None and target != "merged":
         raise ValueError(f"base is given, but target {target} needs no base model; leave it out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pedyra.methods.pareto import effective_rank, singular_values
+from pedyra.lora.spectrum import effective_rank, singular_values
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One adapted layer, and the effective rank (core.pareto) of its update B A.
+    """One adapted layer, and the effective rank (`lora.spectrum`) of its update B A.
 
     A layer of rank 0 is one triple of zeros on disk, and counts as what it is.
     """

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from pedyra.lora.factors import AFactor, BFactor
 
 
+def rank_parameters(in_features: int, out_features: int) -> int:
+    """The price of one rank of a linear layer, in parameters on disk: a row of A and a column of B."""
+    return in_features + out_features
+
+
 @dataclass(frozen=True)
 class AdaptedLayer:
     """One LoRA layer with triples, under the name it has in the base model."""
@@ -54,7 +59,7 @@ class AdaptedLayer:
     def cost(self) -> int:
         """Trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on disk."""
         a = self.a
-        return a.in_features + self.b.out_features + int(a.E.requires_grad)
+        return rank_parameters(a.in_features, self.b.out_features) + int(a.E.requires_grad)
 
     @property
     def shape(self) -> tuple[int, int, int]:

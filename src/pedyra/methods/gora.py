@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 
+from pedyra.lora.layer import rank_parameters
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.methods.adapter import with_adapter, with_lora
 from pedyra.methods.batches import training_batches
@@ -103,7 +104,7 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     observed = observe(probe, training_batches(task, recipe), settings, recipe.seed)
     base_model = probe.unload()  # type: ignore[assignment, operator]
     importance = {name: layer.importance for name, layer in observed.items()}
-    widths = {name: layer.A.shape[1] + len(layer.gradient_of_A) for name, layer in observed.items()}
+    widths = {name: rank_parameters(layer.A.shape[1], len(layer.gradient_of_A)) for name, layer in observed.items()}
     ranks = ranks_of(importance, widths, r=r, min_rank=min_rank, max_rank=max_rank)
     config = lora_config(recipe.lora, recipe.data.kind)
     keys = pattern_keys(ranks)

@@ -11,7 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import Scores
-from pedyra.lora.attach import AdaptedLayer, attach, detach, write_ranks
+from pedyra.lora.attach import attach, detach, write_ranks
+from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.budget import lowest_worth
@@ -50,7 +51,7 @@ def truncate(model: PeftModel, rank: int, budget: str) -> dict[str, int]:
     # The update's exact singular triples; E holds the values.
     layers = attach(model, start="lora" if diverged else "svd")
     scores: Scores = {layer.name: _singular_values(layer) for layer in layers}
-    widths = {layer.name: layer.a.in_features + layer.b.out_features for layer in layers}
+    widths = {layer.name: rank_parameters(layer.a.in_features, layer.b.out_features) for layer in layers}
     costs = dict.fromkeys(widths, 1) if budget == "ranks" else widths
     excess = sum(len(values) * costs[name] for name, values in scores.items()) - rank * sum(costs.values())
     if diverged:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pedyra.config import RankConfig
 from pedyra.recipe import Recipe
+from pedyra.spelling import did_you_mean
 
 Settings = TypeVar("Settings")
 
@@ -34,8 +34,7 @@ def method_settings(recipe: Recipe, kind: type[Settings]) -> Settings:
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in recipe.method_settings:
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            hint = did_you_mean(name, known, otherwise=f"it has {', '.join(known) or 'none'}")
             raise ValueError(f"method_settings.{name} is no setting of method {recipe.method}; {hint}")
     return kind(**recipe.method_settings)
 

@@ -177,7 +177,13 @@ class _NoHead(ValueError):
 
 
 def _check_head(auto: Any, config: PreTrainedConfig, section: ModelSection) -> None:
-    """transformers has not every head for every architecture, and says so at length."""
+    """transformers has not every head for every architecture, and says so at length; and of an encoder-decoder as a
+    causal model it takes the decoder alone, which has not been trained to read."""
+    if auto is AutoModelForCausalLM and getattr(config, "is_encoder_decoder", False):
+        raise _NoHead(
+            f"model.name {section.name!r} is an encoder-decoder ({config.model_type}), which would be trained without "
+            f"its encoder; use data.kind seq2seq"
+        )
     if type(config) in auto._model_mapping:
         return
     needs = {

@@ -16,6 +16,7 @@ from pedyra.fit.curve import Shape, by_type
 from pedyra.fit.cut import check_out, cut_folder, singular_basis
 from pedyra.fit.fit import Fit, Progress, fit_adapter
 from pedyra.lora.folder import SavedLora, check_plain, read_lora
+from pedyra.lora.layer import rank_parameters
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe, check_recipe, load_recipe
 from pedyra.tasks import Task, load_task
@@ -128,7 +129,7 @@ def truncate_folder(path: Path, wanted: Wanted, out: Path) -> dict[str, int]:
     for position, layer in enumerate(lora.layers):
         A, B = lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]]
         bases[layer.name] = singular_basis(A, B)
-        price[layer.name] = A.shape[1] + B.shape[0]
+        price[layer.name] = rank_parameters(A.shape[1], B.shape[0])
         energies = (layer.scaling * bases[layer.name].values).square() / price[layer.name]
         entries += [(float(value), position, layer.name) for value in energies]
     ranks = {layer.name: shape.most(layer.name, layer.rank) for layer in lora.layers}
