@@ -43,8 +43,6 @@ TO_BE_TURNED = {
     ("bench", "compare"),
     ("bench", "recipe"),
     ("bench", "runs"),
-    ("lora", "models"),
-    ("lora", "recipe"),
 }
 # Roots that a part must not import, not even inside a function.
 FOREIGN = {

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pedyra.config import RankConfig as RankConfig
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
-    from pedyra.lora.export import export_adapter as export_adapter
+    from pedyra.runs.export import export_adapter as export_adapter
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
@@ -20,7 +20,7 @@ _HOMES = {
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
-    "export_adapter": "pedyra.lora.export",
+    "export_adapter": "pedyra.runs.export",
 }
 
 __all__ = ["RankConfig", "RankCallback", "RankAllocator", "attach", "detach", "export_adapter"]

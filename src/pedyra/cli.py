@@ -182,7 +182,7 @@ def export(
 ) -> None:
     """Write an adapter in the form that another program reads."""
     quiet_libraries()
-    from pedyra.lora.export import export_adapter
+    from pedyra.runs.export import export_adapter
 
     out = out or run / "export" / target.value
     export_adapter(run, target.value, out)

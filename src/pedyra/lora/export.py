@@ -10,6 +10,8 @@ import json
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,13 +19,12 @@ from typing import Any
 import torch.nn.functional as F
 from peft import PeftModel, PeftType
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import pedyra
 from pedyra.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora
 from pedyra.lora.layer_names import pattern_keys
-from pedyra.lora.merge import merge_folder, merge_live
 from pedyra.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -36,53 +37,28 @@ RECORD = "pedyra_export.json"
 _VLLM_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def export_adapter(
-    source: PeftModel | str | Path, target: str, out: str | Path, *, base: nn.Module | str | Path | None = None
-) -> Path:
-    """Write the adapter of `source` into the folder `out` for one kind of reader, whole or not at all.
+def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
+    """Write the adapter of a live model or a folder for the readers of `target`, which is not "merged"."""
+    with saved_lora(source) as lora:
+        _check_convertible(lora, target)
+        tensors, config, record = _CONVERSIONS[target](lora)
+        return write_export(out, record, lambda folder: _save_lora(folder, tensors, config))
 
-    Args:
-        source: a live model (attached or not; its active adapter is written), an adapter folder as
-            `model.save_pretrained` writes it, or a run folder. It is not changed.
-        target: "peft" (small; PEFT and vLLM), "padded" (every layer zero-padded to the largest rank; any reader),
-            "gguf" (a PEFT folder for llama.cpp's convert_lora_to_gguf.py), "merged" (the base model with the update
-            in its weights, and its tokenizer where one is found).
-        out: must not exist, or be empty.
-        base: only for "merged": the base model, loaded in float, or its name; by default the one that the run's
-            recipe or `base_model_name_or_path` names, or the live model's own.
 
-    Returns:
-        `out`. It also holds `pedyra_export.json`; its `vllm.max_lora_rank` is the `--max-lora-rank` that vLLM needs.
-
-    Raises:
-        ValueError: an unknown target, no adapter, an `out` that holds files, DoRA or (gguf) a trained head that the
-            format cannot hold, a base that is quantised or cannot be found.
-    """
-    out = Path(out)
-    _check_arguments(target, out, base)
+@contextmanager
+def saved_lora(source: PeftModel | str | Path) -> Iterator[SavedLora]:
+    """The adapter of a folder, or the active one of a live model, as it is on disk; its folder may be gone after."""
     if isinstance(source, (str, Path)):
-        return _export_folder(Path(source), target, out, base)
-    name = _active_adapter(source)
-    if target == "merged" and base is None:
-        merged = merge_live(source, name)
-        return _write(out, merged.record, merged.save)
+        yield read_lora(Path(source))
+        return
+    name = active_adapter(source)
     with TemporaryDirectory() as scratch:
         source.save_pretrained(scratch, selected_adapters=[name])
-        folder = Path(scratch) if name == "default" else Path(scratch, name)
-        return _export_folder(folder, target, out, base, title=f"adapter {name!r}")
+        yield read_lora(Path(scratch) if name == "default" else Path(scratch, name), f"adapter {name!r}")
 
 
-def _export_folder(source: Path, target: str, out: Path, base: Any, title: str | None = None) -> Path:
-    lora = read_lora(source, title)
-    if target == "merged":
-        merged = merge_folder(lora, source, base)
-        return _write(out, merged.record, merged.save)
-    _check_convertible(lora, target)
-    tensors, config, record = _CONVERSIONS[target](lora)
-    return _write(out, record, lambda folder: _save_lora(folder, tensors, config))
-
-
-def _check_arguments(target: str, out: Path, base: object) -> None:
+def check_arguments(target: str, out: Path, base: object) -> None:
+    """Refuse an unknown target, a base where none is needed, and an `out` that holds files; ValueError."""
     if target not in TARGETS:
         raise ValueError(f"export target {target!r} is unknown; {did_you_mean(target, TARGETS)}")
     if base is not None and target != "merged":
@@ -91,7 +67,7 @@ def _check_arguments(target: str, out: Path, base: object) -> None:
         raise ValueError(f"{out} already holds files; choose another folder or remove it")
 
 
-def _active_adapter(model: Any) -> str:
+def active_adapter(model: Any) -> str:
     """The one active LoRA adapter of a live model."""
     if not isinstance(model, PeftModel):
         raise ValueError(
@@ -236,7 +212,9 @@ def _save_lora(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any])
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write(out: Path, record: dict[str, Any], save: Any) -> Path:
+def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
+    """Have `save` fill a folder, add the record, and put it in the place of `out`, whole or not at all."""
+
     def fill(part: Path) -> None:
         part.mkdir()
         save(part)

@@ -18,8 +18,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.lora.folder import SavedLora
 from pedyra.lora.start import ends
-from pedyra.models import load_model, load_tokenizer
-from pedyra.recipe import Recipe, load_recipe
 
 # Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.
 _REPEATABLE_STARTS = ("gaussian", "orthogonal", "eva", "pissa", "olora")
@@ -73,34 +71,37 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
     return Merged(merged, _find_tokenizer(str(getattr(base, "name_or_path", ""))))
 
 
-def merge_folder(lora: SavedLora, source: Path, base: nn.Module | str | Path | None) -> Merged:
-    """Load the base model of a run or adapter folder, or take `base`, and merge the adapter, read from `source`.
+def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
+    """Merge a saved adapter into `base`, which is taken over.
 
     Raises:
-        ValueError: no base model, a quantised one, or one that does not fit the adapter.
+        ValueError: a quantised base, one that does not fit the adapter, or a start that cannot be repeated.
     """
-    start = lora.config.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in _REPEATABLE_STARTS:
-        raise ValueError(
-            f"{lora.title} was started with init_lora_weights={start!r}, which changed its base in a way that cannot "
-            f"be repeated; train with pedyra's callback, or merge the live model"
-        )
-    recipe = _recipe_of(source)
-    if isinstance(base, nn.Module):
-        _check_base(base)
-        model, tokenizer = copy.deepcopy(base), _find_tokenizer(str(getattr(base, "name_or_path", "")))
-    elif recipe is not None:
-        model, tokenizer = _base_of_recipe(recipe, lora, None if base is None else str(base))
-    else:
-        model, tokenizer = _base_by_name(lora, None if base is None else str(base))
-    _check_base(model)
-    adapted = _adapted(model, lora)
+    check_repeatable(lora)
+    _check_base(base)
+    adapted = _adapted(base, lora)
     _check_untied(adapted.get_base_model(), "default")
     _check_unshared(adapted.get_base_model(), "default")
     try:
         return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
     except RuntimeError as error:  # lora_bias on a layer that has no bias
         raise ValueError(f"{lora.title} cannot be merged: {error}; export target peft") from error
+
+
+def check_repeatable(lora: SavedLora) -> None:
+    """Refuse an adapter whose start changed its base in a way that PEFT does not repeat; ValueError."""
+    start = lora.config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in _REPEATABLE_STARTS:
+        raise ValueError(
+            f"{lora.title} was started with init_lora_weights={start!r}, which changed its base in a way that cannot "
+            f"be repeated; train with pedyra's callback, or merge the live model"
+        )
+
+
+def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """A copy of a base model that somebody goes on using, and the tokenizer it came with."""
+    _check_base(base)
+    return copy.deepcopy(base), _find_tokenizer(str(getattr(base, "name_or_path", "")))
 
 
 def _check_base(base: nn.Module) -> None:
@@ -148,31 +149,8 @@ def _weight(module: Any) -> Any:
     return (module.get_base_layer() if isinstance(module, BaseTunerLayer) else module).weight
 
 
-def _recipe_of(source: Path) -> Recipe | None:
-    """The recipe of the run that `source` is, or is the adapter or a checkpoint of; others write such files, too."""
-    place = source.resolve()
-    of_run = place.name == "adapter" or place.name.startswith("checkpoint-")
-    for folder in (place, *((place.parent,) if of_run else ())):
-        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
-            return load_recipe(folder / "recipe.yaml")
-    return None
-
-
-def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    section = recipe.model
-    if name is not None:
-        section = section.model_copy(update={"name": name, "revision": None, "quantization": "none"})
-    if section.quantization != "none":
-        raise ValueError(
-            f"the run's base model {section.name} is quantised ({section.quantization}), and merged weights would be "
-            f"rounded to its few bits again; name the base to be loaded in float: "
-            f"export_adapter(run, 'merged', out, base={section.name!r})"
-        )
-    tokenizer = load_tokenizer(section)
-    return load_model(section, recipe.data.kind, _num_labels(lora), tokenizer, recipe.seed), tokenizer
-
-
-def _base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """The base model that `name`, or the adapter's own config, says, and the tokenizer beside either."""
     config = lora.config
     name = name or config.get("base_model_name_or_path")
     if not name:
@@ -181,8 +159,8 @@ def _base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrai
             f"export_adapter(source, 'merged', out, base=model or its name)"
         )
     head: dict[str, Any] = {}
-    if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and (num_labels := _num_labels(lora)) is not None:
-        head = {"num_labels": num_labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
+    if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and (labels := num_labels(lora)) is not None:
+        head = {"num_labels": labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
     auto: Any = getattr(transformers, _class_name(lora))
     try:
         model = auto.from_pretrained(name, dtype="auto", **head)
@@ -204,7 +182,7 @@ def _class_name(lora: SavedLora) -> str:
     return name
 
 
-def _num_labels(lora: SavedLora) -> int | None:
+def num_labels(lora: SavedLora) -> int | None:
     """Outputs of the saved classification head; None where none was saved."""
     heads = [
         lora.tensors[key]
