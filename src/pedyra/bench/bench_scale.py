@@ -30,6 +30,7 @@ from pedyra.lora.attach import AdaptedLayer, attach
 from pedyra.methods.pedyra.gradient_sketch import GradientSketch
 from pedyra.methods.pedyra.noise import chance
 from pedyra.methods.pedyra.settings import Settings
+from pedyra.runs.export import export_adapter
 
 LARGEST_EXPONENT = 1.05
 """Linear, and what noise may add."""
