@@ -38,7 +38,7 @@ class SandboxRefused(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the code may use. The defaults are enough for every reference solution of HumanEval+ and MBPP+."""
+    """What the code may use. The defaults are enough for references of HumanEval(+) and MBPP(+), Mbpp/255 aside."""
 
     cpu_seconds: int = 10
     """Processor time, for each process."""
