@@ -19,9 +19,12 @@ from pedyra.allocate.rule import Situation
 from pedyra.allocate.schedule import Schedule
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
+from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe
 from pedyra.runs.arguments import training_arguments
+from pedyra.runs.resolve import resolve
+from pedyra.runs.setup import request
 from pedyra.tasks import Task, load_task
 
 # Trainer collects garbage before every run; without this, through all that the imports made.
@@ -54,7 +57,8 @@ class Run:
 
     @property
     def ranks(self) -> RankCallback:
-        return next(callback for callback in self.adaptation.callbacks if isinstance(callback, RankCallback))
+        callbacks = self.trainer.callback_handler.callbacks
+        return next(callback for callback in callbacks if isinstance(callback, RankCallback))
 
     @property
     def allocator(self) -> RankAllocator:
@@ -117,7 +121,7 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
             "method_settings": sections.get("method_settings", {}),
             "training": {**training, **sections.get("training", {})},
         }
-        return get_method(method).resolve(Recipe.model_validate(content))
+        return resolve(Recipe.model_validate(content))
 
     return make
 
@@ -141,15 +145,14 @@ def prepare(make_recipe: Any, make_base: Any) -> Callable[..., Run]:
     def make(method: str, kind: str = "classification", **sections: Any) -> Run:
         recipe = make_recipe(method, kind, **sections)
         base, task, tokenizer = make_base(recipe)
-        adaptation = get_method(method).prepare(base, recipe, task)
+        adaptation = get_method(method).prepare(request(recipe, base, task))
         args = training_arguments(recipe)
-        optimizer = None if adaptation.optimizer is None else adaptation.optimizer(adaptation.model, args)
         trainer = Trainer(
             model=adaptation.model,
             args=args,
             processing_class=tokenizer,
-            callbacks=list(adaptation.callbacks),
-            optimizers=(optimizer, None),
+            callbacks=trainer_callbacks(adaptation),
+            optimizers=(trainer_optimizer(adaptation, args), None),
             **task.trainer_arguments(),
         )
         trainer.remove_callback(PrinterCallback)

@@ -130,9 +130,9 @@ def test_a_layer_without_gradient_is_named(prepare: Any):
         (
             {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "save_steps": 4}
             | {"eval_steps": 4},
-            "load_best_model_at_end is true",
+            "load_best_model_at_end is True",
         ),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor computes its own loss"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, but it computes its own loss"),
         ({"max_steps": 5}, "rank.initial_warmup .2. and rank.final_warmup .3. together fill the run"),
     ],
 )

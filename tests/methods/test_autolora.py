@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from torch.utils.data import DataLoader
 
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.autolora import WeighedB, endless, rank_of, run_steps, search, split
+from pedyra.methods.autolora import WeighedB, rank_of, search
+from pedyra.methods.data import rows_data
 from pedyra.methods.hypergradient import hypergradient
+from pedyra.runs.setup import request, run_steps
 
 ETA = 0.1
 
@@ -134,11 +136,10 @@ def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
         useful.lora_A["default"].weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
     generator = torch.Generator().manual_seed(1)
     x, z = (torch.randn(64, 4, generator=generator) for _ in range(2))
-    rows = [{"x": a, "z": b, "y": 3 * a[0]} for a, b in zip(x, z, strict=True)]
-    train, validation = (DataLoader(part, batch_size=16) for part in (rows[:48], rows[48:]))  # type: ignore[arg-type]
-    found = search(
-        model, endless(train), endless(validation), steps=40, lower_learning_rate=0.05, upper_learning_rate=0.05
-    )
+    parts = zip(x.split(16), z.split(16), (3 * x[:, 0]).split(16), strict=True)
+    losses = [lambda model, x=x, z=z, y=y: model(x=x, z=z, y=y).loss for x, z, y in parts]
+    train, validation = itertools.cycle(losses[:3]), itertools.cycle(losses[3:])
+    found = search(model, train, validation, steps=40, lower_learning_rate=0.05, upper_learning_rate=0.05)
     a = useful.lora_B["default"].a
     assert a[0] > a[1] + 0.1 and found.ranks["useful"] == 1
     assert found.weights["useful"] == a.softmax(0).tolist()
@@ -149,12 +150,8 @@ def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch
     """The steps that only serve the hypergradient are taken back, in values and in moments."""
     x, y = net_batch(1)
     model, reference = make_net(lora_alpha=8), make_net(lora_alpha=2)  # softmax(a) is 1/4 for rank 4
-    model.base_model.model.forward = lambda x, y, forward=model.base_model.model.forward: _Output(
-        (forward(x) - y).square().mean()
-    )
-    rows = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
-    batches: Any = DataLoader(rows, batch_size=5)  # type: ignore[arg-type]
-    search(model, endless(batches), endless(batches), steps=3, lower_learning_rate=0.01, upper_learning_rate=1e-12)
+    losses = itertools.repeat(lambda model: (model(x) - y).square().mean())
+    search(model, losses, losses, steps=3, lower_learning_rate=0.01, upper_learning_rate=1e-12)
     optimizer = torch.optim.Adam([p for p in reference.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
         (reference(x) - y).square().mean().backward()
@@ -170,10 +167,10 @@ def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch
 def test_the_search_takes_rows_of_training_only_and_each_once(make_recipe, make_base):
     recipe = make_recipe("autolora")
     _, task, _ = make_base(recipe)
-    train, validation = split(task, 0.3, 0)
-    assert (len(train.train), len(validation.train)) == (34, 14)
-    rows = sorted(map(str, [*train.train, *validation.train]))
-    assert rows == sorted(map(str, task.train))
+    data = rows_data(task.train, lambda rows: {"rows": rows}, batch_size=1, seed=0, label_mask=False)
+    train, validation = (part.batches() for part in data.parts(0.3))
+    rows = [next(train)["rows"][0] for _ in range(34)] + [next(validation)["rows"][0] for _ in range(14)]
+    assert sorted(map(str, rows)) == sorted(map(str, task.train))
 
 
 @pytest.mark.parametrize(
@@ -192,19 +189,19 @@ def test_the_default_search_is_as_long_as_the_run(make_recipe, training: dict[st
 def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base, tmp_path, kind: str):
     settings = {"search_steps": 3, "upper_learning_rate": 0.05}
     run = prepare("autolora", kind, method_settings=settings)
-    found = run.adaptation.callbacks[0].found
     base, _, _ = make_base(run.recipe)
-    fresh = with_lora(base, run.recipe)
+    fresh = with_lora(request(run.recipe, base, None))
     weights = dict(fresh.named_parameters())
     for name, parameter in run.model.named_parameters():
         if ".lora_" in name:
             layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
-            assert found.ranks[layer] in parameter.shape
+            assert run.model.get_base_model().get_submodule(layer).r["default"] in parameter.shape
             assert "lora_A" in name or not parameter.any()
         else:  # the base and the head are as they were before the search
             assert torch.equal(parameter, weights[name])
     modules = [module for module in run.model.modules() if hasattr(module, "lora_A")]
-    assert {rank for rank in found.ranks.values()} <= {1, 2, 3, 4} and len(set(found.ranks.values())) > 1
+    ranks = [module.r["default"] for module in modules]
+    assert set(ranks) <= {1, 2, 3, 4} and len(set(ranks)) > 1
     assert all(module.scaling["default"] == 32 / module.r["default"] for module in modules)
     run.train()
     expected = run.logits()
@@ -215,13 +212,13 @@ def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base,
         torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
     first = next(entry for entry in run.trainer.state.log_history if "loss" in entry)
     assert first["search/steps"] == 3 and first["search/passes"] == 15 and first["search/seconds"] > 0
-    assert first["search/total_rank"] == sum(found.ranks.values())
+    assert first["search/total_rank"] == sum(ranks)
 
 
 def test_two_searches_find_the_same(prepare):
     settings = {"search_steps": 3, "upper_learning_rate": 0.05}
-    one, other = (prepare("autolora", method_settings=settings).adaptation.callbacks[0].found for _ in range(2))
-    assert one.ranks == other.ranks
+    one, other = (prepare("autolora", method_settings=settings).model for _ in range(2))
+    assert one.peft_config["default"].rank_pattern == other.peft_config["default"].rank_pattern
 
 
 @pytest.mark.parametrize(

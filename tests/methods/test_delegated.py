@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from pedyra.methods.registry import get_method
+from pedyra.runs.setup import request
 
 
 def lora_layers(model: Any) -> list[Any]:
@@ -69,12 +70,6 @@ def test_a_start_that_peft_does_not_know_is_told_by_its_key(prepare: Any):
         prepare("lora", lora={"init": "pisa"})
 
 
-def test_pissa_refuses_quantised_weights(make_recipe: Any, make_base: Any):
-    base, task, _ = make_base(make_recipe("pissa"))
-    with pytest.raises(ValueError, match="model.quantization is 'nf4'"):
-        get_method("pissa").prepare(base, make_recipe("pissa", model={"quantization": "nf4"}), task)
-
-
 def test_qlora_is_nf4_unless_the_recipe_says_int8(make_recipe: Any):
     assert make_recipe("qlora").model.quantization == "nf4"
     assert make_recipe("qlora", model={"quantization": "int8"}).model.quantization == "int8"
@@ -83,4 +78,4 @@ def test_qlora_is_nf4_unless_the_recipe_says_int8(make_recipe: Any):
 def test_qlora_refuses_a_model_in_full_precision(make_recipe: Any, make_base: Any):
     base, task, _ = make_base(make_recipe("lora"))
     with pytest.raises(ValueError, match="qlora needs a quantised model; set model.quantization"):
-        get_method("qlora").prepare(base, make_recipe("qlora"), task)
+        get_method("qlora").prepare(request(make_recipe("qlora"), base, task))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
 
 from pedyra.methods.dylora import NestedRank, evaluate_ranks, nest, truncate
 
@@ -38,7 +40,8 @@ def test_a_training_forward_equals_evaluation_at_the_rank_it_drew(make_net, net_
     model, (x, _) = make_net(trained=True), net_batch(1)
     nested = nest(model, frozen=True)
     seen = set()
-    for _ in range(12):
+    for step in range(12):
+        nested.step_begins(step)
         trained = model.train()(x)
         nested.choose(nested.drawn)
         torch.testing.assert_close(model.eval()(x), trained)
@@ -50,9 +53,8 @@ def test_a_training_forward_equals_evaluation_at_the_rank_it_drew(make_net, net_
 def test_which_rows_have_a_gradient(make_net, net_batch, frozen: bool):
     model, (x, y) = make_net(trained=True).train(), net_batch(1)
     nested = nest(model, frozen=frozen, seed=3)
-    while nested.drawn != 3:
-        model.zero_grad()
-        (model(x) - y).square().mean().backward()
+    nested.step_begins(next(step for step in range(99) if Random(f"3/{step}").randint(1, 4) == 3))
+    (model(x) - y).square().mean().backward()
     layers: list[Any] = nested.layers
     for layer in layers:
         touched = [bool(row.any()) for row in layer.a.rows.grad]
@@ -67,24 +69,31 @@ def test_the_first_step_has_a_gradient_for_b_and_none_for_a(make_net, net_batch)
     assert all(layer.b.columns.grad.any() and not layer.a.rows.grad.any() for layer in layers)
 
 
-def test_draws_are_uniform_and_depend_on_the_step_and_seed_alone():
-    def draw(seed: int, step: int) -> list[int]:
+def test_draws_are_uniform_one_a_step_and_depend_on_the_step_and_seed_alone():
+    def draw(seed: int, step: int) -> int:
         nested = NestedRank(4, frozen=False, seed=seed)
-        nested.begin_step(step)
-        module = torch.nn.Linear(1, 1)
-        drawn = []
-        for _ in range(2):
-            nested.before_forward(module.train(), ())
-            drawn.append(nested.drawn)
-            nested.before_forward(module.eval(), ())
-            assert nested.drawn == drawn[-1]  # an evaluation in between draws nothing
-        return drawn
+        nested.step_begins(step)
+        return nested.drawn
 
     assert draw(0, 7) == draw(0, 7)
     assert [draw(0, step) for step in range(20)] != [draw(1, step) for step in range(20)]
-    counts = Counter(rank for step in range(1000) for rank in draw(0, step))
+    counts = Counter(draw(0, step) for step in range(2000))
     # Chi-square with 3 degrees of freedom is above 16.3 once in a thousand.
     assert sum((counts[rank] - 500) ** 2 / 500 for rank in range(1, 5)) < 16.3
+
+
+def test_the_micro_batches_of_a_step_share_one_draw_and_its_last_row_alone_learns(prepare):
+    run = prepare("dylora", training={"gradient_accumulation_steps": 2, "max_steps": 3})
+    layer = run.adaptation.hooks.layers[0]
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append([index + 1 for index, row in enumerate(layer.b.columns.grad.T) if row.any()])
+
+    run.trainer.add_callback(Look())
+    run.trainer.train()
+    assert seen == [[Random(f"0/{step}").randint(1, 4)] for step in range(3)]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -101,7 +110,7 @@ def test_recomputed_activations_use_the_rank_of_their_forward(
         if checkpointed:
             checkpoint_activations(model, reentrant)
         model.train()
-        nested.begin_step(2)
+        nested.step_begins(next(step for step in range(99) if Random(f"5/{step}").randint(1, 4) == 2))
         model(**tokens, labels=tokens["input_ids"], use_cache=False).loss.backward()
         gradients.append([layer.a.rows.grad for layer in nested.layers])
         draws.append(nested.drawn)
@@ -112,7 +121,7 @@ def test_recomputed_activations_use_the_rank_of_their_forward(
 
 def test_every_rank_is_evaluated_after_one_run(prepare):
     run = prepare("dylora")
-    nested = run.adaptation.callbacks[0].nested
+    nested = run.adaptation.hooks
     run.trainer.train()
     logits = evaluate_ranks(nested, run.logits)
     metrics = evaluate_ranks(nested, lambda: run.trainer.evaluate()["eval_loss"])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pedyra.methods import gora
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.batches import training_batches
+from pedyra.methods.data import Data, model_loss
 from pedyra.methods.gora import GoraSettings, observe, ranks_of, start_of_b
+from pedyra.runs.setup import request
 
 
 def layers_of(model: Any) -> dict[str, Any]:
@@ -43,20 +43,21 @@ def test_what_is_kept_is_that_of_the_averaged_dense_gradient(
 ):
     recipe = make_recipe("gora")
     base, task, _ = make_base(recipe)
-    model = with_lora(base, recipe, r=16)
+    wanted = request(recipe, base, task)
+    data = wanted.data
+    assert data is not None
+    model = with_lora(wanted, r=16)
     if memory_mb == 1:  # one layer at a time
         groups = gora._groups
         monkeypatch.setattr(gora, "_groups", lambda layers, limit: groups(layers, 1))
-    batches = training_batches(task, recipe)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    observed = observe(model, batches, GoraSettings(steps=3, memory_mb=memory_mb), seed=0)
+    observed = observe(model, data, GoraSettings(steps=3, memory_mb=memory_mb), seed=0)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "base_layer" in name)
-    batches.generator.manual_seed(0)  # type: ignore[union-attr]
     for layer in layers_of(model).values():
         layer.get_base_layer().weight.requires_grad_(True)
-    for _, batch in zip(range(3), batches, strict=False):
+    for _, batch in zip(range(3), data.batches(), strict=False):
         (model(**batch).loss / 3).backward()
     for name, layer in layers_of(model).items():
         weight = layer.get_base_layer().weight
@@ -75,9 +76,9 @@ def test_the_gradient_of_a_layer_that_holds_its_weight_transposed():
     config = LoraConfig(r=3, target_modules=["attn.c_attn", "attn.c_proj"], fan_in_fan_out=True)
     model: Any = get_peft_model(base, config)
     tokens = torch.randint(11, (4, 8))
-    batches: Any = DataLoader([{"input_ids": row, "labels": row} for row in tokens], batch_size=4)  # type: ignore[arg-type]
-    batches.generator = torch.Generator()
-    observed = observe(model, batches, GoraSettings(steps=1), seed=0)
+    batch = {"input_ids": tokens, "labels": tokens}
+    data = Data(batches=lambda: iter([batch]), loss=model_loss)
+    observed = observe(model, data, GoraSettings(steps=1), seed=0)
     layers = layers_of(model)
     for layer in layers.values():
         layer.get_base_layer().weight.requires_grad_(True)
@@ -103,9 +104,8 @@ class Spare(torch.nn.Module):
 
 def _observed(base: torch.nn.Module, x: torch.Tensor) -> Any:
     model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["used", "spare"]))  # type: ignore[arg-type]
-    batches: Any = DataLoader([{"x": row} for row in x], batch_size=4)  # type: ignore[arg-type]
-    batches.generator = torch.Generator()
-    return observe(model, batches, GoraSettings(steps=len(x) // 4), seed=0)
+    data = Data(batches=lambda: iter(x.split(4)), loss=lambda model, batch: model(batch).loss)
+    return observe(model, data, GoraSettings(steps=len(x) // 4), seed=0)
 
 
 def test_a_layer_that_takes_no_part_in_the_loss_has_no_importance():
@@ -170,9 +170,3 @@ def test_a_and_b_both_learn_at_the_first_step(prepare: Any):
 def test_what_it_cannot_do_is_told(prepare: Any, sections: Any, message: str):
     with pytest.raises(ValueError, match=message):
         prepare("gora", **sections)
-
-
-def test_quantised_weights_have_no_gradient(make_recipe: Any, make_base: Any):
-    base, task, _ = make_base(make_recipe("gora"))
-    with pytest.raises(ValueError, match="model.quantization is 'nf4', but GoRA needs the gradient of the weights"):
-        gora.prepare(base, make_recipe("gora", model={"quantization": "nf4"}), task)

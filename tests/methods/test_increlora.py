@@ -13,8 +13,7 @@ from transformers import TrainerCallback
 from pedyra.allocate.checkpoint import RECORD
 from pedyra.config import RankConfig
 from pedyra.lora.attach import attach
-from pedyra.methods.dense_sensitivity import DenseSensitivity, dense_sensitivity
-from pedyra.methods.increlora import GrowFromReserve, growth
+from pedyra.methods.increlora import DenseSensitivity, GrowFromReserve, dense_sensitivity, growth
 
 
 def test_the_score_is_that_of_the_dense_update():
@@ -38,7 +37,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
     A, B, E = torch.randn(2, 6), torch.randn(9, 2), torch.randn(2)
     x, gradient = torch.randn(8, 6), torch.randn(8, 9)
     whole = dense_sensitivity(x, gradient, A, E, B)
-    monkeypatch.setattr("pedyra.methods.dense_sensitivity._BLOCK_ELEMENTS", 12)
+    monkeypatch.setattr("pedyra.methods.increlora._BLOCK_ELEMENTS", 12)
     torch.testing.assert_close(dense_sensitivity(x, gradient, A, E, B), whole)
 
 

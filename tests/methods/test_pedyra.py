@@ -55,5 +55,5 @@ def test_what_benches_vary_is_no_rank_setting(prepare: Any):
     assert prepare("pedyra", method_settings={"patience": 3}).ranks.policy.settings == Settings(patience=3)
     with pytest.raises(ValueError, match="rank.patience was removed: it is method_settings.patience of method pedyra"):
         prepare("pedyra", rank={"patience": 3})
-    with pytest.raises(ValueError, match="method_settings.patience: method pedyra-paper has no settings of its own"):
+    with pytest.raises(ValueError, match="method_settings.patience is no setting of method pedyra-paper; it has none"):
         prepare("pedyra-paper", method_settings={"patience": 3})

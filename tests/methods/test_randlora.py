@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
 
+from pedyra.methods.method import Request
 from pedyra.methods.randlora import nearest_r, parameters_of
+from pedyra.methods.registry import get_method
 
 
 def trainable(model: Any) -> int:
@@ -42,10 +47,41 @@ def test_more_r_is_fewer_parameters(prepare: Any):
     assert few < many
 
 
+def scales(run: Any) -> dict[tuple[int, int], float]:
+    layers = [module for module in run.model.modules() if hasattr(module, "randlora_lambda")]
+    return {(layer.in_features, layer.out_features): layer.scaling["default"] for layer in layers}
+
+
+def test_the_scale_is_the_authors_or_pefts(prepare: Any):
+    settings = {"r": 4}
+    # alpha 2 r: 2 / sqrt(n), with n = min(in, out) / 4 bases.
+    for (n_in, n_out), scale in scales(prepare("randlora", method_settings=settings)).items():
+        assert scale == pytest.approx(2 / (min(n_in, n_out) / 4) ** 0.5)
+    assert set(scales(prepare("randlora", method_settings={**settings, "scale": "peft"})).values()) == {20}
+    assert set(scales(prepare("randlora", method_settings={"r": 4, "scale": "peft", "alpha": 8})).values()) == {2}
+
+
+def test_layers_of_fewer_bases_train_at_their_own_scale_and_are_saved_at_pefts():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))  # 4 bases of rank 4, and 1
+    lora = LoraConfig(r=2, target_modules=["0", "1"])
+    adaptation = get_method("randlora").prepare(Request(method="randlora", model=base, lora=lora, settings={"r": 4}))
+    layers: list[Any] = [each for each in adaptation.model.modules() if hasattr(each, "randlora_lambda")]
+    assert [layer.scaling["default"] for layer in layers] == [1, 2]  # alpha / r = 2, by sqrt 4 and 1
+    for layer in layers:
+        nn.init.normal_(layer.randlora_lambda["default"])
+    x = torch.randn(3, 16)
+    expected = adaptation.model(x)
+    assert adaptation.finish is not None
+    adaptation.finish()
+    torch.testing.assert_close(adaptation.model(x), expected)
+    assert [layer.scaling["default"] for layer in layers] == [1, 1]  # PEFT's one alpha / r
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"method_settings": {"rank_pattern": {"query": 2}}}, "shares its random bases over all layers"),
+        ({"method_settings": {"scale": "ours"}}, "scale is 'ours'; it must be authors or peft"),
         ({"lora": {"use_dora": True}}, "lora.use_dora is True, but PEFT's RandLoRA does not have it"),
         ({"method_settings": {"r": 0}}, "method_settings.r is 0"),
     ],

@@ -11,7 +11,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.registry import METHODS, get_method
+from pedyra.runs.setup import request
 
 
 def test_listing_the_methods_imports_no_torch():
@@ -49,6 +51,32 @@ def test_a_short_run_leaves_an_adapter_that_stock_peft_loads(
         torch.testing.assert_close(loaded(**run.inputs()).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
+@pytest.mark.parametrize("method", METHODS)
+def test_in_a_hand_written_loop_too(method: str, make_recipe: Any, make_base: Any, tmp_path: Path):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    recipe = make_recipe(method, method_settings={"search_steps": 2} if method == "autolora" else {})
+    base, task, _ = make_base(recipe)
+    wanted = request(recipe, base, task)
+    adaptation = METHODS[method].prepare(wanted)
+    loop = Loop(adaptation, make_optimizer(adaptation, lr=1e-2), total_steps=12)
+    assert wanted.data is not None
+    for _, batch in zip(range(12), wanted.data.batches(), strict=False):
+        loop.begin_step()
+        wanted.data.loss(adaptation.model, batch).backward()
+        loop.step()
+    loop.finish()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        expected = adaptation.model.eval()(**inputs).logits
+    adaptation.model.save_pretrained(str(tmp_path))
+    base, _, _ = make_base(recipe)
+    with torch.no_grad():
+        loaded = PeftModel.from_pretrained(base, tmp_path).eval()(**inputs).logits
+    torch.testing.assert_close(loaded, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_setting_that_the_method_does_not_have_is_told(method: str, prepare: Any):
     if method == "qlora":
@@ -58,10 +86,10 @@ def test_a_setting_that_the_method_does_not_have_is_told(method: str, prepare: A
 
 
 REFUSES_4_BIT = {
-    "pissa": "model.quantization is 'nf4', but PiSSA decomposes the weight before it is quantised and rewrites it; "
-    "use none, or another lora.init (method pissa: method qlora)",
-    "gora": "model.quantization is 'nf4', but GoRA needs the gradient of the weights, which quantised ones do not "
-    "have; use none, or method eva",
+    "pissa": "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; set "
+    "model.quantization to none, or use another lora.init (method pissa: method qlora)",
+    "gora": "the base model is quantised, but GoRA needs the gradient of the weights, which quantised ones do not "
+    "have; set model.quantization to none, or use method eva",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from transformers import TrainingArguments
 
 from pedyra.methods.sora import (
     SoraSettings,
@@ -17,6 +18,7 @@ from pedyra.methods.sora import (
     legacy_threshold,
     soft_threshold,
 )
+from pedyra.methods.trainer import check_arguments
 from pedyra.runs.setup import trainable_parameters
 
 XI = 0.25  # exact in binary, as are the gates below
@@ -155,10 +157,15 @@ def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_p
     [
         ({"method_settings": {"threshold": -1e-3}}, "threshold is -0.001; it must not be negative"),
         ({"method_settings": {"threshold": 0, "legacy": True}}, "legacy changes nothing at threshold 0"),
-        ({"training": {"fp16": True}}, "training.fp16 is true, .* use training.bf16"),
         ({"lora": {"init": "olora"}}, "lora.init is 'olora'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         prepare("sora", **sections)
+
+
+def test_scaled_losses_are_refused(prepare):
+    refused = prepare("sora").adaptation.refused
+    with pytest.raises(ValueError, match="training.fp16 is True, but SoRA's gates are shrunk .* use training.bf16"):
+        check_arguments(refused, TrainingArguments("x", use_cpu=True, fp16=True))

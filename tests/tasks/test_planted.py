@@ -15,8 +15,7 @@ from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import check_recipe
 from pedyra.recipe_sections import ModelSection
 from pedyra.tasks.named_tasks import task_data
-from pedyra.tasks.planted import planted_task
-from pedyra.tasks.planted_problem import PROBLEM_SEED, make_problem, relative_error
+from pedyra.tasks.planted import PROBLEM_SEED, make_problem, planted_task, relative_error
 
 ROWS = [{"row": number} for number in range(40)]
 

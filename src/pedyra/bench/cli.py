@@ -1,4 +1,4 @@
-"""`pedyra bench ...`: speed, and gradient sketches. Parses and prints; the numbers come from the modules beside it."""
+"""`pedyra bench ...`: speed, memory and growth. Parses and prints; the numbers come from the modules beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pedyra.bench.allocation_cli import planted, search, transfer
+from pedyra.bench.allocation_cli import planted, transfer
 from pedyra.bench.options import Smoke, Threads, several, use_threads
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
 from pedyra.options import JsonFile
@@ -107,37 +107,5 @@ def scale(
         raise typer.Exit(1)
 
 
-@app.command()
-def sketch(
-    model: Annotated[str, typer.Argument(help="As for bench step; minilm reads film reviews.")] = "minilm",
-    sizes: Annotated[list[int] | None, several("--size", "2, 4, 8, 16", "Candidates per layer", min=1)] = None,
-    windows: Annotated[list[int] | None, several("--window", "6, 21", "Optimizer steps")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed steps of each carrier.", min=1)] = 7,
-    batch: Annotated[int, typer.Option(help="Rows of a micro-batch.", min=1)] = 8,
-    length: Annotated[int, typer.Option(help="Tokens of a row.", min=1)] = 64,
-    threads: Threads = None,
-    smoke: Smoke = False,
-    json_file: JsonFile = None,
-) -> None:
-    """Measure how well gradient sketches find a layer's top singular pairs, and what carrying them costs."""
-    quiet_libraries()
-    from pedyra.bench.bench_sketch import COLUMNS, bench_sketch
-    from pedyra.bench.sketch_carriers import COLUMNS as CARRIER_COLUMNS
-
-    use_threads(threads)
-    sizes, windows = sizes or [2, 4, 8, 16], windows or [6, 21]
-    if smoke:
-        model, sizes, windows, rounds, batch, length = "llama-32x1", [2, 8], [4], 1, 2, 16
-    rows = []
-    for row in bench_sketch(model, sizes=sizes, windows=windows, rounds=rounds, batch=batch, length=length):
-        rows.append(row)
-        if json_file:
-            write_json_lines(json_file, rows)
-    for kind, titles in (("accuracy", COLUMNS), ("carrier", CARRIER_COLUMNS)):
-        table = [[row[column] for column in titles] for row in rows if row["kind"] == kind]
-        print_table(new_console(), list(titles.values()), table)
-
-
 app.command()(planted)
 app.command()(transfer)
-app.command()(search)

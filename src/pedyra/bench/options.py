@@ -16,10 +16,6 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's
 Smoke = Annotated[
     bool, typer.Option("--smoke", help="Tiny and quick: does it run at all? Most sizes are its own, whatever is given.")
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A RankConfig setting for pedyra; repeat.", show_default=False),
-]
 Seeds = Annotated[int, typer.Option(help="Number of seeds.", min=1)]
 FirstSeed = Annotated[int, typer.Option("--first-seed", help="The others follow it.", min=0)]
 
@@ -38,10 +34,8 @@ def several(flag: str, default: str, help: str = "", **more: Any) -> Any:
 
 
 def methods(default: str) -> Any:
-    """--method: allocations by name."""
-    known = (
-        "lora, pedyra, adalora, ... or a variant: lora+4, pedyra:moves=4,init=gaussian, static:q=1,v=3, only:up,down"
-    )
+    """--method: methods by name."""
+    known = "As in a recipe, with settings as NAME:key=value,...: lora+:ratio=4, pedyra:moves=4, lora:ranks={q=1,v=3}"
     return several("--method", default, known)
 
 

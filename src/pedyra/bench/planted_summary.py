@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.compare.rate_summary import aligned, best_rate, full_name
+from pedyra.bench.rate_summary import aligned, best_rate
 from pedyra.compare.statistics import mean, standard_error
 
 Group = tuple[str, int, int, str, float]
@@ -22,7 +22,7 @@ class MethodSummary:
     lr: float
     errors: tuple[float, ...]
     """Relative error of each seed, infinite where the run diverged."""
-    rank_distance: float
+    rank_distance: float | None
     seconds: float
     to_oracle: float | None
     """Mean error by the oracle's; None without one."""
@@ -39,7 +39,7 @@ def summarise_planted(rows: Sequence[Mapping[str, Any]]) -> dict[Group, list[Met
     groups: dict[Group, dict[str, dict[float, list[Mapping[str, Any]]]]] = {}
     for row in rows:
         group = (row["architecture"], row["width"], row["depth"], row["profile"], row["noise"])
-        by_rate = groups.setdefault(group, {}).setdefault(full_name(row), {})
+        by_rate = groups.setdefault(group, {}).setdefault(row["method"], {})
         by_rate.setdefault(row["lr"], []).append(row)
     return {group: _summaries(methods) for group, methods in groups.items()}
 
@@ -60,7 +60,7 @@ def _summaries(methods: Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]
             method=method,
             lr=rates[method],
             errors=tuple(_error(row) for row in rows),
-            rank_distance=mean([row["rank_distance"] for row in rows]),
+            rank_distance=None if rows[0]["rank_distance"] is None else mean([row["rank_distance"] for row in rows]),
             seconds=mean([row["seconds"] for row in rows]),
             to_oracle=ratio(method, "oracle"),
             to_lora=ratio(method, "lora"),
@@ -90,7 +90,7 @@ def table(summaries: Sequence[MethodSummary]) -> list[str]:
                 f"{summary.error:.3g}",
                 "" if error is None else f"{error:.2g}",
                 *("" if ratio is None else f"{ratio:.3g}" for ratio in (summary.to_oracle, summary.to_lora)),
-                f"{summary.rank_distance:.1f}",
+                "" if summary.rank_distance is None else f"{summary.rank_distance:.1f}",
                 f"{summary.lr:g}",
                 str(len(summary.errors)),
                 f"{summary.seconds:.1f}",

@@ -8,7 +8,7 @@ at the parameters of the recipe's uniform rank (Eckart-Young, per parameter).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pedyra.bench.patterns import by_gain
 from pedyra.files import write_file
 from pedyra.lora.folder import read_lora
 from pedyra.lora.layer_names import pattern_keys
@@ -128,6 +127,23 @@ def choose_ranks(
     costs = {name: B.shape[0] + A.shape[1] for name, (B, A) in factors.items()}
     gains = {name: singular_values(B, A).square().tolist() for name, (B, A) in factors.items()}
     return FoundRanks(by_gain(costs, uniform, gains, min_rank), costs, uniform, scaling)
+
+
+def by_gain(
+    costs: Mapping[str, int], rank: int, gains: Mapping[str, Sequence[float]], min_rank: int = 0
+) -> dict[str, int]:
+    """The budget of a uniform `rank` for what has the highest gain per parameter."""
+    candidates = sorted(
+        (-gain / costs[name], position, index, name)
+        for position, name in enumerate(costs)
+        for index, gain in enumerate(gains[name][min_rank:])
+    )
+    ranks, left = dict.fromkeys(costs, min_rank), (rank - min_rank) * sum(costs.values())
+    for *_, name in candidates:
+        if costs[name] <= left:
+            ranks[name] += 1
+            left -= costs[name]
+    return ranks
 
 
 def singular_values(B: Tensor, A: Tensor) -> Tensor:

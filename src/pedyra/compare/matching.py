@@ -9,6 +9,7 @@ from typing import Any
 
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe, check_recipe
+from pedyra.runs.resolve import resolve
 
 TOLERANCE = 0.05
 """How far from the baseline's a matched quantity may be, relative to it."""
@@ -85,19 +86,22 @@ class ParameterCount:
     def lora(self, recipe: Recipe, r: int) -> int:
         """Of the recipe's LoRA, or DoRA, at rank r. E of the dynamic methods, r a layer, is not counted."""
         from pedyra.methods.adapter import with_lora
+        from pedyra.runs.setup import request
 
         dora = recipe.method == "dora" or recipe.lora.use_dora
         lora = recipe.lora.model_copy(update={"r": r, "use_dora": dora, "init": True})
         key = lora.model_dump_json()
         if key not in self._known:
-            self._known[key] = self._count(with_lora(self._base, recipe.model_copy(update={"lora": lora})))
+            wanted = request(recipe.model_copy(update={"lora": lora}), self._base, None)
+            self._known[key] = self._count(with_lora(wanted))
         return self._known[key]
 
     def randlora(self, recipe: Recipe, r: int) -> int:
         """Of RandLoRA with bases of rank r."""
-        settings = {**recipe.method_settings, "r": r}
-        prepare: Any = get_method("randlora").prepare
-        return self._count(prepare(self._base, recipe.model_copy(update={"method_settings": settings}), None).model)
+        from pedyra.runs.setup import request
+
+        recipe = recipe.model_copy(update={"method_settings": {**recipe.method_settings, "r": r}})
+        return self._count(get_method("randlora").prepare(request(recipe, self._base, None)).model)
 
     def nearest_randlora(self, recipe: Recipe, target: int) -> list[int]:
         """The two ranks of bases whose counts are nearest to `target`, nearest first."""
@@ -105,8 +109,9 @@ class ParameterCount:
 
         from pedyra.methods.adapter import with_lora
         from pedyra.methods.randlora import parameters_of
+        from pedyra.runs.setup import request
 
-        model: Any = with_lora(self._base, recipe)
+        model: Any = with_lora(request(recipe, self._base, None))
         layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
         shapes = [(layer.in_features, layer.out_features) for layer in layers]
         model.unload()
@@ -196,6 +201,6 @@ def checked(content: dict[str, Any], where: str) -> Recipe:
     """The recipe of a row, as its method resolves it; ValueError for what can be told from the recipe alone."""
     recipe = check_recipe(content, where)
     try:
-        return get_method(recipe.method).resolve(recipe)
+        return resolve(recipe)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

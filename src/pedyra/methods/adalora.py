@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peft import AdaLoraConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pedyra.allocate.schedule import resolve_schedule
-from pedyra.allocate.trainer_frames import caller
 from pedyra.methods.adapter import with_adapter
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
-from pedyra.models import lora_config
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Hooks, Request, Running
+from pedyra.methods.settings import rank_config, refuse_lora, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,48 +42,55 @@ def first_and_last_rank(settings: AdaLoraSettings, r: int) -> tuple[int, int]:
     return initial, final
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     """PEFT's AdaLoRA, from 1.5 lora.r to lora.r per layer on average, or as `AdaLoraSettings` say.
 
-    `rank.initial_warmup`, `rank.interval` and `rank.final_warmup` are tinit, deltaT and tfinal; the total number of
-    steps comes from the Trainer. `rank.beta1`, `rank.beta2` and `rank.orth_weight` (0.1, as in the authors' scripts;
-    PEFT's own 0.5 is in none) are AdaLoRA's. Masked ranks stay in memory and come back between two masks: it is a
-    PEFT property, as are the trainable parameters of the initial rank all along. The penalty is left out while
-    evaluating, so that an evaluation loss is the task's.
+    `rank.initial_warmup`, `rank.interval` and `rank.final_warmup` are tinit, deltaT and tfinal. `rank.beta1`,
+    `rank.beta2` and `rank.orth_weight` (0.1, as in the authors' scripts; PEFT's own 0.5 is in none) are AdaLoRA's.
+    Masked ranks stay in memory and come back between two masks: it is a PEFT property, as are the trainable
+    parameters of the initial rank all along. The penalty is left out while evaluating, so that an evaluation loss is
+    the task's.
 
     Raises:
         ValueError: DoRA, rsLoRA or another start, which PEFT's AdaLoRA ignores or refuses.
     """
-    settings = method_settings(recipe, AdaLoraSettings)
-    refuse_lora(recipe, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
-    ranks = rank_config(recipe, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
+    refuse_lora(request, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
+    ranks = rank_config(request, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
     assert ranks.importance is not None
     beta1, beta2 = ranks.importance.beta1, ranks.importance.beta2
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         require(value > 0, f"rank.{name} is {value}, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
-    initial, final = first_and_last_rank(settings, recipe.lora.r)
-    lora = lora_config(recipe.lora, recipe.data.kind)
+    lora = request.lora
+    initial, final = first_and_last_rank(settings, lora.r)
     config = AdaLoraConfig(
         task_type=lora.task_type,
         init_r=initial,
         target_r=final,
         lora_alpha=lora.lora_alpha,
-        lora_dropout=recipe.lora.dropout,
+        lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
         exclude_modules=lora.exclude_modules,
-        bias=recipe.lora.bias,
+        bias=lora.bias,
         modules_to_save=lora.modules_to_save,
         beta1=beta1,
         beta2=beta2,
         orth_reg_weight=ranks.orth_weight,
-        total_step=1,  # until the callback knows it
+        total_step=1,  # until the run begins
     )
-    model = with_adapter(base_model, config, recipe.seed)
+    model = with_adapter(request.model, config, request.seed)
     schedule = {name: getattr(ranks, name) for name in ("initial_warmup", "interval", "final_warmup")}
-    return Adaptation(model=model, callbacks=[AdaLoraCallback(model, schedule)])
+    refused = {
+        "load_best_model_at_end": "PEFT cannot load a pruned AdaLoRA adapter into the model that trained it; set it to "
+        "false, or use method adalora-svd"
+    }
+    if ranks.orth_weight > 0:
+        refused["label_smoothing_factor"] = (
+            "it computes its own loss, without AdaLoRA's orthogonality term; set it to 0, or rank.orth_weight to 0"
+        )
+    return Adaptation(model=model, hooks=AdaLoraHooks(model, schedule), refused=refused)
 
 
-class AdaLoraCallback(TrainerCallback):
+class AdaLoraHooks(Hooks):
     """Calls PEFT's allocator after every optimizer step, as the authors' trainer does, and refuses what would crash it.
 
     Args:
@@ -106,31 +107,15 @@ class AdaLoraCallback(TrainerCallback):
         self._without_penalty_in_evaluation()
         model.register_load_state_dict_pre_hook(_refuse_pruned)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if args.load_best_model_at_end:
-            raise ValueError(
-                "training.load_best_model_at_end is true, but PEFT cannot load a pruned AdaLoRA adapter into the model "
-                "that trained it; set it to false, or use method adalora-svd"
-            )
-        if args.label_smoothing_factor > 0 and self.config.orth_reg_weight > 0:
-            raise ValueError(
-                "training.label_smoothing_factor computes its own loss, without AdaLoRA's orthogonality term; set it "
-                "to 0, or rank.orth_weight to 0"
-            )
-        trainer = caller(Trainer)
-        if trainer is not None and trainer.model_accepts_loss_kwargs:
-            # The model divides its own loss by the tokens of all micro-batches, PEFT adds the term to each.
-            self.weight = self.config.orth_reg_weight / args.gradient_accumulation_steps
-        schedule = resolve_schedule(state.max_steps, **self.schedule)
+    def begin(self, run: Running) -> None:
+        # Where the model divides its own loss by the tokens of all micro-batches, PEFT adds the term to each.
+        self.weight = self.config.orth_reg_weight / run.micro_batches
+        schedule = resolve_schedule(run.total_steps, **self.schedule)
         self.config.total_step = schedule.total_steps
         self.config.tinit, self.config.tfinal = schedule.initial_warmup, schedule.final_warmup
         self.config.deltaT = schedule.interval
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def gradients_complete(self) -> None:
         if self._checked:
             return
         for name, parameter in self.model.named_parameters():
@@ -142,16 +127,14 @@ class AdaLoraCallback(TrainerCallback):
                 )
         self._checked = True
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def stepped(self, step: int, *, skipped: bool = False) -> None:
         tuner: Any = self.model.base_model
-        if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
-            # A GradScaler found infinite gradients. In PEFT's averages they would stay, and nothing would be masked.
+        if skipped:
+            # Infinite gradients: in PEFT's averages they would stay, and nothing would be masked.
             for name, parameter in self.model.named_parameters():
                 if "lora_" in name and parameter.grad is not None:
                     parameter.grad.zero_()
-        tuner.update_and_allocate(state.global_step + 1)  # Trainer counts the step only later
+        tuner.update_and_allocate(step + 1)
 
     def _without_penalty_in_evaluation(self) -> None:
         weight = self.config.orth_reg_weight

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.rule import Situation
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, is_last, lowest_worth, means, plan, spent, uniform, units
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, rank_config, refuse_lora
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import rank_config, refuse_lora
 
 RANK_SETTINGS: dict[str, Any] = dict(
     alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1
@@ -45,7 +39,7 @@ class CubicPruning:
         return plan(scores, pruned, {}, means(scores))
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     """AdaLoRA from 1.5 lora.r to the budget of lora.r, or as `AdaLoraSettings` say, in ranks (or `rank.budget`).
 
     Scores are AdaLoRA's: sensitivity times uncertainty, the mean over A's row and B's column plus E, and one global
@@ -58,14 +52,13 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     (its gradient belongs to the former); b_T is reached at the last adjustment, theirs at T - t_f, and no later one
     follows here; the scaling lacks their 1e-5 in the denominator.
     """
-    settings = method_settings(recipe, AdaLoraSettings)
-    refuse_lora(recipe, "AdaLoRA defines its own start and scaling", "init", "use_rslora")
+    refuse_lora(request, "AdaLoRA defines its own start and scaling", "init", "use_rslora")
     config = rank_config(
-        recipe,
+        request,
         open_fields=("beta1", "beta2", "orth_weight", "budget", "min_rank"),
         **RANK_SETTINGS,
         min_rank=0,
     )
-    initial, final = first_and_last_rank(settings, recipe.lora.r)
-    model = with_lora(base_model, recipe, r=initial)
-    return adaptive(model, config, CubicPruning(initial, final), record_to)
+    initial, final = first_and_last_rank(settings, request.lora.r)
+    model = with_lora(request, r=initial)
+    return adaptive(model, config, CubicPruning(initial, final))

@@ -1,43 +1,79 @@
-"""A base model with the recipe's LoRA around it."""
+"""A base model with the LoRA of a request around it."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, set_seed
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import set_seed
 
-from pedyra.models import layer_ranks, lora_config
-from pedyra.recipe import Recipe
+from pedyra.allocate.rule import Policy, Rule, e_is_trained
+from pedyra.config import RankConfig
+from pedyra.lora.attach import attach, train_e
+from pedyra.lora.layer_names import pattern_keys
+from pedyra.methods.method import Adaptation, RankMoves, Request
 
 
-def with_lora(base_model: PreTrainedModel, recipe: Recipe, **changes: Any) -> PeftModel:
-    """The base model with `recipe.lora`, some of its fields changed (e.g. r=12).
+def is_quantised(model: nn.Module) -> bool:
+    """Whether the frozen weights are in 4 or 8 bits, as transformers marks its models."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
+    """A copy of the config with these fields changed."""
+    config = copy.deepcopy(lora)
+    for name, value in changes.items():
+        assert hasattr(config, name), name
+        setattr(config, name, value)
+    return config
+
+
+def with_ranks(lora: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, float] | None = None) -> LoraConfig:
+    """A copy with a rank per layer (full name), and an alpha per layer where it is not `lora_alpha`."""
+    keys = pattern_keys(ranks)
+    patterns: dict[str, Any] = {"rank_pattern": {keys[name]: rank for name, rank in ranks.items()}}
+    if alphas is not None:
+        patterns["alpha_pattern"] = {keys[name]: alpha for name, alpha in alphas.items()}
+    return changed(lora, **patterns)
+
+
+def with_lora(request: Request, **changes: Any) -> PeftModel:
+    """The base model with the request's LoRA, some of its fields changed (e.g. r=12).
 
     Raises:
-        ValueError: PiSSA's start on a quantised model; `lora.ranks` with an unknown layer; an unknown start.
+        ValueError: PiSSA's start on a quantised model; an unknown start.
     """
-    section = recipe.lora.model_copy(update=changes)
-    if str(section.init).startswith("pissa") and recipe.model.quantization != "none":
+    config = changed(request.lora, **changes)
+    init = config.init_lora_weights
+    if str(init).startswith("pissa") and is_quantised(request.model):
         raise ValueError(
-            f"model.quantization is {recipe.model.quantization!r}, but PiSSA decomposes the weight before it is "
-            f"quantised and rewrites it; use none, or another lora.init (method pissa: method qlora)"
+            "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; set "
+            "model.quantization to none, or use another lora.init (method pissa: method qlora)"
         )
-    config = lora_config(section, recipe.data.kind, layer_ranks(base_model, section.ranks))
     try:
-        return with_adapter(base_model, config, recipe.seed)
+        return with_adapter(request.model, config, request.seed)
     except ValueError as error:
         if "init_lora_weights" not in str(error):
             raise
         raise ValueError(
-            f"lora.init is {section.init!r}, which PEFT does not take ({error}); use true, or a start that it knows, "
+            f"lora.init is {init!r}, which PEFT does not take ({error}); use true, or a start that it knows, "
             f"e.g. gaussian, pissa, olora, orthogonal"
         ) from error
 
 
-def with_adapter(base_model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+def with_adapter(base_model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     """The base model with the adapter of `config`, drawn with `seed`, which the global seeds are set to."""
     set_seed(seed)
-    model = get_peft_model(base_model, config)
+    model = get_peft_model(base_model, config)  # type: ignore[arg-type]
     assert isinstance(model, PeftModel)
     return model
+
+
+def adaptive(model: PeftModel, config: RankConfig, rule: Policy | Rule, **more: Any) -> Adaptation:
+    """The Adaptation of a method that moves ranks by `rule`, with its triples attached; `more` are further fields."""
+    rule = rule if isinstance(rule, Rule) else Rule(policy=rule)
+    train_e(attach(model, start=config.start, seed=config.seed), e_is_trained(rule, config))
+    return Adaptation(model=model, ranks=RankMoves(config=config, rule=rule), **more)

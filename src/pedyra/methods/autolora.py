@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,19 +14,13 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pedyra.lora.layer_names import pattern_keys
-from pedyra.methods.adapter import with_adapter, with_lora
-from pedyra.methods.batches import training_batches
+from pedyra.methods.adapter import with_adapter, with_lora, with_ranks
+from pedyra.methods.data import Data
 from pedyra.methods.hypergradient import gradients_of, hypergradient
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import refuse_lora, require
 from pedyra.methods.slots import fill, linear_slots
-from pedyra.models import lora_config
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -146,32 +138,7 @@ def search(
     )
 
 
-class SearchCost(TrainerCallback):
-    """Adds to the first log of the run what the search before it cost."""
-
-    def __init__(self, found: Found) -> None:
-        self.found = found
-        self._told = False
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._told or logs is None or "loss" not in logs:
-            return
-        self._told = True
-        found = self.found
-        cost = {"search/steps": found.steps, "search/passes": PASSES_PER_STEP * found.steps}
-        cost |= {"search/seconds": round(found.seconds, 3), "search/total_rank": sum(found.ranks.values())}
-        logs.update(cost)
-        state.log_history[-1].update(cost)
-
-
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     """Search for a rank per layer, then LoRA from scratch at these ranks on all training rows, scaled by alpha / rank.
 
     The search sees dW = (alpha / k) B diag(softmax(a)) A, trains A and B (not the head) on 70 % of the training rows
@@ -184,56 +151,27 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     Raises:
         ValueError: too few rows to be split, lora.r of 1; DoRA, rsLoRA or another start.
     """
-    settings = method_settings(recipe, AutoLoraSettings)
-    refuse_lora(recipe, "AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
-    k = recipe.lora.r if settings.search_rank is None else settings.search_rank
+    refuse_lora(request, "AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
+    k = request.lora.r if settings.search_rank is None else settings.search_rank
     require(k >= 2, f"lora.r is {k}, which leaves AutoLoRA no choice; raise it, or give method_settings.search_rank")
-    train, validation = split(task, settings.validation_fraction, recipe.seed)
-    steps = settings.search_steps or run_steps(len(task.train), recipe)
-    model = with_lora(base_model, recipe, r=k)
+    assert request.data is not None
+    train, validation = request.data.parts(settings.validation_fraction)
+    steps = settings.search_steps or request.steps
+    model = with_lora(request, r=k)
     found = search(
         model,
-        endless(training_batches(train, recipe)),
-        endless(training_batches(validation, recipe)),
+        _losses(train),
+        _losses(validation),
         steps=steps,
         lower_learning_rate=settings.lower_learning_rate,
         upper_learning_rate=settings.upper_learning_rate,
     )
     logger.info("AutoLoRA's search: %d steps, %.1f s, ranks %s", found.steps, found.seconds, found.ranks)
-    base_model = model.unload()  # type: ignore[assignment, operator]
-    config = lora_config(recipe.lora, recipe.data.kind)
-    keys = pattern_keys(found.ranks)
-    config.rank_pattern = {keys[name]: rank for name, rank in found.ranks.items()}
-    return Adaptation(model=with_adapter(base_model, config, recipe.seed), callbacks=[SearchCost(found)])
-
-
-def split(task: Task, fraction: float, seed: int) -> tuple[Task, Task]:
-    """The training rows as two tasks, drawn with the seed; `fraction` of them are in the second.
-
-    Raises:
-        ValueError: one of the two would have no row.
-    """
-    rows = len(task.train)
-    held_out = round(rows * fraction)
-    require(
-        0 < held_out < rows,
-        f"method_settings.validation_fraction is {fraction}, which of {rows} training rows leaves one side without "
-        f"any; give more rows or another fraction",
-    )
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
-    parts = (order[held_out:], order[:held_out])
-    train, validation = (replace(task, train=task.train.select(part)) for part in parts)
-    return train, validation
-
-
-def run_steps(rows: int, recipe: Recipe) -> int:
-    """Optimizer steps of the recipe's run, by Trainer's rule for one process."""
-    training = recipe.training
-    if training.get("max_steps", -1) > 0:
-        return training["max_steps"]
-    batches = math.ceil(rows / training["per_device_train_batch_size"])
-    per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
-    return math.ceil(training["num_train_epochs"] * per_epoch)
+    base_model: Any = model.unload()  # type: ignore[operator]
+    spent = {"search/steps": found.steps, "search/passes": PASSES_PER_STEP * found.steps}
+    spent |= {"search/seconds": round(found.seconds, 3), "search/total_rank": sum(found.ranks.values())}
+    config = with_ranks(request.lora, found.ranks)
+    return Adaptation(model=with_adapter(base_model, config, request.seed), spent=spent)
 
 
 def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
@@ -243,13 +181,10 @@ def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: S
     optimizer.zero_grad()
 
 
-def endless(batches: DataLoader) -> Iterator[BatchLoss]:
-    """The model's own loss on one batch after another, from the first again after the last."""
+def _losses(data: Data) -> Iterator[BatchLoss]:
+    """The loss on one batch after another."""
+    return (partial(_loss, data, batch) for batch in data.batches())
 
-    def loss(batch: dict[str, Tensor], model: nn.Module) -> Tensor:
-        device = next(model.parameters()).device
-        return model(**{key: value.to(device) for key, value in batch.items()}).loss
 
-    while True:
-        for batch in batches:
-            yield partial(loss, batch)
+def _loss(data: Data, batch: Any, model: nn.Module) -> Tensor:
+    return data.loss(model, batch)

@@ -2,56 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from transformers import PreTrainedModel
-
 from pedyra.lora.attach import attach, train_e
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import no_settings
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.adapter import is_quantised, with_lora
+from pedyra.methods.method import Adaptation, Request
 
 
-def prepare_lora(
-    base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
-) -> Adaptation:
-    """LoRA (Hu et al. 2021) as `recipe.lora` describes it."""
-    no_settings(recipe)
-    return Adaptation(model=with_lora(base_model, recipe))
+def lora(request: Request) -> Adaptation:
+    """LoRA (Hu et al. 2021), as the run asks for it."""
+    return Adaptation(model=with_lora(request))
 
 
-def prepare_pissa(
-    base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
-) -> Adaptation:
+def pissa(request: Request) -> Adaptation:
     """PiSSA (Meng et al. 2024): LoRA from the top singular triples of the weight; the frozen weight is the rest.
 
     The triples are attached with E frozen at 1, which trains exactly as PEFT does, for what attaching adds on disk:
     an ordinary LoRA against the pristine weight (of rank 2r), where PEFT's own folder needs the SVD again. The
     authors set alpha = r; the recipe decides, and W - s B A keeps the function whatever the scaling s.
     """
-    no_settings(recipe)
-    init = recipe.lora.init
+    init = request.lora.init_lora_weights
     own = isinstance(init, str) and init.startswith("pissa")
     if not own and init is not True:
         raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
-    model = with_lora(base_model, recipe, init=init if own else "pissa")
+    model = with_lora(request, init_lora_weights=init if own else "pissa")
     train_e(attach(model), False)
     return Adaptation(model=model)
 
 
-def prepare_dora(
-    base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
-) -> Adaptation:
+def dora(request: Request) -> Adaptation:
     """DoRA (Liu et al. 2024): LoRA of the direction, and a trained magnitude per output, `out` more per layer."""
-    no_settings(recipe)
-    return Adaptation(model=with_lora(base_model, recipe, use_dora=True))
+    return Adaptation(model=with_lora(request, use_dora=True))
 
 
-def prepare_qlora(
-    base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
-) -> Adaptation:
+def qlora(request: Request) -> Adaptation:
     """QLoRA (Dettmers et al. 2023): LoRA over frozen weights in 4 bits (NF4, double quantisation).
 
     The adapter is LoRA's, and so is its number of parameters; packed weights halve the denominator of a percentage.
@@ -60,7 +42,6 @@ def prepare_qlora(
     Raises:
         ValueError: the base model is not quantised.
     """
-    no_settings(recipe)
-    if not getattr(base_model, "is_quantized", False):
+    if not is_quantised(request.model):
         raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
-    return Adaptation(model=with_lora(base_model, recipe))
+    return Adaptation(model=with_lora(request))

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Hooks, Request
+from pedyra.methods.settings import refuse_lora, require
 from pedyra.methods.slots import Factors, fill, linear_slots, write_plain
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
 
 Result = TypeVar("Result")
 
@@ -29,7 +25,7 @@ Result = TypeVar("Result")
 class DyLoraSettings:
     """Settings of DyLoRA."""
 
-    frozen: bool = False
+    frozen: bool = True
     """Only row b has a gradient, as in the authors' GLUE script, and so learns in one step of r; False: all up to b."""
     rank: int | None = None
     """The rank at which the model is evaluated, and to which it is cut after training. None: lora.r, the whole."""
@@ -38,8 +34,8 @@ class DyLoraSettings:
         require(self.rank is None or self.rank >= 1, f"method_settings.rank is {self.rank}; a rank is at least 1")
 
 
-class NestedRank:
-    """The rank that all layers of one model run at: drawn anew for each training forward, chosen for evaluation.
+class NestedRank(Hooks):
+    """The rank that all layers of one model run at: drawn anew for each optimizer step, chosen for evaluation.
 
     Args:
         r: the largest rank.
@@ -51,7 +47,7 @@ class NestedRank:
         self.r, self.frozen = r, frozen
         self.chosen = self.drawn = r
         self.layers: list[AdaptedLayer] = []
-        self._seed, self._random = seed, Random(seed)
+        self._seed = seed
 
     def choose(self, rank: int) -> None:
         """Evaluate, merge and cut at this rank from now on.
@@ -65,14 +61,9 @@ class NestedRank:
             raise ValueError(f"rank {self.chosen} is merged into the weights; call model.unmerge_adapter() first")
         self.chosen = rank
 
-    def begin_step(self, step: int) -> None:
-        """Make the draws of an optimizer step depend on its number and the seed alone: a resume repeats them."""
-        self._random.seed(f"{self._seed}/{step}")
-
-    def before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of the whole model: b ~ Uniform{1..r}. Recomputed activations come by no whole forward."""
-        if module.training:
-            self.drawn = self._random.randint(1, self.r)
+    def step_begins(self, step: int) -> None:
+        """b ~ Uniform{1..r}, by the seed and the step's number alone: a resume repeats the draws."""
+        self.drawn = Random(f"{self._seed}/{step}").randint(1, self.r)
 
     def rows(self, full: Tensor, dim: int) -> Tensor:
         """The first b of `full` along `dim` in training, with a gradient for the last one only if frozen."""
@@ -120,7 +111,7 @@ class NestedB(nn.Module):
         return F.linear(h, self.nested.rows(self.columns, 1)) * (self.nested.r / self.nested.drawn)
 
 
-def nest(model: PeftModel, *, frozen: bool = False, seed: int = 0) -> NestedRank:
+def nest(model: PeftModel, *, frozen: bool = True, seed: int = 0) -> NestedRank:
     """Give every LoRA layer of `model` nested factors, with the same Parameters; at rank r nothing changes.
 
     Raises:
@@ -134,7 +125,6 @@ def nest(model: PeftModel, *, frozen: bool = False, seed: int = 0) -> NestedRank
     nested.layers = layers
     for layer in layers:
         fill(layer, NestedA(layer.a.A, nested), NestedB(layer.b.weight, nested))
-    model.get_base_model().register_forward_pre_hook(nested.before_forward)
     return nested
 
 
@@ -165,25 +155,10 @@ def truncate(model: PeftModel, nested: NestedRank, rank: int) -> None:
         A, B = layer.a.rows[:rank], layer.b.columns[:, :rank]  # type: ignore[attr-defined, index]
         factors[layer] = Factors(A, B, layer.scaling * nested.r / rank)
     write_plain(model, factors)
-    hooks = model.get_base_model()._forward_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook == nested.before_forward]:
-        del hooks[key]
 
 
-class StepDraws(TrainerCallback):
-    """Tells the draws which step begins."""
-
-    def __init__(self, nested: NestedRank) -> None:
-        self.nested = nested
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.nested.begin_step(state.global_step)
-
-
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
-    """DyLoRA up to rank lora.r: each training forward uses the first b ranks only, scaled by alpha / b.
+def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
+    """DyLoRA up to rank lora.r: each optimizer step uses the first b ranks only, scaled by alpha / b.
 
     All of lora.r is trained, so the parameters are LoRA's; what is saved is cut to `rank`. LoRA's start, and no score
     or pruning. `evaluate_ranks` judges one trained model at every rank.
@@ -196,12 +171,11 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     Raises:
         ValueError: a rank above lora.r; DoRA, rsLoRA or a start whose ranks are in no nested order.
     """
-    settings = method_settings(recipe, DyLoraSettings)
-    refuse_lora(recipe, "DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    r = recipe.lora.r
+    refuse_lora(request, "DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    r = request.lora.r
     rank = r if settings.rank is None else settings.rank
     require(rank <= r, f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it")
-    model = with_lora(base_model, recipe)
-    nested = nest(model, frozen=settings.frozen, seed=recipe.seed)
+    model = with_lora(request)
+    nested = nest(model, frozen=settings.frozen, seed=request.seed)
     nested.choose(rank)
-    return Adaptation(model=model, callbacks=[StepDraws(nested)], finish=lambda: truncate(model, nested, nested.chosen))
+    return Adaptation(model=model, hooks=nested, finish=lambda: truncate(model, nested, nested.chosen))

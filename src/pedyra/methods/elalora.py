@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.rule import Rule, Situation
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, means, plan, units
-from pedyra.methods.method import Adaptation
+from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.pedyra.directions import orthogonal_rows
-from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.settings import rank_config, refuse_lora, require
 
 RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
 """Of RankConfig: AdaLoRA's."""
@@ -99,7 +94,7 @@ def orthogonal_triples(layer: AdaptedLayer, num: int, generator: torch.Generator
     return NewTriples(A, torch.full((num,), smallest), B.T)
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     """ElaLoRA at the conserved budget of lora.r, in ranks (`rank.budget: parameters` counts those instead).
 
     Start, scaling (alpha / lora.r) and scores are AdaLoRA's. Each layer offers its k lowest triples, never its last;
@@ -111,16 +106,15 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     orthogonal to the span of the old ones (their single Gram-Schmidt pass is so only for orthonormal rows); the scores
     read the weight before the optimizer step.
     """
-    settings = method_settings(recipe, ElaLoraSettings)
-    refuse_lora(recipe, "ElaLoRA defines its own start and scaling", "init", "use_rslora")
-    if recipe.lora.r < 2:
+    refuse_lora(request, "ElaLoRA defines its own start and scaling", "init", "use_rslora")
+    if request.lora.r < 2:
         raise ValueError("lora.r is 1, but ElaLoRA never takes a layer's last rank, so nothing can move; raise lora.r")
     config = rank_config(
-        recipe,
+        request,
         open_fields=("moves", "beta1", "beta2", "orth_weight", "budget", "max_rank"),
         **RANK_SETTINGS,
         moves=4,
     )
     assert config.moves is not None
     rule = Rule(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed")
-    return adaptive(with_lora(base_model, recipe), config, rule, record_to)
+    return adaptive(with_lora(request), config, rule)

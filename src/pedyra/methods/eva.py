@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, initialize_lora_eva_weights
+from peft import EvaConfig, PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from pedyra.methods.adapter import with_adapter
-from pedyra.methods.batches import training_batches
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, refuse_lora, require
-from pedyra.models import lora_config
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.adapter import changed, with_adapter
+from pedyra.methods.data import Data
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import refuse_lora, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +33,7 @@ class EvaSettings:
         require(0 < self.tau < 1, f"method_settings.tau is {self.tau}; a cosine similarity in (0, 1)")
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: EvaSettings) -> Adaptation:
     """LoRA whose A rows are the top right-singular vectors of the layer's inputs over the training rows, B = 0.
 
     The budget of layers x r ranks goes, once, to the components that explain most variance over all layers; a layer
@@ -49,43 +44,55 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         ValueError: another start, a batch with fewer vectors than rho r for some layer, or a layer with narrower
             inputs or none.
     """
-    settings = method_settings(recipe, EvaSettings)
-    refuse_lora(recipe, "EVA is a start of its own", "init")
-    config = lora_config(recipe.lora, recipe.data.kind)
-    config.init_lora_weights = "eva"
-    config.eva_config = EvaConfig(
-        rho=settings.rho,
-        tau=settings.tau,
-        whiten=settings.whiten,
-        use_label_mask=recipe.data.kind == "causal_lm",  # a classifier has one label a row, not one a token
-    )
-    assert isinstance(config, LoraConfig)
-    batches = training_batches(task, recipe)
-    needed = round(recipe.lora.r * settings.rho)
-    first = next(iter(batches))
-    mask = first["labels"] != -100 if config.eva_config.use_label_mask else first.get("attention_mask")
-    if mask is not None:
+    refuse_lora(request, "EVA is a start of its own", "init")
+    data = request.data
+    assert data is not None
+    start = EvaConfig(rho=settings.rho, tau=settings.tau, whiten=settings.whiten)
+    config = changed(request.lora, init_lora_weights="eva", eva_config=start)
+    needed = round(request.lora.r * settings.rho)
+    first = next(data.batches())
+    if (mask := data.mask(first)) is not None:
         _check_vectors(int(mask.sum()), needed)
-    elif "input_ids" in first:
-        _check_vectors(first["input_ids"].numel(), needed)
 
-    def vectors(layer_input: Any, mask: Any, layer_name: str) -> Any:
-        """PEFT's choice of tokens; a layer that sees one vector a row, such as BERT's pooler, has none to leave out."""
+    def vectors(layer_input: Any, mask: Tensor | None, layer_name: str) -> Tensor:
+        """The vectors that count; a layer that sees one a row, such as BERT's pooler, has none to leave out."""
         x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
+        if mask is None:
+            return x.flatten(0, -2).contiguous()
         if x.dim() != 2:
-            return prepare_layer_inputs_fn_language_modeling(layer_input, mask, layer_name)
+            return x[mask.to(x.device)]
         _check_vectors(len(x), needed, f" for {layer_name.removeprefix('base_model.model.')}, which sees one a row")
         return x.contiguous()
 
-    model = with_adapter(base_model, config, recipe.seed)
-    _check_layers(model, first, needed)
-    # PEFT's default finds the tokens that count by their mask; rows that are vectors have none.
-    tokens: dict[str, Any] = {} if "input_ids" in first else {"prepare_model_inputs_fn": None}
-    initialize_lora_eva_weights(model, batches, prepare_layer_inputs_fn=vectors, show_progress_bar=False, **tokens)
+    with warnings.catch_warnings():  # that it could begin without weights: the check below needs them
+        warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")
+        model = with_adapter(request.model, config, request.seed)
+    _check_layers(model, lambda: data.loss(model, first), needed)
+    initialize_lora_eva_weights(
+        model,
+        _Batches(data),
+        forward_fn=data.loss,
+        prepare_model_inputs_fn=lambda batch, config: data.mask(batch),
+        prepare_layer_inputs_fn=vectors,
+        show_progress_bar=False,
+    )
     return Adaptation(model=model)
 
 
-def _check_layers(model: PeftModel, batch: Mapping[str, Tensor], needed: int) -> None:
+class _Batches:
+    """Batches as PEFT goes through them: with a length, of which it asks whether it is zero."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.data.batches()
+
+
+def _check_layers(model: PeftModel, forward: Callable[[], object], needed: int) -> None:
     """One forward pass: a layer that sees no input, or is too narrow for its components, is told by name."""
     seen: set[str] = set()
     base: Any = model.get_base_model()
@@ -95,7 +102,7 @@ def _check_layers(model: PeftModel, batch: Mapping[str, Tensor], needed: int) ->
         for name, layer in layers.items()
     ]
     with torch.no_grad():
-        model(**{key: value.to(model.device) for key, value in batch.items()})
+        forward()
     for hook in hooks:
         hook.remove()
     for name, layer in layers.items():

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
 from pedyra.allocate.rule import Rule, Situation, unchecked
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, part_done, plan, spent, uniform, units
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, paper_config, refuse_lora, require
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import paper_config, refuse_lora, require
 
 
 @dataclass(frozen=True)
@@ -47,22 +41,21 @@ class ExpandSettings:
         require(rank is None or rank >= 1, f"method_settings.initial_rank is {rank}; a rank is at least 1")
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: ExpandSettings) -> Adaptation:
     """The ablation "+Expand": starts at lora.r / 2 and grows to the budget of lora.r.
 
     The paper gives neither its initial rank nor its schedule; this one adds equally much at each adjustment, to the
     layers with the highest Eq. (7), one triple each. Scores, start and budget are set as for pedyra, in
-    `recipe.rank`.
+    `rank`.
     """
-    settings = method_settings(recipe, ExpandSettings)
-    refuse_lora(recipe, "its scaling depends on the initial rank", "use_rslora")
-    config = paper_config(recipe)
-    final = recipe.lora.r
+    refuse_lora(request, "its scaling depends on the initial rank", "use_rslora")
+    config = paper_config(request)
+    final = request.lora.r
     initial = max(1, final // 2) if settings.initial_rank is None else settings.initial_rank
     if initial >= final:
         raise ValueError(
             f"method expand starts at rank {initial} and grows to lora.r, {final}, so nothing can grow; raise lora.r "
             f"or lower method_settings.initial_rank"
         )
-    model = with_lora(base_model, recipe, r=initial, alpha=recipe.lora.alpha * initial / final)
-    return adaptive(model, config, Rule(policy=Expand(initial, final), check=unchecked), record_to)
+    model = with_lora(request, r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
+    return adaptive(model, config, Rule(policy=Expand(initial, final), check=unchecked))

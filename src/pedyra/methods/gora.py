@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import cycle, islice
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,18 +12,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from pedyra.lora.layer import rank_parameters
-from pedyra.lora.layer_names import pattern_keys
-from pedyra.methods.adapter import with_adapter, with_lora
-from pedyra.methods.batches import training_batches
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, refuse_lora, require
-from pedyra.models import lora_config
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.adapter import is_quantised, with_adapter, with_lora, with_ranks
+from pedyra.methods.data import Data
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import refuse_lora, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +66,7 @@ def start_of_b(gradient_of_A: Tensor, A: Tensor, *, eta: float, scaling: float) 
     return -eta * (width / r) ** 0.5 / scaling * torch.linalg.solve(gram, gradient_of_A.T).T
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: GoraSettings) -> Adaptation:
     """LoRA with a rank per layer, its B one step down the averaged gradient, and scaling alpha / sqrt(rank).
 
     Importance is mean |W * G| of a layer, G the gradient of its frozen weight averaged over `steps` batches. The
@@ -86,32 +80,31 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     Raises:
         ValueError: a quantised model, whose weights have no gradient; DoRA, rsLoRA, or another start.
     """
-    settings = method_settings(recipe, GoraSettings)
-    refuse_lora(recipe, "GoRA defines its own start and scaling", "init", "use_rslora", "use_dora")
-    if recipe.model.quantization != "none":
+    refuse_lora(request, "GoRA defines its own start and scaling", "init", "use_rslora", "use_dora")
+    if is_quantised(request.model):
         raise ValueError(
-            f"model.quantization is {recipe.model.quantization!r}, but GoRA needs the gradient of the weights, which "
-            f"quantised ones do not have; use none, or method eva"
+            "the base model is quantised, but GoRA needs the gradient of the weights, which quantised ones do not "
+            "have; set model.quantization to none, or use method eva"
         )
-    r = recipe.lora.r
+    r = request.lora.r
     min_rank = max(1, r // 2) if settings.min_rank is None else settings.min_rank
     max_rank = 4 * r if settings.max_rank is None else settings.max_rank
     require(
         min_rank <= r <= max_rank,
         f"method_settings.min_rank {min_rank} and max_rank {max_rank} must enclose lora.r {r}",
     )
-    probe = with_lora(base_model, recipe, r=max_rank)
-    observed = observe(probe, training_batches(task, recipe), settings, recipe.seed)
-    base_model = probe.unload()  # type: ignore[assignment, operator]
+    probe = with_lora(request, r=max_rank)
+    assert request.data is not None
+    observed = observe(probe, request.data, settings, request.seed)
+    base_model: Any = probe.unload()  # type: ignore[operator]
     importance = {name: layer.importance for name, layer in observed.items()}
     widths = {name: rank_parameters(layer.A.shape[1], len(layer.gradient_of_A)) for name, layer in observed.items()}
     ranks = ranks_of(importance, widths, r=r, min_rank=min_rank, max_rank=max_rank)
-    config = lora_config(recipe.lora, recipe.data.kind)
-    keys = pattern_keys(ranks)
-    config.rank_pattern = {keys[name]: rank for name, rank in ranks.items()}
     # alpha / sqrt(r) by hand: PEFT's use_rslora ignores what a pattern says.
-    config.alpha_pattern = {keys[name]: recipe.lora.alpha * rank**0.5 for name, rank in ranks.items()}  # type: ignore[assignment]
-    model = with_adapter(base_model, config, recipe.seed)
+    config = with_ranks(
+        request.lora, ranks, {name: request.lora.lora_alpha * rank**0.5 for name, rank in ranks.items()}
+    )
+    model = with_adapter(base_model, config, request.seed)
     with torch.no_grad():
         for name, layer in _layers(model):
             seen, rank = observed[name], ranks[name]
@@ -133,7 +126,7 @@ class Observed:
     """G A^T, `(out, max_rank)`."""
 
 
-def observe(model: PeftModel, batches: DataLoader, settings: GoraSettings, seed: int) -> dict[str, Observed]:
+def observe(model: PeftModel, data: Data, settings: GoraSettings, seed: int) -> dict[str, Observed]:
     """The averaged gradient of every target weight, as little of it as is needed; no weight is changed."""
     observed: dict[str, Observed] = {}
     model.train()
@@ -143,12 +136,10 @@ def observe(model: PeftModel, batches: DataLoader, settings: GoraSettings, seed:
             weight.requires_grad_(True)
         sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
         set_seed(seed)  # every group sees the same batches and the same dropout
-        batches.generator.manual_seed(seed)  # type: ignore[union-attr]
-        for batch in islice(cycle(batches), settings.steps):
-            inputs = {key: value.to(model.device) for key, value in batch.items()}
+        for batch in islice(data.batches(), settings.steps):
             # Zeros for a layer that takes no part in the loss, which then gets the lowest rank.
             parts = torch.autograd.grad(
-                model(**inputs).loss, list(weights.values()), allow_unused=True, materialize_grads=True
+                data.loss(model, batch), list(weights.values()), allow_unused=True, materialize_grads=True
             )
             for name, part in zip(weights, parts, strict=True):
                 sums[name] += part

@@ -5,30 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.rule import Rule, Situation
+from pedyra.config import Importance, RankConfig
 from pedyra.lora.attach import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import is_last, means, plan
-from pedyra.methods.dense_sensitivity import DenseSensitivity
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.importance import update_sensitivity_
+from pedyra.methods.layer_scores import LayerScores
+from pedyra.methods.method import Adaptation, Hooks, Request, Running
+from pedyra.methods.settings import rank_config, refuse_lora, require
 
 RESERVE_E = 1e-5
+_BLOCK_ELEMENTS = 1 << 20
+"""At most this much of one layer's dense gradient exists at a time: 4 MB."""
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0)
 """Of RankConfig: what makes the method; the orthogonality weight is a default."""
 
@@ -40,12 +38,85 @@ class IncreLoraSettings:
     top: int | None = None
     """h: layers that grow at each adjustment. None: as many as reach the budget by the last adjustment."""
     add: int | None = None
-    """Ranks a growing layer gains, and holds in reserve. None: lora.r / 2, the authors' default (their scripts: 1)."""
+    """Ranks a growing layer gains, and holds in reserve. None: lora.r / 2, the authors' default, which their scripts
+    keep but for MNLI and SQuAD (1)."""
 
     def __post_init__(self) -> None:
         for name in ("top", "add"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"method_settings.{name} is {value}; at least 1")
+
+
+def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
+    """sum |dW * dL/d dW| / sqrt(out in) of the update dW = B diag(E) A, in blocks of rows.
+
+    Args:
+        x: input of the A slot, `(..., in)`.
+        gradient: dL / d(output of the B slot), `(..., out)`; with it the scaling, which dW has too, cancels.
+    """
+    x, gradient = x.reshape(-1, x.shape[-1]).float(), gradient.reshape(-1, gradient.shape[-1]).float()
+    weight = E.float()[:, None] * A.float()
+    total = weight.new_zeros(())
+    rows = max(1, _BLOCK_ELEMENTS // A.shape[1])
+    for g, b in zip(gradient.split(rows, 1), B.float().split(rows, 0), strict=True):
+        total += ((b @ weight) * (g.T @ x)).abs().sum()
+    return total / (A.shape[1] * B.shape[0]) ** 0.5
+
+
+class DenseSensitivity(LayerScores):
+    """Eq. (3)'s two averages of `dense_sensitivity`; a layer's score is their product.
+
+    Hooks on the two slots see the input and, in the backward pass, the gradient; the dense gradient is never kept. With
+    gradient accumulation the values of the micro-batches are summed, where |sum| of all would need it.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> None:
+        super().__init__(layers, ("sensitivity", "uncertainty"))
+        importance = config.importance or Importance()
+        self.beta1, self.beta2 = importance.beta1, importance.beta2
+        self.now = torch.zeros_like(self.state["sensitivity"])
+        """What the backward passes of this step have added so far."""
+        self._inputs: dict[int, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def layer_scores(self) -> Tensor:
+        return self.state["sensitivity"] * self.state["uncertainty"]
+
+    def watch(self, active: bool) -> None:
+        if active and not self._handles:
+            for index, layer in enumerate(self.layers):
+                see_input = lambda module, args, index=index: self._inputs.update({index: args[0].detach()})  # noqa: E731
+                see_output = lambda module, args, output, index=index: self._see_output(index, output)  # noqa: E731
+                self._handles.append(layer.a.register_forward_pre_hook(see_input))
+                self._handles.append(layer.b.register_forward_hook(see_output))
+        elif not active:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+            self._inputs.clear()
+
+    def restart(self) -> None:
+        for value in self.state.values():
+            value.zero_()
+
+    @torch.no_grad()
+    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
+        sensitivity, uncertainty = self.state["sensitivity"], self.state["uncertainty"]
+        now = self.now / loss_scale
+        self.skipped += ~update_sensitivity_(sensitivity, uncertainty, now, beta1=self.beta1, beta2=self.beta2)
+        self.now = torch.zeros_like(sensitivity)
+
+    def _see_output(self, index: int, output: Tensor) -> None:
+        x = self._inputs.pop(index, None)
+        if x is None or not output.requires_grad or not self.layers[index].module.training:
+            return
+        layer = self.layers[index]
+
+        @torch.no_grad()
+        def see_gradient(gradient: Tensor) -> None:
+            self.now[index] += dense_sensitivity(x, gradient, layer.a.A, layer.a.E, layer.b.weight)
+
+        output.register_hook(see_gradient)
 
 
 def growth(
@@ -119,57 +190,41 @@ def reserve_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -
     return NewTriples(A, torch.full((num,), RESERVE_E), B)
 
 
-def hold_reserve(allocator: RankAllocator) -> list[RemovableHandle]:
-    """Give the reserve's E no gradient from now on, and so no part in the norm that is clipped; A and B learn."""
-    policy: Any = allocator.rule.policy
-    assert isinstance(policy, GrowFromReserve)
+class ReserveHooks(Hooks):
+    """Keeps the reserve's E as it is while its A and B learn in advance, and out of the norm that is clipped."""
 
-    def without_reserve(gradient: Tensor) -> Tensor | None:
-        if policy.closed(allocator.history):
-            return None
-        gradient = gradient.clone()
-        gradient[-policy.add :] = 0
-        return gradient
-
-    return [layer.a.E.register_hook(without_reserve) for layer in allocator.layers]
-
-
-class FreezeReserve(TrainerCallback):
-    """Keeps the reserve's E as it is while its A and B learn in advance."""
-
-    def __init__(self, ranks: RankCallback, policy: GrowFromReserve) -> None:
-        self.ranks, self.policy = ranks, policy
+    def __init__(self, policy: GrowFromReserve) -> None:
+        self.policy = policy
+        self._allocator: RankAllocator | None = None
         self._handles: list[RemovableHandle] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        assert self.ranks.allocator is not None
-        self._let_go()
-        self._handles = hold_reserve(self.ranks.allocator)
+    def begin(self, run: Running) -> None:
+        self.end()
+        self._allocator = run.allocator
+        assert run.allocator is not None
+        self._handles = [layer.a.E.register_hook(self._without_reserve) for layer in run.allocator.layers]
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        allocator = self.ranks.allocator
-        assert allocator is not None
-        if self.policy.closed(allocator.history):
-            return
-        with torch.no_grad():
-            for layer in allocator.layers:
+    @torch.no_grad()
+    def stepped(self, step: int, *, skipped: bool = False) -> None:
+        assert self._allocator is not None
+        if not self.policy.closed(self._allocator.history):
+            for layer in self._allocator.layers:
                 layer.a.E[-self.policy.add :] = RESERVE_E  # weight decay needs no gradient
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._let_go()
-
-    def _let_go(self) -> None:
+    def end(self) -> None:
         for handle in self._handles:
             handle.remove()
 
+    def _without_reserve(self, gradient: Tensor) -> Tensor | None:
+        assert self._allocator is not None
+        if self.policy.closed(self._allocator.history):
+            return None
+        gradient = gradient.clone()
+        gradient[-self.policy.add :] = 0
+        return gradient
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+
+def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     """IncreLoRA from rank 1 per layer to a total of layers x lora.r ranks, reached by the last adjustment at latest.
 
     Every layer holds `add` further ranks in reserve with E = 1e-5 fixed, whose A and B already learn ("advance
@@ -182,18 +237,17 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     seeded from the kept rows (theirs join as new groups with a restarted warm-up each, for which schedulers have no
     place); growth follows the optimizer step; the dense gradient of a layer is formed in blocks and never kept.
     """
-    settings = method_settings(recipe, IncreLoraSettings)
-    refuse_lora(recipe, "IncreLoRA defines its own start and scaling", "init", "use_rslora")
-    final = recipe.lora.r
+    refuse_lora(request, "IncreLoRA defines its own start and scaling", "init", "use_rslora")
+    final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but IncreLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
     config = rank_config(
-        recipe,
+        request,
         open_fields=("beta1", "beta2", "orth_weight"),
         **RANK_SETTINGS,
     )
     add = final // 2 if settings.add is None else settings.add
-    model = with_lora(base_model, recipe, r=1 + add, alpha=recipe.lora.alpha * (1 + add))
+    model = with_lora(request, r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
     rule = Rule(
         policy=policy,
@@ -203,10 +257,8 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         new_moments="seed",
         goes_by_history=True,
     )
-    adaptation = adaptive(model, config, rule, record_to)
+    adaptation = adaptive(model, config, rule, hooks=ReserveHooks(policy))
     with torch.no_grad():
         for layer in adapted_layers(model):
             layer.a.E[1:] = RESERVE_E
-    (ranks,) = adaptation.callbacks
-    assert isinstance(ranks, RankCallback)
-    return Adaptation(model=model, callbacks=[ranks, FreezeReserve(ranks, policy)])
+    return adaptation

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
 from pedyra.allocate.rule import Rule, Situation
 from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import plan, spent, uniform, units
 from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation
-from pedyra.methods.optimizers import optimizer_class, split_by_decay
-from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Hooks, Request, Running
+from pedyra.methods.optimizers import groups_with_gates
+from pedyra.methods.settings import rank_config, refuse_lora, require
 
 RANK_SETTINGS: dict[str, Any] = dict(
     interval=0.1,
@@ -106,29 +101,29 @@ def gated_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> 
     return NewTriples(A, torch.ones(num), torch.zeros(layer.b.out_features, num))
 
 
-class GateStep(TrainerCallback):
+class GateHooks(Hooks):
     """Keeps the gates' learning rate constant, and shrinks and clamps them after each optimizer step."""
 
     def __init__(self, model: PeftModel, settings: L1raSettings) -> None:
         self.model, self.settings = model, settings
+        self._groups: list[dict[str, Any]] = []
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def begin(self, run: Running) -> None:
+        self._groups = run.optimizer.param_groups
+
+    def gradients_complete(self) -> None:
         gate = adapted_layers(self.model)[0].a.E
-        for group in kwargs["optimizer"].param_groups:
+        for group in self._groups:
             if any(parameter is gate for parameter in group["params"]):
                 group["lr"] = self.settings.gate_learning_rate
 
     @torch.no_grad()
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def stepped(self, step: int, *, skipped: bool = False) -> None:
         for layer in adapted_layers(self.model):
             shrink_gates(layer.a.E, self.settings.gate_learning_rate, self.settings.l1)
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     """L1RA at the conserved budget of lora.r, in ranks (`rank.budget: parameters` counts those instead).
 
     dW = (alpha / r) B diag(c) A with the initial r; c = 1, A ~ N(0, 1 / r^2) (`lora.init` gaussian), B = 0. Every
@@ -138,27 +133,18 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     Departs from the authors' code, and why: Adam's state follows the kept rows, theirs is dropped at every update;
     when every layer loses a rank, the ranks wait for the next adjustment.
     """
-    settings = method_settings(recipe, L1raSettings)
-    refuse_lora(recipe, "L1RA defines its own scaling", "use_rslora")
-    if recipe.lora.init not in (True, "gaussian"):
-        raise ValueError(f"lora.init is {recipe.lora.init!r}, but L1RA starts at A ~ N(0, 1/r^2); leave it out")
-    config = rank_config(recipe, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
-    model = with_lora(base_model, recipe, init="gaussian")
-    policy = MoveClosed(recipe.lora.r, settings.threshold)
+    refuse_lora(request, "L1RA defines its own scaling", "use_rslora")
+    if request.lora.init_lora_weights not in (True, "gaussian"):
+        raise ValueError(
+            f"lora.init is {request.lora.init_lora_weights!r}, but L1RA starts at A ~ N(0, 1/r^2); leave it out"
+        )
+    config = rank_config(request, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
+    model = with_lora(request, init_lora_weights="gaussian")
+    policy = MoveClosed(request.lora.r, settings.threshold)
     rule = Rule(policy=policy, scores=Gates, new_triples=gated_triples, trains_e=True, new_moments="seed")
-    adaptation = adaptive(model, config, rule, record_to)
 
-    def make_optimizer(model: PeftModel, args: TrainingArguments) -> Optimizer:
-        kind, arguments = optimizer_class(model, args)
-        gates = {id(layer.a.E) for layer in adapted_layers(model)}
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        groups = split_by_decay(model, {n: p for n, p in trained.items() if id(p) not in gates}, args.weight_decay)
-        gate_group = {
-            "params": [p for p in trained.values() if id(p) in gates],
-            "weight_decay": 0.0,
-            "lr": settings.gate_learning_rate,
-        }
-        return kind([*groups, gate_group], **arguments)
+    def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
+        gates: list[Any] = [layer.a.E for layer in adapted_layers(model)]
+        return kind(groups_with_gates(model, gates, weight_decay, lr=settings.gate_learning_rate), **arguments)
 
-    callbacks = [*adaptation.callbacks, GateStep(model, settings)]
-    return Adaptation(model=model, callbacks=callbacks, optimizer=make_optimizer)
+    return adaptive(model, config, rule, optimizer=make_optimizer, hooks=GateHooks(model, settings))

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores, lowest, prunable
 from pedyra.allocate.rule import Rule, Situation, unchecked
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, plan
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import no_settings, paper_config
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import paper_config
 
 
 def mask_lowest(scores: Scores, now: Situation) -> RankPlan:
@@ -24,7 +18,7 @@ def mask_lowest(scores: Scores, now: Situation) -> RankPlan:
     return replace(plan(scores, {}, {}, means(scores)), masked=lowest(prunable(scores, now.min_rank), count))
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request) -> Adaptation:
     """PE-DyRA with the "temporary zero-masking strategy" of Appendix F, which says no more of it.
 
     Masking sets E of a triple to 0; it goes on being trained, and counts as come back when a later adjustment no longer
@@ -33,10 +27,9 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     Raises:
         ValueError: E is not trained, so that a masked triple could never come back.
     """
-    no_settings(recipe)
-    config = paper_config(recipe, "moves")
+    config = paper_config(request, "moves")
     if config.start != "svd":
         raise ValueError(
             f"rank.start is {config.start!r}, but method mask sets E to 0 and lets it learn; use rank.start='svd'"
         )
-    return adaptive(with_lora(base_model, recipe), config, Rule(policy=mask_lowest, check=unchecked), record_to)
+    return adaptive(with_lora(request), config, Rule(policy=mask_lowest, check=unchecked))

@@ -1,53 +1,114 @@
-"""What a method is: a name, a line about it, and how it turns a base model into one that is ready to be trained."""
+"""What a method is given, what it gives back, and what it may do around a training step. It knows no Trainer.
+
+`pedyra.methods.loop` runs an `Adaptation` in a loop of one's own, `pedyra.methods.trainer` in transformers' Trainer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pedyra.recipe import Recipe
+from pedyra.spelling import did_you_mean
 
 if TYPE_CHECKING:  # the list of methods is shown without loading torch
-    from pathlib import Path
-
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
+    from torch import nn
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-    from pedyra.tasks import Task
+    from pedyra.allocate.rank_allocator import RankAllocator
+    from pedyra.allocate.rule import Policy, Rule
+    from pedyra.config import RankConfig
+    from pedyra.methods.data import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a run asks of a method."""
+
+    method: str
+    """Its name."""
+    model: nn.Module
+    """The base model, which the method wraps in place."""
+    lora: LoraConfig
+    """The LoRA that every method starts from."""
+    rank: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of RankConfig; a method that moves no ranks passes over them."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What only this method has."""
+    seed: int = 0
+    """Of all that is drawn; the global seeds are set to it before an adapter is made."""
+    steps: int = 1
+    """Optimizer steps of the run."""
+    data: Data | None = None
+    """The training batches, for methods that look at them first (eva, gora, autolora)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMoves:
+    """Ranks that move in training: the settings of a RankAllocator or RankCallback, and what decides."""
+
+    config: RankConfig
+    rule: Policy | Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """The training that a method's hooks take part in."""
+
+    total_steps: int
+    optimizer: Optimizer
+    allocator: RankAllocator | None = None
+    """What moves the ranks, where they move."""
+    micro_batches: int = 1
+    """Backward passes of a step whose losses are each divided by the whole step's count already."""
+
+
+class Hooks:
+    """What a method does around a step, beside moving ranks; these do nothing. Steps count from 0."""
+
+    def begin(self, run: Running) -> None:
+        """Before the first step, or the first after a resume."""
+
+    def step_begins(self, step: int) -> None:
+        """Before the first forward pass of a step."""
+
+    def gradients_complete(self) -> None:
+        """Gradients are accumulated, unscaled and clipped; the optimizer has not stepped yet."""
+
+    def stepped(self, step: int, *, skipped: bool = False) -> None:
+        """The optimizer has stepped and gradients are still there. `skipped`: a GradScaler left the step out."""
+
+    def end(self) -> None:
+        """After the last step, or where training breaks off."""
+
+
+MakeOptimizer = Callable[["type[Optimizer]", dict[str, Any], float], "Optimizer"]
+"""(class, its arguments with lr among them, weight decay) -> the optimizer, with the groups that a method needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """A model with its adapter, and what has to happen around a Trainer's run on it.
+    """A model with its adapter, and what has to happen around its training.
 
-    Whoever trains passes `callbacks` to the Trainer, gives it `optimizer(model, args)` where there is one, calls
-    `finish` after training and before evaluating and saving, and then calls `save_pretrained` on `model`.
+    Whoever trains makes the optimizer by `optimizer` where there is one, moves ranks by `ranks`, calls the hooks, and
+    calls `finish` after training and before evaluating and saving. `model.save_pretrained` then writes an adapter that
+    PEFT loads by itself.
     """
 
     model: PeftModel
-    callbacks: Sequence[TrainerCallback] = ()
-    optimizer: Callable[[PeftModel, TrainingArguments], Optimizer] | None = None
-    """Makes the optimizer once the training arguments are known; None: the one Trainer makes."""
+    ranks: RankMoves | None = None
+    """None: ranks stay as they are."""
+    optimizer: MakeOptimizer | None = None
+    """None: any optimizer over all that is trained."""
+    hooks: Hooks = Hooks()
     finish: Callable[[], None] | None = None
     """Changes `model` in place after training, e.g. truncates its ranks; None: nothing is to be done."""
-
-
-class Prepare(Protocol):
-    """Gives a base model its adapter."""
-
-    def __call__(
-        self, base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None
-    ) -> Adaptation:
-        """`record_to` is the ranks.jsonl of a rank-adaptive method. `recipe` must be resolved by the method.
-
-        The global seeds are set to the recipe's first, so that what is drawn is the same for every method.
-
-        Raises:
-            ValueError: the method cannot do what the recipe asks for; with the value, the rule and the repair.
-        """
-        ...
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """What was done before the run, for its log: name -> number."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """TrainingArguments that the method cannot train under -> why, and the repair."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +118,39 @@ class Method:
     name: str
     summary: str
     """One line: what it does and where it comes from."""
-    prepare: Prepare
-    resolve: Callable[[Recipe], Recipe] = lambda recipe: recipe
-    """The recipe with what the method presupposes filled in, before the base model is loaded (qlora: nf4).
-
-    Raises ValueError, like `prepare`, for what can be told from the recipe alone.
-    """
+    place: str
+    """`module` or `module:function` of pedyra.methods: (request) or (request, settings) -> Adaptation."""
+    quantization: str | None = None
+    """Of the base model, where the run names none (qlora: nf4)."""
     resumable: bool = True
     """Whether a run can continue from a checkpoint."""
+    moves_ranks: bool = False
+    """Whether ranks change in training, on the schedule of `rank`."""
     takes_ranks: bool = False
     """Whether it keeps the ranks that `lora.ranks` gives the layers; others choose ranks themselves, or share them."""
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the method's own settings, the fields of the dataclass that its function takes."""
+        kind = self._prepare_and_settings()[1]
+        return [] if kind is None else [each.name for each in fields(kind)]
+
+    def prepare(self, request: Request) -> Adaptation:
+        """Give the base model its adapter.
+
+        Raises:
+            ValueError: a setting that the method does not have, with the nearest, or what it cannot do; with the
+                value, the rule and the repair.
+        """
+        known = self.settings
+        for name in request.settings:
+            if name not in known:
+                hint = did_you_mean(name, known, otherwise=f"it has {', '.join(known) or 'none'}")
+                raise ValueError(f"method_settings.{name} is no setting of method {self.name}; {hint}")
+        prepare, kind = self._prepare_and_settings()
+        return prepare(request) if kind is None else prepare(request, kind(**request.settings))
+
+    def _prepare_and_settings(self) -> tuple[Any, Any]:
+        module, _, function = self.place.partition(":")
+        prepare = getattr(import_module(f"pedyra.methods.{module}"), function or "prepare")
+        return prepare, get_type_hints(prepare).get("settings")

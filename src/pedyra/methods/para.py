@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import Scores
 from pedyra.lora.attach import attach, detach, write_ranks
@@ -16,10 +14,8 @@ from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.budget import lowest_worth
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, refuse_lora, require
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import refuse_lora, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +65,7 @@ def _singular_values(layer: AdaptedLayer) -> list[float]:
     return (layer.scaling * layer.a.E.detach().abs()).tolist()
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: ParaSettings) -> Adaptation:
     """LoRA of rank factor x lora.r at the scaling of lora.r, cut after training to the budget of lora.r.
 
     While it trains it has `factor` times the parameters of the other methods; what is evaluated and saved has theirs.
@@ -77,19 +73,18 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     Raises:
         ValueError: a start that rewrites the base: cutting its triples would cut pre-trained content.
     """
-    settings = method_settings(recipe, ParaSettings)
-    refuse_lora(recipe, "the scaling would change with the trained rank", "use_rslora")
-    init: Any = recipe.lora.init
+    refuse_lora(request, "the scaling would change with the trained rank", "use_rslora")
+    init: Any = request.lora.init_lora_weights
     if isinstance(init, str) and init.startswith(("pissa", "olora")):
         raise ValueError(
             f"lora.init is {init!r}, which moves pre-trained content into the adapter, and PARA would cut it away; "
             f"leave it out"
         )
-    r = settings.factor * recipe.lora.r
-    model = with_lora(base_model, recipe, r=r, alpha=recipe.lora.alpha * settings.factor)
+    r = settings.factor * request.lora.r
+    model = with_lora(request, r=r, lora_alpha=request.lora.lora_alpha * settings.factor)
 
     @torch.no_grad()
     def finish() -> None:
-        truncate(model, recipe.lora.r, settings.budget)
+        truncate(model, request.lora.r, settings.budget)
 
     return Adaptation(model=model, finish=finish)

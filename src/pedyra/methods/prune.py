@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.rule import Situation
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import lowest_worth, means, part_done, plan, spent, uniform, units
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, paper_config, refuse_lora
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import paper_config, refuse_lora
 
 
 @dataclass(frozen=True)
@@ -34,17 +28,16 @@ class Prune:
         return plan(scores, pruned, {}, means(scores))
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     """The ablation "+Prune": starts at 1.5 lora.r and ends at the budget of lora.r, or as `AdaLoraSettings` say.
 
     The paper gives neither its initial rank nor its schedule; this one removes equally much at each adjustment, so
     that the final phase runs at the budget of every other method. What the scores, the start and the budget are is
-    set as for pedyra, in `recipe.rank`.
+    set as for pedyra, in `rank`.
     """
-    settings = method_settings(recipe, AdaLoraSettings)
-    refuse_lora(recipe, "its scaling depends on the initial rank", "use_rslora")
-    config = paper_config(recipe)
-    initial, final = first_and_last_rank(settings, recipe.lora.r)
-    alpha = recipe.lora.alpha * initial / recipe.lora.r  # the scaling is that of lora.r
-    model = with_lora(base_model, recipe, r=initial, alpha=alpha)
-    return adaptive(model, config, Prune(initial, final), record_to)
+    refuse_lora(request, "its scaling depends on the initial rank", "use_rslora")
+    config = paper_config(request)
+    initial, final = first_and_last_rank(settings, request.lora.r)
+    alpha = request.lora.lora_alpha * initial / request.lora.r  # the scaling is that of lora.r
+    model = with_lora(request, r=initial, lora_alpha=alpha)
+    return adaptive(model, config, Prune(initial, final))

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import torch
 from peft import RandLoraConfig
 from peft.tuners.lora import LoraLayer
-from transformers import PreTrainedModel
+from peft.tuners.randlora.layer import RandLoraLayer
+from torch import nn
 
 from pedyra.methods.adapter import with_adapter, with_lora
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, refuse_lora, require
-from pedyra.models import lora_config
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import refuse_lora, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,47 +24,69 @@ class RandLoraSettings:
 
     r: int | None = None
     """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of LoRA with lora.r."""
+    scale: str = "authors"
+    """The update's factor: "authors", alpha / (r sqrt n) with the n bases of a layer, as in their code; "peft",
+    alpha / r, which is sqrt n times larger."""
     alpha: float | None = None
-    """Scaling is alpha / r. None: 20 r, PEFT's advice; a smaller one allows a higher learning rate."""
+    """None: 2 r with the authors' scale, their README's; 20 r with PEFT's, its advice."""
     sparse: bool = False
     """Ternary bases."""
 
     def __post_init__(self) -> None:
         require(self.r is None or self.r >= 1, f"method_settings.r is {self.r}; the rank of a basis is at least 1")
+        known = ("authors", "peft")
+        require(self.scale in known, f"method_settings.scale is {self.scale!r}; it must be authors or peft")
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
-    """RandLoRA on the recipe's target modules.
+def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
+    """RandLoRA on the LoRA's target modules.
+
+    PEFT has one alpha for all layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with
+    fewer trains at its own scaling, which `finish` folds into its lambda.
 
     Raises:
-        ValueError: a rank per layer, or a start, DoRA or rsLoRA, which RandLoRA does not have.
+        ValueError: a start, DoRA or rsLoRA, which RandLoRA does not have.
     """
-    if "rank_pattern" in recipe.method_settings:
-        raise ValueError(
-            "method_settings.rank_pattern: RandLoRA shares its random bases over all layers, so there is one r for "
-            "all; remove it, or use method lora"
-        )
-    settings = method_settings(recipe, RandLoraSettings)
-    refuse_lora(recipe, "PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
-    r = settings.r or nearest_r(*_shapes_and_lora_parameters(base_model, recipe))
-    lora = lora_config(recipe.lora, recipe.data.kind)
+    refuse_lora(request, "PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
+    lora = request.lora
+    shapes, parameters = _shapes_and_lora_parameters(request)
+    r = settings.r or nearest_r(shapes, parameters)
+    authors = settings.scale == "authors"
+    alpha = (2 if authors else 20) * r if settings.alpha is None else settings.alpha
+    most = max(bases_of(r, shape) for shape in shapes) if authors else 1
     config = RandLoraConfig(
         task_type=lora.task_type,
         r=r,
-        randlora_alpha=20 * r if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
-        randlora_dropout=recipe.lora.dropout,
+        randlora_alpha=alpha / most**0.5,  # type: ignore[arg-type]
+        randlora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
-        bias={"lora_only": "randlora_only"}.get(recipe.lora.bias, recipe.lora.bias),
+        bias={"lora_only": "randlora_only"}.get(lora.bias, lora.bias),
         modules_to_save=lora.modules_to_save,
         sparse=settings.sparse,
-        projection_prng_key=recipe.seed,
+        projection_prng_key=request.seed,
     )
-    return Adaptation(model=with_adapter(base_model, config, recipe.seed))
+    model = with_adapter(request.model, config, request.seed)
+    factors = {layer: (most / layer.num_bases) ** 0.5 if authors else 1.0 for layer in _layers(model, RandLoraLayer)}
+    for layer, factor in factors.items():
+        layer.scaling["default"] *= factor
+
+    @torch.no_grad()
+    def finish() -> None:
+        for layer, factor in factors.items():
+            layer.randlora_lambda["default"].mul_(factor)
+            layer.scaling["default"] /= factor
+
+    return Adaptation(model=model, finish=finish)
+
+
+def bases_of(r: int, shape: tuple[int, int]) -> int:
+    """n = ceil(min(in, out) / r): with so many bases the update has full rank."""
+    return math.ceil(min(shape) / r)
 
 
 def parameters_of(r: int, shapes: Iterable[tuple[int, int]]) -> int:
     """Trainable parameters with bases of rank r on layers (in, out): n bases of r + min(in, out) scalings each."""
-    return sum(math.ceil(min(shape) / r) * (r + min(shape)) for shape in shapes)
+    return sum(bases_of(r, shape) * (r + min(shape)) for shape in shapes)
 
 
 def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
@@ -77,10 +97,13 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
     )
 
 
-def _shapes_and_lora_parameters(base_model: PreTrainedModel, recipe: Recipe) -> tuple[list[tuple[int, int]], int]:
+def _shapes_and_lora_parameters(request: Request) -> tuple[list[tuple[int, int]], int]:
     """(in, out) of every target, found by wrapping it in LoRA for a moment, and LoRA's parameters there."""
-    model: Any = with_lora(base_model, recipe)
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    shapes = [(layer.in_features, layer.out_features) for layer in layers]
+    model: Any = with_lora(request)
+    shapes = [(layer.in_features, layer.out_features) for layer in _layers(model, LoraLayer)]
     model.unload()
-    return shapes, sum(recipe.lora.r * (n_in + n_out) for n_in, n_out in shapes)
+    return shapes, sum(request.lora.r * (n_in + n_out) for n_in, n_out in shapes)
+
+
+def _layers(model: nn.Module, kind: type) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, kind)]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
-
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
 from pedyra.allocate.rule import Situation
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, plan, units
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import no_settings, paper_config
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import paper_config
 
 
 @dataclass(frozen=True)
@@ -52,12 +46,11 @@ def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: 
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request) -> Adaptation:
     """PE-DyRA with random triples pruned and random layers grown; k, schedule and budget as for pedyra.
 
     The paper shuffles the order of importance; a uniform draw of triples and of layers is the same in distribution.
     The scores are tracked and recorded all the same, so that a run costs what pedyra's does.
     """
-    no_settings(recipe)
-    config = paper_config(recipe, "moves")
-    return adaptive(with_lora(base_model, recipe), config, RandomMoves(config.seed), record_to)
+    config = paper_config(request, "moves")
+    return adaptive(with_lora(request), config, RandomMoves(config.seed))

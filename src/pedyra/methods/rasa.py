@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import refuse_lora, require
 from pedyra.methods.slots import Factors, fill, linear_slots, write_plain
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +136,7 @@ def unshare(model: PeftModel, layers: list[AdaptedLayer]) -> None:
     write_plain(model, {layer: Factors(layer.a.weight, layer.b.weight, 1.0) for layer in layers})
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: RasaSettings) -> Adaptation:
     """RaSA of lora.r ranks a layer, k of them shared: dW_l = [B_l, B_S] diag(d_l) [A_l; A_S].
 
     A layer's update has rank r - k + kL for LoRA's parameters and r - k + kL more, those of d_l. What is saved is
@@ -152,12 +148,11 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     Raises:
         ValueError: k >= lora.r, no two layers of one type; DoRA, rsLoRA or another start.
     """
-    settings = method_settings(recipe, RasaSettings)
-    refuse_lora(recipe, "RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    r = recipe.lora.r
+    refuse_lora(request, "RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    r = request.lora.r
     require(r > 1, f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
     k = max(1, r // 8) if settings.k is None else settings.k
     require(k < r, f"method_settings.k is {k}, but of lora.r ({r}) ranks at least one stays private; lower it")
-    model = with_lora(base_model, recipe)
-    layers = share(model, k=k, alpha=recipe.lora.alpha)
+    model = with_lora(request)
+    layers = share(model, k=k, alpha=request.lora.lora_alpha)
     return Adaptation(model=model, finish=lambda: unshare(model, layers))

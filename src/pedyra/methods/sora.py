@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +11,13 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, TrainingArguments
 
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation
-from pedyra.methods.optimizers import optimizer_class, split_by_decay
-from pedyra.methods.settings import method_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.optimizers import groups_with_gates
+from pedyra.methods.settings import refuse_lora, require
 from pedyra.methods.slots import Factors, fill, linear_slots, write_plain
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +125,7 @@ def cut(model: PeftModel, layers: Sequence[AdaptedLayer]) -> dict[str, int]:
     return ranks
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: SoraSettings) -> Adaptation:
     """SoRA from rank lora.r: dW = (alpha / r) B diag(g) A, with A and B as in LoRA and g ~ N(0, 1).
 
     Gates share the optimizer and its schedule with A and B, in a group without weight decay. A zero gate can open
@@ -141,29 +137,20 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     with retraining at each stage is a sequence of runs, and not part of one.
 
     Raises:
-        ValueError: fp16, under whose loss scaling steps are skipped; DoRA, rsLoRA or another start.
+        ValueError: DoRA, rsLoRA or another start.
     """
-    settings = method_settings(recipe, SoraSettings)
-    refuse_lora(recipe, "SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    if recipe.training.get("fp16"):
-        raise ValueError("training.fp16 is true, but SoRA's gates are shrunk at unscaled steps only; use training.bf16")
-    model = with_lora(base_model, recipe)
+    refuse_lora(request, "SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    model = with_lora(request)
     layers = gated(model)
 
-    def make_optimizer(model: PeftModel, args: TrainingArguments) -> Optimizer:
-        kind, arguments = optimizer_class(model, args)
+    def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         gates = gates_of(layers)
-        others = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and all(parameter is not gate for gate in gates)
-        }
-        groups = [*split_by_decay(model, others, args.weight_decay), {"params": gates, "weight_decay": 0.0}]
-        optimizer = kind(groups, **arguments)
+        optimizer = kind(groups_with_gates(model, gates, weight_decay), **arguments)
         add_gate_steps(optimizer, gates, settings)
         return optimizer
 
     def finish() -> None:
         cut(model, layers)
 
-    return Adaptation(model=model, optimizer=make_optimizer, finish=finish)
+    refused = {"fp16": "SoRA's gates are shrunk at unscaled steps only; use training.bf16"}
+    return Adaptation(model=model, optimizer=make_optimizer, finish=finish, refused=refused)

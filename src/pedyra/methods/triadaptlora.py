@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
 from pedyra.allocate.rule import Rule, Situation, unchecked
@@ -19,15 +17,12 @@ from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer, attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
+from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import is_last, means, plan
 from pedyra.methods.increlora import growth
 from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation
-from pedyra.methods.settings import method_settings, rank_config, refuse_lora, require
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.settings import rank_config, refuse_lora, require
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
@@ -149,7 +144,7 @@ def gaussian_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) 
     return NewTriples(A, gaussian_core(layer.rank, num, generator), B)
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
     """TriAdaptLoRA from rank 1 per layer to a total of layers x lora.r ranks.
 
     dW = (alpha / r) B C A with the current r: growing from r to r' leaves r / r' of the contribution. At first A and C
@@ -163,13 +158,12 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
     out one rank each down the ranking; new parameters follow the run's learning rate, with Adam's second moment
     seeded. The orthogonality term has the authors' weight 0.5 (`rank.orth_weight`).
     """
-    settings = method_settings(recipe, TriAdaptSettings)
-    refuse_lora(recipe, "TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
-    final = recipe.lora.r
+    refuse_lora(request, "TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
+    final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_config(recipe, open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
-    model = with_lora(base_model, recipe, r=1)
+    config = rank_config(request, open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
+    model = with_lora(request, r=1)
     generator = torch.Generator().manual_seed(config.seed)
     for layer in attach(model):
         A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
@@ -185,4 +179,4 @@ def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_t
         new_moments="seed",
         goes_by_history=True,
     )
-    return adaptive(model, config, rule, record_to)
+    return adaptive(model, config, rule)

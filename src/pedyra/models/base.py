@@ -27,11 +27,11 @@ from transformers import (
 from pedyra.hub import told_by_hub, why_not_on_hub
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
-from pedyra.models.planted import PlantedBase, base_model
 from pedyra.models.quantized import keep_weight_layout, quantization_config
 from pedyra.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.recipe_sections import LoraSection, ModelSection
 from pedyra.spelling import did_you_mean
+from pedyra.tasks.planted import PlantedBase, planted_base
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
 _CLASSIFIER = (AutoModelForSequenceClassification, TaskType.SEQ_CLS)
@@ -233,7 +233,7 @@ def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any
 
 
 def _planted_model(section: ModelSection) -> PreTrainedModel:
-    model = base_model(section.name.removeprefix("planted-"))
+    model = planted_base(section.name.removeprefix("planted-"))
     if section.quantization == "none":
         return model if section.dtype == "auto" else model.to(getattr(torch, section.dtype))
     with TemporaryDirectory() as folder:

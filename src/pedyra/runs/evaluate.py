@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.lora.inspection import find_adapter, read_json, read_tensors
 from pedyra.methods.method import Adaptation
-from pedyra.methods.registry import get_method
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe, load_recipe
 from pedyra.runs.environment import recorded
+from pedyra.runs.resolve import resolve
 from pedyra.runs.run_folder import RunFolder
 from pedyra.runs.setup import Setup
 from pedyra.tasks import load_task
@@ -93,7 +93,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
     if not folder.holds_run():
         raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
     recipe = load_recipe(folder.recipe)
-    recipe = get_method(recipe.method).resolve(recipe)
+    recipe = resolve(recipe)
     if not folder.is_finished() and not folder.adapter.is_dir():
         raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
     adapter = find_adapter(run)

@@ -176,7 +176,7 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), setup.ranks)
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
-    callbacks = [*setup.adaptation.callbacks, log, *([progress, _Replacing(folder)] if is_first() else []), stop]
+    callbacks = [*setup.callbacks, log, *([progress, _Replacing(folder)] if is_first() else []), stop]
     trainer = setup.trainer(str(folder.path), callbacks)
     if start_step >= plan.total_steps:
         _leave_nothing_to_train(trainer, plan.total_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.methods.method import Adaptation
-from pedyra.methods.registry import check_ranks, get_method
+from pedyra.methods.data import rows_data
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.registry import get_method
+from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
 from pedyra.models import layer_ranks, load_model, load_tokenizer, lora_config
 from pedyra.recipe import Recipe
 from pedyra.runs.arguments import training_arguments
+from pedyra.runs.resolve import resolve
 from pedyra.tasks import Task, load_task
 from pedyra.tasks.test_sets import TestSet, check_lengths, load_test_sets
 
@@ -32,6 +36,8 @@ class Setup:
     adaptation: Adaptation
     test_sets: Sequence[TestSet] = ()
     """What the model answers in its own words, in `pedyra eval`."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """The method's."""
 
     @property
     def model(self) -> PeftModel:
@@ -40,7 +46,7 @@ class Setup:
     @property
     def ranks(self) -> RankCallback | None:
         """What moves ranks; None: the method keeps every rank as it is."""
-        return next((callback for callback in self.adaptation.callbacks if isinstance(callback, RankCallback)), None)
+        return next((callback for callback in self.callbacks if isinstance(callback, RankCallback)), None)
 
     def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = ()) -> Trainer:
         """A Trainer of this run that writes to `output_dir` and draws nothing on the screen itself."""
@@ -52,11 +58,10 @@ class Setup:
             overrides["metric_for_best_model"] = f"eval_{self.task.metric}"
             overrides["greater_is_better"] = self.task.greater_is_better
         args = training_arguments(self.recipe, **overrides)
-        make_optimizer = self.adaptation.optimizer
         trainer = Trainer(
             model=self.model,
             args=args,
-            optimizers=(make_optimizer(self.model, args) if make_optimizer else None, None),
+            optimizers=(trainer_optimizer(self.adaptation, args), None),
             processing_class=self.tokenizer,
             callbacks=list(callbacks),
             **self.task.trainer_arguments(),
@@ -79,9 +84,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         ValueError: an unknown method, data or model that cannot be had, target modules that match nothing,
             `lora.ranks` with a method that cannot take them.
     """
-    method = get_method(recipe.method)
-    check_ranks(recipe)
-    recipe = method.resolve(recipe)
+    recipe = resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)
@@ -91,8 +94,41 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         check_lengths(test_set, base.config)
     check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
     set_seed(recipe.seed)
-    adaptation = method.prepare(base, recipe, task, record_to=record_to)
-    return Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation, test_sets=test_sets)
+    adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
+    callbacks = trainer_callbacks(adaptation, record_to)
+    return Setup(
+        recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation, callbacks=callbacks, test_sets=test_sets
+    )
+
+
+def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
+    """What the recipe asks of its method; without a task only of one that looks at no data."""
+    data, steps = None, 1
+    if task is not None:
+        size = recipe.training["per_device_train_batch_size"]
+        label_mask = recipe.data.kind == "causal_lm"  # a classifier has one label a row, not one a token
+        data = rows_data(task.train, task.collator, batch_size=size, seed=recipe.seed, label_mask=label_mask)
+        steps = run_steps(len(task.train), recipe)
+    return Request(
+        method=recipe.method,
+        model=base,
+        lora=lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)),
+        rank=recipe.rank,
+        settings=recipe.method_settings,
+        seed=recipe.seed,
+        steps=steps,
+        data=data,
+    )
+
+
+def run_steps(rows: int, recipe: Recipe) -> int:
+    """Optimizer steps of the recipe's run, by Trainer's rule for one process."""
+    training = recipe.training
+    if training.get("max_steps", -1) > 0:
+        return training["max_steps"]
+    batches = math.ceil(rows / training["per_device_train_batch_size"])
+    per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
+    return math.ceil(training["num_train_epochs"] * per_epoch)
 
 
 def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:

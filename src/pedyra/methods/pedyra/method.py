@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from transformers import PreTrainedModel
-
 from pedyra.allocate.rule import Rule, bidirectional
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.adaptive import adaptive
-from pedyra.methods.method import Adaptation
+from pedyra.config import RankConfig
+from pedyra.methods.adapter import adaptive, with_lora
+from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.pedyra.settings import Settings
-from pedyra.methods.settings import method_settings, no_settings
-from pedyra.recipe import Recipe
-from pedyra.tasks import Task
 
 
-def prepare(base_model: PreTrainedModel, recipe: Recipe, task: Task, *, record_to: Path | None = None) -> Adaptation:
+def prepare(request: Request, settings: Settings) -> Adaptation:
     """PE-DyRA: prune and expand at a conserved budget of layers x lora.r ranks, or of their parameters.
 
-    `recipe.rank` has all that users choose; method pedyra-paper starts from `RankConfig.paper`. It goes on top of DoRA,
-    PiSSA (`lora.use_dora`, `lora.init`) and QLoRA (`model.quantization`), Tables 11 and 12.
+    `request.rank` has all that users choose. It goes on top of DoRA, PiSSA (`lora.use_dora`, `lora.init`) and QLoRA
+    (`model.quantization`), Tables 11 and 12.
     """
-    if recipe.method == "pedyra-paper":
-        no_settings(recipe)
-        rule = Rule(policy=bidirectional)
-    else:
-        rule = Rule(policy=bidirectional, settings=method_settings(recipe, Settings))
-    return adaptive(with_lora(base_model, recipe), recipe.rank_config(), rule, record_to)
+    config = RankConfig.from_dict({"seed": request.seed, **request.rank})
+    return adaptive(with_lora(request), config, Rule(policy=bidirectional, settings=settings))
+
+
+def prepare_paper(request: Request) -> Adaptation:
+    """The same by the paper's scores and Algorithm 2; `request.rank` is on top of `RankConfig.paper`."""
+    config = RankConfig.paper(**{"seed": request.seed, **request.rank})
+    return adaptive(with_lora(request), config, bidirectional)

@@ -34,25 +34,18 @@ class RateSummary:
 
 
 def rates_by_method(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, dict[int, float]]]:
-    """Rows with `method`, `set`, `lr`, `seed` and `loss` (None: diverged) -> the losses of each method.
+    """Rows with `method`, `lr`, `seed` and `loss` (None: diverged) -> the losses of each method.
 
     Of a method whose settings changed, as `config` tells, only the rows of its last ones count.
     """
     methods: dict[str, dict[float, dict[int, float]]] = {}
-    last = {full_name(row): row.get("config") for row in rows}
+    last = {row["method"]: row.get("config") for row in rows}
     for row in rows:
-        if row.get("config") != last[full_name(row)]:
+        if row.get("config") != last[row["method"]]:
             continue
         loss = math.inf if row["loss"] is None else row["loss"]
-        methods.setdefault(full_name(row), {}).setdefault(row["lr"], {})[row["seed"]] = loss
+        methods.setdefault(row["method"], {}).setdefault(row["lr"], {})[row["seed"]] = loss
     return methods
-
-
-def full_name(row: Mapping[str, Any]) -> str:
-    """The method with what --set changed."""
-    if not row["set"]:
-        return row["method"]
-    return row["method"] + ("," if ":" in row["method"] else ":") + row["set"]
 
 
 def summarise_rates(methods: Mapping[str, Losses], baseline: str = "lora") -> list[RateSummary]:

@@ -1,4 +1,4 @@
-"""The transfer benchmark: a byte transformer, pre-trained on English prose, adapted to program code or other letters.
+"""Bytes of text: a byte transformer, pre-trained on English prose, adapted to program code or other letters.
 
 Small enough for a run a minute, with a steep curve of quality over rank, which is what an allocation needs to show
 anything. Both texts come with Python itself: the prose is its documentation, the code its standard library.
@@ -52,6 +52,11 @@ class ByteTransformer(nn.Module):
         self.embed, self.position = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The six linear layers of every block."""
+        return [f"blocks.{block}.{kind}" for block in range(self.depth) for kind in ("q", "k", "v", "o", "up", "down")]
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))

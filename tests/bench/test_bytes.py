@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from typer.testing import CliRunner
 
-from pedyra.bench.bench_transfer import KEY, SMOKE, bench_transfer
-from pedyra.bench.transfer import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
+from pedyra.bench.bytes import KEY, SMOKE, bench_bytes
+from pedyra.bench.rate_summary import rates_by_method, summarise_rates, table
+from pedyra.bench.row_file import RowFile
 from pedyra.cli import app
-from pedyra.compare.rate_summary import rates_by_method, summarise_rates, table
-from pedyra.compare.row_file import RowFile
+from pedyra.tasks.bytes import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,8 @@ def test_rotated_prose_is_the_prose_letter_by_letter():
     assert len(plain.held_out) == len(turned.held_out) and plain.digest != turned.digest
 
 
-@pytest.mark.parametrize("command", ["transfer", "search"])
-def test_an_unknown_target_is_refused(command):
-    result = CliRunner().invoke(app, ["bench", command, "--smoke", "--target", "latin"])
+def test_an_unknown_target_is_refused():
+    result = CliRunner().invoke(app, ["bench", "transfer", "--smoke", "--target", "latin"])
     assert str(result.exception) == "--target is 'latin'; it must be one of code, rot13"
 
 
@@ -66,7 +65,7 @@ def test_no_byte_sees_a_later_one():
 
 def test_the_pretrained_model_comes_from_the_cache_the_second_time(monkeypatch):
     first = pretrained(prose(), steps=2, width=8, depth=1)
-    monkeypatch.setattr("pedyra.bench.transfer.pretrain", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr("pedyra.tasks.bytes.pretrain", lambda *args, **kwargs: pytest.fail("trained again"))
     second = pretrained(prose(), steps=2, width=8, depth=1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not any(p.requires_grad for p in second.parameters())
@@ -74,17 +73,16 @@ def test_the_pretrained_model_comes_from_the_cache_the_second_time(monkeypatch):
 
 def test_a_killed_grid_goes_on_where_it_was(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
-    arguments: dict[str, Any] = dict(lrs=[0.01], seeds=[0, 1], settings=["moves=2"], size=SMOKE)
-    whole = list(bench_transfer(["lora", "pedyra"], **arguments, file=RowFile(path, KEY)))
-    assert [row["set"] for row in whole] == ["", "moves=2"] * 2
+    arguments: dict[str, Any] = dict(lrs=[0.01], seeds=[0, 1], size=SMOKE)
+    whole = list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2]) + lines[2][:50])
-    again = list(bench_transfer(["lora", "pedyra"], **arguments, file=RowFile(path, KEY)))
+    again = list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
     assert [row["loss"] for row in again] == [row["loss"] for row in whole]  # the same run, to the last bit
     assert [row["seconds"] for row in again[:2]] == [row["seconds"] for row in whole[:2]]
     assert len(path.read_text().splitlines()) == 4
-    monkeypatch.setattr("pedyra.bench.bench_transfer.run_trial", lambda *a, **k: pytest.fail("made again"))
-    list(bench_transfer(["lora", "pedyra"], **arguments, file=RowFile(path, KEY)))
+    monkeypatch.setattr("pedyra.bench.bytes.run_method", lambda *a, **k: pytest.fail("made again"))
+    list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
@@ -96,16 +94,16 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         RowFile(tmp_path / "absent" / "rows.jsonl", KEY)
 
 
-def _row(method, lr, seed, loss, changes=""):
-    return {"method": method, "set": changes, "lr": lr, "seed": seed, "loss": loss}
+def _row(method, lr, seed, loss):
+    return {"method": method, "lr": lr, "seed": seed, "loss": loss}
 
 
 def test_each_method_is_compared_at_its_own_best_rate():
     rows = [
         *(_row("lora", lr, seed, loss + seed) for lr, loss in ((1, 3.0), (2, 2.0), (4, 2.5)) for seed in (0, 1, 2)),
-        *(_row("pedyra", 1, seed, 1.5 + seed, "moves=2") for seed in (0, 1, 2)),
-        *(_row("pedyra", 2, seed, 9.0, "moves=2") for seed in (0, 1, 2)),
-        _row("pedyra", 4, 0, 0.1, "moves=2"),  # one lucky seed does not choose the rate
+        *(_row("pedyra:moves=2", 1, seed, 1.5 + seed) for seed in (0, 1, 2)),
+        *(_row("pedyra:moves=2", 2, seed, 9.0) for seed in (0, 1, 2)),
+        _row("pedyra:moves=2", 4, 0, 0.1),  # one lucky seed does not choose the rate
         *(_row("bad", 1, seed, None) for seed in (0, 1)),
     ]
     lora, pedyra, bad = summarise_rates(rates_by_method(rows))
@@ -131,16 +129,15 @@ def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_the
 def test_the_command_prints_the_table_and_a_warning_at_the_edge(tmp_path):
     file = tmp_path / "rows.jsonl"
     arguments = ["--smoke", "--steps", "25", "--seeds", "1", "--json", str(file)]
-    methods = ["--method", "lora", "--method", "static:q=0,up=3", "--method", "gradient-ranks"]
+    methods = ["--method", "lora", "--method", "lora:ranks={q=0,up=3}"]
     result = CliRunner().invoke(app, ["bench", "transfer", *methods, "--lr", "1e-4", "--lr", "1e-2", *arguments])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(rows) == 6 and {row["steps"] for row in rows} == {25}
+    assert len(rows) == 4 and {row["steps"] for row in rows} == {25}
     by_method = {row["method"]: row for row in rows}
     # Width 32: a rank of q, k, v, o has 64 parameters, one of up and down 160; two blocks.
     assert by_method["lora"]["parameters"] == 2 * 2 * (4 * 64 + 2 * 160)
-    static = by_method["static:q=0,up=3"]
-    assert static["parameters"] == 2 * (2 * 3 * 64 + 3 * 160 + 2 * 160)
+    static = by_method["lora:ranks={q=0,up=3}"]
+    assert static["parameters"] == 2 * 3 * 160  # layers that are not named get none
     assert static["ranks"]["blocks.1.q"] == 0 and static["ranks"]["blocks.0.up"] == 3
-    assert by_method["gradient-ranks"]["parameters"] <= by_method["lora"]["parameters"]
     assert "best lr" in result.output and "ends the grid, so widen it: lora" in result.output

@@ -1,0 +1,81 @@
+"""A method in a training loop of one's own, without a Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import AdamW, Optimizer
+
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.methods.method import Adaptation, Running
+
+
+def make_optimizer(
+    adaptation: Adaptation, kind: type[Optimizer] = AdamW, *, weight_decay: float = 0.0, **arguments: Any
+) -> Optimizer:
+    """The optimizer of a method: `kind` over all that is trained, in the groups that the method asks for.
+
+    Args:
+        arguments: of `kind`, lr among them.
+    """
+    if adaptation.optimizer is not None:
+        return adaptation.optimizer(kind, arguments, weight_decay)
+    trained = [parameter for parameter in adaptation.model.parameters() if parameter.requires_grad]
+    return kind([{"params": trained, "weight_decay": weight_decay}], **arguments)
+
+
+class Loop:
+    """What a method does in a hand-written loop, around each step:
+
+        loop = Loop(adaptation, optimizer, total_steps)
+        for batch in batches:
+            loop.begin_step()
+            loss(model, batch).backward()  # clip the gradients after it, if they are
+            loop.step()                    # in the place of optimizer.step() and zero_grad()
+            scheduler.step()
+        loop.finish()
+
+    Args:
+        adaptation: what the method made of the model.
+        optimizer: of `make_optimizer`.
+        total_steps: optimizer steps of the whole run.
+
+    Raises:
+        ValueError: what RankAllocator refuses.
+    """
+
+    def __init__(self, adaptation: Adaptation, optimizer: Optimizer, total_steps: int) -> None:
+        self.adaptation, self.optimizer = adaptation, optimizer
+        moves = adaptation.ranks
+        self.allocator: RankAllocator | None = None
+        if moves is not None:
+            self.allocator = RankAllocator(adaptation.model, optimizer, moves.config, total_steps, policy=moves.rule)
+        self.taken = 0
+        """Steps so far."""
+        adaptation.hooks.begin(Running(total_steps=total_steps, optimizer=optimizer, allocator=self.allocator))
+
+    def begin_step(self) -> None:
+        """Before the first forward pass of a step."""
+        self.adaptation.hooks.step_begins(self.taken)
+
+    def step(self) -> dict[str, Any] | None:
+        """Take the optimizer's step, clear the gradients, and adjust the ranks where it is time.
+
+        Returns the record of an adjustment (`RankAllocator.after_step`), or None.
+        """
+        if self.allocator is not None:
+            self.allocator.before_step()
+        self.adaptation.hooks.gradients_complete()
+        self.optimizer.step()
+        self.adaptation.hooks.stepped(self.taken)
+        self.optimizer.zero_grad()
+        self.taken += 1
+        return None if self.allocator is None else self.allocator.after_step()
+
+    def finish(self) -> None:
+        """Training is over, or broken off: what is saved now is what PEFT loads."""
+        self.adaptation.hooks.end()
+        if self.allocator is not None:
+            self.allocator.release()
+        if self.adaptation.finish is not None:
+            self.adaptation.finish()

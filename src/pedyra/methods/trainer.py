@@ -1,0 +1,102 @@
+"""A method in transformers' Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pedyra.allocate.callback import RankCallback
+from pedyra.allocate.trainer_frames import caller
+from pedyra.methods.method import Adaptation, Running
+
+
+def trainer_callbacks(adaptation: Adaptation, record_to: Path | None = None) -> list[TrainerCallback]:
+    """The callbacks that make a Trainer train as the method does; a RankCallback first, where ranks move.
+
+    Args:
+        record_to: the ranks.jsonl of a RankCallback.
+    """
+    moves = adaptation.ranks
+    ranks = None if moves is None else RankCallback(moves.config, record_to=record_to, policy=moves.rule)
+    return [*([] if ranks is None else [ranks]), MethodCallback(adaptation, ranks)]
+
+
+def trainer_optimizer(adaptation: Adaptation, args: TrainingArguments) -> Optimizer | None:
+    """The optimizer for `Trainer(optimizers=(..., None))`; None: Trainer makes its own.
+
+    Raises:
+        ValueError: arguments that the method cannot train under.
+    """
+    check_arguments(adaptation.refused, args)
+    if adaptation.optimizer is None:
+        return None
+    kind, arguments = Trainer.get_optimizer_cls_and_kwargs(args, adaptation.model)  # type: ignore[arg-type]
+    return adaptation.optimizer(kind, arguments, args.weight_decay)
+
+
+def check_arguments(refused: Mapping[str, str], args: TrainingArguments) -> None:
+    """Raise ValueError for an argument that is set and must not be, with the reason."""
+    for name, reason in refused.items():
+        if value := getattr(args, name):
+            raise ValueError(f"training.{name} is {value!r}, but {reason}")
+
+
+class MethodCallback(TrainerCallback):
+    """Calls a method's hooks at Trainer's events, and logs what the method spent before the run."""
+
+    def __init__(self, adaptation: Adaptation, ranks: RankCallback | None = None) -> None:
+        self.adaptation, self.ranks = adaptation, ranks
+        self._told = not adaptation.spent
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        check_arguments(self.adaptation.refused, args)
+        trainer = caller(Trainer)
+        divides = trainer is not None and trainer.model_accepts_loss_kwargs
+        run = Running(
+            total_steps=state.max_steps,
+            optimizer=kwargs["optimizer"],
+            allocator=None if self.ranks is None else self.ranks.allocator,
+            micro_batches=args.gradient_accumulation_steps if divides else 1,
+        )
+        self.adaptation.hooks.begin(run)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.adaptation.hooks.step_begins(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.adaptation.hooks.gradients_complete()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
+        self.adaptation.hooks.stepped(state.global_step, skipped=skipped)  # Trainer counts the step only later
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._told or logs is None or "loss" not in logs:
+            return
+        self._told = True
+        logs.update(self.adaptation.spent)
+        state.log_history[-1].update(self.adaptation.spent)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.adaptation.hooks.end()
