@@ -34,11 +34,9 @@ PROFILES: dict[str, tuple[int, ...]] = {
     "uniform": (4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4),
 }
 """True ranks of 12 layers with a budget of 4 each. "random" draws others per seed."""
-
 ARCHITECTURES = ("mlp", "block")
 PROBLEM_SEED = 0
 """Of the problems that recipes name, one per profile: a run's seed changes the adapter and the order of the rows."""
-
 TOKENS = 8
 """Length of a sequence of the block architecture."""
 
