@@ -97,6 +97,12 @@ def test_a_part_imports_only_what_lies_below_it(part):
                 assert rest[0] in allowed, f"{path.relative_to(SOURCE)} imports {name}"
 
 
+@pytest.mark.parametrize(("start", "to"), sorted(TO_BE_TURNED))
+def test_an_arrow_to_be_turned_still_stands(start, to):
+    assert to not in BELOW[start]
+    assert any(name.startswith(f"pedyra.{to}.") for path in files(start) for name in imported(path)), "delete the row"
+
+
 def test_no_module_imports_itself_by_way_of_others():
     paths = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
     paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}

@@ -224,11 +224,8 @@ def _run_tests(job: dict[str, Any], candidate: Candidate) -> None:
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)} | set(vars(builtins))
     for node in ast.walk(tree):
-        bound |= (
-            {node.name}
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != job["entry_point"]
-            else set()
-        )
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != job["entry_point"]:
+            bound.add(node.name)
         bound |= {alias.asname or alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)}
     for name in {node.id for node in names} - bound:
         # Tests of MBPP name a module that only the solution imports.
