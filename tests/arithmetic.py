@@ -4,6 +4,6 @@ ARITHMETIC = [
     "pedyra.fit.worth",
     "pedyra.lora.spectrum",
     *("pedyra.allocate.allocation", "pedyra.allocate.batching", "pedyra.allocate.schedule"),
-    *("pedyra.methods.importance", "pedyra.methods.orthogonality", "pedyra.methods.pareto"),
+    *("pedyra.methods.paper", "pedyra.lora.spectrum"),
     *("pedyra.methods.pedyra.directions", "pedyra.methods.pedyra.noise", "pedyra.methods.pedyra.swaps"),
 ]

@@ -117,7 +117,7 @@ def run_state() -> Callable[[Trainer, RankCallback], dict[str, Any]]:
             "optimizer": {name: dict(allocator.optimizer.state[p]) for name, p in trainable.items()},
             "ranks": allocator.ranks,
             "history": [{k: v for k, v in record.items() if k != "seconds"} for record in allocator.history],
-            "scores": allocator.scores.tensors(),
+            "scores": allocator.run.tensors(),
             "step": allocator.step,
             "budget": (allocator.initial_parameters, allocator.moves),
             "scheduler": trainer.lr_scheduler.state_dict(),  # type: ignore[union-attr]

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from pedyra.allocate.rule import Rule, bidirectional
 from pedyra.config import RankConfig
+from pedyra.methods.pedyra.run import Pedyra
 from pedyra.methods.pedyra.settings import Settings
 
-FORCED: dict[str, Any] = {"initial_warmup": 0.05, "min_rank": 1, "start": "svd"}
-"""Of `RankConfig.scored`: triples move whether or not it helps, and E learns: all of an adjustment is at work."""
+FORCED: dict[str, Any] = {"initial_warmup": 0.05, "min_rank": 1}
+"""Of `RankConfig.scored`: triples move whether or not it helps: all of an adjustment is at work."""
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}
 """Of a run of 30 steps."""
 WINDOW: dict[str, Any] = {**FORCED, **SCHEDULE}
 
 
 def pedyra(**settings: Any) -> dict[str, Any]:
-    """`config` and `policy` of our default method, with these fields of `RankConfig` and of what benches vary."""
+    """`config` and `method` of our default, with these fields of `RankConfig` and of what benches vary."""
     ours = {field.name for field in fields(Settings)}
     varied = Settings(**{name: value for name, value in settings.items() if name in ours})
     config = RankConfig(**{name: value for name, value in settings.items() if name not in ours})
-    return {"config": config, "policy": Rule(policy=bidirectional, settings=varied)}
+    return {"config": config, "method": Pedyra(varied)}

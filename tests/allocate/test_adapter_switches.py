@@ -60,7 +60,7 @@ def test_a_named_adapter_resumes_as_the_unbroken_run(make_trainer, make_bert, qu
         torch.manual_seed(5)
         config = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value"])
         model = get_peft_model(base, config, adapter_name="mine")
-        rank = quick(train_e=False)
+        rank = quick()
         callback = RankCallback(rank, adapter_name="mine")
         return make_trainer(folder, rank, model=model, callback=callback, save_strategy="steps", save_steps=4)[0]
 
@@ -138,7 +138,7 @@ def test_a_sketch_of_a_run_with_other_steps_is_begun_anew(saved, now, make_net, 
     model = make_net(trained=True)
     allocator = allocate(model, config, saved)
     train_net(model, allocator.optimizer, allocator, 5)
-    assert allocator._sketching.current is not None
+    assert allocator.run.sketching.current is not None
     model.save_pretrained(str(tmp_path))
     save_state(allocator, tmp_path)
     other = make_net(trained=True)

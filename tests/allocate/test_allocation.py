@@ -10,12 +10,10 @@ import pytest
 
 from pedyra.allocate.allocation import (
     RankPlan,
-    deal_ranks,
-    largest_growth,
     layer_means,
-    plan_adjustment,
-    plan_parameters,
 )
+from pedyra.methods.paper import plan_adjustment, plan_parameters
+from pedyra.methods.pedyra.reassignment import largest_growth, proportional_ranks
 
 
 def unlimited(scores) -> dict[str, int]:
@@ -210,19 +208,19 @@ def test_a_deal_by_hand():
     losses = {"a": [1.0, 5.0, 6.0], "b": [2.0, 4.0, 0.0], "wide": [4.0]}
     costs = {"a": 1, "b": 1, "wide": 2}
     settings: dict[str, Any] = dict(min_rank=0, max_ranks=unlimited(losses), costs=costs, spare=0)
-    plan = deal_ranks(losses, **settings)
+    plan = proportional_ranks(losses, **settings)
     # 24 a, 12 b, 8 a, 4.8 a, 4 b before 4 wide (order of the layers), then 4 wide, and one unit for a (3.4).
     assert plan.ranks == {"a": 4, "b": 2, "wide": 1}
     assert plan.pruned == {"b": (2,)} and plan.added == {"a": 1}
-    few = deal_ranks(losses, **{**settings, "max_ranks": {"a": 2, "b": 9, "wide": 9}, "min_rank": 1})
+    few = proportional_ranks(losses, **{**settings, "max_ranks": {"a": 2, "b": 9, "wide": 9}, "min_rank": 1})
     assert few.ranks == {"a": 2, "b": 4, "wide": 1}
-    assert deal_ranks(losses, **{**settings, "spare": 1}).ranks == {"a": 5, "b": 2, "wide": 1}
+    assert proportional_ranks(losses, **{**settings, "spare": 1}).ranks == {"a": 5, "b": 2, "wide": 1}
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_a_deal_changes_nothing_where_nothing_is_known(value):
     losses = {"a": [value, 0.0], "b": [0.0]}
-    plan = deal_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs={"a": 1, "b": 1}, spare=3)
+    plan = proportional_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs={"a": 1, "b": 1}, spare=3)
     assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})
 
 
@@ -230,7 +228,7 @@ def test_a_deal_makes_the_marginal_loss_per_parameter_as_equal_as_whole_ranks_al
     generator = random.Random(0)
     losses = {str(i): [generator.random() ** 4 for _ in range(3)] for i in range(20)}
     costs = {name: generator.choice([3, 5, 8]) for name in losses}
-    plan = deal_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs=costs, spare=0)
+    plan = proportional_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs=costs, spare=0)
     spent = sum(costs[name] * rank for name, rank in plan.ranks.items())
     assert 0 <= sum(3 * cost for cost in costs.values()) - spent < min(costs.values())
     value = {name: sum(values) / costs[name] for name, values in losses.items()}

@@ -73,7 +73,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "cut record": (lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:99]), rf"{RECORD} is damaged"),
     "a list": (lambda f: (f / RECORD).write_text("[]"), rf"{RECORD} is damaged: it has no 'format'"),
     "binary record": (lambda f: (f / RECORD).write_bytes(b"\xff\xfe\x00"), rf"{RECORD} is damaged"),
-    "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads 4"),
+    "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads ."),
     "flipped bit": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1] + b"\x55"),
         rf"{TENSORS} does not match {RECORD}: damaged",
@@ -87,8 +87,8 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "another checkpoint's": (_side_file_of("checkpoint-4"), rf"{RECORD} is not of the weights in adapter_model.safet"),
     "another adapter": (lambda f: _edit(f / RECORD, adapter="second", adapter_sha256=None), "of adapter 'second', not"),
     "other settings": (
-        lambda f: _edit(f / RECORD, config={**json.loads((f / RECORD).read_text())["config"], "alpha": 0.25}),
-        r"other rank settings \(alpha 0.25 -> 0.5\); resume with the same",
+        lambda f: _edit(f / RECORD, config={**json.loads((f / RECORD).read_text())["config"], "orth_weight": 0.25}),
+        r"other rank settings \(orth_weight 0.25 -> 0.0\); resume with the same",
     ),
 }
 

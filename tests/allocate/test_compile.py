@@ -11,7 +11,7 @@ from windows import FORCED, pedyra
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
-from pedyra.methods.pedyra import dealing
+from pedyra.methods.pedyra import reassignment
 
 STEPS = 16
 
@@ -84,7 +84,7 @@ def test_two_graphs_serve_a_run_and_train_as_eager_does(fused, make_llama, token
     assert len(set(actual.ranks.values())) > 1
     for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=1e-3, atol=1e-4), name
-    for one, two in zip(expected.scores.energies, actual.scores.energies, strict=True):  # type: ignore[attr-defined]
+    for one, two in zip(expected.run.scores.energies, actual.run.scores.energies, strict=True):  # type: ignore[attr-defined]
         assert torch.allclose(one, two, rtol=1e-3)
 
 
@@ -110,7 +110,7 @@ def test_a_sketch_adds_a_graph_for_each_of_its_parts_and_trains_as_eager_does(ma
 def test_a_deal_under_a_compiler_deals_as_eager_does_and_adds_no_graph(
     make_llama, tokens, counting, graphs, monkeypatch
 ):
-    monkeypatch.setattr(dealing, "MOST", 100.0)  # whatever this little model would deal
+    monkeypatch.setattr(reassignment, "MOST", 100.0)  # whatever this little model would deal
     settings: dict[str, Any] = {"measured": True, "interval": 6, "initial_warmup": 0, "reassignment": 6}
     eager, compiled = make_llama(r=4), make_llama(r=4)
     expected = run(eager, eager, tokens, steps=14, **settings)

@@ -38,7 +38,7 @@ base = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh(), n
 teacher = torch.randn(8, 6)
 model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2", "4"]))
 trained = [p for p in model.parameters() if p.requires_grad]
-if settings.get("deal"):  # goes by Adam's second moments
+if settings.get("reassignment"):  # goes by Adam's second moments
     optimizer = torch.optim.Adam(trained, lr=0.01)
 else:  # of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero
     optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.5)

@@ -125,10 +125,10 @@ def test_a_step_that_the_scaler_skips_is_counted_and_leaves_scores_and_weights_a
         loss = (model(x) - y).square().mean()
         scaler.scale(loss * float("inf") if step == 4 else loss).backward()
         scaler.unscale_(optimizer)
-        before = [p.detach().clone() for p in allocator.triples()], allocator.scores.tensors()["sensitivity"]
+        before = [p.detach().clone() for p in allocator.triples()], allocator.run.scores.tensors()["sensitivity"]
         allocator.before_step()
         if step == 4:
-            assert torch.equal(allocator.scores.tensors()["sensitivity"], before[1])
+            assert torch.equal(allocator.run.scores.tensors()["sensitivity"], before[1])
         scaler.step(optimizer)
         scaler.update()
         if step == 4:

@@ -87,7 +87,7 @@ def test_accelerates_checkpoint_of_other_ranks_is_trained_on(make_net, net_batch
     def prepared() -> tuple[Any, Any, Any]:
         accelerator, model = Accelerator(cpu=True), make_net()
         model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable(model), lr=0.02))
-        config = dataclasses.replace(MOVING, train_e=False, orth_weight=0.0)  # E is folded away in what is saved
+        config = dataclasses.replace(MOVING, orth_weight=0.0)
         return accelerator, RankAllocator(accelerator.unwrap_model(model), optimizer, config, 12), optimizer
 
     def step(allocator: RankAllocator, optimizer: Any, number: int) -> None:
@@ -132,7 +132,7 @@ def test_the_users_optimizer_need_not_hold_frozen_layers(make_bert, make_trainer
 @pytest.mark.parametrize("given", [False, True], ids=["Trainer's", "the user's"])
 def test_a_run_resumes_with_any_optimizer(given, make_trainer, quick, tmp_path, run_state, assert_equal):
     """An optimizer that the user made before the checkpoint was loaded holds what was there then."""
-    config = quick(min_rank=0, moves=14, train_e=True)
+    config = quick(min_rank=0, moves=14)
 
     def trainer_of(folder: str) -> Any:
         trainer, callback = make_trainer(tmp_path / folder, config, save_strategy="steps", save_steps=6)

@@ -12,7 +12,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from pedyra import RankAllocator, RankCallback, RankConfig
 
-LORA: dict[str, Any] = {"train_e": False, "moves": 8}
+LORA: dict[str, Any] = {"moves": 8}
 """Ranks move, and E stays 1, as with the defaults."""
 
 
@@ -43,7 +43,7 @@ def test_the_best_weights_can_be_kept_by_name_across_moves(train_e, make_trainer
                 best["weights"] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
                 best["logits"], best["ranks"] = logits(model), callback.allocator.ranks
 
-    trainer, callback = make_trainer(tmp_path / "run", quick(**{**LORA, "train_e": train_e}))
+    trainer, callback = make_trainer(tmp_path / "run", quick(**LORA, start="svd" if train_e else "lora"))
     trainer.add_callback(Keep())
     trainer.train()
     model: Any = trainer.model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.allocate.orthogonality_gradient import add_orthogonality_gradient, layer_orthogonality
+from pedyra.allocate.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.lora.attach import AdaptedLayer, attach
 from pedyra.lora.resize import install, resized
 

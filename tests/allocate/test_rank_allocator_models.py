@@ -108,7 +108,7 @@ def test_modules_to_save_are_trained_as_before(make_bert, tokens):
 @pytest.mark.parametrize("start", ["lora", "svd"])
 def test_every_flavour_of_lora_is_trained_and_stays_a_lora(flavour, start, make_net, train_net, tmp_path):
     model = make_net(**flavour)
-    allocator = allocate(model, RankConfig.scored(**WINDOW, start=start))
+    allocator = allocate(model, RankConfig.scored(**{**WINDOW, "start": start}))
     train_net(model, allocator.optimizer, allocator, STEPS)
     assert any(set(record["ranks"].values()) != {4} for record in allocator.history)
     model.eval().save_pretrained(tmp_path)
@@ -154,4 +154,4 @@ def test_a_model_in_float64_is_scored(make_net):
         optimizer.step()
         optimizer.zero_grad()
         allocator.after_step()
-    assert all(value > 0 for values in allocator.triple_scores().values() for value in values)
+    assert all(value > 0 for values in allocator.run.triple_scores().values() for value in values)

@@ -13,8 +13,8 @@ from windows import WINDOW
 from pedyra import RankCallback
 from pedyra.allocate.allocation import make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Rule
 from pedyra.config import RankConfig
+from pedyra.methods.scored import ScoredMethod
 
 
 def trainable(model: Any) -> list[nn.Parameter]:
@@ -150,7 +150,7 @@ class Averaging(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("skipped", [0, 2])
-@pytest.mark.parametrize("settings", [{}, {"turn": False}])
+@pytest.mark.parametrize("settings", [{}, {"start": "svd"}])
 def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settings, skipped, make_net, train_net):
     model = make_net()
     optimizer = Averaging(trainable(model), lr=0.01)
@@ -165,10 +165,10 @@ def test_a_start_at_the_highest_rank_is_refused(make_net):
     with refused("no rank can change: every layer starts at rank.max_rank, 4; raise it, or lower lora.r"):
         allocate(make_net(r=4), max_rank=4)
     assert allocate(make_net(r=4), max_rank=5).moves > 0
-    shrinking = Rule(policy=lambda scores, now: make_plan(scores, {}, {}, {}))
+    shrinking = ScoredMethod(policy=lambda scores, now: make_plan(scores, {}, {}, {}))
     model = make_net(r=4)
     optimizer = torch.optim.AdamW(trainable(model))
-    assert RankAllocator(model, optimizer, RankConfig.scored(**WINDOW, max_rank=4), 30, policy=shrinking).moves > 0
+    assert RankAllocator(model, optimizer, RankConfig.scored(**WINDOW, max_rank=4), 30, method=shrinking).moves > 0
     assert allocate(make_net(r=4), max_rank=4, moves=0).moves == 0
 
 

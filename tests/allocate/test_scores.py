@@ -11,9 +11,9 @@ from peft import AdaLoraConfig
 from peft.tuners.adalora.layer import RankAllocator as AdaLoraAllocator
 from torch import Tensor, nn
 
-from pedyra.allocate.scores import TripleScores
 from pedyra.lora.attach import AdaptedLayer, attach
 from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.methods.triple_scores import TripleScores
 
 BETA1, BETA2 = 0.8, 0.6
 
@@ -100,7 +100,7 @@ def _mean(values: list[float]) -> float:
 @pytest.fixture(params=[1, 100, 1 << 20])
 def piece(request, monkeypatch) -> int:
     """Eq. (3) in pieces: of one layer each, of some, all at once. Patched before a `TripleScores` is made."""
-    monkeypatch.setattr("pedyra.allocate.scores.PIECE", request.param)
+    monkeypatch.setattr("pedyra.methods.triple_scores.PIECE", request.param)
     return request.param
 
 
@@ -289,7 +289,7 @@ def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_z
 
 
 def test_a_resize_makes_anew_only_the_pieces_whose_layers_changed(monkeypatch, layers):
-    monkeypatch.setattr("pedyra.allocate.scores.PIECE", 1)
+    monkeypatch.setattr("pedyra.methods.triple_scores.PIECE", 1)
     scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
     before = list(scores.sensitivity)
     change = resized(layers[1], (0,), None)

@@ -102,7 +102,7 @@ def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
 
 def test_half_of_the_measured_steps_are_observed():
     setting = measured(RankConfig(), Settings(), rounds=10)
-    schedule = schedule_of(setting["config"], 3 + 20, setting["settings"])
+    schedule = schedule_of(setting["config"], 3 + 20)
     kinds = [step_kind(step, schedule, setting["settings"]) for step in range(4, 24)]
     observed = ["idle", "directions", "directions", "judged", "judged"] * 2
     assert kinds == ["idle"] * 5 + observed + ["idle"] * 5
@@ -166,7 +166,8 @@ def test_kinds_are_told_apart_by_what_was_measured():
         setting["config"], 3 + 32
     )  # idle 8, twice an interval of 8 with a sketch of 2, 2 and 3 steps, idle 8
     by_kind = _by_kind(
-        SimpleNamespace(schedule=schedule, settings=setting["settings"]), [float(step) for step in range(1, 33)]
+        SimpleNamespace(schedule=schedule, run=SimpleNamespace(settings=setting["settings"])),
+        [float(step) for step in range(1, 33)],
     )
     idle, sketched, directions = [*range(1, 10), 17], [10, 12, 18, 20], [11, 13, 19, 21]
     judged, moved = [14, 15, 16, 22, 23, 24], range(25, 33)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from transformers import PrinterCallback, Trainer
 
 from pedyra.allocate.callback import RankCallback
+from pedyra.allocate.contract import Situation
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Situation
 from pedyra.allocate.schedule import Schedule
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
@@ -179,14 +178,6 @@ def situation() -> Callable[..., Situation]:
             costs=dict.fromkeys(ranks, 10),
             spare=0,
             budget="ranks",
-            layer_score="before",
-            candidates=None,
-            chance=math.inf,
-            trials=None,
-            curvature={},
-            losses={},
-            certainty=3.0,
-            margin=1.0,
         )
         return Situation(**{**settings, **changes})
 

@@ -44,7 +44,7 @@ def test_scores_equal_those_of_peft(prepare: Any):
     run = prepare("adalora-svd")
     run.train()  # for an allocator on live layers; its scores are then replaced by ours below
     allocator = run.allocator
-    layers, scores = allocator.layers, allocator.scores
+    layers, scores = allocator.layers, allocator.run.scores
     oracle = PeftAllocator.__new__(PeftAllocator)
     oracle.peft_config, oracle.adapter_name, oracle.beta1, oracle.beta2 = SimpleNamespace(), "default", 0.85, 0.85
     oracle.reset_ipt()

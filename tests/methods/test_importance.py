@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.methods.importance import (
+from pedyra.methods.paper import (
     gradient_scores,
     gradient_weights,
     input_scores,
     mix_scores,
-    removal_loss,
     update_sensitivity_,
 )
+from pedyra.methods.pedyra.reassignment import removal_loss
 
 R, IN, OUT = 3, 5, 4
 

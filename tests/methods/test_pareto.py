@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pedyra.methods.pareto import two_thirds_log_variance, two_thirds_ranks
+from pedyra.methods.paper import two_thirds_log_variance, two_thirds_ranks
 
 
 def test_eq8_by_hand():

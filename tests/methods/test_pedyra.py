@@ -52,7 +52,7 @@ def test_it_goes_on_top_of_dora_pissa_and_qlora(
 
 
 def test_what_benches_vary_is_no_rank_setting(prepare: Any):
-    assert prepare("pedyra", method_settings={"patience": 3}).ranks.policy.settings == Settings(patience=3)
+    assert prepare("pedyra", method_settings={"patience": 3}).ranks.method.settings == Settings(patience=3)
     with pytest.raises(ValueError, match="rank.patience was removed: it is method_settings.patience of method pedyra"):
         prepare("pedyra", rank={"patience": 3})
     with pytest.raises(ValueError, match="method_settings.patience is no setting of method pedyra-paper; it has none"):

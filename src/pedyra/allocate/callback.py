@@ -16,13 +16,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
+from pedyra.allocate.contract import RankMethod, default_method
 from pedyra.allocate.distributed import data_parallel, wrap_again
 from pedyra.allocate.limits import checked_config
 from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.allocate.ownership import trainable
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Policy, Rule, default_rule, e_is_trained
 from pedyra.allocate.trainer_frames import caller, go_first, resumed_from
 from pedyra.config import RankConfig
 from pedyra.files import append_row, json_line, read_rows
@@ -42,7 +42,7 @@ class RankCallback(TrainerCallback):
         record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
             a training that is no resume.
         resume_from: the checkpoint folder, when it is not the one that Trainer resumes from.
-        policy: what turns scores into a plan, or a whole Rule; that of the config by default.
+        method: what decides; that of the config by default.
 
     Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit.
 
@@ -56,12 +56,11 @@ class RankCallback(TrainerCallback):
         adapter_name: str = "default",
         record_to: str | Path | None = None,
         resume_from: str | Path | None = None,
-        policy: Policy | Rule | None = None,
+        method: RankMethod | None = None,
     ) -> None:
         self.config = RankConfig() if config is None else checked_config(config)
         self.adapter_name = adapter_name
-        policy = default_rule(self.config) if policy is None else policy
-        self.policy = policy if isinstance(policy, Rule) else Rule(policy=policy)
+        self.method = default_method(self.config) if method is None else method
         self.record_to = None if record_to is None else Path(record_to)
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.allocator: RankAllocator | None = None
@@ -96,7 +95,7 @@ class RankCallback(TrainerCallback):
             self.config,
             state.max_steps,
             self.adapter_name,
-            policy=self.policy,
+            method=self.method,
             process_group=None if self._wrapper is None else self._wrapper.process_group,
         )
         if args.torch_compile:
@@ -161,7 +160,7 @@ class RankCallback(TrainerCallback):
             return
         layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
         renewed = drop_empty(layers)
-        train_e(layers, e_is_trained(self.policy, self.config))
+        train_e(layers, self.method.trains_e(self.config))
         if optimizer is not None:  # the user's own: before its state is loaded
             rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):
@@ -209,7 +208,7 @@ class RankCallback(TrainerCallback):
         try:
             restore(allocator, folder)
         except SideFileError as problem:
-            if allocator.rule.goes_by_history:
+            if allocator.method.needs_history:
                 raise ValueError(
                     f"{problem}, and this method cannot go on without it; resume from a whole checkpoint, or start anew"
                 ) from problem
@@ -242,7 +241,7 @@ class RankCallback(TrainerCallback):
         metrics: dict[str, float] = {
             "ranks/total": snapshot["total_rank"],
             "ranks/parameters": snapshot["parameters"],
-            "ranks/skipped_steps": int(allocator.scores.skipped),
+            "ranks/skipped_steps": allocator.run.skipped_steps,
             "orthogonality": sum(orthogonality) / len(orthogonality),
         }
         metrics |= {f"ranks/mean_{kind}": sum(ranks) / len(ranks) for kind, ranks in by_type.items()}

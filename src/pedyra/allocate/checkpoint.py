@@ -26,10 +26,10 @@ from pedyra.lora.saved import renewed
 from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 5
+FORMAT = 6
 _ADAPTER = "adapter_model.safetensors"
 _REQUIRED = (
-    *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "deal_step", "scaling", "history"),
+    *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "method", "scaling", "history"),
     *("moves", "initial_parameters"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-from pedyra.allocate.rule import Situation
+from pedyra.allocate.contract import Situation
 from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer
 
@@ -23,16 +23,6 @@ def checked_steps(total_steps: object) -> int:
         return operator.index(total_steps)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
-
-
-def most_moves(config: RankConfig, total_rank: int, *, tried: bool) -> int:
-    """k, where the config leaves it open: a sixth of the triples if each is tried before it goes, else 2 %.
-
-    A sixth finds the planted ranks in time (docs/evidence.md); 2 % is the paper's k = 12 of 576 (Table 14).
-    """
-    if config.moves is not None:
-        return config.moves
-    return max(1, round(total_rank / 6 if tried else 0.02 * total_rank))
 
 
 def max_ranks(layers: Sequence[AdaptedLayer], config: RankConfig) -> dict[str, int]:

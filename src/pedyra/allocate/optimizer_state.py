@@ -1,4 +1,4 @@
-"""The optimizer's state by triples: what its second moments tell of them, and that it follows them through a resize."""
+"""The optimizer's state by triples: it follows them through a resize."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.utils.hooks import RemovableHandle
 
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.resize import Replacement
-from pedyra.methods.importance import removal_loss
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 """Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
@@ -25,27 +24,6 @@ OTHER_AVERAGES = ("acc_delta", "exp_avg_diff", "neg_pre_grad", "exp_avg_slow", "
 OTHER_AVERAGES = (*OTHER_AVERAGES, "kahan_comp", "compensation")
 """What begins at zero, and may for a new row: averages of updates (Adadelta), of differences of gradients (Adan), a
 slower one (AdEMAMix), of variances (AdaBelief), of curvature (Sophia), of gradients (Grokfast); what rounding took."""
-
-
-@torch.no_grad()
-def removal_losses(layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> dict[str, list[float]]:
-    """What pruning each triple costs, `removal_loss` of its E where that is trained, else of its row of A.
-
-    0 where the optimizer has not seen a parameter yet. One transfer to the host.
-    """
-    losses = []
-    for layer in layers:
-        weight = layer.a.E[:, None] if layer.a.E.requires_grad else layer.a.A
-        state = optimizer.state.get(layer.a.E if layer.a.E.requires_grad else layer.a.A, {})
-        moment = state.get("exp_avg_sq", state.get("state2"))
-        moment = torch.zeros_like(weight) if moment is None else moment.reshape(weight.shape)
-        losses.append(removal_loss(weight.float(), moment.float()))
-    values = torch.cat(losses).tolist()
-    result, at = {}, 0
-    for layer in layers:
-        result[layer.name] = values[at : at + layer.rank]
-        at += layer.rank
-    return result
 
 
 def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.rule import Situation
-from pedyra.methods.pedyra.swaps import least_gain
+from pedyra.allocate.contract import Decision, Situation
 
 
-def adjustment_record(now: Situation, scores: Scores, plan: RankPlan, **outcome: Any) -> dict[str, Any]:
-    """The record of an adjustment that found `now`, and of what it did.
+def adjustment_record(now: Situation, decision: Decision, **outcome: Any) -> dict[str, Any]:
+    """The record of an adjustment that found `now`, and of what was decided.
 
-    `step`, `ranks` and `layer_scores` (layer -> each), `scores` (layer -> one a triple, before it; at the deal the
-    losses of `core.allocation.deal_ranks`), `pruned` (layer, triple, score), `added` (layer -> count), `total_rank`,
-    `masked` (layer, triple) of a method that masks,
-    and of a sketch:
+    Of every method:
+
+    - `step`, `ranks` (layer -> rank afterwards), `total_rank`, `parameters` (afterwards), `seconds`, `skipped_steps`
+    - `scores`: layer -> one a triple, those that the plan was made from. Of our default method predicted losses
+      (h c^2 / 2, see `pedyra.methods.pedyra.swaps`), in a layer with directions on trial those of its directions;
+      at the reassignment the losses of `pedyra.methods.pedyra.reassignment`
+    - `layer_scores`: layer -> mean of its scores
+    - `pruned`: layer, triple, score; `added`: layer -> count; `masked` (layer, triple) of a method that masks
+    - `dealt`: whether all ranks were assigned anew
+
+    Of our default method, where something may move:
 
     - `gains`: layer -> mean, error and reach of its surest candidate
-    - `chance`: in errors, by fewer patterns where nothing is beyond it, None where it is infinite
-    - `sure`: how many candidates are beyond it
-    - `trials`: layer, triple, mean, error, reach, length; the triples are those of a turned layer
-    - `curvature`: layer -> that per reach; `least_gain`: see `core.swaps`
+    - `chance`: in errors, what the largest gain reaches by chance (by fewer patterns where nothing is beyond it), None
+      where it is infinite; `sure`: how many candidates are beyond it
+    - `trials`: layer, triple, mean, error, reach, length of what was on trial; the triples are those of a turned layer
+    - `curvature`: layer -> that per reach; `least_gain`: what a candidate must save per unit of cost to matter
+    - `contests`: what became of candidates, each with `layer`, `candidate`, `gain`, `cost`, `against` (layer, triple,
+      worth of what would pay), `bar` (what the gain must exceed) and `outcome`, see `swaps.Contest`: of every layer's
+      surest one, and of all that are more than noise; empty at the reassignment
 
     Args:
-        scores: those the plan was made by, the rows being as they are when it is carried out.
-        outcome: what only `RankAllocator` knows: `dealt` (whether all ranks were dealt anew), `parameters`, `seconds`,
-            `skipped_steps`.
+        outcome: what only `RankAllocator` knows: `parameters`, `seconds`, `skipped_steps`.
     """
+    plan, scores = decision.plan, decision.scores
     return {
         "kind": "adjustment",
         "step": now.step,
@@ -39,22 +45,7 @@ def adjustment_record(now: Situation, scores: Scores, plan: RankPlan, **outcome:
         "added": plan.added,
         "total_rank": sum(plan.ranks.values()),
         **({"masked": [[name, i] for name, indices in plan.masked.items() for i in indices]} if plan.masked else {}),
+        "dealt": False,
         **outcome,
-        **_measured(now),
+        **decision.reasons,
     }
-
-
-def _measured(now: Situation) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    if now.candidates is not None:
-        surest = {name: gains[0] for name, gains in now.candidates.items() if gains}
-        result["gains"] = {name: [gain.mean, gain.error, gain.reach] for name, gain in surest.items()}
-        result["chance"] = now.chance if math.isfinite(now.chance) else None
-        every = (gain for gains in now.candidates.values() for gain in gains)
-        result["sure"] = sum(gain.beyond(now.chance) for gain in every)
-    if now.trials is not None:
-        tried = ((name, i, gain) for name, gains in now.trials.items() for i, gain in gains.items())
-        result["trials"] = [[name, i, gain.mean, gain.error, gain.reach, gain.length] for name, i, gain in tried]
-        result["curvature"] = {name: curvature.by_reach for name, curvature in now.curvature.items()}
-        result["least_gain"] = least_gain(now.losses, now.prices)
-    return result

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import RankPlan
+from pedyra.allocate.contract import Born
 from pedyra.allocate.optimizer_checks import check_state
 from pedyra.allocate.optimizer_state import move_state
 from pedyra.lora.attach import AdaptedLayer
-from pedyra.lora.resize import NewTriples, Replacement, install, resized
-
-Born = Callable[[AdaptedLayer, tuple[int, ...], int], NewTriples]
-"""The new triples of a layer, given which of its own go and how many come."""
+from pedyra.lora.resize import Replacement, install, resized
 
 
 def carry_out(
-    plan: RankPlan, layers: Sequence[AdaptedLayer], optimizer: Optimizer, born: Born, *, new_moments: str
+    plan: RankPlan,
+    layers: Sequence[AdaptedLayer],
+    optimizer: Optimizer,
+    born: Born,
+    generator: torch.Generator,
+    *,
+    new_moments: str,
 ) -> dict[str, list[Replacement]]:
     """Prune and add as planned, and bring layers to the plan's scaling; what was replaced, by layer.
 
@@ -35,7 +39,7 @@ def carry_out(
     for layer in layers:
         pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
         if pruned or num_new:
-            changes[layer.name] = resized(layer, pruned, born(layer, pruned, num_new) if num_new else None)
+            changes[layer.name] = resized(layer, pruned, born(layer, pruned, num_new, generator) if num_new else None)
     replacements = [replacement for change in changes.values() for replacement in change]
     check_state(optimizer, [replacement.old for replacement in replacements])
     changed = [layer for layer in layers if layer.name in changes]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Rule, bidirectional
 from pedyra.allocate.schedule import parts_of
 from pedyra.bench.chain import Size, adapted_chain
 from pedyra.bench.device import timed
 from pedyra.config import RankConfig
+from pedyra.methods.pedyra.run import Pedyra
 from pedyra.methods.pedyra.settings import Settings
 
 DEEP = Size(layers=224, rank=45, length=8, batch=2)
@@ -38,8 +38,8 @@ def bench_adjustment(size: Size = DEEP, *, device: str = "cpu") -> Iterator[dict
         model = adapted_chain(size).to(device).train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
         config = RankConfig(interval=_INTERVAL, moves=200)
-        rule = Rule(policy=bidirectional, settings=Settings(reassignment=0, patience=0))
-        allocator = RankAllocator(model, optimizer, config, total_steps=2 * _LOOKS * _INTERVAL, policy=rule)
+        method = Pedyra(Settings(reassignment=0, patience=0))
+        allocator = RankAllocator(model, optimizer, config, total_steps=2 * _LOOKS * _INTERVAL, method=method)
         draw = torch.Generator().manual_seed(0)
         left, right = torch.randn(2, size.width, 12, generator=draw)
         teacher = 0.3 * left @ right.T / size.width

@@ -121,7 +121,7 @@ def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any
         if allocator.history and allocator.history[-1]["step"] == allocator.step:
             seconds["adjustment"].append(adjustment)
     medians = {name: median(values) for name, values in seconds.items()}
-    state = storage_bytes(allocator.scores.tensors().values())
+    state = storage_bytes(allocator.run.tensors().values())
     allocator.release()
     return {
         "overhead_seconds": medians["observe"] + max(0.0, medians["forward"] - medians["bare"]),

@@ -21,7 +21,7 @@ from pedyra.bench.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.bench.device import check_device
 from pedyra.bench.memory import peak_bytes
 from pedyra.config import RankConfig
-from pedyra.methods.pedyra.dealing import adjustment_of_deal
+from pedyra.methods.pedyra.reassignment import adjustment_of_reassignment
 from pedyra.methods.pedyra.settings import Settings
 from pedyra.methods.pedyra.sketching import schedule_of
 
@@ -82,7 +82,7 @@ def bench_step(
         built = {variant: build(variant, setting, clock) for variant in names}
         seconds, adjustments, peaks = measure(built, setting, clock)
         for variant in variants:
-            run = schedule_of(config, run_steps, settings)
+            run = schedule_of(config, run_steps)
             row = _row(built[variant], seconds, adjustments[variant], run, settings)
             yield {"model": name, "variant": variant, **row, "peak_bytes": peaks[variant],
                    "trainable_parameters": sum(p.numel() for p in built[variant].trainable()),
@@ -140,7 +140,7 @@ def step_kind(step: int, schedule: Schedule, settings: Settings) -> str:
 
 def settled_after(schedule: Schedule, settings: Settings) -> int:
     """The adjustment after which a run in which nothing ever moves is a plain LoRA; the last step if none is."""
-    deal = adjustment_of_deal(settings, RankConfig(), schedule) or 0
+    deal = adjustment_of_reassignment(settings, RankConfig(), schedule) or 0
     counted = [step for step in schedule.adjustments if step >= deal]
     settles = 0 < settings.patience <= len(counted)
     return counted[settings.patience - 1] if settles else schedule.total_steps
@@ -198,7 +198,7 @@ def _by_kind(allocator: Any, ratios: Sequence[float]) -> dict[str, float]:
     """
     by_kind: dict[str, list[float]] = {}
     for step, ratio in enumerate(ratios, start=_WARMUP + 1):
-        kind = step_kind(step, allocator.schedule, allocator.settings)
+        kind = step_kind(step, allocator.schedule, allocator.run.settings)
         if kind == "idle" and step > allocator.schedule.adjustments[-1]:
             kind = "moved"
         by_kind.setdefault(kind, []).append(ratio)

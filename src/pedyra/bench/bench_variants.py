@@ -12,10 +12,10 @@ from peft import AdaLoraConfig, EvaConfig, LoraConfig, get_peft_model, initializ
 from torch import Tensor, nn
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Rule, bidirectional
 from pedyra.bench.bench_models import BenchModel
 from pedyra.bench.masked_reference import MaskedReference
 from pedyra.config import RankConfig
+from pedyra.methods.pedyra.run import Pedyra
 from pedyra.methods.pedyra.settings import Settings
 
 VARIANTS = ("floor", "lora", "adalora", "dora", "paper", "pedyra", "pedyra-fused")
@@ -105,11 +105,11 @@ def build(name: str, setting: Setting, clock: Clock) -> Variant:
             variant.optimizer,
             config,
             setting.total_steps,
-            policy=Rule(policy=bidirectional, settings=setting.settings),
+            method=Pedyra(setting.settings),
         )
         variant.allocator, variant.before_step = allocator, allocator.before_step
         variant.after_step = lambda: allocator.after_step() is not None
-        variant.state = lambda: allocator.scores.tensors().values()
+        variant.state = lambda: allocator.run.tensors().values()
     return variant
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.rule import Situation
+from pedyra.allocate.contract import Situation
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, is_last, lowest_worth, means, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora
 
 RANK_SETTINGS: dict[str, Any] = dict(
@@ -61,4 +62,4 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     )
     initial, final = first_and_last_rank(settings, request.lora.r)
     model = with_lora(request, r=initial)
-    return adaptive(model, config, CubicPruning(initial, final))
+    return adaptive(model, config, ScoredMethod(policy=CubicPruning(initial, final)))

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import set_seed
 
-from pedyra.allocate.rule import Policy, Rule, e_is_trained
+from pedyra.allocate.contract import RankMethod
 from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer_names import pattern_keys
@@ -72,8 +72,7 @@ def with_adapter(base_model: nn.Module, config: PeftConfig, seed: int) -> PeftMo
     return model
 
 
-def adaptive(model: PeftModel, config: RankConfig, rule: Policy | Rule, **more: Any) -> Adaptation:
-    """The Adaptation of a method that moves ranks by `rule`, with its triples attached; `more` are further fields."""
-    rule = rule if isinstance(rule, Rule) else Rule(policy=rule)
-    train_e(attach(model, start=config.start, seed=config.seed), e_is_trained(rule, config))
-    return Adaptation(model=model, ranks=RankMoves(config=config, rule=rule), **more)
+def adaptive(model: PeftModel, config: RankConfig, method: RankMethod, **more: Any) -> Adaptation:
+    """The Adaptation of a method that moves ranks, with its triples attached; `more` are further fields."""
+    train_e(attach(model, start=config.start, seed=config.seed), method.trains_e(config))
+    return Adaptation(model=model, ranks=RankMoves(config=config, rule=method), **more)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pedyra.allocate.allocation import RankPlan, Scores, prunable
 
 if TYPE_CHECKING:
-    from pedyra.allocate.rule import Situation
+    from pedyra.allocate.contract import Situation
 
 
 def units(now: Situation) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.rule import Rule, Situation
+from pedyra.allocate.contract import Situation
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
@@ -17,6 +17,7 @@ from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, means, plan, units
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.pedyra.directions import orthogonal_rows
+from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora, require
 
 RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
@@ -116,5 +117,5 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
         moves=4,
     )
     assert config.moves is not None
-    rule = Rule(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed")
+    rule = ScoredMethod(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed")
     return adaptive(with_lora(request), config, rule)

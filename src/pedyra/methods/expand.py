@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.rule import Rule, Situation, unchecked
+from pedyra.allocate.contract import Situation
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, part_done, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.scored import ScoredMethod, unchecked
 from pedyra.methods.settings import paper_config, refuse_lora, require
 
 
@@ -58,4 +59,4 @@ def prepare(request: Request, settings: ExpandSettings) -> Adaptation:
             f"or lower method_settings.initial_rank"
         )
     model = with_lora(request, r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
-    return adaptive(model, config, Rule(policy=Expand(initial, final), check=unchecked))
+    return adaptive(model, config, ScoredMethod(policy=Expand(initial, final), check_start=unchecked))

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pedyra.allocate.allocation import RankPlan, Scores
+from pedyra.allocate.contract import Situation
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.rule import Rule, Situation
 from pedyra.config import Importance, RankConfig
 from pedyra.lora.attach import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import is_last, means, plan
-from pedyra.methods.importance import update_sensitivity_
 from pedyra.methods.layer_scores import LayerScores
 from pedyra.methods.method import Adaptation, Hooks, Request, Running
+from pedyra.methods.paper import update_sensitivity_
+from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora, require
 
 RESERVE_E = 1e-5
@@ -249,13 +250,13 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     add = final // 2 if settings.add is None else settings.add
     model = with_lora(request, r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
-    rule = Rule(
+    rule = ScoredMethod(
         policy=policy,
         scores=DenseSensitivity,
         new_triples=reserve_triples,
-        check=policy.check,
+        check_start=policy.check,
         new_moments="seed",
-        goes_by_history=True,
+        needs_history=True,
     )
     adaptation = adaptive(model, config, rule, hooks=ReserveHooks(policy))
     with torch.no_grad():

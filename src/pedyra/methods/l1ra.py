@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.rule import Rule, Situation
+from pedyra.allocate.contract import Situation
 from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
@@ -21,6 +21,7 @@ from pedyra.methods.budget import plan, spent, uniform, units
 from pedyra.methods.layer_scores import LayerScores
 from pedyra.methods.method import Adaptation, Hooks, Request, Running
 from pedyra.methods.optimizers import groups_with_gates
+from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora, require
 
 RANK_SETTINGS: dict[str, Any] = dict(
@@ -141,7 +142,7 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     config = rank_config(request, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
     model = with_lora(request, init_lora_weights="gaussian")
     policy = MoveClosed(request.lora.r, settings.threshold)
-    rule = Rule(policy=policy, scores=Gates, new_triples=gated_triples, trains_e=True, new_moments="seed")
+    rule = ScoredMethod(policy=policy, scores=Gates, new_triples=gated_triples, train_e=True, new_moments="seed")
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         gates: list[Any] = [layer.a.E for layer in adapted_layers(model)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pedyra.allocate.allocation import RankPlan, Scores, lowest, prunable
-from pedyra.allocate.rule import Rule, Situation, unchecked
+from pedyra.allocate.contract import Situation
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, plan
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.scored import ScoredMethod, unchecked
 from pedyra.methods.settings import paper_config
 
 
@@ -32,4 +33,4 @@ def prepare(request: Request) -> Adaptation:
         raise ValueError(
             f"rank.start is {config.start!r}, but method mask sets E to 0 and lets it learn; use rank.start='svd'"
         )
-    return adaptive(with_lora(request), config, Rule(policy=mask_lowest, check=unchecked))
+    return adaptive(with_lora(request), config, ScoredMethod(policy=mask_lowest, check_start=unchecked))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # the list of methods is shown without loading torch
     from torch import nn
     from torch.optim import Optimizer
 
+    from pedyra.allocate.contract import RankMethod
     from pedyra.allocate.rank_allocator import RankAllocator
-    from pedyra.allocate.rule import Policy, Rule
     from pedyra.config import RankConfig
     from pedyra.methods.data import Data
 
@@ -50,7 +50,7 @@ class RankMoves:
     """Ranks that move in training: the settings of a RankAllocator or RankCallback, and what decides."""
 
     config: RankConfig
-    rule: Policy | Rule
+    rule: RankMethod
 
 
 @dataclass(frozen=True, kw_only=True)

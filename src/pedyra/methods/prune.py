@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.rule import Situation
+from pedyra.allocate.contract import Situation
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import lowest_worth, means, part_done, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import paper_config, refuse_lora
 
 
@@ -40,4 +41,4 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     initial, final = first_and_last_rank(settings, request.lora.r)
     alpha = request.lora.lora_alpha * initial / request.lora.r  # the scaling is that of lora.r
     model = with_lora(request, r=initial, lora_alpha=alpha)
-    return adaptive(model, config, Prune(initial, final))
+    return adaptive(model, config, ScoredMethod(policy=Prune(initial, final)))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from random import Random
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.rule import Situation
+from pedyra.allocate.contract import Situation
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, plan, units
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import paper_config
 
 
@@ -53,4 +54,4 @@ def prepare(request: Request) -> Adaptation:
     The scores are tracked and recorded all the same, so that a run costs what pedyra's does.
     """
     config = paper_config(request, "moves")
-    return adaptive(with_lora(request), config, RandomMoves(config.seed))
+    return adaptive(with_lora(request), config, ScoredMethod(policy=RandomMoves(config.seed)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.rule import Rule, Situation, unchecked
+from pedyra.allocate.contract import Situation
 from pedyra.config import RankConfig
 from pedyra.lora.attach import AdaptedLayer, attach
 from pedyra.lora.factors import AFactor
@@ -22,6 +22,7 @@ from pedyra.methods.budget import is_last, means, plan
 from pedyra.methods.increlora import growth
 from pedyra.methods.layer_scores import LayerScores
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.scored import ScoredMethod, unchecked
 from pedyra.methods.settings import rank_config, refuse_lora, require
 
 STD = 0.02
@@ -170,13 +171,13 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
     policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
-    rule = Rule(
+    rule = ScoredMethod(
         policy=policy,
         scores=CoreNorms,
         new_triples=gaussian_triples,
-        check=unchecked,
-        trains_e=True,
+        check_start=unchecked,
+        train_e=True,
         new_moments="seed",
-        goes_by_history=True,
+        needs_history=True,
     )
     return adaptive(model, config, rule)

@@ -91,7 +91,7 @@ def make_plan(setup: Setup) -> Plan:
         if ranks is not None:
             optimizer = trainer.create_optimizer() or trainer.optimizer
             assert optimizer is not None
-            allocator = RankAllocator(setup.model, optimizer, ranks.config, total_steps, policy=ranks.policy)
+            allocator = RankAllocator(setup.model, optimizer, ranks.config, total_steps, method=ranks.method)
             description = allocator.describe()
             budget, schedule = description["budget"], description["schedule"]
             allocator.release()

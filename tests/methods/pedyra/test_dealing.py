@@ -11,12 +11,10 @@ from torch import nn
 from windows import pedyra
 
 from pedyra import RankAllocator, RankConfig
-from pedyra.allocate.allocation import deal_ranks
-from pedyra.allocate.new_triples import new_triples
 from pedyra.allocate.optimizer_checks import has_second_moments
-from pedyra.allocate.optimizer_state import removal_losses
-from pedyra.allocate.situation import moves_due, situation
-from pedyra.methods.pedyra.dealing import deal
+from pedyra.allocate.schedule import moves_at
+from pedyra.methods.new_triples import triples_along
+from pedyra.methods.pedyra.reassignment import proportional_ranks, reassign, removal_losses
 
 SCHEDULE: dict[str, Any] = dict(interval=5, final_warmup=4, reassignment=11, certainty=0.0)
 """Adjustments of 24 steps after 5, 10 and 15; 10 is the nearest to 11. Whatever gains anything would be moved."""
@@ -58,7 +56,7 @@ def test_ranks_are_dealt_once_at_the_nearest_adjustment(make_net, train_net):
     allocator.after_step = after_step  # type: ignore[method-assign]
     costs = {layer.name: layer.cost for layer in allocator.layers}
     widths = {layer.name: min(layer.a.in_features, layer.b.out_features) for layer in allocator.layers}
-    expected = deal_ranks(seen, min_rank=0, max_ranks=widths, costs=costs, spare=0)
+    expected = proportional_ranks(seen, min_rank=0, max_ranks=widths, costs=costs, spare=0)
     assert record["dealt"] and record["ranks"] == expected.ranks == allocator.ranks != before
     assert {name for name, _, _ in record["pruned"]} == set(expected.pruned)
     assert allocator.parameters <= allocator.initial_parameters
@@ -84,18 +82,18 @@ def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(ma
         train_net(model, allocator.optimizer, allocator, 1, first=step)
         assert all(layer.a.live is None for layer in allocator.layers)
     assert sum(allocator.history[-1]["added"].values()) > 1, "the test would prove nothing"
-    assert moves_due(allocator, 15) == 2  # a quarter of 8, not twice what was dealt
+    assert moves_at(allocator.moves, allocator.run.last.moved) == 2  # a quarter of 8, not twice what was dealt
 
 
 @pytest.mark.parametrize("config", [pedyra(reassignment=0), RankConfig(moves=0), RankConfig.paper()])
 def test_nothing_is_dealt_where_it_is_not_asked_for(config, make_net):
-    assert allocate(make_net(), config, 200).deal_step is None
-    assert allocate(make_net(), RankConfig(), 200).deal_step == 27  # a tenth is 20, the first adjustment 27
+    assert allocate(make_net(), config, 200).describe()["schedule"]["deal"] is None
+    assert allocate(make_net(), RankConfig(), 200).run.reassign_at == 27  # a tenth is 20, the first adjustment 27
 
 
 def test_what_triples_hold_at_the_start_is_not_given_away(make_net):
-    assert allocate(make_net(trained=True), pedyra(**SCHEDULE)).deal_step is None
-    assert allocate(make_net(), pedyra(**SCHEDULE)).deal_step == 10
+    assert allocate(make_net(trained=True), pedyra(**SCHEDULE)).run.reassign_at is None
+    assert allocate(make_net(), pedyra(**SCHEDULE)).run.reassign_at == 10
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adamax])
@@ -111,7 +109,7 @@ def test_without_second_moments_nothing_is_dealt_and_a_deal_that_is_asked_for_is
     other = make_net()
     usual = allocator(other)
     train_net(other, usual.optimizer, usual, 1)
-    assert usual.deal_step is None
+    assert usual.run.reassign_at is None
 
 
 def test_a_refused_allocator_leaves_the_adapter_free(make_net):
@@ -185,17 +183,17 @@ def test_a_run_that_is_made_longer_deals_at_an_adjustment_of_its_own(make_net, t
     train_net(model, one.optimizer, one, 7)
     state = one.state()
     one.release()
-    longer = RankAllocator(model, one.optimizer, one.config, 100, policy=one.rule)
+    longer = RankAllocator(model, one.optimizer, one.config, 100, method=one.method)
     longer.load_state(*state)
-    assert one.deal_step in one.schedule.adjustments and longer.deal_step in longer.schedule.adjustments
-    assert longer.deal_step == 48  # 45 of 100; every 24
+    assert one.run.reassign_at in one.schedule.adjustments and longer.run.reassign_at in longer.schedule.adjustments
+    assert longer.run.reassign_at == 48  # 45 of 100; every 24
 
 
 def test_a_layer_that_gains_more_than_there_are_directions_gets_others(make_net):
     (layer, *_) = allocate(make_net(trained=True), pedyra(**SCHEDULE)).layers
     u, v = torch.zeros(1, layer.b.out_features), torch.zeros(1, layer.a.in_features)
     u[0, 0] = v[0, 1] = 1.0
-    new = new_triples(layer, (0,), 3, RankConfig(), torch.Generator().manual_seed(0), (u, v))
+    new = triples_along((u, v), layer, (0,), 3, start="lora", generator=torch.Generator().manual_seed(0))
     length = float(layer.a.A.detach()[1:].norm(dim=1).mean())
     torch.testing.assert_close(new.A[0], v[0] * length)
     torch.testing.assert_close(new.A.norm(dim=1), torch.full((3,), length))
@@ -213,9 +211,9 @@ def test_a_run_taken_up_again_still_knows_when_it_deals(make_net, train_net):
     # As in a loop of one's own, which loads the weights before it makes the allocator.
     second.load_state_dict(first.state_dict(), strict=False)
     two = allocate(second, pedyra(**SCHEDULE))
-    assert two.deal_step is None
+    assert two.run.reassign_at is None
     two.load_state(record, tensors)
-    assert two.deal_step == one.deal_step == 10
+    assert two.run.reassign_at == one.run.reassign_at == 10
 
 
 @pytest.mark.parametrize(
@@ -237,7 +235,6 @@ def test_how_much_of_the_budget_one_layer_may_get(shares, dealt):
     for layer, share in zip(allocator.layers, shares, strict=True):
         moment = share / (2 * layer.a.A.detach().square().sum())  # w^2 v / 2, summed
         allocator.optimizer.state[layer.a.A] = {"exp_avg_sq": moment.expand_as(layer.a.A).clone()}
-    allocator._sketching.forget()  # a deal asks for none
-    now = situation(allocator, allocator._sketching, allocator._max_ranks, {})
-    _, plan = deal(allocator.layers, allocator.optimizer, now)
+    allocator.run.sketching.forget()  # a deal asks for none
+    _, plan = reassign(allocator.layers, allocator.optimizer, allocator._situation())
     assert bool(plan.added) == dealt

@@ -38,7 +38,7 @@ def swaps(
         max_ranks=FREE, costs=COSTS, spare=0, certainty=2.0, chance=2.0, least=0.0, margin=0.5
     )
     curvature = {name: Curvature(by_length=1e9, by_reach=(h or {}).get(name, 1.0)) for name in SCORES}
-    return plan_swaps(SCORES, candidates, trials, curvature, **{**settings, **changes})
+    return plan_swaps(SCORES, candidates, trials, curvature, **{**settings, **changes})[0]
 
 
 def test_what_a_triple_saves_by_hand():
@@ -169,3 +169,17 @@ def test_trials_together_could_pay_for_the_widest_triple():
     # The lowest per cost is slim (1), 5 of the 10 that a wide one costs; with wide (1) it is 15.
     assert choose_trials(SCORES, moves=1, newborn={}, min_rank=0, costs=COSTS) == {"slim": (1,), "wide": (1,)}
     assert choose_trials(SCORES, moves=1, newborn={}, min_rank=0, costs={"wide": 5, "slim": 5}) == {"slim": (1,)}
+
+
+def test_a_plan_says_what_became_of_its_candidates():
+    settings: dict[str, Any] = dict(costs=COSTS, spare=0, certainty=0.0, chance=2.0, least=0.01, margin=0.5)
+    candidates = {"wide": [Gain(1.9, 1.0), Gain(9.0, 1.0)], "slim": sure(3.0, 0.1)}
+    trials = {"slim": {0: tried(2.0, length=2.0)}}
+    curvature = {name: Curvature(1.0, 1.0) for name in SCORES}
+    _, contests = plan_swaps(SCORES, candidates, trials, curvature, max_ranks=FREE, **settings)
+    told = {(each.layer, each.candidate): (each.outcome, each.bar, each.against) for each in contests}
+    assert told == {
+        ("wide", 0): ("noise", 0.1, ()),  # 0.01 for each of 10
+        ("wide", 1): ("cannot be paid for", 0.5, (("slim", 0, 2.0),)),  # 10 of which 5 are there
+        ("slim", 0): ("won", 0.5, (("slim", 0, 2.0),)),  # a quarter of 2 * 2 / 2
+    }

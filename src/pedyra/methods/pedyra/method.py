@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pedyra.allocate.rule import Rule, bidirectional
 from pedyra.config import RankConfig
+from pedyra.methods import from_config
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.pedyra.run import Pedyra
 from pedyra.methods.pedyra.settings import Settings
 
 
@@ -16,10 +17,10 @@ def prepare(request: Request, settings: Settings) -> Adaptation:
     (`model.quantization`), Tables 11 and 12.
     """
     config = RankConfig.from_dict({"seed": request.seed, **request.rank})
-    return adaptive(with_lora(request), config, Rule(policy=bidirectional, settings=settings))
+    return adaptive(with_lora(request), config, Pedyra(settings))
 
 
 def prepare_paper(request: Request) -> Adaptation:
     """The same by the paper's scores and Algorithm 2; `request.rank` is on top of `RankConfig.paper`."""
     config = RankConfig.paper(**{"seed": request.seed, **request.rank})
-    return adaptive(with_lora(request), config, bidirectional)
+    return adaptive(with_lora(request), config, from_config(config))

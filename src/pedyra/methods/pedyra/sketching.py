@@ -33,7 +33,7 @@ class Sketching:
     Args:
         layers: what is sketched.
         config: `seed`, and whether anything moves.
-        settings: of the method that sketches; None: nothing is sketched.
+        settings: `sketch_size`, `sketch_steps` and `certainty`.
         schedule: when adjustments are.
         average: over the processes that see parts of a batch.
     """
@@ -42,12 +42,12 @@ class Sketching:
         self,
         layers: Sequence[AdaptedLayer],
         config: RankConfig,
-        settings: Settings | None,
+        settings: Settings,
         schedule: Schedule,
         average: Average = alone,
     ) -> None:
         self.layers, self.config, self.schedule, self.average = layers, config, schedule, average
-        self.wanted, self.settings = wanted(settings, config), settings or Settings()
+        self.wanted, self.settings = config.moves != 0, settings
         self.current: GradientSketch | None = None
         self._chance: float | None = None
         """What `chance` was for the current sketch, once asked."""
@@ -78,10 +78,9 @@ class Sketching:
         if self.current is not None:
             self.current.skip()
 
-    def candidates(self) -> dict[str, list[Gain]] | None:
-        """What the directions found would gain, where that is to choose the layers that grow."""
-        if self.current is None:
-            return None
+    def candidates(self) -> dict[str, list[Gain]]:
+        """What the directions found would gain; once the sketch is complete."""
+        assert self.current is not None
         return self.current.candidates(self.settings.certainty, self._least)
 
     def chance(self) -> float:
@@ -92,10 +91,6 @@ class Sketching:
             self._chance = self.current.chance(self.settings.certainty)
         return self._chance
 
-    def trials(self) -> dict[str, dict[int, Gain]] | None:
-        """What the triples on trial gain, where that is to choose those that go."""
-        return self.current.trials() if self.current else None
-
     def turns(self) -> dict[str, Tensor]:
         """Layer -> W `(r, r)`, with which its triples are turned into those that are on trial; layers that have any."""
         if self.current is None or not self.current.turned:
@@ -103,10 +98,9 @@ class Sketching:
         each = zip(self.layers, self.current.on_trial, self.current.turned, strict=True)
         return {layer.name: W for layer, indices, W in each if len(indices)}
 
-    def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor] | None:
-        """The directions that new triples of the layer begin along; None where they are not the gradient's."""
-        if self.current is None:
-            return None
+    def directions(self, layer: AdaptedLayer) -> tuple[Tensor, Tensor]:
+        """The directions that new triples of the layer begin along."""
+        assert self.current is not None
         return self.current.directions(layer, self.settings.certainty, self._least)
 
     def stop(self) -> None:
@@ -159,21 +153,21 @@ class Sketching:
         )
 
 
-def schedule_of(config: RankConfig, total_steps: int, settings: Settings | None = None) -> Schedule:
+def schedule_of(config: RankConfig, total_steps: int) -> Schedule:
     """When `config` adjusts ranks in a run of `total_steps`. Raises ValueError as `resolve_schedule` does."""
     return resolve_schedule(
         total_steps,
         initial_warmup=config.initial_warmup,
         interval=config.interval,
         final_warmup=config.final_warmup,
-        least_interval=LEAST_STEPS if wanted(settings, config) else 1,
-        usual_least=USUAL_STEPS if wanted(settings, config) else 1,
+        least_interval=LEAST_STEPS if config.moves != 0 else 1,
+        usual_least=USUAL_STEPS if config.moves != 0 else 1,
     )
 
 
-def too_short_to_try(settings: Settings | None, config: RankConfig, schedule: Schedule) -> str | None:
+def too_short_to_try(settings: Settings, config: RankConfig, schedule: Schedule) -> str | None:
     """Why no triple is ever put on trial in this schedule, and what would change that; None where one can be."""
-    if settings is None or not wanted(settings, config):
+    if config.moves == 0:
         return None
     window, fewest = min(settings.sketch_steps, schedule.interval), fewest_steps(settings.certainty)
     judging = parts_of(window)[-1]
@@ -187,8 +181,3 @@ def too_short_to_try(settings: Settings | None, config: RankConfig, schedule: Sc
         f"and at certainty {settings.certainty} it takes {fewest} to tell one from chance; train longer, raise "
         f"{which} to {3 * int(fewest)}, or lower the certainty"
     )
-
-
-def wanted(settings: Settings | None, config: RankConfig) -> bool:
-    """Whether adjustments need directions along the gradient, and their gains."""
-    return config.moves != 0 and settings is not None

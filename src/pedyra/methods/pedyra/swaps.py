@@ -8,7 +8,7 @@ sigma c / 2. It is taken to be the inputs' mean square along v, the *reach*, tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,25 @@ class Gain(NamedTuple):
     def worth(self) -> float:
         """The loss that a triple on trial saves, at most: one error more than the mean, where that is positive."""
         return (max(0.0, self.mean) + self.error) * self.length / 2
+
+
+class Contest(NamedTuple):
+    """What became of one candidate."""
+
+    layer: str
+    candidate: int
+    """Its place among the layer's candidates, the surest being 0."""
+    gain: float
+    """What it surely saves of the loss."""
+    cost: int
+    """Units of the budget that it takes."""
+    against: tuple[tuple[str, int, float], ...]
+    """(layer, triple, worth) of what would pay for it, worth least first."""
+    bar: float
+    """What the gain must exceed."""
+    outcome: str
+    """"won", or why not: "noise" (chance explains it), "too small" (to matter), "worth less" (than what it would
+    replace), "cannot be paid for", "no room" (the layer is at its highest rank)."""
 
 
 WORTH_MOVING = 0.001
@@ -138,13 +157,15 @@ def plan_swaps(
     chance: float,
     least: float,
     margin: float,
-) -> RankPlan:
+) -> tuple[RankPlan, list[Contest]]:
     """First, do no harm: a candidate replaces triples on trial only where it clearly saves more than they do.
 
     The candidate that surely saves most per unit of cost is set against the triples on trial that are worth least, as
     many as pay for it. It wins where what it surely saves exceeds the square of `margin` times what they are worth. One
     that the spare pays for only has to be more than noise. What chance explains among so many candidates, or saves too
     little to matter, never wins.
+
+    Returns the plan, and what became of every layer's candidates that are more than noise, and of its surest one.
 
     Args:
         candidates: per layer the gains of its new directions, surest first.
@@ -154,17 +175,22 @@ def plan_swaps(
         spare: units of cost that nothing uses.
     """
     sure: dict[str, list[float]] = {}
+    contests: list[Contest] = []
     for name, gains in candidates.items():
-        saved = [gain.saves(curvature[name].by_reach, certainty) if gain.beyond(chance) else 0.0 for gain in gains]
-        sure[name] = [value if value > least * costs[name] else 0.0 for value in saved]
+        saved = [gain.saves(curvature[name].by_reach, certainty) for gain in gains]
+        sure[name] = []
+        for index, (gain, value) in enumerate(zip(gains, saved, strict=True)):
+            outcome = "noise" if not gain.beyond(chance) else "too small" if value <= least * costs[name] else None
+            sure[name].append(0.0 if outcome else value)
+            if outcome and index == 0:
+                contests.append(Contest(name, index, value, costs[name], (), least * costs[name], outcome))
     waiting = sorted(
         (gain.worth / costs[name], position, index, name)
         for position, name in enumerate(scores)
         for index, gain in trials.get(name, {}).items()
     )
-    return _grow(
-        scores, sure, waiting, max_ranks=max_ranks, costs=costs, spare=spare, pays=lambda g, lost: g > margin**2 * lost
-    )
+    plan, fought = _grow(scores, sure, waiting, max_ranks=max_ranks, costs=costs, spare=spare, margin=margin)
+    return plan, contests + fought
 
 
 _Waiting = tuple[float, int, int, str]
@@ -179,11 +205,11 @@ def _grow(
     max_ranks: Mapping[str, int],
     costs: Mapping[str, int],
     spare: int,
-    pays: Callable[[float, float], bool],
-) -> RankPlan:
+    margin: float,
+) -> tuple[RankPlan, list[Contest]]:
     """Candidates, best gain per unit of cost first, take the place of what waits to go, worth least first.
 
-    A candidate takes as many as pay for it together with what is spare, and only where `pays(its gain, their worth)`.
+    A candidate takes as many as pay for it together with what is spare.
     """
     queue = sorted(
         (-gain / costs[name], position, index, name, gain)
@@ -193,14 +219,22 @@ def _grow(
     )
     gone: list[_Waiting] = []
     added: dict[str, int] = {}
+    contests: list[Contest] = []
     ranks = {name: len(values) for name, values in scores.items()}
-    for _, _, _, name, gain in queue:
+    for _, _, index, name, gain in queue:
         needed, free = _payers(waiting, costs, spare, costs[name])
         payers = waiting[:needed]
-        if free < 0 or not pays(gain, sum(worth * costs[layer] for worth, _, _, layer in payers)):
-            continue
+        lost = sum(worth * costs[layer] for worth, _, _, layer in payers)
         rank = ranks[name] - sum(layer == name for *_, layer in payers) + 1  # what goes makes room in its own layer
-        if rank > max_ranks[name]:
+        if free < 0:
+            outcome = "cannot be paid for"
+        elif not gain > margin**2 * lost:
+            outcome = "worth less"
+        else:
+            outcome = "no room" if rank > max_ranks[name] else "won"
+        against = tuple((layer, triple, worth * costs[layer]) for worth, _, triple, layer in payers)
+        contests.append(Contest(name, index, gain, costs[name], against, margin**2 * lost, outcome))
+        if outcome != "won":
             continue
         for *_, layer in payers:
             ranks[layer] -= 1
@@ -208,7 +242,7 @@ def _grow(
         gone += payers
         waiting, spare = waiting[needed:], free
         added[name] = added.get(name, 0) + 1
-    return make_plan(scores, lowest(gone, len(gone)), added, layer_means(scores, {}))
+    return make_plan(scores, lowest(gone, len(gone)), added, layer_means(scores, {})), contests
 
 
 def _payers(waiting: Sequence[_Waiting], costs: Mapping[str, int], spare: int, price: int) -> tuple[int, int]:

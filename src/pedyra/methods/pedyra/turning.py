@@ -13,8 +13,7 @@ from pedyra.allocate.batching import alike, in_pieces
 from pedyra.allocate.optimizer_state import LARGEST, SECOND_MOMENTS
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import turn
-from pedyra.methods.importance import triple_lengths
-from pedyra.methods.pedyra.directions import singular_turn
+from pedyra.methods.pedyra.directions import singular_turn, triple_lengths
 
 
 @dataclass(frozen=True)

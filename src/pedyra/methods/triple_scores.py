@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedyra.allocate.input_energy import per_element
-from pedyra.config import Importance, RankConfig
 from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.resize import Replacement
-from pedyra.methods.importance import (
+from pedyra.methods.paper import (
     gradient_scores,
     gradient_weights,
     input_scores,
@@ -22,36 +20,6 @@ from pedyra.methods.importance import (
 
 PIECE = 1 << 20
 """Elements of Eq. (3) that are held in one tensor: memory of more is taken anew from the system at every use."""
-
-
-class ScoreState(Protocol):
-    """Where a method's scores come from: it observes the optimizer steps that `RankAllocator.tracks`."""
-
-    skipped: Tensor
-    """Number of steps left out for a non-finite observation."""
-
-    def watch(self, active: bool) -> None:
-        """Told before each step whether it will be observed, for sources that look at more than gradients."""
-
-    def restart(self) -> None:
-        """Forget what was observed: a new window of tracked steps begins."""
-
-    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
-        """One optimizer step, its gradients complete; what was seen beside them is `loss_scale` times as large."""
-
-    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
-        """The score of every triple by layer name, in the model's order; changes nothing."""
-        ...
-
-    def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
-        """Called at every adjustment, after its resizes (perhaps none) are installed."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The whole state, for a checkpoint."""
-        ...
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; ValueError where they do not fit."""
 
 
 class TripleScores:
@@ -87,6 +55,8 @@ class TripleScores:
         self.uncertainty = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.norms = torch.zeros(len(self.layers), 3, device=device)
         self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
+        self._by_inputs: Tensor | None = None
+        """Eq. (6) of the weights that `read_weights` saw, until the next step."""
 
     def watch(self, active: bool) -> None:
         """Whether the next step will be observed; for sources that look at more than gradients."""
@@ -94,6 +64,7 @@ class TripleScores:
     @torch.no_grad()
     def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
         """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
+        self._by_inputs = None
         zero = torch.zeros((), device=self.skipped.device)
         found = [parameter.grad for parameter in _factors(self.layers)]
         given = [gradient.float() for gradient in found if gradient is not None]
@@ -139,15 +110,23 @@ class TripleScores:
             at += layer.rank
         return scores
 
+    def read_weights(self, *, input_norm: str) -> None:
+        """Have Eq. (6) read the weights as they are now, before the optimizer step, as Eq. (3) does."""
+        self._by_inputs = self._read_weights(input_norm)
+
     def marginals(self, *, input_norm: str, omega: str) -> tuple[Tensor, Tensor]:
         """S_grad (Eq. 4; zero without `gradients`) and S_inp (Eq. 6) of all triples, each `(total rank,)`, unmixed."""
+        inputs = self._read_weights(input_norm) if self._by_inputs is None else self._by_inputs
+        return self._by_gradient(omega) if self.gradients else torch.zeros_like(inputs), inputs
+
+    @torch.no_grad()
+    def _read_weights(self, input_norm: str) -> Tensor:
         by_input = []
         for layer, energy in zip(self.layers, self.energies, strict=True):
             norm = energy.sqrt() if input_norm == "rms" else energy
             A, E, B = (factor.detach().float() for factor in layer.factors)
             by_input.append(input_scores(A, E, B, norm))
-        inputs = torch.cat(by_input)
-        return self._by_gradient(omega) if self.gradients else torch.zeros_like(inputs), inputs
+        return torch.cat(by_input)
 
     def _by_gradient(self, omega: str) -> Tensor:
         weights = gradient_weights(self.norms)
@@ -160,6 +139,7 @@ class TripleScores:
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
+        self._by_inputs = None
         for index, layers in enumerate(self._pieces):
             if any(layer.name in replacements for layer in layers):
                 for averages in (self.sensitivity, self.uncertainty):
@@ -199,18 +179,6 @@ class TripleScores:
         self.norms = tensors["norms"].to(device, copy=True)
         self.skipped = tensors["skipped"].to(device, copy=True)
         self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
-
-
-def own_scores(model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> TripleScores:
-    """The state behind PE-DyRA's scores."""
-    importance = config.importance or Importance(alpha=0.0)
-    return TripleScores(
-        layers,
-        beta1=importance.beta1,
-        beta2=importance.beta2,
-        omega_ema=importance.omega_ema,
-        gradients=importance.alpha > 0,
-    )
 
 
 def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""How much a triple matters: Eqs. (3) to (6) and Algorithm 1 of the paper.
+"""The paper as pure functions: Eqs. (3) to (8), Algorithms 1 and 2. Eq. (2) is `pedyra.allocate.orthogonality`.
 
 Notation: one layer's triples are `A (r, in)`, `E (r,)` and `B (out, r)`; triple i is row i of A, entry i of E and
 column i of B. The paper's A is the input-side factor, for only then is Eq. (6) well typed.
@@ -6,9 +6,14 @@ column i of B. The paper's A is the input-side factor, for only then is Eq. (6) 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin
 
 
 def update_sensitivity_(
@@ -71,22 +76,6 @@ def input_scores(
     return E.abs() * reach * B.norm(dim=-2)
 
 
-def triple_lengths(
-    A: Float[Tensor, "*l r in"], E: Float[Tensor, "*l r"], B: Float[Tensor, "*l out r"]
-) -> Float[Tensor, "*l r"]:
-    """||e_i B_i A_i||_F: how large each triple's part of the update is."""
-    return E.abs() * A.norm(dim=-1) * B.square().sum(-2).sqrt()  # a norm along columns takes a CPU four times as long
-
-
-def removal_loss(weights: Float[Tensor, "r n"], second_moment: Float[Tensor, "r n"]) -> Float[Tensor, " r"]:
-    """sum_j w_ij^2 v_ij / 2: the loss of setting a triple's weights to zero, to second order.
-
-    Optimal brain damage (LeCun, Denker, Solla 1990) with Adam's second moment as the diagonal of the curvature, an
-    empirical Fisher of batch gradients: right up to one factor for all triples, the number of samples in a batch.
-    """
-    return 0.5 * (weights.square() * second_moment).sum(1)
-
-
 def mix_scores(
     gradient: Float[Tensor, " n"], inputs: Float[Tensor, " n"], *, alpha: float, norm: str
 ) -> Float[Tensor, " n"]:
@@ -110,3 +99,73 @@ def _over_mean(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 def _percentile(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     below = torch.searchsorted(scores.sort().values, scores, right=False)
     return below.to(scores.dtype) / max(1, len(scores) - 1)
+
+
+def plan_adjustment(
+    scores: Scores,
+    *,
+    moves: int,
+    min_rank: int,
+    max_ranks: Mapping[str, int],
+    layer_score: str = "before",
+) -> RankPlan:
+    """Algorithm 2 with the sum of ranks conserved: prune the `moves` lowest triples, give one to each best layer.
+
+    A layer's best `min_rank` triples are never pruned; when fewer than `moves` can go, fewer move. When `moves`
+    exceeds the number of layers, the ranking is walked again (round-robin), so that the sum is conserved exactly.
+    """
+    pruned = lowest(prunable(scores, min_rank), moves)
+    ranking_scores = layer_means(scores, pruned if layer_score == "after" else {})
+    ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
+    ranking = sorted(ranks, key=lambda name: -ranking_scores[name])  # stable: ties in layer order
+    spare = sum(map(len, pruned.values()))
+    added = round_robin(ranking, ranks, max_ranks, {name: 1 for name in ranks}, spare)
+    return make_plan(scores, pruned, added, ranking_scores)
+
+
+def plan_parameters(
+    scores: Scores,
+    *,
+    moves: int,
+    min_rank: int,
+    max_ranks: Mapping[str, int],
+    costs: Mapping[str, int],
+    spare: int,
+    layer_score: str = "before",
+) -> RankPlan:
+    """Algorithm 2 with the parameters conserved: a move is ranked by its score per parameter.
+
+    `costs` are the parameters of one triple of a layer, `spare` those left unused by earlier adjustments. The
+    `moves` triples with the lowest score per parameter go; what they free, with the spare, buys triples for the
+    `moves` best layers in turn, as long as one fits. What is left over is carried to the next adjustment.
+    """
+    per_parameter = {name: [value / costs[name] for value in values] for name, values in scores.items()}
+    pruned = lowest(prunable(per_parameter, min_rank), moves)
+    ranking_scores = layer_means(scores, pruned if layer_score == "after" else {})
+    ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
+    ranking = sorted(ranks, key=lambda name: -ranking_scores[name] / costs[name])[: max(moves, 1)]
+    freed = spare + sum(costs[name] * len(indices) for name, indices in pruned.items())
+    added = round_robin(ranking, ranks, max_ranks, costs, freed) if moves else {}
+    return make_plan(scores, pruned, added, ranking_scores)
+
+
+def two_thirds_ranks(layer_scores: Mapping[str, float], total_rank: int) -> dict[str, float]:
+    """The real-valued ranks r_l proportional to G_l^(2/3) of Eq. (8) that sum to `total_rank`; equal if all G are 0."""
+    weights = {name: score ** (2 / 3) for name, score in layer_scores.items()}
+    total = sum(weights.values())
+    if total == 0:
+        return {name: total_rank / len(weights) for name in weights}
+    return {name: total_rank * weight / total for name, weight in weights.items()}
+
+
+def two_thirds_log_variance(layer_scores: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
+    """Fig. 5: the logarithm of the variance of G_l^(2/3) / r_l over the layers; lower is nearer to Eq. (8).
+
+    Layers of rank 0 are left out. None where it is undefined: fewer than two layers, or no variance at all.
+    """
+    ratios = [score ** (2 / 3) / ranks[name] for name, score in layer_scores.items() if ranks[name] > 0]
+    if len(ratios) < 2:
+        return None
+    mean = sum(ratios) / len(ratios)
+    variance = sum((ratio - mean) ** 2 for ratio in ratios) / (len(ratios) - 1)
+    return math.log(variance) if variance > 0 else None
