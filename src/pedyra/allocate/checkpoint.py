@@ -21,8 +21,8 @@ from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.files import write_file
 from pedyra.lora.attach import adapted_layers, write_ranks
+from pedyra.lora.factors import renewed
 from pedyra.lora.resize import put
-from pedyra.lora.saved import renewed
 from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"

@@ -10,11 +10,10 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType
 from torch import Tensor, nn
 
-from pedyra.lora.factors import AFactor, BFactor
+from pedyra.lora.factors import AFactor, BFactor, renewed
 from pedyra.lora.fused import unfuse
 from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, lora_layers
 from pedyra.lora.layer_names import pattern_keys
-from pedyra.lora.saved import renewed
 from pedyra.lora.start import (
     check_start,
     check_svd_start,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedyra.lora.saved import ANOTHER_START, apart, as_saved, loaded
+from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
 
 if TYPE_CHECKING:
     from pedyra.lora.start import Start
@@ -187,7 +187,7 @@ class AFactor(nn.Module):
             error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (r, in) here")
             return
         if self.start is not None:
-            weight, self.arrived = apart(weight, dim=0)
+            weight, self.arrived = as_read(weight, dim=0)
             if self.arrived is None:
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
@@ -261,7 +261,7 @@ class BFactor(nn.Linear):
             error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (out, r) here")
             return
         if self.start is not None:
-            weight, negative = apart(weight, dim=1)
+            weight, negative = as_read(weight, dim=1)
             if negative is None:
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
@@ -270,3 +270,28 @@ class BFactor(nn.Linear):
             self.weight = loaded(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:
             self.bias = loaded(self.bias, state_dict[prefix + "bias"], local_metadata)
+
+
+def renewed(old: Tensor, value: Tensor) -> Tensor:
+    """A new Parameter with `value`, trained or not as the old one, and with its hooks and whatever else a user has hung
+    on it; for a plain tensor, the value itself."""
+    if not isinstance(old, nn.Parameter):
+        return value
+    new: Any = nn.Parameter(value, requires_grad=old.requires_grad)
+    # But not torch.compile's marks: those of ranks 0 and 1 are others.
+    new.__dict__.update({k: v for k, v in old.__dict__.items() if "dynamo" not in k and k != "_specialize_on"})
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(old, hooks, None):
+            setattr(new, hooks, getattr(old, hooks))
+    return new
+
+
+def loaded(old: Tensor, value: Tensor, local_metadata: dict) -> Any:
+    """The old tensor with the value in it where that fits, as torch's modules load, for an optimizer holds it;
+    else `renewed`, on the old one's device (or the value's, when assigning) and of its dtype."""
+    assign = local_metadata.get("assign_to_params_buffers", False) or old.device.type == "meta"
+    if not assign and value.shape == old.shape:
+        with torch.no_grad():
+            return old.copy_(value)
+    device = value.device if assign else old.device
+    return renewed(old, value.detach().to(device=device, dtype=old.dtype, copy=True))

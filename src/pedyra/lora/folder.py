@@ -1,4 +1,4 @@
-"""A PEFT LoRA folder read without a model: factors by layer, the scaling of each, and whatever else was saved."""
+"""A LoRA on disk: the form of a factor there, and a folder read without a model (factors and scaling of each layer)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
@@ -35,6 +36,29 @@ _OTHER_FORMS = (
     "use_qalora",
     "velora_config",
 )
+
+
+def as_saved(weight: Tensor, origin: Tensor | None, dim: int) -> Tensor:
+    """What goes to disk: the rows, then what they began as; a zero row for rank 0, which PEFT could not load."""
+    if origin is not None and origin.shape[dim]:
+        return torch.cat([weight, origin.to(weight)], dim)
+    if weight.shape[dim] == 0:
+        shape = list(weight.shape)
+        shape[dim] = 1
+        return weight.new_zeros(shape)
+    return weight
+
+
+ANOTHER_START = "the weight does not end with the start (PiSSA, OLoRA) of this model; load it into a fresh base"
+
+
+def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
+    """The inverse of `as_saved` for triples with an origin: values and origin; None for that where it has none."""
+    count = weight.shape[dim]
+    if count == 1 and not weight.any():
+        return weight.narrow(dim, 0, 0), weight.narrow(dim, 0, 0)
+    values, origin = weight.narrow(dim, 0, count // 2), weight.narrow(dim, count // 2, count - count // 2)
+    return values, origin if origin.shape == values.shape else None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pedyra.lora.factors import AFactor
+from pedyra.lora.factors import AFactor, renewed
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.saved import renewed
 from pedyra.lora.start import follow
 
 

@@ -16,8 +16,8 @@ import torch
 from peft.utils.other import EMBEDDING_LAYER_NAMES, transpose
 from torch import Tensor, nn
 
+from pedyra.lora.folder import ANOTHER_START
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.saved import ANOTHER_START
 
 
 @dataclass
