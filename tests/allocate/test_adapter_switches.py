@@ -11,7 +11,8 @@ from windows import pedyra
 
 from pedyra import RankCallback, RankConfig
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.lora.attach import adapted_layers, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import adapted_layers
 
 SETTINGS: dict[str, Any] = {"interval": 4, "initial_warmup": 0, "final_warmup": 4, "reassignment": 8}
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration
 
 from pedyra.allocate.input_energy import InputEnergy
-from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 
 
 def watched(model: Any) -> tuple[list[AdaptedLayer], InputEnergy, list[list[Tensor]]]:

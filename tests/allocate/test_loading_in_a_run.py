@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 from windows import FORCED
 
 from pedyra import RankAllocator, RankCallback, RankConfig, attach
-from pedyra.lora.attach import AdaptedLayer, adapted_layers, write_ranks
+from pedyra.lora.attach import write_ranks
+from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import install, resized
 
 MOVING = RankConfig.scored(**{**FORCED, "interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 4})

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pedyra.allocate.orthogonality import add_orthogonality_gradient, layer_orthogonality
-from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import install, resized
 
 

@@ -11,7 +11,8 @@ from peft import AdaLoraConfig
 from peft.tuners.adalora.layer import RankAllocator as AdaLoraAllocator
 from torch import Tensor, nn
 
-from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, install, resized
 from pedyra.methods.triple_scores import TripleScores
 

@@ -11,8 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 
-from pedyra.lora.attach import adapted_layers, attach, detach, train_e, write_ranks
+from pedyra.lora.attach import attach, detach, train_e, write_ranks
 from pedyra.lora.factors import AFactor
+from pedyra.lora.layer import adapted_layers
 
 FLAVOURS = {
     "plain": {},

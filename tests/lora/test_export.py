@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pedyra import attach, export_adapter
-from pedyra.lora.attach import adapted_layers, write_ranks
+from pedyra.lora.attach import write_ranks
+from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.rank_file import read_ranks
 from pedyra.lora.resize import NewTriples, install, resized

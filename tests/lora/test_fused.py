@@ -13,8 +13,9 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from pedyra.lora import fused as fused_module
-from pedyra.lora.attach import adapted_layers, attach, detach
+from pedyra.lora.attach import attach, detach
 from pedyra.lora.fused import FusedLinear, fuse, unfuse
+from pedyra.lora.layer import adapted_layers
 
 
 @pytest.fixture(autouse=True)

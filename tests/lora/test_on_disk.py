@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from pedyra.lora.attach import adapted_layers, attach, detach
+from pedyra.lora.attach import attach, detach
+from pedyra.lora.layer import adapted_layers
 
 FLAVOURS = {
     "plain": {"init_lora_weights": False},

@@ -10,7 +10,8 @@ from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from pedyra.lora.attach import adapted_layers, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import adapted_layers
 
 
 class Mixed(nn.Module):

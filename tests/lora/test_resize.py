@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pedyra.lora.attach import AdaptedLayer, attach, train_e
+from pedyra.lora.attach import attach, train_e
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, install, put, resized
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pedyra.lora import fused as fused_module
 from pedyra.lora import shared_input
-from pedyra.lora.attach import adapted_layers, attach
+from pedyra.lora.attach import attach
 from pedyra.lora.fused import fuse
+from pedyra.lora.layer import adapted_layers
 
 QKV = ("q", "k", "v")
 

@@ -12,7 +12,8 @@ from torch import nn
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
-from pedyra.lora.attach import adapted_layers, attach, detach, write_ranks
+from pedyra.lora.attach import attach, detach, write_ranks
+from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import NewTriples, install, resized, turn
 
 STARTS = ("pissa", "pissa_niter_4", "olora")

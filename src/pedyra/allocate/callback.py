@@ -26,7 +26,8 @@ from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.trainer_frames import caller, go_first, resumed_from
 from pedyra.config import RankConfig
 from pedyra.files import append_row, json_line, read_rows
-from pedyra.lora.attach import AdaptedLayer, attach, drop_empty, train_e, write_ranks
+from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
 
 _CALLBACKS: weakref.WeakSet[RankCallback] = weakref.WeakSet()

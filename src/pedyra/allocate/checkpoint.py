@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.files import write_file
-from pedyra.lora.attach import adapted_layers, write_ranks
+from pedyra.lora.attach import write_ranks
 from pedyra.lora.factors import renewed
+from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 
 
 def is_compiled(model: nn.Module) -> bool:

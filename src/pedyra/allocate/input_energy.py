@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.distributed import Average, alone
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 
 
 class _Watch:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pedyra.allocate.contract import Situation
 from pedyra.config import RankConfig
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 
 
 def checked_config(config: object) -> RankConfig:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")

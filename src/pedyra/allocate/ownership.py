@@ -7,9 +7,9 @@ import warnings
 import weakref
 from collections.abc import Sequence
 
-from pedyra.lora.attach import AdaptedLayer
 from pedyra.lora.factors import AFactor
 from pedyra.lora.fused import fuse, unfuse
+from pedyra.lora.layer import AdaptedLayer
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pedyra.allocate.allocation import RankPlan
 from pedyra.allocate.contract import Born
 from pedyra.allocate.optimizer_checks import check_state
 from pedyra.allocate.optimizer_state import move_state
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, install, resized
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.allocate.optimizer_state import drop_unfit_state, rekey_state
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 
 
 class TrainedTriples:

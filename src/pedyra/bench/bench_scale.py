@@ -26,7 +26,8 @@ from pedyra.bench.chain import Chain, Size, adapted_chain
 from pedyra.bench.device import check_device, now, timed
 from pedyra.bench.memory import storage_bytes
 from pedyra.config import RankConfig
-from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra.gradient_sketch import GradientSketch
 from pedyra.methods.pedyra.noise import chance
 from pedyra.methods.pedyra.settings import Settings

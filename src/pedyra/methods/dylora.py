@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation, Hooks, Request
 from pedyra.methods.settings import refuse_lora, require

@@ -10,7 +10,7 @@ import torch
 
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.contract import Situation
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
 from pedyra.methods.adapter import adaptive, with_lora

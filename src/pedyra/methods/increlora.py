@@ -15,7 +15,7 @@ from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.contract import Situation
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import Importance, RankConfig
-from pedyra.lora.attach import AdaptedLayer, adapted_layers
+from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import is_last, means, plan

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
 from pedyra.allocate.contract import Situation
 from pedyra.config import RankConfig
-from pedyra.lora.attach import AdaptedLayer, adapted_layers
+from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import plan, spent, uniform, units

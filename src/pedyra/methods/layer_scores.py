@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement
 
 

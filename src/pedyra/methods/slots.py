@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from pedyra.lora.attach import AdaptedLayer, attach, detach
+from pedyra.lora.attach import attach, detach
+from pedyra.lora.layer import AdaptedLayer
 
 
 @dataclass(frozen=True)

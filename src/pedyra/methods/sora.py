@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.optimizers import groups_with_gates

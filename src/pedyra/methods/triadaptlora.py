@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pedyra.allocate.allocation import RankPlan, Scores, round_robin
 from pedyra.allocate.contract import Situation
 from pedyra.config import RankConfig
-from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import is_last, means, plan

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pedyra.allocate.input_energy import per_element
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement
 from pedyra.methods.paper import (
     gradient_scores,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.lora.attach import adapted_layers
+from pedyra.lora.layer import adapted_layers
 from pedyra.runs.setup import Setup, trainable_parameters
 
 

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra import gradient_sketch
 from pedyra.methods.pedyra.gradient_sketch import GradientSketch
 

@@ -16,7 +16,8 @@ from pedyra.allocate.checkpoint import RECORD
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import margin_at, moves_at
 from pedyra.config import RankConfig
-from pedyra.lora.attach import adapted_layers, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import adapted_layers
 from pedyra.methods.pedyra.noise import chance
 from pedyra.methods.pedyra.swaps import Gain
 from pedyra.methods.pedyra.trials import known_lengths, predicted_losses

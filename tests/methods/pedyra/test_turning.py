@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pedyra.allocate import batching
-from pedyra.lora.attach import AdaptedLayer, attach
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra.turning import lengths, turn_layer, turns_of
 
 

@@ -31,7 +31,7 @@ from pedyra.allocate.batching import per_matrix
 from pedyra.allocate.distributed import Average, alone
 from pedyra.allocate.input_energy import NO_TOKEN, per_element
 from pedyra.allocate.schedule import LEAST_STEPS, parts_of
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra.noise import chance, means_and_errors
 from pedyra.methods.pedyra.probes import Probes
 from pedyra.methods.pedyra.swaps import Gain, surest_first

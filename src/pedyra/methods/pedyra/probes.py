@@ -10,7 +10,7 @@ from torch import Tensor
 from pedyra.allocate.distributed import Average
 from pedyra.allocate.input_energy import per_element
 from pedyra.allocate.ownership import switch_on
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 
 
 class Probes:

@@ -16,7 +16,7 @@ from pedyra.allocate.contract import Situation
 from pedyra.allocate.optimizer_checks import has_second_moments, no_second_moments
 from pedyra.allocate.schedule import Schedule
 from pedyra.config import RankConfig
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra.settings import Settings
 from pedyra.methods.pedyra.turning import shared, turn_layer, turns_of
 

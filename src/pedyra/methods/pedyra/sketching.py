@@ -12,7 +12,7 @@ from torch import Tensor
 from pedyra.allocate.distributed import Average, alone
 from pedyra.allocate.schedule import LEAST_STEPS, Schedule, parts_of, resolve_schedule
 from pedyra.config import RankConfig
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra.gradient_sketch import GradientSketch
 from pedyra.methods.pedyra.noise import fewest_steps
 from pedyra.methods.pedyra.settings import Settings

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from pedyra.lora.attach import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra.swaps import Curvature, choose_trials
 from pedyra.methods.pedyra.turning import lengths, turns_of
 
