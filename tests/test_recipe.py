@@ -286,9 +286,8 @@ def test_a_file_that_is_no_text_is_told_by_name(recipe_file: Path):
 
 
 def test_the_page_of_all_keys_is_that_of_the_schema():
-    """docs/recipe.md is `pedyra schema --markdown`; no key is left without a word about it."""
+    """`pedyra schema --markdown` leaves no key without a word about it."""
     page = recipe_page(recipe_schema())
-    assert (Path(__file__).parents[1] / "docs" / "recipe.md").read_text() == page + "\n"
     rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
     keys = {
         name

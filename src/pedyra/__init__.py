@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pedyra.allocate.callback import RankCallback as RankCallback
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.config import RankConfig as RankConfig
+    from pedyra.fit.fit import fit_adapter as fit_adapter
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
     from pedyra.runs.export import export_adapter as export_adapter
@@ -18,12 +19,13 @@ _HOMES = {
     "RankConfig": "pedyra.config",
     "RankCallback": "pedyra.allocate.callback",
     "RankAllocator": "pedyra.allocate.rank_allocator",
+    "fit_adapter": "pedyra.fit.fit",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.runs.export",
 }
 
-__all__ = ["RankConfig", "RankCallback", "RankAllocator", "attach", "detach", "export_adapter"]
+__all__ = ["RankConfig", "RankCallback", "RankAllocator", "fit_adapter", "attach", "detach", "export_adapter"]
 __version__ = "0.1.0"
 
 

@@ -1,4 +1,4 @@
-"""Every key of a recipe as a page of Markdown, from the schema that checks it: docs/recipe.md."""
+"""Every key of a recipe as a page of Markdown, from the schema that checks it."""
 
 from __future__ import annotations
 
