@@ -65,7 +65,7 @@ def test_planted(architecture: str):
         for method, errors in error.items():
             assert line[method] == short(mean(errors)), line
         ratios = [ours / best for ours, best in zip(error["pedyra"], error["oracle"], strict=True)]
-        assert line["pedyra by oracle, each seed"] == ", ".join(f"{ratio:.2f}" for ratio in ratios), line
+        assert line["pedyra by oracle, at most"] == f"{max(ratios):.2f}", line
         exact = [r["rank_distance"] == 0 for r in case if r["config"] == CONFIG]
         assert line["exact ranks"] == f"{sum(exact)} of {len(exact)}"
 
@@ -77,12 +77,7 @@ def test_transfer(target: str, rate: float):
         method: {r["seed"]: r["loss"] for r in rows if (r["method"], r["lr"], r["rank"]) == (method, rate, 2)}
         for method in ("lora", "pedyra")
     }
-    *seeds, last = table(f"transfer {target}")
-    assert [int(line["seed"]) for line in seeds] == sorted(loss["lora"])
-    for line in seeds:
-        ours, theirs = (loss[method][int(line["seed"])] for method in ("pedyra", "lora"))
-        assert [line["lora"], line["pedyra"]] == [f"{theirs:.4f}", f"{ours:.4f}"]
-        assert line["difference"] == f"{theirs - ours:+.4f}"
+    (last,) = table(f"transfer {target}")
     assert last["lora"] == f"{mean(loss['lora'].values()):.4f}"
     assert last["pedyra"] == f"{mean(loss['pedyra'].values()):.4f}"
     assert last["difference"] == difference([loss["lora"][seed] - loss["pedyra"][seed] for seed in loss["lora"]])
