@@ -22,7 +22,7 @@ from pedyra.methods.pedyra.turning import shared, turn_layer, turns_of
 
 MOST = 2.5
 """No rank is assigned anew where some layer would get more than so many times its rank: its triples then have learned
-first, as those beside a new head do, and what the others will save is not known yet (docs/evidence.md). Two layers of
+first, as those beside a new head do, and what the others will save is not known yet (docs/results.md). Two layers of
 one size have 2 at most, so with few of them the bound is (layers + 1) / 2."""
 
 USUAL = 0.1

@@ -10,7 +10,7 @@ from pedyra.config import check_count, check_steps
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`method_settings` of method pedyra. The ablations of docs/evidence.md change one of them each.
+    """`method_settings` of method pedyra. The ablations of docs/results.md change one of them each.
 
     Raises:
         ValueError: a value outside its range, with the value, the rule and the repair.
