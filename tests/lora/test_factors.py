@@ -154,7 +154,7 @@ def unit_factor(rank: int = 3) -> AFactor:
     a = a_factor(rank)
     a.E.data.fill_(1)
     a.train_e(False)
-    a.unit = True
+    a.e_fixed_at_one = True
     return a
 
 
@@ -163,7 +163,7 @@ def test_parameters_by_name_of_a_trained_e_are_loaded_where_e_was_not_trained(ra
     source, a, x = a_factor(rank), unit_factor(), torch.randn(2, 5)
     a.live = torch.eye(3)
     result = a.load_state_dict({name: p.detach() for name, p in source.named_parameters()}, strict=False)
-    assert not result.missing_keys and not result.unexpected_keys and not a.unit
+    assert not result.missing_keys and not result.unexpected_keys and not a.e_fixed_at_one
     assert torch.equal(a(x), source(x)) and torch.equal(a.state_dict()["weight"], source.weight)
 
 

@@ -114,8 +114,8 @@ def test_an_e_that_is_not_one_is_part_of_the_forward_again(make_net):
     layer = attach(make_net(trained=True))[0]
     train_e([layer], False)
     x = torch.randn(3, 8)
-    unit = layer.module(x)
+    at_one = layer.module(x)
     E = torch.full((layer.rank,), 3.0)
     put([(layer, (layer.a.A, E, layer.b.weight))])
     base = layer.module.base_layer(x)
-    assert not layer.a.unit and torch.allclose(layer.module(x) - base, 3 * (unit - base), atol=1e-5)
+    assert not layer.a.e_fixed_at_one and torch.allclose(layer.module(x) - base, 3 * (at_one - base), atol=1e-5)

@@ -35,9 +35,9 @@ def test_growing_appends_to_the_core_and_moves_nothing():
     assert len(grown) == 3 * 4 and torch.equal(after[:2, :2], before)
 
 
-def test_the_unit_core_is_the_identity():
+def test_with_identity_e_the_core_is_the_identity():
     factor = CoreFactor(nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.zeros(20)))
-    factor.E.data = factor.unit_core(4)
+    factor.E.data = factor.identity_e(4)
     assert torch.equal(factor.core, torch.eye(4))
 
 

@@ -27,7 +27,9 @@ class TrainedTriples:
         """The optimizer has what is in the model."""
         self._held = self.now
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
-        self._slots = [(layer.a._parameters, "weight" if layer.a.unit else "A", layer.a.A) for layer in self.layers]
+        self._slots = [
+            (layer.a._parameters, "weight" if layer.a.e_fixed_at_one else "A", layer.a.A) for layer in self.layers
+        ]
         self._slots += [(layer.b._parameters, "weight", layer.b.weight) for layer in self.layers]
 
     def rekey(self) -> bool:

@@ -55,7 +55,7 @@ class AFactor(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "A":  # torch would register a Parameter of this name, past the property
             object.__setattr__(self, name, value)
-        elif name == "weight" and not self._parameters:  # DataParallel's replica of a unit one: a plain tensor
+        elif name == "weight" and not self._parameters:  # of DataParallel's replica, a plain tensor
             self._parameters["weight"] = value
         else:
             super().__setattr__(name, value)
@@ -68,10 +68,10 @@ class AFactor(nn.Module):
 
     @A.setter
     def A(self, value: nn.Parameter) -> None:
-        self._parameters["weight" if self.unit else "A"] = value
+        self._parameters["weight" if self.e_fixed_at_one else "A"] = value
 
     @property
-    def unit(self) -> bool:
+    def e_fixed_at_one(self) -> bool:
         """E is 1 and not trained, so the forward leaves it out: to the last bit, and in its time, a plain LoRA's.
 
         A then is the Parameter `weight`, as in a plain LoRA, for those who take weights by the names of Parameters (to
@@ -79,9 +79,9 @@ class AFactor(nn.Module):
         """
         return "weight" in self._parameters
 
-    @unit.setter
-    def unit(self, on: bool) -> None:
-        if on != self.unit:
+    @e_fixed_at_one.setter
+    def e_fixed_at_one(self, on: bool) -> None:
+        if on != self.e_fixed_at_one:
             A, others = self.A, {name: p for name, p in self._parameters.items() if name not in ("A", "weight")}
             self._parameters.clear()
             self._parameters.update({"weight" if on else "A": A, **others})
@@ -110,10 +110,10 @@ class AFactor(nn.Module):
     def weight(self) -> Tensor:
         """E A, `(r, in)`: what an ordinary LoRA would hold. Differentiable.
 
-        A itself where E is `unit`, so that what writes into it (hot-swapping, averages of weights) does what it does to
+        A itself where E is fixed at 1, so that writing into it (hot-swapping, averages of weights) does what it does to
         an ordinary LoRA. Elsewhere it is computed, and writing into it changes nothing.
         """
-        return self.A if self.unit else self.E.unsqueeze(1) * self.A
+        return self.A if self.e_fixed_at_one else self.E.unsqueeze(1) * self.A
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a pickle, is nobody's: no allocator would take the probes out of it, or switch its triples on.
@@ -140,7 +140,7 @@ class AFactor(nn.Module):
         """`reach`, where this forward, or its backward, is to add to it: while training."""
         return self.reach if self.reach is not None and self._counts_as_training else None
 
-    def unit_core(self, rank: int) -> Tensor:
+    def identity_e(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
         return torch.ones(rank)
 
@@ -177,7 +177,7 @@ class AFactor(nn.Module):
                 return
             if A.shape[0] != self.out_features:
                 self.live = None
-            self.unit = self.unit and bool((E == 1).all())
+            self.e_fixed_at_one = self.e_fixed_at_one and bool((E == 1).all())
             self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
             return
         if weight is None:
@@ -196,7 +196,7 @@ class AFactor(nn.Module):
         elif torch.equal(weight, self.weight.detach().to(weight)):
             return  # what is live already; keep its split into A and E
         self.A = loaded(self.A, weight, local_metadata)
-        self.E = loaded(self.E, self.unit_core(weight.shape[0]), local_metadata)
+        self.E = loaded(self.E, self.identity_e(weight.shape[0]), local_metadata)
 
 
 @torch.no_grad()

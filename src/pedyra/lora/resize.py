@@ -72,14 +72,14 @@ def install(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]]]) -> No
 
 def put(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
     """Put A, E and B into each layer's slots, whatever they were made from."""
-    units: dict[AFactor, Tensor] = {}
+    fixed: dict[AFactor, Tensor] = {}
     for layer, (A, E, B) in factors:
         layer.a.A, layer.a.E, layer.b.weight = A, E, B  # type: ignore[assignment]
-        if layer.a.unit:
-            units[layer.a] = (E == 1).all()
-    still = torch.stack([*units.values()]).tolist() if units else []  # the host waits once for all layers
-    for factor, unit in zip(units, still, strict=True):
-        factor.unit = unit
+        if layer.a.e_fixed_at_one:
+            fixed[layer.a] = (E == 1).all()
+    still = torch.stack([*fixed.values()]).tolist() if fixed else []  # the host waits once for all layers
+    for factor, at_one in zip(fixed, still, strict=True):
+        factor.e_fixed_at_one = at_one
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class CoreFactor(AFactor):
     def weight(self) -> Tensor:
         return self.core @ self.A
 
-    def unit_core(self, rank: int) -> Tensor:
+    def identity_e(self, rank: int) -> Tensor:
         """The packed core whose C is the identity: half of the diagonal in each triangle."""
         places = _places(rank)
         return torch.where(places % (rank + 1) == 0, 0.5, 0.0)

@@ -18,7 +18,7 @@ from pedyra.methods.pedyra.turning import lengths, turn_layer, turns_of
 def parts(model: Any) -> tuple[list[AdaptedLayer], torch.optim.Optimizer]:
     layers = attach(model)
     for layer in layers:
-        layer.a.unit = True
+        layer.a.e_fixed_at_one = True
     return layers, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 
 

@@ -83,7 +83,7 @@ def reassign(
     """
     losses = removal_losses(layers, optimizer)
     turns = {}
-    if all(layer.a.unit for layer in layers):
+    if all(layer.a.e_fixed_at_one for layer in layers):
         turns = turns_of(layers, now.ranks)
         losses = {name: shared(sum(values), turns[name].lengths) for name, values in losses.items()}
     costs = now.prices

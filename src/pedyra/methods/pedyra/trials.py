@@ -50,8 +50,8 @@ def choose(
     """
     ranks = {layer.name: layer.rank for layer in layers}
     old = {name: rank - born.get(name, 0) for name, rank in ranks.items()}
-    unit = all(layer.a.unit for layer in layers)  # not where an earlier training left E
-    turns = turns_of(layers, old) if unit else {}
+    fixed = all(layer.a.e_fixed_at_one for layer in layers)  # not where an earlier training left E
+    turns = turns_of(layers, old) if fixed else {}
     sizes = {name: turn.lengths for name, turn in turns.items()} if turns else known_lengths(layers)
     scores = predicted_losses(sizes, curvature)
     chosen = choose_trials(
