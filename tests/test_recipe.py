@@ -135,7 +135,7 @@ def test_ranks_by_layer_are_read_from_the_recipe_or_a_file(recipe_file: Path, tm
     assert load_recipe(recipe_file, ["lora.ranks={query: 4, layer.0.attention.self.query: 0}"]).lora.ranks == ranks
     (tmp_path / "mine.txt").write_text("query: 4\nlayer.0.attention.self.query: 0\n")
     assert load_recipe(recipe_file, [f"lora.ranks={tmp_path}/mine.txt"]).lora.ranks == ranks
-    found = {"r": 2, "lora_alpha": 9, "target_modules": ["up"], "rank_pattern": {"^up": 3, "block.up": 1}}
+    found = {"kept": 4, "ranks": {"up": 3, "block.up": 1}}  # as pedyra fit writes it
     (tmp_path / "ranks.json").write_text(json.dumps(found))
     recipe = load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.json"])
     assert recipe.lora.ranks == {"up": 3, "block.up": 1}
@@ -153,7 +153,7 @@ def test_ranks_by_layer_are_read_from_the_recipe_or_a_file(recipe_file: Path, tm
         ("query: 2.5", "the rank of 'query' is 2.5; it is an integer of at least 0"),
         ("query: true", "the rank of 'query' is True"),
         ("{query: 2, key: -1}", "the rank of 'key' is -1"),
-        ("rank_pattern: {query: many}", "the rank of 'query' is 'many'"),
+        ("ranks: {query: many}", "the rank of 'query' is 'many'"),
         ("query: 0", "gives no layer a rank above 0"),
         ("{}", "gives no layer a rank above 0"),
         ("query: [", "is not valid YAML"),
@@ -171,7 +171,7 @@ def test_a_mistake_in_the_ranks_is_one_line_that_names_the_file(recipe_file: Pat
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["lora.ranks=nowhere.json"], "lora.ranks: there is no file 'nowhere.json'; `pedyra search RECIPE` writes one"),
+        (["lora.ranks=nowhere.json"], "lora.ranks: there is no file 'nowhere.json'; give a YAML or JSON file of ranks"),
         (["lora.ranks=3"], "lora.ranks is no mapping"),
         (["lora.ranks={query: x}"], "lora.ranks: the rank of 'query' is 'x'"),
         (["lora.ranks={query: 2}", "lora.use_rslora=true"], "lora.use_rslora makes the scaling depend on the rank"),

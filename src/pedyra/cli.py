@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from pedyra.bench import cli as bench_cli
-from pedyra.bench.search_cli import search
 from pedyra.compare.cli import compare
 from pedyra.console import (
     new_console,
@@ -222,7 +221,6 @@ def schema(markdown: Annotated[bool, typer.Option("--markdown", help="The same a
 
 
 app.command()(fit)
-app.command()(search)
 
 
 def main(arguments: list[str] | None = None) -> None:

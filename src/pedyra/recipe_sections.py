@@ -94,7 +94,8 @@ class LoraSection(Section):
     r: int = Field(default=8, ge=1)
     """Rank of each layer at the start; layers x r is the budget."""
     ranks: Ranks = None
-    """Layer name or its last parts -> rank of a fixed-rank LoRA, or the file of `pedyra search`; others get none.
+    """Layer name or its last parts -> rank of a fixed-rank LoRA, or a file of these, such as a fit's
+    `pedyra_fit.json`; others get none.
 
     Takes the place of target_modules; the scaling stays alpha / r.
     """

@@ -20,7 +20,6 @@ from pedyra import attach, export_adapter
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
-from pedyra.lora.rank_file import read_ranks
 from pedyra.lora.resize import NewTriples, install, resized
 
 FLAVOURS: dict[str, dict[str, Any]] = {
@@ -275,13 +274,6 @@ def test_keys_of_any_names_are_those_of_their_layers_alone(tmp_path):
         for order in (names, names[::-1]):
             patterns = [keys[name] for name in order]
             assert all(get_pattern_key(patterns, name) == keys[name] for name in names), names
-
-
-def test_what_a_pattern_says_is_read_back_as_names(tmp_path):
-    names = ["enc.q", "enc_q", "q"]
-    file = tmp_path / "ranks.json"
-    file.write_text(json.dumps({"rank_pattern": dict(zip(pattern_keys(names).values(), (1, 2, 3), strict=True))}))
-    assert read_ranks(str(file)) == {"enc.q": 1, "enc_q": 2, "q": 3}
 
 
 def test_a_failed_write_leaves_nothing(make_llama, tmp_path, monkeypatch):

@@ -1,8 +1,7 @@
-"""`lora.ranks`: a rank for each layer, in the recipe or in a file such as `pedyra search` writes. Loads no torch."""
+"""`lora.ranks`: a rank for each layer, in the recipe or in a file such as `pedyra fit` writes. Loads no torch."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pedyra.yaml_file import parse_yaml
 def read_ranks(given: Any) -> dict[str, int] | None:
     """Layer name -> rank, from such a mapping or the path of a YAML or JSON file with one; None stays None.
 
-    A file with the arguments of a LoraConfig gives its `rank_pattern`, whose keys may be anchored (^name).
+    The `pedyra_fit.json` beside an adapter that `pedyra fit` has cut gives its `ranks`.
 
     Raises:
         ValueError: no such file, no mapping in it, a rank that is no integer of at least 0, or none above 0.
@@ -23,12 +22,13 @@ def read_ranks(given: Any) -> dict[str, int] | None:
     if isinstance(given, str):
         path = Path(given)
         if not path.is_file():
-            raise ValueError(f"lora.ranks: there is no file {given!r}; `pedyra search RECIPE` writes one")
+            raise ValueError(
+                f"lora.ranks: there is no file {given!r}; give a YAML or JSON file of ranks, or a fit's pedyra_fit.json"
+            )
         where = f"lora.ranks, file {given!r}"
         given = parse_yaml(path.read_text(encoding="utf-8"), where)
-        if isinstance(given, dict) and isinstance(given.get("rank_pattern"), dict):
-            pattern = given["rank_pattern"].items()  # of which some keys are anchored, and their dots escaped
-            given = {re.sub(r"\\(.)", r"\1", str(key).removeprefix("^")): rank for key, rank in pattern}
+        if isinstance(given, dict) and isinstance(given.get("ranks"), dict):
+            given = given["ranks"]
     if not isinstance(given, dict):
         raise ValueError(f"{where} is no mapping of layer names to ranks, e.g. {{query: 4, value: 8}}")
     for name, rank in given.items():
