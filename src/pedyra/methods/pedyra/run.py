@@ -28,7 +28,7 @@ from pedyra.methods.pedyra.trials import choose, known_lengths, predicted_losses
 from pedyra.methods.pedyra.turning import turn_layer
 
 MOVED = 1 / 6
-"""k as a part of the total rank, where the config leaves it open: it finds the planted ranks in time (docs/results.md)."""
+"""k as a part of the total rank, where the config leaves it open: finds the planted ranks in time (docs/results.md)."""
 
 
 @dataclass(frozen=True)
