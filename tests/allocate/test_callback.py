@@ -252,11 +252,11 @@ def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_be
         stopped.train()
     layers = callback.allocator.layers
     assert all(layer.a.probe is not None for layer in layers)
-    layers[0].a.live = torch.zeros(layers[0].rank, layers[0].rank)  # as if on trial
+    layers[0].a.kept_directions = torch.zeros(layers[0].rank, layers[0].rank)  # as if on trial
     again, taking = make_trainer(tmp_path, RankConfig(moves=0), model=model)
     again.train()
     assert taking.allocator.step == 12
-    assert all(layer.a.probe is layer.b.probe is layer.a.live is layer.a.reach is None for layer in layers)
+    assert all(layer.a.probe is layer.b.probe is layer.a.kept_directions is layer.a.reach is None for layer in layers)
 
 
 def test_a_sketch_goes_with_its_allocator(make_net, train_net):

@@ -106,14 +106,15 @@ def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
         if fixed == "P":
             layer.a.reach = torch.zeros(3)
         if off:
-            layer.a.live = torch.eye(layer.rank)
-            layer.a.live[list(off), list(off)] = 0
+            layer.a.kept_directions = torch.eye(layer.rank)
+            layer.a.kept_directions[list(off), list(off)] = 0
 
 
 def in_float32(model: Any, x: Tensor) -> dict[str, Tensor]:
     clone = copy.deepcopy(model).float()
     for twin, layer in zip(adapted_layers(clone), adapted_layers(model), strict=True):  # a copy has no sketch
-        twin.a.live, twin.a.reach = layer.a.live, None if layer.a.reach is None else torch.zeros_like(layer.a.reach)
+        twin.a.kept_directions = layer.a.kept_directions
+        twin.a.reach = None if layer.a.reach is None else torch.zeros_like(layer.a.reach)
         for ours, theirs in ((twin.a, layer.a), (twin.b, layer.b)):
             probe = theirs.probe
             ours.probe = None if probe is None else probe.detach().float().requires_grad_(probe.requires_grad)
@@ -413,9 +414,8 @@ def test_a_sketch_saves_the_fixed_probe_and_no_activation(fixed, make_net):
     }
     known = {x.data_ptr(), *probes, *(p.data_ptr() for p in layer.module.parameters())}
     others = [t for t in saved if t.data_ptr() not in known]
-    assert probes <= {t.data_ptr() for t in saved} and all(
-        len(t) == layer.rank for t in others
-    )  # live, and what it leaves of A
+    assert probes <= {t.data_ptr() for t in saved}
+    assert all(len(t) == layer.rank for t in others)  # kept_directions, and what it leaves of A
 
 
 def test_only_the_class_of_the_instance_changes_and_detach_gives_it_back(make_net):

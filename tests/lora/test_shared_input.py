@@ -86,7 +86,7 @@ def sketch(model: Any, fixed: str) -> None:
         Q = torch.randn(layer.b.out_features, 2, generator=generator)
         layer.a.probe = P if fixed == "P" else torch.zeros_like(P).requires_grad_()
         layer.b.probe = Q if fixed == "Q" else torch.zeros_like(Q).requires_grad_()
-        layer.a.live = torch.tensor([1.0, 0.0, 1.0]).diag()
+        layer.a.kept_directions = torch.tensor([1.0, 0.0, 1.0]).diag()
 
 
 def loss(outputs: dict[str, Tensor], used: tuple[str, ...]) -> Tensor:

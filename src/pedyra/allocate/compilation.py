@@ -35,8 +35,8 @@ def mark_sketch(layers: Sequence[AdaptedLayer]) -> None:
 
     for layer in layers:
         for tensor, dim in (
-            (layer.a.live, 0),
-            (layer.a.live, 1),
+            (layer.a.kept_directions, 0),
+            (layer.a.kept_directions, 1),
             (layer.a.probe, 0),
             (layer.a.reach, 0),
             (layer.b.probe, 1),

@@ -78,8 +78,8 @@ def switch_on(layers: Sequence[AdaptedLayer]) -> None:
     for layer in layers:
         a, b = layer.a, layer.b
         a.probe = b.probe = a.reach = None
-        if a.live is not None:  # seldom, and to assign an attribute of a module takes longer than to look at it
-            a.live = None
+        if a.kept_directions is not None:  # seldom, and to set a module's attribute takes longer than to look at it
+            a.kept_directions = None
 
 
 def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> weakref.finalize:

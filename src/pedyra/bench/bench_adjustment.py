@@ -60,7 +60,7 @@ def bench_adjustment(size: Size = DEEP, *, device: str = "cpu") -> Iterator[dict
             seconds = timed(device, allocator.after_step)
             if len(allocator.history) > max(1, looks):
                 adjustments.append(seconds)
-            elif allocator.step % _INTERVAL == judged_from and allocator.layers[0].a.live is not None:
+            elif allocator.step % _INTERVAL == judged_from and allocator.layers[0].a.kept_directions is not None:
                 trials.append(seconds)
         moved = [sum(record["added"].values()) for record in allocator.history[1:]]
         yield {"kind": "adjustment", "task": task, "layers": size.layers, "triples": size.layers * size.rank,

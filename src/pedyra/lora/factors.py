@@ -41,13 +41,13 @@ class AFactor(nn.Module):
     reach: Tensor | None
     """Sums over tokens of the squared products of x with each probe row, and the number of tokens, `(q + 1,)`; None:
     not wanted. Counted in the forward, twice under activation checkpointing, or in the backward of a fused function."""
-    live: Tensor | None
-    """What E A is multiplied with while training, `(r, r)`: a projection that leaves out the triples, or directions
-    across them, that are switched off. None: all are on."""
+    kept_directions: Tensor | None
+    """A projection `(r, r)` that E A is multiplied with while training: it leaves out triples, or directions across
+    them, that are switched off to see what they are worth. None: all are on."""
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
-        self.probe = self.live = self.reach = None
+        self.probe = self.kept_directions = self.reach = None
         self._parameters["A"] = A
         self.E = E
         self.register_buffer("origin", None, persistent=False)
@@ -117,19 +117,19 @@ class AFactor(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a pickle, is nobody's: no allocator would take the probes out of it, or switch its triples on.
-        return self.__dict__ | {"probe": None, "reach": None, "live": None}
+        return self.__dict__ | {"probe": None, "reach": None, "kept_directions": None}
 
-    def without_off(self, weight: Tensor) -> Tensor:
-        """`weight` (A or E A) without what is switched off, in its own type even under autocast.
+    def on_kept_directions(self, weight: Tensor) -> Tensor:
+        """`weight` (A or E A) without the directions that are switched off, in its own type even under autocast.
 
         While evaluating it is `weight`: what is judged, and saved, is the model with all of its triples.
         """
-        if self.live is None or not self._counts_as_training:
+        if self.kept_directions is None or not self._counts_as_training:
             return weight
         if not torch.is_autocast_enabled(weight.device.type):
-            return self.live.to(weight) @ weight
+            return self.kept_directions.to(weight) @ weight
         with torch.autocast(weight.device.type, enabled=False):
-            return self.live.to(weight) @ weight
+            return self.kept_directions.to(weight) @ weight
 
     @property
     def _counts_as_training(self) -> bool:
@@ -154,7 +154,7 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
-        weight = self.without_off(self.weight)
+        weight = self.on_kept_directions(self.weight)
         if self.probe is None:
             return F.linear(x, weight)
         h = F.linear(x, torch.cat([weight, self.probe.to(weight)]))
@@ -176,7 +176,7 @@ class AFactor(nn.Module):
                 error_msgs.append(f"{prefix}A has {tuple(A.shape)}, not (r, in) here")
                 return
             if A.shape[0] != self.out_features:
-                self.live = None
+                self.kept_directions = None
             self.e_fixed_at_one = self.e_fixed_at_one and bool((E == 1).all())
             self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
             return
@@ -192,9 +192,9 @@ class AFactor(nn.Module):
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
         if weight.shape[0] != self.out_features:
-            self.live = None  # what was switched off is gone
+            self.kept_directions = None  # what was switched off is gone
         elif torch.equal(weight, self.weight.detach().to(weight)):
-            return  # what is live already; keep its split into A and E
+            return  # what is there already; keep its split into A and E
         self.A = loaded(self.A, weight, local_metadata)
         self.E = loaded(self.E, self.identity_e(weight.shape[0]), local_metadata)
 

@@ -51,7 +51,7 @@ class FusedLinear(Linear):
         base: Any = self.base_layer
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
-        A = a.without_off(a.A)  # where E is not 1, rows are off, and E may come after
+        A = a.on_kept_directions(a.A)  # where E is not 1, rows are off, and E may come after
         operands = base.weight, base.bias, A, a.E, b.weight, a.probe, b.probe, self.scaling[name], a.counting
         to_weight = _adds_to_weight(x, base.weight, a.A)
         if _composes(x, base.weight, a.A, _LEAST_ELEMENTS[to_weight]):

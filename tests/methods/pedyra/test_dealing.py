@@ -80,7 +80,7 @@ def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(ma
     allocator = allocate(model, pedyra(**SCHEDULE, moves=8))
     for step in range(1, 11):
         train_net(model, allocator.optimizer, allocator, 1, first=step)
-        assert all(layer.a.live is None for layer in allocator.layers)
+        assert all(layer.a.kept_directions is None for layer in allocator.layers)
     assert sum(allocator.history[-1]["added"].values()) > 1, "the test would prove nothing"
     assert moves_at(allocator.moves, allocator.run.last.moved) == 2  # a quarter of 8, not twice what was dealt
 

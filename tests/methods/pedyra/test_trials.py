@@ -56,15 +56,15 @@ def test_what_is_on_trial_is_off_in_the_third_part_and_on_again_after_it(make_ne
     allocator = allocate(model, pedyra(**{**EAGER, "margin": 1e9}), 18)
     for step in range(1, 12):
         train_net(model, allocator.optimizer, allocator, 1, first=step)
-        live = [layer.a.live for layer in allocator.layers if layer.a.live is not None]  # projections
-        off = sum(len(projection) - projection.trace() for projection in live)
+        projections = [layer.a.kept_directions for layer in allocator.layers]
+        off = sum(len(kept) - kept.trace() for kept in projections if kept is not None)
         # From the end of step 10: two by their scores, and the scout of a layer, are on trial in 11 and 12.
         assert float(off) == pytest.approx(3 if step >= 10 else 0, abs=1e-4)
     before = {layer.name: (layer.a.A, layer.b.weight) for layer in allocator.layers}
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
     assert len(record["trials"]) == 3 and not record["pruned"] and not record["added"]
     for layer in allocator.layers:
-        assert layer.a.live is None and layer.a.probe is None
+        assert layer.a.kept_directions is None and layer.a.probe is None
         assert (layer.a.A, layer.b.weight) == before[layer.name]  # the very Parameters
 
 
@@ -77,7 +77,7 @@ def test_nothing_is_tried_that_no_direction_of_the_last_look_could_replace(make_
         assert record["sure"] > 1  # beyond no error, with `certainty` 0
         allocator.run.last.sure = sure
         train_net(model, allocator.optimizer, allocator, 1, first=10)
-        assert any(layer.a.live is not None for layer in allocator.layers) == tried
+        assert any(layer.a.kept_directions is not None for layer in allocator.layers) == tried
 
 
 @pytest.mark.parametrize("explained", [False, True])
@@ -131,7 +131,7 @@ def test_what_is_on_trial_is_there_while_evaluating(fused, make_net, train_net, 
     with torch.no_grad():
         judged = model.eval()(x)
         for layer in allocator.layers:
-            layer.a.live = None
+            layer.a.kept_directions = None
         whole = model(x)
     assert torch.equal(judged, whole)
     assert not torch.allclose(training, whole), "nothing is on trial: the test would prove nothing"
@@ -146,7 +146,7 @@ def test_where_e_was_trained_before_nothing_is_turned(make_net, train_net):
     allocator.optimizer.param_groups[0]["lr"] = 0.0
     before = [layer.b.weight @ layer.a.weight for layer in allocator.layers]
     train_net(model, allocator.optimizer, allocator, 1, first=10)
-    assert any(layer.a.live is not None for layer in allocator.layers)
+    assert any(layer.a.kept_directions is not None for layer in allocator.layers)
     assert all(torch.equal(b.b.weight @ b.a.weight, old) for b, old in zip(allocator.layers, before, strict=True))
 
 
@@ -184,7 +184,7 @@ def test_where_no_gain_is_sure_nothing_is_ever_tried_and_the_run_is_a_lora(make_
     allocator = allocate(ours, pedyra(**{**EAGER, "certainty": 1e9}), 18)
     for step in range(1, 19):
         train_net(ours, allocator.optimizer, allocator, 1, first=step)
-        assert all(layer.a.live is None for layer in allocator.layers)
+        assert all(layer.a.kept_directions is None for layer in allocator.layers)
     assert [record["trials"] for record in allocator.history] == [[], []]
     plain = allocate(theirs, RankConfig(moves=0), 18)
     train_net(theirs, plain.optimizer, plain, 18)
@@ -202,9 +202,9 @@ def test_shared_work_is_tried_as_a_direction_that_is_worth_nothing(make_net, tra
     A, B = layer.a.A.detach().clone(), layer.b.weight.detach().clone()
     allocator.optimizer.param_groups[0]["lr"] = 0.0
     train_net(model, allocator.optimizer, allocator, 1, first=10)
-    assert layer.a.live is not None
-    assert float(torch.linalg.matrix_rank(layer.a.live, atol=1e-4)) == 3  # of 4: one direction is off
-    torch.testing.assert_close(B @ layer.a.live @ A, B @ A, rtol=1e-4, atol=1e-5)
+    assert layer.a.kept_directions is not None
+    assert float(torch.linalg.matrix_rank(layer.a.kept_directions, atol=1e-4)) == 3  # of 4: one direction is off
+    torch.testing.assert_close(B @ layer.a.kept_directions @ A, B @ A, rtol=1e-4, atol=1e-5)
     assert torch.equal(layer.a.A, A) and torch.equal(layer.b.weight, B)
 
 
@@ -229,9 +229,9 @@ def test_a_direction_that_goes_takes_with_it_what_was_off(make_net, train_net):
     allocator.optimizer.param_groups[0]["lr"] = 0.0
     off, tried = {}, {}
     for layer in allocator.layers:
-        assert layer.a.live is not None
-        off[layer.name] = (layer.b.weight @ layer.a.live @ layer.a.A).detach()
-        tried[layer.name] = layer.rank - round(float(layer.a.live.trace()))
+        assert layer.a.kept_directions is not None
+        off[layer.name] = (layer.b.weight @ layer.a.kept_directions @ layer.a.A).detach()
+        tried[layer.name] = layer.rank - round(float(layer.a.kept_directions.trace()))
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
     gone = {name: sum(pruned[0] == name for pruned in record["pruned"]) for name in off}
     whole = [layer for layer in allocator.layers if gone[layer.name] and gone[layer.name] == tried[layer.name]]

@@ -279,4 +279,5 @@ class GradientSketch:
             return
         for layer, indices, W in zip(self.layers, self.on_trial, self.turned, strict=True):
             # All layers have one: one graph for a compiler.
-            layer.a.live = leaving_out(W, indices) if len(indices) else torch.eye(layer.rank, device=W.device)
+            all_on = torch.eye(layer.rank, device=W.device)
+            layer.a.kept_directions = leaving_out(W, indices) if len(indices) else all_on

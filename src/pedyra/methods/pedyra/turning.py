@@ -95,7 +95,7 @@ def shared(total: float, lengths: Sequence[float]) -> list[float]:
 
 
 def leaving_out(W: Tensor, indices: Tensor) -> Tensor:
-    """`AFactor.live` `(r, r)` without these triples of those that W makes."""
+    """`AFactor.kept_directions` `(r, r)` without these triples of those that W makes."""
     on = torch.ones(len(W), device=W.device)
     on[indices] = 0
     return torch.linalg.inv_ex(W).inverse @ (on[:, None] * W)
