@@ -290,6 +290,16 @@ def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
     gc.collect()
 
 
+def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, train_net):
+    model = make_net()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    train_net(model, optimizer, allocator, 2)
+    model.delete_adapter("default")
+    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
+        _ = allocator.ranks
+
+
 @pytest.mark.parametrize(
     ("faked", "message"),
     [

@@ -34,11 +34,20 @@ class AdaptedLayer:
 
     @property
     def a(self) -> AFactor:
-        return self._slots[0][self.adapter]
+        return self._held(0)
 
     @property
     def b(self) -> BFactor:
-        return self._slots[1][self.adapter]
+        return self._held(1)
+
+    def _held(self, slot: int) -> Any:
+        try:
+            return self._slots[slot][self.adapter]
+        except KeyError:
+            raise ValueError(
+                f"adapter {self.adapter!r} was deleted from {self.name} while its rank was being adapted, so it has no "
+                f"factors to go on with; call release() of the RankAllocator, or pedyra.detach, before delete_adapter"
+            ) from None
 
     @property
     def factors(self) -> tuple[nn.Parameter, Tensor, nn.Parameter]:
