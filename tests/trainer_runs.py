@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from windows import FORCED
+from windows import forced
 
 from pedyra import RankCallback, RankConfig
 
@@ -19,15 +19,12 @@ SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, mo
 
 
 @pytest.fixture
-def quick() -> Callable[..., RankConfig]:
-    """quick(paper=False, **settings): adjustments at steps 3, 5 and 7 of 12, four moves each."""
+def quick() -> Callable[..., dict[str, Any]]:
+    """quick(paper=False, **settings): `config` and `method`; adjustments at steps 3, 5, 7 of 12, four moves each."""
 
-    def make(*, paper: bool = False, **settings: Any) -> RankConfig:
-        return (
-            RankConfig.paper(**{**SCHEDULE, **settings})
-            if paper
-            else RankConfig.scored(**{**FORCED, **SCHEDULE, **settings})
-        )
+    def make(*, paper: bool = False, **settings: Any) -> dict[str, Any]:
+        settings = {**SCHEDULE, **settings}
+        return {"config": RankConfig.paper(**settings)} if paper else forced(**settings)
 
     return make
 
@@ -60,8 +57,9 @@ def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Call
         trainer_class: type[Trainer] = Trainer,
         **arguments: Any,
     ) -> tuple[Trainer, RankCallback]:
-        given: dict[str, Any] = config if isinstance(config, dict) else {"config": config or quick()}
-        callback = RankCallback(**given) if callback is None else callback
+        given: Any = quick() if config is None else config
+        if callback is None:
+            callback = RankCallback(**given) if isinstance(given, dict) else RankCallback(given)
         settings: dict[str, Any] = dict(
             max_steps=STEPS,
             per_device_train_batch_size=4,

@@ -8,12 +8,16 @@ from typing import Any
 from pedyra.config import RankConfig
 from pedyra.methods.pedyra.run import Pedyra
 from pedyra.methods.pedyra.settings import Settings
+from pedyra.methods.scored import Algorithm2, ScoredMethod
 
-FORCED: dict[str, Any] = {"initial_warmup": 0.05, "min_rank": 1}
-"""Of `RankConfig.scored`: triples move whether or not it helps: all of an adjustment is at work."""
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}
 """Of a run of 30 steps."""
-WINDOW: dict[str, Any] = {**FORCED, **SCHEDULE}
+
+
+def forced(*, train_e: bool = True, **settings: Any) -> dict[str, Any]:
+    """`config` and `method` of a run in which triples move whether or not it helps, and E learns, from 1."""
+    method = ScoredMethod(policy=Algorithm2(), conserves=True, train_e=train_e)
+    return {"config": RankConfig.scored(**{"min_rank": 1, **settings}), "method": method}
 
 
 def pedyra(**settings: Any) -> dict[str, Any]:

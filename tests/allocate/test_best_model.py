@@ -40,7 +40,7 @@ BEST = {
         ({}, {}),
         ({}, {"use_dora": True}),
         ({}, {"init_lora_weights": "pissa"}),
-        ({"min_rank": 0, "moves": 14}, {}),
+        ({"min_rank": 0, "moves": 7}, {}),
     ],
     ids=["plain", "DoRA", "PiSSA", "rank 0"],
 )
@@ -55,7 +55,7 @@ def test_the_best_model_comes_back_with_its_own_ranks(rank, lora, make_trainer, 
             factors = {layer.name: (layer.a.A.clone(), layer.a.E.clone(), layer.b.weight.clone()) for layer in layers}
             seen[state.global_step] = self.allocator.ranks, logits(kwargs["model"]), factors  # type: ignore[union-attr]
 
-    trainer, callback = make_trainer(tmp_path / "run", callback=Keep(quick(**rank)), lora=lora, **BEST)
+    trainer, callback = make_trainer(tmp_path / "run", callback=Keep(**quick(**rank)), lora=lora, **BEST)
     trainer.compute_metrics = Scripted()
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
@@ -82,7 +82,7 @@ def test_a_best_checkpoint_without_side_file_is_loaded_with_a_warning(make_train
             (Path(str(state.best_model_checkpoint)) / RECORD).unlink()
             super().on_train_end(args, state, control, **kwargs)
 
-    trainer, _ = make_trainer(tmp_path, callback=Lose(quick()), **BEST)
+    trainer, _ = make_trainer(tmp_path, callback=Lose(**quick()), **BEST)
     trainer.compute_metrics = Scripted()
     with pytest.warns(UserWarning, match=rf"{RECORD} is missing\. The best adapter was loaded with E folded into A"):
         trainer.train()
@@ -101,7 +101,7 @@ def test_the_best_of_a_named_adapter_comes_back_whole(make_trainer, make_bert, q
 
     config = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value"])
     model = get_peft_model(make_bert().unload(), config, adapter_name="mine")
-    trainer, callback = make_trainer(tmp_path, model=model, callback=Keep(quick(), adapter_name="mine"), **BEST)
+    trainer, callback = make_trainer(tmp_path, model=model, callback=Keep(**quick(), adapter_name="mine"), **BEST)
     trainer.compute_metrics = Scripted()
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")

@@ -56,7 +56,7 @@ def test_a_callback_added_after_construction_trains_the_same(make_trainer, make_
     early, callback = make_trainer(tmp_path)
     early.train()
     late, other = make_trainer(tmp_path, callback=TrainerCallback())
-    other = RankCallback(quick())
+    other = RankCallback(**quick())
     late.add_callback(other)
     late.train()
     left, right = run_state(early, callback), run_state(late, other)
@@ -77,7 +77,7 @@ def test_a_second_training_goes_on_from_the_ranks_of_the_first(make_trainer, tmp
 
 def test_a_model_made_anew_by_model_init_is_attached_at_train_begin(make_bert, make_trainer, rows, quick, tmp_path):
     reference, _ = make_trainer(tmp_path)
-    callback = RankCallback(quick())
+    callback = RankCallback(**quick())
     trainer = Trainer(
         model_init=lambda: make_bert(),
         args=reference.args,
@@ -170,7 +170,7 @@ def test_hooks_and_ownership_end_with_the_training(make_trainer, quick, tmp_path
     before = hooks(trainer.model)
     trainer.train()
     assert hooks(trainer.model) == before
-    RankAllocator(trainer.model, callback.allocator.optimizer, quick(), total_steps=12)  # nobody holds the adapter
+    RankAllocator(trainer.model, callback.allocator.optimizer, **quick(), total_steps=12)  # nobody holds the adapter
 
 
 # What is refused, before the first step and with the repair in the message.
@@ -184,7 +184,7 @@ def test_a_model_without_lora_adapter_is_refused(make_trainer, tmp_path):
 
 
 def test_another_adapter_name_is_refused(make_trainer, quick, tmp_path):
-    trainer, _ = make_trainer(tmp_path, callback=RankCallback(quick(), adapter_name="second"))
+    trainer, _ = make_trainer(tmp_path, callback=RankCallback(**quick(), adapter_name="second"))
     with pytest.raises(ValueError, match="no LoRA adapter named 'second'"):
         trainer.train()
 
@@ -230,7 +230,7 @@ def test_8_bit_adam_is_refused_with_the_repair(make_trainer, tmp_path):
 def test_a_second_allocator_on_the_same_adapter_is_refused(make_trainer, quick, tmp_path):
     trainer, _ = make_trainer(tmp_path)
     trainer.create_optimizer()
-    holder = RankAllocator(trainer.model, trainer.optimizer, quick(), total_steps=12)
+    holder = RankAllocator(trainer.model, trainer.optimizer, **quick(), total_steps=12)
     with pytest.raises(ValueError, match="already adapted by another RankAllocator"):
         trainer.train()
     holder.release()

@@ -34,7 +34,7 @@ def template(tmp_path_factory) -> Path:
 def stopped(make_trainer, quick, tmp_path, template) -> Path:
     """A run folder with checkpoint-4 and checkpoint-8, some layers at rank 0; trained once, then copied."""
     if not template.exists():
-        make_trainer(template, quick(min_rank=0, moves=14), **EVERY_4)[0].train()
+        make_trainer(template, quick(min_rank=0, moves=7), **EVERY_4)[0].train()
     return Path(shutil.copytree(template, tmp_path / "run"))
 
 
@@ -104,7 +104,7 @@ def test_an_unusable_side_file_is_told_and_training_goes_on(damage, stopped, mak
             super().on_train_begin(args, state, control, **kwargs)
             self.at_start = logits(kwargs["model"]), dict(self.allocator.ranks)  # type: ignore[union-attr]
 
-    callback = Look(quick(min_rank=0, moves=14))
+    callback = Look(**quick(min_rank=0, moves=7))
     trainer, _ = make_trainer(stopped, callback=callback, **EVERY_4)
     with pytest.warns(UserWarning, match=f"{message}.*The adapter itself was loaded") as caught:
         trainer.train(resume_from_checkpoint=str(folder))
@@ -113,7 +113,7 @@ def test_an_unusable_side_file_is_told_and_training_goes_on(damage, stopped, mak
     assert torch.isfinite(logits(trainer.model)).all()
 
     seen, ranks = callback.at_start
-    intact, _ = make_trainer(stopped, quick(min_rank=0, moves=14))
+    intact, _ = make_trainer(stopped, quick(min_rank=0, moves=7))
     intact._load_from_checkpoint(str(folder))
     assert torch.equal(seen, logits(intact.model)), "the adapter on disk is not what training started from"
     assert min(ranks.values()) == 0  # one zero row on disk
@@ -121,7 +121,7 @@ def test_an_unusable_side_file_is_told_and_training_goes_on(damage, stopped, mak
 
 def test_adjustments_that_are_left_still_happen_after_an_inexact_resume(stopped, make_trainer, quick):
     (stopped / "checkpoint-4" / RECORD).unlink()
-    trainer, callback = make_trainer(stopped, quick(min_rank=0, moves=14), **EVERY_4)
+    trainer, callback = make_trainer(stopped, quick(min_rank=0, moves=7), **EVERY_4)
     with pytest.warns(UserWarning, match="training goes on, not as an exact resume"):
         trainer.train(resume_from_checkpoint=str(stopped / "checkpoint-4"))
     assert [record["step"] for record in callback.allocator.history] == [5, 7]
@@ -130,8 +130,8 @@ def test_adjustments_that_are_left_still_happen_after_an_inexact_resume(stopped,
 def test_a_checkpoint_of_another_folder_is_named_by_resume_from(stopped, make_trainer, quick, tmp_path):
     moved = tmp_path / "archive" / "checkpoint-8"
     shutil.copytree(stopped / "checkpoint-8", moved)
-    config = quick(min_rank=0, moves=14)
-    trainer, callback = make_trainer(tmp_path / "new", callback=RankCallback(config, resume_from=moved))
+    config = quick(min_rank=0, moves=7)
+    trainer, callback = make_trainer(tmp_path / "new", callback=RankCallback(**config, resume_from=moved))
     trainer.train(resume_from_checkpoint=str(moved))  # a warning would be an error
     assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_folder_is_named_by_resume_from(stopped, make_tr
 
 def test_what_trainer_loaded_is_resumed_and_no_namesake(make_trainer, quick, tmp_path, run_state, assert_equal):
     """Two runs with a checkpoint-8 each: the one given to `train` counts, not the one in the output folder."""
-    config = quick(min_rank=0, moves=14)
+    config = quick(min_rank=0, moves=7)
     first, callback = make_trainer(tmp_path / "one", config, save_strategy="steps", save_steps=8)
     first.train()
     whole = run_state(first, callback)
@@ -178,7 +178,7 @@ def test_a_crash_between_the_two_files_is_recognised(stopped, monkeypatch, make_
             raise KeyboardInterrupt
         write_file(path, data)
 
-    trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=14), learning_rate=1e-3, **EVERY_4)
+    trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=7), learning_rate=1e-3, **EVERY_4)
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "write_file", crash)
         with pytest.raises(KeyboardInterrupt):
@@ -223,7 +223,7 @@ def test_two_adapters_are_trained_side_by_side_each_with_its_own_callback(make_t
     )
     model.base_model.set_adapter(["default", "second"])
     trainer, first = make_trainer(tmp_path, quick(), model=model, logging_strategy="steps", logging_steps=4, **EVERY_4)
-    second = RankCallback(quick(), adapter_name="second")
+    second = RankCallback(**quick(), adapter_name="second")
     trainer.add_callback(second)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry][-1]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from windows import FORCED, pedyra
+from windows import forced, pedyra
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
 from pedyra.methods.pedyra import reassignment
 
 STEPS = 16
@@ -59,9 +58,7 @@ def run(
     if measured:
         given = pedyra(**{**window, **settings})
     else:
-        given = {
-            "config": RankConfig.scored(**{**FORCED, **window, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
-        }
+        given = forced(**{**window, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     allocator = RankAllocator(forward, optimizer, total_steps=steps, **given)
     model.train()

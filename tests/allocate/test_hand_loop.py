@@ -20,13 +20,15 @@ class Recording(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def train_by_hand(model: Any, config: Any, batches: list[Any], *, accumulate: int, clip: float, bf16: bool) -> Any:
+def train_by_hand(
+    model: Any, given: dict[str, Any], batches: list[Any], *, accumulate: int, clip: float, bf16: bool
+) -> Any:
     """The loop of the README, with accumulation, clipping and a learning-rate schedule. Returns its allocator."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=2e-2, weight_decay=0.0, fused=True)
     steps = len(batches) // accumulate
     scheduler = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
-    allocator = RankAllocator(model, optimizer, config, total_steps=steps)
+    allocator = RankAllocator(model, optimizer, total_steps=steps, **given)
     model.train()
     for index, batch in enumerate(batches, start=1):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -57,10 +59,10 @@ def train_by_hand(model: Any, config: Any, batches: list[Any], *, accumulate: in
 def test_trainer_and_hand_loop_give_the_same_ranks_and_bits(
     paper, accumulate, clip, bf16, make_trainer, make_bert, quick, tmp_path
 ):
-    config = quick(paper=paper)
+    given = quick(paper=paper)
     trainer, callback = make_trainer(
         tmp_path,
-        config,
+        given,
         trainer_class=Recording,
         gradient_accumulation_steps=accumulate,
         max_grad_norm=clip,
@@ -69,7 +71,7 @@ def test_trainer_and_hand_loop_give_the_same_ranks_and_bits(
     trainer.model_accepts_loss_kwargs = False  # BERT ignores them; so the mean over the micro-batches is Trainer's
     trainer.train()
     model = make_bert()
-    allocator = train_by_hand(model, config, trainer.batches, accumulate=accumulate, clip=clip, bf16=bf16)
+    allocator = train_by_hand(model, given, trainer.batches, accumulate=accumulate, clip=clip, bf16=bf16)
 
     def plain(history: list[Any]) -> list[Any]:
         return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
@@ -89,7 +91,7 @@ def make_allocator(make_net, quick):
     def make(**settings: Any):
         model = make_net(trained=True)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        return model, optimizer, RankAllocator(model, optimizer, quick(**settings), total_steps=12)
+        return model, optimizer, RankAllocator(model, optimizer, **quick(**settings), total_steps=12)
 
     return make
 

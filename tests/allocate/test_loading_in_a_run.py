@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from typing import Any
 
@@ -12,14 +11,14 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
-from windows import FORCED
+from windows import forced
 
 from pedyra import RankAllocator, RankCallback, RankConfig, attach
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import install, resized
 
-MOVING = RankConfig.scored(**{**FORCED, "interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 4})
+MOVING: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 4}
 
 
 def trainable(model: Any) -> list[torch.nn.Parameter]:
@@ -65,7 +64,7 @@ def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
     caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")  # the command line's silence, of another test
     model = make_net()
     optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
-    allocator = RankAllocator(model, optimizer, MOVING, 12)
+    allocator = RankAllocator(model, optimizer, total_steps=12, **forced(**MOVING))
     train_net(model, optimizer, allocator, 2)
     saved, ranks = copy.deepcopy(model.state_dict()), allocator.ranks
     train_net(model, optimizer, allocator, 3, first=3)
@@ -88,8 +87,9 @@ def test_accelerates_checkpoint_of_other_ranks_is_trained_on(make_net, net_batch
     def prepared() -> tuple[Any, Any, Any]:
         accelerator, model = Accelerator(cpu=True), make_net()
         model, optimizer = accelerator.prepare(model, torch.optim.AdamW(trainable(model), lr=0.02))
-        config = dataclasses.replace(MOVING, orth_weight=0.0)
-        return accelerator, RankAllocator(accelerator.unwrap_model(model), optimizer, config, 12), optimizer
+        given = forced(train_e=False, **MOVING)  # E is folded away in what is saved
+        model = accelerator.unwrap_model(model)
+        return accelerator, RankAllocator(model, optimizer, total_steps=12, **given), optimizer
 
     def step(allocator: RankAllocator, optimizer: Any, number: int) -> None:
         x, y = net_batch(number)
@@ -133,7 +133,7 @@ def test_the_users_optimizer_need_not_hold_frozen_layers(make_bert, make_trainer
 @pytest.mark.parametrize("given", [False, True], ids=["Trainer's", "the user's"])
 def test_a_run_resumes_with_any_optimizer(given, make_trainer, quick, tmp_path, run_state, assert_equal):
     """An optimizer that the user made before the checkpoint was loaded holds what was there then."""
-    config = quick(min_rank=0, moves=14)
+    config = quick(min_rank=0, moves=7)
 
     def trainer_of(folder: str) -> Any:
         trainer, callback = make_trainer(tmp_path / folder, config, save_strategy="steps", save_steps=6)
@@ -159,7 +159,7 @@ def test_an_adapter_with_a_layer_of_rank_0_goes_on_with_it(make_net, train_net, 
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(make_net().unload(), tmp_path, is_trainable=True)
     optimizer = torch.optim.AdamW(trainable(again), lr=0.02)
-    allocator = RankAllocator(again, optimizer, MOVING, 12)
+    allocator = RankAllocator(again, optimizer, total_steps=12, **forced(**MOVING))
     assert (allocator.ranks, allocator.initial_parameters) == (ranks, parameters)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in trainable(again)}
@@ -178,7 +178,7 @@ def test_a_trainer_goes_on_with_a_layer_of_rank_0(own, make_trainer, make_bert, 
         again,
         TrainingArguments(str(tmp_path), max_steps=12, save_strategy="no", report_to="none", use_cpu=True),
         train_dataset=make_trainer(tmp_path)[0].train_dataset,
-        callbacks=[callback := RankCallback(quick())],
+        callbacks=[callback := RankCallback(**quick())],
         optimizers=(torch.optim.AdamW(trainable(again), lr=0.02), None) if own else (None, None),
     )
     assert sorted(layer.rank for layer in adapted_layers(again)) == [0] + 9 * [3]
@@ -193,7 +193,7 @@ def test_reloading_the_ranks_of_now_forgets_nothing_where_one_is_0(make_net, tra
     model = make_net(trained=True)
     empty(model, attach(model)[1])
     optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
-    allocator = RankAllocator(model, optimizer, dataclasses.replace(MOVING, moves=0), 12)
+    allocator = RankAllocator(model, optimizer, total_steps=12, **forced(**{**MOVING, "moves": 0}))
     train_net(model, optimizer, allocator, 2)
     model.load_state_dict(copy.deepcopy(model.state_dict()))
     train_net(model, optimizer, allocator, 2, first=3)

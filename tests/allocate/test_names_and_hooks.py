@@ -12,7 +12,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from pedyra import RankAllocator, RankCallback, RankConfig
 
-LORA: dict[str, Any] = {"moves": 8}
+LORA: dict[str, Any] = {"train_e": False, "moves": 8}
 """Ranks move, and E stays 1, as with the defaults."""
 
 
@@ -43,7 +43,7 @@ def test_the_best_weights_can_be_kept_by_name_across_moves(train_e, make_trainer
                 best["weights"] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
                 best["logits"], best["ranks"] = logits(model), callback.allocator.ranks
 
-    trainer, callback = make_trainer(tmp_path / "run", quick(**LORA, start="svd" if train_e else "lora"))
+    trainer, callback = make_trainer(tmp_path / "run", quick(**{**LORA, "train_e": train_e}))
     trainer.add_callback(Keep())
     trainer.train()
     model: Any = trainer.model
@@ -57,7 +57,7 @@ def test_the_best_weights_can_be_kept_by_name_across_moves(train_e, make_trainer
 
 def test_a_run_with_layers_of_rank_0_goes_on_without_the_callback(make_trainer, make_bert, quick, logits, tmp_path):
     """After the last adjustment, of step 7, it is the same run."""
-    settings: dict[str, Any] = {**LORA, "min_rank": 0, "moves": 14}
+    settings: dict[str, Any] = {**LORA, "min_rank": 0, "moves": 7}
     trainer, callback = make_trainer(tmp_path / "run", quick(**settings), save_strategy="steps", save_steps=8)
     trainer.train()
     assert 0 in callback.allocator.ranks.values()
@@ -123,7 +123,7 @@ def test_an_optimizer_that_knows_its_first_pairs_alone_is_refused(make_bert):
 
 
 def test_two_callbacks_for_one_adapter_are_told(make_trainer, quick, tmp_path):
-    for second in (lambda first: first, lambda first: RankCallback(quick())):
+    for second in (lambda first: first, lambda first: RankCallback(**quick())):
         trainer, first = make_trainer(tmp_path / "run")
         trainer.add_callback(second(first))
         with pytest.raises(ValueError, match="has two RankCallbacks for adapter 'default'; pass one"):
@@ -133,6 +133,6 @@ def test_two_callbacks_for_one_adapter_are_told(make_trainer, quick, tmp_path):
 def test_two_adapters_do_not_share_a_record(make_trainer, make_bert, quick, tmp_path):
     trainer, first = make_trainer(tmp_path / "run")
     first.record_to = tmp_path / "ranks.jsonl"
-    trainer.add_callback(RankCallback(quick(), adapter_name="other", record_to=tmp_path / "ranks.jsonl"))
+    trainer.add_callback(RankCallback(**quick(), adapter_name="other", record_to=tmp_path / "ranks.jsonl"))
     with pytest.raises(ValueError, match="two RankCallbacks write to .*ranks.jsonl; give each its own record_to"):
         trainer.train()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from windows import SCHEDULE, WINDOW, pedyra
+from windows import SCHEDULE, forced, pedyra
 
 from pedyra.allocate.contract import default_method
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -17,7 +18,10 @@ from pedyra.methods.layer_scores import LayerScores
 from pedyra.methods.scored import Algorithm2, ScoredMethod
 
 STEPS = 30
-BOTH = {"default": RankConfig.scored(**WINDOW), "paper": RankConfig.paper(**SCHEDULE)}
+BOTH: dict[str, dict[str, Any]] = {
+    "scored": forced(**SCHEDULE),
+    "paper": {"config": RankConfig.paper(**{**SCHEDULE, "moves": 1})},
+}
 
 
 def trainable(model: Any) -> list[nn.Parameter]:
@@ -28,17 +32,17 @@ def adamw(model: Any, **settings: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(trainable(model), **{"lr": 0.01, **settings})
 
 
-def allocate(model: Any, config: RankConfig, optimizer: Any = None, **settings: Any) -> RankAllocator:
-    settings = {"total_steps": STEPS, **settings}
-    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, config, **settings)
+def allocate(model: Any, given: dict[str, Any], optimizer: Any = None, **settings: Any) -> RankAllocator:
+    settings = {"total_steps": STEPS, **given, **settings}
+    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, **settings)
 
 
 @pytest.mark.parametrize("budget", ["parameters", "ranks"])
 @pytest.mark.parametrize("base", BOTH)
 def test_the_budget_is_kept_at_every_step(base, budget, make_net, net_batch):
-    config = RankConfig.from_dict({**BOTH[base].to_dict(), "budget": budget, "min_rank": 1})
+    config = dataclasses.replace(BOTH[base]["config"], budget=budget, min_rank=1)
     model = make_net()
-    allocator = allocate(model, config)
+    allocator = allocate(model, {**BOTH[base], "config": config})
     start_parameters, start_rank = allocator.parameters, sum(allocator.ranks.values())
     moved = set()
     for step in range(STEPS):
@@ -55,12 +59,12 @@ def test_the_budget_is_kept_at_every_step(base, budget, make_net, net_batch):
         else:
             assert allocator.parameters <= start_parameters
             assert start_parameters - allocator.parameters < 21  # what is left over buys no further triple
-    assert len(moved) >= 2
+    assert len(moved) > 2
 
 
 def test_parameters_gradients_and_moments_are_physically_those_of_the_ranks(make_net, net_batch):
     model = make_net()
-    allocator = allocate(model, BOTH["default"])
+    allocator = allocate(model, BOTH["scored"])
     elements = {"parameters": 0, "gradients": 0, "moments": 0}
     for step in range(STEPS):
         x, y = net_batch(step)
@@ -82,7 +86,7 @@ def test_parameters_gradients_and_moments_are_physically_those_of_the_ranks(make
 
 def test_ranks_move_exactly_at_the_adjustments_of_the_schedule(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, BOTH["default"])
+    allocator = allocate(model, BOTH["scored"])
     records = train_net(model, allocator.optimizer, allocator, STEPS)
     expected = [5, 8, 11, 14, 17, 20]  # t > 2, (t - 2) % 3 == 0, t < 30 - 8
     assert [record["step"] for record in records] == expected == list(allocator.schedule.adjustments)
@@ -134,7 +138,7 @@ def _contributions(layer: Any) -> list[torch.Tensor]:
 
 def test_kept_triples_and_their_scores_are_bit_equal_across_an_adjustment(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, BOTH["default"])
+    allocator = allocate(model, BOTH["scored"])
     train_net(model, allocator.optimizer, allocator, 4)
     before: list[Any] = []
     real = allocator.after_step
@@ -183,7 +187,7 @@ def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net
     optimizer = adamw(plain, weight_decay=0.0)
     (plain(x) - y).square().mean().backward()
     optimizer.step()
-    allocator = allocate(model, RankConfig(moves=0), adamw(model, weight_decay=0.0))
+    allocator = allocate(model, {"config": RankConfig(moves=0)}, adamw(model, weight_decay=0.0))
     train_net(model, allocator.optimizer, allocator, 1)
     slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
     for layer, slot in zip(allocator.layers, slots, strict=True):
@@ -194,7 +198,7 @@ def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net
 
 def test_moves_zero_observes_and_moves_nothing(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, RankConfig.scored(**{**WINDOW, "moves": 0}))
+    allocator = allocate(model, forced(**{**SCHEDULE, "moves": 0}))
     records = train_net(model, allocator.optimizer, allocator, STEPS)
     assert len(records) == 6 and all(not record["pruned"] and not record["added"] for record in records)
     assert set(allocator.ranks.values()) == {4}
@@ -204,7 +208,7 @@ def test_moves_zero_observes_and_moves_nothing(make_net, train_net):
 def test_minimum_zero_can_empty_layers_and_training_goes_on(make_net, train_net):
     # Three layers of rank 1: the two that lose theirs share one return, so one of them is empty.
     model = make_net(r=1)
-    allocator = allocate(model, RankConfig.scored(**{**WINDOW, "moves": 2, "min_rank": 0, "budget": "ranks"}))
+    allocator = allocate(model, forced(**{**SCHEDULE, "moves": 2, "min_rank": 0, "budget": "ranks"}))
     seen = set()
     for record in train_net(model, allocator.optimizer, allocator, STEPS):
         seen |= set(record["ranks"].values())
@@ -215,7 +219,7 @@ def test_minimum_zero_can_empty_layers_and_training_goes_on(make_net, train_net)
 def test_layers_never_outgrow_their_width_or_the_cap(make_net, train_net):
     for max_rank, bound in ((None, 6), (5, 5)):
         model = make_net()
-        allocator = allocate(model, RankConfig.scored(**{**WINDOW, "moves": 8, "max_rank": max_rank}))
+        allocator = allocate(model, forced(**{**SCHEDULE, "moves": 8, "max_rank": max_rank}))
         train_net(model, allocator.optimizer, allocator, STEPS)
         for layer in allocator.layers:
             assert layer.rank <= min(bound if max_rank else 8, layer.a.in_features, layer.b.out_features)
@@ -236,7 +240,7 @@ def test_a_policy_of_ones_own_decides(make_net, train_net):
         )
 
     model = make_net()
-    allocator = allocate(model, BOTH["default"], method=ScoredMethod(policy=first_layer_loses))
+    allocator = allocate(model, BOTH["scored"], method=ScoredMethod(policy=first_layer_loses))
     train_net(model, allocator.optimizer, allocator, STEPS)
     assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
 
@@ -272,7 +276,7 @@ def test_a_run_that_can_never_try_a_triple_says_so_once(config, steps, told, mak
 
 def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, BOTH["default"])
+    allocator = allocate(model, BOTH["scored"])
     setup = allocator.describe()
     assert json.loads(json.dumps(setup)) == setup
     assert setup["layers"][0] == {
@@ -282,7 +286,7 @@ def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
         "in_features": 8,
         "out_features": 12,
         "rank": 4,
-        "cost": 20,
+        "cost": 21,
     }
     assert setup["budget"] == {"kind": "parameters", "total_rank": 12, "parameters": 4 * (21 + 19 + 13)}
     assert setup["scaling"] == {"layers.0": 2.0, "layers.1": 2.0, "layers.2": 2.0}

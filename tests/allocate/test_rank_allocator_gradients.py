@@ -7,25 +7,22 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from windows import FORCED
+from windows import forced
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
 
 WINDOW: dict[str, Any] = {
     "interval": 3,
     "initial_warmup": 0,
     "final_warmup": 3,
     "moves": 2,
-    "min_rank": 1,
-    "start": "svd",
 }
 
 
-def allocate(model: Any, config: RankConfig | None = None, total_steps: int = 30) -> RankAllocator:
+def allocate(model: Any, given: dict[str, Any] | None = None, total_steps: int = 30) -> RankAllocator:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.01)
-    return RankAllocator(model, optimizer, RankConfig.scored(**WINDOW) if config is None else config, total_steps)
+    return RankAllocator(model, optimizer, total_steps=total_steps, **(given or forced(**WINDOW)))
 
 
 def step(allocator: RankAllocator) -> dict[str, Any] | None:
@@ -100,10 +97,8 @@ def test_tracking_only_when_needed_equals_tracking_always(alpha, make_net, train
     results = []
     for full in (False, True):
         model = make_net()
-        config = RankConfig.scored(
-            **{**FORCED, "interval": 130, "initial_warmup": 30, "final_warmup": 20}, alpha=alpha, moves=1
-        )
-        allocator = allocate(model, config, total_steps=320)
+        given = forced(interval=130, initial_warmup=30, final_warmup=20, alpha=alpha, moves=1)
+        allocator = allocate(model, given, total_steps=320)
         tracked = sum(allocator.tracks(t) for t in range(1, 321))
         assert tracked == 2 * 103  # of 320: W = 103 steps before each of the two adjustments
         if full:
@@ -119,7 +114,7 @@ def test_inputs_of_untracked_steps_are_not_looked_at(make_net, train_net):
     model = make_net()
     allocator = allocate(
         model,
-        RankConfig.scored(**{**FORCED, "interval": 130, "initial_warmup": 0, "final_warmup": 20}, moves=1),
+        forced(interval=130, initial_warmup=0, final_warmup=20, moves=1),
         total_steps=200,
     )
     energy = allocator.run.inputs
@@ -231,7 +226,7 @@ def test_scores_under_a_scaler_are_those_without(make_net, net_batch):
 
 def test_missing_gradients_score_zero_and_training_goes_on(make_net, net_batch):
     model = make_net(trained=True).train()
-    allocator = allocate(model, RankConfig.scored(**WINDOW, alpha=1.0))
+    allocator = allocate(model, forced(**WINDOW, alpha=1.0))
     records = []
     for t in range(1, 4):
         x, y = net_batch(t)
@@ -262,7 +257,7 @@ def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, ne
     results, gradients = [], []
     for weight in (0.0, 0.5):
         model = make_net(trained=True).train()
-        allocator = allocate(model, RankConfig.scored(**WINDOW, orth_weight=weight))
+        allocator = allocate(model, forced(**WINDOW, orth_weight=weight))
         x, y = net_batch(1)
         (model(x) - y).square().mean().backward()
         allocator.before_step()

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from windows import WINDOW
+from windows import SCHEDULE, forced
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
@@ -26,16 +26,16 @@ def adamw(model: Any, **settings: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(trainable(model), **{"lr": 0.01, **settings})
 
 
-def allocate(model: Any, config: RankConfig, optimizer: Any = None, **settings: Any) -> RankAllocator:
-    settings = {"total_steps": STEPS, **settings}
-    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, config, **settings)
+def allocate(model: Any, given: dict[str, Any], optimizer: Any = None, **settings: Any) -> RankAllocator:
+    settings = {"total_steps": STEPS, **given, **settings}
+    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, **settings)
 
 
 def test_a_scheduler_built_before_goes_on_after_resizes(make_net, train_net, net_batch):
     model = make_net()
     optimizer = adamw(model, lr=0.1)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=STEPS)
-    allocator = allocate(model, RankConfig.scored(**WINDOW), optimizer)
+    allocator = allocate(model, forced(**SCHEDULE), optimizer)
     for step in range(1, STEPS + 1):
         train_net(model, optimizer, allocator, 1, first=step)
         scheduler.step()
@@ -50,7 +50,7 @@ def test_lora_plus_groups_keep_their_ratio(attached_before, make_net, train_net)
     if attached_before:
         attach(model)
     optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=0.001, loraplus_lr_ratio=16.0)
-    allocator = allocate(model, RankConfig.scored(**WINDOW), optimizer)
+    allocator = allocate(model, forced(**SCHEDULE), optimizer)
     train_net(model, optimizer, allocator, STEPS)
     assert any(record["added"] for record in allocator.history)
     lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -64,7 +64,7 @@ def test_an_adapter_beside_keeps_its_ranks_and_weights(make_net, train_net):
     model = make_net()
     model.add_adapter("other", LoraConfig(r=2, target_modules=["0", "2"]))
     other = {name: p.detach().clone() for name, p in model.named_parameters() if ".other." in name}
-    allocator = allocate(model, RankConfig.scored(**WINDOW))
+    allocator = allocate(model, forced(**SCHEDULE))
     train_net(model, allocator.optimizer, allocator, STEPS)
     now = {name: p for name, p in model.named_parameters() if ".other." in name}
     assert list(now) == list(other) and all(torch.equal(now[name], other[name]) for name in other)
@@ -76,7 +76,7 @@ def test_frozen_layers_keep_their_rank(make_net, train_net):
     for name, parameter in model.named_parameters():
         if "layers.1" in name:
             parameter.requires_grad_(False)
-    allocator = allocate(model, RankConfig.scored(**WINDOW))
+    allocator = allocate(model, forced(**SCHEDULE))
     frozen = attach(model)[1]
     before = frozen.a.A.detach().clone()
     train_net(model, allocator.optimizer, allocator, STEPS)
@@ -88,7 +88,7 @@ def test_modules_to_save_are_trained_as_before(make_bert, tokens):
     model = make_bert().train()
     head = model.base_model.model.classifier.modules_to_save["default"]
     before = head.weight
-    allocator = allocate(model, RankConfig.scored(**WINDOW))
+    allocator = allocate(model, forced(**SCHEDULE))
     for _ in range(STEPS):
         model(**tokens, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
         allocator.before_step()
@@ -108,7 +108,7 @@ def test_modules_to_save_are_trained_as_before(make_bert, tokens):
 @pytest.mark.parametrize("start", ["lora", "svd"])
 def test_every_flavour_of_lora_is_trained_and_stays_a_lora(flavour, start, make_net, train_net, tmp_path):
     model = make_net(**flavour)
-    allocator = allocate(model, RankConfig.scored(**{**WINDOW, "start": start}))
+    allocator = allocate(model, forced(**{**SCHEDULE, "start": start}))
     train_net(model, allocator.optimizer, allocator, STEPS)
     assert any(set(record["ranks"].values()) != {4} for record in allocator.history)
     model.eval().save_pretrained(tmp_path)
@@ -131,7 +131,7 @@ def test_conv1d_of_gpt2_is_a_linear_layer_the_other_way_round(train_net):
 
     settings = LoraConfig(r=3, target_modules=["first", "second"], fan_in_fan_out=True, init_lora_weights="pissa")
     model: Any = get_peft_model(Stack(), settings)
-    allocator = allocate(model, RankConfig.scored(**WINDOW))
+    allocator = allocate(model, forced(**SCHEDULE))
     train_net(model, allocator.optimizer, allocator, STEPS)
     x = torch.randn(4, 8)
     expected = model.eval()(x)

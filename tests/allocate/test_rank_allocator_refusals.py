@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from windows import WINDOW
+from windows import SCHEDULE, forced
 
 from pedyra import RankCallback
 from pedyra.allocate.allocation import make_plan
@@ -23,7 +23,7 @@ def trainable(model: Any) -> list[nn.Parameter]:
 
 def allocate(model: Any, optimizer: Any = None, total_steps: int = 30, **settings: Any) -> RankAllocator:
     optimizer = torch.optim.AdamW(trainable(model)) if optimizer is None else optimizer
-    return RankAllocator(model, optimizer, RankConfig.scored(**{**WINDOW, **settings}), total_steps)
+    return RankAllocator(model, optimizer, total_steps=total_steps, **forced(**{**SCHEDULE, **settings}))
 
 
 def refused(match: str) -> Any:
@@ -168,7 +168,7 @@ def test_a_start_at_the_highest_rank_is_refused(make_net):
     shrinking = ScoredMethod(policy=lambda scores, now: make_plan(scores, {}, {}, {}))
     model = make_net(r=4)
     optimizer = torch.optim.AdamW(trainable(model))
-    assert RankAllocator(model, optimizer, RankConfig.scored(**WINDOW, max_rank=4), 30, method=shrinking).moves > 0
+    assert RankAllocator(model, optimizer, RankConfig.scored(**SCHEDULE, max_rank=4), 30, method=shrinking).moves > 0
     assert allocate(make_net(r=4), max_rank=4, moves=0).moves == 0
 
 

@@ -27,7 +27,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def run(make_trainer: Any, quick: Any):
     def go(out: Path, *, record: Path | None = None, resume_at: int | None = None, **arguments: Any):
         trainer, callback = make_trainer(
-            out, callback=RankCallback(quick(), record_to=record), **{**LOGGED, **arguments}
+            out, callback=RankCallback(**quick(), record_to=record), **{**LOGGED, **arguments}
         )
         trainer.train(resume_from_checkpoint=None if resume_at is None else str(out / f"checkpoint-{resume_at}"))
         return trainer, callback

@@ -53,7 +53,7 @@ def train(make_llama, tokenizer, quick):
     """train(out, dataset, **SFTConfig): SFTTrainer on a plain Llama, LoRA as peft_config, and its callback."""
 
     def go(out: Any, dataset: Dataset, *, resume: str | None = None, **settings: Any):
-        callback = RankCallback(quick())
+        callback = RankCallback(**quick())
         args = trl.SFTConfig(
             str(out),
             **{
