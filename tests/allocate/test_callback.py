@@ -256,7 +256,7 @@ def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_be
     again, taking = make_trainer(tmp_path, RankConfig(moves=0), model=model)
     again.train()
     assert taking.allocator.step == 12
-    assert all(layer.a.probe is layer.b.probe is layer.a.kept_directions is layer.a.reach is None for layer in layers)
+    assert all(layer.a.probe is layer.b.probe is layer.a.kept_directions is layer.a.energy is None for layer in layers)
 
 
 def test_a_sketch_goes_with_its_allocator(make_net, train_net):

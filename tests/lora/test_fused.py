@@ -65,13 +65,13 @@ def outcome(model: Any, x: Tensor, context: Any = None) -> dict[str, Tensor]:
     (y.float() * weights).sum().backward()
     gradients = {name: tensor.grad for name, tensor in trained(model).items()}
     assert x.grad is not None and all(gradient is not None for gradient in gradients.values())
-    return {"output": y.detach(), "input": x.grad, **gradients, **reaches(model)}  # type: ignore[dict-item]
+    return {"output": y.detach(), "input": x.grad, **gradients, **energies(model)}  # type: ignore[dict-item]
 
 
-def reaches(model: Any) -> dict[str, Tensor]:
+def energies(model: Any) -> dict[str, Tensor]:
     """The mean square of every layer's inputs along each probe row, where that is measured."""
-    counted = {layer.name: layer.a.reach for layer in adapted_layers(model)}
-    return {f"{name}.reach": sums[:-1] / sums[-1] for name, sums in counted.items() if sums is not None}
+    counted = {layer.name: layer.a.energy for layer in adapted_layers(model)}
+    return {f"{name}.energy": sums[:-1] / sums[-1] for name, sums in counted.items() if sums is not None}
 
 
 def trained(model: Any) -> dict[str, Tensor]:
@@ -88,14 +88,14 @@ def clear(model: Any) -> None:
     for tensor in trained(model).values():
         tensor.grad = None
     for layer in adapted_layers(model):
-        if layer.a.reach is not None:
-            layer.a.reach.zero_()
+        if layer.a.energy is not None:
+            layer.a.energy.zero_()
 
 
 def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
     """Two probes a layer, as a sketch sets them: rows P or columns Q `fixed`, the other side zero; triples `off`.
 
-    Where rows are fixed, the reach of each is measured, as it is in a sketch's third part.
+    Where rows are fixed, the energy of each is measured, as it is in a sketch's third part.
     """
     generator = torch.Generator().manual_seed(5)
     for layer in adapted_layers(model):
@@ -104,7 +104,7 @@ def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
         layer.a.probe = P if fixed == "P" else torch.zeros_like(P).requires_grad_()
         layer.b.probe = Q if fixed == "Q" else torch.zeros_like(Q).requires_grad_()
         if fixed == "P":
-            layer.a.reach = torch.zeros(3)
+            layer.a.energy = torch.zeros(3)
         if off:
             layer.a.kept_directions = torch.eye(layer.rank)
             layer.a.kept_directions[list(off), list(off)] = 0
@@ -114,7 +114,7 @@ def in_float32(model: Any, x: Tensor) -> dict[str, Tensor]:
     clone = copy.deepcopy(model).float()
     for twin, layer in zip(adapted_layers(clone), adapted_layers(model), strict=True):  # a copy has no sketch
         twin.a.kept_directions = layer.a.kept_directions
-        twin.a.reach = None if layer.a.reach is None else torch.zeros_like(layer.a.reach)
+        twin.a.energy = None if layer.a.energy is None else torch.zeros_like(layer.a.energy)
         for ours, theirs in ((twin.a, layer.a), (twin.b, layer.b)):
             probe = theirs.probe
             ours.probe = None if probe is None else probe.detach().float().requires_grad_(probe.requires_grad)
@@ -332,7 +332,7 @@ def test_a_layer_of_rank_0_is_probed(tokens, fixed, make_net, calls):
         layer.b.weight = nn.Parameter(layer.b.weight[:, :0])
         sketch(model, fixed)
         model(torch.ones(tokens, 8)).square().sum().backward()
-    torch.testing.assert_close(reaches(fused), reaches(plain))
+    torch.testing.assert_close(energies(fused), energies(plain))
     for one, other in zip(trained(fused).values(), trained(plain).values(), strict=True):
         assert one.grad is not None and other.grad is not None
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5)
@@ -383,7 +383,7 @@ def test_probes_under_gradient_checkpointing(reentrant, fixed, make_llama, token
         enable({"use_reentrant": reentrant})
         sketch(model, fixed)
         model(**tokens, labels=tokens["input_ids"]).loss.backward()
-        gradients.append({name: tensor.grad for name, tensor in trained(model).items()} | reaches(model))
+        gradients.append({name: tensor.grad for name, tensor in trained(model).items()} | energies(model))
     assert_same(gradients[1], gradients[0], tolerance=1e-4)
 
 

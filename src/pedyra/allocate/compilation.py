@@ -38,7 +38,7 @@ def mark_sketch(layers: Sequence[AdaptedLayer]) -> None:
             (layer.a.kept_directions, 0),
             (layer.a.kept_directions, 1),
             (layer.a.probe, 0),
-            (layer.a.reach, 0),
+            (layer.a.energy, 0),
             (layer.b.probe, 1),
         ):
             if tensor is not None and tensor.shape[dim] > 1:

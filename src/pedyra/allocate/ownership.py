@@ -77,7 +77,7 @@ def switch_on(layers: Sequence[AdaptedLayer]) -> None:
     """Take probes out of the slots, and switch every triple on."""
     for layer in layers:
         a, b = layer.a, layer.b
-        a.probe = b.probe = a.reach = None
+        a.probe = b.probe = a.energy = None
         if a.kept_directions is not None:  # seldom, and to set a module's attribute takes longer than to look at it
             a.kept_directions = None
 

@@ -22,11 +22,11 @@ def adjustment_record(now: Situation, decision: Decision, **outcome: Any) -> dic
 
     Of our default method, where something may move:
 
-    - `gains`: layer -> mean, error and reach of its surest candidate
+    - `gains`: layer -> mean, error and energy of its surest candidate
     - `chance`: in errors, what the largest gain reaches by chance (by fewer patterns where nothing is beyond it), None
       where it is infinite; `sure`: how many candidates are beyond it
-    - `trials`: layer, triple, mean, error, reach, length of what was on trial; the triples are those of a turned layer
-    - `curvature`: layer -> that per reach; `least_gain`: what a candidate must save per unit of cost to matter
+    - `trials`: layer, triple, mean, error, energy, length of what was on trial; the triples are those of a turned layer
+    - `curvature`: layer -> that per energy; `least_gain`: what a candidate must save per unit of cost to matter
     - `contests`: what became of candidates, each with `layer`, `candidate`, `gain`, `cost`, `against` (layer, triple,
       worth of what would pay), `bar` (what the gain must exceed) and `outcome`, see `swaps.Contest`: of every layer's
       surest one, and of all that are more than noise; empty at the reassignment

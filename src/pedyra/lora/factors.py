@@ -38,7 +38,7 @@ class AFactor(nn.Module):
     Against columns `(out, q)` in the B slot, of which either only these rows take a gradient or only those columns; the
     side that does is zero, and a fused layer counts on it.
     """
-    reach: Tensor | None
+    energy: Tensor | None
     """Sums over tokens of the squared products of x with each probe row, and the number of tokens, `(q + 1,)`; None:
     not wanted. Counted in the forward, twice under activation checkpointing, or in the backward of a fused function."""
     kept_directions: Tensor | None
@@ -47,7 +47,7 @@ class AFactor(nn.Module):
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
-        self.probe = self.kept_directions = self.reach = None
+        self.probe = self.kept_directions = self.energy = None
         self._parameters["A"] = A
         self.E = E
         self.register_buffer("origin", None, persistent=False)
@@ -117,7 +117,7 @@ class AFactor(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a pickle, is nobody's: no allocator would take the probes out of it, or switch its triples on.
-        return self.__dict__ | {"probe": None, "reach": None, "kept_directions": None}
+        return self.__dict__ | {"probe": None, "energy": None, "kept_directions": None}
 
     def on_kept_directions(self, weight: Tensor) -> Tensor:
         """`weight` (A or E A) without the directions that are switched off, in its own type even under autocast.
@@ -137,8 +137,8 @@ class AFactor(nn.Module):
 
     @property
     def counting(self) -> Tensor | None:
-        """`reach`, where this forward, or its backward, is to add to it: while training."""
-        return self.reach if self.reach is not None and self._counts_as_training else None
+        """`energy`, where this forward, or its backward, is to add to it: while training."""
+        return self.energy if self.energy is not None and self._counts_as_training else None
 
     def identity_e(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
@@ -158,8 +158,8 @@ class AFactor(nn.Module):
         if self.probe is None:
             return F.linear(x, weight)
         h = F.linear(x, torch.cat([weight, self.probe.to(weight)]))
-        if (reach := self.counting) is not None:
-            add_reach(reach, h.detach()[..., len(weight) :], x)
+        if (energy := self.counting) is not None:
+            add_energy(energy, h.detach()[..., len(weight) :], x)
         return h
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
@@ -200,8 +200,8 @@ class AFactor(nn.Module):
 
 
 @torch.no_grad()
-def add_reach(reach: Tensor, products: Tensor, x: Tensor | None = None) -> None:
-    """Add the squares of the products `(..., q)` of tokens with probe rows to `AFactor.reach`, and their number.
+def add_energy(energy: Tensor, products: Tensor, x: Tensor | None = None) -> None:
+    """Add the squares of the products `(..., q)` of tokens with probe rows to `AFactor.energy`, and their number.
 
     Args:
         x: the tokens `(..., in)`, which may be none: DoRA hands in the identity, for a whole weight's norms.
@@ -211,7 +211,7 @@ def add_reach(reach: Tensor, products: Tensor, x: Tensor | None = None) -> None:
     if x is not None and x.dim() == 2 and x.shape[0] == x.shape[1]:
         identity = (x.detach() == torch.eye(len(x), dtype=x.dtype, device=x.device)).all()
         sums = torch.where(identity, 0.0, sums)
-    reach += sums
+    energy += sums
 
 
 class BFactor(nn.Linear):

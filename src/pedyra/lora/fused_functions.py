@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pedyra.lora.factors import add_reach
+from pedyra.lora.factors import add_energy
 from pedyra.lora.shared_input import Handover
 
 
 def composed(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor, P: Tensor | None, Q: Tensor | None,
-    scaling: float, reach: Tensor | None,
+    scaling: float, energy: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """By autograd's own operations, all of one dtype: for layers so small that calling a function costs more."""
     rows = x.reshape(-1, x.shape[-1])
@@ -32,8 +32,8 @@ def composed(
     if P is not None and Q is not None:
         folded, B = torch.cat([folded, P.to(A)]), torch.cat([B, Q.to(B)], 1)
     h = rows @ folded.T
-    if reach is not None:
-        add_reach(reach, h.detach()[:, len(A) :])
+    if energy is not None:
+        add_energy(energy, h.detach()[:, len(A) :])
     y = torch.addmm(F.linear(rows, weight, bias), h, B.T, alpha=scaling)
     return y.view(*x.shape[:-1], weight.shape[0])
 
@@ -44,12 +44,12 @@ class AddedToWeight(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor,
-        P: Tensor | None, Q: Tensor | None, scaling: float, reach: Tensor | None, link: Handover | None,
+        P: Tensor | None, Q: Tensor | None, scaling: float, energy: Tensor | None, link: Handover | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         x = x.detach()  # the graph must not hold x itself, see pass_on
         ctx.save_for_backward(x, weight, A, E, B, P if ctx.needs_input_grad[7] else Q)
         ctx.set_materialize_grads(False)
-        ctx.scaling, ctx.reach, ctx.link = scaling, reach, link
+        ctx.scaling, ctx.energy, ctx.link = scaling, energy, link
         y = F.linear(x, torch.addmm(weight, B, E[:, None] * A, alpha=scaling), bias)
         return y, None if link is None else x
 
@@ -69,7 +69,7 @@ class AddedToWeight(torch.autograd.Function):
             if to_A or to_E or to_B or to_P or to_Q:
                 right = torch.cat([folded, fixed.to(A)]) if to_Q else folded
                 left = torch.cat([B, fixed.to(B)], 1) if to_P else B
-                grad_right, grad_left = _factor_gradients(rows, g, right, left, ctx.scaling, ctx.reach)
+                grad_right, grad_left = _factor_gradients(rows, g, right, left, ctx.scaling, ctx.energy)
                 (grad_folded, grad_P), (grad_B, grad_Q) = _apart(grad_right, len(A), 0), _apart(grad_left, len(A), 1)
                 grad_E = (grad_folded * A).sum(1) if to_E else None
                 grad_A = grad_folded.mul_(E[:, None]) if to_A else None
@@ -85,11 +85,11 @@ _PIECE_BYTES = 1024 * 1024
 
 
 def _factor_gradients(
-    x: Tensor, g: Tensor, right: Tensor, left: Tensor, scaling: float, reach: Tensor | None
+    x: Tensor, g: Tensor, right: Tensor, left: Tensor, scaling: float, energy: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """s (g left)^T x `(l, in)` and s g^T (x right^T) `(out, k)`, from x `(tokens, in)`, g `(tokens, out)`.
 
-    Where it is given, `reach` `(q + 1,)` counts the tokens along the last q rows of `right`.
+    Where it is given, `energy` `(q + 1,)` counts the tokens along the last q rows of `right`.
     """
     grad_right, grad_left = x.new_zeros(left.shape[1], x.shape[1]), g.new_zeros(len(right), g.shape[1])
     rows_left = left.T.contiguous()  # products of few rows, not of few columns: a quarter faster
@@ -98,8 +98,8 @@ def _factor_gradients(
         grad_right.addmm_(rows_left @ g_part.T, x_part, alpha=scaling)
         products = right @ x_part.T
         grad_left.addmm_(products, g_part, alpha=scaling)
-        if reach is not None:
-            add_reach(reach, products[-len(reach) + 1 :].T)
+        if energy is not None:
+            add_energy(energy, products[-len(energy) + 1 :].T)
     return grad_right, grad_left.T
 
 
@@ -122,7 +122,7 @@ class AddedToOutput(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor,
-        P: Tensor | None, Q: Tensor | None, scaling: float, reach: Tensor | None, link: Handover | None,
+        P: Tensor | None, Q: Tensor | None, scaling: float, energy: Tensor | None, link: Handover | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         kind = x.device.type
         auto = torch.is_autocast_enabled(kind)
@@ -140,7 +140,7 @@ class AddedToOutput(torch.autograd.Function):
                 y = y.to(torch.promote_types(base_type, own_type)).addmm_(h, B.T, alpha=scaling).to(base_type)
         ctx.save_for_backward(rows, h, weight, A, E, B, P if ctx.needs_input_grad[7] else Q)
         ctx.set_materialize_grads(False)
-        ctx.types, ctx.scaling, ctx.reach, ctx.link = (base_type, own_type), scaling, reach, link
+        ctx.types, ctx.scaling, ctx.energy, ctx.link = (base_type, own_type), scaling, energy, link
         ctx.shape, ctx.input_type = x.shape, x.dtype
         return y.view(*x.shape[:-1], weight.shape[0]), None if link is None else x
 
@@ -163,8 +163,8 @@ class AddedToOutput(torch.autograd.Function):
             if to_Q:
                 products = rows.to(own_type) @ fixed.to(own_type).T
                 h = torch.cat([h, products], 1)
-                if ctx.reach is not None:
-                    add_reach(ctx.reach, products)
+                if ctx.energy is not None:
+                    add_energy(ctx.energy, products)
             if to_B or to_Q:  # as (r, out), which reads g along its rows
                 grad_B, grad_Q = _apart((h.T @ g_own).mul_(ctx.scaling).T.to(B.dtype), len(A), 1)
             if to_A or to_E or to_P:

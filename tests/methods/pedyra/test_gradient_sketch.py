@@ -129,7 +129,7 @@ def test_state_saved_in_mid_window_continues_to_the_same_gains():
             model(x).square().mean().backward()
             sketch.observe()
         if cut == 1:
-            expected = sketch.candidates(2.0)  # with the reach of each
+            expected = sketch.candidates(2.0)  # with the energy of each
         assert sketch.candidates(2.0) == expected
 
 
@@ -141,7 +141,7 @@ def test_what_pays_for_a_new_triple_is_what_it_begins_along(monkeypatch):
     # Less one error the first is worth more, less three only the second is worth anything.
     measured = torch.tensor([10.0, 6.0]).repeat(len(layers)), torch.tensor([4.5, 1.5]).repeat(len(layers))
     sketch._measure_with(sketch.right)
-    sketch.reach = torch.ones(3 * len(layers))
+    sketch.energy = torch.ones(3 * len(layers))
     monkeypatch.setattr(gradient_sketch, "means_and_errors", lambda *_: measured)
     assert [gain.mean for gain in sketch.candidates(1.0)[layers[0].name]] == [10.0, 6.0]
     assert [gain.mean for gain in sketch.candidates(3.0)[layers[0].name]] == [6.0, 10.0]
@@ -158,12 +158,12 @@ def test_directions_are_ordered_by_what_they_save_not_by_their_slope(monkeypatch
     monkeypatch.setattr(gradient_sketch, "means_and_errors", lambda *_: measured)
     sketch.right = [torch.eye(layer.a.in_features)[:2] for layer in layers]
     sketch._measure_with(sketch.right)
-    sketch.reach = torch.tensor([90.0, 18.0, 9.0] * len(layers))  # 10^2 / 10 against 6^2 / 2
-    assert [(gain.mean, gain.reach) for gain in sketch.candidates(1.0)[layers[0].name]] == [(6.0, 2.0), (10.0, 10.0)]
+    sketch.energy = torch.tensor([90.0, 18.0, 9.0] * len(layers))  # 10^2 / 10 against 6^2 / 2
+    assert [(gain.mean, gain.energy) for gain in sketch.candidates(1.0)[layers[0].name]] == [(6.0, 2.0), (10.0, 10.0)]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_reach_is_the_mean_square_of_the_inputs_along_each_direction(checkpointing):
+def test_energy_is_the_mean_square_of_the_inputs_along_each_direction(checkpointing):
     model, layers = two_layers()
     sketch = GradientSketch(layers, q=2, steps=6, generator=torch.Generator().manual_seed(0))
     seen = []
@@ -182,10 +182,10 @@ def test_reach_is_the_mean_square_of_the_inputs_along_each_direction(checkpointi
         inputs = [x, torch.tanh(layers[0].module.eval()(x))]
     for layer, right, into in zip(layers, sketch.right, inputs, strict=True):
         expected = (into @ right.T).square().mean(0)
-        assert sorted(g.reach for g in found[layer.name]) == pytest.approx(sorted(expected.tolist()), rel=1e-5)
+        assert sorted(g.energy for g in found[layer.name]) == pytest.approx(sorted(expected.tolist()), rel=1e-5)
 
 
-def test_reach_under_dora_does_not_count_the_identity_that_peft_hands_in():
+def test_energy_under_dora_does_not_count_the_identity_that_peft_hands_in():
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8))
     model = get_peft_model(base, LoraConfig(r=2, use_dora=True, target_modules=["0", "2"]))  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def test_reach_under_dora_does_not_count_the_identity_that_peft_hands_in():
         model(x).square().mean().backward()
         sketch.observe()
     expected = (x @ sketch.right[0].T).square().mean(0).tolist()
-    assert sorted(g.reach for g in sketch.candidates(2.0)[layers[0].name]) == pytest.approx(sorted(expected))
+    assert sorted(g.energy for g in sketch.candidates(2.0)[layers[0].name]) == pytest.approx(sorted(expected))
 
 
 def test_the_scale_of_the_loss_is_taken_off_the_gains():
@@ -233,7 +233,7 @@ def test_a_layer_that_overflows_in_a_step_has_no_gradient_there_and_the_others_d
     assert found[0][1][0].abs().max() > 0
 
 
-def test_inputs_that_overflow_in_a_step_leave_the_reach_of_the_others():
+def test_inputs_that_overflow_in_a_step_leave_the_energy_of_the_others():
     """Only the second layer overflows in the step, by its own base weight, so the first one's sums still count."""
     model, layers = two_layers()
     sketch = GradientSketch(layers, q=2, steps=9, generator=torch.Generator().manual_seed(0))
@@ -255,10 +255,10 @@ def test_inputs_that_overflow_in_a_step_leave_the_reach_of_the_others():
     found = sketch.candidates(2.0)
     for layer, right, inputs in zip(layers, sketch.right, seen, strict=True):
         expected = (torch.cat(inputs) @ right.T).square().mean(0)
-        assert sorted(g.reach for g in found[layer.name]) == pytest.approx(sorted(expected.tolist()), rel=1e-5)
+        assert sorted(g.energy for g in found[layer.name]) == pytest.approx(sorted(expected.tolist()), rel=1e-5)
 
 
-def test_reach_is_a_mean_over_the_tokens_that_a_layer_sees():
+def test_energy_is_a_mean_over_the_tokens_that_a_layer_sees():
     """The second layer sees the first of every four tokens, as a pooler does."""
     torch.manual_seed(0)
     first, second = nn.Linear(12, 10), nn.Linear(10, 8)
@@ -273,4 +273,4 @@ def test_reach_is_a_mean_over_the_tokens_that_a_layer_sees():
     for layer, right, into in zip(layers, sketch.right, (x, pooled.detach()), strict=True):
         expected = (into @ right.T).square().mean(0)
         found = sketch.candidates(2.0)[layer.name]
-        assert sorted(g.reach for g in found) == pytest.approx(sorted(expected.tolist()), rel=1e-5)
+        assert sorted(g.energy for g in found) == pytest.approx(sorted(expected.tolist()), rel=1e-5)

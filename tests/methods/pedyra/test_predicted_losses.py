@@ -35,7 +35,7 @@ def test_a_layers_own_trials_tell_its_curvature(layers):
     # Layer 0 was tried at length 2: slope 8, h = 4; all layers, which are this one, say the same. The errors count.
     looks: list[Any] = [{}, {"0": {1: Gain(7.0, 1.0, 9.0, 2.0)}}]
     assert predicted_losses(known_lengths(layers), curvatures(["0", "1"], looks))["0"] == pytest.approx([4 * 50, 4 * 8])
-    assert curvatures(["0", "1"], looks)["0"].by_reach == pytest.approx(4 / 9)
+    assert curvatures(["0", "1"], looks)["0"].by_energy == pytest.approx(4 / 9)
     # A second layer of h = 1: sums 16 and 4, counting half, and 4 and 4; the mean of both is one trial more.
     looks.append({"1": {0: Gain(2.0, 0.0, 1.0, 2.0)}})
     mean_slope, mean_length = (0.5 * 16 + 4) / 1.5, (0.5 * 4 + 4) / 1.5

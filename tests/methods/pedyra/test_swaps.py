@@ -20,8 +20,8 @@ COSTS = {"wide": 10, "slim": 5}
 FREE = {"wide": 9, "slim": 9}
 
 
-def sure(*slopes: float, reach: float = 1.0) -> list[Gain]:
-    return [Gain(slope, 0.0, reach) for slope in slopes]
+def sure(*slopes: float, energy: float = 1.0) -> list[Gain]:
+    return [Gain(slope, 0.0, energy) for slope in slopes]
 
 
 def tried(slope: float, length: float, error: float = 0.0) -> Gain:
@@ -37,15 +37,15 @@ def swaps(
     settings: dict[str, Any] = dict(
         max_ranks=FREE, costs=COSTS, spare=0, certainty=2.0, chance=2.0, least=0.0, margin=0.5
     )
-    curvature = {name: Curvature(by_length=1e9, by_reach=(h or {}).get(name, 1.0)) for name in SCORES}
+    curvature = {name: Curvature(by_length=1e9, by_energy=(h or {}).get(name, 1.0)) for name in SCORES}
     return plan_swaps(SCORES, candidates, trials, curvature, **{**settings, **changes})[0]
 
 
 def test_what_a_triple_saves_by_hand():
     # The loss 5 - 6 c + c^2 has the slope 6 and the curvature 2, and falls by 9, to its least at c = 3.
-    assert Gain(6.0, 0.0, reach=4.0).saves(0.5, certainty=0.0) == pytest.approx(9.0)
+    assert Gain(6.0, 0.0, energy=4.0).saves(0.5, certainty=0.0) == pytest.approx(9.0)
     assert tried(6.0, length=3.0).worth == pytest.approx(9.0)
-    assert Gain(10.0, 4.0, reach=4.0).saves(0.5, certainty=2.0) == pytest.approx(9.0)  # 10^2 - (2 * 4)^2 = 6^2
+    assert Gain(10.0, 4.0, energy=4.0).saves(0.5, certainty=2.0) == pytest.approx(9.0)  # 10^2 - (2 * 4)^2 = 6^2
     assert tried(5.0, length=3.0, error=1.0).worth == pytest.approx(9.0)
     # Noise, and a slope that rises.
     assert (Gain(1.9, 1.0).saves(1.0, certainty=2.0), Gain(-9.0, 1.0).saves(1.0, certainty=2.0)) == (0.0, 0.0)
@@ -55,13 +55,13 @@ def test_what_a_triple_saves_by_hand():
 def test_curvature_is_a_parabolas_own():
     # Two layers of different curvature, both tried twice at different lengths; a third was never tried.
     h = {"a": 2.0, "b": 8.0}
-    look = {n: {i: Gain(h[n] * c, 0.0, reach=4.0, length=c) for i, c in enumerate((1.0, 3.0))} for n in h}
+    look = {n: {i: Gain(h[n] * c, 0.0, energy=4.0, length=c) for i, c in enumerate((1.0, 3.0))} for n in h}
     found = curvatures(["a", "b", "c"], [look] * 40)
     # All together: sum of h c^2 over the sum of c^2, at equal lengths the mean; it counts as one trial of c^2 = 5, and
     # an endless row of equal looks, each half the one after it, as two of its sums, 20.
     for name, by_length in (("a", (20 * 2 + 5 * 5) / 25), ("b", (20 * 8 + 5 * 5) / 25), ("c", 5.0)):
         assert found[name].by_length == pytest.approx(by_length)
-        assert found[name].by_reach == pytest.approx(by_length / 4)
+        assert found[name].by_energy == pytest.approx(by_length / 4)
 
 
 def test_curvature_forgets_by_half_and_is_one_before_the_first_trial():
@@ -84,11 +84,11 @@ def test_a_candidate_must_save_the_margins_square_of_what_it_replaces():
 
 
 def test_the_same_slope_saves_more_where_the_loss_curves_less():
-    # The candidate saves 0.9^2 / (2 h reach), what is tried is worth 2.
+    # The candidate saves 0.9^2 / (2 h energy), what is tried is worth 2.
     trials = {"slim": {0: tried(2.0, length=2.0)}}
     assert swaps({"slim": sure(0.9)}, trials).added == {}
     assert swaps({"slim": sure(0.9)}, trials, h={"slim": 0.8}).added == {"slim": 1}
-    assert swaps({"slim": sure(0.9, reach=0.8)}, trials).added == {"slim": 1}
+    assert swaps({"slim": sure(0.9, energy=0.8)}, trials).added == {"slim": 1}
     assert swaps({"slim": sure(0.9)}, trials, h={"wide": 0.8}).added == {}
 
 

@@ -393,7 +393,7 @@ def test_a_copy_of_a_model_in_a_trial_has_all_of_its_triples(make_net, train_net
     allocator.release()
     assert not torch.allclose(model(x), off), "nothing was on trial: the test would prove nothing"
     assert torch.equal(theirs(x), model(x))
-    assert all(layer.a.probe is layer.b.probe is layer.a.reach is None for layer in adapted_layers(theirs))
+    assert all(layer.a.probe is layer.b.probe is layer.a.energy is None for layer in adapted_layers(theirs))
 
 
 def test_a_rollback_to_smaller_ranks_goes_on_to_the_next_trial(make_net, train_net):

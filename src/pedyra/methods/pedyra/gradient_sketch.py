@@ -37,7 +37,7 @@ from pedyra.methods.pedyra.probes import Probes
 from pedyra.methods.pedyra.swaps import Gain, surest_first
 from pedyra.methods.pedyra.turning import directions_of, leaving_out, lengths
 
-_FLAT = ("sums", "values", "reach")
+_FLAT = ("sums", "values", "energy")
 _PER_LAYER = ("left", "right", "on_trial", "turned")
 
 Chosen = Mapping[str, Sequence[int]]
@@ -68,8 +68,8 @@ class GradientSketch:
         device = layers[0].a.A.device
         self.values = torch.zeros(0, 0, device=device)
         """sigma in every step of the third part, `(steps, probes)`, all layers' probes in a row."""
-        self.reach = torch.zeros(0, device=device)
-        """In the third part the sum of `AFactor.reach` of every layer, which counts up in one step."""
+        self.energy = torch.zeros(0, device=device)
+        """In the third part the sum of `AFactor.energy` of every layer, which counts up in one step."""
         self._table: tuple[int, list[list[Gain]]] | None = None
         """What was measured after so many steps."""
         self.on_trial: list[Tensor] = []
@@ -90,11 +90,11 @@ class GradientSketch:
         if self.done < first + second:
             self.sums += self._probes.take_gradients(loss_scale)
         else:
-            reaches = [layer.a.reach for layer in self.layers if layer.a.reach is not None]
-            taken = self._probes.take_gradients(loss_scale, reaches)
-            gradients, reach = taken.tensor_split([self._probes.elements])
-            self.reach += self._finite(reach)
-            torch._foreach_zero_(reaches)
+            energies = [layer.a.energy for layer in self.layers if layer.a.energy is not None]
+            taken = self._probes.take_gradients(loss_scale, energies)
+            gradients, energy = taken.tensor_split([self._probes.elements])
+            self.energy += self._finite(energy)
+            torch._foreach_zero_(energies)
             products = torch._foreach_mul(self.left, self._probes.by_layer(gradients))  # gradient: G v^T, (out, q)
             self.values[self.done - first - second] = torch.cat([each.sum(0) for each in products]) / self._scaling
         self.done += 1
@@ -111,8 +111,8 @@ class GradientSketch:
         """Forget what the backward passes since the last step have left: that step is not taken."""
         self._probes.drop_gradients()
         for layer in self.layers:
-            if layer.a.reach is not None:
-                layer.a.reach.zero_()
+            if layer.a.energy is not None:
+                layer.a.energy.zero_()
 
     @property
     def complete(self) -> bool:
@@ -161,18 +161,18 @@ class GradientSketch:
         """sigma in the steps of the third part so far."""
         return self.values[: self.done - self.parts[0] - self.parts[1]]
 
-    def _finite(self, reach: Tensor) -> Tensor:
-        """`reach` of one step without the layers whose inputs overflowed: neither their sums nor their tokens."""
-        total = reach.new_zeros(len(self.layers)).index_add_(0, self._reach_owner, reach)
-        return torch.where(total.isfinite().index_select(0, self._reach_owner), reach, 0.0)
+    def _finite(self, energy: Tensor) -> Tensor:
+        """`energy` of one step without the layers whose inputs overflowed: neither their sums nor their tokens."""
+        total = energy.new_zeros(len(self.layers)).index_add_(0, self._energy_owner, energy)
+        return torch.where(total.isfinite().index_select(0, self._energy_owner), energy, 0.0)
 
-    def _reaches(self) -> Tensor:
+    def _energies(self) -> Tensor:
         """The mean square of the inputs along every v of the third part, all layers' in a row."""
-        # In `reach` each layer's sums are followed by its count of tokens.
+        # In `energy` each layer's sums are followed by its count of tokens.
         ends = [end + layer for layer, end in enumerate(accumulate(len(rows) for rows in self.right))]
         sums_at = torch.arange(len(self._owner), device=self._owner.device) + self._owner
-        tokens = self.reach[torch.tensor(ends, device=self._owner.device)]
-        return self.reach[sums_at] / tokens.clamp_min(NO_TOKEN)[self._owner]
+        tokens = self.energy[torch.tensor(ends, device=self._owner.device)]
+        return self.energy[sums_at] / tokens.clamp_min(NO_TOKEN)[self._owner]
 
     def candidates(self, certainty: float, least: float = 0.0) -> dict[str, list[Gain]]:
         """Per layer the gains of its candidate directions, in the order of `directions`.
@@ -214,7 +214,7 @@ class GradientSketch:
         """Per layer the gain of every probe of the third part. One transfer to the host for all layers."""
         if self._table is not None and self._table[0] == self.done:
             return self._table[1]
-        rows = torch.stack([*means_and_errors(self._seen(), self._owner), self._reaches()], 1).tolist()
+        rows = torch.stack([*means_and_errors(self._seen(), self._owner), self._energies()], 1).tolist()
         gains = (Gain(*row) for row in rows)
         self._table = self.done, [list(islice(gains, len(probed))) for probed in self.right]
         return self._table[1]
@@ -261,7 +261,7 @@ class GradientSketch:
         self._measure_with(self.right)
         self._switch_off()
         self.values = self._scaling.new_zeros(self.parts[2], len(self._scaling))
-        self.reach = self._scaling.new_zeros(sum(len(rows) + 1 for rows in self.right))
+        self.energy = self._scaling.new_zeros(sum(len(rows) + 1 for rows in self.right))
 
     def _measure_with(self, rows: Sequence[Tensor]) -> None:
         """Probe these rows; the products of their gradients with `left` are sigma, times the scaling of the layer."""
@@ -270,9 +270,9 @@ class GradientSketch:
         self._scaling = per_element(torch.tensor([layer.scaling for layer in self.layers], device=device), widths)
         self._owner = per_element(torch.arange(len(widths), device=device), widths)
         """Of every gain, the number of its layer."""
-        self._reach_owner = per_element(torch.arange(len(widths), device=device), [width + 1 for width in widths])
+        self._energy_owner = per_element(torch.arange(len(widths), device=device), [width + 1 for width in widths])
         for layer, probed in zip(self.layers, rows, strict=True):
-            layer.a.reach = probed.new_zeros(len(probed) + 1)
+            layer.a.energy = probed.new_zeros(len(probed) + 1)
 
     def _switch_off(self) -> None:
         if not self._tried:

@@ -210,11 +210,11 @@ class PedyraRun:
         self.trials.append(trials)
         reasons = {
             "dealt": reassigns and moved,
-            "gains": {name: [g[0].mean, g[0].error, g[0].reach] for name, g in candidates.items() if g},
+            "gains": {name: [g[0].mean, g[0].error, g[0].energy] for name, g in candidates.items() if g},
             "chance": chance if math.isfinite(chance) else None,
             "sure": self.last.sure,
             "trials": _rows(trials),
-            "curvature": {name: each.by_reach for name, each in curvature.items()},
+            "curvature": {name: each.by_energy for name, each in curvature.items()},
             "least_gain": least,
             "contests": [{**each._asdict(), "against": [list(of) for of in each.against]} for each in contests],
         }

@@ -3,7 +3,7 @@
 A gain is sigma = u^T G v, the slope of the loss along a triple of direction (u, v) at a contribution of zero; G is the
 layer's gradient. To second order a new triple saves sigma^2 / (2 h) in all. The curvature h is measured where triples
 are on trial: one of length c, switched off, has grown until the slope was gone, so h = sigma / c, and it is worth
-sigma c / 2. It is taken to be the inputs' mean square along v, the *reach*, times a factor of the layer.
+sigma c / 2. It is taken to be the inputs' mean square along v, the *energy*, times a factor of the layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Gain(NamedTuple):
 
     mean: float
     error: float
-    reach: float = 1.0
+    energy: float = 1.0
     """Mean square of the layer's inputs along v."""
     length: float = 0.0
     """Of a triple on trial, ||s b e a|| with the scaling s of its layer; 0 for a new direction."""
@@ -30,13 +30,13 @@ class Gain(NamedTuple):
         return self.mean > errors * self.error
 
     def surety(self, certainty: float) -> float:
-        """sigma^2 less the square of `certainty` errors, by the reach: what orders a layer's directions."""
-        return (self.mean * abs(self.mean) - (certainty * self.error) ** 2) / max(self.reach, TINY)
+        """sigma^2 less the square of `certainty` errors, by the energy: what orders a layer's directions."""
+        return (self.mean * abs(self.mean) - (certainty * self.error) ** 2) / max(self.energy, TINY)
 
     def saves(self, curvature: float, certainty: float) -> float:
         """What a new triple along this direction surely saves of the loss; 0 where noise explains sigma.
 
-        `curvature` is that by reach.
+        `curvature` is that by energy.
         """
         return max(0.0, self.surety(certainty)) / (2 * max(curvature, TINY))
 
@@ -69,7 +69,7 @@ WORTH_MOVING = 0.001
 """Part of what an average triple saves that a new one must save: less is lost in what a move disturbs."""
 
 TINY = 1e-30
-"""Below every curvature and reach that means anything: no division by zero."""
+"""Below every curvature and energy that means anything: no division by zero."""
 
 
 def surest_first(gains: Sequence[Gain], certainty: float, least: float) -> list[int]:
@@ -83,10 +83,10 @@ Trials = Mapping[str, Mapping[int, Gain]]
 
 @dataclass(frozen=True)
 class Curvature:
-    """A layer's curvature by length, h, and by length and reach, h / reach."""
+    """A layer's curvature by length, h, and by length and energy, h / energy."""
 
     by_length: float
-    by_reach: float
+    by_energy: float
 
     def losses(self, lengths: Sequence[float]) -> list[float]:
         """h c^2 / 2: what pruning triples of these lengths costs."""
@@ -101,22 +101,22 @@ def curvatures(names: Sequence[str], looks: Sequence[Trials]) -> dict[str, Curva
     own has the curvature of all. It is 1 before the first trial.
     """
     slope = dict.fromkeys(names, 0.0)
-    length, reach, count = dict(slope), dict(slope), 0.0
+    length, energy, count = dict(slope), dict(slope), 0.0
     for age, look in enumerate(reversed(looks)):
         for name, tried in look.items():
             for gain in tried.values():
                 weight = 0.5**age
                 slope[name] += weight * 2 * gain.worth
                 length[name] += weight * gain.length**2
-                reach[name] += weight * gain.length**2 * gain.reach
+                energy[name] += weight * gain.length**2 * gain.energy
                 count += weight
 
-    mean_slope, mean_length, mean_reach = (sum(each.values()) / max(count, TINY) for each in (slope, length, reach))
+    mean_slope, mean_length, mean_energy = (sum(each.values()) / max(count, TINY) for each in (slope, length, energy))
 
     def of_layer(name: str, sizes: Mapping[str, float], mean: float) -> float:
         return 1.0 if mean <= TINY else (slope[name] + mean_slope) / (sizes[name] + mean)
 
-    return {name: Curvature(of_layer(name, length, mean_length), of_layer(name, reach, mean_reach)) for name in names}
+    return {name: Curvature(of_layer(name, length, mean_length), of_layer(name, energy, mean_energy)) for name in names}
 
 
 def least_gain(losses: Scores, costs: Mapping[str, int]) -> float:
@@ -177,7 +177,7 @@ def plan_swaps(
     sure: dict[str, list[float]] = {}
     contests: list[Contest] = []
     for name, gains in candidates.items():
-        saved = [gain.saves(curvature[name].by_reach, certainty) for gain in gains]
+        saved = [gain.saves(curvature[name].by_energy, certainty) for gain in gains]
         sure[name] = []
         for index, (gain, value) in enumerate(zip(gains, saved, strict=True)):
             outcome = "noise" if not gain.beyond(chance) else "too small" if value <= least * costs[name] else None
