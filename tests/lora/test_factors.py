@@ -128,7 +128,7 @@ def test_what_triples_began_as_is_beside_them_on_disk_and_is_taken_off_again():
     a.load_state_dict(a.state_dict())
     b.load_state_dict(b.state_dict())
     assert torch.allclose(b.weight @ a.weight, live, atol=1e-6)
-    assert torch.equal(a.arrived, a.origin) and torch.equal(b.arrived, b.origin)  # type: ignore[arg-type]
+    assert torch.equal(a.loaded_origin, a.origin) and torch.equal(b.loaded_origin, b.origin)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows", [5, 1])

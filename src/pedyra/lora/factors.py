@@ -29,7 +29,7 @@ class AFactor(nn.Module):
     origin: Tensor | None
     """A0 `(r, in)`, what each row began as, with E in it; see `lora.start`."""
     start: Start | None = None
-    arrived: Tensor | None = None
+    loaded_origin: Tensor | None = None
     """The `origin` of a state that was loaded, until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
     probe: Tensor | None
@@ -187,8 +187,8 @@ class AFactor(nn.Module):
             error_msgs.append(f"{prefix}weight has {tuple(weight.shape)}, not (r, in) here")
             return
         if self.start is not None:
-            weight, self.arrived = as_read(weight, dim=0)
-            if self.arrived is None:
+            weight, self.loaded_origin = as_read(weight, dim=0)
+            if self.loaded_origin is None:
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
         if weight.shape[0] != self.out_features:
@@ -220,7 +220,7 @@ class BFactor(nn.Linear):
     origin: Tensor | None
     """B0 `(out, r)`, as in `AFactor`; so are the next two."""
     start: Start | None = None
-    arrived: Tensor | None = None
+    loaded_origin: Tensor | None = None
     weight: nn.Parameter
     probe: Tensor | None
     """Columns `(out, q)` appended in the forward only, against the probe rows of the A slot."""
@@ -265,7 +265,7 @@ class BFactor(nn.Linear):
             if negative is None:
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
-            self.arrived = -negative
+            self.loaded_origin = -negative
         if weight.shape != self.weight.shape or not torch.equal(weight, self.weight.detach().to(weight)):
             self.weight = loaded(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:

@@ -162,8 +162,8 @@ def follow_loaded(layer: AdaptedLayer, weight_too: bool) -> None:
     Raises:
         RuntimeError: as torch's for a state that does not fit: what they began as is no part of this model's start.
     """
-    A, B, start = layer.a.arrived, layer.b.arrived, layer.a.start
-    layer.a.arrived = layer.b.arrived = None
+    A, B, start = layer.a.loaded_origin, layer.b.loaded_origin, layer.a.start
+    layer.a.loaded_origin = layer.b.loaded_origin = None
     if A is None or B is None or start is None or A.shape[0] != B.shape[1]:
         return
     A, B = A.to(layer.a.A), B.to(layer.a.A)
