@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def run(ranks: dict[str, int] | None = None, **records: Any) -> Run:
     return Run(**{**empty, "path": Path("run"), "label": "run", "layers": layers, **records})
 
 
-def adjustment(step: int, scores: list[float], ranks: list[int], **more: Any) -> dict[str, Any]:
+def adjustment(step: int, scores: Sequence[float], ranks: list[int], **more: Any) -> dict[str, Any]:
     named = {"layer_scores": dict(zip("abc", scores, strict=True)), "ranks": dict(zip("abc", ranks, strict=True))}
     return {"step": step, **named, **more}
 

@@ -39,7 +39,7 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatc
 
 
 def test_runs_are_shared_between_items(smoke):
-    smoke("table14"), smoke("figure11")  # both have the paper's method on the same recipe
+    smoke("figure11")  # has the paper's method on table14's recipe
     runs = smoke("table14").folder.parent / "runs"
     assert len(list(runs.glob("smoke_encoder_r4/jobs/pedyra-paper/**/metrics.jsonl"))) == 1
 

@@ -207,16 +207,14 @@ def _check_causal(model: PreTrainedModel, section: ModelSection) -> None:
 
 def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
     """Models keep it by one of two names: BERT and DeBERTa beside the head, RoBERTa inside."""
-    modules = dict(model.named_modules())
-    found = next(
-        (m for name in ("dropout", "classifier.dropout") if isinstance(m := modules.get(name), nn.Dropout)), None
-    )
+    modules: dict[str, Any] = dict(model.named_modules())
+    found = next((m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None)
     if found is None:
         raise ValueError(
             f"model.head_dropout is {section.head_dropout}, but {type(model).__name__} has no dropout before its head; "
             f"remove it"
         )
-    found.p = section.head_dropout
+    found.p = float(section.head_dropout)  # type: ignore[arg-type]
 
 
 def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:

@@ -104,7 +104,7 @@ def run(
     item = get_item(name)
     places = Places.parse(data_dir, models or [])
     if ray is not None:
-        from pedyra.compare.ray_address import check_ray_address
+        from pedyra.compare.ray_pool import check_ray_address
 
         check_ray_address(ray)  # before the seconds that the libraries take
     quiet_libraries()

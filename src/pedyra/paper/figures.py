@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pedyra.paper import measures
 from pedyra.paper.item import Item
@@ -39,7 +40,7 @@ def save_figure(item: Item, found: Sequence[Result], runs: Mapping[str, Path], f
     return files
 
 
-def _curves(several: Mapping[str, Points], y: str, x: str = STEP, **options: bool) -> Spec:
+def _curves(several: Mapping[str, Points], y: str, x: str = STEP, **options: Any) -> Spec:
     """Curves by name; those without points are named all the same."""
     split = {name: list(points) for name, points in several.items()}
     drawn = [Curve(name, [at for at, _ in points], [value for _, value in points]) for name, points in split.items()]

@@ -147,7 +147,7 @@ def check_all(problems: Sequence[Problem], programs: Sequence[Sequence[str]], sa
         (problem, program) for problem, of_problem in zip(problems, programs, strict=True) for program in of_problem
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = pool.map(lambda job: check(*job, sandbox), jobs)
+        outcomes = pool.map(lambda job: check(job[0], job[1], sandbox), jobs)
         return [[next(outcomes) for _ in of_problem] for of_problem in programs]
 
 
