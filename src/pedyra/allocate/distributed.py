@@ -14,7 +14,7 @@ Average = Callable[[Tensor], Tensor]
 """Mean of a tensor over all processes, the same on each; must be called by all of them, in the same order."""
 
 
-def alone(tensor: Tensor) -> Tensor:
+def one_process(tensor: Tensor) -> Tensor:
     """The `Average` of a single process."""
     return tensor
 
@@ -22,10 +22,10 @@ def alone(tensor: Tensor) -> Tensor:
 def averaging(group: Any = None) -> Average:
     """The `Average` over a process group of torch.distributed; None: over all processes, if there are any others."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return alone
+        return one_process
     count = torch.distributed.get_world_size(group)
     if count == 1:
-        return alone
+        return one_process
 
     def average(tensor: Tensor) -> Tensor:
         total = tensor.clone()  # a sum and a division: gloo has no mean

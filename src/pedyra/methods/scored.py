@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
 from pedyra.allocate.contract import Decision, Run, Situation
-from pedyra.allocate.distributed import alone
+from pedyra.allocate.distributed import one_process
 from pedyra.allocate.input_energy import InputEnergy
 from pedyra.allocate.limits import check_movable, check_room
 from pedyra.allocate.schedule import Schedule, ema_window, resolve_schedule
@@ -101,7 +101,7 @@ class ScoredMethod:
         )
 
     def check(self, run: Run, now: Situation) -> None:
-        if run.average is not alone and self.scores is not None:
+        if run.average is not one_process and self.scores is not None:
             raise ValueError(
                 "this method's scores are measured by each process alone, so that processes would decide differently; "
                 "train it in one process"

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pedyra.allocate.batching import per_matrix
-from pedyra.allocate.distributed import Average, alone
+from pedyra.allocate.distributed import Average, one_process
 from pedyra.allocate.input_energy import NO_TOKEN, per_element
 from pedyra.allocate.schedule import LEAST_STEPS, parts_of
 from pedyra.lora.layer import AdaptedLayer
@@ -54,7 +54,7 @@ class GradientSketch:
         q: int,
         steps: int,
         generator: torch.Generator,
-        average: Average = alone,
+        average: Average = one_process,
     ) -> None:
         self.layers = layers
         self._probes = Probes(layers, average)

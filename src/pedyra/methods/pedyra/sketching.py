@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pedyra.allocate.distributed import Average, alone
+from pedyra.allocate.distributed import Average, one_process
 from pedyra.allocate.schedule import LEAST_STEPS, Schedule, parts_of, resolve_schedule
 from pedyra.config import RankConfig
 from pedyra.lora.layer import AdaptedLayer
@@ -44,7 +44,7 @@ class Sketching:
         config: RankConfig,
         settings: Settings,
         schedule: Schedule,
-        average: Average = alone,
+        average: Average = one_process,
     ) -> None:
         self.layers, self.config, self.schedule, self.average = layers, config, schedule, average
         self.wanted, self.settings = config.moves != 0, settings
