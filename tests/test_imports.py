@@ -39,8 +39,6 @@ BELOW: dict[str, set[str]] = {
     },
     "report": set(),
 }
-# Arrows that still point the wrong way.
-TO_BE_TURNED = {}
 # Roots that a part must not import, not even inside a function.
 FOREIGN = {
     "config": {"torch", "transformers", "peft", "numpy"},
@@ -88,17 +86,11 @@ def files(part: str) -> list[Path]:
 def test_a_part_imports_only_what_lies_below_it(part):
     assert files(part), f"no such part: {part}"
     for path in files(part):
-        allowed = BELOW[part] | LEAVES | {part} | {to for start, to in TO_BE_TURNED if start == part}
+        allowed = BELOW[part] | LEAVES | {part}
         for name in imported(path):
             root, *rest = name.split(".")
             if root == "pedyra" and rest:
                 assert rest[0] in allowed, f"{path.relative_to(SOURCE)} imports {name}"
-
-
-@pytest.mark.parametrize(("start", "to"), sorted(TO_BE_TURNED))
-def test_an_arrow_to_be_turned_still_stands(start, to):
-    assert to not in BELOW[start]
-    assert any(name.startswith(f"pedyra.{to}.") for path in files(start) for name in imported(path)), "delete the row"
 
 
 def test_no_module_imports_itself_by_way_of_others():
