@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from fused_pairs import (
+    assert_as_near,
+    assert_same,
+    clear,
+    in_float32,
+    outcome,
+    pair,
+)
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
@@ -17,130 +23,7 @@ from pedyra.lora.attach import attach, detach
 from pedyra.lora.fused import FusedLinear, fuse, unfuse
 from pedyra.lora.layer import adapted_layers
 
-
-@pytest.fixture(autouse=True)
-def _fuse_small_layers_too(monkeypatch) -> None:
-    monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", (0, 0))
-
-
-@pytest.fixture
-def calls(monkeypatch) -> list[str]:
-    """The names of the fused functions that run, in order."""
-    seen: list[str] = []
-    for name in ("AddedToWeight", "AddedToOutput"):
-        function = getattr(fused_module, name)
-        original = function.forward
-
-        def forward(ctx, *args, original=original, name=name):
-            seen.append(name)
-            return original(ctx, *args)
-
-        monkeypatch.setattr(function, "forward", staticmethod(forward))
-    return seen
-
-
-def fuse_all(model: Any) -> Any:
-    for layer in attach(model):
-        fuse(layer.module)
-    return model
-
-
-def pair(make: Callable[..., Any], **settings: Any) -> tuple[Any, Any]:
-    """The same attached model twice, with E off its start, the second one fused."""
-    models = make(**settings), make(**settings)
-    for model in models:
-        for layer in attach(model):
-            with torch.no_grad():
-                layer.a.E.copy_(torch.linspace(0.5, 1.5, len(layer.a.E)))
-    return models[0], fuse_all(models[1])
-
-
-def outcome(model: Any, x: Tensor, context: Any = None) -> dict[str, Tensor]:
-    """The output, the gradients of the input and of every trainable parameter, of a loss that weighs them all, and the
-    mean squares of the inputs along the probe rows."""
-    x = x.detach().clone().requires_grad_()
-    with context or torch.enable_grad():
-        y = model(x)
-    weights = torch.linspace(-1, 1, y.numel()).view_as(y)
-    (y.float() * weights).sum().backward()
-    gradients = {name: tensor.grad for name, tensor in trained(model).items()}
-    assert x.grad is not None and all(gradient is not None for gradient in gradients.values())
-    return {"output": y.detach(), "input": x.grad, **gradients, **energies(model)}  # type: ignore[dict-item]
-
-
-def energies(model: Any) -> dict[str, Tensor]:
-    """The mean square of every layer's inputs along each probe row, where that is measured."""
-    counted = {layer.name: layer.a.energy for layer in adapted_layers(model)}
-    return {f"{name}.energy": sums[:-1] / sums[-1] for name, sums in counted.items() if sums is not None}
-
-
-def trained(model: Any) -> dict[str, Tensor]:
-    """Every parameter that is trained, and every probe that takes a gradient."""
-    layers = adapted_layers(model)
-    probes = {f"{layer.name}.P": layer.a.probe for layer in layers} | {
-        f"{layer.name}.Q": layer.b.probe for layer in layers
-    }
-    tensors = dict(model.named_parameters()) | {name: probe for name, probe in probes.items() if probe is not None}
-    return {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-
-
-def clear(model: Any) -> None:
-    for tensor in trained(model).values():
-        tensor.grad = None
-    for layer in adapted_layers(model):
-        if layer.a.energy is not None:
-            layer.a.energy.zero_()
-
-
-def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
-    """Two probes a layer, as a sketch sets them: rows P or columns Q `fixed`, the other side zero; triples `off`.
-
-    Where rows are fixed, the energy of each is measured, as it is in a sketch's third part.
-    """
-    generator = torch.Generator().manual_seed(5)
-    for layer in adapted_layers(model):
-        P = torch.randn(2, layer.a.in_features, generator=generator)
-        Q = torch.randn(layer.b.out_features, 2, generator=generator)
-        layer.a.probe = P if fixed == "P" else torch.zeros_like(P).requires_grad_()
-        layer.b.probe = Q if fixed == "Q" else torch.zeros_like(Q).requires_grad_()
-        if fixed == "P":
-            layer.a.energy = torch.zeros(3)
-        if off:
-            layer.a.kept_directions = torch.eye(layer.rank)
-            layer.a.kept_directions[list(off), list(off)] = 0
-
-
-def in_float32(model: Any, x: Tensor) -> dict[str, Tensor]:
-    clone = copy.deepcopy(model).float()
-    for twin, layer in zip(adapted_layers(clone), adapted_layers(model), strict=True):  # a copy has no sketch
-        twin.a.kept_directions = layer.a.kept_directions
-        twin.a.energy = None if layer.a.energy is None else torch.zeros_like(layer.a.energy)
-        for ours, theirs in ((twin.a, layer.a), (twin.b, layer.b)):
-            probe = theirs.probe
-            ours.probe = None if probe is None else probe.detach().float().requires_grad_(probe.requires_grad)
-    return outcome(clone, x.float())
-
-
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
-    """The largest difference of each tensor, relative to the largest value in it."""
-    assert one.keys() == other.keys()
-    return {
-        name: float((one[name].float() - other[name].float()).abs().max() / other[name].abs().max()) for name in one
-    }
-
-
-def assert_same(fused: dict[str, Tensor], plain: dict[str, Tensor], tolerance: float = 4e-6) -> None:
-    """Equal types, and equal values but for roundings; float32 has an eps of 1.2e-7."""
-    assert [value.dtype for value in fused.values()] == [value.dtype for value in plain.values()]
-    assert max(distance(fused, plain).values()) <= tolerance
-
-
-def assert_as_near(fused: dict[str, Tensor], plain: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
-    """Equal types, and in half precision no farther from the float32 values than PEFT's own forward is."""
-    assert [value.dtype for value in fused.values()] == [value.dtype for value in plain.values()]
-    ours, theirs = distance(fused, exact), distance(plain, exact)
-    assert sum(ours.values()) <= 2 * sum(theirs.values())  # so few roundings leave much to chance
-    assert max(ours.values()) <= 0.1  # a missing or doubled term is of the order of 1
+pytestmark = pytest.mark.usefixtures("fuse_small_layers_too")
 
 
 # Net has layers of up to 12 features: 2 tokens are too few to add the triples to the weight, 40 are enough.
@@ -292,130 +175,6 @@ def test_a_hook_on_a_part_is_still_called(slot, make_net):
     part.register_forward_hook(lambda *args: called.append(True))
     fused(torch.randn(40, 8))
     assert called
-
-
-PROBES = [("P", ()), ("Q", ()), ("P", (0, 2))]
-
-
-@pytest.mark.parametrize(("fixed", "off"), PROBES)
-@pytest.mark.parametrize(("tokens", "function"), [(2, "AddedToOutput"), (40, "AddedToWeight")])
-def test_probes_and_triples_on_trial(tokens, function, fixed, off, make_net, calls):
-    plain, fused = pair(make_net, trained=True)
-    sketch(plain, fixed, off)
-    sketch(fused, fixed, off)
-    x = torch.randn(tokens, 8)
-    assert_same(outcome(fused, x), outcome(plain, x))
-    assert calls == [function] * 3
-
-
-@pytest.mark.parametrize(("fixed", "off"), PROBES)
-@pytest.mark.parametrize("tokens", [2, 40])
-@pytest.mark.parametrize("grads", [(), ("A",), ("B",)], ids=lambda grads: "".join(grads) + " trained")
-def test_probes_get_their_gradients_whatever_is_trained(tokens, grads, fixed, off, make_net):
-    plain, fused = pair(make_net, trained=True)
-    for model in (plain, fused):
-        sketch(model, fixed, off)
-        for layer in adapted_layers(model):
-            for name, parameter in (("A", layer.a.A), ("E", layer.a.E), ("B", layer.b.weight)):
-                parameter.requires_grad_(name in grads)
-    x = torch.randn(tokens, 8)
-    assert_same(outcome(fused, x), outcome(plain, x))
-
-
-@pytest.mark.parametrize("fixed", ["P", "Q"])
-@pytest.mark.parametrize("tokens", [2, 40])
-def test_a_layer_of_rank_0_is_probed(tokens, fixed, make_net, calls):
-    plain, fused = pair(make_net, trained=True)
-    for model in (plain, fused):
-        layer = adapted_layers(model)[1]
-        layer.a.A, layer.a.E = nn.Parameter(layer.a.A[:0]), nn.Parameter(layer.a.E[:0])
-        layer.b.weight = nn.Parameter(layer.b.weight[:, :0])
-        sketch(model, fixed)
-        model(torch.ones(tokens, 8)).square().sum().backward()
-    torch.testing.assert_close(energies(fused), energies(plain))
-    for one, other in zip(trained(fused).values(), trained(plain).values(), strict=True):
-        assert one.grad is not None and other.grad is not None
-        assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5)
-    assert len(calls) == 3
-
-
-@pytest.mark.parametrize(("fixed", "off"), PROBES)
-@pytest.mark.parametrize("kind", ["autocast", "bfloat16", "bfloat16 base", "small"])
-def test_probes_in_half_precision_and_in_small_layers(kind, fixed, off, monkeypatch, make_net, calls):
-    if kind == "small":
-        monkeypatch.setattr(fused_module, "_LEAST_ELEMENTS", (2**30, 2**30))
-    plain, fused = pair(make_net, trained=True, dtype=torch.bfloat16 if "bfloat16" in kind else torch.float32)
-    x = torch.randn(40, 8, dtype=torch.bfloat16 if "bfloat16" in kind else torch.float32)
-    outcomes = []
-    for model in (fused, plain):
-        sketch(model, fixed, off)
-        if kind == "bfloat16 base":
-            for layer in adapted_layers(model):
-                layer.module.lora_A.float()
-                layer.module.lora_B.float()
-        outcomes.append(outcome(model, x, torch.autocast("cpu", torch.bfloat16) if kind == "autocast" else None))
-    if kind == "small":
-        assert_same(*outcomes)
-    else:
-        assert_as_near(*outcomes, exact=in_float32(plain, x))
-    assert calls == ([] if kind == "small" else ["AddedToOutput"] * 3)
-
-
-@pytest.mark.parametrize("tokens", [2, 40])
-def test_gradients_of_probes_add_up_over_micro_batches(tokens, make_net):
-    plain, fused = pair(make_net, trained=True)
-    xs = torch.randn(3, tokens, 8)
-    for model in (plain, fused):
-        sketch(model, "P", (1,))
-        for x in xs:
-            outcome(model, x)
-    gradients = [{name: tensor.grad for name, tensor in trained(model).items()} for model in (fused, plain)]
-    assert_same(gradients[0], gradients[1])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("fixed", ["P", "Q"])
-def test_probes_under_gradient_checkpointing(reentrant, fixed, make_llama, tokens):
-    gradients = []
-    for model in pair(make_llama, init_lora_weights=False):
-        model.train().enable_input_require_grads()
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": reentrant})
-        sketch(model, fixed)
-        model(**tokens, labels=tokens["input_ids"]).loss.backward()
-        gradients.append({name: tensor.grad for name, tensor in trained(model).items()} | energies(model))
-    assert_same(gradients[1], gradients[0], tolerance=1e-4)
-
-
-def test_probes_that_are_no_sketchs_fall_back(make_net, calls):
-    plain, fused = pair(make_net, trained=True)
-    for model in (plain, fused):
-        for layer in adapted_layers(model):  # both take gradients, and neither is zero: the term is not
-            layer.a.probe = torch.ones(2, layer.a.in_features, requires_grad=True)
-            layer.b.probe = torch.ones(layer.b.out_features, 2, requires_grad=True)
-    x = torch.randn(40, 8)
-    assert_same(outcome(fused, x), outcome(plain, x), tolerance=0)
-    assert calls == []
-
-
-@pytest.mark.parametrize("fixed", ["P", "Q"])
-def test_a_sketch_saves_the_fixed_probe_and_no_activation(fixed, make_net):
-    _, fused = pair(make_net, trained=True)
-    sketch(fused, fixed, (1,))
-    layer = adapted_layers(fused)[0]
-    x = torch.randn(40, 8)
-    saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        layer.module(x)
-    probes = {
-        tensor.data_ptr()
-        for tensor in (layer.a.probe, layer.b.probe)
-        if tensor is not None and not tensor.requires_grad
-    }
-    known = {x.data_ptr(), *probes, *(p.data_ptr() for p in layer.module.parameters())}
-    others = [t for t in saved if t.data_ptr() not in known]
-    assert probes <= {t.data_ptr() for t in saved}
-    assert all(len(t) == layer.rank for t in others)  # kept_directions, and what it leaves of A
 
 
 def test_only_the_class_of_the_instance_changes_and_detach_gives_it_back(make_net):
