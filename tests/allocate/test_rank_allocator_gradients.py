@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from windows import forced
 
@@ -269,9 +270,40 @@ def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, ne
     assert not torch.allclose(gradients[0], gradients[1])
 
 
-def test_layers_that_share_a_base_weight_are_scored_apart(net_batch):
-    from peft import LoraConfig, get_peft_model
+def test_the_input_score_reads_the_weights_before_the_optimizer_step():
+    """Eq. (6) by hand, |e| sum_k |A_k| x_k^2 ||B||, of the weights that the gradient belongs to."""
+    model: Any = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(r=2, target_modules=["0"])).train()
+    literal: dict[str, Any] = dict(alpha=0.0, beta1=0.0, score_norm="none")
+    given = forced(interval=1, initial_warmup=0, final_warmup=1, moves=0, **literal)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    allocator = RankAllocator(model, torch.optim.SGD(trained, lr=10.0), total_steps=3, **given)
+    (layer,) = allocator.layers
+    weights = [[1.0, -2.0], [3.0, 0.0]], [1.0, 0.5], [[3.0, 0.0], [4.0, 1.0]]
+    with torch.no_grad():
+        for factor, values in zip(layer.factors, weights, strict=True):
+            factor.copy_(torch.tensor(values))
+    model(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).square().sum().backward()  # mean squares 5 and 2
+    record = step(allocator)
+    assert not any(torch.equal(now, torch.tensor(then)) for now, then in zip(layer.factors, weights, strict=True))
+    assert record is not None and record["scores"][layer.name] == pytest.approx([(1 * 5 + 2 * 2) * 5, 0.5 * 3 * 5 * 1])
 
+
+def test_inputs_of_a_step_that_is_thrown_away_are_not_scored(make_net, train_net, net_batch):
+    histories = []
+    for spikes in (False, True):
+        model = make_net(trained=True)
+        allocator = allocate(model, forced(**WINDOW, alpha=0.0))
+        for number in range(1, 13):
+            if spikes:
+                (model(1e3 * net_batch(1000 + number)[0])).square().mean().backward()
+                allocator.optimizer.zero_grad()
+                allocator.skip_step()
+            train_net(model, allocator.optimizer, allocator, 1, first=number)
+        histories.append([{**record, "seconds": 0} for record in allocator.history])
+    assert len(histories[0]) == 4 and histories[0] == histories[1]
+
+
+def test_layers_that_share_a_base_weight_are_scored_apart(net_batch):
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
