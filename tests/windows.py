@@ -20,6 +20,11 @@ def forced(*, train_e: bool = True, **settings: Any) -> dict[str, Any]:
     return {"config": RankConfig.scored(**{"min_rank": 1, **settings}), "method": method}
 
 
+def inside(allocator: Any) -> Any:
+    """The method in a run, where a test looks at more of it than its contract has."""
+    return allocator.run
+
+
 def pedyra(**settings: Any) -> dict[str, Any]:
     """`config` and `method` of our default, with these fields of `RankConfig` and of what benches vary."""
     ours = {field.name for field in fields(Settings)}

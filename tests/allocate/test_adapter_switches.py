@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from windows import pedyra
+from windows import inside, pedyra
 
 from pedyra import RankCallback, RankConfig
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -139,7 +139,7 @@ def test_a_sketch_of_a_run_with_other_steps_is_begun_anew(saved, now, make_net, 
     model = make_net(trained=True)
     allocator = allocate(model, config, saved)
     train_net(model, allocator.optimizer, allocator, 5)
-    assert allocator.run.sketching.current is not None
+    assert inside(allocator).sketching.current is not None
     model.save_pretrained(str(tmp_path))
     save_state(allocator, tmp_path)
     other = make_net(trained=True)

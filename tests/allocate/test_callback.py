@@ -11,6 +11,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from peft import AdaLoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
+from windows import inside
 
 from pedyra import RankAllocator, RankCallback, RankConfig, attach, detach
 from pedyra.allocate.callback import _unscale
@@ -92,7 +93,7 @@ def test_bf16_autocast_keeps_the_triples_and_their_scores_in_float32(make_traine
     trainer, callback = make_trainer(tmp_path, bf16=True)
     trainer.train()
     assert {p.dtype for p in callback.allocator.triples()} == {torch.float32}
-    assert {part.dtype for part in callback.allocator.run.scores.sensitivity} == {torch.float32}
+    assert {part.dtype for part in inside(callback.allocator).scores.sensitivity} == {torch.float32}
     assert any(record["pruned"] for record in callback.allocator.history)
 
 
@@ -102,7 +103,7 @@ def test_scores_see_the_gradients_that_the_optimizer_takes(make_trainer, quick, 
     def norm(limit: float) -> float:
         trainer, callback = make_trainer(tmp_path, quick(interval=3, final_warmup=1), max_grad_norm=limit, max_steps=6)
         trainer.train()
-        return float(callback.allocator.run.scores.norms.norm())
+        return float(inside(callback.allocator).scores.norms.norm())
 
     assert norm(1e-3) <= 1e-3 * (1 + 1e-5)
     assert norm(0.0) > 1e-3
@@ -136,7 +137,7 @@ def test_weights_that_a_nan_has_destroyed_do_not_end_the_run(make_trainer, tmp_p
     trainer, callback = make_trainer(tmp_path, trainer_class=NanAt, logging_strategy="steps", logging_steps=1)
     trainer.train()
     assert trainer.state.global_step == 12
-    assert int(callback.allocator.run.scores.skipped) > 0
+    assert int(inside(callback.allocator).scores.skipped) > 0
 
 
 def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, make_llama, tokens, tmp_path):
@@ -155,11 +156,11 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
     )
     model.eval()
     model.generate(**tokens, max_new_tokens=2, do_sample=False)
-    assert allocator.run.inputs is not None
-    assert allocator.run.inputs.collect() == [None] * len(allocator.layers)
+    assert inside(allocator).inputs is not None
+    assert inside(allocator).inputs.collect() == [None] * len(allocator.layers)
     model.train()
     model(**tokens)
-    assert all(energy is not None for energy in allocator.run.inputs.collect())
+    assert all(energy is not None for energy in inside(allocator).inputs.collect())
 
 
 def test_hooks_and_ownership_end_with_the_training(make_trainer, quick, tmp_path):

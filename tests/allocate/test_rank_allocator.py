@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from windows import SCHEDULE, forced, pedyra
+from windows import SCHEDULE, forced, inside, pedyra
 
 from pedyra.allocate.contract import default_method
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -161,7 +161,7 @@ def test_kept_triples_and_their_scores_are_bit_equal_across_an_adjustment(make_n
 def sensitivity(allocator: RankAllocator, layer: Any) -> torch.Tensor:
     """Of the layer's A, `(r, in)`: the flat state holds A, E, B of each layer in turn."""
     at = sum(other.parameters for other in allocator.layers[: allocator.layers.index(layer)])
-    flat = allocator.run.scores.tensors()["sensitivity"]
+    flat = inside(allocator).scores.tensors()["sensitivity"]
     return flat[at : at + layer.a.A.numel()].view(layer.a.A.shape).clone()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from windows import forced
+from windows import forced, inside
 
 from pedyra.allocate.rank_allocator import RankAllocator
 
@@ -118,7 +118,7 @@ def test_inputs_of_untracked_steps_are_not_looked_at(make_net, train_net):
         forced(interval=130, initial_warmup=0, final_warmup=20, moves=1),
         total_steps=200,
     )
-    energy = allocator.run.inputs
+    energy = inside(allocator).inputs
     assert energy is not None
     for t in range(1, 32):  # 130 - 103 = 27 steps that no score will remember
         train_net(model, allocator.optimizer, allocator, 1, first=t)
@@ -132,11 +132,11 @@ def test_the_final_phase_observes_nothing(make_net, train_net):
     model = make_net()
     allocator = allocate(model)
     train_net(model, allocator.optimizer, allocator, 24)
-    before = {name: value.clone() for name, value in allocator.run.scores.tensors().items()}
+    before = {name: value.clone() for name, value in inside(allocator).scores.tensors().items()}
     train_net(model, allocator.optimizer, allocator, 6, first=25)
     # The hooks stay, since taking them off would compile a compiled model anew, but they look at nothing.
-    assert allocator.run.inputs is not None and all(seen is None for seen in allocator.run.inputs.collect())
-    assert all(torch.equal(value, before[name]) for name, value in allocator.run.scores.tensors().items())
+    assert inside(allocator).inputs is not None and all(seen is None for seen in inside(allocator).inputs.collect())
+    assert all(torch.equal(value, before[name]) for name, value in inside(allocator).scores.tensors().items())
 
 
 def poison(allocator: RankAllocator, value: float) -> None:
@@ -154,9 +154,9 @@ def test_a_nan_gradient_is_left_out_of_the_scores_counted_and_reported(make_net,
         (model(x) - y).square().mean().backward()
         if t == 2:
             poison(allocator, float("nan"))
-            before = {name: value.clone() for name, value in allocator.run.scores.tensors().items()}
+            before = {name: value.clone() for name, value in inside(allocator).scores.tensors().items()}
             allocator.before_step()
-            after = allocator.run.scores.tensors()
+            after = inside(allocator).scores.tensors()
             for name in ("sensitivity", "uncertainty", "norms"):
                 assert torch.equal(after[name], before[name])
             allocator.optimizer.zero_grad()  # as a loop that guards itself would
@@ -251,7 +251,7 @@ def test_bf16_autocast_trains_and_scores_in_float32(make_net, net_batch):
         step(allocator)
     assert len(allocator.history) == 2
     assert {layer.a.A.dtype for layer in allocator.layers} == {torch.float32}
-    assert all(value.dtype in (torch.float32, torch.long) for value in allocator.run.scores.tensors().values())
+    assert all(value.dtype in (torch.float32, torch.long) for value in inside(allocator).scores.tensors().values())
 
 
 def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, net_batch):
@@ -262,7 +262,7 @@ def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, ne
         x, y = net_batch(1)
         (model(x) - y).square().mean().backward()
         allocator.before_step()
-        results.append(allocator.run.scores.tensors()["sensitivity"].clone())
+        results.append(inside(allocator).scores.tensors()["sensitivity"].clone())
         gradient = allocator.layers[0].a.A.grad
         assert gradient is not None
         gradients.append(gradient.clone())

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from windows import SCHEDULE, forced
+from windows import SCHEDULE, forced, inside
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
@@ -154,4 +154,4 @@ def test_a_model_in_float64_is_scored(make_net):
         optimizer.step()
         optimizer.zero_grad()
         allocator.after_step()
-    assert all(value > 0 for values in allocator.run.triple_scores().values() for value in values)
+    assert all(value > 0 for values in inside(allocator).triple_scores().values() for value in values)

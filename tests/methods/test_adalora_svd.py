@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
 from torch import nn
+from windows import inside
 
 from pedyra.lora.attach import attach
 from pedyra.methods.adalora_svd import CubicPruning, cubic_budget
@@ -44,7 +45,7 @@ def test_scores_equal_those_of_peft(prepare: Any):
     run = prepare("adalora-svd")
     run.train()  # for an allocator on live layers; its scores are then replaced by ours below
     allocator = run.allocator
-    layers, scores = allocator.layers, allocator.run.scores
+    layers, scores = allocator.layers, inside(allocator).scores
     oracle = PeftAllocator.__new__(PeftAllocator)
     oracle.peft_config, oracle.adapter_name, oracle.beta1, oracle.beta2 = SimpleNamespace(), "default", 0.85, 0.85
     oracle.reset_ipt()

@@ -15,7 +15,7 @@ def test_the_nth_adjustment_masks_n_k_triples_but_a_layers_best(situation: Any):
     ranks = {"a": 3, "b": 2}
     first = mask_lowest(scores, situation(ranks, moves=2, min_rank=1))
     assert first.masked == {"a": (0, 2)} and first.ranks == ranks and not first.pruned and not first.added
-    second = mask_lowest(scores, situation(ranks, moves=2, min_rank=1, history=[{}]))
+    second = mask_lowest(scores, situation(ranks, moves=2, min_rank=1, step=6))
     assert second.masked == {"a": (0, 2), "b": (1,)}  # four were due, but each layer keeps its best
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from windows import inside
 
 from pedyra.methods.triadaptlora import CoreFactor, GrowByCore, gaussian_core, growing_layers
 
@@ -60,7 +61,7 @@ def test_the_highest_increase_grows_and_the_scaling_follows(situation: Any):
 
 def test_the_score_is_the_increase_of_the_norm_since_the_last_check(prepare: Any):
     run = prepare("triadaptlora").train()
-    scores = run.allocator.run.scores
+    scores = inside(run.allocator).scores
     before = scores.norms()
     layer: Any = run.allocator.layers[0]
     scores.layer_scores()

@@ -43,8 +43,7 @@ def save_state(allocator: RankAllocator, folder: Path) -> None:
     """Write both side files of `allocator` into `folder`, or into its adapter's own there, the JSON last."""
     folder = _own_folder(folder, allocator.adapter_name)
     folder.mkdir(parents=True, exist_ok=True)
-    record, scores = allocator.state()
-    tensors = {f"scores.{name}": value for name, value in scores.items()}
+    tensors = {f"scores.{name}": value for name, value in allocator.run.tensors().items()}
     for layer in adapted_layers(allocator.model, allocator.adapter_name):
         tensors[f"A.{layer.name}"] = layer.a.A.detach()
         tensors[f"E.{layer.name}"] = layer.a.E.detach()
@@ -54,9 +53,25 @@ def save_state(allocator: RankAllocator, folder: Path) -> None:
     adapter = _digest(folder / _ADAPTER)
     data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    record = {"format": FORMAT, "sha256": digest, "adapter_sha256": adapter, **record}
+    record = {"format": FORMAT, "sha256": digest, "adapter_sha256": adapter, **run_record(allocator)}
     write_file(folder / TENSORS, data)
     write_file(folder / RECORD, json.dumps(record).encode())
+
+
+def run_record(allocator: RankAllocator) -> dict[str, Any]:
+    """What an exact resume needs besides tensors: plain values for JSON."""
+    return {
+        "step": allocator.step,
+        "adapter": allocator.adapter_name,
+        "initial_parameters": allocator.initial_parameters,
+        "moves": allocator.moves,
+        "config": allocator.config.to_dict(),
+        "ranks": allocator.ranks,
+        # Of frozen layers too, whose factors are here as well.
+        "scaling": {layer.name: layer.scaling for layer in adapted_layers(allocator.model, allocator.adapter_name)},
+        "history": allocator.history,
+        "method": allocator.run.values(),
+    }
 
 
 def restore(allocator: RankAllocator, folder: Path) -> None:
@@ -67,7 +82,7 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
 
     Raises:
         SideFileError: a file is missing, damaged or another run's; the message names it.
-        ValueError: the scores are those of another `Rule`; the layers have been overwritten by the saved ones then.
+        ValueError: the scores are those of another method; the layers have been overwritten by the saved ones then.
     """
     folder = _own_folder(folder, allocator.adapter_name)
     record, tensors = read_state(folder)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.allocate.compilation import is_compiled, mark_ranks, mark_sketch
-from pedyra.allocate.contract import Decision, RankMethod, Run, Situation, default_method
+from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation, default_method
 from pedyra.allocate.diagnostics import describe, snapshot
 from pedyra.allocate.distributed import averaging
 from pedyra.allocate.limits import checked_config, checked_steps, max_ranks
@@ -22,10 +22,10 @@ from pedyra.allocate.ownership import check_device, choose_forward, claim, give_
 from pedyra.allocate.record import adjustment_record
 from pedyra.allocate.resizing import carry_out, mask
 from pedyra.allocate.schedule import Schedule
+from pedyra.allocate.step_count import StepCount
 from pedyra.allocate.trained_triples import TrainedTriples
 from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
-from pedyra.lora.layer import adapted_layers
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,7 @@ class RankAllocator:
         """Layers with the fused forward; the others take PEFT's."""
         self.moves = self.method.most_moves(config, sum(layer.rank for layer in self.layers))
         self._max_ranks = max_ranks(self.layers, config)
-        self.step = 0
-        self._read = 0
-        """The last step whose gradients were read: one more than `step` between `before_step` and `after_step`."""
+        self._steps = StepCount(self.schedule.total_steps)
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `allocate.record`."""
         self.initial_parameters = self.parameters
@@ -96,14 +94,19 @@ class RankAllocator:
         self._trained = TrainedTriples(self.layers, self.optimizer)
         self._saving = save_as_on_disk(self.optimizer)
         self._state_is_known = False
-        self.run: Any = self.method.start(run)
-        """The method in this run: a `contract.MethodRun`, and what else this method shows of itself."""
+        self.run: MethodRun = self.method.start(run)
+        """The method in this run."""
         if (reason := self.run.describe()["in_vain"]) is not None:
             logger.warning("%s", reason)
         self._compiled = False
         if is_compiled(model):
             self.expect_compilation()
         self._prepare_next_step()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self._steps.taken
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -147,12 +150,7 @@ class RankAllocator:
         Raises:
             ValueError: a second call in one step.
         """
-        step = self.step + 1
-        if self._read == step:
-            raise ValueError(
-                f"before_step() was called twice in step {step}; call after_step() after each optimizer.step()"
-            )
-        self._read = step
+        step = self._steps.begin()
         self._follow_loaded()
         self.run.before_step(step, loss_scale)
         if self.config.orth_weight > 0:
@@ -166,10 +164,7 @@ class RankAllocator:
         Raises:
             ValueError: `before_step` has read them already.
         """
-        if self._read > self.step:
-            raise ValueError(
-                f"skip_step() after before_step() in step {self._read}, which has read the gradients; decide before it"
-            )
+        self._steps.skip()
         self.run.skip_step()
 
     def after_step(self) -> dict[str, Any] | None:
@@ -181,51 +176,23 @@ class RankAllocator:
             ValueError: `before_step` was not called, or the optimizer's state, which is there from the first step on,
                 cannot follow.
         """
-        self.step += 1
-        if self._read != self.step:
-            raise ValueError(
-                f"after_step() without before_step() in step {self.step}; call before_step() once the gradients are "
-                f"complete and before optimizer.step()"
-            )
-        if self.step == self.schedule.total_steps + 1:
-            logger.warning(
-                "step %d of a run of %d: before_step() and after_step() belong to each optimizer.step(), not to each "
-                "micro-batch, and total_steps counts those",
-                self.step,
-                self.schedule.total_steps,
-            )
+        step = self._steps.end()
         if not self._state_is_known:  # a step that a GradScaler skipped leaves none
             self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in self.triples())
             if self._state_is_known and self.moves:
                 check_state(self.optimizer, self.triples())
-        self.run.after_step(self.step)
-        record = self._adjust() if self.schedule.is_adjustment(self.step) and not self.settled else None
+        self.run.after_step(step)
+        record = self._adjust() if self.schedule.is_adjustment(step) and not self.settled else None
         self._prepare_next_step()
         return record
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint needs besides the factors: plain values for JSON, and tensors."""
-        record = {
-            "step": self.step,
-            "adapter": self.adapter_name,
-            "initial_parameters": self.initial_parameters,
-            "moves": self.moves,
-            "config": self.config.to_dict(),
-            "ranks": self.ranks,
-            # Of frozen layers too, which a checkpoint also holds.
-            "scaling": {layer.name: layer.scaling for layer in adapted_layers(self.model, self.adapter_name)},
-            "history": self.history,
-            "method": self.run.values(),
-        }
-        return record, self.run.tensors()
-
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`, once the factors have the saved ranks.
+        """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved ranks.
 
         Raises:
             ValueError: the tensors do not fit these ranks.
         """
-        self.step, self.history = record["step"], record["history"]
+        self._steps.taken, self.history = record["step"], record["history"]
         self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
         self._adopt_triples()
         self.run.load(self.step, record["method"], tensors)
@@ -233,7 +200,7 @@ class RankAllocator:
 
     def go_on_after(self, step: int) -> None:
         """Take a run up after `step` without its state: scores, sketch and history begin there."""
-        self.step = step
+        self._steps.taken = step
         self._adopt_triples()
         self._prepare_next_step()
 
@@ -267,18 +234,11 @@ class RankAllocator:
 
     def _situation(self) -> Situation:
         return Situation(
-            step=self.step,
-            schedule=self.schedule,
-            history=self.history,
-            ranks=self.ranks,
-            progress=self.schedule.progress(self.step),
-            moves=self.moves,
-            min_rank=self.config.min_rank,
-            max_ranks=self._max_ranks,
-            costs={layer.name: layer.cost for layer in self.layers},
-            spare=self.initial_parameters - self.parameters,
+            step=self.step, schedule=self.schedule, history=self.history, ranks=self.ranks, moves=self.moves,
+            progress=self.schedule.progress(self.step), min_rank=self.config.min_rank, max_ranks=self._max_ranks,
+            costs={layer.name: layer.cost for layer in self.layers}, spare=self.initial_parameters - self.parameters,
             budget=self.config.budget,
-        )
+        )  # fmt: skip
 
     def _adjust(self) -> dict[str, Any] | None:
         began = time.perf_counter()
@@ -288,13 +248,8 @@ class RankAllocator:
             logger.warning("nothing is adjusted after step %d: too few steps before it were measured", self.step)
             return None
         self._carry_out(decision)
-        record = adjustment_record(
-            now,
-            decision,
-            parameters=self.parameters,
-            seconds=time.perf_counter() - began,
-            skipped_steps=self.run.skipped_steps,
-        )
+        seconds, skipped = time.perf_counter() - began, self.run.skipped_steps
+        record = adjustment_record(now, decision, parameters=self.parameters, seconds=seconds, skipped_steps=skipped)
         self.history.append(record)
         return record
 

@@ -75,4 +75,4 @@ def with_adapter(base_model: nn.Module, config: PeftConfig, seed: int) -> PeftMo
 def adaptive(model: PeftModel, config: RankConfig, method: RankMethod, **more: Any) -> Adaptation:
     """The Adaptation of a method that moves ranks, with its triples attached; `more` are further fields."""
     train_e(attach(model, start=config.start, seed=config.seed), method.trains_e(config))
-    return Adaptation(model=model, ranks=RankMoves(config=config, rule=method), **more)
+    return Adaptation(model=model, ranks=RankMoves(config=config, method=method), **more)

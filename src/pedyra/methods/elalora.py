@@ -117,5 +117,5 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
         moves=4,
     )
     assert config.moves is not None
-    rule = ScoredMethod(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed")
-    return adaptive(with_lora(request), config, rule)
+    method = ScoredMethod(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed")
+    return adaptive(with_lora(request), config, method)

@@ -250,7 +250,7 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     add = final // 2 if settings.add is None else settings.add
     model = with_lora(request, r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
-    rule = ScoredMethod(
+    method = ScoredMethod(
         policy=policy,
         scores=DenseSensitivity,
         new_triples=reserve_triples,
@@ -258,7 +258,7 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
         new_moments="seed",
         needs_history=True,
     )
-    adaptation = adaptive(model, config, rule, hooks=ReserveHooks(policy))
+    adaptation = adaptive(model, config, method, hooks=ReserveHooks(policy))
     with torch.no_grad():
         for layer in adapted_layers(model):
             layer.a.E[1:] = RESERVE_E

@@ -142,10 +142,10 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     config = rank_config(request, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
     model = with_lora(request, init_lora_weights="gaussian")
     policy = MoveClosed(request.lora.r, settings.threshold)
-    rule = ScoredMethod(policy=policy, scores=Gates, new_triples=gated_triples, train_e=True, new_moments="seed")
+    method = ScoredMethod(policy=policy, scores=Gates, new_triples=gated_triples, train_e=True, new_moments="seed")
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         gates: list[Any] = [layer.a.E for layer in adapted_layers(model)]
         return kind(groups_with_gates(model, gates, weight_decay, lr=settings.gate_learning_rate), **arguments)
 
-    return adaptive(model, config, rule, optimizer=make_optimizer, hooks=GateHooks(model, settings))
+    return adaptive(model, config, method, optimizer=make_optimizer, hooks=GateHooks(model, settings))

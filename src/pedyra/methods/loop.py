@@ -49,7 +49,7 @@ class Loop:
         moves = adaptation.ranks
         self.allocator: RankAllocator | None = None
         if moves is not None:
-            self.allocator = RankAllocator(adaptation.model, optimizer, moves.config, total_steps, method=moves.rule)
+            self.allocator = RankAllocator(adaptation.model, optimizer, moves.config, total_steps, method=moves.method)
         self.taken = 0
         """Steps so far."""
         adaptation.hooks.begin(Running(total_steps=total_steps, optimizer=optimizer, allocator=self.allocator))

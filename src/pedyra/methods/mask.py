@@ -15,7 +15,7 @@ from pedyra.methods.settings import paper_config
 
 def mask_lowest(scores: Scores, now: Situation) -> RankPlan:
     """At the n-th adjustment the n k triples with the lowest scores are masked; a layer's best `min_rank` never."""
-    count = now.moves * (len(now.history) + 1)
+    count = now.moves * sum(at <= now.step for at in now.schedule.adjustments)
     return replace(plan(scores, {}, {}, means(scores)), masked=lowest(prunable(scores, now.min_rank), count))
 
 

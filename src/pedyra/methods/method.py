@@ -50,7 +50,7 @@ class RankMoves:
     """Ranks that move in training: the settings of a RankAllocator or RankCallback, and what decides."""
 
     config: RankConfig
-    rule: RankMethod
+    method: RankMethod
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ def trainer_callbacks(adaptation: Adaptation, record_to: Path | None = None) -> 
         record_to: the ranks.jsonl of a RankCallback.
     """
     moves = adaptation.ranks
-    ranks = None if moves is None else RankCallback(moves.config, record_to=record_to, method=moves.rule)
+    ranks = None if moves is None else RankCallback(moves.config, record_to=record_to, method=moves.method)
     return [*([] if ranks is None else [ranks]), MethodCallback(adaptation, ranks)]
 
 

@@ -172,7 +172,7 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
     policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
-    rule = ScoredMethod(
+    method = ScoredMethod(
         policy=policy,
         scores=CoreNorms,
         new_triples=gaussian_triples,
@@ -181,4 +181,4 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         new_moments="seed",
         needs_history=True,
     )
-    return adaptive(model, config, rule)
+    return adaptive(model, config, method)

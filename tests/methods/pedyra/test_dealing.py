@@ -8,9 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from windows import pedyra
+from windows import inside, pedyra
 
 from pedyra import RankAllocator, RankConfig
+from pedyra.allocate.checkpoint import run_record
 from pedyra.allocate.optimizer_checks import has_second_moments
 from pedyra.allocate.schedule import moves_at
 from pedyra.methods.new_triples import triples_along
@@ -82,7 +83,7 @@ def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(ma
         train_net(model, allocator.optimizer, allocator, 1, first=step)
         assert all(layer.a.kept_directions is None for layer in allocator.layers)
     assert sum(allocator.history[-1]["added"].values()) > 1, "the test would prove nothing"
-    assert moves_at(allocator.moves, allocator.run.last.moved) == 2  # a quarter of 8, not twice what was dealt
+    assert moves_at(allocator.moves, inside(allocator).last.moved) == 2  # a quarter of 8, not twice what was dealt
 
 
 @pytest.mark.parametrize("config", [pedyra(reassignment=0), RankConfig(moves=0), RankConfig.paper()])
@@ -109,7 +110,7 @@ def test_without_second_moments_nothing_is_dealt_and_a_deal_that_is_asked_for_is
     other = make_net()
     usual = allocator(other)
     train_net(other, usual.optimizer, usual, 1)
-    assert usual.run.reassign_at is None
+    assert inside(usual).reassign_at is None
 
 
 def test_a_refused_allocator_leaves_the_adapter_free(make_net):
@@ -181,12 +182,15 @@ def test_a_run_that_is_made_longer_deals_at_an_adjustment_of_its_own(make_net, t
     model = make_net()
     one = allocate(model, pedyra(**{**SCHEDULE, "reassignment": 0.45, "interval": 0.2}))
     train_net(model, one.optimizer, one, 7)
-    state = one.state()
+    state = run_record(one), one.run.tensors()
     one.release()
     longer = RankAllocator(model, one.optimizer, one.config, 100, method=one.method)
     longer.load_state(*state)
-    assert one.run.reassign_at in one.schedule.adjustments and longer.run.reassign_at in longer.schedule.adjustments
-    assert longer.run.reassign_at == 48  # 45 of 100; every 24
+    assert (
+        inside(one).reassign_at in one.schedule.adjustments
+        and inside(longer).reassign_at in longer.schedule.adjustments
+    )
+    assert inside(longer).reassign_at == 48  # 45 of 100; every 24
 
 
 def test_a_layer_that_gains_more_than_there_are_directions_gets_others(make_net):
@@ -207,13 +211,13 @@ def test_a_run_taken_up_again_still_knows_when_it_deals(make_net, train_net):
     first, second = make_net(), make_net()
     one = allocate(first, pedyra(**SCHEDULE))
     train_net(first, one.optimizer, one, 7)
-    record, tensors = one.state()
+    record, tensors = run_record(one), one.run.tensors()
     # As in a loop of one's own, which loads the weights before it makes the allocator.
     second.load_state_dict(first.state_dict(), strict=False)
     two = allocate(second, pedyra(**SCHEDULE))
-    assert two.run.reassign_at is None
+    assert inside(two).reassign_at is None
     two.load_state(record, tensors)
-    assert two.run.reassign_at == one.run.reassign_at == 10
+    assert inside(two).reassign_at == inside(one).reassign_at == 10
 
 
 @pytest.mark.parametrize(
@@ -235,6 +239,6 @@ def test_how_much_of_the_budget_one_layer_may_get(shares, dealt):
     for layer, share in zip(allocator.layers, shares, strict=True):
         moment = share / (2 * layer.a.A.detach().square().sum())  # w^2 v / 2, summed
         allocator.optimizer.state[layer.a.A] = {"exp_avg_sq": moment.expand_as(layer.a.A).clone()}
-    allocator.run.sketching.forget()  # a deal asks for none
+    inside(allocator).sketching.forget()  # a deal asks for none
     _, plan = reassign(allocator.layers, allocator.optimizer, allocator._situation())
     assert bool(plan.added) == dealt

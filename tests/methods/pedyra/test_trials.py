@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from windows import pedyra
+from windows import inside, pedyra
 
 from pedyra.allocate.checkpoint import RECORD
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -75,7 +75,7 @@ def test_nothing_is_tried_that_no_direction_of_the_last_look_could_replace(make_
         train_net(model, allocator.optimizer, allocator, 9)
         (record,) = allocator.history
         assert record["sure"] > 1  # beyond no error, with `certainty` 0
-        allocator.run.last.sure = sure
+        inside(allocator).last.sure = sure
         train_net(model, allocator.optimizer, allocator, 1, first=10)
         assert any(layer.a.kept_directions is not None for layer in allocator.layers) == tried
 
@@ -85,7 +85,7 @@ def test_nothing_moves_for_what_chance_explains_though_triples_are_on_trial(expl
     model = make_net(trained=True)
     allocator = allocate(model, pedyra(**EAGER), 18)
     train_net(model, allocator.optimizer, allocator, 11)
-    sketch = allocator.run.sketching.current
+    sketch = inside(allocator).sketching.current
     assert sketch is not None
     sketch.chance = lambda certainty: 1e9 if explained else certainty
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
@@ -103,20 +103,20 @@ def test_nothing_moves_for_a_gain_too_small_to_matter(tried, make_net, train_net
     train_net(model, allocator.optimizer, allocator, 11)
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=12)
     assert bool(record["trials"]) == tried and not record["added"]
-    losses = predicted_losses(known_lengths(allocator.layers), allocator.run.curvature())
+    losses = predicted_losses(known_lengths(allocator.layers), inside(allocator).curvature())
     assert record["least_gain"] == pytest.approx(1e9 * sum(map(sum, losses.values())) / allocator.parameters)
 
 
 def test_a_new_triple_begins_along_the_direction_that_a_plan_takes(make_net, monkeypatch):
     """10 is 2.2 errors, surer by what it saves, and 6 is 4: it alone is beyond a chance of 3."""
     allocator = allocate(make_net(), pedyra(**{**EAGER, "certainty": 1.0, "sketch_size": 2}), 18)
-    sketch, layer = allocator.run.sketching.current, allocator.layers[0]
+    sketch, layer = inside(allocator).sketching.current, allocator.layers[0]
     assert sketch is not None
     monkeypatch.setattr(sketch, "_measured", lambda: [[Gain(10.0, 4.5), Gain(6.0, 1.5)] for _ in allocator.layers])
     monkeypatch.setattr(sketch, "chance", lambda certainty: 3.0)
     sketch.left = [torch.eye(layer.b.out_features)[:, :2] for layer in allocator.layers]
     sketch.right = [torch.eye(layer.a.in_features)[:2] for layer in allocator.layers]
-    candidates, directions = allocator.run.sketching.candidates(), allocator.run.sketching.directions(layer)
+    candidates, directions = inside(allocator).sketching.candidates(), inside(allocator).sketching.directions(layer)
     assert candidates[layer.name][0].mean == 6.0
     assert int(directions[1][0].argmax()) == 1
 
@@ -215,7 +215,7 @@ def test_a_trial_that_moves_nothing_leaves_the_basis_in_which_adam_learns(make_n
     train_net(model, allocator.optimizer, allocator, 10)
     allocator.optimizer.param_groups[0]["lr"] = 0.0
     factors = [p.detach().clone() for layer in allocator.layers for p in (layer.a.A, layer.b.weight)]
-    assert any(not torch.equal(W, torch.eye(len(W))) for W in allocator.run.sketching.turns().values())
+    assert any(not torch.equal(W, torch.eye(len(W))) for W in inside(allocator).sketching.turns().values())
     train_net(model, allocator.optimizer, allocator, 2, first=11)
     assert allocator.history[-1]["trials"] and not allocator.history[-1]["pruned"]
     after = [p for layer in allocator.layers for p in (layer.a.A, layer.b.weight)]
@@ -294,7 +294,7 @@ def test_the_record_has_lengths_of_what_was_tried_and_scores_of_what_goes(make_n
         layer.name: layer.scaling * torch.linalg.svdvals((layer.b.weight @ layer.a.A).detach())[: layer.rank]
         for layer in allocator.layers
     }
-    known = allocator.run.curvature()
+    known = inside(allocator).curvature()
     (record,) = train_net(model, allocator.optimizer, allocator, 2, first=11)
     born = allocator.history[0]["added"]
     tried = [(name, triple, length) for name, triple, *_, length in record["trials"] if name not in born]
@@ -313,12 +313,12 @@ def test_at_a_budget_of_ranks_every_triple_costs_one(make_net, train_net):
         model = make_net(trained=True)
         allocator = allocate(model, pedyra(**{**EAGER, "budget": budget, "moves": 4, "margin": 1e9}), 18)
         train_net(model, allocator.optimizer, allocator, 9)
-        allocator.run.last.promising = []  # no layer is tried for its curvature alone
+        inside(allocator).last.promising = []  # no layer is tried for its curvature alone
         train_net(model, allocator.optimizer, allocator, 1, first=10)
-        assert allocator.run.sketching.current is not None
-        tried[budget] = sum(map(len, allocator.run.sketching.current.on_trial))
+        assert inside(allocator).sketching.current is not None
+        tried[budget] = sum(map(len, inside(allocator).sketching.current.on_trial))
     # The lowest is one of the cheapest layer, and two of those must pay for one of the dearest.
-    assert tried == {"ranks": moves_at(allocator.moves, allocator.run.last.moved), "parameters": 2}
+    assert tried == {"ranks": moves_at(allocator.moves, inside(allocator).last.moved), "parameters": 2}
 
 
 def test_by_default_no_step_is_observed_and_scores_are_read_off_the_triples(make_net, train_net):
@@ -369,7 +369,7 @@ def test_chance_is_asked_of_candidates_only_not_of_triples_on_trial(make_net, tr
     model = make_net(trained=True)
     allocator = allocate(model, pedyra(**{**EAGER, "margin": 1e9}), 18)
     train_net(model, allocator.optimizer, allocator, 11)
-    sketch = allocator.run.sketching.current
+    sketch = inside(allocator).sketching.current
     assert sketch is not None and any(len(indices) for indices in sketch.on_trial), "the test would prove nothing"
     sketch.values = torch.randn(9, len(sketch._owner), generator=torch.Generator().manual_seed(0))
     among, layer_of = [], []
@@ -442,10 +442,10 @@ def test_an_adjustment_with_too_little_measured_is_told_and_its_deal_comes_later
     model = make_net()
     allocator = allocate(model, pedyra(**{**EAGER, "reassignment": 6}), 30)
     allocator.go_on_after(4)  # two of six steps are left
-    assert allocator.run.reassign_at == 6
+    assert inside(allocator).reassign_at == 6
     assert train_net(model, allocator.optimizer, allocator, 2, first=5) == []
     assert "nothing is adjusted after step 6: too few steps" in caplog.text
-    assert allocator.run.reassign_at == 12
+    assert inside(allocator).reassign_at == 12
     (record,) = train_net(model, allocator.optimizer, allocator, 6, first=7)
     assert record["step"] == 12
 
