@@ -34,7 +34,7 @@ def test_smoke_writes_sizes_fits_and_operations(tmp_path):
     assert noise["adjustment_seconds"] > 0 and signal["adjustment_seconds"] > 0
 
 
-@pytest.mark.parametrize("command", ["scale", "step", "sketch"])
+@pytest.mark.parametrize("command", ["scale", "step"])
 @pytest.mark.parametrize("threads", ["0", "-1"])
 def test_threads_that_are_none_are_refused(command: str, threads: str):
     result = CliRunner().invoke(app, ["bench", command, "--smoke", "--threads", threads])
