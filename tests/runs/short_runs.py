@@ -28,9 +28,10 @@ RECIPE = {
         "use_cpu": True,
     },
 }
+# Of method pedyra-paper, whose triples move whether or not it helps.
 RANK = {
     **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
-    **{"init": "orthogonal", "expand": "importance", "min_rank": 1},  # triples move whether or not it helps
+    **{"min_rank": 1, "start": "lora", "orth_weight": 0.0, "budget": "parameters"},
 }
 
 

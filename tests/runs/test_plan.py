@@ -11,7 +11,7 @@ from pedyra.runs.setup import set_up
 
 RANK = {
     **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
-    **{"init": "orthogonal", "expand": "importance", "min_rank": 1},  # triples move whether or not it helps
+    **{"min_rank": 1, "start": "lora", "orth_weight": 0.0, "budget": "parameters"},
 }
 
 
@@ -66,7 +66,7 @@ def test_twice_the_batch_keeps_about_twice_the_activations():
 
 
 def test_a_plan_does_not_change_what_is_trained():
-    untouched, planned = set_up_toy("pedyra"), set_up_toy("pedyra")
+    untouched, planned = set_up_toy("pedyra-paper"), set_up_toy("pedyra-paper")
     make_plan(planned)
     before = untouched.model.get_base_model().classifier.modules_to_save["default"].weight
     assert torch.equal(planned.model.get_base_model().classifier.modules_to_save["default"].weight, before)
@@ -76,7 +76,7 @@ def test_a_plan_does_not_change_what_is_trained():
 
 
 def test_budget_and_adjustments_are_the_allocators():
-    plan = make_plan(set_up_toy("pedyra", max_steps=12))
+    plan = make_plan(set_up_toy("pedyra-paper", max_steps=12))
     assert plan.budget == {
         "kind": "parameters",
         "total_rank": 52,

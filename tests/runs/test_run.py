@@ -14,7 +14,7 @@ from pedyra.runs.evaluate import evaluate_run
 from pedyra.runs.run import plan_run
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra"])
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
 def test_a_finished_run_holds_all_files_and_ends_with_the_final_line(recipe, method):
     result = run(recipe(method))
     folder = result.folder.path
@@ -39,7 +39,7 @@ def test_trainable_parameters_are_counted_by_hand(recipe):
 
 
 def test_the_saved_adapter_gives_the_metrics_of_the_final_line(recipe):
-    result = run(recipe("pedyra"))
+    result = run(recipe("pedyra-paper"))
     metrics = evaluate_run(result.folder.path)
     assert metrics["accuracy"] == result.final["value"]
     assert metrics["loss"] == pytest.approx(result.final["eval_loss"], abs=1e-5)
@@ -49,10 +49,10 @@ def test_methods_share_head_adapter_and_data_of_a_seed(recipe):
     # Before the first step a LoRA start is the same function: so is its first loss on the same batch.
     every = {"training": {"logging_steps": 1, "max_steps": 12}}
     losses = {}
-    for method in ("lora", "pedyra"):
+    for method in ("lora", "pedyra-paper"):
         rows = read_rows(run(recipe(method, output=method, **every)).folder.metrics)
         losses[method] = rows[0]["loss"]
-    assert losses["lora"] == losses["pedyra"]
+    assert losses["lora"] == losses["pedyra-paper"]
 
 
 def test_a_run_whose_loss_is_no_number_says_so(recipe):
@@ -64,13 +64,13 @@ def test_a_run_whose_loss_is_no_number_says_so(recipe):
 
 def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
     best = {"load_best_model_at_end": True, "save_steps": 6}
-    result = run(recipe("pedyra", training=best))
+    result = run(recipe("pedyra-paper", training=best))
     metrics = evaluate_run(result.folder.path)
     values = [row["eval_accuracy"] for row in steps_of(result.folder.path, "eval")]
     assert metrics["accuracy"] == result.final["value"] == max(values)
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra"])
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
 def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
     plan = plan_run(recipe(method))
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from pedyra.files import read_rows
 from pedyra.runs.run import train_run
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra"])
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
 def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(recipe, interrupt_at, method):
     whole = run(recipe(method, output="whole"))
     interrupt_at(7)
@@ -21,14 +21,14 @@ def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(recipe, interrupt_a
     assert_same_tensors(adapter(resumed.folder.path), adapter(whole.folder.path))
     assert steps_of(resumed.folder.path, "eval") == steps_of(whole.folder.path, "eval")
     assert resumed.layers == whole.layers
-    if method == "pedyra":
+    if method == "pedyra-paper":
         adjustments = steps_of(resumed.folder.path, "adjustment")
         assert adjustments == steps_of(whole.folder.path, "adjustment") and len(adjustments) == 3
     environment = json.loads((resumed.folder.path / "environment.json").read_text())
     assert environment["resumed_from"] == 7
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra"])
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
 def test_a_run_killed_after_its_last_checkpoint_can_still_be_finished(recipe, method):
     whole = run(recipe(method)).folder
     before = adapter(whole.path)

@@ -15,7 +15,7 @@ from pedyra.compare.matching import Matched
 from pedyra.compare.results import RateCurve, choose_rate, collect
 from pedyra.compare.splits import TaskSplits, split_task
 from pedyra.files import write_file
-from pedyra.methods.pedyra.sketching import schedule_of
+from pedyra.methods import from_config
 from pedyra.recipe import Recipe, check_recipe
 from pedyra.recipe_sections import LoraSection
 from pedyra.runs.arguments import training_arguments
@@ -132,7 +132,8 @@ def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     try:
         training_arguments(recipe)
         if recipe.method in ("pedyra", "pedyra-paper") and (steps := recipe.training.get("max_steps", -1)) > 0:
-            schedule_of(recipe.rank_config(), steps)
+            config = recipe.rank_config()
+            from_config(config).schedule(config, steps)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return recipe
