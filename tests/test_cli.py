@@ -149,7 +149,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
     assert code == 0
     for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26", "memory      about"):
         assert line in out
-    assert "in one; after 7 all ranks may be dealt anew\n" in out  # a tenth is 4, the first adjustment 7
+    assert "in one; after 7 all ranks may be assigned anew\n" in out  # a tenth is 4, the first adjustment 7
     assert "no triple will be tried: rank.interval is 7 steps, of which the last third, 3, judges gains" in out
     plan, *layers = rows(tmp_path / "plan.jsonl")
     assert (plan["total_steps"], plan["layers"], len(layers)) == (40, 13, 13)

@@ -152,8 +152,8 @@ def _adjustments_line(schedule: Mapping[str, Any]) -> str:
         if len(steps) > 1
         else f"after {steps[0]}"
     )
-    deal = f"; after {schedule['deal']} all ranks may be dealt anew" if schedule["deal"] else ""
-    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one{deal}"
+    anew = f"; after {schedule['reassignment']} all ranks may be assigned anew" if schedule["reassignment"] else ""
+    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one{anew}"
 
 
 def format_bytes(count: float) -> str:

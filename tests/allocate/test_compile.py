@@ -112,7 +112,7 @@ def test_a_deal_under_a_compiler_deals_as_eager_does_and_adds_no_graph(
     eager, compiled = make_llama(r=4), make_llama(r=4)
     expected = run(eager, eager, tokens, steps=14, **settings)
     actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=14, **settings)
-    assert [record["dealt"] for record in actual.history] == [True] and any(actual.history[0]["added"].values())
+    assert [record["reassigned"] for record in actual.history] == [True] and any(actual.history[0]["added"].values())
     assert actual.ranks == expected.ranks
     assert len(graphs) <= 4  # no sketch and its three parts
     for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):

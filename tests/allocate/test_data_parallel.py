@@ -55,7 +55,7 @@ for step in range(24):
     if size > 1 and record and (record["pruned"] or record["added"]):
         wrapped = DistributedDataParallel(model)
 weights = [value.flatten().tolist() for name, value in model.state_dict().items() if "lora" in name]
-kept = ("step", "dealt", "ranks", "pruned", "added", "scores", "gains", "trials")
+kept = ("step", "reassigned", "ranks", "pruned", "added", "scores", "gains", "trials")
 print(json.dumps({"weights": weights, "history": [{k: r.get(k) for k in kept} for r in allocator.history]}), flush=True)
 import os
 # As Python ends, the thread of gloo's last work may want the GIL to drop a reference; it is then ended by force, which
@@ -179,7 +179,7 @@ def test_two_processes_deal_the_same_ranks_as_one_does(tmp_path):
     first, second = run(2, DEAL, tmp_path)
     assert first == second
     (ours, *_), (theirs, *_) = first["history"], alone["history"]
-    assert ours["dealt"] and ours["step"] == 6 and sum(ours["added"].values()) > 0
+    assert ours["reassigned"] and ours["step"] == 6 and sum(ours["added"].values()) > 0
     assert ours["ranks"] == theirs["ranks"]
     assert flat(ours["scores"]) == pytest.approx(flat(theirs["scores"]), rel=1e-3)
 

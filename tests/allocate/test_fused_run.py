@@ -104,7 +104,7 @@ def test_by_default_layers_are_fused_where_that_is_exact_and_a_line_says_so(make
 
 
 def test_by_default_a_gpu_keeps_pefts_forward(make_net, caplog, monkeypatch):
-    monkeypatch.setattr("pedyra.allocate.ownership.MEASURED_ON", ())
+    monkeypatch.setattr("pedyra.allocate.claim.MEASURED_ON", ())
     allocator = begin(make_net(), caplog)
     assert allocator.fused_layers == 0 and all(type(layer.module) is Linear for layer in allocator.layers)
     assert "PEFT's forward runs in all 3 layers (rank.fused='auto')" in caplog.text

@@ -16,12 +16,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
+from pedyra.allocate.checks import checked_config
+from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankMethod, default_method
 from pedyra.allocate.distributed import data_parallel, wrap_again
-from pedyra.allocate.limits import checked_config
 from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
-from pedyra.allocate.ownership import trainable
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.trainer_frames import caller, go_first, resumed_from
 from pedyra.config import RankConfig

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pedyra.allocate.checks import checked_config, checked_steps, max_ranks
+from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.allocate.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation, default_method
 from pedyra.allocate.diagnostics import describe, snapshot
 from pedyra.allocate.distributed import averaging
-from pedyra.allocate.limits import checked_config, checked_steps, max_ranks
 from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
 from pedyra.allocate.optimizer_state import adopt, rekey_state, save_as_on_disk
 from pedyra.allocate.orthogonality import add_orthogonality_gradient
-from pedyra.allocate.ownership import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.allocate.record import adjustment_record
 from pedyra.allocate.resizing import carry_out, mask
 from pedyra.allocate.schedule import Schedule

@@ -18,7 +18,7 @@ def adjustment_record(now: Situation, decision: Decision, **outcome: Any) -> dic
       at the reassignment the losses of `pedyra.methods.pedyra.reassignment`
     - `layer_scores`: layer -> mean of its scores
     - `pruned`: layer, triple, score; `added`: layer -> count; `masked` (layer, triple) of a method that masks
-    - `dealt`: whether all ranks were assigned anew
+    - `reassigned`: whether all ranks were assigned anew
 
     Of our default method, where something may move:
 
@@ -45,7 +45,7 @@ def adjustment_record(now: Situation, decision: Decision, **outcome: Any) -> dic
         "added": plan.added,
         "total_rank": sum(plan.ranks.values()),
         **({"masked": [[name, i] for name, indices in plan.masked.items() for i in indices]} if plan.masked else {}),
-        "dealt": False,
+        "reassigned": False,
         **outcome,
         **decision.reasons,
     }

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor, nn
 
-from pedyra.allocate.ownership import choose_forward
+from pedyra.allocate.claim import choose_forward
 from pedyra.bench.spec import MethodSpec
 from pedyra.lora.attach import attach, drop_empty, train_e
 from pedyra.lora.layer import rank_parameters

@@ -19,8 +19,8 @@ from pedyra.methods.adapter import with_adapter, with_lora, with_ranks
 from pedyra.methods.data import Data
 from pedyra.methods.hypergradient import gradients_of, hypergradient
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.own_factors import fill, linear_slots
 from pedyra.methods.settings import refuse_lora, require
-from pedyra.methods.slots import fill, linear_slots
 
 logger = logging.getLogger(__name__)
 

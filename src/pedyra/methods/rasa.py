@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora, require
-from pedyra.methods.slots import Factors, fill, linear_slots, write_plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ from pedyra.spelling import did_you_mean
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("lora", "LoRA (Hu et al. 2021)", "delegated:lora", takes_ranks=True),
+        Method("lora", "LoRA (Hu et al. 2021)", "from_peft:lora", takes_ranks=True),
         Method("lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", "loraplus", takes_ranks=True),
-        Method("pissa", "LoRA from the weight's top triples (Meng et al. 2024)", "delegated:pissa", takes_ranks=True),
-        Method("dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", "delegated:dora", takes_ranks=True),
+        Method("pissa", "LoRA from the weight's top triples (Meng et al. 2024)", "from_peft:pissa", takes_ranks=True),
+        Method("dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", "from_peft:dora", takes_ranks=True),
         Method(
             "qlora",
             "LoRA over weights in 4 bits (Dettmers et al. 2023)",
-            "delegated:qlora",
+            "from_peft:qlora",
             takes_ranks=True,
             quantization="nf4",
         ),

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
+from pedyra.allocate.checks import check_movable, check_room
 from pedyra.allocate.contract import Decision, Run, Situation
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.input_energy import InputEnergy
-from pedyra.allocate.limits import check_movable, check_room
 from pedyra.allocate.schedule import Schedule, ema_window, resolve_schedule
 from pedyra.config import Importance, RankConfig
 from pedyra.lora.layer import AdaptedLayer
@@ -194,7 +194,7 @@ class ScoredRun:
         self.scores.restart()
 
     def describe(self) -> dict[str, Any]:
-        return {"deal": None, "in_vain": None}
+        return {"reassignment": None, "in_vain": None}
 
     def snapshot(self, step: int) -> dict[str, Any]:
         if step == 0 or not self.observes(step):

@@ -82,7 +82,7 @@ def adjustments(run: Run) -> Table:
     names = {layer.name: layer.short_name for layer in run.layers}
     rows = [
         [
-            f"{record['step']:,}{' (all ranks anew)' if record.get('dealt') else ''}",
+            f"{record['step']:,}{' (all ranks anew)' if record.get('reassigned') else ''}",
             _layers(measures.pruned_counts(record), names),
             _layers(record["added"], names),
             f"{sum(record['ranks'].values()):,}",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pedyra.allocate.claim import switch_on
 from pedyra.allocate.distributed import Average
 from pedyra.allocate.input_energy import per_element
-from pedyra.allocate.ownership import switch_on
 from pedyra.lora.layer import AdaptedLayer
 
 

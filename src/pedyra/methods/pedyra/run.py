@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pedyra.allocate.allocation import Scores, layer_means, make_plan
+from pedyra.allocate.checks import check_movable, check_room
 from pedyra.allocate.contract import Decision, Run, Situation
-from pedyra.allocate.limits import check_movable, check_room
 from pedyra.allocate.optimizer_checks import check_turnable, has_second_moments
 from pedyra.allocate.schedule import Schedule, margin_at, moves_at
 from pedyra.config import RankConfig
@@ -209,7 +209,7 @@ class PedyraRun:
         self.quiet = 0 if moved or waits else self.quiet + 1
         self.trials.append(trials)
         reasons = {
-            "dealt": reassigns and moved,
+            "reassigned": reassigns and moved,
             "gains": {name: [g[0].mean, g[0].error, g[0].energy] for name, g in candidates.items() if g},
             "chance": chance if math.isfinite(chance) else None,
             "sure": self.last.sure,
@@ -232,7 +232,7 @@ class PedyraRun:
 
     def describe(self) -> dict[str, Any]:
         in_vain = too_short_to_try(self.settings, self.run.config, self.run.schedule)
-        return {"deal": self.reassign_at, "in_vain": in_vain}
+        return {"reassignment": self.reassign_at, "in_vain": in_vain}
 
     def snapshot(self, step: int) -> dict[str, Any]:
         nothing: dict[str, Any] = dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))

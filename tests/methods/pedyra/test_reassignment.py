@@ -1,4 +1,4 @@
-"""Once, early, all ranks are dealt anew by what the triples save of the loss."""
+"""Once, early, all ranks are assigned anew by what the triples save of the loss."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_ranks_are_dealt_once_at_the_nearest_adjustment(make_net, train_net):
     costs = {layer.name: layer.cost for layer in allocator.layers}
     widths = {layer.name: min(layer.a.in_features, layer.b.out_features) for layer in allocator.layers}
     expected = proportional_ranks(seen, min_rank=0, max_ranks=widths, costs=costs, spare=0)
-    assert record["dealt"] and record["ranks"] == expected.ranks == allocator.ranks != before
+    assert record["reassigned"] and record["ranks"] == expected.ranks == allocator.ranks != before
     assert {name for name, _, _ in record["pruned"]} == set(expected.pruned)
     assert allocator.parameters <= allocator.initial_parameters
     train_net(model, allocator.optimizer, allocator, 14, first=11)
-    assert [record["dealt"] for record in allocator.history] == [False, True, False]
+    assert [record["reassigned"] for record in allocator.history] == [False, True, False]
 
 
 def test_nothing_is_dealt_while_one_layer_would_get_nearly_all(make_net, train_net):
@@ -72,7 +72,7 @@ def test_nothing_is_dealt_while_one_layer_would_get_nearly_all(make_net, train_n
     allocator.optimizer.state[allocator.layers[1].a.A]["exp_avg_sq"].mul_(1000)
     before = {layer.name: (layer.a.A, layer.b.weight) for layer in allocator.layers}
     (record,) = train_net(model, allocator.optimizer, allocator, 1, first=10)
-    assert not record["dealt"] and not record["pruned"] and not record["added"]
+    assert not record["reassigned"] and not record["pruned"] and not record["added"]
     assert all((layer.a.A, layer.b.weight) == before[layer.name] for layer in allocator.layers)
 
 
@@ -88,7 +88,7 @@ def test_nothing_is_on_trial_when_ranks_are_dealt_and_swaps_begin_small_after(ma
 
 @pytest.mark.parametrize("config", [pedyra(reassignment=0), RankConfig(moves=0), RankConfig.paper()])
 def test_nothing_is_dealt_where_it_is_not_asked_for(config, make_net):
-    assert allocate(make_net(), config, 200).describe()["schedule"]["deal"] is None
+    assert allocate(make_net(), config, 200).describe()["schedule"]["reassignment"] is None
     assert inside(allocate(make_net(), RankConfig(), 200)).reassign_at == 27  # a tenth is 20, the first adjustment 27
 
 
@@ -164,7 +164,7 @@ def test_a_deal_keeps_the_budget_in_force(budget, make_net, train_net):
     total, costs = sum(allocator.ranks.values()), {layer.name: layer.cost for layer in allocator.layers}
     train_net(model, allocator.optimizer, allocator, 10)
     left = allocator.initial_parameters - allocator.parameters
-    assert allocator.history[-1]["dealt"]
+    assert allocator.history[-1]["reassigned"]
     if budget == "ranks":
         assert sum(allocator.ranks.values()) == total
     else:
@@ -175,7 +175,7 @@ def test_quiet_looks_before_the_deal_do_not_end_the_run(make_net, train_net):
     model = make_net()
     allocator = allocate(model, pedyra(interval=4, final_warmup=4, reassignment=16, patience=2, certainty=4.0))
     train_net(model, allocator.optimizer, allocator, 24)
-    assert [record["step"] for record in allocator.history if record["dealt"]] == [16]
+    assert [record["step"] for record in allocator.history if record["reassigned"]] == [16]
 
 
 def test_a_run_that_is_made_longer_deals_at_an_adjustment_of_its_own(make_net, train_net):
@@ -221,7 +221,7 @@ def test_a_run_taken_up_again_still_knows_when_it_deals(make_net, train_net):
 
 
 @pytest.mark.parametrize(
-    ("shares", "dealt"),  # what each layer's triples save; all layers have rank 4 and one size
+    ("shares", "reassigned"),  # what each layer's triples save; all layers have rank 4 and one size
     [
         ((1.95, 0.05), False),  # of two layers one would get 1.95 times its rank: more than (2 + 1) / 2
         ((1.45, 0.55), True),
@@ -231,7 +231,7 @@ def test_a_run_taken_up_again_still_knows_when_it_deals(make_net, train_net):
         ((2.4, 0.6, 0.7, 0.7, 0.6), True),
     ],
 )
-def test_how_much_of_the_budget_one_layer_may_get(shares, dealt):
+def test_how_much_of_the_budget_one_layer_may_get(shares, reassigned):
     torch.manual_seed(0)
     base = nn.Sequential(*(nn.Linear(8, 8) for _ in shares))
     model: Any = get_peft_model(base, LoraConfig(r=4, target_modules=[str(i) for i in range(len(shares))]))  # type: ignore[arg-type]
@@ -241,4 +241,4 @@ def test_how_much_of_the_budget_one_layer_may_get(shares, dealt):
         allocator.optimizer.state[layer.a.A] = {"exp_avg_sq": moment.expand_as(layer.a.A).clone()}
     inside(allocator).sketching.forget()  # a deal asks for none
     _, plan = reassign(allocator.layers, allocator.optimizer, allocator._situation())
-    assert bool(plan.added) == dealt
+    assert bool(plan.added) == reassigned
