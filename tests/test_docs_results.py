@@ -192,3 +192,15 @@ def test_gsm8k_in_twice_the_steps():
         assert int(line["seeds"]) == len(found)
         assert line["loss"] == f"{mean(found.values()):.4f} ± {standard_error([*found.values()]):.4f}"
         assert line["difference"] == ("" if line["method"] == "lora" else difference(better))
+
+
+def test_fit_of_the_demo():
+    _, *curve = raw("fit_demo")
+    found = {row["parameters"]: row for row in curve}
+    lines = table("fit demo")
+    assert len(lines) == 7
+    for line in lines:
+        row = found[int(line["parameters"].replace(",", ""))]
+        assert line["share"] == f"{row['share']:.1%}"
+        assert line["predicted cost"] == f"{row['predicted_cost']:+.4f}"
+        assert line["measured cost"] == f"{row['measured_cost']:+.4f} ± {row['standard_error']:.4f}"
