@@ -217,3 +217,15 @@ def test_an_optimizer_may_keep_entries_of_its_own(make_net, train_net):
     assert saved["state"]["seen"] == 1
     optimizer.load_state_dict(saved)
     train_net(model, optimizer, allocator, 2, first=7)
+
+
+def test_a_row_is_seeded_from_what_has_not_overflowed():
+    parameter = nn.Parameter(torch.randn(3, 2))
+    optimizer = torch.optim.AdamW([parameter])
+    follow(optimizer, parameter, gradients((3, 2), 3))
+    squares = optimizer.state[parameter]["exp_avg_sq"]
+    squares[0, 0] = squares[:, 1] = torch.inf
+    known = squares[2, 0].clone()
+    change = replaced(parameter, [0, 2], 0, num_new=1)
+    move_state(optimizer, [change], new_moments="seed")
+    assert optimizer.state[change.new]["exp_avg_sq"][2].tolist() == [known, 0]

@@ -60,3 +60,14 @@ def test_the_logged_values_are_the_two_norms(make_net):
     assert values["layers.1"] == pytest.approx(
         [float((A @ A.T - torch.eye(4)).norm()), float((B.T @ B - torch.eye(4)).norm())], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("form", ["norm", "squared"])
+def test_rows_that_have_diverged_get_no_gradient_that_is_not_finite(form, make_net):
+    layers = attach(make_net(trained=True))
+    with torch.no_grad():
+        layers[0].a.A[1, 2] = 1e30
+    add_orthogonality_gradient(layers, weight=0.3, form=form)
+    factors = [factor for layer in layers for factor in (layer.a.A, layer.b.weight)]
+    assert all(factor.grad is not None and factor.grad.isfinite().all() for factor in factors)
+    assert layers[1].a.A.grad is not None and layers[1].a.A.grad.any()

@@ -61,7 +61,8 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
 
     New rows start with zero moments. With Adam's old step count their first updates would then be up to 6 lr, so
     `new_moments="seed"` gives their second moments (`exp_avg_sq` and its like, the entries that are never negative
-    by construction) the mean of the kept rows, a built-in warm-up. Call `optimizer_checks.check_state` first.
+    by construction) the mean of the kept rows, of what is finite in them: a built-in warm-up. Call
+    `optimizer_checks.check_state` first.
     """
     never_negative = (*SECOND_MOMENTS, *LARGEST)
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
@@ -70,6 +71,24 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == replacement.old.shape:
                 state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in never_negative)
+
+
+@torch.no_grad()
+def forget_overflow(optimizer: Optimizer, parameter: Tensor) -> None:
+    """Let elements whose state has overflowed begin anew, before their rows are mixed with others.
+
+    A gradient of 1e30 has a square of infinity, which no average ever loses, and of which a product makes NaN. Averages
+    of gradients become zero there, those of squares the mean of the finite ones. Nothing else changes.
+    """
+    state = optimizer.state.get(parameter, {})
+    kept = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.dim() and v.shape == parameter.shape}
+    if not kept:
+        return
+    finite = torch.stack([value.isfinite() for value in kept.values()]).all(0)
+    for key, value in kept.items():
+        known = torch.where(finite, value, 0.0)
+        mean = known.sum() / finite.sum().clamp_min(1) if key in (*SECOND_MOMENTS, *LARGEST) else 0.0
+        value.copy_(torch.where(finite, value, mean))
 
 
 def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> None:
@@ -131,5 +150,7 @@ def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:
     shape[replacement.dim] = replacement.num_new
     fresh = kept.new_zeros(shape)
     if seed and kept.shape[replacement.dim] > 0:
-        fresh = kept.mean(replacement.dim, keepdim=True).expand(shape)
+        finite = kept.isfinite()
+        count = finite.sum(replacement.dim, keepdim=True).clamp_min(1)
+        fresh = (torch.where(finite, kept, 0.0).sum(replacement.dim, keepdim=True) / count).expand(shape)
     return torch.cat([kept, fresh], replacement.dim)

@@ -27,14 +27,17 @@ def orthogonality(rows: Float[Tensor, "*batch r n"], *, form: str) -> Float[Tens
 def orthogonality_gradient(rows: Float[Tensor, "*batch r n"], *, form: str) -> Float[Tensor, "*batch r n"]:
     """d `orthogonality` / d rows: 4 (M M^T - I) M when squared, 2 (M M^T - I) M / ||M M^T - I||_F otherwise.
 
-    Zero where the rows are exactly orthonormal, the minimum, at which the norm has no derivative.
+    Zero where the rows are exactly orthonormal, the minimum, at which the norm has no derivative, and where it is not
+    finite: rows that have diverged, beyond 1e9, are no business of this term.
     """
     residual = _residual(rows)
     gradient = residual @ rows.float()
     if form == "squared":
-        return 4 * gradient
-    norm = torch.linalg.matrix_norm(residual)[..., None, None]
-    return 2 * gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        gradient = 4 * gradient
+    else:
+        norm = torch.linalg.matrix_norm(residual)[..., None, None]
+        gradient = 2 * gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return gradient.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _residual(rows: Float[Tensor, "*batch r n"]) -> Float[Tensor, "*batch r r"]:

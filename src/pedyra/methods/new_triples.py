@@ -35,11 +35,16 @@ def triples_along(
         pruned: the layer's triples that go.
     """
     kept = [i for i in range(layer.rank) if i not in set(pruned)]
-    A, B, std = layer.a.A.detach()[kept], layer.b.weight.detach()[:, kept].T, _std(layer, start)
+    A, B, std = _finite(layer.a.A.detach()[kept]), _finite(layer.b.weight.detach()[:, kept].T), _std(layer, start)
     rows = _along(directions[1], A, num, std, generator)
     if start == "lora":
         return NewTriples(rows, torch.ones(num), torch.zeros(B.shape[1], num))
     return NewTriples(rows, torch.zeros(num), -_along(directions[0], B, num, std, generator).T)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Those that are numbers: what has diverged says nothing of how long a row should be."""
+    return rows[rows.isfinite().all(1)]
 
 
 def _std(layer: AdaptedLayer, start: str) -> float:

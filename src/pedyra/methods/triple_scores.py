@@ -18,6 +18,9 @@ from pedyra.methods.paper import (
     update_sensitivity_,
 )
 
+SPIKE = 1e15
+"""A gradient norm at or beyond it is a step that scores and sketches leave out: what is made of it would overflow."""
+
 PIECE = 1 << 20
 """Elements of Eq. (3) that are held in one tensor: memory of more is taken anew from the system at every use."""
 
@@ -28,8 +31,8 @@ class TripleScores:
     A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so that a resize
     makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that
     Eq. (5) uses, `energies` the EMA of the inputs' mean square per layer, `skipped` the number of steps left out for a
-    non-finite gradient. Without `gradients` there is no Eq. (3), and no state of the parameters' size: scores at
-    alpha = 0 need none.
+    gradient beyond `SPIKE`. Without `gradients` there is no Eq. (3), and no state of the parameters'
+    size: scores at alpha = 0 need none.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class TripleScores:
         known = iter(torch._foreach_norm(given) if given else ())
         norms = torch.stack([zero if gradient is None else next(known) for gradient in found]).view(-1, 3)
         del given
-        finite = norms.isfinite().all()
+        finite = (norms < SPIKE).all()
         for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
             factors = _factors(layers)
             weights = [parameter.detach().float() for parameter in factors]

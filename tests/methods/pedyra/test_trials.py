@@ -464,3 +464,27 @@ def test_the_margin_rises_to_one_over_the_window(make_net, train_net, monkeypatc
     train_net(model, allocator.optimizer, allocator, 36)
     assert len(seen) > 2 and seen[-1][1] > seen[0][1]
     assert [margin for _, margin in seen] == pytest.approx([0.25 ** (1 - progress) for progress, _ in seen])
+
+
+@pytest.mark.parametrize("spike", [1e17, 1e30])
+@pytest.mark.parametrize("method", ["ours", "paper"])
+def test_a_gradient_spike_leaves_weights_and_new_moments_finite(method, spike, make_net, net_batch):
+    model = make_net(trained=True)
+    steps = dict(interval=6, initial_warmup=0, final_warmup=3, moves=4)
+    given = pedyra(**EAGER) if method == "ours" else {"config": RankConfig.paper(**steps, start="lora")}
+    allocator = allocate(model, given, 30)
+    old = {id(factor) for factor in allocator.triples()}
+    for step in range(1, 31):
+        x, y = net_batch(step)
+        loss = (model(x) - y).square().mean()
+        (loss * (spike if step in (8, 15) else 1.0)).backward()
+        allocator.before_step()
+        allocator.optimizer.step()
+        allocator.optimizer.zero_grad()
+        allocator.after_step()
+    assert any(record["added"] for record in allocator.history)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    for record in allocator.history:
+        assert all(math.isfinite(score) for scores in record["scores"].values() for score in scores)
+    fresh = [factor for factor in allocator.triples() if id(factor) not in old and factor.requires_grad]
+    assert fresh and all(allocator.optimizer.state[factor]["exp_avg"].isfinite().all() for factor in fresh)

@@ -138,3 +138,44 @@ def test_the_largest_gradients_of_adamax_become_the_largest_they_can_be(make_net
     turn_layer(layer, optimizer, 2 * torch.eye(4)[[1, 0, 2, 3]] - 4 * torch.eye(4)[[3, 3, 3, 3]])
     # A gradient of B turns with A: |2| + |-4| of the sizes of two triples, |2 - 4| where they are one.
     assert optimizer.state[layer.b.weight]["exp_inf"][0].tolist() == pytest.approx([3.0, 3.0, 3.0, 1.0])
+
+
+def test_moments_that_overflowed_begin_anew_and_spoil_no_other(make_net):
+    layers, optimizer = parts(make_net(trained=True))
+    layer = layers[0]
+    A, B = layer.a.A, layer.b.weight
+    W = turns_of([layer], rows([layer]))[layer.name].W
+    assert W is not None
+    for parameter in (A, B):
+        average, squares = torch.randn_like(parameter), torch.rand_like(parameter)
+        optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": average, "exp_avg_sq": squares}
+    mix = torch.linalg.inv(W).T  # gradients of A turn against A
+    expected = mix @ optimizer.state[A]["exp_avg"], mix.square() @ optimizer.state[A]["exp_avg_sq"]
+    whole = optimizer.state[A]["exp_avg_sq"].clone()
+    optimizer.state[A]["exp_avg"][2, 5] = 1e29  # as after one gradient of 1e30
+    optimizer.state[A]["exp_avg_sq"][2, 5] = torch.inf
+    optimizer.state[B]["exp_avg_sq"][:] = torch.inf
+    weights = (B @ A).detach()
+    turn_layer(layer, optimizer, W)
+    ours = optimizer.state[A]
+    others = [column for column in range(A.shape[1]) if column != 5]
+    torch.testing.assert_close(ours["exp_avg"][:, others], expected[0][:, others])
+    torch.testing.assert_close(ours["exp_avg_sq"][:, others], expected[1][:, others])
+    known = torch.ones_like(whole, dtype=torch.bool)
+    known[2, 5] = False
+    whole[2, 5] = whole[known].mean()
+    torch.testing.assert_close(ours["exp_avg_sq"], mix.square() @ whole)
+    assert ours["exp_avg"].isfinite().all() and not optimizer.state[B]["exp_avg"].any()
+    assert not optimizer.state[B]["exp_avg_sq"].any()
+    torch.testing.assert_close((layer.b.weight @ layer.a.A).detach(), weights)
+
+
+def test_the_largest_finite_moments_do_not_overflow_when_they_turn(make_net):
+    layers, optimizer = parts(make_net(trained=True))
+    layer = layers[0]
+    for parameter in (layer.a.A, layer.b.weight):
+        largest = torch.full_like(parameter, 3e38)
+        optimizer.state[parameter] = {"exp_avg": largest * torch.randn_like(largest).sign(), "exp_avg_sq": largest}
+    turn_layer(layer, optimizer, turns_of([layer], rows([layer]))[layer.name].W)
+    for parameter in (layer.a.A, layer.b.weight):
+        assert all(value.isfinite().all() for value in optimizer.state[parameter].values())

@@ -11,6 +11,7 @@ from pedyra.allocate.claim import switch_on
 from pedyra.allocate.distributed import Average
 from pedyra.allocate.input_energy import per_element
 from pedyra.lora.layer import AdaptedLayer
+from pedyra.methods.triple_scores import SPIKE
 
 
 class Probes:
@@ -56,15 +57,15 @@ class Probes:
     def take_gradients(self, loss_scale: float, also: Sequence[Tensor] = ()) -> Tensor:
         """The gradients of all probes in a row, of the unscaled loss, and after them `also`, averaged with them.
 
-        A layer whose gradient overflowed has none in this step, which makes a gain smaller and its error larger: probes
-        are longer than rows of A, so a GradScaler may have seen nothing.
+        A layer whose gradient overflowed, or is beyond `SPIKE`, has none in this step, which makes a gain smaller and
+        its error larger: probes are longer than rows of A, so a GradScaler may have seen nothing.
         """
         gradients = [torch.zeros_like(probe) if probe.grad is None else probe.grad for probe in self._probes]
         flat = self.average(torch.cat([part.reshape(-1) for part in (*gradients, *also)]))
         for probe in self._probes:
             probe.grad = None
         flat, rest = flat.split([len(self._layer_of), len(flat) - len(self._layer_of)])
-        finite = torch.stack(torch._foreach_norm(flat.split(self._sizes))).isfinite()
+        finite = torch.stack(torch._foreach_norm(flat.split(self._sizes))) / loss_scale < SPIKE
         # index_select: a quarter of the time of an index in brackets.
         return torch.cat([torch.where(finite.index_select(0, self._layer_of), flat / loss_scale, 0.0), rest])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.allocate.batching import alike, in_pieces
-from pedyra.allocate.optimizer_state import LARGEST, SECOND_MOMENTS
+from pedyra.allocate.optimizer_state import LARGEST, SECOND_MOMENTS, forget_overflow
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import turn
 from pedyra.methods.pedyra.directions import singular_turn, triple_lengths
@@ -59,7 +59,7 @@ def _turned(A: Tensor, B: Tensor, n: int) -> tuple[Tensor, ...]:
     first = A.new_full((len(A), n, n), torch.nan)
     if 0 < n <= min(A.shape[2], B.shape[1]):
         first = singular_turn(A[:, :n], B[..., :n])
-    usable = first.isfinite().all(-1).all(-1)
+    usable = (first.isfinite() & torch.linalg.inv_ex(first).inverse.isfinite()).all(-1).all(-1)
     W = torch.eye(A.shape[1], device=A.device).repeat(len(A), 1, 1)
     W[:, :n, :n] = torch.where(usable[:, None, None], first, W[:, :n, :n])
     A, B = W @ A, B @ torch.linalg.inv_ex(W).inverse
@@ -80,11 +80,14 @@ def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> N
     turn(layer, W, inverse)
     A, B = layer.a.A, layer.b.weight
     for parameter, rows, mix in ((A, True, inverse.T), (B, False, W.T)):
+        forget_overflow(optimizer, parameter)
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor) or value.shape != parameter.shape:
                 continue
             by = mix.square() if key in SECOND_MOMENTS else mix.abs() if key in LARGEST else mix
-            value.copy_(by @ value.float() if rows else value.float() @ by)
+            largest = torch.finfo(value.dtype).max
+            turned = by @ value.float() if rows else value.float() @ by
+            value.copy_(turned.nan_to_num_(0.0, largest, -largest))  # the largest numbers, mixed, may overflow
 
 
 def shared(total: float, lengths: Sequence[float]) -> list[float]:
