@@ -1,12 +1,14 @@
-"""Files that are whole or absent, never half-written, and JSON lines."""
+"""Files that are whole or absent, never half-written, their digests, and JSON lines."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,60 @@ def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         save(part)
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        sync_folder(part)
         if path.exists():
             shutil.rmtree(path)
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """See to it that every file in `folder` is on the disk, and not only on its way there."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+SUMS = "SHA256SUMS"
+"""The digests of the files beside it; `sha256sum -c SHA256SUMS` checks them too."""
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Write the digests of these files of `folder` to its SHA256SUMS."""
+    write_file(folder / SUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File -> digest, by the SHA256SUMS of `folder`. Raises ValueError where there is none, or no such file."""
+    if not (folder / SUMS).is_file():
+        raise ValueError(f"{SUMS} is missing")
+    lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
+    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
+    if not all(found):
+        raise ValueError(f"{SUMS} is damaged")
+    return {line[2]: line[1] for line in found if line}
+
+
+def check_sums(folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError, which names the file, where one of these of `folder` is not what its SHA256SUMS says it is."""
+    sums = read_sums(folder)
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if name not in sums:
+            raise ValueError(f"{name} is not in {SUMS}: of another save")
+        if _digest(folder / name) != sums[name]:
+            raise ValueError(f"{name} does not match {SUMS}: damaged, or of another save")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def json_line(row: Mapping[str, Any]) -> str:

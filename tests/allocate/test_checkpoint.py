@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from pedyra import RankCallback
 from pedyra.allocate import checkpoint
-from pedyra.allocate.checkpoint import RECORD, TENSORS, SideFileError, read_state
-from pedyra.files import write_file
+from pedyra.allocate.checkpoint import RECORD, TENSORS, read_state
+from pedyra.files import SUMS, write_file, write_sums
 
 EVERY_4 = {"save_strategy": "steps", "save_steps": 4}
 
@@ -41,6 +41,12 @@ def stopped(make_trainer, quick, tmp_path, template) -> Path:
 def _edit(path: Path, **changes: Any) -> None:
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, **changes}))
+    _resum(path.parent)
+
+
+def _resum(folder: Path) -> None:
+    """As if the files had been saved as they are."""
+    write_sums(folder, [path.name for path in folder.iterdir() if path.name != SUMS])
 
 
 def _of_another_model(folder: Path) -> None:
@@ -55,7 +61,7 @@ def _of_other_widths(folder: Path) -> None:
 
 def write_pair(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
-    _edit(folder / RECORD, sha256=checkpoint._digest(folder / TENSORS))
+    _resum(folder)
 
 
 def _side_file_of(other: str):
@@ -76,16 +82,16 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads ."),
     "flipped bit": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1] + b"\x55"),
-        rf"{TENSORS} does not match {RECORD}: damaged",
+        rf"checkpoint-8/{TENSORS} does not match {SUMS}: damaged",
     ),
     "cut tensors": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:500]),
-        rf"{TENSORS} does not match {RECORD}",
+        rf"checkpoint-8/{TENSORS} does not match {SUMS}",
     ),
     "another model": (_of_another_model, rf"{TENSORS} is of another model: layer '.*' is not in both"),
     "other widths": (_of_other_widths, rf"{TENSORS} is of another model: .* has widths"),
-    "another checkpoint's": (_side_file_of("checkpoint-4"), rf"{RECORD} is not of the weights in adapter_model.safet"),
-    "another adapter": (lambda f: _edit(f / RECORD, adapter="second", adapter_sha256=None), "of adapter 'second', not"),
+    "another checkpoint's": (_side_file_of("checkpoint-4"), rf"{RECORD} does not match {SUMS}: .* of another save"),
+    "another adapter": (lambda f: _edit(f / RECORD, adapter="second"), "of adapter 'second', not"),
     "other settings": (
         lambda f: _edit(f / RECORD, config={**json.loads((f / RECORD).read_text())["config"], "orth_weight": 0.25}),
         r"other rank settings \(orth_weight 0.25 -> 0.0\); resume with the same",
@@ -170,41 +176,26 @@ def test_a_write_that_meets_a_full_disk_leaves_the_old_file(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_crash_between_the_two_files_is_recognised(stopped, monkeypatch, make_trainer, quick):
-    """A checkpoint folder that is written again: new tensors, then the crash, with the old record still there."""
-
-    def crash(path: Path, data: bytes) -> None:
-        if path.name == RECORD:
-            raise KeyboardInterrupt
-        write_file(path, data)
-
-    trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=7), learning_rate=1e-3, **EVERY_4)
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_file", crash)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-    with pytest.raises(SideFileError, match=rf"checkpoint-4/{TENSORS} does not match {RECORD}"):
-        read_state(stopped / "checkpoint-4")
-    read_state(stopped / "checkpoint-8")  # the other checkpoint is as good as before
+def test_what_trainer_has_loaded_and_is_damaged_is_refused_with_the_checkpoint_to_take(stopped, make_trainer, quick):
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
+        folder = shutil.copytree(stopped / "checkpoint-4", stopped / "checkpoint-10")
+        shutil.copy(stopped / "checkpoint-8" / name, folder)
+        trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=7))
+        with pytest.raises(ValueError, match=rf"{name} does not match {SUMS}.*resume from .*checkpoint-12, which is w"):
+            trainer.train(resume_from_checkpoint=str(folder))
+        shutil.rmtree(folder)
 
 
-def test_a_crash_before_the_side_files_of_a_checkpoint_written_again_is_recognised(stopped, monkeypatch, make_trainer):
-    """The adapter is new, both side files are a whole pair of the earlier run: together they are no checkpoint."""
-
-    def crash(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    trainer, _ = make_trainer(stopped, learning_rate=1e-3, **EVERY_4)
-    monkeypatch.setattr("pedyra.allocate.callback.save_state", crash)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    with pytest.raises(SideFileError, match="is not of the weights in adapter_model.safetensors"):
-        read_state(stopped / "checkpoint-4")
+def test_missing_random_numbers_are_told(stopped, make_trainer, quick):
+    (stopped / "checkpoint-8" / "rng_state.pth").unlink()
+    trainer, _ = make_trainer(stopped, quick(min_rank=0, moves=7))
+    with pytest.warns(UserWarning, match="checkpoint-8/rng_state.pth is missing: this is no exact resume"):
+        trainer.train(resume_from_checkpoint=str(stopped / "checkpoint-8"))
 
 
 def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint_whole(make_trainer, tmp_path, monkeypatch):
     def full_at_8(path: Path, data: bytes) -> None:
-        if path.parent.name == "checkpoint-8":
+        if "checkpoint-8" in path.parent.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_file(path, data)
 
@@ -214,6 +205,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint_whole(make
         trainer.train()
     record, _ = read_state(tmp_path / "checkpoint-4")
     assert record["step"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
 def test_two_adapters_are_trained_side_by_side_each_with_its_own_callback(make_trainer, make_bert, quick, tmp_path):

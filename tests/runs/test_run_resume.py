@@ -46,14 +46,18 @@ def test_resume_needs_the_same_recipe(recipe, interrupt_at):
         run(recipe(training={"learning_rate": 0.02}), resume=True)
 
 
-def test_a_checkpoint_cut_short_is_passed_over(recipe, interrupt_at):
+def test_a_checkpoint_with_one_flipped_bit_is_passed_over(recipe, interrupt_at):
     interrupt_at(7)
     folder = run(recipe()).folder.path
-    state = folder / "checkpoint-7" / "trainer_state.json"
-    state.write_text(state.read_text()[:50])
+    weights = folder / "checkpoint-7" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 4
+    weights.write_bytes(data)
     screen = Console(record=True, width=500)
     assert train_run(recipe(), resume=True, console=screen).step == 12
-    assert "checkpoint-7, which is not whole: trainer_state.json is cut short or damaged" in screen.export_text()
+    assert (
+        "checkpoint-7, which is not whole: adapter_model.safetensors does not match SHA256SUMS" in screen.export_text()
+    )
     assert json.loads((folder / "environment.json").read_text())["resumed_from"] == 4
 
 

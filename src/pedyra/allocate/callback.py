@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
+from pedyra.allocate.checkpoint_folder import check_loaded, save_whole
 from pedyra.allocate.checks import checked_config
 from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankMethod, default_method
@@ -45,7 +46,8 @@ class RankCallback(TrainerCallback):
         resume_from: the checkpoint folder, when it is not the one that Trainer resumes from.
         method: what decides; that of the config by default.
 
-    Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit.
+    Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit, and appears
+    whole or not at all (`checkpoint_folder.save_whole`).
 
     Raises, when training starts:
         ValueError: nothing to adapt, a schedule in which nothing moves, an unsupported optimizer or wrapper.
@@ -87,6 +89,8 @@ class RankCallback(TrainerCallback):
         self._wrapper = data_parallel(args, None if trainer is None else trainer.model_wrapped)
         self._writes = state.is_world_process_zero
         go_first(self)
+        if trainer is not None:
+            save_whole(trainer)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self._take_over(model)
         self._follow_loaded(optimizer)
@@ -141,12 +145,10 @@ class RankCallback(TrainerCallback):
         logs.update(ours)  # before any reporter sees them: we are called first
         state.log_history[-1].update(ours)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def write_side_files(self, folder: Path) -> None:
+        """Called by `save_whole` once Trainer has written its own files into the folder of a checkpoint."""
         assert self.allocator is not None
-        if args.should_save:
-            trainer = caller(Trainer)
-            folder = args.output_dir if trainer is None else trainer._get_output_dir(getattr(trainer, "_trial", None))
-            save_state(self.allocator, Path(str(folder)) / f"checkpoint-{state.global_step}")
+        save_state(self.allocator, folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -206,6 +208,7 @@ class RankCallback(TrainerCallback):
 
     def _resume(self, allocator: RankAllocator, args: TrainingArguments, step: int) -> None:
         folder = self.resume_from or resumed_from() or Path(str(args.output_dir)) / f"checkpoint-{step}"
+        check_loaded(folder)
         try:
             restore(allocator, folder)
         except SideFileError as problem:

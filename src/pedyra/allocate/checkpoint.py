@@ -1,13 +1,12 @@
 """The side file of a checkpoint: what an ordinary LoRA folder cannot hold and an exact resume needs.
 
 `pedyra_state.safetensors` has the raw A, E, B and the score state, `pedyra_state.json` the step, ranks, history and
-config. Both are written to a temporary name, synced and renamed; the JSON, written last, carries the digests of the
-tensors and of the adapter's weights beside them, so that files that do not belong together are recognised. No pickle.
+config. Both are written to a temporary name, synced and renamed; SHA256SUMS, written last, has their digests and those
+of the adapter beside them, so that files that do not belong together are recognised. No pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.files import write_file
+from pedyra.files import check_sums, read_sums, write_file, write_sums
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.factors import renewed
 from pedyra.lora.layer import adapted_layers
@@ -27,12 +26,9 @@ from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 6
-_ADAPTER = "adapter_model.safetensors"
-_REQUIRED = (
-    *("format", "sha256", "adapter_sha256", "adapter", "config", "step", "method", "scaling", "history"),
-    *("moves", "initial_parameters"),
-)
+FORMAT = 7
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_REQUIRED = ("format", "adapter", "config", "step", "method", "scaling", "history", "moves", "initial_parameters")
 
 
 class SideFileError(ValueError):
@@ -40,7 +36,7 @@ class SideFileError(ValueError):
 
 
 def save_state(allocator: RankAllocator, folder: Path) -> None:
-    """Write both side files of `allocator` into `folder`, or into its adapter's own there, the JSON last."""
+    """Write both side files of `allocator`, and then SHA256SUMS, into `folder`, or into its adapter's own there."""
     folder = _own_folder(folder, allocator.adapter_name)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"scores.{name}": value for name, value in allocator.run.tensors().items()}
@@ -50,12 +46,9 @@ def save_state(allocator: RankAllocator, folder: Path) -> None:
         tensors[f"B.{layer.name}"] = layer.b.weight.detach()
         if layer.a.origin is not None and layer.b.origin is not None:
             tensors[f"origin_A.{layer.name}"], tensors[f"origin_B.{layer.name}"] = layer.a.origin, layer.b.origin
-    adapter = _digest(folder / _ADAPTER)
-    data = save({name: value.contiguous().cpu() for name, value in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    record = {"format": FORMAT, "sha256": digest, "adapter_sha256": adapter, **run_record(allocator)}
-    write_file(folder / TENSORS, data)
-    write_file(folder / RECORD, json.dumps(record).encode())
+    write_file(folder / TENSORS, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
+    write_file(folder / RECORD, json.dumps({"format": FORMAT, **run_record(allocator)}))
+    write_sums(folder, [TENSORS, RECORD, *(name for name in _ADAPTER if (folder / name).is_file())])
 
 
 def run_record(allocator: RankAllocator) -> dict[str, Any]:
@@ -110,7 +103,7 @@ def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The record and the tensors of a side file, checked against each other.
+    """The record and the tensors of a side file, checked against each other and the adapter by their digests.
 
     Raises:
         SideFileError: missing, unreadable, of another format, or the pair does not belong together.
@@ -127,20 +120,17 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise SideFileError(f"{record_path} is damaged: it has no {missing[0]!r}")
     if record["format"] != FORMAT:
         raise SideFileError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
-    if _digest(tensors_path) != record["sha256"]:
-        raise SideFileError(f"{tensors_path} does not match {RECORD}: damaged, or of another checkpoint")
-    if record["adapter_sha256"] is not None and _digest(folder / _ADAPTER) != record["adapter_sha256"]:
-        raise SideFileError(f"{record_path} is not of the weights in {_ADAPTER}: one is of another checkpoint")
+    try:
+        listed = read_sums(folder)
+        check_sums(folder, [RECORD, TENSORS, *(name for name in _ADAPTER if name in listed)])
+    except ValueError as error:
+        raise SideFileError(f"{folder}/{error}") from None
     return record, load_file(tensors_path)
 
 
 def _own_folder(folder: Path, adapter_name: str) -> Path:
     """Where PEFT saves an adapter: in the folder itself, or under its name if it is not the default one."""
     return folder if adapter_name == "default" else folder / adapter_name
-
-
-def _digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _restore_factors(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import shutil
 
-from pedyra.runs.checkpoints import is_half_written, last_complete_checkpoint, list_checkpoints
+from pedyra.allocate.checkpoint_folder import last_complete_checkpoint, list_checkpoints
 from pedyra.runs.run_folder import RunFolder
 
 # How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
@@ -22,8 +21,8 @@ def is_disk_full(error: BaseException) -> bool:
     return below is not None and is_disk_full(below)
 
 
-def clear_half_written(folder: RunFolder, *, is_back: bool) -> str:
-    """Remove the checkpoint that was being written, which is of no use, and say what to do now.
+def what_now(folder: RunFolder, *, is_back: bool) -> str:
+    """What a full disk has left of a run, and how it goes on.
 
     Args:
         is_back: what is in the folder is the run that this one was to replace.
@@ -32,8 +31,6 @@ def clear_half_written(folder: RunFolder, *, is_back: bool) -> str:
     if is_back:
         return f"{where}, before the first step; the run that was there is kept"
     kept = list_checkpoints(folder.path)
-    if kept and is_half_written(kept[-1], with_ranks=with_ranks):
-        shutil.rmtree(kept.pop())
     if not kept:
         return f"{where}, before the first checkpoint; free space and train again"
     try:

@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
+from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
 from pedyra.files import append_row, write_file, write_folder
 from pedyra.methods.registry import get_method
 from pedyra.recipe import Recipe
-from pedyra.runs.checkpoints import checkpoint_step, last_complete_checkpoint
-from pedyra.runs.disk_full import clear_half_written, is_disk_full
+from pedyra.runs.disk_full import is_disk_full, what_now
 from pedyra.runs.environment import describe_environment, memory_bytes, peak_memory_bytes, recorded
 from pedyra.runs.interrupt import StopOnInterrupt
 from pedyra.runs.metrics_log import MetricsLog
@@ -110,7 +110,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         except BaseException as error:
             is_back = folder.bring_back()  # if the new one has not come as far as a step
             if is_disk_full(error):
-                raise OSError(errno.ENOSPC, clear_half_written(folder, is_back=is_back)) from error
+                raise OSError(errno.ENOSPC, what_now(folder, is_back=is_back)) from error
             raise
 
 

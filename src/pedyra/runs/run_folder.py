@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pedyra.allocate.checkpoint_folder import ASIDE
 from pedyra.files import read_rows, write_file
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
@@ -26,6 +27,7 @@ CONTENTS = (
     "export",
     "figures",
     "runs",
+    ASIDE,
 )
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from pedyra.allocate.callback import RankCallback
+from pedyra.allocate.checkpoint_folder import save_whole
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.registry import get_method
@@ -71,6 +72,7 @@ class Setup:
             # micro-batches. A classifier's is the mean of one, and would count as often as there are.
             trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
+        save_whole(trainer)
         return trainer
 
 

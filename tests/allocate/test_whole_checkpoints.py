@@ -1,0 +1,108 @@
+"""A checkpoint appears whole or not at all: wherever in a save the process is killed, a whole one is the last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from pedyra.allocate.checkpoint_folder import checkpoint_step, find_flaw, list_checkpoints
+
+KILLED, CHANGES = 77, ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+def killed_at(point: int, folder: Path, act: Callable[[], Any]) -> bool:
+    """Run `act` in a child process that ends before its `point`-th change in `folder`; whether it came as far."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads; none of them is used
+        child = os.fork()
+    if child == 0:
+        left = [point]
+
+        def die(event: str, arguments: tuple[Any, ...]) -> None:
+            if event not in CHANGES or str(folder) not in str(arguments[0]):
+                return
+            if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
+                return
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(KILLED)
+
+        sys.addaudithook(die)
+        try:
+            act()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, KILLED)
+    return code == KILLED
+
+
+@pytest.mark.parametrize(("limit", "step"), [(1, 8), (1, 10), (2, 10)], ids=["written again", "1 kept", "2 kept"])
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(limit, step, make_trainer, tmp_path):
+    run, before = tmp_path / "run", tmp_path / "before"
+    trainer, callback = make_trainer(run, save_strategy="steps", save_steps=4, save_total_limit=limit, max_steps=8)
+    trainer.train()
+    trainer.state.global_step = callback.allocator._steps.taken = step
+    shutil.copytree(run, before)
+    last, point = [], 0
+    killed = True
+    while killed:
+        point += 1
+        killed = killed_at(point, run, lambda: trainer._save_checkpoint(trainer.model, None))
+        last.append(get_last_checkpoint(str(run)))
+        assert last[-1] is not None, f"nothing to resume from, killed before change {point}"
+        assert find_flaw(Path(last[-1]), with_ranks=True) is None, f"killed before change {point}"
+        if killed:
+            shutil.rmtree(run)
+            shutil.copytree(before, run)
+    steps = [checkpoint_step(Path(each)) for each in last]
+    assert steps == sorted(steps) and (steps[0], steps[-1]) == (8, step) and point > 20
+    kept = [4, 8] if step == 8 else [8, step]
+    assert {path.name for path in run.iterdir()} == {f"checkpoint-{each}" for each in kept[-limit:]}
+
+
+def test_a_save_after_a_kill_removes_what_the_kill_has_left(make_trainer, tmp_path):
+    (tmp_path / "_saving" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "_saving" / "checkpoint-2" / "optimizer.pt").write_text("half")
+    trainer, _ = make_trainer(tmp_path, save_strategy="steps", save_steps=12)
+    trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-12"]
+
+
+def test_the_best_checkpoint_is_kept_and_named_as_it_is(make_trainer, tmp_path):
+    """Trainer looks for the best one beside what it writes, and writes its path into the state."""
+    saved = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    judged = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "metric_for_best_model": "loss",
+        "load_best_model_at_end": True,
+    }
+    trainer, _ = make_trainer(tmp_path, **saved, **judged, greater_is_better=True, max_steps=8)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best is not None and Path(best).parent == tmp_path and find_flaw(Path(best), with_ranks=True) is None
+    states = [json.loads((folder / "trainer_state.json").read_text()) for folder in list_checkpoints(tmp_path)]
+    assert {state["best_model_checkpoint"] for state in states} == {best}
+
+
+def test_a_push_to_the_hub_sees_the_checkpoint_under_its_own_name(make_trainer, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append(os.listdir(folder)))
+    trainer, _ = make_trainer(tmp_path, save_strategy="steps", save_steps=12)
+    trainer.args.push_to_hub = True
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: None)
+    monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
+    trainer.train()
+    assert len(pushed) == 1 and "pedyra_state.json" in pushed[0]
