@@ -20,7 +20,7 @@ from transformers import (
     BartConfig,
     DebertaV2Config,
     LlamaConfig,
-    PreTrainedConfig,
+    PretrainedConfig,
 )
 
 from pedyra.models.base import lora_config
@@ -104,7 +104,7 @@ _BART: dict[str, Any] = {
     **dict(encoder_attention_heads=16, decoder_attention_heads=16, vocab_size=50_265),
 }
 _LLAMA: dict[str, Any] = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
-FULL_SIZE: dict[str, tuple[PreTrainedConfig, Any]] = {
+FULL_SIZE: dict[str, tuple[PretrainedConfig, Any]] = {
     "deberta": (DebertaV2Config(**_DEBERTA), AutoModelForSequenceClassification),
     "bart": (BartConfig(**_BART), AutoModelForSeq2SeqLM),
     "llama2": (LlamaConfig(**_LLAMA, intermediate_size=11_008, vocab_size=32_000), AutoModelForCausalLM),

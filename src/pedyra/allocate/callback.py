@@ -21,6 +21,7 @@ from pedyra.allocate.checks import checked_config
 from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankMethod, default_method
 from pedyra.allocate.distributed import data_parallel, wrap_again
+from pedyra.allocate.mean_loss import expect_mean_loss
 from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -109,6 +110,8 @@ class RankCallback(TrainerCallback):
             self._resume(self.allocator, args, state.global_step)
         if self._wrapper is not None:  # attaching and resuming may have renewed parameters
             wrap_again(self._wrapper)
+        if trainer is not None:
+            expect_mean_loss(trainer, model)
         self._start_record(self.allocator, state.global_step)
 
     def on_pre_optimizer_step(

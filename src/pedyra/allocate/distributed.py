@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed
@@ -33,6 +33,27 @@ def averaging(group: Any = None) -> Average:
         return total / count
 
     return average
+
+
+def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
+    """Raise ValueError, in every process, where the processes of a group have other numbers in their triples.
+
+    They train apart, which nothing else would tell, and would decide differently. Compared are sums of all bits, in
+    one collective.
+    """
+    if averaging(group) is one_process:
+        return
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = torch.stack([triple.detach().view(bits[triple.element_size()]).sum(dtype=torch.int64) for triple in triples])
+    largest = torch.cat([sums, -sums])
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
+    most, least = largest.chunk(2)
+    if not torch.equal(most, -least):
+        raise ValueError(
+            f"processes differ in their triples after step {step}: gradients are not averaged. Wrap in "
+            f"DistributedDataParallel after RankAllocator is made, and again after each record in which triples moved; "
+            f"process_group= names who trains one model, on devices that round alike"
+        )
 
 
 def wrap_again(wrapper: DistributedDataParallel) -> None:

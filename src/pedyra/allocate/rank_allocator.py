@@ -15,7 +15,7 @@ from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, 
 from pedyra.allocate.compilation import is_compiled, mark_ranks, mark_sketch
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation, default_method
 from pedyra.allocate.diagnostics import describe, snapshot
-from pedyra.allocate.distributed import averaging
+from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
 from pedyra.allocate.optimizer_state import adopt, rekey_state, save_as_on_disk
 from pedyra.allocate.orthogonality import add_orthogonality_gradient
@@ -78,7 +78,7 @@ class RankAllocator:
         """Layers with the fused forward; the others take PEFT's."""
         self.moves = self.method.most_moves(config, sum(layer.rank for layer in self.layers))
         self._max_ranks = max_ranks(self.layers, config)
-        self._steps = StepCount(self.schedule.total_steps)
+        self._steps, self._process_group = StepCount(self.schedule.total_steps), process_group
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `allocate.record`."""
         self.initial_parameters = self.parameters
@@ -174,7 +174,7 @@ class RankAllocator:
 
         Raises:
             ValueError: `before_step` was not called, or the optimizer's state, which is there from the first step on,
-                cannot follow.
+                cannot follow, or processes train apart (`distributed.check_same`).
         """
         step = self._steps.end()
         if not self._state_is_known:  # a step that a GradScaler skipped leaves none
@@ -182,7 +182,11 @@ class RankAllocator:
             if self._state_is_known and self.moves:
                 check_state(self.optimizer, self.triples())
         self.run.after_step(step)
-        record = self._adjust() if self.schedule.is_adjustment(step) and not self.settled else None
+        adjusts = self.schedule.is_adjustment(step) and not self.settled
+        if adjusts or self._trained.renewed:
+            check_same(self.triples(), self._process_group, step)
+            self._trained.renewed = False
+        record = self._adjust() if adjusts else None
         self._prepare_next_step()
         return record
 

@@ -25,7 +25,7 @@ class TrainedTriples:
 
     def hold(self) -> None:
         """The optimizer has what is in the model."""
-        self._held = self.now
+        self._held, self.renewed = self.now, True
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
         self._slots = [
             (layer.a._parameters, "weight" if layer.a.e_fixed_at_one else "A", layer.a.A) for layer in self.layers

@@ -18,7 +18,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -176,7 +176,7 @@ class _NoHead(ValueError):
     """Told as it is, not as what a file could not be loaded for."""
 
 
-def _check_head(auto: Any, config: PreTrainedConfig, section: ModelSection) -> None:
+def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:
     """transformers has not every head for every architecture, and says so at length; and of an encoder-decoder as a
     causal model it takes the decoder alone, which has not been trained to read."""
     if auto is AutoModelForCausalLM and getattr(config, "is_encoder_decoder", False):

@@ -11,7 +11,7 @@ from transformers import (
     BertConfig,
     DebertaV2Config,
     LlamaConfig,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     T5Config,
 )
@@ -26,7 +26,7 @@ CHATML = (
 )
 
 
-def tiny_config(name: str, vocab_size: int) -> PreTrainedConfig:
+def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
     """Two layers (or two of each), width 64, which is a multiple of the 64 weights that share a scale in 4 bits."""
     shape: dict[str, Any] = dict(vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
     shape |= dict(num_attention_heads=4, max_position_embeddings=512, pad_token_id=0)

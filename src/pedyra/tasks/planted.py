@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, default_data_collator
+from transformers import EvalPrediction, PretrainedConfig, PreTrainedModel, default_data_collator
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pedyra.tasks.split import Rows
@@ -223,7 +223,7 @@ def problem_of(profile: str) -> Problem:
     return make_problem(profile, PROBLEM_SEED)
 
 
-class PlantedConfig(PreTrainedConfig):
+class PlantedConfig(PretrainedConfig):
     """The sizes of the model."""
 
     model_type = "pedyra-planted"

@@ -1,0 +1,40 @@
+"""A loss that is a mean counts once a step, whatever the number of micro-batches; one divided by all tokens is left."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from pedyra import RankCallback
+
+
+def test_micro_batches_of_a_classifier_give_the_gradient_of_one_batch(make_trainer, tmp_path, caplog):
+    norms = []
+    for accumulation in (1, 4):
+        trainer, _ = make_trainer(
+            tmp_path / str(accumulation), logging_strategy="steps", logging_steps=1,
+            per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        assert trainer.model_accepts_loss_kwargs
+        with caplog.at_level(logging.WARNING, logger="pedyra"):
+            trainer.train()
+        assert not trainer.model_accepts_loss_kwargs
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+        hooks = {**trainer.model._forward_hooks, **trainer.model._forward_pre_hooks}  # type: ignore[union-attr]
+        assert not any("mean_loss" in str(hook) for hook in hooks.values())
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    assert caplog.text.count("By itself Trainer would multiply it by up to 4") == 1
+
+
+def test_a_language_model_that_divides_by_all_tokens_goes_on_doing_so(make_llama, quick, tmp_path):
+    rows = [{"input_ids": torch.arange(3, 9), "labels": torch.arange(3, 9)} for _ in range(16)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=8, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to="none",
+        save_strategy="no", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(make_llama(), arguments, train_dataset=rows, callbacks=[RankCallback(**quick(final_warmup=1))])  # type: ignore[arg-type]
+    trainer.train()
+    assert trainer.model_accepts_loss_kwargs
