@@ -71,4 +71,20 @@ def test_a_cell_is_its_row_and_its_column_together():
     cell = cells["LLaMA3-8B, DoRA", "MBPP"]
     assert (cell.recipe, cell.part.method, cell.metric, cell.published) == ("llama3_python", "dora", "mbpp", 72.0)
     by_k = {cell.column: cell.part.rank for cell in get_item("table14").cells("full") if cell.row == "RTE (Acc.)"}
-    assert by_k == {"k=4": {"moves": 4}, "k=8": {"moves": 8}, "k=12": {}, "k=24": {"moves": 24}}
+    assert by_k == {f"k={k}": {"moves": k} for k in (4, 8, 12, 24)}
+
+
+def test_a_part_of_a_table_keeps_its_published_numbers():
+    part = get_item("table3").only(["LLaMA2-7B, LoRA", "LLaMA2-7B, PE-DyRA"], ["HumanEval"])
+    assert [(cell.row, cell.published) for cell in part.cells("full")] == [
+        ("LLaMA2-7B, LoRA", 26.0),
+        ("LLaMA2-7B, PE-DyRA", 33.5),
+    ]
+    assert get_item("table3").only().published == get_item("table3").published
+
+
+def test_a_part_that_is_not_there_names_the_nearest():
+    with pytest.raises(ValueError, match="table5 has no row '\\+Prun'; did you mean '\\+Prune'"):
+        get_item("table5").only(["+Prun"])
+    with pytest.raises(ValueError, match="table5 has no column 'STSB'; did you mean 'STS-B'"):
+        get_item("table5").only([], ["STSB"])

@@ -7,8 +7,10 @@ import json
 
 import pytest
 
+from pedyra.paper.grids import measurements
 from pedyra.paper.item import get_item, items
-from pedyra.paper.run import run_item
+from pedyra.paper.places import Places
+from pedyra.paper.run import run_item, with_generated
 
 
 @pytest.mark.parametrize("name", items())
@@ -55,3 +57,19 @@ def test_the_files_tell_what_was_measured_beside_what_was_published(smoke):
         assert [line["column"] for line in csv.DictReader(file)] == [row["column"] for row in rows]
     text = (folder / "table14.md").read_text()
     assert "(95.98)" in text and "The paper's claim: Of 4, 8, 12 and 24 triples" in text
+
+
+def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_path, monkeypatch):
+    calls = []
+
+    def evaluate(run, *, test_sets, **_):
+        calls.append(set(test_sets))
+        return {name: 0.25 for name in test_sets}
+
+    monkeypatch.setattr("pedyra.runs.evaluate.evaluate_run", evaluate)
+    row = {"run": str(tmp_path), "metrics": {"loss": 1.0}}
+    for columns in (["HumanEval"], ["HumanEval", "MBPP+"], ["HumanEval"]):
+        (each,) = measurements(get_item("table6").only(columns=columns), "small", tmp_path / "out", Places())
+        found = with_generated(row, each, allow_code_execution=True, console=None)
+        assert found["metrics"]["humaneval"] == 0.25 and found["metrics"]["loss"] == 1.0
+    assert calls == [{"humaneval"}, {"mbppplus"}]

@@ -33,12 +33,14 @@ def model(tokenizer: Any) -> Any:
 def write(model: Any, tokenizer: Any, tmp_path: Path) -> Any:
     """write(prompts=PROMPTS, file="a.jsonl", **settings) -> samples of every prompt."""
 
-    def call(prompts: list[str] = PROMPTS, file: str = "a.jsonl", made_by: str = "", **settings: Any) -> Any:
+    def call(
+        prompts: list[str] = PROMPTS, file: str = "a.jsonl", made_by: str = "", name: str = "s", **settings: Any
+    ) -> Any:
         section = GenerateSection(**{"max_new_tokens": 8, **settings})
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         console = Console(file=StringIO())
         return write_texts(
-            model, tokenizer, ids, section, name="s", seed=3, file=tmp_path / file, made_by=made_by, console=console
+            model, tokenizer, ids, section, name=name, seed=3, file=tmp_path / file, made_by=made_by, console=console
         )
 
     return call
@@ -92,6 +94,18 @@ def test_texts_of_other_weights_settings_or_prompts_are_written_anew(write: Any,
         write(**changes)
         rows = read_rows(tmp_path / "a.jsonl")
         assert len({row["of"] for row in rows}) == 1 and len(rows) == (1 if "prompts" in changes else len(PROMPTS))
+
+
+def test_two_sets_with_the_same_prompts_have_one_text_for_both(
+    write: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = write(name="humaneval", source="one.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "generate", None)  # nothing is written again
+        assert write(name="humanevalplus", source="two.jsonl") == plain
+    assert len(read_rows(tmp_path / "a.jsonl")) == len(PROMPTS)
+    write(name="humanevalplus", source="two.jsonl", max_new_tokens=4)  # another length: texts of its own
+    assert len(read_rows(tmp_path / "a.jsonl")) == 2 * len(PROMPTS)
 
 
 def test_samples_differ_and_a_seed_gives_them_again(write: Any):

@@ -95,13 +95,17 @@ def run(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run the programs that a model wrote, in a sandbox.")
     ] = False,
+    rows: Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", help="Only this column; may be given several times.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure a table or figure; what is finished is kept, so the same command goes on after a stop."""
     from pedyra.paper.item import get_item
     from pedyra.paper.places import Places
 
-    item = get_item(name)
+    item = get_item(name).only(rows or (), columns or ())
     places = Places.parse(data_dir, models or [])
     if ray is not None:
         from pedyra.compare.ray_pool import check_ray_address

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,19 @@ from pedyra.paper.item import Cell, Item, Part, Scale
 from pedyra.paper.places import Places
 from pedyra.recipe import Recipe
 
-RATES: dict[Scale, tuple[float, ...]] = {"full": (1,), "small": (0.5, 1, 2), "smoke": (1,)}
-"""Learning rates that each method chooses from on tuning rows, relative to the recipe's.
+RATES = (0.3, 1.0, 3.0)
+"""Of encoders at scale small: rates that each method chooses from on tuning rows, relative to the recipe's.
 
-The paper gives one rate a task, and none for its baselines.
+At scale full there is one rate, as the paper gives one a task and none for its baselines; language models, whose runs
+are long, have one at every scale.
 """
+
+FROM_ZERO = 10.0
+"""Times the rates, for a method that starts with no gradient in A and B (found by `recipes/compare_short.yaml`)."""
+
+STARTS_FROM_ZERO = ("adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra-paper", "prune", "expand", "random")
+STARTS_FROM_ZERO = (*STARTS_FROM_ZERO, "mask")
+LANGUAGE = ("causal_lm", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,18 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
     found = []
     for (name, r), cells in groups.items():
         recipe = places.resolve(name)
+        cells = [_without_the_recipes_own(cell, recipe) for cell in cells]
         r = r or recipe.lora.r
         folder = out / scale / "runs" / f"{name}_r{r}"
         content = grid_content(recipe, [cell.part for cell in cells], scale, r, item.scales[scale].seeds, folder)
         found.append(Measurement(check_grid(content, item.id), recipe, cells))
     return found
+
+
+def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
+    """The cell without rank settings that its recipe has too: one run for both."""
+    rank = {key: value for key, value in cell.part.rank.items() if recipe.rank.get(key) != value}
+    return replace(cell, part=cell.part.model_copy(update={"rank": rank}))
 
 
 def grid_content(
@@ -54,7 +69,9 @@ def grid_content(
     training = dict(content["training"])
     rate = training.pop("learning_rate")
     alpha = recipe.lora.alpha * r / recipe.lora.r  # the scaling alpha / r is the recipe's at every rank
-    rows = {row_name(part): _row(part) for part in parts}
+    factors = RATES if scale == "small" and recipe.data.kind not in LANGUAGE else (1.0,)
+    rates = [rate * factor for factor in factors]
+    rows = {row_name(part): _row(part, rates) for part in parts}
     before = load_grid(folder / "grid.yaml") if (folder / "grid.yaml").is_file() else None
     if before is not None:
         rows = {**{name: row.model_dump(mode="json") for name, row in before.methods.items()}, **rows}
@@ -69,7 +86,7 @@ def grid_content(
         "methods": rows,
         "tasks": {recipe.name: content["data"]},
         "seeds": seeds,
-        "learning_rates": [rate * factor for factor in RATES[scale]],
+        "learning_rates": rates,
         "match": "rank",  # as the paper compares
         **({"generate": content["generate"]} if content.get("generate") else {}),
     }
@@ -81,6 +98,8 @@ def row_name(part: Part) -> str:
     return "_".join([str(part.method), *(f"{key}={settings[key]}" for key in sorted(settings))])
 
 
-def _row(part: Part) -> dict[str, Any]:
+def _row(part: Part, rates: list[float]) -> dict[str, Any]:
     keys = ("method", "match", "quantization", "lora", "rank")
-    return {key: value for key in keys if (value := getattr(part, key))}
+    row = {key: value for key in keys if (value := getattr(part, key))}
+    slow = part.method in STARTS_FROM_ZERO and part.rank.get("start") != "lora"
+    return {**row, **({"learning_rates": [rate * FROM_ZERO for rate in rates]} if slow and len(rates) > 1 else {})}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -114,6 +114,24 @@ class Item(_Section):
         """The published value; None where the paper has none."""
         values = self.published.get(row)
         return None if values is None else values[list(self.columns).index(column)]
+
+    def only(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> Item:
+        """The item with these rows and columns alone; none named: all. Raises ValueError with the nearest name."""
+        for what, names, known in (("row", rows, self.rows), ("column", columns, self.columns)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, known)}")
+        kept = {row: part for row, part in self.rows.items() if row in rows or not rows}
+        places = [place for place, column in enumerate(self.columns) if column in columns or not columns]
+        return self.model_copy(
+            update={
+                "rows": kept,
+                "columns": {name: self.columns[name] for name in (list(self.columns)[place] for place in places)},
+                "published": {
+                    row: [values[place] for place in places] for row, values in self.published.items() if row in kept
+                },
+            }
+        )
 
     def cells(self, scale: Scale) -> Iterator[Cell]:
         """The cells that the scale measures, row by row; averages follow from them."""

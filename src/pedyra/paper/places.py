@@ -69,7 +69,7 @@ class Places:
     def missing(self, item: Item, scale: Scale) -> list[Missing]:
         """What the item needs at this scale and what is not here."""
         found: dict[Missing, None] = {}
-        for name in item.scales[scale].recipes.values():
+        for name in dict.fromkeys(cell.recipe for cell in item.cells(scale)):
             found |= dict.fromkeys(_missing(self.resolve(name), task_name(recipe(name).data.model_dump())))
         return list(found)
 

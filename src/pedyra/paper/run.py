@@ -72,7 +72,10 @@ def run_item(
         comparison = compare_grid(each.grid, workers=workers, ray=ray, extend=True, console=console)
         failed += [f"{outcome.job.label}: {outcome.message}" for outcome in comparison.failed]
         missing += comparison.missing
-        found = [_with_generated(row, each, allow_code_execution, console) for row in comparison.rows()]
+        found = [
+            with_generated(row, each, allow_code_execution=allow_code_execution, console=console)
+            for row in comparison.rows()
+        ]
         for cell in each.cells:
             mine = [row for row in found if row["method"] == row_name(cell.part)]
             rows.setdefault(cell.row, mine)
@@ -130,17 +133,22 @@ def write_item(
     return files
 
 
-def _with_generated(
-    row: dict[str, Any], each: Measurement, allow_code_execution: bool, console: Console | None
+def with_generated(
+    row: dict[str, Any], each: Measurement, *, allow_code_execution: bool, console: Console | None
 ) -> dict[str, Any]:
-    """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder."""
+    """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder.
+
+    Only the test sets that the cells name are answered, and those that were answered before are not again.
+    """
+    file = Path(row["run"]) / "evaluation.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    row = {**row, "metrics": {**row["metrics"], **kept}}
     wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
     if not each.recipe.generate or not wanted:
         return row
     from pedyra.runs.evaluate import evaluate_run
 
-    file = Path(row["run"]) / "evaluation.json"
-    if not file.is_file():
-        found = evaluate_run(Path(row["run"]), console=console, allow_code_execution=allow_code_execution)
-        write_file(file, json.dumps(found, indent=2) + "\n")
-    return {**row, "metrics": {**row["metrics"], **json.loads(file.read_text(encoding="utf-8"))}}
+    sets = wanted & set(each.recipe.generate) or None  # a set of its own has metrics of other names
+    found = evaluate_run(Path(row["run"]), console=console, allow_code_execution=allow_code_execution, test_sets=sets)
+    write_file(file, json.dumps({**kept, **found}, indent=2) + "\n")
+    return {**row, "metrics": {**row["metrics"], **found}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,13 @@ from pedyra.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
 _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execution: bool = False) -> dict[str, float]:
+def evaluate_run(
+    run: Path,
+    *,
+    console: Console | None = None,
+    allow_code_execution: bool = False,
+    test_sets: Collection[str] | None = None,
+) -> dict[str, float]:
     """Metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
 
     The adapter is loaded as any PEFT user would. Texts are kept in the run's samples.jsonl, so that a call that was
@@ -37,6 +43,7 @@ def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execut
     Args:
         console: shows how far the texts are, and what of them could not be judged.
         allow_code_execution: run, in a sandbox, what the model writes where a test set judges code.
+        test_sets: only these of the recipe's `generate`; None: all.
 
     Raises:
         ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
@@ -49,10 +56,11 @@ def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execut
             f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "
             f"them may have been trained on, and labels may have other numbers; bring them back"
         )
-    test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
-    sandbox = _sandbox(test_sets, allow_code_execution)
+    generate = {name: asked for name, asked in recipe.generate.items() if test_sets is None or name in test_sets}
+    asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    sandbox = _sandbox(asked_sets, allow_code_execution)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
-    for test_set in test_sets:
+    for test_set in asked_sets:
         check_lengths(test_set, model.config)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
@@ -64,7 +72,7 @@ def evaluate_run(run: Path, *, console: Console | None = None, allow_code_execut
             metrics |= _named(trainer.evaluate(of_extra), f"{name}_")
     by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     console = console or Console(quiet=True)
-    for test_set in test_sets:
+    for test_set in asked_sets:
         samples = write_texts(
             model.get_base_model(),  # pyright: ignore[reportArgumentType]
             tokenizer,

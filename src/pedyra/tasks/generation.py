@@ -24,6 +24,10 @@ from pedyra.generate_section import GenerateSection
 
 PLAIN_LINES = 10  # lines of progress where stdout is no terminal
 
+WRITING = {"max_new_tokens", "stop", "beams", "length_penalty", "no_repeat_ngram"}
+WRITING |= {"samples", "temperature", "top_p", "batch_size"}
+"""Keys of `GenerateSection` that change what is written after given tokens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -57,10 +61,13 @@ def write_texts(
     Args:
         prompts: token ids. For an encoder-decoder they are the source, for a decoder what the text goes on from.
         name: of the set, in the file and on the progress bar.
-        file: samples.jsonl; lines of this set that were made of other prompts, settings or weights are dropped.
+        file: samples.jsonl; lines of this set that were made of other prompts, settings or weights are dropped. Those
+            of another set with the same ones serve for both (HumanEval and HumanEval+).
         made_by: tells the weights apart, for instance their hash.
     """
-    described = [settings.model_dump(mode="json"), seed, made_by, [list(map(int, ids)) for ids in prompts]]
+    described = [
+        settings.model_dump(mode="json", include=WRITING), seed, made_by, [list(map(int, ids)) for ids in prompts]
+    ]  # fmt: skip
     of = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
     done = {(sample.row, sample.sample): sample for sample in _kept(file, name, of)}
     wanted = [(row, sample) for row in range(len(prompts)) for sample in range(settings.samples)]
@@ -85,14 +92,14 @@ def write_texts(
 
 
 def _kept(file: Path, name: str, of: str) -> list[Sample]:
-    """The finished samples of this set in the file, which is left without what is of no use any more."""
+    """The finished samples in the file, which is left without what is of no use to this set any more."""
     rows = read_rows(file)
     useful = [row for row in rows if row["set"] != name or row["of"] == of]
     whole = "".join(map(json_line, useful))
     if file.is_file() and file.read_text(encoding="utf-8") != whole:  # also where a line was cut short
         write_file(file, whole)
     fields = Sample.__dataclass_fields__
-    return [Sample(**{key: row[key] for key in fields}) for row in useful if row["set"] == name]
+    return [Sample(**{key: row[key] for key in fields}) for row in useful if row["of"] == of]
 
 
 def _batch(
