@@ -27,7 +27,7 @@ from pedyra.console import (
 )
 from pedyra.fit_command import fit
 from pedyra.interrupts import remembered
-from pedyra.options import JsonFile, Overrides
+from pedyra.options import JsonFile, Overrides, TrustRemoteCode
 from pedyra.paper import cli as paper_cli
 
 app = typer.Typer(
@@ -81,6 +81,7 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
     """Train one recipe into a run folder; also under torchrun and accelerate launch, as -m pedyra train."""
@@ -129,6 +130,7 @@ def evaluate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run, in a sandbox, the code that the model writes.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
     """Judge a run's saved adapter again on its held-out rows, and on the test sets of its recipe's `generate`."""
@@ -178,6 +180,7 @@ def export(
         ),
     ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write an adapter in the form that another program reads."""
     quiet_libraries()

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pedyra.console import new_console, print_table, quiet_libraries, write_json_lines
-from pedyra.options import JsonFile
+from pedyra.options import JsonFile, TrustRemoteCode
 
 if TYPE_CHECKING:
     from pedyra.fit.fit import Fit
@@ -47,6 +47,7 @@ def fit(
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the curve there (.svg, .png); RUN's report has it too.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
     """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""

@@ -1,4 +1,7 @@
-"""Is it on the Hugging Face Hub? Asked once and briefly: its clients ask six times, for each file of a repository."""
+"""The Hugging Face Hub: is a repository there, what does an error of it mean, and may its code be run?
+
+The first is asked once and briefly: its clients ask six times, for each file of a repository.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,21 @@ from huggingface_hub.errors import (
 
 PATIENCE = 10.0
 """Seconds that the Hub has for its answer."""
+_TRUST = "PEDYRA_TRUST_REMOTE_CODE"
+"""Handed on to child processes, such as the runs of a comparison."""
+
+
+def trust_remote_code() -> None:
+    """Let this process and its children run code that a repository carries: the option --trust-remote-code.
+
+    No file says so: recipes and run folders come from others.
+    """
+    os.environ[_TRUST] = "1"
+
+
+def trusts_remote_code() -> bool:
+    """Whether `trust_remote_code` was called. Never None, for which transformers asks on stdin."""
+    return os.environ.get(_TRUST) == "1"
 
 
 def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
@@ -54,6 +72,8 @@ def told_by_hub(error: Exception) -> str:
             f"{said} Its authors ask you to accept their terms: do so on its page at https://huggingface.co, then log "
             f"in with `hf auth login` (or set HF_TOKEN), or give the path of a copy that you have"
         )
+    if "trust_remote_code" in whole:
+        return "its repository carries code of its own; if you trust its authors, run that with --trust-remote-code"
     return said
 
 

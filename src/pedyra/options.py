@@ -22,6 +22,18 @@ def json_option(help: str) -> Any:
     return typer.Option("--json", metavar="FILE", help=help, callback=_checked, show_default=False)
 
 
+def _trust(wanted: bool) -> bool:
+    if wanted:
+        from pedyra.hub import trust_remote_code
+
+        trust_remote_code()
+    return wanted
+
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that a model's repository carries.", callback=_trust),
+]
 JsonFile = Annotated[Path | None, json_option("Also write JSON lines there.")]
 Overrides = Annotated[
     list[str] | None,

@@ -83,9 +83,17 @@ class ModelSection(Section):
     head_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Of what goes into a classification head, while training; default: the model's own."""
     attn_implementation: str | None = None
-    """Passed to from_pretrained: eager, sdpa, flash_attention_2, ..."""
-    trust_remote_code: bool = False
-    """Run the code that a Hub repository carries."""
+    """Passed to from_pretrained: eager, sdpa, flash_attention_2, ...; a Hub kernel needs --trust-remote-code."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_no_code_by_itself(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "trust_remote_code" in data:
+            raise ValueError(
+                "model.trust_remote_code is not for a recipe, which may come from others; give --trust-remote-code on "
+                "the command line"
+            )
+        return data
 
 
 class LoraSection(Section):

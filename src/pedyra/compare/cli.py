@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pedyra.console import new_console, quiet_libraries, write_json_lines
-from pedyra.options import JsonFile, Overrides
+from pedyra.options import JsonFile, Overrides, TrustRemoteCode
 
 
 def compare(
@@ -28,6 +28,7 @@ def compare(
         typer.Option(metavar="DIR", help="Run nothing: put together this and other folders of the same grid."),
     ] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Keep the folder's runs; the grid has grown.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
     """Compare methods x tasks x seeds under one protocol; the same command goes on where it was stopped."""

@@ -16,6 +16,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pedyra.hub import told_by_hub, trusts_remote_code
 from pedyra.lora.folder import SavedLora
 from pedyra.lora.start import ends
 
@@ -163,10 +164,9 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrain
         head = {"num_labels": labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
     auto: Any = getattr(transformers, _class_name(lora))
     try:
-        model = auto.from_pretrained(name, dtype="auto", **head)
+        model = auto.from_pretrained(name, dtype="auto", trust_remote_code=trusts_remote_code(), **head)
     except (OSError, ValueError, RuntimeError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise ValueError(f"the base model {name!r} of {lora.title} cannot be loaded: {told}") from error
+        raise ValueError(f"the base model {name!r} of {lora.title} cannot be loaded: {told_by_hub(error)}") from error
     return model, _find_tokenizer(str(lora.folder), str(name))
 
 
@@ -210,7 +210,7 @@ def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:
 def _find_tokenizer(*places: str) -> PreTrainedTokenizerBase | None:
     for place in filter(None, places):
         try:
-            return AutoTokenizer.from_pretrained(place)
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=trusts_remote_code())
         except (OSError, ValueError):  # none there
             continue
     return None

@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from pedyra.hub import told_by_hub, why_not_on_hub
+from pedyra.hub import told_by_hub, trusts_remote_code, why_not_on_hub
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.models.packaged import minilm_folder, smollm2_folder
 from pedyra.models.quantized import keep_weight_layout, quantization_config
@@ -139,6 +139,11 @@ def _source(section: ModelSection) -> str:
 def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {"dtype": section.dtype}
     if section.attn_implementation is not None:
+        if "/" in section.attn_implementation and not trusts_remote_code():
+            raise ValueError(
+                f"model.attn_implementation {section.attn_implementation!r} is code on the Hub; if you trust its "
+                f"authors, run it with --trust-remote-code"
+            )
         arguments["attn_implementation"] = section.attn_implementation
     if section.quantization != "none":
         compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
@@ -153,12 +158,10 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
         raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     try:
-        if auto in _WITH_HEAD and not section.trust_remote_code:
-            config = AutoConfig.from_pretrained(source, revision=section.revision or "main")
-            _check_head(auto, config, section)
-        return auto.from_pretrained(
-            source, revision=section.revision or "main", trust_remote_code=section.trust_remote_code, **arguments
-        )
+        given_by_user = {"revision": section.revision or "main", "trust_remote_code": trusts_remote_code()}
+        if auto in _WITH_HEAD and not trusts_remote_code():
+            _check_head(auto, AutoConfig.from_pretrained(source, **given_by_user), section)
+        return auto.from_pretrained(source, **given_by_user, **arguments)
     except RuntimeError as error:
         if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
             raise

@@ -1,0 +1,175 @@
+"""SIGKILL at random moments of a training, resumed every time: does it end equal to the unbroken one, bit for bit?
+
+    python tests/soak/kills.py --kills 300
+
+trains a tiny classifier, with a save after every step and triples that move, through `pedyra train` (and `--resume`)
+and through a script of one's own (`Trainer`, `RankCallback`, `resume_from_checkpoint=True`), by turns. Each attempt is
+a process of its own, killed after a random part of the time that an unbroken training takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from pedyra import RankCallback, RankConfig
+from pedyra.cli import main as pedyra
+from pedyra.runs import run as _  # noqa: F401 (loaded once, before the forks)
+
+SCHEDULE = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
+RECIPE = {
+    "method": "pedyra-paper",
+    "model": {"name": "tiny-bert"},
+    "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 16},
+    "lora": {"r": 4, "alpha": 8},
+    "rank": {**SCHEDULE, "start": "lora"},
+    "training": {
+        "max_steps": 12,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "use_cpu": True,
+    },
+}
+
+
+def by_command(folder: Path, limit: int) -> None:
+    """`pedyra train`, gone on with as its own messages say."""
+    recipe = folder / "recipe.yaml"
+    training = {**RECIPE["training"], "save_total_limit": limit}
+    recipe.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(folder / "run"), "training": training}))
+    begun = (folder / "run" / "recipe.yaml").exists()
+    saved = begun and get_last_checkpoint(str(folder / "run")) is not None
+    with contextlib.suppress(SystemExit):
+        pedyra(["train", str(recipe), *(["--resume"] if saved else ["--overwrite"] if begun else [])])
+    assert (folder / "run" / "adapter").is_dir()
+
+
+def by_script(folder: Path, limit: int) -> None:
+    """A user's own Trainer; only the callback is pedyra's."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    base = BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=16, **sizes))
+    lora = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value", "dense"])
+    ids = torch.randint(3, 40, (32, 6))
+    arguments = TrainingArguments(
+        str(folder / "run"),
+        max_steps=12,
+        per_device_train_batch_size=4,
+        learning_rate=2e-2,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=limit,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model=get_peft_model(base, lora),
+        args=arguments,
+        train_dataset=[{"input_ids": row, "labels": int(row[0] > 20)} for row in ids],  # type: ignore[arg-type]
+        callbacks=[RankCallback(RankConfig.paper(**SCHEDULE), record_to=folder / "run" / "ranks.jsonl")],
+    )
+    started = (folder / "run").is_dir() and get_last_checkpoint(str(folder / "run")) is not None
+    trainer.train(resume_from_checkpoint=started)
+    trainer.model.save_pretrained(str(folder / "run" / "adapter.part"))  # type: ignore[union-attr]
+    (folder / "run" / "adapter.part").rename(folder / "run" / "adapter")
+
+
+def attempt(act: Callable[[], None], seconds: float | None, log: Path) -> bool:
+    """Run `act` in a process, and kill that after `seconds`; whether it was killed. RuntimeError where it failed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads; none of them is used
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                act()
+                code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    until = time.monotonic() + (600.0 if seconds is None else seconds)
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            if status:
+                raise RuntimeError(f"the training failed:\n{log.read_text()[-3000:]}")
+            return False
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Weights of the saved adapter, and every adjustment without its time."""
+    rows = [json.loads(line) for line in (folder / "run" / "ranks.jsonl").read_text().splitlines()]
+    moved = [{key: row[key] for key in row if key != "seconds"} for row in rows if row["kind"] == "adjustment"]
+    return load_file(folder / "run" / "adapter" / "adapter_model.safetensors"), moved
+
+
+def soak(kills: int, seed: int, folder: Path, *, told: Callable[[str], None] = print) -> dict[str, int]:
+    """Kill and resume until `kills` were made; {"kills", "trainings", "equal"}.
+
+    Raises:
+        RuntimeError: a training could not go on; the message has what it said.
+    """
+    chance, done, trainings, equal = random.Random(seed), 0, 0, 0
+    ways = [(act, limit) for act in (by_command, by_script) for limit in (1, 2)]
+    whole, seconds = {}, {}
+    while done < kills:
+        act, limit = ways[trainings % len(ways)]
+        if act not in whole:
+            place = folder / act.__name__
+            place.mkdir()
+            began = time.monotonic()
+            attempt(functools.partial(act, place, 2), None, folder / "log")
+            whole[act], seconds[act] = outcome(place), time.monotonic() - began
+        place = folder / "killed"
+        place.mkdir()
+        train = functools.partial(act, place, limit)
+        while attempt(train, chance.uniform(0, 1.1 * seconds[act]) if done < kills else None, folder / "log"):
+            done += 1
+        weights, moved = outcome(place)
+        same = weights.keys() == whole[act][0].keys() and moved == whole[act][1]
+        equal += same and all(torch.equal(value, whole[act][0][name]) for name, value in weights.items())
+        trainings += 1
+        shutil.rmtree(place)
+        told(f"{done} kills, {equal} of {trainings} trainings equal to the unbroken one")
+    return {"kills": done, "trainings": trainings, "equal": equal}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        result = soak(given.kills, given.seed, Path(scratch))
+    sys.exit(result["equal"] != result["trainings"])
