@@ -37,12 +37,17 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
 
 
 def check_device(layers: Sequence[AdaptedLayer]) -> None:
-    """Raise ValueError where the layers lie on several devices, or a factor is cut into shards (FSDP2's DTensor).
+    """Raise ValueError where the layers lie on several devices, or a factor is cut into shards (a DTensor).
 
-    What is compared is computed over all of them.
+    What is compared is computed over all of them. The base may be cut, by FSDP2 or tensor parallelism.
     """
-    if any(hasattr(layer.a.A, "placements") for layer in layers):
-        raise ValueError("the adapter is sharded (FSDP), and ranks cannot move across shards; train it with DDP")
+    for layer in layers:
+        for slot, factor in (("lora_A", layer.a.A), ("lora_B", layer.b.weight)):
+            if hasattr(factor, "placements"):
+                raise ValueError(
+                    f"{slot} of {layer.name} is cut into shards, and ranks cannot move across shards; keep what is "
+                    f"trained whole: fully_shard(..., ignored_params=), or no tensor parallel plan for this layer"
+                )
     devices = {str(layer.a.A.device) for layer in layers}
     if len(devices) > 1:
         raise ValueError(

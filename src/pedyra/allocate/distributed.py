@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch.distributed
@@ -35,6 +35,27 @@ def averaging(group: Any = None) -> Average:
     return average
 
 
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
+    """Average the gradients over the processes of a group, in one collective: for a model that no wrapper averages.
+
+    Call it after the backward passes of a step and before clipping. A gradient that no process has stays None; one that
+    some lack counts as zero there. Nothing to do in one process.
+    """
+    average = averaging(group)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if average is one_process or not trained:
+        return
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([gradient.reshape(-1).float() for gradient in found])
+    there = torch.tensor([p.grad is not None for p in trained]).to(flat)
+    flat, there = average(torch.cat([flat, there])).split([len(flat), len(there)])
+    parts = flat.split([gradient.numel() for gradient in found])
+    for parameter, part, somewhere in zip(trained, parts, there.tolist(), strict=True):
+        if somewhere:
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
 def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
     """Raise ValueError, in every process, where the processes of a group have other numbers in their triples.
 
@@ -51,8 +72,8 @@ def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
     if not torch.equal(most, -least):
         raise ValueError(
             f"processes differ in their triples after step {step}: gradients are not averaged. Wrap in "
-            f"DistributedDataParallel after RankAllocator is made, and again after each record in which triples moved; "
-            f"process_group= names who trains one model, on devices that round alike"
+            f"DistributedDataParallel after RankAllocator is made, and again after each record in which triples moved, "
+            f"or call average_gradients; process_group= names who trains one model, on devices that round alike"
         )
 
 

@@ -55,8 +55,8 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) 
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             raise ValueError(
                 f"the {init!r} start gives the triples of {layer.name} a part of its weight, which is quantised "
-                f"({type(weight).__name__}) and could not take it back when one is pruned; use the default start "
-                f"(init_lora_weights=True), or load the base model in float"
+                f"or sharded ({type(weight).__name__}) and could not take it back when one is pruned; use the default "
+                f"start (init_lora_weights=True), or load the base model in float"
             )
         if saves_heads and any(layer.module is end for end in ends(base)):
             raise ValueError(
