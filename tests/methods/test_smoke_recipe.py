@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from io import StringIO
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def test_a_method_trains_into_a_run_folder_that_evaluates_to_the_same(method: st
     assert final is not None and (final["step"], final["metric"]) == (10, "accuracy")
     assert final["trainable_parameters"] > 0 and result.rows()[0]["method"] == method
     assert read_rows(result.folder.metrics)[-1] == final
-    judged = evaluate_run(result.folder.path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The following rank_pattern keys")
+        judged = evaluate_run(result.folder.path)
     assert judged["accuracy"] == final["value"]
     assert judged["loss"] == pytest.approx(final["eval_loss"], abs=1e-4)

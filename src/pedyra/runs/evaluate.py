@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,7 +118,10 @@ def adapted_model(
     """The recipe's base model with the adapter, as any PEFT user would load it."""
     base = load_model(recipe.model, recipe.data.kind, num_labels, tokenizer, recipe.seed)
     # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
-    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    with warnings.catch_warnings():
+        # It keeps its masks as `rank_pattern`, which PEFT reads only after it has warned that they name no module.
+        warnings.filterwarnings("ignore", r"The following rank_pattern keys .*\.lora_E'", RuntimeWarning)
+        model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     for config in model.peft_config.values():
         if hasattr(config, "orth_reg_weight"):
             config.orth_reg_weight = 0.0  # type: ignore[attr-defined]
