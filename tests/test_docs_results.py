@@ -1,4 +1,4 @@
-"""The tables of docs/results.md that are marked say what the raw rows in docs/results say."""
+"""The tables of docs/results.md and docs/paper.md that are marked say what the raw rows in docs/results say."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def raw(name: str) -> Rows:
     return [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
-def table(marker: str) -> list[dict[str, str]]:
+def table(marker: str, page: str = "results") -> list[dict[str, str]]:
     """The rows of the table below `<!-- marker -->`, by column."""
-    _, found, below = (DOCS / "results.md").read_text().partition(f"<!-- {marker} -->\n")
+    _, found, below = (DOCS / f"{page}.md").read_text().partition(f"<!-- {marker} -->\n")
     assert found, marker
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in below.split("\n\n")[0].splitlines()]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
@@ -43,6 +43,19 @@ def difference(better: list[float]) -> str:
     interval = bootstrap_interval(better)
     assert interval is not None
     return f"{mean(better):+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+
+
+def points(better: list[float]) -> str:
+    """The same in points of a metric."""
+    if not any(better):
+        return "0 in every run"
+    interval = bootstrap_interval(better)
+    assert interval is not None
+    return f"{mean(better):+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.1f} ± {standard_error(values):.1f}"
 
 
 def short(error: float) -> str:
@@ -98,9 +111,9 @@ def minilm() -> Reported:
     return found
 
 
-def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None]):
+def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None], page: str = "results"):
     names = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
-    lines = table(marker)
+    lines = table(marker, page)
     assert len(lines) == 8
     for line in lines:
         task, steps = line["task, steps"].split(", ")
@@ -117,6 +130,34 @@ def test_minilm_losses(minilm: Reported):
             assert line[shown] == difference([lora[seed] - losses[method][seed] for seed in lora]), (case, method)
 
     by_case("minilm", check)
+
+
+def test_paper_glue(minilm: Reported):
+    def check(line: dict[str, str], case: tuple[str, str, str]):
+        metric = "matthews" if case[0] == "cola" else "accuracy"
+        found = {name: [100 * rows[seed][metric] for seed in range(5)] for name, rows in minilm[case].items()}
+        assert line["LoRA"] == spread(found["lora"])
+        for shown, method in (("AdaLoRA", "adalora"), ("PE-DyRA", "pedyra-paper")):
+            better = [ours - lora for ours, lora in zip(found[method], found["lora"], strict=True)]
+            assert line[f"{shown} less LoRA"] == points(better), (case, method)
+
+    by_case("paper glue", check, "paper")
+
+
+def test_paper_short():
+    rows = [row for row in raw("compare_short") if row["kind"] == "reported"]
+    lines = table("paper short", "paper")
+    assert len(lines) == 16
+    for line in lines:
+        for task, shown in (("sst2", "SST-2"), ("reviews", "reviews")):
+            lora, ours = (
+                [100 * r["value"] for seed in range(3) for r in rows
+                 if (r["task"], r["method"], r["seed"]) == (task, method, seed)]
+                for method in ("lora", line["method"])
+            )  # fmt: skip
+            assert line[shown] == spread(ours)
+            better = "" if line["method"] == "lora" else points([a - b for a, b in zip(ours, lora, strict=True)])
+            assert line[f"{shown} less LoRA"] == better
 
 
 def test_planted_rivals():
