@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from together import can_fork, together
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from windows import forced, pedyra
 
 from pedyra import RankAllocator, RankCallback, RankConfig
+from pedyra.allocate.distributed import wrap_again
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
@@ -33,8 +36,9 @@ def ending(model: nn.Module, allocator: RankAllocator) -> dict[str, Any]:
     return {"weights": weights, "updates": updates, "history": [{k: r.get(k) for k in KEPT} for r in allocator.history]}
 
 
-def by_hand(rank: int, size: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The README's loop, 24 steps."""
+def by_hand(rank: int, size: int, settings: dict[str, Any], way: str = "plain") -> dict[str, Any]:
+    """The README's loop, 24 steps; in other ways than "plain" with a hook of communication, and a "static graph", or
+    two micro-batches, of which the first is not averaged ("no_sync"; torch cannot do both)."""
     if size > 1:
         dist.init_process_group("gloo")
     torch.manual_seed(1)
@@ -47,17 +51,36 @@ def by_hand(rank: int, size: int, settings: dict[str, Any]) -> dict[str, Any]:
     else:  # of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero
         optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.5)
     allocator = RankAllocator(model, optimizer, total_steps=24, **given(settings))
-    wrapped = DistributedDataParallel(model) if size > 1 else model
+    hooked, sent = way != "plain", []
+
+    def hook(state, bucket):  # torch looks at its annotations
+        state.append(bucket.buffer().numel())
+        return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+
+    wrapped: Any = DistributedDataParallel(model, static_graph=way == "static graph") if size > 1 else model
+    if hooked and size > 1:
+        wrapped.register_comm_hook(sent, hook)
     for step in range(24):
         x = torch.randn(32, 8, generator=torch.Generator().manual_seed(step))
         part = x.chunk(size)[rank]
-        (wrapped(part) - torch.tanh(part @ teacher)).square().mean().backward()
+        batches = part.chunk(2) if way == "no_sync" else [part]
+        trained_numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        for index, batch in enumerate(batches):
+            alone = size > 1 and index + 1 < len(batches)
+            with wrapped.no_sync() if alone else nullcontext():
+                loss = (wrapped(batch) - torch.tanh(batch @ teacher)).square().mean()
+                (loss / len(batches)).backward()
+        assert not (hooked and size > 1) or sum(sent) == trained_numbers  # once a step, and all that is trained
+        sent.clear()
         allocator.before_step()
         optimizer.step()
         optimizer.zero_grad()
         record = allocator.after_step()
         if size > 1 and record and (record["pruned"] or record["added"]):
-            wrapped = DistributedDataParallel(model)
+            if hooked:
+                wrap_again(wrapped)
+            else:
+                wrapped = DistributedDataParallel(model)
     return ending(model, allocator)
 
 
@@ -143,10 +166,14 @@ def assert_the_same_decisions(together: dict[str, Any], alone: dict[str, Any]) -
     assert flat(together["updates"]) == pytest.approx(flat(alone["updates"]), rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("settings", [TRIALS, PAPER], ids=["trials", "paper"])
-def test_two_processes_decide_as_one_does_on_the_whole_batch(settings):
+@pytest.mark.parametrize(
+    ("settings", "way"),
+    [(TRIALS, "plain"), (PAPER, "plain"), (PAPER, "static graph"), (TRIALS, "no_sync")],
+    ids=["trials", "paper", "static graph", "no_sync"],
+)
+def test_two_processes_decide_as_one_does_on_the_whole_batch(settings, way):
     (alone,) = together(by_hand, 1, settings)
-    first, second = together(by_hand, 2, settings)
+    first, second = together(by_hand, 2, settings, way)
     assert first == second  # to the last bit
     assert_the_same_decisions(first, alone)
 
@@ -186,3 +213,5 @@ def test_a_trainer_of_two_processes_trains_as_one_and_resumes(tmp_path):
     resumed, _ = together(by_trainer, 2, TRIALS, two, True)
     assert resumed["weights"] == first["weights"]
     assert Path(two, "ranks.jsonl").read_text().count("adjustment") == record.count("adjustment")
+    (fewer,) = together(by_trainer, 1, TRIALS, two, True)  # from what two have saved
+    assert_the_same_decisions(fewer, first)

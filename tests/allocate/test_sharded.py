@@ -14,7 +14,7 @@ from together import can_fork, together
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,22 +34,22 @@ def llama(**settings: Any) -> Any:
     return get_peft_model(base, LoraConfig(r=3, target_modules="all-linear", **settings))
 
 
-def sharded(model: Any) -> Any:
-    """The README's way: what is trained stays whole, everything else is cut, layer by layer."""
+def sharded(model: Any) -> None:
+    """In place, docs/scaling.md's way: what is trained stays whole, everything else is cut, layer by layer."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in model.base_model.model.model.layers:
         fully_shard(layer, mesh=mesh, ignored_params=trained)
-    return fully_shard(model, mesh=mesh, ignored_params=trained)
+    fully_shard(model, mesh=mesh, ignored_params=trained)
 
 
 def by_fully_shard(rank: int, size: int, settings: dict[str, Any], folder: str = "", resume: bool = False) -> Any:
     model = llama()
     if size > 1:
         dist.init_process_group("gloo")
-        model = sharded(model)
+        sharded(model)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        assert isinstance(model, FSDPModule) and all(isinstance(parameter, DTensor) for parameter in frozen)
+        assert all(isinstance(parameter, DTensor) for parameter in frozen)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2, momentum=0.5)
     allocator = RankAllocator(model, optimizer, total_steps=STEPS, **given(settings))
     if resume:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.distributed
@@ -10,13 +10,27 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
-Average = Callable[[Tensor], Tensor]
-"""Mean of a tensor over all processes, the same on each; must be called by all of them, in the same order."""
+
+class Average:
+    """Mean of a tensor over all processes, the same on each; must be called by all of them, in the same order.
+
+    Args:
+        processes: how many there are.
+        group: of torch.distributed; None: all of them.
+    """
+
+    def __init__(self, processes: int = 1, group: Any = None) -> None:
+        self.processes, self.group = processes, group
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.processes == 1:
+            return tensor
+        total = tensor.clone()  # a sum and a division: gloo has no mean
+        torch.distributed.all_reduce(total, group=self.group)
+        return total / self.processes
 
 
-def one_process(tensor: Tensor) -> Tensor:
-    """The `Average` of a single process."""
-    return tensor
+one_process = Average()
 
 
 def averaging(group: Any = None) -> Average:
@@ -24,15 +38,7 @@ def averaging(group: Any = None) -> Average:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return one_process
     count = torch.distributed.get_world_size(group)
-    if count == 1:
-        return one_process
-
-    def average(tensor: Tensor) -> Tensor:
-        total = tensor.clone()  # a sum and a division: gloo has no mean
-        torch.distributed.all_reduce(total, group=group)
-        return total / count
-
-    return average
+    return one_process if count == 1 else Average(count, group)
 
 
 @torch.no_grad()

@@ -93,7 +93,8 @@ class GradientSketch:
             energies = [layer.a.energy for layer in self.layers if layer.a.energy is not None]
             taken = self._probes.take_gradients(loss_scale, energies)
             gradients, energy = taken.tensor_split([self._probes.elements])
-            self.energy += self._finite(energy)
+            # A sum over processes: it weighs the same where a run goes on with more or fewer of them.
+            self.energy += self._finite(energy * self._probes.average.processes)
             torch._foreach_zero_(energies)
             products = torch._foreach_mul(self.left, self._probes.by_layer(gradients))  # gradient: G v^T, (out, q)
             self.values[self.done - first - second] = torch.cat([each.sum(0) for each in products]) / self._scaling
