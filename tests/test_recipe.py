@@ -281,7 +281,7 @@ def test_a_key_that_is_given_twice_is_told(recipe_file: Path):
 
 def test_a_file_that_is_no_text_is_told_by_name(recipe_file: Path):
     recipe_file.write_bytes(b"\x84\xff")
-    with pytest.raises(ValueError, match=f"recipe '{recipe_file}' is no text"):
+    with pytest.raises(ValueError, match="mine.yaml is no text"):
         load_recipe(recipe_file)
 
 

@@ -248,10 +248,17 @@ def _is_users(error: Exception) -> bool:
     return True
 
 
+LONGEST = 300
+"""Letters of a message on the screen."""
+
+
 def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
     message = str(error)
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
         message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
-    return escape(" ".join(message.split()))
+    message = " ".join(message.split())
+    if len(message) > LONGEST:  # with a value of a file in it; the repair is at the end
+        message = f"{message[: LONGEST - 120]} ... {message[-115:]}"
+    return escape(message)

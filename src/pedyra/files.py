@@ -61,11 +61,11 @@ def write_sums(folder: Path, names: Iterable[str]) -> None:
 def read_sums(folder: Path) -> dict[str, str]:
     """File -> digest, by the SHA256SUMS of `folder`. Raises ValueError where there is none, or no such file."""
     if not (folder / SUMS).is_file():
-        raise ValueError(f"{SUMS} is missing")
+        raise ValueError(f"{folder / SUMS} is missing")
     lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
     found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
     if not all(found):
-        raise ValueError(f"{SUMS} is damaged")
+        raise ValueError(f"{folder / SUMS} is damaged")
     return {line[2]: line[1] for line in found if line}
 
 
@@ -74,11 +74,11 @@ def check_sums(folder: Path, names: Iterable[str]) -> None:
     sums = read_sums(folder)
     for name in names:
         if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing")
+            raise ValueError(f"{folder / name} is missing")
         if name not in sums:
-            raise ValueError(f"{name} is not in {SUMS}: of another save")
+            raise ValueError(f"{folder / name} is not in {SUMS}: of another save")
         if _digest(folder / name) != sums[name]:
-            raise ValueError(f"{name} does not match {SUMS}: damaged, or of another save")
+            raise ValueError(f"{folder / name} does not match {SUMS}: damaged, or of another save")
 
 
 def _digest(path: Path) -> str:
@@ -100,21 +100,88 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json_line(row))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, none if it is absent; a last line cut short by a crash is left out.
+def read_rows(path: Path, shape: Any = None) -> list[dict[str, Any]]:
+    """The JSON objects of a file's lines, none if it is absent; a last line cut short by a crash is left out.
 
-    Raises ValueError for any other line that is no JSON.
+    Args:
+        shape: what each line must be, as in `check_shape`.
+
+    Raises:
+        ValueError: any other line is no JSON object, or not of this shape; the message has file and number.
     """
     if not path.is_file():
         return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"line {number} of {path} is damaged: {error}") from None
-    return rows
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [parse_json(line, f"{path}, line {number}", shape or {}) for number, line in enumerate(lines, start=1)]
+
+
+def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, with the file's name, for anything else and another shape."""
+    return parse_json(path.read_bytes(), str(path), shape or {})
+
+
+def parse_json(text: str | bytes, where: str, shape: Any) -> Any:
+    """JSON of this shape. Raises ValueError, which begins with `where`."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where} is damaged: it is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}") from None
+    check_shape(value, shape, where)
+    return value
+
+
+_ABSENT = object()
+
+
+def check_shape(value: Any, shape: Any, where: str, field: str = "") -> None:
+    """Raise ValueError, which begins with `where` and names the field, if JSON is not of this shape.
+
+    A shape is a type (float takes whole numbers, int no true or false), None, a tuple of shapes of which one fits (None
+    fits what is absent, too), [the shape of every item], {str: the shape of every value}, or {field: its shape}, beside
+    which there may be others.
+    """
+    if isinstance(shape, dict) and isinstance(value, dict):
+        for key, inner in (dict.fromkeys(value, shape[str]) if str in shape else shape).items():
+            check_shape(value.get(key, _ABSENT), inner, where, f"{field}.{key}" if field else str(key))
+    elif isinstance(shape, list) and isinstance(value, list):
+        for number, item in enumerate(value):
+            check_shape(item, shape[0], where, f"{field}[{number}]")
+    elif not any(_fits(value, each) for each in (shape if isinstance(shape, tuple) else (shape,))):
+        found = "nothing" if value is _ABSENT else repr(value)[:40]
+        raise ValueError(f"{where}: {field or 'the whole'} is {found}, must be {_told(shape)}")
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if shape is None:
+        return value is None or value is _ABSENT
+    if isinstance(shape, type):
+        kinds = (int, float) if shape is float else shape
+        return isinstance(value, kinds) and (shape is bool or not isinstance(value, bool))
+    if not isinstance(value, type(shape)):
+        return False
+    try:
+        check_shape(value, shape, "")
+    except ValueError:
+        return False
+    return True
+
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def _told(shape: Any) -> str:
+    if isinstance(shape, tuple):
+        return " or ".join(map(_told, shape))
+    return "null" if shape is None else _KINDS[shape if isinstance(shape, type) else type(shape)]
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ Nothing heavy is imported here, as in `pedyra.recipe`.
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Annotated, Any, Literal, get_args
 
@@ -35,6 +36,9 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 GENERATED = ("causal_lm", "seq2seq")
 """Kinds whose models write text, so that `generate` can judge what they write."""
+
+MOST_LETTERS = 10_000
+"""Of one place of a template; a wider one is no prompt, and would fill the memory."""
 
 MOST_CLASSES = 100_000
 """Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
@@ -270,8 +274,16 @@ def check_template(template: str | None, key: str) -> None:
 
 
 def template_columns(template: str, key: str = "data.template") -> list[str]:
-    """The columns that a template has places for. Raises ValueError for braces that do not pair."""
+    """The columns that a template has places for.
+
+    Raises:
+        ValueError: braces that do not pair, or a place that is to be filled up to more letters than MOST_LETTERS.
+    """
     try:
-        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        places = [(name, spec or "") for _, name, spec, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"{key} {template!r}: {error}; a brace itself is written twice") from None
+    for name, spec in places:
+        if "{" in spec or any(int(number) > MOST_LETTERS for number in re.findall(r"\d{1,99}", spec)):
+            raise ValueError(f"{key}: the place {{{name}:{spec}}} says more than a width of at most {MOST_LETTERS}")
+    return [name for name, _ in places]

@@ -24,11 +24,7 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
         raise ValueError(f"{what} {str(path)!r} is a folder; give the path of a YAML file")
     if not path.is_file():
         raise ValueError(f"{what} {str(path)!r} does not exist; give the path of a YAML file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{what} {str(path)!r} is no text: {error}; give the path of a YAML file") from None
-    content = parse_yaml(text, str(path))
+    content = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{what} {str(path)!r} is no mapping of keys to values; it starts with e.g. `{starts_with}:`")
     for override in overrides:
@@ -90,12 +86,37 @@ def to_yaml(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def parse_yaml(text: str, where: str) -> Any:
+MOST_NODES, DEEPEST = 100_000, 50
+"""Of a YAML file, its aliases written out: a few lines of aliases of aliases would be more than any memory holds."""
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
     """What YAML 1.2 text holds; JSON is a part of it. Raises ValueError, one line that begins with `where`."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+        loader = _Loader(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, DEEPEST, {}) > MOST_NODES:
+            raise ValueError(f"its aliases make more than {MOST_NODES:,} values")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"{where} is not valid YAML: it is nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is no text: {error}; give the path of a YAML file") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: an impossible date, no text
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _size(node: yaml.Node, depth: int, known: dict[yaml.Node, int]) -> int:
+    """How many values are in it, its aliases written out."""
+    if depth == 0:  # an alias inside of what it stands for, too
+        raise RecursionError
+    if node not in known:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
+        parts = [part for pair in pairs for part in pair] if not isinstance(node, yaml.ScalarNode) else []
+        known[node] = 1 + sum(_size(part, depth - 1, known) for part in parts)
+    return known[node]
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

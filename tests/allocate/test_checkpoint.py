@@ -77,7 +77,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "no tensors": (lambda f: (f / TENSORS).unlink(), rf"checkpoint-8/{TENSORS} is missing"),
     "empty record": (lambda f: (f / RECORD).write_text(""), rf"{RECORD} is damaged"),
     "cut record": (lambda f: (f / RECORD).write_text((f / RECORD).read_text()[:99]), rf"{RECORD} is damaged"),
-    "a list": (lambda f: (f / RECORD).write_text("[]"), rf"{RECORD} is damaged: it has no 'format'"),
+    "a list": (lambda f: (f / RECORD).write_text("[]"), rf"{RECORD}: the whole is \[\], must be an object"),
     "binary record": (lambda f: (f / RECORD).write_bytes(b"\xff\xfe\x00"), rf"{RECORD} is damaged"),
     "other format": (lambda f: _edit(f / RECORD, format=99), "has format 99; this version of pedyra reads ."),
     "flipped bit": (
@@ -89,7 +89,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         rf"checkpoint-8/{TENSORS} does not match {SUMS}",
     ),
     "another model": (_of_another_model, rf"{TENSORS} is of another model: layer '.*' is not in both"),
-    "other widths": (_of_other_widths, rf"{TENSORS} is of another model: .* has widths"),
+    "other widths": (_of_other_widths, rf"{TENSORS} is of another model: .* has shapes"),
     "another checkpoint's": (_side_file_of("checkpoint-4"), rf"{RECORD} does not match {SUMS}: .* of another save"),
     "another adapter": (lambda f: _edit(f / RECORD, adapter="second"), "of adapter 'second', not"),
     "other settings": (

@@ -4,7 +4,7 @@
 
 trains a tiny classifier, with a save after every step and triples that move, through `pedyra train` (and `--resume`)
 and through a script of one's own (`Trainer`, `RankCallback`, `resume_from_checkpoint=True`), by turns. Each attempt is
-a process of its own, killed after a random part of the time that an unbroken training takes.
+a process of its own, killed after a random part of the processor time that an unbroken training takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import random
 import shutil
@@ -24,6 +25,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
@@ -97,8 +99,11 @@ def by_script(folder: Path, limit: int) -> None:
     (folder / "run" / "adapter.part").rename(folder / "run" / "adapter")
 
 
-def attempt(act: Callable[[], None], seconds: float | None, log: Path) -> bool:
-    """Run `act` in a process, and kill that after `seconds`; whether it was killed. RuntimeError where it failed."""
+def attempt(act: Callable[[], None], seconds: float, log: Path) -> float | None:
+    """Run `act` in a process, and kill that after `seconds` of processor time; those it took, None if it was killed.
+
+    RuntimeError where it failed.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads; none of them is used
         child = os.fork()
@@ -113,17 +118,17 @@ def attempt(act: Callable[[], None], seconds: float | None, log: Path) -> bool:
         finally:
             sys.stderr.flush()
             os._exit(code)
-    until = time.monotonic() + (600.0 if seconds is None else seconds)
-    while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
+    clock = psutil.Process(child)
+    while sum(clock.cpu_times()[:2]) < seconds:
+        ended, status, used = os.wait4(child, os.WNOHANG)
         if ended:
             if status:
                 raise RuntimeError(f"the training failed:\n{log.read_text()[-3000:]}")
-            return False
+            return used.ru_utime + used.ru_stime
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return True
+    return None
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
@@ -147,13 +152,12 @@ def soak(kills: int, seed: int, folder: Path, *, told: Callable[[str], None] = p
         if act not in whole:
             place = folder / act.__name__
             place.mkdir()
-            began = time.monotonic()
-            attempt(functools.partial(act, place, 2), None, folder / "log")
-            whole[act], seconds[act] = outcome(place), time.monotonic() - began
+            seconds[act] = attempt(functools.partial(act, place, 2), math.inf, folder / "log")
+            whole[act] = outcome(place)
         place = folder / "killed"
         place.mkdir()
         train = functools.partial(act, place, limit)
-        while attempt(train, chance.uniform(0, 1.1 * seconds[act]) if done < kills else None, folder / "log"):
+        while attempt(train, chance.uniform(0, seconds[act]) if done < kills else math.inf, folder / "log") is None:
             done += 1
         weights, moved = outcome(place)
         same = weights.keys() == whole[act][0].keys() and moved == whole[act][1]

@@ -271,7 +271,8 @@ class RankCallback(TrainerCallback):
         """A new record, or, on a resume, the old one without the lines of steps that will be run again."""
         if self.record_to is None or not self._records:
             return
-        kept = [row for row in read_rows(self.record_to) if row.get("step", 0) <= step] if step > 0 else []
+        known = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
+        kept = [row for row in known if row.get("step", 0) <= step]
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
         self.record_to.write_text("".join(map(json_line, kept)))
         if not kept:

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 from torch.optim import Optimizer
 
 from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.files import check_sums, read_sums, write_file, write_sums
+from pedyra.files import check_sums, read_json, read_sums, write_file, write_sums
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.factors import renewed
+from pedyra.lora.inspection import read_tensors
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
@@ -28,7 +29,16 @@ from pedyra.lora.start import set_origin
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 7
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_REQUIRED = ("format", "adapter", "config", "step", "method", "scaling", "history", "moves", "initial_parameters")
+_SHAPE = {
+    "adapter": str,
+    "config": dict,
+    "step": int,
+    "method": dict,
+    "scaling": {str: float},
+    "history": [{"step": int, "ranks": {str: int}}],
+    "moves": int,
+    "initial_parameters": int,
+}
 
 
 class SideFileError(ValueError):
@@ -88,7 +98,10 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
     _restore_factors(allocator.model, allocator.adapter_name, record, tensors, folder, allocator.optimizer)
     prefix = "scores."
     scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    allocator.load_state(record, scores)
+    try:
+        allocator.load_state(record, scores)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{folder / RECORD}: 'method' is not what {allocator.method} has saved: {error!r}") from error
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
@@ -113,19 +126,13 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         if not path.is_file():
             raise SideFileError(f"{path} is missing")
     try:
-        record = json.loads(record_path.read_bytes())
+        if (found := read_json(record_path, {"format": int})["format"]) != FORMAT:
+            raise ValueError(f"{record_path} has format {found}; this version of pedyra reads {FORMAT}")
+        record = read_json(record_path, _SHAPE)
+        check_sums(folder, [RECORD, TENSORS, *(name for name in _ADAPTER if name in read_sums(folder))])
+        return record, read_tensors(tensors_path)
     except ValueError as error:
-        raise SideFileError(f"{record_path} is damaged: {error}") from error
-    if missing := [key for key in _REQUIRED if key not in record]:
-        raise SideFileError(f"{record_path} is damaged: it has no {missing[0]!r}")
-    if record["format"] != FORMAT:
-        raise SideFileError(f"{record_path} has format {record['format']}; this version of pedyra reads {FORMAT}")
-    try:
-        listed = read_sums(folder)
-        check_sums(folder, [RECORD, TENSORS, *(name for name in _ADAPTER if name in listed)])
-    except ValueError as error:
-        raise SideFileError(f"{folder}/{error}") from None
-    return record, load_file(tensors_path)
+        raise SideFileError(str(error)) from None
 
 
 def _own_folder(folder: Path, adapter_name: str) -> Path:
@@ -146,9 +153,14 @@ def _restore_factors(
     if odd := sorted(saved ^ {layer.name for layer in layers}):
         raise SideFileError(f"{folder / TENSORS} is of another model: layer {odd[0]!r} is not in both")
     for layer in layers:
-        widths = (tensors[f"A.{layer.name}"].shape[1], tensors[f"B.{layer.name}"].shape[0])
-        if widths != (layer.a.in_features, layer.b.out_features):
-            raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has widths {widths} there")
+        shapes = [tuple(tensors.get(f"{kind}.{layer.name}", torch.tensor(0)).shape) for kind in "AEB"]
+        rank = shapes[0][:1]
+        if shapes != [(*rank, layer.a.in_features), rank, (layer.b.out_features, *rank)]:
+            raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has shapes {shapes} there")
+        if layer.name not in record["scaling"]:
+            raise SideFileError(f"{folder / RECORD} is of another model: it has no scaling of {layer.name}")
+        if layer.a.start is not None and f"origin_A.{layer.name}" not in tensors:
+            raise SideFileError(f"{folder / TENSORS} is of another start: {layer.name} has no origin there")
     for layer in layers:
         olds = layer.factors
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import shutil
 import warnings
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pedyra.files import SUMS, check_sums, read_sums, sync_folder, write_sums
+from pedyra.files import SUMS, check_sums, read_json, read_sums, sync_folder, write_sums
 
 if TYPE_CHECKING:
     from transformers import Trainer  # at run time it is only handed on: a run folder is checked before torch is loaded
@@ -176,11 +175,11 @@ def find_flaw(checkpoint: Path, *, with_ranks: bool, processes: int = 1) -> str 
     try:
         for name in needed:
             if not (checkpoint / name).is_file():
-                raise ValueError(f"{name} is missing")
+                raise ValueError(f"{checkpoint / name} is missing")
         check_sums(checkpoint, {**dict.fromkeys(needed), **read_sums(checkpoint)})
         _check_steps(checkpoint, ("trainer_state.json", "global_step"), *([(RANK_FILES[1], "step")] * with_ranks))
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix(f"{checkpoint}/")
     return None
 
 
@@ -201,14 +200,13 @@ def check_loaded(checkpoint: Path) -> None:
     except ValueError as error:
         older = [each for each in list_checkpoints(checkpoint.parent) if find_flaw(each, with_ranks=True) is None]
         repair = f"resume from {older[-1]}, which is whole" if older else "start anew"
-        raise ValueError(f"{checkpoint}/{error}; {repair}") from None
+        raise ValueError(f"{error}; {repair}") from None
     if missing:
         warnings.warn(f"{checkpoint / missing[0]} is missing: this is no exact resume", stacklevel=2)
 
 
 def _check_steps(checkpoint: Path, *places: tuple[str, str]) -> None:
     for name, key in places:
-        content = json.loads((checkpoint / name).read_bytes())
-        step = content.get(key) if isinstance(content, dict) else None
+        step = read_json(checkpoint / name, {key: int})[key]
         if step != checkpoint_step(checkpoint):
-            raise ValueError(f"{name} is of step {step}, not {checkpoint_step(checkpoint)}")
+            raise ValueError(f"{checkpoint / name} is of step {step}, not {checkpoint_step(checkpoint)}")

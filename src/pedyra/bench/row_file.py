@@ -32,7 +32,7 @@ class RowFile:
         except ValueError as error:
             raise ValueError(f"--json {path} is no file of JSON lines ({error}); name another file") from error
         for row in self.rows:
-            if not isinstance(row, dict) or self.key[0] not in row:
+            if self.key[0] not in row:
                 raise ValueError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
             path.write_text("".join(map(json_line, self.rows)), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -24,7 +23,7 @@ from pedyra.compare.results import RateCurve, collect
 from pedyra.compare.screen import LiveTable, print_comparison, print_jobs
 from pedyra.compare.tables import comparison_tables
 from pedyra.console import write_json_lines
-from pedyra.files import write_file
+from pedyra.files import read_json, write_file
 from pedyra.yaml_file import first_difference
 
 
@@ -118,7 +117,7 @@ def collect_comparison(grid: Grid, folders: Sequence[Path]) -> Comparison:
             raise ValueError(f"--collect {folder}: it holds no comparison (no grid.yaml); give the output_dir of one")
         _check_same(grid, folder, extend=False)
         for file in sorted(folder.glob("data/*/splits.json")):
-            digest = json.loads(file.read_text(encoding="utf-8"))["digest"]
+            digest = read_json(file, {"digest": str})["digest"]
             known, where = digests.setdefault(file.parent.name, (digest, folder))
             if known != digest:
                 raise ValueError(

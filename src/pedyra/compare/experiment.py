@@ -14,7 +14,7 @@ from pedyra.compare.jobs import Entry, Job, Purpose, final_row
 from pedyra.compare.matching import Matched
 from pedyra.compare.results import RateCurve, choose_rate, collect
 from pedyra.compare.splits import TaskSplits, split_task
-from pedyra.files import write_file
+from pedyra.files import read_json, write_file
 from pedyra.methods import from_config
 from pedyra.recipe import Recipe, check_recipe
 from pedyra.recipe_sections import LoraSection
@@ -142,7 +142,8 @@ def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
 def _match(experiment: Experiment, recipes: Mapping[Entry, Recipe], run_jobs: RunJobs) -> dict[Entry, Matched]:
     """What is matched for every entry; kept in matching.json, so that a resumed comparison has the same jobs."""
     grid, file = experiment.grid, experiment.folder / "matching.json"
-    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    matched_before = {"r": int, "method_settings": dict, "max_steps": (int, None)}
+    known: dict[str, Any] = read_json(file, {str: matched_before}) if file.is_file() else {}
     counts: dict[str, matching.ParameterCount] = {}
     found = {}
     for entry, recipe in recipes.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pedyra.compare.process import Child, Start, start_anew
-from pedyra.files import read_rows, write_file
+from pedyra.files import check_shape, read_rows, write_file
 from pedyra.yaml_file import to_yaml
 
 POLL_SECONDS = 0.5
@@ -89,10 +89,20 @@ class Stop:
         self.level = min(self.level + 1, 2)
 
 
+_FINAL = {
+    **{"metric": str, "value": (float, None), "eval_loss": (float, None)},
+    **{"trainable_parameters": int, "seconds": float, "peak_memory_bytes": int},
+}
+
+
 def final_row(run: Path) -> dict[str, Any] | None:
     """The last line of a finished run's metrics; None for a run that has not come to its end."""
-    rows = read_rows(run / "metrics.jsonl")
-    return rows[-1] if rows and rows[-1].get("final") else None
+    metrics = run / "metrics.jsonl"
+    rows = read_rows(metrics, {"step": int})
+    if not rows or not rows[-1].get("final"):
+        return None
+    check_shape(rows[-1], _FINAL, f"{metrics}, its last line")
+    return rows[-1]
 
 
 def is_done(job: Job) -> bool:

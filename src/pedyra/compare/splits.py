@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pedyra.compare.grid import TuningSection
-from pedyra.files import write_file
+from pedyra.files import read_json, write_file
 from pedyra.recipe_sections import METRICS, DataSection
 from pedyra.tasks.labels import known_labels
 from pedyra.tasks.sources import load_rows, validation_rows
@@ -45,7 +45,7 @@ def split_task(label: str, data: DataSection, tuning: TuningSection, seed: int, 
     if not summary.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_file(summary, json.dumps(_split(label, data, tuning, seed, folder), indent=2) + "\n")
-    found = json.loads(summary.read_text(encoding="utf-8"))
+    found = read_json(summary, {"digest": str, "data": dict})
 
     def section(train: str, judged: str) -> dict[str, Any]:
         # Paths are not in the file, so that the folder can be moved.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.utils.other import get_pattern_key
-from torch import Tensor
+from torch import Tensor, nn
 
-from pedyra.lora.inspection import find_adapter, read_json, read_tensors
+from pedyra.files import check_shape
+from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
+from pedyra.lora.layer_names import check_patterns
 
 _PREFIX = "base_model.model."
 _SLOTS = {
@@ -61,6 +65,18 @@ def as_read(weight: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
     return values, origin if origin.shape == values.shape else None
 
 
+_OF_LORA = {
+    "r": int,
+    "lora_alpha": float,
+    "rank_pattern": ({str: int}, None),
+    "alpha_pattern": ({str: float}, None),
+    "target_modules": (str, [str], None),
+    "init_lora_weights": (bool, str, None),
+    "use_dora": (bool, None),
+    "use_rslora": (bool, None),
+}
+
+
 @dataclass(frozen=True)
 class SavedLayer:
     """One layer: W + scaling * B A, with A `(rank, in)` and B `(out, rank)` under their keys in the file."""
@@ -103,16 +119,55 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
         ValueError: no adapter is there, it is no LoRA, or its two files do not fit each other.
     """
     folder = find_adapter(path)
-    config = read_json(folder / "adapter_config.json")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{folder} holds an adapter of type {config.get('peft_type')}; only LoRA adapters can be exported"
-        )
+    config = read_adapter_config(folder)
+    if config["peft_type"] != "LORA":
+        raise ValueError(f"{folder} holds an adapter of type {config['peft_type']}; only LoRA adapters can be exported")
+    check_shape(config, _OF_LORA, str(folder / "adapter_config.json"))
+    if (least := min([config["r"], *(config.get("rank_pattern") or {}).values()])) < 1:
+        raise ValueError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in _keys_by_layer(tensors).items()]
+    by_layer = _keys_by_layer(tensors)
+    check_config_patterns(config, by_layer, str(folder))
+    layers = [_saved_layer(folder, config, tensors, name, keys) for name, keys in by_layer.items()]
     if not layers:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     return SavedLora(title or str(folder), folder, config, tensors, layers)
+
+
+def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
+    """The adapter on `base`, as PEFT loads it.
+
+    Raises:
+        ValueError: its files are damaged, or do not fit this model.
+    """
+    title = title or str(folder)
+    check_config_patterns(read_adapter_config(folder), [name for name, _ in base.named_modules()], title)
+    try:
+        return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
+    except _MISFITS as error:
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
+
+
+_MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
+"""What PEFT raises for a config that was written by hand, or for another model."""
+
+
+_PATTERNS = (
+    *("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"),
+)
+
+
+def check_config_patterns(config: dict[str, Any], names: Iterable[str], title: str) -> None:
+    """Refuse an adapter's config whose regular expressions cannot be matched with these names; ValueError."""
+    given: list[str] = []
+    for key in _PATTERNS:
+        value = config.get(key) or ()
+        given += [value] if isinstance(value, str) else value
+    try:
+        check_patterns(given, names)
+    except ValueError as error:
+        raise ValueError(f"{title}: adapter_config.json: {error}") from None
 
 
 def check_plain(lora: SavedLora) -> None:
@@ -149,6 +204,8 @@ def _saved_layer(
             f"{file} is damaged: layer {name} has {' and '.join(keys.values())}, not both lora_A and lora_B"
         )
     A, B = tensors[keys["A"]], tensors[keys["B"]]
+    if A.dim() < 2 or A.dim() != B.dim():
+        raise ValueError(f"{file} is damaged: {name} has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}")
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     rank = ranks.get(get_pattern_key(list(ranks), name), config["r"])
     alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pedyra.files import parse_json, read_json
 from pedyra.lora.spectrum import effective_rank, singular_values
 
 
@@ -65,7 +65,7 @@ def inspect_adapter(path: Path) -> AdapterSummary:
         ValueError: no adapter is there, it is no LoRA, or its file is damaged.
     """
     folder = find_adapter(path)
-    kind = read_json(folder / "adapter_config.json").get("peft_type")
+    kind = read_adapter_config(folder)["peft_type"]
     if kind not in ("LORA", "ADALORA"):
         raise ValueError(f"{folder} holds an adapter of type {kind}; only LoRA adapters can be inspected")
     tensors = read_tensors(folder / "adapter_model.safetensors")
@@ -102,15 +102,21 @@ def find_adapter(path: Path) -> Path:
     raise ValueError(f"{path} holds no adapter (adapter_config.json){hint}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError with the file's name if it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
-    return content
+_CONFIG = {
+    "peft_type": str,
+    "base_model_name_or_path": (str, None),
+    "task_type": (str, None),
+    "exclude_modules": (str, [str], None),
+    "modules_to_save": ([str], None),
+    "layers_pattern": (str, [str], None),
+    "auto_mapping": ({"base_model_class": (str, None)}, None),
+    "megatron_config": None,  # PEFT would import the module that megatron_core names
+}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """What `adapter_config.json` holds. Raises ValueError, which names the field, where that is damaged."""
+    return read_json(folder / "adapter_config.json", _CONFIG)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -154,6 +160,9 @@ def _budget(run: Path) -> dict[str, Any] | None:
     ranks = run / "ranks.jsonl"
     if not ranks.is_file():
         return None
-    with ranks.open(encoding="utf-8") as file:
+    with ranks.open("rb") as file:
         first = file.readline()
-    return json.loads(first).get("budget") if first.endswith("\n") else None
+    if not first.endswith(b"\n"):
+        return None
+    budget = {"total_rank": int, "parameters": int}
+    return parse_json(first, f"{ranks}, line 1", {"budget": (budget, None)}).get("budget")

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.hub import told_by_hub, trusts_remote_code
-from pedyra.lora.folder import SavedLora
+from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.start import ends
 
 # Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.
@@ -174,7 +174,7 @@ def _class_name(lora: SavedLora) -> str:
     """The transformers class of the base: by task type, or the one recorded where the adapter has none."""
     task_type, recorded = lora.config.get("task_type"), lora.config.get("auto_mapping") or {}
     name = _AUTO_CLASSES.get(task_type) if task_type else recorded.get("base_model_class")
-    if name is None or not hasattr(transformers, name):
+    if name is None or not hasattr(getattr(transformers, name, None), "from_pretrained"):
         raise ValueError(
             f"{lora.title} does not say which class its base model has; pass it: "
             f"export_adapter(source, 'merged', out, base=model)"
@@ -193,11 +193,7 @@ def num_labels(lora: SavedLora) -> int | None:
 
 
 def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:
-    try:
-        model = PeftModel.from_pretrained(base, lora.folder)  # type: ignore[arg-type]
-    except (RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise ValueError(f"{lora.title} does not fit the base model {type(base).__name__}: {told}") from error
+    model = load_adapter(base, lora.folder, lora.title)
     # PEFT overlooks factors in the file that have no place in the model.
     found = {name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
     if lost := [layer.name for layer in lora.layers if layer.name not in found]:

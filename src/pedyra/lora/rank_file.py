@@ -26,7 +26,7 @@ def read_ranks(given: Any) -> dict[str, int] | None:
                 f"lora.ranks: there is no file {given!r}; give a YAML or JSON file of ranks, or a fit's pedyra_fit.json"
             )
         where = f"lora.ranks, file {given!r}"
-        given = parse_yaml(path.read_text(encoding="utf-8"), where)
+        given = parse_yaml(path.read_bytes(), where)
         if isinstance(given, dict) and isinstance(given.get("ranks"), dict):
             given = given["ranks"]
     if not isinstance(given, dict):

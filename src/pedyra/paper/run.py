@@ -15,7 +15,7 @@ from rich.console import Console
 from pedyra.compare import table_formats
 from pedyra.compare.compare import compare_grid
 from pedyra.console import write_json_lines
-from pedyra.files import write_file
+from pedyra.files import read_json, write_file
 from pedyra.paper.grids import Measurement, measurements, row_name
 from pedyra.paper.item import Item, Scale
 from pedyra.paper.measures import MEASURES, measure
@@ -141,7 +141,7 @@ def with_generated(
     Only the test sets that the cells name are answered, and those that were answered before are not again.
     """
     file = Path(row["run"]) / "evaluation.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept = read_json(file, {str: (float, None)}) if file.is_file() else {}
     row = {**row, "metrics": {**row["metrics"], **kept}}
     wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
     if not each.recipe.generate or not wanted:

@@ -13,18 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pedyra.files import read_rows
+from pedyra.files import check_shape, read_json, read_rows
 from pedyra.yaml_file import read_settings
 
 Record = dict[str, Any]
 
+_SCORES = {str: (float, None)}
 # What a line of ranks.jsonl must hold, by its kind.
-_RANKS: dict[str, dict[str, type]] = {
-    "layers": {"layers": list},
-    "snapshot": {"step": int, "ranks": dict},
-    "adjustment": {"step": int, "ranks": dict, "layer_scores": dict, "pruned": list, "added": dict},
+_RANKS: dict[str, dict[str, Any]] = {
+    "layers": {
+        "layers": [{"name": str, "type": str, "depth": int, "rank": int}],
+        "budget": ({"total_rank": int, "parameters": int}, None),
+    },
+    "snapshot": {"step": int, "ranks": {str: int}, "effective_rank": (_SCORES, None)},
+    "adjustment": {
+        **{"step": int, "ranks": {str: int}, "layer_scores": _SCORES},
+        **{"pruned": [[(str, float, None)]], "added": {str: int}},
+    },
 }
-_LAYER = {"name": str, "type": str, "depth": int, "rank": int}
+_FIT = {"parameters": int, "share": float, "predicted_cost": float, "measured_cost": (float, None)}
 
 
 @dataclass(frozen=True)
@@ -94,16 +101,17 @@ def read_run(path: Path, label: str | None = None) -> Run:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
     environment = {}
-    if (path / "environment.json").exists():  # JSON is YAML, too
-        environment = read_settings(path / "environment.json", [], what="environment", starts_with="seed")
-    metrics = _rows(path / "metrics.jsonl")
+    if (path / "environment.json").exists():
+        environment = read_json(path / "environment.json", {"versions": ({str: str}, None)})
+    metrics = read_rows(path / "metrics.jsonl", {"step": int})
     if not metrics:
         raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
-    for number, record in enumerate(metrics, start=1):
-        _require(record, {"step": int}, f"{path / 'metrics.jsonl'}, line {number}")
-    ranks = _rows(path / "ranks.jsonl")
+    ranks = read_rows(path / "ranks.jsonl", {"kind": str})
     for number, record in enumerate(ranks, start=1):
-        _check_ranks(record, f"{path / 'ranks.jsonl'}, line {number}")
+        where = f"{path / 'ranks.jsonl'}, line {number}"
+        if record["kind"] not in _RANKS:
+            raise ValueError(f"{where}: kind is {record['kind']!r:.40}, must be {', '.join(_RANKS)}")
+        check_shape(record, _RANKS[record["kind"]], where)
     headers = [record for record in ranks if record["kind"] == "layers"]
     header = headers[-1] if headers else {}
     layers = make_layers(header.get("layers", []))
@@ -124,16 +132,13 @@ def read_run(path: Path, label: str | None = None) -> Run:
         header=header,
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
-        samples=_rows(path / "samples.jsonl"),
+        samples=read_rows(path / "samples.jsonl", {"prompt": (str, None), "text": (str, None)}),
         fit=_fit(path / "fit" / "pedyra_fit_curve.jsonl"),
     )
 
 
 def _fit(path: Path) -> list[Record]:
-    rows = _rows(path)
-    for number, row in enumerate(rows, start=1):
-        _require(row, {"parameters": int, "share": float, "predicted_cost": float}, f"{path}, line {number}")
-    return [row for row in rows if row.get("measured_cost") is not None]
+    return [row for row in read_rows(path, _FIT) if row.get("measured_cost") is not None]
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
@@ -150,35 +155,6 @@ def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
         Layer(row["name"], row["type"], depth, row["rank"], short_name(row, depth))
         for row, depth in zip(rows, depths, strict=True)
     ]
-
-
-def _rows(path: Path) -> list[Record]:
-    try:
-        rows = read_rows(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8 text; restore the file") from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: {str(row)[:40]!r} is no JSON object; repair or delete the line")
-    return rows
-
-
-def _require(record: Record, kinds: Mapping[str, type], where: str) -> None:
-    for key, kind in kinds.items():
-        if not isinstance(record.get(key), kind) or isinstance(record.get(key), bool):
-            found = repr(record[key])[:40] if key in record else "nothing"
-            raise ValueError(f"{where}: {key} is {found}, must be {kind.__name__}; repair or delete the line")
-
-
-def _check_ranks(record: Record, where: str) -> None:
-    kind = record.get("kind")
-    if kind not in _RANKS:
-        raise ValueError(f"{where}: kind is {kind!r}, must be {', '.join(_RANKS)}; repair or delete the line")
-    _require(record, _RANKS[kind], where)
-    for layer in record.get("layers", []):
-        if not isinstance(layer, dict):
-            raise ValueError(f"{where}: layer {layer!r} must be an object; repair the line")
-        _require(layer, _LAYER, where)
 
 
 def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from pedyra.lora.inspection import read_json
+from pedyra.files import read_json
 from pedyra.runs.run_folder import RunFolder
 
 PACKAGES = (

@@ -13,7 +13,8 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.lora.inspection import find_adapter, read_json, read_tensors
+from pedyra.lora.folder import load_adapter
+from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
 from pedyra.methods.method import Adaptation
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe, load_recipe
@@ -106,8 +107,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
     if not folder.is_finished() and not folder.adapter.is_dir():
         raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
     adapter = find_adapter(run)
-    if "peft_type" not in read_json(adapter / "adapter_config.json"):  # a damaged file is told by its name
-        raise ValueError(f"{adapter / 'adapter_config.json'} is damaged: it names no peft_type")
+    read_adapter_config(adapter)  # a damaged file is told by its name
     read_tensors(adapter / "adapter_model.safetensors")
     return folder, recipe, adapter
 
@@ -121,7 +121,7 @@ def adapted_model(
     with warnings.catch_warnings():
         # It keeps its masks as `rank_pattern`, which PEFT reads only after it has warned that they name no module.
         warnings.filterwarnings("ignore", r"The following rank_pattern keys .*\.lora_E'", RuntimeWarning)
-        model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        model = load_adapter(base, adapter, is_trainable=True)
     for config in model.peft_config.values():
         if hasattr(config, "orth_reg_weight"):
             config.orth_reg_weight = 0.0  # type: ignore[attr-defined]

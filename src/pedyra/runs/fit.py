@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.utils.data import DataLoader
 
 from pedyra.fit.curve import Shape, by_type
 from pedyra.fit.cut import check_out, cut_folder, singular_basis
 from pedyra.fit.fit import Fit, Progress, fit_adapter
-from pedyra.lora.folder import SavedLora, check_plain, read_lora
+from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.lora.layer import rank_parameters
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe, check_recipe, load_recipe
@@ -95,7 +94,7 @@ def fit_folder(
     task = load_task(recipe.data, tokenizer, recipe.seed)
     progress("loading the model")
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    model = PeftModel.from_pretrained(base, str(lora.folder))
+    model = load_adapter(base, lora.folder)
     calibration, choice, proof = _parts(task, rows, recipe.seed)
     found = fit_adapter(
         model, calibration, choice, proof, tolerance=wanted.tolerance, parameters=wanted.parameters, shape=shape,

@@ -21,11 +21,12 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
-        rows = [row for row in read_rows(path) if row["step"] <= resumed_step and "train_loss" not in row]
+        known = read_rows(path, {"step": int, "seconds": (float, None)})
+        rows = [row for row in known if row["step"] <= resumed_step and "train_loss" not in row]
         if writes:
             write_file(path, "".join(map(json_line, rows)))
         self._resumed_step = self._last_step = resumed_step
-        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+        self._seconds_before = (rows[-1].get("seconds") or 0.0) if rows else 0.0
         self._seconds_here = 0.0
         self._started: float | None = None
 

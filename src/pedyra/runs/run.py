@@ -26,7 +26,7 @@ from pedyra.runs.processes import count_processes, is_first, wait_for_all
 from pedyra.runs.progress import TrainingProgress
 from pedyra.runs.run_folder import RunFolder
 from pedyra.runs.setup import Setup, set_up, trainable_parameters
-from pedyra.yaml_file import first_difference, parse_yaml
+from pedyra.yaml_file import first_difference, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
     folder.check(overwrite=overwrite, resume=resume)
     if not resume:
         return None
-    before = parse_yaml(folder.recipe.read_text("utf-8"), str(folder.recipe))
+    before = read_settings(folder.recipe, [], what="recipe", starts_with="model")
     changed = first_difference(before, recipe.model_dump(mode="json"))
     if changed:
         raise ValueError(

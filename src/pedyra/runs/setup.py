@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.checkpoint_folder import save_whole
+from pedyra.lora.layer_names import check_patterns
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.registry import get_method
@@ -149,6 +150,12 @@ def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
                 f"lora.modules_to_save: {wanted!r} matches no module of the model; it has "
                 f"{', '.join(name for name, _ in model.named_children())} and what is inside them"
             )
+    for key in ("target_modules", "exclude_modules"):
+        pattern = getattr(config, key)
+        try:
+            check_patterns([pattern] if isinstance(pattern, str) else [], names)
+        except ValueError as error:
+            raise ValueError(f"lora.{key}: {error}") from None
     excluded = config.exclude_modules
     for unwanted in () if excluded is None or isinstance(excluded, str) else sorted(excluded):
         if not any(name == unwanted or name.endswith(f".{unwanted}") for name in names):
@@ -156,11 +163,7 @@ def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
     if targets is None or targets == "all-linear":
         return
     if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise ValueError(f"lora.target_modules: {targets!r} is no regular expression: {error}") from None
-        unmatched = [] if any(map(pattern.fullmatch, names)) else [targets]
+        unmatched = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
     else:
         unmatched = [t for t in sorted(targets) if not any(name == t or name.endswith(f".{t}") for name in names)]
     if unmatched:

@@ -93,7 +93,8 @@ def write_texts(
 
 def _kept(file: Path, name: str, of: str) -> list[Sample]:
     """The finished samples in the file, which is left without what is of no use to this set any more."""
-    rows = read_rows(file)
+    sample = {"row": int, "sample": int, "text": str, "finished": bool, "tokens": int}
+    rows = read_rows(file, {"set": str, "of": str, **sample})
     useful = [row for row in rows if row["set"] != name or row["of"] == of]
     whole = "".join(map(json_line, useful))
     if file.is_file() and file.read_text(encoding="utf-8") != whole:  # also where a line was cut short

@@ -143,7 +143,7 @@ def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
     """JSON lines, or one JSON list of objects."""
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is no valid JSON list: {error}") from None
     if rows is None:
         rows = []
@@ -153,7 +153,7 @@ def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
                 continue
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} of {source} is no valid JSON: {error}") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
