@@ -142,6 +142,8 @@ def check_shape(value: Any, shape: Any, where: str, field: str = "") -> None:
     fits what is absent, too), [the shape of every item], {str: the shape of every value}, or {field: its shape}, beside
     which there may be others.
     """
+    if isinstance(shape, tuple):  # what may be absent, but is there: told is what is wrong inside of it
+        shape = next((each for each in shape if type(each) is type(value) in (dict, list)), shape)
     if isinstance(shape, dict) and isinstance(value, dict):
         for key, inner in (dict.fromkeys(value, shape[str]) if str in shape else shape).items():
             check_shape(value.get(key, _ABSENT), inner, where, f"{field}.{key}" if field else str(key))

@@ -18,20 +18,40 @@ from pedyra.yaml_file import read_settings
 
 Record = dict[str, Any]
 
-_SCORES = {str: (float, None)}
-# What a line of ranks.jsonl must hold, by its kind.
+_NUMBER = (float, None)
+_BY_LAYER = {str: _NUMBER}
+_EACH = ({str: [_NUMBER]}, None)
+# What the lines of the files must hold, as `check_shape` has it; ranks.jsonl by its kind.
+_METRICS = {
+    **{"step": int, "loss": _NUMBER, "value": _NUMBER, "eval_loss": _NUMBER, "metric": (str, None)},
+    **dict.fromkeys(("seconds", "train_steps_per_second", "trainable_parameters", "peak_memory_bytes"), _NUMBER),
+    "best_step": (int, None),
+}
+_CONTEST = {"layer": str, "outcome": str, "gain": float, "cost": float, "bar": float, "against": [list]}
+_STATE = {"step": int, "ranks": {str: int}, "parameters": (int, None)}
 _RANKS: dict[str, dict[str, Any]] = {
     "layers": {
         "layers": [{"name": str, "type": str, "depth": int, "rank": int}],
-        "budget": ({"total_rank": int, "parameters": int}, None),
+        "budget": ({"kind": (str, None), "total_rank": (int, None), "parameters": (int, None)}, None),
+        "schedule": ({"total_steps": (int, None), "adjustments": ([int], None)}, None),
     },
-    "snapshot": {"step": int, "ranks": {str: int}, "effective_rank": (_SCORES, None)},
+    "snapshot": {
+        **_STATE,
+        **{"effective_rank": (_BY_LAYER, None), "orthogonality": _EACH, "grad_norms": _EACH},
+    },
     "adjustment": {
-        **{"step": int, "ranks": {str: int}, "layer_scores": _SCORES},
-        **{"pruned": [[(str, float, None)]], "added": {str: int}},
+        **_STATE,
+        **{"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}, "seconds": _NUMBER},
+        "contests": (
+            [{"layer": str, "outcome": str, "gain": float, "cost": float, "bar": float, "against": [list]}],
+            None,
+        ),
     },
 }
-_FIT = {"parameters": int, "share": float, "predicted_cost": float, "measured_cost": (float, None)}
+_FIT = {
+    **{"parameters": int, "share": float, "predicted_cost": float},
+    **{"measured_cost": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,7 @@ def read_run(path: Path, label: str | None = None) -> Run:
     environment = {}
     if (path / "environment.json").exists():
         environment = read_json(path / "environment.json", {"versions": ({str: str}, None)})
-    metrics = read_rows(path / "metrics.jsonl", {"step": int})
+    metrics = read_rows(path / "metrics.jsonl", _METRICS)
     if not metrics:
         raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
     ranks = read_rows(path / "ranks.jsonl", {"kind": str})
