@@ -227,3 +227,9 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(call, monkeypatch):
     monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
     code, out, _ = call("train", "recipe.yaml")
     assert code == 130 and "pedyra train runs/recipe/recipe.yaml --resume" in out
+
+
+def test_a_message_with_a_long_value_is_short_and_keeps_the_repair(call):
+    code, _, told = call("train", "recipe.yaml", f"lora.{'x' * 2000}=1")
+    assert code == 2 and len(told) < 320 and told.startswith("Error: recipe.yaml: unknown key 'lora.xxx")
+    assert "modules_to_save" in told  # the end

@@ -246,7 +246,12 @@ def test_a_value_of_another_type_is_refused(override: str, message: str, recipe_
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [("Question:", r"has no \{column\} place"), ("{q", r"data.template '\{q': .*; a brace itself is written twice")],
+    [
+        ("Question:", r"has no \{column\} place"),
+        ("{q", r"data.template '\{q': .*; a brace itself is written twice"),
+        ("{q:>99999999999}", r"data.template: the place \{q:>99999999999\} says more than a width of at most 10000"),
+        ("{q:{width}}", r"data.template: the place \{q:\{width\}\} says more than a width"),
+    ],
 )
 def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):
     causal = ["data.kind=causal_lm", "data.source=d.csv", "data.completion=a"]

@@ -178,7 +178,9 @@ def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
 
 
 def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:
-    odd = sorted(set(record["ranks"]) ^ {layer.name for layer in layers})
+    names = {layer.name for layer in layers}
+    moved = {*record.get("added", {}), *(str(name) for row in record.get("pruned", ()) for name in row[:1])}
+    odd = sorted({*(set(record["ranks"]) ^ names), *(set(record.get("layer_scores") or names) ^ names), *moved - names})
     if odd:
         raise ValueError(
             f"{path}: the {record['kind']} at step {record['step']} and the first line disagree about layer "
