@@ -67,7 +67,8 @@ def test_a_read_only_disk_is_one_line(call, monkeypatch):
 
 def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
     call("train", "recipe.yaml")
-    for damaged, told in (("{", "is not valid JSON"), ("[1]", "it holds no JSON object"), ("{}", "names no peft_type")):
+    told_by = {"{": "is damaged", "[1]": "must be an object", "{}": "peft_type is nothing, must be text"}
+    for damaged, told in told_by.items():
         (tmp_path / "runs/recipe/adapter/adapter_config.json").write_text(damaged)
         code, _, stderr = call("eval", "runs/recipe")
         assert code == 2
