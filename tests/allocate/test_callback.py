@@ -304,10 +304,10 @@ def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, t
 @pytest.mark.parametrize(
     ("faked", "message"),
     [
-        ({"deepspeed": "zero2.json"}, "under DeepSpeed yet; train without args.deepspeed"),
-        ({"fsdp": "full_shard"}, "under FSDP yet; train without args.fsdp"),
-        ({"world_size": 2}, "under 2 processes in a Linear yet; use DDP, without torch_compile, or one process"),
-        ({"n_gpu": 2}, "under DataParallel over 2 GPUs yet; set CUDA_VISIBLE_DEVICES"),
+        ({"deepspeed": "zero2.json"}, "under DeepSpeed; train under DDP, without args.deepspeed"),
+        ({"fsdp": "full_shard"}, "under Trainer's FSDP; train under DDP, or by fully_shard in your own loop"),
+        ({"world_size": 2}, "under 2 processes in a Linear; use DDP, without torch_compile, or one process"),
+        ({"n_gpu": 2}, "under DataParallel over 2 GPUs; set CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_wrappers_in_which_a_resize_would_diverge_are_refused(faked, message):

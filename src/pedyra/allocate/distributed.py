@@ -108,16 +108,15 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
     Raises:
         ValueError: another wrapper; a resize inside it would diverge or crash.
     """
-    wrapper = None
-    if args.deepspeed:
-        wrapper, repair = "DeepSpeed", "train without args.deepspeed"
-    elif getattr(args, "fsdp", None):
-        wrapper, repair = "FSDP", "train without args.fsdp"
+    wrapper, kind = None, type(wrapped).__name__
+    if args.deepspeed or kind == "DeepSpeedEngine":  # `accelerate launch` sets up both without an argument of Trainer
+        wrapper, repair = "DeepSpeed", "train under DDP, without args.deepspeed: an adapter's own state is small"
+    elif getattr(args, "fsdp", None) or kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
+        wrapper, repair = "Trainer's FSDP", "train under DDP, or by fully_shard in your own loop (docs/scaling.md)"
     elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
-        kind = type(wrapped).__name__
         wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, without torch_compile, or one process"
     elif args.n_gpu > 1:
         wrapper, repair = f"DataParallel over {args.n_gpu} GPUs", "set CUDA_VISIBLE_DEVICES to one of them"
     if wrapper is not None:
-        raise ValueError(f"RankCallback does not support training under {wrapper} yet; {repair}")
+        raise ValueError(f"RankCallback does not support training under {wrapper}; {repair}")
     return wrapped if isinstance(wrapped, DistributedDataParallel) else None

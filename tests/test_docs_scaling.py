@@ -1,0 +1,151 @@
+"""docs/scaling.md: its formulas count what is really exchanged, and its table is these formulas' arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from together import can_fork, together
+
+from pedyra.allocate.schedule import parts_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+Shapes = Sequence[tuple[int, int]]
+"""(in, out) of every adapted layer."""
+
+
+def gradient_bytes(shapes: Shapes, rank: int) -> int:
+    """Of one step: A and B in float32."""
+    return 4 * sum(rank * (width + out) for width, out in shapes)
+
+
+def sketch_bytes(shapes: Shapes, q: int, steps: int, trials: Sequence[int] = ()) -> int:
+    """Of the default method's sketch before one adjustment; `trials` triples on trial in every layer."""
+    first, second, third = parts_of(steps)
+    total = 0
+    for index, (width, out) in enumerate(shapes):
+        probes = min(q, width, out)
+        judged = probes + (trials[index] if trials else 0)
+        total += first * probes * out + second * probes * width + third * (judged * (out + 1) + 1)
+    return 4 * total
+
+
+def input_bytes(shapes: Shapes) -> int:
+    """Of one step that the paper's method observes: sums of squares per feature, and counts of tokens."""
+    return 4 * (sum(width for width, _ in shapes) + len(shapes))
+
+
+def check_bytes(shapes: Shapes) -> int:
+    """Of comparing the triples of all processes: the least and the most of three sums a layer."""
+    return 8 * 2 * 3 * len(shapes)
+
+
+def counted(rank: int, size: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Bytes that pedyra itself exchanges in a run by hand of 24 steps, and its history."""
+    sys.path.insert(0, str(Path(__file__).parent / "allocate"))
+    from test_data_parallel import by_hand
+
+    sent, reduce = [], dist.all_reduce
+
+    def counting(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.append(tensor.numel() * tensor.element_size())
+        return reduce(tensor, *args, **kwargs)
+
+    dist.all_reduce = counting
+    history = by_hand(rank, size, settings)["history"]
+    return {"sent": sum(sent), "history": history}
+
+
+NET = [(8, 12), (12, 6), (6, 6)]
+"""What `by_hand` trains."""
+
+
+@pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
+@pytest.mark.parametrize("method", ["default", "paper"])
+def test_what_is_exchanged_is_what_the_formulas_say(method):
+    settings: Any = {"interval": 6, "final_warmup": 3, "moves": 4, "certainty": 0.0, "margin": 1e-3, "reassignment": 0}
+    if method == "paper":
+        settings = {"interval": 4, "initial_warmup": 2, "final_warmup": 6, "moves": 3, "alpha": 0.5, "start": "lora"}
+    found = together(counted, 2, settings)[0]
+    history = found["history"]
+    moved = sum(bool(record["pruned"] or record["added"]) for record in history)
+    expected = (1 + len(history) + moved) * check_bytes(NET)  # after the first step, at adjustments and after moves
+    if method == "paper":
+        expected += history[-1]["step"] * input_bytes(NET)  # 14 steps: an average forgets in 103
+    else:
+        for record in history:
+            tried = [sum(row[0] == name for row in record["trials"]) for name in record["ranks"]]
+            expected += sketch_bytes(NET, 8, 6, tried)
+    assert moved and found["sent"] == expected
+
+
+MODELS: dict[str, tuple[int, int, int, int, float]] = {
+    "8B": (4096, 14336, 1024, 32, 8.0e9),
+    "70B": (8192, 28672, 1024, 80, 70.6e9),
+    "405B": (16384, 53248, 1024, 126, 405e9),
+}
+"""Llama 3: width, width of the feed-forward part, of keys and values, blocks, parameters."""
+
+
+def blocks(model: str) -> Shapes:
+    """Its linear layers but the head."""
+    width, wide, keys, depth, _ = MODELS[model]
+    block = [(width, width), (width, keys), (width, keys), (width, width), (width, wide), (width, wide), (wide, width)]
+    return block * depth
+
+
+def table() -> Iterator[str]:
+    """LoRA r = 16 in all linear layers, adapters in float32, the base in bfloat16; MB that each GPU sends in a step."""
+    yield "| model | GPUs | gradients | default method, sketching | paper's, observing | FSDP2: the base, twice |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for model, (*_, parameters) in MODELS.items():
+        shapes = blocks(model)
+        for gpus in (8, 64, 1024):
+            ring = 2 * (gpus - 1) / gpus  # of an all-reduce; a gather sends half of it
+            sent = gradient_bytes(shapes, 16), sketch_bytes(shapes, 8, 100) / 100, input_bytes(shapes)
+            gathered = 2 * (gpus - 1) / gpus * 2 * parameters
+            cells = [f"{ring * each / 1e6:,.0f}" for each in sent] + [f"{gathered / 1e6:,.0f}"]
+            yield f"| {model} | {gpus:,} | {' | '.join(cells)} |"
+
+
+def test_the_table_is_the_arithmetic_of_the_formulas():
+    _, found, below = PAGE.read_text().partition("<!-- table of tests/test_docs_scaling.py -->\n")
+    assert found and below.split("\n\n")[0].splitlines() == list(table())
+
+
+def differences() -> Iterator[str]:
+    """Measured: the largest difference of a weight update to one process, in float32, at the end of 24 steps."""
+    from test_data_parallel import PAPER, TRIALS, by_hand, by_trainer, flat
+    from test_sharded import by_fully_shard, by_tensor_parallel
+
+    yield "| engine | method | 2 processes | 4 processes |"
+    yield "| --- | --- | --- | --- |"
+    engines = {
+        "DDP, own loop": by_hand,
+        "DDP, Trainer": by_trainer,
+        "FSDP2, own loop": by_fully_shard,
+        "tensor parallel base, own loop": by_tensor_parallel,
+    }
+    for engine, work in engines.items():
+        for method, settings in (("default", TRIALS), ("paper", PAPER)):
+            cells = []
+            with TemporaryDirectory() as folder:
+                given = {size: (f"{folder}/{size}",) if work is by_trainer else () for size in (1, 2, 4)}
+                (alone,) = together(work, 1, settings, *given[1])
+                for size in (2, 4):
+                    first, *others = together(work, size, settings, *given[size])
+                    assert all(other == first for other in others)
+                    ranks = [[record["ranks"] for record in each["history"]] for each in (first, alone)]
+                    assert ranks[0] == ranks[1]
+                    pairs = zip(flat(first["updates"]), flat(alone["updates"]), strict=True)
+                    cells.append(f"{max(abs(a - b) for a, b in pairs):.0e}")
+            yield f"| {engine} | {method} | {cells[0]} | {cells[1]} |"
+
+
+if __name__ == "__main__":  # PYTHONPATH=tests:tests/allocate python tests/test_docs_scaling.py
+    print(*table(), "", *differences(), sep="\n")
