@@ -299,6 +299,9 @@ def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, t
     model.delete_adapter("default")
     with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
         _ = allocator.ranks
+    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
+        allocator.before_step()
+    allocator.release()
 
 
 @pytest.mark.parametrize(

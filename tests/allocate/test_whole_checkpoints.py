@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from file_changes import from_change, killed_at
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from pedyra.allocate.checkpoint_folder import checkpoint_step, find_flaw, list_checkpoints
 
-KILLED, CHANGES = 77, ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
-
-
-def killed_at(point: int, folder: Path, act: Callable[[], Any]) -> bool:
-    """Run `act` in a child process that ends before its `point`-th change in `folder`; whether it came as far."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads; none of them is used
-        child = os.fork()
-    if child == 0:
-        left = [point]
-
-        def die(event: str, arguments: tuple[Any, ...]) -> None:
-            if event not in CHANGES or str(folder) not in str(arguments[0]):
-                return
-            if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
-                return
-            left[0] -= 1
-            if left[0] == 0:
-                os._exit(KILLED)
-
-        sys.addaudithook(die)
-        try:
-            act()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, KILLED)
-    return code == KILLED
-
 
 @pytest.mark.parametrize(("limit", "step"), [(1, 8), (1, 10), (2, 10)], ids=["written again", "1 kept", "2 kept"])
-def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(limit, step, make_trainer, tmp_path):
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(
+    limit, step, make_trainer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # which is for a loss of power, and takes half of the time
     run, before = tmp_path / "run", tmp_path / "before"
     trainer, callback = make_trainer(run, save_strategy="steps", save_steps=4, save_total_limit=limit, max_steps=8)
     trainer.train()
@@ -70,6 +41,29 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(lim
     assert steps == sorted(steps) and (steps[0], steps[-1]) == (8, step) and point > 20
     kept = [4, 8] if step == 8 else [8, step]
     assert {path.name for path in run.iterdir()} == {f"checkpoint-{each}" for each in kept[-limit:]}
+
+
+def test_a_disk_that_is_full_at_any_write_of_a_save_leaves_the_last_checkpoint_alone(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path, save_strategy="steps", save_steps=4, save_total_limit=1, max_steps=8)
+    trainer.train()
+    trainer.state.global_step = callback.allocator._steps.taken = 10
+
+    def full(event: str) -> None:
+        if event in ("open", "os.mkdir"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for point in range(1, 100):
+        with from_change(point, tmp_path, full) as failed:
+            try:
+                trainer._save_checkpoint(trainer.model, None)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        last = get_last_checkpoint(str(tmp_path))
+        assert last is not None and find_flaw(Path(last), with_ranks=True) is None, failed
+        if checkpoint_step(Path(last)) == 10:
+            break
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"], failed  # and no space is taken
+    assert point > 10
 
 
 def test_a_save_after_a_kill_removes_what_the_kill_has_left(make_trainer, tmp_path):

@@ -22,8 +22,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -37,8 +38,8 @@ from pedyra import RankCallback, RankConfig
 from pedyra.cli import main as pedyra
 from pedyra.runs import run as _  # noqa: F401 (loaded once, before the forks)
 
-SCHEDULE = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
-RECIPE = {
+SCHEDULE: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
+RECIPE: dict[str, Any] = {
     "method": "pedyra-paper",
     "model": {"name": "tiny-bert"},
     "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 16},
@@ -70,7 +71,7 @@ def by_command(folder: Path, limit: int) -> None:
 def by_script(folder: Path, limit: int) -> None:
     """A user's own Trainer; only the callback is pedyra's."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     base = BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=16, **sizes))
     lora = LoraConfig(r=3, task_type="SEQ_CLS", target_modules=["query", "value", "dense"])
     ids = torch.randint(3, 40, (32, 6))
@@ -138,14 +139,20 @@ def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
     return load_file(folder / "run" / "adapter" / "adapter_model.safetensors"), moved
 
 
-def soak(kills: int, seed: int, folder: Path, *, told: Callable[[str], None] = print) -> dict[str, int]:
+Way = tuple[Callable[[Path, int], None], int]
+WAYS: list[Way] = [(act, limit) for act in (by_command, by_script) for limit in (1, 2)]
+"""What trains into a folder, and its save_total_limit."""
+
+
+def soak(
+    kills: int, seed: int, folder: Path, *, ways: Sequence[Way] = WAYS, told: Callable[[str], None] = print
+) -> dict[str, int]:
     """Kill and resume until `kills` were made; {"kills", "trainings", "equal"}.
 
     Raises:
         RuntimeError: a training could not go on; the message has what it said.
     """
     chance, done, trainings, equal = random.Random(seed), 0, 0, 0
-    ways = [(act, limit) for act in (by_command, by_script) for limit in (1, 2)]
     whole, seconds = {}, {}
     while done < kills:
         act, limit = ways[trainings % len(ways)]

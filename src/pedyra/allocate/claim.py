@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pedyra.lora.factors import AFactor
 from pedyra.lora.fused import fuse, unfuse
-from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.layer import AdaptedLayer, holds_triples
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +74,13 @@ def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
 
 def give_up(layers: Sequence[AdaptedLayer]) -> None:
     """The inverse of `claim`."""
-    for layer in layers:
+    for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         _OWNERS.pop(layer.a, None)
 
 
 def switch_on(layers: Sequence[AdaptedLayer]) -> None:
     """Take probes out of the slots, and switch every triple on."""
-    for layer in layers:
+    for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         a, b = layer.a, layer.b
         a.probe = b.probe = a.energy = None
         if a.kept_directions is not None:  # seldom, and to set a module's attribute takes longer than to look at it
@@ -98,9 +98,7 @@ def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> weakref.fi
 
 
 def _switch_on_ownerless(layers: Sequence[AdaptedLayer]) -> None:
-    # Not deleted since, nor detached.
-    there = [x for x in layers if x.adapter in x.module.lora_A and isinstance(x.a, AFactor)]
-    owners = ((layer, _OWNERS.get(layer.a)) for layer in there)
+    owners = ((layer, _OWNERS.get(layer.a)) for layer in filter(holds_triples, layers))
     switch_on([layer for layer, owner in owners if owner is None or owner() is None])
 
 

@@ -148,8 +148,9 @@ class RankAllocator:
                 the probes of a sketch, nor what a method's hooks see in the backward pass.
 
         Raises:
-            ValueError: a second call in one step.
+            ValueError: a second call in one step, or the adapter was deleted.
         """
+        _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
         step = self._steps.begin()
         self._follow_loaded()
         self.run.before_step(step, loss_scale)
