@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def make_trainer(make_bert: Any, rows: list[dict[str, Any]], quick: Any) -> Call
             dataloader_pin_memory=False,
             label_names=["labels"],
         )
+        if "activation_checkpointing" not in {field.name for field in fields(TrainingArguments)}:  # its older name
+            arguments = {name.replace("activation_ch", "gradient_ch"): value for name, value in arguments.items()}
         trainer = trainer_class(
             model=make_bert(**(lora or {})) if model is None else model,
             args=TrainingArguments(str(out), **{**settings, **arguments}),
