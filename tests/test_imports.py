@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     "lora": {"config"},
     "fit": {"lora"},
     "allocate": {"config", "lora"},
-    "methods": {"config", "lora", "allocate"},
+    "methods": {"config", "lora", "fit", "allocate"},
     "tasks": {"config", "recipe_sections", "generate_section"},
     "models": {"config", "lora", "recipe_sections", "tasks"},
     "runs": {"config", "lora", "fit", "allocate", "methods", "recipe", "recipe_sections", "tasks", "models"},

@@ -12,7 +12,7 @@ from pedyra.spelling import did_you_mean
 
 # Values a string field may take; design decisions behind each are in docs/how_it_works.md.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "budget": ("parameters", "ranks"),
+    "budget": ("parameters", "ranks", "fit"),
     "start": ("lora", "svd"),
     "score_norm": ("mean", "rank", "none"),
     "input_norm": ("mean_square", "rms"),
@@ -103,7 +103,13 @@ class RankConfig:
     """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
 
     budget: str = "parameters"
-    """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant)."""
+    """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant). "fit":
+    nothing; the run ends with the smallest adapter that gives up at most `tolerance` of what was won."""
+    tolerance: float = 0.01
+    """With budget "fit": the part of what fine-tuning won, the fall of the loss, that may be given up."""
+    target_rank: int | None = None
+    """With budget "fit": end with the parameters of a LoRA of this rank, whatever that costs, placed where they are
+    worth most; begin with about four times the rank. None: `tolerance` decides how many."""
     min_rank: int = 0
     """No layer falls below this rank (paper: 1)."""
     max_rank: int | None = None
@@ -136,11 +142,18 @@ class RankConfig:
             raise ValueError(f"rank.orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         if self.fused != "auto":
             _check_switches(self, "fused")
-        for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
+        for name, least in (("moves", 0), ("max_rank", 1), ("target_rank", 1), ("min_rank", 0), ("seed", 0)):
             if getattr(self, name) is not None or name in ("min_rank", "seed"):
                 check_count(f"rank.{name}", getattr(self, name), least)
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError(f"rank.max_rank is {self.max_rank}, below rank.min_rank {self.min_rank}; raise it")
+        _check_numbers(self, "tolerance")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"rank.tolerance is {self.tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
+        if self.target_rank is not None and self.budget != "fit":
+            raise ValueError(f"rank.target_rank is {self.target_rank}, a size for rank.budget 'fit'; set that")
+        if self.budget == "fit" and self.importance is not None:
+            raise ValueError("rank.budget is 'fit', of method pedyra; the paper's conserves ranks or parameters")
         if not isinstance(self.importance, Importance | None):
             raise ValueError(f"rank.importance is {self.importance!r}; it must be an Importance, or left out")
 

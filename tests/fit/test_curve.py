@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pedyra.fit.calibration import Calibration, Measured
 from pedyra.fit.curve import Point, Shape, by_type, num_parameters, point, removal_order, sizes, whole, within
+from pedyra.fit.gramians import Calibration, Measured
 from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
 from pedyra.fit.worth import Balance, Predicted
 
@@ -22,7 +22,7 @@ def calibration() -> Calibration:
         values = (2 * torch.tensor(costs).double()).sqrt()  # n s^2 / 2 with n = 1
         eye = torch.eye(len(costs)).double()
         layers[name] = Measured(Balance(eye, eye, values), -torch.tensor([costs, costs]).double(), 1.0, price)
-    return Calibration(layers, torch.tensor([4.0, 4.0]).double(), 0.5, 0)
+    return Calibration(layers, torch.tensor([4.0, 4.0]).double(), 0)
 
 
 def ranks(points: list[Point]) -> list[tuple[int, int]]:

@@ -82,7 +82,7 @@ def switch_on(layers: Sequence[AdaptedLayer]) -> None:
     """Take probes out of the slots, and switch every triple on."""
     for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         a, b = layer.a, layer.b
-        a.probe = b.probe = a.energy = None
+        a.probe = b.probe = a.energy = a.observer = None
         if a.kept_directions is not None:  # seldom, and to set a module's attribute takes longer than to look at it
             a.kept_directions = None
 

@@ -22,6 +22,9 @@ from pedyra.config import RankConfig
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 
+Closure = Callable[[], Tensor]
+"""The mean loss of a step's batch, computed again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -111,8 +114,9 @@ class MethodRun(Protocol):
         """After step `step` (0 before the first): make ready for what the next one is to show."""
         ...
 
-    def before_step(self, step: int, loss_scale: float) -> None:
-        """The gradients of step `step` are complete. What no optimizer unscales is `loss_scale` times as large."""
+    def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
+        """The gradients of step `step` are complete. What no optimizer unscales is `loss_scale` times as large.
+        `closure`, where the loop gives one, is the loss of the step's batch once more."""
         ...
 
     def skip_step(self) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from pedyra.allocate.checks import checked_config, checked_steps, max_ranks
 from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, switch_on_after, trainable
 from pedyra.allocate.compilation import is_compiled, mark_ranks, mark_sketch
-from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation, default_method
+from pedyra.allocate.contract import Closure, Decision, MethodRun, RankMethod, Run, Situation, default_method
 from pedyra.allocate.diagnostics import describe, snapshot
 from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
@@ -140,10 +140,12 @@ class RankAllocator:
         self._compiled = True
         mark_ranks(self.layers)
 
-    def before_step(self, *, loss_scale: float = 1.0) -> None:
+    def before_step(self, *, loss_scale: float = 1.0, closure: Closure | None = None) -> None:
         """Have the gradients of this optimizer step observed, then add the gradient of Eq. (2) to them.
 
         Args:
+            closure: computes the mean loss of this step's batch again, for `budget="fit"` in a loop whose model is not
+                given labels: `lambda: loss(model(x), y)`. It is called in evaluation mode, in a few steps only.
             loss_scale: what a GradScaler multiplied the loss by. It unscales the parameters of its optimizer, but not
                 the probes of a sketch, nor what a method's hooks see in the backward pass.
 
@@ -153,7 +155,7 @@ class RankAllocator:
         _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
         step = self._steps.begin()
         self._follow_loaded()
-        self.run.before_step(step, loss_scale)
+        self.run.before_step(step, loss_scale, closure)
         if self.config.orth_weight > 0:
             add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
 

@@ -112,7 +112,7 @@ def run_method(spec: MethodSpec, setting: Setting) -> Outcome:
         value.backward()
         if setting.clip is not None:
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], setting.clip)
-        loop.step()
+        loop.step(lambda batch=batch: setting.loss(model, batch))
         scheduler.step()
     history = [] if loop.allocator is None else loop.allocator.history
     loop.finish()
@@ -132,9 +132,10 @@ def request(spec: MethodSpec, setting: Setting) -> Request:
     base = copy.deepcopy(setting.base)
     if get_method(spec.name).quantization is not None:
         quantise_linears(base, setting.layers)
-    alpha: Any = setting.scaling * setting.rank
-    lora = LoraConfig(r=setting.rank, lora_alpha=alpha, target_modules=list(setting.layers))
-    given = {{"init": "init_lora_weights", "dropout": "lora_dropout"}.get(k, k): v for k, v in spec.lora.items()}
+    names = {"init": "init_lora_weights", "dropout": "lora_dropout"}
+    given = {names.get(key, key): value for key, value in spec.lora.items()}
+    rank = given.pop("r", setting.rank)
+    lora = LoraConfig(r=rank, lora_alpha=setting.scaling * rank, target_modules=list(setting.layers))  # type: ignore
     ranks = layer_ranks(base, given.pop("ranks", None))
     lora = changed(lora, **given)
     if ranks is not None:

@@ -14,8 +14,8 @@ from pedyra.config import Importance, RankConfig
 from pedyra.methods.registry import METHODS, check_ranks, get_method
 from pedyra.spelling import did_you_mean
 
-LORA = ("ranks", "dropout", "init", "use_dora", "use_rslora")
-"""Keys of a recipe's `lora` that a benchmark leaves open; rank, scaling and layers are its own."""
+LORA = ("ranks", "r", "dropout", "init", "use_dora", "use_rslora")
+"""Keys of a recipe's `lora` that a benchmark leaves open; scaling and layers are its own, as is an r not given."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pedyra.fit.worth import Balance, balance, gate_slopes
+from pedyra.fit.gramians import Calibration, Gramians
+from pedyra.fit.worth import Balance
 from pedyra.lora.layer import rank_parameters
 
 Batch = Mapping[str, Any]
@@ -54,61 +54,6 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     return found
 
 
-@dataclass
-class LayerSums:
-    """Sums of one layer over the batches so far; in float32, where the layer is."""
-
-    P: Tensor
-    """Sum of h h^T `(r, r)` over the tokens whose gradient is not zero: padding has none."""
-    Q: Tensor
-    """Sum of g g^T `(r, r)`, of the loss of one sample."""
-    tokens: Tensor
-    K: list[Tensor] = field(default_factory=list)
-    """Per batch the sum of h g^T `(r, r)`, of the batch's mean loss."""
-    open: Tensor | None = None
-    """K of the batch that is running."""
-
-    def add(self, h: Tensor, g: Tensor, samples: int) -> None:
-        """The tokens of one call: h and g `(..., r)`, g of the batch's mean loss."""
-        h, g = h.detach().flatten(0, -2).float(), g.detach().flatten(0, -2).float()
-        counts = (g != 0).any(-1, keepdim=True)
-        h = h * counts
-        K = h.T @ g
-        self.open = K if self.open is None else self.open + K
-        self.P += h.T @ h
-        self.Q += (g.T @ g) * float(samples) ** 2
-        self.tokens += counts.sum()
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a calibration knows of one layer."""
-
-    basis: Balance
-    slopes: Tensor
-    """(batches, r): of every direction's gate."""
-    tokens_per_sample: float
-    price: int
-    """Parameters of one direction."""
-
-    @property
-    def rank(self) -> int:
-        return len(self.basis.values)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a calibration pass measured."""
-
-    layers: dict[str, Measured]
-    samples: Tensor
-    """(batches,): samples of each."""
-    loss: float
-    """Mean over samples."""
-    skipped: int
-    """Batches left out, whose loss or slopes were not finite."""
-
-
 def calibrate(
     model: nn.Module, batches: Iterable[Batch], *, adapter: str = "default", loss: Loss = model_loss
 ) -> Calibration:
@@ -118,67 +63,49 @@ def calibrate(
         ValueError: no batch, or none whose loss is finite.
     """
     layers = lora_layers(model, adapter)
-    sums = {name: _empty(module.lora_A[adapter]) for name, module in layers.items()}
-    kept: list[tuple[int, float]] = []
-    skipped, total = 0, 0
-    with _evaluating(model), _frozen(model):
-        for batch in batches:
-            samples, total = num_samples(batch), total + 1
-            before = {name: (s.P.clone(), s.Q.clone(), s.tokens.clone()) for name, s in sums.items()}
-            with _reading(layers, adapter, sums, samples):
-                value = loss(model, batch)
-                if value.requires_grad:
-                    value.backward()
-            found = [s.open for s in sums.values() if s.open is not None]
-            if not value.isfinite() or not all(K.isfinite().all() for K in found):
-                skipped += 1
-                for name, s in sums.items():
-                    s.P, s.Q, s.tokens = before[name]
-                    s.open = None
-                continue
-            for s in sums.values():
-                s.K.append(torch.zeros_like(s.P) if s.open is None else s.open)
-                s.open = None
-            kept.append((samples, float(value.detach())))
-    if len(kept) < 2:
-        raise ValueError(f"{len(kept)} of {total} calibration batches have a finite loss, and it takes two; give more")
-    counts = torch.tensor([float(samples) for samples, _ in kept]).double()
-    mean = sum(samples * value for samples, value in kept) / float(counts.sum())
-    measured = {name: _measure(sums[name], layers[name], adapter, float(counts.sum())) for name in layers}
-    return Calibration(measured, counts, mean, skipped)
-
-
-def _empty(slot: Any) -> LayerSums:
-    rank, device = slot.weight.shape[0], slot.weight.device
-    return LayerSums(torch.zeros(rank, rank, device=device), torch.zeros(rank, rank, device=device),
-                     torch.zeros((), device=device))  # fmt: skip
-
-
-def _measure(sums: LayerSums, module: Any, adapter: str, samples: float) -> Measured:
-    tokens = float(sums.tokens)
-    basis = balance(sums.P.cpu() / max(1.0, tokens), sums.Q.cpu() / max(1.0, tokens))
-    A, B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-    return Measured(
-        basis, gate_slopes(torch.stack(sums.K).cpu(), basis), tokens / samples, rank_parameters(A.shape[1], B.shape[0])
+    slots = {name: module.lora_A[adapter] for name, module in layers.items()}
+    gramians = Gramians(
+        {name: slot.weight.shape[0] for name, slot in slots.items()},
+        {name: slot.weight.device for name, slot in slots.items()},
     )
+    total = 0
+    with evaluating(model), _frozen(model), _reading(slots, gramians):
+        for batch in batches:
+            total += 1
+            value = loss(model, batch)
+            if value.requires_grad:
+                value.backward()
+            gramians.close(torch.where(value.detach().isfinite(), float(num_samples(batch)), 0.0))
+    prices = {
+        name: rank_parameters(slots[name].weight.shape[1], module.lora_B[adapter].weight.shape[0])
+        for name, module in layers.items()
+    }
+    found = gramians.calibration(prices) if total else None
+    usable = 0 if found is None else len(found.samples)
+    if found is None or usable < 2:
+        raise ValueError(f"{usable} of {total} calibration batches have a finite loss, and it takes two; give more")
+    return found
 
 
 @contextmanager
-def _reading(layers: dict[str, Any], adapter: str, sums: dict[str, LayerSums], samples: int) -> Iterator[None]:
-    """While it lasts, what the A slots give is a leaf of the graph, and its gradient is added up with it."""
+def _reading(slots: Mapping[str, nn.Module], gramians: Gramians) -> Iterator[None]:
+    """While it lasts, what the A slots give is a leaf of the graph, and is seen with its gradient."""
 
     def reader(name: str) -> Callable[..., Tensor]:
+        observe = gramians.observer(name)
+
         def read(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return h
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
-            h.register_hook(lambda g: sums[name].add(h, g, samples))
+            seen = h.detach()  # a hook that held h itself would keep it alive
+            h.register_hook(lambda g: observe(seen, g))
             return h
 
         return read
 
-    handles = [module.lora_A[adapter].register_forward_hook(reader(name)) for name, module in layers.items()]
+    handles = [slot.register_forward_hook(reader(name)) for name, slot in slots.items()]
     try:
         yield
     finally:
@@ -187,7 +114,8 @@ def _reading(layers: dict[str, Any], adapter: str, sums: dict[str, LayerSums], s
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the model is in evaluation mode."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -219,7 +147,7 @@ def truncated(model: nn.Module, calibration: Calibration, ranks: Mapping[str, in
             continue
         handles.append(module.lora_A[adapter].register_forward_hook(_projecting(measured.basis, ranks[name])))
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
         for handle in handles:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pedyra.fit.calibration import Calibration
-from pedyra.fit.worth import Predicted, predicted_cost, removal_costs
+from pedyra.fit.gramians import Calibration
+from pedyra.fit.worth import Predicted, predicted_cost
 
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters at which the curve is measured: about a factor of 1.4 apart, down to one direction in all."""
@@ -98,8 +98,8 @@ def removal_order(calibration: Calibration) -> list[str]:
     """The layer that loses its last direction, again and again: what costs least per parameter first."""
     entries = []
     for position, (name, layer) in enumerate(calibration.layers.items()):
-        costs = removal_costs(layer.basis.values, layer.tokens_per_sample) / layer.price
-        entries += [(float(cost), position, -index, name) for index, cost in enumerate(costs)]
+        costs = (layer.costs / layer.price).tolist()
+        entries += [(cost, position, -index, name) for index, cost in enumerate(costs)]
     return [name for *_, name in sorted(entries)]
 
 

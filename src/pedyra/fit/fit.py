@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pedyra.fit.calibration import Batch, Calibration, Loss, calibrate, model_loss, num_samples, truncated
+from pedyra.fit.calibration import Batch, Loss, calibrate, model_loss, num_samples, truncated
 from pedyra.fit.curve import Point, Shape, point, sizes, whole, within
+from pedyra.fit.gramians import Calibration
 from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
 
 Progress = Callable[[str], None]

@@ -37,6 +37,19 @@ def _z(asked: int) -> float:
     return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / max(1, asked))
 
 
+def student(level: float, count: int) -> float:
+    """How many standard errors the mean of `count` values is above the truth with probability `level` at most.
+
+    Student's t with count - 1 degrees of freedom, by the expansion of Cornish and Fisher (within 1 % from 7 on at the
+    levels that are asked for here).
+    """
+    z, n = NormalDist().inv_cdf(1 - level), max(1, count - 1)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
+
+
 def paired(with_set: Sequence[float], without: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
     """Mean of the paired differences (without - with), weighted by samples, and its standard error over batches."""
     total, count = sum(weights), len(weights)

@@ -5,6 +5,7 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,11 @@ from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
 
 if TYPE_CHECKING:
     from pedyra.lora.start import Start
+
+
+Observer = Callable[[Tensor, Tensor], None]
+"""Is given h = x (E A)^T `(..., r)` and the gradient of the loss with respect to it, in the backward pass: once for
+each call of a layer, under activation checkpointing too, whatever forward computes it."""
 
 
 class AFactor(nn.Module):
@@ -44,10 +50,12 @@ class AFactor(nn.Module):
     kept_directions: Tensor | None
     """A projection `(r, r)` that E A is multiplied with while training: it leaves out triples, or directions across
     them, that are switched off to see what they are worth. None: all are on."""
+    observer: Observer | None
+    """Sees every call that takes a gradient. None: nobody looks."""
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
-        self.probe = self.kept_directions = self.energy = None
+        self.probe = self.kept_directions = self.energy = self.observer = None
         self._parameters["A"] = A
         self.E = E
         self.register_buffer("origin", None, persistent=False)
@@ -117,7 +125,7 @@ class AFactor(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a pickle, is nobody's: no allocator would take the probes out of it, or switch its triples on.
-        return self.__dict__ | {"probe": None, "energy": None, "kept_directions": None}
+        return self.__dict__ | {"probe": None, "energy": None, "kept_directions": None, "observer": None}
 
     def on_kept_directions(self, weight: Tensor) -> Tensor:
         """`weight` (A or E A) without the directions that are switched off, in its own type even under autocast.
@@ -156,7 +164,7 @@ class AFactor(nn.Module):
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
         weight = self.on_kept_directions(self.weight)
         if self.probe is None:
-            return F.linear(x, weight)
+            return observed(F.linear(x, weight), self.observer)
         h = F.linear(x, torch.cat([weight, self.probe.to(weight)]))
         if (energy := self.counting) is not None:
             add_energy(energy, h.detach()[..., len(weight) :], x)
@@ -197,6 +205,14 @@ class AFactor(nn.Module):
             return  # what is there already; keep its split into A and E
         self.A = loaded(self.A, weight, local_metadata)
         self.E = loaded(self.E, self.identity_e(weight.shape[0]), local_metadata)
+
+
+def observed(h: Tensor, observer: Observer | None) -> Tensor:
+    """h, whose gradient the observer will be given with it."""
+    if observer is not None and h.requires_grad:
+        seen = h.detach()  # a hook that held h itself would keep it alive
+        h.register_hook(lambda g: observer(seen, g))
+    return h
 
 
 @torch.no_grad()

@@ -52,7 +52,18 @@ class FusedLinear(Linear):
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
         A = a.on_kept_directions(a.A)  # where E is not 1, rows are off, and E may come after
-        operands = base.weight, base.bias, A, a.E, b.weight, a.probe, b.probe, self.scaling[name], a.counting
+        operands = (
+            base.weight,
+            base.bias,
+            A,
+            a.E,
+            b.weight,
+            a.probe,
+            b.probe,
+            self.scaling[name],
+            a.counting,
+            a.observer,
+        )
         to_weight = _adds_to_weight(x, base.weight, a.A)
         if _composes(x, base.weight, a.A, _LEAST_ELEMENTS[to_weight]):
             return composed(x, *operands)

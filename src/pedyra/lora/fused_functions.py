@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pedyra.lora.factors import add_energy
+from pedyra.lora.factors import Observer, add_energy, observed
 from pedyra.lora.shared_input import Handover
 
 
 def composed(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor, P: Tensor | None, Q: Tensor | None,
-    scaling: float, energy: Tensor | None,
+    scaling: float, energy: Tensor | None, observer: Observer | None,
 ) -> Tensor:  # fmt: skip
     """By autograd's own operations, all of one dtype: for layers so small that calling a function costs more."""
     rows = x.reshape(-1, x.shape[-1])
@@ -32,6 +32,8 @@ def composed(
     if P is not None and Q is not None:
         folded, B = torch.cat([folded, P.to(A)]), torch.cat([B, Q.to(B)], 1)
     h = rows @ folded.T
+    if P is None:
+        observed(h, observer)
     if energy is not None:
         add_energy(energy, h.detach()[:, len(A) :])
     y = torch.addmm(F.linear(rows, weight, bias), h, B.T, alpha=scaling)
@@ -44,12 +46,13 @@ class AddedToWeight(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor,
-        P: Tensor | None, Q: Tensor | None, scaling: float, energy: Tensor | None, link: Handover | None,
+        P: Tensor | None, Q: Tensor | None, scaling: float, energy: Tensor | None, observer: Observer | None,
+        link: Handover | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         x = x.detach()  # the graph must not hold x itself, see pass_on
         ctx.save_for_backward(x, weight, A, E, B, P if ctx.needs_input_grad[7] else Q)
         ctx.set_materialize_grads(False)
-        ctx.scaling, ctx.energy, ctx.link = scaling, energy, link
+        ctx.scaling, ctx.energy, ctx.observer, ctx.link = scaling, energy, observer, link
         y = F.linear(x, torch.addmm(weight, B, E[:, None] * A, alpha=scaling), bias)
         return y, None if link is None else x
 
@@ -57,7 +60,7 @@ class AddedToWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return passed, *(None,) * 10
+            return passed, *(None,) * 11
         if ctx.link is not None:
             ctx.link.open = False
         x, weight, A, E, B, fixed = ctx.saved_tensors
@@ -69,7 +72,7 @@ class AddedToWeight(torch.autograd.Function):
             if to_A or to_E or to_B or to_P or to_Q:
                 right = torch.cat([folded, fixed.to(A)]) if to_Q else folded
                 left = torch.cat([B, fixed.to(B)], 1) if to_P else B
-                grad_right, grad_left = _factor_gradients(rows, g, right, left, ctx.scaling, ctx.energy)
+                grad_right, grad_left = _factor_gradients(rows, g, right, left, ctx.scaling, ctx.energy, ctx.observer)
                 (grad_folded, grad_P), (grad_B, grad_Q) = _apart(grad_right, len(A), 0), _apart(grad_left, len(A), 1)
                 grad_E = (grad_folded * A).sum(1) if to_E else None
                 grad_A = grad_folded.mul_(E[:, None]) if to_A else None
@@ -77,7 +80,7 @@ class AddedToWeight(torch.autograd.Function):
                 summed = torch.addmm(weight, B, folded, alpha=ctx.scaling)
                 grad_x = g @ summed if passed is None else passed.view(rows.shape).addmm_(g, summed)
                 grad_x = grad_x.view(x.shape)
-        return grad_x, None, None, grad_A, grad_E, grad_B if to_B else None, grad_P, grad_Q, None, None, None
+        return grad_x, None, None, grad_A, grad_E, grad_B if to_B else None, grad_P, grad_Q, *(None,) * 4
 
 
 # Tokens are taken in pieces of this many bytes of x and g, so that the second product with each finds it in the cache.
@@ -85,18 +88,22 @@ _PIECE_BYTES = 1024 * 1024
 
 
 def _factor_gradients(
-    x: Tensor, g: Tensor, right: Tensor, left: Tensor, scaling: float, energy: Tensor | None
+    x: Tensor, g: Tensor, right: Tensor, left: Tensor, scaling: float, energy: Tensor | None, observer: Observer | None
 ) -> tuple[Tensor, Tensor]:
     """s (g left)^T x `(l, in)` and s g^T (x right^T) `(out, k)`, from x `(tokens, in)`, g `(tokens, out)`.
 
-    Where it is given, `energy` `(q + 1,)` counts the tokens along the last q rows of `right`.
+    Where it is given, `energy` `(q + 1,)` counts the tokens along the last q rows of `right`; an `observer`, which
+    probes have none beside, sees the tokens piece by piece.
     """
     grad_right, grad_left = x.new_zeros(left.shape[1], x.shape[1]), g.new_zeros(len(right), g.shape[1])
     rows_left = left.T.contiguous()  # products of few rows, not of few columns: a quarter faster
     piece = max(64, _PIECE_BYTES // (4 * (x.shape[1] + g.shape[1])))
     for x_part, g_part in zip(x.split(piece), g.split(piece), strict=True):
-        grad_right.addmm_(rows_left @ g_part.T, x_part, alpha=scaling)
+        gradients = rows_left @ g_part.T
+        grad_right.addmm_(gradients, x_part, alpha=scaling)
         products = right @ x_part.T
+        if observer is not None:
+            observer(products.T, scaling * gradients.T)
         grad_left.addmm_(products, g_part, alpha=scaling)
         if energy is not None:
             add_energy(energy, products[-len(energy) + 1 :].T)
@@ -122,7 +129,8 @@ class AddedToOutput(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, E: Tensor, B: Tensor,
-        P: Tensor | None, Q: Tensor | None, scaling: float, energy: Tensor | None, link: Handover | None,
+        P: Tensor | None, Q: Tensor | None, scaling: float, energy: Tensor | None, observer: Observer | None,
+        link: Handover | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         kind = x.device.type
         auto = torch.is_autocast_enabled(kind)
@@ -141,6 +149,7 @@ class AddedToOutput(torch.autograd.Function):
         ctx.save_for_backward(rows, h, weight, A, E, B, P if ctx.needs_input_grad[7] else Q)
         ctx.set_materialize_grads(False)
         ctx.types, ctx.scaling, ctx.energy, ctx.link = (base_type, own_type), scaling, energy, link
+        ctx.observer = observer
         ctx.shape, ctx.input_type = x.shape, x.dtype
         return y.view(*x.shape[:-1], weight.shape[0]), None if link is None else x
 
@@ -148,7 +157,7 @@ class AddedToOutput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return passed, *(None,) * 10
+            return passed, *(None,) * 11
         if ctx.link is not None:
             ctx.link.open = False
         rows, h, weight, A, E, B, fixed = ctx.saved_tensors
@@ -160,6 +169,8 @@ class AddedToOutput(torch.autograd.Function):
             g_own = g.to(own_type)
             left = torch.cat([B, fixed.to(B)], 1) if to_P else B
             g_h = (g_own @ left.to(own_type)).mul_(ctx.scaling)  # (tokens, r), or (tokens, r + q)
+            if ctx.observer is not None:
+                ctx.observer(h, g_h)
             if to_Q:
                 products = rows.to(own_type) @ fixed.to(own_type).T
                 h = torch.cat([h, products], 1)
@@ -185,7 +196,7 @@ class AddedToOutput(torch.autograd.Function):
                     if passed is not None:
                         grad_x = passed.view(rows.shape).add_(grad_x)
                 grad_x = grad_x.view(ctx.shape)
-        return grad_x, None, None, grad_A, grad_E, grad_B if to_B else None, grad_P, grad_Q, None, None, None
+        return grad_x, None, None, grad_A, grad_E, grad_B if to_B else None, grad_P, grad_Q, *(None,) * 4
 
 
 def _folded(A: Tensor, E: Tensor, dtype: torch.dtype) -> Tensor:

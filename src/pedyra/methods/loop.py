@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.optim import AdamW, Optimizer
 
+from pedyra.allocate.contract import Closure
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.methods.method import Adaptation, Running
 
@@ -58,13 +59,16 @@ class Loop:
         """Before the first forward pass of a step."""
         self.adaptation.hooks.step_begins(self.taken)
 
-    def step(self) -> dict[str, Any] | None:
+    def step(self, closure: Closure | None = None) -> dict[str, Any] | None:
         """Take the optimizer's step, clear the gradients, and adjust the ranks where it is time.
+
+        Args:
+            closure: the loss of this step's batch once more, as in `RankAllocator.before_step`.
 
         Returns the record of an adjustment (`RankAllocator.after_step`), or None.
         """
         if self.allocator is not None:
-            self.allocator.before_step()
+            self.allocator.before_step(closure=closure)
         self.adaptation.hooks.gradients_complete()
         self.optimizer.step()
         self.adaptation.hooks.stepped(self.taken)

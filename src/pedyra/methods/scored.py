@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
 from pedyra.allocate.checks import check_movable, check_room
-from pedyra.allocate.contract import Decision, Run, Situation
+from pedyra.allocate.contract import Closure, Decision, Run, Situation
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.input_energy import InputEnergy
 from pedyra.allocate.schedule import Schedule, ema_window, resolve_schedule
@@ -150,7 +150,7 @@ class ScoredRun:
         if self.inputs is not None:
             self.inputs.active = self.observes(step + 1)
 
-    def before_step(self, step: int, loss_scale: float) -> None:
+    def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
         if not self.observes(step):
             return
         if not self.observes(step - 1):

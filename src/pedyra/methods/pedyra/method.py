@@ -17,7 +17,8 @@ def prepare(request: Request, settings: Settings) -> Adaptation:
     (`model.quantization`), Tables 11 and 12.
     """
     config = RankConfig.from_dict({"seed": request.seed, **request.rank})
-    return adaptive(with_lora(request), config, Pedyra(settings))
+    method = from_config(config) if config.budget == "fit" else Pedyra(settings)
+    return adaptive(with_lora(request), config, method)
 
 
 def prepare_paper(request: Request) -> Adaptation:

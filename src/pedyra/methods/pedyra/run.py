@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pedyra.allocate.allocation import Scores, layer_means, make_plan
 from pedyra.allocate.checks import check_movable, check_room
-from pedyra.allocate.contract import Decision, Run, Situation
+from pedyra.allocate.contract import Closure, Decision, Run, Situation
 from pedyra.allocate.optimizer_checks import check_turnable, has_second_moments
 from pedyra.allocate.schedule import Schedule, margin_at, moves_at
 from pedyra.config import RankConfig
@@ -104,7 +104,7 @@ class PedyraRun:
         if not self.settled:
             self.sketching.prepare(step)
 
-    def before_step(self, step: int, loss_scale: float) -> None:
+    def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
         self.sketching.observe(loss_scale)
 
     def skip_step(self) -> None:

@@ -86,7 +86,7 @@ def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor | None) -> N
                 continue
             by = mix.square() if key in SECOND_MOMENTS else mix.abs() if key in LARGEST else mix
             largest = torch.finfo(value.dtype).max
-            turned = by @ value.float() if rows else value.float() @ by
+            turned = by @ value.to(W.dtype) if rows else value.to(W.dtype) @ by
             value.copy_(turned.nan_to_num_(0.0, largest, -largest))  # the largest numbers, mixed, may overflow
 
 

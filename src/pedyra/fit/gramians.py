@@ -1,0 +1,193 @@
+"""Sums over the tokens of a window of steps, from which the worth of every direction of a LoRA follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pedyra.fit.worth import Balance, balance, gate_slopes, removal_costs
+
+Average = Callable[[Tensor], Tensor]
+"""Mean over processes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a window of steps tells of one layer."""
+
+    basis: Balance
+    slopes: Float[Tensor, "steps r"]
+    """Of every direction's gate."""
+    tokens_per_sample: float
+    price: int
+    """Parameters of one direction."""
+
+    @property
+    def rank(self) -> int:
+        return len(self.basis.values)
+
+    @property
+    def costs(self) -> Float[Tensor, " r"]:
+        """What removing each direction alone costs about."""
+        return removal_costs(self.basis.values, self.tokens_per_sample)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a window of steps tells of all layers."""
+
+    layers: dict[str, Measured]
+    samples: Float[Tensor, " steps"]
+    """Samples of each step."""
+    skipped: int
+    """Steps left out, where some gradient was not finite."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but prices, for a checkpoint."""
+        found = {"calibration.samples": self.samples}
+        for name, layer in self.layers.items():
+            parts = {**layer.basis._asdict(), "slopes": layer.slopes}
+            parts["tokens"] = torch.tensor(layer.tokens_per_sample).double()
+            found |= {f"calibration.{key}.{name}": value for key, value in parts.items()}
+        return found
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], prices: Mapping[str, int]) -> Calibration:
+        """The inverse of `tensors`.
+
+        Raises:
+            ValueError: a layer of `prices` is not in them.
+        """
+        layers = {}
+        for name, price in prices.items():
+            keys = [f"calibration.{key}.{name}" for key in ("T", "inverse", "values", "slopes", "tokens")]
+            if absent := [key for key in keys if key not in tensors]:
+                raise ValueError(f"{absent[0]} is not in the checkpoint")
+            *basis, slopes, tokens = (tensors[key] for key in keys)
+            layers[name] = Measured(Balance(*basis), slopes, float(tokens), price)
+        return cls(layers, tensors["calibration.samples"], 0)
+
+
+@dataclass
+class _Sums:
+    """Of one layer, float32, on its device. h and g are those of `pedyra.fit.worth`."""
+
+    P: Tensor
+    """Sum of h h^T `(r, r)` over the tokens whose gradient is not zero: padding has none."""
+    Q: Tensor
+    """Sum of g g^T `(r, r)`, of the loss of one sample."""
+    tokens: Tensor
+    K: list[Tensor] = field(default_factory=list)
+    """Per step the sum of h g^T `(r, r)`, of the step's loss."""
+    running: list[Tensor] = field(default_factory=list)
+    """P, Q, K and tokens of the step that is not complete, as its backward passes gave them."""
+
+
+class Gramians:
+    """Sums of every layer, step by step: `observer` sees tokens, `close` ends a step. Nothing waits for the device.
+
+    Memory is 2 r^2 a layer, and r^2 for every step.
+
+    Args:
+        ranks: layer -> r.
+        devices: layer -> where its sums are.
+    """
+
+    def __init__(self, ranks: Mapping[str, int], devices: Mapping[str, torch.device]) -> None:
+        self._layers = {}
+        for name, r in ranks.items():
+            empty = torch.zeros(r, r, device=devices[name])
+            self._layers[name] = _Sums(empty, empty.clone(), torch.zeros((), device=devices[name]))
+        self._samples: list[Tensor] = []
+        """Of each step; 0 for one that was left out."""
+
+    def observer(self, name: str) -> Callable[[Tensor, Tensor], None]:
+        """What is given h `(..., r)` and g `(..., r)`, of the loss that is differentiated, of each call of a layer."""
+        sums = self._layers[name]
+
+        def observe(h: Tensor, g: Tensor) -> None:
+            h, g = h.detach().flatten(0, -2).float(), g.detach().flatten(0, -2).float()
+            counts = (g != 0).any(-1, keepdim=True)
+            h = h * counts
+            found = [h.T @ h, g.T @ g, h.T @ g, counts.sum().float()]
+            if sums.running:
+                torch._foreach_add_(sums.running, found)
+            else:
+                sums.running = found
+
+        return observe
+
+    def close(self, samples: Tensor, loss_scale: float = 1.0) -> None:
+        """A step is complete, of a loss that is a mean over `samples` `()` and was multiplied by `loss_scale`.
+
+        A step of no sample, or in which something is not finite, counts for nothing.
+        """
+        found = [torch.stack(sums.running[:3]).sum() for sums in self._layers.values() if sums.running]
+        whole = samples.to(found[0].device) > 0 if found else samples > 0
+        whole = torch.stack([whole, *(each.isfinite() for each in found)]).all()
+        for sums in self._layers.values():
+            if not sums.running:
+                sums.K.append(torch.zeros_like(sums.P))
+                continue
+            P, Q, K, tokens = (torch.where(whole, each, 0.0) for each in sums.running)
+            sums.P += P
+            sums.Q += Q * (samples.to(Q) / loss_scale).square()
+            sums.tokens += tokens
+            sums.K.append(K / loss_scale)
+            sums.running = []
+        self._samples.append(torch.where(whole, samples.to(whole.device, torch.float32), 0.0))
+
+    def drop_step(self) -> None:
+        """Forget the step that is not complete."""
+        for sums in self._layers.values():
+            sums.running = []
+
+    @property
+    def steps(self) -> int:
+        return len(self._samples)
+
+    def calibration(
+        self, prices: Mapping[str, int], average: Average = lambda tensor: tensor, processes: int = 1
+    ) -> Calibration:
+        """What the window tells. Waits for the device.
+
+        Args:
+            prices: layer -> parameters of one direction.
+            average: over the `processes` that saw other samples.
+        """
+        samples = average(torch.stack(self._samples)).double().cpu() * processes
+        kept = samples > 0
+        total = float(samples.sum())
+        layers = {}
+        for name, sums in self._layers.items():
+            P, Q, tokens, K = (average(each) for each in (sums.P, sums.Q, sums.tokens, torch.stack(sums.K)))
+            count = float(tokens)
+            basis = balance(P.cpu() / max(count, 1e-3), Q.cpu() / max(count, 1e-3))
+            slopes = gate_slopes(K.cpu()[kept], basis)
+            layers[name] = Measured(basis, slopes, count * processes / max(total, 1.0), prices[name])
+        return Calibration(layers, samples[kept], int((~kept).sum()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state between two steps, for a checkpoint."""
+        found = {"samples": torch.stack(self._samples) if self._samples else torch.zeros(0)}
+        for name, sums in self._layers.items():
+            K = torch.stack(sums.K) if sums.K else sums.P.new_zeros(0, *sums.P.shape)
+            found |= {f"P.{name}": sums.P, f"Q.{name}": sums.Q, f"K.{name}": K, f"tokens.{name}": sums.tokens}
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`.
+
+        Raises:
+            ValueError: they are of other layers or ranks.
+        """
+        for name, sums in self._layers.items():
+            if f"P.{name}" not in tensors or tensors[f"P.{name}"].shape != sums.P.shape:
+                raise ValueError(f"the Gramians of {name} are not in the checkpoint, or of another rank")
+            sums.P, sums.Q, sums.tokens = (tensors[f"{key}.{name}"].to(sums.P) for key in ("P", "Q", "tokens"))
+            sums.K = list(tensors[f"K.{name}"].to(sums.P).unbind())
+        self._samples = list(tensors["samples"].unbind())

@@ -1,0 +1,56 @@
+"""Fit in the run, as a `RankMethod`: its schedule, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pedyra.allocate.contract import Run, Situation
+from pedyra.allocate.schedule import Schedule, resolve_schedule
+from pedyra.config import RankConfig
+from pedyra.methods.fit.run import FitRun
+
+LEAST_INTERVAL = 10
+"""Steps between adjustments: 8 batches answer a question."""
+FIRST = {False: 0.4, True: 0.15}
+"""Part of the run before the first window's interval; True: on the way to a `target_rank`, for the more
+steps to get used to being narrow (docs/results.md)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit in the run: a `RankMethod`."""
+
+    needs_history = True
+
+    def trains_e(self, config: RankConfig) -> bool:
+        return False
+
+    def most_moves(self, config: RankConfig, total_rank: int) -> int:
+        return total_rank if config.moves is None else config.moves
+
+    def schedule(self, config: RankConfig, total_steps: int) -> Schedule:
+        return resolve_schedule(
+            total_steps,
+            initial_warmup=config.initial_warmup or FIRST[config.target_rank is not None],
+            interval=config.interval,
+            final_warmup=config.final_warmup,
+            least_interval=LEAST_INTERVAL,
+        )
+
+    def check(self, run: Run, now: Situation) -> None:
+        if run.config.start != "lora":
+            raise ValueError('rank.budget is "fit", which takes directions out of A and B with E = 1; set start "lora"')
+        if any(layer.a.origin is not None for layer in run.layers):
+            raise ValueError(
+                'rank.budget is "fit", but the adapter began as a part of the weight (PiSSA), whose directions hold '
+                "what the base knows; use another start, or fit the adapter after training: pedyra fit"
+            )
+        highest, target = max(now.ranks.values()), run.config.target_rank
+        if target is not None and target >= highest:
+            raise ValueError(
+                f"rank.target_rank is {target}, and no layer starts above {highest}, so nothing is left to cut; raise "
+                f"lora.r (4 times the target does well), or lower it"
+            )
+
+    def start(self, run: Run) -> FitRun:
+        return FitRun(run)

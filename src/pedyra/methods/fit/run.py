@@ -1,0 +1,297 @@
+"""Fit in the run: what of the adapter earns nothing is found from its own gradients, proved on batches, and cut.
+
+A run goes through rounds of three parts. *Measuring*: over a window of steps before an adjustment, the sums of
+`pedyra.fit.gramians`; then the order in which directions may go and the cost of every prefix are known. *Asking*: over
+the steps that follow, each batch's loss with and without one prefix, see `asking`. *Cutting*: at an adjustment a set
+that may go is removed, exactly as it was asked about, and the rest trains on. Nothing is asked before the loss has
+fallen, and a layer that still learns loses nothing.
+
+With `target_rank` the size is given: nothing is asked, and three cuts lead there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pedyra.allocate.allocation import layer_means, make_plan
+from pedyra.allocate.contract import Closure, Decision, Run, Situation
+from pedyra.allocate.optimizer_checks import check_turnable
+from pedyra.fit.gramians import Calibration, Gramians
+from pedyra.fit.verdict import Tolerance, paired
+from pedyra.fit.worth import Balance
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.resize import NewTriples, Replacement
+from pedyra.methods.fit.asking import Account, Asking
+from pedyra.methods.fit.batches import Batches, nothing
+from pedyra.methods.fit.sizes import Sizes, kept
+from pedyra.methods.fit.words import in_words, verdict
+from pedyra.methods.pedyra.turning import turn_layer
+
+BEGINNING = 0.02
+"""Part of the run whose loss is that before anything was learned; 4 steps at least."""
+WINDOW = 40
+"""Steps of a measuring window at most."""
+LOOK_BACK = 8
+"""Steps at its end whose batches tell what was won."""
+ASKING, ASKING_LEAST = 0.03, 48
+"""Steps in which something is asked, as a part of the run, or at least: each costs two forward passes."""
+CUTS = 3
+"""On the way to a `target_rank`."""
+
+
+class FitRun:
+    """Fit in one run: a `MethodRun`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.layers = run, {layer.name: layer for layer in run.layers}
+        self.batches = Batches(run.model, run.average)
+        self.skipped_steps = 0
+        total = run.schedule.total_steps
+        self.account = Account(max(ASKING_LEAST, round(ASKING * total)))
+        self.beginning = max(4, round(BEGINNING * total))
+        self.initial = {name: layer.rank for name, layer in self.layers.items()}
+        """Layer -> rank at the start of the run."""
+        self.before: list[list[float]] = []
+        """Loss and samples of batches of the beginning."""
+        self.now: list[list[float]] = []
+        """Loss, loss without the adapter, and samples of the batches at the end of the window."""
+        self.won: list[float] | None = None
+        """What fine-tuning had won by the last window, and its standard error."""
+        self.gramians: Gramians | None = None
+        """While measuring."""
+        self.calibration: Calibration | None = None
+        """While asking: what the sets come from."""
+        self.asking: Asking | None = None
+        self.cuts = 0
+        self._state_is_known = False
+
+    @property
+    def settled(self) -> bool:
+        if self.run.moves == 0 or all(layer.rank <= self.run.config.min_rank for layer in self.run.layers):
+            return True
+        if self.target is not None:
+            return self.cuts >= CUTS
+        return self.asking is None and self.account.is_exhausted
+
+    @property
+    def target(self) -> int | None:
+        """Parameters to end with, where they are given."""
+        rank = self.run.config.target_rank
+        if rank is None:
+            return None
+        return self._parameters(dict.fromkeys(self.layers, rank))
+
+    def _parameters(self, ranks: Mapping[str, int]) -> int:
+        return sum(layer.cost * ranks[name] for name, layer in self.layers.items())
+
+    def observes(self, step: int) -> bool:
+        return self.gramians is not None
+
+    def prepare(self, step: int) -> None:
+        adjustment = self.run.schedule.next_adjustment(step + 1)
+        measures = self.gramians is None and self.asking is None and not self.settled
+        if measures and adjustment is not None and adjustment - step <= min(WINDOW, self.run.schedule.interval):
+            self._measure()
+        asks = self.asking is not None and self.asking.question is not None
+        begins = step < self.beginning and self.target is None and self.run.moves > 0
+        self.batches.wanted = asks or begins or self.gramians is not None
+
+    def _measure(self) -> None:
+        ranks = {name: layer.rank for name, layer in self.layers.items()}
+        self.gramians = Gramians(ranks, {name: layer.a.A.device for name, layer in self.layers.items()})
+        for name, layer in self.layers.items():
+            layer.a.observer = self.gramians.observer(name)
+
+    def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
+        if not self.batches.wanted:
+            return
+        adjustment = self.run.schedule.next_adjustment(step)
+        if self.gramians is not None:
+            self.gramians.close(self.batches.samples, loss_scale)
+        if self.target is None:
+            self.batches.check(closure)
+            if step <= self.beginning:
+                (loss,), samples = self.batches.losses(closure)
+                self.before.append([loss, samples])
+            if self.gramians is not None and adjustment is not None and adjustment - step < LOOK_BACK:
+                (loss, none), samples = self.batches.losses(closure, nothing(self.run.layers))
+                self.now.append([loss, none, samples])
+            if self.asking is not None and self.asking.question is not None:
+                assert self.calibration is not None
+                ranks = self.asking.sizes.after(self.asking.question.removals).ranks
+                projections = {self.layers[n]: P for n, P in kept(ranks, self.calibration).items()}
+                (whole, without), samples = self.batches.losses(closure, projections)
+                self.asking.tell(whole, without, samples)
+        self.batches.forget()
+
+    def skip_step(self) -> None:
+        self.batches.forget()
+        if self.gramians is not None:
+            self.gramians.drop_step()
+
+    def after_step(self, step: int) -> None:
+        if not self._state_is_known:
+            optimizer = self.run.optimizer
+            parameters = [factor for layer in self.run.layers for factor in layer.factors]
+            self._state_is_known = any(optimizer.state.get(parameter) for parameter in parameters)
+            if self._state_is_known:
+                check_turnable(optimizer, parameters)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How much of what was won may be given up."""
+        won, error = self.won or (0.0, math.inf)
+        return Tolerance(won, error, self.run.config.tolerance)
+
+    def decide(self, now: Situation) -> Decision | None:
+        if self.asking is not None:
+            last = self.run.schedule.next_adjustment(now.step + 1) is None
+            return self._nothing("asking") if self.asking.question is not None and not last else self._end_round()
+        if self.gramians is None or self.gramians.steps < 2:
+            return None
+        self._stop()
+        prices = {name: layer.cost for name, layer in self.layers.items()}
+        found = self.gramians.calibration(prices, self.run.average, self.run.average.processes)
+        self.gramians, self.skipped_steps = None, self.skipped_steps + found.skipped
+        if self.target is not None:
+            return self._cut_towards(self.target, found)
+        self.won, self.now = won(self.before, self.now) or self.won, []
+        if not self.tolerance.learned:
+            return self._nothing("nothing is learned yet")
+        sizes = Sizes(found, self.run.config.min_rank)
+        left = self.tolerance.loss - self.account.spent
+        asking = Asking(sizes, left, self.account, self._parameters(self.initial))
+        if asking.question is None:
+            return self._nothing("nothing may go", learning=sizes.learning)
+        self.calibration, self.asking = found, asking
+        return self._nothing("asking", learning=sizes.learning)
+
+    def _end_round(self) -> Decision:
+        asking, calibration = self.asking, self.calibration
+        assert asking is not None and calibration is not None
+        self.asking = self.calibration = None
+        if asking.may_go == 0:
+            return self._nothing("nothing may go")
+        self.account.spent += asking.cost_of_it
+        return self._cut(calibration, asking.sizes.after(asking.may_go).ranks)
+
+    def _cut_towards(self, target: int, found: Calibration) -> Decision:
+        """The next of `CUTS` cuts, each of which leaves the same part."""
+        sizes = Sizes(found, self.run.config.min_rank, all_may_go=True)
+        parameters = sizes.after(0).parameters
+        wanted = parameters * (target / parameters) ** (1 / (CUTS - self.cuts))
+        return self._cut(found, sizes.after(sizes.of_parameters(max(target, round(wanted)))).ranks)
+
+    def _nothing(self, state: str, **more: Any) -> Decision:
+        scores = {name: [0.0] * layer.rank for name, layer in self.layers.items()}
+        plan = make_plan(scores, {}, {}, layer_means(scores, {}))
+        reasons = {"fit": self._reasons(state, plan.ranks, **more)}
+        return Decision(plan=plan, scores=scores, born=_none_is_born, reasons=reasons)
+
+    def _cut(self, calibration: Calibration, ranks: Mapping[str, int]) -> Decision:
+        self.cuts += 1
+        measured = calibration.layers
+        scores = {name: layer.costs.tolist() for name, layer in measured.items()}
+        pruned = {n: tuple(range(rank, measured[n].rank)) for n, rank in ranks.items() if rank < measured[n].rank}
+        for name in pruned:
+            turn_layer(self.layers[name], self.run.optimizer, scaled(measured[name].basis, self.layers[name]))
+        plan = make_plan(scores, pruned, {}, layer_means(scores, pruned))
+        return Decision(plan=plan, scores=scores, born=_none_is_born, reasons={"fit": self._reasons("cut", plan.ranks)})
+
+    def _reasons(self, state: str, ranks: Mapping[str, int], **more: Any) -> dict[str, Any]:
+        points, limit = self.account.points, self.tolerance
+        share = self._parameters(ranks) / self._parameters(self.initial)
+        found: dict[str, Any] = {"state": state, "share": share}
+        if self.target is None:
+            words = in_words(points, share, max(self.initial.values()), limit.learned)
+            account = {name: value for name, value in asdict(self.account).items() if name != "most_batches"}
+            found |= {"verdict": verdict(points, share), "words": words, "won": self.won, **account}
+            found |= {"tolerance": limit.loss if self.won else None}
+        return found | more
+
+    def _stop(self) -> None:
+        for layer in self.run.layers:
+            layer.a.observer = None
+
+    def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
+        """The next window begins anew."""
+
+    def restart(self, step: int) -> None:
+        self._stop()
+        self.gramians = self.calibration = self.asking = None
+        self.now = []
+
+    def describe(self) -> dict[str, Any]:
+        return {"reassignment": None, "in_vain": None}
+
+    def snapshot(self, step: int) -> dict[str, Any]:
+        return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {} if self.gramians is None else self.gramians.tensors()
+        return found if self.calibration is None else found | self.calibration.tensors()
+
+    def values(self) -> dict[str, Any]:
+        asking = None if self.asking is None else self.asking.values()
+        own = {name: getattr(self, name) for name in ("before", "now", "won", "cuts", "initial", "skipped_steps")}
+        return {**own, "account": asdict(self.account), "asking": asking}
+
+    def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        for name in ("before", "now", "won", "cuts", "initial", "skipped_steps"):
+            setattr(self, name, values[name])
+        self.account = Account(**values["account"])
+        self._stop()
+        self.gramians = self.calibration = self.asking = None
+        if any(name.startswith("P.") for name in tensors):
+            self._measure()
+            assert self.gramians is not None
+            self.gramians.load(tensors)
+        if values["asking"] is not None:
+            self.calibration = Calibration.of(tensors, {name: layer.cost for name, layer in self.layers.items()})
+            sizes = Sizes(self.calibration, self.run.config.min_rank)
+            self.asking = Asking(sizes, values["asking"]["tolerance"], self.account, self._parameters(self.initial))
+            self.asking.load(values["asking"])
+
+    def release(self) -> None:
+        self._stop()
+        self.batches.remove()
+
+
+def won(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> list[float] | None:
+    """What fine-tuning has won of the loss, and its standard error; None where too few batches were seen.
+
+    The smaller of two: the fall of the loss since the beginning, in which a trained head has its part, and what the
+    loss rises by without the adapter, to which a trained head has grown used.
+    """
+    if len(before) < 2 or len(now) < 2:
+        return None
+
+    def mean(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+        return paired([0.0] * len(rows), [row[0] for row in rows], [row[-1] for row in rows])
+
+    (first, first_error), (last, last_error) = mean(before), mean(now)
+    fall = first - last, math.hypot(first_error, last_error)
+    without = paired([row[0] for row in now], [row[1] for row in now], [row[-1] for row in now])
+    return list(min(fall, without))
+
+
+def scaled(basis: Balance, layer: AdaptedLayer) -> Tensor:
+    """W `(r, r)` that turns a layer to its balanced directions, each row of A as long as rows are now on average.
+
+    Adam's steps are as large for every element whatever its size, so lengths decide how fast a direction turns.
+    """
+    A = layer.a.A.detach().double().cpu()
+    lengths = (basis.T @ A).norm(dim=1)
+    mean = A.norm(dim=1).mean()
+    factors = torch.where(lengths > 1e-12 * mean, mean / lengths, torch.ones_like(lengths))
+    return (factors[:, None] * basis.T).to(layer.a.A.device)
+
+
+def _none_is_born(layer: AdaptedLayer, pruned: tuple[int, ...], num: int, generator: torch.Generator) -> NewTriples:
+    raise AssertionError("fit adds no triple")
