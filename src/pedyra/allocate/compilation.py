@@ -6,12 +6,22 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from pedyra.allocate.contract import RankMethod
 from pedyra.lora.layer import AdaptedLayer
 
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether `model` went through `torch.compile(model)` or `model.compile()`."""
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
+def check_compiles(method: RankMethod) -> None:
+    """Raise ValueError for a method that sees nothing inside a compiled model."""
+    if not method.compiles:
+        raise ValueError(
+            "rank.budget is 'fit', which reads gradients inside the layers, where a compiled model shows none; train "
+            "without torch.compile"
+        )
 
 
 def mark_ranks(layers: Sequence[AdaptedLayer]) -> None:

@@ -173,6 +173,11 @@ class RankMethod(Protocol):
         """Whether what it does next, or its scaling, follows from what it did: without its state no run goes on."""
         ...
 
+    @property
+    def compiles(self) -> bool:
+        """Whether it can observe a model that torch compiles."""
+        ...
+
     def trains_e(self, config: RankConfig) -> bool:
         """Whether E is a parameter."""
         ...

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.checks import checked_config, checked_steps, max_ranks
 from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, switch_on_after, trainable
-from pedyra.allocate.compilation import is_compiled, mark_ranks, mark_sketch
+from pedyra.allocate.compilation import check_compiles, is_compiled, mark_ranks, mark_sketch
 from pedyra.allocate.contract import Closure, Decision, MethodRun, RankMethod, Run, Situation, default_method
 from pedyra.allocate.diagnostics import describe, snapshot
 from pedyra.allocate.distributed import averaging, check_same
@@ -137,6 +137,7 @@ class RankAllocator:
         Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. One
         graph then serves a run, two where layer inputs are observed (Eq. 6); a sketch adds one for each of its parts.
         """
+        check_compiles(self.method)
         self._compiled = True
         mark_ranks(self.layers)
 
@@ -144,10 +145,10 @@ class RankAllocator:
         """Have the gradients of this optimizer step observed, then add the gradient of Eq. (2) to them.
 
         Args:
-            closure: computes the mean loss of this step's batch again, for `budget="fit"` in a loop whose model is not
-                given labels: `lambda: loss(model(x), y)`. It is called in evaluation mode, in a few steps only.
-            loss_scale: what a GradScaler multiplied the loss by. It unscales the parameters of its optimizer, but not
-                the probes of a sketch, nor what a method's hooks see in the backward pass.
+            loss_scale: what a GradScaler multiplied the loss by. It unscales its optimizer's parameters, but not what
+                probes and hooks see in the backward pass.
+            closure: the mean loss of this step's batch again, for `budget="fit"` where the model is not given labels:
+                `lambda: loss(model(x), y)`; called in a few steps, in evaluation mode.
 
         Raises:
             ValueError: a second call in one step, or the adapter was deleted.
@@ -160,9 +161,8 @@ class RankAllocator:
             add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
 
     def skip_step(self) -> None:
-        """Forget gradients that are thrown away (a spike of the loss, say), in the place of the other two calls.
-
-        Without it they would be part of the next step's sketch, whose probes no optimizer clears.
+        """Forget gradients that are thrown away (a spike of the loss, say), in the place of the other two calls; else
+        they would be part of what the next step shows.
 
         Raises:
             ValueError: `before_step` has read them already.
@@ -171,9 +171,8 @@ class RankAllocator:
         self.run.skip_step()
 
     def after_step(self) -> dict[str, Any] | None:
-        """Count the step; at an adjustment, prune, expand, and move the optimizer's state.
-
-        Returns the record of the adjustment (see `allocate.record`), or None.
+        """Count the step; at an adjustment, prune, expand, move the optimizer's state, and return the record
+        (`allocate.record`), else None.
 
         Raises:
             ValueError: `before_step` was not called, or the optimizer's state, which is there from the first step on,

@@ -85,6 +85,7 @@ class ScoredMethod:
     """Adam's second moments of new rows: see `optimizer_state.move_state`."""
     needs_history: bool = False
     """Whether what it does next, or its scaling, follows from what it did: without the record no run goes on."""
+    compiles = True
 
     def trains_e(self, config: RankConfig) -> bool:
         return config.start == "svd" if self.train_e is None else self.train_e

@@ -96,8 +96,8 @@ class Asking:
         self.must_stay: int | None = None
         """The fewest that were found to, or of which it could not be told."""
         self.question: Question | None = None
-        least = sizes.of_parameters(round(LARGEST_CUT * sizes.after(0).parameters))
-        self._ask(min(least, sizes.within(tolerance)))
+        self._most = sizes.of_parameters(round(LARGEST_CUT * sizes.after(0).parameters))
+        self._ask(min(self._most, sizes.within(tolerance)))
 
     def tell(self, whole: float, without: float, samples: float) -> None:
         """One more batch of the question."""
@@ -119,15 +119,17 @@ class Asking:
             self.may_go, self.cost_of_it = question.removals, max(0.0, question.cost[0])
         else:
             self.must_stay = question.removals
-        if not account.is_exhausted and self.must_stay is not None:
-            self._ask(self._between(question))
+        if not account.is_exhausted:
+            self._ask(self._most if self.must_stay is None else self._between(question))
 
     def _between(self, last: Question) -> int:
         """Where the cost that was just measured would be half of the tolerance, or else in the middle by ratio."""
         assert self.must_stay is not None
         cost, error = last.cost
         if last.removals == self.must_stay and cost > 2 * error:
-            return self.sizes.costing(self.tolerance / 2, last.removals, cost)
+            guess = self.sizes.costing(self.tolerance / 2, last.removals, cost)
+            if self.may_go < guess < self.must_stay:
+                return guess
         fewest, most = (self.sizes.after(each).parameters for each in (self.must_stay, self.may_go))
         return self.sizes.of_parameters(round(math.sqrt(most * max(1, fewest))))
 

@@ -20,7 +20,7 @@ steps to get used to being narrow (docs/results.md)."""
 class Fit:
     """Fit in the run: a `RankMethod`."""
 
-    needs_history = True
+    needs_history, compiles = True, False
 
     def trains_e(self, config: RankConfig) -> bool:
         return False

@@ -36,7 +36,7 @@ class Pedyra:
     """The default method: a `RankMethod`."""
 
     settings: Settings = Settings()
-    needs_history = False
+    needs_history, compiles = False, True
 
     def trains_e(self, config: RankConfig) -> bool:
         return config.start == "svd"

@@ -1,0 +1,86 @@
+"""Sums over a window of steps: right whatever the loss is multiplied by, and however a step's samples come."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pedyra.fit.gramians import Calibration, Gramians
+
+R, STEPS, TOKENS = 3, 5, 8
+DEVICE = {"a": torch.device("cpu")}
+
+
+def tokens(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(TOKENS, R, generator=generator), torch.randn(TOKENS, R, generator=generator)
+
+
+def measured(scale: float = 1.0, pieces: int = 1, spoiled: int | None = None) -> Calibration:
+    """Of steps of 4 samples; their losses' gradients times `scale`, in so many backward passes."""
+    gramians = Gramians({"a": R}, DEVICE)
+    observe = gramians.observer("a")
+    for step in range(STEPS):
+        h, g = tokens(step)
+        if step == spoiled:
+            g = g * float("inf")
+        for part_h, part_g in zip(h.chunk(pieces), g.chunk(pieces), strict=True):
+            observe(part_h, part_g * scale / 4)
+        gramians.close(torch.tensor(4.0), scale)
+    return gramians.calibration({"a": 10})
+
+
+def same(found: Calibration, expected: Calibration) -> None:
+    assert found.skipped == expected.skipped
+    torch.testing.assert_close(found.samples, expected.samples)
+    for name, layer in expected.layers.items():
+        torch.testing.assert_close(found.layers[name].costs, layer.costs, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(found.layers[name].slopes.abs(), layer.slopes.abs(), rtol=1e-3, atol=1e-5)
+        assert found.layers[name].tokens_per_sample == pytest.approx(layer.tokens_per_sample)
+
+
+def test_a_scaled_loss_and_micro_batches_change_nothing():
+    expected = measured()
+    same(measured(scale=1024.0), expected)
+    same(measured(pieces=4), expected)
+    P = sum(h.T @ h for h, _ in map(tokens, range(STEPS)))
+    Q = sum(g.T @ g for _, g in map(tokens, range(STEPS)))
+    values = torch.linalg.eigvals((P @ Q).double()).real.sort(descending=True).values / (STEPS * TOKENS) ** 2
+    torch.testing.assert_close(expected.layers["a"].costs, 2 * values / 2, rtol=1e-3, atol=0)  # 2 tokens a sample
+
+
+def test_padding_counts_for_nothing():
+    gramians = Gramians({"a": R}, DEVICE)
+    for step in range(STEPS):
+        h, g = tokens(step)
+        gramians.observer("a")(torch.cat([h, torch.ones(3, R)]), torch.cat([g, torch.zeros(3, R)]) / 4)
+        gramians.close(torch.tensor(4.0))
+    same(gramians.calibration({"a": 10}), measured())
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted():
+    found = measured(spoiled=4)
+    assert (found.skipped, len(found.samples)) == (1, STEPS - 1)
+    assert found.layers["a"].slopes.isfinite().all()
+
+
+def test_state_goes_through_a_checkpoint_in_the_middle_of_a_window_and_after_it():
+    gramians = Gramians({"a": R}, DEVICE)
+    for step in range(STEPS):
+        h, g = tokens(step)
+        if step == 3:
+            saved = gramians.tensors()
+            gramians = Gramians({"a": R}, DEVICE)
+            gramians.load(saved)
+        gramians.observer("a")(h, g / 4)
+        gramians.close(torch.tensor(4.0))
+    found = gramians.calibration({"a": 10})
+    same(found, measured())
+    again = Calibration.of(found.tensors(), {"a": 10})
+    assert torch.equal(again.layers["a"].basis.T, found.layers["a"].basis.T)
+    assert again.layers["a"].tokens_per_sample == found.layers["a"].tokens_per_sample
+    with pytest.raises(ValueError, match="not in the checkpoint, or of another rank"):
+        Gramians({"a": R + 1}, DEVICE).load(saved)
+    with pytest.raises(ValueError, match="calibration.T.b is not in the checkpoint"):
+        Calibration.of(found.tensors(), {"b": 10})

@@ -1,0 +1,105 @@
+"""Questions on synthetic sizes, whose cost is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pedyra.fit.gramians import Calibration, Measured
+from pedyra.fit.verdict import student
+from pedyra.fit.worth import Balance, predicted_cost
+from pedyra.methods.fit.asking import LOOKS, Account, Asking
+from pedyra.methods.fit.sizes import Sizes, still_learns
+
+RANKS = {"a": 8, "b": 4}
+
+
+def calibration(learns: tuple[str, ...] = ()) -> Calibration:
+    """Directions worth 2^-i, and slopes that are noise but for layers that learn."""
+    generator = torch.Generator().manual_seed(0)
+    layers = {}
+    for index, (name, rank) in enumerate(RANKS.items()):
+        values = torch.tensor([2.0 ** -(i + index) for i in range(rank)]).double()
+        noise = torch.randn(20, rank, generator=generator).double() * values
+        eye = torch.eye(rank).double()
+        layers[name] = Measured(Balance(eye, eye, values), noise - (5.0 if name in learns else 0.0), 2.0, 10 + index)
+    return Calibration(layers, torch.full((20,), 4.0).double(), 0)
+
+
+def test_every_prefix_has_the_cost_of_its_summed_slopes():
+    found = calibration()
+    sizes = Sizes(found)
+    assert len(sizes) == 12 and sizes.after(0).parameters == 8 * 10 + 4 * 11
+    for removals in (1, 5, 12):
+        size = sizes.after(removals)
+        c: Tensor = sum(found.layers[n].slopes[:, k:].sum(1) for n, k in size.ranks.items())  # type: ignore[assignment]
+        assert size.predicted == pytest.approx(predicted_cost(c, found.samples).cost)
+        assert size.parameters == size.ranks["a"] * 10 + size.ranks["b"] * 11
+    assert sizes.after(12).parameters == 0 and Sizes(found, min_rank=1).after(10).ranks == {"a": 1, "b": 1}
+
+
+def test_a_layer_that_learns_loses_nothing():
+    found = calibration(learns=("a",))
+    assert still_learns(found, "a") and not still_learns(found, "b")
+    assert Sizes(found).after(4).ranks == {"a": 8, "b": 0}
+    assert len(Sizes(found, all_may_go=True)) == 12
+
+
+def answered(cost_of: dict[int, float], noise: float, tolerance: float = 0.1, batches: int = 200) -> Asking:
+    """Ask until all is answered; removing n directions costs `cost_of[n]`, seen with noise."""
+    generator = torch.Generator().manual_seed(1)
+    asking = Asking(Sizes(calibration()), tolerance, Account(batches), 124)
+    while asking.question is not None:
+        cost = cost_of[asking.question.removals]
+        asking.tell(1.0, 1.0 + cost + noise * float(torch.randn((), generator=generator)), 4.0)
+    return asking
+
+
+@pytest.mark.parametrize("most", [3, 7, 10])
+def test_the_most_that_may_go_is_found(most):
+    asking = answered({n: 0.02 if n <= most else 1.0 for n in range(13)}, noise=0.01)
+    parameters = asking.sizes.after(asking.may_go).parameters
+    assert asking.may_go <= most
+    assert parameters <= asking.sizes.after(most).parameters / 0.9 + 11  # nearer sets are not asked about
+    assert asking.cost_of_it == pytest.approx(0.02, abs=0.01)
+
+
+def test_what_noise_hides_is_not_let_go_and_the_batches_end():
+    asking = answered(dict.fromkeys(range(13), 0.0), noise=5.0, batches=40)
+    assert asking.may_go == 0 and asking.account.batches == 40
+    assert all(point["answer"] == "open" for point in asking.account.points)
+
+
+def test_a_costly_set_is_seldom_let_go():
+    """Twice the tolerance, in noise as large: of 200 runs, at most the doubt that is allowed and its own noise."""
+    wrong = 0
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        asking = Asking(Sizes(calibration()), 0.1, Account(64), 124)
+        while asking.question is not None:
+            asking.tell(1.0, 1.2 + 0.2 * float(torch.randn((), generator=generator)), 4.0)
+        wrong += asking.may_go > 0
+    assert wrong <= 10
+
+
+def test_looks_are_counted():
+    account = Account(10_000, looks=LOOKS - 1)
+    asking = Asking(Sizes(calibration()), 0.1, account, 124)
+    for _ in range(8):
+        asking.tell(1.0, 1.5, 4.0)
+    assert account.is_exhausted and asking.question is None
+    assert [point["answer"] for point in account.points] == ["beyond"]
+
+
+def test_a_loss_that_is_not_finite_is_left_out():
+    asking = Asking(Sizes(calibration()), 0.1, Account(100), 124)
+    asking.tell(1.0, float("nan"), 4.0)
+    assert asking.question is not None and asking.question.samples == []
+
+
+def test_the_bound_is_students():
+    """Against tables of t: 0.995 with 7 degrees of freedom, 0.95 with 15, 0.975 with 31."""
+    assert student(0.005, 8) == pytest.approx(3.499, rel=0.01)
+    assert student(0.05, 16) == pytest.approx(1.753, rel=0.01)
+    assert student(0.025, 32) == pytest.approx(2.040, rel=0.01)

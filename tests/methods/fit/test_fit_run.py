@@ -1,0 +1,181 @@
+"""Fit in a run: the true ranks are found from a wider start, and nothing is cut before anything is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pedyra import RankAllocator, RankConfig
+from pedyra.allocate.checkpoint import restore, save_state
+from pedyra.methods.fit.batches import projected
+from pedyra.methods.fit.sizes import kept
+
+TRUE = {"a": 2, "b": 0, "c": 3}
+
+
+def states(allocator: RankAllocator) -> list[str]:
+    return [record["fit"]["state"] for record in allocator.history]
+
+
+def weights(allocator: RankAllocator) -> list[Any]:
+    return [factor.detach().clone() for layer in allocator.layers for factor in layer.factors]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_true_ranks_are_found_and_the_budget_with_them(noise, make_task, fit):
+    allocator = fit(make_task(noise=noise))
+    assert allocator.ranks == TRUE
+    last = allocator.history[-1]["fit"]
+    assert last["verdict"] == "flat" and last["words"].startswith("flat: r = 6 is 3.6 times")  # 98 of 354 parameters
+    assert 0 <= last["spent"] <= last["tolerance"]
+    assert all(point["answer"] in ("within", "beyond", "open") for point in last["points"])
+
+
+def test_what_is_asked_about_is_what_is_cut(make_task, fit, monkeypatch):
+    """The function after the cut is the one with the projections, and no weight but those that go has changed."""
+    from pedyra.methods.fit import run as module
+
+    task, seen = make_task(), []
+    original = module.FitRun._cut
+
+    def cut(self, calibration, ranks):
+        x = torch.randn(5, 10)
+        with projected({self.layers[n]: P for n, P in kept(ranks, calibration).items()}), torch.no_grad():
+            seen.append((x, task.model(x)))
+        return original(self, calibration, ranks)
+
+    monkeypatch.setattr(module.FitRun, "_cut", cut)
+    resized = module.FitRun.resized
+
+    def after(self, replacements):
+        if replacements:
+            with torch.no_grad():
+                seen.append((seen[-1][0], task.model(seen[-1][0])))
+        resized(self, replacements)
+
+    monkeypatch.setattr(module.FitRun, "resized", after)
+    fit(task)
+    assert len(seen) >= 2
+    for (_, expected), (_, found) in zip(seen[::2], seen[1::2], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_learns_nothing_keeps_everything_and_says_so(make_task, fit):
+    allocator = fit(make_task(teaches=False), steps=200)
+    assert allocator.ranks == dict.fromkeys(TRUE, 6)
+    assert set(states(allocator)) == {"nothing is learned yet"}
+    assert "the loss has not fallen beyond its noise" in allocator.history[-1]["fit"]["words"]
+
+
+def test_until_the_first_cut_it_is_plain_lora_to_the_last_bit(make_task, fit):
+    """Measuring and asking change no weight, no moment, and draw no random number."""
+    before = torch.get_rng_state()
+    asked = fit(make_task(), stop=199)
+    assert "asking" in states(asked) and "cut" not in states(asked)
+    assert torch.equal(torch.get_rng_state(), _after_a_task(before, make_task))
+    only = fit(make_task(), stop=199, moves=0)
+    assert all(torch.equal(a, b) for a, b in zip(weights(asked), weights(only), strict=True))
+
+
+def _after_a_task(state: torch.Tensor, make_task: Any) -> torch.Tensor:
+    torch.set_rng_state(state)
+    make_task()
+    return torch.get_rng_state()
+
+
+@pytest.mark.parametrize("more", [{"micro": 4}, {"scale": 1024.0}])
+def test_accumulation_and_a_loss_scale_change_no_decision(more, make_task, fit):
+    plain, other = fit(make_task()), fit(make_task(), **more)
+    assert states(plain) == states(other) and plain.ranks == other.ranks
+    points = [allocator.history[-1]["fit"]["points"] for allocator in (plain, other)]
+    for a, b in zip(*points, strict=True):
+        assert (a["parameters"], a["answer"]) == (b["parameters"], b["answer"])
+        assert a["measured_cost"] == pytest.approx(b["measured_cost"], rel=0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize("at", [5, 150, 170, 185, 210, 260])
+def test_a_resumed_run_equals_the_unbroken_one(at, make_task, fit, tmp_path):
+    """Broken off in the beginning, before a window, in it, while asking, after a cut and at the end."""
+    whole = fit(make_task())
+    task = make_task()
+    part = fit(task, stop=at)
+    task.model.save_pretrained(tmp_path)
+    save_state(part, tmp_path)
+    optimizer = part.optimizer.state_dict()
+    again = make_task()
+
+    def resume(allocator: RankAllocator) -> int:
+        restore(allocator, tmp_path)
+        allocator.optimizer.load_state_dict(optimizer)
+        return at
+
+    resumed = fit(again, resume=resume)
+    assert resumed.ranks == whole.ranks and states(resumed) == states(whole)
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
+    for a, b in zip(resumed.history, whole.history, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_a_target_rank_is_met_in_three_cuts_and_asks_nothing(make_task, fit):
+    allocator = fit(make_task(), target_rank=2)
+    layers = {"a": 22, "b": 19, "c": 18}
+    assert 0.85 * 2 * sum(layers.values()) < allocator.parameters <= 2 * sum(layers.values())
+    assert states(allocator)[:3] == ["cut"] * 3
+    assert "points" not in allocator.history[-1]["fit"]
+    assert allocator.ranks["b"] == 0, "the layer that has nothing to learn keeps nothing"
+
+
+def test_min_rank_is_kept(make_task, fit):
+    assert fit(make_task(), min_rank=1).ranks == {**TRUE, "b": 1}
+
+
+def test_dora_follows(make_task, fit):
+    allocator = fit(make_task(use_dora=True))
+    assert sum(allocator.ranks.values()) < 18
+
+
+class TestRefusals:
+    def test_no_loss_to_compare(self, make_task):
+        task = make_task()
+        optimizer = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad])
+        allocator = RankAllocator(task.model, optimizer, RankConfig(budget="fit"), total_steps=100)
+        task.model(torch.randn(2, 10)).sum().backward()
+        with pytest.raises(ValueError, match="pass labels to the model, or closure"):
+            allocator.before_step()
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"start": "svd"}, 'set start "lora"'),
+            ({"target_rank": 6}, "nothing is left to cut; raise lora.r"),
+        ],
+    )
+    def test_what_it_cannot_do(self, settings, message, make_task, fit):
+        with pytest.raises(ValueError, match=message):
+            fit(make_task(), **settings)
+
+    def test_a_start_that_took_from_the_weight(self, make_task, fit):
+        with pytest.raises(ValueError, match="began as a part of the weight"):
+            fit(make_task(init_lora_weights="pissa"))
+
+    def test_a_compiled_model(self, make_task):
+        task = make_task()
+        optimizer = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad])
+        allocator = RankAllocator(task.model, optimizer, RankConfig(budget="fit"), total_steps=100)
+        with pytest.raises(ValueError, match="train without torch.compile"):
+            allocator.expect_compilation()
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"budget": "fit", "tolerance": 0}, r"rank.tolerance is 0; it is a part of what was won, in \(0, 1\)"),
+            ({"budget": "fit", "tolerance": 1.5}, "rank.tolerance is 1.5"),
+            ({"target_rank": 2}, "rank.target_rank is 2, a size for rank.budget 'fit'; set that"),
+            ({"budget": "fit", "target_rank": 0}, "rank.target_rank is 0"),
+        ],
+    )
+    def test_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            RankConfig(**settings)
