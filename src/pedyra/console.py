@@ -93,7 +93,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     ]
     if plan.budget and plan.schedule:
         rows.append(("budget", _budget_line(plan.budget)))
-        rows.append(("adjustments", _adjustments_line(plan.schedule)))
+        rows.append(("adjustments", _adjustments_line(plan.schedule, plan.budget["kind"])))
         if plan.schedule["in_vain"]:
             rows.append(("", plan.schedule["in_vain"]))
     memory = plan.memory
@@ -122,6 +122,8 @@ def print_result(console: Console, result: RunResult) -> None:
         f"{format_seconds(final['seconds'])}, peak memory {format_bytes(final['peak_memory_bytes'])})",
         soft_wrap=True,
     )
+    if result.size:
+        console.print(f"size        {result.size}", soft_wrap=True)
     console.print(f"run folder  {run}", soft_wrap=True)
     console.print(f"adapter     {result.folder.adapter}", soft_wrap=True)
     console.print(f"export      pedyra export {run} --target peft", soft_wrap=True)
@@ -141,17 +143,20 @@ def print_summary(console: Console, summary: AdapterSummary) -> None:
 
 
 def _budget_line(budget: Mapping[str, Any]) -> str:
-    kept = {"parameters": "parameters never above this", "ranks": "total rank constant"}[budget["kind"]]
+    kept = {"ranks": "total rank constant", "fit": "at most, and at the end what the task needs"}
+    kept = kept.get(budget["kind"], "parameters never above this")
     return f"total rank {budget['total_rank']:,}, {budget['parameters']:,} parameters while training ({kept})"
 
 
-def _adjustments_line(schedule: Mapping[str, Any]) -> str:
+def _adjustments_line(schedule: Mapping[str, Any], budget: str) -> str:
     steps = schedule["adjustments"]
     span = (
         f"after steps {steps[0]} to {steps[-1]}, every {schedule['interval']}"
         if len(steps) > 1
         else f"after {steps[0]}"
     )
+    if budget == "fit":
+        return f"{len(steps)} {span}, at which what is not needed may go"
     anew = f"; after {schedule['reassignment']} all ranks may be assigned anew" if schedule["reassignment"] else ""
     return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one{anew}"
 

@@ -28,6 +28,8 @@ _METRICS = {
     "best_step": (int, None),
 }
 _CONTEST = {"layer": str, "outcome": str, "gain": float, "cost": float, "bar": float, "against": [list]}
+_POINT = {"of": int, "parameters": int, "share": float, "answer": str, "predicted_cost": float, "measured_cost": float}
+_POINT |= {"standard_error": _NUMBER, "tolerance": float}
 _STATE = {"step": int, "ranks": {str: int}, "parameters": (int, None)}
 _RANKS: dict[str, dict[str, Any]] = {
     "layers": {
@@ -42,6 +44,7 @@ _RANKS: dict[str, dict[str, Any]] = {
     "adjustment": {
         **_STATE,
         **{"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}, "seconds": _NUMBER},
+        "fit": ({"state": str, "words": (str, None), "points": ([_POINT], None)}, None),
         "contests": (
             [{"layer": str, "outcome": str, "gain": float, "cost": float, "bar": float, "against": [list]}],
             None,
@@ -84,7 +87,7 @@ class Run:
     snapshots: list[Record]
     adjustments: list[Record]
     samples: list[Record]  # what the model wrote, and to what
-    fit: list[Record]  # the curve of `pedyra fit RUN`
+    fit: list[Record]  # the curve of `pedyra fit RUN`, or of the sizes that a fit in the run asked about first
 
     @property
     def start_ranks(self) -> dict[str, int]:
@@ -153,12 +156,21 @@ def read_run(path: Path, label: str | None = None) -> Run:
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
         samples=read_rows(path / "samples.jsonl", {"prompt": (str, None), "text": (str, None)}),
-        fit=_fit(path / "fit" / "pedyra_fit_curve.jsonl"),
+        fit=_fit(path / "fit" / "pedyra_fit_curve.jsonl") or _asked(states),
     )
 
 
 def _fit(path: Path) -> list[Record]:
     return [row for row in read_rows(path, _FIT) if row.get("measured_cost") is not None]
+
+
+def _asked(states: Sequence[Record]) -> list[Record]:
+    """Of a fit in the run, the sizes that were compared with the whole adapter, the largest first."""
+    found = next((state["fit"].get("points") or [] for state in reversed(states) if state.get("fit")), [])
+    points = [point for point in found if point["of"] == found[0]["of"] and point["standard_error"] is not None]
+    enough = [point["parameters"] for point in points if point["answer"] == "within"]
+    rows = [{**point, "chosen": enough != [] and point["parameters"] == min(enough)} for point in points]
+    return sorted(rows, key=lambda row: -row["parameters"])
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:

@@ -59,10 +59,19 @@ def facts(run: Run) -> list[Fact]:
         Fact(name, _number(final.get("value")), loss if final else "the run is not finished"),
         Fact("Trainable parameters", _count(final.get("trainable_parameters")), _budget(run)),
         _rank_fact(run),
-        _adjustment_fact(run),
+        _size_fact(run) or _adjustment_fact(run),
         Fact("Training time", duration(final.get("seconds")), f"{speed:.2f} steps per second" if speed else ""),
         Fact("Peak memory", memory(final.get("peak_memory_bytes")), str(run.environment.get("device", ""))),
     ]
+
+
+def _size_fact(run: Run) -> Fact | None:
+    """What a fit in the run found of the adapter's size."""
+    found = next((record["fit"] for record in reversed(run.adjustments) if record.get("fit")), None)
+    if found is None or not found.get("words"):
+        return None
+    verdict, _, sentence = found["words"].partition(": ")
+    return Fact("Size", verdict, sentence)
 
 
 def comparison(runs: Sequence[Run]) -> Table:

@@ -61,7 +61,8 @@ class TrainingProgress(TrainerCallback):
         parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self._total_rank}")
         if allocator and allocator.history:
             last = allocator.history[-1]
-            parts.append(f"adjusted at {last['step']} ({sum(last['added'].values())} moved)")
+            moved = f"adjusted at {last['step']} ({sum(last['added'].values())} moved)"
+            parts.append(f"{last['fit']['state']}, {last['fit']['share']:.0%} left" if "fit" in last else moved)
         return "  ".join(parts)
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -41,6 +41,8 @@ class RunResult:
     """Per adapted layer: layer (its name), rank, parameters (of its factors)."""
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
+    size: str | None = None
+    """What a fit found of the adapter's size, in words."""
 
     @property
     def interrupted(self) -> bool:
@@ -201,7 +203,14 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
         total_steps=plan.total_steps,
         layers=lora_layers(setup.model),
         final=final,
+        size=_size(setup),
     )
+
+
+def _size(setup: Setup) -> str | None:
+    """In words, what a fit found last; None where none was."""
+    history = [] if setup.ranks is None or setup.ranks.allocator is None else setup.ranks.allocator.history
+    return history[-1].get("fit", {}).get("words") if history else None
 
 
 def _leave_nothing_to_train(trainer: Trainer, total_steps: int) -> None:

@@ -143,6 +143,7 @@ class Asking:
     def _point(self, question: Question, answer: str) -> dict[str, Any]:
         size, (cost, error) = self.sizes.after(question.removals), question.cost
         return {
+            "of": self.sizes.after(0).parameters,
             "parameters": size.parameters,
             "share": size.parameters / self.initial,
             "answer": answer,
