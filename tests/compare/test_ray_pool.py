@@ -1,4 +1,4 @@
-"""Jobs on Ray: the job of a killed worker goes on."""
+"""Jobs on Ray: those of a node that dies go on elsewhere, and none runs twice."""
 
 from __future__ import annotations
 
@@ -56,35 +56,58 @@ def processes_of(recipe: str) -> list[tuple[int, int]]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
+    except OSError:
+        return False
+
+
+def ancestors(pid: int) -> list[int]:
+    found = [pid]
+    while found[-1] > 1:
+        found.append(int(Path(f"/proc/{found[-1]}/stat").read_text().rpartition(")")[2].split()[1]))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ray_is_installed(), reason="needs ray: pip install 'pedyra[ray]'")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_a_worker_killed_in_mid_job_costs_nothing_but_the_steps_since_the_checkpoint(folder, calls):
+def test_when_a_node_of_two_dies_its_job_goes_on_at_the_other_and_none_runs_twice(folder, calls):
+    from ray.cluster_utils import Cluster
+
     jobs = []
-    for method in ("prune", "lora"):
+    for method, fake in (("prune", "wait"), ("lora", 0.5), ("dora", 0.4), ("pedyra", 0.6)):
         job = Job(Entry(method, "toy", 2), 0.1, 0, "jobs", Path("out"), {})
-        fake = {"prune": "wait", "lora": 0.5}
         job.recipe.update(method=method, seed=0, output_dir=str(job.run))
-        job.recipe["training"] = {"learning_rate": 0.1, "fake": fake}
+        job.recipe["training"] = {"learning_rate": 0.1, "fake": {method: fake}}
         jobs.append(job)
     Path("out").mkdir()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    killed = []
 
     def kill() -> None:
         while not (folder / "waiting").exists():
             time.sleep(0.05)
         ((child, worker),) = processes_of(str(jobs[0].run) + ".yaml")
-        os.kill(worker, signal.SIGKILL)
-        os.kill(child, signal.SIGKILL)
+        above = ancestors(child)
+        (node,) = [node for node in nodes if any(p.process.pid in above for p in node.all_processes["raylet"])]
+        cluster.remove_node(node, allow_graceful=False)
+        while is_running(worker):
+            time.sleep(0.05)
+        os.kill(child, signal.SIGKILL)  # it would have gone with its machine
+        killed.append(node)
 
     outcomes = []
-    pool = RayPool("local")
+    pool = RayPool(cluster.address)
     try:
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         pool.run(jobs, outcomes.append)
     finally:
         pool.close()
-    ended = {outcome.job.entry.method: (outcome.status, outcome.message) for outcome in outcomes}
-    assert ended == {"prune": ("done", ""), "lora": ("done", "")}
-    assert "prune 0 0.1 --resume" in calls()
+        cluster.shutdown()
+    assert killed and [(o.status, o.message) for o in outcomes] == [("done", "")] * 4
+    assert sorted(calls()) == ["dora 0 0.1", "lora 0 0.1", "pedyra 0 0.1", "prune 0 0.1", "prune 0 0.1 --resume"]
