@@ -160,6 +160,25 @@ def test_paper_short():
             assert line[f"{shown} less LoRA"] == better
 
 
+def test_paper_figures():
+    runs = {row["learning_rate"]: row for row in raw("paper_figures")}
+    lines = {line["figure"]: line for line in table("paper figures", "paper")}
+    assert len(runs) == 3 and len(lines) == 7
+    for rate, run in runs.items():
+        first, last = (run[f"gradient_norms_{at}"] for at in ("first", "last"))
+        found = {
+            "3": f"{run['change_importance_correlation']:.2f}",
+            "4b": f"{run['rank_importance_correlation']:.2f}",
+            "5": f"{run['first_log_variance']:.2f} to {run['last_log_variance']:.2f}",
+            "7": f"{run['largest_rank']}",
+            "10": f"{run['first_orthogonality']:.2f} to {run['last_orthogonality']:.2f}",
+            "11": f"{first[1] / first[0]:.1f} to {last[1] / last[0]:.1f}",
+            "1a": f"{run['utilisation']:.2f}",
+        }
+        assert found == {figure: line[f"rate {rate}"] for figure, line in lines.items()}
+        assert 1.07 <= round(run["trainable_parameters"] / 338_690, 2) <= 1.11
+
+
 def test_planted_rivals():
     rows = [row for name in ("planted", "planted_tuned") for row in raw(name)]
     lines = table("planted rivals")

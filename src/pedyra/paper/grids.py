@@ -26,6 +26,9 @@ STARTS_FROM_ZERO = ("adalora", "adalora-svd", "increlora", "triadaptlora", "pedy
 STARTS_FROM_ZERO = (*STARTS_FROM_ZERO, "mask")
 LANGUAGE = ("causal_lm", "seq2seq")
 
+TUNING_ROWS = 1000
+"""That tuning runs are judged on: a tenth of SST-2 would take longer to read than the training."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -87,6 +90,7 @@ def grid_content(
         "tasks": {recipe.name: content["data"]},
         "seeds": seeds,
         "learning_rates": rates,
+        **({"tuning": {"rows": TUNING_ROWS}} if len(rates) > 1 else {}),
         "match": "rank",  # as the paper compares
         **({"generate": content["generate"]} if content.get("generate") else {}),
     }
