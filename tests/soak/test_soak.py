@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
+from fuzz import fuzz
 from kills import by_command, soak
 
 
@@ -13,7 +10,9 @@ def test_a_training_that_is_killed_and_resumed_ends_as_the_unbroken_one(tmp_path
     assert soak(2, 3, tmp_path, ways=[(by_command, 1)]) == {"kills": 2, "trainings": 1, "equal": 1}
 
 
-def test_spoilt_inputs_are_read_or_refused_in_one_line():
-    fuzz = [sys.executable, str(Path(__file__).with_name("fuzz.py")), "--inputs", "120", "--seed", "1"]
-    done = subprocess.run(fuzz, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+def test_spoilt_inputs_are_read_or_refused_in_one_line(tmp_path, monkeypatch):
+    """Only of the kinds that take milliseconds."""
+    monkeypatch.chdir(tmp_path)
+    found = fuzz(150, 1, tmp_path, wanted=lambda name, often: often >= 1)
+    assert not found.failures, found.examples
+    assert 30 < found.counts["refused"] < 150
