@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import yaml
+from file_changes import from_change
 from typer.main import get_command
 
 from pedyra.cli import app, main
@@ -63,6 +64,27 @@ def test_a_read_only_disk_is_one_line(call, monkeypatch):
     code, _, stderr = call("train", "recipe.yaml")
     assert code == 2
     assert_one_line(stderr, "Read-only file system: runs/recipe")
+
+
+def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(call, tmp_path):
+    call("train", "recipe.yaml")
+
+    def refuse(event):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
+
+    with from_change(1, tmp_path / "runs", refuse):
+        assert call("inspect", "runs/recipe")[0] == call("eval", "runs/recipe")[0] == 0
+        assert call("report", "runs/recipe", "--out", "page.html")[0] == 0
+        assert call("export", "runs/recipe", "--target", "peft", "--out", "exported")[0] == 0
+        for writes in (
+            ["report", "runs/recipe"],
+            ["export", "runs/recipe", "--target", "peft"],
+            ["fit", "runs/recipe/adapter", "--parameters", "300"],
+            ["train", "recipe.yaml", "--overwrite"],
+        ):
+            code, _, stderr = call(*writes)
+            assert code == 2
+            assert_one_line(stderr, "Read-only file system")
 
 
 def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
