@@ -105,6 +105,17 @@ def test_a_file_that_holds_no_problems_is_refused(tmp_path: Path, text: str | No
         load_problems(path)
 
 
+@pytest.mark.parametrize("line", [b"[1]", b"\xff", b"{", b'{"task_id": 1, "prompt": null}', b'{"plus_input": 1}'])
+def test_damaged_problems_are_told_by_file_and_line(line, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\n" + line)
+    with pytest.raises(ValueError, match=r"line 2 of .*p.jsonl is no problem of HumanEval"):
+        load_problems(path)
+    (tmp_path / "p.jsonl.gz").write_bytes(line)
+    with pytest.raises(ValueError, match=r"the problems' file '.*p.jsonl.gz' cannot be read"):
+        load_problems(tmp_path / "p.jsonl.gz")
+
+
 @pytest.mark.skipif("PEDYRA_DATA" not in os.environ, reason="PEDYRA_DATA names no folder with the published sets")
 @pytest.mark.parametrize(
     ("name", "count"), [("humaneval", 164), ("mbpp", 500), ("humanevalplus", 164), ("mbppplus", 378)]

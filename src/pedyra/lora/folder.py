@@ -70,7 +70,6 @@ _OF_LORA = {
     "lora_alpha": float,
     "rank_pattern": ({str: int}, None),
     "alpha_pattern": ({str: float}, None),
-    "target_modules": (str, [str], None),
     "init_lora_weights": (bool, str, None),
     "use_dora": (bool, None),
     "use_rslora": (bool, None),

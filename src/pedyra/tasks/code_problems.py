@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,16 @@ def load_problems(path: str | Path) -> list[Problem]:
             f"the problems' file {str(path)!r} does not exist; give HumanEval, MBPP or EvalPlus JSON lines"
         )
     problems = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    try:
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"the problems' file {str(path)!r} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
             try:
                 problems.append(problem_of(json.loads(line)))
-            except (KeyError, IndexError, json.JSONDecodeError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, RecursionError) as error:
                 raise ValueError(
                     f"line {number} of {path} is no problem of HumanEval(+) or MBPP(+): {type(error).__name__} {error}"
                 ) from None
