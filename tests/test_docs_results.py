@@ -254,6 +254,24 @@ def test_gsm8k_in_twice_the_steps():
         assert line["difference"] == ("" if line["method"] == "lora" else difference(better))
 
 
+def test_fit_of_planted_ranks():
+    ours, planted = raw("fit_planted"), raw("planted")
+    lines = table("fit planted")
+    assert len(lines) == 10
+    for line in lines:
+        case = line["profile"], float(line["noise"])
+        found = {r["seed"]: r for r in ours if (r["profile"], r["noise"]) == case}
+        best = {r["seed"]: r["relative_error"] for r in planted
+                if r["method"] == "oracle" and (r["profile"], r["noise"]) == case}  # fmt: skip
+        assert sorted(found) == sorted(best) == [0, 1, 2, 3, 4]
+        assert line["fit"] == short(mean(r["relative_error"] for r in found.values()))
+        assert line["oracle"] == short(mean(best.values()))
+        ratios = [found[seed]["relative_error"] / best[seed] for seed in best]
+        assert line["fit by oracle, at most"] == f"{max(ratios):.2f}", line
+        exact = sum(r["ranks"] == r["true_ranks"] for r in found.values())
+        assert line["exact ranks"] == f"{exact} of {len(found)}"
+
+
 def test_fit_of_the_demo():
     _, *curve = raw("fit_demo")
     found = {row["parameters"]: row for row in curve}
