@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pedyra.fit.calibration import calibrate, truncated
 from pedyra.fit.cut import RECORD, cut_folder, cut_model, singular_basis
 from pedyra.fit.fit import fit_adapter
+from pedyra.lora.attach import attach
 from pedyra.lora.folder import read_lora
 
 
@@ -141,3 +142,13 @@ def test_a_tolerance_is_a_part(half_used: Any, tolerance: float):
     rows = made_by(half_used, 3, 1)
     with pytest.raises(ValueError, match=r"it is a part of what was won, in \(0, 1\), e.g. 0.01"):
         fit_adapter(half_used, rows, rows, rows, tolerance=tolerance, loss=loss)
+
+
+def test_a_live_pissa_is_told_apart_from_its_folder(make_net: Any, tmp_path: Path):
+    """On disk it has the start beside it, twice the rank; the folder is what can be cut."""
+    model = make_net(init_lora_weights="pissa")
+    attach(model)
+    found = calibrate(model, batches(3), loss=loss)
+    with pytest.raises(ValueError, match="0 has rank 8 on disk and was measured at rank 4.*load the folder"):
+        cut_model(model, found, dict.fromkeys(found.layers, 2), tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()

@@ -50,6 +50,13 @@ def cut_folder(
     """
     check_plain(lora)
     check_out(out)
+    for layer in lora.layers:
+        measured = len(bases[layer.name].values)
+        if layer.rank != measured:
+            raise ValueError(
+                f"{layer.name} has rank {layer.rank} on disk and was measured at rank {measured}, as a model has that "
+                f"began as a part of its weight (PiSSA); save it, load the folder, and fit that"
+            )
     kept = [layer for layer in lora.layers if ranks[layer.name]]
     if not kept:
         raise ValueError("no direction is left in any layer, and PEFT knows no adapter of none; keep one at least")
