@@ -152,7 +152,9 @@ class FitRun:
     def decide(self, now: Situation) -> Decision | None:
         if self.asking is not None:
             last = self.run.schedule.next_adjustment(now.step + 1) is None
-            return self._nothing("asking") if self.asking.question is not None and not last else self._end_round()
+            assert self.calibration is not None
+            asks_on = self.asking.question is not None and not last
+            return self._nothing("asking", self.calibration) if asks_on else self._end_round()
         if self.gramians is None or self.gramians.steps < 2:
             return None
         self._stop()
@@ -163,21 +165,21 @@ class FitRun:
             return self._cut_towards(self.target, found)
         self.won, self.now = won(self.before, self.now) or self.won, []
         if not self.tolerance.learned:
-            return self._nothing("nothing is learned yet")
+            return self._nothing("nothing is learned yet", found)
         sizes = Sizes(found, self.run.config.min_rank)
         left = self.tolerance.loss - self.account.spent
         asking = Asking(sizes, left, self.account, self._parameters(self.initial))
         if asking.question is None:
-            return self._nothing("nothing may go", learning=sizes.learning)
+            return self._nothing("nothing may go", found, learning=sizes.learning)
         self.calibration, self.asking = found, asking
-        return self._nothing("asking", learning=sizes.learning)
+        return self._nothing("asking", found, learning=sizes.learning)
 
     def _end_round(self) -> Decision:
         asking, calibration = self.asking, self.calibration
         assert asking is not None and calibration is not None
         self.asking = self.calibration = None
         if asking.may_go == 0:
-            return self._nothing("nothing may go")
+            return self._nothing("nothing may go", calibration)
         self.account.spent += asking.cost_of_it
         return self._cut(calibration, asking.sizes.after(asking.may_go).ranks)
 
@@ -188,8 +190,8 @@ class FitRun:
         wanted = parameters * (target / parameters) ** (1 / (CUTS - self.cuts))
         return self._cut(found, sizes.after(sizes.of_parameters(max(target, round(wanted)))).ranks)
 
-    def _nothing(self, state: str, **more: Any) -> Decision:
-        scores = {name: [0.0] * layer.rank for name, layer in self.layers.items()}
+    def _nothing(self, state: str, calibration: Calibration, **more: Any) -> Decision:
+        scores = {name: layer.costs.tolist() for name, layer in calibration.layers.items()}
         plan = make_plan(scores, {}, {}, layer_means(scores, {}))
         reasons = {"fit": self._reasons(state, plan.ranks, **more)}
         return Decision(plan=plan, scores=scores, born=_none_is_born, reasons=reasons)
