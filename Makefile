@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # One torch thread a test worker: two workers with two threads each on two cores are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test versions lint docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pedyra train recipes/demo.yaml --overwrite
 
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+# The tests with the lowest and the newest torch, peft, transformers, accelerate and numpy: hours and 10 GB.
+versions:
+	$(PYTHON) tests/versions.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

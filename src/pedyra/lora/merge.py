@@ -207,6 +207,6 @@ def _find_tokenizer(*places: str) -> PreTrainedTokenizerBase | None:
     for place in filter(None, places):
         try:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=trusts_remote_code())
-        except (OSError, ValueError):  # none there
+        except (OSError, ValueError, ImportError):  # none there, or none that can be read here
             continue
     return None
