@@ -152,6 +152,8 @@ class RankConfig:
             raise ValueError(f"rank.tolerance is {self.tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
         if self.target_rank is not None and self.budget != "fit":
             raise ValueError(f"rank.target_rank is {self.target_rank}, a size for rank.budget 'fit'; set that")
+        if self.budget == "fit" and self.moves:
+            raise ValueError(f"rank.moves is {self.moves}, but rank.budget 'fit' moves none; leave it out (0 observes)")
         if self.budget == "fit" and self.importance is not None:
             raise ValueError("rank.budget is 'fit', of method pedyra; the paper's conserves ranks or parameters")
         if not isinstance(self.importance, Importance | None):

@@ -172,6 +172,7 @@ class TestRefusals:
         [
             ({"budget": "fit", "tolerance": 0}, r"rank.tolerance is 0; it is a part of what was won, in \(0, 1\)"),
             ({"budget": "fit", "tolerance": 1.5}, "rank.tolerance is 1.5"),
+            ({"budget": "fit", "moves": 3}, "rank.moves is 3, but rank.budget 'fit' moves none"),
             ({"target_rank": 2}, "rank.target_rank is 2, a size for rank.budget 'fit'; set that"),
             ({"budget": "fit", "target_rank": 0}, "rank.target_rank is 0"),
         ],
