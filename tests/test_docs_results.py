@@ -272,6 +272,34 @@ def test_fit_of_planted_ranks():
         assert line["exact ranks"] == f"{exact} of {len(found)}"
 
 
+def test_starting_wide():
+    fit = {r["seed"]: r["loss"] for r in raw("fit_rot13") if r["rank"] == 2 and r["seed"] < 5}
+    assert len(fit) == 5
+    *others, last = table("fit transfer")
+    assert last["loss"] == f"{mean(fit.values()):.4f}"
+    for line in others:
+        theirs = {
+            r["seed"]: r["loss"]
+            for r in raw("rot13")
+            if (r["method"], r["lr"], r["rank"]) == (line["method"], 0.032, 2)
+        }
+        assert line["loss"] == f"{mean(theirs.values()):.4f}"
+        assert line["fit is better by"] == difference([theirs[seed] - fit[seed] for seed in sorted(fit)])
+
+
+def test_fit_of_sst2():
+    found = {method: {r["seed"]: r for r in raw("fit_sst2") if r["method"] == method} for method in ("lora", "fit")}
+    for line in table("fit sst2"):
+        rows = found[line["method"]]
+        losses = [row["eval_loss"] for row in rows.values()]
+        assert line["loss"] == f"{mean(losses):.4f} ± {standard_error(losses):.4f}"
+        assert line["accuracy"] == f"{mean(row['accuracy'] for row in rows.values()):.3f}"
+        if line["method"] == "fit":
+            better = [found["lora"][seed]["eval_loss"] - row["eval_loss"] for seed, row in rows.items()]
+            assert line["difference"] == difference(better)
+            assert line["parameters left"] == ", ".join(f"{row['share']:.0%}" for row in rows.values())
+
+
 def test_fit_of_the_demo():
     _, *curve = raw("fit_demo")
     found = {row["parameters"]: row for row in curve}
