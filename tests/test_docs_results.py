@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from pedyra.compare.statistics import bootstrap_interval, standard_error
 
@@ -177,6 +178,33 @@ def test_paper_figures():
         }
         assert found == {figure: line[f"rate {rate}"] for figure, line in lines.items()}
         assert 1.07 <= round(run["trainable_parameters"] / 338_690, 2) <= 1.11
+
+
+def test_paper_code():
+    rows = raw("paper_code")
+    lines = table("paper code", "paper")
+    for line, model in zip(lines, ("before", "lora"), strict=True):
+        own = [row for row in rows if row["model"] == model]
+        for shown, key in (("HumanEval", "humaneval"), ("HumanEval+", "humanevalplus")):
+            passed = sum(row[key] == "passed" for row in own)
+            low, high = binomtest(passed, len(own)).proportion_ci(method="wilson")
+            assert line[shown] == f"{passed} of {len(own)}: {passed / len(own):.0%} [{low:.0%}, {high:.0%}]"
+        assert line["cut off at 200 tokens"] == f"{sum(not row['finished'] for row in own)}"
+
+
+def test_paper_squad():
+    rows = raw("paper_squad")
+    nothing = [{**row, "exact": float(not row["answerable"]), "f1": float(not row["answerable"])} for row in rows]
+    for line, found in zip(table("paper squad", "paper"), (nothing, rows), strict=True):
+        parts = {
+            "F1": [row["f1"] for row in found],
+            "exact match": [row["exact"] for row in found],
+            "HasAns F1": [row["f1"] for row in found if row["answerable"]],
+            "NoAns F1": [row["f1"] for row in found if not row["answerable"]],
+        }
+        for column, values in parts.items():
+            reach = 196 * (standard_error(values) or 0)
+            assert line[column] == f"{100 * mean(values):.1f} ± {reach:.1f}"
 
 
 def test_planted_rivals():
