@@ -23,7 +23,7 @@ def train(rank: int, size: int, settings: dict[str, Any]) -> dict[str, Any]:
     if size > 1:
         dist.init_process_group("gloo")
     torch.manual_seed(1)
-    base = nn.ModuleDict({"a": nn.Linear(8, 6), "b": nn.Linear(8, 6)})
+    base: Any = nn.ModuleDict({"a": nn.Linear(8, 6), "b": nn.Linear(8, 6)})
     update = torch.randn(6, 1) @ torch.randn(1, 8)
 
     class Both(nn.Module):

@@ -44,8 +44,8 @@ def test_a_scaled_loss_and_micro_batches_change_nothing():
     expected = measured()
     same(measured(scale=1024.0), expected)
     same(measured(pieces=4), expected)
-    P = sum(h.T @ h for h, _ in map(tokens, range(STEPS)))
-    Q = sum(g.T @ g for _, g in map(tokens, range(STEPS)))
+    P = torch.stack([h.T @ h for h, _ in map(tokens, range(STEPS))]).sum(0)
+    Q = torch.stack([g.T @ g for _, g in map(tokens, range(STEPS))]).sum(0)
     values = torch.linalg.eigvals((P @ Q).double()).real.sort(descending=True).values / (STEPS * TOKENS) ** 2
     torch.testing.assert_close(expected.layers["a"].costs, 2 * values / 2, rtol=1e-3, atol=0)  # 2 tokens a sample
 
