@@ -101,7 +101,7 @@ def test_when_a_node_of_two_dies_its_job_goes_on_at_the_other_and_none_runs_twic
         killed.append(node)
 
     outcomes = []
-    pool = RayPool(cluster.address)
+    pool = RayPool(str(cluster.address))
     try:
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
