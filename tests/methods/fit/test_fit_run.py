@@ -95,9 +95,9 @@ def test_accumulation_and_a_loss_scale_change_no_decision(more, make_task, fit):
         assert a["measured_cost"] == pytest.approx(b["measured_cost"], rel=0.05, abs=1e-4)
 
 
-@pytest.mark.parametrize("at", [5, 150, 170, 185, 210, 260])
+@pytest.mark.parametrize("at", [5, 170, 185, 210])
 def test_a_resumed_run_equals_the_unbroken_one(at, make_task, fit, tmp_path):
-    """Broken off in the beginning, before a window, in it, while asking, after a cut and at the end."""
+    """Broken off in the beginning, in a window, while asking, and after a cut."""
     whole = fit(make_task())
     task = make_task()
     part = fit(task, stop=at)
