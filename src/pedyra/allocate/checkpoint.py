@@ -154,8 +154,12 @@ def _restore_factors(
         raise SideFileError(f"{folder / TENSORS} is of another model: layer {odd[0]!r} is not in both")
     for layer in layers:
         shapes = [tuple(tensors.get(f"{kind}.{layer.name}", torch.tensor(0)).shape) for kind in "AEB"]
-        rank = shapes[0][:1]
-        if shapes != [(*rank, layer.a.in_features), rank, (layer.b.out_features, *rank)]:
+        rank, of_E = shapes[0][:1], shapes[1]  # an E that is no diagonal is longer
+        if (
+            shapes != [(*rank, layer.a.in_features), of_E, (layer.b.out_features, *rank)]
+            or not len(of_E) == 1
+            or of_E < rank
+        ):
             raise SideFileError(f"{folder / TENSORS} is of another model: {layer.name} has shapes {shapes} there")
         if layer.name not in record["scaling"]:
             raise SideFileError(f"{folder / RECORD} is of another model: it has no scaling of {layer.name}")

@@ -51,7 +51,7 @@ class Calibration:
         found = {"calibration.samples": self.samples}
         for name, layer in self.layers.items():
             parts = {**layer.basis._asdict(), "slopes": layer.slopes}
-            parts["tokens"] = torch.tensor(layer.tokens_per_sample).double()
+            parts["tokens"] = torch.tensor(layer.tokens_per_sample, dtype=torch.float64)
             found |= {f"calibration.{key}.{name}": value for key, value in parts.items()}
         return found
 
