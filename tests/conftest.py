@@ -47,6 +47,13 @@ def _seeded() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
+@pytest.fixture(autouse=True)
+def _trusts_nobody() -> Iterator[None]:
+    """`--trust-remote-code` of a command that a test runs in this process holds for that test alone."""
+    yield
+    os.environ.pop("PEDYRA_TRUST_REMOTE_CODE", None)
+
+
 @pytest.fixture
 def make_net() -> Callable[..., Any]:
     """make_net(trained=True, **LoraConfig settings): a PEFT model around `Net`, the same one for the same settings.
