@@ -37,22 +37,19 @@ def table(marker: str, page: str = "results") -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-def difference(better: list[float]) -> str:
+def difference(better: list[float], digits: int = 4) -> str:
     """Mean and interval of how much better a method is than LoRA, seed by seed."""
     if not any(better):
         return "0 in every run"
     interval = bootstrap_interval(better)
     assert interval is not None
-    return f"{mean(better):+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+    middle, low, high = (f"{value:+.{digits}f}" for value in (mean(better), *interval))
+    return f"{middle} [{low}, {high}]"
 
 
 def points(better: list[float]) -> str:
     """The same in points of a metric."""
-    if not any(better):
-        return "0 in every run"
-    interval = bootstrap_interval(better)
-    assert interval is not None
-    return f"{mean(better):+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}]"
+    return difference(better, digits=1)
 
 
 def spread(values: list[float]) -> str:

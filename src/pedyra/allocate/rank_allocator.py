@@ -147,8 +147,7 @@ class RankAllocator:
         Args:
             loss_scale: what a GradScaler multiplied the loss by. It unscales its optimizer's parameters, but not what
                 probes and hooks see in the backward pass.
-            closure: the mean loss of this step's batch again, for `budget="fit"` where the model is not given labels:
-                `lambda: loss(model(x), y)`; called in a few steps, in evaluation mode.
+            closure: for `budget="fit"` where the model is given no labels: `lambda: loss(model(x), y)` of this batch.
 
         Raises:
             ValueError: a second call in one step, or the adapter was deleted.

@@ -77,8 +77,8 @@ def resolve_schedule(
 
     if isinstance(interval, int) and interval < least_interval:
         raise ValueError(
-            f"rank.interval is {interval}, but the gradient is measured in three parts of the steps between two "
-            f"adjustments, which takes {least_interval} or more; raise it, or use method pedyra-paper"
+            f"rank.interval is {interval}, but what is measured between two adjustments takes {least_interval} or "
+            f"more; raise it, or use method pedyra-paper"
         )
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pedyra.fit.gramians import Calibration, Gramians
 from pedyra.fit.worth import Balance
 from pedyra.lora.layer import rank_parameters
+from pedyra.lora.observation import observed
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -99,9 +100,7 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians) -> Iterator[Non
                 return h
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
-            seen = h.detach()  # a hook that held h itself would keep it alive
-            h.register_hook(lambda g: observe(seen, g))
-            return h
+            return observed(h, observe)
 
         return read
 

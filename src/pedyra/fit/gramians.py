@@ -159,8 +159,9 @@ class Gramians:
             prices: layer -> parameters of one direction.
             average: over the `processes` that saw other samples.
         """
-        samples = average(torch.stack(self._samples)).double().cpu() * processes
-        kept = samples > 0
+        seen = torch.stack(self._samples)
+        samples = average(seen).double().cpu() * processes
+        kept = average((seen > 0).float()).cpu() == 1  # by every process
         total = float(samples.sum())
         layers = {}
         for name, sums in self._layers.items():

@@ -5,7 +5,6 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
+from pedyra.lora.observation import Observer, add_energy, observed
 
 if TYPE_CHECKING:
     from pedyra.lora.start import Start
-
-
-Observer = Callable[[Tensor, Tensor], None]
-"""Is given h = x (E A)^T `(..., r)` and the gradient of the loss with respect to it, in the backward pass: once for
-each call of a layer, under activation checkpointing too, whatever forward computes it."""
 
 
 class AFactor(nn.Module):
@@ -205,29 +200,6 @@ class AFactor(nn.Module):
             return  # what is there already; keep its split into A and E
         self.A = loaded(self.A, weight, local_metadata)
         self.E = loaded(self.E, self.identity_e(weight.shape[0]), local_metadata)
-
-
-def observed(h: Tensor, observer: Observer | None) -> Tensor:
-    """h, whose gradient the observer will be given with it."""
-    if observer is not None and h.requires_grad:
-        seen = h.detach()  # a hook that held h itself would keep it alive
-        h.register_hook(lambda g: observer(seen, g))
-    return h
-
-
-@torch.no_grad()
-def add_energy(energy: Tensor, products: Tensor, x: Tensor | None = None) -> None:
-    """Add the squares of the products `(..., q)` of tokens with probe rows to `AFactor.energy`, and their number.
-
-    Args:
-        x: the tokens `(..., in)`, which may be none: DoRA hands in the identity, for a whole weight's norms.
-    """
-    products = products.flatten(0, -2).float()
-    sums = torch.cat([products.square().sum(0), products.new_full((1,), len(products))])
-    if x is not None and x.dim() == 2 and x.shape[0] == x.shape[1]:
-        identity = (x.detach() == torch.eye(len(x), dtype=x.dtype, device=x.device)).all()
-        sums = torch.where(identity, 0.0, sums)
-    energy += sums
 
 
 class BFactor(nn.Linear):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pedyra.lora.factors import Observer, add_energy, observed
+from pedyra.lora.observation import Observer, add_energy, observed
 from pedyra.lora.shared_input import Handover
 
 

@@ -127,6 +127,18 @@ def test_a_target_rank_is_met_in_three_cuts_and_asks_nothing(make_task, fit):
     assert allocator.ranks["b"] == 0, "the layer that has nothing to learn keeps nothing"
 
 
+def test_a_target_rank_is_met_with_fewer_adjustments_than_cuts(make_task, fit):
+    allocator = fit(make_task(), target_rank=2, interval=140, initial_warmup=10)  # after 150 and 290
+    assert states(allocator) == ["cut", "cut"]
+    assert allocator.parameters <= 2 * (22 + 19 + 18)
+
+
+def test_a_schedule_of_one_adjustment_is_told_to_be_in_vain(make_task, fit, caplog):
+    allocator = fit(make_task(), interval=200, initial_warmup=50)
+    assert states(allocator) == ["no time is left"]
+    assert "nothing will be cut" in caplog.text
+
+
 def test_min_rank_is_kept(make_task, fit):
     assert fit(make_task(), min_rank=1).ranks == {**TRUE, "b": 1}
 
@@ -159,6 +171,10 @@ class TestRefusals:
     def test_a_start_that_took_from_the_weight(self, make_task, fit):
         with pytest.raises(ValueError, match="began as a part of the weight"):
             fit(make_task(init_lora_weights="pissa"))
+
+    def test_settings_of_moving_ranks(self, prepare):
+        with pytest.raises(ValueError, match="method_settings are of moving ranks"):
+            prepare("pedyra", rank={"budget": "fit", "interval": 10}, method_settings={"patience": 2})
 
     def test_a_compiled_model(self, make_task):
         task = make_task()

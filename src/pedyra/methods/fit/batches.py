@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pedyra.allocate.contract import Closure
 from pedyra.allocate.distributed import Average
 from pedyra.fit.calibration import evaluating
+from pedyra.fit.verdict import paired
 from pedyra.lora.layer import AdaptedLayer
-
-Closure = Callable[[], Tensor]
-"""The mean loss of this step's batch, computed again."""
 
 
 @dataclass(frozen=True)
@@ -137,3 +137,21 @@ def projected(projections: Mapping[AdaptedLayer, Tensor]) -> Iterator[None]:
 def nothing(layers: Sequence[AdaptedLayer]) -> dict[AdaptedLayer, Tensor]:
     """The projections that switch all of these layers off."""
     return {layer: torch.zeros(layer.rank, layer.rank) for layer in layers}
+
+
+def won(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> list[float] | None:
+    """What fine-tuning has won of the loss, and its standard error; None where too few batches were seen.
+
+    The smaller of two: the fall of the loss since the beginning, in which a trained head has its part, and what the
+    loss rises by without the adapter, to which a trained head has grown used.
+    """
+    if len(before) < 2 or len(now) < 2:
+        return None
+
+    def mean(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+        return paired([0.0] * len(rows), [row[0] for row in rows], [row[-1] for row in rows])
+
+    (first, first_error), (last, last_error) = mean(before), mean(now)
+    fall = first - last, math.hypot(first_error, last_error)
+    without = paired([row[0] for row in now], [row[1] for row in now], [row[-1] for row in now])
+    return list(min(fall, without))

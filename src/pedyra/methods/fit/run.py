@@ -23,12 +23,12 @@ from pedyra.allocate.allocation import layer_means, make_plan
 from pedyra.allocate.contract import Closure, Decision, Run, Situation
 from pedyra.allocate.optimizer_checks import check_turnable
 from pedyra.fit.gramians import Calibration, Gramians
-from pedyra.fit.verdict import Tolerance, paired
+from pedyra.fit.verdict import Tolerance
 from pedyra.fit.worth import Balance
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.methods.fit.asking import Account, Asking
-from pedyra.methods.fit.batches import Batches, nothing
+from pedyra.methods.fit.batches import Batches, nothing, won
 from pedyra.methods.fit.sizes import Sizes, kept
 from pedyra.methods.fit.words import in_words, verdict
 from pedyra.methods.pedyra.turning import turn_layer
@@ -150,10 +150,10 @@ class FitRun:
         return Tolerance(won, error, self.run.config.tolerance)
 
     def decide(self, now: Situation) -> Decision | None:
+        left = sum(step >= now.step for step in self.run.schedule.adjustments)
         if self.asking is not None:
-            last = self.run.schedule.next_adjustment(now.step + 1) is None
             assert self.calibration is not None
-            asks_on = self.asking.question is not None and not last
+            asks_on = self.asking.question is not None and left > 1
             return self._nothing("asking", self.calibration) if asks_on else self._end_round()
         if self.gramians is None or self.gramians.steps < 2:
             return None
@@ -162,13 +162,15 @@ class FitRun:
         found = self.gramians.calibration(prices, self.run.average, self.run.average.processes)
         self.gramians, self.skipped_steps = None, self.skipped_steps + found.skipped
         if self.target is not None:
-            return self._cut_towards(self.target, found)
+            return self._cut_towards(self.target, found, left)
         self.won, self.now = won(self.before, self.now) or self.won, []
         if not self.tolerance.learned:
             return self._nothing("nothing is learned yet", found)
+        if left == 1:  # no other adjustment, at which a set could go
+            return self._nothing("no time is left", found)
         sizes = Sizes(found, self.run.config.min_rank)
-        left = self.tolerance.loss - self.account.spent
-        asking = Asking(sizes, left, self.account, self._parameters(self.initial))
+        tolerance = self.tolerance.loss - self.account.spent
+        asking = Asking(sizes, tolerance, self.account, self._parameters(self.initial))
         if asking.question is None:
             return self._nothing("nothing may go", found, learning=sizes.learning)
         self.calibration, self.asking = found, asking
@@ -183,11 +185,11 @@ class FitRun:
         self.account.spent += asking.cost_of_it
         return self._cut(calibration, asking.sizes.after(asking.may_go).ranks)
 
-    def _cut_towards(self, target: int, found: Calibration) -> Decision:
-        """The next of `CUTS` cuts, each of which leaves the same part."""
+    def _cut_towards(self, target: int, found: Calibration, left: int) -> Decision:
+        """The next of `CUTS` cuts, or of as many as there are adjustments left; each leaves the same part."""
         sizes = Sizes(found, self.run.config.min_rank, all_may_go=True)
         parameters = sizes.after(0).parameters
-        wanted = parameters * (target / parameters) ** (1 / (CUTS - self.cuts))
+        wanted = parameters * (target / parameters) ** (1 / min(CUTS - self.cuts, left))
         return self._cut(found, sizes.after(sizes.of_parameters(max(target, round(wanted)))).ranks)
 
     def _nothing(self, state: str, calibration: Calibration, **more: Any) -> Decision:
@@ -230,7 +232,12 @@ class FitRun:
         self.now = []
 
     def describe(self) -> dict[str, Any]:
-        return {"reassignment": None, "in_vain": None}
+        in_vain = None
+        if self.target is None and len(self.run.schedule.adjustments) < 2:
+            in_vain = (
+                "nothing will be cut: sets are asked about between two adjustments, and there is one; train longer"
+            )
+        return {"reassignment": None, "in_vain": in_vain}
 
     def snapshot(self, step: int) -> dict[str, Any]:
         return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
@@ -263,24 +270,6 @@ class FitRun:
     def release(self) -> None:
         self._stop()
         self.batches.remove()
-
-
-def won(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> list[float] | None:
-    """What fine-tuning has won of the loss, and its standard error; None where too few batches were seen.
-
-    The smaller of two: the fall of the loss since the beginning, in which a trained head has its part, and what the
-    loss rises by without the adapter, to which a trained head has grown used.
-    """
-    if len(before) < 2 or len(now) < 2:
-        return None
-
-    def mean(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
-        return paired([0.0] * len(rows), [row[0] for row in rows], [row[-1] for row in rows])
-
-    (first, first_error), (last, last_error) = mean(before), mean(now)
-    fall = first - last, math.hypot(first_error, last_error)
-    without = paired([row[0] for row in now], [row[1] for row in now], [row[-1] for row in now])
-    return list(min(fall, without))
 
 
 def scaled(basis: Balance, layer: AdaptedLayer) -> Tensor:

@@ -17,6 +17,8 @@ def prepare(request: Request, settings: Settings) -> Adaptation:
     (`model.quantization`), Tables 11 and 12.
     """
     config = RankConfig.from_dict({"seed": request.seed, **request.rank})
+    if config.budget == "fit" and settings != Settings():
+        raise ValueError("method_settings are of moving ranks, and rank.budget 'fit' moves none; leave them out")
     method = from_config(config) if config.budget == "fit" else Pedyra(settings)
     return adaptive(with_lora(request), config, method)
 
