@@ -31,10 +31,13 @@ def adjustment_record(now: Situation, decision: Decision, **outcome: Any) -> dic
       worth of what would pay), `bar` (what the gain must exceed) and `outcome`, see `swaps.Contest`: of every layer's
       surest one, and of all that are more than noise; empty at the reassignment
 
-    Of a fit in the run, `fit`: `state` (asking, cut, nothing may go, nothing is learned yet, no time is left), `share` of
-    the parameters left, `verdict` and `words`, `won` and its standard error, `tolerance` in units of the loss, `spent`, `looks`,
-    `batches`, `learning` (layers that lose nothing now), and `points`: every answer, see `methods.fit.asking`. Scores
-    are what removing each balanced direction alone costs.
+    Of a fit in the run, `fit`:
+
+    - `state` (asking, cut, nothing may go, nothing is learned yet, no time is left), `share` of the parameters left
+    - `verdict` and `words`; `won` and its standard error; `tolerance` in units of the loss; `spent`, `looks`, `batches`
+    - `learning`: layers that lose nothing now; `points`: every answer, see `methods.fit.asking`
+
+    Its scores are what removing each balanced direction alone costs.
 
     Args:
         outcome: what only `RankAllocator` knows: `parameters`, `seconds`, `skipped_steps`.
