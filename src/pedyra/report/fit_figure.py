@@ -22,8 +22,7 @@ def loss_against_parameters(runs: Sequence[Run]) -> Figure:
     caption = (
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
         "gradients, and as measured in pairs with the whole adapter (band: 95 %). Below the line a size is within "
-        "tolerance. "
-        + (f"Taken: {'; '.join(chosen)}." if chosen else "")
+        "tolerance. " + (f"Taken: {'; '.join(chosen)}." if chosen else "")
     )
     return Figure("fit", "Size", "Loss against parameters", caption, panels, "the curve of a fit")
 
