@@ -12,6 +12,7 @@ import jaxtyping
 import pytest
 import torch
 from arithmetic import ARITHMETIC
+from hypothesis import settings
 from torch import Tensor, nn
 
 # Before anything imports these: their jaxtyping annotations become checks, for the whole suite.
@@ -19,6 +20,11 @@ jaxtyping.install_import_hook(ARITHMETIC, "beartype.beartype")
 
 # One thread is fastest for models as small as these; more, or ATEN_CPU_CAPABILITY=default, round otherwise.
 torch.set_num_threads(int(os.environ.get("PEDYRA_TEST_THREADS", "1")))
+
+# Property tests: the same few examples at every run; `pytest --hypothesis-profile=soak` draws thousands of new ones.
+settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True, database=None)
+settings.register_profile("soak", max_examples=5000, deadline=None, database=None, print_blob=True)
+settings.load_profile("suite")
 
 pytest_plugins = ["trainer_runs"]
 

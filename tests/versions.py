@@ -31,7 +31,7 @@ def run(name: str, tests: tuple[str, ...]) -> str:
         python = str(Path(folder, "bin", "python"))
         pins = [f"{library}=={version}" for library, version in COMBINATIONS[name].items()]
         older = ["pyarrow==21.0.0"] if COMBINATIONS[name].get("numpy", "2") < "2" else []
-        wanted = [f"{ROOT}[demo]", "pytest>=8.0", "beartype>=0.19", *pins, *older]
+        wanted = [f"{ROOT}[demo]", "pytest>=8.0", "beartype>=0.19", "hypothesis>=6.100", *pins, *older]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
         # Warnings of older releases are not ours to mend.
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--tb=short", *tests]
