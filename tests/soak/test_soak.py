@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from fuzz import fuzz
 from kills import by_command, soak
+from steps import KEPT, growth, watch
 
 
 def test_a_training_that_is_killed_and_resumed_ends_as_the_unbroken_one(tmp_path):
@@ -16,3 +18,11 @@ def test_spoilt_inputs_are_read_or_refused_in_one_line(tmp_path, monkeypatch):
     found = fuzz(150, 1, tmp_path, wanted=lambda name, often: often >= 1)
     assert not found.failures, found.examples
     assert 30 < found.counts["refused"] < 150
+
+
+@pytest.mark.parametrize("method", KEPT)
+def test_adjustments_leave_nothing_behind_but_their_records(method, tmp_path):
+    looks = watch(200, 16, method, tmp_path, places=6)
+    assert looks[-1].adjustments == 16
+    grown = growth(looks)
+    assert grown["objects"] <= KEPT[method] * 16 and grown["files"] <= 0 and grown["threads"] <= 0
