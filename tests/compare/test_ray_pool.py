@@ -44,6 +44,18 @@ def ray_is_installed() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
+def fake_jobs(**fakes: str | float) -> list[Job]:
+    """Method -> how the fixture's training ends, or takes."""
+    jobs = []
+    for method, fake in fakes.items():
+        job = Job(Entry(method, "toy", 2), 0.1, 0, "jobs", Path("out"), {})
+        job.recipe.update(method=method, seed=0, output_dir=str(job.run))
+        job.recipe["training"] = {"learning_rate": 0.1, "fake": {method: fake}}
+        jobs.append(job)
+    Path("out").mkdir()
+    return jobs
+
+
 def processes_of(recipe: str) -> list[tuple[int, int]]:
     """(pid, parent's pid) of the processes with this file on their command line."""
     found = []
@@ -72,18 +84,31 @@ def ancestors(pid: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ray_is_installed(), reason="needs ray: pip install 'pedyra[ray]'")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_ray_of_this_process_alone_runs_every_job_once_tells_failures_and_ends_with_the_pool(folder, calls):
+    import ray
+
+    outcomes = []
+    pool = RayPool("local")
+    try:
+        pool.run(fake_jobs(prune=0.5, lora=0.4, dora="crash"), outcomes.append)
+    finally:
+        pool.close()
+    assert not ray.is_initialized()
+    ended = {outcome.job.entry.method: (outcome.status, outcome.message) for outcome in outcomes}
+    assert ended["prune"] == ended["lora"] == ("done", "") and len(outcomes) == 3
+    assert ended["dora"][0] == "failed" and "out of luck" in ended["dora"][1]
+    assert sorted(calls()) == ["dora 0 0.1", "lora 0 0.1", "prune 0 0.1"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ray_is_installed(), reason="needs ray: pip install 'pedyra[ray]'")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_when_a_node_of_two_dies_its_job_goes_on_at_the_other_and_none_runs_twice(folder, calls):
     from ray.cluster_utils import Cluster
 
-    jobs = []
-    for method, fake in (("prune", "wait"), ("lora", 0.5), ("dora", 0.4), ("pedyra", 0.6)):
-        job = Job(Entry(method, "toy", 2), 0.1, 0, "jobs", Path("out"), {})
-        job.recipe.update(method=method, seed=0, output_dir=str(job.run))
-        job.recipe["training"] = {"learning_rate": 0.1, "fake": {method: fake}}
-        jobs.append(job)
-    Path("out").mkdir()
+    jobs = fake_jobs(prune="wait", lora=0.5, dora=0.4, pedyra=0.6)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     killed = []

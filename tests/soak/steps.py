@@ -2,7 +2,8 @@
 
     python tests/soak/steps.py --steps 20000 --adjustments 400 --method paper
 
-trains a small network with `Trainer` and `RankCallback`, saves twenty times, and looks at its own process each time. Prints a table; exit code 1 where something grew that is no record of an adjustment.
+trains a small network with `Trainer` and `RankCallback`, saves twenty times, and looks at its own process each time.
+Prints a table; exit code 1 where something grew that is no record of an adjustment.
 """
 
 from __future__ import annotations
