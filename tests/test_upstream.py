@@ -125,6 +125,11 @@ def test_trainer_renamed_what_a_checkpoint_is_saved_with(recorded, tmp_path):
     assert callable(trainer._push_from_checkpoint)
 
 
+def test_trainer_no_longer_takes_the_batches_of_a_step_from_get_batch_samples():
+    """`allocate.checkpoint_folder`; what comes of it is in test_resume, of the very last step."""
+    assert "self.get_batch_samples(epoch_iterator, " in inspect.getsource(Trainer)
+
+
 def test_trainer_no_longer_asks_whether_a_model_divides_its_loss(recorded):
     """`allocate.mean_loss`; what it does with the answer is in test_mean_loss."""
     trainer, _ = recorded

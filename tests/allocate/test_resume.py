@@ -69,6 +69,14 @@ def test_a_resumed_run_equals_the_unbroken_one(variant, run, tmp_path, run_state
         assert_equal(run_state(*run(again, variant, resume_at=step)), unbroken)
 
 
+def test_a_run_that_is_resumed_from_its_very_last_step_takes_none_more(run, tmp_path, run_state, assert_equal):
+    """Step 12 is in the middle of the second epoch, where Trainer by itself would go on to step 13."""
+    unbroken = run_state(*run(tmp_path, "plain"))
+    again = run(tmp_path, "plain", resume_at=12)
+    assert again[0].state.global_step == 12
+    assert_equal(run_state(*again), unbroken)
+
+
 def test_several_resumes_in_a_row(run, tmp_path, run_state, assert_equal):
     unbroken = run_state(*run(tmp_path / "whole", "plain"))
     out = tmp_path / "pieces"

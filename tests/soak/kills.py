@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,8 @@ def by_command(folder: Path, limit: int) -> None:
 
 def by_script(folder: Path, limit: int) -> None:
     """A user's own Trainer; only the callback is pedyra's."""
+    if (folder / "run" / "adapter").is_dir():
+        return  # the kill came after the end
     torch.manual_seed(0)
     sizes: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     base = BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=16, **sizes))
@@ -116,6 +119,8 @@ def attempt(act: Callable[[], None], seconds: float, log: Path) -> float | None:
                 os.dup2(file.fileno(), 2)
                 act()
                 code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)

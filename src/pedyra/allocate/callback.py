@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.allocate.checkpoint_folder import check_loaded, save_whole
+from pedyra.allocate.checkpoint_folder import check_loaded, end_at_last_step, save_whole
 from pedyra.allocate.checks import checked_config
 from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankMethod, default_method
@@ -92,17 +92,13 @@ class RankCallback(TrainerCallback):
         go_first(self)
         if trainer is not None:
             save_whole(trainer)
+            end_at_last_step(trainer)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self._take_over(model)
         self._follow_loaded(optimizer)
+        group = None if self._wrapper is None else self._wrapper.process_group
         self.allocator = RankAllocator(
-            model,
-            optimizer,
-            self.config,
-            state.max_steps,
-            self.adapter_name,
-            method=self.method,
-            process_group=None if self._wrapper is None else self._wrapper.process_group,
+            model, optimizer, self.config, state.max_steps, self.adapter_name, self.method, group
         )
         if args.torch_compile:
             self.allocator.expect_compilation()

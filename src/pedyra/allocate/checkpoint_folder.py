@@ -1,4 +1,4 @@
-"""Trainer's checkpoint folders: written whole or not at all, and which of a run's is whole."""
+"""Trainer's checkpoint folders: written whole or not at all, which of a run's is whole, and a resume from the last."""
 
 from __future__ import annotations
 
@@ -74,6 +74,22 @@ def save_whole(trainer: Trainer) -> None:
 
     save.is_whole = True  # type: ignore[attr-defined]
     trainer._save_checkpoint = save
+
+
+def end_at_last_step(trainer: Trainer) -> None:
+    """Have a training that is resumed at its last step take none more; inside an epoch Trainer by itself takes one."""
+    original = trainer.get_batch_samples
+    if getattr(original, "ends_at_last_step", False):
+        return
+
+    @functools.wraps(original)
+    def batches(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            return [], None
+        return original(*args, **kwargs)
+
+    batches.ends_at_last_step = True  # type: ignore[attr-defined]
+    trainer.get_batch_samples = batches
 
 
 def _complete(trainer: Trainer, written: Path, checkpoint: Path) -> None:
