@@ -23,7 +23,7 @@ torch.set_num_threads(int(os.environ.get("PEDYRA_TEST_THREADS", "1")))
 
 # Property tests: the same few examples at every run; `pytest --hypothesis-profile=soak` draws thousands of new ones.
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True, database=None)
-settings.register_profile("soak", max_examples=5000, deadline=None, database=None, print_blob=True)
+settings.register_profile("soak", max_examples=1000, deadline=None, database=None, print_blob=True)
 settings.load_profile("suite")
 
 pytest_plugins = ["trainer_runs"]
