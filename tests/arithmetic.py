@@ -3,7 +3,6 @@
 ARITHMETIC = [
     "pedyra.fit.worth",
     "pedyra.lora.spectrum",
-    *("pedyra.allocate.allocation", "pedyra.allocate.batching", "pedyra.allocate.schedule"),
+    *("pedyra.allocate.allocation", "pedyra.allocate.schedule"),
     *("pedyra.methods.paper", "pedyra.lora.spectrum"),
-    *("pedyra.methods.pedyra.directions", "pedyra.methods.pedyra.noise", "pedyra.methods.pedyra.swaps"),
 ]

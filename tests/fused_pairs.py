@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pedyra.lora.attach import attach
 from pedyra.lora.fused import fuse
-from pedyra.lora.layer import adapted_layers
 
 
 def fuse_all(model: Any) -> Any:
@@ -31,8 +30,7 @@ def pair(make: Callable[..., Any], **settings: Any) -> tuple[Any, Any]:
 
 
 def outcome(model: Any, x: Tensor, context: Any = None) -> dict[str, Tensor]:
-    """The output, the gradients of the input and of every trainable parameter, of a loss that weighs them all, and the
-    mean squares of the inputs along the probe rows."""
+    """The output, the gradients of the input and of every trainable parameter, of a loss that weighs them all."""
     x = x.detach().clone().requires_grad_()
     with context or torch.enable_grad():
         y = model(x)
@@ -40,60 +38,21 @@ def outcome(model: Any, x: Tensor, context: Any = None) -> dict[str, Tensor]:
     (y.float() * weights).sum().backward()
     gradients = {name: tensor.grad for name, tensor in trained(model).items()}
     assert x.grad is not None and all(gradient is not None for gradient in gradients.values())
-    return {"output": y.detach(), "input": x.grad, **gradients, **energies(model)}  # type: ignore[dict-item]
-
-
-def energies(model: Any) -> dict[str, Tensor]:
-    """The mean square of every layer's inputs along each probe row, where that is measured."""
-    counted = {layer.name: layer.a.energy for layer in adapted_layers(model)}
-    return {f"{name}.energy": sums[:-1] / sums[-1] for name, sums in counted.items() if sums is not None}
+    return {"output": y.detach(), "input": x.grad, **gradients}  # type: ignore[dict-item]
 
 
 def trained(model: Any) -> dict[str, Tensor]:
-    """Every parameter that is trained, and every probe that takes a gradient."""
-    layers = adapted_layers(model)
-    probes = {f"{layer.name}.P": layer.a.probe for layer in layers} | {
-        f"{layer.name}.Q": layer.b.probe for layer in layers
-    }
-    tensors = dict(model.named_parameters()) | {name: probe for name, probe in probes.items() if probe is not None}
-    return {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    """Every parameter that is trained."""
+    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
 def clear(model: Any) -> None:
     for tensor in trained(model).values():
         tensor.grad = None
-    for layer in adapted_layers(model):
-        if layer.a.energy is not None:
-            layer.a.energy.zero_()
-
-
-def sketch(model: Any, fixed: str, off: tuple[int, ...] = ()) -> None:
-    """Two probes a layer, as a sketch sets them: rows P or columns Q `fixed`, the other side zero; triples `off`.
-
-    Where rows are fixed, the energy of each is measured, as it is in a sketch's third part.
-    """
-    generator = torch.Generator().manual_seed(5)
-    for layer in adapted_layers(model):
-        P = torch.randn(2, layer.a.in_features, generator=generator)
-        Q = torch.randn(layer.b.out_features, 2, generator=generator)
-        layer.a.probe = P if fixed == "P" else torch.zeros_like(P).requires_grad_()
-        layer.b.probe = Q if fixed == "Q" else torch.zeros_like(Q).requires_grad_()
-        if fixed == "P":
-            layer.a.energy = torch.zeros(3)
-        if off:
-            layer.a.kept_directions = torch.eye(layer.rank)
-            layer.a.kept_directions[list(off), list(off)] = 0
 
 
 def in_float32(model: Any, x: Tensor) -> dict[str, Tensor]:
-    clone = copy.deepcopy(model).float()
-    for twin, layer in zip(adapted_layers(clone), adapted_layers(model), strict=True):  # a copy has no sketch
-        twin.a.kept_directions = layer.a.kept_directions
-        twin.a.energy = None if layer.a.energy is None else torch.zeros_like(layer.a.energy)
-        for ours, theirs in ((twin.a, layer.a), (twin.b, layer.b)):
-            probe = theirs.probe
-            ours.probe = None if probe is None else probe.detach().float().requires_grad_(probe.requires_grad)
-    return outcome(clone, x.float())
+    return outcome(copy.deepcopy(model).float(), x.float())
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:

@@ -98,12 +98,12 @@ def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
 
 
 def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
-    """Its scores are no numbers either, for which the record has null."""
-    rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=40", "rank.interval=10")
-    code, out, _ = call("train", "recipe.yaml", "method=pedyra", *rate, "rank.final_warmup=5")
+    """Its loss is no number, for which the record has null, and nothing is cut by it."""
+    rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=14", "rank.interval=10")
+    code, out, _ = call("train", "recipe.yaml", "method=pedyra", *rate, "rank.initial_warmup=1", "rank.final_warmup=1")
     assert code == 1 and "this run diverged. Lower training.learning_rate" in " ".join(out.split())
-    adjustments = [row for row in rows(tmp_path / "runs/recipe/ranks.jsonl") if row["kind"] == "adjustment"]
-    assert None in adjustments[-1]["layer_scores"].values()
+    assert rows(tmp_path / "runs/recipe/metrics.jsonl")[-1]["eval_loss"] is None
+    assert {row["total_rank"] for row in rows(tmp_path / "runs/recipe/ranks.jsonl") if "total_rank" in row} == {26}
     assert (tmp_path / "runs/recipe/report.html").is_file()
     assert call("report", "runs/recipe", "--figures", "figures")[0] == 0
 
@@ -159,10 +159,10 @@ def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
     assert_one_line(err, "runs/recipe", "--resume", "--overwrite")
 
 
-def test_a_run_too_short_to_try_anything_says_so_when_it_starts(call):
-    code, out, err = call("train", "recipe.yaml", "method=pedyra", "training.max_steps=8")
-    assert code == 0 and "no triple will be tried" not in err
-    assert out.splitlines()[0].startswith("no triple will be tried: rank.interval is 4 steps")
+def test_a_run_too_short_to_cut_anything_says_so_when_it_starts(call):
+    code, out, err = call("train", "recipe.yaml", "method=pedyra", "training.max_steps=32")
+    assert code == 0 and "nothing will be cut" not in err
+    assert out.splitlines()[0].startswith("nothing will be cut: sets are asked about between two adjustments")
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
@@ -172,10 +172,11 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
     assert code == 0
     for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26", "memory      about"):
         assert line in out
-    assert "in one; after 7 all ranks may be assigned anew\n" in out  # a tenth is 4, the first adjustment 7
-    assert "no triple will be tried: rank.interval is 7 steps, of which the last third, 3, judges gains" in out
+    assert "1 after 26, at which directions may be cut\n" in out  # 40 % are 16, and an interval has 10 at least
+    assert "nothing will be cut: sets are asked about between two adjustments, and there is one" in out
     plan, *layers = rows(tmp_path / "plan.jsonl")
     assert (plan["total_steps"], plan["layers"], len(layers)) == (40, 13, 13)
+    assert (plan["budget"], plan["adjustments"], plan["moves"]) == ("fit", 1, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.jsonl", "recipe.yaml"]
 
 
@@ -188,14 +189,14 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "training.max_step=3"], ["did you mean 'max_steps'"]),
         (["train", "recipe.yaml", "lora.target_modules=[quary]"], ["'quary' matches no module", "query, key, value"]),
         (["train", "recipe.yaml", "lora.r=0"], ["lora.r"]),
-        (["train", "recipe.yaml", "method=pedyra", "rank.moves=-1"], ["rank.moves is -1"]),
+        (["train", "recipe.yaml", "method=pedyra", "rank.moves=2"], ["rank.moves is 2, of methods that move triples"]),
         (["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"], ["fill the run of 4 steps"]),
-        (["train", "recipe.yaml", "method=pedyra", "rank.interval=4"], ["no adjustment"]),
+        (["train", "recipe.yaml", "method=pedyra"], ["no adjustment", "train longer"]),
         (
             ["train", "recipe.yaml", "method=pedyra-paper", "lora.r=1", "rank.interval=1", "rank.final_warmup=1"],
             ["nothing can move"],
         ),
-        (["train", "recipe.yaml", "method=pedyra", "rank.interval=3"], ["rank.interval is 3", "4 or more"]),
+        (["train", "recipe.yaml", "method=pedyra", "rank.interval=3"], ["rank.interval is 3", "10 or more"]),
         (["train", "recipe.yaml", "data.text=txt"], ["no column 'txt'", "label"]),
         (["train", "recipe.yaml", "--resume"], ["no run to resume"]),
         (["eval", "absent"], ["absent is no run folder"]),

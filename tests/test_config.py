@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pedyra.config import CHOICES, REMOVED, Importance, RankConfig
+from pedyra.config import CHOICES, REMOVED, Importance, RankConfig, without_fit
 
 
 def test_is_frozen_and_keyword_only():
@@ -58,6 +58,11 @@ def test_other_choices_are_refused_with_the_possible_ones(name):
         ("min_rank", -1),
         ("min_rank", None),
         ("max_rank", 0),
+        ("target_rank", 0),
+        ("target_rank", 1.5),
+        ("tolerance", 0.0),
+        ("tolerance", 1),
+        ("tolerance", "1%"),
         ("beta1", 1.0),
         ("beta1", -0.1),
         ("beta2", 1.0),
@@ -84,7 +89,34 @@ def test_values_out_of_range_are_refused_by_name_and_value(name: str, value: Any
 
 def test_max_rank_below_min_rank_is_refused():
     with pytest.raises(ValueError, match="max_rank is 2, below rank.min_rank 3"):
-        RankConfig(min_rank=3, max_rank=2)
+        RankConfig.paper(min_rank=3, max_rank=2)
+
+
+@pytest.mark.parametrize(("name", "value"), [("budget", "ranks"), ("moves", 3), ("start", "svd")])
+def test_what_moves_triples_is_no_setting_of_the_default(name: str, value: Any):
+    with pytest.raises(
+        ValueError, match=rf"rank\.{name} is '?{value}'?, of methods that move triples; .*RankConfig.paper"
+    ):
+        RankConfig(**{name: value})
+    assert getattr(RankConfig.paper(**{name: value}), name) == value
+
+
+def test_the_default_ends_with_what_the_task_needs_and_others_do_not():
+    assert RankConfig().budget == "fit" and RankConfig(moves=0).moves == 0
+    with pytest.raises(ValueError, match="rank.max_rank is 8, but method pedyra lets no layer grow; lower lora.r"):
+        RankConfig(max_rank=8)
+    with pytest.raises(ValueError, match="rank.target_rank is 2, a size for rank.budget 'fit'"):
+        RankConfig.paper(target_rank=2)
+    with pytest.raises(ValueError, match="rank.budget is 'fit', of method pedyra"):
+        RankConfig.paper(budget="fit")
+
+
+def test_how_the_default_ends_is_left_out_of_what_others_take():
+    shared = {"interval": 12, "budget": "fit", "tolerance": 0.05, "target_rank": 2}
+    assert without_fit(shared) == {"interval": 12}
+    assert without_fit({"budget": "ranks", "moves": 2}) == {"budget": "ranks", "moves": 2}
+    with pytest.raises(ValueError, match="rank.target_rank is 0"):
+        without_fit({"target_rank": 0})
 
 
 @pytest.mark.parametrize(
@@ -159,7 +191,7 @@ def test_scores_are_no_setting_of_the_method_that_measures():
 
 
 def test_numpys_integers_are_integers():
-    given: Any = {"moves": np.int64(4), "seed": np.int32(3), "interval": np.int64(9)}
+    given: Any = {"target_rank": np.int64(4), "seed": np.int32(3), "interval": np.int64(9)}
     config = RankConfig(**given)
-    assert config == RankConfig(moves=4, seed=3, interval=9)
+    assert config == RankConfig(target_rank=4, seed=3, interval=9)
     assert json.loads(json.dumps(config.to_dict()))["interval"] == 9

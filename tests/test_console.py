@@ -6,7 +6,15 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pedyra.console import format_bytes, format_seconds, new_console, print_rank_map, print_table, write_json_lines
+from pedyra.console import (
+    _adjustments_line,
+    format_bytes,
+    format_seconds,
+    new_console,
+    print_rank_map,
+    print_table,
+    write_json_lines,
+)
 from pedyra.lora.layer_names import layer_place
 
 
@@ -48,6 +56,18 @@ def test_json_lines_hold_no_nan(tmp_path):
 def test_sizes_and_times_for_people():
     assert [format_bytes(count) for count in (12, 1536, 3 * 1024**3)] == ["12 B", "1.5 KiB", "3.0 GiB"]
     assert [format_seconds(s) for s in (4.26, 95, 7260)] == ["4.3 s", "1 min 35 s", "2 h 1 min"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "moves", "told"),
+    [
+        ("ranks", 12, "3 after steps 10 to 30, every 10; up to about 12 triples move in one"),
+        ("fit", 96, "3 after steps 10 to 30, every 10, at which directions may be cut"),
+        ("fit", 0, "3 after steps 10 to 30, every 10, at which ranks stay as they are"),
+    ],
+)
+def test_a_plan_tells_what_its_adjustments_do(budget: str, moves: int, told: str):
+    assert _adjustments_line({"adjustments": [10, 20, 30], "interval": 10, "moves": moves}, budget) == told
 
 
 def test_a_deep_model_is_mapped_in_bands_that_fit_the_width():

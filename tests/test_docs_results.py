@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,11 +17,12 @@ from pedyra.compare.statistics import bootstrap_interval, standard_error
 DOCS = Path(__file__).parents[1] / "docs"
 Rows = list[dict[str, Any]]
 
-CONFIG = "f865a6bb"
-"""Hash of the settings of the rows that the planted tables show."""
-
-METHODS = {"pedyra": "pedyra", "adalora, to r": "adalora", "adalora, from r": "adalora from r",
+METHODS = {"adalora, to r": "adalora", "adalora, from r": "adalora from r",
            "pedyra-paper": "pedyra-paper", "random": "random"}  # fmt: skip
+FOUND, GIVEN = "pedyra:budget=fit,r=24", "pedyra:budget=fit,r=24,target_rank=4"
+"""Rows of planted ranks whose size is found, and given."""
+WIDE = {1: 0.032, 2: 0.016, 4: 0.016, 8: 0.008}
+"""Rank -> rate of what begins at four times the rank."""
 
 
 def raw(name: str) -> Rows:
@@ -62,36 +62,35 @@ def short(error: float) -> str:
 
 @pytest.mark.parametrize("architecture", ["mlp", "block"])
 def test_planted(architecture: str):
-    rows = raw("planted" if architecture == "mlp" else "planted_block")
+    fixed, ours = raw("planted" if architecture == "mlp" else "planted_block"), raw("fit_planted")
     shown = table(f"planted {architecture}")
     assert len(shown) == 10
     for line in shown:
-        case = [r for r in rows if r["profile"] == line["profile"] and r["noise"] == float(line["noise"])]
+        case = line["profile"], float(line["noise"])
         error = {
-            method: [r["relative_error"] for r in sorted(case, key=lambda r: r["seed"])
-                     if r["method"] == method and r["config"] in ("", CONFIG)]
-            for method in ("lora", "pedyra", "oracle")
+            method: {r["seed"]: r["relative_error"] for r in fixed
+                     if (r["method"], r["profile"], r["noise"]) == (method, *case)}
+            for method in ("lora", "oracle")
         }  # fmt: skip
-        assert [len(errors) for errors in error.values()] == [5, 5, 5]
         for method, errors in error.items():
-            assert line[method] == short(mean(errors)), line
-        ratios = [ours / best for ours, best in zip(error["pedyra"], error["oracle"], strict=True)]
-        assert line["pedyra by oracle, at most"] == f"{max(ratios):.2f}", line
-        exact = [r["rank_distance"] == 0 for r in case if r["config"] == CONFIG]
-        assert line["exact ranks"] == f"{sum(exact)} of {len(exact)}"
+            assert sorted(errors) == [0, 1, 2, 3, 4]
+            assert line[method] == short(mean(errors.values())), line
+        for method, column, suffix in ((FOUND, "size found", ""), (GIVEN, "size given", ", given")):
+            found = {
+                r["seed"]: r for r in ours
+                if (r["method"], r["architecture"], r["profile"], r["noise"]) == (method, architecture, *case)
+            }  # fmt: skip
+            assert sorted(found) == [0, 1, 2, 3, 4]
+            assert line[column] == short(mean(r["relative_error"] for r in found.values()))
+            worst = max(found[seed]["relative_error"] / error["oracle"][seed] for seed in found)
+            assert line[f"at most{suffix}"] == f"{worst:.2f}", line
+            exact = sum(r["ranks"] == r["true_ranks"] for r in found.values())
+            assert line[f"exact{suffix}"] == f"{exact} of {len(found)}"
 
 
-@pytest.mark.parametrize(("target", "rate"), [("rot13", 0.032), ("code", 0.016)])
-def test_transfer(target: str, rate: float):
-    rows = raw("rot13" if target == "rot13" else "transfer")
-    loss = {
-        method: {r["seed"]: r["loss"] for r in rows if (r["method"], r["lr"], r["rank"]) == (method, rate, 2)}
-        for method in ("lora", "pedyra")
-    }
-    (last,) = table(f"transfer {target}")
-    assert last["lora"] == f"{mean(loss['lora'].values()):.4f}"
-    assert last["pedyra"] == f"{mean(loss['pedyra'].values()):.4f}"
-    assert last["difference"] == difference([loss["lora"][seed] - loss["pedyra"][seed] for seed in loss["lora"]])
+def test_planted_in_words():
+    exact = [r["ranks"] == r["true_ranks"] for r in raw("fit_planted") if r["method"] == FOUND]
+    assert f"holds in {sum(exact)} of {len(exact)} runs" in (DOCS / "results.md").read_text()
 
 
 Reported = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
@@ -145,7 +144,7 @@ def test_paper_glue(minilm: Reported):
 def test_paper_short():
     rows = [row for row in raw("compare_short") if row["kind"] == "reported"]
     lines = table("paper short", "paper")
-    assert len(lines) == 16
+    assert len(lines) == 15
     for line in lines:
         for task, shown in (("sst2", "SST-2"), ("reviews", "reviews")):
             lora, ours = (
@@ -206,6 +205,7 @@ def test_paper_squad():
 
 def test_planted_rivals():
     rows = [row for name in ("planted", "planted_tuned") for row in raw(name)]
+    rows += [{**row, "method": "pedyra"} for row in raw("fit_planted") if row["method"] == GIVEN]
     lines = table("planted rivals")
     assert len(lines) >= 12
     for line in lines:
@@ -215,7 +215,7 @@ def test_planted_rivals():
                 found = {
                     r["seed"]: r for r in rows
                     if (r["method"], r["lr"], r["profile"], r["noise"]) == (line["method"], float(rate), profile, noise)
-                    and r["architecture"] == "mlp" and (r["method"] != "pedyra" or r["config"] == CONFIG)
+                    and r["architecture"] == "mlp"
                 }  # fmt: skip
                 errors, wrong = zip(
                     *((found[seed]["relative_error"], found[seed]["rank_distance"]) for seed in range(3)), strict=True
@@ -224,32 +224,30 @@ def test_planted_rivals():
             assert line[profile] == ", ".join(cells), (line["method"], profile)
 
 
-def test_transfer_over_budgets():
-    rows = raw("rot13")
-    rates = {"lora": {1: 0.032, 2: 0.032, 4: 0.032, 8: 0.016},
-             "pedyra": {1: 0.048, 2: 0.032, 4: 0.016, 6: 0.016, 7: 0.016, 8: 0.016}}  # fmt: skip
-    found = {
-        (r["method"], r["rank"], r["seed"]): r for r in rows if r["lr"] == rates.get(r["method"], {}).get(r["rank"])
-    }
+def test_starting_wide():
+    letters = {"lora": {1: 0.032, 2: 0.032, 4: 0.032, 8: 0.016}, "moved": {1: 0.048, 2: 0.032, 4: 0.016, 8: 0.016}}
     lines = table("transfer budgets")
-    assert [int(line["r"]) for line in lines] == [1, 2, 4, 8]
+    assert [(line["text"], int(line["r"])) for line in lines] == [*(("letters", r) for r in (1, 2, 4, 8)), ("code", 2)]
     for line in lines:
-        r = int(line["r"])
-        lora, ours = ([found[method, r, seed]["loss"] for seed in range(5)] for method in ("lora", "pedyra"))
-        assert int(line["parameters"].replace(",", "")) == found["lora", r, 0]["parameters"]
-        assert [line["lora"], line["pedyra"]] == [f"{mean(lora):.4f}", f"{mean(ours):.4f}"]
-        assert line["difference"] == difference([theirs - mine for theirs, mine in zip(lora, ours, strict=True)])
-        if r == 1:
-            assert not line["parameters for LoRA's loss"]
-            continue
-        parts = []
-        for seed in range(5):
-            curve = [found["pedyra", k, seed] for k in rates["pedyra"] if ("pedyra", k, seed) in found]
-            above, below = next((one, two) for one, two in pairwise(curve) if two["loss"] <= lora[seed] <= one["loss"])
-            part = (above["loss"] - lora[seed]) / (above["loss"] - below["loss"])
-            needed = above["parameters"] * (below["parameters"] / above["parameters"]) ** part
-            parts.append(f"{needed / found['lora', r, seed]['parameters']:.2f}")
-        assert line["parameters for LoRA's loss"] == ", ".join(parts)
+        text, r = line["text"], int(line["r"])
+        others, wide = (raw("rot13"), raw("wide_rot13")) if text == "letters" else (raw("transfer"), raw("wide_code"))
+        rates = {name: of_rank[r] if text == "letters" else 0.016 for name, of_rank in letters.items()}
+        loss = {
+            name: {
+                row["seed"]: row["loss"] for row in others if (row["method"], row["lr"], row["rank"]) == (name, rate, r)
+            }
+            for name, rate in rates.items()
+        }
+        ours = {row["seed"]: row for row in wide if (row["lr"], row["rank"]) == (WIDE[r], r) and row["seed"] < 1000}
+        seeds = sorted(ours)
+        assert seeds == list(range(5 if text == "letters" else 6))
+        limit = int(line["parameters"].replace(",", ""))
+        assert {row["parameters"] for row in others if (row["method"], row["rank"]) == ("lora", r)} == {limit}
+        assert max(row["parameters"] for row in ours.values()) <= limit
+        assert line["lora"] == f"{mean(loss['lora'][seed] for seed in seeds):.4f}"
+        assert line["begun at 4 r"] == f"{mean(row['loss'] for row in ours.values()):.4f}"
+        for column, name in (("less lora", "lora"), ("less ranks moved", "moved")):
+            assert line[column] == difference([loss[name][seed] - ours[seed]["loss"] for seed in seeds]), line
 
 
 def test_lora_over_budgets(minilm: Reported):
@@ -279,39 +277,6 @@ def test_gsm8k_in_twice_the_steps():
         assert line["difference"] == ("" if line["method"] == "lora" else difference(better))
 
 
-def test_fit_of_planted_ranks():
-    ours, planted = raw("fit_planted"), raw("planted")
-    lines = table("fit planted")
-    assert len(lines) == 10
-    for line in lines:
-        case = line["profile"], float(line["noise"])
-        found = {r["seed"]: r for r in ours if (r["profile"], r["noise"]) == case}
-        best = {r["seed"]: r["relative_error"] for r in planted
-                if r["method"] == "oracle" and (r["profile"], r["noise"]) == case}  # fmt: skip
-        assert sorted(found) == sorted(best) == [0, 1, 2, 3, 4]
-        assert line["fit"] == short(mean(r["relative_error"] for r in found.values()))
-        assert line["oracle"] == short(mean(best.values()))
-        ratios = [found[seed]["relative_error"] / best[seed] for seed in best]
-        assert line["fit by oracle, at most"] == f"{max(ratios):.2f}", line
-        exact = sum(r["ranks"] == r["true_ranks"] for r in found.values())
-        assert line["exact ranks"] == f"{exact} of {len(found)}"
-
-
-def test_starting_wide():
-    fit = {r["seed"]: r["loss"] for r in raw("fit_rot13") if r["rank"] == 2 and r["seed"] < 5}
-    assert len(fit) == 5
-    *others, last = table("fit transfer")
-    assert last["loss"] == f"{mean(fit.values()):.4f}"
-    for line in others:
-        theirs = {
-            r["seed"]: r["loss"]
-            for r in raw("rot13")
-            if (r["method"], r["lr"], r["rank"]) == (line["method"], 0.032, 2)
-        }
-        assert line["loss"] == f"{mean(theirs.values()):.4f}"
-        assert line["fit is better by"] == difference([theirs[seed] - fit[seed] for seed in sorted(fit)])
-
-
 def test_fit_of_sst2():
     found = {method: {r["seed"]: r for r in raw("fit_sst2") if r["method"] == method} for method in ("lora", "fit")}
     for line in table("fit sst2"):
@@ -323,6 +288,14 @@ def test_fit_of_sst2():
             better = [found["lora"][seed]["eval_loss"] - row["eval_loss"] for seed, row in rows.items()]
             assert line["difference"] == difference(better)
             assert line["parameters left"] == ", ".join(f"{row['share']:.0%}" for row in rows.values())
+
+
+def test_nothing_goes_of_what_is_learned_late(minilm: Reported):
+    fit = {row["seed"]: row for row in raw("fit_qnli")}
+    lora = minilm["qnli", "300", "8"]["lora"]
+    assert sorted(fit) == sorted(lora) and {row["trainable_parameters"] for row in fit.values()} == {338_690}
+    apart = max(abs(fit[seed]["eval_loss"] - lora[seed]["eval_loss"]) for seed in fit)
+    assert f"to {apart:.4f}, which" in (DOCS / "results.md").read_text()
 
 
 def test_fit_of_the_demo():

@@ -35,7 +35,8 @@ BELOW: dict[str, set[str]] = {
     "compare": {"config", "lora", "methods", "recipe", "recipe_sections", "tasks", "models", "runs", "console"},
     "paper": {"recipe", "tasks", "models", "runs", "compare", "report", "console"},
     "bench": {
-        *("config", "lora", "allocate", "methods", "recipe", "tasks", "models", "runs", "compare", "report", "console"),
+        *("config", "lora", "fit", "allocate", "methods", "recipe", "tasks", "models", "runs", "compare", "report"),
+        "console",
     },
     "report": set(),
 }

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pedyra.config import Importance, RankConfig
+from pedyra.methods.registry import METHODS
 from pedyra.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
 from pedyra.recipe_page import recipe_page
 from pedyra.recipe_sections import DataSection, LoraSection, ModelSection
@@ -22,7 +23,7 @@ RECIPE = """
 model: {name: tiny-bert}
 data: {source: toy}
 lora: {r: 4}
-rank: {interval: 5, moves: 2}
+rank: {interval: 12, min_rank: 1}
 training: {learning_rate: 1e-3, eval_strategy: no, max_steps: 7}
 """
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -91,10 +92,27 @@ def test_every_recipe_of_the_repository_is_valid(path: Path):
 
 
 def test_the_rank_section_becomes_a_rank_config_with_the_recipes_seed(recipe_file: Path):
-    assert load_recipe(recipe_file, ["seed=5"]).rank_config() == RankConfig(interval=5, moves=2, seed=5)
+    assert load_recipe(recipe_file, ["seed=5"]).rank_config() == RankConfig(interval=12, min_rank=1, seed=5)
     assert load_recipe(recipe_file, ["seed=5", "rank.seed=1"]).rank_config().seed == 1
-    paper = load_recipe(recipe_file, ["method=pedyra-paper"]).rank_config()
-    assert paper == RankConfig.paper(interval=5, moves=2)
+    paper = load_recipe(recipe_file, ["method=pedyra-paper", "rank.moves=2"]).rank_config()
+    assert paper == RankConfig.paper(interval=12, min_rank=1, moves=2)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "pedyra"])
+def test_how_method_pedyra_ends_may_stand_in_a_recipe_of_any_method(recipe_file: Path, method: str):
+    ends = ["rank.budget=fit", "rank.tolerance=0.05", "rank.target_rank=2"]
+    recipe = load_recipe(recipe_file, [f"method={method}", *ends])
+    assert recipe.rank["tolerance"] == 0.05
+    if method == "pedyra-paper":
+        assert recipe.rank_config() == RankConfig.paper(interval=12, min_rank=1)
+    with pytest.raises(ValueError, match=r"rank\.tolerance is 5; it is a part of what was won"):
+        load_recipe(recipe_file, [f"method={method}", "rank.tolerance=5"])
+
+
+def test_a_setting_of_methods_that_move_ranks_is_refused_by_the_default(recipe_file: Path):
+    with pytest.raises(ValueError, match=r"rank\.moves is 2, of methods that move triples"):
+        load_recipe(recipe_file, ["rank.moves=2"])
+    assert load_recipe(recipe_file, ["method=lora", "rank.moves=2"]).rank["moves"] == 2
 
 
 @pytest.mark.parametrize(

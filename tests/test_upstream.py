@@ -231,7 +231,7 @@ def test_torch_optimizers_have_no_hooks_around_their_state():
 
 
 def test_torch_has_no_operations_over_lists_of_tensors():
-    """Scores and sketches are a handful of launches by `torch._foreach_*`, which torch's own optimizers use."""
+    """Scores, and the sums of method pedyra, use `torch._foreach_*`, as torch's own optimizers do."""
     tensors: list[Tensor] = [torch.tensor([3.0, 4.0]), torch.tensor([1.0])]
     assert [float(norm) for norm in torch._foreach_norm(tensors)] == [5.0, 1.0]
     assert [float(norm) for norm in torch._foreach_norm(tensors, 1)] == [7.0, 1.0]

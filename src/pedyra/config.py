@@ -22,18 +22,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 _METHOD = "the method decides it, and it is no setting any more"
-_SETTING = "it is method_settings.{} of method pedyra"
+_MOVES = (
+    "method pedyra moves no triples; it starts wide and cuts (rank.target_rank), and method pedyra-paper moves them"
+)
 REMOVED: dict[str, str] = {
-    "moves_schedule": "method pedyra adapts k to what moved last, and the paper's keeps it constant",
-    "init": "new triples of method pedyra begin along the gradient, those of the paper's are Gaussian",
-    "expand": "method pedyra grows by the measured gain; use method pedyra-paper for Eq. (7)",
-    "prune": "method pedyra measures what a triple is worth first; use method pedyra-paper for the lowest score",
-    "score": "method pedyra orders triples by their measured curvature; use method pedyra-paper for Algorithm 1",
-    "new_moments": _METHOD,
-    "turn": _METHOD,
+    "expand": "method pedyra does not grow; use method pedyra-paper for Eq. (7)",
+    "prune": "method pedyra measures what a direction is worth; use method pedyra-paper for the lowest score",
+    "score": "method pedyra orders directions by what they are worth; use method pedyra-paper for Algorithm 1",
     "train_e": 'E is trained with rank.start "svd"',
-    "deal": _SETTING.format("reassignment"),
-    **{name: _SETTING.format(name) for name in ("certainty", "margin", "patience", "sketch_steps", "sketch_size")},
+    **{name: _METHOD for name in ("new_moments", "turn")},
+    **{name: _MOVES for name in ("moves_schedule", "init", "deal", "reassignment")},
+    **{name: _MOVES for name in ("certainty", "margin", "patience", "sketch_steps", "sketch_size")},
 }
 """Fields that earlier recipes have -> what took their place."""
 
@@ -92,19 +91,19 @@ class RankConfig:
 
     interval: int | float = 0.05
     """Optimizer steps between adjustments (paper: Delta_T); a float below 1 is a fraction of the run, with method
-    pedyra 27 steps at least, or a quarter of what the warm-ups leave: fewer cannot tell a gain from chance."""
+    pedyra 10 steps at least."""
     moves: int | None = None
-    """Triples moved per adjustment at most (paper: k = 12 of 576). None: a sixth of the total rank with method pedyra,
-    which takes twice what moved last time, a quarter of `moves` at least, and more where these belong to narrow layers:
-    enough to free the parameters of one triple of the widest. Else 2 % of the total rank. 0: only observe."""
+    """Triples moved per adjustment at most (paper: k = 12 of 576). None: 2 % of the total rank; method pedyra moves
+    none, it cuts. 0: ranks stay as they are."""
     initial_warmup: int | float = 0.0
-    """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run."""
+    """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run. 0 with method
+    pedyra: 40 % of the run, or 15 % with a `target_rank`."""
     final_warmup: int | float = 0.25
     """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
 
-    budget: str = "parameters"
-    """What is conserved: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant). "fit":
-    nothing; the run ends with the smallest adapter that gives up at most `tolerance` of what was won."""
+    budget: str = "fit"
+    """What the run ends with. "fit": the smallest adapter that gives up at most `tolerance` of what was won. Of methods
+    that move triples: "parameters" (never above the initial count) or "ranks" (paper: their sum is constant)."""
     tolerance: float = 0.01
     """With budget "fit": the part of what fine-tuning won, the fall of the loss, that may be given up."""
     target_rank: int | None = None
@@ -128,7 +127,7 @@ class RankConfig:
     """Seed of the new triples; they never draw from torch's global generator."""
 
     importance: Importance | None = None
-    """None: method pedyra, which measures what triples save of the loss. A record: the paper's method, by it."""
+    """None: method pedyra, which measures what directions save of the loss. A record: the paper's method, by it."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():  # NumPy's integers are none that JSON knows
@@ -152,12 +151,25 @@ class RankConfig:
             raise ValueError(f"rank.tolerance is {self.tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
         if self.target_rank is not None and self.budget != "fit":
             raise ValueError(f"rank.target_rank is {self.target_rank}, a size for rank.budget 'fit'; set that")
-        if self.budget == "fit" and self.moves:
-            raise ValueError(f"rank.moves is {self.moves}, but rank.budget 'fit' moves none; leave it out (0 observes)")
-        if self.budget == "fit" and self.importance is not None:
-            raise ValueError("rank.budget is 'fit', of method pedyra; the paper's conserves ranks or parameters")
         if not isinstance(self.importance, Importance | None):
             raise ValueError(f"rank.importance is {self.importance!r}; it must be an Importance, or left out")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """What only one of the two methods has."""
+        if self.importance is not None and self.budget == "fit":
+            raise ValueError("rank.budget is 'fit', of method pedyra; the paper's conserves ranks or parameters")
+        if self.importance is not None:
+            return
+        moved = "of methods that move triples; leave it out, or take RankConfig.paper (method pedyra-paper)"
+        if self.budget != "fit":
+            raise ValueError(f"rank.budget is {self.budget!r}, {moved}")
+        if self.start != "lora":
+            raise ValueError(f"rank.start is {self.start!r}, {moved}")
+        if self.moves:
+            raise ValueError(f"rank.moves is {self.moves}, {moved}; 0 keeps all ranks")
+        if self.max_rank is not None:
+            raise ValueError(f"rank.max_rank is {self.max_rank}, but method pedyra lets no layer grow; lower lora.r")
 
     @property
     def orth_form(self) -> str:
@@ -194,7 +206,9 @@ class RankConfig:
         """The config of a method that scores triples: fields of this record and of `Importance` side by side."""
         ours = {field.name for field in fields(Importance)}
         importance = Importance(**{name: value for name, value in settings.items() if name in ours})
-        return cls.from_dict({"importance": importance} | {k: v for k, v in settings.items() if k not in ours})
+        return cls.from_dict(
+            {"importance": importance, "budget": "parameters"} | {k: v for k, v in settings.items() if k not in ours}
+        )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RankConfig:
@@ -219,6 +233,17 @@ class RankConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON."""
         return asdict(self)
+
+
+def without_fit(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What another method takes of a `rank` that it shares with method pedyra: all but how that one ends.
+
+    Raises:
+        ValueError: a tolerance or target rank that would be none of method pedyra either.
+    """
+    ours = {name: value for name, value in settings.items() if name in ("tolerance", "target_rank")}
+    RankConfig(**ours)
+    return {name: value for name, value in settings.items() if name not in ours and (name, value) != ("budget", "fit")}
 
 
 def check_name(name: str) -> None:

@@ -143,7 +143,7 @@ def print_summary(console: Console, summary: AdapterSummary) -> None:
 
 
 def _budget_line(budget: Mapping[str, Any]) -> str:
-    kept = {"ranks": "total rank constant", "fit": "at most, and at the end what the task needs"}
+    kept = {"ranks": "total rank constant", "fit": "at most: the run may cut them"}
     kept = kept.get(budget["kind"], "parameters never above this")
     return f"total rank {budget['total_rank']:,}, {budget['parameters']:,} parameters while training ({kept})"
 
@@ -155,10 +155,11 @@ def _adjustments_line(schedule: Mapping[str, Any], budget: str) -> str:
         if len(steps) > 1
         else f"after {steps[0]}"
     )
+    if not schedule["moves"]:
+        return f"{len(steps)} {span}, at which ranks stay as they are"
     if budget == "fit":
-        return f"{len(steps)} {span}, at which what is not needed may go"
-    anew = f"; after {schedule['reassignment']} all ranks may be assigned anew" if schedule["reassignment"] else ""
-    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one{anew}"
+        return f"{len(steps)} {span}, at which directions may be cut"
+    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one"
 
 
 def format_bytes(count: float) -> str:

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from pedyra.config import CHOICES, Importance, RankConfig
+from pedyra.config import CHOICES, Importance, RankConfig, without_fit
 from pedyra.generate_section import GenerateSection
 from pedyra.recipe_sections import GENERATED, DataSection, LoraSection, ModelSection, Section
 from pedyra.yaml_file import one_line, read_settings, to_yaml
@@ -89,7 +89,7 @@ class Recipe(Section):
     def _rank_settings(cls, rank: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "importance" in rank:
             raise ValueError(f"rank.importance is {rank['importance']!r}; give its fields in rank itself (rank.alpha)")
-        RankConfig.from_dict(rank) if info.data.get("method") == "pedyra" else RankConfig.scored(**rank)
+        RankConfig.from_dict(rank) if info.data.get("method") == "pedyra" else RankConfig.scored(**without_fit(rank))
         return rank
 
     @field_validator("training")
@@ -107,7 +107,9 @@ class Recipe(Section):
     def rank_config(self) -> RankConfig:
         """The rank settings, on the paper's preset if method is pedyra-paper; seeded with the recipe's seed."""
         settings = {"seed": self.seed, **self.rank}
-        return RankConfig.paper(**settings) if self.method == "pedyra-paper" else RankConfig.from_dict(settings)
+        if self.method == "pedyra-paper":
+            return RankConfig.paper(**without_fit(settings))
+        return RankConfig.from_dict(settings)
 
     def to_yaml(self) -> str:
         """The resolved recipe: every default written out; `load_recipe` of it gives an equal recipe."""

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from typing import Any
-
 import pytest
 
 from pedyra.allocate.allocation import layer_means
 from pedyra.methods.paper import plan_adjustment, plan_parameters
-from pedyra.methods.pedyra.reassignment import largest_growth, proportional_ranks
 
 
 def unlimited(scores) -> dict[str, int]:
@@ -109,46 +104,3 @@ def test_no_moves_no_change():
     by_parameter = plan_parameters(scores, moves=0, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=9)
     for plan in (by_rank, by_parameter):
         assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})
-
-
-def test_a_deal_by_hand():
-    # 8 units. Totals per unit of cost 12, 6, 2: a takes 12 / 0.5 = 24, 8 and 4.8, b 12 and 4, wide 4, for 2 units each.
-    losses = {"a": [1.0, 5.0, 6.0], "b": [2.0, 4.0, 0.0], "wide": [4.0]}
-    costs = {"a": 1, "b": 1, "wide": 2}
-    settings: dict[str, Any] = dict(min_rank=0, max_ranks=unlimited(losses), costs=costs, spare=0)
-    plan = proportional_ranks(losses, **settings)
-    # 24 a, 12 b, 8 a, 4.8 a, 4 b before 4 wide (order of the layers), then 4 wide, and one unit for a (3.4).
-    assert plan.ranks == {"a": 4, "b": 2, "wide": 1}
-    assert plan.pruned == {"b": (2,)} and plan.added == {"a": 1}
-    few = proportional_ranks(losses, **{**settings, "max_ranks": {"a": 2, "b": 9, "wide": 9}, "min_rank": 1})
-    assert few.ranks == {"a": 2, "b": 4, "wide": 1}
-    assert proportional_ranks(losses, **{**settings, "spare": 1}).ranks == {"a": 5, "b": 2, "wide": 1}
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_deal_changes_nothing_where_nothing_is_known(value):
-    losses = {"a": [value, 0.0], "b": [0.0]}
-    plan = proportional_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs={"a": 1, "b": 1}, spare=3)
-    assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})
-
-
-def test_a_deal_makes_the_marginal_loss_per_parameter_as_equal_as_whole_ranks_allow():
-    generator = random.Random(0)
-    losses = {str(i): [generator.random() ** 4 for _ in range(3)] for i in range(20)}
-    costs = {name: generator.choice([3, 5, 8]) for name in losses}
-    plan = proportional_ranks(losses, min_rank=0, max_ranks=unlimited(losses), costs=costs, spare=0)
-    spent = sum(costs[name] * rank for name, rank in plan.ranks.items())
-    assert 0 <= sum(3 * cost for cost in costs.values()) - spent < min(costs.values())
-    value = {name: sum(values) / costs[name] for name, values in losses.items()}
-    # No exchange between layers of one cost pays: the last rank that one has is worth more than the next of another.
-    for one, other in itertools.permutations(losses, 2):
-        if costs[one] == costs[other] and plan.ranks[one]:
-            assert value[one] / (plan.ranks[one] - 0.5) >= value[other] / (plan.ranks[other] + 0.5)
-
-
-def test_the_largest_growth_is_that_of_the_real_valued_deal():
-    losses, costs = {"a": [1.0, 5.0, 6.0], "b": [2.0, 4.0, 0.0], "wide": [4.0], "none": []}, {"a": 1, "b": 1, "wide": 2}
-    # r = 12 u, 6 u, 2 u with (12 + 6 + 2 * 2) u = 8 units: 4.36, 2.18 and 0.73 for 3, 3 and 1.
-    assert largest_growth(losses, {**costs, "none": 1}) == pytest.approx(12 * 8 / 22 / 3)
-    assert largest_growth({"a": [0.0], "b": []}, {"a": 1, "b": 1}) == 0.0
-    assert largest_growth({"a": [float("nan")]}, {"a": 1}) == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from types import SimpleNamespace
 from typing import Any
@@ -238,6 +239,10 @@ def test_a_second_allocator_on_the_same_adapter_is_refused(make_trainer, quick, 
     trainer.train()
 
 
+MEASURING = RankConfig(target_rank=1, initial_warmup=1, interval=10, final_warmup=0)
+"""From the second step on."""
+
+
 class Interrupt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == 4:
@@ -245,38 +250,38 @@ class Interrupt(TrainerCallback):
 
 
 def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_bert, tmp_path):
-    """A notebook's cell, stopped in a sketch with its Trainer still there, and run again."""
+    """A notebook's cell, stopped while it measures with its Trainer still there, and run again."""
     model = make_bert()
-    stopped, callback = make_trainer(tmp_path, RankConfig(interval=6, final_warmup=0), model=model)
+    stopped, callback = make_trainer(tmp_path, MEASURING, model=model)
     stopped.add_callback(Interrupt())
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     layers = callback.allocator.layers
-    assert all(layer.a.probe is not None for layer in layers)
-    layers[0].a.kept_directions = torch.zeros(layers[0].rank, layers[0].rank)  # as if on trial
-    again, taking = make_trainer(tmp_path, RankConfig(moves=0), model=model)
+    assert all(layer.a.observer is not None for layer in layers)
+    again, taking = make_trainer(tmp_path, dataclasses.replace(MEASURING, moves=0), model=model)
     again.train()
     assert taking.allocator.step == 12
-    assert all(layer.a.probe is layer.b.probe is layer.a.kept_directions is layer.a.energy is None for layer in layers)
+    assert all(layer.a.observer is None for layer in layers)
 
 
-def test_a_sketch_goes_with_its_allocator(make_net, train_net):
+def test_nobody_observes_after_an_allocator_is_gone(make_net, train_net):
     """Also where the model goes on without one; but not that of an allocator which has the layers by then."""
     model = make_net()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    allocator = RankAllocator(model, optimizer, MEASURING, 30)
     layers = allocator.layers
     train_net(model, optimizer, allocator, 2)
-    assert all(layer.a.probe is not None for layer in layers)
+    assert all(layer.a.observer is not None for layer in layers)
     del allocator
     gc.collect()
-    assert all(layer.a.probe is layer.b.probe is None for layer in layers)
-    first = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    assert all(layer.a.observer is None for layer in layers)
+    first = RankAllocator(model, optimizer, MEASURING, 30)
     first.release()
-    second = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    second = RankAllocator(model, optimizer, MEASURING, 30)
+    train_net(model, optimizer, second, 2)
     del first
     gc.collect()
-    assert all(layer.a.probe is not None for layer in second.layers)
+    assert all(layer.a.observer is not None for layer in second.layers)
 
 
 @pytest.mark.parametrize("end", [detach, lambda model: model.delete_adapter("default")], ids=["detach", "delete"])
@@ -284,7 +289,7 @@ def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
     """Its end is no error then (what a finalizer raises is a warning, and warnings are errors here)."""
     model = make_net()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    allocator = RankAllocator(model, optimizer, MEASURING, 30)
     train_net(model, optimizer, allocator, 2)
     end(model)
     del allocator
@@ -294,7 +299,7 @@ def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
 def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, train_net):
     model = make_net()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, final_warmup=0), 30)
+    allocator = RankAllocator(model, optimizer, MEASURING, 30)
     train_net(model, optimizer, allocator, 2)
     model.delete_adapter("default")
     with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):

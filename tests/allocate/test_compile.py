@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from windows import forced, inside, pedyra
+from windows import forced, inside
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.methods.pedyra import reassignment
 
 STEPS = 16
 
@@ -48,21 +47,14 @@ def run(
     model: Any,
     forward: Any,
     tokens: dict[str, torch.Tensor],
-    *,
-    steps: int = STEPS,
-    measured=False,
     **settings: Any,
 ) -> RankAllocator:
     window: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 4, "moves": 3}
-    given: dict[str, Any]
-    if measured:
-        given = pedyra(**{**window, **settings})
-    else:
-        given = forced(**{**window, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
+    given = forced(**{**window, "min_rank": 2, "beta1": 0.1, "beta2": 0.1, **settings})
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    allocator = RankAllocator(forward, optimizer, total_steps=steps, **given)
+    allocator = RankAllocator(forward, optimizer, total_steps=STEPS, **given)
     model.train()
-    for _ in range(steps):
+    for _ in range(STEPS):
         forward(**tokens, labels=tokens["input_ids"]).loss.backward()
         allocator.before_step()
         optimizer.step()
@@ -89,34 +81,6 @@ def test_one_graph_where_inputs_are_not_observed(make_llama, tokens, counting, g
     model = make_llama(r=4)
     allocator = run(model, torch.compile(model, backend=counting), tokens, alpha=1.0)
     assert len(graphs) == 1 and len(allocator.history) == 3
-
-
-def test_a_sketch_adds_a_graph_for_each_of_its_parts_and_trains_as_eager_does(make_llama, tokens, counting, graphs):
-    settings: dict[str, Any] = {"measured": True}
-    settings |= {"interval": 6, "initial_warmup": 0, "certainty": 0.0, "margin": 1e-3}
-    eager, compiled = make_llama(r=4), make_llama(r=4)
-    expected = run(eager, eager, tokens, steps=26, **settings)
-    actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=26, **settings)
-    assert len(actual.history) == 3 and any(record["added"] for record in actual.history)
-    assert actual.ranks == expected.ranks
-    assert len(graphs) <= 8  # no sketch and its three parts, each with inputs observed or not; however many adjustments
-    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
-        assert torch.allclose(one, two, rtol=1e-2, atol=1e-3), name
-
-
-def test_a_deal_under_a_compiler_deals_as_eager_does_and_adds_no_graph(
-    make_llama, tokens, counting, graphs, monkeypatch
-):
-    monkeypatch.setattr(reassignment, "MOST", 100.0)  # whatever this little model would deal
-    settings: dict[str, Any] = {"measured": True, "interval": 6, "initial_warmup": 0, "reassignment": 6}
-    eager, compiled = make_llama(r=4), make_llama(r=4)
-    expected = run(eager, eager, tokens, steps=14, **settings)
-    actual = run(compiled, torch.compile(compiled, backend=counting), tokens, steps=14, **settings)
-    assert [record["reassigned"] for record in actual.history] == [True] and any(actual.history[0]["added"].values())
-    assert actual.ranks == expected.ranks
-    assert len(graphs) <= 4  # no sketch and its three parts
-    for (name, one), two in zip(eager.named_parameters(), compiled.parameters(), strict=True):
-        assert torch.allclose(one, two, rtol=1e-2, atol=1e-3), name
 
 
 def test_a_model_compiled_in_place_counts_as_compiled(make_llama, tokens, counting, graphs):

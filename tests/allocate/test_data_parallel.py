@@ -15,18 +15,18 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-from windows import forced, pedyra
+from windows import forced
 
 from pedyra import RankAllocator, RankCallback, RankConfig
 from pedyra.allocate.distributed import wrap_again
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
-KEPT = ("step", "reassigned", "ranks", "pruned", "added", "scores", "gains", "trials")
+KEPT = ("step", "ranks", "pruned", "added", "scores")
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"config": RankConfig.scored(**settings)} if "alpha" in settings else pedyra(**settings)
+    return {"config": RankConfig.scored(**settings) if "alpha" in settings else RankConfig(**settings)}
 
 
 def ending(model: nn.Module, allocator: RankAllocator) -> dict[str, Any]:
@@ -46,10 +46,8 @@ def by_hand(rank: int, size: int, settings: dict[str, Any], way: str = "plain") 
     teacher = torch.randn(8, 6)
     model: Any = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2", "4"]))
     trained = [p for p in model.parameters() if p.requires_grad]
-    if settings.get("reassignment"):  # goes by Adam's second moments
-        optimizer: Any = torch.optim.Adam(trained, lr=0.01)
-    else:  # of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero
-        optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.5)
+    # Of SGD a difference of a rounding stays one; Adam makes a step of it where a gradient is nearly zero.
+    optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.5)
     allocator = RankAllocator(model, optimizer, total_steps=24, **given(settings))
     hooked, sent = way != "plain", []
 
@@ -141,8 +139,7 @@ def first_told(way: str, rank: int) -> int | None:
     return None
 
 
-TRIALS: dict[str, Any] = dict(interval=6, final_warmup=3, moves=4, certainty=0.0, margin=1e-3, reassignment=0)
-DEAL: dict[str, Any] = dict(interval=6, final_warmup=3, reassignment=6)
+NARROW: dict[str, Any] = dict(target_rank=1, initial_warmup=1, interval=10, final_warmup=2)
 PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
 PAPER |= dict(min_rank=0, start="lora", orth_weight=0.0)
 
@@ -156,20 +153,19 @@ def flat(value: Any) -> list[float]:
 
 
 def assert_the_same_decisions(together: dict[str, Any], alone: dict[str, Any]) -> None:
-    assert sum(sum(record["added"].values()) for record in alone["history"]) > 0, "nothing moved: it proves nothing"
+    assert any(record["pruned"] for record in alone["history"]), "nothing moved: it proves nothing"
     for ours, theirs in zip(together["history"], alone["history"], strict=True):
         for key in ("step", "ranks", "added"):
             assert ours[key] == theirs[key]
-        for key in ("scores", "gains", "trials"):
-            assert flat(ours[key]) == pytest.approx(flat(theirs[key]), rel=2e-3, abs=1e-5)
+        assert flat(ours["scores"]) == pytest.approx(flat(theirs["scores"]), rel=2e-3, abs=1e-5)
     # A triple that is turned may be -a and -b as well: the update is the same.
     assert flat(together["updates"]) == pytest.approx(flat(alone["updates"]), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("settings", "way"),
-    [(TRIALS, "plain"), (PAPER, "plain"), (PAPER, "static graph"), (TRIALS, "no_sync")],
-    ids=["trials", "paper", "static graph", "no_sync"],
+    [(NARROW, "plain"), (PAPER, "plain"), (PAPER, "static graph"), (NARROW, "no_sync")],
+    ids=["narrow", "paper", "static graph", "no_sync"],
 )
 def test_two_processes_decide_as_one_does_on_the_whole_batch(settings, way):
     (alone,) = together(by_hand, 1, settings)
@@ -184,16 +180,6 @@ def test_processes_that_train_apart_are_told_how_to_train_together():
     assert together(misused, 2) == [expected, expected]
 
 
-def test_two_processes_deal_the_same_ranks_as_one_does():
-    (alone,) = together(by_hand, 1, DEAL)
-    first, second = together(by_hand, 2, DEAL)
-    assert first == second
-    (ours, *_), (theirs, *_) = first["history"], alone["history"]
-    assert ours["reassigned"] and ours["step"] == 6 and sum(ours["added"].values()) > 0
-    assert ours["ranks"] == theirs["ranks"]
-    assert flat(ours["scores"]) == pytest.approx(flat(theirs["scores"]), rel=1e-3)
-
-
 def test_a_penalty_weighs_the_same_whatever_the_number_of_processes(tmp_path):
     settings = {**PAPER, "orth_weight": 0.3}
     (alone,) = together(by_trainer, 1, settings, str(tmp_path / "one"))
@@ -204,14 +190,14 @@ def test_a_penalty_weighs_the_same_whatever_the_number_of_processes(tmp_path):
 
 def test_a_trainer_of_two_processes_trains_as_one_and_resumes(tmp_path):
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    (alone,) = together(by_trainer, 1, TRIALS, one)
-    first, second = together(by_trainer, 2, TRIALS, two)
+    (alone,) = together(by_trainer, 1, NARROW, one)
+    first, second = together(by_trainer, 2, NARROW, two)
     assert first == second
     assert_the_same_decisions(first, alone)
     record = Path(two, "ranks.jsonl").read_text()
     assert len(record.splitlines()) == len(Path(one, "ranks.jsonl").read_text().splitlines())  # one writer
-    resumed, _ = together(by_trainer, 2, TRIALS, two, True)
+    resumed, _ = together(by_trainer, 2, NARROW, two, True)
     assert resumed["weights"] == first["weights"]
     assert Path(two, "ranks.jsonl").read_text().count("adjustment") == record.count("adjustment")
-    (fewer,) = together(by_trainer, 1, TRIALS, two, True)  # from what two have saved
+    (fewer,) = together(by_trainer, 1, NARROW, two, True)  # from what two have saved
     assert_the_same_decisions(fewer, first)

@@ -211,7 +211,7 @@ def test_an_optimizer_may_keep_entries_of_its_own(make_net, train_net):
 
     model = make_net()
     optimizer = Counting([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig(interval=4, final_warmup=4), 20)
+    allocator = RankAllocator(model, optimizer, RankConfig.scored(interval=4, final_warmup=4), 20)
     train_net(model, optimizer, allocator, 6)
     saved = optimizer.state_dict()
     assert saved["state"]["seen"] == 1

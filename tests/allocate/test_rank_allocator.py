@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from windows import SCHEDULE, forced, inside, pedyra
+from windows import SCHEDULE, forced, inside
 
 from pedyra.allocate.contract import default_method
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -187,7 +187,7 @@ def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net
     optimizer = adamw(plain, weight_decay=0.0)
     (plain(x) - y).square().mean().backward()
     optimizer.step()
-    allocator = allocate(model, {"config": RankConfig(moves=0)}, adamw(model, weight_decay=0.0))
+    allocator = allocate(model, {"config": RankConfig(moves=0, final_warmup=2)}, adamw(model, weight_decay=0.0))
     train_net(model, allocator.optimizer, allocator, 1)
     slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
     for layer, slot in zip(allocator.layers, slots, strict=True):
@@ -245,33 +245,15 @@ def test_a_policy_of_ones_own_decides(make_net, train_net):
     assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
 
 
-def test_the_default_number_of_moves_is_the_papers_or_a_sixth():
+def test_the_default_number_of_moves_is_the_papers_and_a_cut_may_take_all():
     for config, total, most in (
         (RankConfig.paper(moves=None), 576, 12),  # Table 14
         (RankConfig.paper(moves=None), 12, 1),
-        (RankConfig(), 576, 96),
-        (RankConfig(moves=7), 576, 7),
+        (RankConfig.paper(moves=7), 576, 7),
+        (RankConfig(), 576, 576),
+        (RankConfig(moves=0), 576, 0),
     ):
         assert default_method(config).most_moves(config, total) == most
-
-
-@pytest.mark.parametrize(
-    ("config", "steps", "told"),
-    [
-        (RankConfig(), 40, "rank.interval is 7 steps, of which the last third, 3, judges gains"),
-        (pedyra(certainty=5.0), 2000, "nothing is as sure as certainty 5.0"),
-        (RankConfig(), 2000, None),
-        (RankConfig.paper(), 40, None),
-    ],
-)
-def test_a_run_that_can_never_try_a_triple_says_so_once(config, steps, told, make_net, caplog):
-    model = make_net(r=4)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    with caplog.at_level("WARNING", "pedyra.allocate.rank_allocator"):  # the command line has it say less
-        given: dict[str, Any] = config if isinstance(config, dict) else {"config": config}
-        RankAllocator(model, optimizer, total_steps=steps, **given)
-    assert len(caplog.messages) == (told is not None)
-    assert told is None or told in caplog.messages[0]
 
 
 def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
@@ -320,7 +302,7 @@ def test_a_rules_own_scores_have_the_word_whatever_the_config_says(make_net, tra
     rule = ScoredMethod(policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
     model = make_net()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig(interval=6, moves=0), 18, method=rule)
+    allocator = RankAllocator(model, optimizer, RankConfig.scored(interval=6, moves=0), 18, method=rule)
     (record, *_) = train_net(model, optimizer, allocator, 6)
     expected = {layer.name: [10.0 + i] * layer.rank for i, layer in enumerate(allocator.layers)}
     assert given[0] == expected and record["scores"] == expected

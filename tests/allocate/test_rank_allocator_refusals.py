@@ -215,7 +215,7 @@ def test_an_adapter_of_which_only_b_is_trained_is_refused(make_net):
         parameter.requires_grad_("lora_B" in name)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     with pytest.raises(ValueError, match="only one of lora_A and lora_B is trained"):
-        RankAllocator(model, optimizer, RankConfig(), 20)
+        RankAllocator(model, optimizer, RankConfig(), 300)
 
 
 def test_factors_in_shards_are_refused_before_anything_is_claimed(make_net, tmp_path):

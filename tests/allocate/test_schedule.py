@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pedyra.allocate.schedule import ema_window, margin_at, moves_at, resolve_schedule
+from pedyra.allocate.schedule import ema_window, resolve_schedule
 
 
 @pytest.mark.parametrize(
@@ -95,31 +95,9 @@ def test_the_window_is_not_longer_than_it_must_be():
     assert forgotten(103) <= 1e-6 < forgotten(102)
 
 
-def test_adaptive_moves_are_twice_the_last_ones_and_never_idle():
-    assert [moves_at(9, last) for last in (8, 3, 1, 0)] == [9, 6, 3, 3]
-    assert moves_at(1, 0) == 1
-    assert moves_at(0, 3) == 0
-
-
-def test_the_margin_rises_geometrically_to_one():
-    assert [margin_at(0.25, p) for p in (0.0, 0.5, 1.0)] == [0.25, 0.5, 1.0]
-
-
 def test_an_interval_below_the_least_is_refused_in_steps_and_raised_as_a_fraction():
     window: dict = dict(initial_warmup=0, final_warmup=0, least_interval=4)
     assert resolve_schedule(40, interval=0.05, **window).interval == 4
     assert resolve_schedule(40, interval=4, **window).interval == 4
     with pytest.raises(ValueError, match="rank.interval is 3, but .* takes 4 or more"):
         resolve_schedule(40, interval=3, **window)
-
-
-def test_a_fraction_is_raised_to_the_usual_least_where_four_of_these_fit():
-    def interval(total: int, wanted: float | int) -> int:
-        window: dict = dict(initial_warmup=0, final_warmup=0.25, least_interval=4, usual_least=20)
-        return resolve_schedule(total, interval=wanted, **window).interval
-
-    assert interval(300, 0.05) == 20  # 15 steps of 300, and 225 have room
-    assert interval(1000, 0.05) == 50
-    assert interval(80, 0.05) == 15  # a quarter of 60
-    assert interval(12, 0.05) == 4
-    assert interval(300, 5) == 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_data_parallel import PAPER, TRIALS, assert_the_same_decisions, ending, flat, given
+from test_data_parallel import NARROW, PAPER, assert_the_same_decisions, ending, flat, given
 from together import can_fork, together
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -73,7 +73,7 @@ def by_fully_shard(rank: int, size: int, settings: dict[str, Any], folder: str =
     return ending(model, allocator)
 
 
-@pytest.mark.parametrize("settings", [TRIALS, PAPER], ids=["trials", "paper"])
+@pytest.mark.parametrize("settings", [NARROW, PAPER], ids=["narrow", "paper"])
 def test_fully_shard_trains_as_one_process_and_resumes_in_another_number(settings, tmp_path):
     folder = str(tmp_path / "checkpoint")
     (alone,) = together(by_fully_shard, 1, settings)

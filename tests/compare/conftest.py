@@ -42,8 +42,8 @@ if behaviour == "crash":
 value = (behaviour if isinstance(behaviour, float) else 0.5) + recipe["seed"] / 100
 value += recipe["training"]["learning_rate"] / 10
 rows = [
-    {"step": 10, "eval_loss": 1 - value, "eval_accuracy": value, "eval_f1": 0.1, "eval_runtime": 3.0},
-    {"step": 10, "final": True, "seconds": 2.0, "peak_memory_bytes": 1000, "trainable_parameters": 50,
+    {"step": 40, "eval_loss": 1 - value, "eval_accuracy": value, "eval_f1": 0.1, "eval_runtime": 3.0},
+    {"step": 40, "final": True, "seconds": 2.0, "peak_memory_bytes": 1000, "trainable_parameters": 50,
      "metric": "accuracy", "value": value, "eval_loss": 1 - value},
 ]
 (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
@@ -52,7 +52,7 @@ rows = [
 GRID: dict[str, Any] = {
     "model": {"name": "tiny-bert"},
     "lora": {"r": 2, "alpha": 4},
-    "training": {"max_steps": 10, "fake": {"lora": 0.5, "pedyra": 0.6, "dora": 0.4}},
+    "training": {"max_steps": 40, "fake": {"lora": 0.5, "pedyra": 0.6, "dora": 0.4}},
     "methods": ["lora", "pedyra"],
     "tasks": {"toy": {"max_length": 48}},
     "seeds": [0, 1, 2],

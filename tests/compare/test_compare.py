@@ -27,6 +27,13 @@ def test_rates_are_tuned_first_and_reported_runs_use_the_best(make_grid, calls, 
     assert not comparison.failed and not comparison.missing
 
 
+def test_a_wide_row_begins_at_a_multiple_and_ends_where_it_is_matched(make_grid, folder):
+    compare_grid(make_grid(methods={"lora": {}, "pedyra": {"wide": 4}}, lora={"r": 2, "alpha": 8}))
+    (path,) = (folder / "runs/grid/jobs/pedyra").rglob("seed0.yaml")
+    job = yaml.safe_load(path.read_text())
+    assert (job["lora"]["r"], job["lora"]["alpha"], job["rank"]["target_rank"]) == (8, 32, 2)
+
+
 def test_tuning_runs_never_see_a_reported_row(make_grid, folder):
     compare_grid(make_grid())
     runs = folder / "runs/grid"
@@ -156,10 +163,10 @@ def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls):
 
 
 def test_equal_time_gives_other_steps(make_grid, folder):
-    """The trainer says 2 s for every method, so the steps stay: 10."""
+    """The trainer says 2 s for every method, so the steps stay: 40."""
     compare_grid(make_grid("match=time", "learning_rates=[0.1]"))
     matched = json.loads((folder / "runs/grid/matching.json").read_text())
-    assert matched["pedyra toy r2"] == {"r": 2, "method_settings": {}, "max_steps": 10}
+    assert matched["pedyra toy r2"] == {"r": 2, "method_settings": {}, "max_steps": 40}
 
 
 def test_a_grid_that_was_refused_can_be_corrected_in_its_folder(make_grid, calls):

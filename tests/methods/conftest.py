@@ -38,7 +38,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 MODELS = {"causal_lm": "tiny-llama", "planted": "planted-design"}
 SCHEDULE = {"interval": 2, "initial_warmup": 2, "final_warmup": 3}
-"""Adjustments at steps 4, 6 and 8 of 12; pedyra's at 6, for a gradient takes four steps to measure."""
+"""Adjustments at steps 4, 6 and 8 of 12."""
+NARROW = {"interval": 10, "initial_warmup": 1, "final_warmup": 0, "target_rank": 2}
+"""Method pedyra's, whose one cut follows step 11: it measures for ten steps."""
 
 
 @dataclass
@@ -116,7 +118,7 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
             "model": {"name": MODELS.get(kind, "tiny-bert"), **sections.get("model", {})},
             "data": {"source": "toy", "max_length": 48, "train_rows": 48, "eval_rows": 16, **KINDS[kind]},
             "lora": {"r": 4, "alpha": 32, **sections.get("lora", {})},
-            "rank": {**SCHEDULE, **({"interval": 4} if method == "pedyra" else {}), **sections.get("rank", {})},
+            "rank": {**(NARROW if method == "pedyra" else SCHEDULE), **sections.get("rank", {})},
             "method_settings": sections.get("method_settings", {}),
             "training": {**training, **sections.get("training", {})},
         }

@@ -13,7 +13,6 @@ from pedyra.methods.paper import (
     mix_scores,
     update_sensitivity_,
 )
-from pedyra.methods.pedyra.reassignment import removal_loss
 
 R, IN, OUT = 3, 5, 4
 
@@ -140,10 +139,3 @@ def test_all_zero_scores_stay_zero(norm):
 
 def test_one_triple_mixes_without_dividing_by_zero():
     assert mix_scores(torch.ones(1), torch.ones(1), alpha=0.5, norm="rank").tolist() == [0.0]
-
-
-def test_removal_loss_by_hand():
-    weights = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
-    moments = torch.tensor([[0.5, 0.25], [2.0, 7.0]])
-    # (1 * 0.5 + 4 * 0.25) / 2 and (9 * 2) / 2
-    assert removal_loss(weights, moments).tolist() == [0.75, 9.0]

@@ -78,7 +78,7 @@ def write_common(folder: Path, method: str, seed: int, parameters: int, gain: fl
 
 
 def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
-    """A run of the default method: the allocator's rule on importances that grow with depth and differ by type."""
+    """A run at equal parameters: the allocator's rule on importances that grow with depth and differ by type."""
     noise = random.Random(seed)
     layers = make_layers(depths)
     names = [layer["name"] for layer in layers]
@@ -109,10 +109,9 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
                 | {"scores": {}, "pruned": [[name, ranks[name], 0.01] for name in losers]}
                 | {"added": dict.fromkeys(gainers, 1), "total_rank": sum(ranks.values())}
                 | {"parameters": parameters(), "seconds": 0.021, "skipped_steps": 0}
-                | {"contests": contests_at(step, names, losers, gainers)}
             )
         states.append(state_at(step, names, ranks, worth, parameters(), noise))
-    write_common(folder, "pedyra", seed, parameters(), gain=0.012)
+    write_common(folder, "pedyra-paper", seed, parameters(), gain=0.012)
     header = {
         "kind": "layers",
         "layers": layers,
@@ -121,16 +120,6 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
     }
     write_lines(folder / "ranks.jsonl", [header, *states])
     return folder
-
-
-def contests_at(step: int, names: list[str], losers: list[str], gainers: list[str]) -> list[dict]:
-    """What became of the candidates: one a gainer that won, one that would have saved too little, one of noise."""
-    gain = 0.02 * math.exp(-step / 90)
-    against = [[losers[0], 0, 0.3 * gain]]
-    won = {"candidate": 0, "gain": gain, "cost": 10, "against": against, "bar": 0.3 * gain, "outcome": "won"}
-    less = {**won, "layer": names[0], "gain": 0.2 * gain, "outcome": "worth less"}
-    noise = {**less, "gain": 0.0, "against": [], "outcome": "noise"}
-    return [*({**won, "layer": name} for name in gainers), less, noise]
 
 
 def state_at(step: int, names: list[str], ranks: dict, worth: dict, parameters: int, noise) -> dict:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from pedyra.report import tables
 from pedyra.report.chart import Spec
 from pedyra.report.figure import fixed
 from pedyra.report.figures import make_figures
 from pedyra.report.rank_figures import notable
 from pedyra.report.run_folder import read_run, read_runs
 
-ALL = "map history moves reasons loss effective-rank variance spearman orthogonality gradients parameters".split()
+ALL = "map history moves loss effective-rank variance spearman orthogonality gradients parameters".split()
 Figures = dict[str, Any]
 
 
@@ -70,6 +71,29 @@ def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_pa
     assert figure.caption.endswith("Taken: 500 parameters (50%).")
 
 
+def test_a_fit_in_the_run_shows_what_was_asked_and_what_was_found(still_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(still_run, run)
+    keys = ("parameters", "share", "answer", "predicted_cost", "measured_cost", "standard_error")
+    sizes = (
+        (600, 0.6, "within", 0.01, 0.02, 0.01),
+        (100, 0.1, "beyond", 0.3, 0.25, 0.02),
+        (300, 0.3, "beyond", 0, 0, None),
+    )
+    points = [dict(zip(keys, size, strict=True)) | {"of": 1000, "tolerance": 0.05} for size in sizes]
+    header, *records = map(json.loads, (run / "ranks.jsonl").read_text().splitlines())
+    found = {"state": "cut", "words": "flat: r = 8 is 4 times what this task needs", "points": points}
+    last = max(record["step"] for record in records if record["kind"] == "adjustment")
+    for record in records:
+        record |= {"fit": found} if record["kind"] == "adjustment" and record["step"] == last else {}
+    (run / "ranks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [header, *records]))
+    (panel,) = figures_of(run)["fit"].panels
+    curves = drawn(panel.spec)
+    assert sorted(curves["measured"]["y"]) == [0.02, 0.25]  # one batch alone says nothing, and is left out
+    size = next(fact for fact in tables.facts(read_run(run)) if fact.name == "Size")
+    assert (size.value, size.detail) == ("flat", "r = 8 is 4 times what this task needs")
+
+
 def test_every_axis_is_labelled_and_every_figure_explained(figures: Figures):
     for figure in figures.values():
         assert len(figure.caption) > 60
@@ -121,19 +145,6 @@ def test_moves_count_what_was_added_and_pruned(figures: Figures, dynamic_run: Pa
     assert bars["pruned"]["y"] == [-len(record["pruned"]) for record in adjustments]
 
 
-def test_reasons_are_those_of_the_record(figures: Figures, dynamic_run: Path):
-    curves = drawn(figures["reasons"].panels[0].spec)
-    contests = {record["step"]: record["contests"] for record in read_run(dynamic_run).adjustments}
-    won = [(step, each) for step, met in contests.items() for each in met if each["outcome"] == "won"]
-    less = [(step, each) for step, met in contests.items() for each in met if each["outcome"] == "worth less"]
-    for name, kept in (("gain, moved", won), ("gain, not moved", less)):
-        assert curves[name]["x"] == [step for step, _ in kept]
-        assert curves[name]["y"] == [each["gain"] for _, each in kept]
-    assert curves["to exceed"]["y"] == [each["bar"] for _, each in won + less]
-    assert curves["gain, not moved"]["label"][0].startswith("query 0, paid by ")
-    assert f"Outcomes: {len(won)} won, 20 worth less, 20 noise." in figures["reasons"].caption
-
-
 def test_several_runs_share_axes_and_keep_their_colours(dynamic_run: Path, lora_run: Path):
     figures = figures_of(dynamic_run, lora_run)
     held_out, total = figures["loss"].panels[1].spec, figures["parameters"].panels[1].spec
@@ -152,7 +163,7 @@ def test_the_grey_stretches_are_those_without_adjustments(figures: Figures, dyna
 
 def test_a_run_in_which_nothing_moved_says_so(still_run: Path):
     figures = figures_of(still_run)
-    assert "Nothing moved." in figures["moves"].caption
+    assert "No rank was added or pruned." in figures["moves"].caption
     assert "No layer changed its rank." in figures["history"].caption
 
 

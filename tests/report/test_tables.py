@@ -37,8 +37,6 @@ def test_an_adjustment_row_counts_repeated_layers(dynamic_run: Path):
     run.adjustments[0]["pruned"] = [[name, 0, 0.1], [name, 1, 0.2]]
     run.adjustments[0]["added"] = {}
     assert list(tables.adjustments(run).rows[0][:3]) == ["50", "query 0 ×2", "–"]
-    run.adjustments[0]["reassigned"] = True
-    assert tables.adjustments(run).rows[0][0] == "50 (all ranks anew)"
 
 
 def test_a_run_without_ranks_says_so(lora_run: Path):

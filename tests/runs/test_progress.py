@@ -7,8 +7,6 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerControl
 
-from pedyra.config import RankConfig
-from pedyra.methods.pedyra.sketching import schedule_of
 from pedyra.runs.progress import TrainingProgress
 
 
@@ -17,10 +15,7 @@ def state(step, total=100) -> Any:
 
 
 def new_progress(*, terminal=False, history=()) -> Any:
-    config = RankConfig.paper()
-    allocator = SimpleNamespace(
-        ranks={"q": 5, "v": 3}, history=list(history), config=config, schedule=schedule_of(config, 100)
-    )
+    allocator = SimpleNamespace(ranks={"q": 5, "v": 3}, history=list(history))
     ranks: Any = SimpleNamespace(allocator=allocator)
     screen = StringIO()
     console = Console(file=screen, width=120, force_terminal=terminal)
@@ -39,6 +34,12 @@ def test_the_last_adjustment_is_told_with_its_moves():
     history = [{"step": 10, "added": {"q": 9}}, {"step": 20, "added": {"q": 2, "v": 1}}]
     progress, _ = new_progress(history=history)
     assert progress.status().endswith("adjusted at 20 (3 moved)")
+
+
+def test_of_a_fit_the_status_tells_what_it_does_and_what_is_left():
+    history = [{"step": 40, "added": {}, "fit": {"state": "cut", "share": 0.375, "words": None}}]
+    progress, _ = new_progress(history=history)
+    assert progress.status() == "rank 8  cut, 38% left"
 
 
 def test_plain_lines_come_at_most_twenty_times_a_run_beside_evaluations():

@@ -26,11 +26,22 @@ def recipe(**changes):
 def test_methods_choose_the_rank_settings():
     assert set_up(recipe(method="lora")).ranks is None
     for method, expected in (
-        ("pedyra", RankConfig(moves=2, seed=3)),
-        ("pedyra-paper", RankConfig.paper(moves=2, seed=3)),
+        ("pedyra", RankConfig(interval=12, seed=3)),
+        ("pedyra-paper", RankConfig.paper(interval=12, seed=3)),
     ):
-        ranks = set_up(recipe(method=method, rank={"moves": 2})).ranks
+        ranks = set_up(recipe(method=method, rank={"interval": 12})).ranks
         assert ranks is not None and ranks.config == expected
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", "dora", "adalora-svd", "elalora", "l1ra", "random", "prune", "pedyra-paper"]
+)
+def test_other_methods_pass_over_how_method_pedyra_ends(method):
+    ends = {"budget": "fit", "tolerance": 0.05, "target_rank": 2}
+    given, without = (
+        set_up(recipe(method=method, rank=rank)).ranks for rank in ({"interval": 12, **ends}, {"interval": 12})
+    )
+    assert (given and given.config) == (without and without.config)
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])

@@ -78,28 +78,21 @@ def give_up(layers: Sequence[AdaptedLayer]) -> None:
         _OWNERS.pop(layer.a, None)
 
 
-def switch_on(layers: Sequence[AdaptedLayer]) -> None:
-    """Take probes out of the slots, and switch every triple on."""
-    for layer in filter(holds_triples, layers):  # not deleted since, nor detached
-        a, b = layer.a, layer.b
-        a.probe = b.probe = a.energy = a.observer = None
-        if a.kept_directions is not None:  # seldom, and to set a module's attribute takes longer than to look at it
-            a.kept_directions = None
-
-
-def switch_on_after(owner: object, layers: Sequence[AdaptedLayer]) -> weakref.finalize:
-    """When the owner is gone, as after an interrupted run, nothing of its sketch is left in the layers.
+def unobserved_after(owner: object, layers: Sequence[AdaptedLayer]) -> weakref.finalize:
+    """When the owner is gone, as after an interrupted run, nobody observes its layers any more.
 
     Returns what does it, to be detached where the owner has done so itself.
     """
-    end = weakref.finalize(owner, _switch_on_ownerless, layers)
+    end = weakref.finalize(owner, _unobserve_ownerless, layers)
     end.atexit = False
     return end
 
 
-def _switch_on_ownerless(layers: Sequence[AdaptedLayer]) -> None:
-    owners = ((layer, _OWNERS.get(layer.a)) for layer in filter(holds_triples, layers))
-    switch_on([layer for layer, owner in owners if owner is None or owner() is None])
+def _unobserve_ownerless(layers: Sequence[AdaptedLayer]) -> None:
+    for layer in filter(holds_triples, layers):  # not deleted since, nor detached
+        owner = _OWNERS.get(layer.a)
+        if owner is None or owner() is None:
+            layer.a.observer = None
 
 
 def choose_forward(layers: Sequence[AdaptedLayer], fused: bool | str) -> int:

@@ -19,8 +19,8 @@ def check_compiles(method: RankMethod) -> None:
     """Raise ValueError for a method that sees nothing inside a compiled model."""
     if not method.compiles:
         raise ValueError(
-            "rank.budget is 'fit', which reads gradients inside the layers, where a compiled model shows none; train "
-            "without torch.compile"
+            "method pedyra reads gradients inside the layers, where a compiled model shows none; train without "
+            "torch.compile, or by method pedyra-paper"
         )
 
 
@@ -37,19 +37,3 @@ def mark_ranks(layers: Sequence[AdaptedLayer]) -> None:
         if layer.rank > 1:
             for parameter, dim in zip(layer.factors, (0, 0, 1), strict=True):
                 torch._dynamo.mark_dynamic(parameter, dim)
-
-
-def mark_sketch(layers: Sequence[AdaptedLayer]) -> None:
-    """Mark the number of probes, and of triples that can be switched off, as dynamic, where a sketch has set them."""
-    import torch._dynamo
-
-    for layer in layers:
-        for tensor, dim in (
-            (layer.a.kept_directions, 0),
-            (layer.a.kept_directions, 1),
-            (layer.a.probe, 0),
-            (layer.a.energy, 0),
-            (layer.b.probe, 1),
-        ):
-            if tensor is not None and tensor.shape[dim] > 1:
-                torch._dynamo.mark_dynamic(tensor, dim)

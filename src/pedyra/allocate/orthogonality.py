@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pedyra.allocate.batching import alike
 from pedyra.lora.layer import AdaptedLayer
 
 
@@ -52,7 +51,10 @@ def add_orthogonality_gradient(layers: Sequence[AdaptedLayer], *, weight: float,
     count = len(layers)
     scale = weight / (2 * count) if form == "norm" else weight
     rows = [factor if index < len(factors) // 2 else factor.T for index, factor in enumerate(factors)]
-    for indices in alike(tuple(row.shape) for row in rows):
+    alike: dict[torch.Size, list[int]] = {}  # in one call: on a GPU it is the number of operations that costs
+    for index, row in enumerate(rows):
+        alike.setdefault(row.shape, []).append(index)
+    for indices in alike.values():
         gradients = orthogonality_gradient(torch.stack([rows[i].detach() for i in indices]), form=form)
         for index, gradient in zip(indices, gradients.unbind(), strict=True):
             factor = factors[index]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.allocate.checks import checked_config, checked_steps, max_ranks
-from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, switch_on_after, trainable
-from pedyra.allocate.compilation import check_compiles, is_compiled, mark_ranks, mark_sketch
+from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable, unobserved_after
+from pedyra.allocate.compilation import check_compiles, is_compiled, mark_ranks
 from pedyra.allocate.contract import Closure, Decision, MethodRun, RankMethod, Run, Situation, default_method
 from pedyra.allocate.diagnostics import describe, snapshot
 from pedyra.allocate.distributed import averaging, check_same
@@ -88,7 +88,7 @@ class RankAllocator:
         )  # fmt: skip
         self.method.check(run, self._situation())
         claim(self.layers, self)
-        self._end = switch_on_after(self, self.layers)
+        self._end = unobserved_after(self, self.layers)
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
@@ -135,7 +135,7 @@ class RankAllocator:
         """The model is or will be compiled by torch: see that changing ranks do not compile it again.
 
         Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. One
-        graph then serves a run, two where layer inputs are observed (Eq. 6); a sketch adds one for each of its parts.
+        graph then serves a run, two where layer inputs are observed (Eq. 6).
         """
         check_compiles(self.method)
         self._compiled = True
@@ -146,8 +146,8 @@ class RankAllocator:
 
         Args:
             loss_scale: what a GradScaler multiplied the loss by. It unscales its optimizer's parameters, but not what
-                probes and hooks see in the backward pass.
-            closure: for `budget="fit"` where the model is given no labels: `lambda: loss(model(x), y)` of this batch.
+                hooks see in the backward pass.
+            closure: for method pedyra where the model is given no labels: `lambda: loss(model(x), y)` of this batch.
 
         Raises:
             ValueError: a second call in one step, or the adapter was deleted.
@@ -204,7 +204,7 @@ class RankAllocator:
         self._prepare_next_step()
 
     def go_on_after(self, step: int) -> None:
-        """Take a run up after `step` without its state: scores, sketch and history begin there."""
+        """Take a run up after `step` without its state: what is observed, and the history, begin there."""
         self._steps.taken = step
         self._adopt_triples()
         self._prepare_next_step()
@@ -285,8 +285,8 @@ class RankAllocator:
         if not self._trained.rekey():
             return
         logger.warning(
-            "the adapter was loaded with other ranks before step %d; it is trained from here, and scores and sketch "
-            "begin anew",
+            "the adapter was loaded with other ranks before step %d; it is trained from here, and what is observed "
+            "begins anew",
             self.step + 1,
         )
         self.initial_parameters = max(self.initial_parameters, self.parameters)
@@ -296,5 +296,3 @@ class RankAllocator:
 
     def _prepare_next_step(self) -> None:
         self.run.prepare(self.step)
-        if self._compiled:
-            mark_sketch(self.layers)

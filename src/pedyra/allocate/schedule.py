@@ -1,16 +1,10 @@
-"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (t_i, Delta_T, t_f, k).
-
-And how the steps of a gradient sketch, which end at an adjustment, are shared out.
-"""
+"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (t_i, Delta_T, t_f, k)."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
-
-LEAST_STEPS = 4
-"""Of a sketch: one for each of the first two parts, and two for the third, whose spread is the error of a gain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +54,10 @@ def resolve_schedule(
     interval: int | float,
     final_warmup: int | float,
     least_interval: int = 1,
-    usual_least: int = 1,
 ) -> Schedule:
     """The schedule of a run of `total_steps`; floats are fractions of it.
 
-    An interval that is a fraction has at least `least_interval` steps; and `usual_least` where four of these fit
-    between the warm-ups, else a quarter of what is there.
+    An interval that is a fraction has at least `least_interval` steps.
 
     Raises:
         ValueError: a run of no step, two warm-ups that leave no room, no adjustment between them, or an interval, given
@@ -83,8 +75,7 @@ def resolve_schedule(
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")
     if isinstance(interval, float):
-        room = total_steps - steps(initial_warmup) - steps(final_warmup)
-        interval = max(least_interval, min(usual_least, room // 4), steps(interval))
+        interval = max(least_interval, steps(interval))
     resolved = Schedule(
         total_steps=total_steps,
         initial_warmup=steps(initial_warmup),
@@ -104,24 +95,6 @@ def resolve_schedule(
             f"{total_steps - resolved.final_warmup} of {total_steps}; {repair}"
         )
     return resolved
-
-
-def parts_of(steps: int) -> tuple[int, int, int]:
-    """Steps of a sketch's range, co-range and gain."""
-    return steps // 3, steps // 3, steps - 2 * (steps // 3)
-
-
-def moves_at(moves: int, last: int) -> int:
-    """Twice what moved at the `last` adjustment, from a quarter of `moves` to all of them.
-
-    It grows while it pays, and falls as there is less to gain.
-    """
-    return min(moves, max(math.ceil(moves / 4), 2 * last))
-
-
-def margin_at(margin: float, progress: float) -> float:
-    """margin^(1 - p): from `margin` at the first adjustment to 1, a gain as large as the loss, at the end."""
-    return margin ** (1 - progress)
 
 
 def ema_window(beta: float, tolerance: float = 1e-6) -> int:

@@ -26,11 +26,9 @@ from pedyra.bench.chain import Chain, Size, adapted_chain
 from pedyra.bench.device import check_device, now, timed
 from pedyra.bench.memory import storage_bytes
 from pedyra.config import RankConfig
+from pedyra.fit.gramians import Gramians
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.pedyra.gradient_sketch import GradientSketch
-from pedyra.methods.pedyra.noise import chance
-from pedyra.methods.pedyra.settings import Settings
 from pedyra.runs.export import export_adapter
 
 LARGEST_EXPONENT = 1.05
@@ -48,9 +46,8 @@ SMOKE_AXES: dict[str, tuple[Size, ...]] = {
     "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
 }
 SMOKE: dict[str, Any] = {"axes": SMOKE_AXES, "operations": 16, "deep": Size(layers=4, width=32, length=8, batch=2)}
-MEASURES = ("overhead_seconds", "sketch_seconds", "look_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
-_SKETCH_STEPS = 6  # one for each part of a sketch
-_LOOK_STEPS = 33  # the third part of a sketch of 100 steps, RankConfig()'s
+MEASURES = ("overhead_seconds", "measuring_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
+_STEPS = 6  # of a window in which method pedyra measures
 
 
 def bench_scale(
@@ -62,13 +59,12 @@ def bench_scale(
     operations: int | None = 512,
     deep: Size | None = DEEP,
 ) -> Iterator[dict[str, Any]]:
-    """One row per size, one fit per axis and measure, one for a model of `operations` layers, two of
+    """One row per size, one fit per axis and measure, one for a model of `operations` layers, one of
     `bench_adjustment` for a `deep` one.
 
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
-    what sketching gradient directions adds, of telling gains from chance after a sketch, of one adjustment, and the
-    bytes of the score state; each the median over `repeats`. A fit has the `exponent` of these medians, and
-    `exponents` of the repeats one by one, sorted.
+    what the sums of method pedyra add, of one adjustment, and the bytes of the score state; each the median over
+    `repeats`. A fit has the `exponent` of these medians, and `exponents` of the repeats one by one, sorted.
 
     Raises:
         ValueError: an unknown device, or one that is not here.
@@ -126,45 +122,36 @@ def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any
     allocator.release()
     return {
         "overhead_seconds": medians["observe"] + max(0.0, medians["forward"] - medians["bare"]),
-        "sketch_seconds": _sketch_seconds(model, allocator.layers, x, rounds=max(2, steps // 4)),
-        "look_seconds": _look_seconds(size.layers, rounds=max(2, steps // 4)),
+        "measuring_seconds": _measuring_seconds(model, allocator.layers, x, rounds=max(2, steps // 4)),
         "adjustment_seconds": medians["adjustment"],
         "step_seconds": medians["step"],
         "state_bytes": state,
     }
 
 
-def _sketch_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, rounds: int) -> float:
-    """What a whole sketch, all its parts, adds to each of its steps; the median over `rounds` sketches."""
+def _measuring_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, rounds: int) -> float:
+    """What the sums of a window add to each of its steps; the median over `rounds` windows."""
     device = x.device.type
 
-    def window(sketch: GradientSketch | None) -> float:
+    def window(gramians: Gramians | None) -> float:
+        for layer in layers:
+            layer.a.observer = None if gramians is None else gramians.observer(layer.name)
         began = now(device)
-        for _ in range(_SKETCH_STEPS):
+        for _ in range(_STEPS):
             model(x).sum().backward()
-            if sketch is not None:
-                sketch.observe()
+            if gramians is not None:
+                gramians.close(torch.tensor(float(x[..., 0].numel()), device=device))
             model.zero_grad()
         return now(device) - began
 
+    ranks = {layer.name: layer.rank for layer in layers}
+    devices = {layer.name: layer.a.A.device for layer in layers}
     added = []
-    for index in range(rounds + 1):
+    for _ in range(rounds + 1):
         bare = window(None)
-        sketch = GradientSketch(layers, q=8, steps=_SKETCH_STEPS, generator=torch.Generator().manual_seed(index))
-        added.append(window(sketch) - bare)
-        sketch.remove()
-    return max(0.0, median(added[1:])) / _SKETCH_STEPS
-
-
-def _look_seconds(layers: int, rounds: int) -> float:
-    """What it takes to tell the gains of 8 candidates a layer from chance, by the steps of a whole sketch.
-
-    One is sure, so that all patterns are looked at.
-    """
-    gains = torch.randn(_LOOK_STEPS, layers * 8, generator=torch.Generator().manual_seed(0))
-    gains[:, 0] += 10
-    layer_of, among = torch.arange(layers).repeat_interleave(8), torch.ones(layers * 8, dtype=torch.bool)
-    return median(timed("cpu", lambda: chance(gains, layer_of, among, Settings().certainty)) for _ in range(rounds))
+        added.append(window(Gramians(ranks, devices)) - bare)
+    window(None)
+    return max(0.0, median(added[1:])) / _STEPS
 
 
 def operation_seconds(layers: int) -> dict[str, float]:
@@ -201,7 +188,7 @@ def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.opt
 
 
 def _config() -> RankConfig:
-    # Triples that move at every adjustment, also at rank 1; sketches are measured apart.
+    # Triples that move at every adjustment, also at rank 1; what method pedyra measures is timed apart.
     return RankConfig.scored(initial_warmup=0, interval=2, final_warmup=1)
 
 

@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from random import Random
 from statistics import median, quantiles
 from typing import Any
 
 import torch
 
-from pedyra.allocate.schedule import LEAST_STEPS, Schedule, parts_of
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.schedule import Schedule
 from pedyra.bench.bench_models import bench_model
 from pedyra.bench.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.bench.device import check_device
 from pedyra.bench.memory import peak_bytes
 from pedyra.config import RankConfig
-from pedyra.methods.pedyra.reassignment import adjustment_of_reassignment
-from pedyra.methods.pedyra.settings import Settings
-from pedyra.methods.pedyra.sketching import schedule_of
+from pedyra.methods.pedyra.method import LEAST_INTERVAL, Fit
+from pedyra.methods.pedyra.run import LOOK_BACK, WINDOW, FitRun, most_batches
 
 COLUMNS = {
     "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "spread": "quartiles",
-    "ratio_settled": "settled",
     "ratio_to_floor": "by floor", "peak_bytes": "peak bytes", "trainable_parameters": "trained",
     "adjustment_seconds": "adjustment, s",
 }  # fmt: skip
 """Columns of a row for people, with their titles."""
-KINDS = ("idle", "sketched", "directions", "judged", "moved")
+KINDS = ("idle", "measured", "looked", "asked", "cut")
 """Of pedyra's steps, see `step_kind`; what `ratio_by_kind` may have."""
 _WARMUP = 3
 
@@ -53,22 +51,20 @@ def bench_step(
 ) -> Iterator[dict[str, Any]]:
     """One row per model and variant, as each model is done.
 
-    `rounds` steps of each variant are timed while pedyra observes (with adjustments among them), and as many while it
-    does not, half of them before; its `ratio_to_lora` weighs the kinds of steps, and adds the adjustments, as they
-    occur in a run of `run_steps` under RankConfig() that never settles; `ratio_settled` in one
-    in which nothing ever moves, not even at the deal, and which settles early. `ratio_by_kind` has the kinds apart,
-    idle steps after the adjustments as "moved": products of 7 or 13 columns cost a CPU more than those of 8.
+    Four times `rounds` steps of each variant are timed: pedyra does nothing, measures, asks, and has cut. Its
+    `ratio_to_lora` weighs the kinds of steps, and adds the adjustments, as they occur in a run of `run_steps` under
+    RankConfig() in which nothing may go: the most that it costs. `ratio_by_kind` has the kinds apart.
     `cpu_time` counts processor time instead of the wall clock: for a machine that others use, with one thread.
 
     Raises:
-        ValueError: an unknown model, variant, dtype or device, or too few rounds.
+        ValueError: an unknown model, variant, dtype or device, too few rounds, or a run too short for an adjustment.
     """
-    if rounds < (least := LEAST_STEPS + 1):
-        raise ValueError(f"rounds is {rounds}; a sketch, and a step without one, need at least {least}")
+    if rounds < LEAST_INTERVAL:
+        raise ValueError(f"rounds is {rounds}; what is measured takes at least {LEAST_INTERVAL}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is unknown; choose float32 or bfloat16")
     check_device(device)
-    config, settings = RankConfig(), Settings()
+    run = Fit().schedule(RankConfig(), run_steps)
     shared = {"rank": rank, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
     shared |= {"gradient_checkpointing": gradient_checkpointing, "rounds": rounds, "run_steps": run_steps}
     names = list(dict.fromkeys(["lora", "floor", *variants]))
@@ -76,24 +72,21 @@ def bench_step(
     for name, model in zip(models, known, strict=True):
         setting = Setting(
             model=model, rank=rank, device=device, gradient_checkpointing=gradient_checkpointing,
-            **measured(config, settings, rounds), total_steps=_WARMUP + 2 * rounds,
+            config=measured(rounds), total_steps=_WARMUP + 4 * rounds,
         )  # fmt: skip
         clock = _clock(device, cpu_time)
         built = {variant: build(variant, setting, clock) for variant in names}
         seconds, adjustments, peaks = measure(built, setting, clock)
         for variant in variants:
-            run = schedule_of(config, run_steps)
-            row = _row(built[variant], seconds, adjustments[variant], run, settings)
+            row = _row(built[variant], seconds, adjustments[variant], run)
             yield {"model": name, "variant": variant, **row, "peak_bytes": peaks[variant],
                    "trainable_parameters": sum(p.numel() for p in built[variant].trainable()),
                    "batch": model.batch, "length": model.length, **shared}  # fmt: skip
 
 
-def measured(config: RankConfig, settings: Settings, rounds: int) -> dict[str, Any]:
-    """`config` and `settings` on the schedule of the measured steps: of two times `rounds` the middle are observed."""
-    interval, before = max(LEAST_STEPS + 1, rounds // 2), rounds // 2
-    schedule = dict(initial_warmup=_WARMUP + before, interval=interval, final_warmup=rounds - before - 1)
-    return {"config": replace(config, **schedule), "settings": replace(settings, sketch_steps=interval - 1)}
+def measured(rounds: int) -> RankConfig:
+    """The schedule of the measured steps: `rounds` before the window, in it, in which it asks, and after the cut."""
+    return RankConfig(initial_warmup=_WARMUP + rounds, interval=rounds, final_warmup=rounds - 1)
 
 
 def measure(
@@ -108,103 +101,84 @@ def measure(
     for round_ in range(setting.total_steps):
         # In another order each time: what a step leaves in caches and the allocator is the next one's to bear.
         for name, variant in order.sample(list(built.items()), len(built)):
+            if variant.allocator is not None and round_ >= _WARMUP:
+                variant.kinds.append(step_kind(variant.allocator))
             step, adjustment = variant.step(batch, clock)
             if round_ >= _WARMUP:
                 seconds[name].append(step)
             if adjustment is not None:
                 adjustments[name].append(adjustment)
-        if round_ == int(setting.config.initial_warmup) + 1:  # in pedyra's first sketch
+        if round_ == int(setting.config.initial_warmup) + 1:  # while pedyra measures
             peaks = {name: peak_bytes(variant, batch, setting.device) for name, variant in built.items()}
     return seconds, adjustments, peaks
 
 
-def step_kind(step: int, schedule: Schedule, settings: Settings) -> str:
-    """What pedyra does in a step.
+def step_kind(allocator: RankAllocator) -> str:
+    """What pedyra does in the step that comes.
 
-    Nothing ("idle"), or a sketch: products with probes ("sketched"), at the end of its first
-    two parts what becomes of them ("directions"), and in its third one gains and what the inputs have along each
-    direction ("judged").
+    Nothing ("idle"); sums over tokens ("measured"), and the batch run twice more at the end of the window ("looked");
+    the batch run twice more ("asked"); nothing, with what is left after a cut ("cut").
     """
-    adjustment = schedule.next_adjustment(step)
-    if adjustment is None:
-        return "idle"
-    window = min(settings.sketch_steps, schedule.interval)
-    if adjustment - step >= window:
-        return "idle"
-    first, second, _ = parts_of(window)
-    done = window - (adjustment - step)
-    if done > first + second:
-        return "judged"
-    return "directions" if done in (first, first + second) else "sketched"
+    run = allocator.run
+    assert isinstance(run, FitRun)
+    if run.gramians is not None:
+        adjustment = allocator.schedule.next_adjustment(allocator.step + 1)
+        return "looked" if adjustment is not None and adjustment - allocator.step <= LOOK_BACK else "measured"
+    if run.asking is not None and run.asking.question is not None:
+        return "asked"
+    return "cut" if run.cuts else "idle"
 
 
-def settled_after(schedule: Schedule, settings: Settings) -> int:
-    """The adjustment after which a run in which nothing ever moves is a plain LoRA; the last step if none is."""
-    deal = adjustment_of_reassignment(settings, RankConfig(), schedule) or 0
-    counted = [step for step in schedule.adjustments if step >= deal]
-    settles = 0 < settings.patience <= len(counted)
-    return counted[settings.patience - 1] if settles else schedule.total_steps
+def kinds_of_a_run(run: Schedule) -> dict[str, int]:
+    """How many steps of each kind a run has in which nothing may ever go: at every second adjustment it has measured,
+    and it asks until it has asked as much as a run may."""
+    windows = (len(run.adjustments) + 1) // 2
+    window = min(WINDOW, run.interval)
+    looked, asked = min(LOOK_BACK, window), most_batches(run.total_steps)
+    kinds = {"measured": windows * (window - looked), "looked": windows * looked, "asked": asked}
+    return {"idle": max(0, run.total_steps - sum(kinds.values())), **kinds}
 
 
-def over_a_run(
-    ratios: Mapping[str, float], adjustment: float, run: Schedule, settings: Settings, last: int, *, moves: bool
-) -> float:
-    """The mean ratio of a run's steps, idle after step `last`, with its adjustments.
+def over_a_run(ratios: Mapping[str, float], adjustment: float, run: Schedule) -> float:
+    """The mean ratio of such a run's steps, with its adjustments.
 
     Args:
-        ratios: of each kind of step, see `step_kind`, and "moved", of idle ones after the measured adjustments.
+        ratios: of each kind of step, see `step_kind`.
         adjustment: what one costs, in steps of what the ratios refer to.
-        moves: whether triples move, so that idle steps from the first adjustment on have other ranks.
     """
-    kinds = [step_kind(step, run, settings) if step <= last else "idle" for step in range(1, run.total_steps + 1)]
-    if moves and run.adjustments:
-        first = run.adjustments[0]
-        kinds[first:] = ["moved" if kind == "idle" else kind for kind in kinds[first:]]
-    adjustments = sum(step <= last for step in run.adjustments)
-    return (sum(ratios[kind] for kind in kinds) + adjustments * adjustment) / run.total_steps
+    kinds = kinds_of_a_run(run)
+    steps = sum(count * ratios[kind] for kind, count in kinds.items() if count)
+    return (steps + len(run.adjustments) * adjustment) / sum(kinds.values())
 
 
-def _row(
-    variant: Variant, seconds: dict[str, list[float]], adjustments: list[float], run: Schedule, settings: Settings
-) -> dict[str, Any]:
+def _row(variant: Variant, seconds: dict[str, list[float]], adjustments: list[float], run: Schedule) -> dict[str, Any]:
     own, lora, floor = seconds[variant.name], seconds["lora"], seconds["floor"]
     to_lora = [a / b for a, b in zip(own, lora, strict=True)]
     to_floor = [a / b for a, b in zip(own, floor, strict=True)]
     adjustment = median(adjustments) if adjustments else variant.setup_seconds
     low, _, high = quantiles(to_lora, n=4)
-    row: dict[str, Any] = {
-        "ratio_to_lora": median(to_lora),
-        "ratio_settled": median(to_lora),
-        "ratio_to_floor": median(to_floor),
-    }
+    row: dict[str, Any] = {"ratio_to_lora": median(to_lora), "ratio_to_floor": median(to_floor)}
     if variant.allocator is not None:
-        by_lora, by_floor = (_by_kind(variant.allocator, ratios) for ratios in (to_lora, to_floor))
+        by_lora, by_floor = (_by_kind(variant.kinds, ratios) for ratios in (to_lora, to_floor))
+        missing = [kind for kind in KINDS if kind not in by_lora]
+        if missing:
+            raise ValueError(f"no step was {' or '.join(missing)}; raise --rounds")
         steps_of_lora, steps_of_floor = ((adjustment or 0.0) / median(steps) for steps in (lora, floor))
-        settled = settled_after(run, settings)
         row = {
-            "ratio_to_lora": over_a_run(by_lora, steps_of_lora, run, settings, run.total_steps, moves=True),
-            "ratio_settled": over_a_run(by_lora, steps_of_lora, run, settings, settled, moves=False),
-            "ratio_to_floor": over_a_run(by_floor, steps_of_floor, run, settings, run.total_steps, moves=True),
+            "ratio_to_lora": over_a_run(by_lora, steps_of_lora, run),
+            "ratio_to_floor": over_a_run(by_floor, steps_of_floor, run),
             "ratio_by_kind": by_lora,
         }
     row |= {"ratio_quartiles": [low, high], "spread": f"{low:.3f} to {high:.3f}"}
     return {**row, "adjustment_seconds": adjustment, "step_seconds": median(own)}
 
 
-def _by_kind(allocator: Any, ratios: Sequence[float]) -> dict[str, float]:
-    """The median ratio of each kind of the measured steps.
-
-    Where so few are measured that a part of a sketch is one step, "sketched" is taken to cost what "directions" does.
-    """
+def _by_kind(kinds: Sequence[str], ratios: Sequence[float]) -> dict[str, float]:
+    """The median ratio of each kind of the measured steps."""
     by_kind: dict[str, list[float]] = {}
-    for step, ratio in enumerate(ratios, start=_WARMUP + 1):
-        kind = step_kind(step, allocator.schedule, allocator.run.settings)
-        if kind == "idle" and step > allocator.schedule.adjustments[-1]:
-            kind = "moved"
+    for kind, ratio in zip(kinds, ratios, strict=True):
         by_kind.setdefault(kind, []).append(ratio)
-    if "directions" in by_kind:
-        by_kind.setdefault("sketched", by_kind["directions"])
-    return {kind: median(values) for kind, values in sorted(by_kind.items())}
+    return {kind: median(by_kind[kind]) for kind in KINDS if kind in by_kind}
 
 
 def _clock(device: str, cpu_time: bool) -> Clock:

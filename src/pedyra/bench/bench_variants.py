@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 from torch import Tensor, nn
 
+from pedyra.allocate.contract import Decision, Run
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.bench.bench_models import BenchModel
 from pedyra.bench.masked_reference import MaskedReference
 from pedyra.config import RankConfig
-from pedyra.methods.pedyra.run import Pedyra
-from pedyra.methods.pedyra.settings import Settings
+from pedyra.fit.gramians import Calibration
+from pedyra.methods.pedyra.asking import Asking
+from pedyra.methods.pedyra.method import Fit
+from pedyra.methods.pedyra.run import FitRun
+from pedyra.methods.pedyra.sizes import Sizes
 
 VARIANTS = ("floor", "lora", "adalora", "dora", "paper", "pedyra", "pedyra-fused")
 EVA = "eva"
@@ -42,6 +47,8 @@ class Variant:
     """The tensors that the method keeps from step to step beside the optimizer's."""
     allocator: RankAllocator | None = None
     setup_seconds: float | None = None
+    kinds: list[str] = field(default_factory=list)
+    """What pedyra did in each timed step, see `bench_step.step_kind`."""
 
     def step(self, batch: dict[str, Tensor], clock: Clock) -> tuple[float, float | None]:
         """Seconds of one training step, and of the adjustment that followed it, if one did."""
@@ -71,13 +78,31 @@ class Setting:
     gradient_checkpointing: bool = False
     config: RankConfig
     """Settings of pedyra, with the schedule of the measured steps in integers."""
-    settings: Settings
     total_steps: int
     """Measured steps, warm-up included; the schedule of every dynamic method spans them."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The batch of every step, on the device."""
         return {name: value.to(self.device) for name, value in self.model.example().items()}
+
+
+class Willing(Fit):
+    """Method pedyra that asks after its first window and cuts what it asked about, whatever was learned: of a batch
+    that repeats every layer learns more, and nothing would be timed but the measuring."""
+
+    def start(self, run: Run) -> FitRun:
+        return WillingRun(run)
+
+
+class WillingRun(FitRun):
+    """A run of `Willing`."""
+
+    def _nothing(self, state: str, calibration: Calibration, **more: Any) -> Decision:
+        if self.asking is None and not self.cuts:
+            sizes = Sizes(calibration, all_may_go=True)
+            self.calibration = calibration
+            self.asking = Asking(sizes, math.inf, self.account, self._parameters(self.initial))
+        return super()._nothing("asking", calibration, **more)
 
 
 def build(name: str, setting: Setting, clock: Clock) -> Variant:
@@ -100,13 +125,7 @@ def build(name: str, setting: Setting, clock: Clock) -> Variant:
     variant = Variant(name, model, _adamw(model))
     if name.startswith("pedyra"):
         config = replace(setting.config, fused=name == "pedyra-fused")
-        allocator = RankAllocator(
-            model,
-            variant.optimizer,
-            config,
-            setting.total_steps,
-            method=Pedyra(setting.settings),
-        )
+        allocator = RankAllocator(model, variant.optimizer, config, setting.total_steps, method=Willing())
         variant.allocator, variant.before_step = allocator, allocator.before_step
         variant.after_step = lambda: allocator.after_step() is not None
         variant.state = lambda: allocator.run.tensors().values()

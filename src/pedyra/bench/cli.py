@@ -26,7 +26,9 @@ def step(
         list[str] | None,
         several("--variant", "all but eva", "floor, lora, adalora, dora, paper, pedyra, pedyra-fused, eva"),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Timed steps of each variant while pedyra observes; as many after.")] = 20,
+    rounds: Annotated[
+        int, typer.Option(help="A quarter of the timed steps: pedyra idle, measuring, asking, and after a cut.")
+    ] = 20,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     batch: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
     length: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
@@ -48,7 +50,7 @@ def step(
 
     use_threads(threads)
     if smoke:
-        models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 5, 2, 16
+        models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 10, 2, 16
     rows = []
     for row in bench_step(
         models or ["minilm"], variants=variants or VARIANTS, rounds=rounds, rank=rank, batch=batch, length=length,
@@ -97,8 +99,8 @@ def scale(
         if row["kind"] == "operations":
             print_table(console, [f"{row['layers']} layers", "seconds"],
                         [[name, value] for name, value in row.items() if name.endswith("_seconds")])  # fmt: skip
-    columns = ["task", "layers", "triples", "moved", "adjustment_seconds", "trial_seconds"]
-    deep = [["" if row[name] is None else row[name] for name in columns] for row in rows if row["kind"] == "adjustment"]
+    columns = ["layers", "triples", "removed", "adjustment_seconds"]
+    deep = [[row[name] for name in columns] for row in rows if row["kind"] == "adjustment"]
     print_table(console, columns, deep)
     worse = [row for row in fits if row["exponent"] > LARGEST_EXPONENT]
     if worse and not smoke:

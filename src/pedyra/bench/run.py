@@ -15,7 +15,7 @@ from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor, nn
 
 from pedyra.allocate.claim import choose_forward
-from pedyra.bench.spec import MethodSpec
+from pedyra.bench.spec import WIDE, MethodSpec
 from pedyra.lora.attach import attach, drop_empty, train_e
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.adapter import changed, with_ranks
@@ -134,7 +134,9 @@ def request(spec: MethodSpec, setting: Setting) -> Request:
         quantise_linears(base, setting.layers)
     names = {"init": "init_lora_weights", "dropout": "lora_dropout"}
     given = {names.get(key, key): value for key, value in spec.lora.items()}
-    rank = given.pop("r", setting.rank)
+    wide = given.pop(WIDE, None)
+    end = {} if wide is None else {"target_rank": setting.rank}
+    rank = given.pop("r", setting.rank * (wide or 1))
     lora = LoraConfig(r=rank, lora_alpha=setting.scaling * rank, target_modules=list(setting.layers))  # type: ignore
     ranks = layer_ranks(base, given.pop("ranks", None))
     lora = changed(lora, **given)
@@ -147,7 +149,7 @@ def request(spec: MethodSpec, setting: Setting) -> Request:
         method=spec.name,
         model=base,
         lora=lora,
-        rank={**_rank_settings(spec.name, setting), **spec.rank},
+        rank={**_rank_settings(spec.name, setting), **spec.rank, **end},
         settings=spec.settings,
         seed=setting.seed,
         steps=setting.steps,

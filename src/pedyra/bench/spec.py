@@ -16,6 +16,8 @@ from pedyra.spelling import did_you_mean
 
 LORA = ("ranks", "r", "dropout", "init", "use_dora", "use_rslora")
 """Keys of a recipe's `lora` that a benchmark leaves open; scaling and layers are its own, as is an r not given."""
+WIDE = "wide"
+"""Of method pedyra, as in a grid: begin at so many times the rank of the budget, and end there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class MethodSpec:
 
 
 def parse_method(text: str) -> MethodSpec:
-    """The method that is written so, e.g. `lora+:ratio=4`, `pedyra:moves=4` or `lora:ranks={q=1,v=3}`.
+    """The method that is written so, e.g. `lora+:ratio=4`, `pedyra-paper:moves=4` or `lora:ranks={q=1,v=3}`.
 
     A key is a setting of the method's own, else a field of RankConfig, else one of `LORA`. Values are YAML, and 1e-3 is
     a number.
@@ -52,7 +54,7 @@ def parse_method(text: str) -> MethodSpec:
     method = get_method(name)
     given = _settings(rest, text) if colon else {}
     own, rank = method.settings, [each.name for kind in (RankConfig, Importance) for each in fields(kind)]
-    known = [*own, *(rank if method.moves_ranks else []), *LORA]
+    known = [*own, *(rank if method.moves_ranks else []), *LORA, *([WIDE] if name == "pedyra" else [])]
     for key in given:
         if key in known:
             continue

@@ -101,9 +101,10 @@ def recipe_content(
 ) -> dict[str, Any]:
     """A job's recipe but for its name and folder: the grid's sections, the row's own over them, what was matched."""
     row = grid.methods[entry.method]
-    alpha = grid.lora.get("alpha", LoraSection().alpha)
-    if matched.r != grid.base_rank:
-        alpha = alpha * matched.r / grid.base_rank  # the scaling alpha / r stays
+    alpha, r = grid.lora.get("alpha", LoraSection().alpha), matched.r * (row.wide or 1)
+    if r != grid.base_rank:
+        alpha = alpha * r / grid.base_rank  # the scaling alpha / r stays
+    end = {} if row.wide is None else {"target_rank": matched.r}
     steps = {} if matched.max_steps is None else {"max_steps": matched.max_steps}
     bits = {} if row.quantization is None else {"quantization": row.quantization}
     return {
@@ -111,8 +112,8 @@ def recipe_content(
         "seed": seed,
         "model": task_model(data, grid.model) | bits,
         "data": dict(data),
-        "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
-        "rank": {**grid.rank, **row.rank},
+        "lora": {**grid.lora, **row.lora, "r": r, "alpha": alpha},
+        "rank": {**grid.rank, **row.rank, **end},
         "method_settings": {**row.method_settings, **matched.method_settings},
         "training": {**grid.training, **row.training, "learning_rate": rate, **steps},
         **({"generate": grid.generate} if grid.generate else {}),

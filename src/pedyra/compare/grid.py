@@ -45,6 +45,8 @@ class MethodRow(_Section):
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
     """What is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever it costs."""
+    wide: int | None = Field(default=None, ge=2)
+    """Of method pedyra: begin at so many times the rank that matches, and end there (`rank.target_rank`)."""
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: dict[str, Any] = Field(default_factory=dict)
@@ -124,6 +126,8 @@ class Grid(_Section):
     def _known_methods(cls, methods: dict[str, MethodRow]) -> dict[str, MethodRow]:
         for name, row in methods.items():
             get_method(row.method)
+            if row.wide is not None and (row.method != "pedyra" or "target_rank" in row.rank):
+                raise ValueError(f"methods.{name}.wide sets rank.target_rank of method pedyra; remove one of them")
             for key in EQUAL_FOR_ALL:
                 if key in row.training:
                     rule = f"methods.{name}.learning_rates" if key == "learning_rate" else f"training.{key} for all"
@@ -157,6 +161,9 @@ class Grid(_Section):
             raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
         if self.learning_rates and "learning_rate" in self.training:
             raise ValueError("training.learning_rate and learning_rates are both given; keep learning_rates")
+        for name, row in self.methods.items():
+            if row.wide is not None and self.match_of(name) not in ("parameters", "rank"):
+                raise ValueError(f"methods.{name}.wide is about the end of a run; match parameters or rank")
         if self.baseline not in self.methods:
             raise ValueError(f"baseline {self.baseline!r} is no row; choose from {', '.join(self.methods)}")
         for label, settings in self.tasks.items():

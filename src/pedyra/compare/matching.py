@@ -20,7 +20,7 @@ class Matched:
     """What matching decided for one row, task and budget."""
 
     r: int
-    """lora.r of its recipes; alpha goes along, so that alpha / r stays."""
+    """lora.r of its recipes, or what they end with (`wide`); alpha goes along, so that alpha / r stays."""
     method_settings: dict[str, Any] = field(default_factory=dict)
     """Of RandLoRA: the rank of its bases."""
     max_steps: int | None = None

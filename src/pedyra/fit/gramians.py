@@ -95,10 +95,19 @@ class Gramians:
     Args:
         ranks: layer -> r.
         devices: layer -> where its sums are.
+        average: over the `processes` that see other samples of a step: `close` then exchanges 3 r^2 + 1 numbers a layer
+            in one call, so that all of them hold the sums of all.
     """
 
-    def __init__(self, ranks: Mapping[str, int], devices: Mapping[str, torch.device]) -> None:
-        self._layers = {}
+    def __init__(
+        self,
+        ranks: Mapping[str, int],
+        devices: Mapping[str, torch.device],
+        average: Average | None = None,
+        processes: int = 1,
+    ) -> None:
+        self._average, self._processes = average, processes
+        self._layers: dict[str, _Sums] = {}
         for name, r in ranks.items():
             empty = torch.zeros(r, r, device=devices[name])
             self._layers[name] = _Sums(empty, empty.clone(), torch.zeros((), device=devices[name]))
@@ -126,20 +135,36 @@ class Gramians:
 
         A step of no sample, or in which something is not finite, counts for nothing.
         """
-        found = [torch.stack(sums.running[:3]).sum() for sums in self._layers.values() if sums.running]
-        whole = samples.to(found[0].device) > 0 if found else samples > 0
-        whole = torch.stack([whole, *(each.isfinite() for each in found)]).all()
+        found: list[Tensor] = [samples.float()]
         for sums in self._layers.values():
-            if not sums.running:
-                sums.K.append(torch.zeros_like(sums.P))
-                continue
-            P, Q, K, tokens = (torch.where(whole, each, 0.0) for each in sums.running)
-            sums.P += P
-            sums.Q += Q * (samples.to(Q) / loss_scale).square()
-            sums.tokens += tokens
-            sums.K.append(K / loss_scale)
+            zero = torch.zeros_like(sums.P)
+            P, Q, K, tokens = sums.running or (zero, zero, zero, torch.zeros_like(sums.tokens))
+            found += [P, Q * (samples.to(Q) / loss_scale).square(), K / loss_scale, tokens]
             sums.running = []
-        self._samples.append(torch.where(whole, samples.to(whole.device, torch.float32), 0.0))
+        if self._average is not None:
+            found = self._over_processes(found, self._average)
+        samples, *rest = found
+        whole = torch.stack([(each * 0).sum().to(samples.device) for each in found]).sum() == 0  # all is finite
+        whole &= samples > 0
+        for index, sums in enumerate(self._layers.values()):
+            P, Q, K, tokens = (
+                torch.where(whole.to(each.device), each, 0.0) for each in rest[4 * index : 4 * index + 4]
+            )
+            sums.P += P
+            sums.Q += Q
+            sums.tokens += tokens
+            sums.K.append(K)
+        self._samples.append(torch.where(whole, samples, 0.0))
+
+    def _over_processes(self, found: list[Tensor], average: Average) -> list[Tensor]:
+        """Sums over all processes, and the mean of K, for the loss is a mean over them."""
+        device = found[-1].device
+        flat = average(torch.cat([each.reshape(-1).to(device) for each in found]))
+        parts = flat.split([each.numel() for each in found])
+        return [
+            part.view(each.shape) * (1 if index % 4 == 3 else self._processes)
+            for index, (part, each) in enumerate(zip(parts, found, strict=True))
+        ]
 
     def drop_step(self) -> None:
         """Forget the step that is not complete."""
@@ -150,26 +175,21 @@ class Gramians:
     def steps(self) -> int:
         return len(self._samples)
 
-    def calibration(
-        self, prices: Mapping[str, int], average: Average = lambda tensor: tensor, processes: int = 1
-    ) -> Calibration:
+    def calibration(self, prices: Mapping[str, int]) -> Calibration:
         """What the window tells. Waits for the device.
 
         Args:
             prices: layer -> parameters of one direction.
-            average: over the `processes` that saw other samples.
         """
-        seen = torch.stack(self._samples)
-        samples = average(seen).double().cpu() * processes
-        kept = average((seen > 0).float()).cpu() == 1  # by every process
+        samples = torch.stack(self._samples).double().cpu()
+        kept = samples > 0
         total = float(samples.sum())
         layers = {}
         for name, sums in self._layers.items():
-            P, Q, tokens, K = (average(each) for each in (sums.P, sums.Q, sums.tokens, torch.stack(sums.K)))
-            count = float(tokens)
-            basis = balance(P.cpu() / max(count, 1e-3), Q.cpu() / max(count, 1e-3))
-            slopes = gate_slopes(K.cpu()[kept], basis)
-            layers[name] = Measured(basis, slopes, count * processes / max(total, 1.0), prices[name])
+            count = float(sums.tokens)
+            basis = balance(sums.P.cpu() / max(count, 1e-3), sums.Q.cpu() / max(count, 1e-3))
+            slopes = gate_slopes(torch.stack(sums.K).cpu()[kept], basis)
+            layers[name] = Measured(basis, slopes, count / max(total, 1.0), prices[name])
         return Calibration(layers, samples[kept], int((~kept).sum()))
 
     def tensors(self) -> dict[str, Tensor]:

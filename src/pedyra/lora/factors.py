@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
-from pedyra.lora.observation import Observer, add_energy, observed
+from pedyra.lora.observation import Observer, observed
 
 if TYPE_CHECKING:
     from pedyra.lora.start import Start
@@ -33,24 +33,12 @@ class AFactor(nn.Module):
     loaded_origin: Tensor | None = None
     """The `origin` of a state that was loaded, until `start.follow_loaded` has brought the base weight in line."""
     bias = None  # an nn.Linear's attribute that PEFT reads
-    probe: Tensor | None
-    """Rows `(q, in)` appended in the forward only; see `pedyra.methods.pedyra.gradient_sketch`. Never a Parameter.
-
-    Against columns `(out, q)` in the B slot, of which either only these rows take a gradient or only those columns; the
-    side that does is zero, and a fused layer counts on it.
-    """
-    energy: Tensor | None
-    """Sums over tokens of the squared products of x with each probe row, and the number of tokens, `(q + 1,)`; None:
-    not wanted. Counted in the forward, twice under activation checkpointing, or in the backward of a fused function."""
-    kept_directions: Tensor | None
-    """A projection `(r, r)` that E A is multiplied with while training: it leaves out triples, or directions across
-    them, that are switched off to see what they are worth. None: all are on."""
     observer: Observer | None
     """Sees every call that takes a gradient. None: nobody looks."""
 
     def __init__(self, A: nn.Parameter, E: nn.Parameter) -> None:
         super().__init__()
-        self.probe = self.kept_directions = self.energy = self.observer = None
+        self.observer = None
         self._parameters["A"] = A
         self.E = E
         self.register_buffer("origin", None, persistent=False)
@@ -119,29 +107,7 @@ class AFactor(nn.Module):
         return self.A if self.e_fixed_at_one else self.E.unsqueeze(1) * self.A
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, or a pickle, is nobody's: no allocator would take the probes out of it, or switch its triples on.
-        return self.__dict__ | {"probe": None, "energy": None, "kept_directions": None, "observer": None}
-
-    def on_kept_directions(self, weight: Tensor) -> Tensor:
-        """`weight` (A or E A) without the directions that are switched off, in its own type even under autocast.
-
-        While evaluating it is `weight`: what is judged, and saved, is the model with all of its triples.
-        """
-        if self.kept_directions is None or not self._counts_as_training:
-            return weight
-        if not torch.is_autocast_enabled(weight.device.type):
-            return self.kept_directions.to(weight) @ weight
-        with torch.autocast(weight.device.type, enabled=False):
-            return self.kept_directions.to(weight) @ weight
-
-    @property
-    def _counts_as_training(self) -> bool:
-        return self.training or torch.is_grad_enabled()
-
-    @property
-    def counting(self) -> Tensor | None:
-        """`energy`, where this forward, or its backward, is to add to it: while training."""
-        return self.energy if self.energy is not None and self._counts_as_training else None
+        return self.__dict__ | {"observer": None}  # a copy, or a pickle, is nobody's
 
     def identity_e(self, rank: int) -> Tensor:
         """The E with which `weight` is A."""
@@ -157,13 +123,7 @@ class AFactor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product of r x in, not of tokens x r, and no activation kept for the gradient of E.
-        weight = self.on_kept_directions(self.weight)
-        if self.probe is None:
-            return observed(F.linear(x, weight), self.observer)
-        h = F.linear(x, torch.cat([weight, self.probe.to(weight)]))
-        if (energy := self.counting) is not None:
-            add_energy(energy, h.detach()[..., len(weight) :], x)
-        return h
+        return observed(F.linear(x, self.weight), self.observer)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
@@ -178,8 +138,6 @@ class AFactor(nn.Module):
             if A.shape[1] != self.in_features:
                 error_msgs.append(f"{prefix}A has {tuple(A.shape)}, not (r, in) here")
                 return
-            if A.shape[0] != self.out_features:
-                self.kept_directions = None
             self.e_fixed_at_one = self.e_fixed_at_one and bool((E == 1).all())
             self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
             return
@@ -194,9 +152,7 @@ class AFactor(nn.Module):
             if self.loaded_origin is None:
                 error_msgs.append(f"{prefix}weight: {ANOTHER_START}")
                 return
-        if weight.shape[0] != self.out_features:
-            self.kept_directions = None  # what was switched off is gone
-        elif torch.equal(weight, self.weight.detach().to(weight)):
+        if weight.shape[0] == self.out_features and torch.equal(weight, self.weight.detach().to(weight)):
             return  # what is there already; keep its split into A and E
         self.A = loaded(self.A, weight, local_metadata)
         self.E = loaded(self.E, self.identity_e(weight.shape[0]), local_metadata)
@@ -210,27 +166,17 @@ class BFactor(nn.Linear):
     start: Start | None = None
     loaded_origin: Tensor | None = None
     weight: nn.Parameter
-    probe: Tensor | None
-    """Columns `(out, q)` appended in the forward only, against the probe rows of the A slot."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         nn.Module.__init__(self)
-        self.probe = None
         self.weight = weight
         self.bias = bias
         self.out_features = weight.shape[0]
         self.register_buffer("origin", None, persistent=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"probe": None}  # as that of AFactor
-
     @property
     def in_features(self) -> int:  # type: ignore[override]
         return self.weight.shape[1]
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight if self.probe is None else torch.cat([self.weight, self.probe.to(self.weight)], 1)
-        return F.linear(input, weight, self.bias)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()

@@ -51,19 +51,7 @@ class FusedLinear(Linear):
         base: Any = self.base_layer
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
-        A = a.on_kept_directions(a.A)  # where E is not 1, rows are off, and E may come after
-        operands = (
-            base.weight,
-            base.bias,
-            A,
-            a.E,
-            b.weight,
-            a.probe,
-            b.probe,
-            self.scaling[name],
-            a.counting,
-            a.observer,
-        )
+        operands = base.weight, base.bias, a.A, a.E, b.weight, self.scaling[name], a.observer
         to_weight = _adds_to_weight(x, base.weight, a.A)
         if _composes(x, base.weight, a.A, _LEAST_ELEMENTS[to_weight]):
             return composed(x, *operands)
@@ -104,7 +92,7 @@ def _tokens(x: Tensor) -> int:
 
 
 def _plain(module: Any, name: str) -> bool:
-    """Whether a layer's forward is nothing but x W^T + bias + s (x (E A)^T) B^T, probes aside, with the base frozen."""
+    """Whether a layer's forward is nothing but x W^T + bias + s (x (E A)^T) B^T, with the base frozen."""
     base, a, b = module.base_layer, module.lora_A[name], module.lora_B[name]
     return (
         type(base) is nn.Linear
@@ -114,7 +102,6 @@ def _plain(module: Any, name: str) -> bool:
         and type(a) is AFactor
         and type(b) is BFactor
         and a.E.dim() == 1
-        and _sketches(a.probe, b.probe)
         and b.bias is None
         and a.A.dtype == a.E.dtype == b.weight.dtype
         and name not in getattr(module, "lora_variant", {})
@@ -125,13 +112,6 @@ def _plain(module: Any, name: str) -> bool:
 
 def _drops(module: Any, name: str) -> bool:
     return getattr(module.lora_dropout[name], "p", 0.0) > 0
-
-
-def _sketches(P: Tensor | None, Q: Tensor | None) -> bool:
-    """Whether there are no probes, or one fixed and one that takes a gradient, as a sketch sets them."""
-    if P is None or Q is None:
-        return P is Q
-    return P.requires_grad != Q.requires_grad
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -10,16 +10,11 @@ if TYPE_CHECKING:
 
 
 def from_config(config: RankConfig) -> RankMethod:
-    """The method of a RankConfig: the paper's where it has an `importance`, fit where that is the budget, else our
-    default."""
+    """The method of a RankConfig: the paper's where it has an `importance`, else our own."""
     if config.importance is not None:
         from pedyra.methods.scored import paper_method
 
         return paper_method(config.importance)
-    if config.budget == "fit":
-        from pedyra.methods.fit.method import Fit
+    from pedyra.methods.pedyra.method import Fit
 
-        return Fit()
-    from pedyra.methods.pedyra.run import Pedyra
-
-    return Pedyra()
+    return Fit()

@@ -16,7 +16,7 @@ from pedyra.methods import adalora_svd
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, means, plan, units
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.pedyra.directions import orthogonal_rows
+from pedyra.methods.new_triples import orthogonal_rows
 from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora, require
 

@@ -43,8 +43,8 @@ METHODS: dict[str, Method] = {
         Method("expand", "PE-DyRA's scores, expansion only (Table 5)", "expand", moves_ranks=True),
         Method("random", "PE-DyRA's moves, at random (Fig. 4a)", "random_moves", moves_ranks=True),
         Method("mask", "PE-DyRA's scores, lowest ranks masked to zero (Fig. 8)", "mask", moves_ranks=True),
-        Method("pedyra-paper", "PE-DyRA as the paper has it", "pedyra.method:prepare_paper", moves_ranks=True),
-        Method("pedyra", "PE-DyRA with our defaults", "pedyra.method", moves_ranks=True),
+        Method("pedyra-paper", "PE-DyRA as the paper has it", "pedyra_paper", moves_ranks=True),
+        Method("pedyra", "ends with the smallest adapter that does the job", "pedyra.method", moves_ranks=True),
     )
 }
 

@@ -195,7 +195,7 @@ class ScoredRun:
         self.scores.restart()
 
     def describe(self) -> dict[str, Any]:
-        return {"reassignment": None, "in_vain": None}
+        return {"in_vain": None}
 
     def snapshot(self, step: int) -> dict[str, Any]:
         if step == 0 or not self.observes(step):

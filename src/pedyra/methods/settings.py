@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from pedyra.config import RankConfig
+from pedyra.config import RankConfig, without_fit
 from pedyra.methods.method import Request
 
 SCHEDULE = ("interval", "initial_warmup", "final_warmup")
@@ -33,7 +33,7 @@ def rank_config(request: Request, *, open_fields: Sequence[str] = (), **fixed: A
         ValueError: `request.rank` contradicts a field that makes the method what it is.
     """
     free = {*SCHEDULE, "fused", "seed", *open_fields}
-    for name, value in request.rank.items():
+    for name, value in without_fit(request.rank).items():
         if name in fixed and name not in free and value != fixed[name]:
             raise ValueError(
                 f"rank.{name} is {value!r}, but method {request.method} is defined by {fixed[name]!r}; remove it"
@@ -48,7 +48,7 @@ def paper_config(request: Request, *open_fields: str) -> RankConfig:
 
 
 def _given(request: Request, free: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in request.rank.items() if name in free}
+    return {name: value for name, value in without_fit(request.rank).items() if name in free}
 
 
 def refuse_lora(request: Request, reason: str, *names: str) -> None:

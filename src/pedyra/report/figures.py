@@ -115,7 +115,7 @@ def rank_against_importance(runs: Sequence[Run]) -> Figure:
         rho = measures.rank_correlations(run.adjustments)[0]
         findings.append(titled(runs, run, f"ρ = {signed(rho, '+')} over {len(run.layers)} layers."))
     caption = (
-        "Each point is a layer: its importance (Eq. 7) and its rank, averaged over the adjustments. If ranks went to "
+        f"Each point is a layer: its {rank_figures.IMPORTANCE} and its rank, over the adjustments. If ranks went to "
         f"the important layers, Spearman’s rank correlation ρ is near +1. {' '.join(findings)}"
     )
     title, needs = "Mean rank against mean importance", "adjustments in ranks.jsonl"
@@ -181,7 +181,6 @@ BUILDERS: tuple[Callable[[Sequence[Run]], Figure], ...] = (
     rank_figures.ranks_over_steps,
     rank_figures.history,
     rank_figures.moves,
-    rank_figures.reasons,
     loss_and_metrics,
     effective_rank,
     pareto_variance,

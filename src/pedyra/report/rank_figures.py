@@ -1,9 +1,8 @@
-"""Where the ranks are, how they got there, and why: the map, the history, the moves, the reasons."""
+"""Where the ranks are, and how they got there: the map, the history, what was added and pruned."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ from pedyra.report.chart import Curve, bars, curves, rank_map
 from pedyra.report.figure import STEP, Figure, Panel, adjusted, fixed, mean, titled
 from pedyra.report.run_folder import Layer, Record, Run
 
+IMPORTANCE = "importance (Eq. 7; with method pedyra what its directions are worth on average)"
 SHOWN = 3  # layers in colour at each end of the ranking by change of rank
 
 
@@ -46,7 +46,7 @@ def history(runs: Sequence[Run]) -> Figure:
             spec = curves(coloured, STEP, y, quiet=quiet, fixed=held, step=up, from_zero=up, reverse=ranking)
             panels.append(Panel(titled(runs, run, title), spec, {"brought": ""}))
     caption = (
-        "One line a layer: its rank, and its place among all layers by importance (Eq. 7). In colour the layers whose "
+        f"One line a layer: its rank, and its place among all layers by {IMPORTANCE}. In colour the layers whose "
         f"rank changed most; any one can be brought out by name. {' '.join(findings)}"
     )
     names = sorted({layer.short_name for run in adjusted(runs) for layer in run.layers}, key=_natural)
@@ -62,9 +62,9 @@ def moves(runs: Sequence[Run]) -> Figure:
         added = [sum(record["added"].values()) for record in run.adjustments]
         pruned = [-len(record["pruned"]) for record in run.adjustments]
         if not any(added) and not any(pruned):
-            still.append(titled(runs, run, "Nothing moved."))
+            still.append(titled(runs, run, "No rank was added or pruned."))
         spec = bars([Curve("added", steps, added), Curve("pruned", steps, pruned)], STEP, "ranks", fixed=fixed([run]))
-        panels.append(Panel(titled(runs, run, "Ranks moved"), spec))
+        panels.append(Panel(titled(runs, run, "Ranks added and pruned"), spec))
         steps, states = _states(run)
         means = [
             Curve(kind, steps, [mean(state[layer.name] for layer in layers) for state in states])
@@ -76,39 +76,7 @@ def moves(runs: Sequence[Run]) -> Figure:
         "How many ranks each adjustment added (up) and took away (down), and what that made of each kind of layer. "
         f"The table below names the layers. {' '.join(still)}"
     )
-    return Figure("moves", "Ranks", "What moved, and when", caption, panels, "adjustments in ranks.jsonl")
-
-
-def reasons(runs: Sequence[Run]) -> Figure:
-    """The candidates that won at each adjustment and the best that did not, with what each had to exceed."""
-    panels, findings = [], []
-    for run in adjusted(runs):
-        met = [(record["step"], record["contests"]) for record in run.adjustments if record.get("contests")]
-        if not met:
-            continue
-        won = [{"step": step, **each} for step, contests in met for each in contests if each["outcome"] == "won"]
-        lost = [(step, [each for each in contests if each["outcome"] != "won"]) for step, contests in met]
-        best = [
-            {"step": step, **max(rest, key=lambda each: each["gain"] / each["cost"])} for step, rest in lost if rest
-        ]
-        drawn = [
-            _weighed(run, "gain, moved", won, "gain"),
-            _weighed(run, "gain, not moved", best, "gain"),
-            _weighed(run, "to exceed", [*won, *best], "bar"),
-        ]
-        kept = [curve for curve in drawn if curve.x]
-        spec = curves(kept, STEP, "loss saved", points=True, from_zero=True, fixed=fixed([run]))
-        panels.append(Panel(titled(runs, run, "Gain of new directions"), spec))
-        counts = Counter(each["outcome"] for _, contests in met for each in contests)
-        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-        findings.append(titled(runs, run, f"Outcomes: {told}."))
-    caption = (
-        "At each adjustment, what new directions would surely save of the loss: those that won a rank, the best that "
-        "did not, and what each had to exceed, which is what the ranks that would pay for it save. "
-        f"{' '.join(findings)}"
-    )
-    needs = "contests in the adjustments of ranks.jsonl, which methods that prune by scores do not have"
-    return Figure("reasons", "Ranks", "Why ranks moved, or did not", caption, panels, needs)
+    return Figure("moves", "Ranks", "Ranks added and pruned, and when", caption, panels, "adjustments in ranks.jsonl")
 
 
 def notable(run: Run) -> list[Layer]:
@@ -163,16 +131,6 @@ def _states(run: Run) -> tuple[list[int], list[Mapping[str, int]]]:
     states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
     end = (run.header.get("schedule") or {}).get("total_steps") or steps[-1]
     return ([*steps, end], [*states, states[-1]]) if end > steps[-1] else (steps, states)
-
-
-def _weighed(run: Run, name: str, contests: Sequence[Record], key: str) -> Curve:
-    """One point a contest: its gain or its bar, told with the layer, what would pay, and the outcome."""
-    names = {layer.name: layer.short_name for layer in run.layers}
-    labels = []
-    for each in contests:
-        pays = ", ".join(names[layer] for layer, *_ in each["against"])
-        labels.append(f"{names[each['layer']]}{f', paid by {pays}' if pays else ''}: {each['outcome']}")
-    return Curve(name, [each["step"] for each in contests], [each[key] for each in contests], labels=labels)
 
 
 def _changes(run: Run, shown: Sequence[Layer]) -> str:

@@ -27,7 +27,6 @@ _METRICS = {
     **dict.fromkeys(("seconds", "train_steps_per_second", "trainable_parameters", "peak_memory_bytes"), _NUMBER),
     "best_step": (int, None),
 }
-_CONTEST = {"layer": str, "outcome": str, "gain": float, "cost": float, "bar": float, "against": [list]}
 _POINT = {"of": int, "parameters": int, "share": float, "answer": str, "predicted_cost": float, "measured_cost": float}
 _POINT |= {"standard_error": _NUMBER, "tolerance": float}
 _STATE = {"step": int, "ranks": {str: int}, "parameters": (int, None)}
@@ -45,10 +44,6 @@ _RANKS: dict[str, dict[str, Any]] = {
         **_STATE,
         **{"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}, "seconds": _NUMBER},
         "fit": ({"state": str, "words": (str, None), "points": ([_POINT], None)}, None),
-        "contests": (
-            [{"layer": str, "outcome": str, "gain": float, "cost": float, "bar": float, "against": [list]}],
-            None,
-        ),
     },
 }
 _FIT = {

@@ -91,7 +91,7 @@ def adjustments(run: Run) -> Table:
     names = {layer.name: layer.short_name for layer in run.layers}
     rows = [
         [
-            f"{record['step']:,}{' (all ranks anew)' if record.get('reassigned') else ''}",
+            f"{record['step']:,}",
             _layers(measures.pruned_counts(record), names),
             _layers(record["added"], names),
             f"{sum(record['ranks'].values()):,}",
@@ -129,7 +129,7 @@ def layers(run: Run) -> Table:
         for layer in run.layers
     ]
     head = ["Layer", "Rank at start", "at end", "Pruned", "Added", "Mean importance", "Mean place", "Effective rank"]
-    return Table(f"All {len(rows)} layers", "ranks, moves, importance", head, rows, (0,))
+    return Table(f"All {len(rows)} layers", "ranks, importance", head, rows, (0,))
 
 
 def duration(seconds: float | None) -> str:

@@ -60,14 +60,15 @@ class Plan:
         own = ("name", "method", "output_dir", "trainable_parameters", "total_parameters")
         own = (*own, "train_rows", "eval_rows", "classes")
         schedule = self.schedule or {"adjustments": [], "moves": 0}
+        budget = self.budget["kind"] if self.budget else None
         plan = {
             "plan": self.name,
             **{key: getattr(self, key) for key in (*own[1:], "total_steps")},
             "layers": len(self.layers),
             "total_rank": sum(layer["rank"] for layer in self.layers),
-            "budget": self.budget["kind"] if self.budget else None,
+            "budget": budget,
             "adjustments": len(schedule["adjustments"]),
-            "moves": schedule["moves"],
+            "moves": None if budget == "fit" else schedule["moves"],  # it cuts as many as are not needed
             "memory_bytes": self.memory.total,
         }
         return [plan, *self.layers]

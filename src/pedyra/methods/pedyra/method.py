@@ -1,29 +1,65 @@
-"""PE-DyRA, with our defaults and as the paper has it."""
+"""Method pedyra: start at the rank you would have taken, end with the smallest adapter that does the job."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from pedyra.allocate.contract import Run, Situation
+from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.config import RankConfig
-from pedyra.methods import from_config
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.pedyra.run import Pedyra
-from pedyra.methods.pedyra.settings import Settings
+from pedyra.methods.pedyra.run import FitRun
+
+LEAST_INTERVAL = 10
+"""Steps between adjustments: 8 batches answer a question."""
+FIRST = {False: 0.4, True: 0.15}
+"""Part of the run before the first window's interval; True: on the way to a `target_rank`, for the more
+steps to get used to being narrow (docs/results.md)."""
 
 
-def prepare(request: Request, settings: Settings) -> Adaptation:
-    """PE-DyRA: prune and expand at a conserved budget of layers x lora.r ranks, or of their parameters.
-
-    `request.rank` has all that users choose. It goes on top of DoRA, PiSSA (`lora.use_dora`, `lora.init`) and QLoRA
-    (`model.quantization`), Tables 11 and 12.
-    """
+def prepare(request: Request) -> Adaptation:
+    """`request.rank` has all that users choose. It goes on top of DoRA and QLoRA (`lora.use_dora`,
+    `model.quantization`)."""
     config = RankConfig.from_dict({"seed": request.seed, **request.rank})
-    if config.budget == "fit" and settings != Settings():
-        raise ValueError("method_settings are of moving ranks, and rank.budget 'fit' moves none; leave them out")
-    method = from_config(config) if config.budget == "fit" else Pedyra(settings)
-    return adaptive(with_lora(request), config, method)
+    return adaptive(with_lora(request), config, Fit())
 
 
-def prepare_paper(request: Request) -> Adaptation:
-    """The same by the paper's scores and Algorithm 2; `request.rank` is on top of `RankConfig.paper`."""
-    config = RankConfig.paper(**{"seed": request.seed, **request.rank})
-    return adaptive(with_lora(request), config, from_config(config))
+@dataclass(frozen=True)
+class Fit:
+    """Fit in the run: a `RankMethod`."""
+
+    needs_history, compiles = True, False
+
+    def trains_e(self, config: RankConfig) -> bool:
+        return False
+
+    def most_moves(self, config: RankConfig, total_rank: int) -> int:
+        return total_rank if config.moves is None else config.moves
+
+    def schedule(self, config: RankConfig, total_steps: int) -> Schedule:
+        return resolve_schedule(
+            total_steps,
+            initial_warmup=config.initial_warmup or FIRST[config.target_rank is not None],
+            interval=config.interval,
+            final_warmup=config.final_warmup,
+            least_interval=LEAST_INTERVAL,
+        )
+
+    def check(self, run: Run, now: Situation) -> None:
+        if run.config.start != "lora":
+            raise ValueError('method pedyra takes directions out of A and B with E = 1; set start "lora"')
+        if any(layer.a.origin is not None for layer in run.layers):
+            raise ValueError(
+                "method pedyra cuts directions, but the adapter began as a part of the weight (PiSSA), and they hold "
+                "what the base knows; use another start, method pedyra-paper, or cut it after training: pedyra fit"
+            )
+        highest, target = max(now.ranks.values()), run.config.target_rank
+        if target is not None and target >= highest:
+            raise ValueError(
+                f"rank.target_rank is {target}, and no layer starts above {highest}, so nothing is left to cut; raise "
+                f"lora.r (4 times the target does well), or lower it"
+            )
+
+    def start(self, run: Run) -> FitRun:
+        return FitRun(run)

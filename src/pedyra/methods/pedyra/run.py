@@ -1,272 +1,296 @@
-"""Our default method: what a new triple gains and what an old one is worth are both measured before ranks move."""
+"""Fit in the run: what of the adapter earns nothing is found from its own gradients, proved on batches, and cut.
+
+A run goes through rounds of three parts. *Measuring*: over a window of steps before an adjustment, the sums of
+`pedyra.fit.gramians`; then the order in which directions may go and the cost of every prefix are known. *Asking*: over
+the steps that follow, each batch's loss with and without one prefix, see `asking`. *Cutting*: at an adjustment a set
+that may go is removed, exactly as it was asked about, and the rest trains on. Nothing is asked before the loss has
+fallen, and a layer that still learns loses nothing.
+
+With `target_rank` the size is given: nothing is asked, and three cuts lead there.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pedyra.allocate.allocation import Scores, layer_means, make_plan
-from pedyra.allocate.checks import check_movable, check_room
+from pedyra.allocate.allocation import layer_means, make_plan
 from pedyra.allocate.contract import Closure, Decision, Run, Situation
-from pedyra.allocate.optimizer_checks import check_turnable, has_second_moments
-from pedyra.allocate.schedule import Schedule, margin_at, moves_at
-from pedyra.config import RankConfig
-from pedyra.lora.layer import AdaptedLayer
+from pedyra.allocate.optimizer_checks import check_turnable
+from pedyra.fit.gramians import Calibration, Gramians
+from pedyra.fit.verdict import Tolerance
+from pedyra.fit.worth import Balance
+from pedyra.lora.layer import AdaptedLayer, holds_triples
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.methods.new_triples import triples_along
-from pedyra.methods.paper import two_thirds_log_variance
-from pedyra.methods.pedyra.reassignment import reassign, reassignment_step
-from pedyra.methods.pedyra.settings import Settings
-from pedyra.methods.pedyra.sketching import Sketching, schedule_of, too_short_to_try
-from pedyra.methods.pedyra.swaps import Curvature, Gain, Trials, curvatures, least_gain, plan_swaps
-from pedyra.methods.pedyra.trials import choose, known_lengths, predicted_losses
+from pedyra.methods.pedyra.asking import Account, Asking
+from pedyra.methods.pedyra.batches import Batches, nothing, won
+from pedyra.methods.pedyra.sizes import Sizes, kept
 from pedyra.methods.pedyra.turning import turn_layer
+from pedyra.methods.pedyra.words import in_words, verdict
 
-MOVED = 1 / 6
-"""k as a part of the total rank, where the config leaves it open: finds the planted ranks in time (docs/results.md)."""
-
-
-@dataclass(frozen=True)
-class Pedyra:
-    """The default method: a `RankMethod`."""
-
-    settings: Settings = Settings()
-    needs_history, compiles = False, True
-
-    def trains_e(self, config: RankConfig) -> bool:
-        return config.start == "svd"
-
-    def most_moves(self, config: RankConfig, total_rank: int) -> int:
-        return max(1, round(MOVED * total_rank)) if config.moves is None else config.moves
-
-    def schedule(self, config: RankConfig, total_steps: int) -> Schedule:
-        return schedule_of(config, total_steps)
-
-    def check(self, run: Run, now: Situation) -> None:
-        check_movable(now)
-        check_room(run.layers, run.config)
-        self.reassignment_step(run, after=0)
-
-    def reassignment_step(self, run: Run, after: int) -> int | None:
-        """The adjustment after step `after` at which all ranks are assigned anew; None where there is none."""
-        return reassignment_step(run.layers, run.optimizer, self.settings, run.config, run.schedule, after=after)
-
-    def start(self, run: Run) -> PedyraRun:
-        return PedyraRun(self, run)
+BEGINNING = 0.02
+"""Part of the run whose loss is that before anything was learned; 4 steps at least."""
+WINDOW = 40
+"""Steps of a measuring window at most."""
+LOOK_BACK = 8
+"""Steps at its end whose batches tell what was won."""
+ASKING, ASKING_LEAST = 0.03, 48
+"""Steps in which something is asked, as a part of the run, or at least: each costs two forward passes."""
+CUTS = 3
+"""On the way to a `target_rank`."""
 
 
-@dataclass
-class LastAdjustment:
-    """What an adjustment leaves for the next one."""
+class FitRun:
+    """Fit in one run: a `MethodRun`."""
 
-    moved: int = 0
-    """Triples that came, but by a reassignment."""
-    sure: int = 0
-    """Candidates that chance does not explain."""
-    born: dict[str, int] = field(default_factory=dict)
-    """Layer -> triples that came; they are its last rows, while its rank is that of `ranks`."""
-    ranks: dict[str, int] = field(default_factory=dict)
-    promising: list[str] = field(default_factory=list)
-    """Layers with such a candidate."""
-
-
-class PedyraRun:
-    """The default method in one run: a `MethodRun`."""
-
-    skipped_steps = 0
-
-    def __init__(self, method: Pedyra, run: Run) -> None:
-        self.method, self.settings, self.run = method, method.settings, run
-        self.layers = run.layers
-        self.sketching = Sketching(run.layers, run.config, self.settings, run.schedule, run.average)
-        self.reassign_at = method.reassignment_step(run, after=0)
-        """The adjustment at which all ranks are assigned anew, if there is one."""
-        self.trials: list[Trials] = []
-        """What every adjustment so far measured of the triples on trial, oldest first."""
-        self.last: LastAdjustment | None = None
-        self.quiet = 0
-        """Adjustments in a row without a move, from the reassignment on."""
+    def __init__(self, run: Run) -> None:
+        self.run, self.layers = run, {layer.name: layer for layer in run.layers}
+        self.batches = Batches(run.model, run.average)
+        self.skipped_steps = 0
+        total = run.schedule.total_steps
+        self.account = Account(most_batches(total))
+        self.beginning = max(4, round(BEGINNING * total))
+        self.initial = {name: layer.rank for name, layer in self.layers.items()}
+        """Layer -> rank at the start of the run."""
+        self.before: list[list[float]] = []
+        """Loss and samples of batches of the beginning."""
+        self.now: list[list[float]] = []
+        """Loss, loss without the adapter, and samples of the batches at the end of the window."""
+        self.won: list[float] | None = None
+        """What fine-tuning had won by the last window, and its standard error."""
+        self.gramians: Gramians | None = None
+        """While measuring."""
+        self.calibration: Calibration | None = None
+        """While asking: what the sets come from."""
+        self.asking: Asking | None = None
+        self.cuts = 0
         self._state_is_known = False
 
     @property
     def settled(self) -> bool:
-        return bool(self.run.moves) and 0 < self.settings.patience <= self.quiet
+        if self.run.moves == 0 or all(layer.rank <= self.run.config.min_rank for layer in self.run.layers):
+            return True
+        if self.target is not None:
+            return self.cuts >= CUTS
+        return self.asking is None and self.account.is_exhausted
+
+    @property
+    def target(self) -> int | None:
+        """Parameters to end with, where they are given."""
+        rank = self.run.config.target_rank
+        if rank is None:
+            return None
+        return self._parameters(dict.fromkeys(self.layers, rank))
+
+    def _parameters(self, ranks: Mapping[str, int]) -> int:
+        return sum(layer.cost * ranks[name] for name, layer in self.layers.items())
 
     def observes(self, step: int) -> bool:
-        return False
+        return self.gramians is not None
 
     def prepare(self, step: int) -> None:
-        if not self.settled:
-            self.sketching.prepare(step)
+        adjustment = self.run.schedule.next_adjustment(step + 1)
+        measures = self.gramians is None and self.asking is None and not self.settled
+        if measures and adjustment is not None and adjustment - step <= min(WINDOW, self.run.schedule.interval):
+            self._measure()
+        asks = self.asking is not None and self.asking.question is not None
+        begins = step < self.beginning and self.target is None and self.run.moves > 0
+        self.batches.wanted = asks or begins or self.gramians is not None
+
+    def _measure(self) -> None:
+        ranks = {name: layer.rank for name, layer in self.layers.items()}
+        devices = {name: layer.a.A.device for name, layer in self.layers.items()}
+        average = self.run.average
+        of_all = average if average.processes > 1 else None
+        self.gramians = Gramians(ranks, devices, of_all, average.processes)
+        for name, layer in self.layers.items():
+            layer.a.observer = self.gramians.observer(name)
 
     def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
-        self.sketching.observe(loss_scale)
+        if not self.batches.wanted:
+            return
+        adjustment = self.run.schedule.next_adjustment(step)
+        if self.gramians is not None:
+            self.gramians.close(self.batches.samples, loss_scale)
+        if self.target is None:
+            self.batches.check(closure)
+            if step <= self.beginning:
+                (loss,), samples = self.batches.losses(closure)
+                self.before.append([loss, samples])
+            if self.gramians is not None and adjustment is not None and adjustment - step < LOOK_BACK:
+                (loss, none), samples = self.batches.losses(closure, nothing(self.run.layers))
+                self.now.append([loss, none, samples])
+            if self.asking is not None and self.asking.question is not None:
+                assert self.calibration is not None
+                ranks = self.asking.sizes.after(self.asking.question.removals).ranks
+                projections = {self.layers[n]: P for n, P in kept(ranks, self.calibration).items()}
+                (whole, without), samples = self.batches.losses(closure, projections)
+                self.asking.tell(whole, without, samples)
+        self.batches.forget()
 
     def skip_step(self) -> None:
-        self.sketching.skip()
+        self.batches.forget()
+        if self.gramians is not None:
+            self.gramians.drop_step()
 
     def after_step(self, step: int) -> None:
         if not self._state_is_known:
-            self._check_state(step)
-        self._begin_trials(step)
+            optimizer = self.run.optimizer
+            parameters = [factor for layer in self.run.layers for factor in layer.factors]
+            self._state_is_known = any(optimizer.state.get(parameter) for parameter in parameters)
+            if self._state_is_known:
+                check_turnable(optimizer, parameters)
 
-    def _check_state(self, step: int) -> None:
-        optimizer = self.run.optimizer
-        parameters = [factor for layer in self.layers for factor in layer.factors]
-        self._state_is_known = any(optimizer.state.get(parameter) for parameter in parameters)
-        if not self._state_is_known:
-            return
-        if self.reassign_at is not None and not has_second_moments(optimizer, parameters):
-            self.reassign_at = self.method.reassignment_step(self.run, after=step)
-        if not self.method.trains_e(self.run.config):
-            check_turnable(optimizer, parameters)
-
-    def _begin_trials(self, step: int) -> None:
-        """Switch off what is tried before the next adjustment, when its time has come and something would gain more.
-
-        No more than the last adjustment had sure directions to replace: trying a triple is not free, the others do its
-        work meanwhile, and it comes back among them.
-        """
-        sketch, last = self.sketching.current, self.last
-        if sketch is None or not sketch.judges or last is None:
-            return
-        moves = min(moves_at(self.run.moves, last.moved), last.sure)
-        if self.run.schedule.next_adjustment(step + 1) == self.reassign_at or not moves:
-            return
-        tried = {name for look in self.trials for name, gains in look.items() if gains}
-        config, ranks = self.run.config, {layer.name: layer.rank for layer in self.layers}
-        chosen, turns = choose(
-            self.layers,
-            curvature=self.curvature(),
-            born={name: count for name, count in last.born.items() if ranks[name] == last.ranks[name]},
-            unknown=set(last.promising) - tried,
-            moves=moves,
-            min_rank=config.min_rank,
-            prices={layer.name: 1 if config.budget == "ranks" else layer.cost for layer in self.layers},
-        )
-        sketch.put_on_trial(chosen, turns)
-
-    def curvature(self, *now: Trials) -> dict[str, Curvature]:
-        """The curvature of every layer by all trials so far, and those of `now`."""
-        return curvatures([layer.name for layer in self.layers], [*self.trials, *now])
-
-    def triple_scores(self, turned: Sequence[Tensor] | None = None) -> Scores:
-        """What pruning each triple costs to second order, or each of those that `turned` makes."""
-        return predicted_losses(known_lengths(self.layers, turned), self.curvature())
+    @property
+    def tolerance(self) -> Tolerance:
+        """How much of what was won may be given up."""
+        won, error = self.won or (0.0, math.inf)
+        return Tolerance(won, error, self.run.config.tolerance)
 
     def decide(self, now: Situation) -> Decision | None:
-        if not self.sketching.complete:
-            if now.step == self.reassign_at:
-                self.reassign_at = self.method.reassignment_step(self.run, after=now.step)
+        left = sum(step >= now.step for step in self.run.schedule.adjustments)
+        if self.asking is not None:
+            assert self.calibration is not None
+            asks_on = self.asking.question is not None and left > 1
+            return self._nothing("asking", self.calibration) if asks_on else self._end_round()
+        if self.gramians is None or self.gramians.steps < 2:
             return None
-        self.sketching.stop()
-        sketch = self.sketching.current
-        if sketch is None:  # nothing is to move
-            scores = self.triple_scores()
-            return Decision(plan=make_plan(scores, {}, {}, layer_means(scores, {})), scores=scores, born=self._born)
-        candidates, chance, trials = self.sketching.candidates(), self.sketching.chance(), sketch.trials()
-        curvature = self.curvature(trials)
-        payable = any(trials.values()) or now.spare >= min(now.costs.values())
-        least = least_gain(predicted_losses(known_lengths(self.layers), curvature) if payable else {}, now.prices)
-        contests = []
-        reassigns = now.step == self.reassign_at
-        if reassigns:
-            scores, plan = reassign(self.layers, self.run.optimizer, now)
-        else:
-            scores = self.triple_scores(sketch.turned or None)
-            plan, contests = plan_swaps(
-                scores,
-                candidates,
-                trials,
-                curvature,
-                max_ranks=now.max_ranks,
-                costs=now.prices,
-                spare=now.unspent,
-                certainty=self.settings.certainty,
-                chance=chance,
-                least=least,
-                margin=margin_at(self.settings.margin, now.progress),
-            )
-            turns = self.sketching.turns()
-            for layer in self.layers:
-                if layer.name in plan.pruned and layer.name in turns:
-                    turn_layer(layer, self.run.optimizer, turns[layer.name])
-        moved = bool(plan.pruned or plan.added)
-        promising = [name for name, gains in candidates.items() if gains and gains[0].beyond(chance)]
-        self.last = LastAdjustment(
-            moved=0 if reassigns else sum(plan.added.values()),
-            sure=sum(gain.beyond(chance) for gains in candidates.values() for gain in gains),
-            born=plan.added,
-            ranks=plan.ranks,
-            promising=promising,
-        )
-        waits = self.reassign_at is not None and now.step < self.reassign_at
-        self.quiet = 0 if moved or waits else self.quiet + 1
-        self.trials.append(trials)
-        reasons = {
-            "reassigned": reassigns and moved,
-            "gains": {name: [g[0].mean, g[0].error, g[0].energy] for name, g in candidates.items() if g},
-            "chance": chance if math.isfinite(chance) else None,
-            "sure": self.last.sure,
-            "trials": _rows(trials),
-            "curvature": {name: each.by_energy for name, each in curvature.items()},
-            "least_gain": least,
-            "contests": [{**each._asdict(), "against": [list(of) for of in each.against]} for each in contests],
-        }
-        return Decision(plan=plan, scores=scores, born=self._born, reasons=reasons)
+        self._stop()
+        prices = {name: layer.cost for name, layer in self.layers.items()}
+        found = self.gramians.calibration(prices)
+        self.gramians, self.skipped_steps = None, self.skipped_steps + found.skipped
+        if self.target is not None:
+            return self._cut_towards(self.target, found, left)
+        self.won, self.now = won(self.before, self.now) or self.won, []
+        if not self.tolerance.learned:
+            return self._nothing("nothing is learned yet", found)
+        if left == 1:  # no other adjustment, at which a set could go
+            return self._nothing("no time is left", found)
+        sizes = Sizes(found, self.run.config.min_rank)
+        tolerance = self.tolerance.loss - self.account.spent
+        asking = Asking(sizes, tolerance, self.account, self._parameters(self.initial))
+        if asking.question is None:
+            return self._nothing("nothing may go", found, learning=sizes.learning)
+        self.calibration, self.asking = found, asking
+        return self._nothing("asking", found, learning=sizes.learning)
 
-    def _born(self, layer: AdaptedLayer, pruned: tuple[int, ...], num: int, generator: torch.Generator) -> NewTriples:
-        directions = self.sketching.directions(layer)
-        return triples_along(directions, layer, pruned, num, start=self.run.config.start, generator=generator)
+    def _end_round(self) -> Decision:
+        asking, calibration = self.asking, self.calibration
+        assert asking is not None and calibration is not None
+        self.asking = self.calibration = None
+        if asking.may_go == 0:
+            return self._nothing("nothing may go", calibration)
+        self.account.spent += asking.cost_of_it
+        return self._cut(calibration, asking.sizes.after(asking.may_go).ranks)
+
+    def _cut_towards(self, target: int, found: Calibration, left: int) -> Decision:
+        """The next of `CUTS` cuts, or of as many as there are adjustments left; each leaves the same part."""
+        sizes = Sizes(found, self.run.config.min_rank, all_may_go=True)
+        parameters = sizes.after(0).parameters
+        wanted = parameters * (target / parameters) ** (1 / min(CUTS - self.cuts, left))
+        return self._cut(found, sizes.after(sizes.of_parameters(max(target, round(wanted)))).ranks)
+
+    def _nothing(self, state: str, calibration: Calibration, **more: Any) -> Decision:
+        scores = {name: layer.costs.tolist() for name, layer in calibration.layers.items()}
+        plan = make_plan(scores, {}, {}, layer_means(scores, {}))
+        reasons = {"fit": self._reasons(state, plan.ranks, **more)}
+        return Decision(plan=plan, scores=scores, born=_none_is_born, reasons=reasons)
+
+    def _cut(self, calibration: Calibration, ranks: Mapping[str, int]) -> Decision:
+        self.cuts += 1
+        measured = calibration.layers
+        scores = {name: layer.costs.tolist() for name, layer in measured.items()}
+        pruned = {n: tuple(range(rank, measured[n].rank)) for n, rank in ranks.items() if rank < measured[n].rank}
+        for name in pruned:
+            turn_layer(self.layers[name], self.run.optimizer, scaled(measured[name].basis, self.layers[name]))
+        plan = make_plan(scores, pruned, {}, layer_means(scores, pruned))
+        return Decision(plan=plan, scores=scores, born=_none_is_born, reasons={"fit": self._reasons("cut", plan.ranks)})
+
+    def _reasons(self, state: str, ranks: Mapping[str, int], **more: Any) -> dict[str, Any]:
+        points, limit = self.account.points, self.tolerance
+        share = self._parameters(ranks) / self._parameters(self.initial)
+        found: dict[str, Any] = {"state": state, "share": share}
+        if self.target is None:
+            words = in_words(points, share, max(self.initial.values()), limit.learned)
+            account = {name: value for name, value in asdict(self.account).items() if name != "most_batches"}
+            found |= {"verdict": verdict(points, share), "words": words, "won": self.won, **account}
+            found |= {"tolerance": limit.loss if self.won else None}
+        return found | more
+
+    def _stop(self) -> None:
+        for layer in filter(holds_triples, self.run.layers):  # not deleted since, nor detached
+            layer.a.observer = None
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
-        self.sketching.forget()
+        """The next window begins anew."""
 
     def restart(self, step: int) -> None:
-        self.sketching.forget()
+        self._stop()
+        self.gramians = self.calibration = self.asking = None
+        self.now = []
 
     def describe(self) -> dict[str, Any]:
-        in_vain = too_short_to_try(self.settings, self.run.config, self.run.schedule)
-        return {"reassignment": self.reassign_at, "in_vain": in_vain}
+        in_vain = None
+        if self.run.moves and self.target is None and len(self.run.schedule.adjustments) < 2:
+            in_vain = (
+                "nothing will be cut: sets are asked about between two adjustments, and there is one; train longer"
+            )
+        return {"in_vain": in_vain}
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        nothing: dict[str, Any] = dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
-        if step == 0:
-            return nothing
-        means = layer_means(self.triple_scores(), {})
-        variance = two_thirds_log_variance(means, {layer.name: layer.rank for layer in self.layers})
-        return nothing | {"layer_scores": means, "two_thirds_log_variance": variance}
+        return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.sketching.tensors()
+        found = {} if self.gramians is None else self.gramians.tensors()
+        return found if self.calibration is None else found | self.calibration.tensors()
 
     def values(self) -> dict[str, Any]:
-        last = None if self.last is None else vars(self.last)
-        trials = [_rows(look) for look in self.trials]
-        return {"last": last, "trials": trials, "quiet": self.quiet, "reassign_at": self.reassign_at}
+        asking = None if self.asking is None else self.asking.values()
+        own = {name: getattr(self, name) for name in ("before", "now", "won", "cuts", "initial", "skipped_steps")}
+        return {**own, "account": asdict(self.account), "asking": asking}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.last = None if values["last"] is None else LastAdjustment(**values["last"])
-        self.trials = []
-        for rows in values["trials"]:
-            look: dict[str, dict[int, Gain]] = {}
-            for name, triple, *measured in rows:
-                look.setdefault(name, {})[triple] = Gain(*measured)
-            self.trials.append(look)
-        self.quiet, self.reassign_at = values["quiet"], values["reassign_at"]
-        if self.reassign_at is not None and self.reassign_at > step:  # of a run that may have had other steps in all
-            self.reassign_at = self.method.reassignment_step(self.run, after=step)
-        self.sketching.load_tensors(tensors, step)
+        for name in ("before", "now", "won", "cuts", "initial", "skipped_steps"):
+            setattr(self, name, values[name])
+        self.account = Account(**values["account"])
+        self._stop()
+        self.gramians = self.calibration = self.asking = None
+        if any(name.startswith("P.") for name in tensors):
+            self._measure()
+            assert self.gramians is not None
+            self.gramians.load(tensors)
+        if values["asking"] is not None:
+            self.calibration = Calibration.of(tensors, {name: layer.cost for name, layer in self.layers.items()})
+            sizes = Sizes(self.calibration, self.run.config.min_rank)
+            self.asking = Asking(sizes, values["asking"]["tolerance"], self.account, self._parameters(self.initial))
+            self.asking.load(values["asking"])
 
     def release(self) -> None:
-        self.sketching.forget()
+        self._stop()
+        self.batches.remove()
 
 
-def _rows(trials: Trials) -> list[list[Any]]:
-    """Plain values: layer, triple, and the fields of its `Gain`."""
-    return [[name, triple, *gain] for name, gains in trials.items() for triple, gain in gains.items()]
+def most_batches(total_steps: int) -> int:
+    """Steps of a run in which something may be asked."""
+    return max(ASKING_LEAST, round(ASKING * total_steps))
+
+
+def scaled(basis: Balance, layer: AdaptedLayer) -> Tensor:
+    """W `(r, r)` that turns a layer to its balanced directions, each row of A as long as rows are now on average.
+
+    Adam's steps are as large for every element whatever its size, so lengths decide how fast a direction turns.
+    """
+    A = layer.a.A.detach().double().cpu()
+    lengths = (basis.T @ A).norm(dim=1)
+    mean = A.norm(dim=1).mean()
+    factors = torch.where(lengths > 1e-12 * mean, mean / lengths, torch.ones_like(lengths))
+    return (factors[:, None] * basis.T).to(layer.a.A.device)
+
+
+def _none_is_born(layer: AdaptedLayer, pruned: tuple[int, ...], num: int, generator: torch.Generator) -> NewTriples:
+    raise AssertionError("fit adds no triple")

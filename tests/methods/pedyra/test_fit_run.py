@@ -9,8 +9,9 @@ import torch
 
 from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.checkpoint import restore, save_state
-from pedyra.methods.fit.batches import projected
-from pedyra.methods.fit.sizes import kept
+from pedyra.config import Importance
+from pedyra.methods.pedyra.batches import projected
+from pedyra.methods.pedyra.sizes import kept
 
 TRUE = {"a": 2, "b": 0, "c": 3}
 
@@ -35,7 +36,7 @@ def test_the_true_ranks_are_found_and_the_budget_with_them(noise, make_task, fit
 
 def test_what_is_asked_about_is_what_is_cut(make_task, fit, monkeypatch):
     """The function after the cut is the one with the projections, and no weight but those that go has changed."""
-    from pedyra.methods.fit import run as module
+    from pedyra.methods.pedyra import run as module
 
     task, seen = make_task(), []
     original = module.FitRun._cut
@@ -152,7 +153,7 @@ class TestRefusals:
     def test_no_loss_to_compare(self, make_task):
         task = make_task()
         optimizer = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad])
-        allocator = RankAllocator(task.model, optimizer, RankConfig(budget="fit"), total_steps=100)
+        allocator = RankAllocator(task.model, optimizer, RankConfig(), total_steps=100)
         task.model(torch.randn(2, 10)).sum().backward()
         with pytest.raises(ValueError, match="pass labels to the model, or closure"):
             allocator.before_step()
@@ -160,7 +161,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"start": "svd"}, 'set start "lora"'),
             ({"target_rank": 6}, "nothing is left to cut; raise lora.r"),
         ],
     )
@@ -172,25 +172,28 @@ class TestRefusals:
         with pytest.raises(ValueError, match="began as a part of the weight"):
             fit(make_task(init_lora_weights="pissa"))
 
-    def test_settings_of_moving_ranks(self, prepare):
-        with pytest.raises(ValueError, match="method_settings are of moving ranks"):
-            prepare("pedyra", rank={"budget": "fit", "interval": 10}, method_settings={"patience": 2})
-
     def test_a_compiled_model(self, make_task):
         task = make_task()
         optimizer = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad])
-        allocator = RankAllocator(task.model, optimizer, RankConfig(budget="fit"), total_steps=100)
+        allocator = RankAllocator(task.model, optimizer, RankConfig(), total_steps=100)
         with pytest.raises(ValueError, match="train without torch.compile"):
             allocator.expect_compilation()
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"budget": "fit", "tolerance": 0}, r"rank.tolerance is 0; it is a part of what was won, in \(0, 1\)"),
-            ({"budget": "fit", "tolerance": 1.5}, "rank.tolerance is 1.5"),
-            ({"budget": "fit", "moves": 3}, "rank.moves is 3, but rank.budget 'fit' moves none"),
-            ({"target_rank": 2}, "rank.target_rank is 2, a size for rank.budget 'fit'; set that"),
-            ({"budget": "fit", "target_rank": 0}, "rank.target_rank is 0"),
+            ({"tolerance": 0}, r"rank.tolerance is 0; it is a part of what was won, in \(0, 1\)"),
+            ({"tolerance": 1.5}, "rank.tolerance is 1.5"),
+            ({"moves": 3}, "rank.moves is 3, of methods that move triples; .* 0 keeps all ranks"),
+            (
+                {"start": "svd"},
+                "rank.start is 'svd', of methods that move triples; leave it out, or take RankC",
+            ),
+            ({"budget": "ranks"}, "rank.budget is 'ranks', of methods that move triples"),
+            ({"max_rank": 8}, "rank.max_rank is 8, but method pedyra lets no layer grow; lower lora.r"),
+            ({"importance": Importance(), "budget": "parameters", "target_rank": 2}, "rank.target_rank is 2, a size"),
+            ({"importance": Importance()}, "rank.budget is 'fit', of method pedyra"),
+            ({"target_rank": 0}, "rank.target_rank is 0"),
         ],
     )
     def test_settings(self, settings, message):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pedyra.fit.verdict import paired, student
-from pedyra.methods.fit.sizes import Sizes
+from pedyra.methods.pedyra.sizes import Sizes
 
 DOUBT = 0.05
 """Probability, over all looks of a run, that one set is let go that costs more than tolerance."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from pedyra.fit.gramians import Calibration, Measured
 from pedyra.fit.verdict import student
 from pedyra.fit.worth import Balance, predicted_cost
-from pedyra.methods.fit.asking import LOOKS, Account, Asking
-from pedyra.methods.fit.sizes import Sizes, still_learns
+from pedyra.methods.pedyra.asking import LOOKS, Account, Asking
+from pedyra.methods.pedyra.sizes import Sizes, still_learns
 
 RANKS = {"a": 8, "b": 4}
 

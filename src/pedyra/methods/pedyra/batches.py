@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,13 @@ class Batches:
         self._calls: list[_Call] = []
         self.wanted = False
         """Whether the passes of the next step are to be kept."""
-        self._handle = model.register_forward_hook(self._see, with_kwargs=True)
+        seen_by = weakref.WeakMethod(self._see)
+
+        def see(*call: Any) -> None:  # a run that was broken off is not kept alive by its model
+            if (method := seen_by()) is not None:
+                method(*call)
+
+        self._handle = model.register_forward_hook(see, with_kwargs=True)
 
     def _see(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         if not self.wanted or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
@@ -62,7 +69,7 @@ class Batches:
         """Raise ValueError where the loss of this step cannot be had again."""
         if closure is None and not (self._calls and all(call.has_loss for call in self._calls)):
             raise ValueError(
-                "rank.budget is 'fit', which compares losses with and without what may go, but the model's forward "
+                "method pedyra compares losses with and without what may go, but the model's forward "
                 "gives none; pass labels to the model, or closure=lambda: loss to before_step"
             )
 
