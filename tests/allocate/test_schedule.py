@@ -69,12 +69,6 @@ def test_a_run_without_steps_is_refused():
         resolve_schedule(0, initial_warmup=0, interval=1, final_warmup=0)
 
 
-def test_progress_starts_at_zero_and_stays_below_one():
-    schedule = resolve_schedule(100, initial_warmup=10, interval=10, final_warmup=30)
-    progress = [schedule.progress(step) for step in schedule.adjustments]
-    assert progress == [0.0, 0.2, 0.4, 0.6, 0.8]
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.85, 0.95])
 def test_an_ema_has_forgotten_what_came_before_its_window(beta):
     # Two histories that differ wildly, then W equal steps: Eq. (3)'s averages agree to 1e-6 of the difference.

@@ -173,7 +173,6 @@ def situation() -> Callable[..., Situation]:
             schedule=schedule,
             history=[],
             ranks=ranks,
-            progress=0.0,
             moves=1,
             min_rank=1,
             max_ranks=dict.fromkeys(ranks, 100),

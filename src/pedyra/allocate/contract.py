@@ -1,7 +1,7 @@
 """What a rank-adaptive method is: it observes a run, decides at every adjustment, and keeps its own state.
 
 Two kinds exist. A `pedyra.methods.scored.ScoredMethod` is scores of triples and a policy over them: the paper and most
-baselines. Our default, `pedyra.methods.pedyra.run.Pedyra`, measures what new triples gain and old ones are worth.
+baselines. Our default, `pedyra.methods.pedyra.method.Fit`, measures what directions are worth and cuts.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ class Situation:
     """The records of the adjustments so far, oldest first."""
     ranks: dict[str, int]
     """Layer -> rank before this adjustment, in the model's order."""
-    progress: float
-    """0 at the first adjustment, approaching 1 at the end of the window."""
     moves: int
     """k."""
     min_rank: int
@@ -62,16 +60,6 @@ class Situation:
     spare: int
     """Parameters below the initial count."""
     budget: str
-
-    @property
-    def prices(self) -> dict[str, int]:
-        """What one triple of each layer takes of the budget."""
-        return dict.fromkeys(self.costs, 1) if self.budget == "ranks" else self.costs
-
-    @property
-    def unspent(self) -> int:
-        """What of the budget nothing uses: a sum of ranks is conserved exactly."""
-        return 0 if self.budget == "ranks" else self.spare
 
 
 Born = Callable[[AdaptedLayer, tuple[int, ...], int, torch.Generator], NewTriples]

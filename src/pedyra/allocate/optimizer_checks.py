@@ -53,23 +53,6 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def has_second_moments(optimizer: Optimizer, parameters: Sequence[Tensor] = ()) -> bool:
-    """Whether the optimizer is of Adam's family, whose second moments `removal_losses` reads.
-
-    By its settings alone, and by what it keeps of the `parameters` where it has stepped.
-    """
-    kept = [optimizer.state[parameter] for parameter in parameters if optimizer.state.get(parameter)]
-    return "betas" in optimizer.defaults and all("exp_avg_sq" in state or "state2" in state for state in kept)
-
-
-def no_second_moments(optimizer: Optimizer, setting: str, otherwise: str) -> ValueError:
-    """The error where `setting` asks for them; `otherwise` is one that does not."""
-    return ValueError(
-        f"{setting}, which reads Adam's second moments, but {type(optimizer).__name__} keeps none; use adamw_torch, or "
-        f"{otherwise}"
-    )
-
-
 def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Raise ValueError if the optimizer keeps more than averages of gradients and of their squares.
 

@@ -240,7 +240,7 @@ class RankAllocator:
     def _situation(self) -> Situation:
         return Situation(
             step=self.step, schedule=self.schedule, history=self.history, ranks=self.ranks, moves=self.moves,
-            progress=self.schedule.progress(self.step), min_rank=self.config.min_rank, max_ranks=self._max_ranks,
+            min_rank=self.config.min_rank, max_ranks=self._max_ranks,
             costs={layer.name: layer.cost for layer in self.layers}, spare=self.initial_parameters - self.parameters,
             budget=self.config.budget,
         )  # fmt: skip

@@ -41,11 +41,6 @@ class Schedule:
         index = bisect_left(self.adjustments, step)
         return self.adjustments[index] if index < len(self.adjustments) else None
 
-    def progress(self, step: int) -> float:
-        """0 at the first adjustment, approaching 1 at the end of the window of adjustments."""
-        start = self.adjustments[0]
-        return (step - start) / max(1, self.total_steps - self.final_warmup - start)
-
 
 def resolve_schedule(
     total_steps: int,

@@ -19,7 +19,7 @@ from pedyra.methods.paper import (
 )
 
 SPIKE = 1e15
-"""A gradient norm at or beyond it is a step that scores and sketches leave out: what is made of it would overflow."""
+"""A gradient norm at or beyond it is a step that scores leave out: what is made of it would overflow."""
 
 PIECE = 1 << 20
 """Elements of Eq. (3) that are held in one tensor: memory of more is taken anew from the system at every use."""
