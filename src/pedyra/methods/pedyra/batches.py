@@ -69,8 +69,9 @@ class Batches:
         """Raise ValueError where the loss of this step cannot be had again."""
         if closure is None and not (self._calls and all(call.has_loss for call in self._calls)):
             raise ValueError(
-                "method pedyra compares losses with and without what may go, but the model's forward "
-                "gives none; pass labels to the model, or closure=lambda: loss to before_step"
+                "method pedyra compares losses with and without what may go, but the model's forward gives none; pass "
+                "labels to the model, or closure=lambda: loss to before_step. A Trainer with a loss of its own (DPO): "
+                "set rank.target_rank, which compares none"
             )
 
     def losses(self, closure: Closure | None, *without: Mapping[AdaptedLayer, Tensor]) -> tuple[list[float], float]:
