@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -179,12 +179,12 @@ def test_kept_rows_train_on_as_if_each_had_always_been_alone(data):
     layer = now.layers[0]
     optimizer, whole = now.optimizer, layer.factors[factor]
     kind, defaults = type(optimizer), optimizer.defaults
+    # torch's own: fused, its SGD rounds 16 elements and more otherwise than fewer.
+    assume(not (kind is SGD and defaults["fused"] and whole.dtype == torch.bfloat16))
     (lr,) = {group["lr"] for group in optimizer.param_groups for p in group["params"] if p is whole}
     now.optimizer.state.clear()
     alone = [nn.Parameter(row) for row in rows(whole, dim)]
     settings = {key: value for key, value in defaults.items() if key not in ("lr", "decoupled_weight_decay")}
-    if kind is AdamW:
-        settings.pop("decoupled_weight_decay", None)
     slow = kind(alone, **{**settings, "lr": lr})
 
     def step() -> None:
