@@ -278,7 +278,8 @@ def test_gsm8k_in_twice_the_steps():
 
 
 def test_fit_of_sst2():
-    found = {method: {r["seed"]: r for r in raw("fit_sst2") if r["method"] == method} for method in ("lora", "fit, 1 %", "fit, 5 %")}
+    methods = ("lora", "fit, 1 %", "fit, 5 %")
+    found = {method: {r["seed"]: r for r in raw("fit_sst2") if r["method"] == method} for method in methods}
     for line in table("fit sst2"):
         rows = found[line["method"]]
         losses = [row["eval_loss"] for row in rows.values()]
