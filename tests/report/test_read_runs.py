@@ -69,6 +69,17 @@ def cut(line: str) -> str:
     return line[: len(line) // 2]
 
 
+def of_another_layer(key: str) -> Callable[[str], str]:
+    """The first layer of this field is called otherwise."""
+
+    def change(line: str) -> str:
+        record = json.loads(line)
+        (name, value), *others = record[key].items()
+        return json.dumps({**record, key: {name + "!": value, **dict(others)}})
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("file", "number", "change", "told"),
     [
@@ -80,6 +91,13 @@ def cut(line: str) -> str:
         ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: kind is nothing, must be text"),
         ("ranks.jsonl", 3, without("ranks"), "ranks.jsonl, line 3: ranks is nothing, must be an object"),
         ("ranks.jsonl", 2, lambda line: line.replace("layer.0", "layer.9"), "'bert.encoder.layer.0.attention"),
+        ("ranks.jsonl", 2, of_another_layer("effective_rank"), "disagree about layer 'bert.encoder.layer.0.att"),
+        (
+            "ranks.jsonl",
+            2,
+            lambda line: json.dumps({**json.loads(line), "added": 0.5}),
+            "line 2: added is 0.5, must be",
+        ),
         ("recipe.yaml", 3, lambda line: "a: b: c", "recipe.yaml"),
         ("environment.json", 1, cut, "environment.json"),
     ],

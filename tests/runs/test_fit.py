@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pedyra.cli import main
 from pedyra.models import load_model, load_tokenizer
@@ -120,6 +121,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     code, _, err = call(run, *arguments, "--out", tmp_path / "out")
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Path):
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(key for key in tensors if "lora_A" in key)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    code, _, err = call(adapter, "--max-rank", 1, "--out", tmp_path / "out")
+    assert code == 2 and "has a weight that is not finite" in err and err.count("\n") == 1
 
 
 def test_an_adapter_without_rows_and_without_a_size_is_refused(run: Path, call: Any, tmp_path: Path):

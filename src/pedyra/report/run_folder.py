@@ -29,20 +29,22 @@ _METRICS = {
 }
 _POINT = {"of": int, "parameters": int, "share": float, "answer": str, "predicted_cost": float, "measured_cost": float}
 _POINT |= {"standard_error": _NUMBER, "tolerance": float}
-_STATE = {"step": int, "ranks": {str: int}, "parameters": (int, None)}
+_CHANGES = {"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}}
+_STATE = {
+    **{"step": int, "ranks": {str: int}, "parameters": (int, None), "effective_rank": (_BY_LAYER, None)},
+    **{"orthogonality": _EACH, "grad_norms": _EACH, **{name: (shape, None) for name, shape in _CHANGES.items()}},
+}
 _RANKS: dict[str, dict[str, Any]] = {
     "layers": {
         "layers": [{"name": str, "type": str, "depth": int, "rank": int}],
         "budget": ({"kind": (str, None), "total_rank": (int, None), "parameters": (int, None)}, None),
         "schedule": ({"total_steps": (int, None), "adjustments": ([int], None)}, None),
     },
-    "snapshot": {
-        **_STATE,
-        **{"effective_rank": (_BY_LAYER, None), "orthogonality": _EACH, "grad_norms": _EACH},
-    },
+    "snapshot": _STATE,
     "adjustment": {
         **_STATE,
-        **{"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}, "seconds": _NUMBER},
+        **_CHANGES,
+        "seconds": _NUMBER,
         "fit": ({"state": str, "words": (str, None), "points": ([_POINT], None)}, None),
     },
 }
@@ -186,12 +188,15 @@ def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
 
 def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:
     names = {layer.name for layer in layers}
-    moved = {*record.get("added", {}), *(str(name) for row in record.get("pruned", ()) for name in row[:1])}
-    odd = sorted({*(set(record["ranks"]) ^ names), *(set(record.get("layer_scores") or names) ^ names), *moved - names})
+    moved = {*(record.get("added") or {}), *(str(name) for row in record.get("pruned") or () for name in row[:1])}
+    odd = (set(record["ranks"]) ^ names) | (moved - names)
+    for field in ("layer_scores", "effective_rank", "orthogonality", "grad_norms"):
+        if isinstance(of_layer := record.get(field), dict):
+            odd |= set(of_layer) ^ names
     if odd:
         raise ValueError(
             f"{path}: the {record['kind']} at step {record['step']} and the first line disagree about layer "
-            f"{odd[0]!r}; all lines must name the same layers: is the file a mix of two runs?"
+            f"{min(odd)!r}; all lines must name the same layers: is the file a mix of two runs?"
         )
 
 

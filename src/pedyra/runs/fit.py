@@ -127,6 +127,10 @@ def truncate_folder(path: Path, wanted: Wanted, out: Path) -> dict[str, int]:
     price = {}
     for position, layer in enumerate(lora.layers):
         A, B = lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]]
+        if not (A.isfinite().all() and B.isfinite().all()):
+            raise ValueError(
+                f"the adapter's {layer.name} has a weight that is not finite; it has diverged, or is damaged"
+            )
         bases[layer.name] = singular_basis(A, B)
         price[layer.name] = rank_parameters(A.shape[1], B.shape[0])
         energies = (layer.scaling * bases[layer.name].values).square() / price[layer.name]
