@@ -13,6 +13,9 @@ from pedyra.methods.adapter import with_adapter
 from pedyra.methods.method import Adaptation, Hooks, Request, Running
 from pedyra.methods.settings import rank_config, refuse_lora, require
 
+NO_PENALTY = 1e-300
+"""A weight that is 0 in any tensor's precision; peft 0.19 refuses 0 itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaLoraSettings:
@@ -140,7 +143,7 @@ class AdaLoraHooks(Hooks):
         weight = self.config.orth_reg_weight
 
         def before(module: nn.Module, args: Any) -> None:
-            self.config.orth_reg_weight = self.weight if module.training else 0.0
+            self.config.orth_reg_weight = self.weight if module.training else NO_PENALTY
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             self.config.orth_reg_weight = weight  # as it was asked for, and is saved
