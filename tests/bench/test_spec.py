@@ -22,6 +22,7 @@ def test_a_key_goes_where_a_recipe_has_it():
     [
         ("lorra", "'lorra' is unknown; did you mean 'lora'"),
         ("lora+:ration=4", "'ration' is no setting of lora.; did you mean 'ratio'"),
+        ("pedyra:wide=x", "wide is 'x'; it is a whole number of at least 2"),
         ("pedyra-paper:wide=4", "'wide' is no setting of pedyra-paper"),
         ("lora:moves=4", "lora moves no ranks, so it has no setting 'moves'; drop it"),
         ("sora:ranks={q=1}", "lora.ranks gives each layer its rank, but method sora decides on ranks itself"),

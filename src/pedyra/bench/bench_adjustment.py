@@ -1,4 +1,4 @@
-"""What an adjustment of `RankConfig(target_rank=)` takes on a deep model: its measures are read, and half is cut.
+"""What an adjustment of `RankConfig(target_rank=)` takes on a deep model: what was measured is read, and a part is cut.
 
 Part of `pedyra bench scale`, on its chain of linear layers, trained towards a teacher.
 """

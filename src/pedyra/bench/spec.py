@@ -62,6 +62,8 @@ def parse_method(text: str) -> MethodSpec:
             raise ValueError(f"method {text!r}: {name} moves no ranks, so it has no setting {key!r}; drop it")
         hint = did_you_mean(key, known, otherwise=f"it has {', '.join(known)}")
         raise ValueError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
+    if WIDE in given and not (type(given[WIDE]) is int and given[WIDE] >= 2):
+        raise ValueError(f"method {text!r}: wide is {given[WIDE]!r}; it is a whole number of at least 2")
     if "ranks" in given and "ranks" not in own:
         check_ranks(name)
     return MethodSpec(

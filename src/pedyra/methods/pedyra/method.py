@@ -47,8 +47,6 @@ class Fit:
         )
 
     def check(self, run: Run, now: Situation) -> None:
-        if run.config.start != "lora":
-            raise ValueError('method pedyra takes directions out of A and B with E = 1; set start "lora"')
         if any(layer.a.origin is not None for layer in run.layers):
             raise ValueError(
                 "method pedyra cuts directions, but the adapter began as a part of the weight (PiSSA), and they hold "
