@@ -12,7 +12,7 @@ from pedyra.paper.item import Cell, Item, Part, Scale
 from pedyra.paper.places import Places
 from pedyra.recipe import Recipe
 
-RATES = (0.3, 1.0, 3.0)
+RATES = (0.1, 0.3, 1.0, 3.0)
 """Of encoders at scale small: rates that each method chooses from on tuning rows, relative to the recipe's.
 
 At scale full there is one rate, as the paper gives one a task and none for its baselines; language models, whose runs
