@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pedyra.spelling import did_you_mean
 
-# Values a string field may take; design decisions behind each are in docs/how_it_works.md.
+# Values a string field may take; docs/decisions.md says why.
 CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("parameters", "ranks", "fit"),
     "start": ("lora", "svd"),
