@@ -49,3 +49,14 @@ def test_differences_are_paired_by_seed_and_to_the_first_row_of_a_group():
 
 def test_an_item_of_one_row_has_no_differences():
     assert difference_table(get_item("figure11"), "smoke", results(get_item("figure11"), "smoke", {})) is None
+
+
+def test_where_rows_are_tasks_settings_are_compared_with_the_first():
+    item = get_item("table14")
+    values = {("SST-2 (Acc.)", "k=4"): {0: 79.0, 1: 80.0}, ("SST-2 (Acc.)", "k=12"): {0: 78.0, 1: 81.0}}
+    table = difference_table(item, "full", results(item, "full", values))
+    assert table is not None and table.title == "Difference to k=4" and table.columns == ["", "k=8", "k=12", "k=24"]
+    texts = [cell.text for cell in table.rows[0]]
+    assert texts[0] == "SST-2 (Acc.)" and texts[1] == "– (+0.34)" and texts[2].startswith("0.00 [")
+    one_column = item.only(columns=["k=4"])
+    assert difference_table(one_column, "full", results(one_column, "full", {})) is None

@@ -101,30 +101,40 @@ def result_table(item: Item, scale: Scale, found: list[Result]) -> Table:
 
 
 def difference_table(item: Item, scale: Scale, found: list[Result]) -> Table | None:
-    """How far each row is from the first of its group (the part before a comma); None where no row has another."""
+    """How far each row is from the first of its group; where each row is a task of its own, how far each column is
+    from the first. None where nothing can be compared."""
     cells = {(result.row, result.column): result for result in found}
-    first: dict[str, str] = {}
+    first: dict[tuple[str, str | None], str] = {}
     for row in item.rows:
-        first.setdefault(_group(row), row)
-    others = [row for row in item.rows if row != first[_group(row)]]
-    if not others:
+        first.setdefault(_group(item, row), row)
+    others = [row for row in item.rows if row != first[_group(item, row)]]
+    columns = list(item.columns)
+    if others:
+        to = ", ".join(first.values())
+        rows = [
+            [_difference(cells[row, column], cells[first[_group(item, row)], column]) for column in columns]
+            for row in others
+        ]
+    elif all(part.metric for part in item.rows.values()):  # columns are settings of what is measured
+        to, others, first_column, *columns = columns[0], list(item.rows), *columns
+        rows = [[_difference(cells[row, column], cells[row, first_column]) for column in columns] for row in others]
+    else:
         return None
-
-    def cell(row: str, column: str) -> Cell:
-        return Cell(_difference(cells[row, column], cells[first[_group(row)], column]))
-
+    if not columns:
+        return None
     return Table(
-        title="Difference to " + ", ".join(first.values()),
-        columns=["", *item.columns],
-        rows=[[Cell(row), *(cell(row, column) for column in item.columns)] for row in others],
+        title=f"Difference to {to}",
+        columns=["", *columns],
+        rows=[[Cell(row), *map(Cell, texts)] for row, texts in zip(others, rows, strict=True)],
         note=f"Measured at scale {scale}: mean of the paired differences by seed [95 % bootstrap interval]; in "
         "parentheses: published.",
     )
 
 
-def _group(row: str) -> str:
-    """ "LLaMA2-7B" of "LLaMA2-7B, DoRA"; of a row without a comma, nothing."""
-    return row.rpartition(", ")[0]
+def _group(item: Item, row: str) -> tuple[str, str | None]:
+    """Rows that are compared have it in common: "LLaMA2-7B" of "LLaMA2-7B, DoRA" (without a comma, nothing), and the
+    task."""
+    return row.rpartition(", ")[0], item.rows[row].recipe
 
 
 def _difference(ours: Result, theirs: Result) -> str:
