@@ -50,6 +50,29 @@ def test_a_scaled_loss_and_micro_batches_change_nothing():
     torch.testing.assert_close(expected.layers["a"].costs, 2 * values / 2, rtol=1e-3, atol=0)  # 2 tokens a sample
 
 
+def test_a_long_window_keeps_blocks_of_steps_whose_slopes_are_those_of_all_their_samples(monkeypatch):
+    every = measured()
+    monkeypatch.setattr("pedyra.fit.gramians.BLOCKS", 2)
+    found = measured()
+    assert found.samples.tolist() == [8.0, 8.0, 4.0]
+    slopes = every.layers["a"].slopes
+    blocks = torch.stack([slopes[:2].mean(0), slopes[2:4].mean(0), slopes[4]])
+    torch.testing.assert_close(found.layers["a"].slopes.abs(), blocks.abs(), rtol=1e-3, atol=1e-5)
+    assert torch.equal(found.layers["a"].costs, every.layers["a"].costs)
+
+
+def test_the_last_step_is_told_by_itself(monkeypatch):
+    monkeypatch.setattr("pedyra.fit.gramians.BLOCKS", 1)
+    gramians = Gramians({"a": R}, DEVICE)
+    for step in range(STEPS):
+        h, g = tokens(step)
+        gramians.observer("a")(h, g / 4)
+        gramians.close(torch.tensor(4.0))
+        K, samples = gramians.last()
+        torch.testing.assert_close(K["a"], h.T @ g / 4)
+        assert samples == 4.0
+
+
 def test_padding_counts_for_nothing():
     gramians = Gramians({"a": R}, DEVICE)
     for step in range(STEPS):

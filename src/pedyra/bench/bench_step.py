@@ -116,16 +116,16 @@ def measure(
 def step_kind(allocator: RankAllocator) -> str:
     """What pedyra does in the step that comes.
 
-    Nothing ("idle"); sums over tokens ("measured"), and the batch run twice more at the end of the window ("looked");
-    the batch run twice more ("asked"); nothing, with what is left after a cut ("cut").
+    Nothing ("idle"); sums over tokens ("measured"), and the batch run twice more at the end of the window ("looked") or
+    with a question ("asked"); nothing, with what is left after a cut ("cut").
     """
     run = allocator.run
     assert isinstance(run, FitRun)
+    if run.asking is not None and run.asking.question is not None:
+        return "asked"
     if run.gramians is not None:
         adjustment = allocator.schedule.next_adjustment(allocator.step + 1)
         return "looked" if adjustment is not None and adjustment - allocator.step <= LOOK_BACK else "measured"
-    if run.asking is not None and run.asking.question is not None:
-        return "asked"
     return "cut" if run.cuts else "idle"
 
 
@@ -133,9 +133,9 @@ def kinds_of_a_run(run: Schedule) -> dict[str, int]:
     """How many steps of each kind a run has in which nothing may ever go: at every second adjustment it has measured,
     and it asks until it has asked as much as a run may."""
     windows = (len(run.adjustments) + 1) // 2
-    window = min(WINDOW, run.interval)
-    looked, asked = min(LOOK_BACK, window), most_batches(run.total_steps)
-    kinds = {"measured": windows * (window - looked), "looked": windows * looked, "asked": asked}
+    measured = max(run.interval, round(WINDOW * run.total_steps)) + (windows - 1) * run.interval
+    looked, asked = windows * min(LOOK_BACK, run.interval), most_batches(run.total_steps)
+    kinds = {"measured": measured - looked, "looked": looked, "asked": asked}
     return {"idle": max(0, run.total_steps - sum(kinds.values())), **kinds}
 
 

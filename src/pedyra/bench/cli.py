@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -107,6 +108,31 @@ def scale(
         names = ", ".join(f"{row['measure']} over {row['axis']} ({row['exponent']:.2f})" for row in worse)
         console.print(f"grows faster than linearly: {names}")
         raise typer.Exit(1)
+
+
+@app.command()
+def cuts(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs with a LoRA.", show_default=False)],
+    shares: Annotated[
+        list[float] | None, several("--share", "0.5, 0.25, 0.125", "Part of the parameters that is left")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=16, help="To calibrate with, and to measure on, at most.")] = 1024,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut trained LoRAs to one size in different ways, and measure what each costs."""
+    quiet_libraries()
+    from pedyra.bench.bench_cuts import SHARES, bench_cuts
+
+    use_threads(threads)
+    found = []
+    for run in runs:
+        for row in bench_cuts(run, shares or SHARES, rows):
+            found.append(row)
+            if json_file:
+                write_json_lines(json_file, found)
+    columns = ["run", "way", "share", "parameters", "cost", "standard_error"]
+    print_table(new_console(), columns, [[row[name] for name in columns] for row in found])
 
 
 app.command()(planted)

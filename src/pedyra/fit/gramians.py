@@ -11,6 +11,10 @@ from torch import Tensor
 
 from pedyra.fit.worth import Balance, balance, gate_slopes, removal_costs
 
+BLOCKS = 128
+"""Steps whose slopes are kept one by one at least; of a longer window neighbours are put together, so that memory does
+not grow with it."""
+
 Average = Callable[[Tensor], Tensor]
 """Mean over processes."""
 
@@ -21,7 +25,7 @@ class Measured:
 
     basis: Balance
     slopes: Float[Tensor, "steps r"]
-    """Of every direction's gate."""
+    """Of every direction's gate; a step may stand for a few of a long window."""
     tokens_per_sample: float
     price: int
     """Parameters of one direction."""
@@ -90,7 +94,7 @@ class _Sums:
 class Gramians:
     """Sums of every layer, step by step: `observer` sees tokens, `close` ends a step. Nothing waits for the device.
 
-    Memory is 2 r^2 a layer, and r^2 for every step.
+    Memory is 2 r^2 a layer, and r^2 for every block: a step, or a few steps together where there are many.
 
     Args:
         ranks: layer -> r.
@@ -112,7 +116,8 @@ class Gramians:
             empty = torch.zeros(r, r, device=devices[name])
             self._layers[name] = _Sums(empty, empty.clone(), torch.zeros((), device=devices[name]))
         self._samples: list[Tensor] = []
-        """Of each step; 0 for one that was left out."""
+        """Of each block; 0 where nothing in it counts."""
+        self._skipped = torch.zeros(())
 
     def observer(self, name: str) -> Callable[[Tensor, Tensor], None]:
         """What is given h `(..., r)` and g `(..., r)`, of the loss that is differentiated, of each call of a layer."""
@@ -135,6 +140,8 @@ class Gramians:
 
         A step of no sample, or in which something is not finite, counts for nothing.
         """
+        if len(self._samples) == 2 * BLOCKS:
+            self._halve()
         found: list[Tensor] = [samples.float()]
         for sums in self._layers.values():
             zero = torch.zeros_like(sums.P)
@@ -155,6 +162,17 @@ class Gramians:
             sums.tokens += tokens
             sums.K.append(K)
         self._samples.append(torch.where(whole, samples, 0.0))
+        self._skipped = self._skipped.to(whole.device) + ~whole
+
+    def _halve(self) -> None:
+        """Two neighbouring blocks become one: the slopes of a mean over the samples of both."""
+        first, second = torch.stack(self._samples).view(-1, 2).unbind(1)
+        both = first + second
+        for sums in self._layers.values():
+            weights = (torch.stack([first, second], 1) / both.clamp_min(1e-3)[:, None]).to(sums.P.device)
+            pairs = torch.stack(sums.K).view(len(both), 2, *sums.P.shape)
+            sums.K = list((pairs * weights[..., None, None]).sum(1).unbind())
+        self._samples = list(both.unbind())
 
     def _over_processes(self, found: list[Tensor], average: Average) -> list[Tensor]:
         """Sums over all processes, and the mean of K, for the loss is a mean over them."""
@@ -172,8 +190,12 @@ class Gramians:
             sums.running = []
 
     @property
-    def steps(self) -> int:
+    def blocks(self) -> int:
         return len(self._samples)
+
+    def last(self) -> tuple[dict[str, Tensor], float]:
+        """Layer -> K `(r, r)` of the last step, and its samples; 0: it counts for nothing. Waits for the device."""
+        return {name: sums.K[-1].cpu() for name, sums in self._layers.items()}, float(self._samples[-1])
 
     def calibration(self, prices: Mapping[str, int]) -> Calibration:
         """What the window tells. Waits for the device.
@@ -190,11 +212,12 @@ class Gramians:
             basis = balance(sums.P.cpu() / max(count, 1e-3), sums.Q.cpu() / max(count, 1e-3))
             slopes = gate_slopes(torch.stack(sums.K).cpu()[kept], basis)
             layers[name] = Measured(basis, slopes, count / max(total, 1.0), prices[name])
-        return Calibration(layers, samples[kept], int((~kept).sum()))
+        return Calibration(layers, samples[kept], int(self._skipped))
 
     def tensors(self) -> dict[str, Tensor]:
         """The state between two steps, for a checkpoint."""
-        found = {"samples": torch.stack(self._samples) if self._samples else torch.zeros(0)}
+        samples = torch.stack(self._samples) if self._samples else torch.zeros(0)
+        found = {"samples": samples, "skipped": self._skipped.clone()}
         for name, sums in self._layers.items():
             K = torch.stack(sums.K) if sums.K else sums.P.new_zeros(0, *sums.P.shape)
             found |= {f"P.{name}": sums.P, f"Q.{name}": sums.Q, f"K.{name}": K, f"tokens.{name}": sums.tokens}
@@ -211,4 +234,4 @@ class Gramians:
                 raise ValueError(f"the Gramians of {name} are not in the checkpoint, or of another rank")
             sums.P, sums.Q, sums.tokens = (tensors[f"{key}.{name}"].to(sums.P) for key in ("P", "Q", "tokens"))
             sums.K = list(tensors[f"K.{name}"].to(sums.P).unbind())
-        self._samples = list(tensors["samples"].unbind())
+        self._samples, self._skipped = list(tensors["samples"].unbind()), tensors["skipped"]

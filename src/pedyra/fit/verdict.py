@@ -6,11 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 from pedyra.fit.curve import Point
 
 CONFIDENCE = 0.95
 """Of every statement together: each of n sizes that are asked for is held to 1 - 0.05 / n (Bonferroni)."""
+
+
+LEARNS = 2.0
+"""Standard errors by which slopes are lower than they were before they are taken to fall."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ def _z(asked: int) -> float:
     return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / max(1, asked))
 
 
-def student(level: float, count: int) -> float:
+def student(level: float, count: float) -> float:
     """How many standard errors the mean of `count` values is above the truth with probability `level` at most.
 
     Student's t with count - 1 degrees of freedom, by the expansion of Cornish and Fisher (within 1 % from 7 on at the
@@ -59,6 +64,50 @@ def paired(with_set: Sequence[float], without: Sequence[float], weights: Sequenc
         return mean, math.inf
     squares = sum((w * (d - mean)) ** 2 for w, d in zip(weights, differences, strict=True))
     return mean, math.sqrt(squares * count / (count - 1)) / total
+
+
+class Estimate(NamedTuple):
+    """A mean, and how well it is known."""
+
+    mean: float
+    error: float
+    """Standard error; infinite with fewer than two values."""
+    count: float
+    """Values that it is known as well as the mean of."""
+
+
+def controlled(
+    with_set: Sequence[float],
+    without: Sequence[float],
+    weights: Sequence[float],
+    slopes: Sequence[float],
+    all_slopes: Sequence[float],
+    all_weights: Sequence[float],
+) -> Estimate:
+    """The mean of (without - with) by control variates: of these batches, with the slopes of many more.
+
+    To first order a batch loses what the set's gate slope c of the same batch says, with the sign turned, and that is
+    nearly all of the noise: of difference + c the mean is known from few batches. The mean of c is known from every
+    batch whose backward pass was seen. Where c is clearly lower in these batches than in all (the set is learning),
+    all say too little, and the batches count alone.
+
+    Args:
+        slopes: c of each of these batches.
+        all_slopes: c of each batch that was seen, these too.
+    """
+    plain = Estimate(*paired(with_set, without, weights), len(weights))
+    if len(weights) < 2:
+        return plain
+    zeros = [0.0] * len(all_slopes)
+    here, here_error = paired(zeros[: len(slopes)], slopes, weights)
+    everywhere, error = paired(zeros, all_slopes, all_weights)
+    if here < everywhere - LEARNS * here_error:
+        return plain
+    rest, rest_error = paired(with_set, [b + c for b, c in zip(without, slopes, strict=True)], weights)
+    squares = rest_error**2, error**2
+    freedom = squares[0] ** 2 / (len(weights) - 1) + squares[1] ** 2 / (len(all_weights) - 1)
+    count = 1 + sum(squares) ** 2 / freedom if freedom else len(weights)  # Welch and Satterthwaite
+    return Estimate(rest - everywhere, math.sqrt(sum(squares)), count)
 
 
 def is_within(point: Point, tolerance: Tolerance, asked: int) -> bool:

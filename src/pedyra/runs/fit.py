@@ -95,7 +95,7 @@ def fit_folder(
     progress("loading the model")
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     model = load_adapter(base, lora.folder)
-    calibration, choice, proof = _parts(task, rows, recipe.seed)
+    calibration, choice, proof = parts(task, rows, recipe.seed)
     found = fit_adapter(
         model, calibration, choice, proof, tolerance=wanted.tolerance, parameters=wanted.parameters, shape=shape,
         progress=progress,
@@ -180,7 +180,7 @@ def _recipe(path: Path, lora: SavedLora, data: Path | None, run: Path | None) ->
     return check_recipe(content, str(data))
 
 
-def _parts(task: Task, rows: int, seed: int) -> tuple[DataLoader[Any], list[Any], list[Any]]:
+def parts(task: Task, rows: int, seed: int) -> tuple[DataLoader[Any], list[Any], list[Any]]:
     """Batches for calibration (training rows), choice and proof (held-out rows, every other one)."""
     generator = torch.Generator().manual_seed(seed)
     train = task.train.select(torch.randperm(len(task.train), generator=generator)[:rows].tolist())

@@ -15,21 +15,32 @@ from pedyra.methods.pedyra.sizes import Sizes, still_learns
 RANKS = {"a": 8, "b": 4}
 
 
-def calibration(learns: tuple[str, ...] = ()) -> Calibration:
+def calibration(learns: tuple[str, ...] = (), noise: float = 1.0, steps: int = 20) -> Calibration:
     """Directions worth 2^-i, and slopes that are noise but for layers that learn."""
     generator = torch.Generator().manual_seed(0)
     layers = {}
     for index, (name, rank) in enumerate(RANKS.items()):
         values = torch.tensor([2.0 ** -(i + index) for i in range(rank)]).double()
-        noise = torch.randn(20, rank, generator=generator).double() * values
+        slopes = noise * torch.randn(steps, rank, generator=generator).double() * values
         eye = torch.eye(rank).double()
-        layers[name] = Measured(Balance(eye, eye, values), noise - (5.0 if name in learns else 0.0), 2.0, 10 + index)
-    return Calibration(layers, torch.full((20,), 4.0).double(), 0)
+        layers[name] = Measured(Balance(eye, eye, values), slopes - (5.0 if name in learns else 0.0), 2.0, 10 + index)
+    return Calibration(layers, torch.full((steps,), 4.0).double(), 0)
+
+
+def quiet() -> Sizes:
+    """Sets whose slopes are next to nothing, so that what the losses say is all there is."""
+    return Sizes(calibration(noise=1e-6))
+
+
+NONE = torch.zeros(13, dtype=torch.float64)
+"""Slopes of a batch."""
 
 
 def test_every_prefix_has_the_cost_of_its_summed_slopes():
     found = calibration()
     sizes = Sizes(found)
+    one_more = {name: torch.diag(layer.slopes[3]).float() for name, layer in found.layers.items()}
+    assert torch.allclose(sizes.slopes_of(one_more), sizes.slopes[3], atol=1e-6)
     assert len(sizes) == 12 and sizes.after(0).parameters == 8 * 10 + 4 * 11
     for removals in (1, 5, 12):
         size = sizes.after(removals)
@@ -49,10 +60,10 @@ def test_a_layer_that_learns_loses_nothing():
 def answered(cost_of: dict[int, float], noise: float, tolerance: float = 0.1, batches: int = 200) -> Asking:
     """Ask until all is answered; removing n directions costs `cost_of[n]`, seen with noise."""
     generator = torch.Generator().manual_seed(1)
-    asking = Asking(Sizes(calibration()), tolerance, Account(batches), 124)
+    asking = Asking(quiet(), tolerance, Account(batches), 124)
     while asking.question is not None:
         cost = cost_of[asking.question.removals]
-        asking.tell(1.0, 1.0 + cost + noise * float(torch.randn((), generator=generator)), 4.0)
+        asking.tell(1.0, 1.0 + cost + noise * float(torch.randn((), generator=generator)), 4.0, NONE)
     return asking
 
 
@@ -76,26 +87,70 @@ def test_a_costly_set_is_seldom_let_go():
     wrong = 0
     for seed in range(200):
         generator = torch.Generator().manual_seed(seed)
-        asking = Asking(Sizes(calibration()), 0.1, Account(64), 124)
+        asking = Asking(quiet(), 0.1, Account(64), 124)
         while asking.question is not None:
-            asking.tell(1.0, 1.2 + 0.2 * float(torch.randn((), generator=generator)), 4.0)
+            asking.tell(1.0, 1.2 + 0.2 * float(torch.randn((), generator=generator)), 4.0, NONE)
         wrong += asking.may_go > 0
     assert wrong <= 10
 
 
+def by_slopes(cost: float, seed: int, window: int = 60, mean: float = 0.0, falls: float = 0.0) -> Asking:
+    """Every set costs `cost - mean`, and what a batch says of it is off by its slope, and by a twentieth of that.
+
+    Args:
+        mean: of slopes.
+        falls: how much lower they are in the batches than in the window.
+    """
+    sizes = Sizes(calibration(noise=0.1, steps=window))
+    generator = torch.Generator().manual_seed(seed)
+    window_slopes = 0.1 * torch.randn(window, 13, generator=generator).double() + mean
+    window_slopes[:, 0] = 0.0
+    asking = Asking(sizes, 0.1, Account(64), 124)
+    asking.slopes = window_slopes
+    while asking.question is not None:
+        slopes = 0.1 * torch.randn(13, generator=generator).double() + mean - falls
+        slope = float(slopes[asking.question.removals])
+        asking.tell(1.0, 1.0 + cost - slope + 0.005 * float(torch.randn((), generator=generator)), 4.0, slopes)
+    return asking
+
+
+def test_slopes_of_the_steps_before_make_few_batches_enough():
+    """A cost of half of the tolerance, in noise as large as it: 8 batches tell, of which 32 could not by themselves."""
+    found = [by_slopes(0.05, seed).account.points[0] for seed in range(20)]
+    assert sum(point["answer"] == "within" and point["batches"] == 8 for point in found) >= 18
+    assert all(point["standard_error"] == pytest.approx(0.1 / 68**0.5, rel=0.3) for point in found)  # of the slopes
+    assert max(point["measured_cost"] for point in found) < 0.1
+    alone = 0.05 + student(0.05 / LOOKS, 32) * 0.1 / 32**0.5
+    assert alone > 0.1
+
+
+def test_what_a_set_still_gains_is_a_part_of_its_cost():
+    costs = [by_slopes(0.02, seed, mean=-0.08).account.points[0]["measured_cost"] for seed in range(40)]
+    assert sum(costs) / 40 == pytest.approx(0.10, abs=0.01)
+
+
+def test_a_costly_set_is_seldom_let_go_by_its_slopes():
+    assert sum(by_slopes(0.15, seed).may_go > 0 for seed in range(200)) <= 10
+
+
+def test_slopes_that_fall_since_are_not_averaged_away():
+    """The set is learning: its cost is 0.02 by the window's slopes, and 0.22 by those of now."""
+    assert all(by_slopes(0.02, seed, falls=0.2).may_go == 0 for seed in range(20))
+
+
 def test_looks_are_counted():
     account = Account(10_000, looks=LOOKS - 1)
-    asking = Asking(Sizes(calibration()), 0.1, account, 124)
+    asking = Asking(quiet(), 0.1, account, 124)
     for _ in range(8):
-        asking.tell(1.0, 1.5, 4.0)
+        asking.tell(1.0, 1.5, 4.0, NONE)
     assert account.is_exhausted and asking.question is None
     assert [point["answer"] for point in account.points] == ["beyond"]
 
 
 def test_a_loss_that_is_not_finite_is_left_out():
-    asking = Asking(Sizes(calibration()), 0.1, Account(100), 124)
-    asking.tell(1.0, float("nan"), 4.0)
-    assert asking.question is not None and asking.question.samples == []
+    asking = Asking(quiet(), 0.1, Account(100), 124)
+    asking.tell(1.0, float("nan"), 4.0, NONE)
+    assert asking.question is not None and asking.question.samples == [] and len(asking.samples) == 20
 
 
 def test_the_bound_is_students():

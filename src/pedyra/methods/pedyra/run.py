@@ -35,14 +35,16 @@ from pedyra.methods.pedyra.words import in_words, verdict
 
 BEGINNING = 0.02
 """Part of the run whose loss is that before anything was learned; 4 steps at least."""
-WINDOW = 40
-"""Steps of a measuring window at most."""
+WINDOW, SHORT = 0.1, 40
+"""Part of the run that a measuring window takes, or an interval: the more slopes, the smaller a cost can be proved. On
+the way to a `target_rank`, where nothing is asked: so many steps at most."""
 LOOK_BACK = 8
 """Steps at its end whose batches tell what was won."""
 ASKING, ASKING_LEAST = 0.03, 48
 """Steps in which something is asked, as a part of the run, or at least: each costs two forward passes."""
 CUTS = 3
 """On the way to a `target_rank`."""
+KEPT = ("before", "now", "won", "cuts", "initial", "skipped_steps")
 
 
 class FitRun:
@@ -51,10 +53,13 @@ class FitRun:
     def __init__(self, run: Run) -> None:
         self.run, self.layers = run, {layer.name: layer for layer in run.layers}
         self.batches = Batches(run.model, run.average)
-        self.skipped_steps = 0
+        self.skipped_steps, self.cuts = 0, 0
         total = run.schedule.total_steps
         self.account = Account(most_batches(total))
         self.beginning = max(4, round(BEGINNING * total))
+        interval = run.schedule.interval
+        asks = self.run.config.target_rank is None
+        self.window = max(interval, round(WINDOW * total)) if asks else min(SHORT, interval)
         self.initial = {name: layer.rank for name, layer in self.layers.items()}
         """Layer -> rank at the start of the run."""
         self.before: list[list[float]] = []
@@ -64,11 +69,10 @@ class FitRun:
         self.won: list[float] | None = None
         """What fine-tuning had won by the last window, and its standard error."""
         self.gramians: Gramians | None = None
-        """While measuring."""
+        """While measuring, and while asking."""
         self.calibration: Calibration | None = None
         """While asking: what the sets come from."""
         self.asking: Asking | None = None
-        self.cuts = 0
         self._state_is_known = False
 
     @property
@@ -83,9 +87,7 @@ class FitRun:
     def target(self) -> int | None:
         """Parameters to end with, where they are given."""
         rank = self.run.config.target_rank
-        if rank is None:
-            return None
-        return self._parameters(dict.fromkeys(self.layers, rank))
+        return None if rank is None else self._parameters(dict.fromkeys(self.layers, rank))
 
     def _parameters(self, ranks: Mapping[str, int]) -> int:
         return sum(layer.cost * ranks[name] for name, layer in self.layers.items())
@@ -95,10 +97,13 @@ class FitRun:
 
     def prepare(self, step: int) -> None:
         adjustment = self.run.schedule.next_adjustment(step + 1)
-        measures = self.gramians is None and self.asking is None and not self.settled
-        if measures and adjustment is not None and adjustment - step <= min(WINDOW, self.run.schedule.interval):
-            self._measure()
         asks = self.asking is not None and self.asking.question is not None
+        near = adjustment is not None and adjustment - step <= self.window
+        measures = asks or self.asking is None and near and not self.settled
+        if self.gramians is None and measures:
+            self._measure()
+        elif self.asking is not None and not asks:
+            self._stop()
         begins = step < self.beginning and self.target is None and self.run.moves > 0
         self.batches.wanted = asks or begins or self.gramians is not None
 
@@ -122,15 +127,17 @@ class FitRun:
             if step <= self.beginning:
                 (loss,), samples = self.batches.losses(closure)
                 self.before.append([loss, samples])
-            if self.gramians is not None and adjustment is not None and adjustment - step < LOOK_BACK:
+            ends = adjustment is not None and adjustment - step < LOOK_BACK
+            if self.gramians is not None and self.asking is None and ends:
                 (loss, none), samples = self.batches.losses(closure, nothing(self.run.layers))
                 self.now.append([loss, none, samples])
             if self.asking is not None and self.asking.question is not None:
-                assert self.calibration is not None
+                assert self.calibration is not None and self.gramians is not None
                 ranks = self.asking.sizes.after(self.asking.question.removals).ranks
                 projections = {self.layers[n]: P for n, P in kept(ranks, self.calibration).items()}
                 (whole, without), samples = self.batches.losses(closure, projections)
-                self.asking.tell(whole, without, samples)
+                K, seen = self.gramians.last()
+                self.asking.tell(whole, without, min(samples, seen), self.asking.sizes.slopes_of(K))
         self.batches.forget()
 
     def skip_step(self) -> None:
@@ -158,12 +165,11 @@ class FitRun:
             assert self.calibration is not None
             asks_on = self.asking.question is not None and left > 1
             return self._nothing("asking", self.calibration) if asks_on else self._end_round()
-        if self.gramians is None or self.gramians.steps < 2:
+        if self.gramians is None or self.gramians.blocks < 2:
             return None
+        found = self.gramians.calibration({name: layer.cost for name, layer in self.layers.items()})
+        self.skipped_steps += found.skipped
         self._stop()
-        prices = {name: layer.cost for name, layer in self.layers.items()}
-        found = self.gramians.calibration(prices)
-        self.gramians, self.skipped_steps = None, self.skipped_steps + found.skipped
         if self.target is not None:
             return self._cut_towards(self.target, found, left)
         self.won, self.now = won(self.before, self.now) or self.won, []
@@ -182,6 +188,7 @@ class FitRun:
     def _end_round(self) -> Decision:
         asking, calibration = self.asking, self.calibration
         assert asking is not None and calibration is not None
+        self._stop()
         self.asking = self.calibration = None
         if asking.may_go == 0:
             return self._nothing("nothing may go", calibration)
@@ -225,41 +232,37 @@ class FitRun:
     def _stop(self) -> None:
         for layer in filter(holds_triples, self.run.layers):  # not deleted since, nor detached
             layer.a.observer = None
+        self.gramians = None
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """The next window begins anew."""
 
     def restart(self, step: int) -> None:
         self._stop()
-        self.gramians = self.calibration = self.asking = None
-        self.now = []
+        self.calibration, self.asking, self.now = None, None, []
 
     def describe(self) -> dict[str, Any]:
-        in_vain = None
-        if self.run.moves and self.target is None and len(self.run.schedule.adjustments) < 2:
-            in_vain = (
-                "nothing will be cut: sets are asked about between two adjustments, and there is one; train longer"
-            )
-        return {"in_vain": in_vain}
+        too_few = self.run.moves and self.target is None and len(self.run.schedule.adjustments) < 2
+        told = "nothing will be cut: sets are asked about between two adjustments, and there is one; train longer"
+        return {"in_vain": told if too_few else None}
 
     def snapshot(self, step: int) -> dict[str, Any]:
         return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {} if self.gramians is None else self.gramians.tensors()
-        return found if self.calibration is None else found | self.calibration.tensors()
+        holders = (self.gramians, self.calibration, self.asking)
+        return {name: each for holder in holders if holder is not None for name, each in holder.tensors().items()}
 
     def values(self) -> dict[str, Any]:
         asking = None if self.asking is None else self.asking.values()
-        own = {name: getattr(self, name) for name in ("before", "now", "won", "cuts", "initial", "skipped_steps")}
-        return {**own, "account": asdict(self.account), "asking": asking}
+        return {**{name: getattr(self, name) for name in KEPT}, "account": asdict(self.account), "asking": asking}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        for name in ("before", "now", "won", "cuts", "initial", "skipped_steps"):
+        for name in KEPT:
             setattr(self, name, values[name])
         self.account = Account(**values["account"])
         self._stop()
-        self.gramians = self.calibration = self.asking = None
+        self.calibration = self.asking = None
         if any(name.startswith("P.") for name in tensors):
             self._measure()
             assert self.gramians is not None
@@ -268,7 +271,7 @@ class FitRun:
             self.calibration = Calibration.of(tensors, {name: layer.cost for name, layer in self.layers.items()})
             sizes = Sizes(self.calibration, self.run.config.min_rank)
             self.asking = Asking(sizes, values["asking"]["tolerance"], self.account, self._parameters(self.initial))
-            self.asking.load(values["asking"])
+            self.asking.load(values["asking"], tensors)
 
     def release(self) -> None:
         self._stop()

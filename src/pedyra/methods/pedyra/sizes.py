@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pedyra.fit.curve import removal_order
 from pedyra.fit.gramians import Calibration
+from pedyra.fit.worth import gate_slopes
 
 LEARNING = 3.0
 """Standard errors by which the slopes of all of a layer's gates together are below zero in a layer that still learns:
@@ -39,22 +40,39 @@ class Sizes:
         self.learning = [name for name in calibration.layers if still_learns(calibration, name) and not all_may_go]
         """Layers that lose nothing now."""
         left = {name: layer.rank for name, layer in calibration.layers.items()}
-        slopes: list[Tensor] = []
         alone = {name: layer.costs for name, layer in calibration.layers.items()}
         self._alone = [0.0]
         parameters = sum(layer.price * layer.rank for layer in calibration.layers.values())
-        self._order, self._parameters = [], [parameters]
+        self._order: list[tuple[str, int]] = []
+        """Layer and index of the direction that goes."""
+        self._parameters = [parameters]
         for name in removal_order(calibration):
             if name in self.learning or left[name] <= min_rank:
                 continue
             left[name] -= 1
             layer = calibration.layers[name]
             parameters -= layer.price
-            slopes.append(layer.slopes[:, left[name]])
             self._alone.append(self._alone[-1] + float(alone[name][left[name]]))
-            self._order.append(name)
+            self._order.append((name, left[name]))
             self._parameters.append(parameters)
-        self._predicted = [0.0, *_costs(slopes, calibration.samples)]
+        self.slopes = self._summed({name: layer.slopes for name, layer in calibration.layers.items()})
+        """c of every prefix in every step of the window, `(steps, removals + 1)`: the sum of its directions' slopes."""
+        self._predicted = _costs(self.slopes, calibration.samples)
+
+    def _summed(self, slopes: Mapping[str, Tensor]) -> Tensor:
+        """Layer -> slopes `(steps, r)`, summed over the directions of every prefix."""
+        steps = len(self.calibration.samples) if not slopes else len(next(iter(slopes.values())))
+        zero = torch.zeros(steps, dtype=torch.float64)
+        return torch.stack([zero, *(slopes[name][:, index] for name, index in self._order)], 1).cumsum(1)
+
+    def slopes_of(self, K: Mapping[str, Tensor]) -> Tensor:
+        """c of every prefix in one more step, `(removals + 1,)`.
+
+        Args:
+            K: layer -> the step's sum of h g^T, `(r, r)`.
+        """
+        layers = self.calibration.layers
+        return self._summed({name: gate_slopes(each[None], layers[name].basis) for name, each in K.items()})[0]
 
     def __len__(self) -> int:
         """The most removals."""
@@ -63,7 +81,7 @@ class Sizes:
     def after(self, removals: int) -> Size:
         """The size after so many."""
         ranks = {name: layer.rank for name, layer in self.calibration.layers.items()}
-        for name in self._order[:removals]:
+        for name, _ in self._order[:removals]:
             ranks[name] -= 1
         return Size(ranks, self._parameters[removals], self._predicted[removals])
 
@@ -83,11 +101,10 @@ class Sizes:
         return next(fewest, len(self))
 
 
-def _costs(slopes: list[Tensor], samples: Tensor) -> list[float]:
-    """`worth.predicted_cost` of every prefix: N/2 Var(c) - mean(c), c the sum of the removed directions' slopes."""
-    if not slopes or len(samples) < 2:
-        return [float("nan")] * len(slopes)
-    c = torch.stack(slopes, 1).cumsum(1)  # (steps, removals)
+def _costs(c: Tensor, samples: Tensor) -> list[float]:
+    """`worth.predicted_cost` of every prefix, whose slopes are `c`: N/2 Var(c) - mean(c)."""
+    if len(samples) < 2:
+        return [0.0, *[float("nan")] * (c.shape[1] - 1)]
     mean = (samples[:, None] * c).sum(0) / samples.sum()
     variance = (samples[:, None] * (c - mean).square()).sum(0) / (len(samples) - 1)
     return (variance / 2 - mean).tolist()

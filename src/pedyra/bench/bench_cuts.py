@@ -1,0 +1,96 @@
+"""`pedyra bench cuts`: what a trained LoRA loses when it is cut to one size in different ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pedyra.fit.calibration import calibrate, lora_layers, model_loss, num_samples
+from pedyra.fit.curve import Shape, within
+from pedyra.fit.cut import singular_basis
+from pedyra.fit.fit import losses
+from pedyra.fit.gramians import Calibration, Measured
+from pedyra.fit.verdict import paired
+from pedyra.fit.worth import Balance, balance
+from pedyra.models import load_tokenizer
+from pedyra.runs.evaluate import adapted_model, finished_run
+from pedyra.runs.fit import parts
+from pedyra.tasks import load_task
+
+SHARES = (0.5, 0.25, 0.125)
+
+
+def bench_cuts(
+    run: Path, shares: Sequence[float] = SHARES, rows: int = 1024, random_seeds: int = 3
+) -> Iterator[dict[str, Any]]:
+    """One row for each way and size: the rise of the held-out loss, in pairs with the whole adapter.
+
+    Ways: `fit`, as `pedyra fit` orders and cuts; `singular values`, of s B A, by their squares per parameter; `energy`,
+    the same values, each layer keeping an equal part of its own squares, which is the rule of `peft.convert_to_lora`;
+    `inputs`, which knows the inputs of a layer and not its gradients; `random` directions.
+
+    Args:
+        shares: parts of the parameters that are left.
+        rows: of training, to calibrate with, and of those held out, to measure on, at most.
+
+    Raises:
+        ValueError: `run` is no finished run with a LoRA.
+    """
+    _, recipe, adapter = finished_run(run)
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed)
+    model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
+    training, choice, proof = parts(task, rows, recipe.seed)
+    batches = [*choice, *proof]
+    measured = calibrate(model, training)
+    weights = [float(num_samples(batch)) for batch in batches]
+    everything = within(measured, Shape(), sum(each.price * each.rank for each in measured.layers.values()))
+    whole = losses(model, measured, everything.ranks, batches, "default", model_loss)
+    loss = paired([0.0] * len(batches), whole, weights)[0]
+    for way, seed, calibration in ways(model, measured, random_seeds):
+        for share in shares:
+            size = within(calibration, Shape(), round(share * everything.parameters))
+            cost, error = paired(whole, losses(model, calibration, size.ranks, batches, "default", model_loss), weights)
+            yield {
+                "run": str(run), "way": way, "seed": seed, "share": size.share, "parameters": size.parameters,
+                "loss": loss, "cost": cost, "standard_error": error,
+            }  # fmt: skip
+
+
+def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple[str, int | None, Calibration]]:
+    """Name, seed, and bases with values by which the directions are ordered."""
+    yield "fit", None, measured
+    singular, energy, inputs = {}, {}, {}
+    for name, module in lora_layers(model).items():
+        A, B = (module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach())
+        layer, scaling = measured.layers[name], module.scaling["default"]
+        basis = singular_basis(A, scaling * B)
+        singular[name] = _ordered(layer, basis, basis.values)
+        squares = basis.values.square()
+        left = squares.flip(0).cumsum(0).flip(0) / squares.sum()  # what goes, where this and all after it go
+        energy[name] = _ordered(layer, basis, (left * layer.price).sqrt())
+        of_inputs = layer.basis.inverse * layer.basis.values @ layer.basis.inverse.T  # E[h h^T]
+        basis = balance(of_inputs, (scaling * B.double()).T @ (scaling * B.double()))
+        inputs[name] = _ordered(layer, basis, basis.values)
+    yield "singular values", None, replace(measured, layers=singular)
+    yield "energy", None, replace(measured, layers=energy)
+    yield "inputs", None, replace(measured, layers=inputs)
+    for seed in range(random_seeds):
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for name, layer in singular.items():
+            order = torch.randperm(layer.rank, generator=generator)
+            basis = Balance(layer.basis.T[order], layer.basis.inverse[:, order], layer.basis.values)
+            values = torch.rand(layer.rank, generator=generator).double().sort(descending=True).values
+            layers[name] = _ordered(layer, basis, (values * layer.price).sqrt())
+        yield "random", seed, replace(measured, layers=layers)
+
+
+def _ordered(layer: Measured, basis: Balance, values: Tensor) -> Measured:
+    """A layer whose directions are those of `basis` and go by the squares of `values` per parameter."""
+    return replace(layer, basis=basis._replace(values=values.double()), tokens_per_sample=1.0)
