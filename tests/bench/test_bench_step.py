@@ -69,8 +69,8 @@ def test_the_kinds_of_a_run_follow_its_schedule_and_how_much_it_may_ask():
     schedule = Fit().schedule(RankConfig(), 1000)
     assert schedule.adjustments == (450, 500, 550, 600, 650, 700)
     kinds = kinds_of_a_run(schedule)
-    # Three windows of 40 steps before 450, 550 and 650, of whose last 8 each batch is run twice more.
-    assert kinds == {"idle": 1000 - 200 - 48, "measured": 176, "looked": 24, "asked": 48}  # 100 + 2 x 50
+    # A window of 100 steps before 450, and of 50 before 550 and 650, of whose last 8 each batch is run twice more.
+    assert kinds == {"idle": 1000 - 200 - 48, "measured": 176, "looked": 24, "asked": 48}
 
 
 def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
