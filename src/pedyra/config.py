@@ -97,9 +97,10 @@ class RankConfig:
     none, it cuts. 0: ranks stay as they are."""
     initial_warmup: int | float = 0.0
     """Steps before the first interval begins (paper: t_i); a float below 1 is a fraction of the run. 0 with method
-    pedyra: 40 % of the run, or 15 % with a `target_rank`."""
-    final_warmup: int | float = 0.25
-    """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run."""
+    pedyra: 60 % of the run, or 15 % with a `target_rank`."""
+    final_warmup: int | float = 0.1
+    """LENGTH of the last phase, without adjustments (paper: t_f); a float below 1 is a fraction of the run. 0.25 with
+    methods that move triples."""
 
     budget: str = "fit"
     """What the run ends with. "fit": the smallest adapter that gives up at most `tolerance` of what was won. Of methods
@@ -206,9 +207,8 @@ class RankConfig:
         """The config of a method that scores triples: fields of this record and of `Importance` side by side."""
         ours = {field.name for field in fields(Importance)}
         importance = Importance(**{name: value for name, value in settings.items() if name in ours})
-        return cls.from_dict(
-            {"importance": importance, "budget": "parameters"} | {k: v for k, v in settings.items() if k not in ours}
-        )
+        own = {"importance": importance, "budget": "parameters", "final_warmup": 0.25}
+        return cls.from_dict(own | {name: value for name, value in settings.items() if name not in ours})
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RankConfig:

@@ -67,9 +67,9 @@ def test_sizes_of_nothing_are_refused(option):
 
 def test_the_kinds_of_a_run_follow_its_schedule_and_how_much_it_may_ask():
     schedule = Fit().schedule(RankConfig(), 1000)
-    assert schedule.adjustments == (450, 500, 550, 600, 650, 700)
+    assert schedule.adjustments == (650, 700, 750, 800, 850)
     kinds = kinds_of_a_run(schedule)
-    # A window of 100 steps before 450, and of 50 before 550 and 650, of whose last 8 each batch is run twice more.
+    # A window of 100 steps before 650, and of 50 before 750 and 850, of whose last 8 each batch is run twice more.
     assert kinds == {"idle": 1000 - 200 - 48, "measured": 176, "looked": 24, "asked": 48}
 
 

@@ -55,6 +55,8 @@ def test_a_layer_that_learns_loses_nothing():
     assert still_learns(found, "a") and not still_learns(found, "b")
     assert Sizes(found).after(4).ranks == {"a": 8, "b": 0}
     assert len(Sizes(found, all_may_go=True)) == 12
+    # Its eight gates slope by 5 each: 40 is less than its half of a tolerance of 100.
+    assert Sizes(found, tolerance=100.0).learning == [] and Sizes(found, tolerance=50.0).learning == ["a"]
 
 
 def answered(cost_of: dict[int, float], noise: float, tolerance: float = 0.1, batches: int = 200) -> Asking:

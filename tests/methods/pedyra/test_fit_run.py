@@ -73,10 +73,10 @@ def test_a_run_that_learns_nothing_keeps_everything_and_says_so(make_task, fit):
 def test_until_the_first_cut_it_is_plain_lora_to_the_last_bit(make_task, fit):
     """Measuring and asking change no weight, no moment, and draw no random number."""
     before = torch.get_rng_state()
-    asked = fit(make_task(), stop=199)
+    asked = fit(make_task(), stop=279)
     assert "asking" in states(asked) and "cut" not in states(asked)
     assert torch.equal(torch.get_rng_state(), _after_a_task(before, make_task))
-    only = fit(make_task(), stop=199, moves=0)
+    only = fit(make_task(), stop=279, moves=0)
     assert all(torch.equal(a, b) for a, b in zip(weights(asked), weights(only), strict=True))
 
 
@@ -96,7 +96,7 @@ def test_accumulation_and_a_loss_scale_change_no_decision(more, make_task, fit):
         assert a["measured_cost"] == pytest.approx(b["measured_cost"], rel=0.05, abs=1e-4)
 
 
-@pytest.mark.parametrize("at", [5, 170, 185, 210])
+@pytest.mark.parametrize("at", [5, 240, 270, 310])
 def test_a_resumed_run_equals_the_unbroken_one(at, make_task, fit, tmp_path):
     """Broken off in the beginning, in a window, while asking, and after a cut."""
     whole = fit(make_task())

@@ -13,9 +13,9 @@ from pedyra.methods.pedyra.run import FitRun
 
 LEAST_INTERVAL = 10
 """Steps between adjustments: 8 batches answer a question."""
-FIRST = {False: 0.4, True: 0.15}
-"""Part of the run before the first window's interval; True: on the way to a `target_rank`, for the more
-steps to get used to being narrow (docs/results.md)."""
+FIRST = {False: 0.6, True: 0.15}
+"""Part of the run before the first interval. What is cut while much is left to learn makes the rest learn slower; on
+the way to a `target_rank` (True) steps to get used to being narrow are worth more (docs/decisions.md)."""
 
 
 def prepare(request: Request) -> Adaptation:

@@ -177,8 +177,8 @@ class FitRun:
             return self._nothing("nothing is learned yet", found)
         if left == 1:  # no other adjustment, at which a set could go
             return self._nothing("no time is left", found)
-        sizes = Sizes(found, self.run.config.min_rank)
         tolerance = self.tolerance.loss - self.account.spent
+        sizes = Sizes(found, self.run.config.min_rank, tolerance=tolerance)
         asking = Asking(sizes, tolerance, self.account, self._parameters(self.initial))
         if asking.question is None:
             return self._nothing("nothing may go", found, learning=sizes.learning)
@@ -269,8 +269,9 @@ class FitRun:
             self.gramians.load(tensors)
         if values["asking"] is not None:
             self.calibration = Calibration.of(tensors, {name: layer.cost for name, layer in self.layers.items()})
-            sizes = Sizes(self.calibration, self.run.config.min_rank)
-            self.asking = Asking(sizes, values["asking"]["tolerance"], self.account, self._parameters(self.initial))
+            tolerance = values["asking"]["tolerance"]
+            sizes = Sizes(self.calibration, self.run.config.min_rank, tolerance=tolerance)
+            self.asking = Asking(sizes, tolerance, self.account, self._parameters(self.initial))
             self.asking.load(values["asking"], tensors)
 
     def release(self) -> None:

@@ -33,11 +33,16 @@ class Sizes:
     Args:
         min_rank: what every layer keeps.
         all_may_go: also of layers that still learn.
+        tolerance: of the loss; a layer that may save less than its part of it learns nothing that counts.
     """
 
-    def __init__(self, calibration: Calibration, min_rank: int = 0, all_may_go: bool = False) -> None:
+    def __init__(
+        self, calibration: Calibration, min_rank: int = 0, all_may_go: bool = False, tolerance: float = 0.0
+    ) -> None:
         self.calibration = calibration
-        self.learning = [name for name in calibration.layers if still_learns(calibration, name) and not all_may_go]
+        least = tolerance / max(1, len(calibration.layers))
+        learning = (name for name in calibration.layers if still_learns(calibration, name, least))
+        self.learning = [] if all_may_go else list(learning)
         """Layers that lose nothing now."""
         left = {name: layer.rank for name, layer in calibration.layers.items()}
         alone = {name: layer.costs for name, layer in calibration.layers.items()}
@@ -110,14 +115,15 @@ def _costs(c: Tensor, samples: Tensor) -> list[float]:
     return (variance / 2 - mean).tolist()
 
 
-def still_learns(calibration: Calibration, name: str) -> bool:
-    """Whether the loss falls along all gates of the layer together, clear of the noise of the window's steps."""
+def still_learns(calibration: Calibration, name: str, least: float = 0.0) -> bool:
+    """Whether the loss falls along all gates of the layer together, by more than `least` for twice of them, and clear
+    of the noise of the window's steps."""
     c, weights = calibration.layers[name].slopes.sum(1), calibration.samples / calibration.samples.sum()
     if len(c) < 2:
         return True
     mean = float((weights * c).sum())
     error = float(((weights * (c - mean)).square().sum() * len(c) / (len(c) - 1)).sqrt())
-    return mean < -LEARNING * error
+    return mean < -max(LEARNING * error, least)
 
 
 def kept(ranks: Mapping[str, int], calibration: Calibration) -> dict[str, Tensor]:
