@@ -113,6 +113,7 @@ def differences() -> Iterator[str]:
     """Measured: the largest difference of a weight update to one process, in float32, at the end of 24 steps."""
     from test_data_parallel import NARROW, PAPER, by_hand, by_trainer, flat
     from test_sharded import by_fully_shard, by_tensor_parallel
+    from test_sharded import by_trainer as by_fsdp2_trainer
 
     yield "| engine | method | 2 processes | 4 processes |"
     yield "| --- | --- | --- | --- |"
@@ -120,13 +121,16 @@ def differences() -> Iterator[str]:
         "DDP, own loop": by_hand,
         "DDP, Trainer": by_trainer,
         "FSDP2, own loop": by_fully_shard,
+        "FSDP2, Trainer": by_fsdp2_trainer,
         "tensor parallel base, own loop": by_tensor_parallel,
     }
     for engine, work in engines.items():
         for method, settings in (("default", NARROW), ("paper", PAPER)):
             cells = []
             with TemporaryDirectory() as folder:
-                given = {size: (f"{folder}/{size}",) if work is by_trainer else () for size in (1, 2, 4)}
+                given = {
+                    size: (f"{folder}/{size}",) if work in (by_trainer, by_fsdp2_trainer) else () for size in (1, 2, 4)
+                }
                 (alone,) = together(work, 1, settings, *given[1])
                 for size in (2, 4):
                     first, *others = together(work, size, settings, *given[size])

@@ -6,12 +6,17 @@ A test that fails names what upstream has changed. The versions that were run ar
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from packaging.version import Version
 from peft.tuners.lora import Linear, LoraLayer
 from peft.utils.other import EMBEDDING_LAYER_NAMES, get_pattern_key, transpose
 from torch import Tensor, nn
@@ -136,7 +141,24 @@ def test_trainer_no_longer_asks_whether_a_model_divides_its_loss(recorded):
     assert trainer.model_accepts_loss_kwargs is False  # RankCallback saw that BERT does not
 
 
+def test_trainer_renamed_what_it_does_otherwise_under_fsdp(recorded):
+    """`allocate.sharded`; what comes of it is in test_sharded."""
+    trainer, _ = recorded
+    assert trainer.is_fsdp_enabled is False and trainer.accelerator.sync_gradients is True
+    for name in ("save_model", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_best_model"):
+        assert "self.is_fsdp_enabled" in inspect.getsource(getattr(Trainer, name)), name
+    assert "self.accelerator.backward(" in inspect.getsource(Trainer.training_step)
+
+
 # accelerate
+
+
+@pytest.mark.skipif(Version(accelerate.__version__) < Version("1.11"), reason="it has not, there")
+def test_accelerate_no_longer_leaves_whole_what_fsdp2_is_told_to_ignore():
+    """`allocate.sharded`; what comes of it is in test_sharded."""
+    plugin = {field.name for field in fields(FullyShardedDataParallelPlugin)}
+    assert {"fsdp_version", "ignored_modules", "cpu_ram_efficient_loading", "activation_checkpointing"} <= plugin
+    assert "fsdp2_plugin.ignored_modules" in inspect.getsource(fsdp2_prepare_model)
 
 
 def test_accelerate_wraps_an_optimizer_otherwise(recorded):

@@ -313,7 +313,7 @@ def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, t
     ("faked", "message"),
     [
         ({"deepspeed": "zero2.json"}, "under DeepSpeed; train under DDP, without args.deepspeed"),
-        ({"fsdp": "full_shard"}, "under Trainer's FSDP; train under DDP, or by fully_shard in your own loop"),
+        ({"fsdp": "full_shard"}, "under Trainer's FSDP but for version 2 on an accelerator; see docs/scaling.md, or"),
         ({"world_size": 2}, "under 2 processes in a Linear; use DDP, without torch_compile, or one process"),
         ({"n_gpu": 2}, "under DataParallel over 2 GPUs; set CUDA_VISIBLE_DEVICES"),
     ],

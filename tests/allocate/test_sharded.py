@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import accelerate.accelerator
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_data_parallel import NARROW, PAPER, assert_the_same_decisions, ending, flat, given
 from together import can_fork, together
@@ -17,9 +20,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from pedyra import RankAllocator
+from pedyra import RankAllocator, RankCallback
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.distributed import average_gradients
 
@@ -118,6 +121,140 @@ def test_a_base_in_tensor_parallel_trains_as_one_process():
     assert first == second
     assert_the_same_decisions(first, alone)
     assert flat(first["updates"]) == pytest.approx(flat(alone["updates"]), abs=1e-6)
+
+
+class Fsdp2OnCpu(AcceleratorState):
+    """As accelerate sets itself up on an accelerator; on a CPU it takes DDP, whatever it is told."""
+
+    def __init__(self, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+
+
+needs_ignored = pytest.mark.skipif(
+    Version(accelerate.__version__) < Version("1.11"), reason="accelerate cuts what it is told to leave whole"
+)
+
+
+def fsdp2_trainer(
+    model: Any, out: str, callbacks: list[Any], size: int = 2, fsdp: Any = None, **arguments: Any
+) -> Trainer:
+    """Steps of eight rows in two micro-batches, clipped."""
+    accelerate.accelerator.AcceleratorState = Fsdp2OnCpu
+    draw = torch.Generator().manual_seed(7)
+    rows: Any = [{"input_ids": row, "labels": row} for row in torch.randint(0, 40, (64, 10), generator=draw)]
+    if size > 1:
+        arguments |= {"fsdp": True, "fsdp_config": {"version": 2, **(fsdp or {})}, "ddp_backend": "gloo"}
+    settings = TrainingArguments(
+        out, max_steps=STEPS, per_device_train_batch_size=4 // size, gradient_accumulation_steps=2, max_grad_norm=0.1,
+        learning_rate=0.2, lr_scheduler_type="constant", report_to="none", save_steps=8, logging_steps=6, seed=5,
+        use_cpu=True, disable_tqdm=True, **arguments,
+    )  # fmt: skip
+    sgd: Any = torch.optim.SGD, {"lr": 0.2, "momentum": 0.5}
+    return Trainer(
+        model, settings, train_dataset=rows, eval_dataset=rows[:8], callbacks=callbacks, optimizer_cls_and_kwargs=sgd
+    )
+
+
+def by_trainer(rank: int, size: int, settings: dict[str, Any], out: str, resume: str | None = None) -> dict[str, Any]:
+    model, callback = llama(), RankCallback(**given(settings))
+    trainer = fsdp2_trainer(model, out, [callback], size)
+    trainer.train(resume_from_checkpoint=resume)
+    cut = [isinstance(parameter, DTensor) for parameter in model.parameters() if not parameter.requires_grad]
+    assert all(cut) if size > 1 else not any(cut)
+    norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    assert min(norms) > 0.1, "nothing is clipped: it proves nothing"
+    assert callback.allocator is not None
+    return ending(model, callback.allocator) | {"norms": norms}
+
+
+@needs_ignored
+@pytest.mark.parametrize(("settings", "others"), [(NARROW, 2), (PAPER, 1)], ids=["narrow", "paper"])
+def test_trainers_fsdp2_trains_as_one_process_and_resumes(settings, others, tmp_path):
+    out = str(tmp_path / "two")
+    (alone,) = together(by_trainer, 1, settings, str(tmp_path / "one"))
+    first, second = together(by_trainer, 2, settings, out)
+    assert first == second
+    assert_the_same_decisions(first, alone)
+    assert first["norms"] == pytest.approx(alone["norms"], rel=1e-4)
+    assert flat(first["updates"]) == pytest.approx(flat(alone["updates"]), abs=1e-6)
+    resumed, *_ = together(by_trainer, others, settings, out, f"{out}/checkpoint-16")
+    if others == 2:
+        assert resumed["weights"] == first["weights"]
+    else:  # without FSDP
+        assert flat(resumed["updates"]) == pytest.approx(flat(first["updates"]), abs=1e-6)
+
+
+def trained_twice(rank: int, size: int, out: str) -> Any:
+    """From another start in each process, with evaluations; the "best", of the highest loss, then what comes of it."""
+    base = llama().unload()
+    torch.manual_seed(rank)
+    model = get_peft_model(base, LoraConfig(r=3, target_modules="all-linear"))
+    callback = RankCallback(**given(PAPER))
+    trainer = fsdp2_trainer(
+        model, out, [callback], eval_strategy="steps", eval_steps=8, load_best_model_at_end=True, greater_is_better=True
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == f"{out}/checkpoint-8" and callback.allocator is not None
+    best = ending(model, callback.allocator)["weights"]
+    trainer.save_model(f"{out}/best")
+    trainer.args.load_best_model_at_end = False
+    trainer.train()
+    return best, ending(model, callback.allocator)
+
+
+@needs_ignored
+def test_trainers_fsdp2_evaluates_brings_back_the_best_and_trains_on(tmp_path):
+    first, second = together(trained_twice, 2, str(tmp_path))
+    assert first == second
+    best = PeftModel.from_pretrained(llama().unload(), tmp_path / "best")  # an ordinary LoRA
+    assert [value.flatten().tolist() for name, value in best.state_dict().items() if "lora" in name] == first[0]
+    assert 0 in first[1]["history"][-1]["ranks"].values(), "no layer is empty: accelerate finds them all"
+
+
+def told_by_trainer(rank: int, size: int, out: str) -> dict[str, str]:
+    told = {}
+    cases: dict[str, dict[str, Any]] = {
+        "loading": {"fsdp": {"cpu_ram_efficient_loading": True}},
+        "checkpointing": {"fsdp": {"activation_checkpointing": True}},
+        "compile": {"torch_compile": True},
+        "pissa": {},
+        "head": {},
+        "late": {},
+    }
+    for case, arguments in cases.items():
+        torch.manual_seed(3)
+        lora: dict[str, Any] = {"init_lora_weights": "pissa"} if case == "pissa" else {}
+        targets = ["q_proj", "lm_head"] if case == "head" else "all-linear"
+        model = get_peft_model(llama().unload(), LoraConfig(r=3, target_modules=targets, **lora))
+        callback = RankCallback(**given(PAPER))
+        try:
+            trainer = fsdp2_trainer(model, out, [] if case == "late" else [callback], **arguments)
+            trainer.add_callback(callback)
+            trainer.train()
+        except ValueError as error:
+            told[case] = str(error)
+    return told
+
+
+@needs_ignored
+def test_what_trainers_fsdp2_cannot_do_is_told_before_training(tmp_path):
+    expected = {
+        "loading": "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config",
+        "checkpointing": "activation_checkpointing in fsdp_config, whose names PEFT does not save; set that of",
+        "compile": "torch_compile; leave it out",
+        "pissa": "a start that takes from the base weight",
+        "head": "an adapter of lm_head, whose weight PEFT would save; leave it out of target_modules",
+        "late": r"under FSDP2 that has cut the adapter; pass it to Trainer(callbacks=), with accelerate >= 1.11",
+    }
+    for told in together(told_by_trainer, 2, str(tmp_path)):
+        assert told.keys() == expected.keys()
+        for case, message in expected.items():
+            assert message in told[case] and len(told[case]) < 300
 
 
 def refusals(rank: int, size: int) -> list[str]:

@@ -33,6 +33,10 @@ def test_overrides_win():
     [
         ({"learning_rat": 1}, "training.learning_rat is no argument of .*; did you mean 'learning_rate'"),
         ({"qqqqqq": 1}, "training.qqqqqq is no argument of .*; see the documentation"),
+        (
+            {"fsdp": "full_shard"},
+            r"training.fsdp: a run of pedyra trains under DDP.* RankCallback in a Trainer of your own",
+        ),
         ({"max_steps": "many"}, "training.max_steps is 'many': Input should be a valid integer"),
         ({"learning_rate": None}, "training.learning_rate is None: Input should be a valid number"),
         ({"learning_rate": float("inf")}, "training.learning_rate is inf; it must be a finite number"),

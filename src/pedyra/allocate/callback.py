@@ -25,6 +25,7 @@ from pedyra.allocate.mean_loss import expect_mean_loss
 from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.sharded import keep_whole
 from pedyra.allocate.trainer_frames import caller, go_first, resumed_from
 from pedyra.config import RankConfig
 from pedyra.files import append_row, json_line, read_rows
@@ -77,10 +78,10 @@ class RankCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
-        self._attach(kwargs["model"], kwargs.get("optimizer"))
         trainer = caller(Trainer)
+        self._attach(trainer, kwargs["model"], kwargs.get("optimizer"))
         if trainer is not None and trainer.model_init is not None:
-            trainer.model_init = self._attaching(trainer.model_init)
+            trainer.model_init = self._attaching(trainer)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -157,7 +158,7 @@ class RankCallback(TrainerCallback):
             self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
         self.allocator.release()
 
-    def _attach(self, model: Any, optimizer: Any = None) -> None:
+    def _attach(self, trainer: Trainer | None, model: Any, optimizer: Any = None) -> None:
         if self.adapter_name not in getattr(model, "peft_config", {}):
             return
         layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
@@ -167,15 +168,17 @@ class RankCallback(TrainerCallback):
             rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):
                 adopt(unwrapped(optimizer), layer)
+        keep_whole(trainer, model, layers)
         self._attached = [(layer, layer.factors) for layer in layers]
 
-    def _attaching(self, model_init: Callable[..., Any]) -> Callable[..., Any]:
-        """`model_init`, whose models take a checkpoint of any ranks."""
+    def _attaching(self, trainer: Trainer) -> Callable[..., Any]:
+        """Its `model_init`, whose models take a checkpoint of any ranks."""
+        model_init: Any = trainer.model_init
 
         @functools.wraps(model_init)
         def attached(*args: Any) -> Any:
             model = model_init(*args)
-            self._attach(model)
+            self._attach(trainer, model)
             return model
 
         return attached

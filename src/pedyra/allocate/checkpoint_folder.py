@@ -51,11 +51,14 @@ def save_whole(trainer: Trainer) -> None:
             shutil.rmtree(run / ASIDE, ignore_errors=True)
         wait()  # for those who write there, too
         try:
-            with _replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
-                with _replaced(trainer, "_push_from_checkpoint", lambda folder: None):
+            with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
+                with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
                     original(model, trial)
+            renamed = state.best_model_checkpoint == str(written)
+            if renamed:  # in every process: each of them may load it
+                state.best_model_checkpoint = str(checkpoint)
             if args.should_save:
-                _complete(trainer, written if written.is_dir() else checkpoint, checkpoint)
+                _complete(trainer, written if written.is_dir() else checkpoint, renamed)
             wait()  # for the random numbers of every process
             # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
             for finishes in (args.should_save, args.local_process_index == 0):
@@ -92,12 +95,10 @@ def end_at_last_step(trainer: Trainer) -> None:
     trainer.get_batch_samples = batches
 
 
-def _complete(trainer: Trainer, written: Path, checkpoint: Path) -> None:
-    """Add the side files, and have Trainer's state name its best checkpoint by the name that it is about to get."""
-    state = trainer.state
-    if state.best_model_checkpoint == str(written) != str(checkpoint):
-        state.best_model_checkpoint = str(checkpoint)
-        state.save_to_json(str(written / "trainer_state.json"))
+def _complete(trainer: Trainer, written: Path, renamed: bool) -> None:
+    """Add the side files, and Trainer's state anew, if its best checkpoint has got another name."""
+    if renamed:
+        trainer.state.save_to_json(str(written / "trainer_state.json"))
     for callback in trainer.callback_handler.callbacks:
         if hasattr(callback, "write_side_files"):
             callback.write_side_files(written)
@@ -138,7 +139,7 @@ def _files(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _replaced(trainer: Trainer, name: str, method: Any) -> Iterator[None]:
+def replaced(trainer: Trainer, name: str, method: Any) -> Iterator[None]:
     before = trainer.__dict__.get(name)
     setattr(trainer, name, method)
     try:

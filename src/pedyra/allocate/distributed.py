@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
@@ -103,7 +104,7 @@ def wrap_again(wrapper: DistributedDataParallel) -> None:
 
 
 def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParallel | None:
-    """The wrapper that averages gradients, which must follow a resize; None for one process.
+    """The wrapper that averages gradients, which must follow a resize; None for one process, and for FSDP2.
 
     Raises:
         ValueError: another wrapper; a resize inside it would diverge or crash.
@@ -111,8 +112,12 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
     wrapper, kind = None, type(wrapped).__name__
     if args.deepspeed or kind == "DeepSpeedEngine":  # `accelerate launch` sets up both without an argument of Trainer
         wrapper, repair = "DeepSpeed", "train under DDP, without args.deepspeed: an adapter's own state is small"
-    elif getattr(args, "fsdp", None) or kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
-        wrapper, repair = "Trainer's FSDP", "train under DDP, or by fully_shard in your own loop (docs/scaling.md)"
+    elif isinstance(wrapped, FSDPModule) and isinstance(wrapped, nn.Module):
+        if not any(hasattr(p, "placements") for p in wrapped.parameters() if p.requires_grad):
+            return None  # `sharded.keep_whole` has seen to it
+        wrapper, repair = "FSDP2 that has cut the adapter", "pass it to Trainer(callbacks=), with accelerate >= 1.11"
+    elif getattr(args, "fsdp", None) or kind == "FullyShardedDataParallel":
+        wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/scaling.md, or use DDP"
     elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
         wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, without torch_compile, or one process"
     elif args.n_gpu > 1:

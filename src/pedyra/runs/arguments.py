@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -43,6 +44,11 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
     except (TypeError, ValueError, ImportError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError(
+            "training.fsdp: a run of pedyra trains under DDP or in one process; under FSDP2 use RankCallback in a "
+            "Trainer of your own (docs/scaling.md)"
+        )
     untold = {"flyte", "azure_ml"}  # which that list leaves out though they are there
     absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations()) - untold
     if absent:
