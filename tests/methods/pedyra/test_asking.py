@@ -149,6 +149,21 @@ def test_looks_are_counted():
     assert [point["answer"] for point in account.points] == ["beyond"]
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_window_of_less_than_two_steps_asks_nothing(steps):
+    assert Asking(Sizes(calibration(steps=steps)), 0.1, Account(100), 124).question is None
+
+
+def test_a_set_whose_slopes_are_too_noisy_to_prove_is_not_asked_about():
+    """Of 20 steps the mean slope of one direction with noise of 1 is known to 1 / sqrt(20)."""
+    asking = Asking(Sizes(calibration()), 0.1, Account(100), 124)
+    question = asking.question
+    assert question is not None
+    error = asking.slopes.std(0) / 20**0.5
+    assert student(0.05 / LOOKS, 20) * error[question.removals] <= 0.1
+    assert student(0.05 / LOOKS, 20) * error[question.removals + 1 :].min() > 0.1
+
+
 def test_a_loss_that_is_not_finite_is_left_out():
     asking = Asking(quiet(), 0.1, Account(100), 124)
     asking.tell(1.0, float("nan"), 4.0, NONE)

@@ -121,6 +121,8 @@ class Asking:
 
     def _provable(self) -> int:
         """The most removals whose mean slope is known to within tolerance, from the steps so far."""
+        if len(self.samples) < 2:
+            return 0
         steps, weights = len(self.samples), self.samples[:, None] / self.samples.sum()
         mean = (weights * self.slopes).sum(0)
         error = ((weights * (self.slopes - mean)).square().sum(0) * steps / (steps - 1)).sqrt()
