@@ -19,6 +19,7 @@ def test_a_mean_its_error_and_its_interval_by_hand():
         **{"id": "table6", "row": "with input-based", "column": "MBPP", "published": 38.9, "measured": 40.0},
         **{"standard_error": pytest.approx(error), "seeds": 3, "scale": "full"},
         **{"interval_low": pytest.approx(40 - 4.302653 * error), "interval_high": pytest.approx(40 + 4.302653 * error)},
+        "values": {"0": 38.0, "1": 40.0, "2": 42.0},
     }
     table = result_table(get_item("table6"), "full", found)
     assert table.rows[1][3].text == "40.00 ± 1.15 [35.03, 44.97] (38.9)" and table.rows[0][3].text == "– (38.4)"

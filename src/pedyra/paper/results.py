@@ -46,7 +46,7 @@ class Result:
         return self.measured - reach, self.measured + reach
 
     def as_row(self) -> dict[str, Any]:
-        """For JSON and CSV."""
+        """For JSON."""
         low, high = self.interval or (None, None)
         return {
             "id": self.id,
@@ -59,6 +59,7 @@ class Result:
             "interval_high": high,
             "seeds": len(self.values),
             "scale": self.scale,
+            "values": {str(seed): value for seed, value in self.values.items()},
         }
 
 

@@ -119,7 +119,8 @@ def write_item(
         write_file(files[-1], write(item.title, tables, told))
     lines = [result.as_row() for result in found]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    columns = [name for name in lines[0] if name != "values"]  # of each seed, in the JSON lines alone
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     write_file(folder / f"{item.id}.csv", text.getvalue())
