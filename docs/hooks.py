@@ -1,4 +1,4 @@
-"""Pages of the site that are made when it is built: the start page from the README, a recipe's keys from the schema."""
+"""What of the site is made when it is built: a start page of the README, a recipe's keys of the schema, MathML."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 from pedyra.recipe import recipe_schema
@@ -21,3 +22,17 @@ def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "index.md", content=pages))
     files.append(File.generated(config, "recipe.md", content=recipe_page(recipe_schema())))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Equations as MathML, which browsers draw by themselves."""
+    if page.file.src_uri != "equation_8.md":
+        return markdown
+
+    def displayed(match: re.Match[str]) -> str:
+        formula, _, number = match[1].partition("\\tag{")
+        number = f"<p align=right>({number.rstrip('} ')})</p>" if number else ""
+        return f"{convert(formula, display='block')}{number}"
+
+    markdown = re.sub(r"\$\$(.+?)\$\$", displayed, markdown, flags=re.DOTALL)
+    return re.sub(r"\$([^$\n]+)\$", lambda match: convert(match[1]), markdown)
