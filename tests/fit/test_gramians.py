@@ -107,3 +107,12 @@ def test_state_goes_through_a_checkpoint_in_the_middle_of_a_window_and_after_it(
         Gramians({"a": R + 1}, DEVICE).load(saved)
     with pytest.raises(ValueError, match="calibration.T.b is not in the checkpoint"):
         Calibration.of(found.tensors(), {"b": 10})
+
+
+def test_a_window_goes_on_where_its_layers_are_whatever_device_brought_samples_and_state():
+    """A checkpoint is read on the CPU. The meta device stands for a GPU: it does not mix with the CPU either."""
+    gramians = Gramians({"a": R}, {"a": torch.device("meta")})
+    gramians.load({**Gramians({"a": R}, DEVICE).tensors(), "samples": torch.ones(2), "K.a": torch.zeros(2, R, R)})
+    gramians.close(torch.ones((), device="meta"))
+    gramians.close(torch.ones(()))
+    assert gramians.tensors()["samples"].device.type == "meta"

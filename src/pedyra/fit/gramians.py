@@ -112,6 +112,7 @@ class Gramians:
     ) -> None:
         self._average, self._processes = average, processes
         self._layers: dict[str, _Sums] = {}
+        *_, self._device = devices.values()
         for name, r in ranks.items():
             empty = torch.zeros(r, r, device=devices[name])
             self._layers[name] = _Sums(empty, empty.clone(), torch.zeros((), device=devices[name]))
@@ -142,7 +143,7 @@ class Gramians:
         """
         if len(self._samples) == 2 * BLOCKS:
             self._halve()
-        found: list[Tensor] = [samples.float()]
+        found: list[Tensor] = [samples.float().to(self._device)]
         for sums in self._layers.values():
             zero = torch.zeros_like(sums.P)
             P, Q, K, tokens = sums.running or (zero, zero, zero, torch.zeros_like(sums.tokens))
@@ -151,7 +152,7 @@ class Gramians:
         if self._average is not None:
             found = self._over_processes(found, self._average)
         samples, *rest = found
-        whole = torch.stack([(each * 0).sum().to(samples.device) for each in found]).sum() == 0  # all is finite
+        whole = torch.stack([(each * 0).sum().to(self._device) for each in found]).sum() == 0  # all is finite
         whole &= samples > 0
         for index, sums in enumerate(self._layers.values()):
             P, Q, K, tokens = (
@@ -234,4 +235,4 @@ class Gramians:
                 raise ValueError(f"the Gramians of {name} are not in the checkpoint, or of another rank")
             sums.P, sums.Q, sums.tokens = (tensors[f"{key}.{name}"].to(sums.P) for key in ("P", "Q", "tokens"))
             sums.K = list(tensors[f"K.{name}"].to(sums.P).unbind())
-        self._samples, self._skipped = list(tensors["samples"].unbind()), tensors["skipped"]
+        self._samples, self._skipped = list(tensors["samples"].to(self._device).unbind()), tensors["skipped"]

@@ -170,6 +170,22 @@ def test_a_loss_that_is_not_finite_is_left_out():
     assert asking.question is not None and asking.question.samples == [] and len(asking.samples) == 20
 
 
+def test_a_batch_that_tells_nothing_is_no_occasion_to_look_again():
+    asking = Asking(quiet(), 0.1, Account(100), 124)
+    for batch in range(8):
+        asking.tell(1.0, 1.0 + 0.2 * (batch % 2), 4.0, NONE)
+    asking.tell(1.0, float("nan"), 4.0, NONE)
+    assert asking.question is not None and len(asking.question.samples) == 8 and asking.account.looks == 1
+
+
+def test_a_run_that_ends_its_batches_lets_nothing_go_on_fewer_than_eight():
+    """Two batches that happen to agree would have a standard error of next to nothing."""
+    asking = Asking(quiet(), 0.1, Account(7), 124)
+    for _ in range(7):
+        asking.tell(1.0, 1.0, 4.0, NONE)
+    assert asking.may_go == 0 and [point["answer"] for point in asking.account.points] == ["open"]
+
+
 def test_the_bound_is_students():
     """Against tables of t: 0.995 with 7 degrees of freedom, 0.95 with 15, 0.975 with 31."""
     assert student(0.005, 8) == pytest.approx(3.499, rel=0.01)

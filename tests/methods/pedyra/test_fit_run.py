@@ -9,8 +9,9 @@ import torch
 
 from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.checkpoint import restore, save_state
+from pedyra.allocate.distributed import Average, one_process
 from pedyra.config import Importance
-from pedyra.methods.pedyra.batches import projected
+from pedyra.methods.pedyra.batches import Batches, projected, won
 from pedyra.methods.pedyra.sizes import kept
 
 TRUE = {"a": 2, "b": 0, "c": 3}
@@ -140,6 +141,40 @@ def test_a_schedule_of_one_adjustment_is_told_to_be_in_vain(make_task, fit):
     assert "nothing will be cut" in allocator.run.describe()["in_vain"]
 
 
+def test_nothing_is_asked_once_more_is_spent_than_is_left(make_task, fit):
+    """What was won by a later window may be less than by that in which the tolerance was spent."""
+
+    def spend(allocator: Any) -> int:
+        allocator.run.account.spent = 10.0
+        return 0
+
+    assert states(fit(make_task(), steps=200, stop=130, resume=spend)) == ["nothing may go"]
+
+
+def test_processes_weigh_asked_batches_as_those_of_the_window(make_task, fit, monkeypatch):
+    """Two processes that see the same 64 samples each: every step has 128."""
+
+    class Twins(Average):
+        def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor
+
+    monkeypatch.setattr("pedyra.allocate.rank_allocator.averaging", lambda group: Twins(2))
+    monkeypatch.setattr("pedyra.allocate.rank_allocator.check_same", lambda *_: None)
+    asking: Any = fit(make_task(), steps=200, stop=135).run.asking
+    assert len(asking.samples) == 25 and set(asking.samples.tolist()) == {128.0}
+
+
+def test_a_window_that_begins_too_late_for_the_last_adjustment_ends_with_it(make_task, fit):
+    def late(allocator: RankAllocator) -> int:
+        last = allocator.schedule.adjustments[-1]
+        allocator.go_on_after(last - 1)
+        return last - 1
+
+    allocator = fit(make_task(), resume=late)
+    assert allocator.history == [] and not allocator.tracks(400)
+    assert all(layer.a.observer is None for layer in allocator.layers)
+
+
 def test_min_rank_is_kept(make_task, fit):
     assert fit(make_task(), min_rank=1).ranks == {**TRUE, "b": 1}
 
@@ -147,6 +182,24 @@ def test_min_rank_is_kept(make_task, fit):
 def test_dora_follows(make_task, fit):
     allocator = fit(make_task(use_dora=True))
     assert sum(allocator.ranks.values()) < 18
+
+
+def test_a_batch_without_a_label_tells_nothing_of_what_was_won():
+    rows = [[1.0, 2.0, 4.0], [1.1, 2.1, 4.0], [1.2, 2.2, 4.0]]
+    expected = won([[3.0, 4.0], [3.1, 4.0]], rows)
+    nothing_seen, broken = [0.0, 0.0, 0.0], [float("nan"), float("nan"), 4.0]
+    assert won([[3.0, 4.0], [float("nan"), 4.0], [3.1, 4.0]], [*rows, nothing_seen, broken]) == expected
+    assert won([[3.0, 4.0], [3.1, 4.0]], [nothing_seen] * 2) is None
+
+
+def test_the_loss_of_a_step_is_that_of_its_labels_where_a_micro_batch_has_none(make_llama):
+    model = make_llama(r=2)
+    batches = Batches(model, one_process)
+    batches.wanted = True
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    loss = model(input_ids=tokens, labels=tokens).loss.detach()
+    model(input_ids=tokens, labels=torch.full_like(tokens, -100))
+    assert batches.losses(None)[0] == [pytest.approx(float(loss), rel=1e-5)]
 
 
 class TestRefusals:

@@ -93,7 +93,8 @@ class Asking:
         """
         assert self.question is not None
         question, account = self.question, self.account
-        if math.isfinite(whole) and math.isfinite(without) and samples > 0:
+        told = math.isfinite(whole) and math.isfinite(without) and samples > 0
+        if told:
             question.whole.append(whole)
             question.without.append(without)
             question.samples.append(samples)
@@ -102,7 +103,7 @@ class Asking:
             self.samples = torch.cat([self.samples, self.samples.new_tensor([samples])])
         account.batches += 1
         count = len(question.samples)
-        is_time = count >= FEWEST and count & (count - 1) == 0
+        is_time = told and count >= FEWEST and count & (count - 1) == 0
         if not is_time and not account.is_exhausted:
             return
         account.looks += 1
@@ -131,7 +132,7 @@ class Asking:
 
     def _cost(self, question: Question) -> Estimate:
         """Mean rise of the loss without the set."""
-        if len(question.samples) < 2:
+        if len(question.samples) < FEWEST:  # those of the last question may be
             return Estimate(0.0, math.inf, len(question.samples))
         everywhere = self.slopes[:, question.removals].tolist(), self.samples.tolist()
         return controlled(question.whole, question.without, question.samples, question.slopes, *everywhere)

@@ -101,7 +101,8 @@ class Batches:
         for call in self._calls:
             enabled, dtype = call.autocast
             with torch.autocast(call.samples.device.type, dtype=dtype, enabled=enabled):
-                total = total + self._model(*call.arguments, **call.keywords).loss.float() * call.samples
+                loss = self._model(*call.arguments, **call.keywords).loss.float() * call.samples
+                total = total + torch.where(call.samples > 0, loss, 0.0)  # the mean over no sample is no number
         return total / self.samples.clamp_min(1e-3)
 
     def forget(self) -> None:
@@ -151,8 +152,10 @@ def won(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> li
     """What fine-tuning has won of the loss, and its standard error; None where too few batches were seen.
 
     The smaller of two: the fall of the loss since the beginning, in which a trained head has its part, and what the
-    loss rises by without the adapter, to which a trained head has grown used.
+    loss rises by without the adapter, to which a trained head has grown used. Batches tell nothing that have no sample,
+    or a loss that is not finite.
     """
+    before, now = ([row for row in rows if math.isfinite(sum(row)) and row[-1] > 0] for rows in (before, now))
     if len(before) < 2 or len(now) < 2:
         return None
 

@@ -102,7 +102,7 @@ class FitRun:
         measures = asks or self.asking is None and near and not self.settled
         if self.gramians is None and measures:
             self._measure()
-        elif self.asking is not None and not asks:
+        elif self.gramians is not None and not measures:
             self._stop()
         begins = step < self.beginning and self.target is None and self.run.moves > 0
         self.batches.wanted = asks or begins or self.gramians is not None
@@ -135,9 +135,9 @@ class FitRun:
                 assert self.calibration is not None and self.gramians is not None
                 ranks = self.asking.sizes.after(self.asking.question.removals).ranks
                 projections = {self.layers[n]: P for n, P in kept(ranks, self.calibration).items()}
-                (whole, without), samples = self.batches.losses(closure, projections)
-                K, seen = self.gramians.last()
-                self.asking.tell(whole, without, min(samples, seen), self.asking.sizes.slopes_of(K))
+                (whole, without), _ = self.batches.losses(closure, projections)
+                K, samples = self.gramians.last()
+                self.asking.tell(whole, without, samples, self.asking.sizes.slopes_of(K))
         self.batches.forget()
 
     def skip_step(self) -> None:
@@ -177,7 +177,7 @@ class FitRun:
             return self._nothing("nothing is learned yet", found)
         if left == 1:  # no other adjustment, at which a set could go
             return self._nothing("no time is left", found)
-        tolerance = self.tolerance.loss - self.account.spent
+        tolerance = max(0.0, self.tolerance.loss - self.account.spent)
         sizes = Sizes(found, self.run.config.min_rank, tolerance=tolerance)
         asking = Asking(sizes, tolerance, self.account, self._parameters(self.initial))
         if asking.question is None:
