@@ -89,7 +89,8 @@ def controlled(
     To first order a batch loses what the set's gate slope c of the same batch says, with the sign turned, and that is
     nearly all of the noise: of difference + c the mean is known from few batches. The mean of c is known from every
     batch whose backward pass was seen. Where c is clearly lower in these batches than in all (the set is learning),
-    all say too little, and the batches count alone.
+    all say too little, and the batches count alone. A fall that few batches cannot tell from noise goes unseen, and is
+    then missing from the mean.
 
     Args:
         slopes: c of each of these batches.
