@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 """Of every statement together: each of n sizes that are asked for is held to 1 - 0.05 / n (Bonferroni)."""
 
 
-LEARNS = 2.0
+LEARNS = 1.0
 """Standard errors by which slopes are lower than they were before they are taken to fall."""
 
 
