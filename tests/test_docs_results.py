@@ -1,63 +1,19 @@
-"""The tables of docs/results.md and docs/paper.md that are marked say what the raw rows in docs/results say."""
+"""The tables of docs/results.md that are marked say what the raw rows in docs/results say."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import pytest
-from scipy.stats import binomtest
-
-from pedyra.compare.statistics import bootstrap_interval, standard_error
-
-DOCS = Path(__file__).parents[1] / "docs"
-Rows = list[dict[str, Any]]
+from docs_tables import DOCS, by_case, difference, minilm, raw, short, standard_error, table
 
 METHODS = {"adalora, to r": "adalora", "adalora, from r": "adalora from r",
            "pedyra-paper": "pedyra-paper", "random": "random"}  # fmt: skip
-FOUND, GIVEN = "pedyra:budget=fit,r=24", "pedyra:budget=fit,r=24,target_rank=4"
+FOUND, GIVEN = "pedyra:r=24", "pedyra:budget=fit,r=24,target_rank=4"
 """Rows of planted ranks whose size is found, and given."""
 WIDE = {1: 0.032, 2: 0.016, 4: 0.016, 8: 0.008}
 """Rank -> rate of what begins at four times the rank."""
-
-
-def raw(name: str) -> Rows:
-    return [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
-
-
-def table(marker: str, page: str = "results") -> list[dict[str, str]]:
-    """The rows of the table below `<!-- marker -->`, by column."""
-    _, found, below = (DOCS / f"{page}.md").read_text().partition(f"<!-- {marker} -->\n")
-    assert found, marker
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in below.split("\n\n")[0].splitlines()]
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-
-
-def difference(better: list[float], digits: int = 4) -> str:
-    """Mean and interval of how much better a method is than LoRA, seed by seed."""
-    if not any(better):
-        return "0 in every run"
-    interval = bootstrap_interval(better)
-    assert interval is not None
-    middle, low, high = (f"{value:+.{digits}f}" for value in (mean(better), *interval))
-    return f"{middle} [{low}, {high}]"
-
-
-def points(better: list[float]) -> str:
-    """The same in points of a metric."""
-    return difference(better, digits=1)
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {standard_error(values):.1f}"
-
-
-def short(error: float) -> str:
-    return f"{error:.5f}" if error < 0.01 else f"{error:.3f}"
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "block"])
@@ -93,33 +49,9 @@ def test_planted_in_words():
     assert f"holds in {sum(exact)} of {len(exact)} runs" in (DOCS / "results.md").read_text()
 
 
-Reported = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Reported:
-    """(task, steps, r) -> method -> seed -> row."""
-    found: Reported = defaultdict(lambda: defaultdict(dict))
-    for row in raw("minilm"):
-        if row["kind"] == "reported":
-            case = (row["task"], str(row["steps"]), str(row["budget"]))
-            assert row["seed"] not in found[case][row["method"]], row
-            found[case][row["method"]][row["seed"]] = row
-    return found
-
-
-def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None], page: str = "results"):
-    names = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
-    lines = table(marker, page)
-    assert len(lines) == 8
-    for line in lines:
-        task, steps = line["task, steps"].split(", ")
-        check(line, (names[task], steps, line["r"]))
-
-
-def test_minilm_losses(minilm: Reported):
+def test_minilm_losses():
     def check(line: dict[str, str], case: tuple[str, str, str]):
-        losses = {name: {seed: row["eval_loss"] for seed, row in rows.items()} for name, rows in minilm[case].items()}
+        losses = {name: {seed: row["eval_loss"] for seed, row in rows.items()} for name, rows in minilm()[case].items()}
         lora = losses["lora"]
         assert line["lora"] == f"{mean(lora.values()):.4f} ± {standard_error([*lora.values()]):.4f}"
         for shown, method in METHODS.items():
@@ -127,93 +59,6 @@ def test_minilm_losses(minilm: Reported):
             assert line[shown] == difference([lora[seed] - losses[method][seed] for seed in lora]), (case, method)
 
     by_case("minilm", check)
-
-
-def test_paper_glue(minilm: Reported):
-    def check(line: dict[str, str], case: tuple[str, str, str]):
-        metric = "matthews" if case[0] == "cola" else "accuracy"
-        found = {name: [100 * rows[seed][metric] for seed in range(5)] for name, rows in minilm[case].items()}
-        assert line["LoRA"] == spread(found["lora"])
-        for shown, method in (("AdaLoRA", "adalora"), ("PE-DyRA", "pedyra-paper")):
-            better = [ours - lora for ours, lora in zip(found[method], found["lora"], strict=True)]
-            assert line[f"{shown} less LoRA"] == points(better), (case, method)
-
-    by_case("paper glue", check, "paper")
-
-
-def test_paper_short():
-    rows = [row for row in raw("compare_short") if row["kind"] == "reported"]
-    lines = table("paper short", "paper")
-    assert len(lines) == 15
-    for line in lines:
-        for task, shown in (("sst2", "SST-2"), ("reviews", "reviews")):
-            lora, ours = (
-                [100 * r["value"] for seed in range(3) for r in rows
-                 if (r["task"], r["method"], r["seed"]) == (task, method, seed)]
-                for method in ("lora", line["method"])
-            )  # fmt: skip
-            assert line[shown] == spread(ours)
-            better = "" if line["method"] == "lora" else points([a - b for a, b in zip(ours, lora, strict=True)])
-            assert line[f"{shown} less LoRA"] == better
-
-
-def test_paper_figures():
-    runs = {row["learning_rate"]: row for row in raw("paper_figures")}
-    lines = {line["figure"]: line for line in table("paper figures", "paper")}
-    assert len(runs) == 3 and len(lines) == 7
-    for rate, run in runs.items():
-        first, last = (run[f"gradient_norms_{at}"] for at in ("first", "last"))
-        found = {
-            "3": f"{run['change_importance_correlation']:.2f}",
-            "4b": f"{run['rank_importance_correlation']:.2f}",
-            "5": f"{run['first_log_variance']:.2f} to {run['last_log_variance']:.2f}",
-            "7": f"{run['largest_rank']}",
-            "10": f"{run['first_orthogonality']:.2f} to {run['last_orthogonality']:.2f}",
-            "11": f"{first[1] / first[0]:.1f} to {last[1] / last[0]:.1f}",
-            "1a": f"{run['utilisation']:.2f}",
-        }
-        assert found == {figure: line[f"rate {rate}"] for figure, line in lines.items()}
-        assert 1.07 <= round(run["trainable_parameters"] / 338_690, 2) <= 1.11
-
-
-def test_paper_table5():
-    rows = {row["row"]: row for row in raw("paper_table5")}
-    lines = table("paper table5", "paper")
-    assert [line["row"] for line in lines] == list(rows)
-    for line in lines:
-        row = rows[line["row"]]
-        assert line["SST-2"] == f"{row['measured']:.1f} ± {row['standard_error']:.1f}"
-        assert float(line["published"]) == row["published"]
-        if line["row"] != "LoRA":
-            assert line["less LoRA"].startswith(f"{row['measured'] - rows['LoRA']['measured']:+.1f} [")
-            assert float(line["published less LoRA"]) == pytest.approx(row["published"] - rows["LoRA"]["published"])
-
-
-def test_paper_code():
-    rows = raw("paper_code")
-    lines = table("paper code", "paper")
-    for line, model in zip(lines, ("before", "lora"), strict=True):
-        own = [row for row in rows if row["model"] == model]
-        for shown, key in (("HumanEval", "humaneval"), ("HumanEval+", "humanevalplus")):
-            passed = sum(row[key] == "passed" for row in own)
-            low, high = binomtest(passed, len(own)).proportion_ci(method="wilson")
-            assert line[shown] == f"{passed} of {len(own)}: {passed / len(own):.0%} [{low:.0%}, {high:.0%}]"
-        assert line["cut off at 200 tokens"] == f"{sum(not row['finished'] for row in own)}"
-
-
-def test_paper_squad():
-    rows = raw("paper_squad")
-    nothing = [{**row, "exact": float(not row["answerable"]), "f1": float(not row["answerable"])} for row in rows]
-    for line, found in zip(table("paper squad", "paper"), (nothing, rows), strict=True):
-        parts = {
-            "F1": [row["f1"] for row in found],
-            "exact match": [row["exact"] for row in found],
-            "HasAns F1": [row["f1"] for row in found if row["answerable"]],
-            "NoAns F1": [row["f1"] for row in found if not row["answerable"]],
-        }
-        for column, values in parts.items():
-            reach = 196 * (standard_error(values) or 0)
-            assert line[column] == f"{100 * mean(values):.1f} ± {reach:.1f}"
 
 
 def test_planted_rivals():
@@ -273,10 +118,10 @@ def test_starting_wide_where_the_rank_does_not_bind():
     assert told in (DOCS / "results.md").read_text()
 
 
-def test_lora_over_budgets(minilm: Reported):
+def test_lora_over_budgets():
     rows = [row for row in raw("lora_budgets") if row["kind"] == "reported"]
     losses = {str(r): {row["seed"]: row["eval_loss"] for row in rows if row["budget"] == r} for r in (1, 4, 16, 32)}
-    losses |= {r: {seed: row["eval_loss"] for seed, row in minilm["sst2", "300", r]["lora"].items()} for r in "28"}
+    losses |= {r: {seed: row["eval_loss"] for seed, row in minilm()["sst2", "300", r]["lora"].items()} for r in "28"}
     lines = table("budgets")
     assert {line["r"] for line in lines} == losses.keys()
     for line in lines:
@@ -305,26 +150,19 @@ def test_gsm8k_in_twice_the_steps():
         assert line["difference"] == ("" if line["method"] == "lora" else difference(better))
 
 
-def test_fit_of_sst2():
-    methods = ("lora", "fit, 1 %", "fit, 5 %")
-    found = {method: {r["seed"]: r for r in raw("fit_sst2") if r["method"] == method} for method in methods}
-    for line in table("fit sst2"):
-        rows = found[line["method"]]
-        losses = [row["eval_loss"] for row in rows.values()]
-        assert line["loss"] == f"{mean(losses):.4f} ± {standard_error(losses):.4f}"
-        assert line["accuracy"] == f"{mean(row['accuracy'] for row in rows.values()):.3f}"
-        if line["method"] != "lora":
-            better = [found["lora"][seed]["eval_loss"] - row["eval_loss"] for seed, row in rows.items()]
-            assert line["difference"] == difference(better)
-            assert line["parameters left"] == ", ".join(f"{row['share']:.0%}" for row in rows.values())
-
-
-def test_nothing_goes_of_what_is_learned_late(minilm: Reported):
-    fit = {row["seed"]: row for row in raw("fit_qnli")}
-    lora = minilm["qnli", "300", "8"]["lora"]
-    assert sorted(fit) == sorted(lora) and {row["trainable_parameters"] for row in fit.values()} == {338_690}
-    apart = max(abs(fit[seed]["eval_loss"] - lora[seed]["eval_loss"]) for seed in fit)
-    assert f"to {apart:.4f}, which" in (DOCS / "results.md").read_text()
+def test_fit_of_usual_tasks():
+    names = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
+    for line in table("fit tasks"):
+        task, steps = line["task, steps"].split(", ")
+        lora = minilm()[names[task], steps, "8"]["lora"]
+        fit = {row["seed"]: row for row in raw("fit_tasks") if row["task"] == names[task]}
+        assert sorted(fit) == sorted(lora) == [0, 1, 2, 3, 4]
+        losses = [row["eval_loss"] for row in fit.values()]
+        assert line["LoRA"] == f"{mean(row['eval_loss'] for row in lora.values()):.4f}"
+        assert line["fit"] == f"{mean(losses):.4f} ± {standard_error(losses):.4f}"
+        assert line["less LoRA"] == difference([lora[seed]["eval_loss"] - fit[seed]["eval_loss"] for seed in fit])
+        assert line["tolerance"] == f"{mean(row['tolerance'] for row in fit.values()):.4f}"
+        assert line["parameters left, %"] == ", ".join(f"{100 * fit[seed]['share']:.0f}" for seed in range(5))
 
 
 def test_fit_of_the_demo():
@@ -337,3 +175,16 @@ def test_fit_of_the_demo():
         assert line["share"] == f"{row['share']:.1%}"
         assert line["predicted cost"] == f"{row['predicted_cost']:+.4f}"
         assert line["measured cost"] == f"{row['measured_cost']:+.4f} ± {row['standard_error']:.4f}"
+
+
+def test_cuts():
+    rows = raw("cuts")
+    for line, share in zip(table("cuts"), (0.5, 0.25, 0.125), strict=True):
+        assert line["parameters left"] == f"{100 * share:.3g} %"
+        for way in ("fit", "singular values", "energy", "inputs", "random"):
+            own = [row for row in rows if row["way"] == way and abs(row["share"] - share) < 0.01]
+            costs = [row["cost"] for row in own]
+            if way == "random":
+                assert len(own) == 3 and line[way] == f"{min(costs):.4f} to {max(costs):.4f}"
+            else:
+                assert len(own) == 1 and line[way] == f"{costs[0]:.4f} ± {own[0]['standard_error']:.4f}"

@@ -1,0 +1,89 @@
+"""The tables of docs/paper.md that are marked say what the raw rows in docs/results say."""
+
+from __future__ import annotations
+
+import re
+from statistics import mean
+
+from docs_tables import Rows, bootstrap_interval, by_case, minilm, points, raw, spread, standard_error, table
+from scipy.stats import binomtest
+
+
+def test_paper_glue():
+    def check(line: dict[str, str], case: tuple[str, str, str]):
+        metric = "matthews" if case[0] == "cola" else "accuracy"
+        found = {name: [100 * rows[seed][metric] for seed in range(5)] for name, rows in minilm()[case].items()}
+        assert line["LoRA"] == spread(found["lora"])
+        for shown, method in (("AdaLoRA", "adalora"), ("PE-DyRA", "pedyra-paper")):
+            better = [ours - lora for ours, lora in zip(found[method], found["lora"], strict=True)]
+            assert line[f"{shown} less LoRA"] == points(better), (case, method)
+
+    by_case("paper glue", check, "paper")
+
+
+def told(rows: Rows) -> str:
+    """What a figure's rows measured, column by column."""
+    columns: dict[str, list[str]] = {}
+    for row in rows:
+        value = f"{row['row']} {row['measured']:.3g} ± {row['standard_error']:.1g}"
+        columns.setdefault(row["column"], []).append(value)
+    return "; ".join(f"{column}: {', '.join(values)}" for column, values in columns.items())
+
+
+def test_paper_figures():
+    rows = raw("paper_figures")
+    lines = table("paper figures", "paper")
+    assert [line["figure"] for line in lines] == ["1a", "1b", "3", "4b", "5", "7", "8", "9", "10", "11"]
+    for line in lines:
+        own = [row for row in rows if row["id"] == f"figure{line['figure']}"]
+        assert line["measured"] == told(own) and {row["seeds"] for row in own} == {3}
+        differences = {
+            f"{mean(d):+.3g} [{low:+.3g}, {high:+.3g}]"
+            for row in own for other in own
+            if row["column"] == other["column"] and row["row"] != other["row"]
+            and any(d := [row["values"][seed] - other["values"][seed] for seed in row["values"]])
+            for low, high in [bootstrap_interval(d) or (0.0, 0.0)]
+        }  # fmt: skip
+        assert all(found in differences for found in re.findall(r"[+-][\d.]+ \[[^]]+\]", line["verdict"])), line
+
+
+def test_paper_sst2():
+    """Each row, and how far it is from the one that it is compared with."""
+    rows = {(row["id"], row["column"] if row["id"] == "table14" else row["row"]): row for row in raw("paper_sst2")}
+    lines = table("paper sst2", "paper")
+    assert len(lines) == len(rows)
+    for line, ((id_, name), row) in zip(lines, rows.items(), strict=True):
+        assert (line["table"], line["row"]) == (id_.replace("table", "").replace("figure", "Fig. "), name)
+        assert line["SST-2"] == f"{row['measured']:.1f} ± {row['standard_error']:.1f}" and row["seeds"] == 3
+        if line["less"]:
+            other = rows[id_, line["less"]]
+            assert line["measured"] == points([row["values"][seed] - other["values"][seed] for seed in row["values"]])
+            if line["published"]:
+                assert line["published"] == f"{row['published'] - other['published']:+.2f}"
+
+
+def test_paper_code():
+    rows = raw("paper_code")
+    lines = table("paper code", "paper")
+    for line, model in zip(lines, ("before", "lora"), strict=True):
+        own = [row for row in rows if row["model"] == model]
+        for shown, key in (("HumanEval", "humaneval"), ("HumanEval+", "humanevalplus")):
+            passed = sum(row[key] == "passed" for row in own)
+            low, high = binomtest(passed, len(own)).proportion_ci(method="wilson")
+            assert line[shown] == f"{passed} of {len(own)}: {passed / len(own):.0%} [{low:.0%}, {high:.0%}]"
+        assert line["cut off at 200 tokens"] == f"{sum(not row['finished'] for row in own)}"
+
+
+def test_paper_squad():
+    rows = raw("paper_squad")
+    nothing = [{**row, "exact": float(not row["answerable"]), "f1": float(not row["answerable"])} for row in rows]
+    for line, found in zip(table("paper squad", "paper"), (nothing, rows), strict=True):
+        parts = {
+            "F1": [row["f1"] for row in found],
+            "exact match": [row["exact"] for row in found],
+            "HasAns F1": [row["f1"] for row in found if row["answerable"]],
+            "NoAns F1": [row["f1"] for row in found if not row["answerable"]],
+        }
+        for column, values in parts.items():
+            reach = 196 * (standard_error(values) or 0)
+            assert line[column] == f"{100 * mean(values):.1f} ± {reach:.1f}"
