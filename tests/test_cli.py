@@ -160,7 +160,7 @@ def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
 
 
 def test_a_run_too_short_to_cut_anything_says_so_when_it_starts(call):
-    code, out, err = call("train", "recipe.yaml", "method=pedyra", "training.max_steps=32")
+    code, out, err = call("train", "recipe.yaml", "method=pedyra", "training.max_steps=40")
     assert code == 0 and "nothing will be cut" not in err
     assert out.splitlines()[0].startswith("nothing will be cut: sets are asked about between two adjustments")
 
@@ -172,7 +172,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
     assert code == 0
     for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26", "memory      about"):
         assert line in out
-    assert "1 after 26, at which directions may be cut\n" in out  # 40 % are 16, and an interval has 10 at least
+    assert "1 after 34, at which directions may be cut\n" in out  # 60 % are 24, and an interval has 10 at least
     assert "nothing will be cut: sets are asked about between two adjustments, and there is one" in out
     plan, *layers = rows(tmp_path / "plan.jsonl")
     assert (plan["total_steps"], plan["layers"], len(layers)) == (40, 13, 13)

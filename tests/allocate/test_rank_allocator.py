@@ -187,7 +187,9 @@ def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net
     optimizer = adamw(plain, weight_decay=0.0)
     (plain(x) - y).square().mean().backward()
     optimizer.step()
-    allocator = allocate(model, {"config": RankConfig(moves=0, final_warmup=2)}, adamw(model, weight_decay=0.0))
+    allocator = allocate(
+        model, {"config": RankConfig(moves=0, initial_warmup=10, final_warmup=2)}, adamw(model, weight_decay=0.0)
+    )
     train_net(model, allocator.optimizer, allocator, 1)
     slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
     for layer, slot in zip(allocator.layers, slots, strict=True):
