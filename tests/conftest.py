@@ -107,6 +107,18 @@ def make_bert() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def trained_bert(make_bert: Callable[..., Any]) -> Any:
+    """A tiny BERT whose LoRA already does something."""
+    model = make_bert(r=4, lora_alpha=8)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return model
+
+
+@pytest.fixture
 def make_llama() -> Callable[..., Any]:
     """make_llama(**LoraConfig settings): a tiny random Llama with LoRA on all of its linears but the head."""
     from peft import LoraConfig, get_peft_model

@@ -17,14 +17,8 @@ from pedyra.runs.run import train_run
 
 
 @pytest.fixture
-def model(make_bert: Any) -> Any:
-    model = make_bert(r=4, lora_alpha=8)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for layer in lora_layers(model).values():
-            weight = layer.lora_B["default"].weight
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
-    return model
+def model(trained_bert: Any) -> Any:
+    return trained_bert
 
 
 @pytest.fixture
@@ -77,7 +71,13 @@ def test_a_run_is_cut_in_every_way_to_the_same_size(tmp_path):
         "training": {"max_steps": 2, "per_device_train_batch_size": 8, "save_strategy": "no", "use_cpu": True},
     }  # fmt: skip
     train_run(Recipe.model_validate(recipe), console=Console(quiet=True))
-    rows = list(bench_cuts(tmp_path / "run", [1.0, 0.5], rows=32, random_seeds=1))
+    rows = list(bench_cuts([tmp_path / "run"], [1.0, 0.5], rows=32, random_seeds=1))
     assert [row["way"] for row in rows[::2]] == ["fit", "singular values", "energy", "inputs", "random"]
     assert all(row["cost"] == pytest.approx(0, abs=1e-6) and row["share"] == 1 for row in rows[::2])
     assert all(0.3 < row["share"] <= 0.5 for row in rows[1::2])
+
+
+@pytest.mark.parametrize(("shares", "message"), [([0.5, 2.0], "--share is 2.0"), ([0.5], "is no run folder")])
+def test_what_cannot_be_cut_is_told_first(shares, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        next(bench_cuts([tmp_path], shares))

@@ -26,9 +26,9 @@ SHARES = (0.5, 0.25, 0.125)
 
 
 def bench_cuts(
-    run: Path, shares: Sequence[float] = SHARES, rows: int = 1024, random_seeds: int = 3
+    runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int = 1024, random_seeds: int = 3
 ) -> Iterator[dict[str, Any]]:
-    """One row for each way and size: the rise of the held-out loss, in pairs with the whole adapter.
+    """One row for each run, way and size: the rise of the held-out loss, in pairs with the whole adapter.
 
     Ways: `fit`, as `pedyra fit` orders and cuts; `singular values`, of s B A, by their squares per parameter; `energy`,
     the same values, each layer keeping an equal part of its own squares, which is the rule of `peft.convert_to_lora`;
@@ -39,8 +39,18 @@ def bench_cuts(
         rows: of training, to calibrate with, and of those held out, to measure on, at most.
 
     Raises:
-        ValueError: `run` is no finished run with a LoRA.
+        ValueError: one of `runs` is no finished run, or a share is no part; told before anything is measured.
     """
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"--share is {share}; it is the part that is left, above 0 and at most 1")
+    for run in runs:
+        finished_run(run)
+    for run in runs:
+        yield from _cuts(run, shares, rows, random_seeds)
+
+
+def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> Iterator[dict[str, Any]]:
     _, recipe, adapter = finished_run(run)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed)

@@ -126,11 +126,10 @@ def cuts(
 
     use_threads(threads)
     found = []
-    for run in runs:
-        for row in bench_cuts(run, shares or SHARES, rows):
-            found.append(row)
-            if json_file:
-                write_json_lines(json_file, found)
+    for row in bench_cuts(runs, shares or SHARES, rows):
+        found.append(row)
+        if json_file:
+            write_json_lines(json_file, found)
     columns = ["run", "way", "share", "parameters", "cost", "standard_error"]
     print_table(new_console(), columns, [[row[name] for name in columns] for row in found])
 
