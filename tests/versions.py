@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "peft", "transformers", "accelerate", "numpy")
 LOWEST = {"peft": "0.19.0", "transformers": "5.5.4", "accelerate": "1.8.0", "numpy": "1.26.4"}
 COMBINATIONS: dict[str, dict[str, str]] = {
-    "lowest": {"torch": "2.7.1", **LOWEST},
+    "lowest": {"torch": "2.9.1", **LOWEST},
     "lowest beside the newest torch": LOWEST,
     "newest": {},
 }

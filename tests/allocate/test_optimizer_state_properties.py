@@ -182,10 +182,13 @@ def test_kept_rows_train_on_as_if_each_had_always_been_alone(data):
     # torch's own: fused, its SGD rounds 16 elements and more otherwise than fewer.
     assume(not (kind is SGD and defaults["fused"] and whole.dtype == torch.bfloat16))
     (lr,) = {group["lr"] for group in optimizer.param_groups for p in group["params"] if p is whole}
-    now.optimizer.state.clear()
+    optimizer.state.clear()
     alone = [nn.Parameter(row) for row in rows(whole, dim)]
     settings = {key: value for key, value in defaults.items() if key not in ("lr", "decoupled_weight_decay")}
     slow = kind(alone, **{**settings, "lr": lr})
+    # Adagrad has its state from the start, and below torch 2.13 needs it there.
+    everything = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.state.update(kind(everything, **{**settings, "lr": lr}).state)
 
     def step() -> None:
         for group in optimizer.param_groups:

@@ -19,7 +19,7 @@ def shared(make_bert: Any, k: int = 1, trained: bool = True) -> tuple[Any, list[
     layers = share(model, k=k, alpha=6)
     if trained:
         for name, parameter in model.named_parameters():
-            if "lora_B" in name or name.endswith("pool.B"):
+            if "lora_B" in name or name.endswith("pool_B"):
                 torch.nn.init.normal_(parameter, std=0.3)
     return model, layers
 
@@ -27,14 +27,14 @@ def shared(make_bert: Any, k: int = 1, trained: bool = True) -> tuple[Any, list[
 def test_the_update_by_slow_loops(make_bert):
     _, layers = shared(make_bert)
     queries = [layer for layer in layers if layer.name.endswith("query")]
-    pool = queries[0].a.pool
+    owner = queries[0].a.owner
     for layer in queries:
         A, B, d = layer.a.A, layer.b.B, layer.a.d.flatten()
         delta = torch.zeros(16, 16)
         for i in range(2):
             delta += d[i] * torch.outer(B[:, i], A[i])
         for i in range(2):
-            delta += d[2 + i] * torch.outer(pool.B[:, i], pool.A[i])
+            delta += d[2 + i] * torch.outer(owner.pool_B[:, i], owner.pool_A[i])
         torch.testing.assert_close(layer.module.get_delta_weight("default"), delta)
 
 
@@ -57,32 +57,32 @@ def test_the_start_is_the_base_model_and_b_learns_first(make_bert, tokens):
     with model.disable_adapter():
         torch.testing.assert_close(logits, model(**tokens).logits)
     logits.square().sum().backward()
-    pool = layers[0].a.pool
-    assert layers[0].b.B.grad.any() and pool.B.grad.any()
-    assert not layers[0].a.A.grad.any() and not pool.A.grad.any() and not layers[0].a.d.grad.any()
+    owner = layers[0].a.owner
+    assert layers[0].b.B.grad.any() and owner.pool_B.grad.any()
+    assert not layers[0].a.A.grad.any() and not owner.pool_A.grad.any() and not layers[0].a.d.grad.any()
 
 
 def test_the_gradient_of_a_pool_is_the_sum_over_its_layers(make_bert, tokens):
     model, layers = shared(make_bert)
     model.eval()
     model(**tokens).logits.square().sum().backward()
-    total = layers[0].a.pool.A.grad.clone()
+    total = layers[0].a.owner.pool_A.grad.clone()
     parts = []
     for first in (True, False):
         # A copy of the pool for one of the two layers: what reaches the original comes from the other.
         apart = copy.deepcopy((model, layers))
         one, other = [layer for layer in apart[1] if layer.name.endswith("query")]
-        original = one.a.pool
-        (one if first else other).a._shared = (copy.deepcopy(original),)
+        original = one.a.owner
+        (one if first else other).a._owner = (copy.deepcopy(original),)
         apart[0].zero_grad()
         apart[0](**tokens).logits.square().sum().backward()
-        parts.append(original.A.grad)
+        parts.append(original.pool_A.grad)
     torch.testing.assert_close(parts[0] + parts[1], total)
 
 
 def test_pools_are_once_in_the_state_dict_and_the_optimizer(make_bert):
     model, layers = shared(make_bert)
-    pools = [name for name in model.state_dict() if ".pool." in name]
+    pools = [name for name in model.state_dict() if ".pool_" in name]
     assert len(pools) == 4  # A and B of query and of value
     factors = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
     # L r (in + out) for each type, as LoRA has, and L (r - k + k L) more.
@@ -94,7 +94,7 @@ def test_pools_are_once_in_the_state_dict_and_the_optimizer(make_bert):
 def test_a_copied_model_shares_its_own_pools(make_bert):
     _, layers = copy.deepcopy(shared(make_bert))
     one, other = [layer for layer in layers if layer.name.endswith("query")]
-    assert one.a._shared[0] is other.a._shared[0] is one.a.pool is other.b._shared[0]
+    assert one.a is one.a.owner is other.a.owner is other.b._owner[0]
 
 
 @pytest.mark.parametrize("names", [("layers.{}.q", "h.{}.q"), ("model.layer.{}.q", "{}.q")])

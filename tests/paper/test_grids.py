@@ -32,5 +32,5 @@ def test_encoders_choose_a_rate_at_scale_small_and_starts_without_gradients_from
     for grid in grids:  # on PiSSA, E starts at 1
         for row in ("pissa", "pedyra-paper_init=pissa_start=lora"):
             assert grid.rates(row) == pytest.approx([1e-4, 3e-4, 1e-3, 3e-3])
-    assert planned("table6", "small", tmp_path).grid.rates("pedyra-paper") == [2e-4]
+    assert planned("table6", "small", tmp_path).grid.rates("pedyra-paper") == [2e-3]
     assert planned("figure4b", "full", tmp_path).grid.rates("pedyra-paper") == [8e-4]

@@ -28,37 +28,33 @@ class RasaSettings:
         require(self.k is None or self.k >= 1, f"method_settings.k is {self.k}; with none shared it is method lora: 1")
 
 
-class Pool(nn.Module):
-    """The shared factors of one type: A `(kL, in)` and B `(out, kL)`."""
-
-    def __init__(self, A: Tensor, B: Tensor) -> None:
-        super().__init__()
-        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
-
-
 class PooledA(nn.Module):
     """The A slot: x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
+
+    One layer of a type, the owner, has the pool as parameters of its own: A_S `(kL, in)` and B_S `(out, kL)`. They lie
+    flat in it, because peft 0.19 loads no module inside a factor. The other layers read them there.
 
     Args:
         A: private rows `(r - k, in)`.
         d: `(r - k + kL, 1)`, one factor a rank; it carries alpha.
-        pool: shared with other layers.
-        owner: whether the pool is this module's in the state dict; one layer's of a type is.
+        owner: who has the pool. None: this one; then `pool_A` and `pool_B` are to be set.
     """
 
     bias = None
 
-    def __init__(self, A: Tensor, d: Tensor, pool: Pool, *, owner: bool) -> None:
+    def __init__(self, A: Tensor, d: Tensor, owner: PooledA | None) -> None:
         super().__init__()
         self.A, self.d = nn.Parameter(A), nn.Parameter(d)
-        if owner:
-            self.pool = pool
-        self._shared = (pool,)  # in a tuple, so that torch does not register it a second time
+        self._owner = (owner or self,)  # in a tuple, so that torch does not register it a second time
+
+    @property
+    def owner(self) -> PooledA:
+        return self._owner[0]
 
     @property
     def weight(self) -> Tensor:
         """diag(d) [A; A_S]."""
-        return self.d * torch.cat([self.A, self._shared[0].A.to(self.A)])
+        return self.d * torch.cat([self.A, self.owner.pool_A.to(self.A)])
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -69,15 +65,15 @@ class PooledB(nn.Module):
 
     bias = None
 
-    def __init__(self, B: Tensor, pool: Pool) -> None:
+    def __init__(self, B: Tensor, owner: PooledA) -> None:
         super().__init__()
         self.B = nn.Parameter(B)
-        self._shared = (pool,)
+        self._owner = (owner,)
 
     @property
     def weight(self) -> Tensor:
         """[B, B_S]."""
-        return torch.cat([self.B, self._shared[0].B.to(self.B)], 1)
+        return torch.cat([self.B, self._owner[0].pool_B.to(self.B)], 1)
 
     def forward(self, h: Tensor) -> Tensor:
         return F.linear(h, self.weight)
@@ -119,14 +115,18 @@ def share(model: PeftModel, *, k: int, alpha: float) -> list[AdaptedLayer]:
         L, first = len(layers), layers[0]
         A_S = torch.empty(k * L, first.a.in_features, dtype=first.a.A.dtype, device=first.a.A.device)
         nn.init.kaiming_uniform_(A_S, a=5**0.5)
-        pool = Pool(A_S, first.b.weight.new_zeros(first.b.out_features, k * L))
+        owner = None
         for layer in layers:
             private = layer.rank - k
             d = torch.cat(
                 [torch.full((private, 1), 0.5 * alpha / private), torch.full((k * L, 1), 0.5 * alpha / (k * L))]
             )
-            a = PooledA(layer.a.A[:private].clone(), d.to(A_S), pool, owner=layer is first)
-            fill(layer, a, PooledB(torch.zeros_like(layer.b.weight[:, :private]), pool))
+            a = PooledA(layer.a.A[:private].clone(), d.to(A_S), owner)
+            if owner is None:
+                a.pool_A = nn.Parameter(A_S)
+                a.pool_B = nn.Parameter(layer.b.weight.new_zeros(layer.b.out_features, k * L))
+                owner = a
+            fill(layer, a, PooledB(torch.zeros_like(layer.b.weight[:, :private]), owner))
             layer.module.scaling[layer.adapter] = 1.0
     return [layer for layers in types for layer in layers]
 

@@ -20,7 +20,9 @@ are long, have one at every scale.
 """
 
 FROM_ZERO = 10.0
-"""Times the rates, for a method that starts with no gradient in A and B (found by `recipes/compare_short.yaml`)."""
+"""Times the rates at scale small, for a method that starts with no gradient in A and B (found by
+`recipes/compare_short.yaml`). At LoRA's rate PE-DyRA learns nothing in 50 steps of Qwen2.5-Coder-0.5B: perplexity 2.55,
+LoRA's 1.74."""
 
 STARTS_FROM_ZERO = ("adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra-paper", "prune", "expand", "random")
 STARTS_FROM_ZERO = (*STARTS_FROM_ZERO, "mask")
@@ -74,7 +76,7 @@ def grid_content(
     alpha = recipe.lora.alpha * r / recipe.lora.r  # the scaling alpha / r is the recipe's at every rank
     factors = RATES if scale == "small" and recipe.data.kind not in LANGUAGE else (1.0,)
     rates = [rate * factor for factor in factors]
-    rows = {row_name(part): _row(part, rates) for part in parts}
+    rows = {row_name(part): _row(part, rates, scale) for part in parts}
     before = load_grid(folder / "grid.yaml") if (folder / "grid.yaml").is_file() else None
     if before is not None:
         rows = {**{name: row.model_dump(mode="json") for name, row in before.methods.items()}, **rows}
@@ -102,8 +104,8 @@ def row_name(part: Part) -> str:
     return "_".join([str(part.method), *(f"{key}={settings[key]}" for key in sorted(settings))])
 
 
-def _row(part: Part, rates: list[float]) -> dict[str, Any]:
+def _row(part: Part, rates: list[float], scale: Scale) -> dict[str, Any]:
     keys = ("method", "match", "quantization", "lora", "rank")
     row = {key: value for key in keys if (value := getattr(part, key))}
     slow = part.method in STARTS_FROM_ZERO and part.rank.get("start") != "lora"
-    return {**row, **({"learning_rates": [rate * FROM_ZERO for rate in rates]} if slow and len(rates) > 1 else {})}
+    return {**row, **({"learning_rates": [rate * FROM_ZERO for rate in rates]} if slow and scale == "small" else {})}
