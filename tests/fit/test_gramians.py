@@ -17,9 +17,11 @@ def tokens(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(TOKENS, R, generator=generator), torch.randn(TOKENS, R, generator=generator)
 
 
-def measured(scale: float = 1.0, pieces: int = 1, spoiled: int | None = None) -> Calibration:
+def measured(
+    scale: float = 1.0, pieces: int = 1, spoiled: int | None = None, blocks: int | None = None
+) -> Calibration:
     """Of steps of 4 samples; their losses' gradients times `scale`, in so many backward passes."""
-    gramians = Gramians({"a": R}, DEVICE)
+    gramians = Gramians({"a": R}, DEVICE, blocks=blocks)
     observe = gramians.observer("a")
     for step in range(STEPS):
         h, g = tokens(step)
@@ -50,10 +52,8 @@ def test_a_scaled_loss_and_micro_batches_change_nothing():
     torch.testing.assert_close(expected.layers["a"].costs, 2 * values / 2, rtol=1e-3, atol=0)  # 2 tokens a sample
 
 
-def test_a_long_window_keeps_blocks_of_steps_whose_slopes_are_those_of_all_their_samples(monkeypatch):
-    every = measured()
-    monkeypatch.setattr("pedyra.fit.gramians.BLOCKS", 2)
-    found = measured()
+def test_a_long_window_keeps_blocks_of_steps_whose_slopes_are_those_of_all_their_samples():
+    every, found = measured(), measured(blocks=2)
     assert found.samples.tolist() == [8.0, 8.0, 4.0]
     slopes = every.layers["a"].slopes
     blocks = torch.stack([slopes[:2].mean(0), slopes[2:4].mean(0), slopes[4]])
@@ -61,9 +61,18 @@ def test_a_long_window_keeps_blocks_of_steps_whose_slopes_are_those_of_all_their
     assert torch.equal(found.layers["a"].costs, every.layers["a"].costs)
 
 
-def test_the_last_step_is_told_by_itself(monkeypatch):
-    monkeypatch.setattr("pedyra.fit.gramians.BLOCKS", 1)
-    gramians = Gramians({"a": R}, DEVICE)
+@pytest.mark.parametrize("r", [8, 64, 128])
+def test_memory_of_a_long_window_grows_little_with_the_rank(r):
+    gramians = Gramians({"a": r, "b": 1}, DEVICE | {"b": torch.device("cpu")})
+    for _ in range(600):
+        gramians.close(torch.tensor(1.0))
+    numbers = gramians.tensors()["K.a"].numel()
+    assert numbers <= (256 * 32**2 if r <= 64 else 2 * 16 * r**2)
+    assert gramians.blocks >= 16
+
+
+def test_the_last_step_is_told_by_itself():
+    gramians = Gramians({"a": R}, DEVICE, blocks=1)
     for step in range(STEPS):
         h, g = tokens(step)
         gramians.observer("a")(h, g / 4)

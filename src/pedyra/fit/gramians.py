@@ -13,7 +13,8 @@ from pedyra.fit.worth import Balance, balance, gate_slopes, removal_costs
 
 BLOCKS = 128
 """Steps whose slopes are kept one by one at least; of a longer window neighbours are put together, so that memory does
-not grow with it."""
+not grow with it. Of ranks above 32 fewer are kept, in the same memory, but never below `FEWEST_BLOCKS`."""
+FEWEST_BLOCKS = 16
 
 Average = Callable[[Tensor], Tensor]
 """Mean over processes."""
@@ -101,6 +102,7 @@ class Gramians:
         devices: layer -> where its sums are.
         average: over the `processes` that see other samples of a step: `close` then exchanges 3 r^2 + 1 numbers a layer
             in one call, so that all of them hold the sums of all.
+        blocks: that are kept at least; 1 where only the `last` step is wanted. Default: `BLOCKS`, fewer of high ranks.
     """
 
     def __init__(
@@ -109,10 +111,13 @@ class Gramians:
         devices: Mapping[str, torch.device],
         average: Average | None = None,
         processes: int = 1,
+        blocks: int | None = None,
     ) -> None:
         self._average, self._processes = average, processes
         self._layers: dict[str, _Sums] = {}
         *_, self._device = devices.values()
+        high = max(32, *ranks.values())
+        self._most = 2 * (blocks or max(FEWEST_BLOCKS, BLOCKS * 32**2 // high**2))
         for name, r in ranks.items():
             empty = torch.zeros(r, r, device=devices[name])
             self._layers[name] = _Sums(empty, empty.clone(), torch.zeros((), device=devices[name]))
@@ -141,7 +146,7 @@ class Gramians:
 
         A step of no sample, or in which something is not finite, counts for nothing.
         """
-        if len(self._samples) == 2 * BLOCKS:
+        if len(self._samples) >= self._most:
             self._halve()
         found: list[Tensor] = [samples.float().to(self._device)]
         for sums in self._layers.values():

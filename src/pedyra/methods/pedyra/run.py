@@ -111,8 +111,8 @@ class FitRun:
         ranks = {name: layer.rank for name, layer in self.layers.items()}
         devices = {name: layer.a.A.device for name, layer in self.layers.items()}
         average = self.run.average
-        of_all = average if average.processes > 1 else None
-        self.gramians = Gramians(ranks, devices, of_all, average.processes)
+        blocks = 1 if self.asking else None  # an answer needs the last step alone
+        self.gramians = Gramians(ranks, devices, average if average.processes > 1 else None, average.processes, blocks)
         for name, layer in self.layers.items():
             layer.a.observer = self.gramians.observer(name)
 
@@ -263,16 +263,16 @@ class FitRun:
         self.account = Account(**values["account"])
         self._stop()
         self.calibration = self.asking = None
-        if any(name.startswith("P.") for name in tensors):
-            self._measure()
-            assert self.gramians is not None
-            self.gramians.load(tensors)
         if values["asking"] is not None:
             self.calibration = Calibration.of(tensors, {name: layer.cost for name, layer in self.layers.items()})
             tolerance = values["asking"]["tolerance"]
             sizes = Sizes(self.calibration, self.run.config.min_rank, tolerance=tolerance)
             self.asking = Asking(sizes, tolerance, self.account, self._parameters(self.initial))
             self.asking.load(values["asking"], tensors)
+        if any(name.startswith("P.") for name in tensors):
+            self._measure()
+            assert self.gramians is not None
+            self.gramians.load(tensors)
 
     def release(self) -> None:
         self._stop()
