@@ -27,6 +27,7 @@ from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.distributed import average_gradients
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 STEPS = 24
 
 
@@ -115,6 +116,7 @@ def by_tensor_parallel(rank: int, size: int, settings: dict[str, Any]) -> Any:
     return ending(model, allocator)
 
 
+@pytest.mark.skipif(TORCH < (2, 11), reason="below torch 2.11 plain LoRA on such a base ends elsewhere on gloo, too")
 def test_a_base_in_tensor_parallel_trains_as_one_process():
     (alone,) = together(by_tensor_parallel, 1, PAPER)
     first, second = together(by_tensor_parallel, 2, PAPER)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.lora.folder import load_adapter
 from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
+from pedyra.methods.adalora import NO_PENALTY
 from pedyra.methods.method import Adaptation
 from pedyra.models import load_model, load_tokenizer
 from pedyra.recipe import Recipe, load_recipe
@@ -124,7 +125,7 @@ def adapted_model(
         model = load_adapter(base, adapter, is_trainable=True)
     for config in model.peft_config.values():
         if hasattr(config, "orth_reg_weight"):
-            config.orth_reg_weight = 0.0  # type: ignore[attr-defined]
+            config.orth_reg_weight = NO_PENALTY  # type: ignore[attr-defined]
     return model
 
 
