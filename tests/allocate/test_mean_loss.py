@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pedyra import RankCallback
 
@@ -24,7 +25,7 @@ def test_micro_batches_of_a_classifier_give_the_gradient_of_one_batch(make_train
         assert not trainer.model_accepts_loss_kwargs
         norms.append(trainer.state.log_history[0]["grad_norm"])
         hooks = {**trainer.model._forward_hooks, **trainer.model._forward_pre_hooks}  # type: ignore[union-attr]
-        assert not any("mean_loss" in str(hook) for hook in hooks.values())
+        assert not any("FirstForward" in str(hook) for hook in hooks.values())
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     assert caplog.text.count("By itself Trainer would multiply it by up to 4") == 1
 
@@ -38,3 +39,16 @@ def test_a_language_model_that_divides_by_all_tokens_goes_on_doing_so(make_llama
     trainer = Trainer(make_llama(), arguments, train_dataset=rows, callbacks=[RankCallback(**quick(final_warmup=1))])  # type: ignore[arg-type]
     trainer.train()
     assert trainer.model_accepts_loss_kwargs
+
+
+def test_the_model_can_be_sent_to_a_worker_that_loads_data(make_trainer, tmp_path):
+    """As a collator that holds the model is, before the first forward."""
+
+    class Sent(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            pickle.loads(pickle.dumps(model))
+            control.should_training_stop = True
+
+    trainer, _ = make_trainer(tmp_path)
+    trainer.add_callback(Sent())
+    trainer.train()

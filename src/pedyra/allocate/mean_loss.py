@@ -41,18 +41,36 @@ def expect_mean_loss(trainer: Trainer, model: nn.Module) -> None:
     """
     if not trainer.model_accepts_loss_kwargs or trainer.args.torch_compile:
         return
+    _FirstForward(trainer, model)
+
+
+class _FirstForward:
+    """The hooks, until they have judged; those of a copy of the model, or of a pickle (for workers that load data), do
+    nothing."""
+
     name = "num_items_in_batch"
 
-    def watch(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if isinstance(number := kwargs.get(name), Tensor) and kwargs.get("labels") is not None:
-            kwargs = {**kwargs, name: number.as_subclass(_Watched)}
+    def __init__(self, trainer: Trainer, model: nn.Module) -> None:
+        self.trainer: Trainer | None = trainer
+        self.hooks = [
+            model.register_forward_pre_hook(self.watch, with_kwargs=True),
+            model.register_forward_hook(self.judge, with_kwargs=True),
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"trainer": None, "hooks": []}
+
+    def watch(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        number = kwargs.get(self.name)
+        if self.trainer is not None and isinstance(number, Tensor) and kwargs.get("labels") is not None:
+            kwargs = {**kwargs, self.name: number.as_subclass(_Watched)}
         return args, kwargs
 
-    def judge(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        number = kwargs.get(name)
-        if not isinstance(number, _Watched):
+    def judge(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        number, trainer = kwargs.get(self.name), self.trainer
+        if trainer is None or not isinstance(number, _Watched):
             return
-        for hook in hooks:
+        for hook in self.hooks:
             hook.remove()
         if number.used:
             return
@@ -62,11 +80,6 @@ def expect_mean_loss(trainer: Trainer, model: nn.Module) -> None:
             logger.warning(
                 "the model's loss does not depend on %s: it is a mean, and is averaged over micro-batches and "
                 "processes. By itself Trainer would multiply it by up to %d",
-                name,
+                self.name,
                 times,
             )
-
-    hooks = [
-        model.register_forward_pre_hook(watch, with_kwargs=True),
-        model.register_forward_hook(judge, with_kwargs=True),
-    ]

@@ -141,7 +141,7 @@ class Gramians:
 
         return observe
 
-    def close(self, samples: Tensor, loss_scale: float = 1.0) -> None:
+    def close(self, samples: Tensor, loss_scale: float | Tensor = 1.0) -> None:
         """A step is complete, of a loss that is a mean over `samples` `()` and was multiplied by `loss_scale`.
 
         A step of no sample, or in which something is not finite, counts for nothing.

@@ -197,9 +197,9 @@ def test_the_loss_of_a_step_is_that_of_its_labels_where_a_micro_batch_has_none(m
     batches = Batches(model, one_process)
     batches.wanted = True
     tokens = torch.tensor([[1, 2, 3, 4]])
-    loss = model(input_ids=tokens, labels=tokens).loss.detach()
-    model(input_ids=tokens, labels=torch.full_like(tokens, -100))
-    assert batches.losses(None)[0] == [pytest.approx(float(loss), rel=1e-5)]
+    loss = model(input_ids=tokens, labels=tokens).loss
+    (loss + model(input_ids=tokens, labels=torch.full_like(tokens, -100)).loss).backward()
+    assert batches.losses(None)[0] == [pytest.approx(loss.item(), rel=1e-5)]
 
 
 class TestRefusals:

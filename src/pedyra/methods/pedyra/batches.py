@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +19,41 @@ from pedyra.fit.verdict import paired
 from pedyra.lora.layer import AdaptedLayer
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
-    """One training forward of the model."""
+    """One forward of the model."""
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     samples: Tensor
     autocast: tuple[bool, torch.dtype]
     has_loss: bool
+    is_trained: bool = False
+    """Whether a backward pass came to it: to none of an evaluation, nor of a teacher."""
+    weight: Tensor | None = None
+    """The gradient that its own loss was given; None: what is trained does not come from that."""
+
+    def reached(self, gradient: Tensor) -> None:
+        self.is_trained = True
+
+    def loss_reached(self, gradient: Tensor) -> None:
+        self.is_trained, self.weight = True, gradient.detach() + (0.0 if self.weight is None else self.weight)
+
+
+class _Hook:
+    """Tells a method of every forward while its object lives, which it does not keep alive; a copy, or a pickle, of the
+    model tells nobody."""
+
+    def __init__(self, method: Callable[..., None]) -> None:
+        self._method: Callable[[], Any] | None = weakref.WeakMethod(method)
+
+    def __call__(self, *call: Any) -> None:
+        method = None if self._method is None else self._method()
+        if method is not None:
+            method(*call)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_method": None}
 
 
 class Batches:
@@ -42,32 +68,58 @@ class Batches:
         self._calls: list[_Call] = []
         self.wanted = False
         """Whether the passes of the next step are to be kept."""
-        seen_by = weakref.WeakMethod(self._see)
-
-        def see(*call: Any) -> None:  # a run that was broken off is not kept alive by its model
-            if (method := seen_by()) is not None:
-                method(*call)
-
-        self._handle = model.register_forward_hook(see, with_kwargs=True)
+        self._handle = model.register_forward_hook(_Hook(self._see), with_kwargs=True)
 
     def _see(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         if not self.wanted or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return  # an evaluation, or the recomputation of a checkpoint
-        loss = getattr(output, "loss", None)
-        keywords = {key: value for key, value in keywords.items() if key != "num_items_in_batch"}
-        samples = num_samples(keywords, output)
+        loss, tensors = loss_of(output), list(_tensors(output))
+        samples = num_samples(keywords, tensors, output)
         kind = samples.device.type
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        self._calls.append(_Call(arguments, keywords, samples, autocast, isinstance(loss, Tensor)))
+        call = _Call(arguments, keywords, samples, autocast, loss is not None)
+        for each in tensors:
+            if each.requires_grad:
+                each.register_hook(call.loss_reached if each is loss else call.reached)
+        self._calls.append(call)
+
+    @property
+    def _trained(self) -> list[_Call]:
+        return [call for call in self._calls if call.is_trained]
 
     @property
     def samples(self) -> Tensor:
-        """Of the step so far, `()`; 0 where no forward was seen."""
-        return torch.stack([call.samples for call in self._calls]).sum() if self._calls else torch.zeros(())
+        """Of the step so far, `()`; 0 where no forward was seen, or no backward pass came to it."""
+        trained = self._trained
+        return torch.stack([call.samples for call in trained]).sum() if trained else torch.zeros(())
+
+    def loss_scale(self, given: float, closure: Closure | None) -> float | Tensor:
+        """What the step's mean loss was multiplied by before the backward pass, `given` by a GradScaler among it.
+
+        As by a loop that adds up its micro-batches and does not divide by their number. A model that was told the
+        number of items has divided by that, and the loss of a `closure` is taken to be what was trained.
+        """
+        weights = [call.weight for call in self._trained if "num_items_in_batch" not in call.keywords]
+        if closure is not None or not weights or any(weight is None for weight in weights):
+            return given
+        return torch.stack([weight for weight in weights if weight is not None]).sum()
 
     def check(self, closure: Closure | None) -> None:
         """Raise ValueError where the loss of this step cannot be had again."""
-        if closure is None and not (self._calls and all(call.has_loss for call in self._calls)):
+        trained = self._trained
+        if closure is not None and not trained:
+            raise ValueError(
+                "method pedyra saw no forward pass of the model in this step that was trained on, so it cannot tell "
+                "how many samples there were; call the model that RankAllocator was given, not one inside it"
+            )
+        if closure is None and trained and all(call.has_loss for call in trained):
+            if any(call.weight is None for call in trained):
+                raise ValueError(
+                    "method pedyra compares the model's own loss, but another one is trained, made of its other "
+                    "outputs (class weights, say); have the model compute it, or pass closure=lambda: loss to "
+                    "before_step. In a Trainer: set rank.target_rank, which compares none"
+                )
+        elif closure is None:
             raise ValueError(
                 "method pedyra compares losses with and without what may go, but the model's forward gives none; pass "
                 "labels to the model, or closure=lambda: loss to before_step. A Trainer with a loss of its own (DPO): "
@@ -82,13 +134,13 @@ class Batches:
         Args:
             without: layer -> what its A is multiplied with, `(r, r)`.
         """
-        found = []
+        found, samples = [], self.samples
+        devices = (samples.device,) if samples.device.type == "cuda" else ()
         with evaluating(self._model), torch.no_grad():
-            found.append(self._loss(closure))
-            for each in without:
-                with projected(each):
+            for each in ({}, *without):  # a model that draws in evaluation too draws the same for each
+                with torch.random.fork_rng(devices), projected(each):
                     found.append(self._loss(closure))
-        samples = self.samples.to(found[0])
+        samples = samples.to(found[0])
         # Processes may have seen other numbers of samples: the mean of all is weighted by them.
         sums = self._average(torch.stack([*(loss * samples for loss in found), samples]))
         *totals, count = sums.tolist()
@@ -98,10 +150,12 @@ class Batches:
         if closure is not None:
             return closure().detach().float()
         total: Any = 0.0
-        for call in self._calls:
+        for call in self._trained:
             enabled, dtype = call.autocast
+            keywords = {key: value for key, value in call.keywords.items() if key != "num_items_in_batch"}
             with torch.autocast(call.samples.device.type, dtype=dtype, enabled=enabled):
-                loss = self._model(*call.arguments, **call.keywords).loss.float() * call.samples
+                found: Any = loss_of(self._model(*call.arguments, **keywords))
+                loss = found.float() * call.samples
                 total = total + torch.where(call.samples > 0, loss, 0.0)  # the mean over no sample is no number
         return total / self.samples.clamp_min(1e-3)
 
@@ -115,18 +169,46 @@ class Batches:
         self._calls = []
 
 
-def num_samples(keywords: Mapping[str, Any], output: Any) -> Tensor:
-    """What the mean loss of a forward is a mean over, `()`: tokens that have a label, else tokens or rows that have
-    an output. Nothing waits for the device."""
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what a model gives, where Trainer takes it from: by its name, or the first of a tuple."""
+    if isinstance(output, tuple):
+        found = output[0] if output and isinstance(output[0], Tensor) and output[0].dim() == 0 else None
+    else:
+        found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """All that a model gives."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | tuple | list):
+        for each in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(each)
+    else:
+        yield from (each for each in getattr(output, "__dict__", {}).values() if isinstance(each, Tensor))
+
+
+def num_samples(keywords: Mapping[str, Any], tensors: Sequence[Tensor], output: Any) -> Tensor:
+    """What the mean loss of a forward is a mean over, `()`: tokens with a label, else tokens with logits, else
+    rows. Nothing waits for the device.
+
+    Args:
+        tensors: all in the output.
+    """
     labels = keywords.get("labels")
     if isinstance(labels, Tensor):
         if labels.dim() == 2 and not labels.is_floating_point():
-            return (labels[:, 1:] != -100).sum().float()
+            # A decoder is given the tokens before; another model's labels are those of the next token, unless one is
+            # all that a row has.
+            own = labels.shape[1] == 1 or hasattr(output, "encoder_last_hidden_state")
+            return (labels[:, 0 if own else 1 :] != -100).sum().float()
         return torch.tensor(float(len(labels)), device=labels.device)
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        logits = next(value for value in output.values() if isinstance(value, Tensor))
-    return torch.tensor(float(logits.shape[:-1].numel()), device=logits.device)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(logits, Tensor):
+        return torch.tensor(float(logits.shape[:-1].numel()), device=logits.device)
+    rows = next((each for each in (*tensors, *_tensors(keywords)) if each.dim() > 0), None)
+    return torch.tensor(1.0) if rows is None else torch.tensor(float(len(rows)), device=rows.device)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class FitRun:
             return
         adjustment = self.run.schedule.next_adjustment(step)
         if self.gramians is not None:
-            self.gramians.close(self.batches.samples, loss_scale)
+            self.gramians.close(self.batches.samples, self.batches.loss_scale(loss_scale, closure))
         if self.target is None:
             self.batches.check(closure)
             if step <= self.beginning:

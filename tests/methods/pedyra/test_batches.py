@@ -1,0 +1,184 @@
+"""A step's batch run again: the loss that is trained, and nothing else, whatever model, loss and loop there are."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pedyra import RankAllocator, RankConfig
+from pedyra.allocate.distributed import one_process
+from pedyra.fit.gramians import Gramians
+from pedyra.lora.attach import attach
+from pedyra.methods.pedyra.batches import Batches
+
+IDS = torch.arange(3, 27).view(4, 6)
+CLASSES = torch.tensor([0, 1, 1, 0])
+
+
+class Watched:
+    """A PEFT model whose steps are seen as fit sees them."""
+
+    def __init__(self, model: Any) -> None:
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.3)
+        self.model, self.layers = model, attach(model.double())
+        self.batches = Batches(model, one_process)
+        self.batches.wanted = True
+        ranks = {layer.name: layer.rank for layer in self.layers}
+        self.gramians = Gramians(ranks, dict.fromkeys(ranks, torch.device("cpu")), blocks=1)
+        for layer in self.layers:
+            layer.a.observer = self.gramians.observer(layer.name)
+
+    def slope(self) -> float:
+        """Of the gates of all directions together, from the backward passes so far."""
+        self.gramians.close(self.batches.samples, self.batches.loss_scale(1.0, None))
+        return sum(float(K.trace()) for K in self.gramians.last()[0].values())
+
+    def derivative(self) -> float:
+        """The same by central differences."""
+        gates = [{layer: z * torch.eye(layer.rank) for layer in self.layers} for z in (1.004, 0.996)]
+        (_, up, down), _ = self.batches.losses(None, *gates)
+        return (up - down) / 0.008
+
+
+@pytest.fixture
+def make_head(make_bert):
+    """make_head("BertForX", **config): the tiny BERT with another head, and LoRA."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    def make(name: str, **config: Any) -> Any:
+        found = copy.deepcopy(make_bert().config)
+        for key, value in config.items():
+            setattr(found, key, value)
+        return get_peft_model(getattr(transformers, name)(found), LoraConfig(r=3, target_modules=["query", "dense"]))
+
+    return make
+
+
+@pytest.fixture
+def make_t5():
+    from peft import LoraConfig, get_peft_model
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(3)
+    config: Any = T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, dropout_rate=0.0,
+        pad_token_id=0, feed_forward_proj="gelu",
+    )  # fmt: skip
+    config.decoder_start_token_id = 0
+    return lambda: get_peft_model(T5ForConditionalGeneration(config), LoraConfig(r=3, target_modules=["q", "v", "wo"]))
+
+
+def classify(model: Any, **more: Any) -> Any:
+    return model(input_ids=IDS, labels=CLASSES, **more)
+
+
+def undivided(model: Any) -> None:
+    for rows in (slice(0, 2), slice(2, 4)):
+        model(input_ids=IDS[rows], labels=CLASSES[rows]).loss.backward()
+
+
+def evaluated(model: Any) -> None:
+    classify(model).loss.backward()
+    model.eval()(input_ids=IDS.flip(0), labels=CLASSES)  # by a loop that forgets no_grad
+    model.train()
+
+
+STEPS: dict[str, Any] = {
+    "a label in a column": lambda model: model(input_ids=IDS, labels=CLASSES[:, None]).loss.backward(),
+    "a tuple": lambda model: classify(model, return_dict=False)[0].backward(),
+    "a scaled loss": lambda model: (classify(model).loss * 3).backward(),
+    "micro-batches that are added up": undivided,
+    "an evaluation in between": evaluated,
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_slope_is_the_derivative_of_the_loss_over_the_rows_of_the_step(step, make_bert):
+    watched = Watched(make_bert())
+    step(watched.model)
+    assert float(watched.batches.samples) == 4
+    assert watched.slope() == pytest.approx(watched.derivative(), rel=2e-2, abs=2e-5)
+
+
+def test_a_plain_dict_has_its_loss(make_bert):
+    watched = Watched(make_bert())
+    base = watched.model.get_base_model()
+    forward = base.forward
+    base.forward = lambda **batch: dict(forward(**batch))
+    classify(watched.model)["loss"].backward()
+    assert watched.slope() == pytest.approx(watched.derivative(), rel=2e-2, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "samples"),
+    [
+        ("BertForQuestionAnswering", {"start_positions": CLASSES, "end_positions": CLASSES}, 4),
+        ("BertForTokenClassification", {"labels": torch.where(IDS % 6 == 3, -100, IDS % 2)}, 20),
+    ],
+    ids=["answers", "tokens"],
+)
+def test_samples_are_what_the_loss_is_a_mean_over(name, batch, samples, make_head):
+    watched = Watched(make_head(name))
+    watched.model(input_ids=IDS, **batch).loss.backward()
+    assert float(watched.batches.samples) == samples
+    assert watched.slope() == pytest.approx(watched.derivative(), rel=2e-2, abs=2e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_all_labels_of_a_decoder_with_an_encoder_count(length, make_t5):
+    watched = Watched(make_t5())
+    watched.model(input_ids=IDS, labels=IDS[:, :length].contiguous()).loss.backward()
+    assert float(watched.batches.samples) == 4 * length
+    assert watched.slope() == pytest.approx(watched.derivative(), rel=2e-2, abs=2e-5)
+
+
+def test_rows_count_where_a_model_has_no_head(make_head):
+    watched = Watched(make_head("BertModel"))
+    first, second = (watched.model(input_ids=ids).last_hidden_state.mean(1) for ids in (IDS, IDS.flip(1)))
+    nn.functional.cross_entropy(first @ second.T, torch.arange(4)).backward()
+    assert float(watched.batches.samples) == 8  # of two views
+
+
+def test_a_loss_that_draws_changes_no_random_number_and_draws_alike(make_bert):
+    watched = Watched(make_bert())
+    classify(watched.model).loss.backward()
+    before = torch.get_rng_state()
+    whole = {layer: torch.eye(layer.rank) for layer in watched.layers}
+    (first, second), _ = watched.batches.losses(lambda: classify(watched.model).loss * torch.rand(()), whole)
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_can_be_pickled_and_a_copy_is_not_seen(make_bert):
+    watched = Watched(make_bert())
+    pickle.loads(pickle.dumps(watched.model))
+    classify(copy.deepcopy(watched.model)).loss.backward()
+    assert float(watched.batches.samples) == 0
+
+
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def run(self, make_bert):
+        self.model = make_bert()
+        optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.1)
+        self.allocator = RankAllocator(self.model, optimizer, RankConfig(), total_steps=100)
+
+    def test_another_loss_than_the_model_s_own(self):
+        nn.functional.cross_entropy(classify(self.model).logits, CLASSES, torch.tensor([1.0, 5.0])).backward()
+        with pytest.raises(ValueError, match="compares the model's own loss, but another one is trained"):
+            self.allocator.before_step()
+
+    def test_a_model_inside_the_one_that_is_watched(self):
+        base = self.model.get_base_model()
+        classify(base).loss.backward()
+        with pytest.raises(ValueError, match="saw no forward pass of the model in this step"):
+            self.allocator.before_step(closure=lambda: classify(base).loss)
