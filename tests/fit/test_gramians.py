@@ -17,9 +17,7 @@ def tokens(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(TOKENS, R, generator=generator), torch.randn(TOKENS, R, generator=generator)
 
 
-def measured(
-    scale: float = 1.0, pieces: int = 1, spoiled: int | None = None, blocks: int | None = None
-) -> Calibration:
+def measured(scale: float = 1.0, pieces: int = 1, spoiled: int | None = None, blocks: int | None = None) -> Calibration:
     """Of steps of 4 samples; their losses' gradients times `scale`, in so many backward passes."""
     gramians = Gramians({"a": R}, DEVICE, blocks=blocks)
     observe = gramians.observer("a")
