@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from statistics import mean
+from statistics import mean, median
 
 import pytest
 from docs_tables import DOCS, by_case, difference, minilm, raw, short, standard_error, table
@@ -182,6 +182,31 @@ def test_fit_of_the_demo():
         assert line["share"] == f"{row['share']:.1%}"
         assert line["predicted cost"] == f"{row['predicted_cost']:+.4f}"
         assert line["measured cost"] == f"{row['measured_cost']:+.4f} ± {row['standard_error']:.4f}"
+
+
+def test_fit_of_other_adapters():
+    proofs = {row["adapter"]: row for row in raw("fit_adapters") if row["kind"] == "proof"}
+    lines = table("fit adapters")
+    assert [line["adapter"] for line in lines] == list(proofs)
+    for line in lines:
+        row = proofs[line["adapter"]]
+        cost, error = row["measured_cost"], 1.96 * row["standard_error"]
+        assert line["won"] == f"{row['won']:.4f}" and line["tolerance"] == f"{row['tolerance']:.4f}"
+        assert line["parameters left"] == f"{row['share']:.1%}"
+        assert line["predicted cost"] == f"{row['predicted_cost']:+.4f}"
+        assert line["measured cost"] == f"{cost:+.4f} [{cost - error:+.4f}, {cost + error:+.4f}]"
+
+
+def test_predicted_against_measured_cost():
+    curves = [*raw("fit_demo")[1:], *(row for row in raw("fit_adapters") if row["kind"] == "size")]
+    sizes = [row for row in curves if row["share"] < 1 and row["measured_cost"] is not None]
+    clear = [row for row in sizes if row["measured_cost"] > 2 * row["standard_error"]]
+    costs = [row["measured_cost"] for row in clear]
+    ratios = [row["predicted_cost"] / row["measured_cost"] for row in clear]
+    text = " ".join((DOCS / "results.md").read_text().split())
+    assert f"of the {len(sizes)} sizes on the curves of these four adapters, {len(clear)} have" in text
+    assert f"from {min(costs):.4f} to {max(costs):.2f}." in text
+    assert f"{min(ratios):.2f} to {max(ratios):.2g} times it, {median(ratios):.2f} in the median" in text
 
 
 def test_cuts():
