@@ -1,11 +1,14 @@
-"""How a mistake in settings is told: the name that was meant, and what two versions of them differ in."""
+"""Settings in YAML: what is read, and how a mistake is told."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pedyra.spelling import did_you_mean
-from pedyra.yaml_file import first_difference, parse_yaml
+from pedyra.yaml_file import first_difference, parse_yaml, read_settings
 
 
 def test_the_first_difference_is_told_with_both_values():
@@ -57,3 +60,28 @@ def test_what_would_fill_the_memory_or_the_stack_is_told_by_the_name_of_its_file
 
 def test_aliases_are_what_they_stand_for():
     assert parse_yaml("a: &a [1, 2]\nb: *a\nc: {<<: &c {d: 1}, e: *a}", "x")["c"] == {"d": 1, "e": [1, 2]}
+
+
+def read(path: Path, *overrides: str) -> dict[str, Any]:
+    return read_settings(path, overrides, what="recipe", starts_with="model")
+
+
+def test_merged_keys_may_repeat_and_others_may_not(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: &base {r: 4, alpha: 8}\nlora: {<<: *base, r: 2}\n")
+    assert read(path)["lora"] == {"r": 2, "alpha": 8}
+    path.write_text('lora: {1: x, "1": y}\n')
+    assert read(path)["lora"] == {1: "x", "1": "y"}
+    path.write_text("lora: {}\nseed: 1\nseed: 2\n")
+    with pytest.raises(ValueError, match="is not valid YAML: key 'seed' is given twice"):
+        read(path)
+
+
+def test_what_is_no_yaml_is_told_by_the_name_of_its_file_or_its_override(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {}\n")
+    with pytest.raises(ValueError, match=r"is not valid YAML: .*found unhashable key"):
+        read(path, "data.template={{question}}")
+    path.write_bytes(b"\x84\xff")
+    with pytest.raises(ValueError, match="mine.yaml is no text"):
+        read(path)

@@ -1,20 +1,17 @@
-"""RankCallback in a stock Trainer: what trains, what is refused before the first step, and what is left behind."""
+"""RankCallback in a stock Trainer: what trains, and what is refused before the first step."""
 
 from __future__ import annotations
 
-import dataclasses
-import gc
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from peft import AdaLoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
 from windows import inside
 
-from pedyra import RankAllocator, RankCallback, RankConfig, attach, detach
+from pedyra import RankAllocator, RankCallback, RankConfig, attach
 from pedyra.allocate.callback import _unscale
 from pedyra.allocate.distributed import data_parallel
 
@@ -94,7 +91,8 @@ def test_bf16_autocast_keeps_the_triples_and_their_scores_in_float32(make_traine
     trainer, callback = make_trainer(tmp_path, bf16=True)
     trainer.train()
     assert {p.dtype for p in callback.allocator.triples()} == {torch.float32}
-    assert {part.dtype for part in inside(callback.allocator).scores.sensitivity} == {torch.float32}
+    scores = inside(callback.allocator).scores.tensors()
+    assert all(value.dtype in (torch.float32, torch.long) for value in scores.values())
     assert any(record["pruned"] for record in callback.allocator.history)
 
 
@@ -164,17 +162,6 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
     assert all(energy is not None for energy in inside(allocator).inputs.collect())
 
 
-def test_hooks_and_ownership_end_with_the_training(make_trainer, quick, tmp_path):
-    def hooks(model: Any) -> int:
-        return sum(len(module._forward_pre_hooks) for module in model.modules())
-
-    trainer, callback = make_trainer(tmp_path, quick(final_warmup=1))
-    before = hooks(trainer.model)
-    trainer.train()
-    assert hooks(trainer.model) == before
-    RankAllocator(trainer.model, callback.allocator.optimizer, **quick(), total_steps=12)  # nobody holds the adapter
-
-
 # What is refused, before the first step and with the repair in the message.
 
 
@@ -185,128 +172,17 @@ def test_a_model_without_lora_adapter_is_refused(make_trainer, tmp_path):
         trainer.train()
 
 
-def test_another_adapter_name_is_refused(make_trainer, quick, tmp_path):
-    trainer, _ = make_trainer(tmp_path, callback=RankCallback(**quick(), adapter_name="second"))
-    with pytest.raises(ValueError, match="no LoRA adapter named 'second'"):
-        trainer.train()
-
-
-def test_an_adalora_adapter_is_refused(make_trainer, tmp_path):
-    base = BertForSequenceClassification(
-        BertConfig(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    )
-    model = get_peft_model(base, AdaLoraConfig(target_modules=["query"], total_step=12))
-    with pytest.raises(ValueError, match="ADALORA.*LoraConfig"):
-        make_trainer(tmp_path, model=model)[0].train()
-
-
-@pytest.mark.parametrize(
-    ("settings", "lora", "message"),
-    [
-        ({}, {"r": 1}, "nothing can move: every layer starts at rank 1 .* raise lora.r or lower rank.min_rank"),
-        ({"interval": 50}, {}, "no adjustment: .* lower the interval or the warm-ups"),
-        ({"initial_warmup": 8, "final_warmup": 6}, {}, "fill the run of 12 steps; shorten them"),
-        ({"max_rank": 2}, {}, "max_rank is 2, but .* starts at rank 3; raise max_rank"),
-    ],
-)
-def test_settings_under_which_nothing_can_move_are_refused(settings, lora, message, make_trainer, quick, tmp_path):
-    trainer, _ = make_trainer(tmp_path, quick(**settings), lora=lora)
-    with pytest.raises(ValueError, match=message):
+def test_what_the_allocator_refuses_is_told_before_the_first_step(make_trainer, quick, tmp_path):
+    trainer, _ = make_trainer(tmp_path, quick(interval=50))
+    with pytest.raises(ValueError, match="no adjustment: .* lower the interval or the warm-ups"):
         trainer.train()
     assert trainer.state.global_step == 0
 
 
-def test_adafactor_is_refused(make_trainer, tmp_path):
-    trainer, _ = make_trainer(tmp_path, optim="adafactor")
-    with pytest.raises(ValueError, match="Adafactor cannot follow a rank change; use adamw_torch"):
+def test_another_adapter_name_is_refused(make_trainer, quick, tmp_path):
+    trainer, _ = make_trainer(tmp_path, callback=RankCallback(**quick(), adapter_name="second"))
+    with pytest.raises(ValueError, match="no LoRA adapter named 'second'"):
         trainer.train()
-
-
-def test_8_bit_adam_is_refused_with_the_repair(make_trainer, tmp_path):
-    pytest.importorskip("bitsandbytes")
-    trainer, _ = make_trainer(tmp_path, optim="adamw_bnb_8bit")
-    with pytest.raises(ValueError, match="pass optim_bits=32"):
-        trainer.train()
-
-
-def test_a_second_allocator_on_the_same_adapter_is_refused(make_trainer, quick, tmp_path):
-    trainer, _ = make_trainer(tmp_path)
-    trainer.create_optimizer()
-    holder = RankAllocator(trainer.model, trainer.optimizer, **quick(), total_steps=12)
-    with pytest.raises(ValueError, match="already adapted by another RankAllocator"):
-        trainer.train()
-    holder.release()
-    trainer.train()
-
-
-MEASURING = RankConfig(target_rank=1, initial_warmup=1, interval=10, final_warmup=0)
-"""From the second step on."""
-
-
-class Interrupt(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        if state.global_step == 4:
-            raise KeyboardInterrupt
-
-
-def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_bert, tmp_path):
-    """A notebook's cell, stopped while it measures with its Trainer still there, and run again."""
-    model = make_bert()
-    stopped, callback = make_trainer(tmp_path, MEASURING, model=model)
-    stopped.add_callback(Interrupt())
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
-    layers = callback.allocator.layers
-    assert all(layer.a.observer is not None for layer in layers)
-    again, taking = make_trainer(tmp_path, dataclasses.replace(MEASURING, moves=0), model=model)
-    again.train()
-    assert taking.allocator.step == 12
-    assert all(layer.a.observer is None for layer in layers)
-
-
-def test_nobody_observes_after_an_allocator_is_gone(make_net, train_net):
-    """Also where the model goes on without one; but not that of an allocator which has the layers by then."""
-    model = make_net()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, MEASURING, 30)
-    layers = allocator.layers
-    train_net(model, optimizer, allocator, 2)
-    assert all(layer.a.observer is not None for layer in layers)
-    del allocator
-    gc.collect()
-    assert all(layer.a.observer is None for layer in layers)
-    first = RankAllocator(model, optimizer, MEASURING, 30)
-    first.release()
-    second = RankAllocator(model, optimizer, MEASURING, 30)
-    train_net(model, optimizer, second, 2)
-    del first
-    gc.collect()
-    assert all(layer.a.observer is not None for layer in second.layers)
-
-
-@pytest.mark.parametrize("end", [detach, lambda model: model.delete_adapter("default")], ids=["detach", "delete"])
-def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
-    """Its end is no error then (what a finalizer raises is a warning, and warnings are errors here)."""
-    model = make_net()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, MEASURING, 30)
-    train_net(model, optimizer, allocator, 2)
-    end(model)
-    del allocator
-    gc.collect()
-
-
-def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, train_net):
-    model = make_net()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, MEASURING, 30)
-    train_net(model, optimizer, allocator, 2)
-    model.delete_adapter("default")
-    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
-        _ = allocator.ranks
-    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
-        allocator.before_step()
-    allocator.release()
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def test_a_step_that_the_scaler_skips_is_counted_and_leaves_scores_and_weights_a
         allocator.after_step()
     assert scaler.get_scale() == 1.0
     assert [record["skipped_steps"] for record in allocator.history] == [0, 1, 1]
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
 def test_a_loss_kept_from_the_step_before_an_adjustment_does_not_disturb_the_next_one(make_allocator, net_batch):

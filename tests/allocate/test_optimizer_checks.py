@@ -42,11 +42,17 @@ def test_a_subclass_of_a_refused_optimizer_is_refused_too():
 
 
 @pytest.mark.filterwarnings("ignore")  # what bitsandbytes says when it is imported without a GPU
-@pytest.mark.parametrize("kind", ["AdamW8bit", "PagedAdamW8bit", "Adam8bit", "Lion8bit", "SGD8bit"])
-def test_eight_bit_moments_are_refused_with_the_repair(kind):
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("AdamW", {"optim_bits": 8}),  # as Trainer makes it for optim="adamw_bnb_8bit"
+        ("SGD8bit", {"momentum": 0.9}),
+        *((kind, {}) for kind in ("AdamW8bit", "PagedAdamW8bit", "Adam8bit", "Lion8bit")),
+    ],
+)
+def test_eight_bit_moments_are_refused_with_the_repair(kind, settings):
     bnb = pytest.importorskip("bitsandbytes")
-    make = getattr(bnb.optim, kind)
-    optimizer = make([matrix()], lr=0.01, momentum=0.9) if kind == "SGD8bit" else make([matrix()], lr=0.01)
+    optimizer = getattr(bnb.optim, kind)([matrix()], lr=0.01, **settings)
     with pytest.raises(ValueError, match=f"{kind} .*8 bits.*optim_bits=32"):
         check_optimizer(optimizer)
 

@@ -8,33 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from windows import SCHEDULE, forced, inside
+from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside, trainable
 
-from pedyra.allocate.contract import default_method
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
-from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.scored import Algorithm2, ScoredMethod
 
-STEPS = 30
 BOTH: dict[str, dict[str, Any]] = {
     "scored": forced(**SCHEDULE),
     "paper": {"config": RankConfig.paper(**{**SCHEDULE, "moves": 1})},
 }
-
-
-def trainable(model: Any) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def adamw(model: Any, **settings: Any) -> torch.optim.AdamW:
-    return torch.optim.AdamW(trainable(model), **{"lr": 0.01, **settings})
-
-
-def allocate(model: Any, given: dict[str, Any], optimizer: Any = None, **settings: Any) -> RankAllocator:
-    settings = {"total_steps": STEPS, **given, **settings}
-    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, **settings)
 
 
 @pytest.mark.parametrize("budget", ["parameters", "ranks"])
@@ -227,37 +209,6 @@ def test_layers_never_outgrow_their_width_or_the_cap(make_net, train_net):
             assert layer.rank <= min(bound if max_rank else 8, layer.a.in_features, layer.b.out_features)
 
 
-def test_a_policy_of_ones_own_decides(make_net, train_net):
-    from pedyra.allocate.allocation import RankPlan
-
-    def first_layer_loses(scores: Any, now: Any) -> RankPlan:
-        ranks = {name: len(values) for name, values in scores.items()}
-        name = next(iter(ranks))
-        gone = (0,) if ranks[name] > 1 else ()
-        return RankPlan(
-            pruned={name: gone} if gone else {},
-            added={},
-            ranks={**ranks, name: 1 if not gone else ranks[name] - 1},
-            layer_scores=dict.fromkeys(ranks, 0.0),
-        )
-
-    model = make_net()
-    allocator = allocate(model, BOTH["scored"], method=ScoredMethod(policy=first_layer_loses))
-    train_net(model, allocator.optimizer, allocator, STEPS)
-    assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
-
-
-def test_the_default_number_of_moves_is_the_papers_and_a_cut_may_take_all():
-    for config, total, most in (
-        (RankConfig.paper(moves=None), 576, 12),  # Table 14
-        (RankConfig.paper(moves=None), 12, 1),
-        (RankConfig.paper(moves=7), 576, 7),
-        (RankConfig(), 576, 576),
-        (RankConfig(moves=0), 576, 0),
-    ):
-        assert default_method(config).most_moves(config, total) == most
-
-
 def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
     model = make_net()
     allocator = allocate(model, BOTH["scored"])
@@ -285,26 +236,3 @@ def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
         shares = values / values.sum()
         expected = torch.exp(-(shares * shares.clamp_min(1e-30).log()).sum())
         assert snapshot["effective_rank"][layer.name] == pytest.approx(float(expected), rel=1e-3)
-
-
-class Ascending(LayerScores):
-    """Scores that nothing else would give: 10 for the first layer's triples, 11 for the next, and so on."""
-
-    def layer_scores(self):
-        return torch.arange(10.0, 10 + len(self.layers))
-
-
-def test_a_rules_own_scores_have_the_word_whatever_the_config_says(make_net, train_net):
-    given = []
-
-    def look(scores, now):
-        given.append(scores)
-        return Algorithm2()(scores, now)
-
-    rule = ScoredMethod(policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
-    model = make_net()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig.scored(interval=6, moves=0), 18, method=rule)
-    (record, *_) = train_net(model, optimizer, allocator, 6)
-    expected = {layer.name: [10.0 + i] * layer.rank for i, layer in enumerate(allocator.layers)}
-    assert given[0] == expected and record["scores"] == expected

@@ -182,49 +182,6 @@ def test_a_run_of_nan_gradients_alone_still_makes_a_plan(make_net, net_batch):
     assert allocator.parameters <= allocator.initial_parameters
 
 
-def test_an_overflow_of_a_grad_scaler_is_skipped_and_counted(make_net, net_batch):
-    model = make_net().train()
-    allocator = allocate(model)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # type: ignore[attr-defined]
-    weights = []
-    for t in range(1, 7):
-        x, y = net_batch(t)
-        scaler.scale((model(x) - y).square().mean()).backward()
-        if t == 2:
-            poison(allocator, float("inf"))
-        scaler.unscale_(allocator.optimizer)
-        allocator.before_step()
-        weights.append(allocator.layers[0].b.weight.detach().clone())
-        scaler.step(allocator.optimizer)
-        scaler.update()
-        allocator.optimizer.zero_grad()
-        allocator.after_step()
-    assert torch.equal(weights[2], weights[1]) and not torch.equal(weights[1], weights[0])  # the scaler skipped step 2
-    assert [record["skipped_steps"] for record in allocator.history] == [1, 1]
-    assert scaler.get_scale() == 2.0**9
-    assert all(bool(p.isfinite().all()) for p in model.parameters())
-
-
-def test_scores_under_a_scaler_are_those_without(make_net, net_batch):
-    results = []
-    for scale in (None, 2.0**12):
-        model = make_net(trained=True).train()
-        allocator = allocate(model)
-        scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)  # type: ignore[attr-defined]
-        records = []
-        for t in range(1, 4):
-            x, y = net_batch(t)
-            scaler.scale((model(x) - y).square().mean()).backward()
-            scaler.unscale_(allocator.optimizer)
-            allocator.before_step()
-            scaler.step(allocator.optimizer)
-            scaler.update()
-            allocator.optimizer.zero_grad()
-            records.append(allocator.after_step())
-        results.append(scores_of(records))
-    assert_same_scores(results[1], results[0], rel=1e-5)
-
-
 def test_missing_gradients_score_zero_and_training_goes_on(make_net, net_batch):
     model = make_net(trained=True).train()
     allocator = allocate(model, forced(**WINDOW, alpha=1.0))
@@ -238,20 +195,6 @@ def test_missing_gradients_score_zero_and_training_goes_on(make_net, net_batch):
     (record,) = [record for record in records if record is not None]
     assert record["scores"]["layers.2"] == [0.0] * 4 and record["skipped_steps"] == 0
     assert {name for name, *_ in record["pruned"]} == {"layers.2"}
-
-
-def test_bf16_autocast_trains_and_scores_in_float32(make_net, net_batch):
-    model = make_net().train()
-    allocator = allocate(model)
-    for t in range(1, 7):
-        x, y = net_batch(t)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = (model(x).float() - y).square().mean()
-        loss.backward()
-        step(allocator)
-    assert len(allocator.history) == 2
-    assert {layer.a.A.dtype for layer in allocator.layers} == {torch.float32}
-    assert all(value.dtype in (torch.float32, torch.long) for value in inside(allocator).scores.tensors().values())
 
 
 def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, net_batch):

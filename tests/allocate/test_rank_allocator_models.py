@@ -9,26 +9,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from windows import SCHEDULE, forced, inside
+from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, detach
-
-STEPS = 30
-
-
-def trainable(model: Any) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def adamw(model: Any, **settings: Any) -> torch.optim.AdamW:
-    return torch.optim.AdamW(trainable(model), **{"lr": 0.01, **settings})
-
-
-def allocate(model: Any, given: dict[str, Any], optimizer: Any = None, **settings: Any) -> RankAllocator:
-    settings = {"total_steps": STEPS, **given, **settings}
-    return RankAllocator(model, adamw(model) if optimizer is None else optimizer, **settings)
 
 
 def test_a_scheduler_built_before_goes_on_after_resizes(make_net, train_net, net_batch):

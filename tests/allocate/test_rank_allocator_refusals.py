@@ -36,7 +36,7 @@ def test_a_model_without_an_adapter(make_net):
 
 
 def test_a_schedule_without_any_adjustment(make_net):
-    with refused("no adjustment.*interval 40"):
+    with refused("no adjustment.*interval 40.* lower the interval or the warm-ups"):
         allocate(make_net(), interval=40)
 
 
@@ -46,7 +46,9 @@ def test_warmups_longer_than_the_run(make_net):
 
 
 def test_ranks_that_are_all_at_the_minimum(make_net):
-    with refused("nothing can move: every layer starts at rank 1 and rank.min_rank is 1; raise lora.r"):
+    with refused(
+        "nothing can move: every layer starts at rank 1 and rank.min_rank is 1; raise lora.r or lower rank.min_rank"
+    ):
         allocate(make_net(r=1))
 
 
@@ -86,31 +88,6 @@ def test_an_optimizer_whose_state_cannot_follow(make_net):
     with refused("Adafactor cannot follow a rank change; use adamw_torch"):
         allocate(model, torch.optim.Adafactor(trainable(model)))
     assert not any("lora_A.default.E" in name for name, _ in model.named_parameters())  # nothing was attached
-
-
-def test_a_second_allocator_on_the_same_adapter(make_net):
-    model = make_net()
-    first = allocate(model)
-    with refused(r"'default' is already adapted by another RankAllocator; call its release\(\) first"):
-        allocate(model)
-    first.release()
-    assert allocate(model).ranks == first.ranks
-
-
-def test_an_allocator_that_is_gone_holds_nothing(make_net):
-    model = make_net()
-    allocate(model)  # dropped at once
-    assert allocate(model).step == 0
-
-
-def test_release_takes_every_hook_off_and_keeps_the_triples(make_net, train_net):
-    model = make_net()
-    allocator = allocate(model)
-    train_net(model, allocator.optimizer, allocator, 6)
-    ranks = allocator.ranks
-    allocator.release()
-    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 0
-    assert allocator.ranks == ranks
 
 
 class RowAndColumn(torch.optim.SGD):

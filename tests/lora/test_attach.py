@@ -175,26 +175,6 @@ def test_layers_that_share_a_base_weight_have_their_own_triples():
     assert torch.equal(model(x), before)
 
 
-@pytest.mark.parametrize("outer", ["enc", "top"])  # before and after "q" in the sorted file
-def test_rank_patterns_of_nested_names_do_not_collide(outer, set_ranks, tmp_path):
-    class Nested(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.q = nn.Linear(6, 6)
-            self.add_module(outer, nn.ModuleDict({"q": nn.Linear(6, 6)}))
-
-        def forward(self, x):
-            return self.get_submodule(f"{outer}.q")(torch.tanh(self.q(x)))
-
-    model, x = get_peft_model(Nested(), LoraConfig(r=4, target_modules=["q"])), torch.randn(3, 6)
-    set_ranks(model, [1, 5])
-    model.save_pretrained(tmp_path)
-    loaded: Any = PeftModel.from_pretrained(Nested(), tmp_path)
-    assert [m.r["default"] for m in lora_modules(loaded)] == [1, 5]
-    assert torch.allclose(loaded(x), model(x), atol=1e-6)
-
-
 @pytest.mark.parametrize("flavour", ["plain", "rslora"])
 def test_the_scaling_is_constant_at_every_rank_also_by_pefts_own_arithmetic(flavour, make_net, set_ranks):
     model = make_net(lora_alpha=6, **FLAVOURS[flavour])

@@ -1,15 +1,10 @@
-"""AdaLoRA's scores and budget, against PEFT's own allocator and by hand; ranks that are pruned are gone."""
+"""AdaLoRA's budget by hand; ranks that are pruned are gone. test_triple_scores.py compares the scores with PEFT's."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from peft.tuners.adalora.layer import RankAllocator as PeftAllocator
-from torch import nn
-from windows import inside
 
 from pedyra.lora.attach import attach
 from pedyra.methods.adalora_svd import CubicPruning, cubic_budget
@@ -38,35 +33,6 @@ def test_a_budget_of_parameters_prunes_by_score_per_parameter(situation: Any):
     now = situation({"a": 2, "b": 3}, step=14, min_rank=0, budget="parameters", costs={"a": 10, "b": 30})
     plan = CubicPruning(initial=3, final=2)({"a": [0.3, 0.4], "b": [0.6, 0.9, 1.2]}, now)
     assert plan.ranks == {"a": 2, "b": 2}
-
-
-def test_scores_equal_those_of_peft(prepare: Any):
-    """Eq. (3) over several steps and the combination into triples: PEFT's RankAllocator is the oracle."""
-    run = prepare("adalora-svd")
-    run.train()  # for an allocator on live layers; its scores are then replaced by ours below
-    allocator = run.allocator
-    layers, scores = allocator.layers, inside(allocator).scores
-    oracle = PeftAllocator.__new__(PeftAllocator)
-    oracle.peft_config, oracle.adapter_name, oracle.beta1, oracle.beta2 = SimpleNamespace(), "default", 0.85, 0.85
-    oracle.reset_ipt()
-    scores.restart()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
-        named = []
-        for layer in layers:
-            for kind, parameter in (("lora_A", layer.a.A), ("lora_E", layer.a.E), ("lora_B", layer.b.weight)):
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-                like = nn.Parameter(parameter.detach().clone())
-                like.grad = parameter.grad.clone()
-                named.append((f"{layer.name}.{kind}.default", like))
-        oracle.update_ipt(SimpleNamespace(named_parameters=lambda named=named: iter(named)))
-        scores.observe_gradients()
-    ours = scores.triple_scores(alpha=1.0, score_norm="none", input_norm="mean_square", omega="uniform")
-    for layer in layers:
-        A, E, B = (oracle._element_score(f"{layer.name}.lora_{kind}.default") for kind in "AEB")
-        means = torch.stack([A.mean(1), B.mean(0)], 1)
-        expected = oracle._combine_ipt(E, means)
-        torch.testing.assert_close(torch.tensor(ours[layer.name]), expected, rtol=1e-4, atol=1e-9)
 
 
 def test_a_run_ends_at_the_budget_and_its_moments_have_shrunk(prepare: Any):

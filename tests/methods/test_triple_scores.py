@@ -71,7 +71,8 @@ class LiteralAlgorithm1:
     def s(self, n: int, kind: str, at: int) -> float:
         return self.sensitivity[n, kind, at] * self.uncertainty[n, kind, at]
 
-    def scores(self, layers: list[AdaptedLayer], alpha: float) -> dict[str, list[float]]:
+    def scores(self, layers: list[AdaptedLayer], alpha: float, input_norm: str) -> dict[str, list[float]]:
+        power = {"mean_square": 1.0, "rms": 0.5}[input_norm]
         by_gradient: dict[str, list[float]] = {}
         by_input: dict[str, list[float]] = {}
         for n, layer in enumerate(layers):
@@ -85,7 +86,7 @@ class LiteralAlgorithm1:
                 s_A = sum(self.s(n, "A", i * width + k) for k in range(width)) / width
                 s_B = sum(self.s(n, "B", k * r + i) for k in range(out)) / out
                 by_gradient[layer.name].append(w_A * s_A + w_E * self.s(n, "E", i) + w_B * s_B)
-                reach = sum(abs(A[i][k]) * self.energy[n, k] for k in range(width))
+                reach = sum(abs(A[i][k]) * self.energy[n, k] ** power for k in range(width))
                 by_input[layer.name].append(abs(E[i]) * reach * sum(B[k][i] ** 2 for k in range(out)) ** 0.5)
         mean_g, mean_i = (_mean([v for values in s.values() for v in values]) for s in (by_gradient, by_input))
         return {
@@ -105,8 +106,8 @@ def piece(request, monkeypatch) -> int:
     return request.param
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_algorithm_1_equals_its_loops(piece, alpha, layers, scores):
+@pytest.mark.parametrize(("alpha", "input_norm"), [(0.0, "mean_square"), (0.0, "rms"), (0.3, "rms"), (1.0, "rms")])
+def test_algorithm_1_equals_its_loops(piece, alpha, input_norm, layers, scores):
     literal = LiteralAlgorithm1()
     for step in range(4):
         draw_gradients(layers, step)
@@ -116,8 +117,8 @@ def test_algorithm_1_equals_its_loops(piece, alpha, layers, scores):
         literal.observe(layers, inputs)
         if step < 3:
             move_weights(layers)
-    expected = literal.scores(layers, alpha)
-    ours = scores.triple_scores(alpha=alpha, score_norm="mean", input_norm="mean_square", omega="gradient")
+    expected = literal.scores(layers, alpha, input_norm)
+    ours = scores.triple_scores(alpha=alpha, score_norm="mean", input_norm=input_norm, omega="gradient")
     assert list(ours) == list(expected)
     for name in expected:
         assert ours[name] == pytest.approx(expected[name], rel=1e-4)
@@ -188,29 +189,19 @@ def _norms(layer: AdaptedLayer) -> Tensor:
     return torch.stack([grad.norm() for grad in grads if grad is not None])
 
 
-def test_rms_is_the_square_root_of_the_averaged_energy(layers, scores):
-    draw_gradients(layers, 0)
-    scores.observe_gradients()
-    scores.observe_inputs([torch.rand(layer.a.in_features) for layer in layers])
-    _, by_input = scores.marginals(input_norm="rms", omega="gradient")
-    layer = layers[0]
-    with torch.no_grad():
-        reach = (layer.a.A[0].abs() * scores.energies[0].sqrt()).sum()
-        expected = layer.a.E[0].abs() * reach * layer.b.weight[:, 0].norm()
-    assert float(by_input[0]) == pytest.approx(float(expected), rel=1e-5)
-
-
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(piece, bad, layers, scores):
+def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(piece, bad, gradients, layers):
+    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=gradients)
     draw_gradients(layers, 0)
     scores.observe_gradients()
     before = {name: value.clone() for name, value in scores.tensors().items()}
     draw_gradients(layers, 1)
     layers[1].b.weight.grad[0, 0] = bad  # type: ignore[index]
     scores.observe_gradients()
-    assert int(scores.skipped) == 1
-    for name in ("sensitivity", "uncertainty", "norms"):
-        assert torch.equal(scores.tensors()[name], before[name])
+    assert int(scores.skipped) == 1 and torch.count_nonzero(scores.norms) > 0
+    after = scores.tensors()
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "skipped")
 
 
 def test_a_missing_gradient_counts_as_zero(layers, scores):
@@ -243,15 +234,6 @@ def test_without_gradients_alpha_0_scores_the_same_and_keeps_nothing_of_the_para
     assert without.triple_scores(**settings) == scores.triple_scores(**settings)
     assert torch.equal(without.norms, scores.norms)  # of Eq. (5), for the report
     assert max(value.numel() for value in without.tensors().values()) == max(layer.a.in_features for layer in layers)
-
-
-@pytest.mark.parametrize("gradients", [True, False])
-def test_steps_left_out_are_counted_with_gradients_or_without(gradients, layers):
-    state = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=gradients)
-    draw_gradients(layers, 0)
-    layers[2].a.A.grad[1, 1] = float("inf")  # type: ignore[index]
-    state.observe_gradients()
-    assert int(state.skipped) == 1 and torch.count_nonzero(state.norms) == 0
 
 
 def test_half_precision_triples_are_averaged_in_float32(make_net):

@@ -1,0 +1,116 @@
+"""One allocator has an adapter at a time, and what it leaves behind at its end, however that comes, is nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+from windows import SCHEDULE, allocate, forced
+
+from pedyra import RankAllocator, RankConfig, detach
+
+MEASURING = {"config": RankConfig(target_rank=1, initial_warmup=1, interval=10, final_warmup=0)}
+"""From the second step on."""
+
+
+def hooks(model: Any) -> int:
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_second_allocator_on_the_same_adapter_is_refused(make_net):
+    model = make_net()
+    first = allocate(model, forced(**SCHEDULE))
+    with pytest.raises(ValueError, match=r"'default' is already adapted by another RankAllocator; call its release\("):
+        allocate(model, forced(**SCHEDULE))
+    first.release()
+    assert allocate(model, forced(**SCHEDULE)).ranks == first.ranks
+
+
+def test_an_allocator_that_is_gone_holds_nothing(make_net):
+    model = make_net()
+    allocate(model, forced(**SCHEDULE))  # dropped at once
+    assert allocate(model, forced(**SCHEDULE)).step == 0
+
+
+def test_release_takes_every_hook_off_and_keeps_the_triples(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, forced(**SCHEDULE))
+    train_net(model, allocator.optimizer, allocator, 6)
+    ranks = allocator.ranks
+    allocator.release()
+    assert hooks(model) == 0
+    assert allocator.ranks == ranks
+
+
+def test_hooks_and_ownership_end_with_a_training(make_trainer, quick, tmp_path):
+    trainer, callback = make_trainer(tmp_path, quick(final_warmup=1))
+    before = hooks(trainer.model)
+    trainer.train()
+    assert hooks(trainer.model) == before
+    RankAllocator(trainer.model, callback.allocator.optimizer, **quick(), total_steps=12)  # nobody holds the adapter
+
+
+class Interrupt(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_bert, tmp_path):
+    """A notebook's cell, stopped while it measures with its Trainer still there, and run again."""
+    model, config = make_bert(), MEASURING["config"]
+    stopped, callback = make_trainer(tmp_path, config, model=model)
+    stopped.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    layers = callback.allocator.layers
+    assert all(layer.a.observer is not None for layer in layers)
+    again, taking = make_trainer(tmp_path, dataclasses.replace(config, moves=0), model=model)
+    again.train()
+    assert taking.allocator.step == 12
+    assert all(layer.a.observer is None for layer in layers)
+
+
+def test_nobody_observes_after_an_allocator_is_gone(make_net, train_net):
+    """Also where the model goes on without one; but not that of an allocator which has the layers by then."""
+    model = make_net()
+    allocator = allocate(model, MEASURING)
+    layers = allocator.layers
+    train_net(model, allocator.optimizer, allocator, 2)
+    assert all(layer.a.observer is not None for layer in layers)
+    del allocator
+    gc.collect()
+    assert all(layer.a.observer is None for layer in layers)
+    first = allocate(model, MEASURING)
+    first.release()
+    second = allocate(model, MEASURING)
+    train_net(model, second.optimizer, second, 2)
+    del first
+    gc.collect()
+    assert all(layer.a.observer is not None for layer in second.layers)
+
+
+@pytest.mark.parametrize("end", [detach, lambda model: model.delete_adapter("default")], ids=["detach", "delete"])
+def test_an_allocator_outlives_its_adapter(end, make_net, train_net):
+    """Its end is no error then (what a finalizer raises is a warning, and warnings are errors here)."""
+    model = make_net()
+    allocator = allocate(model, MEASURING)
+    train_net(model, allocator.optimizer, allocator, 2)
+    end(model)
+    del allocator
+    gc.collect()
+
+
+def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, train_net):
+    model = make_net()
+    allocator = allocate(model, MEASURING)
+    train_net(model, allocator.optimizer, allocator, 2)
+    model.delete_adapter("default")
+    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
+        _ = allocator.ranks
+    with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
+        allocator.before_step()
+    allocator.release()
