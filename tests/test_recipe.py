@@ -291,4 +291,3 @@ def field_names(section: type) -> set[str]:
 def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):
     recipe = load_recipe(recipe_file, ["data.eval_rows=1e3", "lora.r=8.0", "lora.alpha=16.0", "lora.init=true"])
     assert (recipe.data.eval_rows, recipe.lora.r, recipe.lora.alpha, recipe.lora.init) == (1000, 8, 16.0, True)
-

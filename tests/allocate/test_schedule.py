@@ -1,4 +1,4 @@
-"""The phases of a run: the paper's own runs, every step in one phase, and schedules in which nothing could happen."""
+"""The adjustments of a run: the paper's own runs, and schedules in which nothing could happen."""
 
 from __future__ import annotations
 
@@ -31,13 +31,6 @@ def test_adjustments_are_those_of_the_definition():
         for step in range(1, total + 1):
             assert schedule.is_adjustment(step) == (step in expected)
             assert schedule.next_adjustment(step) == next((t for t in expected if t >= step), None)
-
-
-def test_every_step_is_in_one_phase_and_phases_follow_each_other():
-    schedule = resolve_schedule(40, initial_warmup=10, interval=4, final_warmup=12)
-    phases = [schedule.phase(step) for step in range(1, 41)]
-    assert phases == ["warmup"] * 10 + ["adjust"] * 17 + ["final"] * 13
-    assert all(schedule.phase(step) == "adjust" for step in schedule.adjustments)
 
 
 def test_fractions_are_of_the_run_and_equal_the_same_steps():

@@ -77,7 +77,7 @@ def test_randlora_gets_the_rank_of_bases_with_the_nearest_count(count, shape):
     # ceil(width / r) bases of r + width scalings each, per layer; n bases need about n (width / n + width).
     by_hand = layers * -(-width // r) * (r + width)
     assert abs(by_hand / (layers * 4 * 2 * width) - 1) <= 0.05
-    assert count.randlora(recipe("randlora", r=4), r) == by_hand
+    assert count.prepared(recipe("randlora", r=4), {"r": r}) == by_hand
     assert matched.r == 4
 
 
@@ -90,7 +90,7 @@ def test_within_five_percent_is_equal():
 def test_counting_leaves_the_model_as_it_was(count):
     names = [name for name, _ in count._base.named_parameters()]
     count.lora(recipe("dora"), 3)
-    count.randlora(recipe("randlora"), 7)
+    count.prepared(recipe("randlora"), {"r": 7})
     assert [name for name, _ in count._base.named_parameters()] == names
 
 

@@ -82,7 +82,7 @@ class Decision:
 
 
 class MethodRun(Protocol):
-    """A method in one run. The allocator calls `prepare`, `before_step`, `after_step` and `decide`, in this order."""
+    """A method in one run. The allocator calls `prepare`, `before_step` and `decide`, in this order."""
 
     @property
     def skipped_steps(self) -> int:
@@ -111,8 +111,8 @@ class MethodRun(Protocol):
         """The gradients since the last step are thrown away."""
         ...
 
-    def after_step(self, step: int) -> None:
-        """The optimizer has stepped. Raises ValueError where its state, there from now on, cannot follow the method."""
+    def check_state(self) -> None:
+        """After the first step that the optimizer takes. Raises ValueError where its state cannot follow the method."""
         ...
 
     def decide(self, now: Situation) -> Decision | None:

@@ -180,9 +180,10 @@ class RankAllocator:
         step = self._steps.end()
         if not self._state_is_known:  # a step that a GradScaler skipped leaves none
             self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in self.triples())
-            if self._state_is_known and self.moves:
-                check_state(self.optimizer, self.triples())
-        self.run.after_step(step)
+            if self._state_is_known:
+                if self.moves:
+                    check_state(self.optimizer, self.triples())
+                self.run.check_state()
         adjusts = self.schedule.is_adjustment(step) and not self.settled
         if adjusts or self._trained.renewed:
             check_same(self.triples(), self._process_group, step)

@@ -1,4 +1,4 @@
-"""When ranks move: step -> warm-up, adjust or final phase, and how many triples move (t_i, Delta_T, t_f, k)."""
+"""When ranks move: the steps of the adjustments (t_i, Delta_T, t_f)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The phases of one run, in optimizer steps; step 1 is the first one. All fields are resolved integers.
+    """The adjustments of one run, in optimizer steps; step 1 is the first one. All fields are resolved integers.
 
     An adjustment follows step t when t > t_i, (t - t_i) % interval == 0 and t < T - t_f.
     """
@@ -25,12 +25,6 @@ class Schedule:
         first = self.initial_warmup + self.interval
         steps = tuple(range(first, self.total_steps - self.final_warmup, self.interval))
         object.__setattr__(self, "adjustments", steps)
-
-    def phase(self, step: int) -> str:
-        """ "warmup" up to t_i, "adjust" until T - t_f, "final" from there on; every step has exactly one."""
-        if step <= self.initial_warmup:
-            return "warmup"
-        return "adjust" if step < self.total_steps - self.final_warmup else "final"
 
     def is_adjustment(self, step: int) -> bool:
         """Whether ranks are adjusted after this step."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,15 +53,11 @@ def step(
     use_threads(threads)
     if smoke:
         models, rounds, batch, length = ["llama-32x1", "deberta-32x1"], 10, 2, 16
-    rows = []
-    for row in bench_step(
+    rows = _kept(json_file, bench_step(
         models or ["minilm"], variants=variants or VARIANTS, rounds=rounds, rank=rank, batch=batch, length=length,
         dtype=dtype, device=device, gradient_checkpointing=gradient_checkpointing, run_steps=run_steps,
         cpu_time=cpu_time,
-    ):  # fmt: skip
-        rows.append(row)
-        if json_file:  # a long benchmark that is stopped leaves what it has
-            write_json_lines(json_file, rows)
+    ))  # fmt: skip
     table = [["" if row[column] is None else row[column] for column in COLUMNS] for row in rows]
     print_table(new_console(), list(COLUMNS.values()), table)
     apart = [row for row in rows if "ratio_by_kind" in row]
@@ -84,11 +81,7 @@ def scale(
     from pedyra.bench.bench_scale import LARGEST_EXPONENT, MEASURES, SMOKE, bench_scale
 
     use_threads(threads)
-    rows = []
-    for row in bench_scale(**SMOKE if smoke else {}, device=device):
-        rows.append(row)
-        if json_file:
-            write_json_lines(json_file, rows)
+    rows = _kept(json_file, bench_scale(**SMOKE if smoke else {}, device=device))
     console = new_console()
     sizes = [row for row in rows if row["kind"] == "size"]
     columns = ["axis", "value", *MEASURES]
@@ -125,13 +118,19 @@ def cuts(
     from pedyra.bench.bench_cuts import SHARES, bench_cuts
 
     use_threads(threads)
-    found = []
-    for row in bench_cuts(runs, shares or SHARES, rows):
-        found.append(row)
-        if json_file:
-            write_json_lines(json_file, found)
+    found = _kept(json_file, bench_cuts(runs, shares or SHARES, rows))
     columns = ["run", "way", "share", "parameters", "cost", "standard_error"]
     print_table(new_console(), columns, [[row[name] for name in columns] for row in found])
+
+
+def _kept(file: Path | None, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows; each is in the file as soon as it is there, so that a benchmark that is stopped leaves what it has."""
+    kept = []
+    for row in rows:
+        kept.append(row)
+        if file:
+            write_json_lines(file, kept)
+    return kept
 
 
 app.command()(planted)

@@ -18,10 +18,10 @@ from pedyra.allocate.claim import choose_forward
 from pedyra.bench.spec import WIDE, MethodSpec
 from pedyra.lora.attach import attach, drop_empty, train_e
 from pedyra.lora.layer import rank_parameters
-from pedyra.methods.adapter import changed, with_ranks
+from pedyra.methods.adapter import with_ranks
 from pedyra.methods.data import Data
 from pedyra.methods.loop import Loop, make_optimizer
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Request, changed
 from pedyra.methods.registry import get_method
 from pedyra.models import layer_ranks
 from pedyra.models.quantized import quantise_linears

@@ -22,7 +22,7 @@ class Matched:
     r: int
     """lora.r of its recipes, or what they end with (`wide`); alpha goes along, so that alpha / r stays."""
     method_settings: dict[str, Any] = field(default_factory=dict)
-    """Of RandLoRA: the rank of its bases."""
+    """Of methods whose own settings decide on their parameters (RandLoRA)."""
     max_steps: int | None = None
     """Other steps than the baseline's, to match the time."""
 
@@ -84,39 +84,29 @@ class ParameterCount:
         self._known: dict[str, int] = {}
 
     def lora(self, recipe: Recipe, r: int) -> int:
-        """Of the recipe's LoRA, or DoRA, at rank r. E of the dynamic methods, r a layer, is not counted."""
+        """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
         from pedyra.methods.adapter import with_lora
         from pedyra.runs.setup import request
 
-        dora = recipe.method == "dora" or recipe.lora.use_dora
-        lora = recipe.lora.model_copy(update={"r": r, "use_dora": dora, "init": True})
+        lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
         key = lora.model_dump_json()
         if key not in self._known:
             wanted = request(recipe.model_copy(update={"lora": lora}), self._base, None)
             self._known[key] = self._count(with_lora(wanted))
         return self._known[key]
 
-    def randlora(self, recipe: Recipe, r: int) -> int:
-        """Of RandLoRA with bases of rank r."""
+    def prepared(self, recipe: Recipe, settings: Mapping[str, Any]) -> int:
+        """Of what the recipe's method makes with these settings of its own."""
         from pedyra.runs.setup import request
 
-        recipe = recipe.model_copy(update={"method_settings": {**recipe.method_settings, "r": r}})
-        return self._count(get_method("randlora").prepare(request(recipe, self._base, None)).model)
+        recipe = recipe.model_copy(update={"method_settings": {**recipe.method_settings, **settings}})
+        return self._count(get_method(recipe.method).prepare(request(recipe, self._base, None)).model)
 
-    def nearest_randlora(self, recipe: Recipe, target: int) -> list[int]:
-        """The two ranks of bases whose counts are nearest to `target`, nearest first."""
-        from peft.tuners.lora import LoraLayer
-
-        from pedyra.methods.adapter import with_lora
-        from pedyra.methods.randlora import parameters_of
+    def nearest_settings(self, recipe: Recipe, target: int) -> list[dict[str, Any]]:
+        """`Method.nearest_settings` of the recipe's method."""
         from pedyra.runs.setup import request
 
-        model: Any = with_lora(request(recipe, self._base, None))
-        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        shapes = [(layer.in_features, layer.out_features) for layer in layers]
-        model.unload()
-        ranks = range(1, max(min(shape) for shape in shapes) + 1)
-        return sorted(ranks, key=lambda r: (abs(parameters_of(r, shapes) - target), parameters_of(r, shapes)))[:2]
+        return get_method(recipe.method).nearest_settings(request(recipe, self._base, None), target)
 
     def _count(self, model: Any) -> int:
         trained = [
@@ -138,12 +128,12 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
         ValueError: it cannot within 5 %; with the closest two.
     """
     target = count.lora(baseline, budget)
-    if recipe.method == "randlora" and "r" not in recipe.method_settings:
-        at_budget = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": budget})})
-        closest = count.nearest_randlora(at_budget, target)
-        costs = {r: count.randlora(at_budget, r) for r in closest}
-        check_match(name, "parameters", "method_settings.r", target, costs)
-        return Matched(budget, {"r": closest[0]})
+    at_budget = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": budget})})
+    if own := count.nearest_settings(at_budget, target):
+        (knob,) = own[0]
+        costs = {settings[knob]: count.prepared(at_budget, settings) for settings in own}
+        check_match(name, "parameters", f"method_settings.{knob}", target, costs)
+        return Matched(budget, own[0])
     nearest, closest = nearest_rank(lambda r: count.lora(recipe, r), target, budget)
     check_match(name, "parameters", "lora.r", target, {r: count.lora(recipe, r) for r in closest})
     return Matched(nearest)

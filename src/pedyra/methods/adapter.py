@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,21 +13,12 @@ from pedyra.allocate.contract import RankMethod
 from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer_names import pattern_keys
-from pedyra.methods.method import Adaptation, RankMoves, Request
+from pedyra.methods.method import Adaptation, RankMoves, Request, changed
 
 
 def is_quantised(model: nn.Module) -> bool:
     """Whether the frozen weights are in 4 or 8 bits, as transformers marks its models."""
     return bool(getattr(model, "is_quantized", False))
-
-
-def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
-    """A copy of the config with these fields changed."""
-    config = copy.deepcopy(lora)
-    for name, value in changes.items():
-        assert hasattr(config, name), name
-        setattr(config, name, value)
-    return config
 
 
 def with_ranks(lora: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, float] | None = None) -> LoraConfig:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +15,6 @@ from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation, Hooks, Request
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora, require
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,21 +124,6 @@ def nest(model: PeftModel, *, frozen: bool = True, seed: int = 0) -> NestedRank:
     return nested
 
 
-def evaluate_ranks(nested: NestedRank, evaluate: Callable[[], Result]) -> dict[int, Result]:
-    """`evaluate()` at every rank from 1 to r, by rank; the chosen rank is afterwards what it was.
-
-    `evaluate` runs the model in evaluation mode, as `Trainer.evaluate` does.
-    """
-    before, results = nested.chosen, {}
-    try:
-        for rank in range(1, nested.r + 1):
-            nested.choose(rank)
-            results[rank] = evaluate()
-    finally:
-        nested.choose(before)
-    return results
-
-
 def truncate(model: PeftModel, nested: NestedRank, rank: int) -> None:
     """Cut every layer to its first `rank` rows: plain LoRA with r = rank and alpha as it was, so alpha / rank.
 
@@ -161,7 +142,7 @@ def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
     """DyLoRA up to rank lora.r: each optimizer step uses the first b ranks only, scaled by alpha / b.
 
     All of lora.r is trained, so the parameters are LoRA's; what is saved is cut to `rank`. LoRA's start, and no score
-    or pruning. `evaluate_ranks` judges one trained model at every rank.
+    or pruning. `NestedRank.choose` has one trained model judged at any rank.
 
     Departs from the authors' code, and why: sqrt(r/b) on each of A and B is one r/b on B, the same function; b counts
     ranks, where theirs is an index that is off by one from them; the draws are seeded per step, for exact resumes; a

@@ -12,9 +12,9 @@ from peft import EvaConfig, PeftModel, initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from pedyra.methods.adapter import changed, with_adapter
+from pedyra.methods.adapter import with_adapter
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Request, changed
 from pedyra.methods.settings import refuse_lora, require
 
 

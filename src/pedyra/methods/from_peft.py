@@ -8,7 +8,7 @@ from pedyra.methods.method import Adaptation, Request
 
 
 def lora(request: Request) -> Adaptation:
-    """LoRA (Hu et al. 2021), as the run asks for it."""
+    """LoRA (Hu et al. 2021), as the run asks for it; DoRA (Liu et al. 2024) where it has `use_dora`."""
     return Adaptation(model=with_lora(request))
 
 
@@ -26,11 +26,6 @@ def pissa(request: Request) -> Adaptation:
     model = with_lora(request, init_lora_weights=init if own else "pissa")
     train_e(attach(model), False)
     return Adaptation(model=model)
-
-
-def dora(request: Request) -> Adaptation:
-    """DoRA (Liu et al. 2024): LoRA of the direction, and a trained magnitude per output, `out` more per layer."""
-    return Adaptation(model=with_lora(request, use_dora=True))
 
 
 def qlora(request: Request) -> Adaptation:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -43,6 +44,15 @@ class Request:
     """Optimizer steps of the run."""
     data: Data | None = None
     """The training batches, for methods that look at them first (eva, gora, autolora)."""
+
+
+def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
+    """A copy of the config with these fields changed."""
+    config = copy.deepcopy(lora)
+    for name, value in changes.items():
+        assert hasattr(config, name), name
+        setattr(config, name, value)
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +130,8 @@ class Method:
     """One line: what it does and where it comes from."""
     place: str
     """`module` or `module:function` of pedyra.methods: (request) or (request, settings) -> Adaptation."""
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the LoRA that it sets, whatever the run asks for."""
     quantization: str | None = None
     """Of the base model, where the run names none (qlora: nf4)."""
     resumable: bool = True
@@ -148,7 +160,17 @@ class Method:
                 hint = did_you_mean(name, known, otherwise=f"it has {', '.join(known) or 'none'}")
                 raise ValueError(f"method_settings.{name} is no setting of method {self.name}; {hint}")
         prepare, kind = self._prepare_and_settings()
+        if self.lora:
+            request = replace(request, lora=changed(request.lora, **self.lora))
         return prepare(request) if kind is None else prepare(request, kind(**request.settings))
+
+    def nearest_settings(self, request: Request, parameters: int) -> list[dict[str, Any]]:
+        """Settings, the nearest first, with which it trains about so many parameters; none where lora.r decides that.
+
+        A method whose own settings decide has `nearest(request, parameters)` among them, as RandLoRA does.
+        """
+        nearest = getattr(self._prepare_and_settings()[1], "nearest", None)
+        return [] if nearest is None else nearest(request, parameters)
 
     def _prepare_and_settings(self) -> tuple[Any, Any]:
         module, _, function = self.place.partition(":")

@@ -149,15 +149,6 @@ def plan_parameters(
     return make_plan(scores, pruned, added, ranking_scores)
 
 
-def two_thirds_ranks(layer_scores: Mapping[str, float], total_rank: int) -> dict[str, float]:
-    """The real-valued ranks r_l proportional to G_l^(2/3) of Eq. (8) that sum to `total_rank`; equal if all G are 0."""
-    weights = {name: score ** (2 / 3) for name, score in layer_scores.items()}
-    total = sum(weights.values())
-    if total == 0:
-        return {name: total_rank / len(weights) for name in weights}
-    return {name: total_rank * weight / total for name, weight in weights.items()}
-
-
 def two_thirds_log_variance(layer_scores: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
     """Fig. 5: the logarithm of the variance of G_l^(2/3) / r_l over the layers; lower is nearer to Eq. (8).
 

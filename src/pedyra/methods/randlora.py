@@ -37,6 +37,13 @@ class RandLoraSettings:
         known = ("authors", "peft")
         require(self.scale in known, f"method_settings.scale is {self.scale!r}; it must be authors or peft")
 
+    @staticmethod
+    def nearest(request: Request, parameters: int) -> list[dict[str, Any]]:
+        """The two r with the nearest counts of parameters, the nearest first; none where the request gives its r."""
+        if "r" in request.settings:
+            return []
+        return [{"r": r} for r in nearest_r(_shapes(request), parameters)]
+
 
 def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     """RandLoRA on the LoRA's target modules.
@@ -49,8 +56,8 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     """
     refuse_lora(request, "PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
     lora = request.lora
-    shapes, parameters = _shapes_and_lora_parameters(request)
-    r = settings.r or nearest_r(shapes, parameters)
+    shapes = _shapes(request)
+    r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))[0]
     authors = settings.scale == "authors"
     alpha = (2 if authors else 20) * r if settings.alpha is None else settings.alpha
     most = max(bases_of(r, shape) for shape in shapes) if authors else 1
@@ -89,20 +96,20 @@ def parameters_of(r: int, shapes: Iterable[tuple[int, int]]) -> int:
     return sum(bases_of(r, shape) * (r + min(shape)) for shape in shapes)
 
 
-def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> int:
-    """The r whose count of parameters is nearest to this one; the smaller count of two equally near."""
-    return min(
+def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> list[int]:
+    """The two r whose counts of parameters are nearest to this one; of two equally near the smaller count is first."""
+    return sorted(
         range(1, max(min(shape) for shape in shapes) + 1),
         key=lambda r: (abs(parameters_of(r, shapes) - parameters), parameters_of(r, shapes)),
-    )
+    )[:2]
 
 
-def _shapes_and_lora_parameters(request: Request) -> tuple[list[tuple[int, int]], int]:
-    """(in, out) of every target, found by wrapping it in LoRA for a moment, and LoRA's parameters there."""
+def _shapes(request: Request) -> list[tuple[int, int]]:
+    """(in, out) of every target, found by wrapping it in LoRA for a moment."""
     model: Any = with_lora(request)
     shapes = [(layer.in_features, layer.out_features) for layer in _layers(model, LoraLayer)]
     model.unload()
-    return shapes, sum(request.lora.r * (n_in + n_out) for n_in, n_out in shapes)
+    return shapes
 
 
 def _layers(model: nn.Module, kind: type) -> list[Any]:

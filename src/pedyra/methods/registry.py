@@ -11,7 +11,13 @@ METHODS: dict[str, Method] = {
         Method("lora", "LoRA (Hu et al. 2021)", "from_peft:lora", takes_ranks=True),
         Method("lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", "loraplus", takes_ranks=True),
         Method("pissa", "LoRA from the weight's top triples (Meng et al. 2024)", "from_peft:pissa", takes_ranks=True),
-        Method("dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", "from_peft:dora", takes_ranks=True),
+        Method(
+            "dora",
+            "LoRA of a direction, and its magnitude (Liu et al. 2024)",
+            "from_peft:lora",
+            takes_ranks=True,
+            lora={"use_dora": True},
+        ),
         Method(
             "qlora",
             "LoRA over weights in 4 bits (Dettmers et al. 2023)",

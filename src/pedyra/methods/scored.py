@@ -168,8 +168,8 @@ class ScoredRun:
         if self.inputs is not None:
             self.inputs.forget()
 
-    def after_step(self, step: int) -> None:
-        """Nothing is asked of the optimizer."""
+    def check_state(self) -> None:
+        """Nothing more is asked of the optimizer."""
 
     def triple_scores(self) -> dict[str, list[float]]:
         """The score of every triple by layer, from what was observed so far."""

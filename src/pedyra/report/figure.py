@@ -39,12 +39,6 @@ class Figure:
     paper: str | None = None  # the figure of the paper it matches
     layers: Sequence[str] = ()  # of which the reader may bring out one
 
-    @property
-    def has_bands(self) -> bool:
-        """Whether stretches without rank changes are drawn, which the page then explains."""
-        layers = [layer for panel in self.panels for layer in panel.spec["layer"]]
-        return any(layer["mark"].get("style") == "fixed" for layer in layers)
-
 
 def adjusted(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.adjustments]

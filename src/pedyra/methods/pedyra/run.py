@@ -73,7 +73,6 @@ class FitRun:
         self.calibration: Calibration | None = None
         """While asking: what the sets come from."""
         self.asking: Asking | None = None
-        self._state_is_known = False
 
     @property
     def settled(self) -> bool:
@@ -145,13 +144,8 @@ class FitRun:
         if self.gramians is not None:
             self.gramians.drop_step()
 
-    def after_step(self, step: int) -> None:
-        if not self._state_is_known:
-            optimizer = self.run.optimizer
-            parameters = [factor for layer in self.run.layers for factor in layer.factors]
-            self._state_is_known = any(optimizer.state.get(parameter) for parameter in parameters)
-            if self._state_is_known:
-                check_turnable(optimizer, parameters)
+    def check_state(self) -> None:
+        check_turnable(self.run.optimizer, [factor for layer in self.run.layers for factor in layer.factors])
 
     @property
     def tolerance(self) -> Tolerance:
