@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy
@@ -136,6 +137,15 @@ def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settin
     train_net(model, optimizer, allocator, skipped)
     with refused("Averaging keeps 'z', and what a new triple's is cannot be known; use adamw_torch"):
         train_net(model, optimizer, allocator, 1, first=skipped + 1)
+
+
+def test_an_average_of_updates_is_refused_by_the_method_that_turns_triples(make_net, train_net):
+    for method, turns in (({"config": RankConfig(target_rank=2)}, True), (forced(**SCHEDULE), False)):
+        model = make_net()
+        optimizer = torch.optim.Adadelta(trainable(model))
+        allocator = RankAllocator(model, optimizer, total_steps=100, **method)
+        with refused("Adadelta keeps 'acc_delta', which cannot follow the turning") if turns else nullcontext():
+            train_net(model, optimizer, allocator, 1)
 
 
 def test_a_start_at_the_highest_rank_is_refused(make_net):
