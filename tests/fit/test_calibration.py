@@ -111,4 +111,5 @@ def test_samples_are_rows_of_a_classifier_and_labelled_tokens_of_a_language_mode
     labels = torch.tensor([[-100, 5, 6, -100], [-100, -100, 7, 2]])
     assert num_samples({"input_ids": torch.zeros(2, 4), "labels": labels}) == 4
     assert num_samples({"input_ids": torch.zeros(2, 4), "labels": torch.tensor([0, 1])}) == 2
+    assert num_samples({"input_ids": torch.zeros(2, 4), "labels": torch.tensor([[0], [1]])}) == 2
     assert num_samples({"pixel_values": torch.zeros(3, 1)}) == 3

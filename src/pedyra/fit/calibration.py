@@ -29,7 +29,8 @@ def num_samples(batch: Batch) -> int:
     """What the mean loss of a batch is a mean over: its rows, or the tokens that have a label."""
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
-        return int((labels[:, 1:] != -100).sum()) or 1
+        next_token = int(labels.shape[1] > 1)  # a row with one label has it for itself
+        return int((labels[:, next_token:] != -100).sum()) or 1
     return len(next(value for value in batch.values() if isinstance(value, Tensor)))
 
 

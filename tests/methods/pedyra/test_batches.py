@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -92,10 +93,15 @@ def evaluated(model: Any) -> None:
     model.train()
 
 
+def outside(model: Any) -> None:
+    (3 * nn.functional.cross_entropy(classify(model).logits, CLASSES)).backward()
+
+
 STEPS: dict[str, Any] = {
     "a label in a column": lambda model: model(input_ids=IDS, labels=CLASSES[:, None]).loss.backward(),
     "a tuple": lambda model: classify(model, return_dict=False)[0].backward(),
     "a scaled loss": lambda model: (classify(model).loss * 3).backward(),
+    "the same loss from other outputs": outside,
     "micro-batches that are added up": undivided,
     "an evaluation in between": evaluated,
 }
@@ -156,6 +162,19 @@ def test_a_loss_that_draws_changes_no_random_number_and_draws_alike(make_bert):
     (first, second), _ = watched.batches.losses(lambda: classify(watched.model).loss * torch.rand(()), whole)
     assert first == second
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_no_graph_is_kept(trains, make_bert):
+    """Of an evaluation that forgets no_grad not even till the end of the step."""
+    watched = Watched(make_bert())
+    output = classify(watched.model.train(trains))
+    loss = weakref.ref(output.loss)
+    if trains:
+        output.logits.sum().backward()
+        watched.batches.forget()
+    del output
+    assert loss() is None
 
 
 def test_a_model_can_be_pickled_and_a_copy_is_not_seen(make_bert):

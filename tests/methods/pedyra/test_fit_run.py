@@ -11,6 +11,7 @@ from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.distributed import Average, one_process
 from pedyra.config import Importance
+from pedyra.fit.verdict import Tolerance
 from pedyra.methods.pedyra.batches import Batches, projected, won
 from pedyra.methods.pedyra.sizes import kept
 
@@ -190,6 +191,12 @@ def test_a_batch_without_a_label_tells_nothing_of_what_was_won():
     nothing_seen, broken = [0.0, 0.0, 0.0], [float("nan"), float("nan"), 4.0]
     assert won([[3.0, 4.0], [float("nan"), 4.0], [3.1, 4.0]], [*rows, nothing_seen, broken]) == expected
     assert won([[3.0, 4.0], [3.1, 4.0]], [nothing_seen] * 2) is None
+
+
+def test_a_fall_that_rounding_makes_is_nothing_learned():
+    before, after = 0.6931471824645996, 0.6931471228599548  # neighbours in float32
+    found = won([[before, 8.0]] * 4, [[after, before, 8.0]] * 8)
+    assert found is not None and found[0] > 0 and not Tolerance(*found, 0.1).learned
 
 
 def test_the_loss_of_a_step_is_that_of_its_labels_where_a_micro_batch_has_none(make_llama):

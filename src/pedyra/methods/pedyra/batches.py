@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from pedyra.fit.calibration import evaluating
 from pedyra.fit.verdict import paired
 from pedyra.lora.layer import AdaptedLayer
 
+PARALLEL = 0.02
+"""Relative distance of two gradients that are taken for the same, but for their length; half precision is no better."""
+
 
 @dataclass
 class _Call:
@@ -28,16 +32,57 @@ class _Call:
     samples: Tensor
     autocast: tuple[bool, torch.dtype]
     has_loss: bool
+    loss: Tensor | None = None
+    """Its own, with its graph, until it is known whether that is what is trained."""
     is_trained: bool = False
     """Whether a backward pass came to it: to none of an evaluation, nor of a teacher."""
-    weight: Tensor | None = None
-    """The gradient that its own loss was given; None: what is trained does not come from that."""
+    _weight: Tensor | None = None
+    _outputs: Sequence[Tensor] = ()
+    _reached: tuple[Tensor, Tensor] | None = None
+    """The first output beside the loss that the backward pass came to, and the gradient that it was given."""
 
-    def reached(self, gradient: Tensor) -> None:
+    def watch(self, outputs: Sequence[Tensor], loss: Tensor | None, *, trains: bool) -> None:
+        """See the gradients of all outputs; an evaluation's graph is not kept."""
+        if trains and loss is not None:
+            self.loss, self._outputs = loss, outputs
+        for index, each in enumerate(outputs):
+            if each.requires_grad:
+                each.register_hook(self._loss_reached if each is loss else partial(self._output_reached, index))
+
+    def _loss_reached(self, gradient: Tensor) -> None:
+        self.end()
         self.is_trained = True
+        self._weight = gradient.detach() + (0.0 if self._weight is None else self._weight)
 
-    def loss_reached(self, gradient: Tensor) -> None:
-        self.is_trained, self.weight = True, gradient.detach() + (0.0 if self.weight is None else self.weight)
+    def _output_reached(self, index: int, gradient: Tensor) -> None:
+        self.is_trained = True
+        if self._outputs and self._reached is None and gradient.dim() > 0:
+            self._reached = self._outputs[index], gradient.detach()
+
+    def weight(self) -> Tensor | None:
+        """The gradient of what is trained with respect to the call's own loss; None: it does not come from that.
+
+        Some compute the same loss from another output (TRL's from log-probabilities), and its gradient with respect to
+        that is then parallel to the own loss's. Waits for the device in this case alone.
+        """
+        if self._weight is None and self.loss is not None and self._reached is not None:
+            loss, (output, given) = self.loss, self._reached
+            self.end()
+            try:
+                (own,) = torch.autograd.grad(loss, output, allow_unused=True)
+            except RuntimeError:  # the graph between them is gone
+                own = None
+            self._weight = None  # the own loss's hook was called
+            if own is not None:
+                own, given = own.double(), given.double()
+                weight = (own * given).sum() / own.square().sum()
+                if (given - weight * own).norm() <= PARALLEL * given.norm():
+                    self._weight = weight.to(loss)
+        return self._weight
+
+    def end(self) -> None:
+        """Let go of the graph, whose hooks hold this."""
+        self.loss, self._outputs, self._reached = None, (), None
 
 
 class _Hook:
@@ -78,9 +123,7 @@ class Batches:
         kind = samples.device.type
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         call = _Call(arguments, keywords, samples, autocast, loss is not None)
-        for each in tensors:
-            if each.requires_grad:
-                each.register_hook(call.loss_reached if each is loss else call.reached)
+        call.watch(tensors, loss, trains=module.training)
         self._calls.append(call)
 
     @property
@@ -99,7 +142,7 @@ class Batches:
         As by a loop that adds up its micro-batches and does not divide by their number. A model that was told the
         number of items has divided by that, and the loss of a `closure` is taken to be what was trained.
         """
-        weights = [call.weight for call in self._trained if "num_items_in_batch" not in call.keywords]
+        weights = [call.weight() for call in self._trained if "num_items_in_batch" not in call.keywords]
         if closure is not None or not weights or any(weight is None for weight in weights):
             return given
         return torch.stack([weight for weight in weights if weight is not None]).sum()
@@ -113,7 +156,7 @@ class Batches:
                 "how many samples there were; call the model that RankAllocator was given, not one inside it"
             )
         if closure is None and trained and all(call.has_loss for call in trained):
-            if any(call.weight is None for call in trained):
+            if any(call.weight() is None for call in trained):
                 raise ValueError(
                     "method pedyra compares the model's own loss, but another one is trained, made of its other "
                     "outputs (class weights, say); have the model compute it, or pass closure=lambda: loss to "
@@ -122,8 +165,8 @@ class Batches:
         elif closure is None:
             raise ValueError(
                 "method pedyra compares losses with and without what may go, but the model's forward gives none; pass "
-                "labels to the model, or closure=lambda: loss to before_step. A Trainer with a loss of its own (DPO): "
-                "set rank.target_rank, which compares none"
+                "labels to the model, or closure=lambda: loss to before_step. A Trainer with a loss of its own (DPO, "
+                "label_smoothing_factor, compute_loss_func): set rank.target_rank, which compares none"
             )
 
     def losses(self, closure: Closure | None, *without: Mapping[AdaptedLayer, Tensor]) -> tuple[list[float], float]:
@@ -161,20 +204,21 @@ class Batches:
 
     def forget(self) -> None:
         """The step is over."""
+        for call in self._calls:
+            call.end()
         self._calls = []
 
     def remove(self) -> None:
         """Take the hook off."""
         self._handle.remove()
-        self._calls = []
+        self.forget()
 
 
 def loss_of(output: Any) -> Tensor | None:
     """The loss in what a model gives, where Trainer takes it from: by its name, or the first of a tuple."""
-    if isinstance(output, tuple):
-        found = output[0] if output and isinstance(output[0], Tensor) and output[0].dim() == 0 else None
-    else:
-        found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if found is None and isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        found = output[0] if output[0].dim() == 0 else None
     return found if isinstance(found, Tensor) else None
 
 
@@ -245,6 +289,7 @@ def won(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> li
         return paired([0.0] * len(rows), [row[0] for row in rows], [row[-1] for row in rows])
 
     (first, first_error), (last, last_error) = mean(before), mean(now)
-    fall = first - last, math.hypot(first_error, last_error)
-    without = paired([row[0] for row in now], [row[1] for row in now], [row[-1] for row in now])
-    return list(min(fall, without))
+    rounding = torch.finfo(torch.float32).eps * abs(first)
+    fall = first - last, math.hypot(first_error, last_error, rounding)
+    without, error = paired([row[0] for row in now], [row[1] for row in now], [row[-1] for row in now])
+    return list(min(fall, (without, math.hypot(error, rounding))))
