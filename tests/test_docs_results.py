@@ -156,13 +156,14 @@ def test_fit_of_usual_tasks():
         task, steps = line["task, steps"].split(", ")
         lora = minilm()[names[task], steps, "8"]["lora"]
         fit = {row["seed"]: row for row in raw("fit_tasks") if (row["task"], row["method"]) == (names[task], "fit")}
-        assert sorted(fit) == sorted(lora) == [0, 1, 2, 3, 4]
+        seeds = sorted(fit)
+        assert seeds == ([0, 1] if task == "CoLA" else [0, 1, 2, 3, 4])
         losses = [row["eval_loss"] for row in fit.values()]
-        assert line["LoRA"] == f"{mean(row['eval_loss'] for row in lora.values()):.4f}"
+        assert line["LoRA"] == f"{mean(lora[seed]['eval_loss'] for seed in seeds):.4f}"
         assert line["fit"] == f"{mean(losses):.4f} ± {standard_error(losses):.4f}"
         assert line["less LoRA"] == difference([lora[seed]["eval_loss"] - fit[seed]["eval_loss"] for seed in fit])
         assert line["tolerance"] == f"{mean(row['tolerance'] for row in fit.values()):.4f}"
-        assert line["parameters left, %"] == ", ".join(f"{100 * fit[seed]['share']:.0f}" for seed in range(5))
+        assert line["parameters left, %"] == ", ".join(f"{100 * fit[seed]['share']:.0f}" for seed in seeds)
 
 
 def test_an_early_cut_costs_more():
