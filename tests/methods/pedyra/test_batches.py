@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import weakref
 from typing import Any
@@ -201,3 +202,14 @@ class TestRefusals:
         classify(base).loss.backward()
         with pytest.raises(ValueError, match="saw no forward pass of the model in this step"):
             self.allocator.before_step(closure=lambda: classify(base).loss)
+
+    def test_a_cache_that_would_grow(self, make_llama):
+        from transformers import DynamicCache
+
+        model = make_llama()
+        allocator = RankAllocator(model, torch.optim.SGD(model.parameters(), lr=0.1), RankConfig(), total_steps=100)
+        names = inspect.signature(model.get_base_model().forward).parameters
+        cache = {"cache" if "cache" in names else "past_key_values": DynamicCache()}
+        model(input_ids=IDS, labels=IDS, use_cache=True, **cache).loss.backward()
+        with pytest.raises(ValueError, match="a cache of keys grows when a batch is run again"):
+            allocator.before_step()

@@ -196,7 +196,7 @@ def test_a_batch_without_a_label_tells_nothing_of_what_was_won():
 def test_a_fall_that_rounding_makes_is_nothing_learned():
     before, after = 0.6931471824645996, 0.6931471228599548  # neighbours in float32
     found = won([[before, 8.0]] * 4, [[after, before, 8.0]] * 8)
-    assert found is not None and found[0] > 0 and not Tolerance(*found, 0.1).learned
+    assert found is not None and found[0] > 0 and not Tolerance(found[0], found[1], 0.1).learned
 
 
 def test_the_loss_of_a_step_is_that_of_its_labels_where_a_micro_batch_has_none(make_llama):

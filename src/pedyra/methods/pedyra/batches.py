@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from pedyra.allocate.contract import Closure
 from pedyra.allocate.distributed import Average
@@ -155,6 +156,8 @@ class Batches:
                 "method pedyra saw no forward pass of the model in this step that was trained on, so it cannot tell "
                 "how many samples there were; call the model that RankAllocator was given, not one inside it"
             )
+        if closure is None and any(isinstance(each, Cache) for call in trained for each in call.keywords.values()):
+            raise ValueError("a cache of keys grows when a batch is run again, as method pedyra does; leave it out")
         if closure is None and trained and all(call.has_loss for call in trained):
             if any(call.weight() is None for call in trained):
                 raise ValueError(
