@@ -185,6 +185,17 @@ def test_a_model_can_be_pickled_and_a_copy_is_not_seen(make_bert):
     assert float(watched.batches.samples) == 0
 
 
+@pytest.mark.parametrize("rows", [16, 512])  # of 24 that there are
+def test_the_same_loss_from_the_logits_is_the_model_s_own(make_llama, monkeypatch, rows):
+    monkeypatch.setattr("pedyra.methods.pedyra.call.COMPARED", rows)
+    watched = Watched(make_llama())
+    output = watched.model(input_ids=IDS, labels=IDS)
+    logits = output.logits[:, :-1].flatten(0, 1)
+    (3 * nn.functional.cross_entropy(logits, IDS[:, 1:].flatten())).backward()
+    watched.batches.check(None)
+    assert float(watched.batches.loss_scale(1.0, None)) == pytest.approx(3)
+
+
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def run(self, make_bert):

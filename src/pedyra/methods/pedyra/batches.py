@@ -6,8 +6,6 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,71 +17,7 @@ from pedyra.allocate.distributed import Average
 from pedyra.fit.calibration import evaluating
 from pedyra.fit.verdict import paired
 from pedyra.lora.layer import AdaptedLayer
-
-PARALLEL = 0.02
-"""Relative distance of two gradients that are taken for the same, but for their length; half precision is no better."""
-
-
-@dataclass
-class _Call:
-    """One forward of the model."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    samples: Tensor
-    autocast: tuple[bool, torch.dtype]
-    has_loss: bool
-    loss: Tensor | None = None
-    """Its own, with its graph, until it is known whether that is what is trained."""
-    is_trained: bool = False
-    """Whether a backward pass came to it: to none of an evaluation, nor of a teacher."""
-    _weight: Tensor | None = None
-    _outputs: Sequence[Tensor] = ()
-    _reached: tuple[Tensor, Tensor] | None = None
-    """The first output beside the loss that the backward pass came to, and the gradient that it was given."""
-
-    def watch(self, outputs: Sequence[Tensor], loss: Tensor | None, *, trains: bool) -> None:
-        """See the gradients of all outputs; an evaluation's graph is not kept."""
-        if trains and loss is not None:
-            self.loss, self._outputs = loss, outputs
-        for index, each in enumerate(outputs):
-            if each.requires_grad:
-                each.register_hook(self._loss_reached if each is loss else partial(self._output_reached, index))
-
-    def _loss_reached(self, gradient: Tensor) -> None:
-        self.end()
-        self.is_trained = True
-        self._weight = gradient.detach() + (0.0 if self._weight is None else self._weight)
-
-    def _output_reached(self, index: int, gradient: Tensor) -> None:
-        self.is_trained = True
-        if self._outputs and self._reached is None and gradient.dim() > 0:
-            self._reached = self._outputs[index], gradient.detach()
-
-    def weight(self) -> Tensor | None:
-        """The gradient of what is trained with respect to the call's own loss; None: it does not come from that.
-
-        Some compute the same loss from another output (TRL's from log-probabilities), and its gradient with respect to
-        that is then parallel to the own loss's. Waits for the device in this case alone.
-        """
-        if self._weight is None and self.loss is not None and self._reached is not None:
-            loss, (output, given) = self.loss, self._reached
-            self.end()
-            try:
-                (own,) = torch.autograd.grad(loss, output, allow_unused=True)
-            except RuntimeError:  # the graph between them is gone
-                own = None
-            self._weight = None  # the own loss's hook was called
-            if own is not None:
-                own, given = own.double(), given.double()
-                weight = (own * given).sum() / own.square().sum()
-                if (given - weight * own).norm() <= PARALLEL * given.norm():
-                    self._weight = weight.to(loss)
-        return self._weight
-
-    def end(self) -> None:
-        """Let go of the graph, whose hooks hold this."""
-        self.loss, self._outputs, self._reached = None, (), None
+from pedyra.methods.pedyra.call import Call
 
 
 class _Hook:
@@ -111,7 +45,7 @@ class Batches:
 
     def __init__(self, model: nn.Module, average: Average) -> None:
         self._model, self._average = model, average
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self.wanted = False
         """Whether the passes of the next step are to be kept."""
         self._handle = model.register_forward_hook(_Hook(self._see), with_kwargs=True)
@@ -123,12 +57,12 @@ class Batches:
         samples = num_samples(keywords, tensors, output)
         kind = samples.device.type
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        call = _Call(arguments, keywords, samples, autocast, loss is not None)
+        call = Call(arguments, keywords, samples, autocast, loss is not None)
         call.watch(tensors, loss, trains=module.training)
         self._calls.append(call)
 
     @property
-    def _trained(self) -> list[_Call]:
+    def _trained(self) -> list[Call]:
         return [call for call in self._calls if call.is_trained]
 
     @property
