@@ -140,7 +140,8 @@ def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settin
 
 
 def test_an_average_of_updates_is_refused_by_the_method_that_turns_triples(make_net, train_net):
-    for method, turns in (({"config": RankConfig(target_rank=2)}, True), (forced(**SCHEDULE), False)):
+    fit: dict[str, Any] = {"config": RankConfig(target_rank=2)}
+    for method, turns in ((fit, True), (forced(**SCHEDULE), False)):
         model = make_net()
         optimizer = torch.optim.Adadelta(trainable(model))
         allocator = RankAllocator(model, optimizer, total_steps=100, **method)

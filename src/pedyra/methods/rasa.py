@@ -41,6 +41,8 @@ class PooledA(nn.Module):
     """
 
     bias = None
+    pool_A: nn.Parameter
+    pool_B: nn.Parameter
 
     def __init__(self, A: Tensor, d: Tensor, owner: PooledA | None) -> None:
         super().__init__()
