@@ -166,6 +166,19 @@ def test_fit_of_usual_tasks():
         assert line["parameters left, %"] == ", ".join(f"{100 * fit[seed]['share']:.0f}" for seed in seeds)
 
 
+def test_fit_of_a_larger_encoder():
+    fit, lora = (
+        {row["method"]: row for row in raw("fit_tasks") if row["task"] == "sst2, MPNet"}[m] for m in ("fit", "lora")
+    )
+    text = " ".join((DOCS / "results.md").read_text().split())
+    assert f"one seed: {fit['share']:.0%}".replace("%", " %") + " left" in text
+    assert f"LoRA's loss is {lora['eval_loss']:.4f} and fit's {fit['eval_loss']:.4f}" in text
+    assert f"({lora['losses']['150']:.4f} and {fit['losses']['150']:.4f} over steps 101 to 150)" in text
+    (proof,) = fit["points"]
+    assert f"The {proof['batches']} batches that proved" in text
+    assert f"cost at {proof['measured_cost']:.4f} ± {proof['standard_error']:.4f}" in text
+
+
 def test_an_early_cut_costs_more():
     early = {row["seed"]: row["eval_loss"] for row in raw("fit_tasks") if row["method"] == "fit, from 45 %"}
     lora = minilm()["sst2", "300", "8"]["lora"]
