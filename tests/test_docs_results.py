@@ -108,6 +108,17 @@ def test_starting_wide():
             assert line[column] == difference([loss[name][seed] - ours[seed]["loss"] for seed in seeds]), line
 
 
+def test_no_other_method_beats_lora_on_letters():
+    losses = defaultdict(list)
+    for row in raw("rot13"):
+        if (row["rank"], row["seed"]) == (2, 0):
+            losses[row["method"].partition("+")[0] + "+" * ("+" in row["method"])].append(row["loss"])
+    lora = min(losses.pop("lora"))
+    del losses["moved"]
+    assert all(min(each) > lora for each in losses.values())
+    assert f"none of {len(losses)} is better than LoRA" in (DOCS / "results.md").read_text()
+
+
 def test_starting_wide_where_the_rank_does_not_bind():
     loss: dict[str, dict[int, float]] = defaultdict(dict)
     for row in raw("wide_sst2"):

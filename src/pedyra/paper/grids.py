@@ -24,8 +24,9 @@ FROM_ZERO = 10.0
 `recipes/compare_short.yaml`). At LoRA's rate PE-DyRA learns nothing in 50 steps of Qwen2.5-Coder-0.5B: perplexity 2.55,
 LoRA's 1.74."""
 
-STARTS_FROM_ZERO = ("adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra-paper", "prune", "expand", "random")
-STARTS_FROM_ZERO = (*STARTS_FROM_ZERO, "mask")
+STARTS_FROM_ZERO = (
+    "adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra-paper", "prune", "expand", "random", "mask",
+)  # fmt: skip
 LANGUAGE = ("causal_lm", "seq2seq")
 
 TUNING_ROWS = 1000

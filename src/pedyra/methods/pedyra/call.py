@@ -49,7 +49,7 @@ class Call:
 
     def _output_reached(self, index: int, gradient: Tensor) -> None:
         self.is_trained = True
-        if self._outputs and self._reached is None and gradient.dim() > 0:
+        if self._outputs and self._reached is None and gradient.dim() > 0 and gradient.numel() > 0:
             self._reached = self._outputs[index], _rows(gradient)
 
     def weight(self) -> Tensor | None:
