@@ -15,6 +15,8 @@ from pedyra.fit.curve import Shape, within
 from pedyra.recipe import Recipe
 from pedyra.runs.run import train_run
 
+WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
+
 
 @pytest.fixture
 def model(trained_bert: Any) -> Any:
@@ -56,12 +58,19 @@ def test_energy_keeps_what_one_threshold_keeps_in_every_layer(model, found):
     assert all(rank == 0 or lost[name][rank - 1] >= threshold - 1e-6 for name, rank in ranks.items())
 
 
+def test_first_keeps_the_stored_first_ranks_of_every_layer_alike(found):
+    ranks = kept(found["first"], 0.5)
+    assert set(ranks.values()) == {2}
+    for layer in found["first"].layers.values():
+        assert torch.equal(layer.basis.T, torch.eye(4).double())
+
+
 def test_every_way_leaves_the_update_where_nothing_is_cut(model, found):
     for calibration in found.values():
         for layer in calibration.layers.values():
             identity = layer.basis.inverse @ layer.basis.T
             torch.testing.assert_close(identity, torch.eye(4).double(), atol=1e-6, rtol=0)
-    assert list(found) == ["fit", "singular values", "energy", "inputs", "random"]
+    assert list(found) == WAYS
 
 
 def test_a_run_is_cut_in_every_way_to_the_same_size(tmp_path):
@@ -72,7 +81,7 @@ def test_a_run_is_cut_in_every_way_to_the_same_size(tmp_path):
     }  # fmt: skip
     train_run(Recipe.model_validate(recipe), console=Console(quiet=True))
     rows = list(bench_cuts([tmp_path / "run"], [1.0, 0.5], rows=32, random_seeds=1))
-    assert [row["way"] for row in rows[::2]] == ["fit", "singular values", "energy", "inputs", "random"]
+    assert [row["way"] for row in rows[::2]] == WAYS
     assert all(row["cost"] == pytest.approx(0, abs=1e-6) and row["share"] == 1 for row in rows[::2])
     assert all(0.3 < row["share"] <= 0.5 for row in rows[1::2])
 

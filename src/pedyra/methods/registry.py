@@ -25,6 +25,7 @@ METHODS: dict[str, Method] = {
             takes_ranks=True,
             quantization="nf4",
         ),
+        Method("graded", "LoRA whose first ranks do alone (after Modoranu et al. 2026)", "graded", takes_ranks=True),
         Method("randlora", "full-rank from scaled random bases (Albert et al. 2025)", "randlora"),
         Method("eva", "LoRA with ranks and A from the inputs (Paischer et al. 2024)", "eva"),
         Method("gora", "LoRA with ranks and start from the gradient (He et al. 2025)", "gora"),

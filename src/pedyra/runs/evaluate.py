@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftModel
+from peft.helpers import DoraCaching
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -76,17 +77,19 @@ def evaluate_run(
     by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     console = console or Console(quiet=True)
     for test_set in asked_sets:
-        samples = write_texts(
-            model.get_base_model(),  # pyright: ignore[reportArgumentType]
-            tokenizer,
-            test_set.prompts,
-            test_set.settings,
-            name=test_set.name,
-            seed=recipe.seed,
-            file=folder.samples,
-            made_by=by_adapter,
-            console=console,
-        )
+        # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.
+        with DoraCaching(enabled=recipe.model.quantization == "none"):
+            samples = write_texts(
+                model.get_base_model(),  # pyright: ignore[reportArgumentType]
+                tokenizer,
+                test_set.prompts,
+                test_set.settings,
+                name=test_set.name,
+                seed=recipe.seed,
+                file=folder.samples,
+                made_by=by_adapter,
+                console=console,
+            )
         scores = score(test_set, samples, sandbox=sandbox)
         for note in scores.notes:
             console.print(f"{test_set.name}: {note}", soft_wrap=True)

@@ -1,0 +1,61 @@
+"""Graded ranks, the idea of MatryoshkaLoRA (Modoranu et al. 2026): the first ranks of every layer do alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pedyra.methods.adapter import with_lora
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
+from pedyra.methods.settings import refuse_lora
+
+
+class GradedA(nn.Module):
+    """The `lora_A` slot: x (..., in) -> E A x (..., r), with A `(r, in)` trained and E `(r,)` not."""
+
+    bias = None  # an nn.Linear's attribute that PEFT reads
+    E: Tensor
+
+    def __init__(self, A: nn.Parameter) -> None:
+        super().__init__()
+        self.A = A
+        self.register_buffer("E", grades(len(A)).to(A), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.E[:, None] * self.A
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def grades(rank: int) -> Float[Tensor, " r"]:
+    """In how many of the first 1, 2, 4, 8, ..., r ranks each rank is, squared: 16, 9, 4, 4, 1, 1, 1, 1 for r = 8."""
+    nested = [*(2**power for power in range(rank.bit_length()) if 2**power < rank), rank]
+    return torch.tensor([sum(place < each for each in nested) ** 2 for place in range(rank)], dtype=torch.float32)
+
+
+def prepare(request: Request) -> Adaptation:
+    """LoRA with a fixed E that falls from rank to rank, so the first ranks learn first and hold most of the update.
+
+    Departs from the authors, who take E away after training: here it is folded into A, so that what is saved is what
+    was trained. `pedyra bench cuts` keeps the first ranks of each layer.
+
+    Raises:
+        ValueError: DoRA or another start.
+    """
+    refuse_lora(request, "graded ranks scale LoRA's own start", "init", "use_dora")
+    model = with_lora(request)
+    layers = linear_slots(model)
+    for layer in layers:
+        B = nn.Linear(layer.rank, layer.b.out_features, bias=False, device="meta")
+        B.weight = layer.b.weight
+        fill(layer, GradedA(layer.a.A), B)
+
+    def finish() -> None:
+        write_plain(model, {layer: Factors(layer.a.weight, layer.b.weight, layer.scaling) for layer in layers})
+
+    return Adaptation(model=model, finish=finish)
