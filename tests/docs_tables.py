@@ -21,6 +21,11 @@ def raw(name: str) -> Rows:
     return [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
+def words(page: str) -> str:
+    """The text of a page on one line."""
+    return " ".join((DOCS / f"{page}.md").read_text().split())
+
+
 def table(marker: str, page: str = "results") -> list[dict[str, str]]:
     """The rows of the table below `<!-- marker -->`, by column."""
     _, found, below = (DOCS / f"{page}.md").read_text().partition(f"<!-- {marker} -->\n")
