@@ -51,7 +51,7 @@ def test_a_dynamic_run_has_every_figure(figures: Figures):
 def test_what_a_plain_lora_run_did_not_record_is_left_out_with_a_line_each(lora_run: Path):
     (figure,), absent = make_figures(read_runs([lora_run]))
     assert [panel.title for panel in figure.panels] == ["Training loss", "Held-out loss", "Held-out accuracy"]
-    assert len(absent) == len(ALL)  # all but the loss; the fit, which neither run had, is one more
+    assert len(absent) == len(ALL) + 1  # all but the loss; the two of a fit, which neither run had, are more
     assert "Rank of every layer: needs ranks.jsonl, which only rank-adaptive methods write." in absent
 
 
@@ -69,6 +69,10 @@ def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_pa
     assert curves["measured"]["y"] == [0.02, 0.25] and curves["predicted"]["y"] == [0.01, 0.3]
     assert curves["measured"]["low"] == pytest.approx([0.0004, 0.2108])  # 1.96 standard errors
     assert figure.caption.endswith("Taken: 500 parameters (50%).")
+    (panel,) = figures_of(run)["calibration"].panels
+    (curve,) = drawn(panel.spec).values()
+    assert (curve["x"], curve["y"]) == ([0.01, 0.3], [0.02, 0.25])
+    assert panel.spec["layer"][0]["data"]["values"] == [{"x": 0.01, "y": 0.01}, {"x": 0.3, "y": 0.3}]
 
 
 def test_a_fit_in_the_run_shows_what_was_asked_and_what_was_found(still_run: Path, tmp_path: Path):
@@ -89,6 +93,8 @@ def test_a_fit_in_the_run_shows_what_was_asked_and_what_was_found(still_run: Pat
     (run / "ranks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [header, *records]))
     (panel,) = figures_of(run)["fit"].panels
     curves = drawn(panel.spec)
+    (points,) = drawn(figures_of(run)["calibration"].panels[0].spec).values()
+    assert sorted(points["y"]) == [0.02, 0.25]
     assert sorted(curves["measured"]["y"]) == [0.02, 0.25]  # one batch alone says nothing, and is left out
     size = next(fact for fact in tables.facts(read_run(run)) if fact.name == "Size")
     assert (size.value, size.detail) == ("flat", "r = 8 is 4 times what this task needs")

@@ -116,6 +116,17 @@ def curves(
     return {"data": {"values": rows}, "transform": [{"flatten": parts}], "layer": layers}
 
 
+def diagonal(spec: Spec, values: Sequence[float]) -> Spec:
+    """The same chart, with a line where x is y, from the least of `values` to the largest."""
+    at = spec["layer"][-1]["encoding"]
+    line = {
+        "data": {"values": [{"x": value, "y": value} for value in (min(values), max(values))]},
+        "mark": {"type": "line", "style": "reference"},
+        "encoding": {"x": at["x"], "y": at["y"]},
+    }
+    return {**spec, "layer": [line, *spec["layer"]]}
+
+
 def bars(several: Sequence[Curve], x: str, y: str, *, fixed: Sequence[tuple[int, int]] = ()) -> Spec:
     """Counts at each x as bars from 0, one colour a curve; those to be told apart have different signs."""
     spec = curves(several, x, y, points=True, from_zero=True, fixed=fixed)

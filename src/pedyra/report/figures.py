@@ -21,7 +21,7 @@ from pedyra.report.figure import (
     spreads,
     titled,
 )
-from pedyra.report.fit_figure import loss_against_parameters
+from pedyra.report.fit_figure import loss_against_parameters, predicted_against_measured
 from pedyra.report.run_folder import Record, Run
 
 SMOOTH_FROM = 40  # points; below that a moving average hides more than it shows
@@ -189,6 +189,7 @@ BUILDERS: tuple[Callable[[Sequence[Run]], Figure], ...] = (
     gradient_norms,
     parameters_and_rank,
     loss_against_parameters,
+    predicted_against_measured,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pedyra.report.chart import Curve, Spec, curves
+from pedyra.report.chart import Curve, Spec, curves, diagonal
 from pedyra.report.figure import Figure, Panel, titled
 from pedyra.report.run_folder import Run
 
@@ -39,3 +39,41 @@ def cost_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     drawn = [Curve("measured", x, measured, low, high), Curve("predicted", x, predicted, predicted, predicted)]
     line_at = ("tolerance", round(rows[0]["tolerance"], 4)) if rows and rows[0].get("tolerance") is not None else None
     return curves(drawn, "parameters of the adapter", "rise of the loss", log_x=True, line_at=line_at)
+
+
+def predicted_against_measured(runs: Sequence[Run]) -> Figure:
+    """Predicted against measured cost, one point per size of every run that was fitted."""
+    fits = {run.label: run.fit for run in runs if run.fit}
+    drawn = any(clear(rows) for rows in fits.values())
+    panels = [Panel("Each size of a fit", calibration(fits))] if drawn else []
+    caption = (
+        "Is the prediction right? Each point is a size: what gradients alone say that it costs, and what it was "
+        "measured to cost (bar: 95 %). On the dashed line both are equal; above it the prediction is too low. Sizes "
+        "whose cost is not clear of its noise are left out."
+    )
+    return Figure("calibration", "Size", "Predicted and measured cost", caption, panels, "the curve of a fit")
+
+
+def calibration(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
+    """The chart of several fits: name -> the rows of its curve."""
+    drawn = []
+    for name, rows in fits.items():
+        rows = clear(rows)
+        measured = [row["measured_cost"] for row in rows]
+        errors = [1.96 * row["standard_error"] for row in rows]
+        low = [cost - error for cost, error in zip(measured, errors, strict=True)]
+        high = [cost + error for cost, error in zip(measured, errors, strict=True)]
+        drawn.append(Curve(name, [row["predicted_cost"] for row in rows], measured, low, high))
+    spec = curves(drawn, "predicted rise of the loss", "measured rise", points=True, log_x=True, log_y=True)
+    return diagonal(spec, [value for curve in drawn for value in (*curve.x, *curve.y) if value is not None])
+
+
+def clear(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The sizes whose measured cost is above its noise, and whose predicted cost is above 0."""
+    return [
+        row
+        for row in rows
+        if row["measured_cost"] is not None
+        and row["measured_cost"] > 1.96 * row["standard_error"]
+        and row["predicted_cost"] > 0
+    ]
