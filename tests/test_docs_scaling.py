@@ -91,17 +91,14 @@ def blocks(model: str) -> Shapes:
 
 
 def table() -> Iterator[str]:
-    """LoRA r = 16 in all linear layers, adapters in float32, the base in bfloat16; MB that each GPU sends in a step."""
-    yield "| model | GPUs | gradients | default method, measuring | paper's, observing | FSDP2: the base, twice |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    """LoRA r = 16 in all linear layers, adapters in float32, the base in bfloat16; MB that each of 64 GPUs sends."""
+    yield "| model | gradients | default method, measuring | paper's, observing | FSDP2: the base, twice |"
+    yield "| --- | --- | --- | --- | --- |"
+    ring = 2 * 63 / 64  # of an all-reduce; a gather sends half of it
     for model, (*_, parameters) in MODELS.items():
         shapes = blocks(model)
-        for gpus in (8, 64, 1024):
-            ring = 2 * (gpus - 1) / gpus  # of an all-reduce; a gather sends half of it
-            sent = gradient_bytes(shapes, 16), window_bytes([16] * len(shapes)), input_bytes(shapes)
-            gathered = 2 * (gpus - 1) / gpus * 2 * parameters
-            cells = [f"{ring * each / 1e6:,.0f}" for each in sent] + [f"{gathered / 1e6:,.0f}"]
-            yield f"| {model} | {gpus:,} | {' | '.join(cells)} |"
+        sent = gradient_bytes(shapes, 16), window_bytes([16] * len(shapes)), input_bytes(shapes), 2 * parameters
+        yield f"| {model} | {' | '.join(f'{ring * each / 1e6:,.0f}' for each in sent)} |"
 
 
 def test_the_table_is_the_arithmetic_of_the_formulas():
