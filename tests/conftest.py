@@ -144,6 +144,41 @@ def make_llama() -> Callable[..., Any]:
     return make
 
 
+TINY: dict[str, dict[str, Any]] = {
+    "Albert": {
+        "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "intermediate_size": 24, "classifier_dropout_prob": 0.0,
+    },
+    "Bart": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24},
+    "Bert": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    },
+    "GPT2": {
+        "n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "T5": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_tiny() -> Callable[..., Any]:
+    """make_tiny("BertForX", **config): a tiny random model of this class in transformers, with LoRA on all linears."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    def make(name: str, **config: Any) -> Any:
+        torch.manual_seed(3)
+        kind = next(kind for kind in TINY if name.startswith(kind))
+        made = getattr(transformers, f"{kind}Config")(**{"vocab_size": 40, "pad_token_id": 0, **TINY[kind], **config})
+        made.decoder_start_token_id = 0
+        lora = LoraConfig(r=3, target_modules="all-linear", fan_in_fan_out=kind == "GPT2")
+        return get_peft_model(getattr(transformers, name)(made), lora)
+
+    return make
+
+
 @pytest.fixture
 def checkpoint_activations() -> Callable[[Any, bool], None]:
     """checkpoint_activations(model, reentrant): gradient checkpointing, under the name this transformers has for it."""

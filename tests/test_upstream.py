@@ -118,6 +118,7 @@ def test_trainers_frames_no_longer_show_trainer_handler_and_checkpoint(recorded)
     trainer, recorder = recorded
     assert recorder.frames == (trainer, trainer.callback_handler, None)
     assert recorder in trainer.callback_handler.callbacks
+    assert "self._run_epoch(" in inspect.getsource(Trainer._inner_training_loop)
     for method in (Trainer.train, Trainer._inner_training_loop):
         assert "resume_from_checkpoint" in inspect.signature(method).parameters
 

@@ -54,24 +54,37 @@ def test_hooks_and_ownership_end_with_a_training(make_trainer, quick, tmp_path):
 
 
 class Interrupt(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        if state.global_step == 4:
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self.raised)
+
+    def raised(self, args, state, control, **kwargs) -> None:
+        if state.global_step >= 4:
             raise KeyboardInterrupt
 
 
 def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_bert, tmp_path):
-    """A notebook's cell, stopped while it measures with its Trainer still there, and run again."""
+    """A notebook's cell, stopped while it measures, between two epochs, with its Trainer still there, and run again."""
     model, config = make_bert(), MEASURING["config"]
     stopped, callback = make_trainer(tmp_path, config, model=model)
-    stopped.add_callback(Interrupt())
+    stopped.add_callback(Interrupt("on_epoch_begin"))
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
-    layers = callback.allocator.layers
-    assert all(layer.a.observer is not None for layer in layers)
+    assert all(layer.a.observer is not None for layer in callback.allocator.layers)
     again, taking = make_trainer(tmp_path, dataclasses.replace(config, moves=0), model=model)
     again.train()
     assert taking.allocator.step == 12
-    assert all(layer.a.observer is None for layer in layers)
+    assert all(layer.a.observer is None for layer in callback.allocator.layers)
+
+
+def test_an_interrupted_training_holds_no_batch(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path, RankConfig(), max_steps=400, gradient_accumulation_steps=2)
+    trainer.add_callback(Interrupt("on_substep_end"))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    batches = callback.allocator.run.batches
+    assert batches.wanted and not batches.samples
+    trainer.model(**trainer.data_collator(trainer.train_dataset[:2])).loss.backward()
+    assert not batches.samples
 
 
 def test_nobody_observes_after_an_allocator_is_gone(make_net, train_net):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.fit.calibration import calibrate, lora_layers, model_loss, num_samples, truncated
+from pedyra.fit.calibration import calibrate, lora_layers, model_loss, truncated
 
 
 @pytest.fixture
@@ -105,11 +105,3 @@ def test_truncated_keeps_the_first_directions_and_all_of_them_change_nothing(mod
         torch.testing.assert_close(model(**inputs).logits, none, rtol=1e-5, atol=1e-6)
     with truncated(model, found, dict.fromkeys(every, 2)):
         assert not torch.allclose(model(**inputs).logits, whole, atol=1e-4)
-
-
-def test_samples_are_rows_of_a_classifier_and_labelled_tokens_of_a_language_model():
-    labels = torch.tensor([[-100, 5, 6, -100], [-100, -100, 7, 2]])
-    assert num_samples({"input_ids": torch.zeros(2, 4), "labels": labels}) == 4
-    assert num_samples({"input_ids": torch.zeros(2, 4), "labels": torch.tensor([0, 1])}) == 2
-    assert num_samples({"input_ids": torch.zeros(2, 4), "labels": torch.tensor([[0], [1]])}) == 2
-    assert num_samples({"pixel_values": torch.zeros(3, 1)}) == 3

@@ -80,6 +80,25 @@ def test_the_last_step_is_told_by_itself():
         assert samples == 4.0
 
 
+def test_processes_count_by_their_samples_however_each_divides_its_loss():
+    """One sees a sample and divides by it, one three and multiplies by as much; the third has none."""
+    h, g = tokens(0)
+    flat: list[Tensor] = []
+
+    def together(own: Tensor) -> Tensor:
+        flat.append(own)
+        return torch.stack(flat).sum(0) / 3
+
+    for part, samples, scale in ((slice(0, 2), 1.0, 1.0), (slice(2, 8), 3.0, 5.0), (slice(0, 0), 0.0, 0.0)):
+        gramians = Gramians({"a": R}, DEVICE, together, processes=3)
+        gramians.observer("a")(h[part], g[part] * scale / max(samples, 1.0))
+        gramians.close(torch.tensor(samples), scale)
+    K, count = gramians.last()
+    torch.testing.assert_close(K["a"], h.T @ g / 4)
+    torch.testing.assert_close(gramians.tensors()["Q.a"], g.T @ g)
+    assert count == 4.0
+
+
 def test_padding_counts_for_nothing():
     gramians = Gramians({"a": R}, DEVICE)
     for step in range(STEPS):

@@ -26,7 +26,7 @@ from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.sharded import keep_whole
-from pedyra.allocate.trainer_frames import caller, go_first, resumed_from
+from pedyra.allocate.trainer_frames import caller, go_first, release_at_error, resumed_from
 from pedyra.config import RankConfig
 from pedyra.files import append_row, json_line, read_rows
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
@@ -92,8 +92,8 @@ class RankCallback(TrainerCallback):
         self._writes = state.is_world_process_zero
         go_first(self)
         if trainer is not None:
-            save_whole(trainer)
-            end_at_last_step(trainer)
+            for change in (save_whole, end_at_last_step, release_at_error):
+                change(trainer)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self._take_over(model)
         self._follow_loaded(optimizer)

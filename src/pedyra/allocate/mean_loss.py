@@ -17,6 +17,8 @@ from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
+ITEMS = "num_items_in_batch"
+
 
 class _Watched(Tensor):
     """A number that knows whether anything was computed from it."""
@@ -31,6 +33,11 @@ class _Watched(Tensor):
                     each.used = True
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
+
+
+def is_ignored(items: Any) -> bool:
+    """Whether the model that was given this number of items is seen not to have used it."""
+    return isinstance(items, _Watched) and not items.used
 
 
 def expect_mean_loss(trainer: Trainer, model: nn.Module) -> None:
@@ -48,8 +55,6 @@ class _FirstForward:
     """The hooks, until they have judged; those of a copy of the model, or of a pickle (for workers that load data), do
     nothing."""
 
-    name = "num_items_in_batch"
-
     def __init__(self, trainer: Trainer, model: nn.Module) -> None:
         self.trainer: Trainer | None = trainer
         self.hooks = [
@@ -61,18 +66,18 @@ class _FirstForward:
         return {"trainer": None, "hooks": []}
 
     def watch(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        number = kwargs.get(self.name)
+        number = kwargs.get(ITEMS)
         if self.trainer is not None and isinstance(number, Tensor) and kwargs.get("labels") is not None:
-            kwargs = {**kwargs, self.name: number.as_subclass(_Watched)}
+            kwargs = {**kwargs, ITEMS: number.as_subclass(_Watched)}
         return args, kwargs
 
     def judge(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        number, trainer = kwargs.get(self.name), self.trainer
+        number, trainer = kwargs.get(ITEMS), self.trainer
         if trainer is None or not isinstance(number, _Watched):
             return
         for hook in self.hooks:
             hook.remove()
-        if number.used:
+        if not is_ignored(number):
             return
         trainer.model_accepts_loss_kwargs = False
         times = trainer.args.gradient_accumulation_steps * trainer.args.world_size
@@ -80,6 +85,6 @@ class _FirstForward:
             logger.warning(
                 "the model's loss does not depend on %s: it is a mean, and is averaged over micro-batches and "
                 "processes. By itself Trainer would multiply it by up to %d",
-                self.name,
+                ITEMS,
                 times,
             )

@@ -1,4 +1,4 @@
-"""What Trainer does not hand to its callbacks, taken from the frames that are calling them."""
+"""What Trainer does not hand to its callbacks: from the frames that are calling them, and when an exception ends it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
+
+from pedyra.allocate.rank_allocator import RankAllocator
 
 Caller = TypeVar("Caller")
 
@@ -36,6 +38,24 @@ def go_first(callback: TrainerCallback) -> None:
     if handler is not None:
         handler.callbacks.remove(callback)
         handler.callbacks.insert(0, callback)
+
+
+def release_at_error(trainer: Trainer) -> None:
+    """Have the allocators of its callbacks released, and what they hold of a step, where an exception ends an epoch."""
+    original = trainer._run_epoch
+    if "_run_epoch" in vars(trainer):  # done by an earlier training
+        return
+
+    def run_epoch(*args: Any, **kwargs: Any) -> None:
+        try:
+            original(*args, **kwargs)
+        except BaseException:  # Ctrl-C in a notebook, say
+            for made in (getattr(callback, "allocator", None) for callback in trainer.callback_handler.callbacks):
+                if isinstance(made, RankAllocator):
+                    made.release()
+            raise
+
+    trainer._run_epoch = run_epoch
 
 
 def _frames_of(kind: type) -> Iterator[FrameType]:

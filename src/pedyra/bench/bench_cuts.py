@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pedyra.fit.calibration import calibrate, lora_layers, model_loss, num_samples
+from pedyra.fit.calibration import calibrate, lora_layers, model_loss
 from pedyra.fit.curve import Shape, within
 from pedyra.fit.cut import singular_basis
 from pedyra.fit.fit import losses
 from pedyra.fit.gramians import Calibration, Measured
+from pedyra.fit.samples import num_samples
 from pedyra.fit.verdict import paired
 from pedyra.fit.worth import Balance, balance
 from pedyra.models import load_tokenizer
@@ -59,7 +60,7 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
     training, choice, proof = parts(task, rows, recipe.seed)
     batches = [*choice, *proof]
     measured = calibrate(model, training)
-    weights = [float(num_samples(batch)) for batch in batches]
+    weights = [float(num_samples(model, batch)) for batch in batches]
     everything = within(measured, Shape(), sum(each.price * each.rank for each in measured.layers.values()))
     whole = losses(model, measured, everything.ranks, batches, "default", model_loss)
     loss = paired([0.0] * len(batches), whole, weights)[0]

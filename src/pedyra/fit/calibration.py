@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pedyra.fit.gramians import Calibration, Gramians
+from pedyra.fit.samples import num_samples
 from pedyra.fit.worth import Balance
 from pedyra.lora.layer import rank_parameters
 from pedyra.lora.observation import observed
@@ -23,15 +24,6 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The loss that a transformers model gives for a batch with labels."""
     return model(**batch).loss
-
-
-def num_samples(batch: Batch) -> int:
-    """What the mean loss of a batch is a mean over: its rows, or the tokens that have a label."""
-    labels = batch.get("labels")
-    if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
-        next_token = int(labels.shape[1] > 1)  # a row with one label has it for itself
-        return int((labels[:, next_token:] != -100).sum()) or 1
-    return len(next(value for value in batch.values() if isinstance(value, Tensor)))
 
 
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
@@ -77,7 +69,8 @@ def calibrate(
             value = loss(model, batch)
             if value.requires_grad:
                 value.backward()
-            gramians.close(torch.where(value.detach().isfinite(), float(num_samples(batch)), 0.0))
+            samples = num_samples(model, batch).to(value.device)
+            gramians.close(torch.where(value.detach().isfinite(), samples, 0.0))
     prices = {
         name: rank_parameters(slots[name].weight.shape[1], module.lora_B[adapter].weight.shape[0])
         for name, module in layers.items()

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pedyra.fit.calibration import Batch, Loss, calibrate, model_loss, num_samples, truncated
+from pedyra.fit.calibration import Batch, Loss, calibrate, model_loss, truncated
 from pedyra.fit.curve import Point, Shape, point, sizes, whole, within
 from pedyra.fit.gramians import Calibration
+from pedyra.fit.samples import num_samples
 from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
 
 Progress = Callable[[str], None]
@@ -122,7 +123,7 @@ def fit_adapter(
     if wanted is not None and all(each.ranks != wanted.ranks for each in points):
         points = sorted([*points, wanted], key=lambda each: -each.parameters)
 
-    weights = [float(num_samples(batch)) for batch in choice]
+    weights = [float(num_samples(model, batch)) for batch in choice]
     with_all = losses(model, measured, whole(measured), choice, adapter, loss)
     with model.disable_adapter():  # type: ignore[operator]
         without = losses(model, measured, whole(measured), choice, adapter, loss)
@@ -173,7 +174,7 @@ def _proved_choice(
 def _proved(
     model: nn.Module, measured: Calibration, chosen: Point, proof: Sequence[Batch], adapter: str, loss: Loss
 ) -> tuple[float, float]:
-    weights = [float(num_samples(batch)) for batch in proof]
+    weights = [float(num_samples(model, batch)) for batch in proof]
     with_all = losses(model, measured, whole(measured), proof, adapter, loss)
     return paired(with_all, losses(model, measured, chosen.ranks, proof, adapter, loss), weights)
 

@@ -142,31 +142,33 @@ class Gramians:
         return observe
 
     def close(self, samples: Tensor, loss_scale: float | Tensor = 1.0) -> None:
-        """A step is complete, of a loss that is a mean over `samples` `()` and was multiplied by `loss_scale`.
+        """A step is complete, of a loss that is a mean over `samples` `()` and was multiplied by `loss_scale`; over
+        processes, each of which has its own, it is the mean over all of their samples.
 
         A step of no sample, or in which something is not finite, counts for nothing.
         """
         if len(self._samples) >= self._most:
             self._halve()
+        scale = torch.where(samples > 0, samples / loss_scale, 0.0)  # from the loss that is trained to a sum
         found: list[Tensor] = [samples.float().to(self._device)]
         for sums in self._layers.values():
             zero = torch.zeros_like(sums.P)
             P, Q, K, tokens = sums.running or (zero, zero, zero, torch.zeros_like(sums.tokens))
-            found += [P, Q * (samples.to(Q) / loss_scale).square(), K / loss_scale, tokens]
+            found += [P, Q * scale.to(Q).square(), K * scale.to(K), tokens]
             sums.running = []
         if self._average is not None:
-            found = self._over_processes(found, self._average)
+            flat = self._average(torch.cat([each.reshape(-1).to(self._device) for each in found])) * self._processes
+            parts = flat.split([each.numel() for each in found])
+            found = [part.view(each.shape) for part, each in zip(parts, found, strict=True)]
         samples, *rest = found
         whole = torch.stack([(each * 0).sum().to(self._device) for each in found]).sum() == 0  # all is finite
         whole &= samples > 0
         for index, sums in enumerate(self._layers.values()):
-            P, Q, K, tokens = (
-                torch.where(whole.to(each.device), each, 0.0) for each in rest[4 * index : 4 * index + 4]
-            )
+            P, Q, K, tokens = (torch.where(whole.to(each.device), each, 0.0) for each in rest[4 * index :][:4])
             sums.P += P
             sums.Q += Q
             sums.tokens += tokens
-            sums.K.append(K)
+            sums.K.append(K / samples.to(K).clamp_min(1e-3))
         self._samples.append(torch.where(whole, samples, 0.0))
         self._skipped = self._skipped.to(whole.device) + ~whole
 
@@ -179,16 +181,6 @@ class Gramians:
             pairs = torch.stack(sums.K).view(len(both), 2, *sums.P.shape)
             sums.K = list((pairs * weights[..., None, None]).sum(1).unbind())
         self._samples = list(both.unbind())
-
-    def _over_processes(self, found: list[Tensor], average: Average) -> list[Tensor]:
-        """Sums over all processes, and the mean of K, for the loss is a mean over them."""
-        device = found[-1].device
-        flat = average(torch.cat([each.reshape(-1).to(device) for each in found]))
-        parts = flat.split([each.numel() for each in found])
-        return [
-            part.view(each.shape) * (1 if index % 4 == 3 else self._processes)
-            for index, (part, each) in enumerate(zip(parts, found, strict=True))
-        ]
 
     def drop_step(self) -> None:
         """Forget the step that is not complete."""

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.distributed import one_process
+from pedyra.allocate.mean_loss import expect_mean_loss
 from pedyra.fit.gramians import Gramians
 from pedyra.lora.attach import attach
 from pedyra.methods.pedyra.batches import Batches
@@ -48,35 +50,6 @@ class Watched:
         gates = [{layer: z * torch.eye(layer.rank) for layer in self.layers} for z in (1.004, 0.996)]
         (_, up, down), _ = self.batches.losses(None, *gates)
         return (up - down) / 0.008
-
-
-@pytest.fixture
-def make_head(make_bert):
-    """make_head("BertForX", **config): the tiny BERT with another head, and LoRA."""
-    import transformers
-    from peft import LoraConfig, get_peft_model
-
-    def make(name: str, **config: Any) -> Any:
-        found = copy.deepcopy(make_bert().config)
-        for key, value in config.items():
-            setattr(found, key, value)
-        return get_peft_model(getattr(transformers, name)(found), LoraConfig(r=3, target_modules=["query", "dense"]))
-
-    return make
-
-
-@pytest.fixture
-def make_t5():
-    from peft import LoraConfig, get_peft_model
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(3)
-    config: Any = T5Config(
-        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, dropout_rate=0.0,
-        pad_token_id=0, feed_forward_proj="gelu",
-    )  # fmt: skip
-    config.decoder_start_token_id = 0
-    return lambda: get_peft_model(T5ForConditionalGeneration(config), LoraConfig(r=3, target_modules=["q", "v", "wo"]))
 
 
 def classify(model: Any, **more: Any) -> Any:
@@ -126,30 +99,39 @@ def test_a_plain_dict_has_its_loss(make_bert):
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "samples"),
+    ("name", "batch"),
     [
-        ("BertForQuestionAnswering", {"start_positions": CLASSES, "end_positions": CLASSES}, 4),
-        ("BertForTokenClassification", {"labels": torch.where(IDS % 6 == 3, -100, IDS % 2)}, 20),
+        ("AlbertForSequenceClassification", {"labels": CLASSES}),  # each layer is called three times
+        ("BertForQuestionAnswering", {"start_positions": CLASSES, "end_positions": CLASSES}),
+        ("BertForTokenClassification", {"labels": torch.where(IDS % 6 == 1, -100, IDS % 2)}),
+        ("T5ForConditionalGeneration", {"labels": IDS[:, :2].contiguous()}),
     ],
-    ids=["answers", "tokens"],
 )
-def test_samples_are_what_the_loss_is_a_mean_over(name, batch, samples, make_head):
-    watched = Watched(make_head(name))
+def test_a_slope_is_that_of_every_kind_of_loss(name, batch, make_tiny):
+    watched = Watched(make_tiny(name))
     watched.model(input_ids=IDS, **batch).loss.backward()
-    assert float(watched.batches.samples) == samples
     assert watched.slope() == pytest.approx(watched.derivative(), rel=2e-2, abs=2e-5)
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_all_labels_of_a_decoder_with_an_encoder_count(length, make_t5):
-    watched = Watched(make_t5())
-    watched.model(input_ids=IDS, labels=IDS[:, :length].contiguous()).loss.backward()
-    assert float(watched.batches.samples) == 4 * length
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertForSequenceClassification"])
+def test_a_model_that_is_told_a_number_of_items_may_divide_by_it_or_not(name, make_tiny):
+    """Trainer counts every label of GPT-2, also the first of a row, which nothing predicts."""
+    watched = Watched(make_tiny(name))
+    trainer: Any = SimpleNamespace(
+        model_accepts_loss_kwargs=True, is_world_process_zero=lambda: False,
+        args=SimpleNamespace(torch_compile=False, gradient_accumulation_steps=2, world_size=1),
+    )  # fmt: skip
+    expect_mean_loss(trainer, watched.model)
+    labels = IDS if name.startswith("GPT2") else CLASSES
+    for rows in (slice(0, 2), slice(2, 4)):  # by a Trainer's training_step
+        given = {"num_items_in_batch": torch.tensor(labels.numel())} if trainer.model_accepts_loss_kwargs else {}
+        loss = watched.model(input_ids=IDS[rows], labels=labels[rows], **given).loss
+        (loss if trainer.model_accepts_loss_kwargs else loss / 2).backward()
     assert watched.slope() == pytest.approx(watched.derivative(), rel=2e-2, abs=2e-5)
 
 
-def test_rows_count_where_a_model_has_no_head(make_head):
-    watched = Watched(make_head("BertModel"))
+def test_rows_count_where_a_model_has_no_head(make_tiny):
+    watched = Watched(make_tiny("BertModel"))
     first, second = (watched.model(input_ids=ids).last_hidden_state.mean(1) for ids in (IDS, IDS.flip(1)))
     nn.functional.cross_entropy(first @ second.T, torch.arange(4)).backward()
     assert float(watched.batches.samples) == 8  # of two views

@@ -14,7 +14,9 @@ from transformers import Cache
 
 from pedyra.allocate.contract import Closure
 from pedyra.allocate.distributed import Average
+from pedyra.allocate.mean_loss import ITEMS, is_ignored
 from pedyra.fit.calibration import evaluating
+from pedyra.fit.samples import num_samples, tensors_of
 from pedyra.fit.verdict import paired
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.pedyra.call import Call
@@ -53,12 +55,12 @@ class Batches:
     def _see(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         if not self.wanted or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return  # an evaluation, or the recomputation of a checkpoint
-        loss, tensors = loss_of(output), list(_tensors(output))
-        samples = num_samples(keywords, tensors, output)
+        loss, samples, items = loss_of(output), num_samples(module, keywords, output), keywords.get(ITEMS)
+        share = 1.0 if items is None or is_ignored(items) else samples / items
         kind = samples.device.type
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        call = Call(arguments, keywords, samples, autocast, loss is not None)
-        call.watch(tensors, loss, trains=module.training)
+        call = Call(arguments, keywords, samples, share, autocast, loss is not None)
+        call.watch(list(tensors_of(output)), loss, trains=module.training)
         self._calls.append(call)
 
     @property
@@ -74,10 +76,10 @@ class Batches:
     def loss_scale(self, given: float, closure: Closure | None) -> float | Tensor:
         """What the step's mean loss was multiplied by before the backward pass, `given` by a GradScaler among it.
 
-        As by a loop that adds up its micro-batches and does not divide by their number. A model that was told the
-        number of items has divided by that, and the loss of a `closure` is taken to be what was trained.
+        As by a loop that adds up its micro-batches and does not divide by their number, or by a model that divides by a
+        number it was told. The loss of a `closure` is taken to be what was trained.
         """
-        weights = [call.weight() for call in self._trained if "num_items_in_batch" not in call.keywords]
+        weights = [call.weight() for call in self._trained]
         if closure is not None or not weights or any(weight is None for weight in weights):
             return given
         return torch.stack([weight for weight in weights if weight is not None]).sum()
@@ -132,7 +134,7 @@ class Batches:
         total: Any = 0.0
         for call in self._trained:
             enabled, dtype = call.autocast
-            keywords = {key: value for key, value in call.keywords.items() if key != "num_items_in_batch"}
+            keywords = {key: value for key, value in call.keywords.items() if key != ITEMS}
             with torch.autocast(call.samples.device.type, dtype=dtype, enabled=enabled):
                 found: Any = loss_of(self._model(*call.arguments, **keywords))
                 loss = found.float() * call.samples
@@ -157,39 +159,6 @@ def loss_of(output: Any) -> Tensor | None:
     if found is None and isinstance(output, tuple) and output and isinstance(output[0], Tensor):
         found = output[0] if output[0].dim() == 0 else None
     return found if isinstance(found, Tensor) else None
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """All that a model gives."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping | tuple | list):
-        for each in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(each)
-    else:
-        yield from (each for each in getattr(output, "__dict__", {}).values() if isinstance(each, Tensor))
-
-
-def num_samples(keywords: Mapping[str, Any], tensors: Sequence[Tensor], output: Any) -> Tensor:
-    """What the mean loss of a forward is a mean over, `()`: tokens with a label, else tokens with logits, else
-    rows. Nothing waits for the device.
-
-    Args:
-        tensors: all in the output.
-    """
-    labels = keywords.get("labels")
-    if isinstance(labels, Tensor):
-        if labels.dim() == 2 and not labels.is_floating_point():
-            # A decoder is given the tokens before; another model's labels are those of the next token, unless one is
-            # all that a row has.
-            own = labels.shape[1] == 1 or hasattr(output, "encoder_last_hidden_state")
-            return (labels[:, 0 if own else 1 :] != -100).sum().float()
-        return torch.tensor(float(len(labels)), device=labels.device)
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if isinstance(logits, Tensor):
-        return torch.tensor(float(logits.shape[:-1].numel()), device=logits.device)
-    rows = next((each for each in (*tensors, *_tensors(keywords)) if each.dim() > 0), None)
-    return torch.tensor(1.0) if rows is None else torch.tensor(float(len(rows)), device=rows.device)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ class Call:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     samples: Tensor
+    share: Tensor | float
+    """Of the samples that its own loss is a mean over: 1, but where the model was told to divide by another number."""
     autocast: tuple[bool, torch.dtype]
     has_loss: bool
     loss: Tensor | None = None
@@ -53,7 +55,7 @@ class Call:
             self._reached = self._outputs[index], _rows(gradient)
 
     def weight(self) -> Tensor | None:
-        """The gradient of what is trained with respect to the call's own loss; None: it does not come from that.
+        """The gradient of what is trained with respect to the call's mean loss; None: it does not come from that.
 
         Some compute the same loss from another output (TRL's from log-probabilities), and its gradient with respect to
         that is then parallel to the own loss's. Waits for the device in this case alone.
@@ -71,7 +73,7 @@ class Call:
                 weight = (own * given).sum() / own.square().sum()
                 if (given - weight * own).norm() <= PARALLEL * given.norm():
                     self._weight = weight.to(loss)
-        return self._weight
+        return None if self._weight is None else self._weight * self.share
 
     def end(self) -> None:
         """Let go of the graph, whose hooks hold this."""
