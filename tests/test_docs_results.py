@@ -194,6 +194,21 @@ def test_fit_of_usual_tasks():
         assert line["parameters left, %"] == ", ".join(f"{100 * fit[seed]['share']:.0f}" for seed in seeds)
 
 
+def test_other_methods_at_about_the_size_of_fit():
+    found = {
+        name: [rows[seed]["eval_loss"] for seed in range(3)] for name, rows in minilm()["sst2", "300", "2"].items()
+    }
+    for row in raw("fit_tasks"):
+        if row["task"] == "sst2" and row["method"] in ("fit", "para") and row["seed"] < 3:
+            found.setdefault(row["method"], []).append(row["eval_loss"])
+    told = words("results")
+    assert all(len(losses) == 3 for losses in found.values())
+    for name, shown in (("pedyra-paper", "PE-DyRA"), ("fit", "fit"), ("lora", "LoRA"), ("adalora", "AdaLoRA")):
+        assert f"{shown} {mean(found[name]):.4f}" in told
+    assert f"PARA (r = 8, cut to r = 2 after training) {mean(found['para']):.4f}" in told
+    assert f"the standard error of LoRA alone is {standard_error(found['lora']):.3f}" in told
+
+
 def test_fit_of_a_larger_encoder():
     fit, lora = (
         {row["method"]: row for row in raw("fit_tasks") if row["task"] == "sst2, MPNet"}[m] for m in ("fit", "lora")
