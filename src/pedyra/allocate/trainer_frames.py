@@ -46,9 +46,9 @@ def release_at_error(trainer: Trainer) -> None:
     if "_run_epoch" in vars(trainer):  # done by an earlier training
         return
 
-    def run_epoch(*args: Any, **kwargs: Any) -> None:
+    def run_epoch(*args: Any, **kwargs: Any) -> Any:
         try:
-            original(*args, **kwargs)
+            return original(*args, **kwargs)
         except BaseException:  # Ctrl-C in a notebook, say
             for made in (getattr(callback, "allocator", None) for callback in trainer.callback_handler.callbacks):
                 if isinstance(made, RankAllocator):
