@@ -92,7 +92,7 @@ def blocks(model: str) -> Shapes:
 
 def table() -> Iterator[str]:
     """LoRA r = 16 in all linear layers, adapters in float32, the base in bfloat16; MB that each of 64 GPUs sends."""
-    yield "| model | gradients | default method, measuring | paper's, observing | FSDP2: the base, twice |"
+    yield "| model | gradients | default method, measuring | paper's, observing | FSDP2's own: the base, twice |"
     yield "| --- | --- | --- | --- | --- |"
     ring = 2 * 63 / 64  # of an all-reduce; a gather sends half of it
     for model, (*_, parameters) in MODELS.items():
