@@ -14,6 +14,7 @@ from pedyra.compare.statistics import bootstrap_interval, standard_error
 
 DOCS = Path(__file__).parents[1] / "docs"
 Rows = list[dict[str, Any]]
+TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 Reported = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
 
 
@@ -69,10 +70,9 @@ def minilm() -> Reported:
     return found
 
 
-def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None], page: str = "results"):
-    names = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
+def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None], page: str):
     lines = table(marker, page)
     assert len(lines) == 8
     for line in lines:
         task, steps = line["task, steps"].split(", ")
-        check(line, (names[task], steps, line["r"]))
+        check(line, (TASKS[task], steps, line["r"]))
