@@ -235,8 +235,8 @@ def test_fit_of_a_larger_encoder():
     assert f"LoRA's loss is {lora['eval_loss']:.4f} and fit's {fit['eval_loss']:.4f}" in text
     assert f"({lora['losses']['150']:.4f} and {fit['losses']['150']:.4f} over steps 101 to 150)" in text
     (proof,) = fit["points"]
-    assert f"The {proof['batches']} batches that proved" in text
-    assert f"cost at {proof['measured_cost']:.4f} ± {proof['standard_error']:.4f}" in text
+    assert f"on the {proof['batches']} batches that proved" in text
+    assert f"a cost of {proof['measured_cost']:.4f} ± {proof['standard_error']:.4f}" in text
 
 
 def test_an_early_cut_costs_more():
