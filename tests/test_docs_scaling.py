@@ -1,4 +1,4 @@
-"""docs/scaling.md: its formulas count what is really exchanged, and its table is these formulas' arithmetic."""
+"""What is really exchanged is what these formulas count, and the table of docs/scaling.md is their arithmetic."""
 
 from __future__ import annotations
 
