@@ -42,6 +42,9 @@ def fit(
         str,
         typer.Option("--drop-types", metavar="TYPE,...", help="Module types to empty, e.g. q_proj,k_proj."),
     ] = "",
+    recover: Annotated[
+        int, typer.Option(metavar="STEPS", help="Steps after the cut that teach it to say what the whole says.")
+    ] = 0,
     rows: Annotated[int, typer.Option(min=64, help="Rows at most for each of calibration, choice and proof.")] = 1024,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
     figure: Annotated[
@@ -63,6 +66,7 @@ def fit(
     wanted = Wanted(
         tolerance=_part(tolerance), parameters=parameters, max_rank=max_rank, same_rank=same_rank,
         multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
+        recover=recover,
     )  # fmt: skip
     console, out = new_console(), out or adapter / "fit"
     if data is None and run is None and not (adapter / "recipe.yaml").is_file():
@@ -114,6 +118,10 @@ def _print(console: Console, found: Fit, wanted: Wanted) -> None:
     if found.proof is None:
         console.print("kept        all: no smaller size is within tolerance on these rows", soft_wrap=True)
         return
+    if (done := found.recovery) is not None:
+        change = f"cost {done.before:+.4f} -> {done.after:+.4f} in {done.steps} steps, on the rows of the choice"
+        kept = "" if done.factors is not None else "; no gain, so the cut stays as it was"
+        console.print(f"recovered   {change}{kept}", soft_wrap=True)
     error = 1.96 * (found.proof_standard_error or 0.0)
     interval = f"[{found.proof - error:+.4f}, {found.proof + error:+.4f}]"
     size = f"{row['parameters']:,} parameters ({row['share']:.1%})"

@@ -78,6 +78,15 @@ def test_a_size_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path
     assert "proof" in out and str(tmp_path / "out") in out
 
 
+def test_recovery_is_told_and_written(run: Path, call: Any, tmp_path: Path):
+    code, out, err = call(run, "--parameters", 400, "--recover", 8, "--rows", 64, "--out", tmp_path / "out")
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
+    assert record["recover_steps"] == 8
+    told = f"recovered   cost {record['cut_cost']:+.4f} -> {record['recovered_cost']:+.4f} in 8 steps"
+    assert told in out and ("the cut stays as it was" in out) != record["recovered"]
+
+
 def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_path: Path):
     model: Any = get_peft_model(tiny_bert(), LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"))
     with torch.no_grad():
@@ -112,6 +121,7 @@ def test_without_rows_the_singular_values_decide_and_it_says_so(run: Path, call:
         (["--parameters", "3"], "parameters is 3, but the smallest such adapter has "),
         (["--max-rank", "2", "--multiple-of", "4"], "max_rank is 2, below multiple_of 4: no rank is left"),
         (["--figure", "curve.pdf"], "curve.pdf: figures are written as svg or png; name the file so"),
+        (["--recover", "-1"], "recover is -1; it is a number of steps, 0 or more"),
         (["--run", "nowhere"], "nowhere is no run folder (it has no recipe.yaml)"),
     ],
 )
@@ -136,3 +146,5 @@ def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Pat
 def test_an_adapter_without_rows_and_without_a_size_is_refused(run: Path, call: Any, tmp_path: Path):
     code, _, err = call(run / "adapter", "--out", tmp_path / "out")
     assert code == 2 and "there are no rows to measure a cost on; give --data ROWS.jsonl or --run RUN" in err
+    code, _, err = call(run / "adapter", "--max-rank", 1, "--recover", 8, "--out", tmp_path / "out")
+    assert code == 2 and "--recover trains on rows, and there are none; give --data ROWS.jsonl or --run RUN" in err

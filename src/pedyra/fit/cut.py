@@ -21,11 +21,22 @@ from pedyra.lora.layer_names import pattern_keys
 RECORD = "pedyra_fit.json"
 """Beside the adapter: how it was chosen, and what it costs."""
 
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
+
 
 def cut_model(
-    model: Any, calibration: Calibration, ranks: Mapping[str, int], out: Path, record: dict[str, Any]
+    model: Any,
+    calibration: Calibration,
+    ranks: Mapping[str, int],
+    out: Path,
+    record: dict[str, Any],
+    factors: Factors | None = None,
 ) -> Path:
     """Write the live adapter "default" of `model`, cut to these ranks, into the folder `out`; the model stays.
+
+    Args:
+        factors: what is written of layers that keep a direction, where it is not what the cut gives: `Fit.factors`.
 
     Raises:
         ValueError: `out` holds files; an adapter whose files alone do not give its update.
@@ -34,11 +45,16 @@ def cut_model(
         model.save_pretrained(scratch)
         lora = read_lora(Path(scratch), title="the adapter")
         bases = {name: layer.basis for name, layer in calibration.layers.items()}
-        return cut_folder(lora, bases, ranks, out, record)
+        return cut_folder(lora, bases, ranks, out, record, factors)
 
 
 def cut_folder(
-    lora: SavedLora, bases: Mapping[str, Balance], ranks: Mapping[str, int], out: Path, record: dict[str, Any]
+    lora: SavedLora,
+    bases: Mapping[str, Balance],
+    ranks: Mapping[str, int],
+    out: Path,
+    record: dict[str, Any],
+    factors: Factors | None = None,
 ) -> Path:
     """Write the adapter with the first `ranks[name]` directions of each layer's basis, A' = T A and B' = B T^-1.
 
@@ -63,10 +79,10 @@ def cut_folder(
     gone = {key for layer in lora.layers if not ranks[layer.name] for key in layer.keys.values()}
     tensors = {key: tensor for key, tensor in lora.tensors.items() if key not in gone}
     for layer in kept:
-        key_A, key_B = layer.keys["A"], layer.keys["B"]
-        tensors[key_A], tensors[key_B] = cut(
-            lora.tensors[key_A], lora.tensors[key_B], bases[layer.name], ranks[layer.name]
-        )
+        keys = [layer.keys[slot] for slot in "AB"]
+        A, B = (lora.tensors[key] for key in keys)
+        pair = factors[layer.name] if factors else cut(A, B, bases[layer.name], ranks[layer.name])
+        tensors |= {key: each.to("cpu", A.dtype) for key, each in zip(keys, pair, strict=True)}
     config = {**lora.config, **_sizes({layer.name: (ranks[layer.name], layer.scaling) for layer in kept})}
 
     def fill(part: Path) -> None:

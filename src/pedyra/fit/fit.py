@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from pedyra.fit.calibration import Batch, Loss, calibrate, model_loss, truncated
-from pedyra.fit.curve import Point, Shape, point, sizes, whole, within
+from pedyra.fit.calibration import Batch, Loss, calibrate, evaluating, model_loss, truncated
+from pedyra.fit.curve import Point, Ranks, Shape, point, sizes, whole, within
 from pedyra.fit.gramians import Calibration
+from pedyra.fit.recover import Factors, Outputs, Recovery, check_steps, cut_factors, distill, model_outputs, replaced
 from pedyra.fit.samples import num_samples
 from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
 
 Progress = Callable[[str], None]
 """Told what is being done, in words."""
+
+Settled = tuple[Recovery | None, tuple[float, float]]
+"""What recovery did to a size, and what the result costs on the rows of the proof, with its standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class Fit:
     proof: float | None
     """What the chosen size costs on rows that had no part in the choice; None where it is the whole adapter."""
     proof_standard_error: float | None
+    recovery: Recovery | None
+    """What the steps after the cut did; None where there were none."""
     verdict: str
     """flat, capacity-limited or unknown."""
     words: str
@@ -44,6 +50,11 @@ class Fit:
     def ranks(self) -> dict[str, int]:
         """Layer -> directions kept; 0: the layer leaves the adapter."""
         return self.chosen.ranks
+
+    @property
+    def factors(self) -> Factors | None:
+        """A and B of each layer after recovery; None where they are those that the cut gives."""
+        return None if self.recovery is None else self.recovery.factors
 
     def row(self) -> dict[str, Any]:
         """The result as one row of plain values."""
@@ -56,6 +67,7 @@ class Fit:
             "predicted_cost": self.chosen.predicted.cost,
             "measured_cost": self.proof,
             "standard_error": self.proof_standard_error,
+            **({} if self.recovery is None else self.recovery.row()),
             "tolerance": self.tolerance.loss,
             "won": self.tolerance.won,
             "verdict": self.verdict,
@@ -88,11 +100,13 @@ def fit_adapter(
     tolerance: float = 0.01,
     parameters: int | None = None,
     shape: Shape | None = None,
+    recover: int = 0,
     adapter: str = "default",
     loss: Loss = model_loss,
+    outputs: Outputs = model_outputs,
     progress: Progress = lambda words: None,
 ) -> Fit:
-    """How small the LoRA of `model` may be. The model stays as it is; `cut_folder` writes the smaller adapter.
+    """How small the LoRA of `model` may be. The model stays as it is; `cut_model` writes the smaller adapter.
 
     Every size in SHARES is measured on the batches of `choice`, paired batch by batch with the whole adapter, and the
     smallest is taken whose upper bound (95 % over all sizes asked) costs no more than `tolerance`. What it costs is
@@ -106,44 +120,57 @@ def fit_adapter(
         tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
         parameters: take the largest size of at most so many parameters instead, whatever it costs.
         shape: what the ranks have to look like.
+        recover: steps, of one batch of `calibration` each, that train the cut adapter to say what the whole one says.
+            The size is chosen before them and proved after them. Where they do not lower the loss on the batches of
+            `choice`, the cut stays as it was.
+        outputs: what the model says of a batch, for `recover` with a model that gives no logits.
 
     Raises:
-        ValueError: a tolerance outside (0, 1), too few batches, a size that cannot be had.
+        ValueError: a tolerance outside (0, 1), negative steps, too few batches, a size that cannot be had.
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
+    check_steps(recover)
     for name, batches in (("choice", choice), ("proof", proof)):
         if len(batches) < 2:
             raise ValueError(f"{name} has {len(batches)} batches; a standard error takes two, and 30 make it good")
     shape = shape or Shape()
     progress("calibration")
-    measured = calibrate(model, calibration, adapter=adapter, loss=loss)
+    seen = list(calibration) if recover else calibration
+    measured = calibrate(model, seen, adapter=adapter, loss=loss)
     wanted = None if parameters is None else within(measured, shape, parameters)
     points = sizes(measured, shape)
     if wanted is not None and all(each.ranks != wanted.ranks for each in points):
         points = sorted([*points, wanted], key=lambda each: -each.parameters)
 
-    weights = [float(num_samples(model, batch)) for batch in choice]
-    with_all = losses(model, measured, whole(measured), choice, adapter, loss)
+    everything = whole(measured)
+    asked, kept_back = (_Rows(model, measured, batches, adapter, loss) for batches in (choice, proof))
     with model.disable_adapter():  # type: ignore[operator]
-        without = losses(model, measured, whole(measured), choice, adapter, loss)
-    limit = Tolerance(*paired(with_all, without, weights), tolerance)
+        limit = Tolerance(*asked.cost(everything), tolerance)
     curve = []
     for index, each in enumerate(points):
         progress(f"size {index + 1} of {len(points)}")
-        if each.ranks == whole(measured):
-            curve.append(each.with_measured(0.0, 0.0))
-        else:
-            found = losses(model, measured, each.ranks, choice, adapter, loss)
-            curve.append(each.with_measured(*paired(with_all, found, weights)))
+        curve.append(each.with_measured(*((0.0, 0.0) if each.ranks == everything else asked.cost(each.ranks))))
 
-    progress("proof")
+    def settle(size: Point) -> Settled:
+        """What recovery makes of this size, and what it then costs on the rows of the proof."""
+        recovery = None
+        if recover and size.ranks != everything:
+            progress("recovery")
+            cut = cut_factors(model, measured, size.ranks, adapter)
+            factors = distill(model, cut, list(seen), recover, adapter=adapter, outputs=outputs)
+            recovery = Recovery.of(recover, size.measured or 0.0, asked.cost_of(factors)[0], factors)
+        progress("proof")
+        if recovery is not None and recovery.factors is not None:
+            return recovery, kept_back.cost_of(recovery.factors)
+        return recovery, kept_back.cost(size.ranks)
+
     if wanted is not None:
         chosen = next(each for each in curve if each.ranks == wanted.ranks)
-        cost = _proved(model, measured, chosen, proof, adapter, loss)
+        recovery, cost = settle(chosen)
     else:
-        chosen, cost = _proved_choice(model, measured, curve, limit, proof, adapter, loss)
-    is_whole = chosen.ranks == whole(measured)
+        chosen, recovery, cost = _proved_choice(curve, limit, settle) or (point(measured, everything), None, (0.0, 0.0))
+    is_whole = chosen.ranks == everything
     return Fit(
         calibration=measured,
         curve=curve,
@@ -152,43 +179,49 @@ def fit_adapter(
         within_tolerance=wanted is None and not is_whole,
         proof=None if is_whole else cost[0],
         proof_standard_error=None if is_whole else cost[1],
+        recovery=recovery,
         verdict=verdict(curve, limit),
         words=in_words(curve, limit, max(layer.rank for layer in measured.layers.values())),
     )
 
 
 def _proved_choice(
-    model: nn.Module, measured: Calibration, curve: Sequence[Point], limit: Tolerance, proof: Sequence[Batch],
-    adapter: str, loss: Loss,
-) -> tuple[Point, tuple[float, float]]:  # fmt: skip
-    """The smallest size within tolerance that the proof does not contradict, and its cost there."""
+    curve: Sequence[Point], limit: Tolerance, settle: Callable[[Point], Settled]
+) -> tuple[Point, Recovery | None, tuple[float, float]] | None:
+    """The smallest size within tolerance that the proof does not contradict, settled; None where there is none."""
     left = list(curve)
     while (chosen := smallest_within(left, limit)) is not None:
-        cost, error = _proved(model, measured, chosen, proof, adapter, loss)
+        recovery, (cost, error) = settle(chosen)
         if cost - 1.645 * error <= limit.loss:  # one-sided 95 %
-            return chosen, (cost, error)
+            return chosen, recovery, (cost, error)
         left = [each for each in left if each.parameters > chosen.parameters]
-    return point(measured, whole(measured)).with_measured(0.0, 0.0), (0.0, 0.0)
+    return None
 
 
-def _proved(
-    model: nn.Module, measured: Calibration, chosen: Point, proof: Sequence[Batch], adapter: str, loss: Loss
-) -> tuple[float, float]:
-    weights = [float(num_samples(model, batch)) for batch in proof]
-    with_all = losses(model, measured, whole(measured), proof, adapter, loss)
-    return paired(with_all, losses(model, measured, chosen.ranks, proof, adapter, loss), weights)
+class _Rows:
+    """Rows on which any size is compared with the whole adapter, batch by batch."""
 
+    def __init__(
+        self, model: nn.Module, measured: Calibration, batches: Sequence[Batch], adapter: str, loss: Loss
+    ) -> None:
+        self._model, self._measured, self._batches, self._adapter, self._loss = model, measured, batches, adapter, loss
+        self._weights = [float(num_samples(model, batch)) for batch in batches]
+        with truncated(model, measured, whole(measured), adapter):
+            self._with_all = self._losses()
 
-def losses(
-    model: nn.Module, measured: Calibration, ranks: dict[str, int], batches: Sequence[Batch], adapter: str, loss: Loss
-) -> list[float]:
-    """The loss of each batch with these ranks, in evaluation mode.
+    def _losses(self) -> list[float]:
+        found = torch.stack([self._loss(self._model, batch).float() for batch in self._batches]).tolist()
+        finite = [*map(math.isfinite, found)]
+        if not all(finite):
+            raise ValueError(f"the loss of batch {finite.index(False)} is not finite; take it out")
+        return found
 
-    Raises:
-        ValueError: a loss that is not finite with the whole adapter.
-    """
-    with truncated(model, measured, ranks, adapter):
-        found = torch.stack([loss(model, batch).float() for batch in batches]).tolist()
-    if not all(map(math.isfinite, found)):
-        raise ValueError(f"the loss of batch {[*map(math.isfinite, found)].index(False)} is not finite; take it out")
-    return found
+    def cost(self, ranks: Ranks) -> tuple[float, float]:
+        """Mean rise of the loss with these ranks, in evaluation mode, and its standard error."""
+        with truncated(self._model, self._measured, ranks, self._adapter):
+            return paired(self._with_all, self._losses(), self._weights)
+
+    def cost_of(self, factors: Factors) -> tuple[float, float]:
+        """The same with these factors."""
+        with evaluating(self._model), torch.no_grad(), replaced(self._model, factors, self._adapter):
+            return paired(self._with_all, self._losses(), self._weights)

@@ -18,7 +18,7 @@ def num_samples(model: nn.Module, batch: Mapping[str, Any], output: Any = None) 
     """
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and not labels.is_floating_point():
-        first = int(labels.dim() > 1 and _shifts(model))
+        first = int(labels.dim() > 1 and shifts(model))
         return (labels[..., first:] != -100).sum().float()
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if isinstance(logits, Tensor) and not isinstance(labels, Tensor):
@@ -39,7 +39,7 @@ def tensors_of(part: Any) -> Iterator[Tensor]:
         yield from (each for each in getattr(part, "__dict__", {}).values() if isinstance(each, Tensor))
 
 
-def _shifts(model: Any) -> bool:
+def shifts(model: Any) -> bool:
     """Whether labels are the tokens themselves, each predicted from those before it, so that none predicts the first.
 
     So it is of models that write, but for those whose decoder is given the labels one place later.

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pedyra.fit.curve import Shape, by_type
 from pedyra.fit.cut import check_out, cut_folder, singular_basis
 from pedyra.fit.fit import Fit, Progress, fit_adapter
+from pedyra.fit.recover import check_steps
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.lora.layer import rank_parameters
 from pedyra.models import load_model, load_tokenizer
@@ -46,6 +47,10 @@ class Wanted:
     same_rank: bool = False
     multiple_of: int = 1
     drop_types: Sequence[str] = ()
+    recover: int = 0
+
+    def __post_init__(self) -> None:
+        check_steps(self.recover)
 
     def shape(self, lora: SavedLora) -> Shape:
         """The same as what the ranks of this adapter have to look like."""
@@ -98,10 +103,10 @@ def fit_folder(
     calibration, choice, proof = parts(task, rows, recipe.seed)
     found = fit_adapter(
         model, calibration, choice, proof, tolerance=wanted.tolerance, parameters=wanted.parameters, shape=shape,
-        progress=progress,
+        recover=wanted.recover, progress=progress,
     )  # fmt: skip
     bases = {name: layer.basis for name, layer in found.calibration.layers.items()}
-    cut_folder(lora, bases, found.ranks, out, {**found.row(), "words": found.words})
+    cut_folder(lora, bases, found.ranks, out, {**found.row(), "words": found.words}, found.factors)
     curve = "".join(json.dumps(row) + "\n" for row in found.curve_rows())
     (out / CURVE).write_text(curve, encoding="utf-8")
     return found
@@ -111,7 +116,7 @@ def truncate_folder(path: Path, wanted: Wanted, out: Path) -> dict[str, int]:
     """Without data: cut by the singular values of each layer's update, largest first per parameter; nothing is proved.
 
     Raises:
-        ValueError: no size was given, which is all that there is to go by.
+        ValueError: no size was given, which is all that there is to go by; steps of recovery, which take rows.
     """
     lora = read_lora(path)
     if wanted.parameters is None and wanted.max_rank is None:
@@ -119,6 +124,8 @@ def truncate_folder(path: Path, wanted: Wanted, out: Path) -> dict[str, int]:
             "there are no rows to measure a cost on; give --data ROWS.jsonl or --run RUN, or say the size: "
             "--parameters N or --max-rank R"
         )
+    if wanted.recover:
+        raise ValueError("--recover trains on rows, and there are none; give --data ROWS.jsonl or --run RUN")
     check_out(out)
     check_plain(lora)
     shape = wanted.shape(lora)

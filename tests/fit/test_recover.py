@@ -1,0 +1,154 @@
+"""Recovery after a cut, against least squares, hand arithmetic and autograd; the model stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from pedyra.fit.calibration import calibrate
+from pedyra.fit.cut import cut_model
+from pedyra.fit.fit import fit_adapter
+from pedyra.fit.recover import cut_factors, distill, divergence, evened, model_outputs, replaced
+
+
+def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    return (model(batch["x"]) - batch["labels"]).square().mean()
+
+
+def outputs(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
+    return [model(batch["x"])]
+
+
+def batches(model: nn.Module, count: int, seed: int, width: int = 8) -> list[dict[str, Tensor]]:
+    """Rows whose labels are what the model says, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        x = torch.randn(6, width, generator=generator)
+        with torch.no_grad():
+            y = model(x)
+        found.append({"x": x, "labels": y + 0.1 * torch.randn(y.shape, generator=generator)})
+    return found
+
+
+def test_two_layers_in_a_row_recover_what_one_can_take_over_for_the_other():
+    """y = (1 + u u^T)(1 + v v^T) x with u = v: without its own direction the first layer gives x, and the second then
+    gives the whole function with u u^T * 3. No label says so: they are noise here."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            nn.init.eye_(self.first.weight), nn.init.eye_(self.second.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    model: Any = get_peft_model(Two(), LoraConfig(r=1, lora_alpha=1, target_modules=["first", "second"]))
+    u = torch.full((4, 1), 0.5)  # of length 1
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(u.T if "lora_A" in name else u)
+    rows = [{"x": each["x"], "labels": torch.randn(6, 4)} for each in batches(model, 8, 0, width=4)]
+    none = (torch.zeros(0, 4), torch.zeros(4, 0))
+    found = distill(model, {"first": none, "second": (u.T, u)}, rows, 200, outputs=outputs, rate=0.1)
+    A, B = found["second"]
+    torch.testing.assert_close(B @ A, 3 * u @ u.T, rtol=1e-3, atol=1e-3)
+    assert [each.shape for each in found["first"]] == [(0, 4), (4, 0)]
+
+
+def test_divergence_by_hand():
+    student = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    teacher = torch.tensor([[0.0, 0.0], [torch.tensor(3.0).log().item(), 0.0]])  # 1/2, 1/2 and 3/4, 1/4
+    expected = (0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()) / 2
+    torch.testing.assert_close(divergence(student, teacher), expected)
+
+
+def test_evened_factors_have_the_same_product_and_one_size():
+    A, B = torch.randn(3, 8) * torch.tensor([[1e-3], [1.0], [10.0]]), torch.randn(5, 3)
+    B[:, 2] = 0  # a direction that adds nothing stays as it is
+    C, D = evened(A, B)
+    torch.testing.assert_close(D @ C, B @ A)
+    torch.testing.assert_close(C.square().mean(1)[:2], D.square().mean(0)[:2])
+    assert torch.equal(C[2], A[2])
+
+
+def test_a_language_model_is_asked_where_a_label_is(make_llama: Any):
+    model = make_llama()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[-100, -100, 7, 8]])}
+    (found,) = model_outputs(model, batch)
+    torch.testing.assert_close(found, model(**batch).logits[0, 1:3])
+
+
+def test_an_encoder_decoder_is_asked_at_the_label_itself():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config).eval()
+    batch = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[4, 3, -100]])}
+    (found,) = model_outputs(model, batch)
+    torch.testing.assert_close(found, model(**batch).logits[0, :2])
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["plain", "rslora", "dora"])
+def test_the_folder_holds_what_was_recovered_and_proved(make_net: Any, tmp_path: Path, settings: Any):
+    model = make_net(trained=True, **settings)
+    rows = [batches(model, 10, seed) for seed in (1, 2, 3)]
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    fits = [fit_adapter(model, *rows, parameters=120, recover=steps, loss=loss, outputs=outputs) for steps in (0, 60)]
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(each.grad is None for each in model.parameters())
+    cut, found = fits
+    assert found.recovery is not None and found.factors is not None and cut.recovery is None
+    assert found.ranks == cut.ranks and found.curve == cut.curve
+    assert found.recovery.before == found.chosen.measured and found.recovery.after < found.recovery.before
+    assert cut.proof is not None and found.proof is not None and found.proof < 0.8 * cut.proof
+    out = cut_model(model, found.calibration, found.ranks, tmp_path / "out", found.row(), found.factors)
+    loaded = PeftModel.from_pretrained(make_net(**settings).unload(), str(out)).eval()
+    with torch.no_grad(), replaced(model, found.factors):
+        x = rows[2][0]["x"]
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        rises = [float(loss(loaded, each) - loss(model, each)) for each in rows[2]]
+    assert found.proof == pytest.approx(sum(rises) / len(rises), rel=1e-3)
+
+
+def test_steps_that_do_harm_are_undone(make_net: Any):
+    """Toward outputs that have nothing to do with the loss: the cut stays, and this is told."""
+    model = make_net(trained=True)
+    rows = [batches(model, 10, seed) for seed in (1, 2, 3)]
+
+    def nonsense(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
+        sign = 1 if torch.is_grad_enabled() else -1
+        return [sign * model(batch["x"])]
+
+    cut = fit_adapter(model, *rows, parameters=120, loss=loss)
+    found = fit_adapter(model, *rows, parameters=120, recover=30, loss=loss, outputs=nonsense)
+    assert found.recovery is not None and found.recovery.after > found.recovery.before
+    assert found.factors is None and found.proof == cut.proof
+    assert found.row()["recovered"] is False
+
+
+def test_a_step_that_is_not_finite_changes_nothing(make_net: Any):
+    model = make_net(trained=True)
+    rows = batches(model, 3, 1)
+    factors = cut_factors(
+        model, calibrate(model, rows, loss=loss), dict.fromkeys(["layers.0", "layers.1"], 2) | {"layers.2": 4}
+    )
+    rows[1]["x"][0, 0] = float("nan")
+    with_nan = distill(model, factors, [rows[1]], 3, outputs=outputs)
+    for name, (A, B) in factors.items():
+        torch.testing.assert_close(with_nan[name][1] @ with_nan[name][0], B @ A)
+
+
+def test_negative_steps_are_refused(make_net: Any):
+    rows = batches(make_net(), 3, 1)
+    with pytest.raises(ValueError, match="recover is -1; it is a number of steps, 0 or more"):
+        fit_adapter(make_net(), rows, rows, rows, recover=-1, loss=loss)
