@@ -274,6 +274,19 @@ def test_fit_of_other_adapters():
         assert line["measured cost"] == f"{cost:+.4f} [{cost - error:+.4f}, {cost + error:+.4f}]"
 
 
+def test_recovery_after_a_cut():
+    told = words("fit")
+    for row in raw("fit_recover"):
+        cut, after = row["cut_cost"], row["recovered_cost"]
+        if row["kind"] == "held out":
+            assert f"{cut:.4f}, and {after:.4f} after {row['recover_steps']} steps" in told
+            assert f"{row['change']:.4f} ± {row['standard_error']:.4f}" in told
+        else:
+            cost, error = row["measured_cost"], 1.96 * row["standard_error"]
+            assert f"{cut:+.4f} -> {after:+.4f} on the rows of the choice" in told
+            assert f"{cost:+.4f} [{cost - error:+.4f}, {cost + error:+.4f}] on those of the proof" in told
+
+
 def test_predicted_against_measured_cost():
     curves = [*raw("fit_demo")[1:], *(row for row in raw("fit_adapters") if row["kind"] == "size")]
     sizes = [row for row in curves if row["share"] < 1 and row["measured_cost"] is not None]

@@ -87,6 +87,26 @@ def test_a_language_model_is_asked_where_a_label_is(make_llama: Any):
     torch.testing.assert_close(found, model(**batch).logits[0, 1:3])
 
 
+def test_a_language_model_comes_nearer_to_what_it_said(make_llama: Any):
+    model = make_llama(r=2).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    rows = [{"input_ids": torch.randint(3, 40, (4, 6))} for _ in range(4)]
+    rows = [{**each, "labels": each["input_ids"]} for each in rows]
+    found = calibrate(model, rows)
+    cut = cut_factors(model, found, dict.fromkeys(found.layers, 1))
+    recovered = distill(model, cut, rows, 20, rate=0.05)
+
+    def distance(factors: Any) -> float:
+        (teacher,) = model_outputs(model, rows[0])
+        with replaced(model, factors), torch.no_grad():
+            return float(divergence(model_outputs(model, rows[0])[0], teacher))
+
+    assert distance(recovered) < 0.8 * distance(cut)
+
+
 def test_an_encoder_decoder_is_asked_at_the_label_itself():
     from transformers import T5Config, T5ForConditionalGeneration
 
