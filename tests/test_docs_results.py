@@ -196,6 +196,23 @@ def test_gsm8k_in_twice_the_steps():
     assert told in words("results")
 
 
+def test_gsm8k_in_fewer_steps():
+    loss: dict[str, list[float]] = defaultdict(list)
+    for row in raw("compare_gsm8k"):
+        if row["kind"] == "reported":
+            loss[row["method"]].append(row["value"])
+    assert max(loss.pop("lora")) < min(value for values in loss.values() for value in values)
+    assert "At 150 steps LoRA is ahead too" in words("results")
+
+
+def test_below_one_rank_a_layer():
+    first, last = (
+        mean(row["eval_loss"] for row in raw("below_one_rank") if (row["kind"], row["method"]) == ("reported", method))
+        for method in ("first", "last")
+    )
+    assert f"the last block is {first - last:.2f} better than the first" in words("results")
+
+
 def test_fit_of_usual_tasks():
     for line in table("fit tasks"):
         task, steps = line["task, steps"].split(", ")
