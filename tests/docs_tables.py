@@ -18,6 +18,7 @@ TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 Reported = dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]]
 
 
+@cache
 def raw(name: str) -> Rows:
     return [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
 
