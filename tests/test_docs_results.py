@@ -240,3 +240,15 @@ def test_cuts():
                 assert len(own) == 3 and line[way] == f"{min(costs):.4f} to {max(costs):.4f}"
             else:
                 assert len(own) == 1 and line[way] == f"{costs[0]:.4f} ± {own[0]['standard_error']:.4f}"
+
+
+def test_graded_ranks():
+    found = {(row["way"], round(row["share"], 2)): row for row in raw("graded_cuts")}
+    first, by_fit = (
+        [found[way, share]["cost"] for share in shares]
+        for way, shares in (("first", (0.5, 0.25, 0.12)), ("fit", (0.5, 0.25, 0.12)))
+    )
+    told = words("results")
+    assert "cost {:.4f}, {:.4f} and {:.4f}".format(*first) in told
+    assert "loses {:.4f}, {:.4f} and {:.4f}".format(*by_fit) in told
+    assert f"Its whole has {found['fit', 0.5]['loss']:.4f}." in told
