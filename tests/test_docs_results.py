@@ -211,6 +211,8 @@ def test_recovery_after_a_cut():
         if row["kind"] == "held out":
             assert f"{cut:.4f}, and {after:.4f} after {row['recover_steps']} steps" in told
             assert f"{row['change']:.4f} ± {row['standard_error']:.4f}" in told
+        elif not row["recovered"]:
+            assert f"costs {cut:+.4f} ± {row['cut_standard_error']:.4f}, {after:+.4f} after" in told
         else:
             cost, error = row["measured_cost"], 1.96 * row["standard_error"]
             assert f"{cut:+.4f} -> {after:+.4f} on the rows of the choice" in told
