@@ -212,7 +212,9 @@ def test_recovery_after_a_cut():
     told = words("fit")
     for row in raw("fit_recover"):
         cut, after = row["cut_cost"], row["recovered_cost"]
-        if row["kind"] == "held out":
+        if row["kind"] == "held out, labels":
+            assert f"with labels lead to {after:.4f} ({row['change']:+.4f} ± {row['standard_error']:.4f})" in told
+        elif row["kind"] == "held out":
             assert f"{cut:.4f}, and {after:.4f} after {row['recover_steps']} steps" in told
             assert f"{row['change']:.4f} ± {row['standard_error']:.4f}" in told
         elif not row["recovered"]:
