@@ -75,15 +75,19 @@ def test_paper_code():
     rows = raw("paper_code")
     sets = {"HumanEval": "humaneval", "HumanEval+": "humanevalplus", "MBPP": "mbpp", "MBPP+": "mbppplus"}
     lines = table("paper code", "paper")
-    for line, model in zip(lines, ("before", "lora", "no input score", "pedyra-paper"), strict=True):
+    for line, model in zip(
+        lines, ("before", "lora", "lora, cut", "dora", "no input score", "pedyra-paper"), strict=True
+    ):
         for shown, key in sets.items():
             own = [row["status"] for row in rows if (row["model"], row["set"]) == (model, key)]
             if not own:
-                assert model == "before" and key.startswith("mbpp") and not line[shown]
+                assert (model, key[:4]) in (("before", "mbpp"), ("dora", "huma")) and not line[shown]
                 continue
             passed = own.count("passed")
             low, high = binomtest(passed, len(own)).proportion_ci(method="wilson")
             assert len(own) == 20 and line[shown] == f"{passed} [{low:.0%}, {high:.0%}]"
+        (perplexity,) = (row["value"] for row in rows if (row["model"], row["set"]) == (model, "perplexity"))
+        assert line["perplexity"] == f"{perplexity:.3f}"
 
 
 def test_paper_squad():
