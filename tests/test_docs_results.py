@@ -208,6 +208,18 @@ def test_fit_of_other_adapters():
         assert line["measured cost"] == f"{cost:+.4f} [{cost - error:+.4f}, {cost + error:+.4f}]"
 
 
+def test_a_cut_adapter_writes_no_worse():
+    def solved(model: str) -> str:
+        rows = [row for row in raw("paper_code") if row["model"] == model and row.get("status") == "passed"]
+        first, second, third, last = (
+            sum(row["set"] == name for row in rows) for name in ("humaneval", "humanevalplus", "mbpp", "mbppplus")
+        )
+        return f"{first}, {second}, {third} and {last}"
+
+    told = f"it solves {solved('lora, cut')} of 20 problems, whole {solved('lora')}."
+    assert told in words("results")
+
+
 def test_recovery_after_a_cut():
     told = words("fit")
     for row in raw("fit_recover"):
