@@ -110,7 +110,8 @@ def test_a_language_model_comes_nearer_to_what_it_said(make_llama: Any):
 def test_an_encoder_decoder_is_asked_at_the_label_itself():
     from transformers import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    config.decoder_start_token_id = 0
     model = T5ForConditionalGeneration(config).eval()
     batch = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[4, 3, -100]])}
     (found,) = model_outputs(model, batch)

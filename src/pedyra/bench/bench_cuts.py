@@ -13,10 +13,8 @@ from torch import Tensor
 from pedyra.fit.calibration import calibrate, lora_layers, model_loss
 from pedyra.fit.curve import Shape, within
 from pedyra.fit.cut import singular_basis
-from pedyra.fit.fit import losses
+from pedyra.fit.fit import Rows
 from pedyra.fit.gramians import Calibration, Measured
-from pedyra.fit.samples import num_samples
-from pedyra.fit.verdict import paired
 from pedyra.fit.worth import Balance, balance
 from pedyra.models import load_tokenizer
 from pedyra.runs.evaluate import adapted_model, finished_run
@@ -58,19 +56,16 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
     task = load_task(recipe.data, tokenizer, recipe.seed)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     training, choice, proof = parts(task, rows, recipe.seed)
-    batches = [*choice, *proof]
     measured = calibrate(model, training)
-    weights = [float(num_samples(model, batch)) for batch in batches]
     everything = within(measured, Shape(), sum(each.price * each.rank for each in measured.layers.values()))
-    whole = losses(model, measured, everything.ranks, batches, "default", model_loss)
-    loss = paired([0.0] * len(batches), whole, weights)[0]
+    held_out = Rows(model, measured, [*choice, *proof], "default", model_loss)
     for way, seed, calibration in ways(model, measured, random_seeds):
         for share in shares:
             size = within(calibration, Shape(), round(share * everything.parameters))
-            cost, error = paired(whole, losses(model, calibration, size.ranks, batches, "default", model_loss), weights)
+            cost, error = held_out.cost(size.ranks, calibration)
             yield {
                 "run": str(run), "way": way, "seed": seed, "share": size.share, "parameters": size.parameters,
-                "loss": loss, "cost": cost, "standard_error": error,
+                "loss": held_out.loss, "cost": cost, "standard_error": error,
             }  # fmt: skip
 
 

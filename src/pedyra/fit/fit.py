@@ -144,7 +144,7 @@ def fit_adapter(
         points = sorted([*points, wanted], key=lambda each: -each.parameters)
 
     everything = whole(measured)
-    asked, kept_back = (_Rows(model, measured, batches, adapter, loss) for batches in (choice, proof))
+    asked, kept_back = (Rows(model, measured, batches, adapter, loss) for batches in (choice, proof))
     with model.disable_adapter():  # type: ignore[operator]
         limit = Tolerance(*asked.cost(everything), tolerance)
     curve = []
@@ -198,7 +198,7 @@ def _proved_choice(
     return None
 
 
-class _Rows:
+class Rows:
     """Rows on which any size is compared with the whole adapter, batch by batch."""
 
     def __init__(
@@ -216,9 +216,15 @@ class _Rows:
             raise ValueError(f"the loss of batch {finite.index(False)} is not finite; take it out")
         return found
 
-    def cost(self, ranks: Ranks) -> tuple[float, float]:
-        """Mean rise of the loss with these ranks, in evaluation mode, and its standard error."""
-        with truncated(self._model, self._measured, ranks, self._adapter):
+    @property
+    def loss(self) -> float:
+        """The mean loss of the whole adapter."""
+        return paired([0.0] * len(self._with_all), self._with_all, self._weights)[0]
+
+    def cost(self, ranks: Ranks, bases: Calibration | None = None) -> tuple[float, float]:
+        """Mean rise of the loss with the first `ranks` directions of these bases, by default those measured, in
+        evaluation mode, and its standard error."""
+        with truncated(self._model, bases or self._measured, ranks, self._adapter):
             return paired(self._with_all, self._losses(), self._weights)
 
     def cost_of(self, factors: Factors) -> tuple[float, float]:
