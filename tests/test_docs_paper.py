@@ -21,6 +21,16 @@ def test_paper_glue():
     by_case("paper glue", check, "paper")
 
 
+def test_paper_table_13():
+    values = {row["row"]: row["values"] for row in raw("paper_table13")}
+
+    def less(task: str) -> str:
+        ours, lora = values[f"{task}, PE-DyRA"], values[f"{task}, LoRA"]
+        return points([ours[seed] - lora[seed] for seed in lora])
+
+    assert f"PE-DyRA less LoRA is {less('CoLA')} on CoLA and {less('MRPC')} on MRPC" in words("paper")
+
+
 def told(rows: Rows) -> str:
     """What a figure's rows measured, column by column."""
     columns: dict[str, list[str]] = {}
