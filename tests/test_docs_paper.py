@@ -102,6 +102,13 @@ def test_paper_code():
         assert line["perplexity"] == f"{perplexity:.3f}"
 
 
+def test_paper_gsm8k():
+    (row,) = raw("paper_gsm8k")
+    low, high = binomtest(row["solved"], row["problems"]).proportion_ci(method="wilson")
+    assert f"{row['solved']} of {row['problems']} answers are right [{low:.0%}, {high:.0%}], all end" in words("paper")
+    assert row["unfinished"] == row["unparsable"] == 0
+
+
 def test_paper_squad():
     rows = raw("paper_squad")
 
