@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
+from pedyra.methods.own_factors import Factors, fill, linear, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora
 
 
@@ -51,9 +51,7 @@ def prepare(request: Request) -> Adaptation:
     model = with_lora(request)
     layers = linear_slots(model)
     for layer in layers:
-        B = nn.Linear(layer.rank, layer.b.out_features, bias=False, device="meta")
-        B.weight = layer.b.weight
-        fill(layer, GradedA(layer.a.A), B)
+        fill(layer, GradedA(layer.a.A), linear(layer.b.weight))
 
     def finish() -> None:
         write_plain(model, {layer: Factors(layer.a.weight, layer.b.weight, layer.scaling) for layer in layers})

@@ -60,13 +60,14 @@ def write_plain(model: PeftModel, layers: Mapping[AdaptedLayer, Factors]) -> Non
         A, B = factors.A, factors.B
         if A.shape[0] == 0:
             A, B = A.new_zeros(1, A.shape[1]), B.new_zeros(B.shape[0], 1)
-        fill(layer, _linear(A), _linear(B))
+        fill(layer, *(linear(nn.Parameter(each.detach().clone())) for each in (A, B)))
         layer.module.scaling[layer.adapter] = factors.scaling
     attach(model)  # brings PEFT's config in line with ranks and scalings
     detach(model)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone())
-    return linear
+def linear(weight: nn.Parameter) -> nn.Linear:
+    """An ordinary slot that holds this very Parameter."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    made.weight = weight
+    return made

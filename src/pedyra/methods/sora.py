@@ -16,7 +16,7 @@ from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.optimizers import groups_with_gates
-from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
+from pedyra.methods.own_factors import Factors, fill, linear, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora, require
 
 
@@ -62,9 +62,7 @@ def gated(model: PeftModel) -> list[AdaptedLayer]:
     """Give every rank of a LoRA a gate g ~ N(0, 1), from torch's global generator."""
     layers = linear_slots(model)
     for layer in layers:
-        B = nn.Linear(layer.rank, layer.b.out_features, bias=False, device="meta")
-        B.weight = layer.b.weight
-        fill(layer, GatedA(layer.a.A, torch.randn_like(layer.a.E)[:, None]), B)
+        fill(layer, GatedA(layer.a.A, torch.randn_like(layer.a.E)[:, None]), linear(layer.b.weight))
     return layers
 
 

@@ -31,12 +31,8 @@ def cost_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     """The chart of one fit, from the rows of its curve."""
     rows = [row for row in rows if row["measured_cost"] is not None and row["share"] < 1]
     x = [row["parameters"] for row in rows]
-    measured = [row["measured_cost"] for row in rows]
-    errors = [1.96 * row["standard_error"] for row in rows]
-    low = [cost - error for cost, error in zip(measured, errors, strict=True)]
-    high = [cost + error for cost, error in zip(measured, errors, strict=True)]
     predicted = [row["predicted_cost"] for row in rows]
-    drawn = [Curve("measured", x, measured, low, high), Curve("predicted", x, predicted, predicted, predicted)]
+    drawn = [_measured("measured", x, rows), Curve("predicted", x, predicted, predicted, predicted)]
     line_at = ("tolerance", round(rows[0]["tolerance"], 4)) if rows and rows[0].get("tolerance") is not None else None
     return curves(drawn, "parameters of the adapter", "rise of the loss", log_x=True, line_at=line_at)
 
@@ -56,14 +52,8 @@ def predicted_against_measured(runs: Sequence[Run]) -> Figure:
 
 def calibration(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
     """The chart of several fits: name -> the rows of its curve."""
-    drawn = []
-    for name, rows in fits.items():
-        rows = clear(rows)
-        measured = [row["measured_cost"] for row in rows]
-        errors = [1.96 * row["standard_error"] for row in rows]
-        low = [cost - error for cost, error in zip(measured, errors, strict=True)]
-        high = [cost + error for cost, error in zip(measured, errors, strict=True)]
-        drawn.append(Curve(name, [row["predicted_cost"] for row in rows], measured, low, high))
+    clear_of = {name: clear(rows) for name, rows in fits.items()}
+    drawn = [_measured(name, [row["predicted_cost"] for row in rows], rows) for name, rows in clear_of.items()]
     spec = curves(drawn, "predicted rise of the loss", "measured rise", points=True, log_x=True, log_y=True)
     return diagonal(spec, [value for curve in drawn for value in (*curve.x, *curve.y) if value is not None])
 
@@ -77,3 +67,10 @@ def clear(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         and row["measured_cost"] > 1.96 * row["standard_error"]
         and row["predicted_cost"] > 0
     ]
+
+
+def _measured(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> Curve:
+    """The measured costs with their 95 % interval."""
+    cost, error = ([row[key] for row in rows] for key in ("measured_cost", "standard_error"))
+    low, high = ([c + sign * 1.96 * e for c, e in zip(cost, error, strict=True)] for sign in (-1, 1))
+    return Curve(name, x, cost, low, high)
