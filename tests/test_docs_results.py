@@ -208,7 +208,7 @@ def test_fit_of_other_adapters():
         assert line["measured cost"] == f"{cost:+.4f} [{cost - error:+.4f}, {cost + error:+.4f}]"
 
 
-def test_a_cut_adapter_writes_no_worse():
+def test_what_a_cut_adapter_solves():
     def solved(model: str) -> str:
         rows = [row for row in raw("paper_code") if row["model"] == model and row.get("status") == "passed"]
         first, second, third, last = (
