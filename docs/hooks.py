@@ -26,7 +26,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Equations as MathML, which browsers draw by themselves."""
-    if page.file.src_uri != "equation_8.md":
+    if page.file.src_uri != "paper.md":
         return markdown
 
     def displayed(match: re.Match[str]) -> str:

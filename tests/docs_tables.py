@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -69,11 +68,3 @@ def minilm() -> Reported:
             assert row["seed"] not in found[case][row["method"]], row
             found[case][row["method"]][row["seed"]] = row
     return found
-
-
-def by_case(marker: str, check: Callable[[dict[str, str], tuple[str, str, str]], None], page: str):
-    lines = table(marker, page)
-    assert len(lines) == 8
-    for line in lines:
-        task, steps = line["task, steps"].split(", ")
-        check(line, (TASKS[task], steps, line["r"]))
