@@ -1,4 +1,4 @@
-"""What is really exchanged is what these formulas count, and the table of docs/scaling.md is their arithmetic."""
+"""What is really exchanged is what these formulas count, and docs/scaling.md has their arithmetic."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from docs_tables import words
 from together import can_fork, together
 
-PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 Shapes = Sequence[tuple[int, int]]
 """(in, out) of every adapted layer."""
 
@@ -75,35 +75,25 @@ def test_what_is_exchanged_is_what_the_formulas_say(method):
     assert moved and found["sent"] == expected
 
 
-MODELS: dict[str, tuple[int, int, int, int, float]] = {
-    "8B": (4096, 14336, 1024, 32, 8.0e9),
-    "70B": (8192, 28672, 1024, 80, 70.6e9),
-    "405B": (16384, 53248, 1024, 126, 405e9),
-}
-"""Llama 3: width, width of the feed-forward part, of keys and values, blocks, parameters."""
+WIDTH, WIDE, KEYS, BLOCKS, PARAMETERS = 8192, 28672, 1024, 80, 70.6e9
+"""Llama 3 70B: width, width of the feed-forward part, of keys and values."""
 
 
-def blocks(model: str) -> Shapes:
+def linears() -> Shapes:
     """Its linear layers but the head."""
-    width, wide, keys, depth, _ = MODELS[model]
-    block = [(width, width), (width, keys), (width, keys), (width, width), (width, wide), (width, wide), (wide, width)]
-    return block * depth
+    attention = [(WIDTH, WIDTH), (WIDTH, KEYS), (WIDTH, KEYS), (WIDTH, WIDTH)]
+    return [*attention, (WIDTH, WIDE), (WIDTH, WIDE), (WIDE, WIDTH)] * BLOCKS
 
 
-def table() -> Iterator[str]:
-    """LoRA r = 16 in all linear layers, adapters in float32, the base in bfloat16; MB that each of 64 GPUs sends."""
-    yield "| model | gradients | default method, measuring | paper's, observing | FSDP2's own: the base, twice |"
-    yield "| --- | --- | --- | --- | --- |"
+def test_what_the_page_says_of_a_large_model_is_the_arithmetic_of_the_formulas():
+    """LoRA r = 16 in float32, a base in bfloat16, which FSDP2 gathers twice; MB that each of 64 GPUs sends."""
     ring = 2 * 63 / 64  # of an all-reduce; a gather sends half of it
-    for model, (*_, parameters) in MODELS.items():
-        shapes = blocks(model)
-        sent = gradient_bytes(shapes, 16), window_bytes([16] * len(shapes)), input_bytes(shapes), 2 * parameters
-        yield f"| {model} | {' | '.join(f'{ring * each / 1e6:,.0f}' for each in sent)} |"
-
-
-def test_the_table_is_the_arithmetic_of_the_formulas():
-    _, found, below = PAGE.read_text().partition("<!-- table of tests/test_docs_scaling.py -->\n")
-    assert found and below.split("\n\n")[0].splitlines() == list(table())
+    shapes = linears()
+    sent = window_bytes([16] * len(shapes)), input_bytes(shapes), gradient_bytes(shapes, 16), 2 * PARAMETERS
+    measured, observed, gradients, base = (f"{ring * each / 1e6:,.0f} MB" for each in sent)
+    text = words("scaling")
+    assert f"each sends {measured} in a step that measures, or {observed} in one that the paper's method obs" in text
+    assert f"beside {gradients} of gradients and, under FSDP2, {base} of a base in bfloat16" in text
 
 
 def differences() -> Iterator[str]:
@@ -140,4 +130,4 @@ def differences() -> Iterator[str]:
 
 
 if __name__ == "__main__":  # PYTHONPATH=tests:tests/allocate python tests/test_docs_scaling.py
-    print(*table(), "", *differences(), sep="\n")
+    print(*differences(), sep="\n")
