@@ -56,7 +56,7 @@ class Importance:
     """EMA of the uncertainty, Eq. (3). AdaLoRA's value; the paper names none."""
     score_norm: str = "mean"
     """Before mixing, divide each score by its mean over all triples ("mean"), replace it by its percentile ("rank"),
-    or mix it as it is ("none", literal; then the input score decides alone, see docs/how_it_works.md)."""
+    or mix it as it is ("none", literal; then the input score decides alone, see docs/decisions.md)."""
     input_norm: str = "mean_square"
     """||X_j|| of Eq. (6): "mean_square" as the paper writes it, "rms" its square root."""
     omega: str = "gradient"
