@@ -43,7 +43,7 @@ def fit(
         typer.Option("--drop-types", metavar="TYPE,...", help="Module types to empty, e.g. q_proj,k_proj."),
     ] = "",
     recover: Annotated[
-        int, typer.Option(metavar="STEPS", help="Steps after the cut that teach it to say what the whole says.")
+        int, typer.Option(metavar="STEPS", help="Steps after a cut, towards what the whole says; also tries smaller.")
     ] = 0,
     rows: Annotated[int, typer.Option(min=64, help="Rows at most for each of calibration, choice and proof.")] = 1024,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
@@ -98,7 +98,13 @@ def _part(text: str) -> float:
         raise ValueError(f"--tolerance is {text!r}; give a part such as 1% or 0.01") from None
 
 
+def _cost(cost: float | None, error: float | None) -> str:
+    return "" if cost is None else f"{cost:+.4f} ± {error or 0.0:.4f}"
+
+
 def _print(console: Console, found: Fit, wanted: Wanted) -> None:
+    rows = found.curve_rows()
+    tried = any(row["recovered_cost"] is not None for row in rows)
     cells = [
         [
             "->" if row["chosen"] else "",
@@ -106,11 +112,13 @@ def _print(console: Console, found: Fit, wanted: Wanted) -> None:
             f"{row['share']:.1%}",
             str(row["kept"]),
             f"{row['predicted_cost']:+.4f}",
-            f"{row['measured_cost']:+.4f} ± {row['standard_error']:.4f}",
+            _cost(row["measured_cost"], row["standard_error"]),
+            *([_cost(row["recovered_cost"], row["recovered_standard_error"])] if tried else []),
         ]
-        for row in found.curve_rows()
+        for row in rows
     ]
-    print_table(console, ["", "parameters", "share", "directions", "predicted cost", "measured cost"], cells)
+    head = ["", "parameters", "share", "directions", "predicted cost", "measured cost"]
+    print_table(console, head + (["recovered"] if tried else []), cells)
     row, limit = found.row(), found.tolerance
     won = f"{limit.won:.4f} ± {limit.won_standard_error:.4f}"
     console.print(found.words, soft_wrap=True)
@@ -118,10 +126,10 @@ def _print(console: Console, found: Fit, wanted: Wanted) -> None:
     if found.proof is None:
         console.print("kept        all: no smaller size is within tolerance on these rows", soft_wrap=True)
         return
-    if (done := found.recovery) is not None:
-        change = f"cost {done.before:+.4f} -> {done.after:+.4f} in {done.steps} steps, on the rows of the choice"
-        kept = "" if done.factors is not None else "; no gain, so the cut stays as it was"
-        console.print(f"recovered   {change}{kept}", soft_wrap=True)
+    if found.chosen.recovered is not None:
+        change = f"cost {found.chosen.measured:+.4f} -> {found.chosen.recovered:+.4f} in {found.recover_steps} steps"
+        kept = "" if found.chosen.gains_by_recovery else "; no gain, so the cut stays as it was"
+        console.print(f"recovered   {change}, on the rows of the choice{kept}", soft_wrap=True)
     error = 1.96 * (found.proof_standard_error or 0.0)
     interval = f"[{found.proof - error:+.4f}, {found.proof + error:+.4f}]"
     size = f"{row['parameters']:,} parameters ({row['share']:.1%})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,11 +115,30 @@ def test_the_smallest_size_whose_upper_bound_is_within_tolerance_is_taken():
     assert smallest_within(curve((0.5, 0.02, 0.001)), LEARNED) is None
 
 
-def test_more_questions_ask_for_more_certainty():
-    """0.0042 + 1.645 * 0.0033 = 0.0096 passes one question at 95 %, but not one of twelve (z = 2.64)."""
+def test_nothing_below_the_first_size_beyond_tolerance_is_taken():
+    """Else each of many sizes would have a chance of its own to look cheap."""
+    lucky = curve((1, 0, 0), (0.5, 0.001, 0.001), (0.25, 0.012, 0.001), (0.1, 0.0, 0.001))
+    found = smallest_within(lucky, LEARNED)
+    assert found is not None and found.share == 0.5
+
+
+def test_two_series_of_questions_share_the_doubt():
+    """0.0042 + 1.645 * 0.0033 = 0.0096 is within 0.01 at 95 %; 0.0042 + 1.960 * 0.0033 = 0.0107 at 97.5 % is not."""
     one = curve((0.5, 0.0042, 0.0033))
-    twelve = one + curve(*[(0.4 - index / 100, 0.5, 0.01) for index in range(11)])
-    assert smallest_within(one, LEARNED) is not None and smallest_within(twelve, LEARNED) is None
+    assert smallest_within(one, LEARNED) is not None
+    assert smallest_within(one, replace(LEARNED, series=2)) is None
+
+
+def test_a_size_that_costs_too_much_is_taken_in_one_of_twenty_curves_at_most():
+    """0.01 may be given up; six sizes cost just more. If the smallest that looks cheap were taken it would be 26 %."""
+    generator = torch.Generator().manual_seed(0)
+    truth = [(0.9, 0.001), *((0.8 - index / 10, 0.0101) for index in range(6))]
+    too_dear = 0
+    for _ in range(2000):
+        noise = (0.002 * torch.randn(7, generator=generator)).tolist()
+        found = smallest_within(curve(*[(s, c + e, 0.002) for (s, c), e in zip(truth, noise, strict=True)]), LEARNED)
+        too_dear += found is not None and found.share < 0.9
+    assert 0.03 * 2000 < too_dear <= 0.05 * 2000 + 3 * math.sqrt(0.05 * 0.95 * 2000)
 
 
 def test_a_rank_that_binds_is_told_with_what_twice_as_much_might_save():

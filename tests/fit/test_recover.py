@@ -12,9 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from pedyra.fit.calibration import calibrate
+from pedyra.fit.curve import Point
 from pedyra.fit.cut import cut_model
 from pedyra.fit.fit import fit_adapter
-from pedyra.fit.recover import cut_factors, distill, divergence, evened, model_outputs, replaced
+from pedyra.fit.recover import cut_factors, distill, divergence, evened, model_outputs, recovered_curve, replaced
+from pedyra.fit.verdict import Tolerance, smallest_within
+from pedyra.fit.worth import Predicted
 
 
 def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -127,9 +130,9 @@ def test_the_folder_holds_what_was_recovered_and_proved(make_net: Any, tmp_path:
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
     assert all(each.grad is None for each in model.parameters())
     cut, found = fits
-    assert found.recovery is not None and found.factors is not None and cut.recovery is None
-    assert found.ranks == cut.ranks and found.curve == cut.curve
-    assert found.recovery.before == found.chosen.measured and found.recovery.after < found.recovery.before
+    assert found.factors is not None and cut.factors is None and cut.chosen.recovered is None
+    assert found.ranks == cut.ranks and found.chosen.measured == cut.chosen.measured
+    assert found.chosen.gains_by_recovery and found.row()["recovered"] is True
     assert cut.proof is not None and found.proof is not None and found.proof < 0.8 * cut.proof
     out = cut_model(model, found.calibration, found.ranks, tmp_path / "out", found.row(), found.factors)
     loaded = PeftModel.from_pretrained(make_net(**settings).unload(), str(out)).eval()
@@ -139,6 +142,57 @@ def test_the_folder_holds_what_was_recovered_and_proved(make_net: Any, tmp_path:
     with torch.no_grad():
         rises = [float(loss(loaded, each) - loss(model, each)) for each in rows[2]]
     assert found.proof == pytest.approx(sum(rises) / len(rises), rel=1e-3)
+
+
+COSTS = {1000: (0.0, 0.0), 500: (0.004, 0.02), 250: (0.03, 0.005), 125: (0.07, 0.02), 60: (0.3, 0.01)}
+"""Parameters -> what the cut costs, and what it costs after recovery; each is known to 0.0001."""
+
+
+@pytest.mark.parametrize(
+    ("start", "tried", "best"),
+    [(1000, [500, 250, 125], 250), (250, [250, 125], 250)],
+    ids=["the cut alone keeps a half", "the cut alone keeps nothing less than this shape's largest"],
+)
+def test_smaller_sizes_are_tried_down_to_the_first_that_does_not_recover(start: int, tried: list[int], best: int):
+    """1 % of 1.0 may be given up. A half is within it, and stays so undone by steps that do harm; a quarter comes
+    there; an eighth does not, so that nobody asks about less."""
+    asked = []
+    curve = [
+        Point(
+            ranks={"q": n}, parameters=n, share=n / 1000, predicted=Predicted(0, 0), measured=cost, standard_error=1e-4
+        )
+        for n, (cost, _) in COSTS.items()
+        if n <= start
+    ]
+
+    def recovery(size: Point) -> Point:
+        asked.append(size.parameters)
+        return size.with_recovered(COSTS[size.parameters][1], 1e-4)
+
+    limit = Tolerance(won=1.0, won_standard_error=0.01, part=0.01, series=2)
+    found = recovered_curve(curve, limit, recovery)
+    assert asked == tried
+    chosen = smallest_within(found, limit)
+    assert chosen is not None and chosen.parameters == best and chosen.best == (0.005, 1e-4)
+    assert recovered_curve(curve, Tolerance(won=0.001, won_standard_error=1.0, part=0.01), recovery) == curve
+
+
+def test_what_recovers_is_chosen_smaller_and_proved_after_its_steps(make_net: Any):
+    model = make_net(trained=True)
+    rows = [batches(model, 30, seed) for seed in (1, 2, 3)]
+    cut, found = (
+        fit_adapter(model, *rows, tolerance=0.1, recover=steps, loss=loss, outputs=outputs) for steps in (0, 200)
+    )
+    assert found.chosen.parameters < cut.chosen.parameters and found.factors is not None
+    assert found.proof is not None and found.proof <= found.tolerance.loss
+    with torch.no_grad():
+        whole = [float(loss(model, each)) for each in rows[2]]
+        with replaced(model, found.factors):
+            rises = [float(loss(model, each)) - before for each, before in zip(rows[2], whole, strict=True)]
+    assert found.proof == pytest.approx(sum(rises) / len(rises), rel=1e-3)
+    assert {row["parameters"] for row in found.curve_rows() if row["recovered_cost"] is not None} >= {
+        found.chosen.parameters
+    }
 
 
 def test_steps_that_do_harm_are_undone(make_net: Any):
@@ -152,7 +206,7 @@ def test_steps_that_do_harm_are_undone(make_net: Any):
 
     cut = fit_adapter(model, *rows, parameters=120, loss=loss)
     found = fit_adapter(model, *rows, parameters=120, recover=30, loss=loss, outputs=nonsense)
-    assert found.recovery is not None and found.recovery.after > found.recovery.before
+    assert found.chosen.recovered is not None and found.chosen.recovered > (found.chosen.measured or 0.0)
     assert found.factors is None and found.proof == cut.proof
     assert found.row()["recovered"] is False
 

@@ -61,6 +61,7 @@ def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_pa
     sizes = ((1000, 1.0, 0.0, 0.0, 0.0), (500, 0.5, 0.01, 0.02, 0.01), (100, 0.1, 0.3, 0.25, 0.02))
     keys = ("parameters", "share", "predicted_cost", "measured_cost", "standard_error")
     rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
+    rows[2] |= {"recovered_cost": 0.1, "recovered_standard_error": 0.01}
     (run / "fit").mkdir()
     (run / "fit" / "pedyra_fit_curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     figure = figures_of(run)["fit"]
@@ -68,6 +69,8 @@ def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_pa
     curves = drawn(panel.spec)
     assert curves["measured"]["y"] == [0.02, 0.25] and curves["predicted"]["y"] == [0.01, 0.3]
     assert curves["measured"]["low"] == pytest.approx([0.0004, 0.2108])  # 1.96 standard errors
+    recovered = curves["after recovery"]
+    assert (recovered["x"], recovered["y"], recovered["high"]) == ([100], [0.1], [pytest.approx(0.1196)])
     assert figure.caption.endswith("Taken: 500 parameters (50%).")
     (panel,) = figures_of(run)["calibration"].panels
     (curve,) = drawn(panel.spec).values()

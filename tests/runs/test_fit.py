@@ -85,6 +85,10 @@ def test_recovery_is_told_and_written(run: Path, call: Any, tmp_path: Path):
     assert record["recover_steps"] == 8
     told = f"recovered   cost {record['cut_cost']:+.4f} -> {record['recovered_cost']:+.4f} in 8 steps"
     assert told in out and ("the cut stays as it was" in out) != record["recovered"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "pedyra_fit_curve.jsonl").read_text().splitlines()]
+    tried = [row for row in rows if row["recovered_cost"] is not None]
+    assert [row["parameters"] for row in tried] == [record["parameters"]]
+    assert f"{tried[0]['recovered_cost']:+.4f} ± {tried[0]['recovered_standard_error']:.4f}" in out
 
 
 def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_path: Path):

@@ -65,10 +65,30 @@ class Point:
     """Of the parameters of the whole adapter."""
     predicted: Predicted
     measured: float | None = None
+    """Cut, and nothing more."""
     standard_error: float | None = None
+    recovered: float | None = None
+    """Cut, and after steps of recovery."""
+    recovered_standard_error: float | None = None
 
     def with_measured(self, cost: float, standard_error: float) -> Point:
         return replace(self, measured=cost, standard_error=standard_error)
+
+    def with_recovered(self, cost: float, standard_error: float) -> Point:
+        return replace(self, recovered=cost, recovered_standard_error=standard_error)
+
+    @property
+    def gains_by_recovery(self) -> bool:
+        """Whether the steps lowered the cost; where they did not, the cut stays as it was."""
+        return self.recovered is not None and self.measured is not None and self.recovered < self.measured
+
+    @property
+    def best(self) -> tuple[float, float] | None:
+        """The cost of this size as it would be taken, and its standard error; None before it was measured."""
+        cost, error = self.measured, self.standard_error
+        if self.gains_by_recovery:
+            cost, error = self.recovered, self.recovered_standard_error
+        return None if cost is None or error is None else (cost, error)
 
 
 def whole(calibration: Calibration) -> Ranks:

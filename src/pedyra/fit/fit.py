@@ -13,15 +13,21 @@ from torch import nn
 from pedyra.fit.calibration import Batch, Loss, calibrate, evaluating, model_loss, truncated
 from pedyra.fit.curve import Point, Ranks, Shape, point, sizes, whole, within
 from pedyra.fit.gramians import Calibration
-from pedyra.fit.recover import Factors, Outputs, Recovery, check_steps, cut_factors, distill, model_outputs, replaced
+from pedyra.fit.recover import (
+    Factors,
+    Outputs,
+    check_steps,
+    cut_factors,
+    distill,
+    model_outputs,
+    recovered_curve,
+    replaced,
+)
 from pedyra.fit.samples import num_samples
 from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
 
 Progress = Callable[[str], None]
 """Told what is being done, in words."""
-
-Settled = tuple[Recovery | None, tuple[float, float]]
-"""What recovery did to a size, and what the result costs on the rows of the proof, with its standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +45,10 @@ class Fit:
     proof: float | None
     """What the chosen size costs on rows that had no part in the choice; None where it is the whole adapter."""
     proof_standard_error: float | None
-    recovery: Recovery | None
-    """What the steps after the cut did; None where there were none."""
+    recover_steps: int
+    """Steps after a cut; the sizes that were tried with them have a cost after recovery."""
+    factors: Factors | None
+    """A and B of each layer after recovery; None where they are those that the cut gives."""
     verdict: str
     """flat, capacity-limited or unknown."""
     words: str
@@ -51,23 +59,24 @@ class Fit:
         """Layer -> directions kept; 0: the layer leaves the adapter."""
         return self.chosen.ranks
 
-    @property
-    def factors(self) -> Factors | None:
-        """A and B of each layer after recovery; None where they are those that the cut gives."""
-        return None if self.recovery is None else self.recovery.factors
-
     def row(self) -> dict[str, Any]:
         """The result as one row of plain values."""
-        of = whole(self.calibration)
+        of, chosen = whole(self.calibration), self.chosen
+        recovery = {
+            "recover_steps": self.recover_steps,
+            "cut_cost": chosen.measured,
+            "recovered_cost": chosen.recovered,
+            "recovered": chosen.gains_by_recovery,
+        }
         return {
             "kept": sum(self.ranks.values()),
             "of": sum(of.values()),
-            "parameters": self.chosen.parameters,
-            "share": self.chosen.share,
-            "predicted_cost": self.chosen.predicted.cost,
+            "parameters": chosen.parameters,
+            "share": chosen.share,
+            "predicted_cost": chosen.predicted.cost,
             "measured_cost": self.proof,
             "standard_error": self.proof_standard_error,
-            **({} if self.recovery is None else self.recovery.row()),
+            **({} if chosen.recovered is None else recovery),
             "tolerance": self.tolerance.loss,
             "won": self.tolerance.won,
             "verdict": self.verdict,
@@ -84,6 +93,8 @@ class Fit:
                 "predicted_cost": each.predicted.cost,
                 "measured_cost": each.measured,
                 "standard_error": each.standard_error,
+                "recovered_cost": each.recovered,
+                "recovered_standard_error": each.recovered_standard_error,
                 "tolerance": self.tolerance.loss,
                 "chosen": each.ranks == self.chosen.ranks,
             }
@@ -108,10 +119,11 @@ def fit_adapter(
 ) -> Fit:
     """How small the LoRA of `model` may be. The model stays as it is; `cut_model` writes the smaller adapter.
 
-    Every size in SHARES is measured on the batches of `choice`, paired batch by batch with the whole adapter, and the
-    smallest is taken whose upper bound (95 % over all sizes asked) costs no more than `tolerance`. What it costs is
-    then measured once more on the batches of `proof`; where they say that it is behind tolerance, the next larger size
-    is taken and proved.
+    Every size in SHARES is measured on the batches of `choice`, paired batch by batch with the whole adapter. From the
+    largest down, the last one is taken before the first whose upper bound (95 %) is beyond `tolerance`. What it costs
+    is then measured once more on the batches of `proof`; where they say that it is behind tolerance, the next larger
+    size is taken and proved. With `recover` smaller sizes are tried too, one after the other, each measured after its
+    steps, down to the first that is not within tolerance.
 
     Args:
         calibration: batches for gradients, of rows like those the adapter was trained on.
@@ -121,8 +133,7 @@ def fit_adapter(
         parameters: take the largest size of at most so many parameters instead, whatever it costs.
         shape: what the ranks have to look like.
         recover: steps, of one batch of `calibration` each, that train the cut adapter to say what the whole one says.
-            The size is chosen before them and proved after them. Where they do not lower the loss on the batches of
-            `choice`, the cut stays as it was.
+            Where they do not lower the loss on the batches of `choice`, the cut stays as it was.
         outputs: what the model says of a batch, for `recover` with a model that gives no logits.
 
     Raises:
@@ -146,30 +157,37 @@ def fit_adapter(
     everything = whole(measured)
     asked, kept_back = (Rows(model, measured, batches, adapter, loss) for batches in (choice, proof))
     with model.disable_adapter():  # type: ignore[operator]
-        limit = Tolerance(*asked.cost(everything), tolerance)
+        limit = Tolerance(*asked.cost(everything), tolerance, series=2 if recover else 1)
     curve = []
     for index, each in enumerate(points):
         progress(f"size {index + 1} of {len(points)}")
         curve.append(each.with_measured(*((0.0, 0.0) if each.ranks == everything else asked.cost(each.ranks))))
 
-    def settle(size: Point) -> Settled:
-        """What recovery makes of this size, and what it then costs on the rows of the proof."""
-        recovery = None
-        if recover and size.ranks != everything:
-            progress("recovery")
-            cut = cut_factors(model, measured, size.ranks, adapter)
-            factors = distill(model, cut, list(seen), recover, adapter=adapter, outputs=outputs)
-            recovery = Recovery.of(recover, size.measured or 0.0, asked.cost_of(factors)[0], factors)
+    recovered: dict[int, Factors] = {}  # by parameters
+
+    def recovery(size: Point) -> Point:
+        """The same size, measured after recovery."""
+        if not recover or size.ranks == everything:
+            return size
+        progress(f"recovery, {size.parameters:,} parameters")
+        cut = cut_factors(model, measured, size.ranks, adapter)
+        recovered[size.parameters] = distill(model, cut, list(seen), recover, adapter=adapter, outputs=outputs)
+        return size.with_recovered(*asked.cost_of(recovered[size.parameters]))
+
+    def proved(size: Point) -> tuple[float, float]:
+        """What this size costs on the rows of the proof, with its standard error."""
         progress("proof")
-        if recovery is not None and recovery.factors is not None:
-            return recovery, kept_back.cost_of(recovery.factors)
-        return recovery, kept_back.cost(size.ranks)
+        if size.gains_by_recovery:
+            return kept_back.cost_of(recovered[size.parameters])
+        return kept_back.cost(size.ranks)
 
     if wanted is not None:
+        curve = [recovery(each) if each.ranks == wanted.ranks else each for each in curve]
         chosen = next(each for each in curve if each.ranks == wanted.ranks)
-        recovery, cost = settle(chosen)
+        cost = proved(chosen)
     else:
-        chosen, recovery, cost = _proved_choice(curve, limit, settle) or (point(measured, everything), None, (0.0, 0.0))
+        curve = recovered_curve(curve, limit, recovery) if recover else curve
+        chosen, cost = _proved_choice(curve, limit, proved) or (point(measured, everything), (0.0, 0.0))
     is_whole = chosen.ranks == everything
     return Fit(
         calibration=measured,
@@ -179,21 +197,22 @@ def fit_adapter(
         within_tolerance=wanted is None and not is_whole,
         proof=None if is_whole else cost[0],
         proof_standard_error=None if is_whole else cost[1],
-        recovery=recovery,
+        recover_steps=recover,
+        factors=recovered[chosen.parameters] if chosen.gains_by_recovery else None,
         verdict=verdict(curve, limit),
         words=in_words(curve, limit, max(layer.rank for layer in measured.layers.values())),
     )
 
 
 def _proved_choice(
-    curve: Sequence[Point], limit: Tolerance, settle: Callable[[Point], Settled]
-) -> tuple[Point, Recovery | None, tuple[float, float]] | None:
-    """The smallest size within tolerance that the proof does not contradict, settled; None where there is none."""
+    curve: Sequence[Point], limit: Tolerance, proved: Callable[[Point], tuple[float, float]]
+) -> tuple[Point, tuple[float, float]] | None:
+    """The smallest size within tolerance that the proof does not contradict, and its proof; None: there is none."""
     left = list(curve)
     while (chosen := smallest_within(left, limit)) is not None:
-        recovery, (cost, error) = settle(chosen)
+        cost, error = proved(chosen)
         if cost - 1.645 * error <= limit.loss:  # one-sided 95 %
-            return chosen, recovery, (cost, error)
+            return chosen, (cost, error)
         left = [each for each in left if each.parameters > chosen.parameters]
     return None
 

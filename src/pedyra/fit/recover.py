@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pedyra.fit.calibration import Batch, evaluating, lora_layers
-from pedyra.fit.curve import Ranks
+from pedyra.fit.curve import Point, Ranks
 from pedyra.fit.cut import Factors, cut
 from pedyra.fit.gramians import Calibration
 from pedyra.fit.samples import shifts
+from pedyra.fit.verdict import Tolerance, smallest_within
 
 RATE = 0.01
 """Of the first step, as a part of a factor's root mean square; it falls to 0 linearly. On the demo 0.003 does half as
@@ -70,30 +69,17 @@ def check_steps(recover: int) -> None:
         raise ValueError(f"recover is {recover}; it is a number of steps, 0 or more")
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """What some steps did to a cut, on rows that they did not see."""
-
-    steps: int
-    before: float
-    """What the cut costs."""
-    after: float
-    """What it costs after the steps."""
-    factors: Factors | None
-    """After the steps; None where they did not lower the cost, so that the cut stays as it was."""
-
-    @classmethod
-    def of(cls, steps: int, before: float, after: float, factors: Factors) -> Recovery:
-        return cls(steps, before, after, factors if after < before else None)
-
-    def row(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            "recover_steps": self.steps,
-            "cut_cost": self.before,
-            "recovered_cost": self.after,
-            "recovered": self.factors is not None,
-        }
+def recovered_curve(curve: Sequence[Point], limit: Tolerance, recovery: Callable[[Point], Point]) -> list[Point]:
+    """The curve with `recovery` of the smallest size that the cut alone leaves within tolerance, and of those below it,
+    down to the first that recovery does not bring there. Where nothing was learned, nothing is tried."""
+    start, found = smallest_within(curve, limit), list(curve)
+    for index, size in enumerate(curve):
+        if not limit.learned or start is not None and size.parameters > start.parameters:
+            continue
+        found[index] = recovery(size)
+        if smallest_within(found, limit) != found[index]:
+            break
+    return found
 
 
 def cut_factors(model: nn.Module, calibration: Calibration, ranks: Ranks, adapter: str = "default") -> Factors:
@@ -166,7 +152,7 @@ def replaced(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter:
 class _Linear(nn.Module):
     """nn.Linear of a weight that exists, which may be of rank 0."""
 
-    def __init__(self, weight: Tensor, bias: Any = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight) if not isinstance(weight, nn.Parameter) else weight, bias
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from pedyra.fit.curve import Point
 
 CONFIDENCE = 0.95
-"""Of every statement together: each of n sizes that are asked for is held to 1 - 0.05 / n (Bonferroni)."""
+"""Of every statement. Sizes are asked about from the largest down to the first that is not within tolerance. The rows
+that are asked have no part in that order, so each size may be held to this alone, and still one that costs too much is
+taken with probability 1 - CONFIDENCE at most (fixed-sequence test; Westfall and Krishen 2001)."""
 
 
 LEARNS = 1.0
@@ -26,6 +28,8 @@ class Tolerance:
     """Loss of the base model less that of the adapter."""
     won_standard_error: float
     part: float
+    series: int = 1
+    """Series of sizes that are asked about, which share the doubt: 2 with recovery, sizes as cut and sizes after it."""
 
     @property
     def loss(self) -> float:
@@ -35,11 +39,11 @@ class Tolerance:
     @property
     def learned(self) -> bool:
         """Whether anything was won at all: clear of zero by its noise."""
-        return self.won > _z(1) * self.won_standard_error
+        return self.won > _z() * self.won_standard_error
 
 
-def _z(asked: int) -> float:
-    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / max(1, asked))
+def _z(series: int = 1) -> float:
+    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / series)
 
 
 def student(level: float, count: float) -> float:
@@ -111,20 +115,15 @@ def controlled(
     return Estimate(rest - everywhere, math.sqrt(sum(squares)), count)
 
 
-def is_within(point: Point, tolerance: Tolerance, asked: int) -> bool:
-    """Whether the upper bound of what this size costs is within tolerance, having asked of so many sizes."""
-    if point.measured is None or point.standard_error is None:
-        return False
-    return point.measured + _z(asked) * point.standard_error <= tolerance.loss
-
-
 def smallest_within(curve: Sequence[Point], tolerance: Tolerance) -> Point | None:
-    """The smallest measured size of the curve within tolerance; None where none is, or nothing was learned."""
-    if not tolerance.learned:
-        return None
-    asked = [point for point in curve if point.measured is not None]
-    found = [point for point in asked if is_within(point, tolerance, len(asked))]
-    return min(found, key=lambda point: point.parameters, default=None)
+    """The last size of the curve, from the largest down, before the first whose upper bound is beyond tolerance; None
+    where there is none, or nothing was learned."""
+    found = None
+    for point in curve if tolerance.learned else ():
+        if point.best is None or point.best[0] + _z(tolerance.series) * point.best[1] > tolerance.loss:
+            break
+        found = point
+    return found
 
 
 CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"
@@ -141,7 +140,7 @@ def verdict(curve: Sequence[Point], tolerance: Tolerance) -> str:
     half = _half(curve)
     if half is None or half.measured is None or half.standard_error is None:
         return UNKNOWN
-    return CAPACITY_LIMITED if half.measured - _z(1) * half.standard_error > tolerance.loss else UNKNOWN
+    return CAPACITY_LIMITED if half.measured - _z() * half.standard_error > tolerance.loss else UNKNOWN
 
 
 def _half(curve: Sequence[Point], share: float = 0.5) -> Point | None:

@@ -33,6 +33,8 @@ def cost_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     x = [row["parameters"] for row in rows]
     predicted = [row["predicted_cost"] for row in rows]
     drawn = [_measured("measured", x, rows), Curve("predicted", x, predicted, predicted, predicted)]
+    if tried := [row for row in rows if row.get("recovered_cost") is not None]:
+        drawn.append(_measured("after recovery", [row["parameters"] for row in tried], tried, "recovered_"))
     line_at = ("tolerance", round(rows[0]["tolerance"], 4)) if rows and rows[0].get("tolerance") is not None else None
     return curves(drawn, "parameters of the adapter", "rise of the loss", log_x=True, line_at=line_at)
 
@@ -69,8 +71,9 @@ def clear(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _measured(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> Curve:
-    """The measured costs with their 95 % interval."""
-    cost, error = ([row[key] for row in rows] for key in ("measured_cost", "standard_error"))
+def _measured(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], after: str = "") -> Curve:
+    """The measured costs with their 95 % interval; `after` "recovered_", those after recovery."""
+    keys = (f"{after or 'measured_'}cost", f"{after}standard_error")
+    cost, error = ([row[key] for row in rows] for key in keys)
     low, high = ([c + sign * 1.96 * e for c, e in zip(cost, error, strict=True)] for sign in (-1, 1))
     return Curve(name, x, cost, low, high)

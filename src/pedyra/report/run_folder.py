@@ -51,6 +51,7 @@ _RANKS: dict[str, dict[str, Any]] = {
 _FIT = {
     **{"parameters": int, "share": float, "predicted_cost": float},
     **{"measured_cost": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
+    **{"recovered_cost": _NUMBER, "recovered_standard_error": _NUMBER},
 }
 
 
