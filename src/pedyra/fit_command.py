@@ -45,7 +45,7 @@ def fit(
     recover: Annotated[
         int, typer.Option(metavar="STEPS", help="Steps after a cut, towards what the whole says; also tries smaller.")
     ] = 0,
-    rows: Annotated[int, typer.Option(min=64, help="Rows at most for each of calibration, choice and proof.")] = 1024,
+    rows: Annotated[int, typer.Option(min=64, help="Rows at most to calibrate and to choose; half to prove.")] = 1024,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the curve there (.svg, .png); RUN's report has it too.")

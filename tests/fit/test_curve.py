@@ -129,6 +129,13 @@ def test_two_series_of_questions_share_the_doubt():
     assert smallest_within(one, replace(LEARNED, series=2)) is None
 
 
+def test_few_batches_ask_for_more_certainty():
+    """Student's t of 8 batches at 95 % is 1.895: 0.0042 + 1.895 * 0.0031 = 0.0101, where 1.645 gives 0.0093."""
+    one = curve((0.5, 0.0042, 0.0031))
+    assert smallest_within(one, LEARNED) is not None
+    assert smallest_within(one, replace(LEARNED, batches=8)) is None
+
+
 def test_a_size_that_costs_too_much_is_taken_in_one_of_twenty_curves_at_most():
     """0.01 may be given up; six sizes cost just more. If the smallest that looks cheap were taken it would be 26 %."""
     generator = torch.Generator().manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from pedyra.cli import main
 from pedyra.models import load_model, load_tokenizer
+from pedyra.recipe import load_recipe
 from pedyra.recipe_sections import ModelSection
+from pedyra.runs.fit import parts
+from pedyra.tasks import load_task
 from pedyra.tasks.toy import toy
 
 RECIPE = {
@@ -135,6 +139,21 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     code, _, err = call(run, *arguments, "--out", tmp_path / "out")
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_choice_and_proof_have_rows_of_their_own(run: Path):
+    recipe = load_recipe(run / "recipe.yaml")
+    task = load_task(recipe.data, load_tokenizer(recipe.model), recipe.seed)
+    assert len(task.eval) == 52
+    calibration, choice, proof = parts(task, 64, seed=0)
+    rows = [[tuple(ids.tolist()) for batch in part for ids in batch["input_ids"]] for part in (choice, proof)]
+    assert [len(part) for part in rows] == [35, 17] and len([*calibration]) == 8
+    held = [tuple(row) for row in task.eval[:]["input_ids"]]
+    found = [tuple(t for t in row if t) for part in rows for row in part]  # without padding, token 0
+    assert sorted(found) == sorted(tuple(t for t in row if t) for row in held)
+    task = replace(task, eval=task.eval.select(range(47)))
+    with pytest.raises(ValueError, match="47 rows are held out; the proof is a third and takes 16: give more"):
+        parts(task, 64, seed=0)
 
 
 def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Path):

@@ -157,7 +157,7 @@ def fit_adapter(
     everything = whole(measured)
     asked, kept_back = (Rows(model, measured, batches, adapter, loss) for batches in (choice, proof))
     with model.disable_adapter():  # type: ignore[operator]
-        limit = Tolerance(*asked.cost(everything), tolerance, series=2 if recover else 1)
+        limit = Tolerance(*asked.cost(everything), tolerance, series=2 if recover else 1, batches=len(choice))
     curve = []
     for index, each in enumerate(points):
         progress(f"size {index + 1} of {len(points)}")
@@ -211,7 +211,7 @@ def _proved_choice(
     left = list(curve)
     while (chosen := smallest_within(left, limit)) is not None:
         cost, error = proved(chosen)
-        if cost - 1.645 * error <= limit.loss:  # one-sided 95 %
+        if cost - limit.errors * error <= limit.loss:
             return chosen, (cost, error)
         left = [each for each in left if each.parameters > chosen.parameters]
     return None

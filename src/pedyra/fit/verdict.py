@@ -30,6 +30,8 @@ class Tolerance:
     part: float
     series: int = 1
     """Series of sizes that are asked about, which share the doubt: 2 with recovery, sizes as cut and sizes after it."""
+    batches: float = math.inf
+    """Batches that a cost is the mean of."""
 
     @property
     def loss(self) -> float:
@@ -39,11 +41,12 @@ class Tolerance:
     @property
     def learned(self) -> bool:
         """Whether anything was won at all: clear of zero by its noise."""
-        return self.won > _z() * self.won_standard_error
+        return self.won > self.errors * self.won_standard_error
 
-
-def _z(series: int = 1) -> float:
-    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / series)
+    @property
+    def errors(self) -> float:
+        """Standard errors between a mean and its bound."""
+        return student((1 - CONFIDENCE) / self.series, self.batches)
 
 
 def student(level: float, count: float) -> float:
@@ -120,7 +123,7 @@ def smallest_within(curve: Sequence[Point], tolerance: Tolerance) -> Point | Non
     where there is none, or nothing was learned."""
     found = None
     for point in curve if tolerance.learned else ():
-        if point.best is None or point.best[0] + _z(tolerance.series) * point.best[1] > tolerance.loss:
+        if point.best is None or point.best[0] + tolerance.errors * point.best[1] > tolerance.loss:
             break
         found = point
     return found
@@ -140,7 +143,7 @@ def verdict(curve: Sequence[Point], tolerance: Tolerance) -> str:
     half = _half(curve)
     if half is None or half.measured is None or half.standard_error is None:
         return UNKNOWN
-    return CAPACITY_LIMITED if half.measured - _z() * half.standard_error > tolerance.loss else UNKNOWN
+    return CAPACITY_LIMITED if half.measured - tolerance.errors * half.standard_error > tolerance.loss else UNKNOWN
 
 
 def _half(curve: Sequence[Point], share: float = 0.5) -> Point | None:

@@ -81,10 +81,10 @@ def fit_folder(
 
     Args:
         data: a file of rows with the columns of the run's recipe, or, without a run, of COLUMNS; half of them
-            calibrate, and the other half is split between choice and proof.
-        run: the run folder that says model and data, where `path` is not one: training rows calibrate, and the
-            held-out ones are split between choice and proof.
-        rows: of each of the three at most.
+            calibrate, two thirds of the other half are for the choice, and the rest for the proof.
+        run: the run folder that says model and data, where `path` is not one: training rows calibrate, and of
+            the held-out ones two thirds are for the choice, and the rest for the proof.
+        rows: to calibrate with, and for the choice, at most; half as many for the proof.
 
     Raises:
         ValueError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files.
@@ -188,15 +188,18 @@ def _recipe(path: Path, lora: SavedLora, data: Path | None, run: Path | None) ->
 
 
 def parts(task: Task, rows: int, seed: int) -> tuple[DataLoader[Any], list[Any], list[Any]]:
-    """Batches for calibration (training rows), choice and proof (held-out rows, every other one)."""
+    """Batches for calibration (training rows), choice and proof: two thirds of the held-out rows and the other third,
+    since the choice has to tell sizes apart, and the proof tells what one of them costs."""
     generator = torch.Generator().manual_seed(seed)
     train = task.train.select(torch.randperm(len(task.train), generator=generator)[:rows].tolist())
-    held = torch.randperm(len(task.eval), generator=generator)[: 2 * rows].tolist()
-    if len(held) < 4 * BATCH:
-        raise ValueError(f"{len(held)} rows are held out, and choice and proof take {2 * BATCH} each; give more rows")
+    held = torch.randperm(len(task.eval), generator=generator)[: rows + rows // 2].tolist()
+    proved = held[2::3]
+    if len(proved) < 2 * BATCH:
+        raise ValueError(f"{len(held)} rows are held out; the proof is a third and takes {2 * BATCH}: give more")
 
     def batches(part: Any) -> DataLoader[Any]:
         return DataLoader(part, batch_size=BATCH, collate_fn=lambda found: dict(task.collator(found)))
 
-    choice, proof = (list(batches(task.eval.select(part))) for part in (held[::2], held[1::2]))
+    chosen_by = [row for index, row in enumerate(held) if index % 3 != 2]
+    choice, proof = (list(batches(task.eval.select(part))) for part in (chosen_by, proved))
     return batches(train), choice, proof
