@@ -133,7 +133,7 @@ def fit_adapter(
         parameters: take the largest size of at most so many parameters instead, whatever it costs.
         shape: what the ranks have to look like.
         recover: steps, of one batch of `calibration` each, that train the cut adapter to say what the whole one says.
-            Where they do not lower the loss on the batches of `choice`, the cut stays as it was.
+            Where they do not lower the upper bound of its cost on the batches of `choice`, the cut stays as it was.
         outputs: what the model says of a batch, for `recover` with a model that gives no logits.
 
     Raises:
