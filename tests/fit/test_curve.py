@@ -8,10 +8,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pedyra.fit.curve import Point, Shape, by_type, num_parameters, point, removal_order, sizes, whole, within
+from pedyra.fit.curve import (
+    Point,
+    Predicted,
+    Shape,
+    by_type,
+    num_parameters,
+    point,
+    removal_order,
+    sizes,
+    whole,
+    within,
+)
 from pedyra.fit.gramians import Calibration, Measured
-from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
-from pedyra.fit.worth import Balance, Predicted
+from pedyra.fit.verdict import Tolerance, in_words, paired, run_verdict, smallest_within, verdict
+from pedyra.fit.worth import Balance
 
 COSTS = {"q": (10, [8.0, 4.0, 2.0]), "block.up": (20, [9.0, 1.0])}
 
@@ -32,7 +43,7 @@ def ranks(points: list[Point]) -> list[tuple[int, int]]:
 
 def test_the_cheapest_per_parameter_goes_first(calibration):
     # Per parameter: q 0.8, 0.4, 0.2; up 0.45, 0.05.
-    assert removal_order(calibration) == ["block.up", "q", "q", "block.up", "q"]
+    assert removal_order(calibration) == [("block.up", 1), ("q", 2), ("q", 1), ("block.up", 0), ("q", 0)]
 
 
 def test_a_size_is_predicted_by_the_slopes_of_what_it_leaves_out(calibration):
@@ -164,3 +175,14 @@ def test_what_cannot_be_told_is_unknown():
     flat = curve((1, 0, 0), (0.1, 0, 0))
     assert smallest_within(flat, nothing) is None and verdict(flat, nothing) == "unknown"
     assert "everything is kept" in in_words(flat, nothing, 8)
+
+
+def test_the_verdict_of_a_run_is_that_of_its_answers():
+    answers = [("within", 0.9, 0.0), ("beyond", 0.3, 0.5), ("beyond", 0.6, 0.2)]
+    points = [{"answer": answer, "share": part, "measured_cost": cost} for answer, part, cost in answers]
+    binds = "capacity-limited: r = 8 binds; 60% of it would cost 0.2 of the loss; a higher r may save more"
+    assert run_verdict(points, 0.25, 8, True) == ("flat", "flat: r = 8 is 4 times what this task needs")
+    assert run_verdict(points, 0.0, 8, True) == ("flat", "flat: no rank is needed")
+    assert run_verdict(points, 1.0, 8, True) == ("capacity-limited", binds)
+    kind, words = run_verdict(points[:2], 1.0, 8, True)
+    assert kind == "unknown" and words.startswith("unknown: 100% is kept, and the batches do not tell")

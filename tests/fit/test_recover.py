@@ -12,12 +12,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from pedyra.fit.calibration import calibrate
-from pedyra.fit.curve import Point
+from pedyra.fit.curve import Point, Predicted
 from pedyra.fit.cut import cut_model
 from pedyra.fit.fit import fit_adapter
 from pedyra.fit.recover import cut_factors, distill, divergence, evened, model_outputs, recovered_curve, replaced
 from pedyra.fit.verdict import Tolerance, smallest_within
-from pedyra.fit.worth import Predicted
 
 
 def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -73,84 +73,71 @@ class Decision:
     plan: RankPlan
     scores: Scores
     """Those that the plan was made from, one a triple, the triples being those that the plan counts."""
-    born: Born
-    """How new triples begin."""
+    born: Born | None = None
+    """How new triples begin; None where none comes."""
     new_moments: str = "zero"
     """Adam's second moments of new rows: see `optimizer_state.move_state`."""
     reasons: Mapping[str, Any] = field(default_factory=dict)
     """What the method saw and why it decided so: fields of the record (`allocate.record`), plain values."""
 
 
-class MethodRun(Protocol):
+class MethodRun:
     """A method in one run. The allocator calls `prepare`, `before_step` and `decide`, in this order."""
 
-    @property
-    def skipped_steps(self) -> int:
-        """Steps left out for a non-finite observation."""
-        ...
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing will move any more: the rest of the run is a plain LoRA of these ranks."""
-        ...
+    skipped_steps: int = 0
+    """Steps left out for a non-finite observation."""
+    settled: bool = False
+    """Whether nothing will move any more: the rest of the run is a plain LoRA of these ranks."""
 
     def observes(self, step: int) -> bool:
         """Whether scores come from what step `step` (1-based) shows."""
-        ...
+        raise NotImplementedError
 
     def prepare(self, step: int) -> None:
         """After step `step` (0 before the first): make ready for what the next one is to show."""
-        ...
 
     def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
         """The gradients of step `step` are complete. What no optimizer unscales is `loss_scale` times as large.
         `closure`, where the loop gives one, is the loss of the step's batch once more."""
-        ...
 
     def skip_step(self) -> None:
         """The gradients since the last step are thrown away."""
-        ...
 
     def check_state(self) -> None:
         """After the first step that the optimizer takes. Raises ValueError where its state cannot follow the method."""
-        ...
 
     def decide(self, now: Situation) -> Decision | None:
         """What to do at this adjustment; None: too little was measured, it is passed over."""
-        ...
+        raise NotImplementedError
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """The decision is carried out; by layer, what replaced its factors."""
-        ...
 
     def restart(self, step: int) -> None:
         """After step `step` other triples were loaded: nothing is known of those that are there now."""
-        ...
 
     def describe(self) -> dict[str, Any]:
-        """Fields of the schedule in `RankAllocator.describe`; plain values."""
-        ...
+        """Fields of the schedule in `RankAllocator.describe`; plain values. `in_vain`: why nothing can ever move."""
+        return {"in_vain": None}
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """Fields of `RankAllocator.snapshot`: `layer_scores`, `grad_norms`, `two_thirds_log_variance`, or None each."""
-        ...
+        return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of its state, for a checkpoint."""
-        ...
+        return {}
 
     def values(self) -> dict[str, Any]:
         """The rest of its state, as plain values for JSON."""
-        ...
+        return {}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of both, after step `step`, once the factors have the saved ranks; ValueError where they do not
-        fit."""
-        ...
+        """The inverse of both, after step `step` and `restart`, once the factors have the saved ranks; ValueError where
+        they do not fit."""
 
     def release(self) -> None:
         """Leave nothing in the model."""
-        ...
 
 
 class RankMethod(Protocol):

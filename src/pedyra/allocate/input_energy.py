@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.distributed import Average, one_process
 from pedyra.lora.layer import AdaptedLayer
-
-
-class _Watch:
-    """A forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is trained."""
-
-    def __init__(self, see: Callable[..., None] | None = None) -> None:
-        self._see = see
-
-    def __call__(self, *arguments: Any) -> None:
-        if self._see is not None:
-            self._see(*arguments)
-
-    def __reduce__(self) -> tuple[type[_Watch], tuple[()]]:
-        return _Watch, ()
+from pedyra.lora.observation import Watch
 
 
 class InputEnergy:
@@ -52,9 +39,9 @@ class InputEnergy:
         decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
         self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
         """Per layer, whether its tokens are those of the decoder."""
-        self._handles = [model.register_forward_pre_hook(_Watch(self._see_model), with_kwargs=True)]
+        self._handles = [model.register_forward_pre_hook(Watch(self._see_model), with_kwargs=True)]
         for index, layer in enumerate(layers):
-            watch = _Watch(functools.partial(self._see_layer, index=index))
+            watch = Watch(functools.partial(self._see_layer, index=index))
             self._handles.append(layer.module.register_forward_pre_hook(watch))
 
     def collect(self) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""The optimizer's state by triples: it follows them through a resize."""
+"""The optimizer's state by triples: it follows them through a resize, and a turn to other directions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,23 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
 
 
 @torch.no_grad()
-def forget_overflow(optimizer: Optimizer, parameter: Tensor) -> None:
+def turn_state(optimizer: Optimizer, parameter: Tensor, mix: Tensor, dim: int) -> None:
+    """Turn the state of a parameter whose gradient is mixed by `mix` `(r, r)` along `dim`: 0, its rows are the triples;
+    1, its columns.
+
+    Averages of gradients turn as gradients do, those of squares as if the gradients of a layer's triples were
+    uncorrelated, and largest sizes (Adamax) become the largest that they can be.
+    """
+    _forget_overflow(optimizer, parameter)
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            by = mix.square() if key in SECOND_MOMENTS else mix.abs() if key in LARGEST else mix
+            turned = by @ value.to(by.dtype) if dim == 0 else value.to(by.dtype) @ by.T
+            largest = torch.finfo(value.dtype).max
+            value.copy_(turned.nan_to_num_(0.0, largest, -largest))  # the largest numbers, mixed, may overflow
+
+
+def _forget_overflow(optimizer: Optimizer, parameter: Tensor) -> None:
     """Let elements whose state has overflowed begin anew, before their rows are mixed with others.
 
     A gradient of 1e30 has a square of infinity, which no average ever loses, and of which a product makes NaN. Averages

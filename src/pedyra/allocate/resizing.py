@@ -19,7 +19,7 @@ def carry_out(
     plan: RankPlan,
     layers: Sequence[AdaptedLayer],
     optimizer: Optimizer,
-    born: Born,
+    born: Born | None,
     generator: torch.Generator,
     *,
     new_moments: str,
@@ -39,7 +39,8 @@ def carry_out(
     for layer in layers:
         pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
         if pruned or num_new:
-            changes[layer.name] = resized(layer, pruned, born(layer, pruned, num_new, generator) if num_new else None)
+            new = born(layer, pruned, num_new, generator) if born is not None and num_new else None
+            changes[layer.name] = resized(layer, pruned, new)
     replacements = [replacement for change in changes.values() for replacement in change]
     check_state(optimizer, [replacement.old for replacement in replacements])
     changed = [layer for layer in layers if layer.name in changes]

@@ -16,7 +16,7 @@ from pedyra.bench.chain import Size, adapted_chain
 from pedyra.bench.device import timed
 from pedyra.config import RankConfig
 from pedyra.methods.pedyra.method import LEAST_INTERVAL
-from pedyra.methods.pedyra.run import CUTS
+from pedyra.methods.pedyra.target import CUTS
 
 DEEP = Size(layers=224, rank=45, length=8, batch=2)
 """As many layers as a language model of 32 blocks has, and 10,080 triples."""

@@ -144,12 +144,11 @@ def _measuring_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, ro
             model.zero_grad()
         return now(device) - began
 
-    ranks = {layer.name: layer.rank for layer in layers}
-    devices = {layer.name: layer.a.A.device for layer in layers}
+    factors = {layer.name: layer.a.A for layer in layers}
     added = []
     for _ in range(rounds + 1):
         bare = window(None)
-        added.append(window(Gramians(ranks, devices)) - bare)
+        added.append(window(Gramians(factors)) - bare)
     window(None)
     return max(0.0, median(added[1:])) / _STEPS
 

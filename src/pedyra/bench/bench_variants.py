@@ -17,11 +17,11 @@ from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.bench.bench_models import BenchModel
 from pedyra.bench.masked_reference import MaskedReference
 from pedyra.config import RankConfig
+from pedyra.fit.curve import Prefixes, num_parameters
 from pedyra.fit.gramians import Calibration
 from pedyra.methods.pedyra.asking import Asking
 from pedyra.methods.pedyra.method import Fit
 from pedyra.methods.pedyra.run import FitRun
-from pedyra.methods.pedyra.sizes import Sizes
 
 VARIANTS = ("floor", "lora", "adalora", "dora", "paper", "pedyra", "pedyra-fused")
 EVA = "eva"
@@ -97,12 +97,9 @@ class Willing(Fit):
 class WillingRun(FitRun):
     """A run of `Willing`."""
 
-    def _nothing(self, state: str, calibration: Calibration, **more: Any) -> Decision:
-        if self.asking is None and not self.cuts:
-            sizes = Sizes(calibration, all_may_go=True)
-            self.calibration = calibration
-            self.asking = Asking(sizes, math.inf, self.account, self._parameters(self.initial))
-        return super()._nothing("asking", calibration, **more)
+    def _begin(self, found: Calibration, left: int) -> Decision:
+        self.asking = Asking(Prefixes(found), math.inf, self.account, num_parameters(found, self.initial))
+        return self._decision("asking", found)
 
 
 def build(name: str, setting: Setting, clock: Clock) -> Variant:

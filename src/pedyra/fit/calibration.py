@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.fit.gramians import Calibration, Gramians
 from pedyra.fit.samples import num_samples
-from pedyra.fit.worth import Balance
-from pedyra.lora.layer import rank_parameters
+from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.observation import observed
 
 Batch = Mapping[str, Any]
@@ -58,10 +57,7 @@ def calibrate(
     """
     layers = lora_layers(model, adapter)
     slots = {name: module.lora_A[adapter] for name, module in layers.items()}
-    gramians = Gramians(
-        {name: slot.weight.shape[0] for name, slot in slots.items()},
-        {name: slot.weight.device for name, slot in slots.items()},
-    )
+    gramians = Gramians({name: slot.weight for name, slot in slots.items()})
     total = 0
     with evaluating(model), _frozen(model), _reading(slots, gramians):
         for batch in batches:
@@ -133,12 +129,11 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def truncated(model: nn.Module, calibration: Calibration, ranks: Mapping[str, int], adapter: str = "default"):
     """While it lasts, each layer uses its first `ranks[name]` balanced directions alone; no weight changes."""
-    handles = []
-    for name, module in lora_layers(model, adapter).items():
-        measured = calibration.layers[name]
-        if ranks[name] == measured.rank:
-            continue
-        handles.append(module.lora_A[adapter].register_forward_hook(_projecting(measured.basis, ranks[name])))
+    layers = lora_layers(model, adapter)
+    handles = [
+        layers[name].lora_A[adapter].register_forward_hook(_projecting(projection))
+        for name, projection in calibration.projections(ranks).items()
+    ]
     try:
         with evaluating(model), torch.no_grad():
             yield
@@ -147,10 +142,25 @@ def truncated(model: nn.Module, calibration: Calibration, ranks: Mapping[str, in
             handle.remove()
 
 
-def _projecting(basis: Balance, rank: int) -> Callable[..., Tensor]:
-    projection = basis.inverse[:, :rank] @ basis.T[:rank]  # h -> the part of h along the kept directions
-
+def _projecting(projection: Tensor) -> Callable[..., Tensor]:
     def project(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
         return (h.float() @ projection.T.to(h.device, torch.float32)).to(h.dtype)
 
     return project
+
+
+@contextmanager
+def projected(projections: Mapping[AdaptedLayer, Tensor]) -> Iterator[None]:
+    """While it lasts, A of each layer is multiplied from the left by a projection `(r, r)`; then it is what it was.
+
+    As `truncated`, for whatever forward a layer in training has.
+    """
+    before = [(layer.a.A, layer.a.A.detach().clone()) for layer in projections]
+    with torch.no_grad():
+        for (A, _), projection in zip(before, projections.values(), strict=True):
+            A.copy_(projection.to(A.device, torch.float32) @ A.float())
+        try:
+            yield
+        finally:
+            for A, values in before:
+                A.copy_(values)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import sub
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from pedyra.fit.gramians import Calibration
-from pedyra.fit.worth import Predicted, predicted_cost
+from pedyra.fit.worth import gate_slopes, predicted_costs
 
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters at which the curve is measured: about a factor of 1.4 apart, down to one direction in all."""
@@ -53,6 +57,13 @@ class Shape:
     def rounded(self, kept: int, most: int) -> int:
         """At least as many, in multiples."""
         return min(most, math.ceil(max(kept, self.least) / self.multiple_of) * self.multiple_of)
+
+
+class Predicted(NamedTuple):
+    """What `worth.predicted_costs` says of one set."""
+
+    cost: float
+    standard_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,24 +128,79 @@ def point(calibration: Calibration, ranks: Ranks) -> Point:
         removed += layer.slopes[:, ranks[name] :].sum(1)
     parameters = num_parameters(calibration, ranks)
     everything = num_parameters(calibration, whole(calibration))
-    predicted = predicted_cost(removed, calibration.samples)
-    if ranks == whole(calibration):
-        predicted = Predicted(0.0, 0.0)
+    cost, error = (float(each) for each in predicted_costs(removed[:, None], calibration.samples))
+    predicted = Predicted(0.0, 0.0) if ranks == whole(calibration) else Predicted(cost, error)
     return Point(ranks=ranks, parameters=parameters, share=parameters / everything, predicted=predicted)
 
 
-def removal_order(calibration: Calibration) -> list[str]:
-    """The layer that loses its last direction, again and again: what costs least per parameter first."""
+def removal_order(calibration: Calibration) -> list[tuple[str, int]]:
+    """The layer that loses its last direction, and how many it then has, again and again: what costs least per
+    parameter first."""
     entries = []
     for position, (name, layer) in enumerate(calibration.layers.items()):
         costs = (layer.costs / layer.price).tolist()
         entries += [(cost, position, -index, name) for index, cost in enumerate(costs)]
-    return [name for *_, name in sorted(entries)]
+    return [(name, -index) for _, _, index, name in sorted(entries)]
+
+
+class Prefixes:
+    """Every prefix of the order in which directions go, from none of them to all that may.
+
+    Args:
+        least: what every layer keeps.
+        whole_layers: those that lose nothing.
+    """
+
+    def __init__(self, calibration: Calibration, least: int = 0, whole_layers: Collection[str] = ()) -> None:
+        self.calibration = calibration
+        order = removal_order(calibration)
+        self._order = [(name, left) for name, left in order if left >= least and name not in whole_layers]
+        prices = [calibration.layers[name].price for name, _ in self._order]
+        self.parameters = [*accumulate(prices, sub, initial=num_parameters(calibration, whole(calibration)))]
+        """That each prefix leaves."""
+        costs = {name: layer.costs.tolist() for name, layer in calibration.layers.items()}
+        self._alone = [*accumulate((costs[name][index] for name, index in self._order), initial=0.0)]
+        """What the directions of each prefix cost one by one."""
+        self.slopes = self._summed({name: layer.slopes for name, layer in calibration.layers.items()})
+        """c of every prefix in every step of the window, `(steps, removals + 1)`: the sum of its directions' slopes."""
+        self.predicted: list[float] = predicted_costs(self.slopes, calibration.samples)[0].tolist()
+        """Rise of the mean loss without each prefix."""
+
+    def _summed(self, slopes: Mapping[str, Tensor]) -> Tensor:
+        """Layer -> slopes `(steps, r)`, summed over the directions of every prefix."""
+        none = torch.zeros(len(next(iter(slopes.values()))), dtype=torch.float64)
+        return torch.stack([none, *(slopes[name][:, index] for name, index in self._order)], 1).cumsum(1)
+
+    def slopes_of(self, K: Mapping[str, Tensor]) -> Tensor:
+        """c of every prefix in one more step, `(removals + 1,)`.
+
+        Args:
+            K: layer -> the step's sum of h g^T, `(r, r)`.
+        """
+        layers = self.calibration.layers
+        return self._summed({name: gate_slopes(each[None], layers[name].basis) for name, each in K.items()})[0]
+
+    def ranks(self, removals: int) -> Ranks:
+        """What every layer keeps after so many."""
+        return whole(self.calibration) | dict(self._order[:removals])
+
+    def within(self, tolerance: float) -> int:
+        """The most removals that are predicted to cost no more."""
+        return max(count for count, cost in enumerate(self.predicted) if cost <= tolerance or count == 0)
+
+    def costing(self, cost: float, removals: int, measured: float) -> int:
+        """The most removals that cost no more than `cost`, where `removals` of them cost `measured`: what directions
+        are worth alone says how the cost grows."""
+        part = cost / measured * self._alone[removals]
+        return max(count for count, alone in enumerate(self._alone) if alone <= part)
+
+    def of_parameters(self, parameters: int) -> int:
+        """The fewest removals that leave no more parameters; all of them, where none leaves so few."""
+        return next((count for count, left in enumerate(self.parameters) if left <= parameters), len(self._order))
 
 
 def sizes(calibration: Calibration, shape: Shape, shares: Sequence[float] = SHARES) -> list[Point]:
     """The sizes to look at, the largest first: the whole adapter in this shape, then the parts `shares` of it."""
-    order = removal_order(calibration)
     most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
     everything = num_parameters(calibration, whole(calibration))
     if shape.same_rank:
@@ -144,7 +210,7 @@ def sizes(calibration: Calibration, shape: Shape, shares: Sequence[float] = SHAR
         bounds = iter((1.0, *shares))
         bound = next(bounds, None)
         smallest: Ranks = {}
-        for ranks in _prefixes(order, most, shape):
+        for ranks in _shaped(calibration, most, shape):
             parameters = num_parameters(calibration, ranks)
             while bound is not None and parameters <= bound * everything:
                 if not every or every[-1] != ranks:
@@ -165,7 +231,7 @@ def within(calibration: Calibration, shape: Shape, parameters: int) -> Point:
         ValueError: not even the smallest has so few; with what it has.
     """
     most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
-    ways = _uniform(most, shape) if shape.same_rank else _prefixes(removal_order(calibration), most, shape)
+    ways = _uniform(most, shape) if shape.same_rank else _shaped(calibration, most, shape)
     found = 0
     for ranks in ways:
         found = num_parameters(calibration, ranks)
@@ -174,15 +240,12 @@ def within(calibration: Calibration, shape: Shape, parameters: int) -> Point:
     raise ValueError(f"parameters is {parameters}, but the smallest such adapter has {found}; raise it")
 
 
-def _prefixes(order: Sequence[str], most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
-    """Ranks after each removal, in the order given, from `most` down to one direction in all; steps that change nothing
-    are left out."""
-    left = {name: order.count(name) for name in most}
-    ranks = {name: shape.rounded(left[name], most[name]) for name in most}
+def _shaped(calibration: Calibration, most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
+    """Ranks after each removal, from `most` down to one direction in all; steps that change nothing are left out."""
+    ranks = {name: shape.rounded(rank, most[name]) for name, rank in whole(calibration).items()}
     yield dict(ranks)
-    for name in order:
-        left[name] -= 1
-        rank = shape.rounded(left[name], most[name])
+    for name, left in removal_order(calibration):
+        rank = shape.rounded(left, most[name])
         if rank != ranks[name]:
             ranks[name] = rank
             if not any(ranks.values()):

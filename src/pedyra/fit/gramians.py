@@ -16,9 +16,6 @@ BLOCKS = 128
 not grow with it. Of ranks above 32 fewer are kept, in the same memory, but never below `FEWEST_BLOCKS`."""
 FEWEST_BLOCKS = 16
 
-Average = Callable[[Tensor], Tensor]
-"""Mean over processes."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -50,6 +47,11 @@ class Calibration:
     """Samples of each step."""
     skipped: int
     """Steps left out, where some gradient was not finite."""
+
+    def projections(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+        """Layer -> the projection `(r, r)` onto its first `ranks[name]` directions, where it loses any."""
+        layers = {name: layer for name, layer in self.layers.items() if ranks[name] < layer.rank}
+        return {name: layer.basis.projection(ranks[name]) for name, layer in layers.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it but prices, for a checkpoint."""
@@ -98,29 +100,26 @@ class Gramians:
     Memory is 2 r^2 a layer, and r^2 for every block: a step, or a few steps together where there are many.
 
     Args:
-        ranks: layer -> r.
-        devices: layer -> where its sums are.
-        average: over the `processes` that see other samples of a step: `close` then exchanges 3 r^2 + 1 numbers a layer
+        factors: layer -> its A `(r, in)`, on whose device its sums are.
+        total: the sum over processes that see other samples of a step: `close` then exchanges 3 r^2 + 1 numbers a layer
             in one call, so that all of them hold the sums of all.
         blocks: that are kept at least; 1 where only the `last` step is wanted. Default: `BLOCKS`, fewer of high ranks.
     """
 
     def __init__(
         self,
-        ranks: Mapping[str, int],
-        devices: Mapping[str, torch.device],
-        average: Average | None = None,
-        processes: int = 1,
+        factors: Mapping[str, Tensor],
+        total: Callable[[Tensor], Tensor] | None = None,
         blocks: int | None = None,
     ) -> None:
-        self._average, self._processes = average, processes
+        self._total = total
         self._layers: dict[str, _Sums] = {}
-        *_, self._device = devices.values()
-        high = max(32, *ranks.values())
+        *_, self._device = (A.device for A in factors.values())
+        high = max(32, *map(len, factors.values()))
         self._most = 2 * (blocks or max(FEWEST_BLOCKS, BLOCKS * 32**2 // high**2))
-        for name, r in ranks.items():
-            empty = torch.zeros(r, r, device=devices[name])
-            self._layers[name] = _Sums(empty, empty.clone(), torch.zeros((), device=devices[name]))
+        for name, A in factors.items():
+            empty = torch.zeros(len(A), len(A), device=A.device)
+            self._layers[name] = _Sums(empty, empty.clone(), torch.zeros((), device=A.device))
         self._samples: list[Tensor] = []
         """Of each block; 0 where nothing in it counts."""
         self._skipped = torch.zeros(())
@@ -156,8 +155,8 @@ class Gramians:
             P, Q, K, tokens = sums.running or (zero, zero, zero, torch.zeros_like(sums.tokens))
             found += [P, Q * scale.to(Q).square(), K * scale.to(K), tokens]
             sums.running = []
-        if self._average is not None:
-            flat = self._average(torch.cat([each.reshape(-1).to(self._device) for each in found])) * self._processes
+        if self._total is not None:
+            flat = self._total(torch.cat([each.reshape(-1).to(self._device) for each in found]))
             parts = flat.split([each.numel() for each in found])
             found = [part.view(each.shape) for part, each in zip(parts, found, strict=True)]
         samples, *rest = found

@@ -1,12 +1,14 @@
-"""What the curve says: the smallest size within tolerance, and whether the rank binds; decided by paired tests."""
+"""What was won, the smallest size that keeps it, and whether the rank binds; decided by paired tests."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from pedyra.fit.curve import Point
 
@@ -47,6 +49,31 @@ class Tolerance:
     def errors(self) -> float:
         """Standard errors between a mean and its bound."""
         return student((1 - CONFIDENCE) / self.series, self.batches)
+
+
+def won(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> list[float] | None:
+    """What fine-tuning has won of the loss in a run, and its standard error; None where too few batches were seen.
+
+    The smaller of two: the fall of the loss since the beginning, in which a trained head has its part, and what the
+    loss rises by without the adapter, to which a trained head has grown used. Batches tell nothing that have no sample,
+    or a loss that is not finite.
+
+    Args:
+        before: of each batch of the beginning its loss, and its samples.
+        now: of each batch of late its loss, its loss without the adapter, and its samples.
+    """
+    before, now = ([row for row in rows if math.isfinite(sum(row)) and row[-1] > 0] for rows in (before, now))
+    if len(before) < 2 or len(now) < 2:
+        return None
+
+    def mean(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+        return paired([0.0] * len(rows), [row[0] for row in rows], [row[-1] for row in rows])
+
+    (first, first_error), (last, last_error) = mean(before), mean(now)
+    rounding = torch.finfo(torch.float32).eps * abs(first)
+    fall = first - last, math.hypot(first_error, last_error, rounding)
+    without, error = paired([row[0] for row in now], [row[1] for row in now], [row[-1] for row in now])
+    return list(min(fall, (without, math.hypot(error, rounding))))
 
 
 def student(level: float, count: float) -> float:
@@ -184,3 +211,33 @@ def in_words(curve: Sequence[Point], tolerance: Tolerance, rank: int) -> str:
         "unknown: these rows tell neither that half is enough nor that it is too little; give more rows, or a larger "
         "tolerance"
     )
+
+
+def run_verdict(points: Sequence[Mapping[str, Any]], share: float, rank: int, learned: bool) -> tuple[str, str]:
+    """The verdict of a run that asked about sets of directions and cut, and the sentence for whoever chose its rank.
+
+    flat: half of the parameters or less is left. capacity-limited: a set that leaves half or more costs too much.
+
+    Args:
+        points: the answers, see `pedyra.methods.pedyra.asking`.
+        share: of the parameters at the start, that is left.
+        rank: the largest at the start.
+        learned: whether anything was won, see `Tolerance`.
+    """
+    beyond = [point for point in points if point["answer"] == "beyond"]
+    largest = max(beyond, key=lambda point: point["share"], default=None)
+    if share <= 0.5:
+        kind = FLAT
+        times = f"r = {rank} is {1 / share:.2g} times what this task needs" if share else "no rank is needed"
+        words = f"flat: {times}"
+    elif largest is not None and largest["share"] >= 0.5:
+        kind = CAPACITY_LIMITED
+        cost = f"{largest['share']:.0%} of it would cost {largest['measured_cost']:.2g} of the loss"
+        words = f"capacity-limited: r = {rank} binds; {cost}; a higher r may save more"
+    else:
+        kind = UNKNOWN
+        kept = f"{share:.0%} is kept, and the batches do not tell whether less would do"
+        words = f"unknown: {kept}; train longer, or raise the tolerance"
+    if not learned:
+        words = "unknown: the loss has not fallen beyond its noise, so nothing tells what is needed; everything is kept"
+    return kind, words

@@ -12,7 +12,6 @@ the empirical Fisher information as curvature. Directions that work together are
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -31,6 +30,10 @@ class Balance(NamedTuple):
     inverse: Float[Tensor, "r r"]
     values: Float[Tensor, " r"]
     """s_i, the largest first: the diagonal of both Gramians in this basis."""
+
+    def projection(self, rank: int) -> Tensor:
+        """`(r, r)`: h -> the part of h along the first `rank` directions; times A, it leaves the others out."""
+        return self.inverse[:, :rank] @ self.T[:rank]
 
 
 def balance(P: Float[Tensor, "r r"], Q: Float[Tensor, "r r"]) -> Balance:
@@ -70,28 +73,29 @@ def removal_costs(values: Float[Tensor, " r"], tokens_per_sample: float) -> Floa
     return tokens_per_sample * values.square() / 2
 
 
-class Predicted(NamedTuple):
-    """What removing directions costs of the mean loss; negative where they do harm."""
+def predicted_costs(
+    slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, " steps"]
+) -> tuple[Float[Tensor, " sets"], Float[Tensor, " sets"]]:
+    """The loss without each set of directions, to second order at z = 1: N/2 Var(c) - mean(c); negative where it does
+    harm. And the standard error of the first-order part, which few batches know badly. NaN for less than two batches.
 
-    cost: float
-    standard_error: float
-    """Of the first-order part, which few batches know badly."""
-
-
-def predicted_cost(slopes: Float[Tensor, " steps"], samples: Float[Tensor, " steps"]) -> Predicted:
-    """The loss without a set of directions, to second order at z = 1: N/2 Var(c) - mean(c).
-
-    c is the sum of the set's slopes in one batch. A batch of N samples shows the variance of a sample's slope divided
+    c is the sum of a set's slopes in one batch. A batch of N samples shows the variance of a sample's slope divided
     by N, and that variance is the empirical Fisher information: the curvature along the set's common gate.
 
     Args:
         slopes: c of every batch.
         samples: N of every batch.
     """
-    steps = len(slopes)
-    weights = samples / samples.sum()
-    mean = float((weights * slopes).sum())
-    if steps < 2:
-        return Predicted(math.nan, math.nan)
-    variance = float((samples * (slopes - mean).square()).sum()) / (steps - 1)  # of one sample
-    return Predicted(variance / 2 - mean, math.sqrt(variance / float(samples.sum())))
+    mean = (samples[:, None] * slopes).sum(0) / samples.sum()
+    variance = (samples[:, None] * (slopes - mean).square()).sum(0) / (len(samples) - 1)  # of one sample
+    return variance / 2 - mean, (variance / samples.sum()).sqrt()
+
+
+def mean_slopes(
+    slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, " steps"]
+) -> tuple[Float[Tensor, " sets"], Float[Tensor, " sets"]]:
+    """The mean over all samples of each set's slope, and its standard error from the spread over batches."""
+    weights = (samples / samples.sum())[:, None]
+    mean = (weights * slopes).sum(0)
+    squares = (weights * (slopes - mean)).square().sum(0)
+    return mean, (squares * len(samples) / (len(samples) - 1)).sqrt()

@@ -1,8 +1,10 @@
-"""What is seen of a layer's inner numbers h = x (E A)^T while a model trains."""
+"""What is seen of a model while it trains: a module's calls, and a layer's inner numbers h = x (E A)^T."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+from weakref import WeakMethod
 
 from torch import Tensor
 
@@ -17,3 +19,23 @@ def observed(h: Tensor, observer: Observer | None) -> Tensor:
         seen = h.detach()  # a hook that held h itself would keep it alive
         h.register_hook(lambda g: observer(seen, g))
     return h
+
+
+class Watch:
+    """A forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is trained."""
+
+    def __init__(self, see: Callable[..., object] | None = None) -> None:
+        self._see = see
+
+    def __call__(self, *call: Any) -> None:
+        if self._see is not None:
+            self._see(*call)
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
+        return Watch, ()
+
+
+def weakly(method: Callable[..., None]) -> Callable[..., object]:
+    """What calls the method while its object lives, and does not keep it alive."""
+    reference = WeakMethod(method)
+    return lambda *call: (found := reference()) and found(*call)

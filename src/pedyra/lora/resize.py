@@ -80,14 +80,3 @@ def put(factors: Iterable[tuple[AdaptedLayer, Sequence[Tensor]]]) -> None:
     still = torch.stack([*fixed.values()]).tolist() if fixed else []  # the host waits once for all layers
     for factor, at_one in zip(fixed, still, strict=True):
         factor.e_fixed_at_one = at_one
-
-
-@torch.no_grad()
-def turn(layer: AdaptedLayer, W: Tensor, inverse: Tensor) -> None:
-    """The same update in another basis, in place: A becomes W A, B becomes B W^-1, in W's precision; E must be 1."""
-    A, B = layer.a.A, layer.b.weight
-    A.copy_(W @ A.to(W.dtype))
-    B.copy_(B.to(W.dtype) @ inverse)
-    if layer.a.origin is not None and layer.b.origin is not None:
-        layer.a.origin = (W @ layer.a.origin.to(W.dtype)).to(A)
-        layer.b.origin = (layer.b.origin.to(W.dtype) @ inverse).to(B)

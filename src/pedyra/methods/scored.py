@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
 from pedyra.allocate.checks import check_movable, check_room
-from pedyra.allocate.contract import Closure, Decision, Run, Situation
+from pedyra.allocate.contract import Closure, Decision, MethodRun, Run, Situation
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.input_energy import InputEnergy
 from pedyra.allocate.schedule import Schedule, ema_window, resolve_schedule
@@ -115,10 +115,8 @@ class ScoredMethod:
         return ScoredRun(self, run)
 
 
-class ScoredRun:
-    """A scored method in one run: a `MethodRun`."""
-
-    settled = False
+class ScoredRun(MethodRun):
+    """A scored method in one run."""
 
     def __init__(self, method: ScoredMethod, run: Run) -> None:
         self.method, self.run = method, run
@@ -168,9 +166,6 @@ class ScoredRun:
         if self.inputs is not None:
             self.inputs.forget()
 
-    def check_state(self) -> None:
-        """Nothing more is asked of the optimizer."""
-
     def triple_scores(self) -> dict[str, list[float]]:
         """The score of every triple by layer, from what was observed so far."""
         of = self.importance
@@ -194,12 +189,9 @@ class ScoredRun:
     def restart(self, step: int) -> None:
         self.scores.restart()
 
-    def describe(self) -> dict[str, Any]:
-        return {"in_vain": None}
-
     def snapshot(self, step: int) -> dict[str, Any]:
         if step == 0 or not self.observes(step):
-            return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
+            return super().snapshot(step)
         means = layer_means(self.triple_scores(), {})
         own = isinstance(self.scores, TripleScores)
         names, ranks = [layer.name for layer in self.run.layers], {layer.name: layer.rank for layer in self.run.layers}
@@ -213,9 +205,6 @@ class ScoredRun:
 
     def tensors(self) -> dict[str, Tensor]:
         return self.scores.tensors()
-
-    def values(self) -> dict[str, Any]:
-        return {}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.scores.load_tensors(tensors)

@@ -1,4 +1,4 @@
-"""Questions on synthetic sizes, whose cost is known."""
+"""Questions on synthetic prefixes, whose cost is known."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pedyra.fit.curve import Prefixes
 from pedyra.fit.gramians import Calibration, Measured
 from pedyra.fit.verdict import student
-from pedyra.fit.worth import Balance, predicted_cost
-from pedyra.methods.pedyra.asking import LOOKS, Account, Asking
-from pedyra.methods.pedyra.sizes import Sizes, still_learns
+from pedyra.fit.worth import Balance, predicted_costs
+from pedyra.methods.pedyra.asking import LOOKS, Account, Asking, still_learning
 
 RANKS = {"a": 8, "b": 4}
 
@@ -27,9 +27,9 @@ def calibration(learns: tuple[str, ...] = (), noise: float = 1.0, steps: int = 2
     return Calibration(layers, torch.full((steps,), 4.0).double(), 0)
 
 
-def quiet() -> Sizes:
+def quiet() -> Prefixes:
     """Sets whose slopes are next to nothing, so that what the losses say is all there is."""
-    return Sizes(calibration(noise=1e-6))
+    return Prefixes(calibration(noise=1e-6))
 
 
 NONE = torch.zeros(13, dtype=torch.float64)
@@ -38,25 +38,25 @@ NONE = torch.zeros(13, dtype=torch.float64)
 
 def test_every_prefix_has_the_cost_of_its_summed_slopes():
     found = calibration()
-    sizes = Sizes(found)
+    prefixes = Prefixes(found)
     one_more = {name: torch.diag(layer.slopes[3]).float() for name, layer in found.layers.items()}
-    assert torch.allclose(sizes.slopes_of(one_more), sizes.slopes[3], atol=1e-6)
-    assert len(sizes) == 12 and sizes.after(0).parameters == 8 * 10 + 4 * 11
+    assert torch.allclose(prefixes.slopes_of(one_more), prefixes.slopes[3], atol=1e-6)
+    assert len(prefixes.parameters) == 1 + 12 and prefixes.parameters[0] == 8 * 10 + 4 * 11
     for removals in (1, 5, 12):
-        size = sizes.after(removals)
-        c: Tensor = sum(found.layers[n].slopes[:, k:].sum(1) for n, k in size.ranks.items())  # type: ignore[assignment]
-        assert size.predicted == pytest.approx(predicted_cost(c, found.samples).cost)
-        assert size.parameters == size.ranks["a"] * 10 + size.ranks["b"] * 11
-    assert sizes.after(12).parameters == 0 and Sizes(found, min_rank=1).after(10).ranks == {"a": 1, "b": 1}
+        ranks = prefixes.ranks(removals)
+        c: Tensor = sum(found.layers[n].slopes[:, k:].sum(1) for n, k in ranks.items())  # type: ignore[assignment]
+        assert prefixes.predicted[removals] == pytest.approx(float(predicted_costs(c[:, None], found.samples)[0]))
+        assert prefixes.parameters[removals] == ranks["a"] * 10 + ranks["b"] * 11
+    assert prefixes.parameters[12] == 0 and Prefixes(found, least=1).ranks(10) == {"a": 1, "b": 1}
 
 
 def test_a_layer_that_learns_loses_nothing():
     found = calibration(learns=("a",))
-    assert still_learns(found, "a") and not still_learns(found, "b")
-    assert Sizes(found).after(4).ranks == {"a": 8, "b": 0}
-    assert len(Sizes(found, all_may_go=True)) == 12
+    assert still_learning(found) == ["a"]
+    prefixes = Prefixes(found, whole_layers=["a"])
+    assert prefixes.ranks(4) == {"a": 8, "b": 0} and len(prefixes.parameters) == 1 + 4
     # Its eight gates slope by 5 each: 40 is less than its half of a tolerance of 100.
-    assert Sizes(found, tolerance=100.0).learning == [] and Sizes(found, tolerance=50.0).learning == ["a"]
+    assert still_learning(found, 100.0) == [] and still_learning(found, 50.0) == ["a"]
 
 
 def answered(cost_of: dict[int, float], noise: float, tolerance: float = 0.1, batches: int = 200) -> Asking:
@@ -72,9 +72,9 @@ def answered(cost_of: dict[int, float], noise: float, tolerance: float = 0.1, ba
 @pytest.mark.parametrize("most", [3, 7, 10])
 def test_the_most_that_may_go_is_found(most):
     asking = answered({n: 0.02 if n <= most else 1.0 for n in range(13)}, noise=0.01)
-    parameters = asking.sizes.after(asking.may_go).parameters
+    parameters = asking.prefixes.parameters[asking.may_go]
     assert asking.may_go <= most
-    assert parameters <= asking.sizes.after(most).parameters / 0.9 + 11  # nearer sets are not asked about
+    assert parameters <= asking.prefixes.parameters[most] / 0.9 + 11  # nearer sets are not asked about
     assert asking.cost_of_it == pytest.approx(0.02, abs=0.01)
 
 
@@ -103,11 +103,11 @@ def by_slopes(cost: float, seed: int, window: int = 60, mean: float = 0.0, falls
         mean: of slopes.
         falls: how much lower they are in the batches than in the window.
     """
-    sizes = Sizes(calibration(noise=0.1, steps=window))
+    prefixes = Prefixes(calibration(noise=0.1, steps=window))
     generator = torch.Generator().manual_seed(seed)
     window_slopes = 0.1 * torch.randn(window, 13, generator=generator).double() + mean
     window_slopes[:, 0] = 0.0
-    asking = Asking(sizes, 0.1, Account(64), 124)
+    asking = Asking(prefixes, 0.1, Account(64), 124)
     asking.slopes = window_slopes
     while asking.question is not None:
         slopes = 0.1 * torch.randn(13, generator=generator).double() + mean - falls
@@ -153,12 +153,12 @@ def test_looks_are_counted():
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_window_of_less_than_two_steps_asks_nothing(steps):
-    assert Asking(Sizes(calibration(steps=steps)), 0.1, Account(100), 124).question is None
+    assert Asking(Prefixes(calibration(steps=steps)), 0.1, Account(100), 124).question is None
 
 
 def test_a_set_whose_slopes_are_too_noisy_to_prove_is_not_asked_about():
     """Of 20 steps the mean slope of one direction with noise of 1 is known to 1 / sqrt(20)."""
-    asking = Asking(Sizes(calibration()), 0.1, Account(100), 124)
+    asking = Asking(Prefixes(calibration()), 0.1, Account(100), 124)
     question = asking.question
     assert question is not None
     error = asking.slopes.std(0) / 20**0.5

@@ -35,8 +35,7 @@ class Watched:
         self.model, self.layers = model, attach(model.double())
         self.batches = Batches(model, one_process)
         self.batches.wanted = True
-        ranks = {layer.name: layer.rank for layer in self.layers}
-        self.gramians = Gramians(ranks, dict.fromkeys(ranks, torch.device("cpu")), blocks=1)
+        self.gramians = Gramians({layer.name: layer.a.A for layer in self.layers}, blocks=1)
         for layer in self.layers:
             layer.a.observer = self.gramians.observer(layer.name)
 
@@ -48,7 +47,7 @@ class Watched:
     def derivative(self) -> float:
         """The same by central differences."""
         gates = [{layer: z * torch.eye(layer.rank) for layer in self.layers} for z in (1.004, 0.996)]
-        (_, up, down), _ = self.batches.losses(None, *gates)
+        _, up, down, _ = self.batches.losses(None, *gates)
         return (up - down) / 0.008
 
 
@@ -142,7 +141,7 @@ def test_a_loss_that_draws_changes_no_random_number_and_draws_alike(make_bert):
     classify(watched.model).loss.backward()
     before = torch.get_rng_state()
     whole = {layer: torch.eye(layer.rank) for layer in watched.layers}
-    (first, second), _ = watched.batches.losses(lambda: classify(watched.model).loss * torch.rand(()), whole)
+    first, second, _ = watched.batches.losses(lambda: classify(watched.model).loss * torch.rand(()), whole)
     assert first == second
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -169,7 +168,7 @@ def test_a_model_can_be_pickled_and_a_copy_is_not_seen(make_bert):
 
 @pytest.mark.parametrize("rows", [16, 512])  # of 24 that there are
 def test_the_same_loss_from_the_logits_is_the_model_s_own(make_llama, monkeypatch, rows):
-    monkeypatch.setattr("pedyra.methods.pedyra.call.COMPARED", rows)
+    monkeypatch.setattr("pedyra.methods.pedyra.batches.COMPARED", rows)
     watched = Watched(make_llama())
     output = watched.model(input_ids=IDS, labels=IDS)
     logits = output.logits[:, :-1].flatten(0, 1)

@@ -10,6 +10,7 @@ from pedyra.config import RankConfig
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.pedyra.run import FitRun
+from pedyra.methods.pedyra.target import TargetRun
 
 LEAST_INTERVAL = 10
 """Steps between adjustments: 8 batches answer a question."""
@@ -60,4 +61,4 @@ class Fit:
             )
 
     def start(self, run: Run) -> FitRun:
-        return FitRun(run)
+        return FitRun(run) if run.config.target_rank is None else TargetRun(run)

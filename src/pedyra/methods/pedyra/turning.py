@@ -6,27 +6,29 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pedyra.allocate.optimizer_state import LARGEST, SECOND_MOMENTS, forget_overflow
+from pedyra.allocate.optimizer_state import turn_state
+from pedyra.fit.worth import Balance
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import turn
+
+
+def scaled(basis: Balance, layer: AdaptedLayer) -> Tensor:
+    """W `(r, r)` that turns a layer to its balanced directions, each row of A as long as rows are now on average.
+
+    Adam's steps are as large for every element whatever its size, so lengths decide how fast a direction turns.
+    """
+    A = layer.a.A.detach().double().cpu()
+    lengths = (basis.T @ A).norm(dim=1)
+    mean = A.norm(dim=1).mean()
+    factors = torch.where(lengths > 1e-12 * mean, mean / lengths, torch.ones_like(lengths))
+    return (factors[:, None] * basis.T).to(layer.a.A.device)
 
 
 @torch.no_grad()
 def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor) -> None:
-    """Turn the layer's triples by W `(r, r)`, and their moments.
-
-    A gradient of B turns with A, one of A against B, and so do their moving averages. Second moments turn as if the
-    gradients of a layer's triples were uncorrelated, and largest sizes (Adamax) become the largest that they can be.
-    """
+    """A becomes W A and B becomes B W^-1, for W `(r, r)` and in its precision; their moments turn too. E must be 1."""
     inverse = torch.linalg.inv_ex(W).inverse
-    turn(layer, W, inverse)
     A, B = layer.a.A, layer.b.weight
-    for parameter, rows, mix in ((A, True, inverse.T), (B, False, W.T)):
-        forget_overflow(optimizer, parameter)
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor) or value.shape != parameter.shape:
-                continue
-            by = mix.square() if key in SECOND_MOMENTS else mix.abs() if key in LARGEST else mix
-            largest = torch.finfo(value.dtype).max
-            turned = by @ value.to(W.dtype) if rows else value.to(W.dtype) @ by
-            value.copy_(turned.nan_to_num_(0.0, largest, -largest))  # the largest numbers, mixed, may overflow
+    A.copy_(W @ A.to(W.dtype))
+    B.copy_(B.to(W.dtype) @ inverse)
+    turn_state(optimizer, A, inverse.T, dim=0)  # a gradient of A turns against A,
+    turn_state(optimizer, B, W, dim=1)  # and one of B with it
