@@ -184,5 +184,8 @@ def test_the_verdict_of_a_run_is_that_of_its_answers():
     assert run_verdict(points, 0.25, 8, True) == ("flat", "flat: r = 8 is 4 times what this task needs")
     assert run_verdict(points, 0.0, 8, True) == ("flat", "flat: no rank is needed")
     assert run_verdict(points, 1.0, 8, True) == ("capacity-limited", binds)
+    near = {"answer": "beyond", "share": 0.48, "measured_cost": 0.01}  # no set leaves just a half
+    assert run_verdict([near], 0.63, 8, True)[0] == "capacity-limited"
+    assert run_verdict([near | {"share": 0.4}], 0.63, 8, True)[0] == "unknown"
     kind, words = run_verdict(points[:2], 1.0, 8, True)
     assert kind == "unknown" and words.startswith("unknown: 100% is kept, and the batches do not tell")

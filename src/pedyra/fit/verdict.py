@@ -213,10 +213,14 @@ def in_words(curve: Sequence[Point], tolerance: Tolerance, rank: int) -> str:
     )
 
 
+ABOUT_HALF = 0.45
+"""Of the parameters: the least that a run takes for a half, as it asks about few sets."""
+
+
 def run_verdict(points: Sequence[Mapping[str, Any]], share: float, rank: int, learned: bool) -> tuple[str, str]:
     """The verdict of a run that asked about sets of directions and cut, and the sentence for whoever chose its rank.
 
-    flat: half of the parameters or less is left. capacity-limited: a set that leaves half or more costs too much.
+    flat: half of the parameters or less is left. capacity-limited: a set that leaves about half or more costs too much.
 
     Args:
         points: the answers, see `pedyra.methods.pedyra.asking`.
@@ -230,7 +234,7 @@ def run_verdict(points: Sequence[Mapping[str, Any]], share: float, rank: int, le
         kind = FLAT
         times = f"r = {rank} is {1 / share:.2g} times what this task needs" if share else "no rank is needed"
         words = f"flat: {times}"
-    elif largest is not None and largest["share"] >= 0.5:
+    elif largest is not None and largest["share"] >= ABOUT_HALF:
         kind = CAPACITY_LIMITED
         cost = f"{largest['share']:.0%} of it would cost {largest['measured_cost']:.2g} of the loss"
         words = f"capacity-limited: r = {rank} binds; {cost}; a higher r may save more"
