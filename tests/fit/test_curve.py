@@ -187,5 +187,7 @@ def test_the_verdict_of_a_run_is_that_of_its_answers():
     near = {"answer": "beyond", "share": 0.48, "measured_cost": 0.01}  # no set leaves just a half
     assert run_verdict([near], 0.63, 8, True)[0] == "capacity-limited"
     assert run_verdict([near | {"share": 0.4}], 0.63, 8, True)[0] == "unknown"
+    assert run_verdict([], 1.0, 8, False)[1].startswith("unknown: the loss has not fallen beyond its noise")
+    assert run_verdict(points[:1], 0.77, 8, False)[1].startswith("unknown: 77% is kept")  # by a window before
     kind, words = run_verdict(points[:2], 1.0, 8, True)
     assert kind == "unknown" and words.startswith("unknown: 100% is kept, and the batches do not tell")

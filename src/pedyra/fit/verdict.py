@@ -226,7 +226,7 @@ def run_verdict(points: Sequence[Mapping[str, Any]], share: float, rank: int, le
         points: the answers, see `pedyra.methods.pedyra.asking`.
         share: of the parameters at the start, that is left.
         rank: the largest at the start.
-        learned: whether anything was won, see `Tolerance`.
+        learned: whether anything was won by the last window, see `Tolerance`.
     """
     beyond = [point for point in points if point["answer"] == "beyond"]
     largest = max(beyond, key=lambda point: point["share"], default=None)
@@ -242,6 +242,7 @@ def run_verdict(points: Sequence[Mapping[str, Any]], share: float, rank: int, le
         kind = UNKNOWN
         kept = f"{share:.0%} is kept, and the batches do not tell whether less would do"
         words = f"unknown: {kept}; train longer, or raise the tolerance"
-    if not learned:
+    if not learned and not points:  # where something was asked, an earlier window saw that something was won
+        kind = UNKNOWN
         words = "unknown: the loss has not fallen beyond its noise, so nothing tells what is needed; everything is kept"
     return kind, words
