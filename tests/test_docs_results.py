@@ -273,3 +273,21 @@ def test_graded_ranks():
     assert "cost {:.4f}, {:.4f} and {:.4f}".format(*first) in told
     assert "loses {:.4f}, {:.4f} and {:.4f}".format(*by_fit) in told
     assert f"Its whole has {found['fit', 0.5]['loss']:.4f}." in told
+
+
+def test_cuts_of_a_language_model():
+    rows, told = raw("cuts_smollm2"), words("results")
+    found = {(row["method"], row["way"]): row for row in rows if row["way"] != "random"}
+
+    def cost(method: str, way: str) -> str:
+        row = found[method, way]
+        return f"{row['cost']:.4f} ± {row['standard_error']:.4f}"
+
+    for way in ("fit", "singular values", "energy", "inputs"):
+        assert f"{way} {cost('lora', way)}, " in told
+        assert found["lora", way]["cost"] >= found["lora", "fit"]["cost"]
+    at_random = [row["cost"] for row in rows if (row["method"], row["way"]) == ("lora", "random")]
+    assert f"random {min(at_random):.4f} to {max(at_random):.4f}." in told
+    assert f"costs {cost('graded', 'first')}, by fit {cost('graded', 'fit')}" in told
+    graded, lora = (found[method, "fit"]["eval_loss"] for method in ("graded", "lora"))
+    assert f"its whole has {graded:.4f}, LoRA's {lora:.4f} at that rate" in told
