@@ -291,3 +291,21 @@ def test_cuts_of_a_language_model():
     assert f"costs {cost('graded', 'first')}, by fit {cost('graded', 'fit')}" in told
     graded, lora = (found[method, "fit"]["eval_loss"] for method in ("graded", "lora"))
     assert f"its whole has {graded:.4f}, LoRA's {lora:.4f} at that rate" in told
+
+
+def test_growth():
+    rows, told = raw("scale"), words("performance")
+    measures = ("overhead_seconds", "measuring_seconds", "adjustment_seconds")
+    growth: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "fit" and row["measure"] in measures:
+            growth[row["axis"]].append(row["exponent"])
+    both = [*growth["layers"], *growth["triples"]]
+    assert f"layers and triples by an exponent of {min(both):.2f} to {max(both):.2f}" in told
+    assert f"with the rank of at most {max(growth['rank']):.2f}" in told
+    assert f"with length and batch of at most {max(*growth['length'], *growth['batch']):.2f}" in told
+    (large,) = [row for row in rows if row["kind"] == "adjustment"]
+    assert f"{large['adjustment_seconds']:.2f} s for {large['layers']} layers and {large['triples']:,} triples" in told
+    (files,) = [row for row in rows if row.get("layers") == 512 and "attach_seconds" in row]
+    others = [value for name, value in files.items() if name.endswith("_seconds") and name != "load_seconds"]
+    assert f"take {min(others):.2f} to {max(others):.2f} s each, loading {files['load_seconds']:.1f} s" in told
