@@ -10,7 +10,6 @@ import torch
 
 from pedyra.fit.curve import (
     Point,
-    Predicted,
     Shape,
     by_type,
     num_parameters,
@@ -49,8 +48,8 @@ def test_the_cheapest_per_parameter_goes_first(calibration):
 def test_a_size_is_predicted_by_the_slopes_of_what_it_leaves_out(calibration):
     found = point(calibration, {"q": 1, "block.up": 2})
     assert found.parameters == 50 and found.share == 50 / 70
-    assert found.predicted == Predicted(6.0, 0.0)  # slopes of -4 and -2 in both batches: no variance
-    assert point(calibration, whole(calibration)).predicted.cost == 0
+    assert found.predicted == 6.0  # slopes of -4 and -2 in both batches: no variance
+    assert point(calibration, whole(calibration)).predicted == 0
 
 
 def test_the_curve_has_the_largest_size_below_each_share_and_ends_with_one_direction(calibration):
@@ -108,7 +107,7 @@ def curve(*costs: tuple[float, float, float]) -> list[Point]:
     """(share, measured cost, standard error) of each size, of 1000 parameters."""
     return [
         Point(ranks={"q": round(1000 * share)}, parameters=round(1000 * share), share=share,
-              predicted=Predicted(0.0, 0.0), measured=cost, standard_error=error)
+              predicted=0.0, measured=cost, standard_error=error)
         for share, cost, error in costs
     ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from pedyra.fit.calibration import calibrate
-from pedyra.fit.curve import Point, Predicted
+from pedyra.fit.curve import Point
 from pedyra.fit.cut import cut_model
 from pedyra.fit.fit import fit_adapter
 from pedyra.fit.recover import cut_factors, distill, divergence, evened, model_outputs, recovered_curve, replaced
@@ -157,9 +157,7 @@ def test_smaller_sizes_are_tried_down_to_the_first_that_does_not_recover(start: 
     there; an eighth does not, so that nobody asks about less."""
     asked = []
     curve = [
-        Point(
-            ranks={"q": n}, parameters=n, share=n / 1000, predicted=Predicted(0, 0), measured=cost, standard_error=1e-4
-        )
+        Point(ranks={"q": n}, parameters=n, share=n / 1000, predicted=0.0, measured=cost, standard_error=1e-4)
         for n, (cost, _) in COSTS.items()
         if n <= start
     ]
@@ -178,7 +176,7 @@ def test_smaller_sizes_are_tried_down_to_the_first_that_does_not_recover(start: 
 
 def test_a_cost_that_is_better_known_is_taken():
     """0.001 ± 0.001 may be 0.003, a cut that seems to gain, -0.001 ± 0.004, may cost 0.007."""
-    size = Point(ranks={}, parameters=1, share=0.1, predicted=Predicted(0, 0), measured=-0.001, standard_error=0.004)
+    size = Point(ranks={}, parameters=1, share=0.1, predicted=0.0, measured=-0.001, standard_error=0.004)
     assert size.with_recovered(0.001, 0.001).best == (0.001, 0.001)
     assert size.with_recovered(0.001, 0.004).best == (-0.001, 0.004)
 

@@ -109,7 +109,7 @@ def cuts(
     shares: Annotated[
         list[float] | None, several("--share", "0.5, 0.25, 0.125", "Part of the parameters that is left")
     ] = None,
-    rows: Annotated[int, typer.Option(min=16, help="To calibrate with, and to measure on, at most.")] = 1024,
+    rows: Annotated[int, typer.Option(min=16, help="To calibrate with; 1.5 times are measured on.")] = 1024,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import sub
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,13 +58,6 @@ class Shape:
         return min(most, math.ceil(max(kept, self.least) / self.multiple_of) * self.multiple_of)
 
 
-class Predicted(NamedTuple):
-    """What `worth.predicted_costs` says of one set."""
-
-    cost: float
-    standard_error: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One size on the curve. Costs are of the mean loss, against the adapter as it is."""
@@ -74,7 +66,7 @@ class Point:
     parameters: int
     share: float
     """Of the parameters of the whole adapter."""
-    predicted: Predicted
+    predicted: float
     measured: float | None = None
     """Cut, and nothing more."""
     standard_error: float | None = None
@@ -128,8 +120,8 @@ def point(calibration: Calibration, ranks: Ranks) -> Point:
         removed += layer.slopes[:, ranks[name] :].sum(1)
     parameters = num_parameters(calibration, ranks)
     everything = num_parameters(calibration, whole(calibration))
-    cost, error = (float(each) for each in predicted_costs(removed[:, None], calibration.samples))
-    predicted = Predicted(0.0, 0.0) if ranks == whole(calibration) else Predicted(cost, error)
+    cost = float(predicted_costs(removed[:, None], calibration.samples))
+    predicted = 0.0 if ranks == whole(calibration) else cost
     return Point(ranks=ranks, parameters=parameters, share=parameters / everything, predicted=predicted)
 
 
@@ -163,7 +155,7 @@ class Prefixes:
         """What the directions of each prefix cost one by one."""
         self.slopes = self._summed({name: layer.slopes for name, layer in calibration.layers.items()})
         """c of every prefix in every step of the window, `(steps, removals + 1)`: the sum of its directions' slopes."""
-        self.predicted: list[float] = predicted_costs(self.slopes, calibration.samples)[0].tolist()
+        self.predicted: list[float] = predicted_costs(self.slopes, calibration.samples).tolist()
         """Rise of the mean loss without each prefix."""
 
     def _summed(self, slopes: Mapping[str, Tensor]) -> Tensor:

@@ -73,11 +73,9 @@ def removal_costs(values: Float[Tensor, " r"], tokens_per_sample: float) -> Floa
     return tokens_per_sample * values.square() / 2
 
 
-def predicted_costs(
-    slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, " steps"]
-) -> tuple[Float[Tensor, " sets"], Float[Tensor, " sets"]]:
+def predicted_costs(slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, " steps"]) -> Float[Tensor, " sets"]:
     """The loss without each set of directions, to second order at z = 1: N/2 Var(c) - mean(c); negative where it does
-    harm. And the standard error of the first-order part, which few batches know badly. NaN for less than two batches.
+    harm, NaN for less than two batches.
 
     c is the sum of a set's slopes in one batch. A batch of N samples shows the variance of a sample's slope divided
     by N, and that variance is the empirical Fisher information: the curvature along the set's common gate.
@@ -88,7 +86,7 @@ def predicted_costs(
     """
     mean = (samples[:, None] * slopes).sum(0) / samples.sum()
     variance = (samples[:, None] * (slopes - mean).square()).sum(0) / (len(samples) - 1)  # of one sample
-    return variance / 2 - mean, (variance / samples.sum()).sqrt()
+    return variance / 2 - mean
 
 
 def mean_slopes(

@@ -45,7 +45,7 @@ def test_every_prefix_has_the_cost_of_its_summed_slopes():
     for removals in (1, 5, 12):
         ranks = prefixes.ranks(removals)
         c: Tensor = sum(found.layers[n].slopes[:, k:].sum(1) for n, k in ranks.items())  # type: ignore[assignment]
-        assert prefixes.predicted[removals] == pytest.approx(float(predicted_costs(c[:, None], found.samples)[0]))
+        assert prefixes.predicted[removals] == pytest.approx(float(predicted_costs(c[:, None], found.samples)))
         assert prefixes.parameters[removals] == ranks["a"] * 10 + ranks["b"] * 11
     assert prefixes.parameters[12] == 0 and Prefixes(found, least=1).ranks(10) == {"a": 1, "b": 1}
 
