@@ -4,5 +4,5 @@ ARITHMETIC = [
     "pedyra.fit.worth",
     "pedyra.lora.spectrum",
     *("pedyra.allocate.allocation", "pedyra.allocate.schedule"),
-    *("pedyra.methods.paper", "pedyra.lora.spectrum"),
+    *("pedyra.pe_dyra.equations", "pedyra.lora.spectrum"),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pedyra.compare.statistics import bootstrap_interval, standard_error
+from pedyra.lab.compare.statistics import bootstrap_interval, standard_error
 
 DOCS = Path(__file__).parents[1] / "docs"
 Rows = list[dict[str, Any]]

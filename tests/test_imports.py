@@ -1,4 +1,4 @@
-"""Imports go one way: config -> lora -> allocate -> methods -> runs -> compare; heavy ones are made late."""
+"""Imports go one way: lora <- fit, lora <- allocate <- pe_dyra <- methods <- app <- lab; heavy ones are made late."""
 
 from __future__ import annotations
 
@@ -14,39 +14,23 @@ import pedyra
 
 SOURCE = Path(pedyra.__file__).parent
 
-LEAVES = {"files", "yaml_file", "hub", "packaged", "interrupts", "spelling", "options"}
-"""Small modules that know nothing of pedyra but each other; every part may use them."""
-
-# What the modules of each part may import of pedyra, itself and the leaves aside. The entry points (cli, console) stand
-# above all of these and are not listed, so none of these can import them.
+# What the modules of each room may import of pedyra, itself aside.
 BELOW: dict[str, set[str]] = {
-    **{leaf: set() for leaf in sorted(LEAVES)},
-    "config": set(),
-    "recipe_sections": {"lora"},
-    "generate_section": {"recipe_sections"},
-    "recipe": {"config", "recipe_sections", "generate_section"},
-    "lora": {"config"},
+    "lora": set(),
     "fit": {"lora"},
-    "allocate": {"config", "lora"},
-    "methods": {"config", "lora", "fit", "allocate"},
-    "tasks": {"config", "recipe_sections", "generate_section"},
-    "models": {"config", "lora", "recipe_sections", "tasks"},
-    "runs": {"config", "lora", "fit", "allocate", "methods", "recipe", "recipe_sections", "tasks", "models"},
-    "compare": {"config", "lora", "methods", "recipe", "recipe_sections", "tasks", "models", "runs", "console"},
-    "paper": {"recipe", "tasks", "models", "runs", "compare", "report", "console"},
-    "bench": {
-        *("config", "lora", "fit", "allocate", "methods", "recipe", "tasks", "models", "runs", "compare", "report"),
-        "console",
-    },
-    "report": set(),
+    "allocate": {"lora", "config"},
+    "config": {"lora"},
+    "pe_dyra": {"lora", "allocate", "config"},
+    "methods": {"lora", "fit", "allocate", "pe_dyra", "config"},
+    "app": {"lora", "fit", "allocate", "pe_dyra", "methods", "config"},
+    "lab": {"lora", "fit", "allocate", "pe_dyra", "methods", "app", "config"},
 }
-# Roots that a part must not import, not even inside a function.
+# Roots that a place must not import, not even inside a function.
 FOREIGN = {
-    "config": {"torch", "transformers", "peft", "numpy"},
-    "report": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"},
-    "recipe_sections": {"torch", "transformers", "peft", "accelerate", "datasets"},
-    "recipe": {"torch", "transformers", "peft", "accelerate", "datasets"},
-    "tasks": {"peft"},
+    "app/report": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"},
+    "app/recipe.py": {"torch", "transformers", "peft", "accelerate", "datasets"},
+    "app/recipe_sections.py": {"torch", "transformers", "peft", "accelerate", "datasets"},
+    "app/tasks": {"peft"},
 }
 
 
@@ -74,24 +58,24 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def part_of(path: Path) -> str:
-    first = path.relative_to(SOURCE).parts[0]
-    return first.removesuffix(".py")
+def files(place: str) -> list[Path]:
+    """The modules of a room, or the one that a path names."""
+    path = SOURCE / place
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path if path.suffix else path.with_suffix(".py")]
 
 
-def files(part: str) -> list[Path]:
-    return [path for path in sorted(SOURCE.rglob("*.py")) if part_of(path) == part]
-
-
-@pytest.mark.parametrize("part", BELOW)
-def test_a_part_imports_only_what_lies_below_it(part):
-    assert files(part), f"no such part: {part}"
-    for path in files(part):
-        allowed = BELOW[part] | LEAVES | {part}
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_imports_only_what_lies_below_it(room):
+    for path in files(room):
         for name in imported(path):
             root, *rest = name.split(".")
             if root == "pedyra" and rest:
-                assert rest[0] in allowed, f"{path.relative_to(SOURCE)} imports {name}"
+                assert rest[0] in BELOW[room] | {room}, f"{path.relative_to(SOURCE)} imports {name}"
+
+
+def test_every_room_is_listed():
+    rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms - {"__init__", "__main__"} == set(BELOW)
 
 
 def test_no_module_imports_itself_by_way_of_others():
@@ -104,11 +88,11 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not below, {name: sorted(to & below.keys()) for name, to in below.items()}
 
 
-@pytest.mark.parametrize("part", FOREIGN)
-def test_a_part_does_not_know_what_is_none_of_its_business(part):
-    for path in files(part):
+@pytest.mark.parametrize("place", FOREIGN)
+def test_a_place_does_not_know_what_is_none_of_its_business(place):
+    for path in files(place):
         roots = {name.split(".")[0] for name in imported(path)}
-        assert not roots & FOREIGN[part], f"{path.relative_to(SOURCE)} imports {roots & FOREIGN[part]}"
+        assert not roots & FOREIGN[place], f"{path.relative_to(SOURCE)} imports {roots & FOREIGN[place]}"
 
 
 @pytest.mark.parametrize("module", ARITHMETIC)
@@ -135,10 +119,10 @@ def test_pure_functions_know_tensors_but_no_modules_files_or_clocks(module):
         ("import pedyra", ("torch", "transformers", "peft", "numpy")),
         ("import pedyra.config", ("torch", "transformers", "peft", "numpy")),
         ("from pedyra import RankConfig; RankConfig()", ("torch", "transformers", "peft")),
-        ("import pedyra.recipe", ("torch", "transformers", "peft", "datasets")),
-        ("import pedyra.cli", ("torch", "transformers", "peft", "datasets", "vl_convert")),
-        ("import pedyra.report", ("torch", "transformers", "peft")),
-        ("import pedyra.methods.paper, pedyra.allocate.allocation", ("transformers", "peft")),
+        ("import pedyra.app.recipe", ("torch", "transformers", "peft", "datasets")),
+        ("import pedyra.lab.cli", ("torch", "transformers", "peft", "datasets", "vl_convert")),
+        ("import pedyra.app.report", ("torch", "transformers", "peft")),
+        ("import pedyra.pe_dyra.equations, pedyra.allocate.allocation", ("transformers", "peft")),
     ],
 )
 def test_a_fresh_interpreter_loads_nothing_heavy(statement, absent):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from pedyra.compare.process import PRELOADED, can_fork
+from pedyra.lab.compare.process import PRELOADED, can_fork
 
 __all__ = ["can_fork", "launched", "together"]
 

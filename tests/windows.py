@@ -9,7 +9,7 @@ from torch import nn
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
-from pedyra.methods.scored import Algorithm2, ScoredMethod
+from pedyra.pe_dyra.scored import Algorithm2, ScoredMethod
 
 STEPS = 30
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pedyra.allocate.callback import RankCallback as RankCallback
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
+    from pedyra.app.runs.export import export_adapter as export_adapter
     from pedyra.config import RankConfig as RankConfig
     from pedyra.fit.fit import fit_adapter as fit_adapter
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
-    from pedyra.runs.export import export_adapter as export_adapter
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "fit_adapter": "pedyra.fit.fit",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
-    "export_adapter": "pedyra.runs.export",
+    "export_adapter": "pedyra.app.runs.export",
 }
 
 __all__ = ["RankConfig", "RankCallback", "RankAllocator", "fit_adapter", "attach", "detach", "export_adapter"]

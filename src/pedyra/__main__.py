@@ -15,7 +15,7 @@ def main() -> None:
     if missing:
         print(f'Error: the command line needs {", ".join(missing)}; run: pip install "pedyra[cli]"', file=sys.stderr)
         sys.exit(2)
-    from pedyra.cli import main as command_line
+    from pedyra.lab.cli import main as command_line
 
     command_line()
 

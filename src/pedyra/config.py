@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from typing import Any, Literal
 
-from pedyra.spelling import did_you_mean
+from pedyra.lora.spelling import did_you_mean
 
 # Values a string field may take; docs/decisions.md says why.
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pedyra.allocate.allocation import layer_means
-from pedyra.methods.paper import plan_adjustment, plan_parameters
+from pedyra.pe_dyra.equations import plan_adjustment, plan_parameters
 
 
 def unlimited(scores) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pedyra.allocate.allocation import RankPlan, layer_means, lowest, prunable, 
 from pedyra.fit.curve import Shape, num_parameters, sizes, whole, within
 from pedyra.fit.gramians import Calibration, Measured
 from pedyra.fit.worth import Balance
-from pedyra.methods.paper import plan_adjustment, plan_parameters
+from pedyra.pe_dyra.equations import plan_adjustment, plan_parameters
 
 Triples = dict[str, list[float]]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from windows import forced
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.models.quantized import keep_weight_layout, quantization_config
+from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 hf: Any = transformers

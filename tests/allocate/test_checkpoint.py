@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from pedyra import RankCallback
 from pedyra.allocate import checkpoint
 from pedyra.allocate.checkpoint import RECORD, TENSORS, read_state
-from pedyra.files import SUMS, write_file, write_sums
+from pedyra.lora.files import SUMS, write_file, write_sums
 
 EVERY_4 = {"save_strategy": "steps", "save_steps": 4}
 

@@ -15,7 +15,7 @@ from pedyra.allocate.checkpoint_folder import (
     last_complete_checkpoint,
     list_checkpoints,
 )
-from pedyra.files import SUMS, write_sums
+from pedyra.lora.files import SUMS, write_sums
 
 
 def resum(folder):

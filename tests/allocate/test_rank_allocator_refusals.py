@@ -15,7 +15,7 @@ from pedyra import RankCallback
 from pedyra.allocate.allocation import make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
-from pedyra.methods.scored import ScoredMethod
+from pedyra.pe_dyra.scored import ScoredMethod
 
 
 def trainable(model: Any) -> list[nn.Parameter]:

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from pedyra import export_adapter
-from pedyra.models import load_model, load_tokenizer
-from pedyra.models.tiny import tiny_tokenizer
-from pedyra.recipe import Recipe
+from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.tiny import tiny_tokenizer
+from pedyra.app.recipe import Recipe
 
 
 def load_merged(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:

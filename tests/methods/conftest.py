@@ -16,15 +16,15 @@ from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.contract import Situation
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule
+from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.arguments import training_arguments
+from pedyra.app.runs.resolve import resolve
+from pedyra.app.runs.setup import request
+from pedyra.app.tasks import Task, load_task
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
-from pedyra.models import load_model, load_tokenizer
-from pedyra.recipe import Recipe
-from pedyra.runs.arguments import training_arguments
-from pedyra.runs.resolve import resolve
-from pedyra.runs.setup import request
-from pedyra.tasks import Task, load_task
 
 # Trainer collects garbage before every run; without this, through all that the imports made.
 gc.freeze()

@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from pedyra.app.runs.setup import request, run_steps
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.autolora import WeighedB, rank_of, search
 from pedyra.methods.data import rows_data
 from pedyra.methods.hypergradient import hypergradient
-from pedyra.runs.setup import request, run_steps
 
 ETA = 0.1
 

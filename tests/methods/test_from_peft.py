@@ -10,8 +10,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
+from pedyra.app.runs.setup import request
 from pedyra.methods.registry import get_method
-from pedyra.runs.setup import request
 
 
 def lora_layers(model: Any) -> list[Any]:

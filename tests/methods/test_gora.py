@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from pedyra.app.runs.setup import request
 from pedyra.methods import gora
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.gora import GoraSettings, observe, ranks_of, start_of_b
-from pedyra.runs.setup import request
 
 
 def layers_of(model: Any) -> dict[str, Any]:

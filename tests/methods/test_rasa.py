@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from pedyra.app.runs.setup import trainable_parameters
 from pedyra.lora.attach import attach
 from pedyra.methods.rasa import by_type, share, unshare
-from pedyra.runs.setup import trainable_parameters
 
 
 def shared(make_bert: Any, k: int = 1, trained: bool = True) -> tuple[Any, list[Any]]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from pedyra.app.runs.setup import request
 from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.registry import METHODS, get_method
-from pedyra.runs.setup import request
 
 
 def test_listing_the_methods_imports_no_torch():

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pedyra.files import read_rows
+from pedyra.app.recipe import load_recipe
+from pedyra.app.runs.evaluate import evaluate_run
+from pedyra.app.runs.run import train_run
+from pedyra.lora.files import read_rows
 from pedyra.methods.registry import METHODS
-from pedyra.recipe import load_recipe
-from pedyra.runs.evaluate import evaluate_run
-from pedyra.runs.run import train_run
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SHORTER = [

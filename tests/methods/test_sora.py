@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
+from pedyra.app.runs.setup import trainable_parameters
 from pedyra.methods.sora import (
     SoraSettings,
     add_gate_steps,
@@ -19,7 +20,6 @@ from pedyra.methods.sora import (
     soft_threshold,
 )
 from pedyra.methods.trainer import check_arguments
-from pedyra.runs.setup import trainable_parameters
 
 XI = 0.25  # exact in binary, as are the gates below
 

@@ -37,11 +37,11 @@ from spoiling import spoil
 from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.checkpoint import restore
 from pedyra.allocate.checkpoint_folder import check_loaded
-from pedyra.cli import main as pedyra
-from pedyra.compare.grid import load_grid
-from pedyra.files import SUMS, write_sums
-from pedyra.recipe import load_recipe
-from pedyra.runs.arguments import training_arguments
+from pedyra.app.recipe import load_recipe
+from pedyra.app.runs.arguments import training_arguments
+from pedyra.lab.cli import main as pedyra
+from pedyra.lab.compare.grid import load_grid
+from pedyra.lora.files import SUMS, write_sums
 
 SECONDS, LONGEST = 10, 300 + len("Error: ")
 RECIPE: dict[str, Any] = {
@@ -142,8 +142,8 @@ class Fuzz:
         self.command("train", self.folder / "resumed.yaml", "--resume", "--dry-run")
 
     def _restore(self, run: Path) -> None:
-        from pedyra.models import load_model, load_tokenizer
-        from pedyra.recipe_sections import ModelSection
+        from pedyra.app.models import load_model, load_tokenizer
+        from pedyra.app.recipe_sections import ModelSection
 
         folder = run / "checkpoint-8"
         if self.chance.random() < 0.7:  # as somebody would who wants it to pass

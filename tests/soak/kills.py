@@ -36,8 +36,8 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from transformers.trainer_utils import get_last_checkpoint
 
 from pedyra import RankCallback, RankConfig
-from pedyra.cli import main as pedyra
-from pedyra.runs import run as _  # noqa: F401 (loaded once, before the forks)
+from pedyra.app.runs import run as _  # noqa: F401 (loaded once, before the forks)
+from pedyra.lab.cli import main as pedyra
 
 SCHEDULE: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
 RECIPE: dict[str, Any] = {

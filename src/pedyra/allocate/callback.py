@@ -28,8 +28,8 @@ from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.sharded import keep_whole
 from pedyra.allocate.trainer_frames import caller, go_first, release_at_error, resumed_from
 from pedyra.config import RankConfig
-from pedyra.files import append_row, json_line, read_rows
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
+from pedyra.lora.files import append_row, json_line, read_rows
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
 

@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.optimizer_state import rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.files import check_sums, read_json, read_sums, write_file, write_sums
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.factors import renewed
+from pedyra.lora.files import check_sums, read_json, read_sums, write_file, write_sums
 from pedyra.lora.inspection import read_tensors
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import put

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pedyra.files import SUMS, check_sums, read_json, read_sums, sync_folder, write_sums
+from pedyra.lora.files import SUMS, check_sums, read_json, read_sums, sync_folder, write_sums
 
 if TYPE_CHECKING:
     from transformers import Trainer  # at run time it is only handed on: a run folder is checked before torch is loaded

@@ -1,6 +1,6 @@
 """What a rank-adaptive method is: it observes a run, decides at every adjustment, and keeps its own state.
 
-Two kinds exist. A `pedyra.methods.scored.ScoredMethod` is scores of triples and a policy over them: the paper and most
+Two kinds exist. A `pedyra.pe_dyra.scored.ScoredMethod` is scores of triples and a policy over them: the paper and most
 baselines. Our default, `pedyra.methods.pedyra.method.Fit`, measures what directions are worth and cuts.
 """
 

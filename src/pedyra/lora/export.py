@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pedyra
-from pedyra.files import write_folder
+from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora
 from pedyra.lora.layer_names import pattern_keys
-from pedyra.spelling import did_you_mean
+from pedyra.lora.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
-from pedyra.files import check_shape
+from pedyra.lora.files import check_shape
 from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
 from pedyra.lora.layer_names import check_patterns
 

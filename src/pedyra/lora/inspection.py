@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pedyra.files import parse_json, read_json
+from pedyra.lora.files import parse_json, read_json
 from pedyra.lora.spectrum import effective_rank, singular_values
 
 

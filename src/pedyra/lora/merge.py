@@ -16,8 +16,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pedyra.hub import told_by_hub, trusts_remote_code
 from pedyra.lora.folder import SavedLora, load_adapter
+from pedyra.lora.hub import told_by_hub, trusts_remote_code
 from pedyra.lora.start import ends
 
 # Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.

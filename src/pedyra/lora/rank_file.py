@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pedyra.yaml_file import parse_yaml
+from pedyra.app.yaml_file import parse_yaml
 
 
 def read_ranks(given: Any) -> dict[str, int] | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def from_config(config: RankConfig) -> RankMethod:
     """The method of a RankConfig: the paper's where it has an `importance`, else our own."""
     if config.importance is not None:
-        from pedyra.methods.scored import paper_method
+        from pedyra.pe_dyra.scored import paper_method
 
         return paper_method(config.importance)
     from pedyra.methods.pedyra.method import Fit

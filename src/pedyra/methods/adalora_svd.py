@@ -11,8 +11,8 @@ from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, is_last, lowest_worth, means, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora
+from pedyra.pe_dyra.scored import ScoredMethod
 
 RANK_SETTINGS: dict[str, Any] = dict(
     alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1

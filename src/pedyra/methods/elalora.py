@@ -16,9 +16,9 @@ from pedyra.methods import adalora_svd
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, means, plan, units
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.new_triples import orthogonal_rows
-from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora, require
+from pedyra.pe_dyra.new_triples import orthogonal_rows
+from pedyra.pe_dyra.scored import ScoredMethod
 
 RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
 """Of RankConfig: AdaLoRA's."""

@@ -9,8 +9,8 @@ from pedyra.allocate.contract import Situation
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, part_done, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.scored import ScoredMethod, unchecked
 from pedyra.methods.settings import paper_config, refuse_lora, require
+from pedyra.pe_dyra.scored import ScoredMethod, unchecked
 
 
 @dataclass(frozen=True)

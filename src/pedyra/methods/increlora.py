@@ -21,9 +21,9 @@ from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import is_last, means, plan
 from pedyra.methods.layer_scores import LayerScores
 from pedyra.methods.method import Adaptation, Hooks, Request, Running
-from pedyra.methods.paper import update_sensitivity_
-from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora, require
+from pedyra.pe_dyra.equations import update_sensitivity_
+from pedyra.pe_dyra.scored import ScoredMethod
 
 RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20

@@ -21,8 +21,8 @@ from pedyra.methods.budget import plan, spent, uniform, units
 from pedyra.methods.layer_scores import LayerScores
 from pedyra.methods.method import Adaptation, Hooks, Request, Running
 from pedyra.methods.optimizers import groups_with_gates
-from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import rank_config, refuse_lora, require
+from pedyra.pe_dyra.scored import ScoredMethod
 
 RANK_SETTINGS: dict[str, Any] = dict(
     interval=0.1,

@@ -9,8 +9,8 @@ from pedyra.allocate.contract import Situation
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, plan
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.scored import ScoredMethod, unchecked
 from pedyra.methods.settings import paper_config
+from pedyra.pe_dyra.scored import ScoredMethod, unchecked
 
 
 def mask_lowest(scores: Scores, now: Situation) -> RankPlan:

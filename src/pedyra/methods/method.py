@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pedyra.spelling import did_you_mean
+from pedyra.lora.spelling import did_you_mean
 
 if TYPE_CHECKING:  # the list of methods is shown without loading torch
     from peft import LoraConfig, PeftModel

@@ -10,8 +10,8 @@ from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import lowest_worth, means, part_done, plan, spent, uniform, units
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import paper_config, refuse_lora
+from pedyra.pe_dyra.scored import ScoredMethod
 
 
 @dataclass(frozen=True)

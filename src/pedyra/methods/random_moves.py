@@ -11,8 +11,8 @@ from pedyra.allocate.contract import Situation
 from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import means, plan, units
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.scored import ScoredMethod
 from pedyra.methods.settings import paper_config
+from pedyra.pe_dyra.scored import ScoredMethod
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.method import Method
-from pedyra.spelling import did_you_mean
 
 METHODS: dict[str, Method] = {
     method.name: method

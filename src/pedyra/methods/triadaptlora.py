@@ -23,8 +23,8 @@ from pedyra.methods.budget import is_last, means, plan
 from pedyra.methods.increlora import growth
 from pedyra.methods.layer_scores import LayerScores
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.scored import ScoredMethod, unchecked
 from pedyra.methods.settings import rank_config, refuse_lora, require
+from pedyra.pe_dyra.scored import ScoredMethod, unchecked
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)

@@ -1,0 +1,256 @@
+"""The command line: each verb parses, calls one function of the package, and prints what it returns.
+
+Anything heavy is imported inside a verb, so that `--help` answers at once. Exit codes: 0; 2 for a mistake that the
+message lets the user repair; 1, with a traceback, for a mistake of ours; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pedyra.app.console import (
+    new_console,
+    print_plan,
+    print_result,
+    print_summary,
+    print_table,
+    quiet_libraries,
+    write_json_lines,
+)
+from pedyra.app.fit_command import fit
+from pedyra.app.interrupts import remembered
+from pedyra.app.options import JsonFile, Overrides, TrustRemoteCode
+
+app = typer.Typer(
+    name="pedyra",
+    help="Rank-adaptive LoRA fine-tuning: which rank, in which layers?",
+    epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys. Start with: pedyra train "
+    "recipes/smoke.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"pedyra {version('pedyra')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+
+
+class Target(str, Enum):
+    """Formats of `pedyra export`."""
+
+    peft = "peft"
+    padded = "padded"
+    gguf = "gguf"
+    merged = "merged"
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.", show_default=False)],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Train one recipe into a run folder; also under torchrun and accelerate launch, as -m pedyra train."""
+    from pedyra.app.recipe import load_recipe
+    from pedyra.app.runs.processes import is_first
+    from pedyra.app.runs.run_folder import RunFolder
+
+    console = new_console(quiet=not is_first())
+    checked = load_recipe(recipe, overrides or [])
+    RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)  # before the seconds torch takes
+
+    quiet_libraries()
+    from pedyra.app.report import build_report
+    from pedyra.app.runs.run import plan_run, train_run
+
+    diverged = False
+    if dry_run:
+        plan = plan_run(checked, overwrite=overwrite, resume=resume)
+        print_plan(console, plan)
+        rows = plan.rows()
+    else:
+        result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
+        print_result(console, result)
+        if result.interrupted:
+            raise typer.Exit(130)
+        if is_first():
+            console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+        rows, diverged = result.rows(), result.diverged
+    if json_file and is_first():
+        write_json_lines(json_file, rows)
+    if diverged:
+        console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunArgument,
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="TASK[,TASK]", help="Judge it by tasks of lm-evaluation-harness instead."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --harness: only the first N rows of each task.")
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run, in a sandbox, the code that the model writes.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Judge a run's saved adapter again on its held-out rows, and on the test sets of its recipe's `generate`."""
+    quiet_libraries()
+    console = new_console()
+    if limit is not None and harness is None:
+        raise ValueError("--limit goes with --harness; for other test sets set generate.<set>.rows in the recipe")
+    if harness is not None:
+        from pedyra.app.runs.harness import evaluate_by_harness
+
+        found = evaluate_by_harness(run, harness.split(","), limit=limit)
+    else:
+        from pedyra.app.runs.evaluate import evaluate_run
+
+        found = evaluate_run(run, console=console, allow_code_execution=allow_code_execution)
+    rows = [{"metric": name, "value": value} for name, value in found.items()]
+    print_table(console, ["metric", "value"], [list(row.values()) for row in rows])
+    if json_file:
+        write_json_lines(json_file, rows)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="Run folder, or any LoRA folder.", show_default=False)
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Show ranks, budget, parameters, effective ranks and memory of an adapter."""
+    from pedyra.lora.inspection import inspect_adapter
+
+    summary = inspect_adapter(path)
+    print_summary(new_console(), summary)
+    if json_file:
+        write_json_lines(json_file, summary.rows())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run or adapter folder.", show_default=False)],
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="peft: small, for PEFT and vLLM. padded: one rank everywhere, for any reader. gguf: for llama.cpp's "
+            "converter. merged: the base model with the update in its weights.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write an adapter in the form that another program reads."""
+    quiet_libraries()
+    from pedyra.app.runs.export import export_adapter
+
+    out = out or run / "export" / target.value
+    export_adapter(run, target.value, out)
+    new_console().print(f"{target.value} adapter written to {out}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the first run.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
+    ] = None,
+) -> None:
+    """Make one self-contained HTML page from one or several runs."""
+    from pedyra.app.report import build_report, save_figures
+
+    console = new_console()
+    console.print(f"report written to {build_report(runs, out)}", soft_wrap=True)
+    if figures:
+        save_figures(runs, figures)
+        console.print(f"figures written to {figures}", soft_wrap=True)
+
+
+@app.command()
+def schema(markdown: Annotated[bool, typer.Option("--markdown", help="The same as a page to read.")] = False) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    from pedyra.app.recipe import recipe_schema
+    from pedyra.app.recipe_page import recipe_page
+
+    print(recipe_page(recipe_schema()) if markdown else json.dumps(recipe_schema(), indent=2))
+
+
+app.command()(fit)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
+    try:
+        with remembered():
+            app(args=arguments, prog_name="pedyra")
+    except (ValueError, ImportError, OSError) as error:
+        if not _is_users(error):
+            raise
+        new_console(stderr=True).print(f"[red]Error:[/red] {_one_line(error)}", soft_wrap=True, markup=True)
+        sys.exit(2)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message alone tells the user what to repair; anything else is our mistake."""
+    if isinstance(error, ImportError):
+        return "pip install" in str(error)  # an optional package; the message has the line that installs it
+    if isinstance(error, OSError):
+        files = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+        return isinstance(error, files) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
+    return True
+
+
+LONGEST = 300
+"""Letters of a message on the screen."""
+
+
+def _one_line(error: Exception) -> str:
+    from rich.markup import escape
+
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
+        message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    message = " ".join(message.split())
+    if len(message) > LONGEST:  # with a value of a file in it; the repair is at the end
+        message = f"{message[: LONGEST - 120]} ... {message[-115:]}"
+    return escape(message)

@@ -1,0 +1,201 @@
+"""How the commands print: tables for people, JSON lines for scripts."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pedyra.lora.files import json_line
+from pedyra.lora.layer_names import layer_place
+
+if TYPE_CHECKING:
+    from pedyra.app.runs.plan import Plan
+    from pedyra.app.runs.run import RunResult
+    from pedyra.lora.inspection import AdapterSummary
+
+Row = Mapping[str, Any]
+
+
+def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup."""
+    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
+
+
+def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
+    """One JSON object a line; NaN and infinities, which JSON does not have, become null.
+
+    Raises:
+        ValueError: the file's folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"--json {path}: the folder {path.parent} does not exist; create it first")
+    path.write_text("".join(map(json_line, rows)), encoding="utf-8")
+
+
+def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
+    """A table whose first column is text and whose other columns are numbers."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    print_whole(console, table)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """The table, folded to a terminal's width; in a file or a pipe, which have none, as wide as it is."""
+    if console.is_terminal or console.quiet:
+        console.print(table)
+    else:
+        wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        Console(file=console.file, highlight=False, markup=False, width=max(wide, console.width)).print(table)
+
+
+def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
+    """Ranks as module type (down) x depth (across), in as many bands as the width asks for.
+
+    `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA.
+    """
+    if not layers:
+        return
+    places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
+    depths = sorted({depth for _, depth in places.values()})
+    ranks: dict[str, dict[int, int]] = {}
+    for layer in layers:
+        kind, depth = places[layer["layer"]]
+        ranks.setdefault(kind, {})[depth] = layer["rank"]
+    widest = max(len(str(rank)) for by_depth in ranks.values() for rank in (*by_depth.values(), depths[-1]))
+    room = console.width - max(len("rank by depth"), *map(len, ranks))
+    per_band = max(1, room // (widest + 2))  # two blanks between columns
+    for start in range(0, len(depths), per_band):
+        band = depths[start : start + per_band]
+        rows = [[kind, *(by_depth.get(depth, ".") for depth in band)] for kind, by_depth in ranks.items()]
+        print_table(console, ["rank by depth", *map(str, band)], rows)
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """The plan of a run: layers, budget, parameters, steps, adjustments, memory."""
+    share = 100 * plan.trainable_parameters / plan.total_parameters
+    classes = "" if plan.classes is None else f", {plan.classes} classes"
+    rows = [
+        ("method", plan.method),
+        ("output", plan.output_dir),
+        ("rows", f"{plan.train_rows:,} to train, {plan.eval_rows:,} held out{classes}"),
+        ("layers", f"{len(plan.layers)}, total rank {sum(layer['rank'] for layer in plan.layers)}"),
+        ("parameters", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} ({share:.2f} %) are trained"),
+        ("steps", f"{plan.total_steps:,}"),
+    ]
+    if plan.budget and plan.schedule:
+        rows.append(("budget", _budget_line(plan.budget)))
+        rows.append(("adjustments", _adjustments_line(plan.schedule, plan.budget["kind"])))
+        if plan.schedule["in_vain"]:
+            rows.append(("", plan.schedule["in_vain"]))
+    memory = plan.memory
+    parts = (
+        f"weights {format_bytes(memory.weights)}",
+        f"gradients and optimizer {format_bytes(memory.gradients_and_optimizer)}",
+        f"activations {format_bytes(memory.activations)}",
+    )
+    rows.append(("memory", f"about {format_bytes(memory.total)} beside the libraries' own: {', '.join(parts)}"))
+    for name, text in rows:
+        console.print(f"{name:12}{text}", soft_wrap=True)
+    print_rank_map(console, plan.layers)
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """How a run ended: its metric, ranks and files, and the command to go on with."""
+    run = result.folder.path
+    if result.final is None:
+        console.print(f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved. Continue with")
+        console.print(f"  pedyra train {result.folder.recipe} --resume", soft_wrap=True)
+        return
+    final = result.final
+    print_rank_map(console, result.layers)
+    console.print(
+        f"held-out {final['metric']} {final['value']:.4f}  ({final['trainable_parameters']:,} parameters trained, "
+        f"{format_seconds(final['seconds'])}, peak memory {format_bytes(final['peak_memory_bytes'])})",
+        soft_wrap=True,
+    )
+    if result.size:
+        console.print(f"size        {result.size}", soft_wrap=True)
+    console.print(f"run folder  {run}", soft_wrap=True)
+    console.print(f"adapter     {result.folder.adapter}", soft_wrap=True)
+    console.print(f"export      pedyra export {run} --target peft", soft_wrap=True)
+
+
+def print_summary(console: Console, summary: AdapterSummary) -> None:
+    """An adapter's layers as a table, its ranks as a map, and what it comes to."""
+    *layers, total = summary.rows()
+    columns = ("layer", "rank", "parameters", "effective_rank")
+    print_table(console, columns, [[row[column] for column in columns] for row in [*layers, total]])
+    print_rank_map(console, layers)
+    if summary.budget:
+        console.print(f"budget      {_budget_line(summary.budget)}", soft_wrap=True)
+    if summary.other_parameters:
+        console.print(f"beside it   {summary.other_parameters:,} parameters (head, biases)")
+    console.print(f"memory      {format_bytes(summary.bytes)}")
+
+
+def _budget_line(budget: Mapping[str, Any]) -> str:
+    kept = {"ranks": "total rank constant", "fit": "at most: the run may cut them"}
+    kept = kept.get(budget["kind"], "parameters never above this")
+    return f"total rank {budget['total_rank']:,}, {budget['parameters']:,} parameters while training ({kept})"
+
+
+def _adjustments_line(schedule: Mapping[str, Any], budget: str) -> str:
+    steps = schedule["adjustments"]
+    span = (
+        f"after steps {steps[0]} to {steps[-1]}, every {schedule['interval']}"
+        if len(steps) > 1
+        else f"after {steps[0]}"
+    )
+    if not schedule["moves"]:
+        return f"{len(steps)} {span}, at which ranks stay as they are"
+    if budget == "fit":
+        return f"{len(steps)} {span}, at which directions may be cut"
+    return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one"
+
+
+def format_bytes(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """95 -> "1 min 35 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the screen; errors still show."""
+    warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
+    # Advice on kernels, every retry of a download, and what a run and its plan print themselves.
+    for chatty in ("bitsandbytes", "huggingface_hub", "pedyra.allocate.rank_allocator"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -1,0 +1,242 @@
+"""A recipe's base model, its tokenizer and its LoRA settings, ready for PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from pedyra.app.models.packaged import minilm_folder, smollm2_folder
+from pedyra.app.models.quantized import keep_weight_layout, quantization_config
+from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
+from pedyra.app.recipe_sections import LoraSection, ModelSection
+from pedyra.app.tasks.planted import PlantedBase, planted_base
+from pedyra.lora.hub import told_by_hub, trusts_remote_code, why_not_on_hub
+from pedyra.lora.layer_names import pattern_keys
+from pedyra.lora.spelling import did_you_mean
+
+PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
+_CLASSIFIER = (AutoModelForSequenceClassification, TaskType.SEQ_CLS)
+HEADS: dict[str, tuple[Any, TaskType | None]] = {
+    "causal_lm": (AutoModelForCausalLM, TaskType.CAUSAL_LM),
+    "seq2seq": (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM),
+    "question_answering": (AutoModelForQuestionAnswering, TaskType.QUESTION_ANS),
+    "planted": (AutoModelForSequenceClassification, None),
+}
+"""Kind of data -> transformers' model class and PEFT's task type; any other kind is a classifier."""
+_WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right, with the end token as padding where it has none of its own.
+
+    Raises ValueError if there is no such model, ImportError if the package that carries it is missing.
+    """
+    if section.tokenizer is None and section.name in TINY:
+        return tiny_tokenizer(section.name)
+    if section.name.startswith("planted-"):
+        return tiny_tokenizer("tiny-bert")  # its inputs are vectors, but a run always has a tokenizer
+    if section.tokenizer is None:
+        tokenizer = _from_pretrained(AutoTokenizer, _source(section), section)
+    else:
+        tokenizer = _from_pretrained(AutoTokenizer, section.tokenizer, section, key="tokenizer")
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """The base model with the head of the task (`HEADS`), else a classifier (`regression`: one output).
+
+    A new head is drawn with `seed`, and the global seeds are set to it. Quantised weights come prepared for
+    training. Raises ValueError and ImportError as `load_tokenizer`.
+    """
+    set_seed(seed)
+    head: dict[str, Any] = {}
+    auto = HEADS.get(kind, _CLASSIFIER)[0]
+    if kind not in HEADS:
+        problem = "regression" if kind == "regression" else "single_label_classification"
+        head = dict(num_labels=num_labels, problem_type=problem)
+    if section.name.startswith("planted-"):
+        model = _planted_model(section)
+    elif section.name in TINY:
+        model = _tiny_model(auto, section, kind, head, len(tokenizer))
+    else:
+        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **head)
+    if kind == "causal_lm":
+        _check_causal(model, section)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if section.head_dropout is not None:
+        _set_head_dropout(model, section)
+    if section.quantization != "none":
+        # Trainer turns gradient checkpointing on where `training` asks for it.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        keep_weight_layout(model)
+    return model
+
+
+def lora_config(section: LoraSection, kind: str, ranks: Mapping[str, int] | None = None) -> LoraConfig:
+    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
+
+    Args:
+        ranks: `layer_ranks` of the section's: these layers are adapted, all with the scaling alpha / r.
+    """
+    keys = pattern_keys(ranks or {})
+    scaling = section.alpha / section.r
+    return LoraConfig(
+        task_type=HEADS.get(kind, _CLASSIFIER)[1],
+        r=section.r,
+        lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules if ranks is None else list(ranks),
+        exclude_modules=_excluded(section, kind) if ranks is None else None,
+        rank_pattern={keys[name]: rank for name, rank in (ranks or {}).items()},
+        alpha_pattern={keys[name]: rank * scaling for name, rank in (ranks or {}).items()},  # pyright: ignore[reportArgumentType]
+        init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
+        use_dora=section.use_dora,
+        use_rslora=section.use_rslora,
+        bias=section.bias,
+        modules_to_save=section.modules_to_save,
+    )
+
+
+def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
+    """PEFT's all-linear leaves every head out but the one for answers, which is trained in full beside the adapter."""
+    if (
+        kind != "question_answering"
+        or section.target_modules != "all-linear"
+        or isinstance(section.exclude_modules, str)
+    ):
+        return section.exclude_modules
+    return [*(section.exclude_modules or ()), "qa_outputs"]
+
+
+def _source(section: ModelSection) -> str:
+    return str(PACKAGED[section.name]()) if section.name in PACKAGED else section.name
+
+
+def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"dtype": section.dtype}
+    if section.attn_implementation is not None:
+        if "/" in section.attn_implementation and not trusts_remote_code():
+            raise ValueError(
+                f"model.attn_implementation {section.attn_implementation!r} is code on the Hub; if you trust its "
+                f"authors, run it with --trust-remote-code"
+            )
+        arguments["attn_implementation"] = section.attn_implementation
+    if section.quantization != "none":
+        compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
+        heads = None if kind in ("causal_lm", "seq2seq", "planted") else ["classifier", "score", "qa_outputs"]
+        arguments["quantization_config"] = quantization_config(section.quantization, compute, heads=heads)
+    return arguments
+
+
+def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str = "name", **arguments: Any) -> Any:
+    given = getattr(section, key)
+    if not Path(source).exists() and (reason := why_not_on_hub(source, "model", section.revision)) is not None:
+        hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
+        raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
+    try:
+        given_by_user = {"revision": section.revision or "main", "trust_remote_code": trusts_remote_code()}
+        if auto in _WITH_HEAD and not trusts_remote_code():
+            _check_head(auto, AutoConfig.from_pretrained(source, **given_by_user), section)
+        return auto.from_pretrained(source, **given_by_user, **arguments)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"model.name {section.name!r} has weights of other sizes than the task's model, such as a head of another "
+            f"number of classes than data.num_labels {arguments.get('num_labels')}; save it without its head first"
+        ) from error
+    except _NoHead:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"model.{key} {given!r} cannot be loaded: {told_by_hub(error)}") from error
+
+
+class _NoHead(ValueError):
+    """Told as it is, not as what a file could not be loaded for."""
+
+
+def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:
+    """transformers has not every head for every architecture, and says so at length; and of an encoder-decoder as a
+    causal model it takes the decoder alone, which has not been trained to read."""
+    if auto is AutoModelForCausalLM and getattr(config, "is_encoder_decoder", False):
+        raise _NoHead(
+            f"model.name {section.name!r} is an encoder-decoder ({config.model_type}), which would be trained without "
+            f"its encoder; use data.kind seq2seq"
+        )
+    if type(config) in auto._model_mapping:
+        return
+    needs = {
+        AutoModelForSeq2SeqLM: "data.kind seq2seq needs an encoder-decoder such as BART or T5; a decoder does the same "
+        "task under causal_lm, with a template that ends where the answer begins",
+        AutoModelForQuestionAnswering: "data.kind question_answering needs an encoder such as DeBERTa-v3",
+    }.get(auto, "give another model.name or data.kind")
+    raise _NoHead(
+        f"model.name {section.name!r} is a {config.model_type}, for which transformers has no {auto.__name__}; {needs}"
+    )
+
+
+def _check_causal(model: PreTrainedModel, section: ModelSection) -> None:
+    """transformers gives an encoder a language-model head, too; it then sees the answer it is asked for."""
+    if type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model.config, "is_decoder", False):
+        raise ValueError(
+            f"model.name {section.name!r} is an encoder ({model.config.model_type}), which sees the tokens it is to "
+            f"predict; data.kind causal_lm needs a decoder such as a Llama"
+        )
+
+
+def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:
+    """Models keep it by one of two names: BERT and DeBERTa beside the head, RoBERTa inside."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    found = next((m for name in ("dropout", "classifier.dropout") if type(m := modules.get(name)) is nn.Dropout), None)
+    if found is None:
+        raise ValueError(
+            f"model.head_dropout is {section.head_dropout}, but {type(model).__name__} has no dropout before its head; "
+            f"remove it"
+        )
+    found.p = float(section.head_dropout)  # type: ignore[arg-type]
+
+
+def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any], vocab_size: int) -> PreTrainedModel:
+    config = tiny_config(section.name, vocab_size)
+    _check_head(auto, config, section)
+    for key, value in head.items():
+        setattr(config, key, value)
+    if section.quantization == "none":
+        return auto.from_config(config, dtype="float32" if section.dtype == "auto" else section.dtype)
+    # By way of a folder, since weights are quantised as they are read.
+    with TemporaryDirectory() as folder:
+        auto.from_config(config).save_pretrained(folder)
+        return _from_pretrained(auto, folder, section, **_loading(section, kind))
+
+
+def _planted_model(section: ModelSection) -> PreTrainedModel:
+    model = planted_base(section.name.removeprefix("planted-"))
+    if section.quantization == "none":
+        return model if section.dtype == "auto" else model.to(getattr(torch, section.dtype))
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return _from_pretrained(PlantedBase, folder, section, **_loading(section, "planted"))

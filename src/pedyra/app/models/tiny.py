@@ -1,0 +1,98 @@
+"""Random models of 100,000 parameters and their tokenizer, made in memory: for smoke tests, no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BartConfig,
+    BertConfig,
+    DebertaV2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from pedyra.app.tasks.toy import toy
+
+TINY = ("tiny-bert", "tiny-deberta", "tiny-bart", "tiny-t5", "tiny-llama")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
+CHATML = (
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
+    """Two layers (or two of each), width 64, which is a multiple of the 64 weights that share a scale in 4 bits."""
+    shape: dict[str, Any] = dict(vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    shape |= dict(num_attention_heads=4, max_position_embeddings=512, pad_token_id=0)
+    # Frozen random weights at the usual 0.02 would let an adapter move the logits by little.
+    shape |= dict(initializer_range=0.1)
+    if name == "tiny-bert":
+        return BertConfig(**shape)
+    if name == "tiny-deberta":  # as DeBERTa-v3: relative positions alone, projections shared with the content's
+        relative: dict[str, Any] = dict(
+            relative_attention=True,
+            max_relative_positions=-1,
+            position_buckets=32,
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+        )
+        return DebertaV2Config(
+            **shape, **relative, type_vocab_size=0, position_biased_input=False, pos_att_type=["p2c", "c2p"],
+        )  # fmt: skip
+    if name == "tiny-bart":
+        both: dict[str, Any] = {f"{side}_{key}": value for side in ("encoder", "decoder")
+                for key, value in (("layers", 2), ("ffn_dim", 128), ("attention_heads", 4))}  # fmt: skip
+        tokens: dict[str, Any] = dict(
+            pad_token_id=0, bos_token_id=5, eos_token_id=6, decoder_start_token_id=6, forced_eos_token_id=6
+        )
+        return BartConfig(
+            vocab_size=vocab_size, d_model=64, max_position_embeddings=512, init_std=0.1, **both, **tokens
+        )
+    if name == "tiny-t5":
+        t5: dict[str, Any] = dict(pad_token_id=0, eos_token_id=6, decoder_start_token_id=0)
+        return T5Config(vocab_size=vocab_size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, **t5)
+    return LlamaConfig(**shape, num_key_value_heads=2, bos_token_id=5, eos_token_id=6)
+
+
+def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Byte pairs learned from the toy data: its words are tokens, and any other text is read as bytes.
+
+    tiny-llama's has a chat template.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([row["prompt"] + row["completion"] for row in toy()], trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    if name in ("tiny-bert", "tiny-deberta"):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+        )
+        special: dict[str, Any] = dict(
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+            model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        )
+    else:
+        whole = {"tiny-bart": "<s> $A </s>", "tiny-t5": "$A </s>"}.get(name, "<s> $A")
+        ends = [(token, ids[token]) for token in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=whole, special_tokens=ends)
+        special = dict(bos_token="<s>", eos_token="</s>", model_input_names=["input_ids", "attention_mask"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **special)
+    fast.chat_template = CHATML if name == "tiny-llama" else None
+    return fast

@@ -1,0 +1,41 @@
+"""What several commands have on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _checked(path: Path | None) -> Path | None:
+    """Told before a long run, not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"the folder {path.parent} does not exist")
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; give a file")
+    return path
+
+
+def json_option(help: str) -> Any:
+    """--json FILE, which is checked before anything is done."""
+    return typer.Option("--json", metavar="FILE", help=help, callback=_checked, show_default=False)
+
+
+def _trust(wanted: bool) -> bool:
+    if wanted:
+        from pedyra.lora.hub import trust_remote_code
+
+        trust_remote_code()
+    return wanted
+
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that a model's repository carries.", callback=_trust),
+]
+JsonFile = Annotated[Path | None, json_option("Also write JSON lines there.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Change keys of the file, e.g. seed=1 lora.r=4.", show_default=False),
+]

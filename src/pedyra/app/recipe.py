@@ -1,0 +1,152 @@
+"""One training run as a YAML file: the schema, how it is read, and how a mistake in it is told.
+
+Nothing heavy is imported here: a recipe is checked before torch, transformers or peft are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from pedyra.app.generate_section import GenerateSection
+from pedyra.app.recipe_sections import GENERATED, DataSection, LoraSection, ModelSection, Section
+from pedyra.app.yaml_file import one_line, read_settings, to_yaml
+from pedyra.config import CHOICES, Importance, RankConfig, without_fit
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "linear",
+    "logging_steps": 10,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+"""What a recipe's `training` starts from; every other name keeps the default of TrainingArguments."""
+
+
+class Recipe(Section):
+    """One training run."""
+
+    name: str
+    """Title of the run; default: the recipe's file name."""
+    method: str = "pedyra"
+    """Adaptation method: pedyra, pedyra-paper, lora, ..."""
+    output_dir: str
+    """Run folder; default: runs/<name>."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split, the head, the adapter, the data order and the allocator."""
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection = LoraSection()
+    rank: dict[str, Any] = Field(default_factory=dict)
+    """Fields of RankConfig, and, but for method pedyra, those of the scores it is made of (Importance)."""
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
+    generate: dict[str, GenerateSection] = Field(default_factory=dict)
+    """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
+    training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """Arguments of transformers.TrainingArguments, by name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_output_dir(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "output_dir" not in data and "name" in data:
+            return {**data, "output_dir": f"runs/{data['name']}"}
+        return data
+
+    @model_validator(mode="after")
+    def _planted_model_and_data_are_one_problem(self) -> Recipe:
+        needed = f"planted-{self.data.profile}" if self.data.kind == "planted" else None
+        planted = self.model.name.startswith("planted-")
+        if needed and self.model.name != needed:
+            raise ValueError(f"model.name is {self.model.name!r}, but this data.kind planted goes with {needed!r}")
+        if planted and not needed:
+            raise ValueError(f"model.name {self.model.name!r} goes with data.kind planted, not {self.data.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_language_models_generate(self) -> Recipe:
+        if self.generate and self.data.kind not in GENERATED:
+            raise ValueError(f"generate is for data.kind {' and '.join(GENERATED)}, not {self.data.kind}; remove it")
+        return self
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_settings(cls, rank: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "importance" in rank:
+            raise ValueError(f"rank.importance is {rank['importance']!r}; give its fields in rank itself (rank.alpha)")
+        RankConfig.from_dict(rank) if info.data.get("method") == "pedyra" else RankConfig.scored(**without_fit(rank))
+        return rank
+
+    @field_validator("training")
+    @classmethod
+    def _training_settings(cls, training: dict[str, Any]) -> dict[str, Any]:
+        for key in ("output_dir", "seed"):
+            if key in training:
+                raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
+        if training.get("resume_from_checkpoint"):
+            raise ValueError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
+        if training.get("push_to_hub"):
+            raise ValueError("training.push_to_hub is not done by a run; push its adapter folder when it is finished")
+        return {**TRAINING_DEFAULTS, **training}
+
+    def rank_config(self) -> RankConfig:
+        """The rank settings, on the paper's preset if method is pedyra-paper; seeded with the recipe's seed."""
+        settings = {"seed": self.seed, **self.rank}
+        if self.method == "pedyra-paper":
+            return RankConfig.paper(**without_fit(settings))
+        return RankConfig.from_dict(settings)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every default written out; `load_recipe` of it gives an equal recipe."""
+        return to_yaml(self.model_dump(mode="json"))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe, apply `key.path=value` overrides (values are YAML), and check it.
+
+    Raises ValueError, one line, for a file that is missing or no YAML mapping, an override without `=`, an
+    unknown key (with the nearest valid one) and a value out of range.
+    """
+    path = Path(path)
+    content = read_settings(path, overrides, what="recipe", starts_with="model")
+    content.setdefault("name", path.stem)
+    return check_recipe(content, path.name)
+
+
+def check_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """The recipe with this content. Raises ValueError, one line beginning with `where`, as `load_recipe` does."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        # Keys are two deep; what pydantic adds below them names a branch of a union (`str`, `bool`).
+        depth = 3 if error.errors()[0]["loc"][:1] == ("generate",) else 2
+        raise ValueError(f"{where}: {one_line(error, Recipe, depth=depth)}") from None
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors; `rank` lists the fields of RankConfig."""
+    schema = Recipe.model_json_schema()
+    schema["required"] = ["model", "data"]
+    rank = TypeAdapter(RankConfig).json_schema()
+    del rank["$defs"], rank["properties"]["importance"]
+    rank["properties"] |= TypeAdapter(Importance).json_schema()["properties"]
+    for name, choices in CHOICES.items():
+        rank["properties"][name]["enum"] = list(choices)
+    schema["$defs"]["RankConfig"] = {**rank, "additionalProperties": False}
+    schema["properties"]["rank"] = {"$ref": "#/$defs/RankConfig"}
+    return schema

@@ -1,0 +1,68 @@
+"""Every key of a recipe as a page of Markdown, from the schema that checks it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pedyra.app.recipe import TRAINING_DEFAULTS
+
+OPENING = """\
+# Every key of a recipe
+
+A recipe is one training run, as YAML. `pedyra train recipe.yaml lora.r=4 seed=1` changes keys on the command line,
+where values are YAML too (quote what has braces: `data.template="'{question}'"`). `pedyra schema` prints the same as a
+JSON schema for editors, and `pedyra schema --markdown` this page. Only `model.name` and `data.source` must be given.
+"""
+TITLES = {
+    "model": "The base model",
+    "data": "Rows, what their columns mean, and how they are split",
+    "lora": "The LoRA every method starts from",
+    "rank": "Rank adaptation: the fields of `RankConfig`, and from `alpha` on of `Importance`",
+}
+
+
+def recipe_page(schema: Mapping[str, Any]) -> str:
+    """The page of a `recipe_schema()`."""
+    properties = schema["properties"]
+    plain = {name: entry for name, entry in properties.items() if name not in TITLES}
+    parts = [OPENING, "## At the top\n", *_table(plain)]
+    for name, title in TITLES.items():
+        section = schema["$defs"][properties[name]["$ref"].rpartition("/")[2]]
+        parts += ["", f"## {name}: {title}\n", *_table(section["properties"], f"{name}.")]
+    parts += ["", "## generate: test sets that the model answers in its own words\n"]
+    parts += _table(schema["$defs"]["GenerateSection"]["properties"], "generate.<set>.")
+    parts += ["", "## training: arguments of `transformers.TrainingArguments`\n"]
+    parts += ["By name, with its own defaults but for these:\n", "| key | default |", "| --- | --- |"]
+    parts += [f"| `training.{name}` | {_code(value)} |" for name, value in TRAINING_DEFAULTS.items()]
+    return "\n".join(parts)
+
+
+def _table(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    yield "| key | values | default | |"
+    yield "| --- | --- | --- | --- |"
+    for name, entry in properties.items():
+        default = _code(entry["default"]) if "default" in entry else ""
+        told = " ".join(entry.get("description", "").split()).replace("|", "\\|").replace("<", "&lt;")
+        yield f"| `{prefix}{name}` | {_values(entry)} | {default} | {told} |"
+
+
+def _values(entry: Mapping[str, Any]) -> str:
+    """What may be given, in words; null is told by the default."""
+    if "enum" in entry:
+        return ", ".join(str(choice) for choice in entry["enum"] if choice is not None)
+    if "anyOf" in entry:
+        return " or ".join(dict.fromkeys(_values(part) for part in entry["anyOf"] if part.get("type") != "null"))
+    if entry.get("type") == "array":
+        return f"list of {_values(entry['items'])}"
+    limits = [f"{sign} {entry[key]}" for key, sign in _LIMITS.items() if key in entry]
+    return " ".join([_WORDS.get(str(entry["type"]), str(entry["type"])), ", ".join(limits)]).strip()
+
+
+_WORDS = {"boolean": "true or false", "string": "text", "object": "mapping"}
+_LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _code(value: Any) -> str:
+    return f"`{json.dumps(value)}`"

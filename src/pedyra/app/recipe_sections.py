@@ -1,0 +1,289 @@
+"""The sections of a recipe: base model, data, LoRA. What their keys mean, and what they may be.
+
+Nothing heavy is imported here, as in `pedyra.app.recipe`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from pedyra.lora.rank_file import read_ranks
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "pairs": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman", "combined"),
+    "causal_lm": ("perplexity",),
+    "seq2seq": ("perplexity",),
+    "question_answering": ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact"),
+    "planted": ("relative_error",),
+}
+"""Metrics of each kind of data on held-out rows; the first is the default of `data.metric`."""
+
+GENERATED = ("causal_lm", "seq2seq")
+"""Kinds whose models write text, so that `generate` can judge what they write."""
+
+MOST_LETTERS = 10_000
+"""Of one place of a template; a wider one is no prompt, and would fill the memory."""
+
+MOST_CLASSES = 100_000
+"""Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
+
+Ranks = Annotated[
+    dict[str, int] | None,
+    BeforeValidator(read_ranks),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
+                {"type": "string"},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`r: true` is no rank of 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
+            raise PydanticCustomError("number", "Input should be a number, not true or false")
+        return value
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    name: str
+    """Hub id, local folder, or a packaged name: minilm, smollm2, planted-<profile>, tiny-<bert|bart|...>."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    tokenizer: str | None = None
+    """Hub id or local folder of the tokenizer; default: the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights; the compute type when they are quantised."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Frozen weights in 4 or 8 bits; needs pedyra[quant]."""
+    head_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Of what goes into a classification head, while training; default: the model's own."""
+    attn_implementation: str | None = None
+    """Passed to from_pretrained: eager, sdpa, flash_attention_2, ...; a Hub kernel needs --trust-remote-code."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_no_code_by_itself(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "trust_remote_code" in data:
+            raise ValueError(
+                "model.trust_remote_code is not for a recipe, which may come from others; give --trust-remote-code on "
+                "the command line"
+            )
+        return data
+
+
+class LoraSection(Section):
+    """The LoRA every method starts from; the names are PEFT's, without the prefix `lora_`."""
+
+    r: int = Field(default=8, ge=1)
+    """Rank of each layer at the start; layers x r is the budget."""
+    ranks: Ranks = None
+    """Layer name or its last parts -> rank of a fixed-rank LoRA, or a file of these, such as a fit's
+    `pedyra_fit.json`; others get none.
+
+    Takes the place of target_modules; the scaling stays alpha / r.
+    """
+    alpha: int | float = Field(default=16, gt=0, allow_inf_nan=False)
+    """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of what goes into the adapter, while training."""
+    target_modules: str | list[str] = "all-linear"
+    """Suffixes of module names, a regular expression, or all-linear."""
+    exclude_modules: str | list[str] | None = None
+    """Modules that target_modules would match and that are left out."""
+    init: bool | str = True
+    """PEFT's init_lora_weights: true, gaussian, orthogonal, pissa, pissa_niter_4, olora, ..."""
+    use_dora: bool = False
+    """DoRA: a trained magnitude per output beside the adapter."""
+    use_rslora: bool = False
+    """rsLoRA: scaling alpha / sqrt(r)."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained."""
+    modules_to_save: list[str] | None = None
+    """Modules trained in full beside the adapter; a new classification head always is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_as_in_peft(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "rank" in data:  # the nearest known key would be `ranks`, which is another thing
+            raise ValueError("unknown key 'lora.rank'; did you mean 'lora.r'?")
+        return data
+
+    @model_validator(mode="after")
+    def _one_scaling(self) -> LoraSection:
+        if self.init == "eva":  # PEFT would start like any LoRA until it is handed data
+            raise ValueError("lora.init 'eva' looks at the data first, which is the method eva: set method to eva")
+        if self.ranks is not None and self.use_rslora:
+            raise ValueError(
+                "lora.use_rslora makes the scaling depend on the rank, which lora.ranks gives by layer; turn one off"
+            )
+        return self
+
+
+class DataSection(Section):
+    """The data set, which of its columns mean what, and how it is split."""
+
+    source: str
+    """reviews (packaged), toy, planted (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
+    kind: Literal["classification", "pairs", "regression", "question_answering", "causal_lm", "seq2seq", "planted"] = (
+        "classification"
+    )
+    """What is learned from the rows.
+
+    A class, a class of two texts, a number, the span of a text that answers a question, text that goes on after a
+    prompt (decoders) or that is made of one (encoder-decoders), or the planted problem.
+    """
+    config: str | None = None
+    """Configuration of a Hub data set."""
+    split: str = "train"
+    """Training split of a Hub data set."""
+    validation: str | None = None
+    """Split of the Hub data set, or a second local file; default: a part of the training rows."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Part of the rows held out when there is no `validation`."""
+    group_by: str | None = None
+    """Column whose equal values stay on one side of the split."""
+    text: str = "text"
+    """Column of the text."""
+    text_pair: str | None = None
+    """Second text column; required by `pairs`, possible for `regression`."""
+    label: str = "label"
+    """Class number or class name; a number for `regression`."""
+    labels: list[str] | None = None
+    """Class names in the order of their numbers; default: the names found, sorted."""
+    num_labels: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
+    """Number of classes; default: as found in the training rows."""
+    extra_validation: dict[str, str] = Field(default_factory=dict)
+    """Name -> a further validation split or file, which `pedyra eval` judges too: mismatched of MNLI."""
+    question: str = "question"
+    """question_answering: column of the question."""
+    context: str = "context"
+    """question_answering: column of the text that holds the answer."""
+    answers: str = "answers"
+    """question_answering: column of {text: [...], answer_start: [...]}; empty lists where there is no answer."""
+    doc_stride: int = Field(default=128, ge=1)
+    """question_answering: tokens by which the parts of a context longer than max_length overlap."""
+    max_answer_length: int = Field(default=30, ge=1)
+    """question_answering: tokens of the longest answer that is given."""
+    null_threshold: float = Field(default=0.0, allow_inf_nan=False)
+    """question_answering: no answer is given where its score beats the best answer's by more than this."""
+    prompt: str | None = None
+    """causal_lm, seq2seq: column before the answer."""
+    template: str | None = None
+    """causal_lm, seq2seq: the prompt as text with {column} places, instead of `prompt`; {column:.500} cuts a text."""
+    completion: str | None = None
+    """causal_lm, seq2seq: column of the answer, the only tokens with a loss."""
+    max_target_length: int = Field(default=64, ge=2)
+    """seq2seq: tokens of the answer; longer ones are cut at the end."""
+    messages: str | None = None
+    """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns."""
+    chat_template: str | None = None
+    """Jinja chat template, for a tokenizer that has none."""
+    profile: str = "design"
+    """planted: the true ranks: design, sparse, linear, uniform or random; model.name is planted-<profile>."""
+    max_length: int = Field(default=128, ge=2)
+    """Tokens; longer rows are cut at the end."""
+    train_rows: int | None = Field(default=None, ge=1)
+    """At most this many training rows, drawn with the seed."""
+    eval_rows: int | None = Field(default=None, ge=1)
+    """At most this many held-out rows, drawn with the seed."""
+    metric: str | None = None
+    """What a run is judged by on held-out rows; default: accuracy, pearson, f1 (of answers), perplexity, by kind."""
+
+    @model_validator(mode="after")
+    def _columns_fit_the_kind(self) -> DataSection:
+        for key in _foreign_keys(self.kind):
+            # Compared with the default, because a resolved recipe repeats every default.
+            field = type(self).model_fields[key]
+            if getattr(self, key) != field.get_default(call_default_factory=True):
+                raise ValueError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
+        if self.metric is not None and self.metric not in METRICS[self.kind]:
+            known = ", ".join(METRICS[self.kind])
+            raise ValueError(f"data.metric {self.metric} is none of data.kind {self.kind}; choose from {known}")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(f"data.labels is {self.labels}; it names two classes or more, each once")
+        if self.kind == "pairs" and self.text_pair is None:
+            raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
+        if self.kind == "question_answering" and self.doc_stride >= self.max_length:
+            raise ValueError(
+                f"data.doc_stride {self.doc_stride} is not below data.max_length {self.max_length}, so parts of a long "
+                f"context would not move on; the usual pair is 128 and 384"
+            )
+        if self.kind in GENERATED:
+            prompts = [key for key in _PROMPTS[:3] if getattr(self, key) is not None]
+            if len(prompts) != 1:
+                given, known = " and ".join(prompts) or "none", "prompt, template"
+                known += ", messages" if self.kind == "causal_lm" else ""
+                raise ValueError(f"data.kind {self.kind} takes one of {known}; given: {given}")
+            if (self.completion is None) != (prompts == ["messages"]):
+                raise ValueError("data.completion goes with data.prompt or data.template, not with data.messages")
+            check_template(self.template, "data.template")
+        return self
+
+
+_PROMPTS = ("prompt", "template", "messages", "completion", "chat_template")
+_LABELLED = ("text", "text_pair", "label", "labels", "num_labels")
+_ANSWERED = ("question", "context", "answers", "doc_stride", "max_answer_length", "null_threshold")
+_OWN_KEYS = {
+    "question_answering": _ANSWERED,
+    "causal_lm": _PROMPTS,
+    "seq2seq": (*_PROMPTS[:2], "completion", "max_target_length"),
+    "planted": ("profile",),
+}
+
+
+def _foreign_keys(kind: str) -> list[str]:
+    """The keys of `data` that mean nothing for this kind."""
+    special = dict.fromkeys((*_LABELLED, *_ANSWERED, *_PROMPTS, "max_target_length", "profile"))
+    foreign = [key for key in special if key not in _OWN_KEYS.get(kind, _LABELLED)]
+    return [*foreign, *(("max_length", "group_by", "extra_validation") if kind == "planted" else ())]
+
+
+def check_template(template: str | None, key: str) -> None:
+    """Refuse a template without a place for a column, or with braces that do not pair."""
+    if template is not None and not template_columns(template, key):
+        raise ValueError(f"{key} {template!r} has no {{column}} place, so all prompts are alike")
+
+
+def template_columns(template: str, key: str = "data.template") -> list[str]:
+    """The columns that a template has places for.
+
+    Raises:
+        ValueError: braces that do not pair, or a place that is to be filled up to more letters than MOST_LETTERS.
+    """
+    try:
+        places = [(name, spec or "") for _, name, spec, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{key} {template!r}: {error}; a brace itself is written twice") from None
+    for name, spec in places:
+        if "{" in spec or any(int(number) > MOST_LETTERS for number in re.findall(r"\d{1,99}", spec)):
+            raise ValueError(f"{key}: the place {{{name}:{spec}}} says more than a width of at most {MOST_LETTERS}")
+    return [name for name, _ in places]

@@ -1,0 +1,94 @@
+"""What vl-convert does: the figures as SVG and PNG files, drawn without a browser, and Vega's script for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pedyra.app.packaged import prepared
+from pedyra.app.report.chart import Spec, plain, theme
+from pedyra.app.report.figure import Figure
+from pedyra.app.report.figures import make_figures
+from pedyra.app.report.run_folder import read_runs
+from pedyra.lora.files import write_file
+
+FORMATS = ("svg", "png")
+RESOLUTION = 200  # dots per inch of a PNG
+_WIDTH, _HEIGHT = 380, 240  # of a panel, points
+
+
+def save_figures(run_dirs: Sequence[Path], out_dir: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write every figure of the report as `out_dir/<figure>.<format>`.
+
+    Args:
+        run_dirs: run folders, as for `build_report`.
+        out_dir: folder to write to, made if absent.
+        formats: "svg", "png" or both.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        ValueError: an unknown format, or a damaged run folder as in `build_report`.
+    """
+    figures, _ = make_figures(read_runs(run_dirs))
+    drawn = {Path(out_dir) / f"{figure.id}.{name}": figure for figure in figures for name in formats}
+    for path in drawn:
+        check_format(path)
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    for path, figure in drawn.items():
+        save_image(side_by_side(figure), path)
+    return list(drawn)
+
+
+def check_format(path: Path) -> None:
+    """Raise ValueError where `path` ends in no format that is written."""
+    if path.suffix[1:] not in FORMATS:
+        raise ValueError(f"{path}: figures are written as {' or '.join(FORMATS)}; name the file so")
+
+
+def side_by_side(figure: Figure) -> Spec:
+    """The figure's panels in one specification, two in a row; what a reader would set is at its start."""
+    panels, values = [], {}
+    for panel in figure.panels:
+        values |= {name: value for name, value in panel.values.items() if not panel.stills}
+        for title, spec in panel.stills or [(panel.title, panel.spec)]:
+            width, height = ({"step": 30}, {"step": 24}) if panel.stills else (_WIDTH, _HEIGHT)
+            panels.append({**spec, "width": width, "height": height, "title": title})
+    return {
+        "concat": panels,
+        "columns": 2,
+        "params": [{"name": name, "value": value} for name, value in values.items()],
+        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
+    }
+
+
+def save_image(spec: Spec, path: Path) -> None:
+    """Draw a specification in the light theme as the format that `path` ends in, svg or png."""
+    vl_convert = _vl_convert()
+    check_format(path)
+    whole = plain({"$schema": "https://vega.github.io/schema/vega-lite/v6.json", **spec})
+    config = {**theme("light"), "background": "white"}
+    if path.suffix == ".svg":
+        path.write_text(vl_convert.vegalite_to_svg(whole, config=config, allowed_base_urls=[]), encoding="utf-8")
+    else:
+        path.write_bytes(vl_convert.vegalite_to_png(whole, config=config, ppi=RESOLUTION, allowed_base_urls=[]))
+
+
+def vega_script() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, 0.9 MB. Bundling takes seconds, so the result is kept."""
+
+    def bundle(folder: Path) -> None:
+        write_file(folder / "vega.js", _vl_convert().javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+    return (prepared(f"vega-embed-{version('vl-convert-python')}", bundle) / "vega.js").read_text(encoding="utf-8")
+
+
+def _vl_convert() -> Any:
+    try:
+        import vl_convert
+    except ImportError:
+        raise ImportError('figures are drawn by vl-convert; run: pip install "pedyra[cli]"') from None
+    return vl_convert

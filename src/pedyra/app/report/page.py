@@ -1,0 +1,82 @@
+"""Run folders -> one HTML file that needs nothing else: style, script, Vega and data are inside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+import pedyra.app.report.tables as tables
+from pedyra.app.report.chart import PALETTE, plain, theme
+from pedyra.app.report.figures import make_figures
+from pedyra.app.report.images import vega_script
+from pedyra.app.report.run_folder import Run, read_runs
+from pedyra.lora.files import write_file
+
+SAMPLES = 5  # of what the model wrote, shown of each run
+
+
+def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side.
+
+    Args:
+        run_dirs: run folders; several are overlaid where they share axes, and compared in a table.
+        out: the HTML file to write; default `report.html` in the first run folder.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: a run folder is missing or damaged; the message names the file, the line and the repair.
+    """
+    runs = read_runs(run_dirs)
+    target = Path(out) if out is not None else runs[0].path / "report.html"
+    if target.is_dir():
+        raise ValueError(f"out {target} is a folder; name the HTML file to write")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_file(target, render(runs))
+    return target
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    figures, absent = make_figures(runs)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    panels = {
+        f"{figure.id}-{i}": {**panel.spec, "params": [{"name": k, "value": v} for k, v in panel.values.items()]}
+        for figure in figures
+        for i, panel in enumerate(figure.panels)
+    }
+    return environment.get_template("page.html").render(
+        runs=runs,
+        sections=[(name, list(group)) for name, group in groupby(figures, key=lambda figure: figure.section)],
+        numbers={figure.id: number for number, figure in enumerate(figures, start=1)},
+        absent=absent,
+        tables=tables,
+        palette=PALETTE,
+        samples=SAMPLES,
+        # Ours or Vega's and free of user text, so they go in unescaped.
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        vega=Markup(vega_script()),
+        data=_data({"panels": panels, "themes": {scheme: theme(scheme) for scheme in PALETTE}}),
+        to_yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
+    )
+
+
+def _data(value: dict) -> Markup:
+    """JSON inside a script element: "<" is escaped, so that no layer name can end the element."""
+    text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _asset(name: str) -> str:
+    return (files("pedyra.app.report") / name).read_text(encoding="utf-8")

@@ -1,0 +1,206 @@
+"""A run folder read into one record, checked as it is read.
+
+The report knows a run by five files and nothing else: `recipe.yaml` and `metrics.jsonl`, which every run has,
+`ranks.jsonl` (of rank-adaptive methods), `samples.jsonl` (where texts were generated) and `environment.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pedyra.app.yaml_file import read_settings
+from pedyra.lora.files import check_shape, read_json, read_rows
+
+Record = dict[str, Any]
+
+_NUMBER = (float, None)
+_BY_LAYER = {str: _NUMBER}
+_EACH = ({str: [_NUMBER]}, None)
+# What the lines of the files must hold, as `check_shape` has it; ranks.jsonl by its kind.
+_METRICS = {
+    **{"step": int, "loss": _NUMBER, "value": _NUMBER, "eval_loss": _NUMBER, "metric": (str, None)},
+    **dict.fromkeys(("seconds", "train_steps_per_second", "trainable_parameters", "peak_memory_bytes"), _NUMBER),
+    "best_step": (int, None),
+}
+_POINT = {"of": int, "parameters": int, "share": float, "answer": str, "predicted_cost": float, "measured_cost": float}
+_POINT |= {"standard_error": _NUMBER, "tolerance": float}
+_CHANGES = {"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}}
+_STATE = {
+    **{"step": int, "ranks": {str: int}, "parameters": (int, None), "effective_rank": (_BY_LAYER, None)},
+    **{"orthogonality": _EACH, "grad_norms": _EACH, **{name: (shape, None) for name, shape in _CHANGES.items()}},
+}
+_RANKS: dict[str, dict[str, Any]] = {
+    "layers": {
+        "layers": [{"name": str, "type": str, "depth": int, "rank": int}],
+        "budget": ({"kind": (str, None), "total_rank": (int, None), "parameters": (int, None)}, None),
+        "schedule": ({"total_steps": (int, None), "adjustments": ([int], None)}, None),
+    },
+    "snapshot": _STATE,
+    "adjustment": {
+        **_STATE,
+        **_CHANGES,
+        "seconds": _NUMBER,
+        "fit": ({"state": str, "words": (str, None), "points": ([_POINT], None)}, None),
+    },
+}
+_FIT = {
+    **{"parameters": int, "share": float, "predicted_cost": float},
+    **{"measured_cost": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
+    **{"recovered_cost": _NUMBER, "recovered_standard_error": _NUMBER},
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted linear layer: where it sits in the model and the rank it started with.
+
+    `depth` is the number of its block, None outside of any block. `short_name` is type and depth, the full module path
+    where these do not tell the layer from another, as with the experts of a block.
+    """
+
+    name: str
+    type: str
+    depth: int | None
+    rank: int
+    short_name: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report knows about one run. Lists are in order of step; absent values are empty."""
+
+    path: Path
+    label: str
+    recipe: Record
+    environment: Record
+    metrics: list[Record]  # Trainer logs, without the final line
+    final: Record  # the last line of a finished run, or {}
+    layers: list[Layer]
+    header: Record  # the "layers" line of ranks.jsonl: budget, schedule, config
+    snapshots: list[Record]
+    adjustments: list[Record]
+    samples: list[Record]  # what the model wrote, and to what
+    fit: list[Record]  # the curve of `pedyra fit RUN`, or of the sizes that a fit in the run asked about first
+
+    @property
+    def start_ranks(self) -> dict[str, int]:
+        return {layer.name: layer.rank for layer in self.layers}
+
+    @property
+    def final_ranks(self) -> dict[str, int]:
+        """Of the adapter that was saved: the best one's, where that is an earlier step's."""
+        last = self.final.get("best_step", math.inf)
+        states = sorted(self.snapshots + self.adjustments, key=lambda record: record["step"])
+        return next((state["ranks"] for state in reversed(states) if state["step"] <= last), self.start_ranks)
+
+
+def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
+    """Read run folders and give each a label that tells it from the others.
+
+    Raises:
+        ValueError: no folder given, a folder or one of its required files is missing, or a line is not what
+            the format says; the message names the file, the line and the repair.
+    """
+    if not run_dirs:
+        raise ValueError("run_dirs is empty: a report needs at least one run folder; pass one")
+    paths = [Path(run_dir).resolve() for run_dir in run_dirs]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"{[str(path) for path in run_dirs]} names a run twice: runs must differ; drop the copy")
+    depth = 1  # the shortest tail of each path, the same number of parts for all, that makes the labels differ
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [read_run(path, "/".join(path.parts[-depth:])) for path in paths]
+
+
+def read_run(path: Path, label: str | None = None) -> Run:
+    """Read one run folder. Raises ValueError as `read_runs` does."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
+    environment = {}
+    if (path / "environment.json").exists():
+        environment = read_json(path / "environment.json", {"versions": ({str: str}, None)})
+    metrics = read_rows(path / "metrics.jsonl", _METRICS)
+    if not metrics:
+        raise ValueError(f"{path / 'metrics.jsonl'} is missing or empty: a report needs a logged step; train the run")
+    ranks = read_rows(path / "ranks.jsonl", {"kind": str})
+    for number, record in enumerate(ranks, start=1):
+        where = f"{path / 'ranks.jsonl'}, line {number}"
+        if record["kind"] not in _RANKS:
+            raise ValueError(f"{where}: kind is {record['kind']!r:.40}, must be {', '.join(_RANKS)}")
+        check_shape(record, _RANKS[record["kind"]], where)
+    headers = [record for record in ranks if record["kind"] == "layers"]
+    header = headers[-1] if headers else {}
+    layers = make_layers(header.get("layers", []))
+    # A resumed run may write a step again: the later line is the one that counts.
+    last = {(record["kind"], record["step"]): record for record in ranks if record["kind"] != "layers"}
+    states = sorted(last.values(), key=lambda record: record["step"])
+    for record in states:
+        _check_names(record, layers, path / "ranks.jsonl")
+        record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
+    return Run(
+        path=path,
+        label=label or path.resolve().name,
+        recipe=read_settings(path / "recipe.yaml", [], what="recipe", starts_with="method"),
+        environment=environment,
+        metrics=sorted((record for record in metrics if not record.get("final")), key=lambda record: record["step"]),
+        final=next((record for record in reversed(metrics) if record.get("final")), {}),
+        layers=layers,
+        header=header,
+        snapshots=[record for record in states if record["kind"] == "snapshot"],
+        adjustments=[record for record in states if record["kind"] == "adjustment"],
+        samples=read_rows(path / "samples.jsonl", {"prompt": (str, None), "text": (str, None)}),
+        fit=_fit(path / "fit" / "pedyra_fit_curve.jsonl") or _asked(states),
+    )
+
+
+def _fit(path: Path) -> list[Record]:
+    return [row for row in read_rows(path, _FIT) if row.get("measured_cost") is not None]
+
+
+def _asked(states: Sequence[Record]) -> list[Record]:
+    """Of a fit in the run, the sizes that were compared with the whole adapter, the largest first."""
+    found = next((state["fit"].get("points") or [] for state in reversed(states) if state.get("fit")), [])
+    points = [point for point in found if point["of"] == found[0]["of"] and point["standard_error"] is not None]
+    enough = [point["parameters"] for point in points if point["answer"] == "within"]
+    rows = [{**point, "chosen": enough != [] and point["parameters"] == min(enough)} for point in points]
+    return sorted(rows, key=lambda row: -row["parameters"])
+
+
+def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
+    """Layers of the `name`, `type`, `depth`, `rank` rows of ranks.jsonl, in their order."""
+    depths = [row["depth"] if any(part.isdigit() for part in row["name"].split(".")) else None for row in rows]
+    places = Counter((row["type"], depth) for row, depth in zip(rows, depths, strict=True))
+
+    def short_name(row: Mapping[str, Any], depth: int | None) -> str:
+        if places[row["type"], depth] > 1:
+            return row["name"]
+        return row["type"] if depth is None else f"{row['type']} {depth}"
+
+    return [
+        Layer(row["name"], row["type"], depth, row["rank"], short_name(row, depth))
+        for row, depth in zip(rows, depths, strict=True)
+    ]
+
+
+def _check_names(record: Record, layers: Sequence[Layer], path: Path) -> None:
+    names = {layer.name for layer in layers}
+    moved = {*(record.get("added") or {}), *(str(name) for row in record.get("pruned") or () for name in row[:1])}
+    odd = (set(record["ranks"]) ^ names) | (moved - names)
+    for field in ("layer_scores", "effective_rank", "orthogonality", "grad_norms"):
+        if isinstance(of_layer := record.get(field), dict):
+            odd |= set(of_layer) ^ names
+    if odd:
+        raise ValueError(
+            f"{path}: the {record['kind']} at step {record['step']} and the first line disagree about layer "
+            f"{min(odd)!r}; all lines must name the same layers: is the file a mix of two runs?"
+        )
+
+
+def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    """A diverged run's values; the file has null for what is no number."""
+    return {name: math.nan if value is None else value for name, value in values.items()}

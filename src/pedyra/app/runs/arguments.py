@@ -1,0 +1,98 @@
+"""The `training` section of a recipe as transformers.TrainingArguments."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, get_args, get_type_hints
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+from pedyra.app.recipe import Recipe
+from pedyra.app.recipe_sections import METRICS
+from pedyra.lora.spelling import did_you_mean
+
+PLAIN = {int, float, bool, str, type(None)}
+"""Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""
+
+
+AT_LEAST_ONE = ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
+"""Counts of which TrainingArguments takes any; 0 fails later, and not in words."""
+
+
+def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
+    """TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
+
+    Raises ValueError for a name TrainingArguments does not have (with the nearest one), a value of another type,
+    and whatever TrainingArguments refuses itself.
+    """
+    _check_best(recipe)
+    settings = {
+        # Pinning without an accelerator does nothing but warn.
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,  # a loss that is no number is shown as it is, not as 0
+        **_checked(recipe.training),
+        "output_dir": recipe.output_dir,
+        "seed": recipe.seed,
+        **overrides,
+    }
+    try:
+        arguments = TrainingArguments(**settings)
+        get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError(
+            "training.fsdp: a run of pedyra trains under DDP or in one process; under FSDP2 use RankCallback in a "
+            "Trainer of your own (docs/scaling.md)"
+        )
+    untold = {"flyte", "azure_ml"}  # which that list leaves out though they are there
+    absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations()) - untold
+    if absent:
+        raise ValueError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
+    return arguments
+
+
+def _checked(training: dict[str, Any]) -> dict[str, Any]:
+    """The settings with numbers as numbers: TrainingArguments checks no types, and fails long after the start."""
+    types = get_type_hints(TrainingArguments)
+    checked = {}
+    for name, value in training.items():
+        if name.startswith("_") or name not in types:
+            hint = did_you_mean(name, types, otherwise="see the documentation of transformers.TrainingArguments")
+            raise ValueError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
+        members = set(get_args(types[name])) or {types[name]}
+        try:
+            checked[name] = TypeAdapter(types[name]).validate_python(value) if members <= PLAIN else value
+        except ValidationError as error:
+            raise ValueError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
+        _check_range(name, checked[name])
+    return checked
+
+
+def _check_range(name: str, value: Any) -> None:
+    """What TrainingArguments lets pass, and fails on later or trains nothing with."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"training.{name} is {value}; it must be a finite number")
+    if name in AT_LEAST_ONE and value is not None and value < 1:
+        raise ValueError(f"training.{name} is {value}; it is at least 1")
+    if name == "max_steps" and value == 0:
+        raise ValueError("training.max_steps is 0; a run has at least one step (-1: those of num_train_epochs)")
+    if name in ("learning_rate", "dataloader_num_workers") and value is not None and value < 0:
+        raise ValueError(f"training.{name} is {value}; it is at least 0")
+    if name == "label_smoothing_factor" and value is not None and not 0 <= value < 1:
+        raise ValueError(f"training.label_smoothing_factor is {value}; it lies in [0, 1)")
+    if name == "neftune_noise_alpha" and value is not None and value < 0:
+        raise ValueError(f"training.neftune_noise_alpha is {value}; it is at least 0")
+    if name == "prediction_loss_only" and value:
+        raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
+
+
+def _check_best(recipe: Recipe) -> None:
+    """A metric that no evaluation gives would fail at the first one."""
+    wanted, known = recipe.training.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise ValueError(f"training.metric_for_best_model is {wanted!r}; this task has {', '.join(known)}")

@@ -1,0 +1,152 @@
+"""The saved adapter of a run, judged again on the run's held-out rows."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from peft import PeftModel
+from peft.helpers import DoraCaching
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.recipe import Recipe, load_recipe
+from pedyra.app.runs.environment import recorded
+from pedyra.app.runs.resolve import resolve
+from pedyra.app.runs.run_folder import RunFolder
+from pedyra.app.runs.setup import Setup
+from pedyra.app.tasks import load_task
+from pedyra.app.tasks.generation import write_texts
+from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
+from pedyra.lora.folder import load_adapter
+from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
+from pedyra.methods.adalora import NO_PENALTY
+from pedyra.methods.method import Adaptation
+
+# What Trainer adds to every evaluation that says nothing about the model.
+_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    console: Console | None = None,
+    allow_code_execution: bool = False,
+    test_sets: Collection[str] | None = None,
+) -> dict[str, float]:
+    """Metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
+
+    The adapter is loaded as any PEFT user would. Texts are kept in the run's samples.jsonl, so that a call that was
+    killed goes on where it stopped.
+
+    Args:
+        console: shows how far the texts are, and what of them could not be judged.
+        allow_code_execution: run, in a sandbox, what the model writes where a test set judges code.
+        test_sets: only these of the recipe's `generate`; None: all.
+
+    Raises:
+        ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
+    """
+    folder, recipe, adapter = finished_run(run)
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed)
+    if recorded(folder, "train_sha256") not in (None, task.digest(train_only=True)):
+        raise ValueError(
+            f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "
+            f"them may have been trained on, and labels may have other numbers; bring them back"
+        )
+    generate = {name: asked for name, asked in recipe.generate.items() if test_sets is None or name in test_sets}
+    asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    sandbox = _sandbox(asked_sets, allow_code_execution)
+    model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
+    for test_set in asked_sets:
+        check_lengths(test_set, model.config)
+    setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
+    with TemporaryDirectory() as scratch:
+        trainer = setup.trainer(scratch)
+        metrics = _named(trainer.evaluate())
+        for name, extra in task.extra.items():
+            trainer.compute_metrics = extra.compute_metrics
+            of_extra: Any = extra.eval
+            metrics |= _named(trainer.evaluate(of_extra), f"{name}_")
+    by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    console = console or Console(quiet=True)
+    for test_set in asked_sets:
+        # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.
+        with DoraCaching(enabled=recipe.model.quantization == "none"):
+            samples = write_texts(
+                model.get_base_model(),  # pyright: ignore[reportArgumentType]
+                tokenizer,
+                test_set.prompts,
+                test_set.settings,
+                name=test_set.name,
+                seed=recipe.seed,
+                file=folder.samples,
+                made_by=by_adapter,
+                console=console,
+            )
+        scores = score(test_set, samples, sandbox=sandbox)
+        for note in scores.notes:
+            console.print(f"{test_set.name}: {note}", soft_wrap=True)
+        metrics |= scores.metrics
+    return metrics
+
+
+def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
+    """A run's folder, its recipe as its method resolves it, and its adapter folder.
+
+    Raises:
+        ValueError: `run` is no run folder, or holds no whole adapter.
+    """
+    folder = RunFolder(run)
+    if not folder.holds_run():
+        raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
+    recipe = load_recipe(folder.recipe)
+    recipe = resolve(recipe)
+    if not folder.is_finished() and not folder.adapter.is_dir():
+        raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
+    adapter = find_adapter(run)
+    read_adapter_config(adapter)  # a damaged file is told by its name
+    read_tensors(adapter / "adapter_model.safetensors")
+    return folder, recipe, adapter
+
+
+def adapted_model(
+    recipe: Recipe, adapter: Path, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
+) -> PeftModel:
+    """The recipe's base model with the adapter, as any PEFT user would load it."""
+    base = load_model(recipe.model, recipe.data.kind, num_labels, tokenizer, recipe.seed)
+    # PEFT's AdaLoRA looks for its trainable adapter in any forward with labels, and adds its penalty to the loss.
+    with warnings.catch_warnings():
+        # It keeps its masks as `rank_pattern`, which PEFT reads only after it has warned that they name no module.
+        warnings.filterwarnings("ignore", r"The following rank_pattern keys .*\.lora_E'", RuntimeWarning)
+        model = load_adapter(base, adapter, is_trainable=True)
+    for config in model.peft_config.values():
+        if hasattr(config, "orth_reg_weight"):
+            config.orth_reg_weight = NO_PENALTY  # type: ignore[attr-defined]
+    return model
+
+
+def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
+    """Where code will run; made before the texts are written, as it may refuse."""
+    code = [test_set.name for test_set in test_sets if test_set.problems]
+    if not code:
+        return None
+    if not allow_code_execution:
+        raise ValueError(
+            f"generate.{code[0]} judges code by running what the model writes; allow it with --allow-code-execution"
+        )
+    from pedyra.app.tasks.sandbox import Sandbox
+
+    return Sandbox()
+
+
+def _named(evaluation: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """What Trainer found, without its own prefix and what tells nothing about the model."""
+    names = {key: key.removeprefix("eval_") for key in evaluation if key.startswith("eval_")}
+    return {f"{prefix}{name}": evaluation[key] for key, name in names.items() if name not in _TIMINGS}

@@ -1,0 +1,89 @@
+"""export_adapter: an adapter for other readers, or merged into the base model that its run's recipe names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from torch import nn
+
+from pedyra.lora.export import active_adapter, check_arguments, export_lora, saved_lora, write_export
+from pedyra.lora.folder import SavedLora
+from pedyra.lora.merge import base_by_name, check_repeatable, copied_base, merge_into, merge_live, num_labels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pedyra.app.recipe import Recipe
+
+
+def export_adapter(
+    source: PeftModel | str | Path, target: str, out: str | Path, *, base: nn.Module | str | Path | None = None
+) -> Path:
+    """Write the adapter of `source` into the folder `out` for one kind of reader, whole or not at all.
+
+    Args:
+        source: a live model (attached or not; its active adapter is written), an adapter folder as
+            `model.save_pretrained` writes it, or a run folder. It is not changed.
+        target: "peft" (small; PEFT and vLLM), "padded" (every layer zero-padded to the largest rank; any reader),
+            "gguf" (a PEFT folder for llama.cpp's convert_lora_to_gguf.py), "merged" (the base model with the update
+            in its weights, and its tokenizer where one is found).
+        out: must not exist, or be empty.
+        base: only for "merged": the base model, loaded in float, or its name; by default the one that the run's
+            recipe or `base_model_name_or_path` names, or the live model's own.
+
+    Returns:
+        `out`. It also holds `pedyra_export.json`; its `vllm.max_lora_rank` is the `--max-lora-rank` that vLLM needs.
+
+    Raises:
+        ValueError: an unknown target, no adapter, an `out` that holds files, DoRA or (gguf) a trained head that the
+            format cannot hold, a base that is quantised or cannot be found.
+    """
+    out = Path(out)
+    check_arguments(target, out, base)
+    if target != "merged":
+        return export_lora(source, target, out)
+    if not isinstance(source, (str, Path)) and base is None:
+        merged = merge_live(source, active_adapter(source))
+        return write_export(out, merged.record, merged.save)
+    with saved_lora(source) as lora:
+        check_repeatable(lora)
+        recipe = _recipe_of(Path(source)) if isinstance(source, (str, Path)) else None
+        merged = merge_into(*_base(lora, recipe, base), lora)
+    return write_export(out, merged.record, merged.save)
+
+
+def _base(lora: SavedLora, recipe: Recipe | None, base: Any) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    if isinstance(base, nn.Module):
+        return copied_base(base)
+    name = None if base is None else str(base)
+    return base_by_name(lora, name) if recipe is None else _base_of_recipe(recipe, lora, name)
+
+
+def _recipe_of(source: Path) -> Recipe | None:
+    """The recipe of the run that `source` is, or is the adapter or a checkpoint of; others write such files, too."""
+    place = source.resolve()
+    of_run = place.name == "adapter" or place.name.startswith("checkpoint-")
+    for folder in (place, *((place.parent,) if of_run else ())):
+        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+            from pedyra.app.recipe import load_recipe
+
+            return load_recipe(folder / "recipe.yaml")
+    return None
+
+
+def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    from pedyra.app.models import load_model, load_tokenizer
+
+    section = recipe.model
+    if name is not None:
+        section = section.model_copy(update={"name": name, "revision": None, "quantization": "none"})
+    if section.quantization != "none":
+        raise ValueError(
+            f"the run's base model {section.name} is quantised ({section.quantization}), and merged weights would be "
+            f"rounded to its few bits again; name the base to be loaded in float: "
+            f"export_adapter(run, 'merged', out, base={section.name!r})"
+        )
+    tokenizer = load_tokenizer(section)
+    return load_model(section, recipe.data.kind, num_labels(lora), tokenizer, recipe.seed), tokenizer

@@ -1,0 +1,201 @@
+"""The run folder: what is in it, and whether a run may write there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pedyra.allocate.checkpoint_folder import ASIDE
+from pedyra.lora.files import read_rows, write_file
+
+# What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
+CONTENTS = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "ranks.jsonl",
+    "environment.json",
+    "samples.jsonl",
+    "report.html",
+    "adapter",
+    "export",
+    "figures",
+    "runs",
+    ASIDE,
+)
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+"""Locked by the process that trains here."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run folder, and the rules of writing into it."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """What the model wrote in `pedyra eval`."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def holds_run(self) -> bool:
+        """Whether a run was started here; the resolved recipe is the first thing a run writes."""
+        return self.recipe.is_file()
+
+    def is_finished(self) -> bool:
+        """Whether the run here wrote its last line of metrics, which it does after saving the adapter."""
+        rows = read_rows(self.metrics)
+        return bool(rows) and bool(rows[-1].get("final"))
+
+    def check(self, *, overwrite: bool, resume: bool) -> None:
+        """Refuse to start where this run must not write. Changes nothing.
+
+        Raises:
+            ValueError: another run or foreign files are here, nothing can be resumed, or both flags are set.
+        """
+        if overwrite and resume:
+            raise ValueError("--overwrite and --resume exclude each other; give one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output_dir {self.path} is a file; choose a folder")
+        if resume:
+            if not self.holds_run():
+                raise ValueError(f"{self.path} holds no run to resume; train without --resume")
+            if self.is_finished():
+                raise ValueError(f"the run in {self.path} is finished; --overwrite starts it anew")
+        elif self.holds_run():
+            if not overwrite:
+                raise ValueError(
+                    f"{self.path} holds another run; continue it with --resume, replace it with --overwrite, "
+                    "or choose another output_dir"
+                )
+        elif self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
+            )
+        parent = self.path
+        while not parent.exists():
+            parent = parent.parent
+        if not os.access(parent, os.W_OK):
+            raise ValueError(f"output_dir {self.path} cannot be written: no permission in {parent}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training into this folder, which is made if it is not there.
+
+        Raises:
+            ValueError: another one does so now.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"another process trains into {self.path} now; wait for it, or choose another output_dir"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            logger.warning("%s cannot be locked (%s): no other process may train there now", self.path, error)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # where a file that is open cannot be removed, it stays
+                (self.path / LOCK).unlink()
+            lock.release()
+
+    def set_aside(self) -> None:
+        """Put the run that is here out of the way of one that takes its place, until `drop_aside` or `bring_back`.
+
+        Its recipe stays here too until another is written over it: without one the folder would count as foreign.
+        """
+        self.bring_back()  # one that was set aside for a run that was killed before its first step
+        if not self.holds_run():
+            return
+        self._aside.mkdir(parents=True)
+        *entries, recipe = self._entries()
+        for entry in entries:
+            entry.rename(self._aside / entry.name)
+        write_file(self._aside / recipe.name, recipe.read_bytes())  # the last one: with it all is set aside
+
+    def repair(self) -> None:
+        """Make a run whole that was half set aside, or half brought back, when the process was killed.
+
+        Raises:
+            ValueError: another process trains here, and may be about to do either.
+        """
+        if self._aside.is_dir() and not (self._aside / self.recipe.name).exists():
+            with self.held():
+                self.bring_back()
+
+    def drop_aside(self) -> None:
+        """Be done with the run that was set aside; nothing where none is."""
+        if self._aside.is_dir():
+            # At once: half of it would be taken for a run that was half set aside.
+            gone = self._aside.with_name(".replaced.part")
+            _remove(gone)
+            self._aside.rename(gone)
+            _remove(gone)
+
+    def bring_back(self) -> bool:
+        """Put the run that was set aside in the place of what has taken its own; False where none is."""
+        if not self._aside.is_dir():
+            return False
+        kept = self._aside / self.recipe.name
+        if kept.exists():  # else a kill came between, and what is here is of the same run
+            for entry in self._entries():
+                if entry != self.recipe:
+                    _remove(entry)
+            kept.replace(self.recipe)
+        for entry in self._aside.iterdir():
+            entry.rename(self.path / entry.name)
+        self._aside.rmdir()
+        return True
+
+    @property
+    def _aside(self) -> Path:
+        return self.path / ".replaced"
+
+    def _entries(self) -> list[Path]:
+        """What a run has written here. The recipe comes last: without it the folder no longer counts as a run."""
+        entries = [self.path / name for name in CONTENTS if name != "recipe.yaml"]
+        found = [*entries, *self.path.glob("checkpoint-*"), *self.path.glob(".*.part"), self.recipe]
+        return [entry for entry in found if entry.exists() or entry.is_symlink()]
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)

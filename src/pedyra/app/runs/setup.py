@@ -1,0 +1,184 @@
+"""From a recipe to everything a Trainer takes: data, the model as the method adapts it, and arguments."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
+
+from pedyra.allocate.callback import RankCallback
+from pedyra.allocate.checkpoint_folder import save_whole
+from pedyra.app.models import layer_ranks, load_model, load_tokenizer, lora_config
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.arguments import training_arguments
+from pedyra.app.runs.resolve import resolve
+from pedyra.app.tasks import Task, load_task
+from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
+from pedyra.lora.layer_names import check_patterns
+from pedyra.methods.data import rows_data
+from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.registry import get_method
+from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One run, ready to be planned and trained. The model is the only part that training changes."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    adaptation: Adaptation
+    test_sets: Sequence[TestSet] = ()
+    """What the model answers in its own words, in `pedyra eval`."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """The method's."""
+
+    @property
+    def model(self) -> PeftModel:
+        return self.adaptation.model
+
+    @property
+    def ranks(self) -> RankCallback | None:
+        """What moves ranks; None: the method keeps every rank as it is."""
+        return next((callback for callback in self.callbacks if isinstance(callback, RankCallback)), None)
+
+    def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = ()) -> Trainer:
+        """A Trainer of this run that writes to `output_dir` and draws nothing on the screen itself."""
+        overrides: dict[str, Any] = {"output_dir": output_dir, "disable_tqdm": True}
+        overrides["label_names"] = list(self.task.targets)
+        training = self.recipe.training
+        best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
+        if best and "metric_for_best_model" not in training:
+            overrides["metric_for_best_model"] = f"eval_{self.task.metric}"
+            overrides["greater_is_better"] = self.task.greater_is_better
+        args = training_arguments(self.recipe, **overrides)
+        trainer = Trainer(
+            model=self.model,
+            args=args,
+            optimizers=(trainer_optimizer(self.adaptation, args), None),
+            processing_class=self.tokenizer,
+            callbacks=list(callbacks),
+            **self.task.trainer_arguments(),
+        )
+        if self.recipe.data.kind != "causal_lm":
+            # A head whose forward takes any keyword makes Trainer believe that it divides its loss by the rows of all
+            # micro-batches. A classifier's is the mean of one, and would count as often as there are.
+            trainer.model_accepts_loss_kwargs = False
+        trainer.remove_callback(PrinterCallback)
+        save_whole(trainer)
+        return trainer
+
+
+def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
+    """Load data and model, and let the recipe's method adapt the model; `record_to` is its ranks.jsonl.
+
+    The seed is set before the head is drawn and again before the adapter is, so that both, and the order of the
+    data, are equal for every method.
+
+    Raises:
+        ValueError: an unknown method, data or model that cannot be had, target modules that match nothing,
+            `lora.ranks` with a method that cannot take them.
+    """
+    recipe = resolve(recipe)
+    training_arguments(recipe)  # a misspelt argument is told before the data is read
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed)
+    test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
+    for test_set in test_sets:  # a mistake in them is told before the training
+        check_lengths(test_set, base.config)
+    check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
+    set_seed(recipe.seed)
+    adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
+    callbacks = trainer_callbacks(adaptation, record_to)
+    return Setup(
+        recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation, callbacks=callbacks, test_sets=test_sets
+    )
+
+
+def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
+    """What the recipe asks of its method; without a task only of one that looks at no data."""
+    data, steps = None, 1
+    if task is not None:
+        size = recipe.training["per_device_train_batch_size"]
+        label_mask = recipe.data.kind == "causal_lm"  # a classifier has one label a row, not one a token
+        data = rows_data(task.train, task.collator, batch_size=size, seed=recipe.seed, label_mask=label_mask)
+        steps = run_steps(len(task.train), recipe)
+    return Request(
+        method=recipe.method,
+        model=base,
+        lora=lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)),
+        rank=recipe.rank,
+        settings=recipe.method_settings,
+        seed=recipe.seed,
+        steps=steps,
+        data=data,
+    )
+
+
+def run_steps(rows: int, recipe: Recipe) -> int:
+    """Optimizer steps of the recipe's run, by Trainer's rule for one process."""
+    training = recipe.training
+    if training.get("max_steps", -1) > 0:
+        return training["max_steps"]
+    batches = math.ceil(rows / training["per_device_train_batch_size"])
+    per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
+    return math.ceil(training["num_train_epochs"] * per_epoch)
+
+
+def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Refuse target modules, excluded ones, and modules to save, of which any matches nothing; PEFT overlooks them.
+
+    Raises:
+        ValueError: with the names that could have been meant.
+    """
+    targets = config.target_modules
+    if targets is not None and not len(targets):
+        raise ValueError("lora.target_modules is empty; name modules, or leave it out for all linear layers")
+    names = [name for name, _ in model.named_modules()]
+    for wanted in config.modules_to_save or ():
+        if not any(name.endswith(wanted) for name in names):  # as PEFT looks for it
+            raise ValueError(
+                f"lora.modules_to_save: {wanted!r} matches no module of the model; it has "
+                f"{', '.join(name for name, _ in model.named_children())} and what is inside them"
+            )
+    for key in ("target_modules", "exclude_modules"):
+        pattern = getattr(config, key)
+        try:
+            check_patterns([pattern] if isinstance(pattern, str) else [], names)
+        except ValueError as error:
+            raise ValueError(f"lora.{key}: {error}") from None
+    excluded = config.exclude_modules
+    for unwanted in () if excluded is None or isinstance(excluded, str) else sorted(excluded):
+        if not any(name == unwanted or name.endswith(f".{unwanted}") for name in names):
+            raise ValueError(f"lora.exclude_modules: {unwanted!r} matches no module of the model")
+    if targets is None or targets == "all-linear":
+        return
+    if isinstance(targets, str):
+        unmatched = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        unmatched = [t for t in sorted(targets) if not any(name == t or name.endswith(f".{t}") for name in names)]
+    if unmatched:
+        raise ValueError(
+            f"lora.target_modules: {unmatched[0]!r} matches no module of the model; "
+            f"candidates: {', '.join(_linear_names(model))}"
+        )
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of linear layers, in the model's order; heads come last and are PEFT's to train."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """Parameters that training changes, now: triples and whatever else is unfrozen, such as a head."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,113 @@
+"""Prompts with answers, or chats, tokenised for a causal LM whose loss is on the answers alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pedyra.app.recipe_sections import DataSection
+from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
+from pedyra.app.tasks.split import Rows
+
+IGNORED = -100
+"""The label that torch's cross entropy leaves out."""
+
+logger = logging.getLogger(__name__)
+
+
+def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str) -> list[dict[str, list[int]]]:
+    """input_ids, attention_mask and labels of each row, cut to max_length tokens; labels are -100 off the answers.
+
+    Rows whose answer lies wholly beyond max_length teach nothing; they are left out, and their number is logged.
+    Raises ValueError if no row is left, and for chats without a chat template that can render them.
+    """
+    encoded = []
+    for row in rows:
+        ids, labels = _chat(row, data, tokenizer) if data.messages else _prompt_and_answer(row, data, tokenizer)
+        ids, labels = ids[: data.max_length], labels[: data.max_length]
+        # A label is predicted from the tokens before it, so the first one never counts.
+        if any(label != IGNORED for label in labels[1:]):
+            encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    if not encoded:
+        raise ValueError(
+            f"no {side} row has an answer within data.max_length {data.max_length} tokens: every prompt is longer, so "
+            "raise it, or no chat has an assistant's turn"
+        )
+    if len(encoded) < len(rows):
+        logger.warning(
+            "%d of %d %s rows have no answer within data.max_length %d tokens and are left out",
+            len(rows) - len(encoded),
+            len(rows),
+            side,
+            data.max_length,
+        )
+    return encoded
+
+
+def _prompt_and_answer(
+    row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Tokens and labels of a prompt with its answer, tokenised apart: at generation the prompt is all there is."""
+    prompt_ids = prompt_tokens(prompt_text(row, data.prompt, data.template), tokenizer)
+    answer_ids = tokenizer(str(row[data.completion or ""]), add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id is not None:
+        answer_ids = [*answer_ids, tokenizer.eos_token_id]
+    return [*prompt_ids, *answer_ids], [*[IGNORED] * len(prompt_ids), *answer_ids]
+
+
+def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Tokens and labels of a chat; an answer is what an assistant's turn adds to the text that asks for it."""
+    messages = messages_of(row, data)
+    whole = chat_text(messages, tokenizer, data.chat_template, ask=False)
+    spans = []
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = chat_text(messages[:turn], tokenizer, data.chat_template, ask=True)
+            after = chat_text(messages[: turn + 1], tokenizer, data.chat_template, ask=False)
+            if not (after.startswith(before) and whole.startswith(after)):
+                raise ValueError(
+                    "the chat template rewrites earlier turns, so the answers cannot be told apart; "
+                    "give data.chat_template one whose text only grows"
+                )
+            spans.append((len(before), len(after)))
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    labels = [
+        token if any(start <= first and last <= end and first < last for start, end in spans) else IGNORED
+        for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+    return encoded["input_ids"], labels
+
+
+def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
+    """The chat of a row. Raises ValueError for what is none, or begins with an answer."""
+    messages = row[data.messages or ""]
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
+    ):
+        raise ValueError(f"column {data.messages!r} holds {messages!r:.80}; a chat is a list of {{role, content}}")
+    if not messages or messages[0]["role"] == "assistant":
+        raise ValueError(
+            f"column {data.messages!r} holds {messages!r:.80}; a chat begins with a system or user message"
+        )
+    return messages
+
+
+def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """Summed loss and number of the answer tokens of each row, `(batch, 2)`, from logits `(batch, length, vocab)`.
+
+    Given to Trainer as preprocess_logits_for_metrics, so that no logits are kept over an evaluation.
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return token_losses(logits[:, :-1], labels[:, 1:])
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed loss and number of the targets of each row, `(batch, 2)`, where logits stand at what they predict."""
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    return torch.stack([losses.sum(dim=1), (targets != IGNORED).sum(dim=1).float()], dim=1)

@@ -1,0 +1,186 @@
+"""Scoring of written code: a program out of a model's text, its verdict by a problem's tests, pass@k.
+
+A solution is scored in two sandboxes (`pedyra.app.tasks.code_judge`): one holds the solution and answers calls with
+plain data, the other holds the tests and gives the verdict. The verdict comes over a pipe that the solution's
+process does not have, so exiting, patching or lying about equality cannot make it. What this does not promise: a
+solution may still know the tests by heart, as any model may that has read them; and arguments are
+copies, so a test cannot see what a solution does to the list that it was given.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pedyra.app.tasks import code_judge
+from pedyra.app.tasks.code_problems import Problem, load_problems, parse
+from pedyra.app.tasks.sandbox import Sandbox
+
+__all__ = ["Outcome", "Problem", "check", "check_all", "extract", "load_problems", "pass_at_k"]
+
+Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one solution."""
+
+    status: Status
+    """passed; failed: a wrong result; error: it raised or ended; timeout; unparsable: no program was found."""
+    reason: str = ""
+    """One line; empty where it passed."""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+
+_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_CODE_STARTS = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
+_DEMONSTRATION = (ast.Expr, ast.Assert)
+_MOST_LINES = 1000
+"""Of a text that are read: the time to find the part that parses grows with their square."""
+
+
+def extract(text: str, problem: Problem) -> str:
+    """The program in what a model wrote after the problem's prompt, or in reply to it; "" where there is none.
+
+    In this order: a fenced block that defines the entry point; the text from its first line of code, if that defines
+    it; the text as a continuation of the prompt, up to a stop string. What does not parse at the end (a function that
+    was cut short, or prose) is left out, and so are calls and asserts at the margin. Imports and helper functions of
+    the prompt are put before.
+    """
+    blocks = _FENCE.findall(text)
+    start = _CODE_STARTS.search(text)
+    whole = [*blocks, text[start.start() :] if start and not blocks else ""]
+    for source in whole:
+        program = _longest(source)
+        if program is not None and _defines(program, problem.entry_point):
+            preamble = _longest(problem.prompt + "    pass\n") or ast.Module([], [])
+            body = [node for node in preamble.body if not _is_entry(node, problem.entry_point)]
+            return _unparse(body + program.body)
+    cut = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
+    for continuation in (text[:cut], *blocks):
+        program = _longest(problem.prompt + continuation, len(problem.prompt.splitlines()))
+        if program is not None and _has_body(program, problem.entry_point):
+            return _unparse(program.body)
+    return ""
+
+
+def _longest(source: str, least: int = 0) -> ast.Module | None:
+    """The tree of the longest run of first lines, more than `least`, that parses."""
+    lines = source.splitlines()[:_MOST_LINES]
+    for end in range(len(lines), least, -1):
+        try:
+            return parse("\n".join(lines[:end]) + "\n")
+        except SyntaxError:
+            continue
+    return None
+
+
+def _is_entry(node: ast.stmt, entry_point: str) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == entry_point
+
+
+def _defines(program: ast.Module, entry_point: str) -> bool:
+    assigned = {t.id for n in program.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    return entry_point in assigned or any(_is_entry(node, entry_point) for node in program.body)
+
+
+def _has_body(program: ast.Module, entry_point: str) -> bool:
+    """Whether the function is more than its docstring."""
+    found = [node for node in program.body if isinstance(node, ast.FunctionDef) and node.name == entry_point]
+    return bool(found) and not all(
+        isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) for s in found[-1].body
+    )
+
+
+def _unparse(body: list[ast.stmt]) -> str:
+    kept = [node for node in body if not isinstance(node, _DEMONSTRATION)]
+    try:
+        return ast.unparse(ast.Module(body=kept, type_ignores=[]))
+    except RecursionError:  # an expression thousands deep
+        return ""
+
+
+# --------------------------------------------------------------------------- scoring
+
+
+def check(problem: Problem, program: str, sandbox: Sandbox) -> Outcome:
+    """Run the program (of `extract`) against the problem's tests in the sandbox. May be called from several threads.
+
+    Raises SandboxRefused where the sandbox cannot be set up, never for what the program does.
+    """
+    started = time.monotonic()
+    if not program.strip():
+        return Outcome("unparsable", "no function was found in the text")
+    try:
+        parse(program)
+    except SyntaxError as error:
+        return Outcome("unparsable", f"line {error.lineno}: {error.msg}")
+    job = {name: getattr(problem, name) for name in ("entry_point", "setup", "tests", "inputs", "tolerance", "oracle")}
+    job |= {"program": program, "reference": problem.solution}
+    in_time, verdict = _hear(json.dumps(job).encode(), sandbox)
+    seconds = time.monotonic() - started
+    if not in_time:
+        limits = sandbox.limits
+        reason = f"no result within {limits.cpu_seconds} s of processor time, {limits.seconds:g} s of wall clock"
+        return Outcome("timeout", reason, seconds)
+    # The solution's own words: no control sequence of a terminal, no half of a character.
+    reason = "".join(sign if sign.isprintable() else " " for sign in verdict["reason"])
+    return Outcome(verdict["status"], " ".join(reason.split()), seconds)
+
+
+def check_all(problems: Sequence[Problem], programs: Sequence[Sequence[str]], sandbox: Sandbox) -> list[list[Outcome]]:
+    """`check` of every program of every problem, as many at once as there are processors."""
+    jobs = [
+        (problem, program) for problem, of_problem in zip(problems, programs, strict=True) for program in of_problem
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = pool.map(lambda job: check(job[0], job[1], sandbox), jobs)
+        return [[next(outcomes) for _ in of_problem] for of_problem in programs]
+
+
+def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:
+    """Whether the solution ended in time, and the verdict of the judge."""
+    source = Path(code_judge.__file__).read_text(encoding="utf-8")
+    questions, ask = os.pipe()
+    answers, tell = os.pipe()
+    try:
+        solution = sandbox.start(f"{source}\nanswer({questions}, {tell})", keep=(questions, tell))
+        try:
+            longer = sandbox.limits.seconds + 5  # the judge outlives the solution, and says so
+            judge = sandbox.start(f"{source}\njudge({ask}, {answers})", keep=(ask, answers), seconds=longer, piped=True)
+        except OSError:
+            solution.kill()
+            raise
+    finally:
+        for fd in (questions, ask, answers, tell):
+            os.close(fd)
+    _, told = sandbox.finish(judge, job)
+    if told and json.loads(told)["status"] in ("passed", "failed"):
+        solution.terminate()  # it may have left something running
+    in_time, _ = sandbox.finish(solution)
+    return in_time, json.loads(told) if told else {"status": "error", "reason": "the tests did not end"}
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The unbiased estimate of pass@k from n samples of which c passed: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021).
+
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(
+            f"pass@{k} of {c} passed in {n} samples: it needs 0 <= passed <= samples and 1 <= k <= samples"
+        )
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))

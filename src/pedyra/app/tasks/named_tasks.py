@@ -1,0 +1,146 @@
+"""Tasks known by name: the `data` section, and the test sets, of a recipe or a grid that names one.
+
+Known: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath, codefeedback, codealpaca, mbpp; reviews, toy, planted.
+A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz). Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pedyra.app.tasks.glue import GLUE
+from pedyra.app.tasks.glue import HUB as GLUE_HUB
+from pedyra.lora.spelling import did_you_mean
+
+# The prompts of MetaMath's own training and evaluation, which are Alpaca's.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{%s}\n\n### Response:"
+)
+MATH_PROMPT = "Question: {%s}\nAnswer:\n"
+
+# Judged on held-out rows by the perplexity of the answers alone; what the model writes is judged on TEST_SETS.
+OTHERS: dict[str, dict[str, Any]] = {
+    "squad_v2": {"kind": "question_answering", "max_length": 384, "metric": "f1"},
+    "xsum": {"kind": "seq2seq", "prompt": "document", "completion": "summary", "max_length": 768},
+    "gsm8k": {"kind": "causal_lm", "template": MATH_PROMPT % "question", "completion": "answer"},
+    "math": {"kind": "causal_lm", "template": MATH_PROMPT % "problem", "completion": "solution"},
+    "metamath": {"kind": "causal_lm", "template": ALPACA % "query", "completion": "response"},
+    "codefeedback": {"kind": "causal_lm", "template": ALPACA % "query", "completion": "answer"},
+    "codealpaca": {"kind": "causal_lm", "template": ALPACA % "instruction", "completion": "output"},
+    "mbpp": {"kind": "causal_lm", "template": ALPACA % "text", "completion": "code"},
+}
+
+# name -> repository, configuration and held-out split on the Hub; None: a part of the training rows.
+_HUB_SOURCES: dict[str, tuple[str, str | None, str | None]] = {
+    **{name: (GLUE_HUB, name, "validation") for name in GLUE},
+    "mnli": (GLUE_HUB, "mnli", "validation_matched"),
+    "squad_v2": ("rajpurkar/squad_v2", None, "validation"),
+    "xsum": ("EdinburghNLP/xsum", None, "test"),
+    "gsm8k": ("openai/gsm8k", "main", "test"),
+    "math": ("DigitalLearningGmbH/MATH-lighteval", "default", "test"),
+    "metamath": ("meta-math/MetaMathQA", None, None),
+    "codefeedback": ("m-a-p/CodeFeedback-Filtered-Instruction", None, None),
+    "codealpaca": ("sahil2801/CodeAlpaca-20k", None, None),
+    "mbpp": ("google-research-datasets/mbpp", "full", "validation"),
+}
+
+PACKAGED: dict[str, dict[str, Any]] = {
+    "reviews": {"source": "reviews", "group_by": "movie", "metric": "accuracy"},
+    "toy": {"source": "toy", "group_by": "group", "metric": "accuracy"},
+    "planted": {"source": "planted", "kind": "planted"},
+}
+
+HUB = {**GLUE, **OTHERS}
+NAMES = (*HUB, *PACKAGED)
+
+TEST_SETS: dict[str, dict[str, Any]] = {
+    "gsm8k": {
+        **{"source": "openai/gsm8k", "config": "main", "template": MATH_PROMPT % "question", "reference": "answer"},
+        **{"score": "gsm8k", "max_new_tokens": 512, "stop": ["\nQuestion:"]},
+    },
+    "math": {
+        **{"source": "DigitalLearningGmbH/MATH-lighteval", "config": "default", "template": MATH_PROMPT % "problem"},
+        **{"reference": "solution", "score": "math", "max_new_tokens": 512, "stop": ["\nQuestion:"]},
+    },
+    "humaneval": {"source": "openai/openai_humaneval", "score": "code", "max_new_tokens": 512},
+    "humanevalplus": {"source": "evalplus/humanevalplus", "score": "code", "max_new_tokens": 512},
+    "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "code", "max_new_tokens": 512},
+    "mbppplus": {"source": "evalplus/mbppplus", "score": "code", "max_new_tokens": 512},
+}
+"""Keys of `generate.<name>` that a known test set fills in. Its split is test.
+
+Where the recipe was trained on a template with one place, a set's question takes that place, and its own template is
+for a model that was trained on none.
+"""
+
+
+def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
+    """The `data` section of one task of a grid.
+
+    Args:
+        label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
+        settings: keys of `data`. With `source` they are a task of their own; without, they change the named task
+            `task` (default: the label), whose local files are in the folder `folder` (default: that name).
+        data_dir: where local files of named tasks are; None: from the Hub.
+
+    Raises:
+        ValueError: no such task, with the nearest. Whether its files are there is seen when they are read.
+    """
+    changes = dict(settings or {})
+    if "source" in changes:
+        for key in ("task", "folder"):
+            if key in changes:
+                raise ValueError(f"tasks.{label}.{key} is for named tasks, and this one has a source; remove one")
+        return changes
+    name = changes.pop("task", label)
+    folder = changes.pop("folder", name)
+    if name not in NAMES:
+        hint = did_you_mean(name, NAMES, otherwise=f"known are {', '.join(NAMES)}.")
+        raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
+    if name in PACKAGED:
+        return {**PACKAGED[name], **changes}
+    repository, configuration, held_out = _HUB_SOURCES[name]
+    if data_dir is None:
+        source: dict[str, Any] = {"source": repository, "config": configuration, "validation": held_out}
+        if name == "mnli":
+            source["extra_validation"] = {"mismatched": "validation_mismatched"}
+    else:
+        source = _local_source(Path(data_dir).expanduser() / folder, (held_out or "").removesuffix("_matched"))
+    return {**source, **HUB[name], **changes}
+
+
+def task_model(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model` section of a task's jobs: the grid's, but for the planted problem, which has a base of its own."""
+    if data.get("kind") == "planted":
+        return {"name": f"planted-{data.get('profile', 'design')}"}
+    return dict(model)
+
+
+def known_test_set(name: str, data_dir: str | None = None) -> dict[str, Any]:
+    """The `generate.<name>` section of a known test set; its file is `<data_dir>/<name>/test.jsonl`, also .gz.
+
+    Raises:
+        ValueError: no such test set, with those that there are.
+    """
+    if name not in TEST_SETS:
+        raise ValueError(f"test set {name!r} is unknown; known are {', '.join(TEST_SETS)}")
+    known = dict(TEST_SETS[name])
+    if data_dir is not None:
+        known.pop("config", None)
+        known["source"] = _file(Path(data_dir).expanduser() / name, "test")
+    return known
+
+
+def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
+    held = {"validation": _file(folder, held_out)} if held_out else {}
+    mismatched = Path(_file(folder, "validation_mismatched"))
+    extra = {"extra_validation": {"mismatched": str(mismatched)}} if mismatched.is_file() else {}
+    return {"source": _file(folder, "train"), **held, **extra}
+
+
+def _file(folder: Path, split: str) -> str:
+    plain = folder / f"{split}.jsonl"
+    return str(plain if plain.is_file() else plain.with_suffix(".jsonl.gz"))

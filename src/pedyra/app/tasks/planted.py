@@ -1,0 +1,300 @@
+"""The planted-rank problem: a student with a uniform LoRA must find the ranks of a teacher's true update.
+
+The teacher is the base plus an update of known rank per layer. What a method reaches is its error relative to the
+untouched base, and how far its ranks end from the truth. All layers are width x width, so that a rank costs the same
+everywhere and the true ranks are exactly the student's budget.
+
+A recipe or a grid names both the problem and its model (`data.profile: design`, `model.name: planted-design`). A row of
+its data is a number: it seeds a Gaussian vector, and the teacher's output of that vector is its target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import EvalPrediction, PretrainedConfig, PreTrainedModel, default_data_collator
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from pedyra.app.tasks.split import Rows
+from pedyra.app.tasks.task import Task
+
+PROFILES: dict[str, tuple[int, ...]] = {
+    "design": (0, 0, 2, 0, 16, 4, 0, 12, 0, 2, 12, 0),
+    "sparse": (0, 0, 0, 24, 0, 0, 0, 0, 24, 0, 0, 0),
+    "linear": (0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8),
+    "uniform": (4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4),
+}
+"""True ranks of 12 layers with a budget of 4 each. "random" draws others per seed."""
+ARCHITECTURES = ("mlp", "block")
+PROBLEM_SEED = 0
+"""Of the problems that recipes name, one per profile: a run's seed changes the adapter and the order of the rows."""
+TOKENS = 8
+"""Length of a sequence of the block architecture."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A base model to adapt, the function it should become, and the ranks that would do it."""
+
+    base: PlantedModel
+    teacher: PlantedModel
+    true_ranks: tuple[int, ...]
+    noise: float
+    """Standard deviation of the targets' noise, relative to the size of the true change of the output."""
+
+    @property
+    def layer_names(self) -> list[str]:
+        """In the order of `true_ranks`."""
+        return [f"layers.{index}" for index in range(len(self.true_ranks))]
+
+
+class PlantedModel(nn.Module):
+    """A stack of `depth` width x width linear layers without biases, `layers`; subclasses say what they compute."""
+
+    inputs: tuple[int, ...]
+    """Shape of an input beside the batch."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+
+
+class ResidualMLP(PlantedModel):
+    """x -> x + tanh(W_l x) / sqrt(depth), layer after layer; x `(batch, width)`."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__(width, depth)
+        self.inputs = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x)) / len(self.layers) ** 0.5
+        return x
+
+
+class Blocks(PlantedModel):
+    """Pre-norm transformer blocks, six layers each (q, k, v, o, up, down); x `(batch, TOKENS, width)`, four heads.
+
+    Attention is not causal, and the feed-forward part is as wide as the model.
+    """
+
+    def __init__(self, width: int, depth: int) -> None:
+        if depth % 6 or width % 4:
+            raise ValueError(f"a block has 6 layers and 4 heads; {depth} layers of width {width} are no whole blocks")
+        super().__init__(width, depth)
+        self.inputs = (TOKENS, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (len(self.layers) / 3) ** -0.5  # of two branches a block
+        for first in range(0, len(self.layers), 6):
+            q, k, v, o, up, down = self.layers[first : first + 6]
+            h = F.layer_norm(x, x.shape[-1:])
+            heads = (layer(h).unflatten(-1, (4, -1)).transpose(-3, -2) for layer in (q, k, v))
+            attended = F.scaled_dot_product_attention(*heads)
+            x = x + o(attended.transpose(-3, -2).flatten(-2)) * scale
+            x = x + down(F.gelu(up(F.layer_norm(x, x.shape[-1:])))) * scale
+        return x
+
+
+def profile_ranks(profile: str, seed: int, depth: int = 12, budget: int = 48, width: int = 64) -> tuple[int, ...]:
+    """The true ranks of a named profile, scaled to `depth` layers and a sum of `budget`, none above `width`.
+
+    "random" draws the layers' shares, and then the ranks from them.
+
+    Raises:
+        ValueError: an unknown name, or a profile that does not fit into the width.
+    """
+    if profile == "random":
+        generator = torch.Generator().manual_seed(seed)
+        shares = torch.rand(depth, generator=generator) ** 3
+        counts = torch.multinomial(shares, budget, replacement=True, generator=generator)
+        ranks = tuple(torch.bincount(counts, minlength=depth).tolist())
+    elif profile in PROFILES:
+        ranks = _scaled(PROFILES[profile], depth, budget)
+    else:
+        raise ValueError(f"profile {profile!r} is unknown; choose from {', '.join([*PROFILES, 'random'])}")
+    if max(ranks) > width:
+        raise ValueError(f"profile {profile!r} has a layer of rank {max(ranks)} in a width of {width}; widen the model")
+    return ranks
+
+
+def _scaled(profile: tuple[int, ...], depth: int, budget: int) -> tuple[int, ...]:
+    """The profile's shape over another number of layers; largest remainders make the sum exact."""
+    shares = [profile[index * len(profile) // depth] for index in range(depth)]
+    total = sum(shares)
+    if total == 0:
+        raise ValueError(f"{depth} layers are too few for this profile; take 12 or more")
+    ranks = [share * budget // total for share in shares]
+    for index in sorted(range(depth), key=lambda i: (-(shares[i] * budget % total), i))[: budget - sum(ranks)]:
+        ranks[index] += 1
+    return tuple(ranks)
+
+
+def make_problem(
+    profile: str,
+    seed: int,
+    *,
+    architecture: str = "mlp",
+    width: int = 64,
+    depth: int = 12,
+    rank: int = 4,
+    noise: float = 0.0,
+    strength: float = 1.0,
+    tail: float = 0.03,
+) -> Problem:
+    """A base with N(0, 1 / width) weights and a teacher whose update has the profile's ranks, and a faint tail.
+
+    Planted directions have singular values about `strength`, a base weight's typical one. The tail is a full-rank
+    Gaussian update of every layer, `tail` times as large (Frobenius, all layers together): no allocation reaches it,
+    so errors end at a floor near tail^2 where they can be compared.
+
+    Args:
+        depth: number of linear layers; six make a transformer block.
+        rank: the student's uniform rank; times `depth` it is the budget that the profile spends.
+
+    Raises:
+        ValueError: an unknown profile or architecture, or sizes that do not fit.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ranks = profile_ranks(profile, seed, depth, rank * depth, width)
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture {architecture!r} is unknown; choose from {', '.join(ARCHITECTURES)}")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is {noise}; it is a finite number of at least 0")
+    kind = ResidualMLP if architecture == "mlp" else Blocks
+    base, teacher = kind(width, depth), kind(width, depth)
+    size = 0.0
+    with torch.no_grad():
+        for layer, twin, count in zip(base.layers, teacher.layers, ranks, strict=True):
+            weight = torch.randn(width, width, generator=generator) / width**0.5
+            left = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[:, :count]
+            right = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[:, :count]
+            values = strength * (0.5 + torch.rand(count, generator=generator))
+            layer.weight.copy_(weight)  # type: ignore[operator]
+            twin.weight.copy_(weight + (left * values) @ right.T)  # type: ignore[operator]
+            size += float(values.square().sum())
+        for twin in teacher.layers:
+            faint = torch.randn(width, width, generator=generator)
+            twin.weight.add_(faint * (tail * (size / depth) ** 0.5 / width))  # type: ignore[operator]
+    return Problem(base.requires_grad_(False), teacher.requires_grad_(False), ranks, noise)
+
+
+def batches(problem: Problem, seed: int, size: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A source of (input, target) batches: `size` Gaussian vectors, the teacher's outputs, noise on the targets."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = _shape(problem, size)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        x = torch.randn(shape, generator=generator)
+        target = problem.teacher(x)
+        if problem.noise:
+            spread = problem.noise * (target - problem.base(x)).std()
+            target = target + spread * torch.randn(target.shape, generator=generator)
+        return x, target
+
+    return draw
+
+
+@torch.no_grad()
+def relative_error(problem: Problem, model: nn.Module) -> float:
+    """Mean squared distance to the teacher over that of the base, on 2048 held-out vectors without noise."""
+    x = torch.randn(_shape(problem, 2048), generator=torch.Generator().manual_seed(999))
+    target = problem.teacher(x)
+    return float((model(x) - target).square().mean() / (problem.base(x) - target).square().mean())
+
+
+def _shape(problem: Problem, vectors: int) -> tuple[int, ...]:
+    return (vectors // math.prod(problem.base.inputs[:-1]), *problem.base.inputs)
+
+
+@lru_cache(maxsize=1)
+def problem_of(profile: str) -> Problem:
+    """What recipes name: twelve layers of width 64, true ranks of sum 48. Raises ValueError for an unknown profile."""
+    return make_problem(profile, PROBLEM_SEED)
+
+
+class PlantedConfig(PretrainedConfig):
+    """The sizes of the model."""
+
+    model_type = "pedyra-planted"
+
+    def __init__(self, width: int = 64, depth: int = 12, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width, self.depth = width, depth
+
+
+class PlantedBase(PreTrainedModel):
+    """The base of a planted problem as transformers' Trainer takes it; `inputs` and `labels` are `(batch, 64)`."""
+
+    config_class, main_input_name = PlantedConfig, "inputs"
+
+    def __init__(self, config: PlantedConfig) -> None:
+        super().__init__(config)
+        self.body = ResidualMLP(config.width, config.depth)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """They come from the problem."""
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
+        outputs = self.body(inputs)
+        loss = None if labels is None else (outputs - labels).square().mean()
+        return SequenceClassifierOutput(loss=loss, logits=outputs)  # pyright: ignore[reportArgumentType]
+
+
+def planted_base(profile: str) -> PlantedBase:
+    """The untouched base of the problem, a copy of its own."""
+    base = problem_of(profile).base
+    model = PlantedBase(PlantedConfig(base.width, len(base.layers)))
+    model.body.load_state_dict(base.state_dict())
+    return model
+
+
+def planted_task(train: Rows, evaluation: Rows, profile: str) -> Task:
+    """Rows of `{"row": number}` as vectors and the teacher's outputs, judged by the error relative to the base's."""
+    return Task(
+        kind="planted",
+        train=_vectors(train, profile),
+        eval=_vectors(evaluation, profile),
+        collator=default_data_collator,
+        num_labels=None,
+        label_names=None,
+        compute_metrics=_relative_error(evaluation, profile),
+        preprocess_logits=None,
+        metric="relative_error",
+        greater_is_better=False,
+    )
+
+
+def _inputs(rows: Rows) -> Tensor:
+    width = problem_of("design").base.width
+    numbers: Sequence[int] = [int(row["row"]) for row in rows]
+    return torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(number)) for number in numbers])
+
+
+def _vectors(rows: Rows, profile: str) -> Dataset:
+    x = _inputs(rows)
+    return Dataset.from_dict({"inputs": x.numpy(), "labels": problem_of(profile).teacher(x).numpy()})
+
+
+def _relative_error(rows: Rows, profile: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Mean squared distance to the teacher, over that of the untouched base on the same rows."""
+    x = _inputs(rows)
+    problem = problem_of(profile)
+    untouched = float((problem.base(x) - problem.teacher(x)).square().mean())
+
+    def metric(prediction: EvalPrediction) -> dict[str, float]:
+        error = np.square(np.asarray(prediction.predictions) - np.asarray(prediction.label_ids)).mean()
+        return {"relative_error": float(error) / untouched}
+
+    return metric

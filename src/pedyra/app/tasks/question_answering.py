@@ -1,0 +1,202 @@
+"""Questions whose answer is a span of a text, or that have none: SQuAD v2.0, for any encoder.
+
+A context longer than a model reads is cut into overlapping parts (features). The answer is the best span of all parts,
+unless the score of "no answer" beats it by more than `data.null_threshold`. Scores are those of the official script.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from pedyra.app.recipe_sections import DataSection
+from pedyra.app.tasks.split import Rows
+
+BEST = 20
+"""Starts and ends of a part that are looked at, as in the script of BERT's authors."""
+
+LABELS = ["start_positions", "end_positions"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What turns a model's two scores per token of one feature back into text."""
+
+    row: int
+    """Index of its row."""
+    no_answer: int
+    """Index of the token that stands for "no answer"."""
+    spans: list[tuple[int, int] | None]
+    """Per token its first and last character in the context, half open; None outside of the context."""
+
+
+def encode(
+    rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str
+) -> tuple[list[dict[str, Any]], list[Part]]:
+    """The features of all rows in their order, and per feature its `Part`.
+
+    A feature has the tokenizer's columns, `start_positions` and `end_positions`: the tokens of the first answer, or
+    the token for "no answer" where the feature does not hold all of it.
+
+    Raises ValueError for answers that are malformed or not in their context, and a question that leaves no room.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError("data.kind question_answering needs a fast tokenizer, which knows each token's characters")
+    for number, row in enumerate(rows, start=1):
+        _check(row, data, f"{side} row {number}")
+    questions = [str(row[data.question]).strip() for row in rows]
+    lengths = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
+    room = data.max_length - tokenizer.num_special_tokens_to_add(pair=True)
+    if lengths and room - max(lengths) <= data.doc_stride:
+        longest = lengths.index(max(lengths))
+        raise ValueError(
+            f"{side} row {longest + 1} has a question of {max(lengths)} tokens, which leaves no room for parts that "
+            f"overlap by data.doc_stride {data.doc_stride}; raise data.max_length {data.max_length} or lower the stride"
+        )
+    encoded = tokenizer(
+        questions,
+        [row[data.context] for row in rows],
+        truncation="only_second",
+        max_length=data.max_length,
+        stride=data.doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    features, parts = [], []
+    for index, row_index in enumerate(encoded.pop("overflow_to_sample_mapping")):
+        sequence = encoded.sequence_ids(index)
+        offsets = encoded["offset_mapping"][index]
+        ids = encoded["input_ids"][index]
+        no_answer = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+        spans = [tuple(span) if where == 1 else None for span, where in zip(offsets, sequence, strict=True)]
+        part = Part(row=row_index, no_answer=no_answer, spans=spans)  # pyright: ignore[reportArgumentType]
+        start, end = _positions(part, rows[row_index][data.answers])
+        columns = {name: column[index] for name, column in encoded.items() if name != "offset_mapping"}
+        features.append({**columns, "start_positions": start, "end_positions": end})
+        parts.append(part)
+    return features, parts
+
+
+def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
+    answers, shape = row[data.answers], "{text: [...], answer_start: [...]}, both empty where there is no answer"
+    if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
+        raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
+    texts, starts = answers["text"], answers["answer_start"]
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
+    for text, start in zip(texts, starts, strict=True):
+        if not text or row[data.context][start : start + len(text)] != text:
+            raise ValueError(
+                f"{where} has the answer {text!r:.60}, which does not stand at character {start} of its context; "
+                f"correct answer_start or remove the row"
+            )
+
+
+def _positions(part: Part, answers: dict[str, list[Any]]) -> tuple[int, int]:
+    """First and last token of the first answer, or twice the token for none."""
+    if not answers["text"]:
+        return part.no_answer, part.no_answer
+    first, last = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
+    inside = [i for i, span in enumerate(part.spans) if span and span[0] < last and span[1] > first]
+    if not inside:
+        return part.no_answer, part.no_answer
+    begins, ends = part.spans[inside[0]], part.spans[inside[-1]]
+    assert begins and ends
+    if begins[0] > first and _cut(part, inside[0], -1) or ends[1] < last and _cut(part, inside[-1], 1):
+        return part.no_answer, part.no_answer  # a part of the answer is in another feature
+    return inside[0], inside[-1]
+
+
+def _cut(part: Part, token: int, step: int) -> bool:
+    """Whether the context of this part ends at the token; spaces, which belong to no token, do not end it."""
+    neighbour = token + step
+    return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
+
+
+def answers_of(
+    start: np.ndarray, end: np.ndarray, parts: Sequence[Part], contexts: Sequence[str], data: DataSection
+) -> list[str]:
+    """The answer to each row; empty for "no answer".
+
+    Args:
+        start, end: scores of every feature's tokens, `(features, length)`; beyond a feature's tokens they are not read.
+    """
+    best: list[tuple[float, str]] = [(-np.inf, "")] * len(contexts)
+    null = [np.inf] * len(contexts)
+    for part, starts, ends in zip(parts, start, end, strict=True):
+        null[part.row] = min(null[part.row], float(starts[part.no_answer] + ends[part.no_answer]))
+        tokens = np.array([index for index, span in enumerate(part.spans) if span], dtype=int)
+        if not len(tokens):
+            continue
+        firsts = tokens[np.argsort(-starts[tokens], kind="stable")[:BEST], None]
+        lasts = tokens[None, np.argsort(-ends[tokens], kind="stable")[:BEST]]
+        allowed = (firsts <= lasts) & (lasts < firsts + data.max_answer_length)
+        scores = np.where(allowed, starts[firsts] + ends[lasts], -np.inf)
+        first, last = np.unravel_index(scores.argmax(), scores.shape)
+        if scores[first, last] > best[part.row][0]:
+            opens, closes = part.spans[int(firsts[first, 0])], part.spans[int(lasts[0, last])]
+            assert opens and closes
+            best[part.row] = float(scores[first, last]), contexts[part.row][opens[0] : closes[1]].strip()
+    return ["" if lost - found > data.null_threshold else text for lost, (found, text) in zip(null, best, strict=True)]
+
+
+def metrics(rows: Rows, parts: Sequence[Part], data: DataSection) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Trainer's compute_metrics for features of `encode`: `squad_scores` of the answers."""
+    contexts = [row[data.context] for row in rows]
+    references = [row[data.answers]["text"] for row in rows]
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        start, end = (np.asarray(scores) for scores in prediction.predictions[:2])
+        return squad_scores(answers_of(start, end, parts, contexts, data), references)
+
+    return compute
+
+
+def squad_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """The numbers of SQuAD's official script (evaluate-v2.0.py), in per cent, over all questions and by kind.
+
+    Args:
+        texts: an answer per question; empty says that there is none.
+        references: the accepted answers per question; none: it cannot be answered.
+
+    Returns:
+        `exact`, `f1`, `total`, and the same with HasAns_ and NoAns_ where there are such questions.
+    """
+    exact, f1 = [], []
+    for text, accepted in zip(texts, references, strict=True):
+        golds = [gold for gold in accepted if normalised(gold)] or [""]
+        exact.append(max(float(normalised(gold) == normalised(text)) for gold in golds))
+        f1.append(max(token_f1(gold, text) for gold in golds))
+    answerable = np.array([bool(accepted) for accepted in references])
+    scores: dict[str, float] = {}
+    for prefix, chosen in (("", np.full(len(texts), True)), ("HasAns_", answerable), ("NoAns_", ~answerable)):
+        if chosen.any():
+            scores[f"{prefix}exact"] = 100.0 * float(np.array(exact)[chosen].mean())
+            scores[f"{prefix}f1"] = 100.0 * float(np.array(f1)[chosen].mean())
+            scores[f"{prefix}total"] = int(chosen.sum())
+    return scores
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, the articles a, an, the, and surplus spaces."""
+    kept = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def token_f1(reference: str, text: str) -> float:
+    """F1 of the words that both have, after `normalised`; 1 where both are empty, 0 where one is."""
+    gold, given = normalised(reference).split(), normalised(text).split()
+    if not gold or not given:
+        return float(gold == given)
+    common = sum((Counter(gold) & Counter(given)).values())
+    if not common:
+        return 0.0
+    precision, recall = common / len(given), common / len(gold)
+    return 2 * precision * recall / (precision + recall)

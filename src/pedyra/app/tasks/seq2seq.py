@@ -1,0 +1,58 @@
+"""Text made of text by an encoder-decoder (BART, T5): rows, and ROUGE of what a model writes.
+
+The loss is the plain one of the model, on the tokens of the answer. ROUGE judges decoder-only models too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pedyra.app.recipe_sections import DataSection
+from pedyra.app.tasks.causal_lm import token_losses
+from pedyra.app.tasks.prompts import prompt_text
+from pedyra.app.tasks.split import Rows
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str) -> list[dict[str, list[int]]]:
+    """input_ids and attention_mask of each source, cut to max_length, and labels, cut to max_target_length.
+
+    Raises ValueError for an empty source or answer.
+    """
+    sources = [prompt_text(row, data.prompt, data.template) for row in rows]
+    targets = [str(row[data.completion or ""]) for row in rows]
+    for name, texts in (("source", sources), ("answer", targets)):
+        empty = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
+        if empty is not None:
+            raise ValueError(f"{side} row {empty} has an empty {name}; remove the row or fill it")
+    columns = tokenizer(sources, truncation=True, max_length=data.max_length)
+    labels = tokenizer(text_target=targets, truncation=True, max_length=data.max_target_length)["input_ids"]
+    return [
+        {"input_ids": ids, "attention_mask": mask, "labels": target}
+        for ids, mask, target in zip(columns["input_ids"], columns["attention_mask"], labels, strict=True)
+    ]
+
+
+def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """`causal_lm.answer_loss` for a decoder, whose logits stand at the token that they predict."""
+    return token_losses(logits[0] if isinstance(logits, tuple) else logits, labels)
+
+
+def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean F of ROUGE-1, -2, -L and -Lsum in per cent, with Porter's stemmer, as papers on XSum report them.
+
+    For Lsum each line is a sentence, as in the scripts of transformers; neither side is split into sentences first.
+
+    Raises ImportError with the line that installs rouge-score.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise ImportError('ROUGE needs rouge-score; run: pip install "pedyra[tasks]"') from None
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
+    return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}

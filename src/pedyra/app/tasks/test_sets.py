@@ -1,0 +1,275 @@
+"""Test sets that a model answers in its own words: rows, prompts, and what its texts score.
+
+The section `generate` of a recipe names them. A set without a source is made of the run's own held-out rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from pedyra.app.generate_section import GenerateSection
+from pedyra.app.recipe_sections import DataSection, template_columns
+from pedyra.app.tasks.causal_lm import messages_of
+from pedyra.app.tasks.generation import Sample
+from pedyra.app.tasks.named_tasks import TEST_SETS
+from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
+from pedyra.app.tasks.seq2seq import rouge
+from pedyra.app.tasks.sources import read_test_rows
+from pedyra.app.tasks.split import Rows, sample
+
+TOKENS = 128
+"""generate.<set>.max_new_tokens of a set that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """Prompts, and what the answers are compared with."""
+
+    __test__ = False  # pytest, this is no test
+
+    name: str
+    prompts: list[list[int]]
+    settings: GenerateSection
+    """With everything filled in."""
+    references: list[str]
+    """The right answers as text; none for code, whose problems carry tests."""
+    problems: list[Any]
+    own: bool
+    """Whether these are the run's held-out rows, whose metrics need no name before them."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What texts came to."""
+
+    metrics: dict[str, float]
+    notes: list[str]
+    """Lines for people: what could not be judged."""
+
+
+def load_test_sets(
+    generate: Mapping[str, GenerateSection],
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Rows,
+    seed: int,
+) -> list[TestSet]:
+    """The test sets of a recipe, read and turned into prompts. An encoder-decoder has its held-out rows without any.
+
+    Raises ValueError, one line, for a set that is not known and has no source, columns that are missing, references
+    that are empty, two sets of the same held-out rows.
+    """
+    if not generate and data.kind == "seq2seq":
+        generate = {"held_out": GenerateSection()}
+    own = [name for name, section in generate.items() if section.source is None and name not in TEST_SETS]
+    if len(own) > 1:
+        raise ValueError(
+            f"generate: {' and '.join(own)} have no source, and a run has its held-out rows once; known sets are "
+            f"{', '.join(TEST_SETS)}"
+        )
+    return [_load(name, section, data, tokenizer, held_out, seed) for name, section in generate.items()]
+
+
+def _load(
+    name: str,
+    section: GenerateSection,
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Rows,
+    seed: int,
+) -> TestSet:
+    known: dict[str, Any] = dict(TEST_SETS.get(name, {}))
+    own = section.source is None and not known
+    if section.source is not None:
+        known.pop("config", None)
+    if known and (template := _as_trained(known, data)):
+        known["template"] = template
+    if known and data.messages:
+        known["chat"] = True
+    given = {key: value for key, value in section.model_dump().items() if value not in (None, False)}
+    beams = 4 if data.kind == "seq2seq" and not section.temperature else 1
+    settings = GenerateSection(**{"beams": beams, **_defaults(data, own), **known, **given})
+    if settings.score == "code":
+        return _code(name, settings, data, tokenizer, seed)
+    if own:
+        rows = sample(held_out, settings.rows, seed, "validation")
+        texts = [_own_prompt(row, data, settings, tokenizer) for row in rows]
+        references = [_own_reference(row, data, settings) for row in rows]
+    else:
+        for key in ("template", "reference", "score"):
+            if getattr(settings, key) is None:
+                raise ValueError(
+                    f"generate.{name} needs {key}, as it is no known set; those are {', '.join(TEST_SETS)}"
+                )
+        rows = _rows(name, settings, [*template_columns(settings.template or ""), str(settings.reference)], seed)
+        texts = [_prompt(prompt_text(row, None, settings.template), settings, data, tokenizer) for row in rows]
+        references = [str(row[settings.reference or ""]) for row in rows]
+    empty = next((number for number, text in enumerate(references, start=1) if not text.strip()), None)
+    if empty is not None:
+        raise ValueError(f"row {empty} of the test set {name} has an empty reference; remove the row or fill it")
+    prompts = [_tokens(text, data, tokenizer, templated=settings.chat or bool(data.messages)) for text in texts]
+    return TestSet(name=name, prompts=prompts, settings=settings, references=references, problems=[], own=own)
+
+
+def _defaults(data: DataSection, own: bool) -> dict[str, Any]:
+    if data.kind == "seq2seq":
+        return {"max_new_tokens": data.max_target_length, **({"score": "rouge"} if own else {})}
+    return {"max_new_tokens": TOKENS, **({"score": "exact"} if own else {})}
+
+
+def _as_trained(known: Mapping[str, Any], data: DataSection) -> str | None:
+    """The template of training with the set's question in its place, if it has a single place."""
+    columns = template_columns(data.template or "")
+    if len(columns) != 1:
+        return None
+    question = template_columns(known.get("template", "{prompt}"))[0]
+    return str(data.template).replace("{" + columns[0] + "}", "{" + question + "}")
+
+
+def _rows(name: str, settings: GenerateSection, columns: list[str] | None, seed: int) -> Rows:
+    key = f"generate.{name}.source"
+    rows = read_test_rows(str(settings.source), settings.config, settings.split or "test", columns, key)
+    return sample(rows, settings.rows, seed, f"generate.{name}")
+
+
+def _own_prompt(
+    row: dict[str, Any], data: DataSection, settings: GenerateSection, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    if data.messages:
+        messages = messages_of(row, data)
+        last = max((turn for turn, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+        if last < 0:
+            raise ValueError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
+        return chat_text(messages[:last], tokenizer, data.chat_template, ask=True)
+    template = settings.template or data.template
+    return _prompt(prompt_text(row, data.prompt, template), settings, data, tokenizer)
+
+
+def _own_reference(row: dict[str, Any], data: DataSection, settings: GenerateSection) -> str:
+    if data.messages:
+        return str([message["content"] for message in row[data.messages] if message["role"] == "assistant"][-1])
+    column = settings.reference or data.completion
+    if column not in row:
+        raise ValueError(f"the held-out rows have no column {column!r}; a set of them is judged by data.completion")
+    return str(row[column])
+
+
+def _prompt(text: str, settings: GenerateSection, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> str:
+    if not settings.chat:
+        return text
+    message = [{"role": "user", "content": text}]
+    return chat_text(message, tokenizer, data.chat_template, ask=True, key="generate with chat")
+
+
+def _tokens(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase, *, templated: bool) -> list[int]:
+    if data.kind == "seq2seq":
+        return tokenizer(text, truncation=True, max_length=data.max_length)["input_ids"]
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if templated else prompt_tokens(text, tokenizer)
+
+
+def _code(
+    name: str, settings: GenerateSection, data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> TestSet:
+    from pedyra.app.tasks.code_problems import problem_of
+
+    problems = []
+    for number, row in enumerate(_rows(name, settings, None, seed), start=1):
+        try:
+            problems.append(problem_of(row))
+        except (KeyError, IndexError, SyntaxError) as error:
+            raise ValueError(
+                f"row {number} of generate.{name} is no problem of HumanEval(+) or MBPP(+): it has the columns "
+                f"{', '.join(row)} ({type(error).__name__} {error})"
+            ) from None
+    whole = settings.chat or settings.template is not None
+    if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
+        settings = settings.model_copy(update={"stop": list(problems[0].stop)})
+    texts = [prompt_text({"prompt": problem.prompt}, "prompt", settings.template) for problem in problems]
+    prompts = [
+        _tokens(_prompt(text, settings, data, tokenizer), data, tokenizer, templated=settings.chat) for text in texts
+    ]
+    return TestSet(name=name, prompts=prompts, settings=settings, references=[], problems=problems, own=False)
+
+
+def check_lengths(test_set: TestSet, config: Any) -> None:
+    """Refuse prompts that leave a decoder no positions to answer in, and answers longer than there are positions."""
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions is None or getattr(config, "position_embedding_type", None) == "relative":
+        return
+    new = int(test_set.settings.max_new_tokens or TOKENS)
+    longest = 0 if getattr(config, "is_encoder_decoder", False) else max(map(len, test_set.prompts))
+    if longest + new > positions:
+        raise ValueError(
+            f"generate.{test_set.name}: the longest prompt has {longest} tokens, and with max_new_tokens {new} that is "
+            f"more than the model's {positions} positions; lower max_new_tokens, or cut a column: {{column:.2000}}"
+        )
+
+
+def score(test_set: TestSet, samples: Sequence[Sequence[Sample]], *, sandbox: Any = None) -> Scores:
+    """What the texts of a set come to, by metric. A set of its own name has its one figure under it, as a fraction.
+
+    Args:
+        samples: of every prompt.
+        sandbox: a `sandbox.Sandbox`, where code is to be run.
+    """
+    texts = [[one.text for one in of_row] for of_row in samples]
+    unfinished = sum(not one.finished for of_row in samples for one in of_row)
+    notes = []
+    if unfinished:
+        total = sum(map(len, samples))
+        notes.append(f"{unfinished} of {total} texts did not end within {test_set.settings.max_new_tokens} tokens")
+    kind = test_set.settings.score
+    if kind == "rouge":
+        found: dict[str, float] = rouge([of_row[0] for of_row in texts], test_set.references)
+    elif kind == "exact":
+        same = [[" ".join(text.split()) == " ".join(right.split()) for text in of_row]
+                for of_row, right in zip(texts, test_set.references, strict=True)]  # fmt: skip
+        found = {"": _mean([_mean(of_row) for of_row in same])}
+    elif kind == "code":
+        found = _code_scores(test_set, texts, sandbox, notes)
+    else:
+        found = _math_scores(test_set, texts, notes)
+    found["unfinished"] = float(unfinished)
+    prefix = "" if test_set.own else f"{test_set.name}_"
+    single = "exact_match" if test_set.own and kind == "exact" else "accuracy" if test_set.own else test_set.name
+    return Scores({single if not key else prefix + key: value for key, value in found.items()}, notes)
+
+
+def _math_scores(test_set: TestSet, texts: Sequence[Sequence[str]], notes: list[str]) -> dict[str, float]:
+    """Accuracy, and how many texts hold no answer; these count as wrong."""
+    from pedyra.app.tasks.math import grade_gsm8k, grade_math
+
+    grade = grade_gsm8k if test_set.settings.score == "gsm8k" else grade_math
+    grades = [[grade(text, right) for text in of_row]
+              for of_row, right in zip(texts, test_set.references, strict=True)]  # fmt: skip
+    lost = [(row, place) for row, of_row in enumerate(grades)
+            for place, given in enumerate(of_row) if given == "unparsable"]  # fmt: skip
+    for row, place in lost[:3]:
+        notes.append(f"no answer was found in the text of row {row + 1}: {texts[row][place][-120:]!r}")
+    accuracy = _mean([_mean([given == "correct" for given in of_row]) for of_row in grades])
+    return {"": accuracy, "unparsable": float(len(lost))}
+
+
+def _code_scores(test_set: TestSet, texts: Sequence[Sequence[str]], sandbox: Any, notes: list[str]) -> dict[str, float]:
+    """pass@1, further pass@k that the number of samples allows, and how many texts hold no program."""
+    from pedyra.app.tasks.code import check_all, extract, pass_at_k
+
+    programs = [[extract(text, problem) for text in of_row]
+                for of_row, problem in zip(texts, test_set.problems, strict=True)]  # fmt: skip
+    outcomes = check_all(test_set.problems, programs, sandbox)
+    flat = [outcome for of_problem in outcomes for outcome in of_problem]
+    statuses = {status: sum(outcome.status == status for outcome in flat) for status in dict.fromkeys(
+        outcome.status for outcome in flat)}  # fmt: skip
+    notes.append(", ".join(f"{count} {status}" for status, count in sorted(statuses.items())))
+    count = test_set.settings.samples
+    passed = [sum(outcome.passed for outcome in of_problem) for of_problem in outcomes]
+    found = {f"pass@{k}": _mean([pass_at_k(count, c, k) for c in passed]) for k in (1, 10, 100) if k <= count}
+    return {"": found.pop("pass@1"), **found, "unparsable": float(statuses.get("unparsable", 0))}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

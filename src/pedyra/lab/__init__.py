@@ -1,0 +1,1 @@
+"""Methods side by side: comparisons, benchmarks, and the paper's tables and figures."""

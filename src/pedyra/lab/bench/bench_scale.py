@@ -1,0 +1,195 @@
+"""`pedyra bench scale`: how the cost of rank adaptation grows with layers, rank, triples, sequence length and batch.
+
+Each measure is fitted as c * size^p over its axis; p above 1 would mean that pedyra does not scale. All sizes of an
+axis are measured in turn, several times over, on the processor's clock, so that what else the machine does falls on
+small and large sizes alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from pedyra.allocate.checkpoint import restore, save_state
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.app.runs.export import export_adapter
+from pedyra.config import RankConfig
+from pedyra.fit.gramians import Gramians
+from pedyra.lab.bench.bench_adjustment import DEEP, bench_adjustment
+from pedyra.lab.bench.chain import Chain, Size, adapted_chain
+from pedyra.lab.bench.device import check_device, now, timed
+from pedyra.lab.bench.memory import storage_bytes
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
+
+LARGEST_EXPONENT = 1.05
+"""Linear, and what noise may add."""
+
+AXES: dict[str, tuple[Size, ...]] = {
+    "layers": tuple(Size(layers=n) for n in (36, 72, 144, 288, 512)),
+    "rank": tuple(Size(rank=n, width=256) for n in (1, 4, 16, 64, 256)),
+    "triples": tuple(Size(layers=n, rank=100, length=16) for n in (10, 32, 100, 320, 1000)),
+    "length": tuple(Size(length=n) for n in (32, 64, 128, 256, 512)),
+    "batch": tuple(Size(batch=n) for n in (2, 4, 8, 16, 32)),
+}
+SMOKE_AXES: dict[str, tuple[Size, ...]] = {
+    "layers": tuple(Size(layers=n, width=32) for n in (4, 8)),
+    "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
+}
+SMOKE: dict[str, Any] = {"axes": SMOKE_AXES, "operations": 16, "deep": Size(layers=4, width=32, length=8, batch=2)}
+MEASURES = ("overhead_seconds", "measuring_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
+_STEPS = 6  # of a window in which method pedyra measures
+
+
+def bench_scale(
+    axes: dict[str, tuple[Size, ...]] = AXES,
+    *,
+    device: str = "cpu",
+    steps: int = 8,
+    repeats: int = 3,
+    operations: int | None = 512,
+    deep: Size | None = DEEP,
+) -> Iterator[dict[str, Any]]:
+    """One row per size, one fit per axis and measure, one for a model of `operations` layers, one of
+    `bench_adjustment` for a `deep` one.
+
+    A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
+    what the sums of method pedyra add, of one adjustment, and the bytes of the score state; each the median over
+    `repeats`. A fit has the `exponent` of these medians, and `exponents` of the repeats one by one, sorted.
+
+    Raises:
+        ValueError: an unknown device, or one that is not here.
+    """
+    check_device(device)
+    for axis, sizes in axes.items():
+        runs = [[measure(size, device=device, steps=steps) for size in sizes] for _ in range(repeats)]
+        values = [_value(axis, size) for size in sizes]
+        for index, size in enumerate(sizes):
+            medians = {name: median(run[index][name] for run in runs) for name in MEASURES}
+            triples = size.layers * size.rank
+            yield {"kind": "size", "axis": axis, "value": values[index], **asdict(size), "triples": triples, **medians}
+        for name in MEASURES:
+            columns = [[run[index][name] for index in range(len(sizes))] for run in runs]
+            exponent = growth(values, [median(costs) for costs in zip(*columns, strict=True)])
+            each = sorted(growth(values, column) for column in columns)
+            yield {"kind": "fit", "axis": axis, "measure": name, "exponent": exponent, "exponents": each}
+    if operations:
+        yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
+    if deep:
+        yield from bench_adjustment(deep, device=device)
+
+
+def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The exponent p of the least-squares fit cost = c * size^p."""
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(costs, 1e-9)), 1)[0])
+
+
+def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any]:
+    """Medians over `steps` observed steps, with an adjustment after every second one."""
+    model, optimizer, allocator = _prepared(size, device, total_steps=steps + 2)
+    x = torch.randn(size.batch, size.length, size.width, device=device)
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare", "forward", "observe", "step", "adjustment")}
+    for step in range(steps + 1):
+        model.eval()  # inputs are observed in training alone
+        bare = timed(device, lambda: model(x).sum())
+        model.train()
+        began = now(device)
+        loss = model(x).sum()
+        forward = now(device) - began
+        loss.backward()
+        observe = timed(device, allocator.before_step)
+        optimizer.step()
+        optimizer.zero_grad()
+        whole = now(device) - began
+        adjustment = timed(device, allocator.after_step)
+        if step == 0:
+            continue  # warm-up
+        for name, value in (("bare", bare), ("forward", forward), ("observe", observe), ("step", whole)):
+            seconds[name].append(value)
+        if allocator.history and allocator.history[-1]["step"] == allocator.step:
+            seconds["adjustment"].append(adjustment)
+    medians = {name: median(values) for name, values in seconds.items()}
+    state = storage_bytes(allocator.run.tensors().values())
+    allocator.release()
+    return {
+        "overhead_seconds": medians["observe"] + max(0.0, medians["forward"] - medians["bare"]),
+        "measuring_seconds": _measuring_seconds(model, allocator.layers, x, rounds=max(2, steps // 4)),
+        "adjustment_seconds": medians["adjustment"],
+        "step_seconds": medians["step"],
+        "state_bytes": state,
+    }
+
+
+def _measuring_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, rounds: int) -> float:
+    """What the sums of a window add to each of its steps; the median over `rounds` windows."""
+    device = x.device.type
+
+    def window(gramians: Gramians | None) -> float:
+        for layer in layers:
+            layer.a.observer = None if gramians is None else gramians.observer(layer.name)
+        began = now(device)
+        for _ in range(_STEPS):
+            model(x).sum().backward()
+            if gramians is not None:
+                gramians.close(torch.tensor(float(x[..., 0].numel()), device=device))
+            model.zero_grad()
+        return now(device) - began
+
+    factors = {layer.name: layer.a.A for layer in layers}
+    added = []
+    for _ in range(rounds + 1):
+        bare = window(None)
+        added.append(window(Gramians(factors)) - bare)
+    window(None)
+    return max(0.0, median(added[1:])) / _STEPS
+
+
+def operation_seconds(layers: int) -> dict[str, float]:
+    """Seconds on a chain of `layers`: to attach, adjust once, save, write the checkpoint's side file, and export.
+
+    And to read: the adapter by PEFT, into the base model, and a checkpoint by an allocator that begins anew.
+    """
+    size = Size(layers=layers, width=256)
+    model = adapted_chain(size)
+    result = {"attach_seconds": timed("cpu", lambda: attach(model))}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    allocator = RankAllocator(model, optimizer, _config(), total_steps=4)
+    x = torch.randn(1, 16, size.width)
+    while not allocator.history:
+        model(x).sum().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        result["adjustment_seconds"] = timed("cpu", allocator.after_step)
+    with tempfile.TemporaryDirectory() as folder:
+        saved, base, fresh = f"{folder}/adapter", Chain(size), _prepared(size, "cpu", 4)[2]
+        result["save_seconds"] = timed("cpu", lambda: model.save_pretrained(saved))
+        result["checkpoint_seconds"] = timed("cpu", lambda: save_state(allocator, Path(saved)))
+        result["export_seconds"] = timed("cpu", lambda: export_adapter(saved, "padded", f"{folder}/padded"))
+        result["load_seconds"] = timed("cpu", lambda: PeftModel.from_pretrained(base, saved))  # type: ignore[arg-type]
+        result["resume_seconds"] = timed("cpu", lambda: restore(fresh, Path(saved)))
+    return result
+
+
+def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.optim.Optimizer, RankAllocator]:
+    model = adapted_chain(size).to(device).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    return model, optimizer, RankAllocator(model, optimizer, _config(), total_steps=total_steps)
+
+
+def _config() -> RankConfig:
+    # Triples that move at every adjustment, also at rank 1; what method pedyra measures is timed apart.
+    return RankConfig.scored(initial_warmup=0, interval=2, final_warmup=1)
+
+
+def _value(axis: str, size: Size) -> int:
+    return size.layers * size.rank if axis == "triples" else getattr(size, axis)

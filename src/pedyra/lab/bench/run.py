@@ -1,0 +1,232 @@
+"""One run of one method: a base module, its adapter, Adam with a linear decay, and the ranks at the end."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.adalora import AdaLoraLayer
+from torch import Tensor, nn
+
+from pedyra.allocate.claim import choose_forward
+from pedyra.app.models import layer_ranks
+from pedyra.app.models.quantized import quantise_linears
+from pedyra.lab.bench.spec import WIDE, MethodSpec
+from pedyra.lora.attach import attach, drop_empty, train_e
+from pedyra.lora.layer import rank_parameters
+from pedyra.methods.adapter import with_ranks
+from pedyra.methods.data import Data
+from pedyra.methods.loop import Loop, make_optimizer
+from pedyra.methods.method import Adaptation, Request, changed
+from pedyra.methods.registry import get_method
+
+WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
+"""The schedule of every rank-adaptive method but `pedyra`, which has its own."""
+MOVES = {"pedyra-paper": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
+"""k as a part of the total rank."""
+IN_RANKS = ("increlora", "triadaptlora")
+"""Methods that are defined by a budget of ranks; all others spend parameters where they can choose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The training that every method of a benchmark gets.
+
+    Args:
+        layers: the nn.Linear to adapt, by name.
+        rank: the uniform rank whose parameters are the budget.
+        lr: the peak; it rises linearly for `warmup` steps and falls linearly to zero at the last.
+        scaling: alpha / r at the uniform rank.
+        clip: largest norm of the gradient; None: any.
+        fused: compute base and adapter together where that is exact; worth it from about a thousand tokens a step.
+    """
+
+    base: nn.Module
+    layers: Sequence[str]
+    loss: Callable[[nn.Module, Any], Tensor]
+    batches: Callable[[], Iterator[Any]]
+    rank: int
+    lr: float
+    steps: int
+    seed: int
+    scaling: float = 1.0
+    warmup: int = 0
+    clip: float | None = None
+    fused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    model: PeftModel
+    ranks: dict[str, int] | None
+    """Of every layer that could be adapted, in the order given; None for an adapter without ranks (RandLoRA)."""
+    parameters: int
+    """Of the adapter at the end."""
+    diverged: bool
+    """The loss was not finite at some step, and the run stopped there."""
+    adjustments: int
+    """Adjustments that moved a triple."""
+    seconds: float
+    """With what the method did before the first step."""
+
+
+def run_method(spec: MethodSpec, setting: Setting) -> Outcome:
+    """Adapt a copy of the base by the method, at the budget of the uniform rank.
+
+    What a method looks at before the first step comes from the run's own batches, and is not taken off its steps.
+
+    Raises:
+        ValueError: a budget, schedule or number of steps that the method cannot meet, a setting without effect.
+    """
+    began = time.perf_counter()
+    adaptation = get_method(spec.name).prepare(request(spec, setting))
+    _check_effect(spec, adaptation)
+    model, lr = adaptation.model, setting.lr
+    if setting.fused and adaptation.ranks is None and _is_plain(adaptation):
+        layers = attach(model)
+        train_e(layers, False)
+        choose_forward(layers, True)
+    if adaptation.optimizer is None:
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(_by_factor(model), lr=lr, fused=True)
+    else:
+        optimizer = make_optimizer(adaptation, torch.optim.Adam, lr=lr, fused=True)
+    loop = Loop(adaptation, optimizer, setting.steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / (setting.warmup + 1)) * (1 - step / setting.steps)
+    )
+    diverged = False
+    for batch in islice(setting.batches(), setting.steps):
+        loop.begin_step()
+        value = setting.loss(model, batch)
+        if not value.isfinite():
+            diverged = True
+            break
+        value.backward()
+        if setting.clip is not None:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], setting.clip)
+        loop.step(lambda batch=batch: setting.loss(model, batch))
+        scheduler.step()
+    history = [] if loop.allocator is None else loop.allocator.history
+    loop.finish()
+    ranks, parameters = _final_size(model, setting.layers)
+    return Outcome(
+        model=model,
+        ranks=ranks,
+        parameters=parameters,
+        diverged=diverged,
+        adjustments=sum(bool(record["pruned"] or record["added"]) for record in history),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def request(spec: MethodSpec, setting: Setting) -> Request:
+    """What the benchmark asks of the method; the base is copied, and quantised where the method needs it."""
+    base = copy.deepcopy(setting.base)
+    if get_method(spec.name).quantization is not None:
+        quantise_linears(base, setting.layers)
+    names = {"init": "init_lora_weights", "dropout": "lora_dropout"}
+    given = {names.get(key, key): value for key, value in spec.lora.items()}
+    wide = given.pop(WIDE, None)
+    end = {} if wide is None else {"target_rank": setting.rank}
+    rank = given.pop("r", setting.rank * (wide or 1))
+    lora = LoraConfig(r=rank, lora_alpha=setting.scaling * rank, target_modules=list(setting.layers))  # type: ignore
+    ranks = layer_ranks(base, given.pop("ranks", None))
+    lora = changed(lora, **given)
+    if ranks is not None:
+        lora = changed(
+            with_ranks(lora, ranks, {name: setting.scaling * rank for name, rank in ranks.items()}),
+            target_modules=set(ranks),
+        )
+    return Request(
+        method=spec.name,
+        model=base,
+        lora=lora,
+        rank={**_rank_settings(spec.name, setting), **spec.rank, **end},
+        settings=spec.settings,
+        seed=setting.seed,
+        steps=setting.steps,
+        data=Data(batches=setting.batches, loss=setting.loss),
+    )
+
+
+def _rank_settings(name: str, setting: Setting) -> dict[str, Any]:
+    """Equal parameters, and a schedule that is the same for all but `pedyra` and L1RA, which define theirs."""
+    settings: dict[str, Any] = {"fused": setting.fused, "seed": setting.seed}
+    if name == "pedyra":
+        return settings
+    if name != "l1ra":
+        settings |= WINDOW
+    if name not in IN_RANKS:
+        settings["budget"] = "parameters"
+    if name in MOVES:
+        settings["moves"] = max(1, round(MOVES[name] * setting.rank * len(setting.layers)))
+    return settings
+
+
+def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
+    """Raise ValueError for a rank setting that the method has no use for, or is defined by another value of."""
+    if adaptation.ranks is None:
+        return
+    made = adaptation.ranks.config.to_dict()
+    made |= made.pop("importance") or {}
+    for key, value in spec.rank.items():
+        if key in made and made[key] != value:
+            raise ValueError(
+                f"method {spec.text!r}: {spec.name} has no use for {key}, or is defined by {made[key]!r}; drop it"
+            )
+
+
+def _is_plain(adaptation: Adaptation) -> bool:
+    """Whether the adapter is LoRA as PEFT has it, from the first step to the last."""
+    slots = [slot for module in adaptation.model.modules() for slot in _slots(module)]
+    return bool(slots) and adaptation.finish is None and all(type(slot) is nn.Linear for slot in slots)
+
+
+def _slots(module: nn.Module) -> list[Any]:
+    return [] if isinstance(module, AdaLoraLayer) else list(getattr(module, "lora_A", {}).values())
+
+
+def _by_factor(model: nn.Module) -> list[dict[str, Any]]:
+    """All that is trained: every A, then every B, then the rest. The norm that is clipped is summed in this order."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    place = {".lora_A": 0, ".lora_B": 1}
+
+    def key(item: tuple[str, nn.Parameter]) -> int:
+        return 2 if item[0].endswith(".E") else next((at for part, at in place.items() if part in item[0]), 2)
+
+    ordered = sorted(trained, key=key)
+    a = [p for name, p in ordered if key((name, p)) == 0]
+    return [{"params": a}, {"params": [p for name, p in ordered if key((name, p)) > 0]}]
+
+
+def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[dict[str, int] | None, int]:
+    """The ranks at the end, and the parameters of the adapter as it is saved, where E is folded into A."""
+    base: Any = model.get_base_model()
+    others = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(f".lora_{factor}." in name for factor in "AEB")
+    )
+    if model.peft_config["default"].peft_type == "RANDLORA":
+        return None, others
+    ranks = dict.fromkeys(layers, 0)
+    if model.peft_config["default"].peft_type == "ADALORA":
+        found = {name: base.get_submodule(name).lora_E["default"] for name in layers}
+        ranks |= {name: int(E.count_nonzero()) for name, E in found.items()}
+    else:
+        attached = attach(model)
+        drop_empty(attached)
+        ranks |= {layer.name: layer.rank for layer in attached}
+    costs = {}
+    for name in layers:
+        layer = base.get_submodule(name)
+        costs[name] = rank_parameters(layer.in_features, layer.out_features)
+    return ranks, others + sum(rank * costs[name] for name, rank in ranks.items())

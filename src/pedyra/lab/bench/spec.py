@@ -1,0 +1,90 @@
+"""A method with settings as the command line has it: NAME[:key=value,...]; the keys are those of a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import yaml
+
+from pedyra.config import Importance, RankConfig
+from pedyra.lora.spelling import did_you_mean
+from pedyra.methods.registry import METHODS, check_ranks, get_method
+
+LORA = ("ranks", "r", "dropout", "init", "use_dora", "use_rslora")
+"""Keys of a recipe's `lora` that a benchmark leaves open; scaling and layers are its own, as is an r not given."""
+WIDE = "wide"
+"""Of method pedyra, as in a grid: begin at so many times the rank of the budget, and end there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A method, and what is changed of it."""
+
+    text: str
+    """As it was given."""
+    name: str
+    lora: dict[str, Any] = field(default_factory=dict)
+    rank: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of the rank settings, "" where ranks stay: rows of older defaults are other rows."""
+        if not METHODS[self.name].moves_ranks:
+            return ""
+        defaults = RankConfig() if self.name == "pedyra" else RankConfig.paper()
+        content = json.dumps([defaults.to_dict(), self.rank], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def parse_method(text: str) -> MethodSpec:
+    """The method that is written so, e.g. `lora+:ratio=4`, `pedyra-paper:moves=4` or `lora:ranks={q=1,v=3}`.
+
+    A key is a setting of the method's own, else a field of RankConfig, else one of `LORA`. Values are YAML, and 1e-3 is
+    a number.
+
+    Raises:
+        ValueError: an unknown method or key, with the nearest, or a key that has no part in the method.
+    """
+    name, colon, rest = text.partition(":")
+    method = get_method(name)
+    given = _settings(rest, text) if colon else {}
+    own, rank = method.settings, [each.name for kind in (RankConfig, Importance) for each in fields(kind)]
+    known = [*own, *(rank if method.moves_ranks else []), *LORA, *([WIDE] if name == "pedyra" else [])]
+    for key in given:
+        if key in known:
+            continue
+        if key in rank:
+            raise ValueError(f"method {text!r}: {name} moves no ranks, so it has no setting {key!r}; drop it")
+        hint = did_you_mean(key, known, otherwise=f"it has {', '.join(known)}")
+        raise ValueError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
+    if WIDE in given and not (type(given[WIDE]) is int and given[WIDE] >= 2):
+        raise ValueError(f"method {text!r}: wide is {given[WIDE]!r}; it is a whole number of at least 2")
+    if "ranks" in given and "ranks" not in own:
+        check_ranks(name)
+    return MethodSpec(
+        text=text,
+        name=name,
+        settings={key: value for key, value in given.items() if key in own},
+        rank={key: value for key, value in given.items() if key not in own and key in rank},
+        lora={key: value for key, value in given.items() if key not in own and key not in rank},
+    )
+
+
+def _settings(text: str, whole: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load("{" + re.sub(r"\s*=\s*", ": ", text) + "}")
+    except yaml.YAMLError:
+        found = None
+    if not found or None in found.values() and not re.search(r"=\s*(null|~)", text):
+        raise ValueError(f"method {whole!r} is not of the form NAME:key=value,key=value")
+    return {str(key): _number(value) for key, value in found.items()}
+
+
+def _number(value: Any) -> Any:
+    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", value, re.IGNORECASE)
+    return float(value) if exponent else value

@@ -1,0 +1,260 @@
+"""A comparison as a YAML file: methods x tasks x seeds x budgets under one protocol.
+
+A grid looks like a recipe (`model`, `lora`, `rank`, `training` mean the same and hold for all), with `methods`,
+`tasks`, `seeds` and `learning_rates` in the plural. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pedyra.app.recipe import TRAINING_DEFAULTS
+from pedyra.app.tasks.named_tasks import task_data
+from pedyra.app.yaml_file import flat, one_line, read_settings, to_yaml
+from pedyra.methods.registry import get_method
+
+Match = Literal["parameters", "rank", "memory", "time"]
+Judge = Literal["metric", "loss"]
+
+EQUAL_FOR_ALL = (
+    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "data_seed", "learning_rate"),
+)
+"""Arguments of `training` that a method cannot have for itself: the comparison is at equal steps and data order."""
+
+NOT_THE_EXPERIMENT = ("name", "output_dir", "data_dir", "generate")
+"""Keys that change no job's outcome, and so are no part of the fingerprint."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class MethodRow(_Section):
+    """One row of the table: a method and what it has for itself."""
+
+    method: str
+    """Name of the method; default: the row's own name."""
+    learning_rates: list[float] | None = Field(default=None, min_length=1)
+    """Rates to choose from; default: the grid's."""
+    match: Match | None = None
+    """What is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever it costs."""
+    wide: int | None = Field(default=None, ge=2)
+    """Of method pedyra: begin at so many times the rank that matches, and end there (`rank.target_rank`)."""
+    quantization: Literal["none", "nf4", "int8"] | None = None
+    """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
+    lora: dict[str, Any] = Field(default_factory=dict)
+    rank: dict[str, Any] = Field(default_factory=dict)
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class TuningSection(_Section):
+    """How learning rates are chosen: on rows split off the training rows, never on the reported ones."""
+
+    seeds: list[int] = Field(default=[1000], min_length=1)
+    """Seeds of the tuning runs; none of them may be a reported seed."""
+    fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Part of the training rows that tuning runs are judged on; they train on the rest."""
+    rows: int | None = Field(default=None, ge=1)
+    """At most this many rows to judge tuning runs on."""
+
+
+class Grid(_Section):
+    """One comparison."""
+
+    name: str
+    """Title; default: the grid's file name."""
+    output_dir: str
+    """Folder of the comparison; default: runs/<name>."""
+    model: dict[str, Any]
+    lora: dict[str, Any] = Field(default_factory=dict)
+    rank: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    generate: dict[str, Any] = Field(default_factory=dict)
+    """As a recipe's: `pedyra eval` of a run then has its model answer these test sets. Training knows nothing of it."""
+    methods: dict[str, MethodRow]
+    """Rows of the table: a list of method names, or names with what each row has for itself."""
+    tasks: dict[str, dict[str, Any]]
+    """A list of named tasks, or names with keys of `data`."""
+    data_dir: str | None = None
+    """Folder of local files <task>/<split>.jsonl.gz; default: named tasks come from the Hub."""
+    seeds: list[int]
+    """Reported seeds: of the head, the adapter, the data order, and the rows drawn by data.train_rows."""
+    budgets: list[int] | None = None
+    """Budgets, each the lora.r of the baseline; default: lora.r. Scaling alpha / r is the same at every rank."""
+    learning_rates: list[float] | None = Field(default=None, min_length=1)
+    """Rates to choose from, for every method without its own; default: training.learning_rate alone, as given."""
+    tuning: TuningSection = TuningSection()
+    match: Match = "parameters"
+    """What is equal for all methods: trainable parameters (within 5 %), lora.r, peak memory or training time."""
+    judge: Judge = "metric"
+    """What chooses rates and is compared: each task's own metric, or the evaluation loss, which is far less noisy."""
+    baseline: str
+    """The row that differences refer to; default: lora, or the first row."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the splits, which are the same for every method and seed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        """Lists of names become mappings, rows know their method, and the baseline is found."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        for key in ("methods", "tasks"):
+            if isinstance(data.get(key), (list, dict)):
+                data[key] = {str(name): value or {} for name, value in _named(data[key], key)}
+        methods = data.get("methods")
+        if isinstance(methods, dict):
+            data["methods"] = {
+                name: {"method": name, **row} if isinstance(row, dict) else row for name, row in methods.items()
+            }
+            data.setdefault("baseline", "lora" if "lora" in methods else next(iter(methods), ""))
+        if "name" in data:
+            data.setdefault("output_dir", f"runs/{data['name']}")
+        return data
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: dict[str, MethodRow]) -> dict[str, MethodRow]:
+        for name, row in methods.items():
+            get_method(row.method)
+            if row.wide is not None and (row.method != "pedyra" or "target_rank" in row.rank):
+                raise ValueError(f"methods.{name}.wide sets rank.target_rank of method pedyra; remove one of them")
+            for key in EQUAL_FOR_ALL:
+                if key in row.training:
+                    rule = f"methods.{name}.learning_rates" if key == "learning_rate" else f"training.{key} for all"
+                    raise ValueError(f"methods.{name}.training.{key} would not be a fair comparison; set {rule}")
+            for key in ("r", "alpha", "ranks"):
+                if key in row.lora:
+                    raise ValueError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
+        return methods
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Grid:
+        if "ranks" in self.lora:
+            raise ValueError("lora.ranks cannot be made equal to a budget; remove it, or train it by `pedyra train`")
+        for key in ("methods", "tasks", "seeds", "budgets"):
+            values = getattr(self, key)
+            if values is not None and not len(values):
+                raise ValueError(f"the grid has no jobs: {key} is empty; give at least one")
+        for key in ("seeds", "budgets"):
+            _refuse_repeats(getattr(self, key) or (), key)
+        _refuse_repeats(self.tuning.seeds, "tuning.seeds")
+        for name in (None, *self.methods):
+            where = f"methods.{name}.learning_rates" if name else "learning_rates"
+            rates = self.methods[name].learning_rates if name else self.learning_rates
+            _refuse_repeats(rates or (), where)
+            if any(rate <= 0 for rate in rates or ()):
+                raise ValueError(f"{where} is {rates}; a learning rate is above 0")
+        if any(seed < 0 for seed in (*self.seeds, *self.tuning.seeds)):
+            raise ValueError("a seed is below 0; seeds and tuning.seeds are 0 or more")
+        shared = set(self.seeds) & set(self.tuning.seeds)
+        if shared and any(len(self.rates(name)) > 1 for name in self.methods):
+            raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
+        if self.learning_rates and "learning_rate" in self.training:
+            raise ValueError("training.learning_rate and learning_rates are both given; keep learning_rates")
+        for name, row in self.methods.items():
+            if row.wide is not None and self.match_of(name) not in ("parameters", "rank"):
+                raise ValueError(f"methods.{name}.wide is about the end of a run; match parameters or rank")
+        if self.baseline not in self.methods:
+            raise ValueError(f"baseline {self.baseline!r} is no row; choose from {', '.join(self.methods)}")
+        for label, settings in self.tasks.items():
+            task_data(label, settings, self.data_dir)
+        return self
+
+    @property
+    def all_budgets(self) -> list[int]:
+        """The ranks of the baseline to compare at."""
+        return self.budgets or [self.base_rank]
+
+    @property
+    def base_rank(self) -> int:
+        """The rank that lora.alpha is given for."""
+        return self.lora.get("r", 8)
+
+    def rates(self, method: str) -> list[float]:
+        """The learning rates of a row, lowest first; one alone is used as it is, without tuning."""
+        alone = [self.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"])]
+        return sorted(self.methods[method].learning_rates or self.learning_rates or alone)
+
+    def match_of(self, method: str) -> Match:
+        return self.methods[method].match or self.match
+
+    def identity(self) -> dict[str, Any]:
+        """Every key that decides an outcome."""
+        matched = any(self.match_of(method) != "rank" for method in self.methods)
+        # What is matched is matched to the baseline; otherwise that only says what differences refer to.
+        beside = {*NOT_THE_EXPERIMENT, *(() if matched else ("baseline",))}
+        return self.model_dump(mode="json", exclude=beside)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that two grids share if every job of one is a job of the other."""
+        return hashlib.sha256(json.dumps(flat(self.identity()), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The resolved grid; `load_grid` of it gives an equal grid."""
+        return to_yaml(self.model_dump(mode="json"))
+
+
+def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
+    """Read a YAML grid, apply `key.path=value` overrides and check it.
+
+    Raises ValueError, one line, as `load_recipe` does, and for an unknown method or task (with the nearest), a grid
+    without jobs, and settings that would make the comparison unfair.
+    """
+    path = Path(path)
+    content = read_settings(path, overrides, what="grid", starts_with="methods")
+    content.setdefault("name", path.stem)
+    return check_grid(content, path.name)
+
+
+def check_grid(content: dict[str, Any], where: str) -> Grid:
+    """The grid with this content. Raises ValueError, one line beginning with `where`, as `load_grid` does."""
+    try:
+        return Grid.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {one_line(error, Grid, depth=3)}") from None
+
+
+def only_grows(before: Grid, now: Grid) -> bool:
+    """Whether `now` has every job of `before`, and differs only by more methods, tasks, seeds, budgets or rates."""
+    kept = [name for name in before.methods if name in now.methods]
+    wider = [name for name in kept if set(before.rates(name)) <= set(now.rates(name))]
+    rows = {
+        name: now.methods[name].model_copy(
+            update={"learning_rates": before.methods[name].learning_rates} if name in wider else {}
+        )
+        for name in kept
+    }
+    grown = now.model_copy(
+        update={
+            "methods": rows,
+            "learning_rates": before.learning_rates if wider == kept else now.learning_rates,
+            "tasks": {name: task for name, task in now.tasks.items() if name in before.tasks},
+            "seeds": before.seeds if set(before.seeds) <= set(now.seeds) else now.seeds,
+            "budgets": before.budgets if set(before.all_budgets) <= set(now.all_budgets) else now.budgets,
+        }
+    )
+    return grown.identity() == before.identity()
+
+
+def _named(entries: list[Any] | dict[str, Any], key: str) -> Iterable[tuple[Any, Any]]:
+    if isinstance(entries, dict):
+        return entries.items()
+    _refuse_repeats([str(entry) for entry in entries], key)
+    return ((entry, None) for entry in entries)
+
+
+def _refuse_repeats(values: Iterable[Any], key: str) -> None:
+    values = list(values)
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{key} has {value!r} twice; list each one once")

@@ -1,0 +1,139 @@
+"""`pedyra paper`: the paper's tables and figures as commands."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pedyra.app.console import new_console, print_table, quiet_libraries, write_json_lines
+from pedyra.app.options import JsonFile
+
+app = typer.Typer(
+    help="The paper's tables and figures, measured again beside the published numbers.", no_args_is_help=True
+)
+
+
+class Scales(str, Enum):
+    """How much is measured."""
+
+    full = "full"
+    small = "small"
+    smoke = "smoke"
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        envvar="PEDYRA_DATA_DIR",
+        help="Data in DIR/<task>/<split>.jsonl.gz, e.g. sst2/train.jsonl.gz. Default: the Hugging Face Hub.",
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="NAME=PATH",
+        envvar="PEDYRA_MODELS",
+        help="Load PATH where a recipe names the model NAME; may be given several times.",
+    ),
+]
+
+
+@app.command("list")
+def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonFile = None) -> None:
+    """Every table and figure: what it needs at each scale, and whether that is here."""
+    from pedyra.lab.paper.item import SCALES, items
+    from pedyra.lab.paper.places import Places, needs, told
+
+    quiet_libraries()
+    places = Places.parse(data_dir, models or [])
+    rows, lines, lacking = [], [], {}
+    for item in items().values():
+        here = {}
+        for scale in SCALES:
+            at, missing = item.scales[scale], places.missing(item, scale)
+            lacking |= dict.fromkeys(missing)
+            here[scale] = "no" if missing else "yes"
+            rows.append(
+                {
+                    **{"id": item.id, "title": item.title, "scale": scale, **needs(item, scale)},
+                    **{"gpu_gb": at.gpu_gb, "hours": at.hours, "seeds": len(at.seeds)},
+                    **{"here": not missing, "missing": told(missing)},
+                }
+            )
+        full = item.scales["full"]
+        costs = [f"{full.gpu_gb:g}", f"{full.hours:g}", f"{item.scales['small'].hours:g}"]
+        lines.append([item.id, *here.values(), *costs, item.title])
+    console = new_console()
+    columns = ["id", *SCALES, "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
+    print_table(console, columns, lines, title="Here: model and data of each scale; costs are estimates")
+    for reason in told(lacking):
+        console.print(f"\nnot here    {reason}", soft_wrap=True)
+    if json_file:
+        write_json_lines(json_file, rows)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(metavar="ID", help="table2, figure1a, ...; see pedyra paper list.")],
+    scale: Annotated[
+        Scales,
+        typer.Option(help="full: as published. small: on a laptop. smoke: tiny random models, in seconds."),
+    ] = Scales.full,
+    workers: Annotated[int, typer.Option(metavar="N", help="Runs at once on this machine.")] = 1,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster, as pedyra compare.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Its runs are shared by all ids of a scale.")] = Path(
+        "runs/paper"
+    ),
+    data_dir: DataDir = None,
+    models: Models = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run the programs that a model wrote, in a sandbox.")
+    ] = False,
+    rows: Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", help="Only this column; may be given several times.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure a table or figure; what is finished is kept, so the same command goes on after a stop."""
+    from pedyra.lab.paper.item import get_item
+    from pedyra.lab.paper.places import Places
+
+    item = get_item(name).only(rows or (), columns or ())
+    places = Places.parse(data_dir, models or [])
+    if ray is not None:
+        from pedyra.lab.compare.ray_pool import check_ray_address
+
+        check_ray_address(ray)  # before the seconds that the libraries take
+    quiet_libraries()
+    from pedyra.lab.paper.results import result_tables
+    from pedyra.lab.paper.run import run_item
+
+    console = new_console()
+    try:
+        outcome = run_item(
+            item,
+            scale.value,
+            **{"out": out, "places": places, "workers": workers, "ray": ray, "console": console},
+            allow_code_execution=allow_code_execution,
+        )
+    except KeyboardInterrupt:
+        console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
+        raise typer.Exit(130) from None
+    for table in result_tables(item, scale.value, outcome.results):
+        print_table(console, table.columns, [[cell.text for cell in row] for row in table.rows], title=table.title)
+        console.print(f"{table.note}\n", soft_wrap=True)
+    for file in outcome.files:
+        console.print(f"written     {file}", soft_wrap=True)
+    if json_file:
+        write_json_lines(json_file, [result.as_row() for result in outcome.results])
+    for failure in outcome.failed:
+        console.print(f"failed      {failure}", soft_wrap=True)
+    if outcome.failed:
+        raise typer.Exit(1)

@@ -1,6 +1,0 @@
-"""Base models: `load_tokenizer`, `load_model`, and the LoRA that a recipe asks for: `lora_config`, `layer_ranks`."""
-
-from pedyra.models.base import load_model, load_tokenizer, lora_config
-from pedyra.models.ranks import layer_ranks
-
-__all__ = ["load_tokenizer", "load_model", "lora_config", "layer_ranks"]

@@ -1,0 +1,1 @@
+"""PE-DyRA: the paper's equations, scores, plan and config."""

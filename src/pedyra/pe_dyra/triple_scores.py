@@ -1,0 +1,222 @@
+"""The running state behind the scores of Algorithm 1: Eq. (3) over all triples at once, inputs, gradient norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.resize import Replacement
+from pedyra.pe_dyra.equations import (
+    gradient_scores,
+    gradient_weights,
+    input_scores,
+    mix_scores,
+    update_sensitivity_,
+)
+from pedyra.pe_dyra.input_energy import per_element
+
+SPIKE = 1e15
+"""A gradient norm at or beyond it is a step that scores leave out: what is made of it would overflow."""
+
+PIECE = 1 << 20
+"""Elements of Eq. (3) that are held in one tensor: memory of more is taken anew from the system at every use."""
+
+
+class TripleScores:
+    """Sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the next, in pieces.
+
+    A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so that a resize
+    makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that
+    Eq. (5) uses, `energies` the EMA of the inputs' mean square per layer, `skipped` the number of steps left out for a
+    gradient beyond `SPIKE`. Without `gradients` there is no Eq. (3), and no state of the parameters'
+    size: scores at alpha = 0 need none.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[AdaptedLayer],
+        *,
+        beta1: float,
+        beta2: float,
+        omega_ema: bool,
+        gradients: bool = True,
+    ) -> None:
+        self.layers, self.gradients = layers, gradients
+        self.beta1, self.beta2, self.omega_ema = beta1, beta2, omega_ema
+        device = layers[0].a.A.device
+        self.skipped = torch.zeros((), dtype=torch.long, device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything but the count of skipped steps: the state of a run that has seen no gradient."""
+        device = self.skipped.device
+        self._pieces = _pieces(self.layers) if self.gradients else []
+        self.sensitivity = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
+        self.uncertainty = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
+        self.norms = torch.zeros(len(self.layers), 3, device=device)
+        self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
+        self._by_inputs: Tensor | None = None
+        """Eq. (6) of the weights that `read_weights` saw, until the next step."""
+
+    def watch(self, active: bool) -> None:
+        """Whether the next step will be observed; for sources that look at more than gradients."""
+
+    @torch.no_grad()
+    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
+        """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
+        self._by_inputs = None
+        zero = torch.zeros((), device=self.skipped.device)
+        found = [parameter.grad for parameter in _factors(self.layers)]
+        given = [gradient.float() for gradient in found if gradient is not None]
+        known = iter(torch._foreach_norm(given) if given else ())
+        norms = torch.stack([zero if gradient is None else next(known) for gradient in found]).view(-1, 3)
+        del given
+        finite = (norms < SPIKE).all()
+        for layers, sensitivity, uncertainty in zip(self._pieces, self.sensitivity, self.uncertainty, strict=True):
+            factors = _factors(layers)
+            weights = [parameter.detach().float() for parameter in factors]
+            gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).float() for p in factors]
+            products = torch._foreach_mul(weights, gradients)
+            product = torch.cat([value.reshape(-1) for value in products]).abs_()
+            update_sensitivity_(sensitivity, uncertainty, product, beta1=self.beta1, beta2=self.beta2, finite=finite)
+        self.skipped += ~finite
+        if self.omega_ema:
+            norms = torch.lerp(self.norms, norms, 1 - self.beta1)
+        self.norms = torch.where(finite, norms, self.norms)
+
+    @torch.no_grad()
+    def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
+        """The EMA of the input energy for one optimizer step; a layer that saw no input keeps its value."""
+        indices = [index for index, seen in enumerate(mean_squares) if seen is not None]
+        if not indices:
+            return
+        fresh = [seen for seen in mean_squares if seen is not None]
+        widths = [len(seen) for seen in fresh]
+        # All layers in a handful of operations: on a GPU launches are what costs.
+        finite = per_element(torch.stack(torch._foreach_norm(fresh, 1)).isfinite(), widths)
+        energy = torch.cat([self.energies[index] for index in indices])
+        energy.lerp_(torch.where(finite, torch.cat(fresh), energy), 1 - self.beta1)
+        for index, value in zip(indices, energy.split(widths), strict=True):
+            self.energies[index] = value
+
+    @torch.no_grad()
+    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
+        """Algorithm 1: the score of every triple, by layer name. One transfer to the host."""
+        assert self.gradients or alpha == 0
+        mixed = mix_scores(*self.marginals(input_norm=input_norm, omega=omega), alpha=alpha, norm=score_norm).tolist()
+        scores, at = {}, 0
+        for layer in self.layers:
+            scores[layer.name] = mixed[at : at + layer.rank]
+            at += layer.rank
+        return scores
+
+    def read_weights(self, *, input_norm: str) -> None:
+        """Have Eq. (6) read the weights as they are now, before the optimizer step, as Eq. (3) does."""
+        self._by_inputs = self._read_weights(input_norm)
+
+    def marginals(self, *, input_norm: str, omega: str) -> tuple[Tensor, Tensor]:
+        """S_grad (Eq. 4; zero without `gradients`) and S_inp (Eq. 6) of all triples, each `(total rank,)`, unmixed."""
+        inputs = self._read_weights(input_norm) if self._by_inputs is None else self._by_inputs
+        return self._by_gradient(omega) if self.gradients else torch.zeros_like(inputs), inputs
+
+    @torch.no_grad()
+    def _read_weights(self, input_norm: str) -> Tensor:
+        by_input = []
+        for layer, energy in zip(self.layers, self.energies, strict=True):
+            norm = energy.sqrt() if input_norm == "rms" else energy
+            A, E, B = (factor.detach().float() for factor in layer.factors)
+            by_input.append(input_scores(A, E, B, norm))
+        return torch.cat(by_input)
+
+    def _by_gradient(self, omega: str) -> Tensor:
+        weights = gradient_weights(self.norms)
+        if omega == "uniform":  # AdaLoRA's plain sum
+            weights = torch.ones_like(weights)
+        averages = zip(self._by_factor(self.sensitivity), self._by_factor(self.uncertainty), strict=True)
+        importance = (sensitivity * uncertainty for sensitivity, uncertainty in averages)  # of A, E, B, A ... in turn
+        triples = zip(importance, importance, importance, weights, strict=False)
+        return torch.cat([gradient_scores(A, E, B, weight) for A, E, B, weight in triples])
+
+    def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
+        """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
+        self._by_inputs = None
+        for index, layers in enumerate(self._pieces):
+            if any(layer.name in replacements for layer in layers):
+                for averages in (self.sensitivity, self.uncertainty):
+                    averages[index] = _resized(averages[index], layers, replacements)
+
+    def _by_factor(self, averages: Sequence[Tensor]) -> Iterator[Tensor]:
+        for layers, flat in zip(self._pieces, averages, strict=True):
+            factors = _factors(layers)
+            for part, parameter in zip(flat.split([factor.numel() for factor in factors]), factors, strict=True):
+                yield part.view(parameter.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state as named tensors, for a checkpoint."""
+        energies = {f"energy.{layer.name}": energy for layer, energy in zip(self.layers, self.energies, strict=True)}
+        return {
+            "sensitivity": torch.cat([self.norms.new_zeros(0), *self.sensitivity]),
+            "uncertainty": torch.cat([self.norms.new_zeros(0), *self.uncertainty]),
+            "norms": self.norms,
+            "skipped": self.skipped,
+            **energies,
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`; the ranks must already be those of the saved state.
+
+        Raises:
+            ValueError: an entry is missing or has another shape.
+        """
+        for name, now in self.tensors().items():
+            if name not in tensors or tensors[name].shape != now.shape:
+                found = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
+                raise ValueError(f"score state {name!r} is {found}, expected shape {tuple(now.shape)}")
+        device = self.skipped.device
+        for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
+            saved = tensors[name].split([len(piece) for piece in averages])
+            averages[:] = [part.to(device, copy=True) for part in saved]
+        self.norms = tensors["norms"].to(device, copy=True)
+        self.skipped = tensors["skipped"].to(device, copy=True)
+        self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
+
+
+def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:
+    return [factor for layer in layers for factor in layer.factors]
+
+
+def _elements(layers: Sequence[AdaptedLayer]) -> int:
+    return sum(factor.numel() for factor in _factors(layers))
+
+
+def _pieces(layers: Sequence[AdaptedLayer]) -> list[list[AdaptedLayer]]:
+    """Runs of layers, in order, of `PIECE` elements or one layer more."""
+    pieces: list[list[AdaptedLayer]] = [[]]
+    size = 0
+    for layer in layers:
+        if size >= PIECE:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(layer)
+        size += _elements([layer])
+    return pieces
+
+
+def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping[str, Sequence[Replacement]]) -> Tensor:
+    parts, at = [], 0
+    for layer, new in zip((layer for layer in layers for _ in range(3)), _factors(layers), strict=True):
+        change = next((r for r in replacements.get(layer.name, ()) if r.new is new), None)
+        old = new if change is None else change.old
+        values = flat[at : at + old.numel()]
+        at += old.numel()
+        if change is not None:
+            values = values.view(old.shape).index_select(change.dim, change.kept)
+            if change.num_new:
+                shape = list(values.shape)
+                shape[change.dim] = change.num_new
+                values = torch.cat([values, values.new_zeros(shape)], change.dim)
+        parts.append(values.reshape(-1))
+    return torch.cat(parts)

@@ -1,0 +1,78 @@
+"""Every number of the report against arithmetic done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pedyra.app.report.measures import (
+    importance_ranks,
+    mean_by_layer,
+    pruned_counts,
+    quartiles,
+    rank_correlations,
+    smoothed,
+    spearman,
+    thinned,
+    utilisation,
+)
+
+
+def test_importance_ranks_begin_at_one_and_break_ties_by_layer_order():
+    assert importance_ranks({"a": 0.2, "b": 0.9, "c": 0.2, "d": 0.5}) == {"a": 3, "b": 1, "c": 4, "d": 2}
+
+
+def test_mean_by_layer():
+    assert mean_by_layer([{"a": 1, "b": 4}, {"a": 3, "b": 4}]) == {"a": 2.0, "b": 4.0}
+    assert mean_by_layer([]) == {}
+
+
+def test_spearman_is_one_minus_six_sum_d_squared_over_n_cubed_minus_n():
+    # Places 1 2 3 4 5 against 2 1 4 3 5: d^2 sums to 4, 1 - 6 * 4 / 120 = 0.8.
+    assert spearman([10, 20, 30, 40, 50], [0.2, 0.1, 0.4, 0.3, 0.5]) == pytest.approx(0.8)
+
+
+def test_spearman_gives_ties_their_mean_place():
+    # Places 1, 2.5, 2.5, 4 against 1 2 3 4: Pearson of those is 4.5 / sqrt(4.5 * 5).
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+@pytest.mark.parametrize(("x", "y"), [([8, 8, 8], [1, 2, 3]), ([1, 2, 3], [0, 0, 0]), ([1, 2], [2, 1])])
+def test_spearman_is_undefined_for_a_constant_or_two_points(x, y):
+    assert spearman(x, y) is None
+
+
+def test_utilisation_is_effective_rank_over_rank():
+    assert utilisation({"a": 3.0, "b": 1.5}, {"a": 4, "b": 2}) == pytest.approx(0.75)
+    assert utilisation({"a": 0.0}, {"a": 0}) is None
+
+
+def test_quartiles_ignore_what_is_no_number():
+    assert quartiles([1, 2, 3, 4, 5, None, math.nan]) == (2.0, 3.0, 4.0)
+    assert quartiles([None]) == (None, None, None)
+
+
+def test_pruned_counts_counts_triples_of_each_layer():
+    assert pruned_counts({"pruned": [["a", 0, 0.1], ["b", 3, 0.2], ["a", 1, 0.3]]}) == {"a": 2, "b": 1}
+
+
+def test_smoothed_corrects_the_start():
+    # With decay 0.5: 4; (0.25 * 4 + 0.5 * 1) / 0.75 = 2.
+    assert smoothed([4.0, 1.0], beta=0.5) == pytest.approx([4.0, 2.0])
+    assert smoothed([3.0] * 5) == pytest.approx([3.0] * 5)
+
+
+def test_thinned_keeps_the_ends_and_the_limit():
+    assert thinned(3) == [0, 1, 2]
+    kept = thinned(10_000, limit=600)
+    assert len(kept) == 600 and kept[0] == 0 and kept[-1] == 9_999
+
+
+def test_correlations_are_of_the_means_over_the_adjustments():
+    """Mean ranks 1 2 3, mean scores 2 6 4, mean places (of 3, 1, 2 and 3, 1, 2) 3 1 2."""
+    ranks = [{"a": 1, "b": 1, "c": 3}, {"a": 1, "b": 3, "c": 3}]
+    scores = [{"a": 1.0, "b": 5.0, "c": 3.0}, {"a": 3.0, "b": 7.0, "c": 5.0}]
+    adjustments = [{"ranks": r, "layer_scores": s} for r, s in zip(ranks, scores, strict=True)]
+    # Places of the ranks 1 2 3 against 1 3 2: 1 - 6 * 2 / 24; against the places by importance the other way round.
+    assert rank_correlations(adjustments) == pytest.approx((0.5, -0.5))

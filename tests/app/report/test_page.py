@@ -1,0 +1,129 @@
+"""The page as a file: whole, self-contained, safe, and small."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pedyra.app.report import build_report
+from pedyra.app.report.images import vega_script
+
+
+def embedded(page: str) -> dict:
+    """What the page draws, as the browser reads it."""
+    data = page.split('id="figures">')[1].split("</script>")[0]
+    return json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.fixture(scope="module")
+def page(dynamic_run: Path) -> str:
+    return build_report([dynamic_run]).read_text(encoding="utf-8")
+
+
+def test_the_report_lies_in_the_first_run_unless_told_otherwise(dynamic_run: Path, lora_run: Path, tmp_path: Path):
+    assert build_report([dynamic_run, lora_run]) == dynamic_run / "report.html"
+    assert build_report([dynamic_run], tmp_path / "new" / "page.html").is_file()
+    with pytest.raises(ValueError, match="is a folder"):
+        build_report([dynamic_run], tmp_path)
+
+
+def test_the_page_needs_nothing_from_outside(page: str):
+    own = page.replace(vega_script(), "")  # which names addresses that it does not ask for
+    assert len(own) < len(page) - 800_000
+    assert not re.findall(r"https?://", own)
+    assert not re.findall(r"<(?:link|script|img)[^>]+(?:src|href)=\"(?!data:)", own)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy and "default-src 'none'" in policy[1] and "eval" not in policy[1]
+
+
+def test_the_header_says_what_was_run_and_what_came_out(page: str):
+    header = re.sub(r"<[^>]+>", " ", page.split("<header>")[1].split("</header>")[0])
+    for text in (
+        "demo",
+        "pedyra",
+        "minilm",
+        "reviews",
+        "Accuracy",
+        "0.8220",
+        "of its budget",
+        "2 min 04 s",
+        "1.33 GiB",
+    ):
+        assert text in header
+
+
+def test_the_moves_of_every_adjustment_are_listed(page: str):
+    table = page.split("<summary>All 20 adjustments")[1].split("</tbody>")[0]
+    assert table.count('<th scope="row"') == 20
+    assert "key 0" in table
+
+
+def test_the_page_holds_the_data_it_draws(page: str, dynamic_run: Path):
+    panels = embedded(page)["panels"]
+    cells = panels["map-0"]["data"]["values"]
+    last = json.loads((dynamic_run / "ranks.jsonl").read_text().splitlines()[-1])
+    assert sum(cell["ranks"][-1] for cell in cells) == last["total_rank"]
+    assert panels["map-0"]["params"] == [{"name": "adjustment", "value": 20}]
+    (accuracy,) = panels["loss-2"]["data"]["values"]
+    rows = map(json.loads, (dynamic_run / "metrics.jsonl").read_text().splitlines())
+    logged = {row["step"]: row["eval_accuracy"] for row in rows if "eval_accuracy" in row}
+    assert accuracy["x"] == list(logged) and accuracy["y"] == pytest.approx(list(logged.values()), rel=1e-4)
+
+
+def test_a_deep_model_stays_below_two_megabytes(make_run, tmp_path: Path):
+    assert build_report([make_run(tmp_path / "deep", depths=40)]).stat().st_size < 2_000_000
+
+
+def test_names_from_the_run_are_text_never_markup(dynamic_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(dynamic_run, tmp_path / "x<b>y"))
+    ranks = folder / "ranks.jsonl"
+    ranks.write_text(ranks.read_text().replace('"type": "query"', '"type": "</script><img src=x onerror=alert(1)>"'))
+    page = build_report([folder]).read_text(encoding="utf-8").replace(vega_script(), "")
+    assert "<img" not in page and "<b>y" not in page
+    assert page.count("</script>") == 3
+    types = {cell["type"] for cell in embedded(page)["panels"]["map-0"]["data"]["values"]}
+    assert "</script><img src=x onerror=alert(1)>" in types
+
+
+def test_several_runs_are_compared_in_a_table(dynamic_run: Path, lora_run: Path, tmp_path: Path):
+    page = build_report([dynamic_run, lora_run], tmp_path / "two.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", page.split('<table class="comparison">')[1].split("</table>")[0], re.S)
+    accuracy = next(row for row in rows if "Accuracy" in row)
+    assert "0.8220" in accuracy and "0.8100" in accuracy
+
+
+def test_an_unfinished_run_has_a_page(dynamic_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(dynamic_run, tmp_path / "running"))
+    for name, kept in (("metrics.jsonl", 10), ("ranks.jsonl", 3)):
+        lines = (folder / name).read_text().splitlines()[:kept]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    (folder / "environment.json").unlink()
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert "the run is not finished" in page and "not recorded" in page
+
+
+def test_values_that_are_no_number_become_gaps(dynamic_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(dynamic_run, tmp_path / "diverged"))
+    for name, key in (("metrics.jsonl", "loss"), ("ranks.jsonl", "bert.encoder.layer.0.output.dense")):
+        file = folder / name
+        file.write_text(re.sub(rf'("{key}": \[?)\d+\.\d+', r"\1NaN", file.read_text()))
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert "Training loss" not in page and "Held-out loss" in page
+    embedded(page)
+
+
+def test_what_is_missing_is_said_in_a_line(lora_run: Path):
+    page = build_report([lora_run]).read_text(encoding="utf-8")
+    assert "<li>Rank of every layer: needs ranks.jsonl, which only rank-adaptive methods write.</li>" in page
+
+
+def test_samples_are_shown_where_there_are_some(lora_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(lora_run, tmp_path / "wrote"))
+    rows = [{"prompt": "2 + 2 = ", "text": f"four & <b>{i}</b>"} for i in range(9)]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert "four &amp; &lt;b&gt;4" in page and "&lt;b&gt;5" not in page

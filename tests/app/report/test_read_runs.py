@@ -1,0 +1,132 @@
+"""What is read from a run folder, and how a damaged one is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pedyra.app.report.run_folder import make_layers, read_run, read_runs
+
+
+@pytest.fixture
+def copy(dynamic_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(dynamic_run, tmp_path / "copy"))
+
+
+def edit_line(path: Path, number: int, change: Callable[[str], str]) -> None:
+    lines = path.read_text().splitlines()
+    lines[number - 1] = change(lines[number - 1])
+    path.write_text("\n".join(lines) + "\n")
+
+
+def without(key: str) -> Callable[[str], str]:
+    return lambda line: json.dumps({name: value for name, value in json.loads(line).items() if name != key})
+
+
+def test_a_run_is_read_whole(dynamic_run: Path):
+    run = read_run(dynamic_run)
+    assert len(run.layers) == 36
+    assert len(run.adjustments) == 20
+    assert run.final["metric"] == "accuracy" and not any(record.get("final") for record in run.metrics)
+    assert run.layers[1].short_name == "key 0"
+    assert run.final_ranks == run.adjustments[-1]["ranks"]
+
+
+def test_a_plain_lora_run_has_no_layers(lora_run: Path):
+    run = read_run(lora_run)
+    assert run.layers == [] and run.snapshots == [] and run.final_ranks == {}
+
+
+def test_places_and_short_names_of_layers():
+    rows = [
+        {"name": "h.3.mlp.up", "type": "up", "depth": 3, "rank": 8},
+        {"name": "pooler.dense", "type": "pooler.dense", "depth": 0, "rank": 8},
+        *({"name": f"h.4.experts.{i}.up", "type": "up", "depth": 4, "rank": 8} for i in range(2)),
+    ]
+    found = [(layer.depth, layer.short_name) for layer in make_layers(rows)]
+    assert found == [(3, "up 3"), (None, "pooler.dense"), (4, "h.4.experts.0.up"), (4, "h.4.experts.1.up")]
+
+
+def test_of_a_step_written_twice_by_a_resume_the_later_line_counts(copy: Path):
+    ranks = copy / "ranks.jsonl"
+    again = json.loads(ranks.read_text().splitlines()[-1])
+    again["total_rank"] = 1
+    ranks.write_text(ranks.read_text() + json.dumps(again) + "\n")
+    run = read_run(copy)
+    assert [s["total_rank"] for s in run.snapshots if s["step"] == again["step"]] == [1]
+
+
+def test_labels_tell_runs_apart(dynamic_run: Path, tmp_path: Path):
+    twins = [Path(shutil.copytree(dynamic_run, tmp_path / seed / "demo")) for seed in ("seed0", "seed1")]
+    assert [run.label for run in read_runs(twins)] == ["seed0/demo", "seed1/demo"]
+
+
+def cut(line: str) -> str:
+    return line[: len(line) // 2]
+
+
+def of_another_layer(key: str) -> Callable[[str], str]:
+    """The first layer of this field is called otherwise."""
+
+    def change(line: str) -> str:
+        record = json.loads(line)
+        (name, value), *others = record[key].items()
+        return json.dumps({**record, key: {name + "!": value, **dict(others)}})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "change", "told"),
+    [
+        ("metrics.jsonl", 3, cut, "metrics.jsonl, line 3 is damaged"),
+        ("metrics.jsonl", 2, lambda line: "[1, 2]", "metrics.jsonl, line 2"),
+        ("metrics.jsonl", 4, without("step"), "metrics.jsonl, line 4: step is nothing, must be a whole number"),
+        ("ranks.jsonl", 5, cut, "ranks.jsonl, line 5 is damaged"),
+        ("ranks.jsonl", 1, without("layers"), "ranks.jsonl, line 1: layers is nothing, must be a list"),
+        ("ranks.jsonl", 2, without("kind"), "ranks.jsonl, line 2: kind is nothing, must be text"),
+        ("ranks.jsonl", 3, without("ranks"), "ranks.jsonl, line 3: ranks is nothing, must be an object"),
+        ("ranks.jsonl", 2, lambda line: line.replace("layer.0", "layer.9"), "'bert.encoder.layer.0.attention"),
+        ("ranks.jsonl", 2, of_another_layer("effective_rank"), "disagree about layer 'bert.encoder.layer.0.att"),
+        (
+            "ranks.jsonl",
+            2,
+            lambda line: json.dumps({**json.loads(line), "added": 0.5}),
+            "line 2: added is 0.5, must be",
+        ),
+        ("recipe.yaml", 3, lambda line: "a: b: c", "recipe.yaml"),
+        ("environment.json", 1, cut, "environment.json"),
+    ],
+)
+def test_damage_is_told_with_file_and_line(copy: Path, file: str, number: int, change, told: str):
+    edit_line(copy / file, number, change)
+    with pytest.raises(ValueError) as raised:
+        read_run(copy)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "metrics.jsonl"])
+def test_a_missing_file_is_told(copy: Path, file: str):
+    (copy / file).unlink()
+    with pytest.raises(ValueError, match=rf"{file}'? (is missing|does not exist)"):
+        read_run(copy)
+
+
+def test_an_empty_log_is_told(copy: Path):
+    (copy / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="metrics.jsonl is missing or empty"):
+        read_run(copy)
+
+
+def test_no_folder_the_wrong_folder_and_the_same_folder_twice(dynamic_run: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="run_dirs is empty"):
+        read_runs([])
+    with pytest.raises(ValueError, match="is not a folder"):
+        read_runs([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="names a run twice"):
+        read_runs([dynamic_run, dynamic_run])

@@ -1,0 +1,45 @@
+"""Text of the tables against the records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pedyra.app.report import tables
+from pedyra.app.report.run_folder import read_run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (12.34, "12.3 s"), (151, "2 min 31 s"), (59.99, "1 min 00 s"), (11_100, "3 h 05 min")],
+)
+def test_duration(seconds, text):
+    assert tables.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(None, "–"), (300 * 2**20, "300 MiB"), (3 * 2**29, "1.50 GiB")])
+def test_memory(size, text):
+    assert tables.memory(size) == text
+
+
+def test_the_layer_table_balances(dynamic_run: Path):
+    table = tables.layers(read_run(dynamic_run))
+    assert table.head[1:5] == ["Rank at start", "at end", "Pruned", "Added"] and len(table.rows) == 36
+    for row in table.rows:
+        start, end, pruned, added = map(int, row[1:5])
+        assert start + added - pruned == end
+
+
+def test_an_adjustment_row_counts_repeated_layers(dynamic_run: Path):
+    run = read_run(dynamic_run)
+    name = run.layers[0].name
+    run.adjustments[0]["pruned"] = [[name, 0, 0.1], [name, 1, 0.2]]
+    run.adjustments[0]["added"] = {}
+    assert list(tables.adjustments(run).rows[0][:3]) == ["50", "query 0 ×2", "–"]
+
+
+def test_a_run_without_ranks_says_so(lora_run: Path):
+    facts = {fact.name: fact for fact in tables.facts(read_run(lora_run))}
+    assert facts["Adjustments"].detail == "fixed rank"
+    assert facts["Total rank"].detail == "no ranks recorded"

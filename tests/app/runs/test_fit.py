@@ -1,0 +1,173 @@
+"""`pedyra fit` as a user runs it, on an adapter that a run or plain PEFT trained: a folder that stock PEFT loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.recipe import load_recipe
+from pedyra.app.recipe_sections import ModelSection
+from pedyra.app.runs.fit import parts
+from pedyra.app.tasks import load_task
+from pedyra.app.tasks.toy import toy
+from pedyra.lab.cli import main
+
+RECIPE = {
+    "model": {"name": "tiny-bert"},
+    "method": "lora",
+    "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 64},
+    "lora": {"r": 3},
+    "training": {"max_steps": 30, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "use_cpu": True,
+                 "eval_strategy": "no"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short LoRA run."""
+    folder = tmp_path_factory.mktemp("fit")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "output_dir": str(folder / "run")}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(folder / "recipe.yaml")])
+    assert not stopped.value.code
+    return folder / "run"
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """call(*arguments): exit code, stdout and stderr of `pedyra fit`."""
+
+    def fit(*arguments: Any) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return fit
+
+
+def tiny_bert() -> Any:
+    section = ModelSection(name="tiny-bert")
+    return load_model(section, "classification", 2, load_tokenizer(section), 0)
+
+
+def test_a_size_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path, call: Any, tmp_path: Path):
+    code, out, err = call(run, "--parameters", 400, "--out", tmp_path / "out", "--json", tmp_path / "fit.jsonl",
+                          "--figure", tmp_path / "curve.svg")  # fmt: skip
+    assert code == 0, err
+    assert "rise of the loss" in (tmp_path / "curve.svg").read_text()
+    result, *curve = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
+    fields = ("kept", "of", "parameters", "share", "predicted_cost", "measured_cost", "standard_error", "tolerance")
+    assert all(field in result for field in (*fields, "ranks"))
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    factors = {key: value for key, value in tensors.items() if "lora_" in key}
+    assert sum(value.numel() for value in factors.values()) == result["parameters"] <= 400
+    assert sum(rank for rank in result["ranks"].values()) == result["kept"] < result["of"]
+    assert [row["chosen"] for row in curve].count(True) == 1
+    base = load_model(
+        ModelSection(name="tiny-bert"), "classification", 2, load_tokenizer(ModelSection(name="tiny-bert")), 0
+    )
+    PeftModel.from_pretrained(base, str(tmp_path / "out"))
+    assert "proof" in out and str(tmp_path / "out") in out
+
+
+def test_recovery_is_told_and_written(run: Path, call: Any, tmp_path: Path):
+    code, out, err = call(run, "--parameters", 400, "--recover", 8, "--rows", 64, "--out", tmp_path / "out")
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
+    assert record["recover_steps"] == 8
+    told = f"recovered   cost {record['cut_cost']:+.4f} -> {record['recovered_cost']:+.4f} in 8 steps"
+    assert told in out and ("the cut stays as it was" in out) != record["recovered"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "pedyra_fit_curve.jsonl").read_text().splitlines()]
+    tried = [row for row in rows if row["recovered_cost"] is not None]
+    assert [row["parameters"] for row in tried] == [record["parameters"]]
+    assert f"{tried[0]['recovered_cost']:+.4f} ± {tried[0]['recovered_standard_error']:.4f}" in out
+
+
+def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_path: Path):
+    model: Any = get_peft_model(tiny_bert(), LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "tiny-bert"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    rows = toy()[:96]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--same-rank", "--max-rank", 1)
+    assert code == 0, err
+    assert (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
+
+
+def test_without_rows_the_singular_values_decide_and_it_says_so(run: Path, call: Any, tmp_path: Path):
+    code, out, err = call(run / "adapter", "--max-rank", 1, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert out.startswith("warning: without rows nothing was measured")
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {value.shape[0] for key, value in tensors.items() if "lora_A" in key} == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tolerance", "2%%"], "--tolerance is '2%%'; give a part such as 1% or 0.01"),
+        (["--tolerance", "150%"], "tolerance is 1.5; it is a part of what was won, in (0, 1), e.g. 0.01"),
+        (["--drop-types", "quary"], "drop_types names 'quary', which no layer of the adapter has; it has "),
+        (["--parameters", "3"], "parameters is 3, but the smallest such adapter has "),
+        (["--max-rank", "2", "--multiple-of", "4"], "max_rank is 2, below multiple_of 4: no rank is left"),
+        (["--figure", "curve.pdf"], "curve.pdf: figures are written as svg or png; name the file so"),
+        (["--recover", "-1"], "recover is -1; it is a number of steps, 0 or more"),
+        (["--run", "nowhere"], "nowhere is no run folder (it has no recipe.yaml)"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    run: Path, call: Any, arguments: list[str], message: str, tmp_path: Path
+):
+    code, _, err = call(run, *arguments, "--out", tmp_path / "out")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_choice_and_proof_have_rows_of_their_own(run: Path):
+    recipe = load_recipe(run / "recipe.yaml")
+    task = load_task(recipe.data, load_tokenizer(recipe.model), recipe.seed)
+    assert len(task.eval) == 52
+    calibration, choice, proof = parts(task, 64, seed=0)
+    rows = [[tuple(ids.tolist()) for batch in part for ids in batch["input_ids"]] for part in (choice, proof)]
+    assert [len(part) for part in rows] == [35, 17] and len([*calibration]) == 8
+    held = [tuple(row) for row in task.eval[:]["input_ids"]]
+    found = [tuple(t for t in row if t) for part in rows for row in part]  # without padding, token 0
+    assert sorted(found) == sorted(tuple(t for t in row if t) for row in held)
+    task = replace(task, eval=task.eval.select(range(47)))
+    with pytest.raises(ValueError, match="47 rows are held out; the proof is a third and takes 16: give more"):
+        parts(task, 64, seed=0)
+
+
+def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Path):
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(key for key in tensors if "lora_A" in key)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    code, _, err = call(adapter, "--max-rank", 1, "--out", tmp_path / "out")
+    assert code == 2 and "has a weight that is not finite" in err and err.count("\n") == 1
+
+
+def test_an_adapter_without_rows_and_without_a_size_is_refused(run: Path, call: Any, tmp_path: Path):
+    code, _, err = call(run / "adapter", "--out", tmp_path / "out")
+    assert code == 2 and "there are no rows to measure a cost on; give --data ROWS.jsonl or --run RUN" in err
+    code, _, err = call(run / "adapter", "--max-rank", 1, "--recover", 8, "--out", tmp_path / "out")
+    assert code == 2 and "--recover trains on rows, and there are none; give --data ROWS.jsonl or --run RUN" in err

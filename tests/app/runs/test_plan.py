@@ -1,0 +1,117 @@
+"""make_plan: what it foretells is what training does."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.plan import count_steps, make_plan
+from pedyra.app.runs.setup import set_up
+
+RANK = {
+    **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
+    **{"min_rank": 1, "start": "lora", "orth_weight": 0.0, "budget": "parameters"},
+}
+
+
+def set_up_toy(method="lora", rows=30, max_length=40, **training) -> Any:
+    content = {
+        "name": "toy",
+        "method": method,
+        "model": {"name": "tiny-bert"},
+        "data": {"source": "toy", "max_length": max_length, "train_rows": rows, "eval_rows": 8},
+        "lora": {"r": 4},
+        "rank": RANK if method != "lora" else {},
+        "training": {"per_device_train_batch_size": 4, "use_cpu": True, "save_strategy": "no", **training},
+    }
+    return set_up(Recipe.model_validate(content))
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"max_steps": 5},
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 1.3},
+        {"num_train_epochs": 2, "gradient_accumulation_steps": 3},
+        {"num_train_epochs": 1, "dataloader_drop_last": True},
+    ],
+)
+def test_steps_are_those_trainer_takes(training, tmp_path):
+    setup = set_up_toy(eval_strategy="no", **training)
+    trainer = setup.trainer(str(tmp_path))
+    foretold = count_steps(trainer)
+    trainer.train()
+    assert foretold == trainer.state.global_step
+
+
+def test_memory_counts_weights_and_adam_exactly_and_activations_by_size():
+    setup = set_up_toy()
+    memory = make_plan(setup).memory
+    parameters = list(setup.model.parameters())
+    buffers = list(setup.model.buffers())
+    assert memory.weights == sum(4 * p.numel() for p in parameters) + sum(b.nbytes for b in buffers)
+    assert memory.gradients_and_optimizer == 12 * sum(p.numel() for p in parameters if p.requires_grad)
+    # At least the input of each of 13 linears, 4 rows of the longest length, width 64; at most 30 such tensors a block.
+    one = 4 * max(len(ids) for ids in setup.task.train["input_ids"]) * 64 * 4
+    assert 13 * one < memory.activations < 2 * 30 * one
+
+
+def test_twice_the_batch_keeps_about_twice_the_activations():
+    small, large = (
+        make_plan(set_up_toy(rows=60, per_device_train_batch_size=size)).memory.activations for size in (8, 16)
+    )
+    assert 1.7 < large / small < 2.1
+
+
+def test_a_plan_does_not_change_what_is_trained():
+    untouched, planned = set_up_toy("pedyra-paper"), set_up_toy("pedyra-paper")
+    make_plan(planned)
+    before = untouched.model.get_base_model().classifier.modules_to_save["default"].weight
+    assert torch.equal(planned.model.get_base_model().classifier.modules_to_save["default"].weight, before)
+    for name, module in planned.model.named_modules():
+        if name.endswith("lora_A.default"):
+            assert torch.equal(module.weight, untouched.model.get_submodule(name).weight)
+
+
+def test_budget_and_adjustments_are_the_allocators():
+    plan = make_plan(set_up_toy("pedyra-paper", max_steps=12))
+    assert plan.budget == {
+        "kind": "parameters",
+        "total_rank": 52,
+        "parameters": sum(r["parameters"] for r in plan.layers),
+    }
+    assert plan.schedule is not None and plan.schedule["adjustments"] == [3, 5, 7]
+
+
+def test_rows_longer_than_the_models_positions_are_refused():
+    setup = set_up_toy()
+    longest = max(len(ids) for rows in (setup.task.train, setup.task.eval) for ids in rows["input_ids"])
+    setup.model.get_base_model().config.max_position_embeddings = longest
+    make_plan(setup)
+    setup.model.get_base_model().config.max_position_embeddings = longest - 1
+    with pytest.raises(ValueError, match=rf"a row has {longest} tokens, but the model has {longest - 1} positions"):
+        make_plan(setup)
+
+
+def test_positions_that_begin_after_the_padding_are_fewer():
+    setup = set_up_toy()
+    longest = max(len(ids) for rows in (setup.task.train, setup.task.eval) for ids in rows["input_ids"])
+    base: Any = setup.model.get_base_model()
+    table = base.bert.embeddings.position_embeddings
+    table.padding_idx = 1  # as RoBERTa has it: rows begin at position 2
+    base.config.max_position_embeddings = table.num_embeddings = longest + 2
+    make_plan(setup)
+    base.config.max_position_embeddings = longest  # a table that is longer by what comes before, as FSMT's is
+    make_plan(setup)
+    base.config.max_position_embeddings = table.num_embeddings = longest + 1
+    with pytest.raises(
+        ValueError, match=rf"the model has {longest - 1} positions; set data.max_length to {longest - 1}"
+    ):
+        make_plan(setup)
+
+
+def test_less_than_a_step_is_refused():
+    with pytest.raises(ValueError, match="num_train_epochs is 0"):
+        make_plan(set_up_toy(num_train_epochs=0))

@@ -1,0 +1,70 @@
+"""TrainingProgress: what is known so far, and plain lines where there is no terminal."""
+
+from io import StringIO
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerControl
+
+from pedyra.app.runs.progress import TrainingProgress
+
+
+def state(step, total=100) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=total)
+
+
+def new_progress(*, terminal=False, history=()) -> Any:
+    allocator = SimpleNamespace(ranks={"q": 5, "v": 3}, history=list(history))
+    ranks: Any = SimpleNamespace(allocator=allocator)
+    screen = StringIO()
+    console = Console(file=screen, width=120, force_terminal=terminal)
+    return TrainingProgress(console, "accuracy", 99, ranks), screen
+
+
+def test_the_status_tells_what_is_known():
+    progress, _ = new_progress()
+    assert progress.status() == "rank 8"
+    progress.on_log(None, state(1), TrainerControl(), logs={"loss": 0.51234})
+    progress.on_log(None, state(1), TrainerControl(), logs={"eval_loss": 0.5, "eval_accuracy": 0.8125})
+    assert progress.status() == "loss 0.5123  accuracy 0.8125  rank 8"
+
+
+def test_the_last_adjustment_is_told_with_its_moves():
+    history = [{"step": 10, "added": {"q": 9}}, {"step": 20, "added": {"q": 2, "v": 1}}]
+    progress, _ = new_progress(history=history)
+    assert progress.status().endswith("adjusted at 20 (3 moved)")
+
+
+def test_of_a_fit_the_status_tells_what_it_does_and_what_is_left():
+    history = [{"step": 40, "added": {}, "fit": {"state": "cut", "share": 0.375, "words": None}}]
+    progress, _ = new_progress(history=history)
+    assert progress.status() == "rank 8  cut, 38% left"
+
+
+def test_plain_lines_come_at_most_twenty_times_a_run_beside_evaluations():
+    progress, screen = new_progress()
+    for step in range(1, 1001):
+        progress.on_log(None, state(step, 1000), TrainerControl(), logs={"loss": 1.0})
+    assert len(screen.getvalue().splitlines()) == 20
+    progress.on_log(None, state(1000, 1000), TrainerControl(), logs={"eval_loss": 1.0, "eval_accuracy": 0.5})
+    assert screen.getvalue().splitlines()[-1] == "step 1000/1000  loss 1.0000  accuracy 0.5000  rank 8"
+
+
+def test_a_step_that_is_evaluated_is_told_once():
+    progress, screen = new_progress()
+    progress.on_log(None, state(10), TrainerControl(should_evaluate=True), logs={"loss": 1.0})
+    progress.on_log(
+        None, state(10), TrainerControl(should_evaluate=True), logs={"eval_loss": 1.0, "eval_accuracy": 0.5}
+    )
+    assert len(screen.getvalue().splitlines()) == 1
+
+
+def test_a_terminal_gets_a_bar_and_no_plain_lines():
+    progress, screen = new_progress(terminal=True)
+    with progress:
+        progress.on_train_begin(None, state(0), TrainerControl())
+        progress.on_step_end(None, state(40), TrainerControl())
+        progress.on_log(None, state(40), TrainerControl(), logs={"loss": 0.25})
+    assert "40/100" in screen.getvalue() and "loss 0.2500" in screen.getvalue()
+    assert "step 40/100" not in screen.getvalue()

@@ -1,0 +1,123 @@
+"""train_run: a recipe becomes a run folder."""
+
+import json
+
+import pytest
+import torch
+from short_runs import run, steps_of
+
+from pedyra.app.recipe import load_recipe
+from pedyra.app.report.run_folder import read_run
+from pedyra.app.runs.evaluate import evaluate_run
+from pedyra.app.runs.run import plan_run
+from pedyra.lora.files import read_rows
+from pedyra.lora.inspection import inspect_adapter
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+def test_a_finished_run_holds_all_files_and_ends_with_the_final_line(recipe, method):
+    result = run(recipe(method))
+    folder = result.folder.path
+    expected = {"recipe.yaml", "metrics.jsonl", "environment.json", "adapter"}
+    assert expected <= {path.name for path in folder.iterdir()}
+    assert load_recipe(folder / "recipe.yaml") == recipe(method)
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    final = rows[-1]
+    assert (final["step"], final["final"], final["metric"]) == (12, True, "accuracy")
+    assert final["value"] == [row["eval_accuracy"] for row in rows if "eval_accuracy" in row][-1]
+    assert final == result.final
+    environment = json.loads((folder / "environment.json").read_text())
+    assert (environment["seed"], environment["device"]) == (0, "cpu")
+    assert environment["versions"]["torch"] == torch.__version__
+
+
+def test_trainable_parameters_are_counted_by_hand(recipe):
+    # tiny-bert: 2 blocks of four 64 x 64 linears, 64 x 128 and 128 x 64; a 64 x 64 pooler; a head of 2 x 64 + 2.
+    final = run(recipe()).final
+    assert final["trainable_parameters"] == 4 * (2 * (4 * 128 + 192 + 192) + 128) + 130
+
+
+def test_the_saved_adapter_gives_the_metrics_of_the_final_line(recipe):
+    result = run(recipe("pedyra-paper"))
+    metrics = evaluate_run(result.folder.path)
+    assert metrics["accuracy"] == result.final["value"]
+    assert metrics["loss"] == pytest.approx(result.final["eval_loss"], abs=1e-5)
+
+
+def test_methods_share_head_adapter_and_data_of_a_seed(recipe):
+    # Before the first step a LoRA start is the same function: so is its first loss on the same batch.
+    every = {"training": {"logging_steps": 1, "max_steps": 12}}
+    losses = {}
+    for method in ("lora", "pedyra-paper"):
+        rows = read_rows(run(recipe(method, output=method, **every)).folder.metrics)
+        losses[method] = rows[0]["loss"]
+    assert losses["lora"] == losses["pedyra-paper"]
+
+
+def test_a_run_whose_loss_is_no_number_says_so(recipe):
+    result = run(recipe(training={"learning_rate": 1e30, "warmup_steps": 0}))
+    assert result.diverged and not run(recipe(output="fine")).diverged
+    logged = [row["loss"] for row in read_rows(result.folder.metrics) if "loss" in row]
+    assert logged[-1] is None  # as JSON has NaN, not the 0 that Trainer would show
+
+
+def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
+    best = {"load_best_model_at_end": True, "save_steps": 6}
+    result = run(recipe("pedyra-paper", training=best))
+    metrics = evaluate_run(result.folder.path)
+    values = [row["eval_accuracy"] for row in steps_of(result.folder.path, "eval")]
+    assert metrics["accuracy"] == result.final["value"] == max(values)
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
+    plan = plan_run(recipe(method))
+    assert list(tmp_path.iterdir()) == []
+    assert (plan.total_steps, len(plan.layers), plan.rows()[0]["total_rank"]) == (12, 13, 52)
+    assert plan.rows()[0]["adjustments"] == (0 if method == "lora" else 3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "side"), [("per_device_train_batch_size", "training"), ("per_device_eval_batch_size", "held-out")]
+)
+def test_rows_that_fill_no_batch_are_told_before_the_run(recipe, batch, side):
+    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    with pytest.raises(ValueError, match=f"leaves no {side} batch: .* fewer than 999; lower training.{batch}"):
+        plan_run(recipe(training={**training, batch: 999}))
+
+
+def test_eval_refuses_rows_of_which_others_are_held_out_now(recipe, tmp_path):
+    rows = [{"text": f"good {number}" if number % 2 else f"bad {number}", "label": number % 2} for number in range(40)]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = run(recipe(data={"source": str(data), "train_rows": None, "eval_rows": None})).folder
+    evaluate_run(folder.path)
+    data.write_text(data.read_text() + json.dumps({"text": "good 40", "label": 1}) + "\n")
+    with pytest.raises(ValueError, match="the training rows of .*d.jsonl, or their tokens, are not those of"):
+        evaluate_run(folder.path)
+
+
+def test_eval_refuses_labels_that_have_other_numbers_now(recipe, tmp_path):
+    rows = [{"text": f"{'good' if number % 2 else 'bad'} {number}", "label": "gb"[number % 2]} for number in range(40)]
+    data, other = tmp_path / "d.jsonl", tmp_path / "v.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
+    section = {"source": str(data), "validation": str(other), "train_rows": None, "eval_rows": None}
+    folder = run(recipe(data=section)).folder.path
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows[8:20]))
+    evaluate_run(folder)  # other rows to judge by are the user's choice
+    for file in (data, other):
+        file.write_text(file.read_text().replace('"b"', '"z"'))
+    with pytest.raises(ValueError, match="labels may have other numbers"):
+        evaluate_run(folder)
+
+
+def test_the_report_tells_the_ranks_and_losses_of_a_best_adapter_and_of_the_last_step(recipe):
+    best = {"load_best_model_at_end": True, "save_steps": 2, "eval_steps": 2, "learning_rate": 0.5}
+    folder = run(recipe("random", training=best)).folder.path
+    final, read = read_rows(folder / "metrics.jsonl")[-1], read_run(folder)
+    assert final["best_step"] < 12 and len(steps_of(folder, "eval")) == 6
+    layers = inspect_adapter(folder).layers
+    assert {layer.layer: layer.rank for layer in layers} == read.final_ranks
+    assert read.final_ranks != read.adjustments[-1]["ranks"]

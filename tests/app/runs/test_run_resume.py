@@ -1,0 +1,103 @@
+"""A run that was interrupted or killed goes on bit for bit, and only as what it was."""
+
+import json
+
+import pytest
+from rich.console import Console
+from short_runs import adapter, assert_same_tensors, run, steps_of
+
+from pedyra.app.runs.run import train_run
+from pedyra.lora.files import read_rows
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(recipe, interrupt_at, method):
+    whole = run(recipe(method, output="whole"))
+    interrupt_at(7)
+    stopped = run(recipe(method))
+    assert (stopped.interrupted, stopped.step) == (True, 7)
+    assert not (stopped.folder.path / "adapter").exists()
+    resumed = run(recipe(method), resume=True)
+    assert_same_tensors(adapter(resumed.folder.path), adapter(whole.folder.path))
+    assert steps_of(resumed.folder.path, "eval") == steps_of(whole.folder.path, "eval")
+    assert resumed.layers == whole.layers
+    if method == "pedyra-paper":
+        adjustments = steps_of(resumed.folder.path, "adjustment")
+        assert adjustments == steps_of(whole.folder.path, "adjustment") and len(adjustments) == 3
+    environment = json.loads((resumed.folder.path / "environment.json").read_text())
+    assert environment["resumed_from"] == 7
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+def test_a_run_killed_after_its_last_checkpoint_can_still_be_finished(recipe, method):
+    whole = run(recipe(method)).folder
+    before = adapter(whole.path)
+    rows = read_rows(whole.metrics)
+    whole.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    finished = run(recipe(method), resume=True)
+    assert (finished.step, finished.final["value"]) == (12, rows[-1]["value"])
+    assert_same_tensors(adapter(whole.path), before)
+
+
+def test_resume_needs_the_same_recipe(recipe, interrupt_at):
+    interrupt_at(5)
+    run(recipe())
+    with pytest.raises(ValueError, match="training.learning_rate was 0.01 and is now 0.02"):
+        run(recipe(training={"learning_rate": 0.02}), resume=True)
+
+
+def test_a_checkpoint_with_one_flipped_bit_is_passed_over(recipe, interrupt_at):
+    interrupt_at(7)
+    folder = run(recipe()).folder.path
+    weights = folder / "checkpoint-7" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 4
+    weights.write_bytes(data)
+    screen = Console(record=True, width=500)
+    assert train_run(recipe(), resume=True, console=screen).step == 12
+    assert (
+        "checkpoint-7, which is not whole: adapter_model.safetensors does not match SHA256SUMS" in screen.export_text()
+    )
+    assert json.loads((folder / "environment.json").read_text())["resumed_from"] == 4
+
+
+def test_rows_that_have_changed_are_not_resumed_on(recipe, interrupt_at, tmp_path):
+    rows = [{"text": f"good {number}" if number % 2 else f"bad {number}", "label": number % 2} for number in range(40)]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"data": {"source": str(data), "train_rows": None, "eval_rows": None}}
+    interrupt_at(7)
+    run(recipe(**changes))
+    kept = data.read_text()
+    data.write_text(kept.replace("good 1", "fine 1"))
+    with pytest.raises(ValueError, match="--resume: the rows of .*d.jsonl, or their tokens, are not those"):
+        run(recipe(**changes), resume=True)
+    data.write_text(kept)
+    assert run(recipe(**changes), resume=True).step == 12
+
+
+def test_a_damaged_line_of_metrics_is_told_by_its_number(recipe, interrupt_at):
+    interrupt_at(7)
+    folder = run(recipe()).folder
+    folder.metrics.write_text("damaged\n" + folder.metrics.read_text())
+    with pytest.raises(ValueError, match="metrics.jsonl, line 1 is damaged"):
+        run(recipe(), resume=True)
+
+
+@pytest.mark.parametrize(("strategy", "step"), [("steps", 6), ("epoch", 4), ("epoch", 6), ("epoch", 10)])
+def test_an_interrupt_at_an_evaluation_changes_nothing_either(recipe, interrupt_at, strategy, step):
+    every = {"max_steps": 10, "eval_strategy": strategy, "save_strategy": strategy}
+    changes = {
+        "training": {**every, "save_steps": 6, "load_best_model_at_end": True},
+        "data": {"train_rows": 16},  # epochs of 4 steps
+    }
+    whole = run(recipe(output="whole", **changes)).folder.path
+    interrupt_at(step)
+    stopped = run(recipe(**changes))
+    folder = stopped.folder.path
+    assert stopped.step == step
+    if step < 10:
+        folder = run(recipe(**changes), resume=True).folder.path
+    assert steps_of(folder, "eval") == steps_of(whole, "eval")
+    assert_same_tensors(adapter(folder), adapter(whole))
+    assert read_rows(folder / "metrics.jsonl")[-1]["best_step"] == read_rows(whole / "metrics.jsonl")[-1]["best_step"]

@@ -1,0 +1,132 @@
+"""set_up: a recipe's model, adapter and method, or a message that says what to change."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.setup import check_targets, set_up
+from pedyra.config import RankConfig
+
+
+def recipe(**changes):
+    content = {
+        "name": "toy",
+        "method": "lora",
+        "model": {"name": "tiny-bert"},
+        "data": {"source": "toy", "max_length": 40, "train_rows": 16, "eval_rows": 8},
+        "training": {"use_cpu": True},
+        "seed": 3,
+    }
+    return Recipe.model_validate({**content, **changes})
+
+
+def test_methods_choose_the_rank_settings():
+    assert set_up(recipe(method="lora")).ranks is None
+    for method, expected in (
+        ("pedyra", RankConfig(interval=12, seed=3)),
+        ("pedyra-paper", RankConfig.paper(interval=12, seed=3)),
+    ):
+        ranks = set_up(recipe(method=method, rank={"interval": 12})).ranks
+        assert ranks is not None and ranks.config == expected
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", "dora", "adalora-svd", "elalora", "l1ra", "random", "prune", "pedyra-paper"]
+)
+def test_other_methods_pass_over_how_method_pedyra_ends(method):
+    ends = {"budget": "fit", "tolerance": 0.05, "target_rank": 2}
+    given, without = (
+        set_up(recipe(method=method, rank=rank)).ranks for rank in ({"interval": 12, **ends}, {"interval": 12})
+    )
+    assert (given and given.config) == (without and without.config)
+
+
+@pytest.mark.parametrize("kind", ["classification", "causal_lm"])
+def test_micro_batches_give_the_gradient_of_one_batch(tmp_path, kind):
+    norms = []
+    for accumulation in (1, 4):
+        changes: dict[str, Any] = {"training": {
+            "use_cpu": True, "max_steps": 1, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no",
+            "per_device_train_batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation,
+        }}  # fmt: skip
+        if kind == "causal_lm":
+            changes["model"] = {"name": "tiny-llama"}
+            changes["data"] = {
+                "source": "toy", "kind": kind, "prompt": "prompt", "completion": "completion", "max_length": 40,
+                "train_rows": 16, "eval_rows": 8,
+            }  # fmt: skip
+        setup = set_up(recipe(**changes))
+        for module in setup.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer = setup.trainer(str(tmp_path))
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ValueError, match="'pedyra-papr' is unknown; did you mean 'pedyra-paper'"):
+        set_up(recipe(method="pedyra-papr"))
+
+
+def test_head_and_adapter_are_those_of_the_seed_for_every_method():
+    weights = {}
+    for method in ("lora", "pedyra", "pedyra-paper"):
+        torch.rand(7)  # whatever happened before must not matter
+        weights[method] = set_up(recipe(method=method)).model.state_dict()
+    own = [name for name in weights["lora"] if "lora_" in name or "classifier" in name]
+    assert any("lora_A" in name for name in own) and any("classifier" in name for name in own)
+    assert all(torch.equal(weights["lora"][name], weights["pedyra"][name]) for name in own)
+    heads = [name for name in own if "lora_" not in name]  # the paper's start draws factors of its own
+    assert all(torch.equal(weights["lora"][name], weights["pedyra-paper"][name]) for name in heads)
+
+
+@pytest.mark.parametrize("method", ["lora", "lora+", "dora", "pissa"])
+def test_ranks_by_layer_are_those_of_the_adapter_and_all_have_one_scaling(method):
+    first = "bert.encoder.layer.0.attention.self.query"
+    ranks = {"query": 3, first: 5, "bert.encoder.layer.1.attention.self.query": 0, "attention.output.dense": 1}
+    lora = {"r": 4, "alpha": 6, "target_modules": ["key"], "ranks": ranks}
+    model: Any = set_up(recipe(method=method, lora=lora)).model
+    layers = {name: module for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")}
+    found = {name: layer.lora_A["default"].weight.shape[0] for name, layer in layers.items()}
+    assert found == {first: 5, **{f"bert.encoder.layer.{depth}.attention.output.dense": 1 for depth in (0, 1)}}
+    assert {layer.scaling["default"] for layer in layers.values()} == {1.5}
+
+
+@pytest.mark.parametrize(
+    ("method", "ranks", "told"),
+    [
+        ("lora", {"quary": 3}, "lora.ranks: 'quary' is no layer of the model; did you mean 'query'?"),
+        ("lora", {"zzz": 3}, "lora.ranks: 'zzz' is no layer of the model; layers are called word_embeddings"),
+        ("pedyra", {"query": 3}, "method pedyra decides on ranks itself; add method=lora"),
+        ("randlora", {"query": 3}, "method randlora decides on ranks itself"),
+    ],
+)
+def test_ranks_of_unknown_layers_or_for_a_method_with_its_own_are_refused(method, ranks, told):
+    with pytest.raises(ValueError) as caught:
+        set_up(recipe(method=method, lora={"ranks": ranks}))
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["query", "value"], r".*\.(query|key)", ["layer.0.output.dense"]])
+def test_targets_that_match_are_accepted(targets):
+    base: Any = set_up(recipe()).model.get_base_model()
+    check_targets(base, LoraConfig(target_modules=targets))
+
+
+@pytest.mark.parametrize(
+    ("targets", "named"), [(["query", "valeu"], "valeu"), (r".*\.quary", "quary"), ("query", "query")]
+)
+def test_a_target_that_matches_nothing_is_told_with_candidates(targets, named):
+    # PEFT itself would train "query" alone and never speak of "valeu".
+    with pytest.raises(ValueError, match=f"{named}.*matches no module.*candidates: query, key, value, dense"):
+        set_up(recipe(lora={"target_modules": targets}))
+
+
+def test_a_pattern_that_is_none_is_told():
+    with pytest.raises(ValueError, match=r"lora.target_modules: '\(' is no regular expression"):
+        set_up(recipe(lora={"target_modules": "("}))

@@ -1,0 +1,150 @@
+"""The loss is on the answers alone, for prompts and for chats; what cannot be answered is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import processors
+
+from pedyra.app.models import load_tokenizer
+from pedyra.app.recipe_sections import DataSection, ModelSection
+from pedyra.app.tasks import load_task
+from pedyra.app.tasks.causal_lm import encode
+
+GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
+CHAT = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "hello"},
+    {"role": "user", "content": "bye"},
+    {"role": "assistant", "content": "so long"},
+]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return load_tokenizer(ModelSection(name="tiny-llama"))
+
+
+def encoded(tokenizer: Any, row: dict[str, Any], **data: Any) -> tuple[str, list[str]]:
+    """The text a row becomes, and the stretches of it that have a loss."""
+    section = DataSection(source="toy", kind="causal_lm", **data)
+    (one,) = encode([row], section, tokenizer, "training")
+    assert len(one["input_ids"]) == len(one["labels"]) == len(one["attention_mask"])
+    assert all(label in (-100, token) for token, label in zip(one["input_ids"], one["labels"], strict=True))
+    stretches, last = [], -100
+    for label in one["labels"]:
+        if label != -100:
+            stretches = [*stretches, [label]] if last == -100 else [*stretches[:-1], [*stretches[-1], label]]
+        last = label
+    return tokenizer.decode(one["input_ids"]), [tokenizer.decode(stretch) for stretch in stretches]
+
+
+def test_a_prompt_has_no_loss_and_the_answer_ends(tokenizer: Any):
+    row = {"p": "the plot is", "c": " dull"}
+    assert encoded(tokenizer, row, prompt="p", completion="c") == ("<s>the plot is dull</s>", [" dull</s>"])
+
+
+def test_a_template_is_filled_from_the_columns(tokenizer: Any):
+    row = {"q": "1+1", "a": 2}
+    whole, losses = encoded(tokenizer, row, template="Question: {q}\nAnswer: ", completion="a")
+    assert (whole, losses) == ("<s>Question: 1+1\nAnswer: 2</s>", ["2</s>"])
+
+
+def test_a_prompt_is_tokenised_as_it_will_be_at_generation(tokenizer: Any):
+    section = DataSection(source="toy", kind="causal_lm", prompt="p", completion="c")
+    (row,) = encode([{"p": "is it ", "c": "worth it"}], section, tokenizer, "training")
+    prompt = tokenizer("is it ")["input_ids"]
+    assert row["input_ids"][: len(prompt)] == prompt
+    assert row["labels"][: len(prompt) + 1] == [-100] * len(prompt) + [row["input_ids"][len(prompt)]]
+
+
+def test_a_tokenizer_that_closes_texts_does_not_close_a_prompt():
+    bert = load_tokenizer(ModelSection(name="tiny-bert"))
+    assert encoded(bert, {"p": "the", "c": "plot"}, prompt="p", completion="c") == ("[CLS]theplot", ["plot"])
+
+
+def test_every_turn_of_the_assistant_has_a_loss(tokenizer: Any):
+    whole, losses = encoded(tokenizer, {"m": CHAT}, messages="m")
+    assert whole == ("<s>user\nhi</s>\n<s>assistant\nhello</s>\n<s>user\nbye</s>\n<s>assistant\nso long</s>\n")
+    assert losses == ["hello</s>\n", "so long</s>\n"]
+
+
+def test_a_chat_template_of_the_recipe_is_used_where_the_tokenizer_has_none(tokenizer: Any):
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="needs a chat template, and this tokenizer has none; give data.chat_template"):
+        encoded(tokenizer, {"m": CHAT}, messages="m")
+    ask = "{% if add_generation_prompt %}[a]{% endif %}"
+    template = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}" + ask
+    whole, losses = encoded(tokenizer, {"m": CHAT}, messages="m", chat_template=template)
+    assert (whole, losses) == ("[u]hi[a]hello[u]bye[a]so long", ["hello", "so long"])
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any):
+    template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="the chat template rewrites earlier turns"):
+        encoded(tokenizer, {"m": CHAT}, messages="m", chat_template=template)
+
+
+def test_what_the_template_refuses_is_told(tokenizer: Any):
+    with pytest.raises(ValueError, match="the chat template refuses a row of data.messages: roles must alternate"):
+        encoded(tokenizer, {"m": CHAT}, messages="m", chat_template="{{ raise_exception('roles must alternate') }}")
+
+
+@pytest.mark.parametrize(
+    ("chat", "told"),
+    [
+        ("hi", "is a list of {role, content}"),
+        ([{"role": "user"}], "is a list of {role, content}"),
+        (["hi"], "is a list of {role, content}"),
+        ([], "begins with a system or user message"),
+        (CHAT[1:], "begins with a system or user message"),
+    ],
+)
+def test_what_is_no_chat_is_told(tokenizer: Any, chat: Any, told: str):
+    with pytest.raises(ValueError, match=f"column 'm' holds .*; a chat {told}"):
+        encoded(tokenizer, {"m": chat}, messages="m")
+
+
+def test_rows_without_room_for_an_answer_are_left_out_and_counted(tokenizer: Any, caplog: pytest.LogCaptureFixture):
+    section = DataSection(source="toy", kind="causal_lm", prompt="p", completion="c", max_length=6)
+    rows = [{"p": "x" * 20, "c": "a"}, {"p": "xyz", "c": "abcdefgh"}]
+    with caplog.at_level(logging.WARNING):
+        kept = encode(rows, section, tokenizer, "training")
+    assert [tokenizer.decode(row["input_ids"]) for row in kept] == ["<s>xyzab"]
+    assert "1 of 2 training rows have no answer within data.max_length 6 tokens" in caplog.text
+    with pytest.raises(ValueError, match="no training row has an answer within data.max_length 6 tokens"):
+        encode(rows[:1], section, tokenizer, "training")
+
+
+def test_a_first_token_is_no_answer_as_nothing_comes_before_it():
+    bert: Any = load_tokenizer(ModelSection(name="tiny-bert"))
+    without_cls: Any = processors.Sequence([])
+    bert.backend_tokenizer.post_processor = without_cls
+    with pytest.raises(ValueError, match="no training row has an answer"):
+        encoded(bert, {"p": "", "c": "?"}, prompt="p", completion="c")
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="the evaluation data is not here")
+def test_gsm8k_has_its_loss_on_the_answers(tokenizer: Any):
+    section = DataSection(
+        source=str(GSM8K),
+        kind="causal_lm",
+        template="Question: {question}\nAnswer:\n",
+        completion="answer",
+        max_length=4096,
+        train_rows=20,
+        eval_rows=5,
+    )
+    task = load_task(section, tokenizer, seed=0)
+    assert (len(task.train), len(task.eval), task.metric) == (20, 5, "perplexity")
+    with gzip.open(GSM8K, "rt", encoding="utf-8") as file:
+        answers = {row["question"]: row["answer"] for row in map(json.loads, file)}
+    for row in [*task.train.to_list(), *task.eval.to_list()]:
+        question = tokenizer.decode(row["input_ids"]).removeprefix("<s>Question: ").split("\nAnswer:\n")[0]
+        answer = tokenizer.decode([label for label in row["labels"] if label != -100])
+        assert answer == answers[question] + "</s>"

@@ -1,0 +1,129 @@
+"""Answers found in written mathematics, and which of them are one value."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from pedyra.app.tasks import math
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("She sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 18", "18"),
+        ("#### 1,234,567", "1234567"),
+        ("#### -5", "-5"),
+        ("#### $3.50", "3.50"),
+        ("6 x 7 = 42. The answer is: 42", "42"),  # MetaMathQA
+        ("The answer is $1,200. It took 3 days.", "1200"),
+        ("So the final answer is \\boxed{72}.", "72"),
+        ("There are \\boxed{10{,}000} of them, counted twice in 3 days", "10000"),
+        ("First the answer is 3. No, the answer is 4.", "4"),
+        ("They ate 5 and then 7 apples, 12 in all.", "12"),
+        ("It costs .5 dollars", ".5"),
+        ("#### none, but 8 are left", "8"),
+        ("I do not know.", None),
+        ("", None),
+    ],
+)
+def test_the_number_of_a_gsm8k_answer(text: str, answer: str | None) -> None:
+    assert math.extract_gsm8k(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so $x = \boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"\boxed{1} then \boxed{\sqrt{\frac{a}{b}}}", r"\sqrt{\frac{a}{b}}"),
+        (r"thus \boxed{\text{(A) } \{1, 2\}} holds", r"\text{(A) } \{1, 2\}"),
+        (r"so \boxed 5$", "5"),
+        (r"\fbox{7}", "7"),
+        ("Hence. The answer is: $\\frac{3}{4}$.", r"\frac{3}{4}"),
+        (r"\boxed{\frac{1}{2", None),  # cut short
+        (r"\boxed{}", None),
+        ("no answer was found", None),
+    ],
+)
+def test_the_answer_of_a_math_solution(text: str, answer: str | None) -> None:
+    assert math.extract_boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        (r"\dfrac{1}{2}", r"\frac12", True),
+        ("0.5", r"\frac{1}{2}", True),
+        (r"2\sqrt{2}", r"\sqrt{8}", True),
+        ("(x+1)^2", "x^2+2x+1", True),
+        (r"(-\infty, 2]", r"\left(-\infty,2\right]", True),
+        (r"(-\infty, 2)", r"(-\infty, 2]", False),
+        ("(1, 2)", "(2, 1)", False),
+        ("Saturday", r"\text{Saturday}", True),
+        (r"\text{even}", r"\text{odd}", False),
+        (r"90^\circ", "90", True),
+        (r"\$32{,}348", "32348", True),
+        ("3, 5, 7", "7,5,3", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+        ("3", "4", False),
+        (r"\frac{", "1", False),
+    ],
+)
+def test_two_answers_are_one_value(answer: str, reference: str, same: bool) -> None:
+    pytest.importorskip("math_verify")
+    assert math.equivalent(answer, reference) is same
+
+
+def test_a_tower_of_powers_ends_in_time_and_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    monkeypatch.setattr(math, "_SECONDS", 1)
+    assert not math.equivalent("9^{9^{9^9}}", "3")
+
+
+def test_equivalence_is_refused_where_its_time_cannot_be_bounded() -> None:
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            math.equivalent("1/2", "0.5")
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(raised[0])
+
+
+def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ImportError, match=r'pip install "pedyra\[tasks\]"'):
+        math.equivalent("1/2", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("grade", "text", "reference", "expected"),
+    [
+        (math.grade_gsm8k, "The answer is: 18.0", "9 * 2 = 18\n#### 18", "correct"),
+        (math.grade_gsm8k, "#### 17", "#### 18", "wrong"),
+        (math.grade_gsm8k, "eighteen", "#### 18", "unparsable"),
+        (math.grade_math, r"\boxed{42 }", r"it is $\boxed{42}$", "correct"),
+        (math.grade_math, r"The answer is: 42", r"\boxed{42}", "correct"),
+        (math.grade_math, "it is 42", r"\boxed{42}", "unparsable"),
+    ],
+)
+def test_a_text_without_an_answer_is_an_outcome_of_its_own(
+    grade: Any, text: str, reference: str, expected: str
+) -> None:
+    assert grade(text, reference) == expected
+
+
+@pytest.mark.parametrize(
+    ("grade", "rule"), [(math.grade_gsm8k, "holds no number"), (math.grade_math, "holds no .*box")]
+)
+def test_a_reference_without_an_answer_is_refused(grade: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        grade("42", "see the picture")

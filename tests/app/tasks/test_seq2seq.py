@@ -1,0 +1,136 @@
+"""Encoder-decoders: sources and answers are cut apart, ROUGE is by hand, a tiny BART learns to copy a sentence."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora.dora import DoraLinearLayer
+from rich.console import Console
+
+from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.recipe import Recipe
+from pedyra.app.recipe_sections import DataSection, ModelSection
+from pedyra.app.runs.evaluate import evaluate_run
+from pedyra.app.runs.run import train_run
+from pedyra.app.tasks.generation import write_texts
+from pedyra.app.tasks.seq2seq import encode, rouge
+from pedyra.lora.files import read_rows
+
+
+def section(**changes: Any) -> DataSection:
+    return DataSection(source="toy", kind="seq2seq", **{"prompt": "document", "completion": "summary", **changes})
+
+
+@pytest.mark.parametrize(("model", "begins"), [("tiny-bart", "<s>"), ("tiny-t5", "")])
+def test_source_and_answer_are_closed_as_the_model_is_used_to(model: str, begins: str):
+    tokenizer = load_tokenizer(ModelSection(name=model))
+    (row,) = encode([{"document": "the plot is dull", "summary": "dull"}], section(), tokenizer, "training")
+    assert tokenizer.decode(row["input_ids"]) == f"{begins}the plot is dull</s>"
+    assert tokenizer.decode(row["labels"]) == f"{begins}dull</s>"
+    cut = section(max_length=3, max_target_length=2, prompt=None, template="summarize: {document}")
+    (row,) = encode([{"document": "the plot", "summary": "dull dull dull"}], cut, tokenizer, "training")
+    assert (len(row["input_ids"]), len(row["labels"])) == (3, 2)
+
+
+@pytest.mark.parametrize(("row", "what"), [({"document": " ", "summary": "x"}, "source"),
+                                           ({"document": "x", "summary": ""}, "answer")])  # fmt: skip
+def test_an_empty_text_is_told(row: dict[str, str], what: str):
+    tokenizer = load_tokenizer(ModelSection(name="tiny-t5"))
+    with pytest.raises(ValueError, match=f"validation row 2 has an empty {what}; remove the row or fill it"):
+        encode([{"document": "x", "summary": "x"}, row], section(), tokenizer, "validation")
+
+
+def test_rouge_by_hand():
+    # "cats sat" is stemmed to "cat sat". 2 of 3 given and 2 of 2 right words; 1 of 2 and 1 of 1 pairs.
+    scores = rouge(["the cat sat", "x"], ["cats sat", "y"])
+    assert scores["rouge1"] == pytest.approx(100 * (2 * (2 / 3) / (5 / 3)) / 2)
+    assert scores["rouge2"] == pytest.approx(100 * (2 * (1 / 2) / (3 / 2)) / 2)
+    # The longest common run of words with gaps: a c of "a b c" and "a c b".
+    assert rouge(["a b c"], ["a c b"])["rougeL"] == pytest.approx(100 * 2 / 3)
+    # Lsum takes each line for a sentence, and finds both of them in any order.
+    scores = rouge(["one two\nthree four"], ["three four\none two"])
+    assert (scores["rougeL"], scores["rougeLsum"]) == pytest.approx((50.0, 100.0))
+
+
+def test_a_tiny_bart_learns_to_summarise(tmp_path: Path):
+    console = Console(file=StringIO())
+
+    def scores(steps: int) -> dict[str, float]:
+        recipe = Recipe.model_validate(
+            {
+                "name": "toy",
+                "method": "lora",
+                "output_dir": str(tmp_path / str(steps)),
+                "model": {"name": "tiny-bart"},
+                "data": section(max_target_length=8, eval_rows=16).model_dump(exclude_unset=True),
+                "generate": {"held_out": {"beams": 2}},
+                "lora": {"r": 16, "alpha": 32},
+                "training": {"max_steps": steps, "learning_rate": 1e-2, "eval_strategy": "no", "use_cpu": True},
+            }
+        )
+        train_run(recipe, console=console)
+        return evaluate_run(tmp_path / str(steps), console=console)
+
+    before, after = scores(1), scores(80)
+    assert before["rouge1"] < 40 and after["rouge1"] > 80 and after["rougeLsum"] > 80
+    assert after["perplexity"] < before["perplexity"]
+    rows = read_rows(tmp_path / "80" / "samples.jsonl")
+    assert [row["row"] for row in sorted(rows, key=lambda row: row["row"])] == list(range(16))
+    assert sum(not row["finished"] for row in rows) == after["unfinished"]
+
+
+def test_dora_norms_each_weight_once_for_all_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    content = {
+        "name": "toy",
+        "method": "dora",
+        "output_dir": str(tmp_path / "run"),
+        "model": {"name": "tiny-bart"},
+        "data": section(eval_rows=2).model_dump(exclude_unset=True),
+        "generate": {"held_out": {"max_new_tokens": 6}},
+        "training": {"max_steps": 1, "eval_strategy": "no", "use_cpu": True},
+    }
+    train_run(Recipe.model_validate(content), console=Console(file=StringIO()))
+    layers, calls, norm = 0, 0, torch.linalg.norm
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return norm(*args, **options)
+
+    def write(model: Any, *args: Any, **options: Any) -> Any:
+        nonlocal layers
+        layers = sum(isinstance(module, DoraLinearLayer) for module in model.modules())
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.linalg, "norm", counted)
+            return write_texts(model, *args, **options)
+
+    monkeypatch.setattr("pedyra.app.runs.evaluate.write_texts", write)
+    evaluate_run(tmp_path / "run", console=Console(file=StringIO()))
+    assert calls == layers > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "told"),
+    [
+        ("tiny-llama", "seq2seq", "is a llama, .* data.kind seq2seq needs an encoder-decoder such as BART or T5"),
+        ("tiny-bert", "seq2seq", "data.kind seq2seq needs an encoder-decoder"),
+        ("tiny-bart", "causal_lm", r"'tiny-bart' is an encoder-decoder \(bart\), .* without its encoder; .* seq2seq"),
+        ("tiny-t5", "causal_lm", r"is an encoder-decoder \(t5\), .* use data.kind seq2seq"),
+    ],
+)
+def test_a_model_of_another_kind_is_told(model: str, kind: str, told: str):
+    model_section = ModelSection(name=model)
+    with pytest.raises(ValueError, match=told):
+        load_model(model_section, kind, None, load_tokenizer(model_section), seed=0)
+
+
+def test_a_folder_of_an_encoder_decoder_is_no_causal_model_either(tmp_path: Path):
+    section = ModelSection(name="tiny-bart")
+    load_model(section, "seq2seq", None, load_tokenizer(section), seed=0).save_pretrained(tmp_path)
+    section = ModelSection(name=str(tmp_path), tokenizer=None)
+    with pytest.raises(ValueError, match=r"is an encoder-decoder \(bart\)"):
+        load_model(section, "causal_lm", None, load_tokenizer(ModelSection(name="tiny-bart")), seed=0)

@@ -1,0 +1,185 @@
+"""Rows come from every kind of file as they were written; a source or column that is not there is told."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pedyra.app.recipe_sections import DataSection
+from pedyra.app.tasks import sources
+from pedyra.app.tasks.sources import load_rows
+
+ROWS = [{"text": 'a "quoted", text\r\nof two lines \u2028', "label": 0}, {"text": "NA", "label": 1}]
+
+
+def rows(source: Any, **data: Any) -> Any:
+    return load_rows(DataSection(source=str(source), **data))[0]
+
+
+def csv_text(separator: str) -> str:
+    return f'text{separator}label\n"a ""quoted"", text\r\nof two lines \u2028"{separator}0\nNA{separator}1\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "opener"),
+    [
+        ("d.jsonl", open),
+        ("d.json", open),
+        ("d.jsonl.gz", gzip.open),
+        ("d.jsonl.bz2", bz2.open),
+        ("D.JSONL.xz", lzma.open),
+    ],
+)
+def test_json_lines(tmp_path: Path, name: str, opener: Any):
+    with opener(tmp_path / name, "wt", encoding="utf-8") as file:
+        file.write("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n\n")
+    assert rows(tmp_path / name) == ROWS
+
+
+def test_a_json_list(tmp_path: Path):
+    (tmp_path / "d.json").write_text(json.dumps(ROWS))
+    assert rows(tmp_path / "d.json") == ROWS
+
+
+@pytest.mark.parametrize(("name", "separator"), [("d.csv", ","), ("d.tsv", "\t")])
+def test_separated_values_keep_every_cell_as_text(tmp_path: Path, name: str, separator: str):
+    (tmp_path / name).write_bytes(csv_text(separator).encode())
+    assert rows(tmp_path / name) == [{**row, "label": str(row["label"])} for row in ROWS]
+
+
+def test_the_mark_that_spreadsheets_put_first_is_no_part_of_a_column(tmp_path: Path):
+    (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbf" + csv_text(",").encode())
+    assert rows(tmp_path / "d.csv") == [{**row, "label": str(row["label"])} for row in ROWS]
+
+
+def test_parquet(tmp_path: Path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "d.parquet")
+    assert rows(tmp_path / "d.parquet") == ROWS
+
+
+def test_a_second_file_holds_the_validation_rows(tmp_path: Path):
+    for name, row in zip(("a.jsonl", "b.jsonl"), ROWS, strict=True):
+        (tmp_path / name).write_text(json.dumps(row))
+    train, held, names = load_rows(DataSection(source=str(tmp_path / "a.jsonl"), validation=str(tmp_path / "b.jsonl")))
+    assert (train, held, names) == (ROWS[:1], ROWS[1:], None)
+
+
+def test_only_named_columns_are_kept_those_of_a_template_too(tmp_path: Path):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"q": "1+1", "hint": "add", "a": "2", "other": 3}))
+    kept = rows(tmp_path / "d.jsonl", kind="causal_lm", template="{q} ({hint}) {{sic}}", completion="a")
+    assert kept == [{"q": "1+1", "hint": "add", "a": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "data", "told"),
+    [
+        ("d.jsonl", '{"txt": "a", "label": 0}', {}, "has no column 'text' (row 1); its columns are txt, label"),
+        ("d.csv", "txt,label\na,0\n", {}, "has no column 'text' (row 1); its columns are txt, label"),
+        ("d.csv", "text,label\na,0\n", {"group_by": "film"}, "has no column 'film' (row 1)"),
+        ("d.jsonl", '{"text": "a", "label": null}', {}, "row 1 of"),
+        ("d.jsonl", '{"text": "a"', {}, "line 1 of"),
+        ("d.json", '[{"text": ]', {}, "is no valid JSON list"),
+        ("d.jsonl", "[1, 2]", {}, "is no JSON object; a row maps column names to values"),
+        ("d.jsonl.gz", "not compressed", {}, "cannot be read as jsonl: "),
+        ("d.jsonl.xz", "not compressed", {}, "cannot be read as jsonl: "),
+        ("d.parquet", "not parquet", {}, "cannot be read as parquet: "),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, data: dict[str, str], told: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError) as caught:
+        rows(name, **data)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_validation_file_of_unknown_format_is_told(tmp_path: Path):
+    (tmp_path / "d.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "d.txt").write_text("")
+    with pytest.raises(ValueError, match=r"data.validation '.*d.txt' has no known format; a file ends in .jsonl, "):
+        rows(tmp_path / "d.jsonl", validation=str(tmp_path / "d.txt"))
+
+
+def test_a_file_that_does_not_exist_is_told_with_the_folder():
+    with pytest.raises(ValueError, match=r"data.source 'nowhere/d.csv' does not exist; give a file \(from /"):
+        rows("nowhere/d.csv")
+
+
+def test_packaged_data_has_one_split():
+    with pytest.raises(ValueError, match="data.source toy has no other split; remove data.validation"):
+        rows("toy", validation="test")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A Hub that holds one data set; the list of what it was asked."""
+    asked = []
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["neg", "pos"]),
+            "idx": datasets.Value("int8"),
+        }
+    )
+    content = datasets.Dataset.from_list([{**row, "idx": 1} for row in ROWS], features=features)
+
+    def load_dataset(source: str, config: str | None, *, split: str) -> datasets.Dataset:
+        asked.append((source, config, split))
+        if source != "owner/data":
+            raise FileNotFoundError(f"{source} is not there\nand more")
+        return content
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "why_not_on_hub", lambda name, kind: None)
+    return asked
+
+
+def test_the_hub_gives_rows_and_class_names(hub: list[tuple[Any, ...]]):
+    section = DataSection(source="owner/data", config="c", split="train", validation="dev")
+    train, held, names = load_rows(section)
+    assert train == held == ROWS
+    assert names == ["neg", "pos"]
+    assert hub == [("owner/data", "c", "train"), ("owner/data", "c", "dev")]
+
+
+@pytest.mark.usefixtures("hub")
+def test_what_the_hub_lacks_is_one_line():
+    with pytest.raises(ValueError, match="the Hub did not give it: owner/other is not there$"):
+        rows("owner/other")
+    with pytest.raises(ValueError, match="owner/data has no column 'body'; its columns are text, label, idx"):
+        rows("owner/data", text="body")
+
+
+def test_a_name_that_the_hub_has_not_is_told_without_its_client(hub: list[tuple[Any, ...]], monkeypatch):
+    monkeypatch.setattr(sources, "why_not_on_hub", lambda name, kind: f"the Hub has no {kind} {name}")
+    with pytest.raises(ValueError, match=r"and the Hub has no dataset reviewz; did you mean 'reviews'\?$"):
+        rows("reviewz")
+    assert hub == []
+
+
+def test_a_row_with_too_many_cells_is_told(tmp_path: Path):
+    (tmp_path / "long.csv").write_text("text,label\na,0\nb,c,1\n")
+    (tmp_path / "comma.csv").write_text("text,label\na,0,\nb,1,\n")
+    assert [row["label"] for row in rows(tmp_path / "comma.csv")] == ["0", "1"]
+    with pytest.raises(ValueError, match=r"row 2 of .*long.csv has more cells than the first line has column names"):
+        rows(tmp_path / "long.csv")
+
+
+def test_a_list_is_no_text(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"q": "one", "a": ["two"]}\n')
+    with pytest.raises(ValueError, match="row 1 of .* has a list in column 'a', where text is expected"):
+        rows(tmp_path / "a.jsonl", kind="causal_lm", prompt="q", completion="a")
+    (tmp_path / "m.jsonl").write_text('{"chat": [{"role": "user", "content": "hi"}]}\n')
+    assert rows(tmp_path / "m.jsonl", kind="causal_lm", messages="chat")

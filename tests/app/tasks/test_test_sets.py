@@ -1,0 +1,211 @@
+"""Test sets: the prompt is that of training, references are there, what cannot be answered is told before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pedyra.app.generate_section import GenerateSection
+from pedyra.app.models import load_tokenizer
+from pedyra.app.recipe import check_recipe
+from pedyra.app.recipe_sections import DataSection, ModelSection
+from pedyra.app.tasks import causal_lm, code
+from pedyra.app.tasks.code import Outcome
+from pedyra.app.tasks.generation import Sample
+from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
+from pedyra.app.tasks.toy import toy
+
+ROWS = toy()[:6]
+TEMPLATE: dict[str, Any] = {"template": "{document}\nsummary: ", "completion": "summary"}
+
+
+def load(data: dict[str, Any], generate: dict[str, Any], model: str = "tiny-llama", rows: Any = None) -> Any:
+    section = DataSection(**{"source": "toy", "kind": "causal_lm", **data})
+    sections = {name: GenerateSection(**keys) for name, keys in generate.items()}
+    return load_test_sets(sections, section, load_tokenizer(ModelSection(name=model)), rows or ROWS, seed=0)
+
+
+def decoded(test_set: TestSet, model: str = "tiny-llama") -> list[Any]:
+    tokenizer = load_tokenizer(ModelSection(name=model))
+    return [tokenizer.decode(ids) for ids in test_set.prompts]
+
+
+def file_of(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("data", [TEMPLATE, {"prompt": "prompt", "completion": "completion"}, {"messages": "messages"}])
+def test_held_out_rows_are_asked_as_they_would_be_trained_on(data: dict[str, Any]):
+    (found,) = load(data, {"mine": {}})
+    section = DataSection(source="toy", kind="causal_lm", **data)
+    trained = causal_lm.encode(ROWS, section, load_tokenizer(ModelSection(name="tiny-llama")), "training")
+    for prompt, row, reference in zip(found.prompts, trained, found.references, strict=True):
+        assert row["input_ids"][: len(prompt)] == prompt
+        assert row["labels"][: len(prompt) + 1] == [-100] * len(prompt) + [row["input_ids"][len(prompt)]]
+        answer = load_tokenizer(ModelSection(name="tiny-llama")).decode(row["input_ids"][len(prompt) :])
+        assert answer.startswith(reference)  # type: ignore[union-attr]
+    assert found.own and found.settings.score == "exact"
+
+
+def test_an_encoder_decoder_has_rouge_of_its_held_out_rows_without_asking():
+    data = {"kind": "seq2seq", "prompt": "document", "completion": "summary", "max_length": 6, "max_target_length": 9}
+    (found,) = load(data, {}, "tiny-bart")
+    assert (found.settings.score, found.settings.beams, found.settings.max_new_tokens) == ("rouge", 4, 9)
+    assert found.references == [row["summary"] for row in ROWS]
+    assert all(len(prompt) == 6 and prompt[-1] == 6 for prompt in found.prompts)  # cut, and closed by </s>
+    assert load(TEMPLATE, {}) == []
+
+
+def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
+    rows = [{"question": "1+1?", "answer": "two\n#### 2"}, {"question": "2+2?", "answer": "four\n#### 4"}]
+    source = file_of(tmp_path, rows)
+    trained = {"template": "Q {query} A", "completion": "response"}
+    (found,) = load(trained, {"gsm8k": {"source": source}})
+    assert decoded(found) == ["<s>Q 1+1? A", "<s>Q 2+2? A"]
+    assert (found.settings.score, found.settings.max_new_tokens, found.own) == ("gsm8k", 512, False)
+    (found,) = load({"messages": "messages"}, {"gsm8k": {"source": source, "rows": 1}})
+    assert decoded(found)[0].startswith("<s>user\nQuestion: ") and decoded(found)[0].endswith("<s>assistant\n")
+    (found,) = load(trained, {"gsm8k": {"source": source, "template": "{question}!", "max_new_tokens": 5}})
+    assert decoded(found)[0] == "<s>1+1?!" and found.settings.max_new_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("generate", "told"),
+    [
+        (
+            {"a": {}, "b": {}},
+            "generate: a and b have no source, and a run has its held-out rows once; known sets are gsm",
+        ),
+        ({"mine": {"source": "FILE"}}, "generate.mine needs template, as it is no known set; those are gsm8k, math"),
+        ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a"),
+        ({"gsm8k": {"source": "none.jsonl"}}, "generate.gsm8k.source 'none.jsonl' does not exist"),
+        (
+            {"mine": {"source": "FILE", "template": "{q}", "reference": "a", "score": "exact"}},
+            "row 2 of the test set mine has an empty reference; remove the row or fill it",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_told(tmp_path: Path, generate: dict[str, Any], told: str):
+    source = file_of(tmp_path, [{"q": "x", "a": "y"}, {"q": "z", "a": " "}])
+    named = {name: {k: source if v == "FILE" else v for k, v in keys.items()} for name, keys in generate.items()}
+    with pytest.raises(ValueError, match=told):
+        load(TEMPLATE, named)
+
+
+def test_prompts_leave_room_for_an_answer():
+    (found,) = load(TEMPLATE, {"mine": {"max_new_tokens": 500}})
+
+    class Config:
+        max_position_embeddings = 512
+
+    with pytest.raises(
+        ValueError, match=r"longest prompt has \d+ tokens, .* max_new_tokens 500 .* 512 positions; lower"
+    ):
+        check_lengths(found, Config())
+    Config.max_position_embeddings = 600
+    check_lengths(found, Config())
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"samples": 2}, "samples is 2, but all would be equal at temperature 0; set a temperature"),
+        ({"beams": 2, "temperature": 1}, "beams search for the likeliest text and a temperature draws at random"),
+        ({"stop": ["x", ""]}, "stop holds an empty text"),
+        ({"template": "Question:"}, "has no {column} place"),
+        ({"beam": 2}, "unknown key 'generate.s.beam'; did you mean 'generate.s.beams'?"),
+        ({"rows": 0}, "generate.s.rows is 0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_the_section_is_one_line(section: dict[str, Any], told: str):
+    data = {"source": "toy", "kind": "causal_lm", **TEMPLATE}
+    content = {"name": "x", "model": {"name": "tiny-llama"}, "data": data, "generate": {"s": section}}
+    with pytest.raises(ValueError) as error:
+        check_recipe(content, "x.yaml")
+    assert told in str(error.value) and "\n" not in str(error.value)
+    data = {"source": "toy"}
+    with pytest.raises(ValueError, match="generate is for data.kind causal_lm and seq2seq, not classification"):
+        check_recipe({**content, "data": data, "generate": {"s": {}}}, "x.yaml")
+
+
+def samples(*texts: str, finished: bool = True) -> list[Sample]:
+    return [Sample(row=0, sample=i, text=text, finished=finished, tokens=1) for i, text in enumerate(texts)]
+
+
+def of(score_name: str, references: list[str], *, own: bool = False, **settings: Any) -> TestSet:
+    section = GenerateSection(score=score_name, max_new_tokens=4, **settings)  # type: ignore[arg-type]
+    return TestSet(
+        name="s", prompts=[[1]] * len(references), settings=section, references=references, problems=[], own=own
+    )
+
+
+def test_equal_texts_are_counted_over_samples_and_rows():
+    answers = [samples(" a  b", "a c"), samples("x", "x", finished=False)]
+    found = score(of("exact", ["a b", "x"], samples=2, temperature=1.0), answers)
+    assert found.metrics == {"s": (1 / 2 + 1) / 2, "s_unfinished": 2.0}
+    assert found.notes == ["2 of 4 texts did not end within 4 tokens"]
+    assert score(of("exact", ["a b"], own=True), [samples("a b")]).metrics == {"exact_match": 1.0, "unfinished": 0.0}
+
+
+def test_rouge_has_the_name_of_its_set_unless_the_rows_are_the_runs_own():
+    scores = score(of("rouge", ["a b"]), [samples("a b")]).metrics
+    assert scores == {**{f"s_rouge{n}": 100.0 for n in (1, 2, "L", "Lsum")}, "s_unfinished": 0.0}
+    assert score(of("rouge", ["a b"], own=True), [samples("b")]).metrics["rouge1"] == pytest.approx(200 / 3)
+
+
+def test_mathematics_is_judged_by_its_answer_and_what_has_none_is_counted_and_shown():
+    test_set = of("gsm8k", ["so 4\n#### 4", "#### 1,200", "#### 7"], samples=2, temperature=1.0)
+    answers = [samples("#### 4", "it is 5"), samples("The answer is: 1200.", "about 1200"), samples("seven", "7")]
+    found = score(test_set, answers)
+    assert found.metrics == {"s": (1 / 2 + 1 + 1 / 2) / 3, "s_unparsable": 1.0, "s_unfinished": 0.0}
+    assert found.notes == ["no answer was found in the text of row 3: 'seven'"]
+    latex = of("math", [r"thus \boxed{\frac12}", r"\boxed{7}"])
+    assert score(latex, [samples(r"is \boxed{0.5}"), samples(r"\boxed{8}")]).metrics["s"] == 0.5
+
+
+ADD = {
+    "task_id": "T/0",
+    "prompt": "def add(a, b):\n",
+    "entry_point": "add",
+    "canonical_solution": "    return a + b\n",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n",
+}
+
+
+def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = file_of(tmp_path, [ADD, {**ADD, "task_id": "T/1"}])
+    (found,) = load(TEMPLATE | {"template": "{document} {summary}"}, {"humaneval": {"source": source}})
+    assert decoded(found) == ["<s>def add(a, b):\n"] * 2 and "\ndef " in (found.settings.stop or [])
+    (instructed,) = load(TEMPLATE, {"humaneval": {"source": source}})
+    assert decoded(instructed)[0] == "<s>def add(a, b):\n\nsummary: " and instructed.settings.stop is None
+
+    outcomes = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
+
+    def check_all(problems: Any, programs: Any, sandbox: Any) -> Any:
+        return [[Outcome(outcomes[text]) for text in of_problem] for of_problem in programs]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(code, "check_all", check_all)
+    monkeypatch.setattr(code, "extract", lambda text, problem: text)
+    good, bad, none = outcomes
+    judged = replace(found, settings=found.settings.model_copy(update={"samples": 10}))
+    first, second = [good] * 2 + [bad] * 8, [bad] * 9 + [none]
+    scores = score(judged, [samples(*first), samples(*second)], sandbox=None)
+    # pass@1 is 2 / 10 and 0, pass@10 is 1 and 0.
+    assert scores.metrics == pytest.approx(
+        {"humaneval": 0.1, "humaneval_pass@10": 0.5, "humaneval_unparsable": 1.0, "humaneval_unfinished": 0.0}
+    )
+    assert scores.notes == ["17 failed, 2 passed, 1 unparsable"]
+
+
+def test_rows_that_are_no_problems_are_told(tmp_path: Path):
+    source = file_of(tmp_path, [ADD, {"task_id": 2, "x": 1}])
+    with pytest.raises(
+        ValueError, match=r"row 2 of generate.humaneval is no problem of HumanEval\(\+\) or MBPP\(\+\): it"
+    ):
+        load(TEMPLATE, {"humaneval": {"source": source}})

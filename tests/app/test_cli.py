@@ -1,0 +1,259 @@
+"""The command line: exit codes, one clear line for a mistake, JSON lines beside what is printed."""
+
+import errno
+import importlib.metadata
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from file_changes import from_change
+from typer.main import get_command
+
+from pedyra.lab.cli import app, main
+
+VERBS = tuple(get_command(app).commands)  # type: ignore[attr-defined]
+RECIPE = {
+    "model": {"name": "tiny-bert"},
+    "method": "lora",
+    "data": {"source": "toy", "max_length": 40, "train_rows": 32, "eval_rows": 8},
+    "lora": {"r": 2},
+    "training": {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 2, "use_cpu": True},
+}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """call(*arguments): exit code, stdout and stderr of one command run in tmp_path, which holds recipe.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main(list(arguments))
+        code = stopped.value.code
+        return (0 if code is None else code, *capsys.readouterr())
+
+    return run
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_one_line(stderr, *parts):
+    assert stderr.startswith("Error: ") and stderr.count("\n") == 1
+    assert all(part in stderr for part in parts), stderr
+
+
+def test_the_verbs_are_all_there():
+    assert {"train", "eval", "inspect", "export", "report", "compare", "bench", "schema"} <= set(VERBS)
+
+
+def test_the_version_is_that_of_the_package(call):
+    assert call("--version")[:2] == (0, f"pedyra {importlib.metadata.version('pedyra')}\n")
+
+
+def test_a_read_only_disk_is_one_line(call, monkeypatch):
+    def mkdir(self, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+    code, _, stderr = call("train", "recipe.yaml")
+    assert code == 2
+    assert_one_line(stderr, "Read-only file system: runs/recipe")
+
+
+def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(call, tmp_path):
+    call("train", "recipe.yaml")
+
+    def refuse(event):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
+
+    with from_change(1, tmp_path / "runs", refuse):
+        assert call("inspect", "runs/recipe")[0] == call("eval", "runs/recipe")[0] == 0
+        assert call("report", "runs/recipe", "--out", "page.html")[0] == 0
+        assert call("export", "runs/recipe", "--target", "peft", "--out", "exported")[0] == 0
+        for writes in (
+            ["report", "runs/recipe"],
+            ["export", "runs/recipe", "--target", "peft"],
+            ["fit", "runs/recipe/adapter", "--parameters", "300"],
+            ["train", "recipe.yaml", "--overwrite"],
+        ):
+            code, _, stderr = call(*writes)
+            assert code == 2
+            assert_one_line(stderr, "Read-only file system")
+
+
+def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
+    call("train", "recipe.yaml")
+    told_by = {"{": "is damaged", "[1]": "must be an object", "{}": "peft_type is nothing, must be text"}
+    for damaged, told in told_by.items():
+        (tmp_path / "runs/recipe/adapter/adapter_config.json").write_text(damaged)
+        code, _, stderr = call("eval", "runs/recipe")
+        assert code == 2
+        assert_one_line(stderr, "adapter_config.json", told)
+
+
+def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
+    """Its loss is no number, for which the record has null, and nothing is cut by it."""
+    rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=14", "rank.interval=10")
+    code, out, _ = call("train", "recipe.yaml", "method=pedyra", *rate, "rank.initial_warmup=1", "rank.final_warmup=1")
+    assert code == 1 and "this run diverged. Lower training.learning_rate" in " ".join(out.split())
+    assert rows(tmp_path / "runs/recipe/metrics.jsonl")[-1]["eval_loss"] is None
+    assert {row["total_rank"] for row in rows(tmp_path / "runs/recipe/ranks.jsonl") if "total_rank" in row} == {26}
+    assert (tmp_path / "runs/recipe/report.html").is_file()
+    assert call("report", "runs/recipe", "--figures", "figures")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("planted", "--noise", "nan"), "noise is nan; it is a finite number of at least 0"),
+        (("planted", "--noise", "0", "--noise", "-1"), "noise is -1.0; it is a finite number of at least 0"),
+        (("planted", "--lr", "0"), "--lr is 0.0; a learning rate is a finite number above 0"),
+        (("scale", "--smoke", "--device", "foo"), "device 'foo' is unknown; choose cpu or cuda"),
+    ],
+)
+def test_a_benchmark_refuses_what_cannot_be(call, command, told):
+    code, _, stderr = call("bench", *command)
+    assert code == 2
+    assert_one_line(stderr, told)
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys\nfrom pedyra.lab.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
+    benches = ([*("bench", kind), "--help"] for kind in ("step", "scale", "planted"))
+    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS), *benches):
+        shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert "Usage" in shown.stdout and shown.stdout.endswith("[]\n"), arguments
+
+
+def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
+    code, out, _ = call("train", "recipe.yaml", "seed=1", "--json", "train.jsonl")
+    assert code == 0
+    for shown in ("held-out accuracy", "runs/recipe", "pedyra export runs/recipe --target peft", "query"):
+        assert shown in out
+    trained, *layers = rows(tmp_path / "train.jsonl")
+    assert (trained["method"], trained["seed"], trained["metric"]) == ("lora", 1, "accuracy")
+    assert len(layers) == 13
+    assert (tmp_path / "runs" / "recipe" / "report.html").is_file()
+
+    assert call("eval", "runs/recipe", "--json", "eval.jsonl")[0] == 0
+    assert {"metric": "accuracy", "value": trained["value"]} in rows(tmp_path / "eval.jsonl")
+
+    assert call("inspect", "runs/recipe", "--json", "inspect.jsonl")[0] == 0
+    *inspected, total = rows(tmp_path / "inspect.jsonl")
+    assert [row["layer"] for row in inspected] != [] and total["layer"] == "total"
+    assert total["parameters"] == sum(row["parameters"] for row in inspected)
+    assert {"layer", "rank", "parameters"} <= inspected[0].keys()
+
+    code, out, _ = call("report", "runs/recipe", "--out", "page.html")
+    assert code == 0 and "page.html" in out and (tmp_path / "page.html").is_file()
+
+    code, _, err = call("train", "recipe.yaml")
+    assert code == 2
+    assert_one_line(err, "runs/recipe", "--resume", "--overwrite")
+
+
+def test_a_run_too_short_to_cut_anything_says_so_when_it_starts(call):
+    code, out, err = call("train", "recipe.yaml", "method=pedyra", "training.max_steps=40")
+    assert code == 0 and "nothing will be cut" not in err
+    assert out.splitlines()[0].startswith("nothing will be cut: sets are asked about between two adjustments")
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
+    code, out, _ = call(
+        "train", "recipe.yaml", "method=pedyra", "training.max_steps=40", "--dry-run", "--json", "plan.jsonl"
+    )
+    assert code == 0
+    for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26", "memory      about"):
+        assert line in out
+    assert "1 after 34, at which directions may be cut\n" in out  # 60 % are 24, and an interval has 10 at least
+    assert "nothing will be cut: sets are asked about between two adjustments, and there is one" in out
+    plan, *layers = rows(tmp_path / "plan.jsonl")
+    assert (plan["total_steps"], plan["layers"], len(layers)) == (40, 13, 13)
+    assert (plan["budget"], plan["adjustments"], plan["moves"]) == ("fit", 1, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.jsonl", "recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "absent.yaml"], ["absent.yaml", "does not exist"]),
+        (["train", "recipe.yaml", "trainig.max_steps=3"], ["unknown key 'trainig'", "did you mean 'training'"]),
+        (["train", "recipe.yaml", "method=pedira"], ["did you mean 'pedyra'"]),
+        (["train", "recipe.yaml", "training.max_step=3"], ["did you mean 'max_steps'"]),
+        (["train", "recipe.yaml", "lora.target_modules=[quary]"], ["'quary' matches no module", "query, key, value"]),
+        (["train", "recipe.yaml", "lora.r=0"], ["lora.r"]),
+        (["train", "recipe.yaml", "method=pedyra", "rank.moves=2"], ["rank.moves is 2, of methods that move triples"]),
+        (["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"], ["fill the run of 4 steps"]),
+        (["train", "recipe.yaml", "method=pedyra"], ["no adjustment", "train longer"]),
+        (
+            ["train", "recipe.yaml", "method=pedyra-paper", "lora.r=1", "rank.interval=1", "rank.final_warmup=1"],
+            ["nothing can move"],
+        ),
+        (["train", "recipe.yaml", "method=pedyra", "rank.interval=3"], ["rank.interval is 3", "10 or more"]),
+        (["train", "recipe.yaml", "data.text=txt"], ["no column 'txt'", "label"]),
+        (["train", "recipe.yaml", "--resume"], ["no run to resume"]),
+        (["eval", "absent"], ["absent is no run folder"]),
+        (["inspect", "absent"], ["absent does not exist"]),
+        (["report", "absent"], ["absent"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, arguments, parts):
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert_one_line(err, *parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_an_unwritable_json_file_is_told_before_any_work(call):
+    code, _, err = call("train", "recipe.yaml", "--json", "absent/rows.jsonl")
+    assert code == 2 and "the folder absent does not exist" in err
+
+
+def test_a_missing_extra_is_the_users_to_install(call, monkeypatch):
+    def missing(_):
+        raise ImportError('needs gguf; run: pip install "pedyra[gguf]"')
+
+    monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", missing)
+    code, _, err = call("inspect", "run")
+    assert code == 2
+    assert_one_line(err, 'pip install "pedyra[gguf]"')
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), ImportError("broken install"), OSError(5, "I/O error")])
+def test_our_own_mistake_keeps_its_traceback(call, monkeypatch, error):
+    def broken(_):
+        raise error
+
+    monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", broken)
+    with pytest.raises(type(error)):  # an exception that reaches the interpreter: traceback, exit code 1
+        call("inspect", "run")
+
+
+def test_schema_is_json_schema(call):
+    code, out, _ = call("schema")
+    assert code == 0 and {"model", "data", "lora", "rank", "training"} <= json.loads(out)["properties"].keys()
+
+
+def test_ctrl_c_exits_130_and_says_how_to_go_on(call, monkeypatch):
+    from pedyra.app.runs.metrics_log import MetricsLog
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
+    code, out, _ = call("train", "recipe.yaml")
+    assert code == 130 and "pedyra train runs/recipe/recipe.yaml --resume" in out
+
+
+def test_a_message_with_a_long_value_is_short_and_keeps_the_repair(call):
+    code, _, told = call("train", "recipe.yaml", f"lora.{'x' * 2000}=1")
+    assert code == 2 and len(told) < 320 and told.startswith("Error: recipe.yaml: unknown key 'lora.xxx")
+    assert "modules_to_save" in told  # the end

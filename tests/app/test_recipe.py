@@ -1,0 +1,293 @@
+"""A recipe is read as written, and a mistake in it is one line that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pedyra.app.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
+from pedyra.app.recipe_page import recipe_page
+from pedyra.app.recipe_sections import DataSection, LoraSection, ModelSection
+from pedyra.config import Importance, RankConfig
+from pedyra.methods.registry import METHODS
+
+RECIPE = """
+model: {name: tiny-bert}
+data: {source: toy}
+lora: {r: 4}
+rank: {interval: 12, min_rank: 1}
+training: {learning_rate: 1e-3, eval_strategy: no, max_steps: 7}
+"""
+FOLDER = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_importing_the_schema_loads_nothing_heavy():
+    heavy = "torch transformers peft datasets numpy".split()
+    code = f"import sys, pedyra.app.recipe; print(*(m for m in {heavy} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_file_name_becomes_the_run_name_and_folder(recipe_file: Path):
+    recipe = load_recipe(recipe_file)
+    assert (recipe.name, recipe.output_dir, recipe.method, recipe.seed) == ("mine", "runs/mine", "pedyra", 0)
+
+
+def test_numbers_and_words_are_read_as_yaml_1_2_does(recipe_file: Path):
+    training = load_recipe(recipe_file, ["training.weight_decay=1E-2", "training.bf16=false"]).training
+    assert training["learning_rate"] == 0.001  # YAML 1.1: the text "1e-3"
+    assert training["eval_strategy"] == "no"  # YAML 1.1: false
+    assert training["weight_decay"] == 0.01
+    assert training["bf16"] is False
+
+
+def test_training_starts_from_our_defaults(recipe_file: Path):
+    training = load_recipe(recipe_file).training
+    given = {"learning_rate": 0.001, "eval_strategy": "no", "max_steps": 7}
+    assert training == {**TRAINING_DEFAULTS, **given}
+
+
+def test_overrides_reach_any_depth_and_make_sections(recipe_file: Path):
+    recipe = load_recipe(recipe_file, ["lora.target_modules=[query, value]", "seed=3", "data.group_by=", "name=x=y"])
+    assert recipe.lora.target_modules == ["query", "value"]
+    assert recipe.lora.r == 4
+    assert recipe.seed == 3
+    assert recipe.data.group_by is None
+    assert recipe.name == "x=y"
+
+
+@pytest.mark.parametrize("text", ["mine", "5e-4", "12e5", "no", "1.5", "true", "null", "0x10", "a: b"])
+def test_a_resolved_recipe_is_read_as_it_was_written(text: str, recipe_file: Path, tmp_path: Path):
+    recipe = load_recipe(recipe_file).model_copy(update={"name": text})
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(recipe.to_yaml())
+    assert load_recipe(resolved) == recipe
+    assert yaml.safe_load(recipe.to_yaml())["name"] == text  # by readers of YAML 1.1 too
+    assert "dropout: 0.0" in recipe.to_yaml()  # defaults are written out
+
+
+# compare_*.yaml are grids of runs, of another schema; tests/experiments has them.
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(FOLDER.glob("*.yaml")) if not path.name.startswith("compare_")],
+    ids=lambda path: path.name,
+)
+def test_every_recipe_of_the_repository_is_valid(path: Path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.output_dir == f"runs/{path.stem}"
+
+
+def test_the_rank_section_becomes_a_rank_config_with_the_recipes_seed(recipe_file: Path):
+    assert load_recipe(recipe_file, ["seed=5"]).rank_config() == RankConfig(interval=12, min_rank=1, seed=5)
+    assert load_recipe(recipe_file, ["seed=5", "rank.seed=1"]).rank_config().seed == 1
+    paper = load_recipe(recipe_file, ["method=pedyra-paper", "rank.moves=2"]).rank_config()
+    assert paper == RankConfig.paper(interval=12, min_rank=1, moves=2)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "pedyra"])
+def test_how_method_pedyra_ends_may_stand_in_a_recipe_of_any_method(recipe_file: Path, method: str):
+    ends = ["rank.budget=fit", "rank.tolerance=0.05", "rank.target_rank=2"]
+    recipe = load_recipe(recipe_file, [f"method={method}", *ends])
+    assert recipe.rank["tolerance"] == 0.05
+    if method == "pedyra-paper":
+        assert recipe.rank_config() == RankConfig.paper(interval=12, min_rank=1)
+    with pytest.raises(ValueError, match=r"rank\.tolerance is 5; it is a part of what was won"):
+        load_recipe(recipe_file, [f"method={method}", "rank.tolerance=5"])
+
+
+def test_a_setting_of_methods_that_move_ranks_is_refused_by_the_default(recipe_file: Path):
+    with pytest.raises(ValueError, match=r"rank\.moves is 2, of methods that move triples"):
+        load_recipe(recipe_file, ["rank.moves=2"])
+    assert load_recipe(recipe_file, ["method=lora", "rank.moves=2"]).rank["moves"] == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.sorce=x", "unknown key 'data.sorce'; did you mean 'data.source'?"),
+        ("modl.name=x", "unknown key 'modl'; did you mean 'model'?"),
+        ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.r'?"),
+        ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),
+        ("data.zzz=1", "unknown key 'data.zzz'; known are source, kind, config"),
+        ("rank.intervall=2", "rank.intervall is not a setting; did you mean 'interval'?"),
+        ("rank.interval=-1", "rank.interval is -1"),
+        ("lora.r=0", "lora.r is 0: Input should be greater than or equal to 1"),
+        ("lora.target_modules=3", "lora.target_modules is 3: Input should be a valid string or"),
+        ("data.kind=foo", "data.kind is 'foo': Input should be 'classification'"),
+        ("lora=4", "lora is 4: Input should be a valid dictionary"),
+        ("data.kind=pairs", "name the second as data.text_pair"),
+        ("data.prompt=x", "data.prompt has no meaning for data.kind classification"),
+        ("data.kind=causal_lm", "takes one of prompt, template, messages; given: none"),
+        ("data.metric=pearson", "data.metric pearson is none of data.kind classification; choose from accuracy"),
+        ("training.seed=3", "training.seed is set by the recipe's top-level key 'seed'"),
+        ("data={kind: pairs}", "key 'data.source' is required"),
+        ("lora.r.x=3", "override 'lora.r.x=3': r is a value, not a section"),
+        ("seed", "override 'seed' is not of the form key=value"),
+        ("data.text=[", "override 'data.text=[' is not valid YAML"),
+        ("lora.r=true", "lora.r is True: Input should be a number, not true or false"),
+        ("lora.r=8.5", "lora.r is 8.5: Input should be a valid integer"),
+        ("lora.dropout=true", "lora.dropout is True: Input should be a number, not true or false"),
+        ("seed=1.5", "seed is 1.5"),
+        ("training.resume_from_checkpoint=runs/a", "is not read; pedyra train --resume continues a run"),
+        ("training.push_to_hub=true", "training.push_to_hub is not done by a run; push its adapter folder"),
+        ("lora.init=eva", "lora.init 'eva' looks at the data first, which is the method eva: set method to eva"),
+        ("data.labels=[pos,neg,pos]", "['pos', 'neg', 'pos']; it names two classes or more, each once"),
+        ("data.labels=[pos]", "it names two classes or more, each once"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: str, told: str):
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, [override])
+    message = str(caught.value)
+    assert told in message
+    assert "\n" not in message
+
+
+def test_ranks_by_layer_are_read_from_the_recipe_or_a_file(recipe_file: Path, tmp_path: Path):
+    ranks = {"query": 4, "layer.0.attention.self.query": 0}
+    assert load_recipe(recipe_file, ["lora.ranks={query: 4, layer.0.attention.self.query: 0}"]).lora.ranks == ranks
+    (tmp_path / "mine.txt").write_text("query: 4\nlayer.0.attention.self.query: 0\n")
+    assert load_recipe(recipe_file, [f"lora.ranks={tmp_path}/mine.txt"]).lora.ranks == ranks
+    found = {"kept": 4, "ranks": {"up": 3, "block.up": 1}}  # as pedyra fit writes it
+    (tmp_path / "ranks.json").write_text(json.dumps(found))
+    recipe = load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.json"])
+    assert recipe.lora.ranks == {"up": 3, "block.up": 1}
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(recipe.to_yaml())
+    (tmp_path / "ranks.json").unlink()  # a run goes on with the ranks it began with
+    assert load_recipe(resolved) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- 3", "is no mapping of layer names to ranks"),
+        ("", "is no mapping of layer names to ranks"),
+        ("query: 2.5", "the rank of 'query' is 2.5; it is an integer of at least 0"),
+        ("query: true", "the rank of 'query' is True"),
+        ("{query: 2, key: -1}", "the rank of 'key' is -1"),
+        ("ranks: {query: many}", "the rank of 'query' is 'many'"),
+        ("query: 0", "gives no layer a rank above 0"),
+        ("{}", "gives no layer a rank above 0"),
+        ("query: [", "is not valid YAML"),
+    ],
+)
+def test_a_mistake_in_the_ranks_is_one_line_that_names_the_file(recipe_file: Path, tmp_path: Path, text, told):
+    (tmp_path / "ranks.yaml").write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.yaml"])
+    message = str(caught.value)
+    assert message.startswith("mine.yaml: lora.ranks, file ") and told in message and "ranks.yaml" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["lora.ranks=nowhere.json"], "lora.ranks: there is no file 'nowhere.json'; give a YAML or JSON file of ranks"),
+        (["lora.ranks=3"], "lora.ranks is no mapping"),
+        (["lora.ranks={query: x}"], "lora.ranks: the rank of 'query' is 'x'"),
+        (["lora.ranks={query: 2}", "lora.use_rslora=true"], "lora.use_rslora makes the scaling depend on the rank"),
+    ],
+)
+def test_ranks_that_cannot_be_had_are_refused(recipe_file: Path, overrides: list[str], told: str):
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file, overrides)
+    assert str(caught.value).startswith(f"mine.yaml: {told}")
+
+
+def test_several_mistakes_are_counted(recipe_file: Path):
+    with pytest.raises(ValueError, match=r"seed is -1: .* \(and mistakes in 2 more keys\)"):
+        load_recipe(recipe_file, ["data.a=1", "lora.b=1", "seed=-1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("- a\n", "is no mapping"), ("a: [", "is not valid YAML"), ("a: b: c", "is not valid YAML")]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        load_recipe(path)
+    with pytest.raises(ValueError, match="does not exist"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(ValueError, match="is a folder; give the path of a YAML file"):
+        load_recipe(tmp_path)
+
+
+def test_causal_lm_wants_an_answer_column_exactly_with_prompts(recipe_file: Path):
+    causal = ["data.kind=causal_lm"]
+    assert load_recipe(recipe_file, [*causal, "data.messages=m"]).data.messages == "m"
+    assert load_recipe(recipe_file, [*causal, "data.prompt=p", "data.completion=c"]).data.completion == "c"
+    for wrong in (["data.prompt=p"], ["data.messages=m", "data.completion=c"]):
+        with pytest.raises(ValueError, match="data.completion goes with data.prompt or data.template"):
+            load_recipe(recipe_file, [*causal, *wrong])
+    with pytest.raises(ValueError, match="given: prompt and template"):
+        load_recipe(recipe_file, [*causal, "data.prompt=p", "data.template='{t}'", "data.completion=c"])
+    with pytest.raises(ValueError, match="data.label has no meaning for data.kind causal_lm"):
+        load_recipe(recipe_file, [*causal, "data.messages=m", "data.label=l"])
+
+
+def test_the_schema_describes_every_key_and_forbids_others():
+    schema = recipe_schema()
+    assert schema["required"] == ["model", "data"]
+    assert schema["additionalProperties"] is False
+    sections = schema["$defs"]
+    assert sections["LoraSection"]["properties"]["r"]["default"] == 8
+    assert sections["DataSection"]["properties"]["group_by"]["description"].startswith("Column whose equal values")
+    known = {**RankConfig().to_dict(), **asdict(Importance())}
+    assert set(sections["RankConfig"]["properties"]) == known.keys() - {"importance"}
+    assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankConfig"}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("Question:", r"has no \{column\} place"),
+        ("{q", r"data.template '\{q': .*; a brace itself is written twice"),
+        ("{q:>99999999999}", r"data.template: the place \{q:>99999999999\} says more than a width of at most 10000"),
+        ("{q:{width}}", r"data.template: the place \{q:\{width\}\} says more than a width"),
+    ],
+)
+def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):
+    causal = ["data.kind=causal_lm", "data.source=d.csv", "data.completion=a"]
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file, [*causal, f"data.template={template!r}"])
+    assert load_recipe(recipe_file, [*causal, "data.template='{{{q}}}'"]).data.template == "{{{q}}}"
+
+
+def test_the_page_of_all_keys_is_that_of_the_schema():
+    """`pedyra schema --markdown` leaves no key without a word about it."""
+    page = recipe_page(recipe_schema())
+    rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
+    keys = {
+        name
+        for section in (ModelSection, DataSection, LoraSection, RankConfig, Importance)
+        for name in field_names(section)
+    }
+    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys - {"importance"}
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def field_names(section: type) -> set[str]:
+    return set(getattr(section, "model_fields", None) or {field.name for field in dataclasses.fields(section)})
+
+
+def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):
+    recipe = load_recipe(recipe_file, ["data.eval_rows=1e3", "lora.r=8.0", "lora.alpha=16.0", "lora.init=true"])
+    assert (recipe.data.eval_rows, recipe.lora.r, recipe.lora.alpha, recipe.lora.init) == (1000, 8, 16.0, True)

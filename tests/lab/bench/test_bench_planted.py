@@ -1,0 +1,165 @@
+"""`pedyra bench planted`: the problem has the ranks it says, and rows, table and figure say what was found."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from pedyra.app.tasks.planted import ARCHITECTURES, PROFILES, batches, make_problem, profile_ranks, relative_error
+from pedyra.lab.bench.planted import KEY, Size, bench_planted, every_method
+from pedyra.lab.bench.planted_figure import check_figure_path, save_planted_figure
+from pedyra.lab.bench.planted_summary import summarise_planted, table
+from pedyra.lab.bench.row_file import RowFile
+from pedyra.lab.cli import app
+from pedyra.methods.registry import METHODS
+
+SHORT = Size(steps=24, width=32, rank=2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("profile", [*PROFILES, "random"])
+def test_a_profile_spends_the_budget_and_is_what_was_planted(profile, architecture):
+    problem = make_problem(profile, seed=3, architecture=architecture, tail=0.0)
+    assert sum(problem.true_ranks) == 48 and problem.true_ranks == profile_ranks(profile, 3)
+    found = []
+    for name in problem.layer_names:
+        taught, base = dict(problem.teacher.named_parameters()), dict(problem.base.named_parameters())
+        values = torch.linalg.svdvals(taught[f"{name}.weight"] - base[f"{name}.weight"])
+        found.append(int((values > 0.1).sum()))  # planted ones are 0.5 to 1.5
+        assert values[found[-1] :].max() < 1e-4
+    assert tuple(found) == problem.true_ranks
+
+
+def test_a_profile_keeps_its_shape_at_another_size():
+    assert profile_ranks("design", 0, depth=12, budget=24) == (0, 0, 1, 0, 8, 2, 0, 6, 0, 1, 6, 0)
+    assert profile_ranks("sparse", 0, depth=24, budget=96) == (*[0] * 6, 24, 24, *[0] * 8, 24, 24, *[0] * 6)
+    # Half of 0 1 1 2 3 4 4 5 6 7 7 8: the six halves are worth three ranks, which go to the first three.
+    assert profile_ranks("linear", 0, depth=12, budget=24) == (0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4)
+    for depth in (6, 18, 30):
+        assert sum(profile_ranks("linear", 0, depth, 4 * depth)) == 4 * depth
+    assert profile_ranks("random", 1) == profile_ranks("random", 1) != profile_ranks("random", 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"profile": "steep"}, "'steep' is unknown; choose from design"),
+        ({"profile": "sparse", "width": 16}, "rank 24 in a width of 16"),
+        ({"profile": "design", "depth": 1}, "too few for this profile"),
+        ({"profile": "design", "architecture": "block", "depth": 15}, "no whole blocks"),
+        ({"profile": "design", "architecture": "tree"}, "'tree' is unknown; choose from mlp, block"),
+    ],
+)
+def test_a_problem_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_problem(seed=0, **settings)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_error_is_one_for_the_base_and_zero_for_the_teacher(architecture):
+    problem = make_problem("design", seed=0, architecture=architecture)
+    assert relative_error(problem, problem.base) == 1 and relative_error(problem, problem.teacher) == 0
+    x, target = batches(problem, 5, 128)()
+    assert x.shape == target.shape and x.numel() == 128 * 64
+
+
+def test_every_layer_of_a_block_matters():
+    problem = make_problem("uniform", seed=0, architecture="block", tail=0.0)
+    for name in problem.layer_names:
+        model = make_problem("uniform", seed=0, architecture="block", tail=0.0).teacher
+        layer, base = model.get_submodule(name), problem.base.get_submodule(name)
+        assert isinstance(layer, nn.Linear) and isinstance(base, nn.Linear)
+        layer.weight.copy_(base.weight)
+        assert relative_error(problem, model) > 0.002, name
+
+
+def test_noise_is_relative_to_the_true_change():
+    clean, noisy = (make_problem("design", seed=0, noise=noise) for noise in (0.0, 0.5))
+    (x, target), (_, other) = batches(clean, 5, 4096)(), batches(noisy, 5, 4096)()
+    change = target - clean.base(x)
+    assert float((other - target).std() / change.std()) == pytest.approx(0.5, rel=0.02)
+
+
+def test_smoke_writes_a_row_for_every_method_and_draws_a_figure(tmp_path):
+    file, figure = tmp_path / "rows.jsonl", tmp_path / "errors.svg"
+    arguments = ["--smoke", "--steps", "40", "--architecture", "mlp", "--json", str(file), "--figure", str(figure)]
+    result = CliRunner().invoke(app, ["bench", "planted", *arguments])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["method"] for row in rows] == every_method()
+    assert len(rows) == len(METHODS) + 1
+    for row in rows:
+        assert 0 < row["relative_error"] < 1.05 and row["profile"] == "design"
+        if row["ranks"] is None:
+            assert row["method"] == "randlora" and row["rank_distance"] is None
+            continue
+        assert sum(row["ranks"]) <= 48 or row["method"] == "rasa"  # which saves a copy of the pool per layer
+        wrong = sum(abs(rank - true) for rank, true in zip(row["ranks"], row["true_ranks"], strict=True)) / 2
+        assert row["rank_distance"] == wrong
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["lora"]["ranks"] == [4] * 12 and by_method["oracle"]["rank_distance"] == 0
+    assert "x oracle" in result.output and "pedyra-paper" in figure.read_text()
+
+
+def test_rows_are_not_made_twice(tmp_path, monkeypatch):
+    def run():
+        file = RowFile(tmp_path / "rows.jsonl", KEY)
+        noises = [0.0, 0.5]
+        return list(bench_planted(["lora", "oracle"], ["linear"], seeds=[1], noises=noises, sizes=[SHORT], file=file))
+
+    first = run()
+    monkeypatch.setattr("pedyra.lab.bench.planted.run_method", lambda *a, **k: pytest.fail("made again"))
+    assert run() == first and len(first) == 4
+
+
+def test_every_method_sees_the_same_batches_whatever_ran_before_it():
+    def error(methods):
+        return list(bench_planted(methods, ["design"], seeds=[0], sizes=[SHORT]))[-1]["relative_error"]
+
+    assert error(["oracle", "gora", "lora"]) == error(["lora"])
+
+
+def _row(method, seed, error, lr=0.1, profile="design", distance=2.0):
+    size = {"architecture": "mlp", "width": 64, "depth": 12, "noise": 0.0}
+    outcome = {"relative_error": error, "rank_distance": distance, "seconds": 1.0}
+    return {"method": method, "seed": seed, "lr": lr, "profile": profile, **size, **outcome}
+
+
+def test_the_summary_takes_each_method_at_its_best_rate_and_divides_by_the_oracle():
+    rows = [
+        *(_row("lora", seed, error) for seed, error in enumerate((0.2, 0.4))),
+        *(_row("lora", seed, 0.9, lr=0.2) for seed in (0, 1)),
+        *(_row("pedyra", seed, None, lr=0.1) for seed in (0, 1)),
+        *(_row("pedyra", seed, error, lr=0.2, distance=seed) for seed, error in enumerate((0.02, 0.04))),
+        *(_row("oracle", seed, error) for seed, error in enumerate((0.01, 0.03))),
+        _row("lora", 0, 0.5, profile="sparse"),
+    ]
+    first, second = summarise_planted(rows).values()
+    lora, pedyra, oracle = first
+    assert (pedyra.lr, pedyra.error, pedyra.rank_distance) == (0.2, pytest.approx(0.03), 0.5)
+    assert pedyra.to_oracle == pytest.approx(1.5) and pedyra.to_lora == pytest.approx(0.1)
+    assert (lora.lr, lora.to_lora, oracle.to_oracle) == (0.1, 1.0, 1.0)
+    assert second[0].to_oracle is None and second[0].errors == (0.5,)
+    assert table(first)[2].split()[:5] == ["pedyra", "0.03", "0.01", "1.5", "0.1"]
+
+
+def test_a_figure_leaves_out_what_diverged_and_refuses_other_formats(tmp_path):
+    rows = [_row("lora", 0, 0.1), _row("pedyra", 0, None), _row("lora", 0, 0.2, profile="sparse")]
+    path = tmp_path / "errors.png"
+    save_planted_figure(summarise_planted(rows), path)
+    assert path.stat().st_size > 5000
+    with pytest.raises(ValueError, match="svg or png; name the file so"):
+        check_figure_path(tmp_path / "errors.pdf")
+    with pytest.raises(ValueError, match="does not exist; create it first"):
+        check_figure_path(tmp_path / "absent" / "errors.svg")
+    assert math.isinf(summarise_planted(rows)[("mlp", 64, 12, "design", 0.0)][1].error)
+
+
+def test_an_unknown_method_is_told_with_those_there_are():
+    with pytest.raises(ValueError, match="'lorra' is unknown; did you mean 'lora'"):
+        next(bench_planted(["lorra"], ["design"], seeds=[0]))

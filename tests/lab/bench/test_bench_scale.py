@@ -1,0 +1,63 @@
+"""`pedyra bench scale`: its rows and its fit. No time is asserted but one, that 500 layers stay far from slow."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from pedyra.lab.bench import bench_scale
+from pedyra.lab.bench.bench_scale import MEASURES, growth, operation_seconds
+from pedyra.lab.bench.chain import Size
+from pedyra.lab.cli import app
+
+
+def test_smoke_writes_sizes_fits_and_operations(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    result = CliRunner().invoke(app, ["bench", "scale", "--smoke", "--threads", "1", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    sizes = [row for row in rows if row["kind"] == "size"]
+    assert [(row["axis"], row["value"], row["triples"]) for row in sizes] == [
+        ("layers", 4, 32), ("layers", 8, 64), ("rank", 2, 8), ("rank", 4, 16),
+    ]  # fmt: skip
+    assert all(row[measure] > 0 or measure == "measuring_seconds" for row in sizes for measure in MEASURES)
+    fits = [row for row in rows if row["kind"] == "fit"]
+    assert [(row["axis"], row["measure"]) for row in fits] == [(a, m) for a in ("layers", "rank") for m in MEASURES]
+    assert all(len(row["exponents"]) == 3 and row["exponents"] == sorted(row["exponents"]) for row in fits)
+    assert [row["layers"] for row in rows if row["kind"] == "operations"] == [16]
+    (deep,) = [row for row in rows if row["kind"] == "adjustment"]
+    assert deep["triples"] == 32 and 3 * deep["removed"] <= 24  # to a quarter of them, in three cuts
+    assert deep["removed"] > 0 and deep["adjustment_seconds"] > 0
+
+
+@pytest.mark.parametrize("command", ["scale", "step"])
+@pytest.mark.parametrize("threads", ["0", "-1"])
+def test_threads_that_are_none_are_refused(command: str, threads: str):
+    result = CliRunner().invoke(app, ["bench", command, "--smoke", "--threads", threads])
+    assert result.exit_code == 2 and "'--threads': Input should be greater than or equal to 1" in result.output
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
+def test_growth_is_the_exponent_of_a_power_law(exponent):
+    sizes = [3, 10, 40, 100]
+    assert growth(sizes, [0.01 * size**exponent for size in sizes]) == pytest.approx(exponent, abs=1e-9)
+
+
+def test_a_cost_that_grows_as_it_should_is_found_in_the_medians(monkeypatch):
+    costs = iter([1.0, 2.0, 1.0, 2.0, 1.0, 50.0])  # three repeats of two sizes, one of them disturbed
+    monkeypatch.setattr(bench_scale, "measure", lambda size, **_: dict.fromkeys(MEASURES, next(costs)))
+    axes = {"layers": (Size(layers=2), Size(layers=4))}
+    rows = list(bench_scale.bench_scale(axes, operations=None, deep=None))
+    assert [row["step_seconds"] for row in rows[:2]] == [1.0, 2.0]
+    assert [row["exponent"] for row in rows[2:]] == pytest.approx([1.0] * len(MEASURES))
+    assert rows[2]["exponents"] == pytest.approx([1.0, 1.0, math.log2(50)])
+
+
+def test_operations_on_500_layers_take_no_time_to_speak_of():
+    # Each takes 0.1 to 0.4 s on one slow core; what a quadratic loop would cost is many times the bound.
+    seconds = operation_seconds(500)
+    assert {"attach_seconds", "checkpoint_seconds", "export_seconds", "load_seconds", "resume_seconds"} <= set(seconds)
+    assert all(taken < 10 for taken in seconds.values())

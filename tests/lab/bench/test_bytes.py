@@ -1,0 +1,143 @@
+"""`pedyra bench transfer`: the model of its texts, rows that survive a kill, and a table of each method at its rate."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from typer.testing import CliRunner
+
+from pedyra.app.tasks.bytes import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
+from pedyra.lab.bench.bytes import KEY, SMOKE, bench_bytes
+from pedyra.lab.bench.rate_summary import rates_by_method, summarise_rates, table
+from pedyra.lab.bench.row_file import RowFile
+from pedyra.lab.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("PEDYRA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_held_out_text_is_not_in_the_training_text():
+    for corpus in (prose(), code()):
+        assert 0.02 < len(corpus.held_out) / len(corpus.train) < 0.5
+        train = bytes(corpus.train.to(torch.uint8).tolist())
+        pieces = [bytes(window.to(torch.uint8).tolist()) for window in corpus.windows(20)]
+        assert sum(piece in train for piece in pieces) <= 2  # licences and boilerplate repeat
+
+
+def test_rotated_prose_is_the_prose_letter_by_letter():
+    plain, turned = prose(), rot13()
+    assert bytes(turned.train[:200].tolist()).decode() == codecs.encode(
+        bytes(plain.train[:200].tolist()).decode(), "rot13"
+    )
+    assert len(plain.held_out) == len(turned.held_out) and plain.digest != turned.digest
+
+
+def test_an_unknown_target_is_refused():
+    result = CliRunner().invoke(app, ["bench", "transfer", "--smoke", "--target", "latin"])
+    assert str(result.exception) == "--target is 'latin'; it must be one of code, rot13"
+
+
+def test_the_loss_is_nats_per_byte_and_uniform_logits_cost_log_256():
+    model = ByteTransformer(width=8, depth=1).requires_grad_(False)
+    windows = code().windows(5)
+    slow = [F.cross_entropy(model(window[None, :-1])[0], window[1:]) for window in windows]
+    assert held_out_loss(model, windows, chunk=2) == pytest.approx(float(sum(slow)) / 5, rel=1e-5)
+    model.head.weight.zero_()
+    assert held_out_loss(model, windows) == pytest.approx(math.log(256))
+
+
+def test_no_byte_sees_a_later_one():
+    model = ByteTransformer(width=8, depth=2)
+    tokens = code().windows(1)[:, :CONTEXT]
+    changed = tokens.clone()
+    changed[0, 40:] = 7
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[0, :40], after[0, :40]) and not torch.allclose(before[0, 40:], after[0, 40:])
+
+
+def test_the_pretrained_model_comes_from_the_cache_the_second_time(monkeypatch):
+    first = pretrained(prose(), steps=2, width=8, depth=1)
+    monkeypatch.setattr("pedyra.app.tasks.bytes.pretrain", lambda *args, **kwargs: pytest.fail("trained again"))
+    second = pretrained(prose(), steps=2, width=8, depth=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not any(p.requires_grad for p in second.parameters())
+
+
+def test_a_killed_grid_goes_on_where_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    arguments: dict[str, Any] = dict(lrs=[0.01], seeds=[0, 1], size=SMOKE)
+    whole = list(bench_bytes(["lora", "pedyra-paper:moves=2"], **arguments, file=RowFile(path, KEY)))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:50])
+    again = list(bench_bytes(["lora", "pedyra-paper:moves=2"], **arguments, file=RowFile(path, KEY)))
+    assert [row["loss"] for row in again] == [row["loss"] for row in whole]  # the same run, to the last bit
+    assert [row["seconds"] for row in again[:2]] == [row["seconds"] for row in whole[:2]]
+    assert len(path.read_text().splitlines()) == 4
+    monkeypatch.setattr("pedyra.lab.bench.bytes.run_method", lambda *a, **k: pytest.fail("made again"))
+    list(bench_bytes(["lora", "pedyra-paper:moves=2"], **arguments, file=RowFile(path, KEY)))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"metric": "loss"}\n')
+    with pytest.raises(ValueError, match="rows of something else; name another file"):
+        RowFile(path, KEY)
+    with pytest.raises(ValueError, match="does not exist; create it first"):
+        RowFile(tmp_path / "absent" / "rows.jsonl", KEY)
+
+
+def _row(method, lr, seed, loss):
+    return {"method": method, "lr": lr, "seed": seed, "loss": loss}
+
+
+def test_each_method_is_compared_at_its_own_best_rate():
+    rows = [
+        *(_row("lora", lr, seed, loss + seed) for lr, loss in ((1, 3.0), (2, 2.0), (4, 2.5)) for seed in (0, 1, 2)),
+        *(_row("pedyra-paper:moves=2", 1, seed, 1.5 + seed) for seed in (0, 1, 2)),
+        *(_row("pedyra-paper:moves=2", 2, seed, 9.0) for seed in (0, 1, 2)),
+        _row("pedyra-paper:moves=2", 4, 0, 0.1),  # one lucky seed does not choose the rate
+        *(_row("bad", 1, seed, None) for seed in (0, 1)),
+    ]
+    lora, pedyra, bad = summarise_rates(rates_by_method(rows))
+    assert (lora.best, lora.loss, lora.edge, lora.difference) == (2, 3.0, "", None)
+    assert (pedyra.name, pedyra.best, pedyra.edge) == ("pedyra-paper:moves=2", 1, "lowest")
+    assert pedyra.difference is not None and pedyra.difference.mean == pytest.approx(-0.5)
+    assert pedyra.difference.interval == pytest.approx((-0.5, -0.5))  # the same at every seed
+    assert bad.loss == math.inf and bad.difference is not None and bad.difference.interval is None
+    assert "diverged" in table([lora, pedyra, bad])[3]
+
+
+def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    old, new = ({**_row("pedyra", 1, 0, loss), "config": config} for loss, config in ((2.0, "aa"), (3.0, "bb")))
+    file = RowFile(path, ("method", "config", "lr", "seed"))
+    assert list(file.complete([old], lambda job: job)) == [old]
+    made = list(file.complete([{name: new[name] for name in ("method", "config", "lr", "seed")}], lambda job: new))
+    assert made == [new] and file.rows == [old, new]
+    assert rates_by_method(file.rows) == {"pedyra": {1: {0: 3.0}}}
+    assert rates_by_method([{**old, "lr": 9}, new]) == {"pedyra": {1: {0: 3.0}}}
+
+
+def test_the_command_prints_the_table_and_a_warning_at_the_edge(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    arguments = ["--smoke", "--steps", "25", "--seeds", "1", "--json", str(file)]
+    methods = ["--method", "lora", "--method", "lora:ranks={q=0,up=3}"]
+    result = CliRunner().invoke(app, ["bench", "transfer", *methods, "--lr", "1e-4", "--lr", "1e-2", *arguments])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 4 and {row["steps"] for row in rows} == {25}
+    by_method = {row["method"]: row for row in rows}
+    # Width 32: a rank of q, k, v, o has 64 parameters, one of up and down 160; two blocks.
+    assert by_method["lora"]["parameters"] == 2 * 2 * (4 * 64 + 2 * 160)
+    static = by_method["lora:ranks={q=0,up=3}"]
+    assert static["parameters"] == 2 * 3 * 160  # layers that are not named get none
+    assert static["ranks"]["blocks.1.q"] == 0 and static["ranks"]["blocks.0.up"] == 3
+    assert "best lr" in result.output and "ends the grid, so widen it: lora" in result.output

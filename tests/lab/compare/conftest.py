@@ -1,0 +1,97 @@
+"""A trainer without a model: `python -m pedyra` in the test's folder runs it, and it does what the recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pedyra
+from pedyra.lab.compare.grid import Grid, load_grid
+
+# The contract of `pedyra train`, and `training.fake` decides what becomes of a run:
+# {method: value}, or {method: "crash" | "kill" | "wait"}. The value gets seed / 100 + learning_rate / 10 added.
+TRAINER = """
+import json, os, signal, sys, time
+from pathlib import Path
+import yaml
+
+recipe = yaml.safe_load(Path(sys.argv[2]).read_text())
+run, flags = Path(recipe["output_dir"]), sys.argv[3:]
+log = Path("calls.log").open("a")
+print(recipe["method"], recipe["seed"], recipe["training"]["learning_rate"], *flags, file=log, flush=True)
+if "--resume" in flags and not list(run.glob("checkpoint-*")):
+    print("Error: no complete checkpoint", file=sys.stderr)
+    sys.exit(2)
+run.mkdir(parents=True, exist_ok=True)
+(run / "recipe.yaml").write_text("x")
+behaviour = recipe["training"]["fake"][recipe["method"]]
+if "--resume" not in flags and behaviour in ("kill", "wait"):
+    (run / "checkpoint-5").mkdir()
+    if behaviour == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    Path("waiting").write_text(str(os.getpid()))
+    time.sleep(60)
+if behaviour == "crash":
+    print("Traceback ...\\nRuntimeError: out of luck")
+    sys.exit(1)
+value = (behaviour if isinstance(behaviour, float) else 0.5) + recipe["seed"] / 100
+value += recipe["training"]["learning_rate"] / 10
+rows = [
+    {"step": 40, "eval_loss": 1 - value, "eval_accuracy": value, "eval_f1": 0.1, "eval_runtime": 3.0},
+    {"step": 40, "final": True, "seconds": 2.0, "peak_memory_bytes": 1000, "trainable_parameters": 50,
+     "metric": "accuracy", "value": value, "eval_loss": 1 - value},
+]
+(run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+"""
+
+GRID: dict[str, Any] = {
+    "model": {"name": "tiny-bert"},
+    "lora": {"r": 2, "alpha": 4},
+    "training": {"max_steps": 40, "fake": {"lora": 0.5, "pedyra": 0.6, "dora": 0.4}},
+    "methods": ["lora", "pedyra"],
+    "tasks": {"toy": {"max_length": 48}},
+    "seeds": [0, 1, 2],
+    "learning_rates": [0.01, 0.1],
+    "match": "rank",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the trainer in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pedyra.lab.compare.compare.can_fork", lambda: False)  # a fork has the real trainer imported
+    monkeypatch.setattr("pedyra.lab.compare.experiment.training_arguments", lambda recipe: None)  # `fake` is none
+    (tmp_path / "pedyra").mkdir()
+    # A Ray worker imports from the working directory too, and needs the rest of the package.
+    (tmp_path / "pedyra" / "__init__.py").write_text(f"__path__.append({str(Path(pedyra.__file__).parent)!r})\n")
+    (tmp_path / "pedyra" / "__main__.py").write_text(TRAINER)
+    return tmp_path
+
+
+@pytest.fixture
+def make_grid(folder: Path) -> Callable[..., Grid]:
+    """make_grid(*overrides, **keys): lora and pedyra on toy sentences, three seeds, two rates, equal ranks."""
+
+    def make(*overrides: str, **keys: Any) -> Grid:
+        path = folder / "grid.yaml"
+        path.write_text(yaml.safe_dump({**GRID, **keys}))
+        return load_grid(path, overrides)
+
+    return make
+
+
+@pytest.fixture
+def calls(folder: Path) -> Callable[[], list[str]]:
+    """calls(): every start of the trainer so far, as "method seed rate flags"."""
+
+    def read() -> list[str]:
+        log = folder / "calls.log"
+        return log.read_text().splitlines() if log.is_file() else []
+
+    return read

@@ -1,0 +1,176 @@
+"""A comparison from its grid to its tables, with a trainer that needs no model."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pedyra.lab.compare.compare import compare_grid
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rates_are_tuned_first_and_reported_runs_use_the_best(make_grid, calls, folder):
+    comparison = compare_grid(make_grid())
+    # 2 methods x 2 rates x 1 tuning seed, then 2 methods x 3 seeds at the higher rate, which the trainer rewards.
+    assert sorted(calls()[:4]) == ["lora 1000 0.01", "lora 1000 0.1", "pedyra 1000 0.01", "pedyra 1000 0.1"]
+    assert sorted(calls()[4:]) == [f"{method} {seed} 0.1" for method in ("lora", "pedyra") for seed in (0, 1, 2)]
+    found = rows(folder / "runs/grid/comparison.jsonl")
+    assert [row["value"] for row in found] == pytest.approx([0.51, 0.52, 0.53, 0.61, 0.62, 0.63])
+    assert len(rows(folder / "runs/grid/tuning.jsonl")) == 4
+    assert not comparison.failed and not comparison.missing
+
+
+def test_a_wide_row_begins_at_a_multiple_and_ends_where_it_is_matched(make_grid, folder):
+    compare_grid(make_grid(methods={"lora": {}, "pedyra": {"wide": 4}}, lora={"r": 2, "alpha": 8}))
+    (path,) = (folder / "runs/grid/jobs/pedyra").rglob("seed0.yaml")
+    job = yaml.safe_load(path.read_text())
+    assert (job["lora"]["r"], job["lora"]["alpha"], job["rank"]["target_rank"]) == (8, 32, 2)
+
+
+def test_tuning_runs_never_see_a_reported_row(make_grid, folder):
+    compare_grid(make_grid())
+    runs = folder / "runs/grid"
+    tuning = yaml.safe_load((runs / "tuning/lora/toy/r2/lr0.1/seed1000.yaml").read_text())["data"]
+    reported = yaml.safe_load((runs / "jobs/lora/toy/r2/lr0.1/seed0.yaml").read_text())["data"]
+    names = [Path(data[key]).name for data in (tuning, reported) for key in ("source", "validation")]
+    assert names == ["tuning-train.jsonl", "tuning.jsonl", "train.jsonl", "reported.jsonl"]
+    judged = set((runs / "data/toy/reported.jsonl").read_text().splitlines())
+    trained = set((runs / "data/toy/train.jsonl").read_text().splitlines())
+    assert {json.loads(row)["group"] for row in judged}.isdisjoint(json.loads(row)["group"] for row in trained)
+
+
+def test_the_tables_hold_the_statistics(make_grid, folder):
+    compare_grid(make_grid())
+    out = folder / "runs/grid"
+    text = (out / "comparison.md").read_text()
+    assert "| pedyra | **0.6200 ± 0.0058** | 50 (1.00×)" in text  # differences are 0.1 for every seed
+    assert "+0.1000 [+0.1000, +0.1000] 3-0-0, p = 0.25" in text
+    assert "0.01: 10.50, 0.1: 10.51" in text  # the whole curve
+    assert "warning: lora on toy, r = 2: the best rate, 0.1, is the highest of its grid" in text
+    with (out / "comparison.csv").open() as file:
+        lora, pedyra = csv.DictReader(file)
+    assert (lora["standing"], pedyra["standing"]) == ("", "best")
+    assert float(pedyra["difference"]) == pytest.approx(0.1) and pedyra["sign_test_p"] == "0.25"
+    assert "\\textbf{0.6200 $\\pm$ 0.0058}" in (out / "comparison.tex").read_text()
+    assert "<strong>0.6200 ± 0.0058</strong>" in (out / "comparison.html").read_text()
+
+
+def test_where_the_loss_is_judged_the_metric_is_shown_beside_it(make_grid, folder):
+    compare_grid(make_grid("judge=loss"))
+    text = (folder / "runs/grid/comparison.md").read_text()
+    judged, metrics = text.split("The tasks' metrics in the same runs, budget r = 2")
+    assert "toy (loss, less is better)" in judged and "| pedyra | **0.3800 ± 0.0058** |" in judged
+    assert "toy (accuracy)" in metrics and "| pedyra | 0.6200 ± 0.0058 |" in metrics
+    assert "+0.1000 [+0.1000, +0.1000] 3-0-0" in metrics  # less loss is a positive difference
+
+
+def test_equal_rows_are_ties_and_nothing_is_bold(make_grid, folder):
+    compare_grid(make_grid("training.fake.pedyra=0.5"))
+    text = (folder / "runs/grid/comparison.md").read_text()
+    assert text.count("0.5200 ± 0.0058 =") == 2 and "**" not in text
+
+
+def test_one_seed_supports_no_bold(make_grid, folder):
+    compare_grid(make_grid("seeds=[0]"))
+    text = (folder / "runs/grid/comparison.md").read_text()
+    assert "| pedyra | 0.6100 = |" in text and "**" not in text and "[one seed]" in text
+
+
+def test_failures_are_reported_and_tried_again(make_grid, calls, folder):
+    comparison = compare_grid(make_grid("learning_rates=[0.1]", training={"fake": {"lora": 0.5, "pedyra": "kill"}}))
+    assert [outcome.job.entry.method for outcome in comparison.failed] == ["pedyra"] * 3 and comparison.missing == 3
+    text = (folder / "runs/grid/comparison.md").read_text()
+    assert "killed by SIGKILL" in text and "are missing" not in text  # told once, as what failed
+    again = compare_grid(make_grid("learning_rates=[0.1]", training={"fake": {"lora": 0.5, "pedyra": "kill"}}))
+    assert not again.failed and not again.missing
+    assert calls()[6:] == [f"pedyra {seed} 0.1 --resume" for seed in (0, 1, 2)]
+
+
+def test_a_row_whose_tuning_failed_has_no_rate_and_is_not_run(make_grid, calls, folder):
+    comparison = compare_grid(make_grid(training={"fake": {"lora": 0.5, "pedyra": "crash"}}))
+    assert len(comparison.failed) == 2 and comparison.missing == 3
+    assert "no learning rate could be chosen for pedyra on toy" in (folder / "runs/grid/comparison.md").read_text()
+
+
+def test_a_folder_of_another_grid_is_refused_and_kept(make_grid, folder):
+    compare_grid(make_grid())
+    before = (folder / "runs/grid/grid.yaml").read_text()
+    with pytest.raises(ValueError, match=r"results of another grid: lora.r was 2 and is now 4; choose another"):
+        compare_grid(make_grid("lora.r=4"))
+    with pytest.raises(ValueError, match=r"seeds was \[0, 1, 2\] and is now \[0, 1, 2, 3\]; add --extend"):
+        compare_grid(make_grid("seeds=[0, 1, 2, 3]"))
+    assert (folder / "runs/grid/grid.yaml").read_text() == before
+    (folder / "photos").mkdir()
+    (folder / "photos" / "a.jpg").touch()
+    with pytest.raises(ValueError, match="photos holds no comparison"):
+        compare_grid(make_grid("output_dir=photos"))
+
+
+def test_a_grown_grid_keeps_what_is_done(make_grid, calls):
+    compare_grid(make_grid())
+    done = len(calls())
+    compare_grid(make_grid("seeds=[0, 1, 2, 3]"), extend=True)
+    assert calls()[done:] == ["lora 3 0.1", "pedyra 3 0.1"]
+
+
+def test_a_wider_grid_of_rates_keeps_what_is_done(make_grid, calls):
+    compare_grid(make_grid())
+    done = len(calls())
+    compare_grid(make_grid("learning_rates=[0.01, 0.1, 1]"), extend=True)
+    tried = ["lora 1000 1.0", "pedyra 1000 1.0"]  # the trainer rewards it, so every seed is run at it
+    assert calls()[done:] == [*tried, *(f"{name} {seed} 1.0" for name in ("lora", "pedyra") for seed in (0, 1, 2))]
+
+
+def test_two_machines_share_a_grid_and_one_command_puts_it_together(make_grid, calls, folder):
+    compare_grid(make_grid("output_dir=one"), shard="1/2")
+    assert {call.split()[0] for call in calls()} == {"lora"}
+    compare_grid(make_grid("output_dir=two"), shard="2/2")
+    started = len(calls())
+    comparison = compare_grid(make_grid("output_dir=all"), collect=[Path("one"), Path("two")])
+    assert len(calls()) == started and comparison.missing == 0
+    assert "**0.6200" in (folder / "all/comparison.md").read_text()
+    with pytest.raises(ValueError, match="one holds the results of another grid"):
+        compare_grid(make_grid("output_dir=all", "lora.r=4"), collect=[Path("one")])
+
+
+def test_results_on_other_rows_are_not_put_together(make_grid, folder):
+    for name in ("one", "two"):
+        compare_grid(make_grid(f"output_dir={name}"))
+    splits = folder / "two/data/toy/splits.json"
+    splits.write_text(json.dumps({**json.loads(splits.read_text()), "digest": "0"}))
+    with pytest.raises(ValueError, match="task toy has other rows in two than in one"):
+        compare_grid(make_grid("output_dir=all"), collect=[Path("one"), Path("two")])
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "a/b", "2"])
+def test_a_shard_that_is_none_is_refused(make_grid, shard):
+    with pytest.raises(ValueError, match="--shard is"):
+        compare_grid(make_grid(), shard=shard)
+
+
+def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls):
+    methods = {"lora": {}, "pedyra": {"rank": {"intervall": 3}}}
+    with pytest.raises(ValueError, match="methods.pedyra on toy: rank.intervall is not a setting; did you mean"):
+        compare_grid(make_grid(methods=methods))
+    assert calls() == []
+
+
+def test_equal_time_gives_other_steps(make_grid, folder):
+    """The trainer says 2 s for every method, so the steps stay: 40."""
+    compare_grid(make_grid("match=time", "learning_rates=[0.1]"))
+    matched = json.loads((folder / "runs/grid/matching.json").read_text())
+    assert matched["pedyra toy r2"] == {"r": 2, "method_settings": {}, "max_steps": 40}
+
+
+def test_a_grid_that_was_refused_can_be_corrected_in_its_folder(make_grid, calls):
+    with pytest.raises(ValueError, match="rank.intervall"):
+        compare_grid(make_grid(methods={"lora": {}, "pedyra": {"rank": {"intervall": 3}}}))
+    comparison = compare_grid(make_grid("split_seed=1"))
+    assert not comparison.missing and len(calls()) == 10

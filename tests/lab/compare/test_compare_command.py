@@ -1,0 +1,74 @@
+"""`pedyra compare` on the command line: the shipped smoke grid with real runs, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pedyra.lab.cli import main
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+SMOKE = str(RECIPES / "compare_smoke.yaml")
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """call(*arguments): exit code, stdout and stderr of one `pedyra compare` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", *arguments])
+        code = stopped.value.code
+        return (0 if code is None else code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
+    code, out, err = call(SMOKE, "--json", "rows.jsonl", "--workers", "2")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["method"], row["task"], row["seed"]) for row in rows] == [
+        (method, "toy", seed) for method in ("lora", "pedyra", "randlora") for seed in (0, 1)
+    ]
+    assert {row["metric"] for row in rows} == {"accuracy"}
+    # Equal parameters: within 5 % of LoRA's for every run.
+    lora = rows[0]["trainable_parameters"]
+    assert all(abs(row["trainable_parameters"] / lora - 1) <= 0.05 for row in rows)
+    folder = tmp_path / "runs" / "compare_smoke"
+    for suffix in ("md", "csv", "tex", "html", "jsonl"):
+        assert (folder / f"comparison.{suffix}").stat().st_size > 0
+    assert "Learning rates" in out and "warning: lora on toy, r = 2: the best rate" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["absent.yaml"], "grid 'absent.yaml' does not exist"),
+        ([SMOKE, "methods.pedira={}"], "method 'pedira' is unknown; did you mean 'pedyra'?"),
+        ([SMOKE, "tasks.mrcp={}"], "task 'mrcp' is unknown; did you mean 'mrpc'?"),
+        ([SMOKE, "seeds=[]"], "the grid has no jobs: seeds is empty"),
+        ([SMOKE, "--match", "flops"], "match is 'flops'"),
+        ([SMOKE, "--shard", "3/2"], "--shard is '3/2'"),
+        ([SMOKE, "--workers", "0"], "--workers is 0"),
+        ([SMOKE, "--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1 does not answer"),
+        ([SMOKE, "methods.dora={}"], "method dora cannot match the baseline's"),
+        ([SMOKE, "tasks.toy.text=txt"], "no column 'txt'"),
+        ([SMOKE, "rank.interval=1000"], "methods.pedyra on toy: "),
+        ([SMOKE, "training.max_stepz=4"], "methods.lora on toy: training.max_stepz is no argument"),
+        ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),
+        ([SMOKE, "tasks={cola: {}}", "data_dir=nowhere"], "nowhere/cola/train.jsonl.gz' does not exist"),
+        ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' is no folder"),
+        ([SMOKE, "--collect", "nowhere"], "--collect nowhere: it holds no comparison"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(call, arguments, told):
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert err.startswith("Error: ") and err.count("\n") == 1 and told in err, err

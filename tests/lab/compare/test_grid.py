@@ -1,0 +1,124 @@
+"""A grid is read as written, refuses what would be no comparison, and knows when it is the same one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pedyra.lab.compare.grid import load_grid, only_grows
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+def test_reading_a_grid_loads_nothing_heavy():
+    code = "import sys, pedyra.lab.compare.grid as g; g.load_grid(sys.argv[1]); print('torch' in sys.modules)"
+    path = str(RECIPES / "compare_smoke.yaml")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_lists_are_short_for_rows_and_tasks_without_settings(make_grid):
+    grid = make_grid(methods=["lora", "dora"], tasks=["toy", "cola"])
+    assert {name: row.method for name, row in grid.methods.items()} == {"lora": "lora", "dora": "dora"}
+    assert grid.tasks == {"toy": {}, "cola": {}}
+    assert (grid.name, grid.output_dir, grid.baseline, grid.all_budgets) == ("grid", "runs/grid", "lora", [2])
+
+
+def test_a_row_has_its_own_method_settings_and_rates(make_grid):
+    rows = {"pedyra": {}, "pedyra on dora": {"method": "pedyra", "lora": {"use_dora": True}, "learning_rates": [3, 1]}}
+    grid = make_grid(methods=rows)
+    assert grid.methods["pedyra on dora"].method == "pedyra"
+    assert grid.rates("pedyra on dora") == [1, 3] and grid.rates("pedyra") == [0.01, 0.1]
+    assert grid.baseline == "pedyra"  # the first, where there is no lora
+
+
+def test_without_rates_the_one_of_training_is_used_as_given(make_grid):
+    grid = make_grid("training.learning_rate=3e-4", learning_rates=None)
+    assert grid.rates("lora") == [3e-4]
+    assert make_grid(learning_rates=None).rates("lora") == [2e-4]  # the recipes' default
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("methods=[lora, pedira]", "method 'pedira' is unknown; did you mean 'pedyra'?"),
+        ("tasks=[colla]", "task 'colla' is unknown; did you mean 'cola'?"),
+        ("tasks.mine={task: sst}", "task 'sst' is unknown; did you mean 'sst2'?"),
+        ("methods=[]", "the grid has no jobs: methods is empty"),
+        ("tasks=[]", "the grid has no jobs: tasks is empty"),
+        ("seeds=[]", "the grid has no jobs: seeds is empty"),
+        ("budgets=[]", "the grid has no jobs: budgets is empty"),
+        ("seeds=[0, 0]", "seeds has 0 twice"),
+        ("methods=[lora, lora]", "methods has 'lora' twice"),
+        ("seeds=[0, 1000]", "seed 1000 is in seeds and in tuning.seeds"),
+        ("learning_rates=[0]", "a learning rate is above 0"),
+        ("training.learning_rate=1", "training.learning_rate and learning_rates are both given"),
+        ("baseline=dora", "baseline 'dora' is no row; choose from lora, pedyra"),
+        ("match=flops", "match is 'flops': Input should be 'parameters', 'rank', 'memory' or 'time'"),
+        ("seed=[0]", "unknown key 'seed'; did you mean 'seeds'?"),
+        ("methods.lora.learning_rate=[1]", "unknown key 'methods.lora.learning_rate'; did you mean"),
+        ("tuning.seed=[1]", "unknown key 'tuning.seed'; did you mean 'tuning.seeds'?"),
+        ("methods.lora.training.max_steps=3", "methods.lora.training.max_steps would not be a fair comparison"),
+        ("methods.lora.wide=4", "methods.lora.wide sets rank.target_rank of method pedyra"),
+        ("methods.pedyra.wide=1", "methods.pedyra.wide is 1"),
+        ("methods.lora.lora.r=3", "methods.lora.lora.r follows from budgets and match"),
+        ("lora.ranks={query: 3}", "lora.ranks cannot be made equal to a budget"),
+        ("tasks.mine={source: a.jsonl, folder: x}", "tasks.mine.folder is for named tasks"),
+    ],
+)
+def test_a_mistake_is_one_line(make_grid, override: str, told: str):
+    methods = {"lora": {}, "pedyra": {}}  # a mapping, so that overrides reach into it
+    with pytest.raises(ValueError) as caught:
+        make_grid(override, methods=methods)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_fingerprint_is_of_the_jobs_alone(make_grid):
+    grid = make_grid()
+    for same in ("name=other", "output_dir=elsewhere", "data_dir=there", "baseline=pedyra"):
+        assert make_grid(same).fingerprint() == grid.fingerprint(), same
+    for other in (
+        "seeds=[0]",
+        "lora.r=4",
+        "match=parameters",
+        "training.max_steps=9",
+        "methods=[lora]",
+        "split_seed=1",
+    ):
+        assert make_grid(other).fingerprint() != grid.fingerprint(), other
+
+
+def test_the_baseline_is_part_of_a_grid_whose_rows_are_matched_to_it(make_grid):
+    assert make_grid(match="rank").fingerprint() == make_grid("baseline=pedyra", match="rank").fingerprint()
+    matched = make_grid(match="parameters")
+    assert matched.fingerprint() != make_grid("baseline=pedyra", match="parameters").fingerprint()
+    assert not only_grows(matched, make_grid("baseline=pedyra", match="parameters"))
+
+
+NARROW = "methods={lora: {learning_rates: [0.1]}, pedyra: {}}"
+
+
+def test_growing_is_more_of_the_same(make_grid):
+    grid = make_grid()
+    for more in (
+        *("seeds=[0, 1, 2, 3]", "methods=[lora, pedyra, dora]", "tasks.cola={}", "budgets=[2, 4]"),
+        *("learning_rates=[0.01, 0.1, 1]", "methods={lora: {learning_rates: [1e-3, 0.01, 0.1]}, pedyra: {}}"),
+    ):
+        assert only_grows(grid, make_grid(more)), more
+        assert not only_grows(make_grid(more), grid), more
+    for other in ("training.max_steps=9", "learning_rates=[1]", "tasks.toy={}", "seeds=[0, 1, 3]", NARROW):
+        assert not only_grows(grid, make_grid(other)), other
+
+
+def test_a_resolved_grid_is_read_back_equal(make_grid, folder: Path):
+    grid = make_grid(budgets=[2, 4], tasks=["toy", "cola"]).model_copy(update={"name": "5e-4"})
+    (folder / "again.yaml").write_text(grid.to_yaml())
+    assert load_grid(folder / "again.yaml") == grid
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("compare_*.yaml")), ids=lambda path: path.stem)
+def test_shipped_grids_are_valid(path: Path):
+    assert load_grid(path).name == path.stem

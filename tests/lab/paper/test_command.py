@@ -1,0 +1,79 @@
+"""`pedyra paper` on the command line: what is here, and mistakes told in one line before any work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pedyra.lab.cli import main
+from pedyra.lab.paper import places
+from pedyra.lab.paper.item import SCALES, get_item, items
+from pedyra.lab.paper.places import Places
+from pedyra.lab.paper.run import check
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    monkeypatch.setattr(places, "why_not_on_hub", lambda name, kind, revision=None: "there is no Hub in a test")
+    places.why_no_model.cache_clear()
+    places.why_no_data.cache_clear()
+
+
+def refusal(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(["paper", *arguments])
+    assert ended.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_list_tells_what_each_id_needs_and_what_is_here(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["paper", "list", "--json", str(tmp_path / "rows.jsonl")])
+    assert not ended.value.code
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["scale"]) for row in rows] == [(name, scale) for name in items() for scale in SCALES]
+    by_scale = {row["scale"]: row for row in rows if row["id"] == "table4"}
+    assert by_scale["smoke"]["here"] and not by_scale["full"]["here"]
+    assert by_scale["full"]["model"] == ["facebook/bart-large"] and by_scale["full"]["data"] == ["EdinburghNLP/xsum"]
+    assert "not here" in capsys.readouterr().out
+
+
+def test_an_unknown_id_names_the_nearest(capsys):
+    assert "did you mean 'table2'" in refusal(capsys, "run", "tabel2")
+
+
+def test_what_is_missing_is_told_with_how_to_give_it(capsys, tmp_path):
+    told = refusal(capsys, "run", "table4", "--out", str(tmp_path / "out"))
+    assert "table4 at scale full needs what is not here: model facebook/bart-large: there is no Hub in a test" in told
+    assert "give a copy with --model NAME=PATH; data DIR/xsum/train.jsonl.gz" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_data_and_a_copy_of_a_model_are_taken(tmp_path):
+    (tmp_path / "xsum").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "xsum" / f"{split}.jsonl").write_text("{}\n")
+    here = Places.parse(tmp_path, [f"facebook/bart-large={tmp_path}"])
+    assert here.missing(get_item("table4"), "full") == []
+    resolved = here.resolve("xsum")
+    assert resolved.model.name == str(tmp_path) and resolved.data.validation == str(tmp_path / "xsum" / "test.jsonl")
+    assert resolved.data.prompt == "document" and resolved.lora.r == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "bart"], "--model is 'bart'; it is NAME=PATH"),
+        (["--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(arguments, told, capsys):
+    assert told in refusal(capsys, "run", "table4", *arguments)
+
+
+def test_a_models_programs_are_not_run_without_leave(monkeypatch):
+    monkeypatch.setattr(places, "why_not_on_hub", lambda name, kind, revision=None: None)
+    with pytest.raises(ValueError, match="runs programs that a model wrote .humaneval, .*--allow-code-execution"):
+        check(get_item("table6"), "full", Places(), allow_code_execution=False)
+    check(get_item("table6"), "full", Places(), allow_code_execution=True)

@@ -1,0 +1,63 @@
+"""Measured beside published: means, errors, intervals, averages of a row, and what a reader is told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pedyra.lab.paper.item import get_item
+from pedyra.lab.paper.results import difference_table, remarks, result_table, results
+
+
+def test_a_mean_its_error_and_its_interval_by_hand():
+    values = {("with input-based", "MBPP"): {0: 38.0, 1: 40.0, 2: 42.0}}
+    found = results(get_item("table6"), "full", values)
+    one = next(result for result in found if result.values)
+    error = 2 / math.sqrt(3)  # standard deviation 2, three seeds
+    assert one.as_row() == {
+        **{"id": "table6", "row": "with input-based", "column": "MBPP", "published": 38.9, "measured": 40.0},
+        **{"standard_error": pytest.approx(error), "seeds": 3, "scale": "full"},
+        **{"interval_low": pytest.approx(40 - 4.302653 * error), "interval_high": pytest.approx(40 + 4.302653 * error)},
+        "values": {"0": 38.0, "1": 40.0, "2": 42.0},
+    }
+    table = result_table(get_item("table6"), "full", found)
+    assert table.rows[1][3].text == "40.00 ± 1.15 [35.03, 44.97] (38.9)" and table.rows[0][3].text == "– (38.4)"
+
+
+def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
+    values = {("PE-DyRA", "SST-2"): {0: 90.0, 1: 92.0}, ("PE-DyRA", "CoLA"): {1: 60.0, 2: 70.0}}
+    found = results(get_item("table2"), "small", values)
+    average = next(result for result in found if (result.row, result.column) == ("PE-DyRA", "All"))
+    assert average.values == {1: 76.0} and average.interval is None
+    told = remarks(get_item("table2"), "small", found)
+    assert "Measured averages are over the measured columns." in told
+    assert any(remark.startswith("Not measured: MNLI, QNLI") for remark in told)
+
+
+def test_differences_are_paired_by_seed_and_to_the_first_row_of_a_group():
+    item = get_item("table12")
+    rows = ("LLaMA2-7B, DoRA", "LLaMA2-7B, PE-DyRA+DoRA", "LLaMA3-8B, DoRA", "LLaMA3-8B, QLoRA")
+    values = {(row, "MBPP"): {0: 30.0 + i, 1: 40.0 + i} for i, row in enumerate(rows)}
+    table = difference_table(item, "full", results(item, "full", values))
+    assert table is not None and table.title == "Difference to LLaMA2-7B, DoRA, LLaMA3-8B, DoRA"
+    texts = {row[0].text: row[1].text for row in table.rows}
+    assert len(texts) == 6
+    assert texts["LLaMA2-7B, PE-DyRA+DoRA"] == "+1.00 [1.00, 1.00] (+1.3)"
+    assert texts["LLaMA3-8B, QLoRA"] == "+1.00 [1.00, 1.00] (-1.4)"
+    assert texts["LLaMA2-7B, QLoRA"] == "– (-5.6)"
+
+
+def test_an_item_of_one_row_has_no_differences():
+    assert difference_table(get_item("figure11"), "smoke", results(get_item("figure11"), "smoke", {})) is None
+
+
+def test_where_rows_are_tasks_settings_are_compared_with_the_first():
+    item = get_item("table14")
+    values = {("SST-2 (Acc.)", "k=4"): {0: 79.0, 1: 80.0}, ("SST-2 (Acc.)", "k=12"): {0: 78.0, 1: 81.0}}
+    table = difference_table(item, "full", results(item, "full", values))
+    assert table is not None and table.title == "Difference to k=4" and table.columns == ["", "k=8", "k=12", "k=24"]
+    texts = [cell.text for cell in table.rows[0]]
+    assert texts[0] == "SST-2 (Acc.)" and texts[1] == "– (+0.34)" and texts[2].startswith("0.00 [")
+    one_column = item.only(columns=["k=4"])
+    assert difference_table(one_column, "full", results(one_column, "full", {})) is None

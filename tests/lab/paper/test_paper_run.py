@@ -1,0 +1,75 @@
+"""`pedyra paper run` at scale smoke: every id comes to its numbers, its files, and, for a figure, its picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from pedyra.lab.paper.grids import measurements
+from pedyra.lab.paper.item import get_item, items
+from pedyra.lab.paper.places import Places
+from pedyra.lab.paper.run import run_item, with_generated
+
+
+@pytest.mark.parametrize("name", items())
+def test_every_id_runs_at_scale_smoke(name, smoke):
+    item, outcome = get_item(name), smoke(name)
+    assert not outcome.failed and not outcome.missing
+    measured = {(result.row, result.column) for result in outcome.results if result.measured is not None}
+    assert {(cell.row, cell.column) for cell in item.cells("smoke")} <= measured
+    assert len(outcome.results) == len(item.rows) * len(item.columns)
+    suffixes = ["md", "tex", "html", "csv", "jsonl", *(["svg", "png"] if item.is_figure else [])]
+    assert [file.name for file in outcome.files] == [f"{name}.{suffix}" for suffix in suffixes]
+    assert all(file.stat().st_size for file in outcome.files)
+
+
+def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatch):
+    before = smoke("table14")
+
+    class Idle:
+        def __init__(self, workers, start):
+            pass
+
+        def run(self, jobs, report):
+            assert not jobs
+
+    monkeypatch.setattr("pedyra.lab.compare.compare.LocalPool", Idle)
+    again = run_item(get_item("table14"), "smoke", out=before.folder.parents[1])
+    assert again.results == before.results
+
+
+def test_runs_are_shared_between_items(smoke):
+    smoke("figure11")  # has the paper's method on table14's recipe
+    runs = smoke("table14").folder.parent / "runs"
+    assert len(list(runs.glob("smoke_encoder_r4/jobs/pedyra-paper/**/metrics.jsonl"))) == 1
+
+
+def test_the_files_tell_what_was_measured_beside_what_was_published(smoke):
+    folder = smoke("table14").folder
+    rows = [json.loads(line) for line in (folder / "table14.jsonl").read_text().splitlines()]
+    keys = {"id", "row", "column", "published", "measured", "standard_error", "seeds", "scale"}
+    assert keys <= set(rows[0])
+    one = next(row for row in rows if (row["row"], row["column"]) == ("SST-2 (Acc.)", "k=12"))
+    assert one["published"] == 95.98 and 0 <= one["measured"] <= 100 and one["seeds"] == 1
+    with (folder / "table14.csv").open() as file:
+        assert [line["column"] for line in csv.DictReader(file)] == [row["column"] for row in rows]
+    text = (folder / "table14.md").read_text()
+    assert "(95.98)" in text and "The paper's claim: Of 4, 8, 12 and 24 triples" in text
+
+
+def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_path, monkeypatch):
+    calls = []
+
+    def evaluate(run, *, test_sets, **_):
+        calls.append(set(test_sets))
+        return {name: 0.25 for name in test_sets}
+
+    monkeypatch.setattr("pedyra.app.runs.evaluate.evaluate_run", evaluate)
+    row = {"run": str(tmp_path), "metrics": {"loss": 1.0}}
+    for columns in (["HumanEval"], ["HumanEval", "MBPP+"], ["HumanEval"]):
+        (each,) = measurements(get_item("table6").only(columns=columns), "small", tmp_path / "out", Places())
+        found = with_generated(row, each, allow_code_execution=True, console=None)
+        assert found["metrics"]["humaneval"] == 0.25 and found["metrics"]["loss"] == 1.0
+    assert calls == [{"humaneval"}, {"mbppplus"}]

@@ -1,0 +1,141 @@
+"""Eqs. (3) to (6) and Algorithm 1 against loops written straight from the paper, and against hand arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pedyra.pe_dyra.equations import (
+    gradient_scores,
+    gradient_weights,
+    input_scores,
+    mix_scores,
+    update_sensitivity_,
+)
+
+R, IN, OUT = 3, 5, 4
+
+
+def triples() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(R, IN), torch.randn(R), torch.randn(OUT, R)
+
+
+def test_eq3_equals_its_recurrence_element_by_element():
+    beta1, beta2 = 0.85, 0.6
+    products = [torch.rand(7) for _ in range(6)]
+    sensitivity, uncertainty = torch.zeros(7), torch.zeros(7)
+    for product in products:
+        assert update_sensitivity_(sensitivity, uncertainty, product.clone(), beta1=beta1, beta2=beta2)
+    for j in range(7):
+        I_bar = U_bar = 0.0
+        for product in products:
+            I_bar = beta1 * I_bar + (1 - beta1) * float(product[j])
+            U_bar = beta2 * U_bar + (1 - beta2) * abs(float(product[j]) - I_bar)
+        assert float(sensitivity[j]) == pytest.approx(I_bar, rel=1e-5)
+        assert float(uncertainty[j]) == pytest.approx(U_bar, rel=1e-5)
+
+
+def test_eq3_by_hand_the_uncertainty_uses_the_updated_sensitivity():
+    sensitivity, uncertainty = torch.zeros(1), torch.zeros(1)
+    update_sensitivity_(sensitivity, uncertainty, torch.tensor([8.0]), beta1=0.75, beta2=0.5)
+    assert sensitivity.tolist() == [2.0]  # 0.25 * 8
+    assert uncertainty.tolist() == [3.0]  # 0.5 * |8 - 2|, not 0.5 * |8 - 0|
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_with_one_non_finite_product_changes_nothing(bad):
+    sensitivity, uncertainty = torch.rand(4), torch.rand(4)
+    before = sensitivity.clone(), uncertainty.clone()
+    product = torch.tensor([1.0, bad, 2.0, 3.0])
+    assert not update_sensitivity_(sensitivity, uncertainty, product, beta1=0.85, beta2=0.85)
+    assert torch.equal(sensitivity, before[0]) and torch.equal(uncertainty, before[1])
+
+
+def test_eq5_by_hand():
+    assert gradient_weights(torch.tensor([1.0, 2.0, 5.0])).tolist() == [0.125, 0.25, 0.625]
+
+
+def test_eq5_of_many_layers_is_eq5_of_each():
+    norms = torch.rand(6, 3)
+    together = gradient_weights(norms)
+    for row, weights in zip(norms, together, strict=True):
+        assert torch.allclose(weights, row / (row[0] + row[1] + row[2]))
+
+
+def test_eq5_without_any_gradient_weighs_equally():
+    assert gradient_weights(torch.zeros(2, 3)).tolist() == [[pytest.approx(1 / 3)] * 3] * 2
+
+
+def test_eq5_keeps_the_ratio_of_gradients_near_underflow():
+    assert gradient_weights(torch.tensor([1e-30, 3e-30, 0.0])).tolist() == pytest.approx([0.25, 0.75, 0.0])
+
+
+def test_eq4_equals_its_loops():
+    A, E, B = (value.abs() for value in triples())
+    omega = torch.tensor([0.2, 0.5, 0.3])
+    scores = gradient_scores(A, E, B, omega)
+    for i in range(R):
+        s_a = sum(float(A[i, k]) for k in range(IN)) / IN
+        s_b = sum(float(B[k, i]) for k in range(OUT)) / OUT
+        assert float(scores[i]) == pytest.approx(0.2 * s_a + 0.5 * float(E[i]) + 0.3 * s_b, rel=1e-5)
+
+
+def test_eq6_equals_its_loops():
+    A, E, B = triples()
+    X = torch.randn(11, IN)
+    input_norm = X.square().mean(0)  # (1 / N) sum of x^2, as the paper defines ||X_j||
+    scores = input_scores(A, E, B, input_norm)
+    for i in range(R):
+        reach = 0.0
+        for k in range(IN):
+            reach += abs(float(A[i, k])) * sum(float(X[n, k]) ** 2 for n in range(11)) / 11
+        b_norm = sum(float(B[k, i]) ** 2 for k in range(OUT)) ** 0.5
+        assert float(scores[i]) == pytest.approx(abs(float(E[i])) * reach * b_norm, rel=1e-5)
+
+
+def test_eq6_by_hand():
+    score = input_scores(
+        torch.tensor([[1.0, -2.0]]), torch.tensor([-3.0]), torch.tensor([[3.0], [4.0]]), torch.tensor([10.0, 1.0])
+    )
+    assert score.tolist() == [3 * (10 + 2) * 5]
+
+
+def test_a_layer_of_rank_zero_has_no_scores():
+    empty = torch.zeros(0, IN), torch.zeros(0), torch.zeros(OUT, 0)
+    assert gradient_scores(*empty, torch.ones(3)).shape == (0,)
+    assert input_scores(*empty, torch.ones(IN)).shape == (0,)
+
+
+def test_mixing_by_mean_by_hand():
+    gradient, inputs = torch.tensor([1.0, 3.0]), torch.tensor([4e6, 0.0])  # means 2 and 2e6
+    mixed = mix_scores(gradient, inputs, alpha=0.25, norm="mean")
+    assert mixed.tolist() == [0.25 * 0.5 + 0.75 * 2.0, 0.25 * 1.5]
+
+
+def test_literal_mixing_is_the_plain_sum():
+    gradient, inputs = torch.tensor([1.0, 3.0]), torch.tensor([8.0, 0.0])
+    assert mix_scores(gradient, inputs, alpha=0.25, norm="none").tolist() == [6.25, 0.75]
+
+
+def test_percentiles_ignore_the_scale_and_give_ties_the_lowest_rank():
+    gradient, inputs = torch.tensor([5.0, 1.0, 1.0, 9.0, 7.0]), torch.zeros(5)
+    expected = [0.5, 0.0, 0.0, 1.0, 0.75]
+    for scale in (1e-9, 1.0, 1e9):
+        assert mix_scores(gradient * scale, inputs, alpha=1.0, norm="rank").tolist() == expected
+
+
+@pytest.mark.parametrize("norm", ["mean", "rank", "none"])
+def test_alpha_at_its_ends_orders_by_one_score_alone(norm):
+    gradient, inputs = torch.rand(20), torch.rand(20) * 1e7
+    for alpha, alone in ((1.0, gradient), (0.0, inputs)):
+        assert torch.equal(mix_scores(gradient, inputs, alpha=alpha, norm=norm).argsort(), alone.argsort())
+
+
+@pytest.mark.parametrize("norm", ["mean", "rank", "none"])
+def test_all_zero_scores_stay_zero(norm):
+    assert mix_scores(torch.zeros(4), torch.zeros(4), alpha=0.5, norm=norm).tolist() == [0.0] * 4
+
+
+def test_one_triple_mixes_without_dividing_by_zero():
+    assert mix_scores(torch.ones(1), torch.ones(1), alpha=0.5, norm="rank").tolist() == [0.0]

@@ -1,0 +1,298 @@
+"""Algorithm 1 over several steps: against loops from the paper, and against the scores of PEFT's AdaLoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import AdaLoraConfig
+from peft.tuners.adalora.layer import RankAllocator as AdaLoraAllocator
+from torch import Tensor, nn
+
+from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.pe_dyra.triple_scores import TripleScores
+
+BETA1, BETA2 = 0.8, 0.6
+
+
+@pytest.fixture
+def layers(make_net) -> list[AdaptedLayer]:
+    layers = attach(make_net(trained=True, r=3))
+    with torch.no_grad():
+        for layer in layers:
+            layer.a.E.uniform_(-2, 2)
+    return layers
+
+
+@pytest.fixture
+def scores(layers) -> TripleScores:
+    return TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+
+
+def draw_gradients(layers: list[AdaptedLayer], step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for layer in layers:
+        for parameter in (layer.a.A, layer.a.E, layer.b.weight):
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def move_weights(layers: list[AdaptedLayer]) -> None:
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in (layer.a.A, layer.a.E, layer.b.weight):
+                parameter -= 0.1 * parameter.grad  # type: ignore[operator]
+
+
+class LiteralAlgorithm1:
+    """Element by element in Python floats, as the paper lists it."""
+
+    def __init__(self) -> None:
+        self.sensitivity: dict[Any, float] = {}
+        self.uncertainty: dict[Any, float] = {}
+        self.energy: dict[Any, float] = {}
+
+    def observe(self, layers: list[AdaptedLayer], inputs: list[Tensor]) -> None:
+        for n, layer in enumerate(layers):
+            for kind, p in (("A", layer.a.A), ("E", layer.a.E), ("B", layer.b.weight)):
+                assert p.grad is not None
+                for at, (w, g) in enumerate(zip(p.flatten().tolist(), p.grad.flatten().tolist(), strict=True)):
+                    key = (n, kind, at)
+                    I_bar = BETA1 * self.sensitivity.get(key, 0.0) + (1 - BETA1) * abs(w * g)
+                    U_bar = BETA2 * self.uncertainty.get(key, 0.0) + (1 - BETA2) * abs(abs(w * g) - I_bar)
+                    self.sensitivity[key], self.uncertainty[key] = I_bar, U_bar
+            for j in range(layer.a.in_features):
+                square = sum(float(x[j]) ** 2 for x in inputs[n]) / len(inputs[n])
+                self.energy[n, j] = BETA1 * self.energy.get((n, j), 0.0) + (1 - BETA1) * square
+
+    def s(self, n: int, kind: str, at: int) -> float:
+        return self.sensitivity[n, kind, at] * self.uncertainty[n, kind, at]
+
+    def scores(self, layers: list[AdaptedLayer], alpha: float, input_norm: str) -> dict[str, list[float]]:
+        power = {"mean_square": 1.0, "rms": 0.5}[input_norm]
+        by_gradient: dict[str, list[float]] = {}
+        by_input: dict[str, list[float]] = {}
+        for n, layer in enumerate(layers):
+            r, width, out = layer.rank, layer.a.in_features, layer.b.out_features
+            grads = [layer.a.A.grad, layer.a.E.grad, layer.b.weight.grad]
+            norms = [sum(g**2 for g in grad.flatten().tolist()) ** 0.5 for grad in grads if grad is not None]
+            w_A, w_E, w_B = (norm / sum(norms) for norm in norms)
+            A, E, B = layer.a.A.tolist(), layer.a.E.tolist(), layer.b.weight.tolist()
+            by_gradient[layer.name], by_input[layer.name] = [], []
+            for i in range(r):
+                s_A = sum(self.s(n, "A", i * width + k) for k in range(width)) / width
+                s_B = sum(self.s(n, "B", k * r + i) for k in range(out)) / out
+                by_gradient[layer.name].append(w_A * s_A + w_E * self.s(n, "E", i) + w_B * s_B)
+                reach = sum(abs(A[i][k]) * self.energy[n, k] ** power for k in range(width))
+                by_input[layer.name].append(abs(E[i]) * reach * sum(B[k][i] ** 2 for k in range(out)) ** 0.5)
+        mean_g, mean_i = (_mean([v for values in s.values() for v in values]) for s in (by_gradient, by_input))
+        return {
+            name: [alpha * g / mean_g + (1 - alpha) * i / mean_i for g, i in zip(by_gradient[name], by_input[name])]  # noqa: B905
+            for name in by_gradient
+        }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.fixture(params=[1, 100, 1 << 20])
+def piece(request, monkeypatch) -> int:
+    """Eq. (3) in pieces: of one layer each, of some, all at once. Patched before a `TripleScores` is made."""
+    monkeypatch.setattr("pedyra.pe_dyra.triple_scores.PIECE", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(("alpha", "input_norm"), [(0.0, "mean_square"), (0.0, "rms"), (0.3, "rms"), (1.0, "rms")])
+def test_algorithm_1_equals_its_loops(piece, alpha, input_norm, layers, scores):
+    literal = LiteralAlgorithm1()
+    for step in range(4):
+        draw_gradients(layers, step)
+        inputs = [torch.randn(7, layer.a.in_features) for layer in layers]
+        scores.observe_gradients()
+        scores.observe_inputs([x.square().mean(0) for x in inputs])
+        literal.observe(layers, inputs)
+        if step < 3:
+            move_weights(layers)
+    expected = literal.scores(layers, alpha, input_norm)
+    ours = scores.triple_scores(alpha=alpha, score_norm="mean", input_norm=input_norm, omega="gradient")
+    assert list(ours) == list(expected)
+    for name in expected:
+        assert ours[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+class RecordingAdaLora(AdaLoraAllocator):
+    """PEFT's own allocator, noting the score of every triple it computes."""
+
+    def _combine_ipt(self, ipt_E: Tensor, ipt_AB: Tensor) -> Tensor:
+        score = super()._combine_ipt(ipt_E, ipt_AB)  # type: ignore[misc]
+        self.seen = [*getattr(self, "seen", []), score]
+        return score
+
+
+def adalora_twin(layers: list[AdaptedLayer]) -> nn.Module:
+    """The same tensors under the names and shapes of PEFT's AdaLoRA."""
+    twin = nn.Module()
+    for index, layer in enumerate(layers):
+        slot = nn.Module()
+        for kind, value in (("A", layer.a.A), ("E", layer.a.E[:, None]), ("B", layer.b.weight)):
+            slot.register_module(f"lora_{kind}", nn.ParameterDict({"default": nn.Parameter(value.detach().clone())}))
+        twin.add_module(f"layer{index}", slot)
+    return twin
+
+
+def test_uniform_omega_and_alpha_one_are_pefts_adalora(layers, scores):
+    twin = adalora_twin(layers)
+    config = AdaLoraConfig(init_r=3, target_r=1, beta1=BETA1, beta2=BETA2, total_step=100, tinit=0, tfinal=0, deltaT=1)
+    adalora = RecordingAdaLora(twin, config, "default")
+    for step in range(5):
+        draw_gradients(layers, step)
+        theirs = dict(twin.named_parameters())
+        for index, layer in enumerate(layers):
+            for kind, parameter in (("A", layer.a.A), ("E", layer.a.E), ("B", layer.b.weight)):
+                their = theirs[f"layer{index}.lora_{kind}.default"]
+                assert parameter.grad is not None
+                their.data = parameter.detach().reshape(their.shape).clone()
+                their.grad = parameter.grad.reshape(their.shape)
+        scores.observe_gradients()
+        adalora.update_ipt(twin)
+        move_weights(layers)
+    adalora.mask_to_budget(twin, budget=5)
+    ours = scores.triple_scores(alpha=1.0, score_norm="none", input_norm="rms", omega="uniform")
+    for layer, expected in zip(layers, adalora.seen, strict=True):
+        assert torch.allclose(torch.tensor(ours[layer.name]), expected, rtol=1e-5, atol=0)
+    # And the same four lowest of the nine fall.
+    flat = torch.tensor([value for values in ours.values() for value in values])
+    fallen = torch.cat([dict(twin.named_parameters())[f"layer{i}.lora_E.default"].flatten() == 0 for i in range(3)])
+    assert fallen.nonzero().flatten().tolist() == sorted(flat.argsort()[:4].tolist())
+
+
+def test_eq5_takes_the_norms_of_the_last_step_or_their_average(layers):
+    literal = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    smoothed = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=True)
+    average = torch.zeros(3, 3)
+    for step in range(3):
+        draw_gradients(layers, step)
+        literal.observe_gradients()
+        smoothed.observe_gradients()
+        now = torch.stack([_norms(layer) for layer in layers])
+        average = BETA1 * average + (1 - BETA1) * now
+    assert torch.allclose(literal.norms, now, rtol=1e-5)
+    assert torch.allclose(smoothed.norms, average, rtol=1e-5)
+
+
+def _norms(layer: AdaptedLayer) -> Tensor:
+    grads = (layer.a.A.grad, layer.a.E.grad, layer.b.weight.grad)
+    return torch.stack([grad.norm() for grad in grads if grad is not None])
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(piece, bad, gradients, layers):
+    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=gradients)
+    draw_gradients(layers, 0)
+    scores.observe_gradients()
+    before = {name: value.clone() for name, value in scores.tensors().items()}
+    draw_gradients(layers, 1)
+    layers[1].b.weight.grad[0, 0] = bad  # type: ignore[index]
+    scores.observe_gradients()
+    assert int(scores.skipped) == 1 and torch.count_nonzero(scores.norms) > 0
+    after = scores.tensors()
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "skipped")
+
+
+def test_a_missing_gradient_counts_as_zero(layers, scores):
+    draw_gradients(layers, 0)
+    layers[0].a.A.grad = None
+    layers[2].b.weight.grad = None
+    scores.observe_gradients()
+    A, E, B = list(scores._by_factor(scores.sensitivity))[:3]
+    assert torch.count_nonzero(A) == 0 and torch.count_nonzero(E) == 3 and torch.count_nonzero(B) > 0
+    assert int(scores.skipped) == 0 and float(scores.norms[0, 0]) == 0.0
+
+
+def test_inputs_that_are_missing_or_not_finite_keep_the_old_energy(layers, scores):
+    scores.observe_inputs([torch.ones(layer.a.in_features) for layer in layers])
+    before = [energy.clone() for energy in scores.energies]
+    scores.observe_inputs([None, torch.full((12,), float("nan")), torch.ones(6)])
+    assert torch.equal(scores.energies[0], before[0]) and torch.equal(scores.energies[1], before[1])
+    assert torch.allclose(scores.energies[2], BETA1 * before[2] + (1 - BETA1))
+
+
+def test_without_gradients_alpha_0_scores_the_same_and_keeps_nothing_of_the_parameters_size(layers, scores):
+    without = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=False)
+    for step in range(3):
+        draw_gradients(layers, step)
+        energies = [torch.rand(layer.a.in_features) for layer in layers]
+        for state in (scores, without):
+            state.observe_gradients()
+            state.observe_inputs([energy.clone() for energy in energies])
+    settings: dict[str, Any] = dict(alpha=0.0, score_norm="mean", input_norm="rms", omega="gradient")
+    assert without.triple_scores(**settings) == scores.triple_scores(**settings)
+    assert torch.equal(without.norms, scores.norms)  # of Eq. (5), for the report
+    assert max(value.numel() for value in without.tensors().values()) == max(layer.a.in_features for layer in layers)
+
+
+def test_half_precision_triples_are_averaged_in_float32(make_net):
+    layers = attach(make_net(trained=True, r=2, dtype=torch.bfloat16))
+    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    for layer in layers:
+        for p in (layer.a.A, layer.a.E, layer.b.weight):
+            p.grad = torch.full_like(p, 1e-20)
+    scores.observe_gradients()
+    assert {part.dtype for part in scores.sensitivity} == {torch.float32}
+    assert all(bool((part > 0).all()) for part in scores.sensitivity)
+
+
+def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_zero(piece, layers, scores):
+    draw_gradients(layers, 0)
+    scores.observe_gradients()
+    before = [part.clone() for part in scores._by_factor(scores.sensitivity)]
+    new = NewTriples(torch.randn(2, 12), torch.ones(2), torch.zeros(6, 2))
+    changes = {"layers.0": resized(layers[0], (1,), None), "layers.1": resized(layers[1], (0, 2), new)}
+    for layer in layers[:2]:
+        install([(layer, changes[layer.name])])
+    scores.resize(changes)
+    after = list(scores._by_factor(scores.sensitivity))
+    zeros: Callable[..., Tensor] = torch.zeros
+    expected = [
+        *(before[0][[0, 2]], before[1][[0, 2]], before[2][:, [0, 2]]),
+        torch.cat([before[3][[1]], zeros(2, 12)]),
+        torch.cat([before[4][[1]], zeros(2)]),
+        torch.cat([before[5][:, [1]], zeros(6, 2)], 1),
+        *before[6:],
+    ]
+    assert len(after) == len(expected) and all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+    by_layer = scores.triple_scores(alpha=1.0, score_norm="mean", input_norm="rms", omega="gradient")
+    assert {name: len(values) for name, values in by_layer.items()} == {"layers.0": 2, "layers.1": 3, "layers.2": 3}
+    assert by_layer["layers.1"][1:] == [0.0, 0.0]
+
+
+def test_a_resize_makes_anew_only_the_pieces_whose_layers_changed(monkeypatch, layers):
+    monkeypatch.setattr("pedyra.pe_dyra.triple_scores.PIECE", 1)
+    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    before = list(scores.sensitivity)
+    change = resized(layers[1], (0,), None)
+    install([(layers[1], change)])
+    scores.resize({"layers.1": change})
+    assert [now is then for now, then in zip(scores.sensitivity, before, strict=True)] == [True, False, True]
+
+
+def test_the_state_survives_a_checkpoint(piece, layers, scores):
+    draw_gradients(layers, 0)
+    scores.observe_gradients()
+    scores.observe_inputs([torch.rand(layer.a.in_features) for layer in layers])
+    other = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    other.load_tensors({name: value.clone() for name, value in scores.tensors().items()})
+    assert all(torch.equal(value, other.tensors()[name]) for name, value in scores.tensors().items())
+
+
+def test_a_state_that_does_not_fit_is_refused_by_entry(scores):
+    state = dict(scores.tensors())
+    with pytest.raises(ValueError, match="'uncertainty' is missing"):
+        scores.load_tensors({name: value for name, value in state.items() if name != "uncertainty"})
+    with pytest.raises(ValueError, match=r"'norms' is of shape \(2, 3\), expected shape \(3, 3\)"):
+        scores.load_tensors({**state, "norms": torch.zeros(2, 3)})
