@@ -1,4 +1,4 @@
-"""Imports go one way: lora <- fit, lora <- allocate <- pe_dyra <- methods <- app <- lab; heavy ones are made late."""
+"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- methods <- app <- lab. Heavy ones come late."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SOURCE = Path(pedyra.__file__).parent
 # What the modules of each room may import of pedyra, itself aside.
 BELOW: dict[str, set[str]] = {
     "lora": set(),
-    "fit": {"lora"},
+    "fitting": {"lora"},
     "allocate": {"lora", "config"},
     "config": {"lora"},
     "pe_dyra": {"lora", "allocate", "config"},
-    "methods": {"lora", "fit", "allocate", "pe_dyra", "config"},
-    "app": {"lora", "fit", "allocate", "pe_dyra", "methods", "config"},
-    "lab": {"lora", "fit", "allocate", "pe_dyra", "methods", "app", "config"},
+    "methods": {"lora", "fitting", "allocate", "pe_dyra", "config"},
+    "app": {"lora", "fitting", "allocate", "pe_dyra", "methods", "config"},
+    "lab": {"lora", "fitting", "allocate", "pe_dyra", "methods", "app", "config"},
 }
 # Roots that a place must not import, not even inside a function.
 FOREIGN = {

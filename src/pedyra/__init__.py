@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.app.runs.export import export_adapter as export_adapter
     from pedyra.config import RankConfig as RankConfig
-    from pedyra.fit.fit import fit_adapter as fit_adapter
+    from pedyra.fitting.fit import fit_adapter as fit_adapter
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
 
@@ -19,7 +19,7 @@ _HOMES = {
     "RankConfig": "pedyra.config",
     "RankCallback": "pedyra.allocate.callback",
     "RankAllocator": "pedyra.allocate.rank_allocator",
-    "fit_adapter": "pedyra.fit.fit",
+    "fit_adapter": "pedyra.fitting.fit",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.app.runs.export",

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pedyra.allocate.allocation import RankPlan, layer_means, lowest, prunable, round_robin
-from pedyra.fit.curve import Shape, num_parameters, sizes, whole, within
-from pedyra.fit.gramians import Calibration, Measured
-from pedyra.fit.worth import Balance
+from pedyra.fitting.curve import Shape, num_parameters, sizes, whole, within
+from pedyra.fitting.gramians import Calibration, Measured
+from pedyra.fitting.worth import Balance
 from pedyra.pe_dyra.equations import plan_adjustment, plan_parameters
 
 Triples = dict[str, list[float]]

@@ -13,7 +13,7 @@ from pedyra.app.options import JsonFile, TrustRemoteCode
 
 if TYPE_CHECKING:
     from pedyra.app.runs.fit import Wanted
-    from pedyra.fit.fit import Fit
+    from pedyra.fitting.fit import Fit
 
 
 def fit(

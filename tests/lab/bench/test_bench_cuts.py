@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
-from pedyra.fit.calibration import calibrate, lora_layers
-from pedyra.fit.curve import Shape, within
+from pedyra.fitting.calibration import calibrate, lora_layers
+from pedyra.fitting.curve import Shape, within
 from pedyra.lab.bench.bench_cuts import bench_cuts, ways
 
 WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.fit.curve import Prefixes
-from pedyra.fit.gramians import Calibration, Measured
-from pedyra.fit.verdict import student
-from pedyra.fit.worth import Balance, predicted_costs
+from pedyra.fitting.curve import Prefixes
+from pedyra.fitting.gramians import Calibration, Measured
+from pedyra.fitting.verdict import student
+from pedyra.fitting.worth import Balance, predicted_costs
 from pedyra.methods.pedyra.asking import LOOKS, Account, Asking, still_learning
 
 RANKS = {"a": 8, "b": 4}

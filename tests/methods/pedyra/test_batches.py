@@ -16,7 +16,7 @@ from torch import nn
 from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.mean_loss import expect_mean_loss
-from pedyra.fit.gramians import Gramians
+from pedyra.fitting.gramians import Gramians
 from pedyra.lora.attach import attach
 from pedyra.methods.pedyra.batches import Batches
 

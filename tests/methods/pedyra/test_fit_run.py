@@ -11,8 +11,8 @@ from pedyra import RankAllocator, RankConfig
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.distributed import Average, one_process
 from pedyra.config import Importance
-from pedyra.fit.calibration import projected
-from pedyra.fit.verdict import Tolerance, won
+from pedyra.fitting.calibration import projected
+from pedyra.fitting.verdict import Tolerance, won
 from pedyra.methods.pedyra.batches import Batches
 
 TRUE = {"a": 2, "b": 0, "c": 3}

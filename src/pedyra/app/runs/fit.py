@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from pedyra.app.models import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.tasks import Task, load_task
-from pedyra.fit.curve import Shape, by_type
-from pedyra.fit.cut import check_out, cut_folder, singular_basis
-from pedyra.fit.fit import Fit, Progress, fit_adapter
-from pedyra.fit.recover import check_steps
+from pedyra.fitting.curve import Shape, by_type
+from pedyra.fitting.cut import check_out, cut_folder, singular_basis
+from pedyra.fitting.fit import Fit, Progress, fit_adapter
+from pedyra.fitting.recover import check_steps
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.lora.layer import rank_parameters
 

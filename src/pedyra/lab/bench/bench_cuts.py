@@ -14,12 +14,12 @@ from pedyra.app.models import load_tokenizer
 from pedyra.app.runs.evaluate import adapted_model, finished_run
 from pedyra.app.runs.fit import parts
 from pedyra.app.tasks import load_task
-from pedyra.fit.calibration import calibrate, lora_layers, model_loss
-from pedyra.fit.curve import Shape, within
-from pedyra.fit.cut import singular_basis
-from pedyra.fit.fit import Rows
-from pedyra.fit.gramians import Calibration, Measured
-from pedyra.fit.worth import Balance, balance
+from pedyra.fitting.calibration import calibrate, lora_layers, model_loss
+from pedyra.fitting.curve import Shape, within
+from pedyra.fitting.cut import singular_basis
+from pedyra.fitting.fit import Rows
+from pedyra.fitting.gramians import Calibration, Measured
+from pedyra.fitting.worth import Balance, balance
 
 SHARES = (0.5, 0.25, 0.125)
 

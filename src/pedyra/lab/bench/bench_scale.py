@@ -23,7 +23,7 @@ from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.runs.export import export_adapter
 from pedyra.config import RankConfig
-from pedyra.fit.gramians import Gramians
+from pedyra.fitting.gramians import Gramians
 from pedyra.lab.bench.bench_adjustment import DEEP, bench_adjustment
 from pedyra.lab.bench.chain import Chain, Size, adapted_chain
 from pedyra.lab.bench.device import check_device, now, timed

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pedyra.allocate.contract import Decision, Run
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.config import RankConfig
-from pedyra.fit.curve import Prefixes, num_parameters
-from pedyra.fit.gramians import Calibration
+from pedyra.fitting.curve import Prefixes, num_parameters
+from pedyra.fitting.gramians import Calibration
 from pedyra.lab.bench.bench_models import BenchModel
 from pedyra.lab.bench.masked_reference import MaskedReference
 from pedyra.methods.pedyra.asking import Asking

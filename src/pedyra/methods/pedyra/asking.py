@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pedyra.fit.curve import Prefixes
-from pedyra.fit.gramians import Calibration
-from pedyra.fit.verdict import Estimate, controlled, student
-from pedyra.fit.worth import mean_slopes
+from pedyra.fitting.curve import Prefixes
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.verdict import Estimate, controlled, student
+from pedyra.fitting.worth import mean_slopes
 
 DOUBT = 0.05
 """Probability, over all looks of a run, that one set is let go that costs more than tolerance."""

@@ -13,8 +13,8 @@ from transformers import Cache
 from pedyra.allocate.contract import Closure
 from pedyra.allocate.distributed import Average
 from pedyra.allocate.mean_loss import ITEMS, is_ignored
-from pedyra.fit.calibration import evaluating, projected
-from pedyra.fit.samples import num_samples, tensors_of
+from pedyra.fitting.calibration import evaluating, projected
+from pedyra.fitting.samples import num_samples, tensors_of
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.observation import Watch, weakly
 

@@ -1,8 +1,8 @@
 """Fit in the run: what of the adapter earns nothing is found from its own gradients, proved on batches, and cut.
 
 A run goes through rounds of three parts. *Measuring*: over a window of steps before an adjustment, the sums of
-`pedyra.fit.gramians`; then the order in which directions may go and the cost of every prefix are known. *Asking*: over
-the steps that follow, each batch's loss with and without one prefix, see `asking`. *Cutting*: at an adjustment a set
+`pedyra.fitting.gramians`; then the order in which directions may go and the cost of every prefix are known. *Asking*:
+over the steps that follow, each batch's loss with and without one prefix, see `asking`. *Cutting*: at an adjustment a set
 that may go is removed, exactly as it was asked about, and the rest trains on. Nothing is asked before the loss has
 fallen, and a layer that still learns loses nothing.
 """
@@ -20,9 +20,9 @@ from torch import Tensor
 from pedyra.allocate.allocation import layer_means, make_plan
 from pedyra.allocate.contract import Closure, Decision, MethodRun, Run, Situation
 from pedyra.allocate.optimizer_checks import check_turnable
-from pedyra.fit.curve import Prefixes, num_parameters
-from pedyra.fit.gramians import Calibration, Gramians
-from pedyra.fit.verdict import Tolerance, run_verdict, won
+from pedyra.fitting.curve import Prefixes, num_parameters
+from pedyra.fitting.gramians import Calibration, Gramians
+from pedyra.fitting.verdict import Tolerance, run_verdict, won
 from pedyra.lora.layer import holds_triples
 from pedyra.methods.pedyra.asking import Account, Asking, still_learning
 from pedyra.methods.pedyra.batches import Batches

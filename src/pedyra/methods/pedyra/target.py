@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pedyra.allocate.contract import Closure, Decision, Run
-from pedyra.fit.curve import Prefixes, num_parameters
-from pedyra.fit.gramians import Calibration
+from pedyra.fitting.curve import Prefixes, num_parameters
+from pedyra.fitting.gramians import Calibration
 from pedyra.methods.pedyra.run import FitRun
 
 WINDOW = 40

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.allocate.optimizer_state import turn_state
-from pedyra.fit.worth import Balance
+from pedyra.fitting.worth import Balance
 from pedyra.lora.layer import AdaptedLayer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.fit.calibration import calibrate, lora_layers, model_loss, truncated
+from pedyra.fitting.calibration import calibrate, lora_layers, model_loss, truncated
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from operator import sub
 import torch
 from torch import Tensor
 
-from pedyra.fit.gramians import Calibration
-from pedyra.fit.worth import gate_slopes, predicted_costs
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.worth import gate_slopes, predicted_costs
 
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters at which the curve is measured: about a factor of 1.4 apart, down to one direction in all."""

@@ -11,12 +11,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from pedyra.fit.calibration import calibrate
-from pedyra.fit.curve import Point
-from pedyra.fit.cut import cut_model
-from pedyra.fit.fit import fit_adapter
-from pedyra.fit.recover import cut_factors, distill, divergence, evened, model_outputs, recovered_curve, replaced
-from pedyra.fit.verdict import Tolerance, smallest_within
+from pedyra.fitting.calibration import calibrate
+from pedyra.fitting.curve import Point
+from pedyra.fitting.cut import cut_model
+from pedyra.fitting.fit import fit_adapter
+from pedyra.fitting.recover import cut_factors, distill, divergence, evened, model_outputs, recovered_curve, replaced
+from pedyra.fitting.verdict import Tolerance, smallest_within
 
 
 def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

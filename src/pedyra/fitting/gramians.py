@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pedyra.fit.worth import Balance, balance, gate_slopes, removal_costs
+from pedyra.fitting.worth import Balance, balance, gate_slopes, removal_costs
 
 BLOCKS = 128
 """Steps whose slopes are kept one by one at least; of a longer window neighbours are put together, so that memory does
@@ -81,7 +81,7 @@ class Calibration:
 
 @dataclass
 class _Sums:
-    """Of one layer, float32, on its device. h and g are those of `pedyra.fit.worth`."""
+    """Of one layer, float32, on its device. h and g are those of `pedyra.fitting.worth`."""
 
     P: Tensor
     """Sum of h h^T `(r, r)` over the tokens whose gradient is not zero: padding has none."""

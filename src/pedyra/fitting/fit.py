@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pedyra.fit.calibration import Batch, Loss, calibrate, evaluating, model_loss, truncated
-from pedyra.fit.curve import Point, Ranks, Shape, point, sizes, whole, within
-from pedyra.fit.gramians import Calibration
-from pedyra.fit.recover import (
+from pedyra.fitting.calibration import Batch, Loss, calibrate, evaluating, model_loss, truncated
+from pedyra.fitting.curve import Point, Ranks, Shape, point, sizes, whole, within
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.recover import (
     Factors,
     Outputs,
     check_steps,
@@ -23,8 +23,8 @@ from pedyra.fit.recover import (
     recovered_curve,
     replaced,
 )
-from pedyra.fit.samples import num_samples
-from pedyra.fit.verdict import Tolerance, in_words, paired, smallest_within, verdict
+from pedyra.fitting.samples import num_samples
+from pedyra.fitting.verdict import Tolerance, in_words, paired, smallest_within, verdict
 
 Progress = Callable[[str], None]
 """Told what is being done, in words."""

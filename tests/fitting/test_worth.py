@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pedyra.fit.worth import balance, gate_slopes, mean_slopes, predicted_costs, removal_costs
+from pedyra.fitting.worth import balance, gate_slopes, mean_slopes, predicted_costs, removal_costs
 
 R = 5
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.fit.gramians import Calibration, Gramians
+from pedyra.fitting.gramians import Calibration, Gramians
 
 R, STEPS, TOKENS = 3, 5, 8
 A = {"a": torch.zeros(R, 7)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.fit.samples import num_samples
+from pedyra.fitting.samples import num_samples
 
 IDS = torch.arange(3, 23).view(4, 5)
 CLASSES = torch.tensor([0, 1, 1, 0])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pedyra.fit.curve import Point
+from pedyra.fitting.curve import Point
 
 CONFIDENCE = 0.95
 """Of every statement. Sizes are asked about from the largest down to the first that is not within tolerance. The rows

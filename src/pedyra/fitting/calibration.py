@@ -10,8 +10,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pedyra.fit.gramians import Calibration, Gramians
-from pedyra.fit.samples import num_samples
+from pedyra.fitting.gramians import Calibration, Gramians
+from pedyra.fitting.samples import num_samples
 from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.observation import observed
 

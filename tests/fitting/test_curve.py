@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pedyra.fit.curve import (
+from pedyra.fitting.curve import (
     Point,
     Shape,
     by_type,
@@ -19,9 +19,9 @@ from pedyra.fit.curve import (
     whole,
     within,
 )
-from pedyra.fit.gramians import Calibration, Measured
-from pedyra.fit.verdict import Tolerance, in_words, paired, run_verdict, smallest_within, verdict
-from pedyra.fit.worth import Balance
+from pedyra.fitting.gramians import Calibration, Measured
+from pedyra.fitting.verdict import Tolerance, in_words, paired, run_verdict, smallest_within, verdict
+from pedyra.fitting.worth import Balance
 
 COSTS = {"q": (10, [8.0, 4.0, 2.0]), "block.up": (20, [9.0, 1.0])}
 

@@ -13,9 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pedyra.fit.calibration import calibrate, truncated
-from pedyra.fit.cut import RECORD, cut_folder, cut_model, singular_basis
-from pedyra.fit.fit import fit_adapter
+from pedyra.fitting.calibration import calibrate, truncated
+from pedyra.fitting.cut import RECORD, cut_folder, cut_model, singular_basis
+from pedyra.fitting.fit import fit_adapter
 from pedyra.lora.attach import attach
 from pedyra.lora.folder import read_lora
 

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pedyra.fit.calibration import Batch, evaluating, lora_layers
-from pedyra.fit.curve import Point, Ranks
-from pedyra.fit.cut import Factors, cut
-from pedyra.fit.gramians import Calibration
-from pedyra.fit.samples import shifts
-from pedyra.fit.verdict import Tolerance, smallest_within
+from pedyra.fitting.calibration import Batch, evaluating, lora_layers
+from pedyra.fitting.curve import Point, Ranks
+from pedyra.fitting.cut import Factors, cut
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.samples import shifts
+from pedyra.fitting.verdict import Tolerance, smallest_within
 
 RATE = 0.01
 """Of the first step, as a part of a factor's root mean square; it falls to 0 linearly. On the demo 0.003 does half as

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pedyra.fit.gramians import Calibration
-from pedyra.fit.worth import Balance, balance
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora
 from pedyra.lora.layer_names import pattern_keys
