@@ -2,8 +2,8 @@
 
 A run goes through rounds of three parts. *Measuring*: over a window of steps before an adjustment, the sums of
 `pedyra.fitting.gramians`; then the order in which directions may go and the cost of every prefix are known. *Asking*:
-over the steps that follow, each batch's loss with and without one prefix, see `asking`. *Cutting*: at an adjustment a set
-that may go is removed, exactly as it was asked about, and the rest trains on. Nothing is asked before the loss has
+over the steps that follow, each batch's loss with and without one prefix, see `asking`. *Cutting*: at an adjustment a
+set that may go is removed, exactly as it was asked about, and the rest trains on. Nothing is asked before the loss has
 fallen, and a layer that still learns loses nothing.
 """
 
