@@ -8,18 +8,25 @@ import torch
 from torch import nn
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
-from pedyra.pe_dyra.scored import Algorithm2, ScoredMethod
+from pedyra.pe_dyra.method import Algorithm2, PeDyra
+from pedyra.pe_dyra.scored import ScoredMethod
 
 STEPS = 30
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}
 """Of a run of `STEPS`."""
 
 
-def forced(*, train_e: bool = True, **settings: Any) -> dict[str, Any]:
-    """`config` and `method` of a run in which triples move whether or not it helps, and E learns, from 1."""
-    method = ScoredMethod(policy=Algorithm2(), conserves=True, train_e=train_e)
-    return {"config": RankConfig.scored(**{"min_rank": 1, **settings}), "method": method}
+def on_lora(**settings: Any) -> PeDyra:
+    """PE-DyRA on LoRA's own start, without Eq. (2), at a conserved number of parameters, over most of the run."""
+    defaults: dict[str, Any] = dict(interval=0.05, initial_warmup=0.0, final_warmup=0.25, moves=None, min_rank=0)
+    return PeDyra(**{**defaults, "budget": "parameters", "start": "lora", "orth_weight": 0.0, **settings})
+
+
+def forced(*, train_e: bool = True, policy: Any = None, scores: Any = None, **settings: Any) -> dict[str, Any]:
+    """The `config` of a run in which triples move whether or not it helps, and E learns, from 1."""
+    own = on_lora(**{"min_rank": 1, **settings})
+    policy = Algorithm2() if policy is None else policy
+    return {"config": ScoredMethod(settings=own, policy=policy, scores=scores, conserves=True, always_trains_e=train_e)}
 
 
 def trainable(model: Any) -> list[nn.Parameter]:

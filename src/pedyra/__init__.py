@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from pedyra.allocate.callback import RankCallback as RankCallback
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.app.runs.export import export_adapter as export_adapter
-    from pedyra.config import RankConfig as RankConfig
     from pedyra.fitting.fit import fit_adapter as fit_adapter
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
+    from pedyra.methods.wide import Wide as Wide
+    from pedyra.pe_dyra.method import PeDyra as PeDyra
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
-    "RankConfig": "pedyra.config",
+    "PeDyra": "pedyra.pe_dyra.method",
+    "Wide": "pedyra.methods.wide",
     "RankCallback": "pedyra.allocate.callback",
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "fit_adapter": "pedyra.fitting.fit",
@@ -25,7 +27,7 @@ _HOMES = {
     "export_adapter": "pedyra.app.runs.export",
 }
 
-__all__ = ["RankConfig", "RankCallback", "RankAllocator", "fit_adapter", "attach", "detach", "export_adapter"]
+__all__ = ["PeDyra", "Wide", "RankCallback", "RankAllocator", "fit_adapter", "attach", "detach", "export_adapter"]
 __version__ = "0.1.0"
 
 

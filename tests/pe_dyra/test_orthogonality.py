@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pedyra.allocate.orthogonality import orthogonality, orthogonality_gradient
+from pedyra.pe_dyra.orthogonality import orthogonality, orthogonality_gradient
 
 FORMS = ["norm", "squared"]
 

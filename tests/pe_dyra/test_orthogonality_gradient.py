@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.allocate.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import install, resized
+from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality
 
 
 def penalty(layers: list[AdaptedLayer], form: str) -> Tensor:

@@ -49,9 +49,9 @@ def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[st
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
-def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, float]:
     """Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
-    result = {}
+    result, pruned = {}, pruned or {}
     for name, values in scores.items():
         kept = [value for index, value in enumerate(values) if index not in pruned.get(name, ())]
         result[name] = sum(kept) / len(kept) if kept else 0.0
@@ -80,10 +80,17 @@ def round_robin(
 
 def make_plan(
     scores: Scores,
-    pruned: dict[str, tuple[int, ...]],
-    added: dict[str, int],
-    layer_scores: dict[str, float],
+    pruned: Mapping[str, tuple[int, ...]],
+    added: Mapping[str, int],
+    layer_scores: Mapping[str, float],
+    rescale: Mapping[str, float] | None = None,
 ) -> RankPlan:
-    """The RankPlan of these removals and additions."""
+    """The RankPlan of these removals and additions; a layer that gains no triple is left out of `added`."""
     ranks = {name: len(values) - len(pruned.get(name, ())) + added.get(name, 0) for name, values in scores.items()}
-    return RankPlan(pruned=pruned, added=added, ranks=ranks, layer_scores=layer_scores)
+    return RankPlan(
+        pruned=dict(pruned),
+        added={name: count for name, count in added.items() if count},
+        ranks=ranks,
+        layer_scores=dict(layer_scores),
+        rescale=dict(rescale or {}),
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +18,86 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
-from pedyra.allocate.checkpoint_folder import check_loaded, end_at_last_step, save_whole
-from pedyra.allocate.checks import checked_config
+from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.allocate.claim import trainable
-from pedyra.allocate.contract import RankMethod, default_method
+from pedyra.allocate.contract import RankConfig, method_of
 from pedyra.allocate.distributed import data_parallel, wrap_again
-from pedyra.allocate.mean_loss import expect_mean_loss
 from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.allocate.sharded import keep_whole
-from pedyra.allocate.trainer_frames import caller, go_first, release_at_error, resumed_from
-from pedyra.config import RankConfig
+from pedyra.allocate.trainer import (
+    caller,
+    end_at_last_step,
+    expect_mean_loss,
+    go_first,
+    keep_whole,
+    release_at_error,
+    resumed_from,
+    save_whole,
+)
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
 from pedyra.lora.files import append_row, json_line, read_rows
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
 
+logger = logging.getLogger(__name__)
+
 _CALLBACKS: weakref.WeakSet[RankCallback] = weakref.WeakSet()
 """All that there are; what one of an interrupted training still holds is given up to the next."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankResult:
+    """What a training did to the ranks. `print` gives the line that is said at its end."""
+
+    steps: int
+    adjustments: int
+    """Adjustments that were made."""
+    planned: int
+    """Adjustments of the whole schedule."""
+    first: int
+    """The step after which the first one is due."""
+    moved: int
+    """Triples that were pruned or added, in all adjustments."""
+    ranks_before: dict[str, int]
+    """Layer -> rank at the start of the run."""
+    ranks: dict[str, int]
+    """Layer -> rank at its end."""
+    parameters_before: int
+    parameters: int
+    outcome: str | None
+    """What only the method can say, in a sentence."""
+
+    def __str__(self) -> str:
+        if self.adjustments == 0:
+            return (
+                f"no rank moved: training ended after {self.steps} steps, and the first adjustment follows step "
+                f"{self.first}; train longer, or shorten initial_warmup and interval"
+            )
+        changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
+        low, high = min(self.ranks.values()), max(self.ranks.values())
+        words = (
+            f"{self.adjustments} of {self.planned} adjustments pruned or added {self.moved} triples: the rank of "
+            f"{changed} of {len(self.ranks)} layers changed, ranks go from {low} to {high}, and {self.parameters:,} of "
+            f"{self.parameters_before:,} parameters are left"
+        )
+        return words if self.outcome is None else f"{words}; {self.outcome}"
+
+
 class RankCallback(TrainerCallback):
-    """Makes the LoRA training of any `transformers.Trainer` rank-adaptive: `Trainer(..., callbacks=[RankCallback()])`.
+    """Makes the LoRA training of any `transformers.Trainer` rank-adaptive: `callbacks=[RankCallback(PeDyra())]`.
 
     Args:
-        config: the settings; `RankConfig()` by default.
+        config: the method and its settings: `PeDyra(...)` or `Wide(...)`.
         adapter_name: which of the model's adapters to adapt.
         record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
             a training that is no resume.
         resume_from: the checkpoint folder, when it is not the one that Trainer resumes from.
-        method: what decides; that of the config by default.
+        whole_checkpoints: have checkpoints appear whole or not at all (`trainer.save_whole`); what else it changes in
+            a Trainer stands in `pedyra.allocate.trainer`.
 
-    Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit, and appears
-    whole or not at all (`checkpoint_folder.save_whole`).
+    Every checkpoint gets pedyra's side file, from which `resume_from_checkpoint` continues bit for bit. When training
+    has ended, `result` says what became of the ranks, and one line of it is printed.
 
     Raises, when training starts:
         ValueError: nothing to adapt, a schedule in which nothing moves, an unsupported optimizer or wrapper.
@@ -57,24 +105,36 @@ class RankCallback(TrainerCallback):
 
     def __init__(
         self,
-        config: RankConfig | None = None,
+        config: RankConfig,
         adapter_name: str = "default",
         record_to: str | Path | None = None,
         resume_from: str | Path | None = None,
-        method: RankMethod | None = None,
+        *,
+        whole_checkpoints: bool = True,
     ) -> None:
-        self.config = RankConfig() if config is None else checked_config(config)
-        self.adapter_name = adapter_name
-        self.method = default_method(self.config) if method is None else method
+        self.config, self.method = config, method_of(config)
+        self.adapter_name, self.whole_checkpoints = adapter_name, whole_checkpoints
         self.record_to = None if record_to is None else Path(record_to)
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.allocator: RankAllocator | None = None
+        self._result: RankResult | None = None
         self._tracked_seconds: list[float] = []
         self._wrapper: DistributedDataParallel | None = None
         _CALLBACKS.add(self)
         self._writes = True
         self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
         """Layers and the triples they had when the callback attached them, until training begins."""
+
+    @property
+    def result(self) -> RankResult:
+        """What the last training did to the ranks.
+
+        Raises:
+            ValueError: no training has ended yet.
+        """
+        if self._result is None:
+            raise ValueError("RankCallback.result is known when a training has ended; call trainer.train() first")
+        return self._result
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
@@ -92,15 +152,14 @@ class RankCallback(TrainerCallback):
         self._writes = state.is_world_process_zero
         go_first(self)
         if trainer is not None:
-            for change in (save_whole, end_at_last_step, release_at_error):
+            changes = [end_at_last_step, release_at_error, *([save_whole] if self.whole_checkpoints else [])]
+            for change in changes:
                 change(trainer)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self._take_over(model)
         self._follow_loaded(optimizer)
         group = None if self._wrapper is None else self._wrapper.process_group
-        self.allocator = RankAllocator(
-            model, optimizer, self.config, state.max_steps, self.adapter_name, self.method, group
-        )
+        self.allocator = RankAllocator(model, optimizer, self.method, state.max_steps, self.adapter_name, group)
         if args.torch_compile:
             self.allocator.expect_compilation()
         if state.global_step > 0:
@@ -150,20 +209,44 @@ class RankCallback(TrainerCallback):
         assert self.allocator is not None
         save_state(self.allocator, folder)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self.whole_checkpoints and state.is_world_process_zero:  # else `save_whole` has written them
+            self.write_side_files(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.allocator is not None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
+        self._result = self._conclude(self.allocator)
         self.allocator.release()
+        if self._writes:
+            logger.info("%s", self._result)
+            if not args.disable_tqdm:  # where Trainer prints its progress
+                print(f"pedyra: {self._result}")
+
+    def _conclude(self, allocator: RankAllocator) -> RankResult:
+        made, schedule = allocator.history, allocator.schedule
+        return RankResult(
+            steps=allocator.step,
+            adjustments=len(made),
+            planned=len(schedule.adjustments),
+            first=schedule.adjustments[0],
+            moved=sum(len(record["pruned"]) + sum(record["added"].values()) for record in made),
+            ranks_before=allocator.initial_ranks,
+            ranks=allocator.ranks,
+            parameters_before=allocator.initial_parameters,
+            parameters=allocator.parameters,
+            outcome=allocator.run.outcome(allocator.situation()),
+        )
 
     def _attach(self, trainer: Trainer | None, model: Any, optimizer: Any = None) -> None:
         if self.adapter_name not in getattr(model, "peft_config", {}):
             return
-        layers = attach(model, self.adapter_name, self.config.start, self.config.seed)
+        layers = attach(model, self.adapter_name, self.method.start, self.method.seed)
         renewed = drop_empty(layers)
-        train_e(layers, self.method.trains_e(self.config))
+        train_e(layers, self.method.trains_e)
         if optimizer is not None:  # the user's own: before its state is loaded
             rekey_state(unwrapped(optimizer), renewed)
             for layer in trainable(layers):
@@ -243,13 +326,14 @@ class RankCallback(TrainerCallback):
         by_type: dict[str, list[int]] = {}
         for name, rank in snapshot["ranks"].items():
             by_type.setdefault(layer_place(name)[0], []).append(rank)
-        orthogonality = [value for pair in snapshot["orthogonality"].values() for value in pair]
         metrics: dict[str, float] = {
             "ranks/total": snapshot["total_rank"],
             "ranks/parameters": snapshot["parameters"],
             "ranks/skipped_steps": allocator.run.skipped_steps,
-            "orthogonality": sum(orthogonality) / len(orthogonality),
         }
+        if "orthogonality" in snapshot:  # Eq. (2), of methods that know it
+            values = [value for pair in snapshot["orthogonality"].values() for value in pair]
+            metrics["orthogonality"] = sum(values) / len(values)
         metrics |= {f"ranks/mean_{kind}": sum(ranks) / len(ranks) for kind, ranks in by_type.items()}
         if snapshot["layer_scores"]:
             values = list(snapshot["layer_scores"].values())

@@ -27,7 +27,7 @@ from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 7
+FORMAT = 8
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SHAPE = {
     "adapter": str,
@@ -36,7 +36,7 @@ _SHAPE = {
     "method": dict,
     "scaling": {str: float},
     "history": [{"step": int, "ranks": {str: int}}],
-    "moves": int,
+    "initial_ranks": {str: int},
     "initial_parameters": int,
 }
 
@@ -66,9 +66,9 @@ def run_record(allocator: RankAllocator) -> dict[str, Any]:
     return {
         "step": allocator.step,
         "adapter": allocator.adapter_name,
+        "initial_ranks": allocator.initial_ranks,
         "initial_parameters": allocator.initial_parameters,
-        "moves": allocator.moves,
-        "config": allocator.config.to_dict(),
+        "config": allocator.method.to_dict(),
         "ranks": allocator.ranks,
         # Of frozen layers too, whose factors are here as well.
         "scaling": {layer.name: layer.scaling for layer in adapted_layers(allocator.model, allocator.adapter_name)},
@@ -91,7 +91,7 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
     record, tensors = read_state(folder)
     if record["adapter"] != allocator.adapter_name:
         raise SideFileError(f"{folder / RECORD} is of adapter {record['adapter']!r}, not {allocator.adapter_name!r}")
-    old, new = record["config"], allocator.config.to_dict()
+    old, new = record["config"], allocator.method.to_dict()
     if old != new:
         changed = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key])
         raise SideFileError(f"{folder / RECORD} was written with other rank settings ({changed}); resume with the same")

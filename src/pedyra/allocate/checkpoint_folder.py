@@ -1,20 +1,12 @@
-"""Trainer's checkpoint folders: written whole or not at all, which of a run's is whole, and a resume from the last."""
+"""Trainer's checkpoint folders: which of a run's is whole, and a resume from the last. It loads no torch."""
 
 from __future__ import annotations
 
-import functools
 import re
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from pedyra.lora.files import SUMS, check_sums, read_json, read_sums, sync_folder, write_sums
-
-if TYPE_CHECKING:
-    from transformers import Trainer  # at run time it is only handed on: a run folder is checked before torch is loaded
+from pedyra.lora.files import SUMS, check_sums, read_json, read_sums
 
 # What Trainer needs to resume, besides the state of the random numbers of each process.
 TRAINER_FILES = (
@@ -28,126 +20,6 @@ TRAINER_FILES = (
 RANK_FILES = ("pedyra_state.safetensors", "pedyra_state.json")
 ASIDE = "_saving"
 """Folder of a run in which a checkpoint is written, and removed; what a kill left there is of no use."""
-
-
-def save_whole(trainer: Trainer) -> None:
-    """Have `trainer` write its checkpoints aside and rename them, so that none is ever seen half-written.
-
-    Trainer itself writes into `checkpoint-<step>` file by file, removes older checkpoints, and calls `on_save` only
-    then. From here on it writes into a folder aside; callbacks that have a `write_side_files(folder)` add theirs; the
-    digests of all files are put beside them; one rename makes it `checkpoint-<step>`; only then older ones go.
-    At every instant the newest checkpoint that has been finished is there whole.
-    """
-    original = trainer._save_checkpoint
-    if getattr(original, "is_whole", False):
-        return
-
-    @functools.wraps(original)
-    def save(model: Any, trial: Any = None) -> None:
-        args, state, wait = trainer.args, trainer.state, trainer.accelerator.wait_for_everyone
-        run = Path(trainer._get_output_dir(trial=trial))
-        checkpoint, written = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
-        if args.should_save:
-            shutil.rmtree(run / ASIDE, ignore_errors=True)
-        wait()  # for those who write there, too
-        try:
-            with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
-                with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
-                    original(model, trial)
-            renamed = state.best_model_checkpoint == str(written)
-            if renamed:  # in every process: each of them may load it
-                state.best_model_checkpoint = str(checkpoint)
-            if args.should_save:
-                _complete(trainer, written if written.is_dir() else checkpoint, renamed)
-            wait()  # for the random numbers of every process
-            # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
-            for finishes in (args.should_save, args.local_process_index == 0):
-                if finishes and written.is_dir():
-                    write_sums(written, _files(written))
-                    sync_folder(written)
-                    _put(written, checkpoint)
-                wait()
-            if args.should_save:
-                _drop_oldest(run, args.save_total_limit, checkpoint, state.best_model_checkpoint)
-        finally:
-            if args.should_save:
-                shutil.rmtree(run / ASIDE, ignore_errors=True)
-        if args.push_to_hub:
-            trainer._push_from_checkpoint(str(checkpoint))
-
-    save.is_whole = True  # type: ignore[attr-defined]
-    trainer._save_checkpoint = save
-
-
-def end_at_last_step(trainer: Trainer) -> None:
-    """Have a training that is resumed at its last step take none more; inside an epoch Trainer by itself takes one."""
-    original = trainer.get_batch_samples
-    if getattr(original, "ends_at_last_step", False):
-        return
-
-    @functools.wraps(original)
-    def batches(*args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step >= trainer.state.max_steps:
-            return [], None
-        return original(*args, **kwargs)
-
-    batches.ends_at_last_step = True  # type: ignore[attr-defined]
-    trainer.get_batch_samples = batches
-
-
-def _complete(trainer: Trainer, written: Path, renamed: bool) -> None:
-    """Add the side files, and Trainer's state anew, if its best checkpoint has got another name."""
-    if renamed:
-        trainer.state.save_to_json(str(written / "trainer_state.json"))
-    for callback in trainer.callback_handler.callbacks:
-        if hasattr(callback, "write_side_files"):
-            callback.write_side_files(written)
-
-
-def _put(written: Path, checkpoint: Path) -> None:
-    """Rename, in the place of a checkpoint of the same step, which stays to be found until the new one can be."""
-    older = checkpoint.with_name(checkpoint.name.replace("-", "-0"))  # int("08") is a step, too
-    if checkpoint.exists():
-        _remove(older, written.parent)
-        checkpoint.rename(older)
-    written.rename(checkpoint)
-    _remove(older, written.parent)
-
-
-def _drop_oldest(run: Path, limit: int | None, newest: Path, best: str | None) -> None:
-    """By Trainer's rule: the oldest go, but neither the newest nor the best."""
-    if limit is None or limit <= 0:
-        return
-    kept = {newest.resolve(), *([] if best is None else [Path(best).resolve()])}
-    found = sorted(list_checkpoints(run), key=lambda folder: folder.stat().st_mtime)
-    others = [folder for folder in found if folder.resolve() not in kept]
-    for folder in others[: max(0, len(found) - max(limit, len(kept)))]:
-        _remove(folder, run / ASIDE)
-
-
-def _remove(folder: Path, aside: Path) -> None:
-    """At once, as far as anyone can see: half a checkpoint must not be found either."""
-    if folder.is_dir():
-        aside.mkdir(exist_ok=True)
-        gone = folder.rename(aside / f"{folder.name}.old")
-        shutil.rmtree(gone)
-
-
-def _files(folder: Path) -> list[str]:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in found if name != SUMS]
-
-
-@contextmanager
-def replaced(trainer: Trainer, name: str, method: Any) -> Iterator[None]:
-    before = trainer.__dict__.get(name)
-    setattr(trainer, name, method)
-    try:
-        yield
-    finally:
-        delattr(trainer, name)
-        if before is not None:
-            setattr(trainer, name, before)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -1,15 +1,14 @@
 """What a rank-adaptive method is: it observes a run, decides at every adjustment, and keeps its own state.
 
-Two kinds exist. A `pedyra.pe_dyra.scored.ScoredMethod` is scores of triples and a policy over them: the paper and most
-baselines. Our default, `pedyra.methods.pedyra.method.Fit`, measures what directions are worth and cuts.
+`RankAllocator` knows no method by name. PE-DyRA (`pedyra.pe_dyra.method`) and most rivals score triples and plan by the
+scores (`pedyra.pe_dyra.scored`); `pedyra.methods.wide` measures what directions are worth, and cuts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,8 @@ from torch.optim import Optimizer
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.allocate.distributed import Average
 from pedyra.allocate.schedule import Schedule
-from pedyra.config import RankConfig
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
-
-Closure = Callable[[], Tensor]
-"""The mean loss of a step's batch, computed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +28,12 @@ class Run:
     model: nn.Module
     layers: Sequence[AdaptedLayer]
     optimizer: Optimizer
-    config: RankConfig
     schedule: Schedule
-    moves: int
-    """Triples moved per adjustment at most, k; 0: the method only observes."""
     average: Average
     """Over the processes that see parts of a batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Situation:
     """What is known of a run at an adjustment, beside what the method has observed."""
 
@@ -51,19 +43,14 @@ class Situation:
     """The records of the adjustments so far, oldest first."""
     ranks: dict[str, int]
     """Layer -> rank before this adjustment, in the model's order."""
-    moves: int
-    """k."""
-    min_rank: int
-    max_ranks: dict[str, int]
-    costs: dict[str, int]
-    """Parameters of one triple of each layer."""
+    parameters: dict[str, int]
+    """Layer -> number of parameters of one of its triples."""
     spare: int
-    """Parameters below the initial count."""
-    budget: str
+    """Parameters below the number that the run began with."""
 
 
-Born = Callable[[AdaptedLayer, tuple[int, ...], int, torch.Generator], NewTriples]
-"""(layer, which of its triples go, how many come, generator) -> the triples to append."""
+MakeTriples = Callable[[AdaptedLayer, int, torch.Generator], NewTriples]
+"""(layer, how many, generator) -> the triples to append."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +60,12 @@ class Decision:
     plan: RankPlan
     scores: Scores
     """Those that the plan was made from, one a triple, the triples being those that the plan counts."""
-    born: Born | None = None
+    new_triples: MakeTriples | None = None
     """How new triples begin; None where none comes."""
-    new_moments: str = "zero"
+    new_moments: Literal["zero", "seed"] = "zero"
     """Adam's second moments of new rows: see `optimizer_state.move_state`."""
     reasons: Mapping[str, Any] = field(default_factory=dict)
-    """What the method saw and why it decided so: fields of the record (`allocate.record`), plain values."""
+    """More fields of the adjustment's record: plain values that say why."""
 
 
 class MethodRun:
@@ -88,6 +75,8 @@ class MethodRun:
     """Steps left out for a non-finite observation."""
     settled: bool = False
     """Whether nothing will move any more: the rest of the run is a plain LoRA of these ranks."""
+    moves_ranks: bool = True
+    """Whether ranks may change at all; False for a run that only observes."""
 
     def observes(self, step: int) -> bool:
         """Whether scores come from what step `step` (1-based) shows."""
@@ -96,9 +85,9 @@ class MethodRun:
     def prepare(self, step: int) -> None:
         """After step `step` (0 before the first): make ready for what the next one is to show."""
 
-    def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
-        """The gradients of step `step` are complete. What no optimizer unscales is `loss_scale` times as large.
-        `closure`, where the loop gives one, is the loss of the step's batch once more."""
+    def before_step(self, step: int, loss_scale: float) -> None:
+        """The gradients of step `step` are complete; the method may read them and add to them. What no optimizer
+        unscales (what hooks saw in the backward pass) is `loss_scale` times as large."""
 
     def skip_step(self) -> None:
         """The gradients since the last step are thrown away."""
@@ -117,12 +106,17 @@ class MethodRun:
         """After step `step` other triples were loaded: nothing is known of those that are there now."""
 
     def describe(self) -> dict[str, Any]:
-        """Fields of the schedule in `RankAllocator.describe`; plain values. `in_vain`: why nothing can ever move."""
-        return {"in_vain": None}
+        """The method's own fields of the schedule in `RankAllocator.describe`; plain values."""
+        return {}
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        """Fields of `RankAllocator.snapshot`: `layer_scores`, `grad_norms`, `two_thirds_log_variance`, or None each."""
+        """Fields of `RankAllocator.snapshot`; plain values. `layer_scores`, `grad_norms` and
+        `two_thirds_log_variance` are always there, None where they are unknown."""
         return dict.fromkeys(("grad_norms", "layer_scores", "two_thirds_log_variance"))
+
+    def outcome(self, now: Situation) -> str | None:
+        """A sentence, at the end of the run, that only this method can say; None where there is none."""
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of its state, for a checkpoint."""
@@ -140,8 +134,42 @@ class MethodRun:
         """Leave nothing in the model."""
 
 
-class RankMethod(Protocol):
-    """A method and its settings, before any run; it has no state."""
+@runtime_checkable
+class RankConfig(Protocol):
+    """What a user gives: `PeDyra(...)` or `Wide(...)`. Its class is the method."""
+
+    def method(self) -> RankMethod:
+        """The method with these settings."""
+        ...
+
+
+class RankMethod(RankConfig, Protocol):
+    """A method and its settings, before any run; it has no state, and is a config itself."""
+
+    @property
+    def start(self) -> str:
+        """How triples begin, see `attach`: "lora" or "svd"."""
+        ...
+
+    @property
+    def trains_e(self) -> bool:
+        """Whether E is a parameter."""
+        ...
+
+    @property
+    def fused(self) -> bool | Literal["auto"]:
+        """Which forward the layers take, see `claim.choose_forward`."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the new triples."""
+        ...
+
+    @property
+    def budget(self) -> str:
+        """What is conserved or aimed at, in a word, for the record of the run."""
+        ...
 
     @property
     def needs_history(self) -> bool:
@@ -153,15 +181,7 @@ class RankMethod(Protocol):
         """Whether it can observe a model that torch compiles."""
         ...
 
-    def trains_e(self, config: RankConfig) -> bool:
-        """Whether E is a parameter."""
-        ...
-
-    def most_moves(self, config: RankConfig, total_rank: int) -> int:
-        """Triples moved per adjustment at most, k."""
-        ...
-
-    def schedule(self, config: RankConfig, total_steps: int) -> Schedule:
+    def schedule(self, total_steps: int) -> Schedule:
         """When ranks are adjusted; ValueError where they never are."""
         ...
 
@@ -169,15 +189,21 @@ class RankMethod(Protocol):
         """Raise ValueError where it cannot do its work in this run, which begins at `now`; changes nothing."""
         ...
 
-    def start(self, run: Run) -> MethodRun:
+    def begin(self, run: Run) -> MethodRun:
         """The method in this run."""
         ...
 
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for JSON: a run resumes with the same."""
+        ...
 
-def default_method(config: RankConfig) -> RankMethod:
-    """The method of a config that comes without one: `pedyra.methods.from_config`.
 
-    Methods are built on this package, which knows that one function of theirs by its name alone, and looks it up when
-    it is needed.
+def method_of(config: object) -> RankMethod:
+    """The method of a config.
+
+    Raises:
+        ValueError: it is no config, such as a dict of settings or the class itself.
     """
-    return import_module("pedyra.methods").from_config(config)
+    if isinstance(config, type) or not isinstance(config, RankConfig):
+        raise ValueError(f"config is {config!r}; give the method's own config, such as PeDyra() or Wide(rank=2)")
+    return config.method()

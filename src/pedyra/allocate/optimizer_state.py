@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import Replacement
+from pedyra.lora.resize import Replacement, rows_kept
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 """Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
@@ -20,8 +20,10 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2")
 LARGEST = ("exp_inf",)
 """Largest sizes of gradients: Adamax."""
 
-OTHER_AVERAGES = ("acc_delta", "exp_avg_diff", "neg_pre_grad", "exp_avg_slow", "exp_avg_var", "hessian", "grok_ema")
-OTHER_AVERAGES = (*OTHER_AVERAGES, "kahan_comp", "compensation")
+OTHER_AVERAGES = (
+    *("acc_delta", "exp_avg_diff", "neg_pre_grad", "exp_avg_slow", "exp_avg_var", "hessian", "grok_ema"),
+    *("kahan_comp", "compensation"),
+)
 """What begins at zero, and may for a new row: averages of updates (Adadelta), of differences of gradients (Adan), a
 slower one (AdEMAMix), of variances (AdaBelief), of curvature (Sophia), of gradients (Grokfast); what rounding took."""
 
@@ -159,14 +161,46 @@ def _padded(value: Any) -> Any:
 
 
 def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:
-    kept = value.index_select(replacement.dim, replacement.kept)
-    if replacement.num_new == 0:
-        return kept
-    shape = list(kept.shape)
-    shape[replacement.dim] = replacement.num_new
-    fresh = kept.new_zeros(shape)
-    if seed and kept.shape[replacement.dim] > 0:
+    dim, fresh = replacement.dim, None
+    if seed and replacement.num_new and len(replacement.kept):
+        kept = value.index_select(dim, replacement.kept)
         finite = kept.isfinite()
-        count = finite.sum(replacement.dim, keepdim=True).clamp_min(1)
-        fresh = (torch.where(finite, kept, 0.0).sum(replacement.dim, keepdim=True) / count).expand(shape)
-    return torch.cat([kept, fresh], replacement.dim)
+        mean = torch.where(finite, kept, 0.0).sum(dim, keepdim=True) / finite.sum(dim, keepdim=True).clamp_min(1)
+        fresh = mean.repeat_interleave(replacement.num_new, dim)
+    return rows_kept(value, dim, replacement.kept, replacement.num_new, fresh)
+
+
+class TrainedTriples:
+    """A, E and B of these layers as the optimizer holds them."""
+
+    def __init__(self, layers: Sequence[AdaptedLayer], optimizer: Optimizer) -> None:
+        self.layers, self.optimizer = layers, optimizer
+        self.hold()
+
+    @property
+    def now(self) -> list[Tensor]:
+        """A, E, B of every layer as they are in the model; E may be no Parameter, see `AFactor.train_e`."""
+        return [factor for layer in self.layers for factor in layer.factors]
+
+    def hold(self) -> None:
+        """The optimizer has what is in the model."""
+        self._held, self.renewed = self.now, True
+        # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
+        self._slots = [
+            (layer.a._parameters, "weight" if layer.a.e_fixed_at_one else "A", layer.a.A) for layer in self.layers
+        ]
+        self._slots += [(layer.b._parameters, "weight", layer.b.weight) for layer in self.layers]
+
+    def rekey(self) -> bool:
+        """Point the optimizer at Parameters that a load has put in the place of those it holds.
+
+        Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
+        where the rank is 0, which is loaded by way of a zero row.
+        """
+        if all(slot.get(name) is held for slot, name, held in self._slots):
+            return False
+        loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}
+        rekey_state(self.optimizer, loaded)
+        drop_unfit_state(self.optimizer, list(loaded.values()))
+        self.hold()
+        return any(old.numel() or new.numel() for old, new in loaded.items())

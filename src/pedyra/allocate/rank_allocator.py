@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import logging
+import operator
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.checks import checked_config, checked_steps, max_ranks
 from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable, unobserved_after
-from pedyra.allocate.compilation import check_compiles, is_compiled, mark_ranks
-from pedyra.allocate.contract import Closure, Decision, MethodRun, RankMethod, Run, Situation, default_method
-from pedyra.allocate.diagnostics import describe, snapshot
+from pedyra.allocate.contract import Decision, MethodRun, RankConfig, RankMethod, Run, Situation, method_of
 from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
-from pedyra.allocate.optimizer_state import adopt, rekey_state, save_as_on_disk
-from pedyra.allocate.orthogonality import add_orthogonality_gradient
-from pedyra.allocate.record import adjustment_record
-from pedyra.allocate.resizing import carry_out, mask
+from pedyra.allocate.optimizer_state import TrainedTriples, adopt, move_state, rekey_state, save_as_on_disk
 from pedyra.allocate.schedule import Schedule
-from pedyra.allocate.step_count import StepCount
-from pedyra.allocate.trained_triples import TrainedTriples
-from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
+from pedyra.lora.layer import AdaptedLayer
+from pedyra.lora.layer_names import layer_place
+from pedyra.lora.resize import Replacement, install, resized
+from pedyra.lora.spectrum import effective_rank, singular_values
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +36,9 @@ class RankAllocator:
     Args:
         model: a PEFT model with a LoRA adapter; triples are attached if they are not yet.
         optimizer: built from the model's parameters; its groups and state are edited in place at a resize.
-        config: the settings.
+        config: the method and its settings: `PeDyra(...)` or `Wide(...)`.
         total_steps: optimizer steps of the whole run; fractions in the config refer to it.
         adapter_name: which adapter to adapt; others are left alone.
-        method: what decides; that of the config by default (`contract.default_method`).
         process_group: of torch.distributed, whose processes train this model on parts of each batch and average its
             gradients; what they measure is averaged as well. None: all processes, where torch.distributed runs.
 
@@ -61,32 +57,35 @@ class RankAllocator:
         config: RankConfig,
         total_steps: int,
         adapter_name: str = "default",
-        method: RankMethod | None = None,
         process_group: Any = None,
     ) -> None:
-        self.model, self.adapter_name, self.config = model, adapter_name, checked_config(config)
-        self.method = default_method(config) if method is None else method
+        self.model, self.adapter_name = model, adapter_name
+        self.method: RankMethod = method_of(config)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
-        self.schedule: Schedule = self.method.schedule(config, checked_steps(total_steps))
-        attached = attach(model, adapter_name, config.start, config.seed)
+        self.schedule: Schedule = self.method.schedule(_whole(total_steps))
+        attached = attach(model, adapter_name, self.method.start, self.method.seed)
         rekey_state(self.optimizer, drop_empty(attached))
         self.layers = trainable(attached)
         check_device(self.layers)
-        train_e(self.layers, self.method.trains_e(config))
-        self.fused_layers = choose_forward(self.layers, config.fused)
+        train_e(self.layers, self.method.trains_e)
+        self.fused_layers = choose_forward(self.layers, self.method.fused)
         """Layers with the fused forward; the others take PEFT's."""
-        self.moves = self.method.most_moves(config, sum(layer.rank for layer in self.layers))
-        self._max_ranks = max_ranks(self.layers, config)
-        self._steps, self._process_group = StepCount(self.schedule.total_steps), process_group
+        self._process_group = process_group
+        self._taken = self._read = 0
         self.history: list[dict[str, Any]] = []
-        """The records of the adjustments, oldest first; see `allocate.record`."""
+        """The records of the adjustments, oldest first; see `_record`."""
+        self.initial_ranks = self.ranks
+        """Layer -> rank at the start of the run."""
         self.initial_parameters = self.parameters
         run = Run(
-            model=model, layers=self.layers, optimizer=self.optimizer, config=config, schedule=self.schedule,
-            moves=self.moves, average=averaging(process_group),
-        )  # fmt: skip
-        self.method.check(run, self._situation())
+            model=model,
+            layers=self.layers,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            average=averaging(process_group),
+        )
+        self.method.check(run, self.situation())
         claim(self.layers, self)
         self._end = unobserved_after(self, self.layers)
         for layer in self.layers:
@@ -94,19 +93,17 @@ class RankAllocator:
         self._trained = TrainedTriples(self.layers, self.optimizer)
         self._saving = save_as_on_disk(self.optimizer)
         self._state_is_known = False
-        self.run: MethodRun = self.method.start(run)
+        self.run: MethodRun = self.method.begin(run)
         """The method in this run."""
-        if (reason := self.run.describe()["in_vain"]) is not None:
-            logger.warning("%s", reason)
         self._compiled = False
-        if is_compiled(model):
+        if _is_compiled(model):
             self.expect_compilation()
-        self._prepare_next_step()
+        self.run.prepare(0)
 
     @property
     def step(self) -> int:
         """Optimizer steps taken."""
-        return self._steps.taken
+        return self._taken
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -115,7 +112,7 @@ class RankAllocator:
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters of the adapted triples, now."""
+        """Number of trainable parameters of the adapted triples, now."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
@@ -136,28 +133,37 @@ class RankAllocator:
 
         Called here for a model that is already compiled, and by `RankCallback` for `torch_compile=True`. One
         graph then serves a run, two where layer inputs are observed (Eq. 6).
-        """
-        check_compiles(self.method)
-        self._compiled = True
-        mark_ranks(self.layers)
 
-    def before_step(self, *, loss_scale: float = 1.0, closure: Closure | None = None) -> None:
-        """Have the gradients of this optimizer step observed, then add the gradient of Eq. (2) to them.
+        Raises:
+            ValueError: a method that sees nothing inside a compiled model.
+        """
+        if not self.method.compiles:
+            raise ValueError(
+                f"{type(self.method).__name__} reads gradients inside the layers, where a compiled model shows none; "
+                f"train without torch.compile, or with PeDyra(), or train plain LoRA and cut it afterwards: pedyra fit"
+            )
+        self._compiled = True
+        _mark_ranks(self.layers)
+
+    def before_step(self, *, loss_scale: float = 1.0) -> None:
+        """Have the method observe the gradients of this optimizer step, and add its own to them (Eq. 2).
 
         Args:
             loss_scale: what a GradScaler multiplied the loss by. It unscales its optimizer's parameters, but not what
                 hooks see in the backward pass.
-            closure: for method pedyra where the model is given no labels: `lambda: loss(model(x), y)` of this batch.
 
         Raises:
             ValueError: a second call in one step, or the adapter was deleted.
         """
         _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
-        step = self._steps.begin()
+        step = self._taken + 1
+        if self._read == step:
+            raise ValueError(
+                f"before_step() was called twice in step {step}; call after_step() after each optimizer.step()"
+            )
+        self._read = step
         self._follow_loaded()
-        self.run.before_step(step, loss_scale, closure)
-        if self.config.orth_weight > 0:
-            add_orthogonality_gradient(self.layers, weight=self.config.orth_weight, form=self.config.orth_form)
+        self.run.before_step(step, loss_scale)
 
     def skip_step(self) -> None:
         """Forget gradients that are thrown away (a spike of the loss, say), in the place of the other two calls; else
@@ -166,22 +172,30 @@ class RankAllocator:
         Raises:
             ValueError: `before_step` has read them already.
         """
-        self._steps.skip()
+        if self._read > self._taken:
+            raise ValueError(
+                f"skip_step() after before_step() in step {self._read}, which has read the gradients; decide before it"
+            )
         self.run.skip_step()
 
     def after_step(self) -> dict[str, Any] | None:
-        """Count the step; at an adjustment, prune, expand, move the optimizer's state, and return the record
-        (`allocate.record`), else None.
+        """Count the step; at an adjustment, prune, expand, move the optimizer's state, and return the record, else
+        None.
+
+        Of every method the record has `step`, `ranks` (layer -> rank afterwards), `total_rank`, `parameters`
+        (afterwards), `seconds`, `skipped_steps`, `scores` (layer -> one a triple, those that the plan was made from),
+        `layer_scores` (layer -> mean of its scores), `pruned` (layer, triple, score), `added` (layer -> count), and
+        `masked` (layer, triple) of a method that masks.
 
         Raises:
             ValueError: `before_step` was not called, or the optimizer's state, which is there from the first step on,
                 cannot follow, or processes train apart (`distributed.check_same`).
         """
-        step = self._steps.end()
+        step = self._count()
         if not self._state_is_known:  # a step that a GradScaler skipped leaves none
             self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in self.triples())
             if self._state_is_known:
-                if self.moves:
+                if self.run.moves_ranks:
                     check_state(self.optimizer, self.triples())
                 self.run.check_state()
         adjusts = self.schedule.is_adjustment(step) and not self.settled
@@ -189,7 +203,7 @@ class RankAllocator:
             check_same(self.triples(), self._process_group, step)
             self._trained.renewed = False
         record = self._adjust() if adjusts else None
-        self._prepare_next_step()
+        self.run.prepare(step)
         return record
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -198,17 +212,17 @@ class RankAllocator:
         Raises:
             ValueError: the tensors do not fit these ranks.
         """
-        self._steps.taken, self.history = record["step"], record["history"]
-        self.initial_parameters, self.moves = record["initial_parameters"], record["moves"]
+        self._taken, self.history = record["step"], record["history"]
+        self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._adopt_triples()
         self.run.load(self.step, record["method"], tensors)
-        self._prepare_next_step()
+        self.run.prepare(self.step)
 
     def go_on_after(self, step: int) -> None:
         """Take a run up after `step` without its state: what is observed, and the history, begin there."""
-        self._steps.taken = step
+        self._taken = step
         self._adopt_triples()
-        self._prepare_next_step()
+        self.run.prepare(step)
 
     def release(self) -> None:
         """Take the hooks off and give the adapter free; the triples stay attached.
@@ -225,51 +239,127 @@ class RankAllocator:
 
     def describe(self) -> dict[str, Any]:
         """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
-        return describe(
-            self.layers, self.config, self.schedule, self.initial_parameters, moves=self.moves, **self.run.describe()
-        ) | {"fused_layers": self.fused_layers}
+        total = sum(self.initial_ranks.values())
+        return {
+            "kind": "layers",
+            "layers": [
+                {
+                    "name": layer.name,
+                    "type": layer_place(layer.name)[0],
+                    "depth": layer_place(layer.name)[1],
+                    "in_features": layer.a.in_features,
+                    "out_features": layer.b.out_features,
+                    "rank": layer.rank,
+                    "direction_parameters": layer.direction_parameters,
+                }
+                for layer in self.layers
+            ],
+            "budget": {"kind": self.method.budget, "total_rank": total, "parameters": self.initial_parameters},
+            "schedule": {
+                "total_steps": self.schedule.total_steps,
+                "initial_warmup": self.schedule.initial_warmup,
+                "interval": self.schedule.interval,
+                "final_warmup": self.schedule.final_warmup,
+                "adjustments": list(self.schedule.adjustments),
+                **self.run.describe(),
+            },
+            "scaling": {layer.name: layer.scaling for layer in self.layers},
+            "config": self.method.to_dict(),
+            "fused_layers": self.fused_layers,
+        }
 
+    @torch.no_grad()
     def snapshot(self, *, effective_ranks: bool = True) -> dict[str, Any]:
         """Diagnostics of the current state (Figs. 1a, 5, 10, 11). Not for the step path: it waits for the device.
 
         `grad_norms`, and `layer_scores` that come from observed steps, are None where the current one is not observed.
         `effective_ranks` are most of the work; without them they are None.
         """
-        now = snapshot(self.layers, self.step, form=self.config.orth_form, effective_ranks=effective_ranks)
-        return now | self.run.snapshot(self.step)
+        effective = None
+        if effective_ranks:
+            factors = ((layer.name, layer.a.weight, layer.b.weight) for layer in self.layers)
+            effective = {name: effective_rank(singular_values(A, B.new_ones(len(A)), B)) for name, A, B in factors}
+        return {
+            "kind": "snapshot",
+            "step": self.step,
+            "ranks": self.ranks,
+            "total_rank": sum(self.ranks.values()),
+            "parameters": self.parameters,
+            "effective_rank": effective,
+            **self.run.snapshot(self.step),
+        }
 
-    def _situation(self) -> Situation:
+    def situation(self) -> Situation:
+        """What a method is told of the run as it is."""
         return Situation(
-            step=self.step, schedule=self.schedule, history=self.history, ranks=self.ranks, moves=self.moves,
-            min_rank=self.config.min_rank, max_ranks=self._max_ranks,
-            costs={layer.name: layer.cost for layer in self.layers}, spare=self.initial_parameters - self.parameters,
-            budget=self.config.budget,
-        )  # fmt: skip
+            step=self.step,
+            schedule=self.schedule,
+            history=self.history,
+            ranks=self.ranks,
+            parameters={layer.name: layer.direction_parameters for layer in self.layers},
+            spare=self.initial_parameters - self.parameters,
+        )
+
+    def _count(self) -> int:
+        """One more step is taken; its number."""
+        self._taken += 1
+        if self._read != self._taken:
+            raise ValueError(
+                f"after_step() without before_step() in step {self._taken}; call before_step() once the gradients are "
+                f"complete and before optimizer.step()"
+            )
+        if self._taken == self.schedule.total_steps + 1:
+            logger.warning(
+                "step %d of a run of %d: before_step() and after_step() belong to each optimizer.step(), not to each "
+                "micro-batch, and total_steps counts those",
+                self._taken,
+                self.schedule.total_steps,
+            )
+        return self._taken
 
     def _adjust(self) -> dict[str, Any] | None:
         began = time.perf_counter()
-        now = self._situation()
+        now = self.situation()
         decision = self.run.decide(now)
-        if decision is None:  # a run was taken up, or weights loaded, too late to measure anything
+        if decision is None:  # a run was taken up, or weights loaded, too late, or no step had a finite gradient
             logger.warning("nothing is adjusted after step %d: too few steps before it were measured", self.step)
             return None
         self._carry_out(decision)
-        seconds, skipped = time.perf_counter() - began, self.run.skipped_steps
-        record = adjustment_record(now, decision, parameters=self.parameters, seconds=seconds, skipped_steps=skipped)
+        record = self._record(decision, time.perf_counter() - began)
         self.history.append(record)
         return record
 
+    def _record(self, decision: Decision, seconds: float) -> dict[str, Any]:
+        """What an adjustment leaves in the history and in `ranks.jsonl`: plain values, for JSON; see `after_step`."""
+        plan, scores = decision.plan, decision.scores
+        masked = [[name, i] for name, indices in plan.masked.items() for i in indices]
+        return {
+            "kind": "adjustment",
+            "step": self.step,
+            "ranks": plan.ranks,
+            "layer_scores": plan.layer_scores,
+            "scores": scores,
+            "pruned": [[name, i, scores[name][i]] for name, indices in plan.pruned.items() for i in indices],
+            "added": plan.added,
+            "total_rank": sum(plan.ranks.values()),
+            **({"masked": masked} if masked else {}),
+            "parameters": self.parameters,
+            "seconds": seconds,
+            "skipped_steps": self.run.skipped_steps,
+            **decision.reasons,
+        }
+
+    @torch.no_grad()
     def _carry_out(self, decision: Decision) -> None:
         plan, replacements = decision.plan, {}
-        mask(self.layers, plan.masked)
+        for layer in self.layers:  # in place: they and their state in the optimizer stay
+            layer.a.E[list(plan.masked.get(layer.name, ()))] = 0.0
         if plan.pruned or plan.added or plan.rescale:
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-            replacements = carry_out(
-                plan, self.layers, self.optimizer, decision.born, generator, new_moments=decision.new_moments
-            )
+            generator = torch.Generator().manual_seed(self.method.seed * 1_000_003 + self.step)
+            replacements = resize_layers(decision, self.layers, self.optimizer, generator)
             self._trained.hold()
             if self._compiled:
-                mark_ranks(self.layers)
+                _mark_ranks(self.layers)
             write_ranks(self.model, self.adapter_name)
             assert self.ranks == plan.ranks
         self.run.resized(replacements)
@@ -279,7 +369,7 @@ class RankAllocator:
         self._trained.hold()
         self.run.restart(self.step)
         if self._compiled:
-            mark_ranks(self.layers)
+            _mark_ranks(self.layers)
 
     def _follow_loaded(self) -> None:
         """Go on with an adapter of other ranks that was loaded since the last step; what is observed begins anew."""
@@ -293,7 +383,59 @@ class RankAllocator:
         self.initial_parameters = max(self.initial_parameters, self.parameters)
         write_ranks(self.model, self.adapter_name)
         self._adopt_triples()
-        self._prepare_next_step()
-
-    def _prepare_next_step(self) -> None:
         self.run.prepare(self.step)
+
+
+def resize_layers(
+    decision: Decision, layers: Sequence[AdaptedLayer], optimizer: Optimizer, generator: torch.Generator
+) -> Mapping[str, list[Replacement]]:
+    """Prune and add as planned, the optimizer's state with it, and bring layers to the plan's scaling; what was
+    replaced, by layer.
+
+    Every new factor is built, and the optimizer's state checked, before anything is replaced. PEFT's config is not
+    touched; see `attach.write_ranks`.
+
+    Raises:
+        ValueError: some state of the optimizer cannot follow.
+    """
+    plan, changes = decision.plan, {}
+    for layer in layers:
+        pruned, num_new = plan.pruned.get(layer.name, ()), plan.added.get(layer.name, 0)
+        if pruned or num_new:
+            new = decision.new_triples(layer, num_new, generator) if decision.new_triples and num_new else None
+            changes[layer.name] = resized(layer, pruned, new)
+    replacements = [replacement for change in changes.values() for replacement in change]
+    check_state(optimizer, [replacement.old for replacement in replacements])
+    install((layer, changes[layer.name]) for layer in layers if layer.name in changes)
+    for layer in layers:
+        layer.rescale(plan.rescale.get(layer.name, 1.0))
+    move_state(optimizer, replacements, new_moments=decision.new_moments)
+    return changes
+
+
+def _whole(total_steps: object) -> int:
+    """Optimizer steps of a run as an int, of any kind of whole number; ValueError for others."""
+    try:
+        return operator.index(total_steps)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether `model` went through `torch.compile(model)` or `model.compile()`."""
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
+def _mark_ranks(layers: Sequence[AdaptedLayer]) -> None:
+    """Mark the rank dimension of every A, E and B as dynamic; to be done again for the new Parameters of a resize.
+
+    Turns off, for the whole process, torch's assumption that a parameter never changes its shape. Ranks 0 and 1 are
+    constants to the compiler: a layer that comes down to one costs a graph of its own.
+    """
+    import torch._dynamo  # takes a second to import: only who compiles pays
+
+    torch._dynamo.config.force_parameter_static_shapes = False
+    for layer in layers:
+        if layer.rank > 1:
+            for parameter, dim in zip(layer.factors, (0, 0, 1), strict=True):
+                torch._dynamo.mark_dynamic(parameter, dim)

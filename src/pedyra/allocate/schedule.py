@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,52 +49,55 @@ def resolve_schedule(
     An interval that is a fraction has at least `least_interval` steps.
 
     Raises:
-        ValueError: a run of no step, two warm-ups that leave no room, no adjustment between them, or an interval, given
-            in steps, below the least.
+        ValueError: a run of no step, no adjustment between the two warm-ups (with how many steps would be enough), or
+            an interval, given in steps, below the least.
     """
-
-    def steps(value: int | float) -> int:
-        return round(value * total_steps) if isinstance(value, float) else value
 
     if isinstance(interval, int) and interval < least_interval:
         raise ValueError(
-            f"rank.interval is {interval}, but what is measured between two adjustments takes {least_interval} or "
-            f"more; raise it, or use method pedyra-paper"
+            f"interval is {interval}, but what is measured between two adjustments takes {least_interval} steps or "
+            f"more; raise it"
         )
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")
-    if isinstance(interval, float):
-        interval = max(least_interval, steps(interval))
-    resolved = Schedule(
-        total_steps=total_steps,
-        initial_warmup=steps(initial_warmup),
-        interval=interval,
-        final_warmup=steps(final_warmup),
-    )
-    if resolved.initial_warmup + resolved.final_warmup >= total_steps:
-        raise ValueError(
-            f"rank.initial_warmup ({resolved.initial_warmup}) and rank.final_warmup ({resolved.final_warmup}) together "
-            f"fill the run of {total_steps} steps; shorten them, or train longer"
+
+    def of(total: int) -> Schedule:
+        def steps(value: int | float) -> int:
+            return round(value * total) if isinstance(value, float) else value
+
+        between = max(least_interval, steps(interval)) if isinstance(interval, float) else interval
+        return Schedule(
+            total_steps=total,
+            initial_warmup=steps(initial_warmup),
+            interval=between,
+            final_warmup=steps(final_warmup),
         )
+
+    resolved = of(total_steps)
     if not resolved.adjustments:
-        repair = "lower the interval or the warm-ups" if interval > least_interval else "train longer"
+        longer = (total for total in range(total_steps + 1, 20 * total_steps + 1000) if of(total).adjustments)
+        enough = next(longer, None)
+        repair = "" if enough is None else f", or train for {enough} steps, which are enough"
         raise ValueError(
-            f"the schedule has no adjustment: with rank.interval {resolved.interval} the first would follow step "
-            f"{resolved.initial_warmup + resolved.interval}, the last must come before step "
-            f"{total_steps - resolved.final_warmup} of {total_steps}; {repair}"
+            f"no rank could ever move: the first adjustment would follow step "
+            f"{resolved.initial_warmup + resolved.interval} (initial_warmup {resolved.initial_warmup}, interval "
+            f"{resolved.interval}), but the last must come before step {total_steps - resolved.final_warmup} of "
+            f"{total_steps} (final_warmup {resolved.final_warmup}); shorten them{repair}"
         )
     return resolved
 
 
-def ema_window(beta: float, tolerance: float = 1e-6) -> int:
-    """Steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before to `tolerance`.
+def check_steps(name: str, value: Any, least: int = 0) -> None:
+    """Raise ValueError unless the value is steps of a run, `least` or more, or a fraction of it, a float below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}; give steps as an integer or a fraction of the run")
+    if isinstance(value, float) and not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; a float is a fraction of the run in [0, 1), steps are integers")
+    if value < 0 or (least and value == 0):
+        raise ValueError(f"{name} is {value}; it must be {'positive' if least else '0 or more'}")
 
-    Sensitivity forgets as beta^W. The uncertainty of Eq. (3) follows the sensitivity's own start-up error, which
-    adds a factor 1 + W (1 - beta). For 0.85 and 1e-6 this gives 103 steps.
-    """
-    if beta == 0:
-        return 1
-    window = math.ceil(math.log(tolerance) / math.log(beta))
-    while (1 + window * (1 - beta)) * beta**window > tolerance:
-        window += 1
-    return window
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless the value is an integer of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")

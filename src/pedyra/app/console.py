@@ -94,8 +94,6 @@ def print_plan(console: Console, plan: Plan) -> None:
     if plan.budget and plan.schedule:
         rows.append(("budget", _budget_line(plan.budget)))
         rows.append(("adjustments", _adjustments_line(plan.schedule, plan.budget["kind"])))
-        if plan.schedule["in_vain"]:
-            rows.append(("", plan.schedule["in_vain"]))
     memory = plan.memory
     parts = (
         f"weights {format_bytes(memory.weights)}",
@@ -143,7 +141,7 @@ def print_summary(console: Console, summary: AdapterSummary) -> None:
 
 
 def _budget_line(budget: Mapping[str, Any]) -> str:
-    kept = {"ranks": "total rank constant", "fit": "at most: the run may cut them"}
+    kept = {"ranks": "total rank constant", "size": "at the start: the run cuts them"}
     kept = kept.get(budget["kind"], "parameters never above this")
     return f"total rank {budget['total_rank']:,}, {budget['parameters']:,} parameters while training ({kept})"
 
@@ -155,10 +153,10 @@ def _adjustments_line(schedule: Mapping[str, Any], budget: str) -> str:
         if len(steps) > 1
         else f"after {steps[0]}"
     )
+    if budget == "size":
+        return f"{len(steps)} {span}; the first three cut, to {schedule['target']:,} parameters"
     if not schedule["moves"]:
         return f"{len(steps)} {span}, at which ranks stay as they are"
-    if budget == "fit":
-        return f"{len(steps)} {span}, at which directions may be cut"
     return f"{len(steps)} {span}; up to about {schedule['moves']} triples move in one"
 
 

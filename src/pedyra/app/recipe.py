@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -21,7 +20,8 @@ from pydantic import (
 from pedyra.app.generate_section import GenerateSection
 from pedyra.app.recipe_sections import GENERATED, DataSection, LoraSection, ModelSection, Section
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
-from pedyra.config import CHOICES, Importance, RankConfig, without_fit
+from pedyra.methods.names import check_method
+from pedyra.pe_dyra.config import CHOICES, RankSettings, check_rank_section
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
@@ -43,8 +43,8 @@ class Recipe(Section):
 
     name: str
     """Title of the run; default: the recipe's file name."""
-    method: str = "pedyra"
-    """Adaptation method: pedyra, pedyra-paper, lora, ..."""
+    method: str = "lora"
+    """Fine-tuning method: lora, pedyra, wide, adalora, ..."""
     output_dir: str
     """Run folder; default: runs/<name>."""
     seed: int = Field(default=0, ge=0)
@@ -53,7 +53,8 @@ class Recipe(Section):
     data: DataSection
     lora: LoraSection = LoraSection()
     rank: dict[str, Any] = Field(default_factory=dict)
-    """Fields of RankConfig, and, but for method pedyra, those of the scores it is made of (Importance)."""
+    """When ranks move, how many, and how triples are scored: fields of RankSettings. Methods that move no ranks pass
+    over them."""
     method_settings: dict[str, Any] = Field(default_factory=dict)
     """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
@@ -84,12 +85,16 @@ class Recipe(Section):
             raise ValueError(f"generate is for data.kind {' and '.join(GENERATED)}, not {self.data.kind}; remove it")
         return self
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        check_method(method)
+        return method
+
     @field_validator("rank")
     @classmethod
-    def _rank_settings(cls, rank: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "importance" in rank:
-            raise ValueError(f"rank.importance is {rank['importance']!r}; give its fields in rank itself (rank.alpha)")
-        RankConfig.from_dict(rank) if info.data.get("method") == "pedyra" else RankConfig.scored(**without_fit(rank))
+    def _rank_settings(cls, rank: dict[str, Any]) -> dict[str, Any]:
+        check_rank_section(rank)
         return rank
 
     @field_validator("training")
@@ -103,13 +108,6 @@ class Recipe(Section):
         if training.get("push_to_hub"):
             raise ValueError("training.push_to_hub is not done by a run; push its adapter folder when it is finished")
         return {**TRAINING_DEFAULTS, **training}
-
-    def rank_config(self) -> RankConfig:
-        """The rank settings, on the paper's preset if method is pedyra-paper; seeded with the recipe's seed."""
-        settings = {"seed": self.seed, **self.rank}
-        if self.method == "pedyra-paper":
-            return RankConfig.paper(**without_fit(settings))
-        return RankConfig.from_dict(settings)
 
     def to_yaml(self) -> str:
         """The resolved recipe: every default written out; `load_recipe` of it gives an equal recipe."""
@@ -139,14 +137,12 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, for editors; `rank` lists the fields of RankConfig."""
+    """JSON schema of a recipe, for editors; `rank` lists the fields of RankSettings."""
     schema = Recipe.model_json_schema()
     schema["required"] = ["model", "data"]
-    rank = TypeAdapter(RankConfig).json_schema()
-    del rank["$defs"], rank["properties"]["importance"]
-    rank["properties"] |= TypeAdapter(Importance).json_schema()["properties"]
+    rank = TypeAdapter(RankSettings).json_schema()
     for name, choices in CHOICES.items():
         rank["properties"][name]["enum"] = list(choices)
-    schema["$defs"]["RankConfig"] = {**rank, "additionalProperties": False}
-    schema["properties"]["rank"] = {"$ref": "#/$defs/RankConfig"}
+    schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
+    schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
     return schema

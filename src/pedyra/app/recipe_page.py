@@ -19,7 +19,7 @@ TITLES = {
     "model": "The base model",
     "data": "Rows, what their columns mean, and how they are split",
     "lora": "The LoRA every method starts from",
-    "rank": "Rank adaptation: the fields of `RankConfig`, and from `alpha` on of `Importance`",
+    "rank": "Rank adaptation: the fields of `RankSettings`, which are those of `PeDyra`",
 }
 
 

@@ -140,14 +140,18 @@ class Gramians:
 
         return observe
 
-    def close(self, samples: Tensor, loss_scale: float | Tensor = 1.0) -> None:
+    def close(self, samples: Tensor | None, loss_scale: float | Tensor = 1.0) -> None:
         """A step is complete, of a loss that is a mean over `samples` `()` and was multiplied by `loss_scale`; over
-        processes, each of which has its own, it is the mean over all of their samples.
+        processes, each of which has its own, it is the mean over all of their samples. None: samples are tokens, the
+        most that any layer saw.
 
         A step of no sample, or in which something is not finite, counts for nothing.
         """
         if len(self._samples) >= self._most:
             self._halve()
+        if samples is None:
+            none = torch.zeros((), device=self._device)
+            samples = torch.stack([none, *(s.running[3].to(none) for s in self._layers.values() if s.running)]).max()
         scale = torch.where(samples > 0, samples / loss_scale, 0.0)  # from the loss that is trained to a sum
         found: list[Tensor] = [samples.float().to(self._device)]
         for sums in self._layers.values():
@@ -189,6 +193,11 @@ class Gramians:
     @property
     def blocks(self) -> int:
         return len(self._samples)
+
+    def unseen(self) -> list[str]:
+        """Layers in which no token had a gradient in the steps that count. Waits for the device."""
+        tokens = torch.stack([sums.tokens.to(self._device) for sums in self._layers.values()]).tolist()
+        return [name for name, count in zip(self._layers, tokens, strict=True) if count == 0]
 
     def last(self) -> tuple[dict[str, Tensor], float]:
         """Layer -> K `(r, r)` of the last step, and its samples; 0: it counts for nothing. Waits for the device."""

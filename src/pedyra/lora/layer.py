@@ -14,7 +14,7 @@ from pedyra.lora.factors import AFactor, BFactor
 
 
 def rank_parameters(in_features: int, out_features: int) -> int:
-    """The price of one rank of a linear layer, in parameters on disk: a row of A and a column of B."""
+    """Number of parameters of one rank of a linear layer, on disk: a row of A and a column of B."""
     return in_features + out_features
 
 
@@ -65,8 +65,9 @@ class AdaptedLayer:
         return self.module.scaling[self.adapter]
 
     @property
-    def cost(self) -> int:
-        """Trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on disk."""
+    def direction_parameters(self) -> int:
+        """Number of trainable parameters of one triple: in + out, and 1 where E is trained; E is folded away on
+        disk."""
         a = self.a
         return rank_parameters(a.in_features, self.b.out_features) + int(a.E.requires_grad)
 

@@ -47,12 +47,20 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
     rows = {n: _without(gone, n, layer.a.A.device) for n in {old.shape[dim] for old, dim, _ in parts}}
     for old, dim, added in parts:
         kept = rows[old.shape[dim]]
-        value = old.detach().index_select(dim, kept)
-        if added is not None:
-            value = torch.cat([value, added.to(value)], dim)
         num_new = 0 if added is None else added.shape[dim]
+        value = rows_kept(old.detach(), dim, kept, num_new, added)
         replacements.append(Replacement(old, renewed(old, value), dim, kept, num_new))
     return replacements
+
+
+def rows_kept(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tensor | None = None) -> Tensor:
+    """Rows `kept` of `value` along `dim`, then `num_new` rows: `new`, or zeros."""
+    rows = value.index_select(dim, kept)
+    if not num_new:
+        return rows
+    shape = list(rows.shape)
+    shape[dim] = num_new
+    return torch.cat([rows, rows.new_zeros(shape) if new is None else new.to(rows)], dim)
 
 
 def _without(gone: set[int], count: int, device: torch.device) -> Tensor:

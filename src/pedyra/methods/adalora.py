@@ -10,8 +10,8 @@ from torch import nn
 
 from pedyra.allocate.schedule import resolve_schedule
 from pedyra.methods.adapter import with_adapter
-from pedyra.methods.method import Adaptation, Hooks, Request, Running
-from pedyra.methods.settings import rank_config, refuse_lora, require
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running
+from pedyra.methods.settings import rank_settings, refuse_lora, require
 
 NO_PENALTY = 1e-300
 """A weight that is 0 in any tensor's precision; peft 0.19 refuses 0 itself."""
@@ -58,9 +58,8 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
         ValueError: DoRA, rsLoRA or another start, which PEFT's AdaLoRA ignores or refuses.
     """
     refuse_lora(request, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
-    ranks = rank_config(request, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
-    assert ranks.importance is not None
-    beta1, beta2 = ranks.importance.beta1, ranks.importance.beta2
+    ranks = rank_settings(request, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
+    beta1, beta2 = ranks.beta1, ranks.beta2
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         require(value > 0, f"rank.{name} is {value}, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
     lora = request.lora
@@ -161,3 +160,13 @@ def _refuse_pruned(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
                 "PEFT's AdaLoRA cannot resume from a checkpoint that was written after its first pruning; start the "
                 "run anew, or use method adalora-svd"
             )
+
+
+METHOD = Method(
+    "adalora",
+    "AdaLoRA (Zhang et al. 2023), PEFT's own: masked ranks",
+    prepare,
+    AdaLoraSettings,
+    resumable=False,
+    moves_ranks=True,
+)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.contract import Situation
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import elapsed, is_last, lowest_worth, means, plan, spent, uniform, units
-from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.settings import rank_config, refuse_lora
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.methods.budget import elapsed, is_last, lowest_worth, spent, uniform, units
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.settings import rank_settings, refuse_lora
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = dict(
     alpha=1.0, omega="uniform", score_norm="none", start="svd", budget="ranks", orth_weight=0.1
 )
-"""Of RankConfig: AdaLoRA's scores and start; the budget and the orthogonality weight are defaults."""
+"""Of RankSettings: AdaLoRA's scores and start; the budget and the orthogonality weight are defaults."""
 
 
 def cubic_budget(first: int, last: int, part: float) -> int:
@@ -32,12 +31,12 @@ class CubicPruning:
     initial: int
     final: int
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         costs = units(now)
         part = 1.0 if is_last(now) else elapsed(now)
         budget = cubic_budget(uniform(self.initial, costs), uniform(self.final, costs), part)
         pruned = lowest_worth(scores, costs, spent(now.ranks, costs) - budget, now.min_rank)
-        return plan(scores, pruned, {}, means(scores))
+        return make_plan(scores, pruned, {}, layer_means(scores))
 
 
 def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
@@ -54,7 +53,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     follows here; the scaling lacks their 1e-5 in the denominator.
     """
     refuse_lora(request, "AdaLoRA defines its own start and scaling", "init", "use_rslora")
-    config = rank_config(
+    config = rank_settings(
         request,
         open_fields=("beta1", "beta2", "orth_weight", "budget", "min_rank"),
         **RANK_SETTINGS,
@@ -62,4 +61,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     )
     initial, final = first_and_last_rank(settings, request.lora.r)
     model = with_lora(request, r=initial)
-    return adaptive(model, config, ScoredMethod(policy=CubicPruning(initial, final)))
+    return adaptive(model, ScoredMethod(settings=config, policy=CubicPruning(initial, final)))
+
+
+METHOD = Method("adalora-svd", "AdaLoRA with ranks that are removed", prepare, AdaLoraSettings, moves_ranks=True)

@@ -10,10 +10,9 @@ from torch import nn
 from transformers import set_seed
 
 from pedyra.allocate.contract import RankMethod
-from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer_names import pattern_keys
-from pedyra.methods.method import Adaptation, RankMoves, Request, changed
+from pedyra.methods.method import Adaptation, Request, changed
 
 
 def is_quantised(model: nn.Module) -> bool:
@@ -62,7 +61,7 @@ def with_adapter(base_model: nn.Module, config: PeftConfig, seed: int) -> PeftMo
     return model
 
 
-def adaptive(model: PeftModel, config: RankConfig, method: RankMethod, **more: Any) -> Adaptation:
+def adaptive(model: PeftModel, method: RankMethod, **more: Any) -> Adaptation:
     """The Adaptation of a method that moves ranks, with its triples attached; `more` are further fields."""
-    train_e(attach(model, start=config.start, seed=config.seed), method.trains_e(config))
-    return Adaptation(model=model, ranks=RankMoves(config=config, method=method), **more)
+    train_e(attach(model, start=method.start, seed=method.seed), method.trains_e)
+    return Adaptation(model=model, ranks=method, **more)

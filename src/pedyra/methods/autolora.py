@@ -18,7 +18,7 @@ from torch.optim import Adam, Optimizer
 from pedyra.methods.adapter import with_adapter, with_lora, with_ranks
 from pedyra.methods.data import Data
 from pedyra.methods.hypergradient import gradients_of, hypergradient
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.own_factors import fill, linear_slots
 from pedyra.methods.settings import refuse_lora, require
 
@@ -188,3 +188,6 @@ def _losses(data: Data) -> Iterator[BatchLoss]:
 
 def _loss(data: Data, batch: Any, model: nn.Module) -> Tensor:
     return data.loss(model, batch)
+
+
+METHOD = Method("autolora", "ranks from a bilevel search, then LoRA (Zhang R. et al. 2024)", prepare, AutoLoraSettings)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pedyra.allocate.allocation import RankPlan, Scores, prunable
+from pedyra.allocate.allocation import Scores, prunable
 
 if TYPE_CHECKING:
-    from pedyra.allocate.contract import Situation
+    from pedyra.pe_dyra.scored import ScoredSituation
 
 
-def units(now: Situation) -> dict[str, int]:
+def units(now: ScoredSituation) -> dict[str, int]:
     """What a triple of each layer costs: 1 where the budget counts ranks, its parameters where it counts those."""
-    return dict.fromkeys(now.costs, 1) if now.budget == "ranks" else now.costs
+    return dict.fromkeys(now.parameters, 1) if now.budget == "ranks" else now.parameters
 
 
 def spent(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
@@ -26,7 +26,7 @@ def uniform(rank: int, costs: Mapping[str, int]) -> int:
     return rank * sum(costs.values())
 
 
-def elapsed(now: Situation) -> float:
+def elapsed(now: ScoredSituation) -> float:
     """(t - t_i) / (T - t_f - t_i): the part of the window of adjustments that is over."""
     schedule = now.schedule
     return (now.step - schedule.initial_warmup) / (
@@ -34,12 +34,12 @@ def elapsed(now: Situation) -> float:
     )
 
 
-def is_last(now: Situation) -> bool:
+def is_last(now: ScoredSituation) -> bool:
     """Whether this is the last adjustment of the run."""
     return now.step == now.schedule.adjustments[-1]
 
 
-def part_done(now: Situation) -> float:
+def part_done(now: ScoredSituation) -> float:
     """n / N at the n-th of N adjustments: the even spread over the run, 1 at the last."""
     adjustments = now.schedule.adjustments
     return (adjustments.index(now.step) + 1) / len(adjustments)
@@ -55,26 +55,3 @@ def lowest_worth(scores: Scores, costs: Mapping[str, int], excess: int, min_rank
         pruned.setdefault(name, []).append(index)
         excess -= costs[name]
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
-
-
-def means(scores: Scores) -> dict[str, float]:
-    """Eq. (7): the mean over a layer's triples; 0 for a layer without any."""
-    return {name: sum(values) / len(values) if values else 0.0 for name, values in scores.items()}
-
-
-def plan(
-    scores: Scores,
-    pruned: Mapping[str, tuple[int, ...]],
-    added: Mapping[str, int],
-    layer_scores: Mapping[str, float],
-    rescale: Mapping[str, float] | None = None,
-) -> RankPlan:
-    """The RankPlan of these removals and additions."""
-    ranks = {name: len(values) - len(pruned.get(name, ())) + added.get(name, 0) for name, values in scores.items()}
-    return RankPlan(
-        pruned=dict(pruned),
-        added={name: count for name, count in added.items() if count},
-        ranks=ranks,
-        layer_scores=dict(layer_scores),
-        rescale=dict(rescale or {}),
-    )

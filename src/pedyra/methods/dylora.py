@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Hooks, Request
+from pedyra.methods.method import Adaptation, Hooks, Method, Request
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora, require
 
@@ -160,3 +160,6 @@ def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
     nested = nest(model, frozen=settings.frozen, seed=request.seed)
     nested.choose(rank)
     return Adaptation(model=model, hooks=nested, finish=lambda: truncate(model, nested, nested.chosen))
+
+
+METHOD = Method("dylora", "nested ranks, trained at once (Valipour et al. 2023)", prepare, DyLoraSettings)

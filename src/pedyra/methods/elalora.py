@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 
-from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.contract import Situation
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import elapsed, means, plan, units
-from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.settings import rank_config, refuse_lora, require
+from pedyra.methods.budget import elapsed, units
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.settings import rank_settings, refuse_lora, require
 from pedyra.pe_dyra.new_triples import orthogonal_rows
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
-"""Of RankConfig: AdaLoRA's."""
+"""Of RankSettings: AdaLoRA's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +76,13 @@ class Elastic:
     moves: int
     settings: ElaLoraSettings
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         factor = 1 - elapsed(now) ** 3 if self.settings.decay else 1.0
         ordered = candidates(scores, self.settings.per_layer)
         moves = min(round(self.moves * factor), len(ordered))
         spare = now.spare if now.budget == "parameters" else 0
         pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, units(now), spare)
-        return plan(scores, pruned, added, means(scores))
+        return make_plan(scores, pruned, added, layer_means(scores))
 
 
 def orthogonal_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
@@ -110,12 +109,19 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     refuse_lora(request, "ElaLoRA defines its own start and scaling", "init", "use_rslora")
     if request.lora.r < 2:
         raise ValueError("lora.r is 1, but ElaLoRA never takes a layer's last rank, so nothing can move; raise lora.r")
-    config = rank_config(
+    config = rank_settings(
         request,
         open_fields=("moves", "beta1", "beta2", "orth_weight", "budget", "max_rank"),
         **RANK_SETTINGS,
         moves=4,
     )
     assert config.moves is not None
-    method = ScoredMethod(policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed")
-    return adaptive(with_lora(request), config, method)
+    method = ScoredMethod(
+        settings=config, policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
+    )
+    return adaptive(with_lora(request), method)
+
+
+METHOD = Method(
+    "elalora", "moves by each layer's weakest triples (Chang et al. 2025)", prepare, ElaLoraSettings, moves_ranks=True
+)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pedyra.methods.adapter import with_adapter
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Request, changed
+from pedyra.methods.method import Adaptation, Method, Request, changed
 from pedyra.methods.settings import refuse_lora, require
 
 
@@ -126,3 +126,6 @@ def _check_vectors(found: int, needed: int, where: str = "") -> None:
             f"a batch has {found} vectors{where}, but EVA needs {needed} (lora.r x method_settings.rho) for as many "
             f"components; raise training.per_device_train_batch_size"
         )
+
+
+METHOD = Method("eva", "LoRA with ranks and A from the inputs (Paischer et al. 2024)", prepare, EvaSettings)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.contract import Situation
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import means, part_done, plan, spent, uniform, units
-from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.settings import paper_config, refuse_lora, require
-from pedyra.pe_dyra.scored import ScoredMethod, unchecked
+from pedyra.methods.budget import part_done, spent, uniform, units
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.settings import ablation_settings, refuse_lora, require
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,14 @@ class Expand:
     initial: int
     final: int
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         costs = units(now)
         first, last = uniform(self.initial, costs), uniform(self.final, costs)
         budget = first + int((last - first) * part_done(now))
-        layer_scores = means(scores)
+        layer_scores = layer_means(scores)
         ranking = sorted(scores, key=lambda name: -layer_scores[name] / costs[name])  # stable: ties in layer order
         added = round_robin(ranking, now.ranks, now.max_ranks, costs, budget - spent(now.ranks, costs))
-        return plan(scores, {}, added, layer_scores)
+        return make_plan(scores, {}, added, layer_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ def prepare(request: Request, settings: ExpandSettings) -> Adaptation:
     `rank`.
     """
     refuse_lora(request, "its scaling depends on the initial rank", "use_rslora")
-    config = paper_config(request)
+    config = ablation_settings(request)
     final = request.lora.r
     initial = max(1, final // 2) if settings.initial_rank is None else settings.initial_rank
     if initial >= final:
@@ -59,4 +58,7 @@ def prepare(request: Request, settings: ExpandSettings) -> Adaptation:
             f"or lower method_settings.initial_rank"
         )
     model = with_lora(request, r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
-    return adaptive(model, config, ScoredMethod(policy=Expand(initial, final), check_start=unchecked))
+    return adaptive(model, ScoredMethod(settings=config, policy=Expand(initial, final), check_start=unchecked))
+
+
+METHOD = Method("expand", "PE-DyRA's scores, expansion only (Table 5)", prepare, ExpandSettings, moves_ranks=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pedyra.lora.attach import attach, train_e
 from pedyra.methods.adapter import is_quantised, with_lora
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 
 
 def lora(request: Request) -> Adaptation:
@@ -40,3 +40,13 @@ def qlora(request: Request) -> Adaptation:
     if not is_quantised(request.model):
         raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
     return Adaptation(model=with_lora(request))
+
+
+LORA = Method("lora", "LoRA (Hu et al. 2021)", lora, takes_ranks=True)
+PISSA = Method("pissa", "LoRA from the weight's top triples (Meng et al. 2024)", pissa, takes_ranks=True)
+DORA = Method(
+    "dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", lora, takes_ranks=True, lora={"use_dora": True}
+)
+QLORA = Method(
+    "qlora", "LoRA over weights in 4 bits (Dettmers et al. 2023)", qlora, takes_ranks=True, quantization="nf4"
+)

@@ -17,7 +17,7 @@ from transformers import set_seed
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.adapter import is_quantised, with_adapter, with_lora, with_ranks
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.settings import refuse_lora, require
 
 
@@ -168,3 +168,6 @@ def _groups(layers: list[tuple[str, Any]], limit: int) -> Iterator[list[tuple[st
         group.append((name, layer))
         size += bytes_needed
     yield group
+
+
+METHOD = Method("gora", "LoRA with ranks and start from the gradient (He et al. 2025)", prepare, GoraSettings)

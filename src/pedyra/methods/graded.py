@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.own_factors import Factors, fill, linear, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora
 
@@ -57,3 +57,6 @@ def prepare(request: Request) -> Adaptation:
         write_plain(model, {layer: Factors(layer.a.weight, layer.b.weight, layer.scaling) for layer in layers})
 
     return Adaptation(model=model, finish=finish)
+
+
+METHOD = Method("graded", "LoRA whose first ranks do alone (after Modoranu et al. 2026)", prepare, takes_ranks=True)

@@ -11,25 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.contract import Situation
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import Importance, RankConfig
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import is_last, means, plan
+from pedyra.methods.budget import is_last
 from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Hooks, Request, Running
-from pedyra.methods.settings import rank_config, refuse_lora, require
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running
+from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import update_sensitivity_
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20
 """At most this much of one layer's dense gradient exists at a time: 4 MB."""
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0)
-"""Of RankConfig: what makes the method; the orthogonality weight is a default."""
+"""Of RankSettings: what makes the method; the orthogonality weight is a default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +70,9 @@ class DenseSensitivity(LayerScores):
     gradient accumulation the values of the micro-batches are summed, where |sum| of all would need it.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ("sensitivity", "uncertainty"))
-        importance = config.importance or Importance()
-        self.beta1, self.beta2 = importance.beta1, importance.beta2
+        self.beta1, self.beta2 = config.beta1, config.beta2
         self.now = torch.zeros_like(self.state["sensitivity"])
         """What the backward passes of this step have added so far."""
         self._inputs: dict[int, Tensor] = {}
@@ -148,7 +146,7 @@ class GrowFromReserve:
         """Whether the reserves are gone: that adjustment is the only one that adds nothing."""
         return any(not record["added"] for record in history)
 
-    def check(self, start: Situation) -> None:
+    def check(self, start: ScoredSituation) -> None:
         """Raise ValueError where the budget cannot be met within the schedule."""
         layers, adjustments = len(start.ranks), len(start.schedule.adjustments)
         grown = min(self._top(start), layers)
@@ -161,23 +159,23 @@ class GrowFromReserve:
                 f"ranks up to the budget; {'raise it, or ' if top else ''}shorten rank.interval"
             )
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
-        layer_scores = means(scores)
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        layer_scores = layer_means(scores)
         if self.closed(now.history):
-            return plan(scores, {}, {}, layer_scores)
+            return make_plan(scores, {}, {}, layer_scores)
         active = {name: rank - self.add for name, rank in now.ranks.items()}
         missing = self.final * len(active) - sum(active.values())
         below = {name: rank for name, rank in active.items() if rank + self.add <= now.max_ranks[name]}
         gains = growth(layer_scores, below, missing, self._top(now), self.add)
         rescale = {name: active[name] / (active[name] + gain) for name, gain in gains.items()}
         if gains and sum(gains.values()) < missing and not is_last(now):
-            return plan(scores, {}, gains, layer_scores, rescale)
+            return make_plan(scores, {}, gains, layer_scores, rescale)
         # The budget is met, or no layer can grow: what is not activated of the reserve goes.
         unused = {name: self.add - gains.get(name, 0) for name in active}
         pruned = {name: tuple(range(now.ranks[name] - n, now.ranks[name])) for name, n in unused.items() if n}
-        return plan(scores, pruned, {}, layer_scores, rescale)
+        return make_plan(scores, pruned, {}, layer_scores, rescale)
 
-    def _top(self, now: Situation) -> int:
+    def _top(self, now: ScoredSituation) -> int:
         if self.top is not None:
             return self.top
         missing = len(now.ranks) * (self.final - 1)
@@ -242,7 +240,7 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but IncreLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_config(
+    config = rank_settings(
         request,
         open_fields=("beta1", "beta2", "orth_weight"),
         **RANK_SETTINGS,
@@ -251,6 +249,7 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     model = with_lora(request, r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
     method = ScoredMethod(
+        settings=config,
         policy=policy,
         scores=DenseSensitivity,
         new_triples=reserve_triples,
@@ -258,8 +257,17 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
         new_moments="seed",
         needs_history=True,
     )
-    adaptation = adaptive(model, config, method, hooks=ReserveHooks(policy))
+    adaptation = adaptive(model, method, hooks=ReserveHooks(policy))
     with torch.no_grad():
         for layer in adapted_layers(model):
             layer.a.E[1:] = RESERVE_E
     return adaptation
+
+
+METHOD = Method(
+    "increlora",
+    "grows by the update's sensitivity (Zhang F. et al. 2023)",
+    prepare,
+    IncreLoraSettings,
+    moves_ranks=True,
+)

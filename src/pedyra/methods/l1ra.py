@@ -11,18 +11,17 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.contract import Situation
-from pedyra.config import RankConfig
+from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import plan, spent, uniform, units
+from pedyra.methods.budget import spent, uniform, units
 from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Hooks, Request, Running
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running
 from pedyra.methods.optimizers import groups_with_gates
-from pedyra.methods.settings import rank_config, refuse_lora, require
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.pe_dyra.config import RankSettings
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = dict(
     interval=0.1,
@@ -32,7 +31,7 @@ RANK_SETTINGS: dict[str, Any] = dict(
     start="lora",
     budget="ranks",
 )
-"""Of RankConfig: what makes the method; the schedule and the budget are defaults."""
+"""Of RankSettings: what makes the method; the schedule and the budget are defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class L1raSettings:
 class Gates(LayerScores):
     """A triple's score is its gate, E."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ())
 
     @torch.no_grad()
@@ -81,14 +80,14 @@ class MoveClosed:
     rank: int
     threshold: float
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         pruned = closed_gates(scores, self.threshold)
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         lowest = {name: min(gates) for name, gates in scores.items()}
         ranking = sorted((name for name in scores if name not in pruned), key=lambda name: -lowest[name])
         costs = units(now)
         spare = uniform(self.rank, costs) - spent(left, costs)
-        return plan(scores, pruned, round_robin(ranking, left, now.max_ranks, costs, spare), lowest)
+        return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, costs, spare), lowest)
 
 
 def shrink_gates(gates: Tensor, learning_rate: float, l1: float) -> None:
@@ -139,13 +138,25 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
         raise ValueError(
             f"lora.init is {request.lora.init_lora_weights!r}, but L1RA starts at A ~ N(0, 1/r^2); leave it out"
         )
-    config = rank_config(request, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
+    config = rank_settings(request, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
     model = with_lora(request, init_lora_weights="gaussian")
     policy = MoveClosed(request.lora.r, settings.threshold)
-    method = ScoredMethod(policy=policy, scores=Gates, new_triples=gated_triples, train_e=True, new_moments="seed")
+    method = ScoredMethod(
+        settings=config,
+        policy=policy,
+        scores=Gates,
+        new_triples=gated_triples,
+        always_trains_e=True,
+        new_moments="seed",
+    )
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         gates: list[Any] = [layer.a.E for layer in adapted_layers(model)]
         return kind(groups_with_gates(model, gates, weight_decay, lr=settings.gate_learning_rate), **arguments)
 
-    return adaptive(model, config, method, optimizer=make_optimizer, hooks=GateHooks(model, settings))
+    return adaptive(model, method, optimizer=make_optimizer, hooks=GateHooks(model, settings))
+
+
+METHOD = Method(
+    "l1ra", "gates under an L1 penalty; closed ones move (Singh et al. 2025)", prepare, L1raSettings, moves_ranks=True
+)

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch.optim import AdamW, Optimizer
 
-from pedyra.allocate.contract import Closure
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.methods.method import Adaptation, Running
 
@@ -47,10 +46,9 @@ class Loop:
 
     def __init__(self, adaptation: Adaptation, optimizer: Optimizer, total_steps: int) -> None:
         self.adaptation, self.optimizer = adaptation, optimizer
-        moves = adaptation.ranks
         self.allocator: RankAllocator | None = None
-        if moves is not None:
-            self.allocator = RankAllocator(adaptation.model, optimizer, moves.config, total_steps, method=moves.method)
+        if adaptation.ranks is not None:
+            self.allocator = RankAllocator(adaptation.model, optimizer, adaptation.ranks, total_steps)
         self.taken = 0
         """Steps so far."""
         adaptation.hooks.begin(Running(total_steps=total_steps, optimizer=optimizer, allocator=self.allocator))
@@ -59,16 +57,13 @@ class Loop:
         """Before the first forward pass of a step."""
         self.adaptation.hooks.step_begins(self.taken)
 
-    def step(self, closure: Closure | None = None) -> dict[str, Any] | None:
+    def step(self) -> dict[str, Any] | None:
         """Take the optimizer's step, clear the gradients, and adjust the ranks where it is time.
-
-        Args:
-            closure: the loss of this step's batch once more, as in `RankAllocator.before_step`.
 
         Returns the record of an adjustment (`RankAllocator.after_step`), or None.
         """
         if self.allocator is not None:
-            self.allocator.before_step(closure=closure)
+            self.allocator.before_step()
         self.adaptation.hooks.gradients_complete()
         self.optimizer.step()
         self.adaptation.hooks.stepped(self.taken)

@@ -9,7 +9,7 @@ from peft.optimizers import create_loraplus_optimizer
 from torch.optim import Optimizer
 
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.settings import require
 
 
@@ -36,3 +36,8 @@ def prepare(request: Request, settings: LoraPlusSettings) -> Adaptation:
         return create_loraplus_optimizer(model, kind, loraplus_lr_ratio=settings.ratio, **arguments)
 
     return Adaptation(model=model, optimizer=make_optimizer)
+
+
+METHOD = Method(
+    "lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", prepare, LoraPlusSettings, takes_ranks=True
+)

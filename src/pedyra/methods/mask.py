@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pedyra.allocate.allocation import RankPlan, Scores, lowest, prunable
-from pedyra.allocate.contract import Situation
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import means, plan
-from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.settings import paper_config
-from pedyra.pe_dyra.scored import ScoredMethod, unchecked
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.settings import ablation_settings
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
 
 
-def mask_lowest(scores: Scores, now: Situation) -> RankPlan:
+def mask_lowest(scores: Scores, now: ScoredSituation) -> RankPlan:
     """At the n-th adjustment the n k triples with the lowest scores are masked; a layer's best `min_rank` never."""
     count = now.moves * sum(at <= now.step for at in now.schedule.adjustments)
-    return replace(plan(scores, {}, {}, means(scores)), masked=lowest(prunable(scores, now.min_rank), count))
+    return replace(make_plan(scores, {}, {}, layer_means(scores)), masked=lowest(prunable(scores, now.min_rank), count))
 
 
 def prepare(request: Request) -> Adaptation:
@@ -28,9 +26,12 @@ def prepare(request: Request) -> Adaptation:
     Raises:
         ValueError: E is not trained, so that a masked triple could never come back.
     """
-    config = paper_config(request, "moves")
+    config = ablation_settings(request, "moves")
     if config.start != "svd":
         raise ValueError(
             f"rank.start is {config.start!r}, but method mask sets E to 0 and lets it learn; use rank.start='svd'"
         )
-    return adaptive(with_lora(request), config, ScoredMethod(policy=mask_lowest, check_start=unchecked))
+    return adaptive(with_lora(request), ScoredMethod(settings=config, policy=mask_lowest, check_start=unchecked))
+
+
+METHOD = Method("mask", "PE-DyRA's scores, lowest ranks masked to zero (Fig. 8)", prepare, moves_ranks=True)

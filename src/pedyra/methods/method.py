@@ -8,20 +8,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any
 
+from peft import LoraConfig, PeftModel
+from torch import nn
+from torch.optim import Optimizer
+
+from pedyra.allocate.contract import RankMethod
+from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.spelling import did_you_mean
-
-if TYPE_CHECKING:  # the list of methods is shown without loading torch
-    from peft import LoraConfig, PeftModel
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from pedyra.allocate.contract import RankMethod
-    from pedyra.allocate.rank_allocator import RankAllocator
-    from pedyra.config import RankConfig
-    from pedyra.methods.data import Data
+from pedyra.methods.data import Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +31,7 @@ class Request:
     lora: LoraConfig
     """The LoRA that every method starts from."""
     rank: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of RankConfig; a method that moves no ranks passes over them."""
+    """Fields of RankSettings; a method that moves no ranks passes over them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What only this method has."""
     seed: int = 0
@@ -53,14 +49,6 @@ def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
         assert hasattr(config, name), name
         setattr(config, name, value)
     return config
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankMoves:
-    """Ranks that move in training: the settings of a RankAllocator or RankCallback, and what decides."""
-
-    config: RankConfig
-    method: RankMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +82,7 @@ class Hooks:
         """After the last step, or where training breaks off."""
 
 
-MakeOptimizer = Callable[["type[Optimizer]", dict[str, Any], float], "Optimizer"]
+MakeOptimizer = Callable[[type[Optimizer], dict[str, Any], float], Optimizer]
 """(class, its arguments with lr among them, weight decay) -> the optimizer, with the groups that a method needs."""
 
 
@@ -108,8 +96,8 @@ class Adaptation:
     """
 
     model: PeftModel
-    ranks: RankMoves | None = None
-    """None: ranks stay as they are."""
+    ranks: RankMethod | None = None
+    """What moves the ranks, for a RankAllocator or RankCallback; None: they stay as they are."""
     optimizer: MakeOptimizer | None = None
     """None: any optimizer over all that is trained."""
     hooks: Hooks = Hooks()
@@ -128,8 +116,10 @@ class Method:
     name: str
     summary: str
     """One line: what it does and where it comes from."""
-    place: str
-    """`module` or `module:function` of pedyra.methods: (request) or (request, settings) -> Adaptation."""
+    make: Callable[..., Adaptation]
+    """(request), or (request, settings) of a method with settings of its own -> Adaptation."""
+    settings: type[Any] | None = None
+    """The dataclass of its own settings, `method_settings` in a recipe."""
     lora: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the LoRA that it sets, whatever the run asks for."""
     quantization: str | None = None
@@ -142,10 +132,9 @@ class Method:
     """Whether it keeps the ranks that `lora.ranks` gives the layers; others choose ranks themselves, or share them."""
 
     @property
-    def settings(self) -> list[str]:
-        """Names of the method's own settings, the fields of the dataclass that its function takes."""
-        kind = self._prepare_and_settings()[1]
-        return [] if kind is None else [each.name for each in fields(kind)]
+    def setting_names(self) -> list[str]:
+        """Names of the method's own settings."""
+        return [] if self.settings is None else [each.name for each in fields(self.settings)]
 
     def prepare(self, request: Request) -> Adaptation:
         """Give the base model its adapter.
@@ -154,25 +143,19 @@ class Method:
             ValueError: a setting that the method does not have, with the nearest, or what it cannot do; with the
                 value, the rule and the repair.
         """
-        known = self.settings
+        known = self.setting_names
         for name in request.settings:
             if name not in known:
                 hint = did_you_mean(name, known, otherwise=f"it has {', '.join(known) or 'none'}")
                 raise ValueError(f"method_settings.{name} is no setting of method {self.name}; {hint}")
-        prepare, kind = self._prepare_and_settings()
         if self.lora:
             request = replace(request, lora=changed(request.lora, **self.lora))
-        return prepare(request) if kind is None else prepare(request, kind(**request.settings))
+        return self.make(request) if self.settings is None else self.make(request, self.settings(**request.settings))
 
     def nearest_settings(self, request: Request, parameters: int) -> list[dict[str, Any]]:
         """Settings, the nearest first, with which it trains about so many parameters; none where lora.r decides that.
 
         A method whose own settings decide has `nearest(request, parameters)` among them, as RandLoRA does.
         """
-        nearest = getattr(self._prepare_and_settings()[1], "nearest", None)
+        nearest = getattr(self.settings, "nearest", None)
         return [] if nearest is None else nearest(request, parameters)
-
-    def _prepare_and_settings(self) -> tuple[Any, Any]:
-        module, _, function = self.place.partition(":")
-        prepare = getattr(import_module(f"pedyra.methods.{module}"), function or "prepare")
-        return prepare, get_type_hints(prepare).get("settings")

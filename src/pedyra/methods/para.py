@@ -14,7 +14,7 @@ from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
 from pedyra.methods.adapter import with_lora
 from pedyra.methods.budget import lowest_worth
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.settings import refuse_lora, require
 
 
@@ -88,3 +88,6 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
         truncate(model, request.lora.r, settings.budget)
 
     return Adaptation(model=model, finish=finish)
+
+
+METHOD = Method("para", "LoRA of higher rank, cut after training at one threshold (2026)", prepare, ParaSettings)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pedyra.allocate.allocation import RankPlan, Scores
-from pedyra.allocate.contract import Situation
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import lowest_worth, means, part_done, plan, spent, uniform, units
-from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.settings import paper_config, refuse_lora
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.methods.budget import lowest_worth, part_done, spent, uniform, units
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.settings import ablation_settings, refuse_lora
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,12 @@ class Prune:
     initial: int
     final: int
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         costs = units(now)
         first, last = uniform(self.initial, costs), uniform(self.final, costs)
         budget = last + int((first - last) * (1 - part_done(now)))
         pruned = lowest_worth(scores, costs, spent(now.ranks, costs) - budget, now.min_rank)
-        return plan(scores, pruned, {}, means(scores))
+        return make_plan(scores, pruned, {}, layer_means(scores))
 
 
 def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
@@ -37,8 +36,11 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     set as for pedyra, in `rank`.
     """
     refuse_lora(request, "its scaling depends on the initial rank", "use_rslora")
-    config = paper_config(request)
+    config = ablation_settings(request)
     initial, final = first_and_last_rank(settings, request.lora.r)
     alpha = request.lora.lora_alpha * initial / request.lora.r  # the scaling is that of lora.r
     model = with_lora(request, r=initial, lora_alpha=alpha)
-    return adaptive(model, config, ScoredMethod(policy=Prune(initial, final)))
+    return adaptive(model, ScoredMethod(settings=config, policy=Prune(initial, final)))
+
+
+METHOD = Method("prune", "PE-DyRA's scores, pruning only (Table 5)", prepare, AdaLoraSettings, moves_ranks=True)

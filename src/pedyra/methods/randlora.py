@@ -14,7 +14,7 @@ from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
 from pedyra.methods.adapter import with_adapter, with_lora
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.settings import refuse_lora, require
 
 
@@ -114,3 +114,6 @@ def _shapes(request: Request) -> list[tuple[int, int]]:
 
 def _layers(model: nn.Module, kind: type) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
+
+
+METHOD = Method("randlora", "full-rank from scaled random bases (Albert et al. 2025)", prepare, RandLoraSettings)

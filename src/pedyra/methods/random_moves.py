@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
-from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.contract import Situation
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import means, plan, units
-from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.settings import paper_config
-from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.methods.budget import units
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.settings import ablation_settings
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class RandomMoves:
 
     seed: int
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         random = Random(f"{self.seed}/{now.step}")
         costs = units(now)
         pruned = random_triples(now.ranks, now.moves, now.min_rank, random)
@@ -31,7 +30,7 @@ class RandomMoves:
         if now.budget == "parameters":  # as in `plan_parameters`
             ranking, freed = ranking[: max(now.moves, 1)], freed + now.spare
         added = round_robin(ranking, left, now.max_ranks, costs, freed) if now.moves else {}
-        return plan(scores, pruned, added, means(scores))
+        return make_plan(scores, pruned, added, layer_means(scores))
 
 
 def random_triples(ranks: Mapping[str, int], moves: int, min_rank: int, random: Random) -> dict[str, tuple[int, ...]]:
@@ -53,5 +52,8 @@ def prepare(request: Request) -> Adaptation:
     The paper shuffles the order of importance; a uniform draw of triples and of layers is the same in distribution.
     The scores are tracked and recorded all the same, so that a run costs what pedyra's does.
     """
-    config = paper_config(request, "moves")
-    return adaptive(with_lora(request), config, ScoredMethod(policy=RandomMoves(config.seed)))
+    config = ablation_settings(request, "moves")
+    return adaptive(with_lora(request), ScoredMethod(settings=config, policy=RandomMoves(config.seed)))
+
+
+METHOD = Method("random", "PE-DyRA's moves, at random (Fig. 4a)", prepare, moves_ranks=True)

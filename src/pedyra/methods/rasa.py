@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora, require
 
@@ -158,3 +158,6 @@ def prepare(request: Request, settings: RasaSettings) -> Adaptation:
     model = with_lora(request)
     layers = share(model, k=k, alpha=request.lora.lora_alpha)
     return Adaptation(model=model, finish=lambda: unshare(model, layers))
+
+
+METHOD = Method("rasa", "ranks shared by all layers of a type (He et al. 2025)", prepare, RasaSettings)

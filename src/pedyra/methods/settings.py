@@ -7,14 +7,22 @@ from typing import Any
 
 from peft import LoraConfig
 
-from pedyra.config import RankConfig, without_fit
 from pedyra.methods.method import Request
+from pedyra.pe_dyra.config import RankSettings
 
 SCHEDULE = ("interval", "initial_warmup", "final_warmup")
-"""Fields of RankConfig that every method with a schedule takes from the recipe."""
+"""Fields of the section `rank` that every method with a schedule takes from the recipe."""
 
-SCORED: dict[str, Any] = dict(initial_warmup=0.05, min_rank=1)
-"""What methods that score triples start from, where they do not say otherwise."""
+SCORED: dict[str, Any] = dict(
+    interval=0.05,
+    initial_warmup=0.05,
+    final_warmup=0.25,
+    moves=None,
+    budget="parameters",
+    start="lora",
+    orth_weight=0.0,
+)
+"""What the rivals that score triples start from, where they do not say otherwise: one schedule for all of them."""
 
 SCORE_FIELDS = (
     *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "omega_ema", "layer_score", "orth_form"),
@@ -23,8 +31,8 @@ SCORE_FIELDS = (
 """What an ablation of PE-DyRA shares with it: all but what moves and how many."""
 
 
-def rank_config(request: Request, *, open_fields: Sequence[str] = (), **fixed: Any) -> RankConfig:
-    """The RankConfig of a method that scores triples: `fixed` over the defaults; schedule and `open_fields` as given.
+def rank_settings(request: Request, *, open_fields: Sequence[str] = (), **fixed: Any) -> RankSettings:
+    """The settings of a rival that scores triples: `fixed` over the defaults; schedule and `open_fields` as given.
 
     An open field may be in `fixed` too, as the method's own default. Fields of `request.rank` that are neither have no
     part in the method and are passed over, as method lora does with all of them: recipes of a comparison share them.
@@ -33,22 +41,22 @@ def rank_config(request: Request, *, open_fields: Sequence[str] = (), **fixed: A
         ValueError: `request.rank` contradicts a field that makes the method what it is.
     """
     free = {*SCHEDULE, "fused", "seed", *open_fields}
-    for name, value in without_fit(request.rank).items():
+    for name, value in request.rank.items():
         if name in fixed and name not in free and value != fixed[name]:
             raise ValueError(
                 f"rank.{name} is {value!r}, but method {request.method} is defined by {fixed[name]!r}; remove it"
             )
-    return RankConfig.scored(**{"seed": request.seed, **SCORED, **fixed, **_given(request, free)})
+    return RankSettings(**{"seed": request.seed, **SCORED, **fixed, **_given(request, free)})
 
 
-def paper_config(request: Request, *open_fields: str) -> RankConfig:
-    """The RankConfig of an ablation of the paper: its settings, and what the recipe gives of these fields."""
+def ablation_settings(request: Request, *open_fields: str) -> RankSettings:
+    """The settings of an ablation of PE-DyRA: the paper's, and what the recipe gives of these fields."""
     free = {*SCHEDULE, "fused", "seed", *SCORE_FIELDS, *open_fields}
-    return RankConfig.paper(**{"seed": request.seed, **_given(request, free)})
+    return RankSettings(**{"seed": request.seed, **_given(request, free)})
 
 
 def _given(request: Request, free: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in without_fit(request.rank).items() if name in free}
+    return {name: value for name, value in request.rank.items() if name in free}
 
 
 def refuse_lora(request: Request, reason: str, *names: str) -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Request
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.optimizers import groups_with_gates
 from pedyra.methods.own_factors import Factors, fill, linear, linear_slots, write_plain
 from pedyra.methods.settings import refuse_lora, require
@@ -152,3 +152,6 @@ def prepare(request: Request, settings: SoraSettings) -> Adaptation:
 
     refused = {"fp16": "SoRA's gates are shrunk at unscaled steps only; use training.bf16"}
     return Adaptation(model=model, optimizer=make_optimizer, finish=finish, refused=refused)
+
+
+METHOD = Method("sora", "gates that proximal steps close (Ding et al. 2023)", prepare, SoraSettings)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.trainer_frames import caller
+from pedyra.allocate.trainer import caller
 from pedyra.methods.method import Adaptation, Running
 
 
@@ -20,8 +20,7 @@ def trainer_callbacks(adaptation: Adaptation, record_to: Path | None = None) -> 
     Args:
         record_to: the ranks.jsonl of a RankCallback.
     """
-    moves = adaptation.ranks
-    ranks = None if moves is None else RankCallback(moves.config, record_to=record_to, method=moves.method)
+    ranks = None if adaptation.ranks is None else RankCallback(adaptation.ranks, record_to=record_to)
     return [*([] if ranks is None else [ranks]), MethodCallback(adaptation, ranks)]
 
 

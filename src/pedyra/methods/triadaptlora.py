@@ -11,24 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pedyra.allocate.allocation import RankPlan, Scores, round_robin
-from pedyra.allocate.contract import Situation
-from pedyra.config import RankConfig
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan, round_robin
 from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import is_last, means, plan
+from pedyra.methods.budget import is_last
 from pedyra.methods.increlora import growth
 from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.settings import rank_config, refuse_lora, require
-from pedyra.pe_dyra.scored import ScoredMethod, unchecked
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.pe_dyra.config import RankSettings
+from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
-"""Of RankConfig: what makes the method; the orthogonality weight is a default."""
+"""Of RankSettings: what makes the method; the orthogonality weight is a default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def _places(rank: int) -> Tensor:
 class CoreNorms(LayerScores):
     """A layer's score: the increase of ||C||_F / r since the last growth check. It needs no gradient."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankConfig) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ("previous",))
         self.state["previous"] = self.norms()
         self._checked = self.state["previous"]
@@ -116,11 +115,11 @@ class GrowByCore:
     add: int
     mode: str
 
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
-        layer_scores = means(scores)
+    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
+        layer_scores = layer_means(scores)
         missing = self.final * len(scores) - sum(now.ranks.values())
         if missing == 0:
-            return plan(scores, {}, {}, layer_scores)
+            return make_plan(scores, {}, {}, layer_scores)
         below = {name: rank for name, rank in now.ranks.items() if rank + self.add <= now.max_ranks[name]}
         if is_last(now):
             ranking = sorted(scores, key=lambda name: -layer_scores[name])
@@ -131,7 +130,7 @@ class GrowByCore:
             top = growing_layers(missing, part, len(scores), self.mode)
             gains = growth(layer_scores, below, missing, top, self.add)
         rescale = {name: now.ranks[name] / (now.ranks[name] + gain) for name, gain in gains.items()}
-        return plan(scores, {}, gains, layer_scores, rescale)
+        return make_plan(scores, {}, gains, layer_scores, rescale)
 
 
 def gaussian_core(rank: int, num: int, generator: torch.Generator) -> Tensor:
@@ -164,7 +163,7 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
     final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_config(request, open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
+    config = rank_settings(request, open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
     model = with_lora(request, r=1)
     generator = torch.Generator().manual_seed(config.seed)
     for layer in attach(model):
@@ -173,12 +172,18 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
     policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
     method = ScoredMethod(
+        settings=config,
         policy=policy,
         scores=CoreNorms,
         new_triples=gaussian_triples,
         check_start=unchecked,
-        train_e=True,
+        always_trains_e=True,
         new_moments="seed",
         needs_history=True,
     )
-    return adaptive(model, config, method)
+    return adaptive(model, method)
+
+
+METHOD = Method(
+    "triadaptlora", "grows where a core's norm rises (Liang et al. 2025)", prepare, TriAdaptSettings, moves_ranks=True
+)

@@ -1,4 +1,4 @@
-"""The paper as pure functions: Eqs. (3) to (8), Algorithms 1 and 2. Eq. (2) is `pedyra.allocate.orthogonality`.
+"""The paper as pure functions: Eqs. (3) to (8), Algorithms 1 and 2. Eq. (2) is `pedyra.pe_dyra.orthogonality`.
 
 Notation: one layer's triples are `A (r, in)`, `E (r,)` and `B (out, r)`; triple i is row i of A, entry i of E and
 column i of B. The paper's A is the input-side factor, for only then is Eq. (6) well typed.

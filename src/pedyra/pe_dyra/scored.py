@@ -1,28 +1,43 @@
-"""Methods that score triples and plan by the scores: the paper, its ablations, and most baselines."""
+"""Methods that score triples and plan by the scores: PE-DyRA, its ablations, and most rivals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
-from pedyra.allocate.checks import check_movable, check_room
-from pedyra.allocate.contract import Closure, Decision, MethodRun, Run, Situation
+from pedyra.allocate.contract import Decision, MakeTriples, MethodRun, Run, Situation
 from pedyra.allocate.distributed import one_process
-from pedyra.allocate.schedule import Schedule, ema_window, resolve_schedule
-from pedyra.config import Importance, RankConfig
+from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.pe_dyra.equations import plan_adjustment, plan_parameters, two_thirds_log_variance
+from pedyra.pe_dyra.config import RankSettings
+from pedyra.pe_dyra.equations import two_thirds_log_variance
 from pedyra.pe_dyra.input_energy import InputEnergy
 from pedyra.pe_dyra.new_triples import gaussian_triples
+from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.pe_dyra.triple_scores import TripleScores
 
-Policy = Callable[[Scores, Situation], RankPlan]
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSituation(Situation):
+    """What a policy is given of an adjustment, beside the scores."""
+
+    moves: int
+    """k."""
+    min_rank: int
+    max_ranks: dict[str, int]
+    """Layer -> the rank it may grow to."""
+    budget: str
+    """"ranks" or "parameters", see `RankSettings`."""
+
+
+Policy = Callable[[Scores, ScoredSituation], RankPlan]
 """Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
 
 
@@ -56,49 +71,83 @@ class ScoreState(Protocol):
         """The inverse of `tensors`; ValueError where they do not fit."""
 
 
-ScoreSource = Callable[[nn.Module, Sequence[AdaptedLayer], RankConfig], ScoreState]
+ScoreSource = Callable[[nn.Module, Sequence[AdaptedLayer], RankSettings], ScoreState]
 """Makes what observes the layers of a model."""
 
 MOVED = 0.02
-"""k as a part of the total rank, where the config leaves it open: the paper's 12 of 576 (Table 14)."""
+"""k as a part of the total rank, where the settings leave it open: the paper's 12 of 576 (Table 14)."""
 
 
-def unchecked(start: Situation) -> None:
+def check_movable(start: ScoredSituation) -> None:
+    """PE-DyRA moves triples, so some layer must have one to spare: ValueError where none has."""
+    highest = max(start.ranks.values())
+    if start.moves and highest <= start.min_rank:
+        raise ValueError(
+            f"nothing can move: every layer starts at rank {highest} and min_rank is {start.min_rank}; raise the "
+            f"adapter's r, or lower min_rank"
+        )
+
+
+def unchecked(start: ScoredSituation) -> None:
     """The check of a method that can do its work from any start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredMethod:
-    """A policy over scores. Of `scores` and `new_triples`, what is None is the paper's: a `RankMethod`."""
+    """A policy over scores, with the settings of `RankSettings`: a `RankMethod`. Of `scores` and `new_triples`, what is
+    None is PE-DyRA's."""
 
+    settings: RankSettings
     policy: Policy
     scores: ScoreSource | None = None
-    new_triples: Callable[[AdaptedLayer, int, torch.Generator], NewTriples] | None = None
-    """(layer, how many, generator) -> the triples to append, for a method that fixes how they begin."""
-    check_start: Callable[[Situation], None] = check_movable
+    new_triples: MakeTriples | None = None
+    """For a method that fixes how new triples begin."""
+    check_start: Callable[[ScoredSituation], None] = check_movable
     """Called with the situation before the first step; raises ValueError where the method cannot do its work."""
     conserves: bool = False
     """Whether a new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
-    train_e: bool | None = None
-    """Whether E is trained. None: where it starts at 0 (`RankConfig.start` "svd"), or nothing would be learned."""
-    new_moments: str = "zero"
+    always_trains_e: bool = False
+    """E is trained whatever the start; else where it starts at 0 (`RankSettings.start` "svd")."""
+    new_moments: Literal["zero", "seed"] = "zero"
     """Adam's second moments of new rows: see `optimizer_state.move_state`."""
     needs_history: bool = False
     """Whether what it does next, or its scaling, follows from what it did: without the record no run goes on."""
     compiles = True
 
-    def trains_e(self, config: RankConfig) -> bool:
-        return config.start == "svd" if self.train_e is None else self.train_e
+    def method(self) -> ScoredMethod:
+        """Itself: it goes wherever a config goes."""
+        return self
 
-    def most_moves(self, config: RankConfig, total_rank: int) -> int:
-        return max(1, round(MOVED * total_rank)) if config.moves is None else config.moves
+    @property
+    def start(self) -> str:
+        return self.settings.start
 
-    def schedule(self, config: RankConfig, total_steps: int) -> Schedule:
+    @property
+    def trains_e(self) -> bool:
+        return self.always_trains_e or self.settings.start == "svd"
+
+    @property
+    def fused(self) -> bool | Literal["auto"]:
+        return self.settings.fused
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    @property
+    def budget(self) -> str:
+        return self.settings.budget
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.settings.to_dict()
+
+    def schedule(self, total_steps: int) -> Schedule:
+        settings = self.settings
         return resolve_schedule(
             total_steps,
-            initial_warmup=config.initial_warmup,
-            interval=config.interval,
-            final_warmup=config.final_warmup,
+            initial_warmup=settings.initial_warmup,
+            interval=settings.interval,
+            final_warmup=settings.final_warmup,
         )
 
     def check(self, run: Run, now: Situation) -> None:
@@ -107,12 +156,48 @@ class ScoredMethod:
                 "this method's scores are measured by each process alone, so that processes would decide differently; "
                 "train it in one process"
             )
-        self.check_start(now)
-        if self.conserves:
-            check_room(run.layers, run.config)
+        settings = self.settings
+        limits = growth_limits(run.layers, settings.max_rank)
+        start = situated(now, settings, most_moves(settings, sum(now.ranks.values())), limits)
+        self.check_start(start)
+        if self.conserves and start.moves and all(rank == settings.max_rank for rank in now.ranks.values()):
+            raise ValueError(
+                f"no rank can change: every layer starts at max_rank, {settings.max_rank}; raise it, or lower the "
+                f"adapter's r"
+            )
 
-    def start(self, run: Run) -> ScoredRun:
+    def begin(self, run: Run) -> ScoredRun:
         return ScoredRun(self, run)
+
+
+def most_moves(settings: RankSettings, total_rank: int) -> int:
+    """k of a run that begins with this sum of ranks."""
+    return max(1, round(MOVED * total_rank)) if settings.moves is None else settings.moves
+
+
+def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[str, int]:
+    """Layer -> the rank it may grow to: `max_rank`, and no more than its width.
+
+    A start above the width is allowed, as in PEFT; such a layer does not grow.
+
+    Raises:
+        ValueError: a layer starts above `max_rank`.
+    """
+    limits = {}
+    for layer in layers:
+        widest = max(layer.rank, min(layer.a.in_features, layer.b.out_features))
+        limits[layer.name] = widest if max_rank is None else min(max_rank, widest)
+        if layer.rank > limits[layer.name]:
+            raise ValueError(f"max_rank is {max_rank}, but {layer.name} starts at rank {layer.rank}; raise max_rank")
+    return limits
+
+
+def situated(now: Situation, settings: RankSettings, moves: int, max_ranks: dict[str, int]) -> ScoredSituation:
+    """The situation with the limits that a policy keeps to."""
+    known = {field.name: getattr(now, field.name) for field in fields(Situation)}
+    return ScoredSituation(
+        **known, moves=moves, min_rank=settings.min_rank, max_ranks=max_ranks, budget=settings.budget
+    )
 
 
 class ScoredRun(MethodRun):
@@ -120,24 +205,30 @@ class ScoredRun(MethodRun):
 
     def __init__(self, method: ScoredMethod, run: Run) -> None:
         self.method, self.run = method, run
-        self.importance = importance = run.config.importance or Importance()
+        self.settings = settings = method.settings
+        self.max_ranks = growth_limits(run.layers, settings.max_rank)
+        self.moves = most_moves(settings, sum(layer.rank for layer in run.layers))
         if method.scores is None:
             self.scores: ScoreState = TripleScores(
                 run.layers,
-                beta1=importance.beta1,
-                beta2=importance.beta2,
-                omega_ema=importance.omega_ema,
-                gradients=importance.alpha > 0,
+                beta1=settings.beta1,
+                beta2=settings.beta2,
+                omega_ema=settings.omega_ema,
+                gradients=settings.alpha > 0,
             )
         else:
-            self.scores = method.scores(run.model, run.layers, run.config)
-        self.window = ema_window(max(importance.beta1, importance.beta2))
+            self.scores = method.scores(run.model, run.layers, settings)
+        self.window = ema_window(max(settings.beta1, settings.beta2))
         """Steps before an adjustment that an EMA still remembers at it."""
-        reads_inputs = method.scores is None and importance.alpha < 1
+        reads_inputs = method.scores is None and settings.alpha < 1
         self.inputs = InputEnergy(run.model, run.layers, run.average) if reads_inputs else None
 
     @property
-    def skipped_steps(self) -> int:
+    def moves_ranks(self) -> bool:  # type: ignore[override]
+        return self.moves > 0
+
+    @property
+    def skipped_steps(self) -> int:  # type: ignore[override]
         return int(self.scores.skipped)
 
     def observes(self, step: int) -> bool:
@@ -149,9 +240,14 @@ class ScoredRun(MethodRun):
         if self.inputs is not None:
             self.inputs.active = self.observes(step + 1)
 
-    def before_step(self, step: int, loss_scale: float, closure: Closure | None) -> None:
-        if not self.observes(step):
-            return
+    def before_step(self, step: int, loss_scale: float) -> None:
+        if self.observes(step):
+            self._observe(step, loss_scale)
+        if self.settings.orth_weight > 0:  # after the scores, which see the gradient of the task alone
+            form = self.settings.orth_form
+            add_orthogonality_gradient(self.run.layers, weight=self.settings.orth_weight, form=form)
+
+    def _observe(self, step: int, loss_scale: float) -> None:
         if not self.observes(step - 1):
             self.scores.restart()
         self.scores.observe_gradients(loss_scale=loss_scale)
@@ -160,7 +256,7 @@ class ScoredRun(MethodRun):
         if self.inputs is not None:
             self.scores.observe_inputs(self.inputs.collect())
         if self.run.schedule.is_adjustment(step):  # Eq. (6) reads the weights that Eq. (3) does
-            self.scores.read_weights(input_norm=self.importance.input_norm)
+            self.scores.read_weights(input_norm=self.settings.input_norm)
 
     def skip_step(self) -> None:
         if self.inputs is not None:
@@ -168,20 +264,20 @@ class ScoredRun(MethodRun):
 
     def triple_scores(self) -> dict[str, list[float]]:
         """The score of every triple by layer, from what was observed so far."""
-        of = self.importance
+        of = self.settings
         return self.scores.triple_scores(
             alpha=of.alpha, score_norm=of.score_norm, input_norm=of.input_norm, omega=of.omega
         )
 
     def decide(self, now: Situation) -> Decision:
         scores = self.triple_scores()
-        plan = self.method.policy(scores, now)
-        return Decision(plan=plan, scores=scores, born=self._born, new_moments=self.method.new_moments)
+        plan = self.method.policy(scores, situated(now, self.settings, self.moves, self.max_ranks))
+        return Decision(plan=plan, scores=scores, new_triples=self._new_triples, new_moments=self.method.new_moments)
 
-    def _born(self, layer: AdaptedLayer, pruned: tuple[int, ...], num: int, generator: torch.Generator) -> NewTriples:
+    def _new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
         if self.method.new_triples is not None:
             return self.method.new_triples(layer, num, generator)
-        return gaussian_triples(layer, num, start=self.run.config.start, generator=generator)
+        return gaussian_triples(layer, num, start=self.settings.start, generator=generator)
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         self.scores.resize(replacements)
@@ -189,24 +285,30 @@ class ScoredRun(MethodRun):
     def restart(self, step: int) -> None:
         self.scores.restart()
 
+    def describe(self) -> dict[str, Any]:
+        return {"moves": self.moves}
+
     def snapshot(self, step: int) -> dict[str, Any]:
+        form = self.settings.orth_form
+        shown = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
         if step == 0 or not self.observes(step):
-            return super().snapshot(step)
-        means = layer_means(self.triple_scores(), {})
-        own = isinstance(self.scores, TripleScores)
+            return shown
+        means = layer_means(self.triple_scores())
         names, ranks = [layer.name for layer in self.run.layers], {layer.name: layer.rank for layer in self.run.layers}
-        norms = self.scores.norms.tolist() if isinstance(self.scores, TripleScores) else None
-        return {
-            "grad_norms": norms and dict(zip(names, norms, strict=True)),
-            "layer_scores": means,
-            # Of other methods' scores, which may be negative, Eq. (8) says nothing.
-            "two_thirds_log_variance": two_thirds_log_variance(means, ranks) if own else None,
-        }
+        shown["layer_scores"] = means
+        if isinstance(self.scores, TripleScores):  # of other methods' scores, Eqs. (5) and (8) say nothing
+            shown["grad_norms"] = dict(zip(names, self.scores.norms.tolist(), strict=True))
+            shown["two_thirds_log_variance"] = two_thirds_log_variance(means, ranks)
+        return shown
 
     def tensors(self) -> dict[str, Tensor]:
         return self.scores.tensors()
 
+    def values(self) -> dict[str, Any]:
+        return {"moves": self.moves}
+
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.moves = values["moves"]
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:
@@ -215,20 +317,15 @@ class ScoredRun(MethodRun):
         self.scores.watch(False)
 
 
-@dataclass(frozen=True)
-class Algorithm2:
-    """The paper's policy, at the budget in force."""
+def ema_window(beta: float, tolerance: float = 1e-6) -> int:
+    """Steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before to `tolerance`.
 
-    layer_score: str = "before"
-    """Eq. (7) on the triples "before" or "after" the pruning of the same adjustment."""
-
-    def __call__(self, scores: Scores, now: Situation) -> RankPlan:
-        limits: Any = dict(moves=now.moves, min_rank=now.min_rank, max_ranks=now.max_ranks)
-        if now.budget == "ranks":
-            return plan_adjustment(scores, **limits, layer_score=self.layer_score)
-        return plan_parameters(scores, **limits, costs=now.costs, spare=now.spare, layer_score=self.layer_score)
-
-
-def paper_method(importance: Importance) -> ScoredMethod:
-    """PE-DyRA as the paper has it."""
-    return ScoredMethod(policy=Algorithm2(importance.layer_score), conserves=True)
+    Sensitivity forgets as beta^W. The uncertainty of Eq. (3) follows the sensitivity's own start-up error, which
+    adds a factor 1 + W (1 - beta). For 0.85 and 1e-6 this gives 103 steps.
+    """
+    if beta == 0:
+        return 1
+    window = math.ceil(math.log(tolerance) / math.log(beta))
+    while (1 + window * (1 - beta)) * beta**window > tolerance:
+        window += 1
+    return window

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import Replacement
+from pedyra.lora.resize import Replacement, rows_kept
 from pedyra.pe_dyra.equations import (
     gradient_scores,
     gradient_weights,
@@ -213,10 +213,6 @@ def _resized(flat: Tensor, layers: Sequence[AdaptedLayer], replacements: Mapping
         values = flat[at : at + old.numel()]
         at += old.numel()
         if change is not None:
-            values = values.view(old.shape).index_select(change.dim, change.kept)
-            if change.num_new:
-                shape = list(values.shape)
-                shape[change.dim] = change.num_new
-                values = torch.cat([values, values.new_zeros(shape)], change.dim)
+            values = rows_kept(values.view(old.shape), change.dim, change.kept, change.num_new)
         parts.append(values.reshape(-1))
     return torch.cat(parts)

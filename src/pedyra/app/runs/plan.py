@@ -68,7 +68,7 @@ class Plan:
             "total_rank": sum(layer["rank"] for layer in self.layers),
             "budget": budget,
             "adjustments": len(schedule["adjustments"]),
-            "moves": None if budget == "fit" else schedule["moves"],  # it cuts as many as are not needed
+            "moves": schedule.get("moves"),  # None of a method that cuts to a size
             "memory_bytes": self.memory.total,
         }
         return [plan, *self.layers]
@@ -92,7 +92,7 @@ def make_plan(setup: Setup) -> Plan:
         if ranks is not None:
             optimizer = trainer.create_optimizer() or trainer.optimizer
             assert optimizer is not None
-            allocator = RankAllocator(setup.model, optimizer, ranks.config, total_steps, method=ranks.method)
+            allocator = RankAllocator(setup.model, optimizer, ranks.config, total_steps)
             description = allocator.describe()
             budget, schedule = description["budget"], description["schedule"]
             allocator.release()

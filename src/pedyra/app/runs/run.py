@@ -188,8 +188,6 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
         environment |= {"data_sha256": setup.task.digest(), "train_sha256": setup.task.digest(train_only=True)}
         environment |= {"memory_before_bytes": memory_bytes(trainer.args.device)}
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
-    if plan.schedule and plan.schedule["in_vain"]:
-        console.print(plan.schedule["in_vain"], soft_wrap=True)
     with stop, progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.checkpoint_folder import save_whole
+from pedyra.allocate.trainer import save_whole
 from pedyra.app.models import layer_ranks, load_model, load_tokenizer, lora_config
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments

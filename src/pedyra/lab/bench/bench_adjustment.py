@@ -1,4 +1,4 @@
-"""What an adjustment of `RankConfig(target_rank=)` takes on a deep model: what was measured is read, and a part is cut.
+"""What an adjustment of `Wide` takes on a deep model: what was measured is read, and a part is cut.
 
 Part of `pedyra bench scale`, on its chain of linear layers, trained towards a teacher.
 """
@@ -12,11 +12,9 @@ from typing import Any
 import torch
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
 from pedyra.lab.bench.chain import Size, adapted_chain
 from pedyra.lab.bench.device import timed
-from pedyra.methods.pedyra.method import LEAST_INTERVAL
-from pedyra.methods.pedyra.target import CUTS
+from pedyra.methods.wide import CUTS, LEAST_INTERVAL, Wide
 
 DEEP = Size(layers=224, rank=45, length=8, batch=2)
 """As many layers as a language model of 32 blocks has, and 10,080 triples."""
@@ -26,7 +24,7 @@ def bench_adjustment(size: Size = DEEP, *, device: str = "cpu") -> Iterator[dict
     """One row: `removed` triples at a cut, and `adjustment_seconds`, medians over the cuts."""
     model = adapted_chain(size).to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    config = RankConfig(target_rank=max(1, size.rank // 4), initial_warmup=1, interval=LEAST_INTERVAL, final_warmup=1)
+    config = Wide(rank=max(1, size.rank // 4), initial_warmup=1, interval=LEAST_INTERVAL, final_warmup=1)
     allocator = RankAllocator(model, optimizer, config, total_steps=(CUTS + 1) * LEAST_INTERVAL + 2)
     draw = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, size.width, 12, generator=draw)

@@ -22,7 +22,6 @@ from torch import Tensor
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.runs.export import export_adapter
-from pedyra.config import RankConfig
 from pedyra.fitting.gramians import Gramians
 from pedyra.lab.bench.bench_adjustment import DEEP, bench_adjustment
 from pedyra.lab.bench.chain import Chain, Size, adapted_chain
@@ -30,6 +29,7 @@ from pedyra.lab.bench.device import check_device, now, timed
 from pedyra.lab.bench.memory import storage_bytes
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
+from pedyra.pe_dyra.method import PeDyra
 
 LARGEST_EXPONENT = 1.05
 """Linear, and what noise may add."""
@@ -186,9 +186,18 @@ def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.opt
     return model, optimizer, RankAllocator(model, optimizer, _config(), total_steps=total_steps)
 
 
-def _config() -> RankConfig:
-    # Triples that move at every adjustment, also at rank 1; what method pedyra measures is timed apart.
-    return RankConfig.scored(initial_warmup=0, interval=2, final_warmup=1)
+def _config() -> PeDyra:
+    # Triples that move at every adjustment, also at rank 1.
+    return PeDyra(
+        initial_warmup=0,
+        interval=2,
+        final_warmup=1,
+        moves=None,
+        budget="parameters",
+        start="lora",
+        orth_weight=0.0,
+        min_rank=0,
+    )
 
 
 def _value(axis: str, size: Size) -> int:

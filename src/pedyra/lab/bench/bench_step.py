@@ -7,22 +7,20 @@ a ratio is the median over rounds of a variant's step by LoRA's (or the floor's)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from statistics import median, quantiles
 from typing import Any
 
 import torch
 
-from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule
-from pedyra.config import RankConfig
 from pedyra.lab.bench.bench_models import bench_model
 from pedyra.lab.bench.bench_variants import VARIANTS, Clock, Setting, Variant, build
 from pedyra.lab.bench.device import check_device
 from pedyra.lab.bench.memory import peak_bytes
-from pedyra.methods.pedyra.method import LEAST_INTERVAL, Fit
-from pedyra.methods.pedyra.run import LOOK_BACK, WINDOW, FitRun, most_batches
+from pedyra.pe_dyra.method import PeDyra
+from pedyra.pe_dyra.scored import ema_window
 
 COLUMNS = {
     "model": "model", "variant": "variant", "ratio_to_lora": "by lora", "spread": "quartiles",
@@ -30,8 +28,8 @@ COLUMNS = {
     "adjustment_seconds": "adjustment, s",
 }  # fmt: skip
 """Columns of a row for people, with their titles."""
-KINDS = ("idle", "measured", "looked", "asked", "cut")
-"""Of pedyra's steps, see `step_kind`; what `ratio_by_kind` may have."""
+LEAST_ROUNDS = 8
+"""Of each kind of step: one adjustment in four of them, twice."""
 _WARMUP = 3
 
 
@@ -51,20 +49,20 @@ def bench_step(
 ) -> Iterator[dict[str, Any]]:
     """One row per model and variant, as each model is done.
 
-    Four times `rounds` steps of each variant are timed: pedyra does nothing, measures, asks, and has cut. Its
-    `ratio_to_lora` weighs the kinds of steps, and adds the adjustments, as they occur in a run of `run_steps` under
-    RankConfig() in which nothing may go: the most that it costs. `ratio_by_kind` has the kinds apart.
+    Twice `rounds` steps of each variant are timed: PE-DyRA observes the first half, and has nothing to do in the other.
+    Its `ratio_to_lora` weighs both, and adds the adjustments, as they occur in a run of `run_steps` under PeDyra(), the
+    paper's median schedule. `ratio_by_kind` has the two apart.
     `cpu_time` counts processor time instead of the wall clock: for a machine that others use, with one thread.
 
     Raises:
         ValueError: an unknown model, variant, dtype or device, too few rounds, or a run too short for an adjustment.
     """
-    if rounds < LEAST_INTERVAL:
-        raise ValueError(f"rounds is {rounds}; what is measured takes at least {LEAST_INTERVAL}")
+    if rounds < LEAST_ROUNDS:
+        raise ValueError(f"rounds is {rounds}; what is measured takes at least {LEAST_ROUNDS}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r} is unknown; choose float32 or bfloat16")
     check_device(device)
-    run = Fit().schedule(RankConfig(), run_steps)
+    run = PeDyra().method().schedule(run_steps)
     shared = {"rank": rank, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
     shared |= {"gradient_checkpointing": gradient_checkpointing, "rounds": rounds, "run_steps": run_steps}
     names = list(dict.fromkeys(["lora", "floor", *variants]))
@@ -72,7 +70,7 @@ def bench_step(
     for name, model in zip(models, known, strict=True):
         setting = Setting(
             model=model, rank=rank, device=device, gradient_checkpointing=gradient_checkpointing,
-            config=measured(rounds), total_steps=_WARMUP + 4 * rounds,
+            config=measured(rounds), total_steps=_WARMUP + 2 * rounds,
         )  # fmt: skip
         clock = _clock(device, cpu_time)
         built = {variant: build(variant, setting, clock) for variant in names}
@@ -84,9 +82,10 @@ def bench_step(
                    "batch": model.batch, "length": model.length, **shared}  # fmt: skip
 
 
-def measured(rounds: int) -> RankConfig:
-    """The schedule of the measured steps: `rounds` before the window, in it, in which it asks, and after the cut."""
-    return RankConfig(initial_warmup=_WARMUP + rounds, interval=rounds, final_warmup=rounds - 1)
+def measured(rounds: int) -> PeDyra:
+    """The schedule of the measured steps: `rounds` that are observed, with adjustments among them, and `rounds` that
+    are not."""
+    return PeDyra(initial_warmup=_WARMUP, interval=rounds // 4, final_warmup=rounds - 1)
 
 
 def measure(
@@ -102,53 +101,34 @@ def measure(
         # In another order each time: what a step leaves in caches and the allocator is the next one's to bear.
         for name, variant in order.sample(list(built.items()), len(built)):
             if variant.allocator is not None and round_ >= _WARMUP:
-                variant.kinds.append(step_kind(variant.allocator))
+                variant.observed.append(variant.allocator.tracks(variant.allocator.step + 1))
             step, adjustment = variant.step(batch, clock)
             if round_ >= _WARMUP:
                 seconds[name].append(step)
             if adjustment is not None:
                 adjustments[name].append(adjustment)
-        if round_ == int(setting.config.initial_warmup) + 1:  # while pedyra measures
+        if round_ == _WARMUP + 1:  # while PE-DyRA observes
             peaks = {name: peak_bytes(variant, batch, setting.device) for name, variant in built.items()}
     return seconds, adjustments, peaks
 
 
-def step_kind(allocator: RankAllocator) -> str:
-    """What pedyra does in the step that comes.
-
-    Nothing ("idle"); sums over tokens ("measured"), and the batch run twice more at the end of the window ("looked") or
-    with a question ("asked"); nothing, with what is left after a cut ("cut").
-    """
-    run = allocator.run
-    assert isinstance(run, FitRun)
-    if run.asking is not None and run.asking.question is not None:
-        return "asked"
-    if run.gramians is not None:
-        adjustment = allocator.schedule.next_adjustment(allocator.step + 1)
-        return "looked" if adjustment is not None and adjustment - allocator.step <= LOOK_BACK else "measured"
-    return "cut" if run.cuts else "idle"
+def observed_steps(run: Schedule, window: int) -> int:
+    """How many steps of a run are observed: those that an EMA still remembers at the next adjustment."""
+    ahead = ((run.next_adjustment(step), step) for step in range(1, run.total_steps + 1))
+    return sum(adjustment is not None and adjustment - step < window for adjustment, step in ahead)
 
 
-def kinds_of_a_run(run: Schedule) -> dict[str, int]:
-    """How many steps of each kind a run has in which nothing may ever go: at every second adjustment it has measured,
-    and it asks until it has asked as much as a run may."""
-    windows = (len(run.adjustments) + 1) // 2
-    measured = max(run.interval, round(WINDOW * run.total_steps)) + (windows - 1) * run.interval
-    looked, asked = windows * min(LOOK_BACK, run.interval), most_batches(run.total_steps)
-    kinds = {"measured": measured - looked, "looked": looked, "asked": asked}
-    return {"idle": max(0, run.total_steps - sum(kinds.values())), **kinds}
-
-
-def over_a_run(ratios: Mapping[str, float], adjustment: float, run: Schedule) -> float:
-    """The mean ratio of such a run's steps, with its adjustments.
+def over_a_run(observed: float, idle: float, adjustment: float, run: Schedule) -> float:
+    """The mean ratio of the steps of a run, with its adjustments.
 
     Args:
-        ratios: of each kind of step, see `step_kind`.
+        observed, idle: the ratio of a step of each kind.
         adjustment: what one costs, in steps of what the ratios refer to.
     """
-    kinds = kinds_of_a_run(run)
-    steps = sum(count * ratios[kind] for kind, count in kinds.items() if count)
-    return (steps + len(run.adjustments) * adjustment) / sum(kinds.values())
+    settings = PeDyra()
+    count = observed_steps(run, ema_window(max(settings.beta1, settings.beta2)))
+    steps = count * observed + (run.total_steps - count) * idle
+    return (steps + len(run.adjustments) * adjustment) / run.total_steps
 
 
 def _row(variant: Variant, seconds: dict[str, list[float]], adjustments: list[float], run: Schedule) -> dict[str, Any]:
@@ -159,26 +139,23 @@ def _row(variant: Variant, seconds: dict[str, list[float]], adjustments: list[fl
     low, _, high = quantiles(to_lora, n=4)
     row: dict[str, Any] = {"ratio_to_lora": median(to_lora), "ratio_to_floor": median(to_floor)}
     if variant.allocator is not None:
-        by_lora, by_floor = (_by_kind(variant.kinds, ratios) for ratios in (to_lora, to_floor))
-        missing = [kind for kind in KINDS if kind not in by_lora]
-        if missing:
-            raise ValueError(f"no step was {' or '.join(missing)}; raise --rounds")
+        by_lora, by_floor = (_by_kind(variant.observed, ratios) for ratios in (to_lora, to_floor))
         steps_of_lora, steps_of_floor = ((adjustment or 0.0) / median(steps) for steps in (lora, floor))
         row = {
-            "ratio_to_lora": over_a_run(by_lora, steps_of_lora, run),
-            "ratio_to_floor": over_a_run(by_floor, steps_of_floor, run),
+            "ratio_to_lora": over_a_run(by_lora["observed"], by_lora["idle"], steps_of_lora, run),
+            "ratio_to_floor": over_a_run(by_floor["observed"], by_floor["idle"], steps_of_floor, run),
             "ratio_by_kind": by_lora,
         }
     row |= {"ratio_quartiles": [low, high], "spread": f"{low:.3f} to {high:.3f}"}
     return {**row, "adjustment_seconds": adjustment, "step_seconds": median(own)}
 
 
-def _by_kind(kinds: Sequence[str], ratios: Sequence[float]) -> dict[str, float]:
-    """The median ratio of each kind of the measured steps."""
-    by_kind: dict[str, list[float]] = {}
-    for kind, ratio in zip(kinds, ratios, strict=True):
-        by_kind.setdefault(kind, []).append(ratio)
-    return {kind: median(by_kind[kind]) for kind in KINDS if kind in by_kind}
+def _by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict[str, float]:
+    """The median ratio of the observed and of the other timed steps."""
+    pairs = list(zip(observed, ratios, strict=True))
+    return {
+        kind: median(r for seen, r in pairs if seen is which) for kind, which in (("observed", True), ("idle", False))
+    }
 
 
 def _clock(device: str, cpu_time: bool) -> Clock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,18 +11,15 @@ import torch
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 from torch import Tensor, nn
 
-from pedyra.allocate.contract import Decision, Run
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
-from pedyra.fitting.curve import Prefixes, num_parameters
-from pedyra.fitting.gramians import Calibration
 from pedyra.lab.bench.bench_models import BenchModel
 from pedyra.lab.bench.masked_reference import MaskedReference
-from pedyra.methods.pedyra.asking import Asking
-from pedyra.methods.pedyra.method import Fit
-from pedyra.methods.pedyra.run import FitRun
+from pedyra.pe_dyra.method import PeDyra
 
-VARIANTS = ("floor", "lora", "adalora", "dora", "paper", "pedyra", "pedyra-fused")
+VARIANTS = (
+    *("floor", "lora", "adalora", "dora", "direct"),
+    *("pedyra", "pedyra-fused", "pedyra-alpha1", "pedyra-alpha1-fused"),
+)
 EVA = "eva"
 """Not among the defaults: a step of EVA is one of LoRA; it differs by its ranks and its initialisation, which is what
 `adjustment_seconds` then has. PEFT's cannot run over DeBERTa."""
@@ -47,8 +43,8 @@ class Variant:
     """The tensors that the method keeps from step to step beside the optimizer's."""
     allocator: RankAllocator | None = None
     setup_seconds: float | None = None
-    kinds: list[str] = field(default_factory=list)
-    """What pedyra did in each timed step, see `bench_step.step_kind`."""
+    observed: list[bool] = field(default_factory=list)
+    """Whether PE-DyRA observed each timed step."""
 
     def step(self, batch: dict[str, Tensor], clock: Clock) -> tuple[float, float | None]:
         """Seconds of one training step, and of the adjustment that followed it, if one did."""
@@ -76,7 +72,7 @@ class Setting:
     rank: int = 8
     device: str = "cpu"
     gradient_checkpointing: bool = False
-    config: RankConfig
+    config: PeDyra
     """Settings of pedyra, with the schedule of the measured steps in integers."""
     total_steps: int
     """Measured steps, warm-up included; the schedule of every dynamic method spans them."""
@@ -84,22 +80,6 @@ class Setting:
     def tensors(self) -> dict[str, Tensor]:
         """The batch of every step, on the device."""
         return {name: value.to(self.device) for name, value in self.model.example().items()}
-
-
-class Willing(Fit):
-    """Method pedyra that asks after its first window and cuts what it asked about, whatever was learned: of a batch
-    that repeats every layer learns more, and nothing would be timed but the measuring."""
-
-    def start(self, run: Run) -> FitRun:
-        return WillingRun(run)
-
-
-class WillingRun(FitRun):
-    """A run of `Willing`."""
-
-    def _begin(self, found: Calibration, left: int) -> Decision:
-        self.asking = Asking(Prefixes(found), math.inf, self.account, num_parameters(found, self.initial))
-        return self._decision("asking", found)
 
 
 def build(name: str, setting: Setting, clock: Clock) -> Variant:
@@ -110,7 +90,7 @@ def build(name: str, setting: Setting, clock: Clock) -> Variant:
     """
     if name not in (*VARIANTS, EVA):
         raise ValueError(f"variant {name!r} is unknown; choose from {', '.join((*VARIANTS, EVA))}")
-    if name in ("adalora", "paper"):
+    if name in ("adalora", "direct"):
         return _masked(name, setting)
     model = _adapted(setting, _lora(setting, use_dora=name == "dora") if name != EVA else _eva(setting))
     if name == "floor":
@@ -121,8 +101,9 @@ def build(name: str, setting: Setting, clock: Clock) -> Variant:
         return Variant(name, model, _adamw(model), setup_seconds=clock() - began)
     variant = Variant(name, model, _adamw(model))
     if name.startswith("pedyra"):
-        config = replace(setting.config, fused=name == "pedyra-fused")
-        allocator = RankAllocator(model, variant.optimizer, config, setting.total_steps, method=Willing())
+        alpha = 1.0 if "alpha1" in name else setting.config.alpha
+        config = replace(setting.config, fused=name.endswith("fused"), alpha=alpha)
+        allocator = RankAllocator(model, variant.optimizer, config, setting.total_steps)
         variant.allocator, variant.before_step = allocator, allocator.before_step
         variant.after_step = lambda: allocator.after_step() is not None
         variant.state = lambda: allocator.run.tensors().values()
@@ -147,11 +128,11 @@ def _masked(name: str, setting: Setting) -> Variant:
         task_type=setting.model.task_type, target_modules="all-linear", exclude_modules=setting.model.exclude,
         init_r=round(1.5 * setting.rank), target_r=setting.rank, lora_alpha=2 * setting.rank, total_step=steps,
         tinit=int(schedule.initial_warmup or 0), tfinal=int(schedule.final_warmup), deltaT=int(schedule.interval),
-        orth_reg_weight=0.1 if name == "paper" else 0.5,
+        orth_reg_weight=0.1 if name == "direct" else 0.5,
     )  # fmt: skip
     model = _adapted(setting, config)
     variant = Variant(name, model, _adamw(model))
-    if name == "paper":
+    if name == "direct":
         reference = MaskedReference(model, rank=setting.rank, interval=int(schedule.interval))
         variant.before_step, variant.after_step, variant.state = reference.observe, reference.adjust, reference.tensors
         return variant

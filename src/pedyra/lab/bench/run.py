@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pedyra.allocate.claim import choose_forward
 from pedyra.app.models import layer_ranks
 from pedyra.app.models.quantized import quantise_linears
-from pedyra.lab.bench.spec import WIDE, MethodSpec
+from pedyra.lab.bench.spec import MethodSpec
 from pedyra.lora.attach import attach, drop_empty, train_e
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.adapter import with_ranks
@@ -112,7 +112,7 @@ def run_method(spec: MethodSpec, setting: Setting) -> Outcome:
         value.backward()
         if setting.clip is not None:
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], setting.clip)
-        loop.step(lambda batch=batch: setting.loss(model, batch))
+        loop.step()
         scheduler.step()
     history = [] if loop.allocator is None else loop.allocator.history
     loop.finish()
@@ -134,9 +134,7 @@ def request(spec: MethodSpec, setting: Setting) -> Request:
         quantise_linears(base, setting.layers)
     names = {"init": "init_lora_weights", "dropout": "lora_dropout"}
     given = {names.get(key, key): value for key, value in spec.lora.items()}
-    wide = given.pop(WIDE, None)
-    end = {} if wide is None else {"target_rank": setting.rank}
-    rank = given.pop("r", setting.rank * (wide or 1))
+    rank = given.pop("r", setting.rank)
     lora = LoraConfig(r=rank, lora_alpha=setting.scaling * rank, target_modules=list(setting.layers))  # type: ignore
     ranks = layer_ranks(base, given.pop("ranks", None))
     lora = changed(lora, **given)
@@ -149,7 +147,7 @@ def request(spec: MethodSpec, setting: Setting) -> Request:
         method=spec.name,
         model=base,
         lora=lora,
-        rank={**_rank_settings(spec.name, setting), **spec.rank, **end},
+        rank={**_rank_settings(spec.name, setting), **spec.rank},
         settings=spec.settings,
         seed=setting.seed,
         steps=setting.steps,
@@ -158,9 +156,9 @@ def request(spec: MethodSpec, setting: Setting) -> Request:
 
 
 def _rank_settings(name: str, setting: Setting) -> dict[str, Any]:
-    """Equal parameters, and a schedule that is the same for all but `pedyra` and L1RA, which define theirs."""
+    """Equal parameters, and a schedule that is the same for all but `wide` and L1RA, which define theirs."""
     settings: dict[str, Any] = {"fused": setting.fused, "seed": setting.seed}
-    if name == "pedyra":
+    if name == "wide":
         return settings
     if name != "l1ra":
         settings |= WINDOW
@@ -175,8 +173,7 @@ def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
     """Raise ValueError for a rank setting that the method has no use for, or is defined by another value of."""
     if adaptation.ranks is None:
         return
-    made = adaptation.ranks.config.to_dict()
-    made |= made.pop("importance") or {}
+    made = adaptation.ranks.to_dict()
     for key, value in spec.rank.items():
         if key in made and made[key] != value:
             raise ValueError(

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from pedyra.config import Importance, RankConfig
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.registry import METHODS, check_ranks, get_method
+from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
 
 LORA = ("ranks", "r", "dropout", "init", "use_dora", "use_rslora")
 """Keys of a recipe's `lora` that a benchmark leaves open; scaling and layers are its own, as is an r not given."""
-WIDE = "wide"
-"""Of method pedyra, as in a grid: begin at so many times the rank of the budget, and end there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +34,15 @@ class MethodSpec:
         """Eight hexadecimal digits of the rank settings, "" where ranks stay: rows of older defaults are other rows."""
         if not METHODS[self.name].moves_ranks:
             return ""
-        defaults = RankConfig() if self.name == "pedyra" else RankConfig.paper()
-        content = json.dumps([defaults.to_dict(), self.rank], sort_keys=True)
+        content = json.dumps([RankSettings().to_dict(), self.rank], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def parse_method(text: str) -> MethodSpec:
-    """The method that is written so, e.g. `lora+:ratio=4`, `pedyra-paper:moves=4` or `lora:ranks={q=1,v=3}`.
+    """The method that is written so, e.g. `lora+:ratio=4`, `pedyra:moves=4` or `lora:ranks={q=1,v=3}`.
 
-    A key is a setting of the method's own, else a field of RankConfig, else one of `LORA`. Values are YAML, and 1e-3 is
-    a number.
+    A key is a setting of the method's own, else a field of RankSettings, else one of `LORA`. Values are YAML, and 1e-3
+    is a number.
 
     Raises:
         ValueError: an unknown method or key, with the nearest, or a key that has no part in the method.
@@ -53,8 +50,8 @@ def parse_method(text: str) -> MethodSpec:
     name, colon, rest = text.partition(":")
     method = get_method(name)
     given = _settings(rest, text) if colon else {}
-    own, rank = method.settings, [each.name for kind in (RankConfig, Importance) for each in fields(kind)]
-    known = [*own, *(rank if method.moves_ranks else []), *LORA, *([WIDE] if name == "pedyra" else [])]
+    own, rank = method.setting_names, RANK_FIELDS
+    known = [*own, *(rank if method.moves_ranks else []), *LORA]
     for key in given:
         if key in known:
             continue
@@ -62,8 +59,6 @@ def parse_method(text: str) -> MethodSpec:
             raise ValueError(f"method {text!r}: {name} moves no ranks, so it has no setting {key!r}; drop it")
         hint = did_you_mean(key, known, otherwise=f"it has {', '.join(known)}")
         raise ValueError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
-    if WIDE in given and not (type(given[WIDE]) is int and given[WIDE] >= 2):
-        raise ValueError(f"method {text!r}: wide is {given[WIDE]!r}; it is a whole number of at least 2")
     if "ranks" in given and "ranks" not in own:
         check_ranks(name)
     return MethodSpec(

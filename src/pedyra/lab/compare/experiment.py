@@ -19,7 +19,7 @@ from pedyra.lab.compare.matching import Matched
 from pedyra.lab.compare.results import RateCurve, choose_rate, collect
 from pedyra.lab.compare.splits import TaskSplits, split_task
 from pedyra.lora.files import read_json, write_file
-from pedyra.methods import from_config
+from pedyra.pe_dyra.method import PeDyra
 
 RunJobs = Callable[[Sequence[Job]], None]
 
@@ -132,9 +132,8 @@ def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     recipe = matching.checked(job.recipe, where)
     try:
         training_arguments(recipe)
-        if recipe.method in ("pedyra", "pedyra-paper") and (steps := recipe.training.get("max_steps", -1)) > 0:
-            config = recipe.rank_config()
-            from_config(config).schedule(config, steps)
+        if recipe.method == "pedyra" and (steps := recipe.training.get("max_steps", -1)) > 0:
+            PeDyra(**recipe.rank).method().schedule(steps)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return recipe

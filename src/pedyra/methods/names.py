@@ -1,0 +1,17 @@
+"""The names of all methods, in the order of a table. It loads no torch, so that a wrong name is told at once."""
+
+from __future__ import annotations
+
+from pedyra.lora.spelling import did_you_mean
+
+NAMES = (
+    *("lora", "lora+", "pissa", "dora", "qlora", "graded", "randlora", "eva", "gora", "para"),
+    *("adalora", "adalora-svd", "increlora", "triadaptlora", "elalora", "l1ra", "dylora", "rasa", "sora", "autolora"),
+    *("prune", "expand", "random", "mask", "wide", "pedyra"),
+)
+
+
+def check_method(name: str) -> None:
+    """Raise ValueError unless there is a method of this name; the message names the nearest."""
+    if name not in NAMES:
+        raise ValueError(f"method {name!r} is unknown; {did_you_mean(name, NAMES)}")

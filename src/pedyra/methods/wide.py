@@ -1,0 +1,297 @@
+"""Begin wide, end narrow: a LoRA of higher rank, cut early in the run to the size that was given.
+
+While it trains, every layer's Gramians say what its directions are worth (`pedyra.fitting.worth`). Three cuts, each of
+which leaves the same part, lead to the number of parameters of a LoRA of the rank that was given, placed where they are
+worth most. A cut turns a layer's triples to its balanced directions and removes the last ones for good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pedyra.allocate.allocation import layer_means, make_plan
+from pedyra.allocate.contract import Decision, MethodRun, Run, Situation
+from pedyra.allocate.optimizer_checks import check_turnable
+from pedyra.allocate.optimizer_state import turn_state
+from pedyra.allocate.schedule import Schedule, check_count, check_steps, resolve_schedule
+from pedyra.fitting.curve import Prefixes, num_parameters
+from pedyra.fitting.gramians import Calibration, Gramians
+from pedyra.fitting.worth import Balance
+from pedyra.lora.layer import AdaptedLayer, holds_triples
+from pedyra.methods.adapter import adaptive, with_lora
+from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.pe_dyra.config import check_switch
+
+logger = logging.getLogger(__name__)
+
+TIMES = 4
+"""Times the final rank that a run begins with: what every result of docs/results.md was measured with."""
+CUTS = 3
+"""Cuts of a run, each of which leaves the same part: what every result was measured with."""
+WINDOW = 40
+"""Steps that are measured before a cut at most; fewer where adjustments are nearer to each other."""
+LEAST_INTERVAL = 10
+"""Steps between two cuts at least: slopes of fewer say little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide:
+    """Begin at the adapter's own rank, end with the parameters of a LoRA of `rank`: `RankCallback(Wide(rank=2))` on a
+    LoRA of r = 8. The class of the config is the method.
+
+    Raises:
+        ValueError: a value outside its range, with the value, the rule and the repair.
+    """
+
+    rank: int
+    """The run ends with the number of parameters of a LoRA of this rank; begin with about four times as much."""
+    interval: int | float = 0.05
+    """Optimizer steps between cuts, 10 at least; a float below 1 is a fraction of the run."""
+    initial_warmup: int | float = 0.15
+    """Steps before the first interval begins; a float below 1 is a fraction of the run. On other letters, r = 8 to 2,
+    the loss is 1.861 with 0.15 and 1.872 with 0.30."""
+    final_warmup: int | float = 0.1
+    """LENGTH of the last phase, without cuts; a float below 1 is a fraction of the run."""
+    fused: bool | Literal["auto"] = "auto"
+    """As in `RankSettings.fused`."""
+    seed: int = 0
+    """As in `RankSettings.seed`; nothing is drawn here."""
+
+    start = "lora"
+    trains_e = False
+    budget = "size"
+    needs_history = True
+    compiles = False
+
+    def __post_init__(self) -> None:
+        check_count("rank", self.rank, 1)
+        check_count("seed", self.seed, 0)
+        for name in ("interval", "initial_warmup", "final_warmup"):
+            check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
+        if self.fused != "auto":
+            check_switch("fused", self.fused)
+
+    def method(self) -> Wide:
+        """Itself: these settings are the method."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for JSON."""
+        return asdict(self)
+
+    def schedule(self, total_steps: int) -> Schedule:
+        """The adjustments of a run; the first three cut."""
+        return resolve_schedule(
+            total_steps,
+            initial_warmup=self.initial_warmup,
+            interval=self.interval,
+            final_warmup=self.final_warmup,
+            least_interval=LEAST_INTERVAL,
+        )
+
+    def check(self, run: Run, now: Situation) -> None:
+        """Raise ValueError where nothing could be cut, or what is cut would be a part of the base weight."""
+        if any(layer.a.origin is not None for layer in run.layers):
+            raise ValueError(
+                "Wide cuts directions, but the adapter began as a part of the weight (PiSSA), and its directions hold "
+                "what the base knows; use another start, or PeDyra(), or cut it after training: pedyra fit"
+            )
+        highest = max(now.ranks.values())
+        if self.rank >= highest:
+            raise ValueError(
+                f"Wide ends with the size of rank {self.rank}, and no layer starts above {highest}, so nothing is left "
+                f"to cut; raise the adapter's r ({TIMES * self.rank} does well), or lower rank"
+            )
+
+    def begin(self, run: Run) -> WideRun:
+        """The method in this run."""
+        return WideRun(self, run)
+
+
+class WideRun(MethodRun):
+    """Begin wide, end narrow, in one run."""
+
+    def __init__(self, config: Wide, run: Run) -> None:
+        self.config, self.run, self.layers = config, run, {layer.name: layer for layer in run.layers}
+        self.parameters = {name: layer.direction_parameters for name, layer in self.layers.items()}
+        self.window = min(WINDOW, run.schedule.interval)
+        self.skipped_steps, self.cuts = 0, 0
+        self.gramians: Gramians | None = None
+        """While measuring."""
+        self._trained: dict[str, Tensor] = {}
+        """Layer -> whether some step of the window had a gradient of its factors, `()`."""
+
+    @property
+    def target(self) -> int:
+        """The number of parameters to end with."""
+        return self.config.rank * sum(self.parameters.values())
+
+    @property
+    def settled(self) -> bool:  # type: ignore[override]
+        return self.cuts >= CUTS
+
+    def observes(self, step: int) -> bool:
+        return self.gramians is not None
+
+    def prepare(self, step: int) -> None:
+        adjustment = self.run.schedule.next_adjustment(step + 1)
+        measures = adjustment is not None and adjustment - step <= self.window and not self.settled
+        if measures and self.gramians is None:
+            self._measure()
+        elif not measures and self.gramians is not None:
+            self._stop()
+
+    def _measure(self) -> Gramians:
+        average = self.run.average
+        total = None if average.processes == 1 else lambda part: average(part) * average.processes
+        self.gramians = gramians = Gramians({name: layer.a.A for name, layer in self.layers.items()}, total)
+        self._trained = {name: layer.a.A.new_zeros((), dtype=torch.bool) for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            layer.a.observer = gramians.observer(name)
+        return gramians
+
+    def _stop(self) -> None:
+        for layer in filter(holds_triples, self.run.layers):  # not deleted since, nor detached
+            layer.a.observer = None
+        self.gramians = None
+
+    def before_step(self, step: int, loss_scale: float) -> None:
+        if self.gramians is None:
+            return
+        self.gramians.close(None, loss_scale)
+        for name, layer in self.layers.items():
+            if (gradient := layer.b.weight.grad) is not None and layer.rank:
+                self._trained[name] |= gradient.any()
+
+    def skip_step(self) -> None:
+        if self.gramians is not None:
+            self.gramians.drop_step()
+
+    def check_state(self) -> None:
+        check_turnable(self.run.optimizer, [factor for layer in self.run.layers for factor in layer.factors])
+
+    def decide(self, now: Situation) -> Decision | None:
+        if self.gramians is None or self.gramians.blocks < 2:
+            return None
+        unseen = self.gramians.unseen()
+        self._check_seen([name for name in unseen if self.layers[name].rank])
+        if len(unseen) == len(self.layers):  # no label, no finite loss: a window in which nothing was trained
+            return None
+        found = self.gramians.calibration(self.parameters)
+        self.skipped_steps += found.skipped
+        self._stop()
+        left = sum(step >= now.step for step in self.run.schedule.adjustments)
+        return self._cut(found, {name for name in unseen if self.layers[name].rank}, left)
+
+    def _check_seen(self, unseen: list[str]) -> None:
+        """Raise ValueError for a layer that was trained and not seen: what it is worth is unknown, and not zero."""
+        for name in unseen:
+            if bool(self._trained[name]):
+                raise ValueError(
+                    f"Wide saw no token in {name}, although it is trained: something reads its weights and does not "
+                    f"call it (a fused kernel of unsloth or axolotl, torch.compile), so what its directions are worth "
+                    f"is unknown; switch the kernel off, or train plain LoRA and cut it afterwards: pedyra fit FOLDER"
+                )
+
+    def _cut(self, found: Calibration, unseen: set[str], left: int) -> Decision:
+        """The next of `CUTS` cuts, or of as many as there are adjustments left; each leaves the same part.
+
+        Args:
+            unseen: layers that no token reached (an expert, say); they keep their rank.
+        """
+        if unseen:
+            logger.warning(
+                "no token reached %d of %d layers in the window before step %d (%s first): they keep their rank",
+                *(len(unseen), len(self.layers), self.run.schedule.adjustments[-left], min(unseen)),
+            )
+        prefixes = Prefixes(found, 0, unseen)
+        parameters = prefixes.parameters[0]
+        wanted = parameters * (self.target / parameters) ** (1 / min(CUTS - self.cuts, left))
+        ranks = prefixes.ranks(prefixes.of_parameters(max(self.target, round(wanted))))
+        self.cuts += 1
+        pruned = {}
+        for name, measured in found.layers.items():
+            if ranks[name] < measured.rank:
+                turn_layer(self.layers[name], self.run.optimizer, balanced_turn(measured.basis, self.layers[name]))
+                pruned[name] = tuple(range(ranks[name], measured.rank))
+        increases = {name: layer.costs.tolist() for name, layer in found.layers.items()}
+        plan = make_plan(increases, pruned, {}, layer_means(increases, pruned))
+        return Decision(plan=plan, scores=increases, reasons={"left": num_parameters(found, plan.ranks)})
+
+    def restart(self, step: int) -> None:
+        self._stop()
+
+    def describe(self) -> dict[str, Any]:
+        return {"target": self.target}
+
+    def outcome(self, now: Situation) -> str:
+        have = sum(rank * self.parameters[name] for name, rank in now.ranks.items())
+        size = f"a LoRA of rank {self.config.rank} ({self.target:,} parameters)"
+        if have <= self.target:
+            return f"it has the size of {size}"
+        return (
+            f"the size of {size} was not reached: {self.cuts} of {CUTS} cuts were made, and {have:,} parameters are "
+            f"left; train on, or cut it now: pedyra fit --parameters {self.target}"
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.gramians is None:
+            return {}
+        return self.gramians.tensors() | {f"trained.{name}": seen for name, seen in self._trained.items()}
+
+    def values(self) -> dict[str, Any]:
+        return {"cuts": self.cuts, "skipped_steps": self.skipped_steps}
+
+    def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.cuts, self.skipped_steps = values["cuts"], values["skipped_steps"]
+        if any(name.startswith("P.") for name in tensors):
+            self._measure().load(tensors)
+            self._trained = {name: tensors[f"trained.{name}"].to(each.device) for name, each in self._trained.items()}
+
+    def release(self) -> None:
+        self._stop()
+
+
+def balanced_turn(basis: Balance, layer: AdaptedLayer) -> Tensor:
+    """W `(r, r)` that turns a layer to its balanced directions, each row of A as long as rows are now on average.
+
+    Adam's steps are as large for every element whatever its size, so lengths decide how fast a direction turns.
+    """
+    A = layer.a.A.detach().double().cpu()
+    lengths = (basis.T @ A).norm(dim=1)
+    mean = A.norm(dim=1).mean()
+    factors = torch.where(lengths > 1e-12 * mean, mean / lengths, torch.ones_like(lengths))
+    return (factors[:, None] * basis.T).to(layer.a.A.device)
+
+
+@torch.no_grad()
+def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor) -> None:
+    """A becomes W A and B becomes B W^-1, for W `(r, r)` and in its precision; their moments turn too. E must be 1."""
+    inverse = torch.linalg.inv_ex(W).inverse
+    A, B = layer.a.A, layer.b.weight
+    A.copy_(W @ A.to(W.dtype))
+    B.copy_(B.to(W.dtype) @ inverse)
+    turn_state(optimizer, A, inverse.T, dim=0)  # a gradient of A turns against A,
+    turn_state(optimizer, B, W, dim=1)  # and one of B with it
+
+
+def prepare(request: Request) -> Adaptation:
+    """Begin at four times lora.r, end with the parameters of lora.r; the scaling is that of lora.r throughout.
+
+    Of `request.rank` it takes the schedule. It goes on top of DoRA and QLoRA (`lora.use_dora`, `model.quantization`).
+    """
+    r, alpha = request.lora.r, request.lora.lora_alpha
+    names = ("interval", "initial_warmup", "final_warmup", "fused")
+    given = {name: value for name, value in request.rank.items() if name in names}
+    model = with_lora(request, r=TIMES * r, lora_alpha=TIMES * alpha)
+    return adaptive(model, Wide(**{"rank": r, "seed": request.seed, **given}))
+
+
+METHOD = Method("wide", "begins at 4 lora.r, is cut early to lora.r's parameters", prepare, moves_ranks=True)

@@ -1,0 +1,152 @@
+"""RankSettings: the section `rank` of a recipe, and the fields of `PeDyra`. It loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral
+from typing import Any, Literal
+
+from pedyra.allocate.schedule import check_count, check_steps
+from pedyra.lora.spelling import did_you_mean
+
+# Values a string field may take; docs/decisions.md says why.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "budget": ("ranks", "parameters"),
+    "start": ("svd", "lora"),
+    "score_norm": ("mean", "rank", "none"),
+    "input_norm": ("mean_square", "rms"),
+    "omega": ("gradient", "uniform"),
+    "layer_score": ("before", "after"),
+    "orth_form": ("norm", "squared"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSettings:
+    """Settings of every method that scores triples: when ranks move, how many, and how triples are scored.
+
+    The defaults are PE-DyRA's, and the paper's where it speaks: t_i, Delta_T and t_f are medians of their parts of the
+    run over the twelve rows of Tables 7 to 9 (T being epochs times batches, t_i / T is 0.02 to 0.18, Delta_T / T 0.005
+    to 0.044 and t_f / T 0.32 to 0.92); k is 12, and gamma 0.1 as in six of the eight tasks of Table 7. What the paper
+    leaves open is read as docs/decisions.md says.
+
+    Raises:
+        ValueError: a value outside its range, with the value, the rule and the repair.
+    """
+
+    __pydantic_config__ = {"use_attribute_docstrings": True}  # for the schema of recipes
+
+    # Algorithm 2: when ranks move, and how many.
+    interval: int | float = 0.023
+    """Delta_T: optimizer steps between adjustments; a float below 1 is a fraction of the run."""
+    moves: int | None = 12
+    """k: triples moved per adjustment at most. None: 2 % of the total rank, as 12 of 576 is. 0: ranks stay as they are,
+    and only scores are recorded."""
+    initial_warmup: int | float = 0.06
+    """t_i: steps before the first interval begins; a float below 1 is a fraction of the run."""
+    final_warmup: int | float = 0.64
+    """t_f: the LENGTH of the last phase, without adjustments; a float below 1 is a fraction of the run."""
+    budget: str = "ranks"
+    """What an adjustment conserves: the sum of the "ranks" (paper), or the number of "parameters", which never exceeds
+    the initial one: a rank costs 2.5 times more in a feed-forward layer than in attention."""
+    min_rank: int = 1
+    """No layer falls below this rank."""
+    max_rank: int | None = None
+    """No layer grows above this rank; None: only the layer's own width bounds it."""
+
+    # Algorithm 1 and Eqs. (3) to (7): how triples and layers are scored.
+    alpha: float = 0.5
+    """alpha: weight of the gradient score (Eq. 4) against the input score (Eq. 6). The paper names no value. 1 needs no
+    forward hooks, 0 no averages of the parameters' size."""
+    beta1: float = 0.85
+    """beta_1: EMA of the sensitivity, Eq. (3), and of the input energy. AdaLoRA's value; the paper names none."""
+    beta2: float = 0.85
+    """beta_2: EMA of the uncertainty, Eq. (3). AdaLoRA's value; the paper names none."""
+    score_norm: str = "mean"
+    """Before mixing, divide each score by its mean over all triples ("mean"), replace it by its percentile ("rank"),
+    or mix it as it is ("none", literal; then the input score decides alone, see docs/decisions.md)."""
+    input_norm: str = "mean_square"
+    """||X_j|| of Eq. (6): "mean_square" as the paper writes it, "rms" its square root."""
+    omega: str = "gradient"
+    """omega, the weights of A, E, B in Eq. (4): "gradient" is Eq. (5), "uniform" the plain sum of AdaLoRA."""
+    omega_ema: bool = False
+    """Smooth the gradient norms of Eq. (5) with beta_1, instead of taking those of the adjustment step (literal)."""
+    layer_score: str = "before"
+    """Eq. (7) on the triples "before" or "after" the pruning of the same adjustment."""
+
+    # Eqs. (1) and (2): how triples begin, and are held apart.
+    start: str = "svd"
+    """"svd": A, B ~ N(0, 0.02^2) and a trained E = 0 (Eq. 1; AdaLoRA's), or the singular triples of an adapter that
+    already holds an update (PiSSA); "lora": E = 1, not trained, A and B as PEFT made them, an identity on any LoRA."""
+    orth_weight: float = 0.1
+    """gamma: the coefficient of Eq. (2); 0 switches it off."""
+    orth_form: str = "norm"
+    """Eq. (2) as AdaLoRA's code has it, the un-squared norm averaged over the 2 L matrices ("norm"; the published
+    weights were tuned for it), or as it is written ("squared")."""
+
+    fused: bool | Literal["auto"] = "auto"
+    """Compute base layer and triples together where that is exact (plain linear base, no dropout, no DoRA): faster,
+    in less memory; PEFT's own forward runs elsewhere. Roundings differ, and no gradient of a gradient is there.
+    "auto": on a CPU; on a GPU, where it has not been measured, PEFT's forward runs. False: PEFT's, to the last bit."""
+    seed: int = 0
+    """Seed of the new triples; they never draw from torch's global generator."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # NumPy's integers are none that JSON knows
+            if isinstance(value, Integral) and not isinstance(value, (bool, int)):
+                object.__setattr__(self, name, int(value))
+        for name, allowed in CHOICES.items():
+            if (given := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")
+        for name in ("interval", "initial_warmup", "final_warmup"):
+            check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
+        for name, least in (("moves", 0), ("max_rank", 1), ("min_rank", 0), ("seed", 0)):
+            if getattr(self, name) is not None or name in ("min_rank", "seed"):
+                check_count(name, getattr(self, name), least)
+        if self.max_rank is not None and self.max_rank < self.min_rank:
+            raise ValueError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
+        for name in ("alpha", "beta1", "beta2", "orth_weight"):
+            check_number(name, getattr(self, name))
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
+        if self.orth_weight < 0:
+            raise ValueError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
+        check_switch("omega_ema", self.omega_ema)
+        if self.fused != "auto":
+            check_switch("fused", self.fused)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for JSON."""
+        return asdict(self)
+
+
+RANK_FIELDS = tuple(field.name for field in fields(RankSettings))
+
+
+def check_rank_section(given: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a recipe's section `rank` has known names, with the nearest, and values in range."""
+    for name in given:
+        if name not in RANK_FIELDS:
+            hint = did_you_mean(name, RANK_FIELDS)
+            raise ValueError(f"rank.{name} is no setting of a method that moves ranks; {hint}")
+    try:
+        RankSettings(**given)
+    except ValueError as error:  # which speaks of the fields of PeDyra
+        raise ValueError(f"rank.{error}") from None
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be true or false")
