@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 
+from pedyra.lora.attach import check_whole
 from pedyra.lora.factors import AFactor
 from pedyra.lora.fused import fuse, unfuse
 from pedyra.lora.layer import AdaptedLayer, holds_triples
@@ -37,17 +38,11 @@ def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
 
 
 def check_device(layers: Sequence[AdaptedLayer]) -> None:
-    """Raise ValueError where the layers lie on several devices, or a factor is cut into shards (a DTensor).
+    """Raise ValueError where the layers lie on several devices, or a factor is cut into shards.
 
-    What is compared is computed over all of them. The base may be cut, by FSDP2 or tensor parallelism.
+    What is compared is computed over all of them.
     """
-    for layer in layers:
-        for slot, factor in (("lora_A", layer.a.A), ("lora_B", layer.b.weight)):
-            if hasattr(factor, "placements"):
-                raise ValueError(
-                    f"{slot} of {layer.name} is cut into shards, and ranks cannot move across shards; keep what is "
-                    f"trained whole: fully_shard(..., ignored_params=), or no tensor parallel plan for this layer"
-                )
+    check_whole(layers)
     devices = {str(layer.a.A.device) for layer in layers}
     if len(devices) > 1:
         raise ValueError(
@@ -96,7 +91,7 @@ def _unobserve_ownerless(layers: Sequence[AdaptedLayer]) -> None:
 
 
 def choose_forward(layers: Sequence[AdaptedLayer], fused: bool | str) -> int:
-    """Fuse every layer that can be, or none; how many are, which is logged. See `RankConfig.fused`.
+    """Fuse every layer that can be, or none; how many are, which is logged. See `RankSettings.fused`.
 
     A fused layer takes PEFT's forward wherever its own would not be exact, as under torch.compile.
     """
@@ -104,12 +99,12 @@ def choose_forward(layers: Sequence[AdaptedLayer], fused: bool | str) -> int:
     if not fused or (fused == "auto" and not measured):
         for layer in layers:
             unfuse(layer.module)
-        logger.info("PEFT's forward runs in all %d layers (rank.fused=%r)", len(layers), fused)
+        logger.info("PEFT's forward runs in all %d layers (fused=%r)", len(layers), fused)
         return 0
     count = sum([fuse(layer.module) for layer in layers])
     if fused is True and not count:
         warnings.warn(
-            "rank.fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
+            "fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
             "PEFT's own forward runs",
             stacklevel=4,
         )

@@ -44,12 +44,14 @@ def check_optimizer(optimizer: Optimizer) -> None:
     if kind.__module__.startswith("bitsandbytes") and bits != 32:
         raise ValueError(
             f"{kind.__name__} keeps its moments in blocks of 256 values at {bits} bits, which cannot follow a rank "
-            f"change; pass optim_bits=32 (adapters are small: it costs little)"
+            f"change; use optim='adamw_torch' (adapters are small: it costs little), or train plain LoRA and cut it "
+            f"afterwards: pedyra.fit"
         )
     if getattr(optimizer, "is_paged", False):
         raise ValueError(
             f"{kind.__name__} keeps its moments in pages that CPU and GPU share, which do not follow a rank change; "
-            f"use adamw_torch (adapters are small: it costs little)"
+            f"use optim='adamw_torch' (adapters are small: it costs little), or train plain LoRA and cut it "
+            f"afterwards: pedyra.fit"
         )
 
 

@@ -26,6 +26,11 @@ class Schedule:
         steps = tuple(range(first, self.total_steps - self.final_warmup, self.interval))
         object.__setattr__(self, "adjustments", steps)
 
+    @property
+    def missing_steps(self) -> int:
+        """How many steps the run lacks, at least, for a first adjustment: phases that are fractions grow with it."""
+        return max(0, self.initial_warmup + self.interval + self.final_warmup + 1 - self.total_steps)
+
     def is_adjustment(self, step: int) -> bool:
         """Whether ranks are adjusted after this step."""
         return self.next_adjustment(step) == step
@@ -75,9 +80,10 @@ def resolve_schedule(
 
     resolved = of(total_steps)
     if not resolved.adjustments:
-        longer = (total for total in range(total_steps + 1, 20 * total_steps + 1000) if of(total).adjustments)
-        enough = next(longer, None)
-        repair = "" if enough is None else f", or train for {enough} steps, which are enough"
+        enough = total_steps
+        while enough < 20 * total_steps + 1000 and not of(enough).adjustments:
+            enough += of(enough).missing_steps
+        repair = f", or train for {enough} steps, which are enough" if of(enough).adjustments else ""
         raise ValueError(
             f"no rank could ever move: the first adjustment would follow step "
             f"{resolved.initial_warmup + resolved.interval} (initial_warmup {resolved.initial_warmup}, interval "

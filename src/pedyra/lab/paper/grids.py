@@ -25,7 +25,7 @@ FROM_ZERO = 10.0
 LoRA's 1.74."""
 
 STARTS_FROM_ZERO = (
-    "adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra-paper", "prune", "expand", "random", "mask",
+    "adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra", "prune", "expand", "random", "mask",
 )  # fmt: skip
 LANGUAGE = ("causal_lm", "seq2seq")
 
