@@ -1,6 +1,8 @@
-"""Rank-adaptive LoRA with a stock transformers.Trainer. Run: python examples/trainer.py [OUTPUT_DIR]
+"""PE-DyRA in a stock transformers.Trainer, then fit. Run: python examples/trainer.py [OUTPUT_DIR] (half a minute)
 
-A tiny random BERT learns whether a sequence holds more even than odd tokens; swap in your own model and data.
+A tiny random BERT learns whether a sequence holds more even than odd tokens. Look at two things: the ranks, which all
+begin at 4 and end between layers as the paper's scores want them; and the table of the fit, which says how many of the
+parameters this task needs at all. Swap in your own model and data.
 """
 
 import sys
@@ -9,7 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
-from pedyra import RankCallback, RankConfig
+import pedyra
+from pedyra import PeDyra, RankCallback
 
 
 def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -19,30 +22,36 @@ def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids, "labels": label} for ids, label in zip(tokens, labels, strict=True)]
 
 
-def main(output_dir: str = "runs/example_trainer", rank_config: RankConfig | None = None) -> RankCallback:
+def main(output_dir: str = "runs/example_trainer", steps: int = 300) -> pedyra.Fit:
     set_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     model = get_peft_model(
         BertForSequenceClassification(config),
-        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", modules_to_save=["classifier"]),
+        LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", modules_to_save=["classifier"]),
     )
-    callback = RankCallback(rank_config)  # the one line
+    callback = RankCallback(PeDyra())  # the one line; without it the Trainer trains plain LoRA, and fit works the same
     arguments = TrainingArguments(
         output_dir,
-        max_steps=60,
-        learning_rate=5e-3,
-        logging_steps=20,
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        learning_rate=1e-2,
+        logging_steps=100,
         save_strategy="no",
         report_to="none",
         dataloader_pin_memory=False,
     )
-    trainer = Trainer(model, arguments, train_dataset=rows(512, seed=1), callbacks=[callback])
+    trainer = Trainer(
+        model, arguments, train_dataset=rows(2048, seed=1), eval_dataset=rows(1024, seed=2), callbacks=[callback]
+    )
     trainer.train()
-    model.save_pretrained(f"{output_dir}/adapter")  # an ordinary LoRA folder
-    assert callback.allocator is not None
-    for name, rank in callback.allocator.ranks.items():
+    for name, rank in callback.result.ranks.items():
         print(f"{rank:3d}  {name}")
-    return callback
+    model.save_pretrained(f"{output_dir}/adapter")  # an ordinary LoRA folder
+
+    found = pedyra.fit(trainer, tolerance=0.05)
+    print(found)
+    found.save(f"{output_dir}/smaller", overwrite=True)  # another one
+    return found
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from pedyra.allocate.trainer_frames import caller, resumed_from
+from pedyra.allocate.trainer import caller, resumed_from
 
 # peft
 
@@ -114,7 +114,7 @@ def test_trainer_calls_its_events_in_another_order(recorded):
 
 
 def test_trainers_frames_no_longer_show_trainer_handler_and_checkpoint(recorded):
-    """`allocate.trainer_frames`."""
+    """`allocate.trainer`."""
     trainer, recorder = recorded
     assert recorder.frames == (trainer, trainer.callback_handler, None)
     assert recorder in trainer.callback_handler.callbacks
@@ -124,7 +124,7 @@ def test_trainers_frames_no_longer_show_trainer_handler_and_checkpoint(recorded)
 
 
 def test_trainer_renamed_what_a_checkpoint_is_saved_with(recorded, tmp_path):
-    """`allocate.checkpoint_folder`."""
+    """`allocate.trainer.save_whole`."""
     trainer, _ = recorded
     assert trainer._get_output_dir(trial=None) == str(tmp_path / "run")
     assert list(inspect.signature(Trainer._save_checkpoint).parameters) == ["self", "model", "trial"]
@@ -132,18 +132,18 @@ def test_trainer_renamed_what_a_checkpoint_is_saved_with(recorded, tmp_path):
 
 
 def test_trainer_no_longer_takes_the_batches_of_a_step_from_get_batch_samples():
-    """`allocate.checkpoint_folder`; what comes of it is in test_resume, of the very last step."""
+    """`allocate.trainer.end_at_last_step`; what comes of it is in test_resume, of the very last step."""
     assert "self.get_batch_samples(epoch_iterator, " in inspect.getsource(Trainer)
 
 
 def test_trainer_no_longer_asks_whether_a_model_divides_its_loss(recorded):
-    """`allocate.mean_loss`; what it does with the answer is in test_mean_loss."""
+    """`allocate.trainer.expect_mean_loss`; what it does with the answer is in test_mean_loss."""
     trainer, _ = recorded
     assert trainer.model_accepts_loss_kwargs is False  # RankCallback saw that BERT does not
 
 
 def test_trainer_renamed_what_it_does_otherwise_under_fsdp(recorded):
-    """`allocate.sharded`; what comes of it is in test_sharded."""
+    """`allocate.trainer.keep_whole`; what comes of it is in test_sharded."""
     trainer, _ = recorded
     assert trainer.is_fsdp_enabled is False and trainer.accelerator.sync_gradients is True
     for name in ("save_model", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_best_model"):
@@ -156,7 +156,7 @@ def test_trainer_renamed_what_it_does_otherwise_under_fsdp(recorded):
 
 @pytest.mark.skipif(Version(accelerate.__version__) < Version("1.11"), reason="it has not, there")
 def test_accelerate_no_longer_leaves_whole_what_fsdp2_is_told_to_ignore():
-    """`allocate.sharded`; what comes of it is in test_sharded."""
+    """`allocate.trainer.keep_whole`; what comes of it is in test_sharded."""
     plugin = {field.name for field in fields(FullyShardedDataParallelPlugin)}
     assert {"fsdp_version", "ignored_modules", "cpu_ram_efficient_loading", "activation_checkpointing"} <= plugin
     assert "fsdp2_plugin.ignored_modules" in inspect.getsource(fsdp2_prepare_model)
@@ -230,7 +230,7 @@ def test_torch_saves_and_loads_a_module_by_other_methods():
 
 
 def test_torch_compile_marks_models_or_ranks_otherwise():
-    """`allocate.compilation`."""
+    """`allocate.rank_allocator`: ranks are marked as dynamic."""
     import torch._dynamo
 
     assert hasattr(torch._dynamo.config, "force_parameter_static_shapes")
@@ -254,7 +254,7 @@ def test_torch_optimizers_have_no_hooks_around_their_state():
 
 
 def test_torch_has_no_operations_over_lists_of_tensors():
-    """Scores, and the sums of method pedyra, use `torch._foreach_*`, as torch's own optimizers do."""
+    """Scores use `torch._foreach_*`, as torch's own optimizers do."""
     tensors: list[Tensor] = [torch.tensor([3.0, 4.0]), torch.tensor([1.0])]
     assert [float(norm) for norm in torch._foreach_norm(tensors)] == [5.0, 1.0]
     assert [float(norm) for norm in torch._foreach_norm(tensors, 1)] == [7.0, 1.0]

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from windows import forced
 
-from pedyra import RankCallback, RankConfig
+from pedyra import PeDyra, RankCallback
+from pedyra.allocate.contract import RankConfig
 
 STEPS = 12
 SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, moves=4)
@@ -21,11 +22,11 @@ SCHEDULE: dict[str, Any] = dict(interval=2, initial_warmup=1, final_warmup=3, mo
 
 @pytest.fixture
 def quick() -> Callable[..., dict[str, Any]]:
-    """quick(paper=False, **settings): `config` and `method`; adjustments at steps 3, 5, 7 of 12, four moves each."""
+    """quick(paper=False, **settings): `config`; adjustments at steps 3, 5, 7 of 12, four moves each."""
 
     def make(*, paper: bool = False, **settings: Any) -> dict[str, Any]:
         settings = {**SCHEDULE, **settings}
-        return {"config": RankConfig.paper(**settings)} if paper else forced(**settings)
+        return {"config": PeDyra(**settings)} if paper else forced(**settings)
 
     return make
 
@@ -120,7 +121,7 @@ def run_state() -> Callable[[Trainer, RankCallback], dict[str, Any]]:
             "history": [{k: v for k, v in record.items() if k != "seconds"} for record in allocator.history],
             "scores": allocator.run.tensors(),
             "step": allocator.step,
-            "budget": (allocator.initial_parameters, allocator.moves),
+            "budget": (allocator.initial_parameters, allocator.run.values()),
             "scheduler": trainer.lr_scheduler.state_dict(),  # type: ignore[union-attr]
         }
 

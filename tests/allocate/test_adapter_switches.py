@@ -8,18 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from pedyra import RankCallback, RankConfig
-from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra import PeDyra, RankAllocator, RankCallback, Wide
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import adapted_layers
 
-NARROW = RankConfig(target_rank=1, interval=10, initial_warmup=0, final_warmup=4)
+NARROW = Wide(rank=1, interval=10, initial_warmup=0, final_warmup=4)
 
 
-def allocate(model: Any, config: RankConfig | dict[str, Any], steps: int = 20) -> RankAllocator:
+def allocate(model: Any, config: PeDyra | Wide, steps: int = 20) -> RankAllocator:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    given: dict[str, Any] = config if isinstance(config, dict) else {"config": config}
-    return RankAllocator(model, optimizer, total_steps=steps, **given)
+    return RankAllocator(model, optimizer, config, total_steps=steps)
 
 
 @pytest.mark.parametrize("paper", [False, True])
@@ -28,7 +26,7 @@ def test_a_reference_pass_without_the_adapter_changes_nothing(paper, make_net, n
     results = []
     for reference in (False, True):
         model = make_net()
-        config = RankConfig.paper(interval=4, initial_warmup=0, final_warmup=4, moves=2) if paper else None
+        config = PeDyra(interval=4, initial_warmup=0, final_warmup=4, moves=2) if paper else None
         allocator = allocate(model, config or NARROW)
         count, held = allocator.parameters, len(allocator.optimizer.param_groups[0]["params"])
         for step in range(1, 21):

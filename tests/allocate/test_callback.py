@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
-from windows import inside
+from windows import inside, on_lora
 
-from pedyra import RankAllocator, RankCallback, RankConfig, attach
+from pedyra import RankAllocator, RankCallback, attach
 from pedyra.allocate.callback import _unscale
 from pedyra.allocate.distributed import data_parallel
 
@@ -150,7 +150,7 @@ def test_evaluation_and_generation_do_not_count_as_input_energy(make_trainer, ma
     allocator = RankAllocator(
         model,
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
-        RankConfig.scored(interval=4, initial_warmup=0, final_warmup=1),
+        on_lora(interval=4, initial_warmup=0, final_warmup=1),
         total_steps=6,
     )
     model.eval()
@@ -174,7 +174,7 @@ def test_a_model_without_lora_adapter_is_refused(make_trainer, tmp_path):
 
 def test_what_the_allocator_refuses_is_told_before_the_first_step(make_trainer, quick, tmp_path):
     trainer, _ = make_trainer(tmp_path, quick(interval=50))
-    with pytest.raises(ValueError, match="no adjustment: .* lower the interval or the warm-ups"):
+    with pytest.raises(ValueError, match="no rank could ever move: .*interval 50.*shorten them"):
         trainer.train()
     assert trainer.state.global_step == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 from transformers import TrainerCallback
 from windows import SCHEDULE, allocate, forced
 
-from pedyra import RankAllocator, RankConfig, detach
+from pedyra import RankAllocator, Wide, detach
 
-MEASURING = {"config": RankConfig(target_rank=1, initial_warmup=1, interval=10, final_warmup=0)}
+MEASURING = {"config": Wide(rank=1, initial_warmup=1, interval=10, final_warmup=0)}
 """From the second step on."""
 
 
@@ -70,21 +69,10 @@ def test_what_an_interrupted_training_leaves_is_taken_over(make_trainer, make_be
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     assert all(layer.a.observer is not None for layer in callback.allocator.layers)
-    again, taking = make_trainer(tmp_path, dataclasses.replace(config, moves=0), model=model)
+    again, taking = make_trainer(tmp_path, config, model=model)
     again.train()
     assert taking.allocator.step == 12
     assert all(layer.a.observer is None for layer in callback.allocator.layers)
-
-
-def test_an_interrupted_training_holds_no_batch(make_trainer, tmp_path):
-    trainer, callback = make_trainer(tmp_path, RankConfig(), max_steps=400, gradient_accumulation_steps=2)
-    trainer.add_callback(Interrupt("on_substep_end"))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    batches = callback.allocator.run.batches
-    assert batches.wanted and not batches.samples
-    trainer.model(**trainer.data_collator(trainer.train_dataset[:2])).loss.backward()
-    assert not batches.samples
 
 
 def test_nobody_observes_after_an_allocator_is_gone(make_net, train_net):

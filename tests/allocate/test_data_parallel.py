@@ -15,9 +15,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-from windows import forced
+from windows import forced, on_lora
 
-from pedyra import RankAllocator, RankCallback, RankConfig
+from pedyra import RankAllocator, RankCallback, Wide
 from pedyra.allocate.distributed import wrap_again
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
@@ -26,7 +26,7 @@ KEPT = ("step", "ranks", "pruned", "added", "scores")
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"config": RankConfig.scored(**settings) if "alpha" in settings else RankConfig(**settings)}
+    return {"config": on_lora(**settings) if "alpha" in settings else Wide(**settings)}
 
 
 def ending(model: nn.Module, allocator: RankAllocator) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def first_told(way: str, rank: int) -> int | None:
     return None
 
 
-NARROW: dict[str, Any] = dict(target_rank=1, initial_warmup=1, interval=10, final_warmup=2)
+NARROW: dict[str, Any] = dict(rank=1, initial_warmup=1, interval=10, final_warmup=2)
 PAPER: dict[str, Any] = {**dict(interval=4, initial_warmup=2, final_warmup=6, moves=3, budget="ranks"), "alpha": 0.5}
 PAPER |= dict(min_rank=0, start="lora", orth_weight=0.0)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import Trainer, get_scheduler
-from windows import inside
+from windows import inside, on_lora
 
-from pedyra import RankAllocator, RankConfig
+from pedyra import RankAllocator
 
 
 class Recording(Trainer):
@@ -178,16 +178,12 @@ def test_a_loop_that_forgets_half_of_the_allocator_is_told(make_net, net_batch):
         return (model(x) - y).square().mean()
 
     model = make_net()
-    allocator = RankAllocator(
-        model, torch.optim.Adam(model.parameters()), RankConfig.scored(interval=4, final_warmup=4), 20
-    )
+    allocator = RankAllocator(model, torch.optim.Adam(model.parameters()), on_lora(interval=4, final_warmup=4), 20)
     loss(model).backward()
     with pytest.raises(ValueError, match=r"after_step\(\) without before_step\(\) in step 1"):
         allocator.after_step()
     model = make_net()
-    allocator = RankAllocator(
-        model, torch.optim.Adam(model.parameters()), RankConfig.scored(interval=4, final_warmup=4), 20
-    )
+    allocator = RankAllocator(model, torch.optim.Adam(model.parameters()), on_lora(interval=4, final_warmup=4), 20)
     loss(model).backward()
     allocator.before_step()
     with pytest.raises(ValueError, match=r"before_step\(\) was called twice in step 1; call after_step\(\)"):
@@ -198,7 +194,7 @@ def test_a_loop_that_counts_micro_batches_is_told_once(make_net, train_net, capl
     caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")  # the command line's silence, of another test
     model = make_net()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig.scored(interval=4, final_warmup=4), 20)
+    allocator = RankAllocator(model, optimizer, on_lora(interval=4, final_warmup=4), 20)
     train_net(model, optimizer, allocator, 20)
     assert not [record for record in caplog.records if "a run of 20" in record.message]
     train_net(model, optimizer, allocator, 5, first=21)

@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
-from windows import forced
+from windows import forced, on_lora
 
-from pedyra import RankAllocator, RankCallback, RankConfig, attach
+from pedyra import RankAllocator, RankCallback, attach
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import install, resized
@@ -47,7 +47,7 @@ def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, c
     for adapt in (True, False):
         model = make_net()
         optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
-        settings = RankConfig(interval=10, final_warmup=0.1, moves=0)
+        settings = on_lora(interval=10, moves=0)
         allocator = RankAllocator(model, optimizer, settings, 40) if adapt else Idle()
         train_net(model, optimizer, allocator, 5)
         saved = copy.deepcopy(model.state_dict())

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from pedyra import RankAllocator, RankCallback, RankConfig
+from pedyra import PeDyra, RankAllocator, RankCallback
 
 LORA: dict[str, Any] = {"train_e": False, "moves": 8}
 """Ranks move, and E stays 1, as with the defaults."""
@@ -121,7 +121,7 @@ def test_an_optimizer_that_knows_its_first_pairs_alone_is_refused(make_bert):
     model = make_bert()
     optimizer = peft.optimizers.create_riemannian_optimizer(model, torch.optim.AdamW, lr=1e-2)
     with pytest.raises(ValueError, match="RiemannianPreconditionedOptimizer cannot follow a rank change; use adamw"):
-        RankAllocator(model, optimizer, RankConfig(), 40)
+        RankAllocator(model, optimizer, PeDyra(), 60)
 
 
 def test_two_callbacks_for_one_adapter_are_told(make_trainer, quick, tmp_path):

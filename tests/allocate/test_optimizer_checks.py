@@ -53,8 +53,15 @@ def test_a_subclass_of_a_refused_optimizer_is_refused_too():
 def test_eight_bit_moments_are_refused_with_the_repair(kind, settings):
     bnb = pytest.importorskip("bitsandbytes")
     optimizer = getattr(bnb.optim, kind)([matrix()], lr=0.01, **settings)
-    with pytest.raises(ValueError, match=f"{kind} .*8 bits.*optim_bits=32"):
+    with pytest.raises(ValueError, match=f"{kind} .*8 bits.*optim='adamw_torch'"):
         check_optimizer(optimizer)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_paged_moments_are_refused_with_the_repair():
+    bnb = pytest.importorskip("bitsandbytes")
+    with pytest.raises(ValueError, match="PagedAdamW32bit .*pages.*optim='adamw_torch'"):
+        check_optimizer(bnb.optim.PagedAdamW32bit([matrix()], lr=0.01))
 
 
 class Factored(Optimizer):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from windows import on_lora
 
-from pedyra import RankAllocator, RankConfig
+from pedyra import RankAllocator
 from pedyra.allocate.optimizer_checks import check_optimizer, check_state
 from pedyra.allocate.optimizer_state import adopt, move_state
 from pedyra.lora.attach import attach
@@ -211,7 +212,7 @@ def test_an_optimizer_may_keep_entries_of_its_own(make_net, train_net):
 
     model = make_net()
     optimizer = Counting([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig.scored(interval=4, final_warmup=4), 20)
+    allocator = RankAllocator(model, optimizer, on_lora(interval=4, final_warmup=4), 20)
     train_net(model, optimizer, allocator, 6)
     saved = optimizer.state_dict()
     assert saved["state"]["seen"] == 1

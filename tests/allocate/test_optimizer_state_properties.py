@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from pedyra.allocate.allocation import RankPlan
+from pedyra.allocate.contract import Decision
 from pedyra.allocate.optimizer_state import adopt
-from pedyra.allocate.resizing import carry_out
+from pedyra.allocate.rank_allocator import resize_layers
 from pedyra.lora.attach import attach, train_e
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.resize import NewTriples
+from pedyra.lora.resize import NewTriples, Replacement
 
 Draw = Callable[[st.SearchStrategy], Any]
 
@@ -80,10 +81,14 @@ class Situation:
     def ranks(self) -> dict[str, int]:
         return {layer.name: layer.rank for layer in self.layers}
 
-    def born(self, layer: AdaptedLayer, pruned: tuple[int, ...], num_new: int, _: torch.Generator) -> NewTriples:
+    def born(self, layer: AdaptedLayer, num_new: int, _: torch.Generator) -> NewTriples:
         shapes = (num_new, layer.a.in_features), (num_new,), (layer.b.out_features, num_new)
         A, E, B = (torch.randn(shape, generator=self.generator) for shape in shapes)
         return NewTriples(A, torch.ones_like(E), B)
+
+    def carry_out(self, plan: RankPlan, new_moments: Any) -> Mapping[str, list[Replacement]]:
+        decision = Decision(plan=plan, scores={}, new_triples=self.born, new_moments=new_moments)
+        return resize_layers(decision, self.layers, self.optimizer, self.generator)
 
 
 def drawn_plan(draw: Draw, ranks: dict[str, int]) -> RankPlan:
@@ -124,7 +129,7 @@ def test_state_follows_its_rows_through_a_chain_of_plans_and_nothing_else_change
             layer.name: [rows(f, dim) for f, dim in zip(layer.factors, (0, 0, 1), strict=True)] for layer in layers
         }
 
-        changes = carry_out(plan, layers, optimizer, now.born, now.generator, new_moments=new_moments)
+        changes = now.carry_out(plan, new_moments)
 
         assert changes.keys() == plan.pruned.keys() | plan.added.keys()
         successors: dict[Tensor, Tensor] = {}
@@ -205,7 +210,7 @@ def test_kept_rows_train_on_as_if_each_had_always_been_alone(data):
         step()
     for _ in range(data.draw(st.integers(1, 3))):
         plan = drawn_plan(data.draw, now.ranks)
-        carry_out(plan, now.layers, optimizer, now.born, now.generator, new_moments="seed")
+        now.carry_out(plan, "seed")
         gone = plan.pruned.get(layer.name, ())
         alone[:] = [row for i, row in enumerate(alone) if i not in gone]
         for parameter in [p for group in slow.param_groups for p in group["params"]]:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
 import pytest
 import torch
-from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside, trainable
+from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside, on_lora, trainable
 
-from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
+from pedyra import PeDyra, RankAllocator
 
-BOTH: dict[str, dict[str, Any]] = {
-    "scored": forced(**SCHEDULE),
-    "paper": {"config": RankConfig.paper(**{**SCHEDULE, "moves": 1})},
-}
+BASES = ("forced", "paper")
+
+
+def given(base: str, **settings: Any) -> dict[str, Any]:
+    """The `config` of a run of `STEPS` in which triples move: on LoRA's start, or the paper's."""
+    return (
+        forced(**SCHEDULE, **settings)
+        if base == "forced"
+        else {"config": PeDyra(**{**SCHEDULE, "moves": 1}, **settings)}
+    )
 
 
 @pytest.mark.parametrize("budget", ["parameters", "ranks"])
-@pytest.mark.parametrize("base", BOTH)
+@pytest.mark.parametrize("base", BASES)
 def test_the_budget_is_kept_at_every_step(base, budget, make_net, net_batch):
-    config = dataclasses.replace(BOTH[base]["config"], budget=budget, min_rank=1)
     model = make_net()
-    allocator = allocate(model, {**BOTH[base], "config": config})
+    allocator = allocate(model, given(base, budget=budget))
     start_parameters, start_rank = allocator.parameters, sum(allocator.ranks.values())
     moved = set()
     for step in range(STEPS):
@@ -46,7 +49,7 @@ def test_the_budget_is_kept_at_every_step(base, budget, make_net, net_batch):
 
 def test_parameters_gradients_and_moments_are_physically_those_of_the_ranks(make_net, net_batch):
     model = make_net()
-    allocator = allocate(model, BOTH["scored"])
+    allocator = allocate(model, given("forced"))
     elements = {"parameters": 0, "gradients": 0, "moments": 0}
     for step in range(STEPS):
         x, y = net_batch(step)
@@ -68,17 +71,17 @@ def test_parameters_gradients_and_moments_are_physically_those_of_the_ranks(make
 
 def test_ranks_move_exactly_at_the_adjustments_of_the_schedule(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, BOTH["scored"])
+    allocator = allocate(model, given("forced"))
     records = train_net(model, allocator.optimizer, allocator, STEPS)
     expected = [5, 8, 11, 14, 17, 20]  # t > 2, (t - 2) % 3 == 0, t < 30 - 8
     assert [record["step"] for record in records] == expected == list(allocator.schedule.adjustments)
     assert allocator.history == records and allocator.step == STEPS
 
 
-@pytest.mark.parametrize("base", BOTH)
+@pytest.mark.parametrize("base", BASES)
 def test_a_record_tells_what_happened_and_survives_json(base, make_net, train_net):
     model = make_net()
-    allocator = allocate(model, BOTH[base])
+    allocator = allocate(model, given(base))
     ranks = allocator.ranks
     for record in train_net(model, allocator.optimizer, allocator, STEPS):
         assert json.loads(json.dumps(record)) == record
@@ -93,10 +96,10 @@ def test_a_record_tells_what_happened_and_survives_json(base, make_net, train_ne
     assert ranks == allocator.ranks
 
 
-@pytest.mark.parametrize("base", BOTH)
+@pytest.mark.parametrize("base", BASES)
 def test_an_adjustment_changes_the_function_by_the_pruned_triples_alone(base, make_net, net_batch):
     model = make_net(trained=True, dtype=torch.float64)
-    allocator = allocate(model, BOTH[base])
+    allocator = allocate(model, given(base))
     for step in range(1, STEPS + 1):
         x, y = (value.double() for value in net_batch(step))
         (model(x) - y).square().mean().backward()
@@ -120,7 +123,7 @@ def _contributions(layer: Any) -> list[torch.Tensor]:
 
 def test_kept_triples_and_their_scores_are_bit_equal_across_an_adjustment(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, BOTH["scored"])
+    allocator = allocate(model, given("forced"))
     train_net(model, allocator.optimizer, allocator, 4)
     before: list[Any] = []
     real = allocator.after_step
@@ -147,12 +150,12 @@ def sensitivity(allocator: RankAllocator, layer: Any) -> torch.Tensor:
     return flat[at : at + layer.a.A.numel()].view(layer.a.A.shape).clone()
 
 
-@pytest.mark.parametrize("base", BOTH)
+@pytest.mark.parametrize("base", BASES)
 def test_two_runs_have_the_same_bits_whatever_the_global_generator(base, make_net, train_net):
     results = []
     for seed in (1, 2):
         model = make_net()
-        allocator = allocate(model, BOTH[base])
+        allocator = allocate(model, given(base))
         torch.manual_seed(seed)
         state = torch.get_rng_state()
         train_net(model, allocator.optimizer, allocator, STEPS)
@@ -163,15 +166,13 @@ def test_two_runs_have_the_same_bits_whatever_the_global_generator(base, make_ne
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
-def test_the_first_update_of_the_default_is_plain_loras(make_net, train_net, net_batch):
+def test_the_first_update_on_loras_start_is_plain_loras(make_net, train_net, net_batch):
     plain, model = make_net(), make_net()
     x, y = net_batch(1)
     optimizer = adamw(plain, weight_decay=0.0)
     (plain(x) - y).square().mean().backward()
     optimizer.step()
-    allocator = allocate(
-        model, {"config": RankConfig(moves=0, initial_warmup=10, final_warmup=2)}, adamw(model, weight_decay=0.0)
-    )
+    allocator = allocate(model, {"config": on_lora()}, adamw(model, weight_decay=0.0))
     train_net(model, allocator.optimizer, allocator, 1)
     slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
     for layer, slot in zip(allocator.layers, slots, strict=True):
@@ -211,7 +212,7 @@ def test_layers_never_outgrow_their_width_or_the_cap(make_net, train_net):
 
 def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
     model = make_net()
-    allocator = allocate(model, BOTH["scored"])
+    allocator = allocate(model, given("forced"))
     setup = allocator.describe()
     assert json.loads(json.dumps(setup)) == setup
     assert setup["layers"][0] == {
@@ -221,7 +222,7 @@ def test_describe_and_snapshot_are_plain_values_and_true(make_net, train_net):
         "in_features": 8,
         "out_features": 12,
         "rank": 4,
-        "cost": 21,
+        "direction_parameters": 21,
     }
     assert setup["budget"] == {"kind": "parameters", "total_rank": 12, "parameters": 4 * (21 + 19 + 13)}
     assert setup["scaling"] == {"layers.0": 2.0, "layers.1": 2.0, "layers.2": 2.0}

@@ -104,7 +104,7 @@ def test_tracking_only_when_needed_equals_tracking_always(alpha, make_net, train
         assert tracked == 2 * 103  # of 320: W = 103 steps before each of the two adjustments
         if full:
             monkeypatch.setattr(allocator.run, "window", 10**6)
-            allocator._prepare_next_step()
+            allocator.run.prepare(0)
         results.append(train_net(model, allocator.optimizer, allocator, 320))
     for few, all_ in zip(*results, strict=True):
         assert few["pruned"][0][:2] == all_["pruned"][0][:2] and few["ranks"] == all_["ranks"]

@@ -9,10 +9,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside
+from windows import SCHEDULE, STEPS, adamw, allocate, forced, inside, on_lora
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, detach
 
 
@@ -131,7 +130,7 @@ def test_a_model_in_float64_is_scored(make_net):
     """Eqs. (3) and (6) without E, whose missing gradient is a zero of another type than the others."""
     model = make_net(dtype=torch.float64)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
-    config = RankConfig.scored(interval=2, moves=2)
+    config = on_lora(interval=2, moves=2)
     allocator = RankAllocator(model, optimizer, config, 8)
     for _ in range(6):
         model(torch.randn(4, 8, dtype=torch.float64)).square().mean().backward()

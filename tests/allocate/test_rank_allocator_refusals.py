@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,12 +10,11 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from windows import SCHEDULE, forced
+from windows import SCHEDULE, forced, on_lora
 
-from pedyra import RankCallback
+from pedyra import PeDyra, RankCallback, Wide
 from pedyra.allocate.allocation import make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
 from pedyra.pe_dyra.scored import ScoredMethod
 
 
@@ -37,19 +37,31 @@ def test_a_model_without_an_adapter(make_net):
 
 
 def test_a_schedule_without_any_adjustment(make_net):
-    with refused("no adjustment.*interval 40.* lower the interval or the warm-ups"):
+    with refused("no rank could ever move: .*step 42 .*interval 40.*step 22 of 30"):
         allocate(make_net(), interval=40)
 
 
 def test_warmups_longer_than_the_run(make_net):
-    with refused("fill the run of 30 steps; shorten"):
+    with refused("no rank could ever move: .*initial_warmup 25.*final_warmup 8"):
         allocate(make_net(), initial_warmup=25)
 
 
+@pytest.mark.parametrize("config", [PeDyra(), Wide(rank=2)])
+def test_a_run_that_is_too_short_is_told_how_long_is_enough(config, make_net):
+    def begin(steps: int) -> RankAllocator:
+        model = make_net()
+        return RankAllocator(model, torch.optim.AdamW(trainable(model)), config, steps)
+
+    with refused("no rank could ever move") as told:
+        begin(2)
+    (enough,) = map(int, re.findall(r"train for (\d+) steps", str(told.value)))
+    assert begin(enough).schedule.adjustments
+    with refused("no rank could ever move"):
+        begin(enough - 1)
+
+
 def test_ranks_that_are_all_at_the_minimum(make_net):
-    with refused(
-        "nothing can move: every layer starts at rank 1 and rank.min_rank is 1; raise lora.r or lower rank.min_rank"
-    ):
+    with refused("every layer starts at rank 1 and min_rank is 1; raise the adapter's r, or lower min_rank"):
         allocate(make_net(r=1))
 
 
@@ -58,7 +70,7 @@ def test_observing_needs_nothing_to_move(make_net):
 
 
 def test_a_start_above_the_cap(make_net):
-    with refused("rank.max_rank is 3, but layers.0 starts at rank 4; raise max_rank"):
+    with refused("max_rank is 3, but layers.0 starts at rank 4; raise max_rank"):
         allocate(make_net(), max_rank=3)
 
 
@@ -140,33 +152,34 @@ def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settin
 
 
 def test_an_average_of_updates_is_refused_by_the_method_that_turns_triples(make_net, train_net):
-    fit: dict[str, Any] = {"config": RankConfig(target_rank=2)}
-    for method, turns in ((fit, True), (forced(**SCHEDULE), False)):
+    for given, turns in (({"config": Wide(rank=2)}, True), (forced(**SCHEDULE), False)):
         model = make_net()
         optimizer = torch.optim.Adadelta(trainable(model))
-        allocator = RankAllocator(model, optimizer, total_steps=100, **method)
+        allocator = RankAllocator(model, optimizer, total_steps=100, **given)
         with refused("Adadelta keeps 'acc_delta', which cannot follow the turning") if turns else nullcontext():
             train_net(model, optimizer, allocator, 1)
 
 
 def test_a_start_at_the_highest_rank_is_refused(make_net):
-    with refused("no rank can change: every layer starts at rank.max_rank, 4; raise it, or lower lora.r"):
+    with refused("no rank can change: every layer starts at max_rank, 4; raise it, or lower the adapter's r"):
         allocate(make_net(r=4), max_rank=4)
-    assert allocate(make_net(r=4), max_rank=5).moves > 0
-    shrinking = ScoredMethod(policy=lambda scores, now: make_plan(scores, {}, {}, {}))
+    assert allocate(make_net(r=4), max_rank=5).run.moves_ranks
+    settings = on_lora(**SCHEDULE, max_rank=4)
+    shrinking = ScoredMethod(settings=settings, policy=lambda scores, now: make_plan(scores, {}, {}, {}))
     model = make_net(r=4)
     optimizer = torch.optim.AdamW(trainable(model))
-    assert RankAllocator(model, optimizer, RankConfig.scored(**SCHEDULE, max_rank=4), 30, method=shrinking).moves > 0
-    assert allocate(make_net(r=4), max_rank=4, moves=0).moves == 0
+    assert RankAllocator(model, optimizer, shrinking, 30).run.moves_ranks
+    assert not allocate(make_net(r=4), max_rank=4, moves=0).run.moves_ranks
 
 
-def test_a_config_of_another_kind_is_refused(make_net):
+@pytest.mark.parametrize("config", [{"moves": 2}, None, PeDyra], ids=["settings", "none", "the class"])
+def test_a_config_of_another_kind_is_refused(config, make_net):
     model = make_net()
     for make in (
-        lambda: RankCallback({"moves": 2}),  # type: ignore[arg-type]
-        lambda: RankAllocator(model, torch.optim.SGD(trainable(model)), {"moves": 2}, 30),  # type: ignore[arg-type]
+        lambda: RankCallback(config),
+        lambda: RankAllocator(model, torch.optim.SGD(trainable(model)), config, 30),
     ):
-        with refused("config is {'moves': 2}, no RankConfig; write RankConfig"):
+        with refused(r"config is .*; give the method's own config, such as PeDyra\(\)"):
             make()
 
 
@@ -179,7 +192,7 @@ def test_steps_that_are_no_whole_number_are_refused(make_net):
 def test_a_wrapper_is_refused_with_the_model_to_give(make_net):
     model = make_net()
     with refused("the model is inside a DataParallel; give the PEFT model itself, its .module"):
-        RankAllocator(torch.nn.DataParallel(model), torch.optim.SGD(trainable(model)), RankConfig(), 300)
+        RankAllocator(torch.nn.DataParallel(model), torch.optim.SGD(trainable(model)), PeDyra(), 300)
 
 
 def test_a_failed_adjustment_changes_nothing(make_net, train_net):
@@ -203,7 +216,7 @@ def test_an_adapter_of_which_only_b_is_trained_is_refused(make_net):
         parameter.requires_grad_("lora_B" in name)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     with pytest.raises(ValueError, match="only one of lora_A and lora_B is trained"):
-        RankAllocator(model, optimizer, RankConfig(), 300)
+        RankAllocator(model, optimizer, PeDyra(), 300)
 
 
 def test_factors_in_shards_are_refused_before_anything_is_claimed(make_net, tmp_path):
@@ -216,6 +229,6 @@ def test_factors_in_shards_are_refused_before_anything_is_claimed(make_net, tmp_
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         with pytest.raises(ValueError, match="cut into shards.*fully_shard.*ignored_params="):
-            RankAllocator(model, optimizer, RankConfig(), 1000)
+            RankAllocator(model, optimizer, PeDyra(), 1000)
     finally:
         torch.distributed.destroy_process_group()

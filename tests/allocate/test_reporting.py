@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
-from pedyra import RankCallback
+from pedyra import RankCallback, Wide
+from pedyra.lora.layer import adapted_layers
 
 LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
 
@@ -142,3 +145,73 @@ def test_a_record_that_is_gone_begins_anew_with_the_state_at_the_resume(run, tmp
     assert rows[0]["kind"] == "layers" and rows[0]["budget"]["parameters"] == whole[0]["budget"]["parameters"]
     assert (rows[1]["kind"], rows[1]["step"]) == ("snapshot", 5)
     assert rows[2:] == [row for row in whole if row.get("step", 0) > 5]
+
+
+# What became of the ranks, when training has ended.
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_the_result_is_what_the_model_and_the_record_say(run, tmp_path):
+    trainer, callback = run(tmp_path, record=tmp_path / "ranks.jsonl")
+    result, layers = callback.result, adapted_layers(trainer.model)
+    adjustments = [row for row in records(tmp_path / "ranks.jsonl") if row["kind"] == "adjustment"]
+    assert (result.steps, result.adjustments, result.planned, result.first) == (12, 3, 3, 3)
+    assert result.moved == sum(len(row["pruned"]) + sum(row["added"].values()) for row in adjustments) > 0
+    assert result.ranks_before == {layer.name: 3 for layer in layers}
+    assert result.ranks == {layer.name: len(layer.a.A) for layer in layers} != result.ranks_before
+    trained = [p.numel() for name, p in trainer.model.named_parameters() if "lora_" in name and p.requires_grad]
+    assert result.parameters == sum(trained) <= result.parameters_before
+    said = re.findall(r"[\d,]+", str(result))
+    assert {str(result.moved), f"{result.parameters:,}", f"{result.parameters_before:,}"} <= set(said)
+
+
+def test_before_a_training_has_ended_there_is_no_result(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="call trainer.train"):
+        _ = callback.result
+
+    class Asking(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            with pytest.raises(ValueError, match="call trainer.train"):
+                _ = callback.result
+
+    trainer.add_callback(Asking())
+    trainer.train()
+    assert callback.result.steps == 12
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the progress bar
+@pytest.mark.parametrize("silent", [False, True])
+def test_one_line_of_it_is_printed_where_trainer_prints_its_progress(silent, run, tmp_path, capsys):
+    _, callback = run(tmp_path, disable_tqdm=silent)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pedyra: ")]
+    assert lines == ([] if silent else [f"pedyra: {callback.result}"])
+
+
+def test_a_training_that_stops_before_its_first_adjustment_says_so(make_trainer, tmp_path):
+    trainer, callback = make_trainer(tmp_path)  # the first follows step 3
+    trainer.add_callback(StopAfter(2))
+    trainer.train()
+    assert (callback.result.adjustments, callback.result.moved) == (0, 0)
+    assert callback.result.ranks == callback.result.ranks_before
+    assert re.search("no rank moved: .*after 2 steps.*step 3; train longer", str(callback.result))
+
+
+def test_a_size_that_was_asked_for_and_not_reached_is_told(make_trainer, tmp_path):
+    """Stopped after the first of three cuts."""
+    trainer, callback = make_trainer(
+        tmp_path, Wide(rank=1, interval=10, initial_warmup=2, final_warmup=2), max_steps=40
+    )
+    trainer.add_callback(StopAfter(14))
+    trainer.train()
+    result = callback.result
+    target = result.parameters_before // 3
+    assert result.adjustments == 1 and target < result.parameters < result.parameters_before
+    assert f"pedyra fit --parameters {target}" in str(result)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import pytest
 
-from pedyra.allocate.schedule import ema_window, resolve_schedule
+from pedyra.allocate.schedule import resolve_schedule
+from pedyra.pe_dyra.scored import ema_window
 
 
 @pytest.mark.parametrize(
@@ -42,19 +45,34 @@ def test_a_fraction_never_makes_an_interval_of_zero():
     assert resolve_schedule(10, initial_warmup=0.1, interval=0.01, final_warmup=0.3).interval == 1
 
 
-def test_warmups_that_fill_the_run_are_refused():
-    with pytest.raises(ValueError, match=r"initial_warmup \(60\) and rank.final_warmup \(40\).*100 steps; shorten"):
-        resolve_schedule(100, initial_warmup=60, interval=1, final_warmup=40)
+@pytest.mark.parametrize(
+    ("total", "settings"),
+    [
+        (100, dict(initial_warmup=60, interval=1, final_warmup=40)),
+        (100, dict(initial_warmup=10, interval=200, final_warmup=10)),
+        (6, dict(initial_warmup=0.0, interval=0.05, final_warmup=0.25, least_interval=4)),
+        (2, dict(initial_warmup=0.06, interval=0.023, final_warmup=0.64)),
+        (5, dict(initial_warmup=0.5, interval=0.4, final_warmup=3)),
+        (1000, dict(initial_warmup=900, interval=0.05, final_warmup=0.2)),
+        (1000, dict(initial_warmup=0.45, interval=30, final_warmup=0.54)),
+    ],
+)
+def test_where_nothing_could_move_the_steps_that_would_be_enough_are_told(total, settings):
+    """They really are, and one fewer is not."""
+
+    def told(steps: int) -> str:
+        with pytest.raises(ValueError, match=f"no rank could ever move: .* of {steps} ") as raised:
+            resolve_schedule(steps, **settings)
+        return str(raised.value)
+
+    (enough,) = map(int, re.findall(r"train for (\d+) steps", told(total)))
+    assert resolve_schedule(enough, **settings).adjustments
+    told(enough - 1)
 
 
-def test_a_schedule_without_an_adjustment_is_refused():
-    with pytest.raises(ValueError, match="no adjustment.*interval 200.*step 210.*lower the interval"):
-        resolve_schedule(100, initial_warmup=10, interval=200, final_warmup=10)
-
-
-def test_where_no_interval_could_be_shorter_the_run_is_too_short():
-    with pytest.raises(ValueError, match="no adjustment.*interval 4.*step 4.*step 4 of 6; train longer"):
-        resolve_schedule(6, initial_warmup=0.0, interval=0.05, final_warmup=0.25, least_interval=4)
+def test_where_the_warmups_fill_a_run_of_any_length_no_steps_are_told():
+    with pytest.raises(ValueError, match="no rank could ever move: .*; shorten them$"):
+        resolve_schedule(10_000_000, initial_warmup=0.6, interval=0.05, final_warmup=0.5)
 
 
 def test_a_run_without_steps_is_refused():
@@ -83,8 +101,8 @@ def test_the_window_is_not_longer_than_it_must_be():
 
 
 def test_an_interval_below_the_least_is_refused_in_steps_and_raised_as_a_fraction():
-    window: dict = dict(initial_warmup=0, final_warmup=0, least_interval=4)
+    window: dict[str, Any] = dict(initial_warmup=0, final_warmup=0, least_interval=4)
     assert resolve_schedule(40, interval=0.05, **window).interval == 4
     assert resolve_schedule(40, interval=4, **window).interval == 4
-    with pytest.raises(ValueError, match="rank.interval is 3, but .* takes 4 or more"):
+    with pytest.raises(ValueError, match="interval is 3, but .* takes 4 steps or more"):
         resolve_schedule(40, interval=3, **window)

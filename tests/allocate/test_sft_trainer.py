@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 
-from pedyra import RankCallback, RankConfig
+from pedyra import RankCallback
 
 trl = pytest.importorskip("trl")
 
@@ -52,8 +52,8 @@ def chats() -> Dataset:
 def train(make_llama, tokenizer, quick):
     """train(out, dataset, **SFTConfig): SFTTrainer on a plain Llama, LoRA as peft_config, and its callback."""
 
-    def go(out: Any, dataset: Dataset, *, resume: str | None = None, fit: bool = False, **settings: Any):
-        callback = RankCallback(RankConfig(interval=10, initial_warmup=5)) if fit else RankCallback(**quick())
+    def go(out: Any, dataset: Dataset, *, resume: str | None = None, **settings: Any):
+        callback = RankCallback(**quick())
         args = trl.SFTConfig(
             str(out),
             **{
@@ -101,14 +101,6 @@ def test_ranks_move_with_the_loss_on_the_answers_only(data, train, request, tmp_
     trainer.model.save_pretrained(tmp_path / "adapter")
     stock = PeftModel.from_pretrained(make_llama().unload(), tmp_path / "adapter")
     assert (logits(stock) - logits(trainer.model)).abs().max() < 1e-5
-
-
-def test_fit_compares_the_loss_that_is_trained(train, completions, tmp_path):
-    """Which newer versions compute from the model's log-probabilities, beside the loss that it gives."""
-    _, callback = train(tmp_path, completions, fit=True, max_steps=30)
-    assert callback.allocator.history[0]["fit"]["won"] is not None
-    with pytest.raises(ValueError, match="method pedyra compares"):
-        train(tmp_path, completions, fit=True, max_steps=30, loss_type="dft")
 
 
 def test_a_resumed_run_equals_the_unbroken_one(train, completions, tmp_path, run_state, assert_equal):

@@ -13,6 +13,7 @@ from file_changes import from_change, killed_at
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from pedyra import RankCallback
 from pedyra.allocate.checkpoint_folder import checkpoint_step, find_flaw, list_checkpoints
 
 
@@ -24,7 +25,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(
     run, before = tmp_path / "run", tmp_path / "before"
     trainer, callback = make_trainer(run, save_strategy="steps", save_steps=4, save_total_limit=limit, max_steps=8)
     trainer.train()
-    trainer.state.global_step = callback.allocator._steps.taken = step
+    trainer.state.global_step = callback.allocator._taken = step
     shutil.copytree(run, before)
     last, point = [], 0
     killed = True
@@ -46,7 +47,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(
 def test_a_disk_that_is_full_at_any_write_of_a_save_leaves_the_last_checkpoint_alone(make_trainer, tmp_path):
     trainer, callback = make_trainer(tmp_path, save_strategy="steps", save_steps=4, save_total_limit=1, max_steps=8)
     trainer.train()
-    trainer.state.global_step = callback.allocator._steps.taken = 10
+    trainer.state.global_step = callback.allocator._taken = 10
 
     def full(event: str) -> None:
         if event in ("open", "os.mkdir"):
@@ -100,3 +101,20 @@ def test_a_push_to_the_hub_sees_the_checkpoint_under_its_own_name(make_trainer, 
     monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
     trainer.train()
     assert len(pushed) == 1 and "pedyra_state.json" in pushed[0]
+
+
+def test_switched_off_it_leaves_trainers_saving_alone_and_a_resume_goes_on(
+    make_trainer, quick, tmp_path, run_state, assert_equal
+):
+    def begun(folder: str, **saved: object) -> tuple[Trainer, RankCallback]:
+        callback = RankCallback(**quick(), whole_checkpoints=False)
+        return make_trainer(tmp_path / folder, callback=callback, **saved)
+
+    whole, callback = begun("whole", save_strategy="steps", save_steps=4, save_total_limit=2)
+    whole.train()
+    assert "_save_checkpoint" not in vars(whole)
+    assert any(record["pruned"] for record in callback.allocator.history), "nothing moved: it proves nothing"  # type: ignore[union-attr]
+    assert (tmp_path / "whole" / "checkpoint-8" / "pedyra_state.json").is_file()
+    again, resumed = begun("again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))
+    assert_equal(run_state(again, resumed), run_state(whole, callback))

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ import yaml
 from pedyra.app.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
 from pedyra.app.recipe_page import recipe_page
 from pedyra.app.recipe_sections import DataSection, LoraSection, ModelSection
-from pedyra.config import Importance, RankConfig
-from pedyra.methods.registry import METHODS
+from pedyra.methods.names import NAMES
+from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
 
 RECIPE = """
 model: {name: tiny-bert}
@@ -44,7 +43,7 @@ def test_importing_the_schema_loads_nothing_heavy():
 
 def test_the_file_name_becomes_the_run_name_and_folder(recipe_file: Path):
     recipe = load_recipe(recipe_file)
-    assert (recipe.name, recipe.output_dir, recipe.method, recipe.seed) == ("mine", "runs/mine", "pedyra", 0)
+    assert (recipe.name, recipe.output_dir, recipe.method, recipe.seed) == ("mine", "runs/mine", "lora", 0)
 
 
 def test_numbers_and_words_are_read_as_yaml_1_2_does(recipe_file: Path):
@@ -92,28 +91,13 @@ def test_every_recipe_of_the_repository_is_valid(path: Path):
     assert recipe.output_dir == f"runs/{path.stem}"
 
 
-def test_the_rank_section_becomes_a_rank_config_with_the_recipes_seed(recipe_file: Path):
-    assert load_recipe(recipe_file, ["seed=5"]).rank_config() == RankConfig(interval=12, min_rank=1, seed=5)
-    assert load_recipe(recipe_file, ["seed=5", "rank.seed=1"]).rank_config().seed == 1
-    paper = load_recipe(recipe_file, ["method=pedyra-paper", "rank.moves=2"]).rank_config()
-    assert paper == RankConfig.paper(interval=12, min_rank=1, moves=2)
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "pedyra"])
-def test_how_method_pedyra_ends_may_stand_in_a_recipe_of_any_method(recipe_file: Path, method: str):
-    ends = ["rank.budget=fit", "rank.tolerance=0.05", "rank.target_rank=2"]
-    recipe = load_recipe(recipe_file, [f"method={method}", *ends])
-    assert recipe.rank["tolerance"] == 0.05
-    if method == "pedyra-paper":
-        assert recipe.rank_config() == RankConfig.paper(interval=12, min_rank=1)
-    with pytest.raises(ValueError, match=r"rank\.tolerance is 5; it is a part of what was won"):
-        load_recipe(recipe_file, [f"method={method}", "rank.tolerance=5"])
-
-
-def test_a_setting_of_methods_that_move_ranks_is_refused_by_the_default(recipe_file: Path):
-    with pytest.raises(ValueError, match=r"rank\.moves is 2, of methods that move triples"):
-        load_recipe(recipe_file, ["rank.moves=2"])
-    assert load_recipe(recipe_file, ["method=lora", "rank.moves=2"]).rank["moves"] == 2
+@pytest.mark.parametrize("method", NAMES)
+def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method(recipe_file: Path, method: str):
+    """Recipes of a comparison share them; but nonsense is refused in all."""
+    recipe = load_recipe(recipe_file, [f"method={method}", "rank.moves=2"])
+    assert (recipe.method, recipe.rank) == (method, {"interval": 12, "min_rank": 1, "moves": 2})
+    with pytest.raises(ValueError, match=r"rank\.alpha is 5; "):
+        load_recipe(recipe_file, [f"method={method}", "rank.alpha=5"])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +108,8 @@ def test_a_setting_of_methods_that_move_ranks_is_refused_by_the_default(recipe_f
         ("lora.rank=3", "unknown key 'lora.rank'; did you mean 'lora.r'?"),
         ("lora.lora_alpha=3", "unknown key 'lora.lora_alpha'; did you mean 'lora.alpha'?"),
         ("data.zzz=1", "unknown key 'data.zzz'; known are source, kind, config"),
-        ("rank.intervall=2", "rank.intervall is not a setting; did you mean 'interval'?"),
+        ("method=lorra", "method 'lorra' is unknown; did you mean 'lora'?"),
+        ("rank.intervall=2", "rank.intervall is no setting of a method that moves ranks; did you mean 'interval'?"),
         ("rank.interval=-1", "rank.interval is -1"),
         ("lora.r=0", "lora.r is 0: Input should be greater than or equal to 1"),
         ("lora.target_modules=3", "lora.target_modules is 3: Input should be a valid string or"),
@@ -250,9 +235,9 @@ def test_the_schema_describes_every_key_and_forbids_others():
     sections = schema["$defs"]
     assert sections["LoraSection"]["properties"]["r"]["default"] == 8
     assert sections["DataSection"]["properties"]["group_by"]["description"].startswith("Column whose equal values")
-    known = {**RankConfig().to_dict(), **asdict(Importance())}
-    assert set(sections["RankConfig"]["properties"]) == known.keys() - {"importance"}
-    assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankConfig"}
+    assert set(sections["RankSettings"]["properties"]) == set(RANK_FIELDS)
+    assert sections["RankSettings"]["additionalProperties"] is False
+    assert schema["properties"]["rank"] == {"$ref": "#/$defs/RankSettings"}
 
 
 @pytest.mark.parametrize(
@@ -275,12 +260,8 @@ def test_the_page_of_all_keys_is_that_of_the_schema():
     """`pedyra schema --markdown` leaves no key without a word about it."""
     page = recipe_page(recipe_schema())
     rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
-    keys = {
-        name
-        for section in (ModelSection, DataSection, LoraSection, RankConfig, Importance)
-        for name in field_names(section)
-    }
-    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys - {"importance"}
+    keys = {name for section in (ModelSection, DataSection, LoraSection, RankSettings) for name in field_names(section)}
+    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys
     assert [row for row in rows if row.endswith("|  |")] == []
 
 

@@ -122,11 +122,11 @@ def test_layers_come_in_the_models_order_under_their_base_names(make_net, make_l
     assert names[0] == "model.layers.0.self_attn.q_proj" and names[-1] == "model.layers.1.mlp.down_proj"
 
 
-def test_the_cost_of_a_triple_is_what_the_optimizer_holds(make_net):
+def test_the_parameters_of_a_triple_are_what_the_optimizer_holds(make_net):
     model = make_net()
     layers = attach(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trainable == sum(layer.rank * layer.cost for layer in layers) == 4 * (21 + 19 + 13)
+    assert trainable == sum(layer.rank * layer.direction_parameters for layer in layers) == 4 * (21 + 19 + 13)
 
 
 def test_only_the_named_adapter_is_touched(make_net):

@@ -9,9 +9,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import restore, save_state
-from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import NewTriples, install, resized
@@ -102,7 +101,7 @@ def test_the_weight_before_the_start_is_what_the_files_are_relative_to(init, mak
 
 @pytest.mark.parametrize("start", ["lora", "svd"])
 def test_a_resumed_run_has_the_weights_to_the_last_bit(start, make_net, train_net, tmp_path):
-    config = RankConfig.paper(interval=2, initial_warmup=1, final_warmup=1, moves=4, start=start)
+    config = PeDyra(interval=2, initial_warmup=1, final_warmup=1, moves=4, start=start)
 
     def begin() -> Any:
         model = make_net(init_lora_weights="pissa")

@@ -13,7 +13,6 @@ import torch
 from transformers import PrinterCallback, Trainer
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.contract import Situation
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule
 from pedyra.app.models import load_model, load_tokenizer
@@ -25,6 +24,7 @@ from pedyra.app.tasks import Task, load_task
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
+from pedyra.pe_dyra.scored import ScoredSituation
 
 # Trainer collects garbage before every run; without this, through all that the imports made.
 gc.freeze()
@@ -39,8 +39,8 @@ KINDS: dict[str, dict[str, Any]] = {
 MODELS = {"causal_lm": "tiny-llama", "planted": "planted-design"}
 SCHEDULE = {"interval": 2, "initial_warmup": 2, "final_warmup": 3}
 """Adjustments at steps 4, 6 and 8 of 12."""
-NARROW = {"interval": 10, "initial_warmup": 1, "final_warmup": 0, "target_rank": 2}
-"""Method pedyra's, whose one cut follows step 11: it measures for ten steps."""
+ONE_CUT = {"interval": 10, "initial_warmup": 1, "final_warmup": 0}
+"""Method wide's, whose one cut follows step 11: it measures for ten steps."""
 
 
 @dataclass
@@ -118,7 +118,7 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
             "model": {"name": MODELS.get(kind, "tiny-bert"), **sections.get("model", {})},
             "data": {"source": "toy", "max_length": 48, "train_rows": 48, "eval_rows": 16, **KINDS[kind]},
             "lora": {"r": 4, "alpha": 32, **sections.get("lora", {})},
-            "rank": {**(NARROW if method == "pedyra" else SCHEDULE), **sections.get("rank", {})},
+            "rank": {**(ONE_CUT if method == "wide" else SCHEDULE), **sections.get("rank", {})},
             "method_settings": sections.get("method_settings", {}),
             "training": {**training, **sections.get("training", {})},
         }
@@ -163,10 +163,10 @@ def prepare(make_recipe: Any, make_base: Any) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def situation() -> Callable[..., Situation]:
+def situation() -> Callable[..., ScoredSituation]:
     """situation(ranks, **changes): the adjustment at step 4 of 20 (t_i = 2, interval 2, t_f = 5: at 4, 6, ..., 14)."""
 
-    def make(ranks: dict[str, int], **changes: Any) -> Situation:
+    def make(ranks: dict[str, int], **changes: Any) -> ScoredSituation:
         schedule = Schedule(total_steps=20, initial_warmup=2, interval=2, final_warmup=5)
         settings: dict[str, Any] = dict(
             step=4,
@@ -176,10 +176,10 @@ def situation() -> Callable[..., Situation]:
             moves=1,
             min_rank=1,
             max_ranks=dict.fromkeys(ranks, 100),
-            costs=dict.fromkeys(ranks, 10),
+            parameters=dict.fromkeys(ranks, 10),
             spare=0,
             budget="ranks",
         )
-        return Situation(**{**settings, **changes})
+        return ScoredSituation(**{**settings, **changes})
 
     return make

@@ -67,7 +67,7 @@ def test_random_moves_respect_min_rank_and_a_budget_of_parameters(situation: Any
     ranks, costs = {"a": 2, "b": 3, "c": 1}, {"a": 10, "b": 25, "c": 40}
     scores = {name: [0.0] * rank for name, rank in ranks.items()}
     for seed in range(50):
-        now = situation(ranks, moves=2, budget="parameters", costs=costs, spare=7)
+        now = situation(ranks, moves=2, budget="parameters", parameters=costs, spare=7)
         plan = RandomMoves(seed)(scores, now)
         assert min(plan.ranks.values()) >= 1
         assert sum((plan.ranks[name] - ranks[name]) * costs[name] for name in ranks) <= 7
@@ -79,9 +79,9 @@ def test_a_run_starts_and_ends_where_it_says_and_scales_as_lora(prepare: Any, me
     run = prepare(method, rank={"budget": budget})
     run.train()
     layers = run.allocator.layers
-    assert run.ranks.allocator is not None and run.allocator.initial_parameters == first * sum(x.cost for x in layers)
-    ends = 4 * sum(1 if budget == "ranks" else layer.cost for layer in layers)
-    used = sum(layer.rank * (1 if budget == "ranks" else layer.cost) for layer in layers)
+    assert run.allocator.initial_parameters == first * sum(layer.direction_parameters for layer in layers)
+    ends = 4 * sum(1 if budget == "ranks" else layer.direction_parameters for layer in layers)
+    used = sum(layer.rank * (1 if budget == "ranks" else layer.direction_parameters) for layer in layers)
     assert used == ends if budget == "ranks" else 0.9 * ends < used <= ends
     assert {layer.scaling for layer in layers} == {32 / 4}
 
@@ -89,7 +89,7 @@ def test_a_run_starts_and_ends_where_it_says_and_scales_as_lora(prepare: Any, me
 def test_random_makes_as_many_moves_as_pedyra(prepare: Any):
     settings = {"rank": {"moves": 5, "interval": 2}}
     counts = []
-    for method in ("pedyra-paper", "random"):
+    for method in ("pedyra", "random"):
         history = prepare(method, **settings).train().allocator.history
         counts.append([len(record["pruned"]) for record in history])
     assert counts[0] == counts[1] and counts[0][0] == 5

@@ -24,13 +24,13 @@ def test_the_lowest_triples_of_all_layers_go_and_a_layer_may_lose_all(situation:
     # The last adjustment, step 14, reaches b_T = 4 exactly.
     last = policy({"a": [0.5, 0.7, 0.9], "b": [0.1, 0.2]}, situation({"a": 3, "b": 2}, step=14, min_rank=0))
     assert last.ranks == {"a": 3, "b": 1}
-    emptied = policy({"a": [5, 7, 9, 8], "b": [0.1, 0.2]}, situation({"a": 4, "b": 2}, step=14, min_rank=0))
+    emptied = policy({"a": [5.0, 7.0, 9.0, 8.0], "b": [0.1, 0.2]}, situation({"a": 4, "b": 2}, step=14, min_rank=0))
     assert emptied.ranks == {"a": 4, "b": 0}
 
 
 def test_a_budget_of_parameters_prunes_by_score_per_parameter(situation: Any):
     # Triples cost 10 and 30; final 2: 80 parameters. The costly triples are worth least per parameter.
-    now = situation({"a": 2, "b": 3}, step=14, min_rank=0, budget="parameters", costs={"a": 10, "b": 30})
+    now = situation({"a": 2, "b": 3}, step=14, min_rank=0, budget="parameters", parameters={"a": 10, "b": 30})
     plan = CubicPruning(initial=3, final=2)({"a": [0.3, 0.4], "b": [0.6, 0.9, 1.2]}, now)
     assert plan.ranks == {"a": 2, "b": 2}
 

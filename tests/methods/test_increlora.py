@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from pedyra.allocate.checkpoint import RECORD
-from pedyra.config import RankConfig
 from pedyra.lora.attach import attach
 from pedyra.methods.increlora import DenseSensitivity, GrowFromReserve, dense_sensitivity, growth
+from pedyra.pe_dyra.config import RankSettings
 
 
 def test_the_score_is_that_of_the_dense_update():
@@ -137,7 +137,7 @@ def test_a_scaled_loss_has_the_same_scores():
     torch.nn.init.normal_(layer.b.weight)
     scores, x = [], torch.randn(5, 4)
     for scale in (1.0, 1024.0):
-        source = DenseSensitivity(model, [layer], RankConfig())
+        source = DenseSensitivity(model, [layer], RankSettings())
         source.watch(True)
         (scale * model(x).square().sum()).backward()
         source.observe_gradients(loss_scale=scale)

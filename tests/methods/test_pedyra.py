@@ -1,7 +1,8 @@
-"""PE-DyRA by name: the two presets, and on top of DoRA, PiSSA and QLoRA (Tables 11 and 12)."""
+"""PE-DyRA by name: its settings, and on top of DoRA, PiSSA and QLoRA (Tables 11 and 12)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +10,35 @@ import pytest
 import torch
 from peft import PeftModel
 
-from pedyra.config import RankConfig
-
-NARROW: dict[str, Any] = {
-    "rank": {"target_rank": 2, "initial_warmup": 2, "interval": 10, "final_warmup": 3},
-    "training": {"max_steps": 20},
-}
+from pedyra import PeDyra
+from pedyra.app.runs.setup import request
+from pedyra.methods.registry import get_method
 
 
-def test_the_presets(prepare: Any):
-    assert prepare("pedyra").ranks.config == RankConfig(interval=10, initial_warmup=1, final_warmup=0, target_rank=2)
-    assert prepare("pedyra-paper").ranks.config == RankConfig.paper(interval=2, initial_warmup=2, final_warmup=3)
+def test_the_section_rank_gives_the_settings_of_pedyra(prepare: Any):
+    method = prepare("pedyra", rank={"alpha": 0.3}).ranks.method
+    assert method.settings == PeDyra(alpha=0.3, interval=2, initial_warmup=2, final_warmup=3)
+
+
+@pytest.mark.parametrize(("rank", "seed"), [({}, 5), ({"seed": 1}, 1)])
+def test_new_triples_have_the_seed_of_the_run_where_rank_has_none(
+    make_recipe: Any, make_base: Any, rank: Any, seed: int
+):
+    recipe = make_recipe("pedyra", rank=rank)
+    base, task, _ = make_base(recipe)
+    asked = replace(request(recipe, base, task), seed=5)
+    method = get_method("pedyra").prepare(asked).ranks
+    assert method is not None and method.seed == seed
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
-@pytest.mark.parametrize("method", ["pedyra", "pedyra-paper"])
 @pytest.mark.parametrize(
     "host", [{"lora": {"use_dora": True}}, {"lora": {"init": "pissa"}}, {"model": {"quantization": "nf4"}}]
 )
-def test_it_goes_on_top_of_dora_pissa_and_qlora(
-    prepare: Any, make_base: Any, tmp_path: Path, method: str, host: dict[str, Any]
-):
+def test_it_goes_on_top_of_dora_pissa_and_qlora(prepare: Any, make_base: Any, tmp_path: Path, host: dict[str, Any]):
     if "model" in host:
         pytest.importorskip("bitsandbytes")
-    if method == "pedyra" and host == {"lora": {"init": "pissa"}}:
-        with pytest.raises(ValueError, match="began as a part of the weight"):
-            prepare(method, **NARROW, **host).train()
-        return
-    run = prepare(method, **(NARROW if method == "pedyra" else {"rank": {"moves": 6}}), **host)
+    run = prepare("pedyra", rank={"moves": 6}, **host)
     base, _, _ = make_base(run.recipe)
     with torch.no_grad():
         untouched = base.eval()(**run.inputs()).logits

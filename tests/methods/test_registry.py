@@ -13,13 +13,18 @@ from peft import PeftModel
 
 from pedyra.app.runs.setup import request
 from pedyra.methods.loop import Loop, make_optimizer
+from pedyra.methods.names import NAMES
 from pedyra.methods.registry import METHODS, get_method
 
 
-def test_listing_the_methods_imports_no_torch():
-    code = "import sys; from pedyra.methods.registry import METHODS; list(METHODS); print('torch' in sys.modules)"
+def test_the_names_are_those_of_the_methods_in_their_order():
+    assert tuple(METHODS) == NAMES
+
+
+def test_the_names_are_known_without_torch():
+    code = "import sys; from pedyra.methods.names import NAMES; print('lora' in NAMES, 'torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == "False"
+    assert output.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("adalora_svd", "adalora-svd"), ("pedira", "pedyra")])

@@ -20,11 +20,8 @@ SHORTER = [
     *("training.max_steps=10", "training.eval_steps=5", "training.save_steps=5", "training.logging_steps=5"),
     *("rank.interval=2", "rank.initial_warmup=2", "rank.final_warmup=2", "data.train_rows=64", "data.eval_rows=32"),
 ]
-NARROW = [
-    *("training.max_steps=12", "rank.interval=10", "rank.initial_warmup=1", "rank.final_warmup=0"),
-    "rank.target_rank=1",
-]
-"""Method pedyra's, whose one cut follows ten steps of measuring."""
+ONE_CUT = ["training.max_steps=12", "rank.interval=10", "rank.initial_warmup=1", "rank.final_warmup=0"]
+"""Method wide's, whose one cut follows ten steps of measuring."""
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
@@ -32,7 +29,7 @@ NARROW = [
 def test_a_method_trains_into_a_run_folder_that_evaluates_to_the_same(method: str, tmp_path: Path):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
-    own = NARROW if method == "pedyra" else []
+    own = ONE_CUT if method == "wide" else []
     recipe = load_recipe(SMOKE, [f"method={method}", f"output_dir={tmp_path / 'run'}", *SHORTER, *own])
     result = train_run(recipe, console=Console(file=StringIO()))
     final = result.final

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from windows import SCHEDULE, STEPS, allocate, forced
 
 from pedyra.allocate.allocation import RankPlan
-from pedyra.allocate.contract import default_method
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.config import RankConfig
 from pedyra.methods.layer_scores import LayerScores
-from pedyra.pe_dyra.scored import Algorithm2, ScoredMethod
+from pedyra.pe_dyra.config import RankSettings
+from pedyra.pe_dyra.method import Algorithm2
+from pedyra.pe_dyra.scored import ScoredMethod, most_moves
 
 
 def test_a_policy_of_ones_own_decides(make_net, train_net):
@@ -28,7 +29,7 @@ def test_a_policy_of_ones_own_decides(make_net, train_net):
         )
 
     model = make_net()
-    allocator = allocate(model, forced(**SCHEDULE), method=ScoredMethod(policy=first_layer_loses))
+    allocator = allocate(model, forced(**SCHEDULE, policy=first_layer_loses))
     train_net(model, allocator.optimizer, allocator, STEPS)
     assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
 
@@ -40,28 +41,26 @@ class Ascending(LayerScores):
         return torch.arange(10.0, 10 + len(self.layers))
 
 
-def test_a_rules_own_scores_have_the_word_whatever_the_config_says(make_net, train_net):
+def test_a_methods_own_scores_have_the_word_whatever_the_settings_say(make_net, train_net):
     given = []
 
     def look(scores, now):
         given.append(scores)
         return Algorithm2()(scores, now)
 
-    rule = ScoredMethod(policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
+    settings = RankSettings(interval=6, moves=0, initial_warmup=0, final_warmup=0)
+    method = ScoredMethod(settings=settings, policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
     model = make_net()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    allocator = RankAllocator(model, optimizer, RankConfig.scored(interval=6, moves=0), 18, method=rule)
+    allocator = RankAllocator(model, optimizer, method, 18)
     (record, *_) = train_net(model, optimizer, allocator, 6)
     expected = {layer.name: [10.0 + i] * layer.rank for i, layer in enumerate(allocator.layers)}
     assert given[0] == expected and record["scores"] == expected
 
 
-def test_the_default_number_of_moves_is_the_papers_and_a_cut_may_take_all():
-    for config, total, most in (
-        (RankConfig.paper(moves=None), 576, 12),  # Table 14
-        (RankConfig.paper(moves=None), 12, 1),
-        (RankConfig.paper(moves=7), 576, 7),
-        (RankConfig(), 576, 576),
-        (RankConfig(moves=0), 576, 0),
-    ):
-        assert default_method(config).most_moves(config, total) == most
+@pytest.mark.parametrize(
+    ("moves", "total_rank", "most"),
+    [(None, 576, 12), (None, 12, 1), (7, 576, 7), (0, 576, 0)],  # 12 of 576: Table 14
+)
+def test_the_default_number_of_moves_is_the_papers(moves: int | None, total_rank: int, most: int):
+    assert most_moves(RankSettings(moves=moves), total_rank) == most

@@ -34,7 +34,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from spoiling import spoil
 
-from pedyra import RankAllocator, RankConfig
+from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.checkpoint import restore
 from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.app.recipe import load_recipe
@@ -45,7 +45,7 @@ from pedyra.lora.files import SUMS, write_sums
 
 SECONDS, LONGEST = 10, 300 + len("Error: ")
 RECIPE: dict[str, Any] = {
-    "method": "pedyra-paper",
+    "method": "pedyra",
     "model": {"name": "tiny-bert"},
     "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 16},
     "lora": {"r": 4, "alpha": 8, "target_modules": ["query", "value"]},
@@ -53,7 +53,7 @@ RECIPE: dict[str, Any] = {
     "training": {"max_steps": 12, "per_device_train_batch_size": 4, "save_steps": 4, "save_strategy": "steps"},
 }
 GRID: dict[str, Any] = {
-    "methods": {"lora": {}, "pedyra-paper": {"learning_rates": [1e-3]}},
+    "methods": {"lora": {}, "pedyra": {"learning_rates": [1e-3]}},
     "tasks": {"toy": {"source": "toy", "train_rows": 32, "eval_rows": 8}},
     "seeds": [0, 1],
     "learning_rates": [1e-3, 3e-3],
@@ -153,7 +153,7 @@ class Fuzz:
         lora = LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"], task_type="SEQ_CLS")
         model = get_peft_model(base, lora)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-        allocator = RankAllocator(model, optimizer, RankConfig.paper(**RECIPE["rank"]), 12)
+        allocator = RankAllocator(model, optimizer, PeDyra(**RECIPE["rank"]), 12)
         try:
             check_loaded(folder)
             restore(allocator, folder)

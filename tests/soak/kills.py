@@ -35,13 +35,13 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from pedyra import RankCallback, RankConfig
+from pedyra import PeDyra, RankCallback
 from pedyra.app.runs import run as _  # noqa: F401 (loaded once, before the forks)
 from pedyra.lab.cli import main as pedyra
 
 SCHEDULE: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3}
 RECIPE: dict[str, Any] = {
-    "method": "pedyra-paper",
+    "method": "pedyra",
     "model": {"name": "tiny-bert"},
     "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 16},
     "lora": {"r": 4, "alpha": 8},
@@ -95,7 +95,7 @@ def by_script(folder: Path, limit: int) -> None:
         model=get_peft_model(base, lora),
         args=arguments,
         train_dataset=[{"input_ids": row, "labels": int(row[0] > 20)} for row in ids],  # type: ignore[arg-type]
-        callbacks=[RankCallback(RankConfig.paper(**SCHEDULE), record_to=folder / "run" / "ranks.jsonl")],
+        callbacks=[RankCallback(PeDyra(**SCHEDULE), record_to=folder / "run" / "ranks.jsonl")],
     )
     started = (folder / "run").is_dir() and get_last_checkpoint(str(folder / "run")) is not None
     trainer.train(resume_from_checkpoint=started)

@@ -1,6 +1,6 @@
 """A long training with many adjustments: do memory, open files and the time of a step stay flat?
 
-    python tests/soak/steps.py --steps 20000 --adjustments 400 --method paper
+    python tests/soak/steps.py --steps 20000 --adjustments 400
 
 trains a small network with `Trainer` and `RankCallback`, saves twenty times, and looks at its own process each time.
 Prints a table; exit code 1 where something grew that is no record of an adjustment.
@@ -26,11 +26,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pedyra import RankCallback, RankConfig
+from pedyra import PeDyra, RankCallback
 
-METHODS = {"paper": RankConfig.paper, "fit": lambda **settings: RankConfig(budget="fit", **settings)}
-KEPT = {"paper": 1, "fit": 25}
-"""How many objects an adjustment may leave: a fit keeps its answers, for its verdict."""
 MEGABYTES, SLOWER = 8.0, 1.25
 """What the second half of the run may take more than the first: allocators and clocks are not exact."""
 
@@ -94,13 +91,12 @@ class Watch(TrainerCallback):
         self.times.clear()
 
 
-def watch(steps: int, adjustments: int, method: str, folder: Path, places: int = 20) -> list[Look]:
+def watch(steps: int, adjustments: int, folder: Path, places: int = 20) -> list[Look]:
     """Train, save and look at so many places."""
     torch.manual_seed(0)
     interval = (steps - 1) // (adjustments + 1)
-    config = METHODS[method](
-        interval=interval, initial_warmup=interval, final_warmup=steps - (adjustments + 1) * interval - 1
-    )
+    final_warmup = steps - (adjustments + 1) * interval - 1
+    config = PeDyra(interval=interval, initial_warmup=interval, final_warmup=final_warmup)
     base = Network()
     rows = [{"x": torch.randn(16)} for _ in range(64)]
     rows = [{**row, "labels": torch.tanh(row["x"][:8] + row["x"][8:])} for row in rows]
@@ -145,15 +141,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--adjustments", type=int, default=400)
-    parser.add_argument("--method", choices=[*METHODS], default="paper")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        seen = watch(given.steps, given.adjustments, given.method, Path(scratch))
+        seen = watch(given.steps, given.adjustments, Path(scratch))
     print(" | ".join(Look.__annotations__))
     for look in seen:
         print(" | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in vars(look).values()))
     grown = growth(seen)
     print(grown)
-    more = grown["objects"] > KEPT[given.method] * given.adjustments or grown["files"] > 0 or grown["threads"] > 0
+    more = grown["objects"] > given.adjustments or grown["files"] > 0 or grown["threads"] > 0
     sys.exit(more or grown["megabytes"] > MEGABYTES or grown["slower"] > SLOWER)

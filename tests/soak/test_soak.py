@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from fuzz import fuzz
 from kills import by_command, soak
-from steps import KEPT, growth, watch
+from steps import growth, watch
 
 
 def test_a_training_that_is_killed_and_resumed_ends_as_the_unbroken_one(tmp_path):
@@ -20,9 +19,8 @@ def test_spoilt_inputs_are_read_or_refused_in_one_line(tmp_path, monkeypatch):
     assert 30 < found.counts["refused"] < 150
 
 
-@pytest.mark.parametrize("method", KEPT)
-def test_adjustments_leave_nothing_behind_but_their_records(method, tmp_path):
-    looks = watch(200, 16, method, tmp_path, places=6)
+def test_adjustments_leave_nothing_behind_but_their_records(tmp_path):
+    looks = watch(200, 16, tmp_path, places=6)
     assert looks[-1].adjustments == 16
     grown = growth(looks)
-    assert grown["objects"] <= KEPT[method] * 16 and grown["files"] <= 0 and grown["threads"] <= 0
+    assert grown["objects"] <= 16 and grown["files"] <= 0 and grown["threads"] <= 0

@@ -69,25 +69,24 @@ class RankResult:
     """What only the method can say, in a sentence."""
 
     def __str__(self) -> str:
-        if self.adjustments == 0 and self.steps < self.first:
-            return self._with_outcome(
+        if self.steps < self.first:
+            words = (
                 f"no rank moved: training ended after {self.steps} steps, and the first adjustment follows step "
                 f"{self.first}; train longer, or shorten initial_warmup and interval"
             )
-        if self.adjustments == 0:
-            return self._with_outcome(
-                f"no rank moved: {self.planned} adjustments were due, and before each of them too few steps were measured"
+        elif self.adjustments == 0:
+            words = (
+                "no rank moved: before every adjustment that was due too few steps had a loss that is a number, labels "
+                "and a gradient"
             )
-        changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
-        low, high = min(self.ranks.values()), max(self.ranks.values())
-        words = (
-            f"{self.adjustments} of {self.planned} adjustments pruned or added {self.moved} triples: the rank of "
-            f"{changed} of {len(self.ranks)} layers changed, ranks go from {low} to {high}, and {self.parameters:,} of "
-            f"{self.parameters_before:,} parameters are left"
-        )
-        return self._with_outcome(words)
-
-    def _with_outcome(self, words: str) -> str:
+        else:
+            changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
+            low, high = min(self.ranks.values()), max(self.ranks.values())
+            words = (
+                f"{self.adjustments} of {self.planned} adjustments pruned or added {self.moved} triples: the rank of "
+                f"{changed} of {len(self.ranks)} layers changed, ranks go from {low} to {high}, and "
+                f"{self.parameters:,} of {self.parameters_before:,} parameters are left"
+            )
         return words if self.outcome is None else f"{words}; {self.outcome}"
 
 

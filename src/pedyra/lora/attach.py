@@ -51,6 +51,7 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     init = getattr(config, "init_lora_weights", True)
     check_supported(config, layers)
+    check_whole(layers)
     if takes_from_weight(init):
         check_start(model, layers, init)
     if start == "svd":
@@ -67,6 +68,20 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     write_ranks(model, adapter_name)
     _watch_loading(model)
     return layers
+
+
+def check_whole(layers: Sequence[AdaptedLayer]) -> None:
+    """Raise ValueError where a factor is cut into shards (a DTensor). The base may be, by FSDP2 or tensor parallelism.
+
+    The layers may hold triples or not.
+    """
+    for layer in layers:
+        for slot in ("lora_A", "lora_B"):
+            if any(hasattr(each, "placements") for each in getattr(layer.module, slot)[layer.adapter].parameters()):
+                raise ValueError(
+                    f"{slot} of {layer.name} is cut into shards, and ranks cannot move across shards; keep what is "
+                    f"trained whole: fully_shard(..., ignored_params=), or no tensor parallel plan for this layer"
+                )
 
 
 def check_supported(config: PeftConfig, layers: Sequence[AdaptedLayer]) -> None:

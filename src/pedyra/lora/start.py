@@ -71,7 +71,7 @@ def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
     fresh = not all(layer.module.lora_B[layer.adapter].weight.any() for layer in layers)
     if fresh and isinstance(init, str) and init != "gaussian":
         raise ValueError(
-            f"rank.start is 'svd', which would discard the adapter's {init!r} start; use rank.start='lora' to keep it"
+            f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora' to keep it"
         )
 
 

@@ -166,9 +166,12 @@ class WideRun(MethodRun):
         if self.gramians is None:
             return
         self.gramians.close(None, loss_scale)
-        for name, layer in self.layers.items():
-            if (gradient := layer.b.weight.grad) is not None and layer.rank:
-                self._trained[name] |= gradient.any()
+        gradients = {name: layer.b.weight.grad for name, layer in self.layers.items() if layer.rank}
+        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        norms = torch._foreach_norm(list(found.values())) if found else ()
+        finite = torch.stack([norm.isfinite() for norm in norms]).all() if norms else None
+        for name, norm in zip(found, norms, strict=True):
+            self._trained[name] |= finite & (norm > 0)  # else the step counts for nothing
 
     def skip_step(self) -> None:
         if self.gramians is not None:
@@ -204,7 +207,8 @@ class WideRun(MethodRun):
         """The next of `CUTS` cuts, or of as many as there are adjustments left; each leaves the same part.
 
         Args:
-            unseen: layers that no token reached (an expert, say); they keep their rank.
+            unseen: layers that no token reached (an expert, say); they keep their rank, and the others do not pay
+                for it.
         """
         if unseen:
             logger.warning(
@@ -212,9 +216,11 @@ class WideRun(MethodRun):
                 *(len(unseen), len(self.layers), self.run.schedule.adjustments[-left], min(unseen)),
             )
         prefixes = Prefixes(found, 0, unseen)
-        parameters = prefixes.parameters[0]
-        wanted = parameters * (self.target / parameters) ** (1 / min(CUTS - self.cuts, left))
-        ranks = prefixes.ranks(prefixes.of_parameters(max(self.target, round(wanted))))
+        kept = sum(self.layers[name].rank * self.parameters[name] for name in unseen)
+        target = self.target - self.config.rank * sum(self.parameters[name] for name in unseen)
+        parameters = prefixes.parameters[0] - kept
+        wanted = parameters * (target / parameters) ** (1 / min(CUTS - self.cuts, left))
+        ranks = prefixes.ranks(prefixes.of_parameters(kept + max(target, round(wanted))))
         self.cuts += 1
         pruned = {}
         for name, measured in found.layers.items():

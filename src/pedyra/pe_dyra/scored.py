@@ -222,6 +222,8 @@ class ScoredRun(MethodRun):
         """Steps before an adjustment that an EMA still remembers at it."""
         reads_inputs = method.scores is None and settings.alpha < 1
         self.inputs = InputEnergy(run.model, run.layers, run.average) if reads_inputs else None
+        self._trained_unseen: dict[str, Tensor] = {}
+        """Layer whose input was not seen in some step of the window -> whether it had a gradient there, `()`."""
 
     @property
     def moves_ranks(self) -> bool:  # type: ignore[override]
@@ -248,15 +250,38 @@ class ScoredRun(MethodRun):
             add_orthogonality_gradient(self.run.layers, weight=self.settings.orth_weight, form=form)
 
     def _observe(self, step: int, loss_scale: float) -> None:
-        if not self.observes(step - 1):
+        begins, adjusts = step == 1 or not self.observes(step - 1), self.run.schedule.is_adjustment(step)
+        if begins:
             self.scores.restart()
+            self._trained_unseen = {}
         self.scores.observe_gradients(loss_scale=loss_scale)
         if not isinstance(self.scores, TripleScores):
             return
         if self.inputs is not None:
-            self.scores.observe_inputs(self.inputs.collect())
-        if self.run.schedule.is_adjustment(step):  # Eq. (6) reads the weights that Eq. (3) does
+            seen = self.inputs.collect()
+            self._note_unseen(seen)
+            if begins or adjusts:  # each look waits for the device
+                self._check_seen()
+            self.scores.observe_inputs(seen)
+        if adjusts:  # Eq. (6) reads the weights that Eq. (3) does
             self.scores.read_weights(input_norm=self.settings.input_norm)
+
+    def _note_unseen(self, mean_squares: Sequence[Tensor | None]) -> None:
+        for layer, seen in zip(self.run.layers, mean_squares, strict=True):
+            gradients = [factor.grad for factor in layer.factors if factor.grad is not None]
+            if seen is None and gradients and layer.rank:
+                trained = torch.stack(torch._foreach_norm(gradients)).any()
+                self._trained_unseen[layer.name] = trained | self._trained_unseen.get(layer.name, False)
+
+    def _check_seen(self) -> None:
+        """Raise ValueError for a layer that was trained and whose input was not seen: Eq. (6) is unknown, not zero."""
+        for name, trained in self._trained_unseen.items():
+            if trained:
+                raise ValueError(
+                    f"no input of {name} was seen, although it is trained: something reads its weights and does not "
+                    f"call it (a fused kernel of unsloth or axolotl), so its input score, Eq. (6), is unknown; switch "
+                    f"the kernel off, or use alpha=1, which needs no inputs"
+                )
 
     def skip_step(self) -> None:
         if self.inputs is not None:

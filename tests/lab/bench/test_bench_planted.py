@@ -103,7 +103,7 @@ def test_smoke_writes_a_row_for_every_method_and_draws_a_figure(tmp_path):
         assert row["rank_distance"] == wrong
     by_method = {row["method"]: row for row in rows}
     assert by_method["lora"]["ranks"] == [4] * 12 and by_method["oracle"]["rank_distance"] == 0
-    assert "x oracle" in result.output and "pedyra-paper" in figure.read_text()
+    assert "x oracle" in result.output and "pedyra" in figure.read_text()
 
 
 def test_rows_are_not_made_twice(tmp_path, monkeypatch):

@@ -74,15 +74,15 @@ def test_the_pretrained_model_comes_from_the_cache_the_second_time(monkeypatch):
 def test_a_killed_grid_goes_on_where_it_was(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     arguments: dict[str, Any] = dict(lrs=[0.01], seeds=[0, 1], size=SMOKE)
-    whole = list(bench_bytes(["lora", "pedyra-paper:moves=2"], **arguments, file=RowFile(path, KEY)))
+    whole = list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2]) + lines[2][:50])
-    again = list(bench_bytes(["lora", "pedyra-paper:moves=2"], **arguments, file=RowFile(path, KEY)))
+    again = list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
     assert [row["loss"] for row in again] == [row["loss"] for row in whole]  # the same run, to the last bit
     assert [row["seconds"] for row in again[:2]] == [row["seconds"] for row in whole[:2]]
     assert len(path.read_text().splitlines()) == 4
     monkeypatch.setattr("pedyra.lab.bench.bytes.run_method", lambda *a, **k: pytest.fail("made again"))
-    list(bench_bytes(["lora", "pedyra-paper:moves=2"], **arguments, file=RowFile(path, KEY)))
+    list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
@@ -101,14 +101,14 @@ def _row(method, lr, seed, loss):
 def test_each_method_is_compared_at_its_own_best_rate():
     rows = [
         *(_row("lora", lr, seed, loss + seed) for lr, loss in ((1, 3.0), (2, 2.0), (4, 2.5)) for seed in (0, 1, 2)),
-        *(_row("pedyra-paper:moves=2", 1, seed, 1.5 + seed) for seed in (0, 1, 2)),
-        *(_row("pedyra-paper:moves=2", 2, seed, 9.0) for seed in (0, 1, 2)),
-        _row("pedyra-paper:moves=2", 4, 0, 0.1),  # one lucky seed does not choose the rate
+        *(_row("pedyra:moves=2", 1, seed, 1.5 + seed) for seed in (0, 1, 2)),
+        *(_row("pedyra:moves=2", 2, seed, 9.0) for seed in (0, 1, 2)),
+        _row("pedyra:moves=2", 4, 0, 0.1),  # one lucky seed does not choose the rate
         *(_row("bad", 1, seed, None) for seed in (0, 1)),
     ]
     lora, pedyra, bad = summarise_rates(rates_by_method(rows))
     assert (lora.best, lora.loss, lora.edge, lora.difference) == (2, 3.0, "", None)
-    assert (pedyra.name, pedyra.best, pedyra.edge) == ("pedyra-paper:moves=2", 1, "lowest")
+    assert (pedyra.name, pedyra.best, pedyra.edge) == ("pedyra:moves=2", 1, "lowest")
     assert pedyra.difference is not None and pedyra.difference.mean == pytest.approx(-0.5)
     assert pedyra.difference.interval == pytest.approx((-0.5, -0.5))  # the same at every seed
     assert bad.loss == math.inf and bad.difference is not None and bad.difference.interval is None

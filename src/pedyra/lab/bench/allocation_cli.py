@@ -102,7 +102,7 @@ def planted(
 
 
 def transfer(
-    chosen: Annotated[list[str] | None, methods("lora, lora+:ratio=4, pedyra:wide=4")] = None,
+    chosen: Annotated[list[str] | None, methods("lora, lora+:ratio=4, wide")] = None,
     lrs: Annotated[list[float] | None, several("--lr", "0.008 0.016 0.032", "Learning rate", callback=positive)] = None,
     seeds: Seeds = 2,
     first_seed: FirstSeed = 0,
@@ -129,7 +129,7 @@ def transfer(
     console = new_console()
     rows = []
     for row in bench_bytes(
-        chosen or ["lora", "lora+:ratio=4", "pedyra:wide=4"],
+        chosen or ["lora", "lora+:ratio=4", "wide"],
         lrs=lrs or [8e-3, 16e-3, 32e-3],
         seeds=range(first_seed, first_seed + seeds),
         ranks=ranks or [2],

@@ -26,10 +26,10 @@ def step(
     ] = None,
     variants: Annotated[
         list[str] | None,
-        several("--variant", "all but eva", "floor, lora, adalora, dora, paper, pedyra, pedyra-fused, eva"),
+        several("--variant", "all but eva", "floor, lora, adalora, dora, direct, pedyra, pedyra-fused, eva ..."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(help="A quarter of the timed steps: pedyra idle, measuring, asking, and after a cut.")
+        int, typer.Option(help="Half of the timed steps: pedyra observes in the first half, and is idle in the other.")
     ] = 20,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     batch: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
@@ -47,7 +47,7 @@ def step(
 ) -> None:
     """Time one training step of pedyra against PEFT's methods, step by step in turn."""
     quiet_libraries()
-    from pedyra.lab.bench.bench_step import COLUMNS, KINDS, bench_step
+    from pedyra.lab.bench.bench_step import COLUMNS, bench_step
     from pedyra.lab.bench.bench_variants import VARIANTS
 
     use_threads(threads)
@@ -61,11 +61,9 @@ def step(
     table = [["" if row[column] is None else row[column] for column in COLUMNS] for row in rows]
     print_table(new_console(), list(COLUMNS.values()), table)
     apart = [row for row in rows if "ratio_by_kind" in row]
-    kinds = [kind for kind in KINDS if any(kind in row["ratio_by_kind"] for row in apart)]
     if apart:
-        table = [
-            [row["model"], row["variant"], *(row["ratio_by_kind"].get(kind, "") for kind in kinds)] for row in apart
-        ]
+        kinds = list(apart[0]["ratio_by_kind"])
+        table = [[row["model"], row["variant"], *(row["ratio_by_kind"][kind] for kind in kinds)] for row in apart]
         print_table(new_console(), ["by lora, by kind of step", "", *kinds], table)
 
 

@@ -64,8 +64,10 @@ class MaskedReference:
         active = [(float(s), n, i) for n, all in scores.items() for i, s in enumerate(all) if self.masks[n][i]]
         for _, name, index in sorted(active)[: self.moves]:
             self.masks[name][index] = False
-        means = {name: float(scores[name].mean()) for name, mask in self.masks.items() if not mask.all()}
-        for name in sorted(means, key=lambda n: -means[n])[: self.moves]:
+        ranking = sorted(scores, key=lambda name: -float(scores[name].mean()))
+        closed = {name: int((~mask).sum()) for name, mask in self.masks.items()}
+        turns = sorted((turn, place, name) for place, name in enumerate(ranking) for turn in range(closed[name]))
+        for _, _, name in turns[: self.moves]:  # one each down the ranking, again and again
             self.masks[name][(~self.masks[name][:, 0]).nonzero()[0]] = True
 
     def _scores(self, name: str, layer: Any) -> Tensor:

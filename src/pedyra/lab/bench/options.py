@@ -35,7 +35,7 @@ def several(flag: str, default: str, help: str = "", **more: Any) -> Any:
 
 def methods(default: str) -> Any:
     """--method: methods by name."""
-    known = "As in a recipe, settings as NAME:key=value,...: lora+:ratio=4, pedyra:target_rank=2, lora:ranks={q=1,v=3}"
+    known = "As in a recipe, settings as NAME:key=value,...: lora+:ratio=4, pedyra:moves=2, lora:ranks={q=1,v=3}"
     return several("--method", default, known)
 
 

@@ -22,12 +22,8 @@ BATCH = 128
 
 
 def every_method() -> list[str]:
-    """The methods that run here, and the oracle: LoRA with the true ranks from the start.
-
-    Method pedyra begins at six times the budget, for a layer may need as much, and ends at it.
-    """
-    names = (name for name in METHODS if name != "qlora" or find_spec("bitsandbytes"))
-    return [*("pedyra:wide=6" if name == "pedyra" else name for name in names), "oracle"]
+    """The methods that run here, and the oracle: LoRA with the true ranks from the start."""
+    return [*(name for name in METHODS if name != "qlora" or find_spec("bitsandbytes")), "oracle"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pedyra.methods.method import Adaptation, Request, changed
 from pedyra.methods.registry import get_method
 
 WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)
-"""The schedule of every rank-adaptive method but `pedyra`, which has its own."""
+"""The schedule of every rank-adaptive method but `wide` and L1RA, which have their own."""
 MOVES = {"pedyra": 1 / 12, "random": 1 / 6, "mask": 1 / 12}
 """k as a part of the total rank."""
 IN_RANKS = ("increlora", "triadaptlora")

@@ -1,0 +1,160 @@
+"""The settings of PE-DyRA: defaults hold, nonsense is refused with the value, the rule and the repair."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pedyra import PeDyra
+from pedyra.pe_dyra.config import CHOICES, RANK_FIELDS, RankSettings, check_rank_section
+
+
+def test_is_frozen_and_keyword_only():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PeDyra().interval = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        PeDyra(10)  # type: ignore[misc]
+
+
+def test_survives_json():
+    config = PeDyra(interval=100, max_rank=16)
+    assert PeDyra(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_recipe_is_checked_without_torch():
+    code = "import sys; import pedyra.pe_dyra.config; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "False"
+
+
+def test_the_fields_of_pedyra_are_those_of_the_section_rank():
+    assert tuple(field.name for field in dataclasses.fields(PeDyra)) == RANK_FIELDS
+    assert PeDyra().to_dict() == RankSettings().to_dict()
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in CHOICES.items() for value in values])
+def test_every_listed_choice_is_accepted(name: str, value: Any):
+    assert getattr(PeDyra(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_other_choices_are_refused_with_the_possible_ones(name: str):
+    nonsense: Any = {name: "nonsense"}
+    with pytest.raises(ValueError, match=rf"^{name} is 'nonsense'.*{CHOICES[name][0]}"):
+        PeDyra(**nonsense)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("interval", 0),
+        ("interval", 0.0),
+        ("interval", 1.0),
+        ("interval", -3),
+        ("interval", True),
+        ("interval", "10"),
+        ("interval", float("nan")),
+        ("initial_warmup", -1),
+        ("initial_warmup", -0.1),
+        ("initial_warmup", 1.5),
+        ("final_warmup", 1.0),
+        ("moves", -1),
+        ("moves", 1.5),
+        ("moves", False),
+        ("min_rank", -1),
+        ("min_rank", None),
+        ("max_rank", 0),
+        ("beta1", 1.0),
+        ("beta1", -0.1),
+        ("beta2", 1.0),
+        ("beta2", "0.9"),
+        ("alpha", 1.1),
+        ("alpha", -0.1),
+        ("alpha", float("nan")),
+        ("alpha", "0.5"),
+        ("orth_weight", -0.1),
+        ("orth_weight", float("nan")),
+        ("orth_weight", float("inf")),
+        ("orth_weight", "0.1"),
+        ("omega_ema", "no"),
+        ("fused", "yes"),
+        ("seed", 1.5),
+        ("seed", None),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name_and_value(name: str, value: Any):
+    with pytest.raises(ValueError, match=rf"^{name} is ") as error:
+        PeDyra(**{name: value})
+    assert str(value) in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=rf"^rank\.{name} is "):  # where a recipe has it
+        check_rank_section({name: value})
+
+
+def test_max_rank_below_min_rank_is_refused():
+    with pytest.raises(ValueError, match="max_rank is 2, below min_rank 3"):
+        PeDyra(min_rank=3, max_rank=2)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("intervall", "interval"), ("min_ranks", "min_rank"), ("orthweight", "orth_weight"), ("final_warm_up", "final_")],
+)
+def test_an_unknown_key_of_a_recipe_names_the_nearest(typo: str, meant: str):
+    with pytest.raises(ValueError, match=rf"rank\.{typo} is no setting .*; did you mean '{meant}"):
+        check_rank_section({typo: 1})
+
+
+def test_an_unknown_key_like_none_lists_them_all():
+    with pytest.raises(ValueError, match="known are interval, moves"):
+        check_rank_section({"xyz": 1})
+
+
+def test_warmups_accept_zero_and_fractions_and_steps():
+    config = PeDyra(initial_warmup=0, final_warmup=0.0, interval=1)
+    assert (config.initial_warmup, config.final_warmup, config.interval) == (0, 0.0, 1)
+
+
+def test_the_defaults_are_the_paper_where_it_speaks():
+    paper = PeDyra()
+    assert paper.moves == 12  # k, Tables 7 to 9
+    assert paper.budget == "ranks" and paper.min_rank == 1  # Algorithm 2
+    assert paper.orth_weight == 0.1  # gamma, Table 7
+    assert paper.omega == "gradient" and not paper.omega_ema  # Eq. (5)
+    assert paper.input_norm == "mean_square"  # Eq. (6)
+    # Silent there; the readings of AdaLoRA's lineage.
+    assert (paper.start, paper.beta1, paper.beta2, paper.orth_form, paper.alpha) == ("svd", 0.85, 0.85, "norm", 0.5)
+
+
+def test_the_papers_phases_are_the_medians_of_its_tables():
+    """Rows of training data, batch, epochs, t_i, Delta_T, t_f: Tables 7 to 9."""
+    glue = [
+        *((392702, 32, 7, 3000, 1000, 65000), (2490, 32, 50, 300, 100, 2600), (104743, 32, 5, 1000, 500, 10000)),
+        *((3668, 32, 30, 600, 150, 1100), (363846, 32, 9, 5000, 1000, 80000), (67349, 32, 24, 1000, 1000, 25000)),
+        *((8551, 32, 35, 700, 100, 7000), (5749, 32, 25, 800, 200, 1500)),
+    ]
+    others = [(204045, 24, 25, 6000, 1500, 180000), (132000, 16, 25, 5000, 1000, 190000)]
+    parts = [
+        tuple(steps / (epochs * math.ceil(rows / batch)) for steps in phases)
+        for rows, batch, epochs, *phases in (*glue, *others)
+    ]
+    # Table 8: t_f is T - 20000 there.
+    parts += [tuple(steps / (t_f + 20000) for steps in (2000, 1000, t_f)) for t_f in (11250, 12765)]
+    paper = PeDyra()
+    found = [statistics.median(column) for column in zip(*parts, strict=True)]
+    assert [paper.initial_warmup, paper.interval, paper.final_warmup] == pytest.approx(found, rel=0.03)
+
+
+def test_numpys_integers_are_integers():
+    given: Any = {"moves": np.int64(4), "seed": np.int32(3), "interval": np.int64(9)}
+    config = PeDyra(**given)
+    assert config == PeDyra(moves=4, seed=3, interval=9)
+    assert json.loads(json.dumps(config.to_dict()))["interval"] == 9
