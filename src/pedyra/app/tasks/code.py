@@ -159,19 +159,19 @@ def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:
     try:
         solution = sandbox.start(f"{source}\nanswer({questions}, {tell})", keep=(questions, tell))
         try:
-            longer = sandbox.limits.seconds + 5  # the judge outlives the solution, and says so
-            judge = sandbox.start(f"{source}\njudge({ask}, {answers})", keep=(ask, answers), seconds=longer, piped=True)
+            judge = sandbox.start(f"{source}\njudge({ask}, {answers})", keep=(ask, answers), piped=True)
         except OSError:
             solution.kill()
             raise
     finally:
         for fd in (questions, ask, answers, tell):
             os.close(fd)
-    _, told = sandbox.finish(judge, job)
-    if told and json.loads(told)["status"] in ("passed", "failed"):
-        solution.terminate()  # it may have left something running
-    in_time, _ = sandbox.finish(solution)
-    return in_time, json.loads(told) if told else {"status": "error", "reason": "the tests did not end"}
+    in_time, told = sandbox.finish(judge, job)
+    verdict = json.loads(told) if told else {"status": "error", "reason": "the tests did not end"}
+    if not in_time or verdict["status"] in ("passed", "failed"):
+        solution.kill()  # it may have left something running
+    ended_in_time, _ = sandbox.finish(solution)
+    return in_time and ended_in_time, verdict
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
