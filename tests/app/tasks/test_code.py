@@ -141,6 +141,7 @@ CONTINUED = Problem(
     stop=("\ndef ", "\nprint("),
 )
 BODY = 'import math\n\ndef area(r):\n    """of a circle"""\n    return math.pi * r ** 2'
+CONSTANT = "import math\nPI = 3\n\ndef area(r):\n    return PI * r ** 2"
 WHOLE = "import math\n\ndef area(r):\n    return math.pi * r ** 2"
 
 
@@ -158,6 +159,8 @@ WHOLE = "import math\n\ndef area(r):\n    return math.pi * r ** 2"
         ("```\npip install x\n```\n```python\ndef area(r):\n    return math.pi * r ** 2\nprint(area(2))\n```", WHOLE),
         ("Here it is:\n\ndef area(r):\n    return math.pi * r ** 2\n\nassert area(1) > 3\n", WHOLE),
         ("```python\n    return math.pi * r ** 2\n```", BODY),
+        ("PI = 3\n\ndef area(r):\n    return PI * r ** 2", CONSTANT),
+        ("Here it is:\n\nPI = (\n    3\n)\ndef area(r):\n    return PI * r ** 2\n\nIt uses PI.", CONSTANT),
         ("I cannot write that.", ""),
         ("", ""),
         ("    \x00", ""),
