@@ -183,7 +183,10 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     (found,) = load(TEMPLATE | {"template": "{document} {summary}"}, {"humaneval": {"source": source}})
     assert decoded(found) == ["<s>def add(a, b):\n"] * 2 and "\ndef " in (found.settings.stop or [])
     (instructed,) = load(TEMPLATE, {"humaneval": {"source": source}})
-    assert decoded(instructed)[0] == "<s>def add(a, b):\n\nsummary: " and instructed.settings.stop is None
+    asked = "<s>Complete the function.\n\ndef add(a, b):\n\nsummary: \ndef add(a, b):\n"
+    assert decoded(instructed)[0] == asked and "\ndef " in (instructed.settings.stop or [])
+    (replied,) = load(TEMPLATE, {"humaneval": {"source": source, "template": "{prompt}!"}})
+    assert decoded(replied)[0] == "<s>def add(a, b):\n!" and replied.settings.stop is None
 
     outcomes = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
 

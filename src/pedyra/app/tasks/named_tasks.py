@@ -76,6 +76,13 @@ Where the recipe was trained on a template with one place, a set's question take
 for a model that was trained on none.
 """
 
+COMPLETED = ("humaneval", "humanevalplus")
+"""Sets whose prompt is the head of a function, which a model that was trained on instructions is asked to complete."""
+COMPLETE = ("Complete the function.\n\n{prompt}", "\n{prompt}")
+"""What takes the instruction's place there, and what the answer begins with. Left to itself, Qwen2.5-Coder-0.5B with a
+LoRA repeats the docstring until the limit, or stops behind it: it solved 1 of 20 problems, and 8 with the head."""
+COMPLETE_STOP = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#", "\n```"]
+
 
 def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
     """The `data` section of one task of a grid.

@@ -15,7 +15,7 @@ from pedyra.app.generate_section import GenerateSection
 from pedyra.app.recipe_sections import DataSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.generation import Sample
-from pedyra.app.tasks.named_tasks import TEST_SETS
+from pedyra.app.tasks.named_tasks import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
 from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
 from pedyra.app.tasks.seq2seq import rouge
 from pedyra.app.tasks.sources import read_test_rows
@@ -86,8 +86,8 @@ def _load(
     own = section.source is None and not known
     if section.source is not None:
         known.pop("config", None)
-    if known and (template := _as_trained(known, data)):
-        known["template"] = template
+    if known and section.template is None:
+        known |= _as_trained(name, known, data)
     if known and data.messages:
         known["chat"] = True
     given = {key: value for key, value in section.model_dump().items() if value not in (None, False)}
@@ -121,13 +121,17 @@ def _defaults(data: DataSection, own: bool) -> dict[str, Any]:
     return {"max_new_tokens": TOKENS, **({"score": "exact"} if own else {})}
 
 
-def _as_trained(known: Mapping[str, Any], data: DataSection) -> str | None:
+def _as_trained(name: str, known: Mapping[str, Any], data: DataSection) -> dict[str, Any]:
     """The template of training with the set's question in its place, if it has a single place."""
     columns = template_columns(data.template or "")
     if len(columns) != 1:
-        return None
+        return {}
+    place, trained = "{" + columns[0] + "}", str(data.template)
+    if name in COMPLETED:
+        question, begins = COMPLETE
+        return {"template": trained.replace(place, question) + begins, "stop": COMPLETE_STOP}
     question = template_columns(known.get("template", "{prompt}"))[0]
-    return str(data.template).replace("{" + columns[0] + "}", "{" + question + "}")
+    return {"template": trained.replace(place, "{" + question + "}")}
 
 
 def _rows(name: str, settings: GenerateSection, columns: list[str] | None, seed: int) -> Rows:
