@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -163,6 +165,8 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
             _check_head(auto, AutoConfig.from_pretrained(source, **given_by_user), section)
         return auto.from_pretrained(source, **given_by_user, **arguments)
     except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):
+            raise ValueError(f"model.{key} {given!r} cannot be loaded: {_damage(error)}") from None
         if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
             raise
         raise ValueError(
@@ -173,6 +177,16 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         raise
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"model.{key} {given!r} cannot be loaded: {told_by_hub(error)}") from error
+    except (UnpicklingError, SafetensorError, EOFError, LookupError, TypeError) as error:
+        raise ValueError(f"model.{key} {given!r} cannot be loaded: {_damage(error)}") from error
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a file of weights, in one line."""
+    if isinstance(error, UnpicklingError):
+        return "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"a file of it is damaged or of another kind ({type(error).__name__}: {said:.120})"
 
 
 class _NoHead(ValueError):
