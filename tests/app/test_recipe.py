@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from pedyra.config import Importance, RankConfig
 
 from pedyra.app.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
 from pedyra.app.recipe_page import recipe_page
 from pedyra.app.recipe_sections import DataSection, LoraSection, ModelSection
-from pedyra.config import Importance, RankConfig
 from pedyra.methods.registry import METHODS
 
 RECIPE = """

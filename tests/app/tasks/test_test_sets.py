@@ -112,6 +112,20 @@ def test_prompts_leave_room_for_an_answer():
     check_lengths(found, Config())
 
 
+def test_a_source_longer_than_an_encoder_has_positions_is_told():
+    (found,) = load({"kind": "seq2seq", **TEMPLATE, "max_length": None}, {"mine": {}}, "tiny-bart")
+    longest = max(map(len, found.prompts))
+
+    class Config:
+        is_encoder_decoder = True
+        max_position_embeddings = 70
+
+    check_lengths(replace(found, prompts=[[1] * 70]), Config())
+    with pytest.raises(ValueError, match="longest source has 71 tokens, .* set data.max_length to 70"):
+        check_lengths(replace(found, prompts=[[1] * 71]), Config())
+    assert longest < 70
+
+
 @pytest.mark.parametrize(
     ("section", "told"),
     [

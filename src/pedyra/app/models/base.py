@@ -30,6 +30,7 @@ from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import LoraSection, ModelSection
+from pedyra.app.tasks.lengths import positions_of
 from pedyra.app.tasks.planted import PlantedBase, planted_base
 from pedyra.lora.hub import told_by_hub, trusts_remote_code, why_not_on_hub
 from pedyra.lora.layer_names import pattern_keys
@@ -96,6 +97,15 @@ def load_model(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         keep_weight_layout(model)
     return model
+
+
+def positions(section: ModelSection) -> int | None:
+    """Tokens of a row that the base takes; None for any number. Raises ValueError as `load_tokenizer`."""
+    if section.name.startswith("planted-"):
+        return None
+    if section.name in TINY:
+        return positions_of(tiny_config(section.name, 1))
+    return positions_of(_from_pretrained(AutoConfig, _source(section), section))
 
 
 def lora_config(section: LoraSection, kind: str, ranks: Mapping[str, int] | None = None) -> LoraConfig:

@@ -53,6 +53,7 @@ def encode(
         _check(row, data, f"{side} row {number}")
     questions = [str(row[data.question]).strip() for row in rows]
     lengths = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
+    assert data.max_length is not None  # a section of this kind has one
     room = data.max_length - tokenizer.num_special_tokens_to_add(pair=True)
     if lengths and room - max(lengths) <= data.doc_stride:
         longest = lengths.index(max(lengths))

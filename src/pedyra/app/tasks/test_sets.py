@@ -15,6 +15,7 @@ from pedyra.app.generate_section import GenerateSection
 from pedyra.app.recipe_sections import DataSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.generation import Sample
+from pedyra.app.tasks.lengths import positions_of
 from pedyra.app.tasks.named_tasks import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
 from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
 from pedyra.app.tasks.seq2seq import rouge
@@ -171,7 +172,7 @@ def _prompt(text: str, settings: GenerateSection, data: DataSection, tokenizer: 
 
 def _tokens(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase, *, templated: bool) -> list[int]:
     if data.kind == "seq2seq":
-        return tokenizer(text, truncation=True, max_length=data.max_length)["input_ids"]
+        return tokenizer(text, truncation=data.max_length is not None, max_length=data.max_length)["input_ids"]
     return tokenizer(text, add_special_tokens=False)["input_ids"] if templated else prompt_tokens(text, tokenizer)
 
 
@@ -200,12 +201,18 @@ def _code(
 
 
 def check_lengths(test_set: TestSet, config: Any) -> None:
-    """Refuse prompts that leave a decoder no positions to answer in, and answers longer than there are positions."""
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if positions is None or getattr(config, "position_embedding_type", None) == "relative":
+    """Refuse prompts that leave a decoder no positions to answer in, and texts longer than there are positions."""
+    positions = positions_of(config)
+    if positions is None:
         return
-    new = int(test_set.settings.max_new_tokens or TOKENS)
-    longest = 0 if getattr(config, "is_encoder_decoder", False) else max(map(len, test_set.prompts))
+    new, longest = int(test_set.settings.max_new_tokens or TOKENS), max(map(len, test_set.prompts))
+    if getattr(config, "is_encoder_decoder", False):
+        if longest > positions:
+            raise ValueError(
+                f"generate.{test_set.name}: the longest source has {longest} tokens, and the model {positions} "
+                f"positions; set data.max_length to {positions} or less"
+            )
+        longest = 0
     if longest + new > positions:
         raise ValueError(
             f"generate.{test_set.name}: the longest prompt has {longest} tokens, and with max_new_tokens {new} that is "
