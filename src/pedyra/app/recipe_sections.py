@@ -191,10 +191,6 @@ class DataSection(Section):
     """question_answering: column of {text: [...], answer_start: [...]}; empty lists where there is no answer."""
     doc_stride: int = Field(default=128, ge=1)
     """question_answering: tokens by which the parts of a context longer than max_length overlap."""
-    max_answer_length: int = Field(default=30, ge=1)
-    """question_answering: tokens of the longest answer that is given."""
-    null_threshold: float = Field(default=0.0, allow_inf_nan=False)
-    """question_answering: no answer is given where its score beats the best answer's by more than this."""
     prompt: str | None = None
     """causal_lm, seq2seq: column before the answer."""
     template: str | None = None
@@ -258,7 +254,7 @@ class DataSection(Section):
 
 _PROMPTS = ("prompt", "template", "messages", "completion", "chat_template")
 _LABELLED = ("text", "text_pair", "label", "labels", "num_labels")
-_ANSWERED = ("question", "context", "answers", "doc_stride", "max_answer_length", "null_threshold")
+_ANSWERED = ("question", "context", "answers", "doc_stride")
 _OWN_KEYS = {
     "question_answering": _ANSWERED,
     "causal_lm": _PROMPTS,

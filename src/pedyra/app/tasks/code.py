@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pedyra.app.tasks import code_judge
-from pedyra.app.tasks.code_problems import Problem, load_problems, parse
+from pedyra.app.tasks.code_problems import Problem, parse
 from pedyra.app.tasks.sandbox import Sandbox
-
-__all__ = ["Outcome", "Problem", "check", "check_all", "extract", "load_problems", "pass_at_k"]
 
 Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
 

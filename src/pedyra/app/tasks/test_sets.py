@@ -179,17 +179,9 @@ def _tokens(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase, *,
 def _code(
     name: str, settings: GenerateSection, data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> TestSet:
-    from pedyra.app.tasks.code_problems import problem_of
+    from pedyra.app.tasks.code_problems import problems_of
 
-    problems = []
-    for number, row in enumerate(_rows(name, settings, None, seed), start=1):
-        try:
-            problems.append(problem_of(row))
-        except (KeyError, IndexError, SyntaxError) as error:
-            raise ValueError(
-                f"row {number} of generate.{name} is no problem of HumanEval(+) or MBPP(+): it has the columns "
-                f"{', '.join(row)} ({type(error).__name__} {error})"
-            ) from None
+    problems = problems_of(_rows(name, settings, None, seed), f"generate.{name}")
     whole = settings.chat or settings.template is not None
     if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
         settings = settings.model_copy(update={"stop": list(problems[0].stop)})
