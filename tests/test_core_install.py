@@ -15,7 +15,7 @@ WITHOUT = """
 import sys
 
 # What the extra brings and torch, peft and transformers do not.
-ABSENT = {"datasets", "pydantic", "pydantic_core", "rich", "scipy", "sklearn", "typer", "vl_convert"}
+ABSENT = {"datasets", "pydantic", "pydantic_core", "rich", "ruamel", "scipy", "sklearn", "typer", "vl_convert"}
 
 class Without:
     def __init__(self, finder):
@@ -69,6 +69,6 @@ def test_the_command_line_tells_how_it_is_installed():
 
 def test_what_the_command_line_looks_for_is_the_extra():
     (listed,) = re.findall(r"^cli = (\[.*?^\])", PYPROJECT.read_text(), re.MULTILINE | re.DOTALL)
-    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml", "vl-convert-python": "vl_convert"}
-    names = [re.split("[>=]", requirement)[0] for requirement in ast.literal_eval(listed)]
+    modules = {"ruamel.yaml": "ruamel", "scikit-learn": "sklearn", "vl-convert-python": "vl_convert"}
+    names = [re.split(">=", requirement)[0] for requirement in ast.literal_eval(listed)]
     assert sorted(modules.get(name, name) for name in names) == sorted(NEEDED)

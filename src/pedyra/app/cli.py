@@ -123,7 +123,11 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="With --harness: only the first N rows of each task.")
     ] = None,
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run, in a sandbox, the code that the model writes.")
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Run the code that the model writes: in a sandbox; with --harness in none, as that runs it.",
+        ),
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
@@ -134,9 +138,12 @@ def evaluate(
     if limit is not None and harness is None:
         raise ValueError("--limit goes with --harness; for other test sets set generate.<set>.rows in the recipe")
     if harness is not None:
-        from pedyra.app.runs.harness import evaluate_by_harness
+        from pedyra.app.runs.harness import NO_SANDBOX, evaluate_by_harness
 
-        found = evaluate_by_harness(run, harness.split(","), limit=limit)
+        if allow_code_execution:
+            console.print(f"warning: {NO_SANDBOX}", soft_wrap=True)
+        names = harness.split(",")
+        found = evaluate_by_harness(run, names, limit=limit, allow_code_execution=allow_code_execution)
     else:
         from pedyra.app.runs.evaluate import evaluate_run
 

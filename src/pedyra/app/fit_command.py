@@ -46,6 +46,9 @@ def fit(
         int, typer.Option(metavar="STEPS", help="Steps after a cut, towards what the whole says; also tries smaller.")
     ] = 0,
     rows: Annotated[int, typer.Option(min=64, help="Rows at most to calibrate and to choose; half to prove.")] = 1024,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Of --data: cut rows to N tokens; default: as the base can.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit.")] = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the curve there (.svg, .png); RUN's report has it too.")
@@ -79,7 +82,9 @@ def fit(
         rows_of_it = [{"kept": sum(ranks.values()), "ranks": ranks, "measured_cost": None}]
     else:
         with console.status("") as status:
-            found = fit_folder(adapter, wanted, out, data=data, run=run, rows=rows, progress=status.update)
+            found = fit_folder(
+                adapter, wanted, out, data=data, run=run, rows=rows, max_length=max_length, progress=status.update
+            )
         _print(console, found, wanted)
         console.print(f"adapter     {out}", soft_wrap=True)
         rows_of_it = [found.row(), *found.curve_rows()]

@@ -43,10 +43,6 @@ class GenerateSection(Section):
     """Texts that end an answer, and are no part of it; an end token always does."""
     beams: int | None = Field(default=None, ge=1)
     """Beam search over so many; 1 is greedy. Default: 4 for an encoder-decoder, else 1."""
-    length_penalty: float = 1.0
-    """Beam search: above 0 longer texts are favoured, below 0 shorter ones."""
-    no_repeat_ngram: int = Field(default=0, ge=0)
-    """No run of so many tokens comes twice; 0: no such rule."""
     samples: int = Field(default=1, ge=1)
     """Texts per prompt, for pass@k; more than one need a temperature."""
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)

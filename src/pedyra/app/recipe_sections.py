@@ -191,10 +191,6 @@ class DataSection(Section):
     """question_answering: column of {text: [...], answer_start: [...]}; empty lists where there is no answer."""
     doc_stride: int = Field(default=128, ge=1)
     """question_answering: tokens by which the parts of a context longer than max_length overlap."""
-    max_answer_length: int = Field(default=30, ge=1)
-    """question_answering: tokens of the longest answer that is given."""
-    null_threshold: float = Field(default=0.0, allow_inf_nan=False)
-    """question_answering: no answer is given where its score beats the best answer's by more than this."""
     prompt: str | None = None
     """causal_lm, seq2seq: column before the answer."""
     template: str | None = None
@@ -209,8 +205,11 @@ class DataSection(Section):
     """Jinja chat template, for a tokenizer that has none."""
     profile: str = "design"
     """planted: the true ranks: design, sparse, linear, uniform or random; model.name is planted-<profile>."""
-    max_length: int = Field(default=128, ge=2)
-    """Tokens; longer rows are cut at the end."""
+    max_length: int | None = Field(default=128, ge=2)
+    """Tokens; longer rows are cut at the end, and so are rows beyond the base's positions.
+
+    Null: as many as the base and its tokenizer take.
+    """
     train_rows: int | None = Field(default=None, ge=1)
     """At most this many training rows, drawn with the seed."""
     eval_rows: int | None = Field(default=None, ge=1)
@@ -232,7 +231,11 @@ class DataSection(Section):
             raise ValueError(f"data.labels is {self.labels}; it names two classes or more, each once")
         if self.kind == "pairs" and self.text_pair is None:
             raise ValueError("data.kind pairs compares two text columns; name the second as data.text_pair")
-        if self.kind == "question_answering" and self.doc_stride >= self.max_length:
+        if self.kind == "question_answering" and self.max_length is None:
+            raise ValueError(
+                "data.max_length is null, but question_answering cuts contexts into parts; the usual is 384"
+            )
+        if self.kind == "question_answering" and self.doc_stride >= (self.max_length or 0):
             raise ValueError(
                 f"data.doc_stride {self.doc_stride} is not below data.max_length {self.max_length}, so parts of a long "
                 f"context would not move on; the usual pair is 128 and 384"
@@ -251,7 +254,7 @@ class DataSection(Section):
 
 _PROMPTS = ("prompt", "template", "messages", "completion", "chat_template")
 _LABELLED = ("text", "text_pair", "label", "labels", "num_labels")
-_ANSWERED = ("question", "context", "answers", "doc_stride", "max_answer_length", "null_threshold")
+_ANSWERED = ("question", "context", "answers", "doc_stride")
 _OWN_KEYS = {
     "question_answering": _ANSWERED,
     "causal_lm": _PROMPTS,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from pedyra.lora.spelling import did_you_mean
 
@@ -32,89 +34,64 @@ def read_settings(path: Path, overrides: Sequence[str], *, what: str, starts_wit
     return content
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and `no` as text, as YAML 1.2 does and writers of recipes expect.
-
-    A key that is given twice is a mistake there, too, of which SafeLoader would take the second.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._looked_at: set[yaml.Node] = set()
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        given: set[tuple[str, str]] = set()
-        for key, _ in () if node in self._looked_at else node.value:  # what merge keys add comes later, and may repeat
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in given:
-                    told = f"key {key.value!r} is given twice"
-                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
-                given.add((key.tag, key.value))
-        self._looked_at.add(node)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        self._looked_at.add(node)
-        super().flatten_mapping(node)
-
-
-# In YAML 1.1 `eval_strategy: no` would be false; only true and false are.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_NUMBER = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(*_NUMBER)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that also puts quotes around text which `_Loader`, and not YAML 1.1, would take for a number."""
-
-
-_Dumper.add_implicit_resolver(*_NUMBER)
+def _yaml() -> YAML:
+    """YAML 1.2: `no` is text, 1e-3 is a number, and a key that is given twice is a mistake."""
+    yaml = YAML(typ="safe", pure=True)  # the other one, in C, reads YAML 1.1
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    return yaml
 
 
 def to_yaml(content: Any) -> str:
     """Text that `parse_yaml` reads as `content` again, keys in their order."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = StringIO()
+    _yaml().dump(content, text)
+    return text.getvalue()
 
 
+LONGEST = 256 << 10
+"""Of a YAML file, which takes ten seconds to read at the worst; the ranks of 6,500 layers fit into it."""
 MOST_NODES, DEEPEST = 100_000, 50
 """Of a YAML file, its aliases written out: a few lines of aliases of aliases would be more than any memory holds."""
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """What YAML 1.2 text holds; JSON is a part of it. Raises ValueError, one line that begins with `where`."""
+    """What YAML 1.2 text holds; JSON is a part of it. Raises ValueError, one line that begins with `where`.
+
+    Merge keys (`<<`) are no part of YAML 1.2 and are refused.
+    """
+    yaml = _yaml()
     try:
-        loader = _Loader(text if isinstance(text, str) else text.decode("utf-8-sig"))
-        node = loader.get_single_node()
+        if len(text) > LONGEST:
+            raise ValueError(f"it has {len(text):,} letters, and settings have at most {LONGEST:,}")
+        node = yaml.compose(text if isinstance(text, str) else text.decode("utf-8-sig"))
         if node is None:
             return None
         if _size(node, DEEPEST, {}) > MOST_NODES:
             raise ValueError(f"its aliases make more than {MOST_NODES:,} values")
-        return loader.construct_document(node)
+        return yaml.constructor.construct_document(node)
     except RecursionError:
-        raise ValueError(f"{where} is not valid YAML: it is nested too deep") from None
+        reason = "it is nested too deep"
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is no text: {error}; give the path of a YAML file") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: an impossible date, no text
-        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except MarkedYAMLError as error:
+        at = error.problem_mark
+        reason = f"{error.problem}" + (f" (line {at.line + 1}, column {at.column + 1})" if at else "")
+    except (YAMLError, ValueError, OverflowError) as error:  # ValueError: a date that cannot be, a lone surrogate
+        reason = " ".join(str(error).split())
+    raise ValueError(f"{where} is not valid YAML: {reason}")
 
 
-def _size(node: yaml.Node, depth: int, known: dict[yaml.Node, int]) -> int:
+def _size(node: Node, depth: int, known: dict[Node, int]) -> int:
     """How many values are in it, its aliases written out."""
     if depth == 0:  # an alias inside of what it stands for, too
         raise RecursionError
     if node not in known:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
-        parts = [part for pair in pairs for part in pair] if not isinstance(node, yaml.ScalarNode) else []
+        parts = [] if isinstance(node, ScalarNode) else node.value
+        if isinstance(node, MappingNode):
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise ValueError("merge keys (<<) are no part of YAML 1.2; write the keys out")
+            parts = [part for pair in node.value for part in pair]
         known[node] = 1 + sum(_size(part, depth - 1, known) for part in parts)
     return known[node]
 

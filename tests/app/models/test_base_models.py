@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,36 @@ def test_a_name_that_the_hub_has_not_is_told_at_once(monkeypatch: pytest.MonkeyP
 def test_an_encoder_is_no_causal_model():
     with pytest.raises(ValueError, match=r"model.name 'tiny-bert' is an encoder \(bert\), which sees"):
         load("causal_lm", None)
+
+
+class Code:
+    """What a pickle may do when it is read."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("this must not run",))
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (lambda path, state: torch.save({**state, "more": Code()}, path), "holds more than weights"),
+        (lambda path, state: path.write_bytes(pickle.dumps(Code(), protocol=2)), "holds more than weights"),
+        (lambda path, state: path.write_text("hello"), "damaged or of another kind"),
+        (lambda path, state: path.write_text(""), "damaged or of another kind"),
+        (lambda path, state: torch.save([1, 2], path), "damaged or of another kind"),
+        (lambda path, state: (torch.save(state, path), path.write_bytes(path.read_bytes()[:-999])), "damaged"),
+        (lambda path, state: path.with_name("model.safetensors").write_text("hello"), "damaged or of another kind"),
+    ],
+    ids=["code", "bare pickle", "text", "empty", "list", "cut", "safetensors"],
+)
+def test_weights_that_cannot_be_read_are_one_line(
+    weights: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = load()
+    model.config.save_pretrained(tmp_path)
+    load_tokenizer(ModelSection(name="tiny-bert")).save_pretrained(tmp_path)
+    weights(tmp_path / "pytorch_model.bin", model.state_dict())
+    with pytest.raises(ValueError, match=told) as caught:
+        load(name=str(tmp_path))
+    assert str(caught.value).startswith(f"model.name '{tmp_path}' cannot be loaded: ")
+    assert "\n" not in str(caught.value) and "must not run" not in capsys.readouterr().out

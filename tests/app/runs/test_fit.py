@@ -14,8 +14,10 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.tiny import tiny_config
 from pedyra.app.recipe import load_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.fit import parts
@@ -171,3 +173,20 @@ def test_an_adapter_without_rows_and_without_a_size_is_refused(run: Path, call: 
     assert code == 2 and "there are no rows to measure a cost on; give --data ROWS.jsonl or --run RUN" in err
     code, _, err = call(run / "adapter", "--max-rank", 1, "--recover", 8, "--out", tmp_path / "out")
     assert code == 2 and "--recover trains on rows, and there are none; give --data ROWS.jsonl or --run RUN" in err
+
+
+def test_rows_longer_than_the_base_are_cut_where_it_ends(call: Any, tmp_path: Path):
+    tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
+    config = tiny_config("tiny-bert", len(tokenizer))
+    config.max_position_embeddings = 16
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS", init_lora_weights=False)
+    adapted: Any = get_peft_model(AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    rows = [{**row, "text": row["text"] + " and so on" * 20} for row in toy()[:96]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = (tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--parameters", 400)
+    for more in ((), ("--max-length", 8)):
+        code, _, err = call(*arguments, *more, "--out", tmp_path / f"out{len(more)}")
+        assert code == 0, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from io import StringIO
 from pathlib import Path
@@ -42,12 +43,16 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     class TaskManager:
         def __init__(self, include_path: list[str] | None) -> None:
             self.all_tasks = [
-                "known",
+                *("known", "unsafe"),
                 *(file.stem for path in include_path or [] for file in Path(path).glob("*.yaml")),
             ]
 
     def simple_evaluate(**given: Any) -> dict[str, Any]:
         calls.append(given)
+        if "unsafe" in given["tasks"] and not given["confirm_run_unsafe_code"]:  # in the harness's own words
+            raise ValueError(
+                "Attempted to run task: unsafe which is marked as unsafe. Set confirm_run_unsafe_code=True"
+            )
         scores = {"alias": "known", "acc,none": 0.25, "acc_stderr,none": 0.125}
         return {"results": {task: scores for task in given["tasks"]}}
 
@@ -81,6 +86,18 @@ def test_the_harness_is_given_the_base_with_its_adapter(harness: list[dict[str, 
         for weight in weights:
             weight.zero_()
         assert weights and not torch.allclose(adapted, lm.pretrained(input_ids=ids).logits)
+
+
+def test_tasks_that_run_code_are_allowed_by_the_option_alone(
+    harness: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    run = trained(tmp_path, **CAUSAL)
+    with pytest.raises(ValueError, match="in no sandbox; allow it with --allow-code-execution"):
+        evaluate_by_harness(run, ["unsafe"])
+    assert os.environ["HF_ALLOW_CODE_EVAL"] == "0"
+    assert evaluate_by_harness(run, ["unsafe"], allow_code_execution=True)["unsafe_acc"] == 0.25
+    assert os.environ["HF_ALLOW_CODE_EVAL"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import gzip
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +13,17 @@ from typing import Any
 import pytest
 
 from pedyra.app.tasks import code_judge
-from pedyra.app.tasks.code import Problem, check, extract, load_problems, pass_at_k
+from pedyra.app.tasks.code import Problem, check, extract, pass_at_k
+from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.sandbox import Limits, Sandbox, SandboxRefused
+from pedyra.app.tasks.sources import read_test_rows
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
     try:
         return Sandbox(Limits(cpu_seconds=5))
-    except SandboxRefused as refusal:
+    except (SandboxRefused, ImportError) as refusal:
         pytest.skip(str(refusal))
 
 
@@ -69,51 +70,34 @@ WRONG = {
 
 
 @pytest.mark.parametrize("row", [HUMAN_EVAL, MBPP, MBPP_PLUS, HUMAN_EVAL_PLUS])
-def test_the_reference_of_each_format_passes_and_a_wrong_one_fails(
-    sandbox: Sandbox, tmp_path: Path, row: dict[str, Any]
-) -> None:
-    path = tmp_path / "problems.jsonl.gz"
-    with gzip.open(path, "wt") as file:
-        file.write(json.dumps(row) + "\n\n")
-    (problem,) = load_problems(path)
+def test_the_reference_of_each_format_passes_and_a_wrong_one_fails(sandbox: Sandbox, row: dict[str, Any]) -> None:
+    (problem,) = problems_of([row], "x")
     assert check(problem, extract(problem.solution, problem), sandbox).passed
     assert check(problem, WRONG[problem.entry_point], sandbox).status == "failed"
 
 
-def test_inputs_of_mbpp_plus_have_the_types_of_its_asserts(tmp_path: Path) -> None:
-    path = tmp_path / "problems.jsonl"
-    path.write_text(json.dumps(MBPP_PLUS))
-    (problem,) = load_problems(path)
+def test_inputs_of_mbpp_plus_have_the_types_of_its_asserts() -> None:
+    (problem,) = problems_of([MBPP_PLUS], "x")
     inputs = [code_judge.decode(row, lambda reference: None) for row in problem.inputs]
     assert inputs == [[(1, 2), (2, 3)], [(), ()], [(1, [2]), ([2],)]]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    "row",
     [
-        (None, "does not exist"),
-        ("", "holds no problems"),
-        ('{"question": 1}', "line 1 of .* is no problem"),
-        ("{", "line 1"),
+        {"question": 1},
+        {"task_id": 1, "prompt": None},
+        {"plus_input": 1},
+        {**MBPP, "test_list": []},
+        {**MBPP, "test_list": ["assert other(1)"]},
+        {**MBPP, "code": "def f(:"},
+        {**MBPP_PLUS, "task_id": "Other/1"},
     ],
 )
-def test_a_file_that_holds_no_problems_is_refused(tmp_path: Path, text: str | None, told: str) -> None:
-    path = tmp_path / "problems.jsonl"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ValueError, match=told):
-        load_problems(path)
-
-
-@pytest.mark.parametrize("line", [b"[1]", b"\xff", b"{", b'{"task_id": 1, "prompt": null}', b'{"plus_input": 1}'])
-def test_damaged_problems_are_told_by_file_and_line(line, tmp_path):
-    path = tmp_path / "p.jsonl"
-    path.write_bytes(b"\n" + line)
-    with pytest.raises(ValueError, match=r"line 2 of .*p.jsonl is no problem of HumanEval"):
-        load_problems(path)
-    (tmp_path / "p.jsonl.gz").write_bytes(line)
-    with pytest.raises(ValueError, match=r"the problems' file '.*p.jsonl.gz' cannot be read"):
-        load_problems(tmp_path / "p.jsonl.gz")
+def test_rows_that_are_no_problems_are_told_by_their_number(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^row 2 of x is no problem of HumanEval") as caught:
+        problems_of([HUMAN_EVAL, row], "x")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif("PEDYRA_DATA" not in os.environ, reason="PEDYRA_DATA names no folder with the published sets")
@@ -122,7 +106,8 @@ def test_damaged_problems_are_told_by_file_and_line(line, tmp_path):
 )
 def test_every_published_reference_passes(name: str, count: int) -> None:
     sandbox = Sandbox()
-    problems = load_problems(Path(os.environ["PEDYRA_DATA"]) / name / "test.jsonl.gz")
+    file = Path(os.environ["PEDYRA_DATA"]) / name / "test.jsonl.gz"
+    problems = problems_of(read_test_rows(str(file), None, "test", None, "x"), name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = list(pool.map(lambda problem: check(problem, problem.solution, sandbox), problems))
     assert len(outcomes) == count
@@ -141,6 +126,7 @@ CONTINUED = Problem(
     stop=("\ndef ", "\nprint("),
 )
 BODY = 'import math\n\ndef area(r):\n    """of a circle"""\n    return math.pi * r ** 2'
+CONSTANT = "import math\nPI = 3\n\ndef area(r):\n    return PI * r ** 2"
 WHOLE = "import math\n\ndef area(r):\n    return math.pi * r ** 2"
 
 
@@ -158,6 +144,8 @@ WHOLE = "import math\n\ndef area(r):\n    return math.pi * r ** 2"
         ("```\npip install x\n```\n```python\ndef area(r):\n    return math.pi * r ** 2\nprint(area(2))\n```", WHOLE),
         ("Here it is:\n\ndef area(r):\n    return math.pi * r ** 2\n\nassert area(1) > 3\n", WHOLE),
         ("```python\n    return math.pi * r ** 2\n```", BODY),
+        ("PI = 3\n\ndef area(r):\n    return PI * r ** 2", CONSTANT),
+        ("Here it is:\n\nPI = (\n    3\n)\ndef area(r):\n    return PI * r ** 2\n\nIt uses PI.", CONSTANT),
         ("I cannot write that.", ""),
         ("", ""),
         ("    \x00", ""),

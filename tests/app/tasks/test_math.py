@@ -18,6 +18,15 @@ from pedyra.app.tasks import math
         ("#### 1,234,567", "1234567"),
         ("#### -5", "-5"),
         ("#### $3.50", "3.50"),
+        ("#### \u22125", "-5"),  # the sign of typeset mathematics
+        ("#### 1 000", "1000"),
+        ("#### 1\u202f234\u202f567 in 2 years", "1234567"),
+        ("Answer: 3 + 4 = 7", "7"),
+        ("Answer: 3 + 4 = 7. It took 2 days.", "7"),
+        ("The answer is 3 hours and 20 minutes = 200 minutes", "200"),
+        ("#### 18 (=9*2)", "18"),
+        ("The answer is: 2 - 7 = -5", "-5"),
+        (r"\boxed{x = 12}", "12"),
         ("6 x 7 = 42. The answer is: 42", "42"),  # MetaMathQA
         ("The answer is $1,200. It took 3 days.", "1200"),
         ("So the final answer is \\boxed{72}.", "72"),

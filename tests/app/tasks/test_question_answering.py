@@ -9,6 +9,7 @@ import pytest
 
 from pedyra.app.models import load_tokenizer
 from pedyra.app.recipe_sections import DataSection, ModelSection
+from pedyra.app.tasks import question_answering
 from pedyra.app.tasks.question_answering import Part, answers_of, encode, normalised, squad_scores, token_f1
 
 CONTEXT = "the plot is good. the cast is dull. the score is warm. the film is cold. the scene is fine."
@@ -67,8 +68,8 @@ def scores(*places: tuple[int, int, float]) -> np.ndarray:
     return found
 
 
-def answer(start: np.ndarray, end: np.ndarray, **changes: Any) -> list[str]:
-    return answers_of(start, end, PARTS, [CONTEXT, CONTEXT], section(**changes))
+def answer(start: np.ndarray, end: np.ndarray) -> list[str]:
+    return answers_of(start, end, PARTS, [CONTEXT, CONTEXT])
 
 
 def test_the_best_span_of_all_parts_is_the_answer():
@@ -79,19 +80,19 @@ def test_the_best_span_of_all_parts_is_the_answer():
     assert answer(start, scores((0, 5, 7.0), (2, 3, 2.0))) == [CONTEXT[12:16], CONTEXT[4:8]]
 
 
-def test_no_answer_is_given_where_its_score_wins_by_more_than_the_threshold():
+def test_no_answer_is_given_where_its_score_wins():
     # The score of none is the least of all parts: 5 + 0 in part 0, 1 + 0 in part 1; the best span of row 0 has 2 + 0.
     start = scores((0, 0, 5.0), (1, 0, 1.0), (1, 2, 2.0), (2, 0, 3.0), (2, 2, 1.0))
     end = scores((2, 3, 1.0))
     assert answer(start, end) == ["is", ""]  # row 1: 3 for none against 1 + 1
-    assert answer(start, end, null_threshold=1.0) == ["is", "the plot"]  # 1 more is not more than 1
-    assert answer(start, end, null_threshold=-2.0) == ["", ""]
+    assert answer(start, scores((2, 3, 2.0))) == ["is", "the plot"]  # 3 does not win against 1 + 2
 
 
-def test_an_answer_is_no_longer_than_allowed():
+def test_an_answer_is_no_longer_than_allowed(monkeypatch: pytest.MonkeyPatch):
     start, end = scores((0, 2, 5.0)), scores((0, 5, 5.0), (0, 4, 4.0))
     assert answer(start, end)[0] == "the plot is good"
-    assert answer(start, end, max_answer_length=3)[0] == "the plot is"
+    monkeypatch.setattr(question_answering, "LONGEST", 3)
+    assert answer(start, end)[0] == "the plot is"
 
 
 def test_texts_are_compared_without_case_articles_punctuation_and_spaces():

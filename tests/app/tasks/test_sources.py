@@ -89,6 +89,13 @@ def test_only_named_columns_are_kept_those_of_a_template_too(tmp_path: Path):
         ("d.jsonl", '{"text": "a"', {}, "line 1 of"),
         ("d.json", '[{"text": ]', {}, "is no valid JSON list"),
         ("d.jsonl", "[1, 2]", {}, "is no JSON object; a row maps column names to values"),
+        (
+            "d.jsonl",
+            '{"text": "a\\ud83d\\ude00", "label": 1}\n{"text": "a\\ud800", "label": 1}',
+            {},
+            "row 2 of d.jsonl holds half",
+        ),
+        ("d.json", '[{"text": "a", "label": "\\uDFFF"}]', {}, "row 1 of d.json holds half of a character"),
         ("d.jsonl.gz", "not compressed", {}, "cannot be read as jsonl: "),
         ("d.jsonl.xz", "not compressed", {}, "cannot be read as jsonl: "),
         ("d.parquet", "not parquet", {}, "cannot be read as parquet: "),

@@ -112,6 +112,20 @@ def test_prompts_leave_room_for_an_answer():
     check_lengths(found, Config())
 
 
+def test_a_source_longer_than_an_encoder_has_positions_is_told():
+    (found,) = load({"kind": "seq2seq", **TEMPLATE, "max_length": None}, {"mine": {}}, "tiny-bart")
+    longest = max(map(len, found.prompts))
+
+    class Config:
+        is_encoder_decoder = True
+        max_position_embeddings = 70
+
+    check_lengths(replace(found, prompts=[[1] * 70]), Config())
+    with pytest.raises(ValueError, match="longest source has 71 tokens, .* set data.max_length to 70"):
+        check_lengths(replace(found, prompts=[[1] * 71]), Config())
+    assert longest < 70
+
+
 @pytest.mark.parametrize(
     ("section", "told"),
     [
@@ -183,7 +197,10 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     (found,) = load(TEMPLATE | {"template": "{document} {summary}"}, {"humaneval": {"source": source}})
     assert decoded(found) == ["<s>def add(a, b):\n"] * 2 and "\ndef " in (found.settings.stop or [])
     (instructed,) = load(TEMPLATE, {"humaneval": {"source": source}})
-    assert decoded(instructed)[0] == "<s>def add(a, b):\n\nsummary: " and instructed.settings.stop is None
+    asked = "<s>Complete the function.\n\ndef add(a, b):\n\nsummary: \ndef add(a, b):\n"
+    assert decoded(instructed)[0] == asked and "\ndef " in (instructed.settings.stop or [])
+    (replied,) = load(TEMPLATE, {"humaneval": {"source": source, "template": "{prompt}!"}})
+    assert decoded(replied)[0] == "<s>def add(a, b):\n!" and replied.settings.stop is None
 
     outcomes = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
 

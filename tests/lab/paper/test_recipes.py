@@ -23,9 +23,12 @@ from transformers import (
     PretrainedConfig,
 )
 
+from pedyra.app.models import load_tokenizer
 from pedyra.app.models.base import lora_config
 from pedyra.app.recipe import load_recipe
+from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.run import plan_run
+from pedyra.app.tasks.test_sets import load_test_sets
 from pedyra.lab.paper.item import RECIPES, recipe
 
 # Tables 7 to 9: learning rate, batch, epochs, gamma, t_i, Delta_T, t_f, k; training rows; the rank of section E.
@@ -175,3 +178,27 @@ def test_dry_run_on_a_tiny_model_of_the_same_architecture(name, tmp_path):
     assert adjustments == ADJUSTMENTS[name] if name in ROWS else 9 <= adjustments <= 30
     layers -= name == "small_squad_v2"  # a BERT without its pooler
     assert [layer["rank"] for layer in plan.layers] == [one.lora.r] * layers
+
+
+def test_functions_are_asked_for_alike_at_every_scale(tmp_path):
+    file = tmp_path / "problems.jsonl"
+    row = {
+        "task_id": "T/0",
+        "prompt": "def add(a, b):\n",
+        "entry_point": "add",
+        "canonical_solution": " pass",
+        "test": "",
+    }
+    file.write_text(json.dumps(row) + "\n")
+    tokenizer = load_tokenizer(ModelSection(name="tiny-llama"))
+    asked = {}
+    for name in ("llama2_python", "llama3_python", "small_code"):
+        one = recipe(name)
+        for test_set in ("humaneval", "humanevalplus"):
+            section = one.generate[test_set].model_copy(update={"source": str(file)})
+            (found,) = load_test_sets({test_set: section}, one.data, tokenizer, [], seed=0)
+            asked[name, test_set] = (tokenizer.decode(found.prompts[0]), tuple(found.settings.stop or ()))
+    prompt, stop = asked["small_code", "humaneval"]
+    assert "Complete the function.\n\ndef add(a, b):\n" in prompt and "\ndef " in stop
+    assert prompt.endswith("### Response:\ndef add(a, b):\n")
+    assert set(asked.values()) == {(prompt, stop)}

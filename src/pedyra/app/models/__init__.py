@@ -1,6 +1,6 @@
-"""Base models: `load_tokenizer`, `load_model`, and the LoRA that a recipe asks for: `lora_config`, `layer_ranks`."""
+"""Base models: `load_tokenizer`, `load_model`, `positions`, and the LoRA of a recipe: `lora_config`, `layer_ranks`."""
 
-from pedyra.app.models.base import load_model, load_tokenizer, lora_config
+from pedyra.app.models.base import load_model, load_tokenizer, lora_config, positions
 from pedyra.app.models.ranks import layer_ranks
 
-__all__ = ["load_tokenizer", "load_model", "lora_config", "layer_ranks"]
+__all__ = ["load_tokenizer", "load_model", "lora_config", "layer_ranks", "positions"]

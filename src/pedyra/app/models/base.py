@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -28,6 +30,7 @@ from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import LoraSection, ModelSection
+from pedyra.app.tasks.lengths import positions_of
 from pedyra.app.tasks.planted import PlantedBase, planted_base
 from pedyra.lora.hub import told_by_hub, trusts_remote_code, why_not_on_hub
 from pedyra.lora.layer_names import pattern_keys
@@ -94,6 +97,15 @@ def load_model(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         keep_weight_layout(model)
     return model
+
+
+def positions(section: ModelSection) -> int | None:
+    """Tokens of a row that the base takes; None for any number. Raises ValueError as `load_tokenizer`."""
+    if section.name.startswith("planted-"):
+        return None
+    if section.name in TINY:
+        return positions_of(tiny_config(section.name, 1))
+    return positions_of(_from_pretrained(AutoConfig, _source(section), section))
 
 
 def lora_config(section: LoraSection, kind: str, ranks: Mapping[str, int] | None = None) -> LoraConfig:
@@ -163,6 +175,8 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
             _check_head(auto, AutoConfig.from_pretrained(source, **given_by_user), section)
         return auto.from_pretrained(source, **given_by_user, **arguments)
     except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):
+            raise ValueError(f"model.{key} {given!r} cannot be loaded: {_damage(error)}") from None
         if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
             raise
         raise ValueError(
@@ -173,6 +187,16 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         raise
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"model.{key} {given!r} cannot be loaded: {told_by_hub(error)}") from error
+    except (UnpicklingError, SafetensorError, EOFError, LookupError, TypeError) as error:
+        raise ValueError(f"model.{key} {given!r} cannot be loaded: {_damage(error)}") from error
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a file of weights, in one line."""
+    if isinstance(error, UnpicklingError):
+        return "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"a file of it is damaged or of another kind ({type(error).__name__}: {said:.120})"
 
 
 class _NoHead(ValueError):

@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 import pedyra.app.report.tables as tables
@@ -17,6 +16,7 @@ from pedyra.app.report.chart import PALETTE, plain, theme
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.images import vega_script
 from pedyra.app.report.run_folder import Run, read_runs
+from pedyra.app.yaml_file import to_yaml
 from pedyra.lora.files import write_file
 
 SAMPLES = 5  # of what the model wrote, shown of each run
@@ -68,7 +68,7 @@ def render(runs: Sequence[Run]) -> str:
         script=Markup(_asset("page.js")),
         vega=Markup(vega_script()),
         data=_data({"panels": panels, "themes": {scheme: theme(scheme) for scheme in PALETTE}}),
-        to_yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
+        to_yaml=to_yaml,
     )
 
 

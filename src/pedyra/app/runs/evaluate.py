@@ -14,7 +14,7 @@ from peft.helpers import DoraCaching
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.runs.environment import recorded
 from pedyra.app.runs.resolve import resolve
@@ -54,7 +54,7 @@ def evaluate_run(
     """
     folder, recipe, adapter = finished_run(run)
     tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     if recorded(folder, "train_sha256") not in (None, task.digest(train_only=True)):
         raise ValueError(
             f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.tasks import Task, load_task
 from pedyra.fitting.curve import Shape, by_type
@@ -75,6 +75,7 @@ def fit_folder(
     data: Path | None = None,
     run: Path | None = None,
     rows: int = 1024,
+    max_length: int | None = None,
     progress: Progress = lambda words: None,
 ) -> Fit:
     """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`.
@@ -84,6 +85,7 @@ def fit_folder(
             calibrate, two thirds of the other half are for the choice, and the rest for the proof.
         run: the run folder that says model and data, where `path` is not one: training rows calibrate, and of
             the held-out ones two thirds are for the choice, and the rest for the proof.
+        max_length: tokens of a row without a run, at most; None: as many as the base and its tokenizer take.
         rows: to calibrate with, and for the choice, at most; half as many for the proof.
 
     Raises:
@@ -93,10 +95,10 @@ def fit_folder(
     lora = read_lora(path)
     check_plain(lora)
     shape = wanted.shape(lora)
-    recipe = _recipe(path, lora, data, run)
+    recipe = _recipe(path, lora, data, run, max_length)
     progress("reading rows")
     tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     progress("loading the model")
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     model = load_adapter(base, lora.folder)
@@ -156,7 +158,7 @@ def truncate_folder(path: Path, wanted: Wanted, out: Path) -> dict[str, int]:
     return ranks
 
 
-def _recipe(path: Path, lora: SavedLora, data: Path | None, run: Path | None) -> Recipe:
+def _recipe(path: Path, lora: SavedLora, data: Path | None, run: Path | None, max_length: int | None) -> Recipe:
     """Model and data: a run's, or those that the adapter and the rows name."""
     if run is not None and not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
@@ -166,7 +168,12 @@ def _recipe(path: Path, lora: SavedLora, data: Path | None, run: Path | None) ->
         if data is None:
             return recipe
         content = recipe.model_dump()
-        content["data"] |= {"source": str(data), "validation": None, "validation_fraction": 0.5}
+        content["data"] |= {
+            "max_length": max_length or recipe.data.max_length,
+            "source": str(data),
+            "validation": None,
+            "validation_fraction": 0.5,
+        }
         return check_recipe(content, str(folder))
     if data is None:
         raise ValueError(f"{path} says nothing of its data; give --data ROWS.jsonl, or --run RUN")
@@ -182,7 +189,13 @@ def _recipe(path: Path, lora: SavedLora, data: Path | None, run: Path | None) ->
     content = {
         "name": "fit",
         "model": {"name": name},
-        "data": {"source": str(data), "kind": kind, **COLUMNS[kind], "validation_fraction": 0.5, "max_length": 512},
+        "data": {
+            "source": str(data),
+            "kind": kind,
+            **COLUMNS[kind],
+            "validation_fraction": 0.5,
+            "max_length": max_length,
+        },
     }
     return check_recipe(content, str(data))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from pedyra.app.models import load_tokenizer
 from pedyra.app.recipe_sections import GENERATED
 from pedyra.app.runs.evaluate import adapted_model, finished_run
 
+NO_SANDBOX = "lm-evaluation-harness runs the code that the model writes on this machine, in no sandbox"
 
-def evaluate_by_harness(run: Path, tasks: Sequence[str], *, limit: int | None = None) -> dict[str, float]:
+
+def evaluate_by_harness(
+    run: Path, tasks: Sequence[str], *, limit: int | None = None, allow_code_execution: bool = False
+) -> dict[str, float]:
     """`<task>_<metric>` -> value, for tasks of lm-evaluation-harness.
 
     The model is the base with the run's adapter in place, as it was trained; nothing is merged or written.
@@ -19,10 +24,11 @@ def evaluate_by_harness(run: Path, tasks: Sequence[str], *, limit: int | None = 
     Args:
         tasks: names that the harness knows, or YAML files of tasks of one's own.
         limit: only so many rows of each task.
+        allow_code_execution: also tasks that are marked as unsafe, whose code the harness runs in no sandbox.
 
     Raises:
         ImportError: the harness is not installed; with the line that installs it.
-        ValueError: a model that is no language model, a task that is not known.
+        ValueError: a model that is no language model, a task that is not known, one that would run code and may not.
     """
     try:
         import lm_eval
@@ -52,7 +58,19 @@ def evaluate_by_harness(run: Path, tasks: Sequence[str], *, limit: int | None = 
         backend="causal" if kind == "causal_lm" else "seq2seq",
         batch_size=recipe.training["per_device_eval_batch_size"],
     )
-    found: Any = lm_eval.simple_evaluate(model=lm, tasks=names, task_manager=manager, limit=limit)
+    if allow_code_execution:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what its metric of code asks for beside the argument below
+    try:
+        found: Any = lm_eval.simple_evaluate(
+            model=lm, tasks=names, task_manager=manager, limit=limit, confirm_run_unsafe_code=allow_code_execution
+        )
+    except ValueError as error:
+        if allow_code_execution or "confirm_run_unsafe_code" not in str(error):
+            raise
+        raise ValueError(
+            f"--harness {','.join(tasks)}: a task is marked as unsafe, and {NO_SANDBOX}; allow it with "
+            f"--allow-code-execution, or judge code in a sandbox: `generate: {{humaneval: {{}}}}` in the recipe"
+        ) from None
     return {
         f"{task}_{metric.removesuffix(',none')}": value
         for task, metrics in found["results"].items()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import save_whole
-from pedyra.app.models import layer_ranks, load_model, load_tokenizer, lora_config
+from pedyra.app.models import layer_ranks, load_model, load_tokenizer, lora_config, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.resolve import resolve
@@ -90,7 +90,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     recipe = resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     for test_set in test_sets:  # a mistake in them is told before the training

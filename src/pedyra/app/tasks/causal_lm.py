@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
+from pedyra.app.tasks.lengths import tell_cut
 from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
 from pedyra.app.tasks.split import Rows
 
@@ -25,13 +26,15 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
     Rows whose answer lies wholly beyond max_length teach nothing; they are left out, and their number is logged.
     Raises ValueError if no row is left, and for chats without a chat template that can render them.
     """
-    encoded = []
+    encoded, cut = [], 0
     for row in rows:
         ids, labels = _chat(row, data, tokenizer) if data.messages else _prompt_and_answer(row, data, tokenizer)
+        cut += data.max_length is not None and len(ids) > data.max_length
         ids, labels = ids[: data.max_length], labels[: data.max_length]
         # A label is predicted from the tokens before it, so the first one never counts.
         if any(label != IGNORED for label in labels[1:]):
             encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    tell_cut(cut, len(rows), side, data.max_length)
     if not encoded:
         raise ValueError(
             f"no {side} row has an answer within data.max_length {data.max_length} tokens: every prompt is longer, so "

@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pedyra.app.tasks import code_judge
-from pedyra.app.tasks.code_problems import Problem, load_problems, parse
+from pedyra.app.tasks.code_problems import Problem, parse
 from pedyra.app.tasks.sandbox import Sandbox
-
-__all__ = ["Outcome", "Problem", "check", "check_all", "extract", "load_problems", "pass_at_k"]
 
 Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
 
@@ -55,15 +53,13 @@ _MOST_LINES = 1000
 def extract(text: str, problem: Problem) -> str:
     """The program in what a model wrote after the problem's prompt, or in reply to it; "" where there is none.
 
-    In this order: a fenced block that defines the entry point; the text from its first line of code, if that defines
-    it; the text as a continuation of the prompt, up to a stop string. What does not parse at the end (a function that
-    was cut short, or prose) is left out, and so are calls and asserts at the margin. Imports and helper functions of
-    the prompt are put before.
+    In this order: a fenced block that defines the entry point; the text from its first function, class or import, and
+    the constants before it, if that defines it; the text as a continuation of the prompt, up to a stop string. What
+    does not parse at the end (a function that was cut short, or prose) is left out, and so are calls and asserts at the
+    margin. Imports and helper functions of the prompt are put before.
     """
     blocks = _FENCE.findall(text)
-    start = _CODE_STARTS.search(text)
-    whole = [*blocks, text[start.start() :] if start and not blocks else ""]
-    for source in whole:
+    for source in blocks or [_from_first_code(text)]:
         program = _longest(source)
         if program is not None and _defines(program, problem.entry_point):
             preamble = _longest(problem.prompt + "    pass\n") or ast.Module([], [])
@@ -75,6 +71,21 @@ def extract(text: str, problem: Problem) -> str:
         if program is not None and _has_body(program, problem.entry_point):
             return _unparse(program.body)
     return ""
+
+
+def _from_first_code(text: str) -> str:
+    """The text from its first function, class or import on, with the lines before it from where they parse."""
+    start = _CODE_STARTS.search(text)
+    if not start:
+        return ""
+    before = text[: start.start()].splitlines()
+    for first in range(max(0, len(before) - _MOST_LINES), len(before)):
+        try:
+            parse("\n".join(before[first:]))
+        except SyntaxError:
+            continue
+        return "\n".join([*before[first:], text[start.start() :]])
+    return text[start.start() :]
 
 
 def _longest(source: str, least: int = 0) -> ast.Module | None:
@@ -159,19 +170,19 @@ def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:
     try:
         solution = sandbox.start(f"{source}\nanswer({questions}, {tell})", keep=(questions, tell))
         try:
-            longer = sandbox.limits.seconds + 5  # the judge outlives the solution, and says so
-            judge = sandbox.start(f"{source}\njudge({ask}, {answers})", keep=(ask, answers), seconds=longer, piped=True)
+            judge = sandbox.start(f"{source}\njudge({ask}, {answers})", keep=(ask, answers), piped=True)
         except OSError:
             solution.kill()
             raise
     finally:
         for fd in (questions, ask, answers, tell):
             os.close(fd)
-    _, told = sandbox.finish(judge, job)
-    if told and json.loads(told)["status"] in ("passed", "failed"):
-        solution.terminate()  # it may have left something running
-    in_time, _ = sandbox.finish(solution)
-    return in_time, json.loads(told) if told else {"status": "error", "reason": "the tests did not end"}
+    in_time, told = sandbox.finish(judge, job)
+    verdict = json.loads(told) if told else {"status": "error", "reason": "the tests did not end"}
+    if not in_time or verdict["status"] in ("passed", "failed"):
+        solution.kill()  # it may have left something running
+    ended_in_time, _ = sandbox.finish(solution)
+    return in_time and ended_in_time, verdict
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import gzip
-import json
 import warnings
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pedyra.app.tasks import code_judge
@@ -54,37 +51,24 @@ def parse(source: str) -> ast.Module:
             raise SyntaxError(str(error) or type(error).__name__) from None
 
 
-def load_problems(path: str | Path) -> list[Problem]:
-    """Problems of a JSON-lines file (also .gz) of human-eval, MBPP or EvalPlus; the columns say which.
+def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[Problem]:
+    """The problems of rows of human-eval, MBPP or EvalPlus; the columns say which.
 
-    Raises ValueError, one line, for a file that is not there or has other columns.
+    Raises ValueError, one line that begins with the row and `where`, for what is none.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(
-            f"the problems' file {str(path)!r} does not exist; give HumanEval, MBPP or EvalPlus JSON lines"
-        )
     problems = []
-    try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"the problems' file {str(path)!r} cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                problems.append(problem_of(json.loads(line)))
-            except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, RecursionError) as error:
-                raise ValueError(
-                    f"line {number} of {path} is no problem of HumanEval(+) or MBPP(+): {type(error).__name__} {error}"
-                ) from None
-    if not problems:
-        raise ValueError(f"{path} holds no problems")
+    for number, row in enumerate(rows, start=1):
+        try:
+            problems.append(_problem(row))
+        except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, StopIteration) as error:
+            raise ValueError(
+                f"row {number} of {where} is no problem of HumanEval(+) or MBPP(+): it has the columns "
+                f"{', '.join(row)} ({type(error).__name__} {error})"
+            ) from None
     return problems
 
 
-def problem_of(row: dict[str, Any]) -> Problem:
-    """The problem of a row with the columns of human-eval, MBPP or EvalPlus. Raises KeyError for other columns."""
+def _problem(row: dict[str, Any]) -> Problem:
     if "plus_input" in row:
         return _evalplus(row)
     return _mbpp(row) if "test_list" in row else _human_eval(row)

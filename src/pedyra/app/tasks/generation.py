@@ -24,8 +24,7 @@ from pedyra.lora.files import json_line, read_rows, write_file
 
 PLAIN_LINES = 10  # lines of progress where stdout is no terminal
 
-WRITING = {"max_new_tokens", "stop", "beams", "length_penalty", "no_repeat_ngram"}
-WRITING |= {"samples", "temperature", "top_p", "batch_size"}
+WRITING = {"max_new_tokens", "stop", "beams", "samples", "temperature", "top_p", "batch_size"}
 """Keys of `GenerateSection` that change what is written after given tokens."""
 
 
@@ -122,8 +121,6 @@ def _batch(
     config: Any = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.beams or 1,
-        length_penalty=settings.length_penalty if (settings.beams or 1) > 1 else None,
-        no_repeat_ngram_size=settings.no_repeat_ngram or None,
         do_sample=settings.temperature > 0,
         temperature=settings.temperature or None,
         top_p=settings.top_p if settings.temperature else None,

@@ -11,19 +11,23 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPr
 
 from pedyra.app.recipe_sections import GENERATED, METRICS, DataSection
 from pedyra.app.tasks import causal_lm, labels, metrics, question_answering, seq2seq, text
+from pedyra.app.tasks.lengths import with_limit
 from pedyra.app.tasks.planted import planted_task
 from pedyra.app.tasks.sources import load_rows, validation_rows
 from pedyra.app.tasks.split import Rows, held_out, sample
 from pedyra.app.tasks.task import Task
 
 
-def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task:
+def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, positions: int | None = None) -> Task:
     """Read, split, sample and tokenise the data of a recipe; the same seed gives the same rows in the same order.
+
+    positions: tokens that the base takes, `models.positions`; longer rows are cut there, and their number is logged.
 
     Raises ValueError, one line, for a source that does not exist, a column it does not have, labels that are
     missing or out of range, an empty split, and answers that all lie beyond max_length; ImportError where the
     package that carries the source is not installed.
     """
+    data = with_limit(data, tokenizer, positions)
     train, evaluation, class_names = load_rows(data)
     every = train  # classes are those of all rows, whatever is drawn and held out
     if evaluation is None:
@@ -91,7 +95,7 @@ def _family(data: DataSection, tokenizer: PreTrainedTokenizerBase, every: Rows, 
     known = labels.known_labels(every, data, names)
     judge = metrics.correlation if data.kind == "regression" else metrics.classification
     return _Family(
-        encode=lambda rows, side: (text.encode(rows, data, tokenizer, known), judge),
+        encode=lambda rows, side: (text.encode(rows, data, tokenizer, known, side), judge),
         collator=DataCollatorWithPadding(tokenizer),
         labels=known,
     )

@@ -18,6 +18,10 @@ _SECONDS = 10
 _LONGEST = 500
 """Signs of an answer that is compared by its value; MATH's longest has 159."""
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_GROUPED = re.compile(r"\b\d{1,3}(?:[ \u00a0\u202f]\d{3})+\b")
+"""1 000, with a space, a no-break one or a narrow one."""
+_RESULT = re.compile(rf".*=\s*\$?({_NUMBER.pattern})(?!\s*[-+*/^\u00d7\u00f7\d])", re.DOTALL)
+"""What comes after the last equals sign that gives a value: 7 of "3 + 4 = 7", and nothing of "18 (=9*2)"."""
 _STATEMENT = re.compile(r"answer\s*(?:is|:|=)+\s*:?", re.IGNORECASE)
 """MetaMathQA ends in "The answer is: 42", other training sets in "the answer is 42" or "Answer: 42"."""
 
@@ -34,9 +38,13 @@ def extract_gsm8k(text: str) -> str | None:
         _last_box(text) or "",
     ]
     for place in places:
-        if found := _NUMBER.search(place.replace("\\$", "").replace("{,}", ",").replace("- ", "-")):
+        plain = place.replace("\\$", "").replace("{,}", ",").replace("\u2212", "-").replace("- ", "-")
+        plain = _GROUPED.sub(lambda grouped: re.sub(r"\s", "", grouped.group()), plain)
+        if result := _RESULT.match(plain):
+            return result.group(1).replace(",", "")
+        if found := _NUMBER.search(plain):
             return found.group().replace(",", "")
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(text.replace("\u2212", "-"))
     return numbers[-1].replace(",", "") if numbers else None
 
 

@@ -10,9 +10,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pedyra.app.tasks.glue import GLUE
-from pedyra.app.tasks.glue import HUB as GLUE_HUB
 from pedyra.lora.spelling import did_you_mean
+
+GLUE_HUB = "nyu-mll/glue"
+GLUE: dict[str, dict[str, Any]] = {
+    "cola": {"kind": "classification", "text": "sentence", "metric": "matthews"},
+    "sst2": {"kind": "classification", "text": "sentence", "metric": "accuracy"},
+    "mrpc": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
+    "qqp": {"kind": "pairs", "text": "question1", "text_pair": "question2", "metric": "accuracy"},
+    "stsb": {"kind": "regression", "text": "sentence1", "text_pair": "sentence2", "metric": "pearson"},
+    "mnli": {"kind": "pairs", "text": "premise", "text_pair": "hypothesis", "metric": "accuracy"},
+    "qnli": {"kind": "pairs", "text": "question", "text_pair": "sentence", "metric": "accuracy"},
+    "rte": {"kind": "pairs", "text": "sentence1", "text_pair": "sentence2", "metric": "accuracy"},
+}
+"""Keys of `data` of the eight GLUE tasks of the paper; labels are the Hub's numbers.
+
+`metric` is the column of the paper's Table 2; its "Corr." for STS-B is read as Pearson's. A run reports the other
+official ones too: F1 of MRPC and QQP, Spearman's correlation of STS-B, and GLUE's own score of it, `combined`, the mean
+of the two. MNLI is judged on the matched set; `mismatched_accuracy` is what `pedyra eval` adds.
+"""
 
 # The prompts of MetaMath's own training and evaluation, which are Alpaca's.
 ALPACA = (
@@ -75,6 +91,13 @@ TEST_SETS: dict[str, dict[str, Any]] = {
 Where the recipe was trained on a template with one place, a set's question takes that place, and its own template is
 for a model that was trained on none.
 """
+
+COMPLETED = ("humaneval", "humanevalplus")
+"""Sets whose prompt is the head of a function, which a model that was trained on instructions is asked to complete."""
+COMPLETE = ("Complete the function.\n\n{prompt}", "\n{prompt}")
+"""What takes the instruction's place there, and what the answer begins with. Left to itself, Qwen2.5-Coder-0.5B with a
+LoRA repeats the docstring until the limit, or stops behind it: it solved 1 of 20 problems, and 8 with the head."""
+COMPLETE_STOP = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#", "\n```"]
 
 
 def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Questions whose answer is a span of a text, or that have none: SQuAD v2.0, for any encoder.
 
 A context longer than a model reads is cut into overlapping parts (features). The answer is the best span of all parts,
-unless the score of "no answer" beats it by more than `data.null_threshold`. Scores are those of the official script.
+unless the score of "no answer" beats it. Scores are those of the official script.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.split import Rows
 
-BEST = 20
-"""Starts and ends of a part that are looked at, as in the script of BERT's authors."""
+BEST, LONGEST = 20, 30
+"""Starts and ends of a part that are looked at, and tokens of an answer, as in the script of BERT's authors."""
 
 LABELS = ["start_positions", "end_positions"]
 
@@ -53,6 +53,7 @@ def encode(
         _check(row, data, f"{side} row {number}")
     questions = [str(row[data.question]).strip() for row in rows]
     lengths = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
+    assert data.max_length is not None  # a section of this kind has one
     room = data.max_length - tokenizer.num_special_tokens_to_add(pair=True)
     if lengths and room - max(lengths) <= data.doc_stride:
         longest = lengths.index(max(lengths))
@@ -120,9 +121,7 @@ def _cut(part: Part, token: int, step: int) -> bool:
     return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
 
 
-def answers_of(
-    start: np.ndarray, end: np.ndarray, parts: Sequence[Part], contexts: Sequence[str], data: DataSection
-) -> list[str]:
+def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[Part], contexts: Sequence[str]) -> list[str]:
     """The answer to each row; empty for "no answer".
 
     Args:
@@ -137,14 +136,14 @@ def answers_of(
             continue
         firsts = tokens[np.argsort(-starts[tokens], kind="stable")[:BEST], None]
         lasts = tokens[None, np.argsort(-ends[tokens], kind="stable")[:BEST]]
-        allowed = (firsts <= lasts) & (lasts < firsts + data.max_answer_length)
+        allowed = (firsts <= lasts) & (lasts < firsts + LONGEST)
         scores = np.where(allowed, starts[firsts] + ends[lasts], -np.inf)
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         if scores[first, last] > best[part.row][0]:
             opens, closes = part.spans[int(firsts[first, 0])], part.spans[int(lasts[0, last])]
             assert opens and closes
             best[part.row] = float(scores[first, last]), contexts[part.row][opens[0] : closes[1]].strip()
-    return ["" if lost - found > data.null_threshold else text for lost, (found, text) in zip(null, best, strict=True)]
+    return ["" if lost > found else text for lost, (found, text) in zip(null, best, strict=True)]
 
 
 def metrics(rows: Rows, parts: Sequence[Part], data: DataSection) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -154,7 +153,7 @@ def metrics(rows: Rows, parts: Sequence[Part], data: DataSection) -> Callable[[E
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         start, end = (np.asarray(scores) for scores in prediction.predictions[:2])
-        return squad_scores(answers_of(start, end, parts, contexts, data), references)
+        return squad_scores(answers_of(start, end, parts, contexts), references)
 
     return compute
 

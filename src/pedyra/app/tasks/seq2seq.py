@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.causal_lm import token_losses
+from pedyra.app.tasks.lengths import num_cut, tell_cut
 from pedyra.app.tasks.prompts import prompt_text
 from pedyra.app.tasks.split import Rows
 
@@ -29,11 +30,13 @@ def encode(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, si
         empty = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
         if empty is not None:
             raise ValueError(f"{side} row {empty} has an empty {name}; remove the row or fill it")
-    columns = tokenizer(sources, truncation=True, max_length=data.max_length)
-    labels = tokenizer(text_target=targets, truncation=True, max_length=data.max_target_length)["input_ids"]
+    columns = tokenizer(sources, truncation=data.max_length is not None, max_length=data.max_length)
+    answers = tokenizer(text_target=targets, truncation=True, max_length=data.max_target_length)
+    tell_cut(num_cut(columns), len(rows), side, data.max_length)
+    tell_cut(num_cut(answers), len(rows), f"answers of {side}", data.max_target_length)
     return [
         {"input_ids": ids, "attention_mask": mask, "labels": target}
-        for ids, mask, target in zip(columns["input_ids"], columns["attention_mask"], labels, strict=True)
+        for ids, mask, target in zip(columns["input_ids"], columns["attention_mask"], answers["input_ids"], strict=True)
     ]
 
 

@@ -1,4 +1,8 @@
-"""Where rows come from: packaged text, generated text, a local file, the Hub."""
+"""Where rows come from: packaged text, generated text, a local file, the Hub.
+
+Local files are read as they are, by the standard library and pyarrow. `datasets.load_dataset` would make times of texts
+that look like dates, keep a copy of each file, need a disk to write to, and tell a damaged row in several lines.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -155,10 +160,27 @@ def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
                 rows.append(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} of {source} is no valid JSON: {error}") from None
+    halves = _HALF.search(text) is not None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} of {source} is no JSON object; a row maps column names to values")
+        if halves and _HALF.search(json.dumps(row)):
+            _refuse_halves(row, f"row {number} of {source}")
     return rows
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Of a character beyond the first 65,536, which JSON writes as two of these; one alone cannot be encoded."""
+
+
+def _refuse_halves(row: dict[str, Any], where: str) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(
+            f"{where} holds half of a character ({half!r}), which no tokenizer takes; correct it"
+        ) from None
 
 
 def read_hub(

@@ -15,7 +15,8 @@ from pedyra.app.generate_section import GenerateSection
 from pedyra.app.recipe_sections import DataSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.generation import Sample
-from pedyra.app.tasks.named_tasks import TEST_SETS
+from pedyra.app.tasks.lengths import positions_of
+from pedyra.app.tasks.named_tasks import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
 from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
 from pedyra.app.tasks.seq2seq import rouge
 from pedyra.app.tasks.sources import read_test_rows
@@ -86,8 +87,8 @@ def _load(
     own = section.source is None and not known
     if section.source is not None:
         known.pop("config", None)
-    if known and (template := _as_trained(known, data)):
-        known["template"] = template
+    if known and section.template is None:
+        known |= _as_trained(name, known, data)
     if known and data.messages:
         known["chat"] = True
     given = {key: value for key, value in section.model_dump().items() if value not in (None, False)}
@@ -121,13 +122,17 @@ def _defaults(data: DataSection, own: bool) -> dict[str, Any]:
     return {"max_new_tokens": TOKENS, **({"score": "exact"} if own else {})}
 
 
-def _as_trained(known: Mapping[str, Any], data: DataSection) -> str | None:
+def _as_trained(name: str, known: Mapping[str, Any], data: DataSection) -> dict[str, Any]:
     """The template of training with the set's question in its place, if it has a single place."""
     columns = template_columns(data.template or "")
     if len(columns) != 1:
-        return None
+        return {}
+    place, trained = "{" + columns[0] + "}", str(data.template)
+    if name in COMPLETED:
+        question, begins = COMPLETE
+        return {"template": trained.replace(place, question) + begins, "stop": COMPLETE_STOP}
     question = template_columns(known.get("template", "{prompt}"))[0]
-    return str(data.template).replace("{" + columns[0] + "}", "{" + question + "}")
+    return {"template": trained.replace(place, "{" + question + "}")}
 
 
 def _rows(name: str, settings: GenerateSection, columns: list[str] | None, seed: int) -> Rows:
@@ -167,24 +172,16 @@ def _prompt(text: str, settings: GenerateSection, data: DataSection, tokenizer: 
 
 def _tokens(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase, *, templated: bool) -> list[int]:
     if data.kind == "seq2seq":
-        return tokenizer(text, truncation=True, max_length=data.max_length)["input_ids"]
+        return tokenizer(text, truncation=data.max_length is not None, max_length=data.max_length)["input_ids"]
     return tokenizer(text, add_special_tokens=False)["input_ids"] if templated else prompt_tokens(text, tokenizer)
 
 
 def _code(
     name: str, settings: GenerateSection, data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> TestSet:
-    from pedyra.app.tasks.code_problems import problem_of
+    from pedyra.app.tasks.code_problems import problems_of
 
-    problems = []
-    for number, row in enumerate(_rows(name, settings, None, seed), start=1):
-        try:
-            problems.append(problem_of(row))
-        except (KeyError, IndexError, SyntaxError) as error:
-            raise ValueError(
-                f"row {number} of generate.{name} is no problem of HumanEval(+) or MBPP(+): it has the columns "
-                f"{', '.join(row)} ({type(error).__name__} {error})"
-            ) from None
+    problems = problems_of(_rows(name, settings, None, seed), f"generate.{name}")
     whole = settings.chat or settings.template is not None
     if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
         settings = settings.model_copy(update={"stop": list(problems[0].stop)})
@@ -196,12 +193,18 @@ def _code(
 
 
 def check_lengths(test_set: TestSet, config: Any) -> None:
-    """Refuse prompts that leave a decoder no positions to answer in, and answers longer than there are positions."""
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if positions is None or getattr(config, "position_embedding_type", None) == "relative":
+    """Refuse prompts that leave a decoder no positions to answer in, and texts longer than there are positions."""
+    positions = positions_of(config)
+    if positions is None:
         return
-    new = int(test_set.settings.max_new_tokens or TOKENS)
-    longest = 0 if getattr(config, "is_encoder_decoder", False) else max(map(len, test_set.prompts))
+    new, longest = int(test_set.settings.max_new_tokens or TOKENS), max(map(len, test_set.prompts))
+    if getattr(config, "is_encoder_decoder", False):
+        if longest > positions:
+            raise ValueError(
+                f"generate.{test_set.name}: the longest source has {longest} tokens, and the model {positions} "
+                f"positions; set data.max_length to {positions} or less"
+            )
+        longest = 0
     if longest + new > positions:
         raise ValueError(
             f"generate.{test_set.name}: the longest prompt has {longest} tokens, and with max_new_tokens {new} that is "

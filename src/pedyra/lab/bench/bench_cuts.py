@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pedyra.app.models import load_tokenizer
+from pedyra.app.models import load_tokenizer, positions
 from pedyra.app.runs.evaluate import adapted_model, finished_run
 from pedyra.app.runs.fit import parts
 from pedyra.app.tasks import load_task
@@ -53,7 +53,7 @@ def bench_cuts(
 def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> Iterator[dict[str, Any]]:
     _, recipe, adapter = finished_run(run)
     tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     training, choice, proof = parts(task, rows, recipe.seed)
     measured = calibrate(model, training)

@@ -8,8 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
+from pedyra.app.yaml_file import parse_yaml
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.registry import METHODS, check_ranks, get_method
 from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
@@ -72,14 +71,9 @@ def parse_method(text: str) -> MethodSpec:
 
 def _settings(text: str, whole: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load("{" + re.sub(r"\s*=\s*", ": ", text) + "}")
-    except yaml.YAMLError:
+        found = parse_yaml("{" + re.sub(r"\s*=\s*", ": ", text) + "}", "method")
+    except ValueError:
         found = None
     if not found or None in found.values() and not re.search(r"=\s*(null|~)", text):
         raise ValueError(f"method {whole!r} is not of the form NAME:key=value,key=value")
-    return {str(key): _number(value) for key, value in found.items()}
-
-
-def _number(value: Any) -> Any:
-    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", value, re.IGNORECASE)
-    return float(value) if exponent else value
+    return {str(key): value for key, value in found.items()}

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
+from pedyra.app.recipe_sections import Section
 from pedyra.app.tasks.named_tasks import task_data
 from pedyra.app.yaml_file import flat, one_line, read_settings, to_yaml
 from pedyra.methods.registry import get_method
@@ -32,11 +33,7 @@ NOT_THE_EXPERIMENT = ("name", "output_dir", "data_dir", "generate")
 """Keys that change no job's outcome, and so are no part of the fingerprint."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class MethodRow(_Section):
+class MethodRow(Section):
     """One row of the table: a method and what it has for itself."""
 
     method: str
@@ -55,7 +52,7 @@ class MethodRow(_Section):
     training: dict[str, Any] = Field(default_factory=dict)
 
 
-class TuningSection(_Section):
+class TuningSection(Section):
     """How learning rates are chosen: on rows split off the training rows, never on the reported ones."""
 
     seeds: list[int] = Field(default=[1000], min_length=1)
@@ -66,7 +63,7 @@ class TuningSection(_Section):
     """At most this many rows to judge tuning runs on."""
 
 
-class Grid(_Section):
+class Grid(Section):
     """One comparison."""
 
     name: str

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pedyra.app.recipe import Recipe, load_recipe
+from pedyra.app.recipe_sections import Section
 from pedyra.app.yaml_file import one_line, read_settings
 from pedyra.lora.spelling import did_you_mean
 
@@ -22,11 +23,7 @@ _HERE = Path(__file__).parent
 TABLES, RECIPES = _HERE / "tables", _HERE / "recipes"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Part(_Section):
+class Part(Section):
     """What a row or a column says of its cells; a cell is its row's part and its column's together."""
 
     method: str | None = None
@@ -51,7 +48,7 @@ class Part(_Section):
     """The columns it is the mean of; default: all."""
 
 
-class AtScale(_Section):
+class AtScale(Section):
     """How an item is measured at one scale."""
 
     recipes: dict[str, str]
@@ -83,7 +80,7 @@ class Cell:
         return self.part.factor or 1.0
 
 
-class Item(_Section):
+class Item(Section):
     """A table or figure."""
 
     id: str
