@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +191,14 @@ def test_before_a_training_has_ended_there_is_no_result(make_trainer, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of the progress bar
 @pytest.mark.parametrize("silent", [False, True])
-def test_one_line_of_it_is_printed_where_trainer_prints_its_progress(silent, run, tmp_path, capsys):
+def test_one_line_of_it_is_printed_where_trainer_prints_its_progress(silent, run, tmp_path, monkeypatch):
+    """On a line of its own: not behind the bar, which a terminal shows on the same lines."""
+    terminal = io.StringIO()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, terminal)
     _, callback = run(tmp_path, disable_tqdm=silent)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pedyra: ")]
-    assert lines == ([] if silent else [f"pedyra: {callback.result}"])
+    shown = [line for line in terminal.getvalue().splitlines() if "pedyra: " in line]
+    assert shown == ([] if silent else [f"pedyra: {callback.result}"])
 
 
 def test_a_training_that_stops_before_its_first_adjustment_says_so(make_trainer, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
@@ -230,7 +231,7 @@ class RankCallback(TrainerCallback):
         if self._writes:
             logger.info("%s", self._result)
             if not args.disable_tqdm:  # where Trainer prints its progress
-                print(f"pedyra: {self._result}")
+                tqdm.write(f"pedyra: {self._result}")  # on a line of its own
 
     def _conclude(self, allocator: RankAllocator) -> RankResult:
         made, schedule = allocator.history, allocator.schedule

@@ -178,6 +178,15 @@ class BFactor(nn.Linear):
     def in_features(self) -> int:  # type: ignore[override]
         return self.weight.shape[1]
 
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"lora_A of a layer gives rank {x.shape[-1]} and its lora_B has rank {self.in_features}: something has "
+                f"written into one of them alone, as peft's hotswap_adapter does where E is trained; call "
+                f"pedyra.detach(model) before it"
+            )
+        return super().forward(x)
+
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         weight = self.weight if keep_vars else self.weight.detach()
         destination[prefix + "weight"] = as_saved(weight, None if self.origin is None else -self.origin, dim=1)

@@ -168,8 +168,10 @@ class WideRun(MethodRun):
         self.gramians.close(None, loss_scale)
         gradients = {name: layer.b.weight.grad for name, layer in self.layers.items() if layer.rank}
         found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        norms = torch._foreach_norm(list(found.values())) if found else ()
-        finite = torch.stack([norm.isfinite() for norm in norms]).all() if norms else None
+        if not found:
+            return
+        norms = torch._foreach_norm(list(found.values()))
+        finite = torch.stack([norm.isfinite() for norm in norms]).all()
         for name, norm in zip(found, norms, strict=True):
             self._trained[name] |= finite & (norm > 0)  # else the step counts for nothing
 
