@@ -364,13 +364,9 @@ def glue() -> Cells:
         points = {m: {seed: 100 * value for seed, value in each.items()} for m, each in found.items()}
         lora = points["lora"]
         others = [gain(points[m], lora, digits=1) for m in ("adalora", "pedyra")]  # a metric: higher is better
-        cells.append(
-            [f"{task}, {steps}", str(r), spread(lora.values(), 1), *others, published[task] if r == 8 else ""]
-        )
+        cells.append([f"{task}, {steps}", str(r), spread(lora.values(), 1), *others, published[task] if r == 8 else ""])
     for task in ("MRPC", "CoLA"):
-        ours, lora = (
-            where(rows("paper_table13"), row=f"{task}, {name}")[0]["values"] for name in ("PE-DyRA", "LoRA")
-        )
+        ours, lora = (where(rows("paper_table13"), row=f"{task}, {name}")[0]["values"] for name in ("PE-DyRA", "LoRA"))
         cells.append([f"{task}, 300 of 16 rows", "8", spread(lora.values(), 1), "", gain(ours, lora, 1), ""])
     return cells
 
@@ -398,9 +394,7 @@ def sst2() -> Cells:
         values = [row["values"][seed] - other["values"][seed] for seed in row["values"]]
         published = None if row["published"] is None else row["published"] - other["published"]
         told = difference(values, 1)
-        cells.append(
-            [place, name, less.get(place, "LoRA"), told, "" if published is None else f"{published:+.2f}"]
-        )
+        cells.append([place, name, less.get(place, "LoRA"), told, "" if published is None else f"{published:+.2f}"])
     return cells
 
 
@@ -488,9 +482,12 @@ def figures() -> Cells:
     cells = [["figure", "the paper says", "measured", "verdict"]]
     for figure, (says, verdict) in FIGURES.items():
         own = where(rows("paper_figures"), id=f"figure{figure}")
-        compared = re.sub(r"\{(.+?): (.+?), (.+?)\}", lambda found: _judged(own, *found.groups()), verdict)
-        cells.append([figure, says, _told(own), compared])
+        cells.append([figure, says, _told(own), _verdict(own, verdict)])
     return cells
+
+
+def _verdict(own: list[Row], text: str) -> str:
+    return re.sub(r"\{(.+?): (.+?), (.+?)\}", lambda found: _judged(own, *found.groups()), text)
 
 
 def _judged(own: list[Row], column: str, row: str, other: str) -> str:
