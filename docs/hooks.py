@@ -16,10 +16,7 @@ from pedyra.app.recipe_page import recipe_page
 def on_files(files: Files, config: Any) -> Files:
     """Add index.md and recipe.md."""
     readme = (Path(config.config_file_path).parent / "README.md").read_text(encoding="utf-8")
-    pages = re.sub(r"\[([^]]+)\]\((?!docs/|http)[^)]+\)", r"\1", readme).replace(
-        "](docs/", "]("
-    )  # the site has docs/ alone
-    files.append(File.generated(config, "index.md", content=pages))
+    files.append(File.generated(config, "index.md", content=readme.replace("](docs/", "](")))
     files.append(File.generated(config, "recipe.md", content=recipe_page(recipe_schema())))
     return files
 

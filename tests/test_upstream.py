@@ -1,6 +1,6 @@
 """What pedyra relies on in torch, peft, transformers and accelerate that they do not promise, all of it in this file.
 
-A test that fails names what upstream has changed. The versions that were run are in docs/settings.md.
+A test that fails names what upstream has changed. The versions that were run are in docs/bases.md.
 """
 
 from __future__ import annotations

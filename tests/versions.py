@@ -1,6 +1,6 @@
 """Run the tests with other versions of what pedyra stands on: `python tests/versions.py lowest` (`make versions`).
 
-A virtual environment each, in a temporary folder. Prints a row each; docs/settings.md tells them.
+A virtual environment each, in a temporary folder. Prints a row each; docs/bases.md tells them.
 """
 
 from __future__ import annotations

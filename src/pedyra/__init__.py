@@ -1,4 +1,5 @@
-"""Rank-adaptive LoRA fine-tuning at a fixed budget."""
+"""PE-DyRA, dynamic rank allocation for LoRA, whole and checkable; and Fit, which says how small a trained LoRA may be,
+proves it, and writes the smaller one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each base and kind of LoRA in docs/settings.md: trained across resizes, saved, loaded by PEFT alone, merged."""
+"""Each base and kind of LoRA in docs/bases.md: trained across resizes, saved, loaded by PEFT alone, merged."""
 
 from __future__ import annotations
 

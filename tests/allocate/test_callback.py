@@ -189,7 +189,7 @@ def test_another_adapter_name_is_refused(make_trainer, quick, tmp_path):
     ("faked", "message"),
     [
         ({"deepspeed": "zero2.json"}, "under DeepSpeed; train under DDP, without args.deepspeed"),
-        ({"fsdp": "full_shard"}, "under Trainer's FSDP but for version 2 on an accelerator; see docs/scaling.md, or"),
+        ({"fsdp": "full_shard"}, "under Trainer's FSDP but for version 2 on an accelerator; see docs/processes.md, or"),
         ({"world_size": 2}, "under 2 processes in a Linear; use DDP, without torch_compile, or one process"),
         ({"n_gpu": 2}, "under DataParallel over 2 GPUs; set CUDA_VISIBLE_DEVICES"),
     ],

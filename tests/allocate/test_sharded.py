@@ -39,7 +39,7 @@ def llama(**settings: Any) -> Any:
 
 
 def sharded(model: Any) -> None:
-    """In place, docs/scaling.md's way: what is trained stays whole, everything else is cut, layer by layer."""
+    """In place, docs/processes.md's way: what is trained stays whole, everything else is cut, layer by layer."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for layer in model.base_model.model.model.layers:

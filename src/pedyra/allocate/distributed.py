@@ -117,7 +117,7 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
             return None  # `sharded.keep_whole` has seen to it
         wrapper, repair = "FSDP2 that has cut the adapter", "pass it to Trainer(callbacks=), with accelerate >= 1.11"
     elif getattr(args, "fsdp", None) or kind == "FullyShardedDataParallel":
-        wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/scaling.md, or use DDP"
+        wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/processes.md, or use DDP"
     elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
         wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, without torch_compile, or one process"
     elif args.n_gpu > 1:

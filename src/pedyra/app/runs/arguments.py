@@ -47,7 +47,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ValueError(
             "training.fsdp: a run of pedyra trains under DDP or in one process; under FSDP2 use RankCallback in a "
-            "Trainer of your own (docs/scaling.md)"
+            "Trainer of your own (docs/processes.md)"
         )
     untold = {"flyte", "azure_ml"}  # which that list leaves out though they are there
     absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations()) - untold
