@@ -84,8 +84,8 @@ def best_rate(losses: Losses) -> float:
     return min(full, key=lambda lr: mean(list(losses[lr].values())))
 
 
-def table(summaries: Sequence[RateSummary]) -> list[str]:
-    """Lines for a terminal; `!` marks a best rate at the edge of its grid."""
+def rate_table(summaries: Sequence[RateSummary]) -> list[list[str]]:
+    """Titles, then a line a method; `!` marks a best rate at the edge of its grid."""
     rates = sorted({lr for summary in summaries for lr in summary.means})
     rows = [["method", *(f"{lr:g}" for lr in rates), "best lr", "seeds", "loss", "error", "less lora", "95 %"]]
     for summary in summaries:
@@ -103,16 +103,7 @@ def table(summaries: Sequence[RateSummary]) -> list[str]:
                 f"{interval[0]:+.4f} {interval[1]:+.4f}" if interval else "",
             ]
         )
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their longest cell, the first to the left: never folded, unlike a table of the console."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
+    return rows
 
 
 def _loss(value: float | None) -> str:
