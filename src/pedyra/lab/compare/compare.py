@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,25 +12,19 @@ from rich.console import Console
 
 from pedyra.app.console import write_json_lines
 from pedyra.app.yaml_file import first_difference
-from pedyra.lab.compare import table_formats
-from pedyra.lab.compare.comparison import Comparison, csv_rows, remarks
 from pedyra.lab.compare.experiment import Experiment, prepare_experiment
 from pedyra.lab.compare.grid import Grid, load_grid, only_grows
-from pedyra.lab.compare.jobs import Job, Outcome, Purpose, is_done
-from pedyra.lab.compare.pool import LocalPool, Pool
-from pedyra.lab.compare.process import Forked, can_fork, start_anew
-from pedyra.lab.compare.results import RateCurve, collect
-from pedyra.lab.compare.screen import LiveTable, print_comparison, print_jobs
-from pedyra.lab.compare.tables import comparison_tables
+from pedyra.lab.compare.jobs import Job, Outcome, Purpose, RunJobs, final_row, is_done
+from pedyra.lab.compare.machines import Machines
+from pedyra.lab.compare.results import Comparison, RateCurve, collect, remarks
+from pedyra.lab.compare.tables import comparison_tables, csv_rows, print_tables, write_rows, write_tables
 from pedyra.lora.files import read_json, write_file
 
 
 def compare_grid(
     grid: Grid,
+    machines: Machines | None = None,
     *,
-    workers: int = 1,
-    ray: str | None = None,
-    shard: str = "1/1",
     collect: Sequence[Path] = (),
     extend: bool = False,
     console: Console | None = None,
@@ -42,9 +34,7 @@ def compare_grid(
     Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are tried again.
 
     Args:
-        workers: local processes at once; without `ray`. A script that calls this has `if __name__ == "__main__":`.
-        ray: address of a Ray cluster to run on.
-        shard: "i/n": only the i-th of n parts of the grid, for one of several machines.
+        machines: what runs the jobs; default: this one, one at a time.
         collect: folders to put together, beside the comparison's own, instead of running anything.
         extend: accept a folder whose grid has fewer methods, tasks, seeds, budgets or learning rates.
         console: where progress and tables are shown; None: nowhere.
@@ -54,55 +44,77 @@ def compare_grid(
         ImportError: Ray is not installed.
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
-    part = _slice_of(shard)
-    console = console or Console(quiet=True)
+    console, machines = console or Console(quiet=True), machines or Machines()
     folder = Path(grid.output_dir)
     if collect:
         own = [folder] if _holds_runs(folder) else []
         comparison = collect_comparison(grid, [*own, *collect])
-    elif ray is not None:
-        from pedyra.lab.compare.ray_pool import RayPool
-
-        with closing(RayPool(ray)) as pool:
-            comparison = _run(grid, pool, console, part, extend=extend)
     else:
-        pool = LocalPool(workers, Forked if can_fork() else start_anew)
-        comparison = _run(grid, pool, console, part, extend=extend)
-    print_comparison(console, comparison_tables(comparison), remarks(comparison))
+        with machines.runner() as run_jobs:
+            comparison = _run(grid, run_jobs, console, machines.part, extend=extend)
+    print_tables(console, comparison_tables(comparison))
+    for remark in remarks(comparison):
+        console.print(f"- {remark}", soft_wrap=True)
     for file in write_comparison(comparison, folder):
         console.print(f"written     {file}", soft_wrap=True)
     return comparison
 
 
-def _slice_of(shard: str) -> slice:
-    """ "2/3" -> every third entry from the second on. Raises ValueError."""
-    index, _, count = shard.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise ValueError(f"--shard is {shard!r}; it is i/n with 1 <= i <= n, e.g. 2/3")
-    return slice(int(index) - 1, None, int(count))
-
-
-def _run(grid: Grid, pool: Pool, console: Console, part: slice, *, extend: bool) -> Comparison:
+def _run(grid: Grid, run_jobs: RunJobs, console: Console, part: slice, *, extend: bool) -> Comparison:
     """Tuning runs first, then the reported ones at the rates that these chose."""
     folder = open_folder(grid, extend=extend)
-    failed: list[Outcome] = []
-
-    def run(title: str, jobs: Sequence[Job]) -> None:
-        with LiveTable(console, title, jobs) as live:
-            try:
-                pool.run([job for job in jobs if not is_done(job)], live.report)
-            finally:
-                failed.extend(live.failed)
-
-    experiment = prepare_experiment(grid, folder, lambda jobs: run("timing", jobs))
+    experiment = prepare_experiment(grid, folder)
     entries = experiment.entries[part]
+    progress = Progress(console)
     tuning = [job for entry in entries for job in experiment.tuning_jobs(entry)]
-    print_jobs(console, experiment, len(entries), len(tuning))
-    if tuning:
-        run("tuning", tuning)
+    _print_jobs(console, experiment, len(entries), len(tuning))
+    progress.run(run_jobs, tuning)
     curves = experiment.curves([folder])
-    run("runs", [job for entry in entries for job in experiment.reported_jobs(entry, curves)])
-    return summarise(experiment, [folder], failed)
+    progress.run(run_jobs, [job for entry in entries for job in experiment.reported_jobs(entry, curves)])
+    return summarise(experiment, [folder], progress.failed)
+
+
+class Progress:
+    """Tells how each job ends, in a line, and keeps those that failed."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.failed: list[Outcome] = []
+
+    def run(self, run_jobs: RunJobs, jobs: Sequence[Job]) -> None:
+        """Run the jobs that are not done."""
+        self.jobs = [job for job in jobs if not is_done(job)]
+        self.ended = 0
+        if self.jobs:
+            run_jobs(self.jobs, self.report)
+
+    def report(self, outcome: Outcome) -> None:
+        """Take in how a job ended."""
+        self.ended += 1
+        told, final = outcome.message or outcome.status, final_row(outcome.job.run)
+        if outcome.status == "failed":
+            self.failed.append(outcome)
+        elif final is not None:
+            finite = all(final[key] is not None and math.isfinite(final[key]) for key in ("eval_loss", "value"))
+            told = f"{final['metric']} {final['value']:.4f}" if finite else "diverged"
+        self.console.print(f"[{self.ended}/{len(self.jobs)}] {outcome.job.label}: {told}", soft_wrap=True, markup=False)
+
+
+def _print_jobs(console: Console, experiment: Experiment, entries: int, tuning: int) -> None:
+    """How many runs there are, and what matching changed."""
+    grid = experiment.grid
+    where = "" if entries == len(experiment.entries) else f" (of {len(experiment.entries)}; this is one shard)"
+    console.print(f"{grid.name}, grid {grid.fingerprint()}: {entries} rows x tasks x budgets{where}", soft_wrap=True)
+    console.print(f"runs        {tuning} to choose rates, {entries * len(grid.seeds)} reported", soft_wrap=True)
+    told = set()
+    for entry, matched in experiment.matched.items():
+        changes = {"r": matched.r} if matched.r != entry.budget else {}
+        changes |= {f"method_settings.{key}": value for key, value in matched.method_settings.items()}
+        if changes:
+            listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
+            told.add(f"matched     {entry.method}, r = {entry.budget}: {listed}")
+    for line in sorted(told):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def collect_comparison(grid: Grid, folders: Sequence[Path]) -> Comparison:
@@ -171,23 +183,11 @@ def _check_same(grid: Grid, folder: Path, *, extend: bool) -> None:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """comparison.md, .csv, .tex, .html, .jsonl, and tuning.jsonl with the whole learning-rate curves."""
-    title, found, told = comparison.grid.name, comparison_tables(comparison), remarks(comparison)
-    for suffix, write in (("md", table_formats.markdown), ("tex", table_formats.latex), ("html", table_formats.html)):
-        write_file(folder / f"comparison.{suffix}", write(title, found, told))
-    write_file(folder / "comparison.csv", _csv(csv_rows(comparison)))
-    write_json_lines(folder / "comparison.jsonl", comparison.rows())
+    """comparison.md, .tex, .csv, .jsonl, and tuning.jsonl with the whole learning-rate curves."""
+    stem = folder / "comparison"
+    files = write_tables(stem, comparison.grid.name, comparison_tables(comparison), remarks(comparison))
     write_json_lines(folder / "tuning.jsonl", _curve_rows(comparison.curves))
-    return [folder / f"comparison.{suffix}" for suffix in ("md", "csv", "tex", "html", "jsonl")]
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return [*files, *write_rows(stem, comparison.rows(), csv_rows(comparison))]
 
 
 def _curve_rows(curves: Iterable[RateCurve]) -> Iterable[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the jobs of a comparison came to, collected from one folder or several, and the learning rates they chose."""
+"""What the jobs of a comparison came to: results, the learning rates they chose, differences, standings, remarks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pedyra.lab.compare.grid import Judge
-from pedyra.lab.compare.jobs import Entry, Job, final_row
-from pedyra.lab.compare.statistics import mean
-from pedyra.lora.files import read_rows
+from pedyra.fitting.cut import RECORD
+from pedyra.lab.compare.grid import Grid, Judge
+from pedyra.lab.compare.jobs import Entry, Job, Outcome, final_row
+from pedyra.lab.compare.matching import TOLERANCE
+from pedyra.lab.compare.statistics import PairedDifference, compare_paired, mean, rank_best
+from pedyra.lora.files import read_json, read_rows
 
 LOWER_IS_BETTER = ("loss", "perplexity", "relative_error")
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -36,6 +38,10 @@ class Result:
     metrics: dict[str, float]
     """Every metric of the last evaluation but the loss."""
     run: Path
+    fit_parameters: int | None = None
+    """Of the smaller adapter that the run's section `fit` found; None where it has none."""
+    fit_increase: float | None = None
+    """What the loss rose by with it, on rows that had no part in the choice: 0 where the whole adapter was kept."""
 
     def row(self) -> dict[str, Any]:
         """For JSON lines."""
@@ -53,6 +59,8 @@ class Result:
             "peak_memory_bytes": self.peak_memory_bytes,
             "metrics": self.metrics,
             "run": str(self.run),
+            "fit_parameters": self.fit_parameters,
+            "fit_increase": self.fit_increase,
         }
 
 
@@ -82,8 +90,16 @@ def _read(job: Job, run: Path, judge: Judge) -> Result | None:
         value = math.nan
     judged = {"metric": metric, "value": value, "task_metric": final["metric"], "eval_loss": loss}
     costs = {key: final[key] for key in ("trainable_parameters", "seconds", "peak_memory_bytes")}
-    metrics = _last_metrics(run, final)
-    return Result(entry=job.entry, rate=job.rate, seed=job.seed, metrics=metrics, run=run, **judged, **costs)
+    metrics, fit = _last_metrics(run, final), _fit(run)
+    return Result(entry=job.entry, rate=job.rate, seed=job.seed, metrics=metrics, run=run, **judged, **costs, **fit)
+
+
+def _fit(run: Path) -> dict[str, Any]:
+    file = run / "fit" / RECORD
+    if not file.is_file():
+        return {}
+    found = read_json(file, {"parameters": int, "measured_increase": (float, None)})
+    return {"fit_parameters": found["parameters"], "fit_increase": found["measured_increase"] or 0.0}
 
 
 def _last_metrics(run: Path, final: dict[str, Any]) -> dict[str, float]:
@@ -162,3 +178,99 @@ def choose_rate(entry: Entry, rates: Sequence[float], results: Sequence[Result])
 
     judged = [point for point in points if point.values]
     return RateCurve(entry, points, min(judged, key=order).rate if judged else None, metric)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is known of a comparison, finished or not."""
+
+    grid: Grid
+    results: Sequence[Result]
+    curves: Sequence[RateCurve]
+    """Of the rows that choose among several rates."""
+    failed: Sequence[Outcome] = ()
+    missing: int = 0
+    """Reported runs of the grid that are not there."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One a reported run, for JSON lines."""
+        return [result.row() for result in self.results]
+
+    @property
+    def reference(self) -> str:
+        """The row that parameters, time and memory are relative to: lora where it is one, else the baseline."""
+        return "lora" if "lora" in self.grid.methods else self.grid.baseline
+
+    def of(self, method: str, task: str, budget: int) -> list[Result]:
+        """The results of one entry, by seed."""
+        entry = Entry(method, task, budget)
+        return sorted((result for result in self.results if result.entry == entry), key=lambda result: result.seed)
+
+    def values(self, method: str, task: str, budget: int, *, oriented: bool = False) -> dict[int, float]:
+        """Seed -> value; `oriented`: so that more is better."""
+        return {
+            result.seed: result.value * (sign(result.metric) if oriented else 1)
+            for result in self.of(method, task, budget)
+        }
+
+    def difference(self, method: str, task: str, budget: int) -> PairedDifference | None:
+        """How much better a row is than the baseline; None where no seed is shared."""
+        ours = self.values(method, task, budget, oriented=True)
+        return compare_paired(ours, self.values(self.grid.baseline, task, budget, oriented=True))
+
+    def standing(self, task: str, budget: int) -> dict[str, str]:
+        """Row -> "best" (alone, by every interval), or "tied" with the best; nothing for the others."""
+        values = {name: self.values(name, task, budget, oriented=True) for name in self.grid.methods}
+        ranking = rank_best(values)
+        if ranking is None or sum(map(bool, values.values())) < 2:
+            return {}
+        if not ranking.tied:
+            return {ranking.best: "best"}
+        return dict.fromkeys((ranking.best, *ranking.tied), "tied")
+
+    def cost(self, key: str, method: str, budget: int, task: str | None = None) -> float | None:
+        """Mean of a number of `Result`, e.g. trainable_parameters or seconds, over the runs of a row that have it."""
+        tasks = self.grid.tasks if task is None else [task]
+        found = [getattr(result, key) for name in tasks for result in self.of(method, name, budget)]
+        known = [value for value in found if value is not None]
+        return mean(known) if known else None
+
+    def ratio(self, key: str, method: str, budget: int, task: str | None = None) -> float | None:
+        """Cost relative to the reference, from the tasks where both have runs."""
+        tasks = self.grid.tasks if task is None else [task]
+        shared = [
+            (ours, theirs)
+            for name in tasks
+            if (ours := self.cost(key, method, budget, name)) is not None
+            and (theirs := self.cost(key, self.reference, budget, name))
+        ]
+        return sum(ours for ours, _ in shared) / sum(theirs for _, theirs in shared) if shared else None
+
+    def metric(self, task: str) -> str:
+        return next((result.metric for result in self.results if result.entry.task == task), "")
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
+    found = [f"failed: {outcome.job.label}: {outcome.message}" for outcome in comparison.failed]
+    waiting = comparison.missing - sum(outcome.job.purpose == "jobs" for outcome in comparison.failed)
+    if waiting > 0:
+        found.append(f"{waiting} reported runs are missing; run every --shard (--collect runs nothing)")
+    for result in comparison.results:
+        if not math.isfinite(result.value):
+            found.append(f"diverged: {result.entry}, seed {result.seed}, rate {result.rate:g}")
+    for curve in comparison.curves:
+        if curve.chosen is None:
+            found.append(f"no learning rate could be chosen for {curve.entry}")
+        elif curve.at_edge:
+            side = "lowest" if curve.chosen == curve.points[0].rate else "highest"
+            found.append(
+                f"warning: {curve.entry}: the best rate, {curve.chosen:g}, is the {side} of its grid; widen it"
+            )
+    for budget in comparison.grid.all_budgets:
+        for method in comparison.grid.methods:
+            ratio = comparison.ratio("trainable_parameters", method, budget)
+            if comparison.grid.match == "parameters" and ratio is not None and abs(ratio - 1) > TOLERANCE:
+                than = f"{ratio:.2f} times the trainable parameters of {comparison.reference}"
+                found.append(f"warning: {method}, r = {budget}, has {than}")
+    return found
