@@ -12,7 +12,6 @@ import yaml
 from rich.console import Console
 
 from pedyra.lab.compare.compare import compare_grid
-from pedyra.lab.compare.machines import Machines
 
 
 def rows(path: Path) -> list[dict]:
@@ -120,27 +119,6 @@ def test_a_wider_grid_of_rates_keeps_what_is_done(make_grid, calls):
     compare_grid(make_grid("learning_rates=[0.01, 0.1, 1]"), extend=True)
     tried = ["lora 1000 1.0", "pedyra 1000 1.0"]  # the trainer rewards it, so every seed is run at it
     assert calls()[done:] == [*tried, *(f"{name} {seed} 1.0" for name in ("lora", "pedyra") for seed in (0, 1, 2))]
-
-
-def test_two_machines_share_a_grid_and_one_command_puts_it_together(make_grid, calls, folder):
-    compare_grid(make_grid("output_dir=one"), Machines(shard="1/2"))
-    assert {call.split()[0] for call in calls()} == {"lora"}
-    compare_grid(make_grid("output_dir=two"), Machines(shard="2/2"))
-    started = len(calls())
-    comparison = compare_grid(make_grid("output_dir=all"), collect=[Path("one"), Path("two")])
-    assert len(calls()) == started and comparison.missing == 0
-    assert "0.6200 ± 0.0058 *" in (folder / "all/comparison.md").read_text()
-    with pytest.raises(ValueError, match="one holds the results of another grid"):
-        compare_grid(make_grid("output_dir=all", "lora.r=4"), collect=[Path("one")])
-
-
-def test_results_on_other_rows_are_not_put_together(make_grid, folder):
-    for name in ("one", "two"):
-        compare_grid(make_grid(f"output_dir={name}"))
-    splits = folder / "two/data/toy/splits.json"
-    splits.write_text(json.dumps({**json.loads(splits.read_text()), "digest": "0"}))
-    with pytest.raises(ValueError, match="task toy has other rows in two than in one"):
-        compare_grid(make_grid("output_dir=all"), collect=[Path("one"), Path("two")])
 
 
 def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls):

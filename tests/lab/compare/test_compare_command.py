@@ -52,7 +52,6 @@ def test_a_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "tasks.mrcp={}"], "task 'mrcp' is unknown; did you mean 'mrpc'?"),
         ([SMOKE, "seeds=[]"], "the grid has no jobs: seeds is empty"),
         ([SMOKE, "--match", "flops"], "match is 'flops'"),
-        ([SMOKE, "--shard", "3/2"], "--shard is '3/2'"),
         ([SMOKE, "--workers", "0"], "--workers is 0"),
         ([SMOKE, "--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1 does not answer"),
         ([SMOKE, "methods.dora={}"], "method dora cannot match the baseline's"),
@@ -62,7 +61,6 @@ def test_a_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),
         ([SMOKE, "tasks={cola: {}}", "data_dir=nowhere"], "nowhere/cola/train.jsonl.gz' does not exist"),
         ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' is no folder"),
-        ([SMOKE, "--collect", "nowhere"], "--collect nowhere: it holds no comparison"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, arguments, told):

@@ -40,13 +40,9 @@ def test_what_is_no_address_is_refused(address: str):
         Machines(ray=address).check()
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [({"workers": 0}, "--workers is 0")] + [({"shard": shard}, "--shard is") for shard in ("0/2", "3/2", "a/b", "2")],
-)
-def test_what_is_no_machine_is_refused(settings, told):
-    with pytest.raises(ValueError, match=told):
-        Machines(**settings)
+def test_no_worker_is_refused():
+    with pytest.raises(ValueError, match="--workers is 0"):
+        Machines(workers=0)
 
 
 def ray_is_installed() -> bool:

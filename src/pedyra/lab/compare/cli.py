@@ -20,11 +20,6 @@ def compare(
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, auto or local."),
     ] = None,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Only this machine's share of the grid.")] = "1/1",
-    collect: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Run nothing: put together this and other folders of the same grid."),
-    ] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Keep the folder's runs; the grid has grown.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
@@ -34,15 +29,14 @@ def compare(
     from pedyra.lab.compare.machines import Machines
 
     checked = load_grid(grid, [*(overrides or []), *([f"match={match}"] if match else [])])
-    machines = Machines(workers, ray, shard)
-    if not collect:
-        machines.check()
+    machines = Machines(workers, ray)
+    machines.check()
     quiet_libraries()
     from pedyra.lab.compare.compare import compare_grid
 
     console = new_console()
     try:
-        comparison = compare_grid(checked, machines, collect=collect or [], extend=extend, console=console)
+        comparison = compare_grid(checked, machines, extend=extend, console=console)
     except KeyboardInterrupt:
         console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
         raise typer.Exit(130) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,6 @@ class Experiment:
     splits: Mapping[str, TaskSplits]
     matched: Mapping[Entry, Matched]
 
-    @classmethod
-    def without_data(cls, grid: Grid) -> Experiment:
-        """One that can only find the results of its jobs, not run them."""
-        return cls(grid, Path(grid.output_dir), {}, {})
-
     @property
     def entries(self) -> list[Entry]:
         """Rows x tasks x budgets."""
@@ -48,9 +43,8 @@ class Experiment:
 
     def job(self, entry: Entry, rate: float, seed: int, purpose: Purpose) -> Job:
         job = Job(entry, rate, seed, purpose, self.folder, {})
-        if entry.task in self.splits:
-            name = {"name": entry.task, "output_dir": str(job.run), "seed": seed}
-            job.recipe.update(name | self._content(entry, rate, purpose))
+        name = {"name": entry.task, "output_dir": str(job.run), "seed": seed}
+        job.recipe.update(name | self._content(entry, rate, purpose))
         return job
 
     def tuning_jobs(self, entry: Entry) -> list[Job]:
@@ -59,13 +53,12 @@ class Experiment:
         seeds = self.grid.tuning.seeds if len(rates) > 1 else []
         return [self.job(entry, rate, seed, "tuning") for rate in rates for seed in seeds]
 
-    def curves(self, folders: Sequence[Path]) -> dict[Entry, RateCurve]:
+    def curves(self) -> dict[Entry, RateCurve]:
         """The learning-rate curves of the entries that choose among several rates."""
-        found = {}
+        judge, found = self.grid.judge, {}
         for entry in self.entries:
             if jobs := self.tuning_jobs(entry):
-                results = collect(jobs, folders, self.grid.judge)
-                found[entry] = choose_rate(entry, self.grid.rates(entry.method), results)
+                found[entry] = choose_rate(entry, self.grid.rates(entry.method), collect(jobs, judge))
         return found
 
     def reported_jobs(self, entry: Entry, curves: Mapping[Entry, RateCurve]) -> list[Job]:

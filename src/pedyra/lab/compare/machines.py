@@ -25,28 +25,17 @@ class Machines:
     """What runs the jobs. A script that uses this has `if __name__ == "__main__":`.
 
     Raises:
-        ValueError: no worker, or a shard that is none.
+        ValueError: no worker.
     """
 
     workers: int = 1
     """Processes at once on this machine; without `ray`."""
     ray: str | None = None
     """Address of a Ray cluster: host:port, ray://host:port, "auto" (this machine's) or "local" (for this process)."""
-    shard: str = "1/1"
-    """"i/n": only the i-th of n parts of the grid, for one of several machines that share no folder."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"--workers is {self.workers}; it is at least 1")
-        index, _, count = self.shard.partition("/")
-        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-            raise ValueError(f"--shard is {self.shard!r}; it is i/n with 1 <= i <= n, e.g. 2/3")
-
-    @property
-    def part(self) -> slice:
-        """ "2/3" -> every third entry from the second on."""
-        index, _, count = self.shard.partition("/")
-        return slice(int(index) - 1, None, int(count))
 
     def check(self) -> None:
         """Raise ValueError, naming the address, unless something accepts connections at that of Ray."""
@@ -68,7 +57,7 @@ class Machines:
         """What runs jobs, while entered.
 
         On a cluster a job is one remote call, with one CPU and, where there is any, one GPU. Its nodes find the
-        comparison's folder under the same path as this process; where they do not, give every machine a `shard`.
+        comparison's folder under the same path as this process (a shared file system).
 
         Raises:
             ImportError: Ray is not installed; with the line that installs it.

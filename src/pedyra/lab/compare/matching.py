@@ -22,6 +22,13 @@ class Matched:
     method_settings: dict[str, Any] = field(default_factory=dict)
     """Of methods whose own settings decide on their parameters (RandLoRA)."""
 
+    def told(self, method: str, budget: int) -> str:
+        """What matching changed of a row at a budget; "" where it changed nothing."""
+        changes = {"r": self.r} if self.r != budget else {}
+        changes |= {f"method_settings.{key}": value for key, value in self.method_settings.items()}
+        listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
+        return f"{method}, r = {budget}: {listed}" if changes else ""
+
 
 def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[int]:
     """The two ranks whose counts are nearest to `target`, the nearest first; of two equally near, the smaller.

@@ -98,10 +98,10 @@ def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
                     row: dict[str, Any] = {"method": method, "task": task, "budget": budget}
                     row["metric"] = results[0].metric
                     row |= {"seeds": len(values), "mean": mean(values), "standard_error": standard_error(values)}
-                    row |= {"standing": standing.get(method, ""), "learning_rate": results[0].rate}
+                    row |= {"standing": standing.get(method, ""), "learning_rate": results[0].learning_rate}
                     row |= _difference_numbers(comparison, method, task, budget)
                     for key in ("trainable_parameters", "seconds", "peak_memory_bytes"):
-                        row[key] = comparison.cost(key, method, budget, task)
+                        row[key] = comparison.mean_of(key, method, budget, task)
                         row[f"{key}_ratio"] = comparison.ratio(key, method, budget, task)
                     rows.append(row)
     return rows
@@ -135,7 +135,7 @@ def _values_table(comparison: Comparison, budget: int) -> Table:
             mark = MARKS.get(standings[task].get(method, ""), "")
             row[_task_title(comparison, task)] = _value(comparison, method, task, budget) + mark
         for title, (key, text) in shown.items():
-            cost = comparison.cost(key, method, budget)
+            cost = comparison.mean_of(key, method, budget)
             row[title] = NOTHING if cost is None else text(cost)
             ratio = None if key.startswith("fit") else comparison.ratio(key, method, budget)
             if ratio is not None:
