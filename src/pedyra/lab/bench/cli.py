@@ -194,6 +194,7 @@ def planted(
     file = RowFile(json_file, PLANTED_KEY)
     _ready(threads)
     from pedyra.lab.bench.planted import Problems, Size, bench_planted, every_method, summarise_planted
+    from pedyra.lab.bench.rates import shown
 
     wanted = steps or (SMOKE_STEPS if smoke else Size().steps)
     problems = Problems(
@@ -216,9 +217,8 @@ def planted(
         where = f"{row['architecture']}, {row['profile']}, noise {row['noise']:g}, seed {row['seed']}, {ranks}"
         console.print(f"{error}  {row['method']}  {where}, {row['seconds']:.1f} s", soft_wrap=True)
     for title, lines in summarise_planted(rows).items():
-        texts = [["" if value is None else value for value in line.values()] for line in lines]
         console.print()
-        print_table(console, list(lines[0]), texts, title=title)
+        print_table(console, list(lines[0]), [list(map(shown, line.values())) for line in lines], title=title)
 
 
 SMOKE_STEPS = 24
@@ -258,7 +258,7 @@ def transfer(
     _ready(threads)
     from dataclasses import replace
 
-    from pedyra.lab.bench.rates import rate_table, rates_by_method, summarise_rates
+    from pedyra.lab.bench.rates import rates_by_method, shown, summarise_rates
     from pedyra.lab.bench.transfer import SMOKE, Size, bench_transfer
 
     size = SMOKE if smoke else Size()
@@ -280,11 +280,10 @@ def transfer(
     last = rows[-1]
     same = [row for row in file.rows if all(row[name] == last[name] for name in ("steps", "batch", "base"))]
     for rank in sorted({row["rank"] for row in rows}):
-        summaries = summarise_rates(rates_by_method([row for row in same if row["rank"] == rank]))
-        titles, *lines = rate_table(summaries)
-        print_table(console, titles, lines, title=f"held-out loss, r = {rank}")
-        edges = [summary.name for summary in summaries if summary.edge and len(summary.means) > 1]
-        if edges:
+        lines = summarise_rates(rates_by_method([row for row in same if row["rank"] == rank]))
+        title = f"held-out loss, r = {rank}"
+        print_table(console, list(lines[0]), [list(map(shown, line.values())) for line in lines], title=title)
+        if edges := [line["method"] for line in lines if line["edge"]]:
             console.print(f"! the best rate ends the grid, so widen it: {', '.join(edges)}", soft_wrap=True)
 
 

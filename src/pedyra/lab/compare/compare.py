@@ -17,7 +17,7 @@ from pedyra.lab.compare.grid import Grid, load_grid, only_grows
 from pedyra.lab.compare.jobs import Job, Outcome, Purpose, RunJobs, final_row, is_done
 from pedyra.lab.compare.machines import Machines
 from pedyra.lab.compare.results import Comparison, collect
-from pedyra.lab.compare.tables import comparison_tables, csv_rows, print_tables, write_rows, write_tables
+from pedyra.lab.compare.tables import comparison_tables, print_tables, write_rows, write_tables
 from pedyra.lora.files import write_file
 
 
@@ -47,7 +47,7 @@ def compare_grid(
     print_tables(console, tables)
     for remark in remarks:
         console.print(f"- {remark}", soft_wrap=True)
-    files = write_tables(stem, grid.name, tables, remarks) + write_rows(stem, comparison.rows(), csv_rows(comparison))
+    files = write_tables(stem, grid.name, tables, remarks) + write_rows(stem, comparison.rows())
     write_json_lines(folder / "tuning.jsonl", (row for curve in comparison.curves for row in curve.rows()))
     for file in files:
         console.print(f"written     {file}", soft_wrap=True)

@@ -54,10 +54,10 @@ def write_tables(stem: Path, title: str, tables: Sequence[Table], remarks: Seque
     return [stem.with_suffix(suffix) for suffix in files]
 
 
-def write_rows(stem: Path, rows: Sequence[Mapping[str, Any]], csv_rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """`stem`.csv and `stem`.jsonl, numbers unrounded."""
+def write_rows(stem: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """`stem`.csv and `stem`.jsonl, numbers unrounded; what is nested has a column for each part in the former."""
     csv, lines = stem.with_suffix(".csv"), stem.with_suffix(".jsonl")
-    pandas.DataFrame(csv_rows).to_csv(csv, index=False)
+    pandas.json_normalize([dict(row) for row in rows]).to_csv(csv, index=False)
     write_json_lines(lines, rows)
     return [csv, lines]
 
@@ -84,37 +84,6 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         if len(comparison.grid.methods) > 1:
             found.append(_differences_table(comparison, budget))
     return [*found, *([_curves_table(comparison)] if comparison.curves else [])]
-
-
-def csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row per budget, task and method."""
-    grid, rows = comparison.grid, []
-    for budget in grid.all_budgets:
-        for task in grid.tasks:
-            standing = comparison.standing(task, budget)
-            for method in grid.methods:
-                if results := comparison.of(method, task, budget):
-                    values = [result.value for result in results]
-                    row: dict[str, Any] = {"method": method, "task": task, "budget": budget}
-                    row["metric"] = results[0].metric
-                    row |= {"seeds": len(values), "mean": mean(values), "standard_error": standard_error(values)}
-                    row |= {"standing": standing.get(method, ""), "learning_rate": results[0].learning_rate}
-                    row |= _difference_numbers(comparison, method, task, budget)
-                    for key in ("trainable_parameters", "seconds", "peak_memory_bytes"):
-                        row[key] = comparison.mean_of(key, method, budget, task)
-                        row[f"{key}_ratio"] = comparison.ratio(key, method, budget, task)
-                    rows.append(row)
-    return rows
-
-
-def _difference_numbers(comparison: Comparison, method: str, task: str, budget: int) -> dict[str, Any]:
-    difference = comparison.difference(method, task, budget)
-    if difference is None:
-        return {}
-    low, high = difference.interval or (None, None)
-    seeds = {f"seeds_{key}": getattr(difference.sign, key) for key in ("wins", "losses", "ties")}
-    row = {"difference": difference.mean, "interval_low": low, "interval_high": high}
-    return {**row, **seeds, "sign_test_p": difference.sign.p}
 
 
 def _values_table(comparison: Comparison, budget: int) -> Table:

@@ -89,9 +89,7 @@ def write_item(item: Item, scale: Scale, found: Sequence[Result], runs: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     stem, lines = folder / item.id, [result.as_row() for result in found]
     files = write_tables(stem, item.title, result_tables(item, scale, found), remarks(item, scale, found))
-    # The values of each seed are in the JSON lines alone.
-    csv = [{name: value for name, value in line.items() if name != "values"} for line in lines]
-    files += write_rows(stem, lines, csv)
+    files += write_rows(stem, lines)
     if item.is_figure:
         from pedyra.lab.paper.figures import save_figure
 
