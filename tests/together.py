@@ -11,9 +11,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from pedyra.lab.compare.process import PRELOADED, can_fork
+import torch
 
-__all__ = ["can_fork", "launched", "together"]
+PRELOADED = ["pedyra.app.runs.run", "pedyra.app.report", "pedyra.lab.cli"]
+"""What the process imports that the others are forked from."""
+
+
+def can_fork() -> bool:
+    """Whether a fork that computes is safe: on Linux, without an accelerator, whose driver does not survive a fork."""
+    return sys.platform == "linux" and not torch.accelerator.is_available()
 
 
 def together(work: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
@@ -59,8 +65,6 @@ def launched(size: int) -> dict[str, str]:
 
 
 def _in_process(work: Any, rank: int, size: int, arguments: Any, environment: dict[str, str], answer: Any) -> None:
-    import torch
-
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if size > 1:

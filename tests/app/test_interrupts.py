@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 
 import pytest
 
@@ -74,13 +73,3 @@ def test_another_signal_may_mean_the_same_and_is_given_back():
 def test_otherwise_it_is_a_keyboard_interrupt():
     with pytest.raises(KeyboardInterrupt), remembered():
         signal.raise_signal(signal.SIGINT)
-
-
-def test_one_that_came_while_blocked_is_raised():
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt), remembered():
-            pass
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -20,7 +20,7 @@ _earlier = False
 def remembered() -> Iterator[None]:
     """While entered, a SIGINT raises KeyboardInterrupt as usual; where that is lost, `on_interrupt` knows of it.
 
-    Ends the inherited states in which the process would not get it: ignored, or blocked (`pedyra.lab.compare.preload`).
+    Ends the inherited state in which the process would not get it, as a script's background process ignores it.
     """
     global _earlier
     if not _in_main_thread():
@@ -28,8 +28,6 @@ def remembered() -> Iterator[None]:
         return
     before = signal.signal(signal.SIGINT, _remember)
     try:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield
     finally:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)

@@ -43,8 +43,7 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
 
     What is in a cache already, and everything in offline mode (HF_HUB_OFFLINE), is left to the libraries that read it.
     """
-    offline = constants.HF_HUB_OFFLINE or (kind == "dataset" and os.environ.get("HF_DATASETS_OFFLINE", "0") != "0")
-    if offline or _is_cached(name, kind, revision):
+    if _is_offline(kind) or _is_cached(name, kind, revision):
         return None
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
@@ -63,6 +62,13 @@ def why_not_on_hub(name: str, kind: Literal["model", "dataset"], revision: str |
     return None
 
 
+def why_not_offline(name: str, kind: Literal["model", "dataset"]) -> str | None:
+    """Why offline mode (HF_HUB_OFFLINE) will not give the repository, in words: no cache has it. None outside of it."""
+    if not _is_offline(kind) or _is_cached(name, kind, None):
+        return None
+    return "HF_HUB_OFFLINE is set, and no cache has it"
+
+
 def told_by_hub(error: Exception) -> str:
     """What a library's error on reading from the Hub says, in one line, with the way in where a login is what lacks."""
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -75,6 +81,10 @@ def told_by_hub(error: Exception) -> str:
     if "trust_remote_code" in whole:
         return "its repository carries code of its own; if you trust its authors, run that with --trust-remote-code"
     return said
+
+
+def _is_offline(kind: str) -> bool:
+    return constants.HF_HUB_OFFLINE or (kind == "dataset" and os.environ.get("HF_DATASETS_OFFLINE", "0") != "0")
 
 
 def _is_cached(name: str, kind: str, revision: str | None) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from together import can_fork, together
 
 from pedyra.app.runs.processes import count_processes, is_first
-from pedyra.lab.compare.process import Forked, can_fork
+from pedyra.lab.cli import main
 from pedyra.lora.files import read_rows
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
@@ -36,24 +36,20 @@ RECIPE["data"] |= {"train_rows": 64, "eval_rows": 16}
 
 def train(folder: Path, processes: int, *flags: str, batch: int = 4) -> list[int]:
     """`pedyra train` in so many processes, each with so many rows a step: their exit codes."""
-    recipe = folder / "recipe.yaml"
     training = {**RECIPE["training"], "per_device_train_batch_size": batch}
-    content = {**RECIPE, "output_dir": str(folder / "run"), "training": training}
-    recipe.write_text(yaml.safe_dump(content))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    launched |= {"LOCAL_WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo"}
-    lock = os.open(os.devnull, os.O_RDONLY)
-    children = []
-    for rank in range(processes):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **launched, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if processes == 1:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        children.append(Forked(["train", str(recipe), *flags], folder / f"log{rank}", environment, lock))
-    os.close(lock)
-    return [child.wait(timeout=300) for child in children]
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({**RECIPE, "output_dir": str(folder / "run"), "training": training})
+    )
+    return together(_train, processes, folder, flags)
+
+
+def _train(rank: int, size: int, folder: Path, flags: tuple[str, ...]) -> int:
+    log = os.open(folder / f"log{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(folder / "recipe.yaml"), *flags])
+    return int(ended.value.code or 0)
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:

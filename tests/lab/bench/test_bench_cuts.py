@@ -13,7 +13,7 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.curve import Shape, within
-from pedyra.lab.bench.bench_cuts import bench_cuts, ways
+from pedyra.lab.bench.cuts import bench_cuts, ways
 
 WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
 

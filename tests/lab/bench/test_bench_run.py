@@ -90,7 +90,7 @@ def test_lora_plus_moves_b_faster_by_its_ratio():
 
 
 def test_rank_settings_reach_the_method_or_are_refused():
-    assert run("pedyra:moves=0").adjustments == 0
+    assert run("pedyra:moves=0").adjustments == 0 < run("pedyra:moves=1").adjustments
     with pytest.raises(ValueError, match="increlora has no use for budget, or is defined by 'ranks'|rank.budget is"):
         run("increlora:budget=parameters")
 

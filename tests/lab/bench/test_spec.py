@@ -13,7 +13,7 @@ def test_a_key_goes_where_a_recipe_has_it():
     assert spec.lora == {"use_dora": True} and not spec.settings
     assert parse_method("lora+:ratio=4").settings == {"ratio": 4}
     assert parse_method("lora:ranks={q=1,blocks.3.up=2}").lora == {"ranks": {"q": 1, "blocks.3.up": 2}}
-    assert parse_method("gora:max_rank=9").settings == {"max_rank": 9}  # its own before that of `rank`
+    assert parse_method("gora:max_rank=9").settings == {"max_rank": 9}  # a method's own before those of `rank`
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_key_goes_where_a_recipe_has_it():
     [
         ("lorra", "'lorra' is unknown; did you mean 'lora'"),
         ("lora+:ration=4", "'ration' is no setting of lora.; did you mean 'ratio'"),
-        ("pedyra:wide=4", "'wide' is no setting of pedyra"),
+        ("pedyra:tolerance=1", "'tolerance' is no setting of pedyra"),
         ("lora:moves=4", "lora moves no ranks, so it has no setting 'moves'; drop it"),
         ("sora:ranks={q=1}", "lora.ranks gives each layer its rank, but method sora decides on ranks itself"),
         ("pedyra:moves", "is not of the form NAME:key=value,key=value"),
@@ -34,5 +34,5 @@ def test_what_cannot_be_is_told(text: str, told: str):
 
 
 def test_rows_of_other_defaults_or_settings_are_told_apart():
-    digests = [parse_method(text).digest for text in ("lora", "pedyra", "pedyra:alpha=1.0")]
+    digests = [parse_method(text).digest for text in ("lora", "pedyra", "pedyra:alpha=1")]
     assert digests[0] == "" and len(set(digests)) == 3

@@ -65,7 +65,6 @@ GRID: dict[str, Any] = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the trainer in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pedyra.lab.compare.compare.can_fork", lambda: False)  # a fork has the real trainer imported
     monkeypatch.setattr("pedyra.lab.compare.experiment.training_arguments", lambda recipe: None)  # `fake` is none
     (tmp_path / "pedyra").mkdir()
     # A Ray worker imports from the working directory too, and needs the rest of the package.

@@ -29,22 +29,19 @@ def call(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
+def test_a_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
-    code, out, err = call(SMOKE, "--json", "rows.jsonl", "--workers", "2")
+    code, out, err = call(SMOKE, "methods=[lora, randlora]", "seeds=[0]", "--json", "rows.jsonl", "--workers", "2")
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [(row["method"], row["task"], row["seed"]) for row in rows] == [
-        (method, "toy", seed) for method in ("lora", "pedyra", "randlora") for seed in (0, 1)
-    ]
-    assert {row["metric"] for row in rows} == {"accuracy"}
-    # Equal parameters: within 5 % of LoRA's for every run.
-    lora = rows[0]["trainable_parameters"]
-    assert all(abs(row["trainable_parameters"] / lora - 1) <= 0.05 for row in rows)
-    folder = tmp_path / "runs" / "compare_smoke"
-    for suffix in ("md", "csv", "tex", "html", "jsonl"):
-        assert (folder / f"comparison.{suffix}").stat().st_size > 0
-    assert "Learning rates" in out and "warning: lora on toy, r = 2: the best rate" in out
+    assert [(row["method"], row["task"], row["metric"]) for row in rows] == [
+        ("lora", "toy", "accuracy"), ("randlora", "toy", "accuracy"),
+    ]  # fmt: skip
+    lora, randlora = (row["trainable_parameters"] for row in rows)
+    assert abs(randlora / lora - 1) <= 0.05
+    for suffix in ("md", "csv", "tex", "jsonl"):
+        assert (tmp_path / "runs/compare_smoke" / f"comparison.{suffix}").stat().st_size > 0
+    assert "Difference to lora" in out
 
 
 @pytest.mark.parametrize(
@@ -55,7 +52,6 @@ def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "tasks.mrcp={}"], "task 'mrcp' is unknown; did you mean 'mrpc'?"),
         ([SMOKE, "seeds=[]"], "the grid has no jobs: seeds is empty"),
         ([SMOKE, "--match", "flops"], "match is 'flops'"),
-        ([SMOKE, "--shard", "3/2"], "--shard is '3/2'"),
         ([SMOKE, "--workers", "0"], "--workers is 0"),
         ([SMOKE, "--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1 does not answer"),
         ([SMOKE, "methods.dora={}"], "method dora cannot match the baseline's"),
@@ -65,7 +61,6 @@ def test_the_smoke_grid_from_nothing_to_its_tables(call, tmp_path, monkeypatch):
         ([SMOKE, "tasks.toy.metric=pearson"], "data.metric pearson is none of data.kind classification"),
         ([SMOKE, "tasks={cola: {}}", "data_dir=nowhere"], "nowhere/cola/train.jsonl.gz' does not exist"),
         ([SMOKE, "model.name=absent/model", "tasks.toy.text=text"], "model.name 'absent/model' is no folder"),
-        ([SMOKE, "--collect", "nowhere"], "--collect nowhere: it holds no comparison"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, arguments, told):

@@ -15,7 +15,7 @@ CELL = Entry("lora", "toy", 2)
 
 
 def result(rate: float, value: float, seed: int = 0, *, metric: str = "accuracy", loss: float = 1.0) -> Result:
-    return Result(CELL, rate, seed, metric, value, metric, loss, 10, 1.0, 100, {metric: value}, Path())
+    return Result(CELL, seed, metric, value, 10, 1.0, rate, loss, 100, {metric: value}, metric, "run")
 
 
 def test_the_rate_with_the_best_mean_over_seeds_wins():
@@ -61,10 +61,10 @@ def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
     write_run(tmp_path / jobs[0].place, {**costs, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7})
     write_run(tmp_path / jobs[1].place, {**costs, "metric": "accuracy", "value": 0.6, "eval_loss": None})
-    learned, diverged = collect(jobs, [tmp_path], "metric")
+    learned, diverged = collect(jobs, "metric")
     assert (learned.value, math.isnan(diverged.value), math.isnan(diverged.eval_loss)) == (0.4, True, True)
     assert choose_rate(CELL, [0.1, 1e10], [learned, diverged]).chosen == 0.1
-    by_loss = collect(jobs, [tmp_path], "loss")
+    by_loss = collect(jobs, "loss")
     assert choose_rate(CELL, [0.1, 1e10], by_loss).chosen == 0.1 and math.isnan(by_loss[1].value)
 
 
@@ -74,7 +74,7 @@ def test_a_metric_that_is_no_number_is_none_in_the_file_and_nan_here(tmp_path, j
     costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
     logged = {"step": 4, "eval_loss": 750.0, "eval_perplexity": None}
     write_run(tmp_path / job.place, logged, {**costs, "metric": "perplexity", "value": None, "eval_loss": 750.0})
-    (found,) = collect([job], [tmp_path], judge)
+    (found,) = collect([job], judge)
     assert math.isnan(found.metrics["perplexity"])
     assert math.isnan(found.value) if judge == "metric" else found.value == 750.0
 
@@ -84,15 +84,15 @@ def write_run(run: Path, *rows: dict) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_results_come_from_any_folder_and_unfinished_runs_from_none(tmp_path):
-    jobs = [Job(CELL, 0.1, seed, "jobs", tmp_path / "a", {}) for seed in (0, 1, 2)]
+def test_unfinished_runs_have_no_result(tmp_path):
+    jobs = [Job(CELL, 0.1, seed, "jobs", tmp_path, {}) for seed in (0, 1, 2)]
     final = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
     final |= {"metric": "f1", "value": 0.5, "eval_loss": 0.2}
     evaluation = {"step": 4, "eval_loss": 0.2, "eval_f1": 0.5, "eval_accuracy": 0.75, "eval_runtime": 1.0}
-    write_run(tmp_path / "a" / jobs[0].place, evaluation, final)
-    write_run(tmp_path / "b" / jobs[1].place, {**evaluation, "eval_f1": 0.4}, final)
-    write_run(tmp_path / "b" / jobs[2].place, evaluation)
-    first, second = collect(jobs, [tmp_path / "a", tmp_path / "b"], "metric")
+    write_run(jobs[0].run, evaluation, final)
+    write_run(jobs[1].run, {**evaluation, "eval_f1": 0.4}, final)
+    write_run(jobs[2].run, evaluation)
+    first, second = collect(jobs, "metric")
     assert (first.seed, second.seed) == (0, 1)
     assert first.metrics == {"f1": 0.5, "accuracy": 0.75}
     assert second.metrics == {"f1": 0.5}  # the last evaluation was of another model than the final one
@@ -105,7 +105,7 @@ def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
     final = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
     write_run(job.run, {"step": 4, "eval_f1": 0.5}, {**final, "metric": "f1", "value": 0.5, "eval_loss": 0.2})
-    (judged,) = collect([job], [tmp_path], "loss")
+    (judged,) = collect([job], "loss")
     assert (judged.metric, judged.value) == ("loss", 0.2)
     assert judged.metrics[judged.task_metric] == 0.5
 

@@ -5,45 +5,38 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.run import train_run
-from pedyra.lab.compare.jobs import Job
-from pedyra.lab.compare.jobs import Outcome as Ended
+from pedyra.lab.compare.jobs import Job, Outcome
 from pedyra.lab.paper.item import get_item
-from pedyra.lab.paper.run import Outcome, run_item
+from pedyra.lab.paper.run import Means, Measured, run_item
 
 
-class InThisProcess:
-    """A pool without processes; it has the arguments of LocalPool."""
-
-    def __init__(self, workers: int = 1, start: Any = None) -> None:
-        pass
-
-    def run(self, jobs: Sequence[Job], report: Callable[[Ended], None]) -> None:
-        for job in jobs:
-            job.run.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                train_run(check_recipe(job.recipe, job.label), overwrite=True, console=Console(quiet=True))
-                report(Ended(job, "done"))
-            except ValueError as error:
-                report(Ended(job, "failed", str(error)))
+def run_in_this_process(jobs: Sequence[Job], report: Callable[[Outcome], None], workers: int = 1) -> None:
+    """As `run_here`, without processes."""
+    for job in jobs:
+        job.run.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            train_run(check_recipe(job.recipe, job.label), overwrite=True, console=Console(quiet=True))
+            report(Outcome(job, "done"))
+        except ValueError as error:
+            report(Outcome(job, "failed", str(error)))
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measured]:
     """Id -> what `pedyra paper run ID --scale smoke` came to."""
     out = tmp_path_factory.mktemp("paper")
 
     @cache
-    def run(name: str) -> Outcome:
+    def run(name: str) -> Measured:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a run's own process has no filters
-            patch.setattr("pedyra.lab.compare.compare.LocalPool", InThisProcess)
-            return run_item(get_item(name), "smoke", out=out)
+            patch.setattr("pedyra.lab.compare.machines.run_here", run_in_this_process)
+            return run_item(get_item(name), "smoke", Means(out))
 
     return run

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +14,11 @@ from pedyra.lab.cli import main
 from pedyra.lab.paper import places
 from pedyra.lab.paper.item import SCALES, get_item, items
 from pedyra.lab.paper.places import Places
-from pedyra.lab.paper.run import check
 
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-    monkeypatch.setattr(places, "why_not_on_hub", lambda name, kind, revision=None: "there is no Hub in a test")
+    monkeypatch.setattr(places, "why_not_on_hub", lambda name, kind: "there is no Hub in a test")
     places.why_no_model.cache_clear()
     places.why_no_data.cache_clear()
 
@@ -73,7 +76,27 @@ def test_a_place_that_is_none_is_refused(arguments, told, capsys):
 
 
 def test_a_models_programs_are_not_run_without_leave(monkeypatch):
-    monkeypatch.setattr(places, "why_not_on_hub", lambda name, kind, revision=None: None)
+    monkeypatch.setattr(places, "why_not_on_hub", lambda name, kind: None)
+    monkeypatch.setattr(places, "why_not_offline", lambda name, kind: None)
     with pytest.raises(ValueError, match="runs programs that a model wrote .humaneval, .*--allow-code-execution"):
-        check(get_item("table6"), "full", Places(), allow_code_execution=False)
-    check(get_item("table6"), "full", Places(), allow_code_execution=True)
+        Places().check(get_item("table6"), "full", allow_code_execution=False)
+    Places().check(get_item("table6"), "full", allow_code_execution=True)
+
+
+def test_offline_what_no_cache_has_is_missing(tmp_path):
+    """With HF_HUB_OFFLINE nothing is asked of the Hub, and a list that says yes is one that runs."""
+    code = (
+        "import sys\nfrom pedyra.lab.cli import main\n"
+        "try: main(['paper', 'list', '--json', sys.argv[1]])\n"
+        "finally: print(*[m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "COLUMNS": "200"}
+    file = str(tmp_path / "rows.jsonl")
+    done = subprocess.run([sys.executable, "-c", code, file], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == ""  # in a second, for nothing heavy is imported
+    rows = {(row["id"], row["scale"]): row for row in map(json.loads, Path(file).read_text().splitlines())}
+    assert (
+        rows["table2", "smoke"]["here"] and not rows["table2", "full"]["here"] and not rows["table2", "small"]["here"]
+    )
+    assert "no cache has it" in " ".join(rows["table6", "full"]["missing"])
+    assert any("DIR/humaneval/test.jsonl.gz" in told for told in rows["table6", "full"]["missing"])

@@ -26,11 +26,11 @@ def test_a_setting_that_the_recipe_has_too_makes_no_run_of_its_own(tmp_path):
 
 def test_encoders_choose_a_rate_at_scale_small_and_starts_without_gradients_from_higher_ones(tmp_path):
     grid = planned("figure4b", "small", tmp_path).grid
-    assert grid.rates("pedyra-paper") == pytest.approx([1e-3, 3e-3, 1e-2, 3e-2])
+    assert grid.rates("pedyra") == pytest.approx([1e-3, 3e-3, 1e-2, 3e-2])
     assert grid.tuning.rows == 1000
     grids = [found.grid for found in measurements(get_item("table11"), "small", tmp_path, Places())]
-    for grid in grids:  # on PiSSA, E starts at 1
-        for row in ("pissa", "pedyra-paper_init=pissa_start=lora"):
+    for grid in grids:  # on PiSSA, E starts at the singular values
+        for row in ("pissa", "pedyra_init=pissa"):
             assert grid.rates(row) == pytest.approx([1e-4, 3e-4, 1e-3, 3e-3])
-    assert planned("table6", "small", tmp_path).grid.rates("pedyra-paper") == [2e-3]
-    assert planned("figure4b", "full", tmp_path).grid.rates("pedyra-paper") == [8e-4]
+    assert planned("table6", "small", tmp_path).grid.rates("pedyra") == [2e-3]
+    assert planned("figure4b", "full", tmp_path).grid.rates("pedyra") == [8e-4]

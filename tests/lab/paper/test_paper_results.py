@@ -22,7 +22,7 @@ def test_a_mean_its_error_and_its_interval_by_hand():
         "values": {"0": 38.0, "1": 40.0, "2": 42.0},
     }
     table = result_table(get_item("table6"), "full", found)
-    assert table.rows[1][3].text == "40.00 ± 1.15 [35.03, 44.97] (38.9)" and table.rows[0][3].text == "– (38.4)"
+    assert [row["MBPP"] for row in table.rows] == ["– (38.4)", "40.00 ± 1.15 [35.03, 44.97] (38.9)"]
 
 
 def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
@@ -37,15 +37,29 @@ def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
 
 def test_differences_are_paired_by_seed_and_to_the_first_row_of_a_group():
     item = get_item("table12")
-    rows = ("LLaMA2-7B, DoRA", "LLaMA2-7B, PE-DyRA+DoRA", "LLaMA3-8B, DoRA", "LLaMA3-8B, QLoRA")
+    rows = ("LLaMA2-7B, DoRA", "LLaMA2-7B, PE-DyRA+DoRA", "LLaMA3-8B, QLoRA", "LLaMA3-8B, PE-DyRA+QLoRA")
     values = {(row, "MBPP"): {0: 30.0 + i, 1: 40.0 + i} for i, row in enumerate(rows)}
     table = difference_table(item, "full", results(item, "full", values))
-    assert table is not None and table.title == "Difference to LLaMA2-7B, DoRA, LLaMA3-8B, DoRA"
-    texts = {row[0].text: row[1].text for row in table.rows}
-    assert len(texts) == 6
-    assert texts["LLaMA2-7B, PE-DyRA+DoRA"] == "+1.00 [1.00, 1.00] (+1.3)"
-    assert texts["LLaMA3-8B, QLoRA"] == "+1.00 [1.00, 1.00] (-1.4)"
-    assert texts["LLaMA2-7B, QLoRA"] == "– (-5.6)"
+    assert table is not None
+    texts = {row[""]: row["MBPP"] for row in table.rows}
+    assert texts == {
+        "LLaMA2-7B, PE-DyRA+DoRA": "+1.00 [1.00, 1.00] (+1.3)",
+        "LLaMA2-7B, PE-DyRA+QLoRA": "– (+1.9)",
+        "LLaMA3-8B, PE-DyRA+DoRA": "– (+1)",
+        "LLaMA3-8B, PE-DyRA+QLoRA": "+1.00 [1.00, 1.00] (+3.7)",
+    }
+
+
+def test_what_stands_in_for_a_column_has_its_own_name_and_nothing_published():
+    item = get_item("table12").at("smoke")
+    assert list(item.columns) == ["perplexity", "MBPP+"] and item.value("LLaMA2-7B, DoRA", "perplexity") is None
+    assert {(cell.column, cell.metric, cell.factor) for cell in item.cells("smoke")} == {
+        ("perplexity", "perplexity", 1.0)
+    }
+    assert list(get_item("table12").cells("smoke")) == list(item.cells("smoke"))
+    whole = get_item("table3")
+    table = result_table(whole.at("smoke"), "smoke", results(whole.at("smoke"), "smoke", {}))
+    assert "HumanEval" not in table.columns and whole.at("full") is whole
 
 
 def test_an_item_of_one_row_has_no_differences():
@@ -57,7 +71,7 @@ def test_where_rows_are_tasks_settings_are_compared_with_the_first():
     values = {("SST-2 (Acc.)", "k=4"): {0: 79.0, 1: 80.0}, ("SST-2 (Acc.)", "k=12"): {0: 78.0, 1: 81.0}}
     table = difference_table(item, "full", results(item, "full", values))
     assert table is not None and table.title == "Difference to k=4" and table.columns == ["", "k=8", "k=12", "k=24"]
-    texts = [cell.text for cell in table.rows[0]]
-    assert texts[0] == "SST-2 (Acc.)" and texts[1] == "– (+0.34)" and texts[2].startswith("0.00 [")
+    first = table.rows[0]
+    assert first[""] == "SST-2 (Acc.)" and first["k=8"] == "– (+0.34)" and first["k=12"].startswith("0.00 [")
     one_column = item.only(columns=["k=4"])
     assert difference_table(one_column, "full", results(one_column, "full", {})) is None

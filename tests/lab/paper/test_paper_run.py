@@ -10,7 +10,7 @@ import pytest
 from pedyra.lab.paper.grids import measurements
 from pedyra.lab.paper.item import get_item, items
 from pedyra.lab.paper.places import Places
-from pedyra.lab.paper.run import run_item, with_generated
+from pedyra.lab.paper.run import Means, run_item, with_generated
 
 
 @pytest.mark.parametrize("name", items())
@@ -20,7 +20,7 @@ def test_every_id_runs_at_scale_smoke(name, smoke):
     measured = {(result.row, result.column) for result in outcome.results if result.measured is not None}
     assert {(cell.row, cell.column) for cell in item.cells("smoke")} <= measured
     assert len(outcome.results) == len(item.rows) * len(item.columns)
-    suffixes = ["md", "tex", "html", "csv", "jsonl", *(["svg", "png"] if item.is_figure else [])]
+    suffixes = ["md", "tex", "csv", "jsonl", *(["svg", "png"] if item.is_figure else [])]
     assert [file.name for file in outcome.files] == [f"{name}.{suffix}" for suffix in suffixes]
     assert all(file.stat().st_size for file in outcome.files)
 
@@ -28,22 +28,15 @@ def test_every_id_runs_at_scale_smoke(name, smoke):
 def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatch):
     before = smoke("table14")
 
-    class Idle:
-        def __init__(self, workers, start):
-            pass
-
-        def run(self, jobs, report):
-            assert not jobs
-
-    monkeypatch.setattr("pedyra.lab.compare.compare.LocalPool", Idle)
-    again = run_item(get_item("table14"), "smoke", out=before.folder.parents[1])
+    monkeypatch.setattr("pedyra.lab.compare.machines.run_here", lambda *_, **__: pytest.fail("ran again"))
+    again = run_item(get_item("table14"), "smoke", Means(before.folder.parents[1]))
     assert again.results == before.results
 
 
 def test_runs_are_shared_between_items(smoke):
     smoke("figure11")  # has the paper's method on table14's recipe
     runs = smoke("table14").folder.parent / "runs"
-    assert len(list(runs.glob("smoke_encoder_r4/jobs/pedyra-paper/**/metrics.jsonl"))) == 1
+    assert len(list(runs.glob("smoke_encoder_r4/jobs/pedyra/**/metrics.jsonl"))) == 1
 
 
 def test_the_files_tell_what_was_measured_beside_what_was_published(smoke):
@@ -70,6 +63,6 @@ def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_pa
     row = {"run": str(tmp_path), "metrics": {"loss": 1.0}}
     for columns in (["HumanEval"], ["HumanEval", "MBPP+"], ["HumanEval"]):
         (each,) = measurements(get_item("table6").only(columns=columns), "small", tmp_path / "out", Places())
-        found = with_generated(row, each, allow_code_execution=True, console=None)
+        found = with_generated(row, each, Means(tmp_path, allow_code_execution=True))
         assert found["metrics"]["humaneval"] == 0.25 and found["metrics"]["loss"] == 1.0
     assert calls == [{"humaneval"}, {"mbppplus"}]

@@ -88,7 +88,7 @@ def test_a_recipe_has_every_number_of_its_row(name):
     training = [one.training[k] for k in ("learning_rate", "per_device_train_batch_size", "num_train_epochs")]
     schedule = [rank[k] for k in ("orth_weight", "initial_warmup", "interval", "final_warmup", "moves")]
     assert (*training, *schedule) == rate[:8]
-    assert one.lora.r == rate[9] and one.method == "pedyra-paper"
+    assert one.lora.r == rate[9] and one.method == "pedyra"
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("llama")])

@@ -11,19 +11,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from pedyra.app.tasks.planted import Problem, batches, make_problem, relative_error
-from pedyra.lab.bench.row_file import Row, RowFile
+from pedyra.lab.bench.rates import best_rate, rates_by_method
+from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile
 from pedyra.lab.bench.run import Setting, run_method
 from pedyra.lab.bench.spec import MethodSpec, parse_method
-from pedyra.methods.registry import METHODS
+from pedyra.lab.compare.statistics import mean, standard_error
+from pedyra.methods.names import NAMES
 
-KEY = ("method", "config", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
-"""What makes two rows the same run."""
 BATCH = 128
+ORACLE = "oracle"
+"""LoRA with the true ranks from the start."""
 
 
 def every_method() -> list[str]:
-    """The methods that run here, and the oracle: LoRA with the true ranks from the start."""
-    return [*(name for name in METHODS if name != "qlora" or find_spec("bitsandbytes")), "oracle"]
+    """The methods that run here, and the oracle."""
+    return [*(name for name in NAMES if name != "qlora" or find_spec("bitsandbytes")), ORACLE]
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,19 @@ class Size:
     steps: int = 1500
 
 
-def bench_planted(
-    methods: Sequence[str],
-    profiles: Sequence[str],
-    *,
-    seeds: Sequence[int],
-    noises: Sequence[float] = (0.0,),
-    lrs: Sequence[float] = (5e-3,),
-    sizes: Sequence[Size] = (Size(),),
-    file: RowFile | None = None,
-) -> Iterator[Row]:
+@dataclass(frozen=True, kw_only=True)
+class Problems:
+    """What every method is tried on: each of these with each other."""
+
+    profiles: Sequence[str] = ("design",)
+    seeds: Sequence[int] = (0,)
+    noises: Sequence[float] = (0.0,)
+    """Of the targets, by the size of the true change."""
+    lrs: Sequence[float] = (5e-3,)
+    sizes: Sequence[Size] = (Size(),)
+
+
+def bench_planted(methods: Sequence[str], problems: Problems, file: RowFile | None = None) -> Iterator[Row]:
     """A row per size, profile, noise, seed, learning rate and method, in this order; known ones are not made again.
 
     `relative_error` is 1 for the untouched base; None where the run diverged. `rank_distance` is the number of ranks
@@ -57,8 +62,8 @@ def bench_planted(
     Raises:
         ValueError: an unknown method, setting, profile or architecture, before anything is trained.
     """
-    file = file or RowFile(None, KEY)
-    specs = {text: parse_method("lora" if text == "oracle" else text) for text in methods}
+    file = file or RowFile(None, PLANTED_KEY)
+    specs = {text: parse_method("lora" if text == ORACLE else text) for text in methods}
 
     @lru_cache(maxsize=1)
     def problem_of(size: Size, profile: str, noise: float, seed: int) -> Problem:
@@ -66,25 +71,25 @@ def bench_planted(
         return make_problem(profile, seed, noise=noise, **shape)  # type: ignore[arg-type]
 
     jobs = []
-    for size in sizes:
-        for profile in profiles:
-            for noise in noises:
-                problem_of(size, profile, noise, seeds[0])  # raises for what cannot be
+    for size in problems.sizes:
+        for profile in problems.profiles:
+            for noise in problems.noises:
+                problem_of(size, profile, noise, problems.seeds[0])  # raises for what cannot be
             jobs += [
                 {"method": text, "profile": profile, "noise": noise, "seed": seed, "config": specs[text].digest}
                 | {"lr": lr, **vars(size)}
-                for noise in noises
-                for seed in seeds
-                for lr in lrs
+                for noise in problems.noises
+                for seed in problems.seeds
+                for lr in problems.lrs
                 for text in methods
             ]
 
     def run(job: Row) -> Row:
         problem = problem_of(Size(**{key: job[key] for key in vars(Size())}), job["profile"], job["noise"], job["seed"])
         spec = specs[job["method"]]
-        if job["method"] == "oracle":
+        if job["method"] == ORACLE:
             true = dict(zip(problem.layer_names, problem.true_ranks, strict=True))
-            spec = MethodSpec(text="oracle", name="lora", lora={"ranks": true})
+            spec = MethodSpec(text=ORACLE, name="lora", lora={"ranks": true})
         return _run(problem, spec, job)
 
     yield from file.complete(jobs, run)
@@ -124,3 +129,29 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         "adjustments": outcome.adjustments,
         "seconds": round(outcome.seconds, 2),
     }
+
+
+def summarise_planted(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """What is the same for a table -> its lines, one a method at the learning rate with its lowest mean error."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        shape = f"{row['architecture']}, {row['depth']} layers of width {row['width']}"
+        title = f"{row['profile']}, noise {row['noise']:g} ({shape})"
+        groups.setdefault(title, []).append({**row, "loss": row["relative_error"]})
+    return {title: _lines(own) for title, own in groups.items()}
+
+
+def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    found = rates_by_method(rows)
+    best = {method: best_rate(errors) for method, errors in found.items()}
+    errors = {method: list(found[method][rate].values()) for method, rate in best.items()}
+    means = {method: mean(each) for method, each in errors.items()}
+    lines = []
+    for method, rate in best.items():
+        own = [row for row in rows if (row["method"], row["lr"]) == (method, rate)]
+        wrong = [row["rank_distance"] for row in own if row["rank_distance"] is not None]
+        line = {"method": method, "error": means[method], "s.e.": standard_error(errors[method])}
+        line |= {f"x {other}": means[method] / means[other] if other in means else None for other in (ORACLE, "lora")}
+        line |= {"ranks wrong": mean(wrong) if wrong else None, "lr": rate, "seeds": len(own)}
+        lines.append({**line, "seconds": mean([row["seconds"] for row in own])})
+    return lines

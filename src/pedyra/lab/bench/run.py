@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -132,27 +132,30 @@ def request(spec: MethodSpec, setting: Setting) -> Request:
     base = copy.deepcopy(setting.base)
     if get_method(spec.name).quantization is not None:
         quantise_linears(base, setting.layers)
-    names = {"init": "init_lora_weights", "dropout": "lora_dropout"}
-    given = {names.get(key, key): value for key, value in spec.lora.items()}
-    rank = given.pop("r", setting.rank)
-    lora = LoraConfig(r=rank, lora_alpha=setting.scaling * rank, target_modules=list(setting.layers))  # type: ignore
-    ranks = layer_ranks(base, given.pop("ranks", None))
-    lora = changed(lora, **given)
-    if ranks is not None:
-        lora = changed(
-            with_ranks(lora, ranks, {name: setting.scaling * rank for name, rank in ranks.items()}),
-            target_modules=set(ranks),
-        )
+    alpha: Any = setting.scaling * setting.rank  # PEFT takes fractions too
+    lora = LoraConfig(r=setting.rank, lora_alpha=alpha, target_modules=list(setting.layers))
     return Request(
         method=spec.name,
         model=base,
-        lora=lora,
+        lora=configured(lora, spec.lora, base),
         rank={**_rank_settings(spec.name, setting), **spec.rank},
         settings=spec.settings,
         seed=setting.seed,
         steps=setting.steps,
         data=Data(batches=setting.batches, loss=setting.loss),
     )
+
+
+def configured(lora: LoraConfig, given: Mapping[str, Any], base: nn.Module) -> LoraConfig:
+    """The LoRA with what a `MethodSpec` gives it, in the words of a recipe; the scaling alpha / r stays."""
+    names, scaling = {"init": "init_lora_weights", "dropout": "lora_dropout"}, lora.lora_alpha / lora.r
+    given = {names.get(key, key): value for key, value in given.items()}
+    rank, ranks = given.pop("r", lora.r), layer_ranks(base, given.pop("ranks", None))
+    lora = changed(lora, r=rank, lora_alpha=scaling * rank, **given)
+    if ranks is None:
+        return lora
+    alphas = {name: scaling * rank for name, rank in ranks.items()}
+    return changed(with_ranks(lora, ranks, alphas), target_modules=set(ranks))
 
 
 def _rank_settings(name: str, setting: Setting) -> dict[str, Any]:

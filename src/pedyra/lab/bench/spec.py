@@ -29,9 +29,13 @@ class MethodSpec:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def moves_ranks(self) -> bool:
+        return METHODS[self.name].moves_ranks
+
+    @property
     def digest(self) -> str:
         """Eight hexadecimal digits of the rank settings, "" where ranks stay: rows of older defaults are other rows."""
-        if not METHODS[self.name].moves_ranks:
+        if not self.moves_ranks:
             return ""
         content = json.dumps([RankSettings().to_dict(), self.rank], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -14,18 +14,11 @@ from pedyra.app.options import JsonFile, Overrides, TrustRemoteCode
 def compare(
     grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML grid: methods, tasks, seeds.", show_default=False)],
     overrides: Overrides = None,
-    match: Annotated[
-        str | None, typer.Option(metavar="parameters|rank|memory|time", help="What is equal for all methods.")
-    ] = None,
+    match: Annotated[str | None, typer.Option(metavar="parameters|rank", help="What is equal for all methods.")] = None,
     workers: Annotated[int, typer.Option(metavar="N", help="Runs at once on this machine.")] = 1,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, auto or local."),
-    ] = None,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Only this machine's share of the grid.")] = "1/1",
-    collect: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Run nothing: put together this and other folders of the same grid."),
     ] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Keep the folder's runs; the grid has grown.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -33,20 +26,17 @@ def compare(
 ) -> None:
     """Compare methods x tasks x seeds under one protocol; the same command goes on where it was stopped."""
     from pedyra.lab.compare.grid import load_grid
+    from pedyra.lab.compare.machines import Machines
 
     checked = load_grid(grid, [*(overrides or []), *([f"match={match}"] if match else [])])
-    if ray is not None and not collect:
-        from pedyra.lab.compare.ray_pool import check_ray_address
-
-        check_ray_address(ray)  # before the seconds that the libraries take
+    machines = Machines(workers, ray)
+    machines.check()
     quiet_libraries()
     from pedyra.lab.compare.compare import compare_grid
 
     console = new_console()
     try:
-        comparison = compare_grid(
-            checked, workers=workers, ray=ray, shard=shard, collect=collect or [], extend=extend, console=console
-        )
+        comparison = compare_grid(checked, machines, extend=extend, console=console)
     except KeyboardInterrupt:
         console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
         raise typer.Exit(130) from None

@@ -18,9 +18,9 @@ from pedyra.app.recipe import TRAINING_DEFAULTS
 from pedyra.app.recipe_sections import Section
 from pedyra.app.tasks.named_tasks import task_data
 from pedyra.app.yaml_file import flat, one_line, read_settings, to_yaml
-from pedyra.methods.registry import get_method
+from pedyra.methods.names import check_method
 
-Match = Literal["parameters", "rank", "memory", "time"]
+Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
 
 EQUAL_FOR_ALL = (
@@ -41,15 +41,15 @@ class MethodRow(Section):
     learning_rates: list[float] | None = Field(default=None, min_length=1)
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
-    """What is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever it costs."""
-    wide: int | None = Field(default=None, ge=2)
-    """Of method pedyra: begin at so many times the rank that matches, and end there (`rank.target_rank`)."""
+    """What is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever its parameters."""
     quantization: Literal["none", "nf4", "int8"] | None = None
     """Bits of this row's frozen weights; default: the model's. `pedyra` with nf4 is pedyra on QLoRA."""
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
     method_settings: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    fit: dict[str, Any] | None = None
+    """As a recipe's: how small may the trained adapter be? Default: the grid's; {} asks with every default."""
 
 
 class TuningSection(Section):
@@ -57,10 +57,8 @@ class TuningSection(Section):
 
     seeds: list[int] = Field(default=[1000], min_length=1)
     """Seeds of the tuning runs; none of them may be a reported seed."""
-    fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Part of the training rows that tuning runs are judged on; they train on the rest."""
     rows: int | None = Field(default=None, ge=1)
-    """At most this many rows to judge tuning runs on."""
+    """A tuning run trains on nine tenths of the training rows, and is judged on at most so many of the others."""
 
 
 class Grid(Section):
@@ -74,6 +72,8 @@ class Grid(Section):
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    fit: dict[str, Any] | None = None
+    """As a recipe's: asked of the adapter of every reported run, and shown in the table."""
     generate: dict[str, Any] = Field(default_factory=dict)
     """As a recipe's: `pedyra eval` of a run then has its model answer these test sets. Training knows nothing of it."""
     methods: dict[str, MethodRow]
@@ -90,13 +90,11 @@ class Grid(Section):
     """Rates to choose from, for every method without its own; default: training.learning_rate alone, as given."""
     tuning: TuningSection = TuningSection()
     match: Match = "parameters"
-    """What is equal for all methods: trainable parameters (within 5 %), lora.r, peak memory or training time."""
+    """What is equal for all methods: trainable parameters (within 5 %), or lora.r."""
     judge: Judge = "metric"
     """What chooses rates and is compared: each task's own metric, or the evaluation loss, which is far less noisy."""
     baseline: str
     """The row that differences refer to; default: lora, or the first row."""
-    split_seed: int = Field(default=0, ge=0)
-    """Seed of the splits, which are the same for every method and seed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -122,9 +120,7 @@ class Grid(Section):
     @classmethod
     def _known_methods(cls, methods: dict[str, MethodRow]) -> dict[str, MethodRow]:
         for name, row in methods.items():
-            get_method(row.method)
-            if row.wide is not None and (row.method != "pedyra" or "target_rank" in row.rank):
-                raise ValueError(f"methods.{name}.wide sets rank.target_rank of method pedyra; remove one of them")
+            check_method(row.method)
             for key in EQUAL_FOR_ALL:
                 if key in row.training:
                     rule = f"methods.{name}.learning_rates" if key == "learning_rate" else f"training.{key} for all"
@@ -158,9 +154,6 @@ class Grid(Section):
             raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
         if self.learning_rates and "learning_rate" in self.training:
             raise ValueError("training.learning_rate and learning_rates are both given; keep learning_rates")
-        for name, row in self.methods.items():
-            if row.wide is not None and self.match_of(name) not in ("parameters", "rank"):
-                raise ValueError(f"methods.{name}.wide is about the end of a run; match parameters or rank")
         if self.baseline not in self.methods:
             raise ValueError(f"baseline {self.baseline!r} is no row; choose from {', '.join(self.methods)}")
         for label, settings in self.tasks.items():
@@ -184,6 +177,11 @@ class Grid(Section):
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
+
+    def fit_of(self, method: str) -> dict[str, Any] | None:
+        """The section `fit` of a row's reported runs; None: nothing is asked of the trained adapter."""
+        own = self.methods[method].fit
+        return self.fit if own is None else own
 
     def identity(self) -> dict[str, Any]:
         """Every key that decides an outcome."""

@@ -1,31 +1,30 @@
-"""The runs of a comparison: what each trains, where it writes, how far it came, and how it is run.
+"""The runs of a comparison: what each trains, where it writes, and how they run side by side on this machine.
 
 A job is one process, `pedyra train`, with a run folder of its own:
 
-    <comparison>/jobs/<method>/<task>/r<budget>/lr<rate>/seed<seed>      reported; beside it .yaml, .log and .lock
+    <comparison>/jobs/<method>/<task>/r<budget>/lr<rate>/seed<seed>      reported; beside it .yaml and .log
     <comparison>/tuning/...       the same, for choosing the rate
-    <comparison>/timing/...       the same, for matching the time
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pedyra.app.interrupts import on_interrupt
 from pedyra.app.yaml_file import to_yaml
-from pedyra.lab.compare.process import Child, Start, start_anew
 from pedyra.lora.files import check_shape, read_rows, write_file
 
 POLL_SECONDS = 0.5
-Purpose = Literal["jobs", "tuning", "timing"]
+Purpose = Literal["jobs", "tuning"]
 Status = Literal["done", "failed", "stopped"]
 
 
@@ -36,6 +35,9 @@ class Entry:
     method: str
     task: str
     budget: int
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.task}, r = {self.budget}"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,7 @@ class Job:
     @property
     def label(self) -> str:
         """For messages."""
-        kind = "" if self.purpose == "jobs" else f"{self.purpose} "
-        entry = f"{self.entry.method} on {self.entry.task}, r = {self.entry.budget}"
-        return f"{entry}, rate {self.rate:g}, {kind}seed {self.seed}"
+        return f"{self.entry}, rate {self.rate:g}, {'' if self.purpose == 'jobs' else 'tuning '}seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ class Outcome:
     status: Status
     message: str = ""
     """Why it failed, one line."""
+
+
+Report = Callable[[Outcome], None]
+"""Called, one at a time, when a job has ended."""
+RunJobs = Callable[[Sequence[Job], Report], None]
+"""Runs every job to its end, in any order and anywhere; one that fails does not stop the others."""
 
 
 class Stop:
@@ -109,40 +115,63 @@ def is_done(job: Job) -> bool:
     return final_row(job.run) is not None
 
 
-def run_job(job: Job, threads: int, stop: Stop | None = None, start: Start = start_anew) -> Outcome:
+def run_here(jobs: Sequence[Job], report: Report, workers: int = 1) -> None:
+    """Run so many jobs at once as processes of this machine, each with its share of the cores as threads.
+
+    Ctrl-C, or SIGTERM to this process, lets every running job save a checkpoint and end; a second one kills them.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
+    """
+    stop = Stop()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    waiting, running = deque(jobs), set[Future[Outcome]]()
+    # A thread only waits for its child process.
+    with on_interrupt(stop.raise_level, also=[signal.SIGTERM]), ThreadPoolExecutor(workers) as executor:
+        while running or (waiting and not stop.level):
+            while waiting and len(running) < workers and not stop.level:
+                running.add(executor.submit(run_job, waiting.popleft(), threads, stop))
+            # Not for ever: a signal may wake another thread only.
+            done, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                report(future.result())
+    if stop.level:
+        raise KeyboardInterrupt
+
+
+def run_job(job: Job, threads: int, stop: Stop | None = None) -> Outcome:
     """Run a job to its end in a child process, from its last checkpoint if there is one.
 
     Args:
         threads: OMP_NUM_THREADS of the child, unless the environment sets it.
         stop: raise its level to end the child, with the outcome `stopped`.
-        start: how the child is started.
     """
+    stop = stop or Stop()
+    log = _beside(job.run, ".log")
+    try:
+        job.run.parent.mkdir(parents=True, exist_ok=True)
+        recipe = _beside(job.run, ".yaml")
+        write_file(recipe, to_yaml(job.recipe))
+        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        # What cannot be resumed (exit code 2: no whole checkpoint, a method that cannot) starts anew.
+        code = 0
+        for flags in [["--resume"], ["--overwrite"]] if (job.run / "recipe.yaml").is_file() else [[]]:
+            if stop.level or is_done(job):
+                break
+            command = [sys.executable, "-m", "pedyra", "train", str(recipe), *flags]
+            with log.open("ab") as out:
+                child = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+            code = _wait(child, stop)
+            if code != 2:
+                break
+    except OSError as error:  # no process, no disk: of this job, perhaps not of the next
+        return Outcome(job, "failed", str(error))
     if is_done(job):
         return Outcome(job, "done")
-    job.run.parent.mkdir(parents=True, exist_ok=True)
-    recipe = _beside(job.run, ".yaml")
-    write_file(recipe, to_yaml(job.recipe))
-    command = ["train", str(recipe)]
-    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
-    code = 0
-    with _locked(_beside(job.run, ".lock"), stop) as lock:
-        if not is_done(job):
-            # What cannot be resumed (exit code 2: no whole checkpoint, a method that cannot) starts anew.
-            attempts = [["--resume"], ["--overwrite"]] if (job.run / "recipe.yaml").is_file() else [[]]
-            for flags in attempts:
-                if stop is not None and stop.level:
-                    break
-                code = _wait(start([*command, *flags], _beside(job.run, ".log"), environment, lock), stop)
-                if code != 2:
-                    break
-    if stop is not None and stop.level and not is_done(job):
-        return Outcome(job, "stopped")
-    if is_done(job):
-        return Outcome(job, "done")
-    return Outcome(job, "failed", _reason(code, _beside(job.run, ".log")))
+    return Outcome(job, "stopped") if stop.level else Outcome(job, "failed", _reason(code, log))
 
 
-def _wait(child: Child, stop: Stop | None) -> int:
+def _wait(child: subprocess.Popen[bytes], stop: Stop) -> int:
     """The exit code. A Ctrl-C in the terminal reaches the comparison alone, which then tells its children once."""
     told = False
     try:
@@ -150,34 +179,15 @@ def _wait(child: Child, stop: Stop | None) -> int:
             try:
                 return child.wait(timeout=POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                if stop is not None and stop.level == 1 and not told:
+                if stop.level == 1 and not told:
                     child.send_signal(signal.SIGINT)
                     told = True
-                elif stop is not None and stop.level == 2:
+                elif stop.level == 2:
                     child.kill()
     except KeyboardInterrupt:  # where the job itself is interrupted, as Ray does
         child.send_signal(signal.SIGINT)
         child.wait()
         raise
-
-
-@contextmanager
-def _locked(path: Path, stop: Stop | None) -> Iterator[int]:
-    """An exclusive lock. The child inherits it, and so keeps it if its parent is killed.
-
-    Whoever comes next waits for that child, whose work is not lost, instead of writing into the same folder.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        while not (stop is not None and stop.level):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(POLL_SECONDS)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _beside(run: Path, suffix: str) -> Path:

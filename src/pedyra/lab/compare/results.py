@@ -1,17 +1,19 @@
-"""What the jobs of a comparison came to, collected from one folder or several, and the learning rates they chose."""
+"""What the jobs of a comparison came to: results, the learning rates they chose, differences, standings, remarks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pedyra.lab.compare.grid import Judge
-from pedyra.lab.compare.jobs import Entry, Job, final_row
-from pedyra.lab.compare.statistics import mean
-from pedyra.lora.files import read_rows
+from pedyra.fitting.cut import RECORD
+from pedyra.lab.compare.grid import Grid, Judge
+from pedyra.lab.compare.jobs import Entry, Job, Outcome, final_row
+from pedyra.lab.compare.matching import TOLERANCE
+from pedyra.lab.compare.statistics import PairedDifference, compare_paired, mean, rank_best
+from pedyra.lora.files import read_json, read_rows
 
 LOWER_IS_BETTER = ("loss", "perplexity", "relative_error")
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -22,38 +24,31 @@ class Result:
     """One finished run."""
 
     entry: Entry
-    rate: float
     seed: int
     metric: str
     """What is judged: the task's metric, or "loss"."""
     value: float
-    task_metric: str
-    """The task's own metric, whatever is judged; its value is in `metrics`."""
-    eval_loss: float
     trainable_parameters: int
     seconds: float
+    learning_rate: float
+    eval_loss: float
     peak_memory_bytes: int
     metrics: dict[str, float]
     """Every metric of the last evaluation but the loss."""
-    run: Path
+    task_metric: str
+    """The task's own metric, whatever is judged; its value is in `metrics`."""
+    run: str
+    """Its folder."""
+    fit_parameters: int | None = None
+    """Of the smaller adapter that the run's section `fit` found; None where it has none."""
+    fit_increase: float | None = None
+    """What the loss rose by with it, on rows that had no part in the choice: 0 where the whole adapter was kept."""
 
     def row(self) -> dict[str, Any]:
         """For JSON lines."""
-        return {
-            "method": self.entry.method,
-            "task": self.entry.task,
-            "seed": self.seed,
-            "metric": self.metric,
-            "value": self.value,
-            "trainable_parameters": self.trainable_parameters,
-            "seconds": self.seconds,
-            "budget": self.entry.budget,
-            "learning_rate": self.rate,
-            "eval_loss": self.eval_loss,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "metrics": self.metrics,
-            "run": str(self.run),
-        }
+        row = asdict(self)
+        entry = row.pop("entry")
+        return {"method": entry.pop("method"), "task": entry.pop("task"), **row, **entry}
 
 
 def sign(metric: str) -> int:
@@ -61,29 +56,28 @@ def sign(metric: str) -> int:
     return -1 if metric in LOWER_IS_BETTER else 1
 
 
-def collect(jobs: Iterable[Job], folders: Sequence[Path], judge: Judge) -> list[Result]:
-    """The results of the jobs that are finished in any of the folders; the first folder that has one is taken."""
-    found = []
-    for job in jobs:
-        results = (_read(job, folder / job.place, judge) for folder in folders)
-        result = next((result for result in results if result is not None), None)
-        if result is not None:
-            found.append(result)
-    return found
+def collect(jobs: Iterable[Job], judge: Judge) -> list[Result]:
+    """The results of the jobs that are finished."""
+    return [_read(job, final, judge) for job in jobs if (final := final_row(job.run)) is not None]
 
 
-def _read(job: Job, run: Path, judge: Judge) -> Result | None:
-    final = final_row(run)
-    if final is None:
-        return None
+def _read(job: Job, final: dict[str, Any], judge: Judge) -> Result:
     loss = _number(final["eval_loss"])
     metric, value = ("loss", loss) if judge == "loss" else (final["metric"], _number(final["value"]))
     if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says
         value = math.nan
     judged = {"metric": metric, "value": value, "task_metric": final["metric"], "eval_loss": loss}
-    costs = {key: final[key] for key in ("trainable_parameters", "seconds", "peak_memory_bytes")}
-    metrics = _last_metrics(run, final)
-    return Result(entry=job.entry, rate=job.rate, seed=job.seed, metrics=metrics, run=run, **judged, **costs)
+    took = {key: final[key] for key in ("trainable_parameters", "seconds", "peak_memory_bytes")}
+    found = {"metrics": _last_metrics(job.run, final), "run": str(job.run), **_fit(job.run)}
+    return Result(entry=job.entry, seed=job.seed, learning_rate=job.rate, **judged, **took, **found)
+
+
+def _fit(run: Path) -> dict[str, Any]:
+    file = run / "fit" / RECORD
+    if not file.is_file():
+        return {}
+    found = read_json(file, {"parameters": int, "measured_increase": (float, None)})
+    return {"fit_parameters": found["parameters"], "fit_increase": found["measured_increase"] or 0.0}
 
 
 def _last_metrics(run: Path, final: dict[str, Any]) -> dict[str, float]:
@@ -138,6 +132,15 @@ class RateCurve:
         """Whether the best rate is the lowest or highest of the grid, so that a better one may lie outside of it."""
         return self.chosen in (self.points[0].rate, self.points[-1].rate) and len(self.points) > 1
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One a rate and seed, for JSON lines."""
+        shared = {**asdict(self.entry), "metric": self.metric}
+        return [
+            {**shared, "learning_rate": point.rate, "seed": seed, "value": value, "chosen": point.rate == self.chosen}
+            for point in self.points
+            for seed, value in point.values.items()
+        ]
+
 
 def choose_rate(entry: Entry, rates: Sequence[float], results: Sequence[Result]) -> RateCurve:
     """The rate with the best mean value over the tuning seeds; a tie goes to the lower loss, then the lower rate.
@@ -148,7 +151,7 @@ def choose_rate(entry: Entry, rates: Sequence[float], results: Sequence[Result])
     points = []
     metric = next((result.metric for result in results if result.entry == entry), "")
     for rate in sorted(rates):
-        mine = [result for result in results if result.entry == entry and result.rate == rate]
+        mine = [result for result in results if result.entry == entry and result.learning_rate == rate]
         loss = mean([result.eval_loss for result in mine]) if mine else math.nan
         points.append(RatePoint(rate, {result.seed: result.value for result in mine}, loss))
 
@@ -162,3 +165,98 @@ def choose_rate(entry: Entry, rates: Sequence[float], results: Sequence[Result])
 
     judged = [point for point in points if point.values]
     return RateCurve(entry, points, min(judged, key=order).rate if judged else None, metric)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is known of a comparison, finished or not."""
+
+    grid: Grid
+    results: Sequence[Result]
+    curves: Sequence[RateCurve]
+    """Of the rows that choose among several rates."""
+    failed: Sequence[Outcome] = ()
+    missing: int = 0
+    """Reported runs of the grid that are not there."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One a reported run, for JSON lines."""
+        return [result.row() for result in self.results]
+
+    @property
+    def reference(self) -> str:
+        """The row that parameters, time and memory are relative to: lora where it is one, else the baseline."""
+        return "lora" if "lora" in self.grid.methods else self.grid.baseline
+
+    def of(self, method: str, task: str, budget: int) -> list[Result]:
+        """The results of one entry, by seed."""
+        entry = Entry(method, task, budget)
+        return sorted((result for result in self.results if result.entry == entry), key=lambda result: result.seed)
+
+    def values(self, method: str, task: str, budget: int, *, oriented: bool = False) -> dict[int, float]:
+        """Seed -> value; `oriented`: so that more is better."""
+        return {
+            result.seed: result.value * (sign(result.metric) if oriented else 1)
+            for result in self.of(method, task, budget)
+        }
+
+    def difference(self, method: str, task: str, budget: int) -> PairedDifference | None:
+        """How much better a row is than the baseline; None where no seed is shared."""
+        ours = self.values(method, task, budget, oriented=True)
+        return compare_paired(ours, self.values(self.grid.baseline, task, budget, oriented=True))
+
+    def standing(self, task: str, budget: int) -> dict[str, str]:
+        """Row -> "best" (alone, by every interval), or "tied" with the best; nothing for the others."""
+        values = {name: self.values(name, task, budget, oriented=True) for name in self.grid.methods}
+        ranking = rank_best(values)
+        if ranking is None or sum(map(bool, values.values())) < 2:
+            return {}
+        if not ranking.tied:
+            return {ranking.best: "best"}
+        return dict.fromkeys((ranking.best, *ranking.tied), "tied")
+
+    def mean_of(self, key: str, method: str, budget: int, task: str | None = None) -> float | None:
+        """Mean of a number of `Result`, e.g. trainable_parameters or seconds, over the runs of a row that have it."""
+        tasks = self.grid.tasks if task is None else [task]
+        found = [getattr(result, key) for name in tasks for result in self.of(method, name, budget)]
+        known = [value for value in found if value is not None]
+        return mean(known) if known else None
+
+    def ratio(self, key: str, method: str, budget: int, task: str | None = None) -> float | None:
+        """`mean_of` relative to the reference's, from the tasks where both have runs."""
+        tasks = self.grid.tasks if task is None else [task]
+        shared = [
+            (ours, theirs)
+            for name in tasks
+            if (ours := self.mean_of(key, method, budget, name)) is not None
+            and (theirs := self.mean_of(key, self.reference, budget, name))
+        ]
+        return sum(ours for ours, _ in shared) / sum(theirs for _, theirs in shared) if shared else None
+
+    def metric(self, task: str) -> str:
+        return next((result.metric for result in self.results if result.entry.task == task), "")
+
+    def remarks(self) -> list[str]:
+        """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
+        found = [f"failed: {outcome.job.label}: {outcome.message}" for outcome in self.failed]
+        waiting = self.missing - sum(outcome.job.purpose == "jobs" for outcome in self.failed)
+        if waiting > 0:
+            found.append(f"{waiting} reported runs are missing")
+        for result in self.results:
+            if not math.isfinite(result.value):
+                found.append(f"diverged: {result.entry}, seed {result.seed}, rate {result.learning_rate:g}")
+        for curve in self.curves:
+            if curve.chosen is None:
+                found.append(f"no learning rate could be chosen for {curve.entry}")
+            elif curve.at_edge:
+                side = "lowest" if curve.chosen == curve.points[0].rate else "highest"
+                found.append(
+                    f"warning: {curve.entry}: the best rate, {curve.chosen:g}, is the {side} of its grid; widen it"
+                )
+        for budget in self.grid.all_budgets:
+            for method in self.grid.methods:
+                ratio = self.ratio("trainable_parameters", method, budget)
+                if self.grid.match == "parameters" and ratio is not None and abs(ratio - 1) > TOLERANCE:
+                    than = f"{ratio:.2f} times the trainable parameters of {self.reference}"
+                    found.append(f"warning: {method}, r = {budget}, has {than}")
+        return found

@@ -18,8 +18,12 @@ from pedyra.app.recipe_sections import METRICS, DataSection
 from pedyra.app.tasks.labels import known_labels
 from pedyra.app.tasks.sources import load_rows, validation_rows
 from pedyra.app.tasks.split import Rows, held_out, sample
-from pedyra.lab.compare.grid import TuningSection
 from pedyra.lora.files import read_json, write_file
+
+SEED = 0
+"""Of the splits, which are the same for every method and seed."""
+TUNING = 0.1
+"""Part of the training rows that judges tuning runs."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class TaskSplits:
     """Of all rows: equal on every machine whose results may be put together."""
 
 
-def split_task(label: str, data: DataSection, tuning: TuningSection, seed: int, folder: Path) -> TaskSplits:
+def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> TaskSplits:
     """Load and split a task, or find it split in `folder` from an earlier call.
 
-    `data.validation` is what is reported; without it, `data.validation_fraction` of the rows is held out with `seed`,
-    the same rows for every run. The tuning rows come off the training rows. `group_by` holds at both cuts.
+    `data.validation` is what is reported; without it, `data.validation_fraction` of the rows is held out, the
+    same rows for every run. The tuning rows come off the training rows. `group_by` holds at both cuts.
+
+    Args:
+        tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
 
     Raises:
         ValueError: whatever stops the data from being read, and a metric that a split cannot be judged by.
@@ -44,7 +51,7 @@ def split_task(label: str, data: DataSection, tuning: TuningSection, seed: int, 
     summary = folder / "splits.json"
     if not summary.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(summary, json.dumps(_split(label, data, tuning, seed, folder), indent=2) + "\n")
+        write_file(summary, json.dumps(_split(label, data, tuning_rows, folder), indent=2) + "\n")
     found = read_json(summary, {"digest": str, "data": dict})
 
     def section(train: str, judged: str) -> dict[str, Any]:
@@ -64,13 +71,13 @@ def _extra(name: str) -> str:
     return f"extra-{name}"
 
 
-def _split(label: str, data: DataSection, tuning: TuningSection, seed: int, folder: Path) -> dict[str, Any]:
+def _split(label: str, data: DataSection, most: int | None, folder: Path) -> dict[str, Any]:
     train, reported, class_names = load_rows(data)
     if reported is None:
-        train, reported = held_out(train, data.validation_fraction, data.group_by, seed)
-    reported = sample(reported, data.eval_rows, seed, "validation")
-    tuning_train, tuning_rows = held_out(train, tuning.fraction, data.group_by, seed)
-    tuning_rows = sample(tuning_rows, tuning.rows or data.eval_rows, seed, "validation")
+        train, reported = held_out(train, data.validation_fraction, data.group_by, SEED)
+    reported = sample(reported, data.eval_rows, SEED, "validation")
+    tuning_train, tuning_rows = held_out(train, TUNING, data.group_by, SEED)
+    tuning_rows = sample(tuning_rows, most or data.eval_rows, SEED, "validation")
     metric = data.metric or METRICS[data.kind][0]
     labelled = data.kind in ("classification", "pairs", "regression")
     for rows, split in ((reported, "reported"), (tuning_rows, "tuning")) if labelled else ():
@@ -78,23 +85,15 @@ def _split(label: str, data: DataSection, tuning: TuningSection, seed: int, fold
 
     files = {"train": train, "reported": reported, "tuning-train": tuning_train, "tuning": tuning_rows}
     for name, split in data.extra_validation.items():
-        files[_extra(name)] = sample(validation_rows(data, split), data.eval_rows, seed, name)
+        files[_extra(name)] = sample(validation_rows(data, split), data.eval_rows, SEED, name)
     digest = hashlib.sha256()
     for name, rows in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_file(folder / f"{name}.jsonl", text)
         digest.update(text.encode())
     common = data.model_dump(mode="json", exclude_defaults=True)
-    for key in (
-        "source",
-        "validation",
-        "config",
-        "split",
-        "validation_fraction",
-        "group_by",
-        "eval_rows",
-        "extra_validation",
-    ):
+    for key in ("source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows",
+                "extra_validation"):  # fmt: skip
         common.pop(key, None)
     common |= {"metric": metric, **_labels(train, data, class_names)}
     counts = {name: len(rows) for name, rows in files.items()}
@@ -117,5 +116,5 @@ def _check_metric(label: str, metric: str, labels: list[Any], split: str) -> Non
     if metric in NEEDS_TWO_LABELS and len({str(value) for value in labels}) < 2:
         raise ValueError(
             f"task {label}: all {len(labels)} {split} rows have the label {labels[0]!r}, and {metric} is undefined "
-            f"there; give more rows (data.eval_rows, tuning.fraction), another split_seed, or the metric accuracy"
+            f"there; give more rows (data.eval_rows, tuning.rows), or take the metric accuracy"
         )

@@ -50,8 +50,8 @@ def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonF
     from pedyra.lab.paper.item import SCALES, items
     from pedyra.lab.paper.places import Places, needs, told
 
-    quiet_libraries()
     places = Places.parse(data_dir, models or [])
+    places.ask(items().values())
     rows, lines, lacking = [], [], {}
     for item in items().values():
         here = {}
@@ -67,11 +67,11 @@ def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonF
                 }
             )
         full = item.scales["full"]
-        costs = [f"{full.gpu_gb:g}", f"{full.hours:g}", f"{item.scales['small'].hours:g}"]
-        lines.append([item.id, *here.values(), *costs, item.title])
+        hours = [f"{full.hours:g}", f"{item.scales['small'].hours:g}"]
+        lines.append([item.id, *here.values(), f"{full.gpu_gb:g}", *hours, item.title])
     console = new_console()
     columns = ["id", *SCALES, "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
-    print_table(console, columns, lines, title="Here: model and data of each scale; costs are estimates")
+    print_table(console, columns, lines, title="What can run here: model and data of each scale; costs are estimates")
     for reason in told(lacking):
         console.print(f"\nnot here    {reason}", soft_wrap=True)
     if json_file:
@@ -102,38 +102,33 @@ def run(
     json_file: JsonFile = None,
 ) -> None:
     """Measure a table or figure; what is finished is kept, so the same command goes on after a stop."""
+    from pedyra.lab.compare.machines import Machines
     from pedyra.lab.paper.item import get_item
     from pedyra.lab.paper.places import Places
 
     item = get_item(name).only(rows or (), columns or ())
-    places = Places.parse(data_dir, models or [])
-    if ray is not None:
-        from pedyra.lab.compare.ray_pool import check_ray_address
-
-        check_ray_address(ray)  # before the seconds that the libraries take
+    places, machines = Places.parse(data_dir, models or []), Machines(workers, ray)
+    places.check(item, scale.value, allow_code_execution=allow_code_execution)
+    machines.check()
     quiet_libraries()
-    from pedyra.lab.paper.results import result_tables
-    from pedyra.lab.paper.run import run_item
+    from pedyra.lab.compare.tables import print_tables
+    from pedyra.lab.paper.results import remarks, result_tables
+    from pedyra.lab.paper.run import Means, run_item
 
     console = new_console()
     try:
-        outcome = run_item(
-            item,
-            scale.value,
-            **{"out": out, "places": places, "workers": workers, "ray": ray, "console": console},
-            allow_code_execution=allow_code_execution,
-        )
+        found = run_item(item, scale.value, Means(out, places, machines, allow_code_execution, console))
     except KeyboardInterrupt:
         console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
         raise typer.Exit(130) from None
-    for table in result_tables(item, scale.value, outcome.results):
-        print_table(console, table.columns, [[cell.text for cell in row] for row in table.rows], title=table.title)
-        console.print(f"{table.note}\n", soft_wrap=True)
-    for file in outcome.files:
+    print_tables(console, result_tables(found.item, scale.value, found.results))
+    for remark in remarks(found.item, scale.value, found.results):
+        console.print(f"- {remark}", soft_wrap=True)
+    for file in found.files:
         console.print(f"written     {file}", soft_wrap=True)
     if json_file:
-        write_json_lines(json_file, [result.as_row() for result in outcome.results])
-    for failure in outcome.failed:
+        write_json_lines(json_file, [result.as_row() for result in found.results])
+    for failure in found.failed:
         console.print(f"failed      {failure}", soft_wrap=True)
-    if outcome.failed:
+    if found.failed:
         raise typer.Exit(1)

@@ -173,8 +173,8 @@ def orthogonality(runs: Runs, found: Sequence[Result]) -> Panels:
 
 def gradients(runs: Runs, found: Sequence[Result]) -> Panels:
     """Fig. 11: norms of the gradients of A, E and B, averaged over layers."""
-    norms = list(measures.gradient_norms(next(iter(runs.values()))))
-    points = {name: [(step, each[i]) for step, each in norms] for i, name in enumerate(measures.FACTORS)}
+    run = next(iter(runs.values()))
+    points = {factor: measures.gradient_norms(run, factor) for factor in measures.FACTORS}
     return {"Gradients of the factors": _curves(points, "mean norm", log_y=True)}
 
 

@@ -24,7 +24,7 @@ FROM_ZERO = 10.0
 `recipes/compare_short.yaml`). At LoRA's rate PE-DyRA learns nothing in 50 steps of Qwen2.5-Coder-0.5B: perplexity 2.55,
 LoRA's 1.74."""
 
-STARTS_FROM_ZERO = (
+STARTS_FROM_ZERO = (  # but where `lora.init` gives them an update to begin with
     "adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra", "prune", "expand", "random", "mask",
 )  # fmt: skip
 LANGUAGE = ("causal_lm", "seq2seq")
@@ -108,5 +108,5 @@ def row_name(part: Part) -> str:
 def _row(part: Part, rates: list[float], scale: Scale) -> dict[str, Any]:
     keys = ("method", "match", "quantization", "lora", "rank")
     row = {key: value for key in keys if (value := getattr(part, key))}
-    slow = part.method in STARTS_FROM_ZERO and part.rank.get("start") != "lora"
+    slow = part.method in STARTS_FROM_ZERO and "init" not in part.lora
     return {**row, **({"learning_rates": [rate * FROM_ZERO for rate in rates]} if slow and scale == "small" else {})}

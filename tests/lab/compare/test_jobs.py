@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pedyra.lab.compare.jobs import Entry, Job, is_done, run_job
-from pedyra.lab.compare.pool import LocalPool
+from pedyra.lab.compare.jobs import Entry, Job, run_here
 
 FAKE = {"lora": 0.5, "pedyra": "crash", "dora": "kill", "prune": "wait"}
 
@@ -35,7 +31,7 @@ def job(folder: Path):
 
 def run_all(jobs, workers=2):
     outcomes = []
-    LocalPool(workers).run(jobs, outcomes.append)
+    run_here(jobs, outcomes.append, workers)
     return {(outcome.job.entry.method, outcome.job.seed): outcome for outcome in outcomes}
 
 
@@ -54,20 +50,14 @@ def test_one_that_fails_does_not_stop_the_rest_and_says_why(job):
     assert "killed by SIGKILL" in outcomes["dora", 0].message
 
 
-def test_a_process_that_dies_before_it_has_a_log_fails_alone(job):
-    class Dead:
-        def wait(self, timeout: float | None = None) -> int:
-            return -signal.SIGKILL
+def test_a_job_that_cannot_start_fails_alone(job, monkeypatch):
+    def start(*arguments, **more):
+        raise OSError("no space left on device")
 
-    def start(*arguments):
-        if next(count) == 1:
-            raise OSError("no space left on device")
-        return Dead()
-
-    count, outcomes = itertools.count(), []
-    LocalPool(1, start).run([job("lora", seed) for seed in range(3)], outcomes.append)  # type: ignore[arg-type]
-    assert [outcome.status for outcome in outcomes] == ["failed"] * 3
-    assert "killed by SIGKILL" in outcomes[0].message and "no space left" in outcomes[1].message
+    monkeypatch.setattr("pedyra.lab.compare.jobs.subprocess.Popen", start)
+    outcomes = run_all([job("lora", seed) for seed in range(2)])
+    assert [outcome.status for outcome in outcomes.values()] == ["failed"] * 2
+    assert "no space left" in outcomes["lora", 1].message
 
 
 def test_what_is_done_is_skipped(job, calls):
@@ -108,33 +98,8 @@ def test_ctrl_c_or_sigterm_lets_running_jobs_save_and_starts_no_other(number, jo
     threading.Thread(target=interrupt).start()
     outcomes = []
     with pytest.raises(KeyboardInterrupt):
-        LocalPool(1).run([job("prune"), job("lora")], outcomes.append)
+        run_here([job("prune"), job("lora")], outcomes.append)
     assert [(outcome.job.entry.method, outcome.status) for outcome in outcomes] == [("prune", "stopped")]
     assert calls() == ["prune 0 0.1"]
     assert run_all([job("prune")])["prune", 0].status == "done"
     assert calls()[1:] == ["prune 0 0.1 --resume"]
-
-
-def test_the_run_of_a_killed_comparison_is_waited_for(job, folder, calls):
-    """Its child goes on alone, and nobody writes into the same folder meanwhile."""
-    waiting = folder / "waiting"
-    code = f"from pathlib import *; from pedyra.lab.compare.jobs import *; run_job({job('prune')!r}, 1)"
-    parent = subprocess.Popen([sys.executable, "-c", code.replace("PosixPath", "Path")])
-    while not (waiting.exists() and waiting.read_text()):
-        time.sleep(0.02)
-    parent.kill()
-    parent.wait()
-    outcomes = []
-    second = threading.Thread(target=lambda: outcomes.append(run_job(job("prune"), 1)))
-    second.start()
-    time.sleep(0.5)
-    assert calls() == ["prune 0 0.1"]
-    os.kill(int(waiting.read_text()), signal.SIGINT)
-    second.join(30)
-    assert outcomes[0].status == "done" and is_done(job("prune"))
-    assert calls() == ["prune 0 0.1", "prune 0 0.1 --resume"]
-
-
-def test_no_worker_is_refused():
-    with pytest.raises(ValueError, match="--workers is 0"):
-        LocalPool(0)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from pedyra.app.tasks.bytes import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
-from pedyra.lab.bench.bytes import KEY, SMOKE, bench_bytes
-from pedyra.lab.bench.rate_summary import rates_by_method, summarise_rates, table
-from pedyra.lab.bench.row_file import RowFile
+from pedyra.lab.bench.rates import rates_by_method, shown, summarise_rates
+from pedyra.lab.bench.rows import TRANSFER_KEY, RowFile
+from pedyra.lab.bench.transfer import SMOKE, bench_transfer
 from pedyra.lab.cli import app
 
 
@@ -74,24 +74,24 @@ def test_the_pretrained_model_comes_from_the_cache_the_second_time(monkeypatch):
 def test_a_killed_grid_goes_on_where_it_was(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     arguments: dict[str, Any] = dict(lrs=[0.01], seeds=[0, 1], size=SMOKE)
-    whole = list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
+    whole = list(bench_transfer(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, TRANSFER_KEY)))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2]) + lines[2][:50])
-    again = list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
+    again = list(bench_transfer(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, TRANSFER_KEY)))
     assert [row["loss"] for row in again] == [row["loss"] for row in whole]  # the same run, to the last bit
     assert [row["seconds"] for row in again[:2]] == [row["seconds"] for row in whole[:2]]
     assert len(path.read_text().splitlines()) == 4
-    monkeypatch.setattr("pedyra.lab.bench.bytes.run_method", lambda *a, **k: pytest.fail("made again"))
-    list(bench_bytes(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, KEY)))
+    monkeypatch.setattr("pedyra.lab.bench.transfer.run_method", lambda *a, **k: pytest.fail("made again"))
+    list(bench_transfer(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, TRANSFER_KEY)))
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"metric": "loss"}\n')
     with pytest.raises(ValueError, match="rows of something else; name another file"):
-        RowFile(path, KEY)
+        RowFile(path, TRANSFER_KEY)
     with pytest.raises(ValueError, match="does not exist; create it first"):
-        RowFile(tmp_path / "absent" / "rows.jsonl", KEY)
+        RowFile(tmp_path / "absent" / "rows.jsonl", TRANSFER_KEY)
 
 
 def _row(method, lr, seed, loss):
@@ -107,12 +107,11 @@ def test_each_method_is_compared_at_its_own_best_rate():
         *(_row("bad", 1, seed, None) for seed in (0, 1)),
     ]
     lora, pedyra, bad = summarise_rates(rates_by_method(rows))
-    assert (lora.best, lora.loss, lora.edge, lora.difference) == (2, 3.0, "", None)
-    assert (pedyra.name, pedyra.best, pedyra.edge) == ("pedyra:moves=2", 1, "lowest")
-    assert pedyra.difference is not None and pedyra.difference.mean == pytest.approx(-0.5)
-    assert pedyra.difference.interval == pytest.approx((-0.5, -0.5))  # the same at every seed
-    assert bad.loss == math.inf and bad.difference is not None and bad.difference.interval is None
-    assert "diverged" in table([lora, pedyra, bad])[3]
+    assert (lora["best lr"], lora["loss"], lora["edge"], lora["less lora"]) == (2, 3.0, "", None)
+    assert (pedyra["method"], pedyra["best lr"], pedyra["edge"]) == ("pedyra:moves=2", 1, "lowest")
+    assert pedyra["less lora"] == pytest.approx(-0.5)
+    assert pedyra["95 %"] == pytest.approx((-0.5, -0.5))  # the same at every seed
+    assert (bad["95 %"], shown(bad["loss"])) == (None, "diverged")
 
 
 def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_them(tmp_path):

@@ -1,4 +1,4 @@
-"""Jobs on Ray: those of a node that dies go on elsewhere, and none runs twice."""
+"""What runs jobs is checked at once; on Ray, those of a node that dies go on elsewhere, and none runs twice."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from pedyra.lab.compare.jobs import Entry, Job
-from pedyra.lab.compare.ray_pool import RayPool, check_ray_address
+from pedyra.lab.compare.machines import Machines
 
 
 def test_without_ray_the_line_that_installs_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r'pip install "pedyra\[ray\]"'):
-        RayPool("local")
+        Machines(ray="local").runner().__enter__()
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
@@ -30,14 +30,19 @@ def test_a_port_on_which_nobody_listens_is_told_at_once(scheme: str):
         address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(ValueError, match=f"--ray {address} does not answer"):
-            check_ray_address(address)
+            Machines(ray=address).check()
         assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("address", ["nowhere", "host:port", ":6379", "ray://"])
 def test_what_is_no_address_is_refused(address: str):
     with pytest.raises(ValueError, match="is no address; it is host:port, ray://host:port, auto or local"):
-        check_ray_address(address)
+        Machines(ray=address).check()
+
+
+def test_no_worker_is_refused():
+    with pytest.raises(ValueError, match="--workers is 0"):
+        Machines(workers=0)
 
 
 def ray_is_installed() -> bool:
@@ -89,11 +94,8 @@ def test_a_ray_of_this_process_alone_runs_every_job_once_tells_failures_and_ends
     import ray
 
     outcomes = []
-    pool = RayPool("local")
-    try:
-        pool.run(fake_jobs(prune=0.5, lora=0.4, dora="crash"), outcomes.append)
-    finally:
-        pool.close()
+    with Machines(ray="local").runner() as run_jobs:
+        run_jobs(fake_jobs(prune=0.5, lora=0.4, dora="crash"), outcomes.append)
     assert not ray.is_initialized()
     ended = {outcome.job.entry.method: (outcome.status, outcome.message) for outcome in outcomes}
     assert ended["prune"] == ended["lora"] == ("done", "") and len(outcomes) == 3
@@ -126,13 +128,11 @@ def test_when_a_node_of_two_dies_its_job_goes_on_at_the_other_and_none_runs_twic
         killed.append(node)
 
     outcomes = []
-    pool = RayPool(str(cluster.address))
     try:
-        killer = threading.Thread(target=kill, daemon=True)
-        killer.start()
-        pool.run(jobs, outcomes.append)
+        with Machines(ray=str(cluster.address)).runner() as run_jobs:
+            threading.Thread(target=kill, daemon=True).start()
+            run_jobs(jobs, outcomes.append)
     finally:
-        pool.close()
         cluster.shutdown()
     assert killed and [(o.status, o.message) for o in outcomes] == [("done", "")] * 4
     assert sorted(calls()) == ["dora 0 0.1", "lora 0 0.1", "pedyra 0 0.1", "prune 0 0.1", "prune 0 0.1 --resume"]

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from pedyra.app.tasks.bytes import TARGETS, ByteTransformer, Corpus, held_out_loss, next_byte_loss, pretrained, prose
-from pedyra.lab.bench.row_file import Row, RowFile
+from pedyra.lab.bench.rows import Row, RowFile
 from pedyra.lab.bench.run import Setting, run_method
 from pedyra.lab.bench.spec import parse_method
 
-KEY = ("method", "config", "rank", "lr", "seed", "steps", "batch", "base")
-"""What makes two rows the same run; `base` names the texts and the pre-trained model."""
 SCALING = 1.0
 """alpha / r of every method."""
 CLIP = 1.0
@@ -59,7 +57,7 @@ def make_lesson(size: Size) -> Lesson:
     return Lesson(model, target, target.windows(size.held_out), name)
 
 
-def bench_bytes(
+def bench_transfer(
     methods: Sequence[str],
     *,
     lrs: Sequence[float],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
+from pedyra.lab.bench.names import model_shape
 
 _VOCABULARY = 1000
 
@@ -61,6 +61,7 @@ def bench_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) ->
     Raises:
         ValueError: another name. ImportError: the package that carries a real model is missing.
     """
+    kind, width, depth = model_shape(name)
     if name == "minilm":
         folder = minilm_folder()
         build = _seeded(seed, lambda: AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype))
@@ -69,13 +70,6 @@ def bench_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) ->
         folder = smollm2_folder()
         build = _seeded(seed, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype))
         return BenchModel(name, build, "CAUSAL_LM", 49_000, batch=4, length=128)
-    match = re.fullmatch(r"(llama|deberta)-(\d+)x(\d+)", name)
-    if match is None or int(match[2]) % 32 or not int(match[2]) or not int(match[3]):
-        raise ValueError(
-            f"model {name!r} is unknown; choose minilm, smollm2, llama-WIDTHxDEPTH or deberta-WIDTHxDEPTH, with a "
-            f"width that is a multiple of 32 and a depth of at least 1, e.g. llama-256x8"
-        )
-    kind, width, depth = match[1], int(match[2]), int(match[3])
     shape: dict[str, Any] = dict(vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=depth, pad_token_id=0)
     shape |= dict(intermediate_size=4 * width, num_attention_heads=width // 32, max_position_embeddings=4096)
     if kind == "llama":

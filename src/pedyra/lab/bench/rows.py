@@ -12,6 +12,10 @@ from pedyra.lora.files import append_row, json_line, read_rows
 
 Row = dict[str, Any]
 
+PLANTED_KEY = ("method", "config", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
+TRANSFER_KEY = ("method", "config", "rank", "lr", "seed", "steps", "batch", "base")
+"""What makes two rows of a benchmark the same run; `base` names the texts and the pre-trained model."""
+
 
 class RowFile:
     """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields.

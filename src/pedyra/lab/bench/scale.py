@@ -9,30 +9,43 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
-from torch import Tensor
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
 
 from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.runs.export import export_adapter
 from pedyra.fitting.gramians import Gramians
-from pedyra.lab.bench.bench_adjustment import DEEP, bench_adjustment
-from pedyra.lab.bench.chain import Chain, Size, adapted_chain
-from pedyra.lab.bench.device import check_device, now, timed
-from pedyra.lab.bench.memory import storage_bytes
+from pedyra.lab.bench.measuring import check_device, now, storage_bytes, timed
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
+from pedyra.methods.wide import CUTS, LEAST_INTERVAL, Wide
 from pedyra.pe_dyra.method import PeDyra
 
 LARGEST_EXPONENT = 1.05
 """Linear, and what noise may add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One point of an axis; `triples` is layers times rank."""
+
+    layers: int = 36
+    rank: int = 8
+    width: int = 128
+    length: int = 64
+    batch: int = 4
+
+
+DEEP = Size(layers=224, rank=45, length=8, batch=2)
+"""As many layers as a language model of 32 blocks has, and 10,080 triples."""
 
 AXES: dict[str, tuple[Size, ...]] = {
     "layers": tuple(Size(layers=n) for n in (36, 72, 144, 288, 512)),
@@ -47,7 +60,7 @@ SMOKE_AXES: dict[str, tuple[Size, ...]] = {
 }
 SMOKE: dict[str, Any] = {"axes": SMOKE_AXES, "operations": 16, "deep": Size(layers=4, width=32, length=8, batch=2)}
 MEASURES = ("overhead_seconds", "measuring_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
-_STEPS = 6  # of a window in which method pedyra measures
+_STEPS = 6  # of a window in which method wide measures
 
 
 def bench_scale(
@@ -59,11 +72,11 @@ def bench_scale(
     operations: int | None = 512,
     deep: Size | None = DEEP,
 ) -> Iterator[dict[str, Any]]:
-    """One row per size, one fit per axis and measure, one for a model of `operations` layers, one of
-    `bench_adjustment` for a `deep` one.
+    """One row per size, one fit per axis and measure, one for a model of `operations` layers, one
+    of a cut of a `deep` one.
 
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
-    what the sums of method pedyra add, of one adjustment, and the bytes of the score state; each the median over
+    what the sums of method wide add, of one adjustment, and the bytes of the score state; each the median over
     `repeats`. A fit has the `exponent` of these medians, and `exponents` of the repeats one by one, sorted.
 
     Raises:
@@ -85,7 +98,26 @@ def bench_scale(
     if operations:
         yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
     if deep:
-        yield from bench_adjustment(deep, device=device)
+        yield deep_cut(deep, device=device)
+
+
+class Chain(nn.Module):
+    """x -> x + W_l x / layers, layer after layer: nothing but the adapters grows."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(size.width, size.width, bias=False) for _ in range(size.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x) / len(self.layers)
+        return x
+
+
+def adapted_chain(size: Size) -> Any:
+    """A chain with a LoRA on every layer."""
+    torch.manual_seed(0)
+    return get_peft_model(Chain(size), LoraConfig(r=size.rank, target_modules=r"layers\.\d+"))  # type: ignore[arg-type]
 
 
 def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -153,6 +185,33 @@ def _measuring_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, ro
     return max(0.0, median(added[1:])) / _STEPS
 
 
+def deep_cut(size: Size, *, device: str = "cpu") -> dict[str, Any]:
+    """What a cut of `Wide` takes on a deep chain that learns from a teacher: `removed` triples, `adjustment_seconds`,
+    medians over the cuts."""
+    model = adapted_chain(size).to(device).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    config = Wide(rank=max(1, size.rank // 4), initial_warmup=1, interval=LEAST_INTERVAL, final_warmup=1)
+    allocator = RankAllocator(model, optimizer, config, total_steps=(CUTS + 1) * LEAST_INTERVAL + 2)
+    draw = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, size.width, 12, generator=draw)
+    teacher = 0.3 * left @ right.T / size.width
+    seconds: list[float] = []
+    while len(allocator.history) < CUTS:
+        x = torch.randn(size.batch, size.length, size.width, generator=draw)
+        (model(x.to(device)) - (x @ teacher).to(device)).square().mean().backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        cuts = len(allocator.history)
+        took = timed(device, allocator.after_step)
+        if len(allocator.history) > cuts:
+            seconds.append(took)
+    removed = [len(record["pruned"]) for record in allocator.history]
+    allocator.release()
+    sizes = {"layers": size.layers, "triples": size.layers * size.rank, "removed": median(removed)}
+    return {"kind": "adjustment", **sizes, "adjustment_seconds": median(seconds)}
+
+
 def operation_seconds(layers: int) -> dict[str, float]:
     """Seconds on a chain of `layers`: to attach, adjust once, save, write the checkpoint's side file, and export.
 
@@ -188,16 +247,8 @@ def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.opt
 
 def _config() -> PeDyra:
     # Triples that move at every adjustment, also at rank 1.
-    return PeDyra(
-        initial_warmup=0,
-        interval=2,
-        final_warmup=1,
-        moves=None,
-        budget="parameters",
-        start="lora",
-        orth_weight=0.0,
-        min_rank=0,
-    )
+    schedule: dict[str, Any] = dict(initial_warmup=0, interval=2, final_warmup=1)
+    return PeDyra(**schedule, moves=None, budget="parameters", start="lora", orth_weight=0.0, min_rank=0)
 
 
 def _value(axis: str, size: Size) -> int:
