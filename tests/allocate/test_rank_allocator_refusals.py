@@ -152,10 +152,10 @@ def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settin
 
 
 def test_an_average_of_updates_is_refused_by_the_method_that_turns_triples(make_net, train_net):
-    for given, turns in (({"config": Wide(rank=2)}, True), (forced(**SCHEDULE), False)):
+    for config, turns in ((Wide(rank=2), True), (forced(**SCHEDULE)["config"], False)):
         model = make_net()
         optimizer = torch.optim.Adadelta(trainable(model))
-        allocator = RankAllocator(model, optimizer, total_steps=100, **given)
+        allocator = RankAllocator(model, optimizer, config, total_steps=100)
         with refused("Adadelta keeps 'acc_delta', which cannot follow the turning") if turns else nullcontext():
             train_net(model, optimizer, allocator, 1)
 

@@ -215,7 +215,7 @@ def test_the_svd_start_of_an_update_is_its_singular_triples(make_net):
 def test_the_svd_start_does_not_discard_a_special_start(make_net):
     model = make_net(init_lora_weights="orthogonal")
     nn.init.zeros_(lora_modules(model)[1].lora_B["default"].weight)
-    with pytest.raises(ValueError, match="discard the adapter's 'orthogonal' start; use rank.start='lora'"):
+    with pytest.raises(ValueError, match="discard the adapter's 'orthogonal' start; use start='lora'"):
         attach(model, start="svd")
     assert adapted_layers(model) == []
 

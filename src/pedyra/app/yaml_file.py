@@ -136,14 +136,15 @@ def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
 
     Args:
         model: the schema that was broken, for the names of its keys.
-        depth: how many keys deep settings are; pydantic's paths may go on below them, e.g. into a union.
+        depth: how many keys deep settings are where the first mistake is; pydantic's paths may go on below them, e.g.
+            into a union.
     """
-    messages: dict[tuple[int | str, ...], list[str]] = {}
+    mistakes: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for mistake in error.errors(include_url=False):
-        path = mistake["loc"][:depth]
-        messages.setdefault(path, []).append(_message(mistake, [str(part) for part in path], model))
-    told, *others = messages.values()
-    return " or ".join(told) + (f" (and mistakes in {len(others)} more keys)" if others else "")
+        mistakes.setdefault(mistake["loc"][:depth], []).append(mistake)
+    (path, first), *others = mistakes.items()
+    told = " or ".join(_message(mistake, [str(part) for part in path], model) for mistake in first)
+    return told + (f" (and mistakes in {len(others)} more keys)" if others else "")
 
 
 def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> str:

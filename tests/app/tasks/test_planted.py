@@ -80,7 +80,7 @@ def test_a_row_can_have_its_own_bits_on_any_task(tmp_path: Any):
             **{"methods": rows, "tasks": {"planted": {}, "toy": {"max_length": 48}}, "seeds": [0], "match": "rank"},
         }
     )
-    experiment = prepare_experiment(grid, tmp_path, lambda jobs: None)
+    experiment = prepare_experiment(grid, tmp_path)
     made = {(e.method, e.task): experiment.job(e, 0.1, 0, "jobs").recipe["model"] for e in experiment.entries}
     assert made["pedyra on qlora", "toy"] == {"name": "tiny-bert", "quantization": "nf4"}
     assert made["pedyra on qlora", "planted"] == {"name": "planted-design", "quantization": "nf4"}
@@ -95,7 +95,7 @@ def test_in_a_grid_it_brings_its_own_model_and_less_is_better(tmp_path: Any):
             **{"methods": ["lora"], "tasks": tasks, "seeds": [0], "match": "rank"},
         }
     )
-    experiment = prepare_experiment(grid, tmp_path, lambda jobs: None)
+    experiment = prepare_experiment(grid, tmp_path)
     made = {cell.task: experiment.job(cell, 0.1, 0, "jobs").recipe for cell in experiment.entries}
     models = {task: recipe["model"]["name"] for task, recipe in made.items()}
     assert models == {"planted": "planted-design", "other": "planted-sparse", "toy": "tiny-bert"}

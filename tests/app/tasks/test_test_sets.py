@@ -143,6 +143,8 @@ def test_a_mistake_in_the_section_is_one_line(section: dict[str, Any], told: str
     with pytest.raises(ValueError) as error:
         check_recipe(content, "x.yaml")
     assert told in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"lora.r is 0: .* \(and mistakes in 1 more keys\)"):
+        check_recipe({**content, "lora": {"r": 0}, "generate": {"s": {"beam": 2}}}, "x.yaml")
     data = {"source": "toy"}
     with pytest.raises(ValueError, match="generate is for data.kind causal_lm and seq2seq, not classification"):
         check_recipe({**content, "data": data, "generate": {"s": {}}}, "x.yaml")
