@@ -10,7 +10,7 @@ from typing import Any
 from pedyra.app.report.chart import Curve, Spec, curves, rank_map
 from pedyra.app.report.figure import STEP, mean
 from pedyra.app.report.images import FORMATS, save_image
-from pedyra.app.report.measures import importance_ranks, spearman, utilisation
+from pedyra.app.report.measures import importance_ranks, spearman
 from pedyra.app.report.run_folder import Run, read_run
 from pedyra.lab.paper import measures
 from pedyra.lab.paper.item import Item
@@ -21,6 +21,7 @@ Runs = Mapping[str, Run]
 Panels = Mapping[str, Spec]
 """Title -> chart, side by side."""
 Points = Iterable[tuple[float, float]]
+Figure = Callable[[Runs, Sequence[Result]], Panels]
 
 WIDTH, HEIGHT = 380, 240  # of a panel, points
 SHOWN = 3
@@ -47,24 +48,16 @@ def _curves(several: Mapping[str, Points], y: str, x: str = STEP, **options: Any
     return curves([curve for curve in drawn if curve.x], x, y, names=list(split), **options)
 
 
-def effective_rank(runs: Runs, found: Sequence[Result]) -> Panels:
+def _series(title: str, y: str, of: Callable[[Run], measures.Series], **options: Any) -> Figure:
+    """A panel with a curve for each row."""
+    return lambda runs, found: {title: _curves({row: of(run) for row, run in runs.items()}, y, **options)}
+
+
+def utilised(runs: Runs, found: Sequence[Result]) -> Panels:
     """Fig. 1a: effective rank, and its share of the ranks, over the steps."""
-    kept = {row: [record for record in run.snapshots if record.get("effective_rank")] for row, run in runs.items()}
-    total = {row: [(r["step"], sum(r["effective_rank"].values())) for r in own] for row, own in kept.items()}
-    share = {
-        row: [(r["step"], utilisation(r["effective_rank"], r["ranks"]) or 0.0) for r in own]
-        for row, own in kept.items()
-    }
-    return {
-        "Effective rank": _curves(total, "sum over layers", from_zero=True),
-        "Utilisation": _curves(share, "effective rank / rank", from_zero=True),
-    }
-
-
-def stability(runs: Runs, found: Sequence[Result]) -> Panels:
-    """Fig. 1b: correlation of the layers' ranking with that of the adjustment before."""
-    points = {row: measures.stabilities(run) for row, run in runs.items()}
-    return {"Stability of the importance ranking": _curves(points, "Spearman to the one before")}
+    total = _series("Effective rank", "sum over layers", measures.effective_ranks, from_zero=True)
+    share = _series("Utilisation", "effective rank / rank", measures.utilisations, from_zero=True)
+    return {**total(runs, found), **share(runs, found)}
 
 
 def dynamics(runs: Runs, found: Sequence[Result]) -> Panels:
@@ -113,12 +106,6 @@ def rank_against_importance(runs: Runs, found: Sequence[Result]) -> Panels:
     return {title: _curves(points, "mean rank", "mean place by importance (1 = most important)", points=True)}
 
 
-def log_variance(runs: Runs, found: Sequence[Result]) -> Panels:
-    """Fig. 5: log variance over layers of G^(2/3) / r."""
-    points = {row: measures.log_variances(run) for row, run in runs.items()}
-    return {"Cross-layer variance of G^(2/3) / r": _curves(points, "log variance")}
-
-
 def rank_maps(runs: Runs, found: Sequence[Result]) -> Panels:
     """Fig. 7: final rank by module type and depth, a map a row."""
     return {f"({letter}) {row}": _map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
@@ -155,11 +142,6 @@ def _mask_map(run: Run) -> Spec:
     return {"data": {"values": cells}, "mark": "rect", "encoding": encoding}
 
 
-def losses(runs: Runs, found: Sequence[Result]) -> Panels:
-    """Fig. 9: training loss."""
-    return {"Training loss": _curves({row: measures.training_losses(run) for row, run in runs.items()}, "loss")}
-
-
 def orthogonality(runs: Runs, found: Sequence[Result]) -> Panels:
     """Fig. 10: the term of (a) one layer's A, the first feed-forward's as in the paper, and (b) all factors."""
     run = next(iter(runs.values()))
@@ -178,17 +160,17 @@ def gradients(runs: Runs, found: Sequence[Result]) -> Panels:
     return {"Gradients of the factors": _curves(points, "mean norm", log_y=True)}
 
 
-FIGURES: dict[str, Callable[[Runs, Sequence[Result]], Panels]] = {
-    "figure1a": effective_rank,
-    "figure1b": stability,
+FIGURES: dict[str, Figure] = {
+    "figure1a": utilised,
+    "figure1b": _series("Stability of the importance ranking", "Spearman to the one before", measures.stabilities),
     "figure3": dynamics,
     "figure4a": bars,
     "figure4b": rank_against_importance,
-    "figure5": log_variance,
+    "figure5": _series("Cross-layer variance of G^(2/3) / r", "log variance", measures.log_variances),
     "figure6": bars,
     "figure7": rank_maps,
     "figure8": masks,
-    "figure9": losses,
+    "figure9": _series("Training loss", "loss", measures.training_losses),
     "figure10": orthogonality,
     "figure11": gradients,
 }

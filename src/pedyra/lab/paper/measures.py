@@ -11,7 +11,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from pedyra.app.report.measures import importance_ranks, mean_by_layer, spearman, utilisation
-from pedyra.app.report.run_folder import Record, Run, read_run
+from pedyra.app.report.run_folder import Run, read_run
 
 Measure = Callable[[Run], float | None]
 Series = list[tuple[int, float]]
@@ -28,6 +28,19 @@ def measure(row: Mapping[str, Any], metric: str) -> float | None:
     if metric in MEASURES:
         return MEASURES[metric](read_run(Path(row["run"])))
     return None
+
+
+def effective_ranks(run: Run) -> Series:
+    """Sum of the layers' effective ranks (Fig. 1a)."""
+    kept = (record for record in run.snapshots if record.get("effective_rank"))
+    return [(record["step"], sum(record["effective_rank"].values())) for record in kept]
+
+
+def utilisations(run: Run) -> Series:
+    """That over the sum of the ranks (Fig. 1a)."""
+    kept = (record for record in run.snapshots if record.get("effective_rank"))
+    shares = ((record["step"], utilisation(record["effective_rank"], record["ranks"])) for record in kept)
+    return [(step, share) for step, share in shares if share is not None]
 
 
 def stabilities(run: Run) -> Series:
@@ -97,16 +110,6 @@ def _peak_memory_difference(run: Run) -> float | None:
     return run.final["peak_memory_bytes"] - before if before is not None else None
 
 
-def _effective(of: Callable[[Record], float | None]) -> Measure:
-    """Of the last record with the layers' effective ranks (Fig. 1a)."""
-
-    def measured(run: Run) -> float | None:
-        last = next((record for record in reversed(run.snapshots) if record.get("effective_rank")), None)
-        return None if last is None else of(last)
-
-    return measured
-
-
 def _with_importance(values: Callable[[Run], Mapping[str, float]]) -> Measure:
     """Spearman's correlation with mean importance: positive where important layers have more."""
 
@@ -155,8 +158,8 @@ MEASURES: dict[str, Measure] = {
     "seconds_per_epoch": _seconds_per_epoch,
     "trainable_share": _trainable_share,
     "peak_memory_difference": _peak_memory_difference,
-    "effective_rank": _effective(lambda record: sum(record["effective_rank"].values())),
-    "utilisation": _effective(lambda record: utilisation(record["effective_rank"], record["ranks"])),
+    "effective_rank": _at(-1, effective_ranks),
+    "utilisation": _at(-1, utilisations),
     "ranking_stability": _mean_of(stabilities),
     "rank_importance_correlation": _with_importance(mean_ranks),  # Fig. 4b
     "change_importance_correlation": _with_importance(  # Fig. 3
