@@ -4,23 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from pedyra.app.report import tables
 from pedyra.app.report.run_folder import read_run
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "–"), (12.34, "12.3 s"), (151, "2 min 31 s"), (59.99, "1 min 00 s"), (11_100, "3 h 05 min")],
-)
-def test_duration(seconds, text):
-    assert tables.duration(seconds) == text
-
-
-@pytest.mark.parametrize(("size", "text"), [(None, "–"), (300 * 2**20, "300 MiB"), (3 * 2**29, "1.50 GiB")])
-def test_memory(size, text):
-    assert tables.memory(size) == text
 
 
 def test_the_layer_table_balances(dynamic_run: Path):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 Spec = dict[str, Any]
 Value = float | None
@@ -33,48 +33,54 @@ class Curve:
     low: Sequence[Value] | None = None
     high: Sequence[Value] | None = None
     labels: Sequence[str] | None = None
+    kind: Literal["drawn", "raw", "quiet"] = "drawn"
+    """raw: faint, under the curve of the same name. quiet: grey; the parameter `brought` names one curve, of any kind,
+    to bring out."""
 
 
-def curves(
-    drawn: Sequence[Curve],
-    x: str,
-    y: str,
-    *,
-    names: Sequence[str] = (),
-    raw: Sequence[Curve] = (),
-    quiet: Sequence[Curve] = (),
-    step: bool = False,
-    points: bool = False,
-    log_x: bool = False,
-    log_y: bool = False,
-    from_zero: bool = False,
-    reverse: bool = False,
-    fixed: Sequence[tuple[int, int]] = (),
-    line_at: tuple[str, float] | None = None,
-) -> Spec:
+@dataclass(frozen=True)
+class Axes:
+    """A pair of axes, and how curves are drawn over it."""
+
+    x: str
+    """Title, with the unit."""
+    y: str
+    log_x: bool = False
+    log_y: bool = False
+    from_zero: bool = False
+    """The y axis includes 0."""
+    reverse: bool = False
+    """1 is at the top, for places in a ranking."""
+    step: bool = False
+    """A value holds until the next."""
+    points: bool = False
+    """Points with error bars instead of curves with bands."""
+    fixed: Sequence[tuple[int, int]] = ()
+    """Stretches of x drawn as a grey band."""
+    line_at: tuple[str, float] | None = None
+    """A named horizontal line."""
+
+
+def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> Spec:
     """Curves with their bands, or points with their error bars, over one pair of axes.
 
     Args:
-        x, y: titles of the axes, with the unit.
         names: all names that may occur, so that a name has one colour in every chart; default: those drawn.
-        raw: drawn faint under the curve of the same name.
-        quiet: drawn grey; the parameter `brought` names one curve, of any kind, to bring out.
-        step: a value holds until the next.
-        from_zero: the y axis includes 0. reverse: 1 is at the top, for places in a ranking.
-        fixed: stretches of x drawn as a grey band. line_at: a named horizontal line.
     """
+    log_x, log_y, points, step = axes.log_x, axes.log_y, axes.points, axes.step
+    drawn, raw, quiet = ([curve for curve in several if curve.kind == kind] for kind in ("drawn", "raw", "quiet"))
     rows = [
-        {"name": curve.name, "kind": kind, "x": _placed(curve.x, log_x), "y": _placed(curve.y, log_y)}
+        {"name": curve.name, "kind": curve.kind, "x": _placed(curve.x, log_x), "y": _placed(curve.y, log_y)}
         | ({"low": _placed(curve.low, log_y), "high": _placed(curve.high, log_y)} if curve.low and curve.high else {})
         | ({"label": curve.labels} if curve.labels else {})
-        for kind, several in (("drawn", drawn), ("raw", raw), ("quiet", quiet))
-        for curve in several
+        for curve in (*drawn, *raw, *quiet)
     ]
     parts = [key for key in ("x", "y", "low", "high", "label") if any(key in row for row in rows)]
-    free = {"zero": from_zero, "reverse": reverse, "nice": not reverse, "padding": 0 if from_zero or reverse else 4}
+    free: Spec = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse}
+    free["padding"] = 0 if axes.from_zero or axes.reverse else 4
     logarithmic = {"type": "log", "nice": False, "padding": 8}
-    at_x = _axis("x", x, logarithmic if log_x else {"zero": not points, "nice": points})
-    at_y = _axis("y", y, logarithmic if log_y else free)
+    at_x = _axis("x", axes.x, logarithmic if log_x else {"zero": not points, "nice": points})
+    at_y = _axis("y", axes.y, logarithmic if log_y else free)
     at: Spec = {"x": at_x, "y": at_y}
     scale = {"domain": list(names or dict.fromkeys(curve.name for curve in drawn))}
     legend = {"values": [curve.name for curve in drawn]} if len(drawn) > 1 else None
@@ -82,11 +88,11 @@ def curves(
     line = {"type": "line", "interpolate": "step-after" if step else "linear"}
     who = {"field": "name", "type": "nominal", "title": " "}
     number = {"type": "quantitative", "format": ",.5~g"}
-    told = [who, {"field": "x", "title": x, **number}, {"field": "y", "title": y, **number}]
+    told = [who, {"field": "x", "title": axes.x, **number}, {"field": "y", "title": axes.y, **number}]
     told += [{"field": "label", "type": "nominal", "title": "what"}] if "label" in parts else []
     layers: list[Spec] = []
-    if fixed:
-        values = {"values": [{"x": start, "end": end} for start, end in fixed]}
+    if axes.fixed:
+        values = {"values": [{"x": start, "end": end} for start, end in axes.fixed]}
         encoding = {"x": at_x, "x2": {"field": "end"}}
         layers.append({"data": values, "mark": {"type": "rect", "style": "fixed"}, "encoding": encoding})
     if quiet:
@@ -108,8 +114,9 @@ def curves(
         shaped = {"color": color, "shape": {**color, "scale": {**scale, "range": SHAPES}}} if points else {}
         mark = {"type": "point", "style": "points" if points else "reader"}
         layers.append(_of("drawn", mark, {**at, **shaped, "tooltip": told}))
-    if line_at:
-        data = {"data": {"values": [{"y": line_at[1], "text": f"{line_at[0]} {line_at[1]:,}"}]}}
+    if axes.line_at:
+        name, value = axes.line_at
+        data = {"data": {"values": [{"y": value, "text": f"{name} {value:,}"}]}}
         layers.append({**data, "mark": {"type": "rule", "style": "reference"}, "encoding": {"y": at_y}})
         encoding = {"y": at_y, "text": {"field": "text"}}
         layers.append({**data, "mark": {"type": "text", "style": "reference-label", "x": 4}, "encoding": encoding})
@@ -129,7 +136,7 @@ def diagonal(spec: Spec, values: Sequence[float]) -> Spec:
 
 def bars(several: Sequence[Curve], x: str, y: str, *, fixed: Sequence[tuple[int, int]] = ()) -> Spec:
     """Counts at each x as bars from 0, one colour a curve; those to be told apart have different signs."""
-    spec = curves(several, x, y, points=True, from_zero=True, fixed=fixed)
+    spec = curves(several, Axes(x, y, points=True, from_zero=True, fixed=fixed))
     steps = several[0].x
     gap = min([after - before for before, after in pairwise(steps)], default=1)
     share = 0.6 * gap / max(1, *steps, *(end for _, end in fixed))

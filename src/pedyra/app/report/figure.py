@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pedyra.app.report.chart import Curve, Spec, Value, curves
+from pedyra.app.report.chart import Axes, Curve, Spec, Value, curves
 from pedyra.app.report.measures import quartiles, thinned
 from pedyra.app.report.run_folder import Record, Run
 
@@ -52,7 +52,7 @@ def titled(runs: Sequence[Run], run: Run, text: str) -> str:
 def panel(title: str, drawn: Sequence[Curve], y: str, runs: Sequence[Run], names: Sequence[str] = (), **options: Any):
     """`[the panel]` of these curves over the steps, one colour a run unless `names` are given; [] for no curves."""
     names = names or [run.label for run in runs]
-    return [Panel(title, curves(drawn, STEP, y, names=names, fixed=fixed(runs), **options))] if drawn else []
+    return [Panel(title, curves(drawn, Axes(STEP, y, fixed=fixed(runs), **options), names))] if drawn else []
 
 
 def fixed(runs: Sequence[Run]) -> list[tuple[int, int]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pedyra.app.report.measures as measures
 import pedyra.app.report.rank_figures as rank_figures
-from pedyra.app.report.chart import Curve, Value, curves
+from pedyra.app.report.chart import Axes, Curve, Value, curves
 from pedyra.app.report.figure import (
     Figure,
     Panel,
@@ -42,10 +43,10 @@ def loss_and_metrics(runs: Sequence[Run]) -> Figure:
     for run in runs:
         x, y = points_of(run.metrics, lambda record: record.get("loss"))
         if len(x) >= SMOOTH_FROM:
-            raw += curve_of(run.label, x, y)
+            raw += [replace(curve, kind="raw") for curve in curve_of(run.label, x, y)]
             y = measures.smoothed(y)
         drawn += curve_of(run.label, x, y)
-    panels = panel("Training loss", drawn, "loss", runs, raw=raw)
+    panels = panel("Training loss", [*drawn, *raw], "loss", runs)
     for key in _evaluation_keys(runs):
         name = key.removeprefix("eval_").replace("_", " ")
         each = per_run(runs, lambda run: run.metrics, lambda record, key=key: record.get(key))
@@ -110,7 +111,7 @@ def rank_against_importance(runs: Sequence[Run]) -> Figure:
         ]
         log = all(score > 0 for score in scores.values())
         x, y = "mean importance of the layer", "mean rank"
-        spec = curves(series, x, y, points=True, log_x=log, from_zero=True)
+        spec = curves(series, Axes(x, y, points=True, log_x=log, from_zero=True))
         panels.append(Panel(titled(runs, run, "Layers by module type"), spec))
         rho = measures.rank_correlations(run.adjustments)[0]
         findings.append(titled(runs, run, f"ρ = {signed(rho, '+')} over {len(run.layers)} layers."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pedyra.app.report.chart import Curve, Spec, curves, diagonal
+from pedyra.app.report.chart import Axes, Curve, Spec, curves, diagonal
 from pedyra.app.report.figure import Figure, Panel, titled
 from pedyra.app.report.run_folder import Run
 
@@ -36,7 +36,7 @@ def cost_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     if tried := [row for row in rows if row.get("recovered_cost") is not None]:
         drawn.append(_measured("after recovery", [row["parameters"] for row in tried], tried, "recovered_"))
     line_at = ("tolerance", round(rows[0]["tolerance"], 4)) if rows and rows[0].get("tolerance") is not None else None
-    return curves(drawn, "parameters of the adapter", "rise of the loss", log_x=True, line_at=line_at)
+    return curves(drawn, Axes("parameters of the adapter", "rise of the loss", log_x=True, line_at=line_at))
 
 
 def predicted_against_measured(runs: Sequence[Run]) -> Figure:
@@ -56,7 +56,7 @@ def calibration(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
     """The chart of several fits: name -> the rows of its curve."""
     clear_of = {name: clear(rows) for name, rows in fits.items()}
     drawn = [_measured(name, [row["predicted_cost"] for row in rows], rows) for name, rows in clear_of.items()]
-    spec = curves(drawn, "predicted rise of the loss", "measured rise", points=True, log_x=True, log_y=True)
+    spec = curves(drawn, Axes("predicted rise of the loss", "measured rise", points=True, log_x=True, log_y=True))
     return diagonal(spec, [value for curve in drawn for value in (*curve.x, *curve.y) if value is not None])
 
 

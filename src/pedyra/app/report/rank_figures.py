@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pedyra.app.report.measures as measures
-from pedyra.app.report.chart import Curve, bars, curves, rank_map
+from pedyra.app.report.chart import Axes, Curve, bars, curves, rank_map
 from pedyra.app.report.figure import STEP, Figure, Panel, adjusted, fixed, mean, titled
 from pedyra.app.report.run_folder import Layer, Record, Run
 
@@ -40,10 +41,10 @@ def history(runs: Sequence[Run]) -> Figure:
             ("Place by importance", "place (1 = most important)", at, places, True),
         ):
             lines = {layer: Curve(layer.short_name, x, [v[layer.name] for v in values]) for layer in run.layers}
-            quiet = [line for layer, line in lines.items() if layer not in shown]
+            quiet = [replace(line, kind="quiet") for layer, line in lines.items() if layer not in shown]
             coloured, held = [lines[layer] for layer in shown], fixed([run])
             up = not ranking
-            spec = curves(coloured, STEP, y, quiet=quiet, fixed=held, step=up, from_zero=up, reverse=ranking)
+            spec = curves([*coloured, *quiet], Axes(STEP, y, fixed=held, step=up, from_zero=up, reverse=ranking))
             panels.append(Panel(titled(runs, run, title), spec, {"brought": ""}))
     caption = (
         f"One line a layer: its rank, and its place among all layers by {IMPORTANCE}. In colour the layers whose "
@@ -70,7 +71,7 @@ def moves(runs: Sequence[Run]) -> Figure:
             Curve(kind, steps, [mean(state[layer.name] for layer in layers) for state in states])
             for kind, layers in by_type(run.layers).items()
         ]
-        spec = curves(means, STEP, "mean rank", step=True, from_zero=True, fixed=fixed([run]))
+        spec = curves(means, Axes(STEP, "mean rank", step=True, from_zero=True, fixed=fixed([run])))
         panels.append(Panel(titled(runs, run, "Mean rank by module type"), spec))
     caption = (
         "How many ranks each adjustment added (up) and took away (down), and what that made of each kind of layer. "

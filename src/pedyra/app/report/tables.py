@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pedyra.app.report.measures as measures
+from pedyra.app.console import format_bytes, format_seconds
 from pedyra.app.report.run_folder import Run
 
 ABSENT = "–"  # what a run did not record
@@ -55,13 +56,14 @@ def facts(run: Run) -> list[Fact]:
     name = metric[:1].upper() + metric[1:]
     loss = f"held-out loss {_number(final['eval_loss'])}" if isinstance(final.get("eval_loss"), int | float) else ""
     speed = final.get("train_steps_per_second")
+    time, peak = _told(final.get("seconds"), format_seconds), _told(final.get("peak_memory_bytes"), format_bytes)
     return [
         Fact(name, _number(final.get("value")), loss if final else "the run is not finished"),
         Fact("Trainable parameters", _count(final.get("trainable_parameters")), _budget(run)),
         _rank_fact(run),
         _size_fact(run) or _adjustment_fact(run),
-        Fact("Training time", duration(final.get("seconds")), f"{speed:.2f} steps per second" if speed else ""),
-        Fact("Peak memory", memory(final.get("peak_memory_bytes")), str(run.environment.get("device", ""))),
+        Fact("Training time", time, f"{speed:.2f} steps per second" if speed else ""),
+        Fact("Peak memory", peak, str(run.environment.get("device", ""))),
     ]
 
 
@@ -132,21 +134,8 @@ def layers(run: Run) -> Table:
     return Table(f"All {len(rows)} layers", "ranks, importance", head, rows, (0,))
 
 
-def duration(seconds: float | None) -> str:
-    """12.3 s, 2 min 31 s, 3 h 05 min."""
-    if seconds is None:
-        return ABSENT
-    if seconds < 59.95:  # what would round to 60.0 s is a minute
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def memory(size: float | None) -> str:
-    """MiB below one GiB, GiB above."""
-    if size is None:
-        return ABSENT
-    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+def _told(value: float | None, text: Callable[[float], str]) -> str:
+    return ABSENT if value is None else text(value)
 
 
 def _rank_fact(run: Run) -> Fact:

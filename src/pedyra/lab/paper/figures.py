@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pedyra.app.report.chart import Curve, Spec, curves, rank_map
+from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
 from pedyra.app.report.figure import STEP, mean
 from pedyra.app.report.images import FORMATS, save_image
 from pedyra.app.report.measures import importance_ranks, spearman
@@ -45,7 +45,7 @@ def _curves(several: Mapping[str, Points], y: str, x: str = STEP, **options: Any
     """Curves by name; those without points are named all the same."""
     split = {name: list(points) for name, points in several.items()}
     drawn = [Curve(name, [at for at, _ in points], [value for _, value in points]) for name, points in split.items()]
-    return curves([curve for curve in drawn if curve.x], x, y, names=list(split), **options)
+    return curves([curve for curve in drawn if curve.x], Axes(x, y, **options), list(split))
 
 
 def _series(title: str, y: str, of: Callable[[Run], measures.Series], **options: Any) -> Figure:
