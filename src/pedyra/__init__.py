@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pedyra.allocate.callback import RankCallback as RankCallback
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.app.runs.export import export_adapter as export_adapter
-    from pedyra.fitting.fit import fit_adapter as fit_adapter
+    from pedyra.fitting.fit import Fit as Fit
+    from pedyra.fitting.trainer import fit as fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
     from pedyra.methods.wide import Wide as Wide
@@ -22,13 +23,14 @@ _HOMES = {
     "Wide": "pedyra.methods.wide",
     "RankCallback": "pedyra.allocate.callback",
     "RankAllocator": "pedyra.allocate.rank_allocator",
-    "fit_adapter": "pedyra.fitting.fit",
+    "fit": "pedyra.fitting.trainer",
+    "Fit": "pedyra.fitting.fit",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.app.runs.export",
 }
 
-__all__ = ["PeDyra", "Wide", "RankCallback", "RankAllocator", "fit_adapter", "attach", "detach", "export_adapter"]
+__all__ = ["PeDyra", "Wide", "RankCallback", "RankAllocator", "fit", "Fit", "attach", "detach", "export_adapter"]
 __version__ = "0.1.0"
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.fitting.calibration import calibrate, lora_layers, model_loss, truncated
+from pedyra.fitting.calibration import calibrate, disabled, lora_layers, truncated
+from pedyra.fitting.judge import Judge, model_loss
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def batches() -> list[dict[str, Tensor]]:
 
 
 def test_slopes_are_the_gradient_of_gates_in_the_balanced_basis(model, batches):
-    found = calibrate(model, batches)
+    found = calibrate(Judge(model), batches)
     name = next(key for key in found.layers if key.endswith("layer.1.output.dense"))
     slot, basis = lora_layers(model)[name].lora_A["default"], found.layers[name].basis
     model.eval()
@@ -45,7 +46,7 @@ def test_slopes_are_the_gradient_of_gates_in_the_balanced_basis(model, batches):
 
 
 def test_the_gramians_are_those_of_a_loop_over_tokens(model, batches):
-    found = calibrate(model, batches)
+    found = calibrate(Judge(model), batches)
     name = next(key for key in found.layers if key.endswith("layer.0.intermediate.dense"))
     slot = lora_layers(model)[name].lora_A["default"]
     model.eval()
@@ -70,7 +71,7 @@ def test_nothing_of_the_model_changes(model, batches):
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    calibrate(model, batches)
+    calibrate(Judge(model), batches)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
     assert model.training and all(p.grad is None for p in model.parameters())
@@ -81,17 +82,17 @@ def test_a_batch_that_is_not_finite_is_left_out_and_counted(model, batches):
     def loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
         return model_loss(model, batch) * (float("nan") if len(batch["labels"]) == 3 else 1)
 
-    whole, part = calibrate(model, batches, loss=loss), calibrate(model, batches[:2])
+    whole, part = calibrate(Judge(model, loss), batches), calibrate(Judge(model), batches[:2])
     assert (whole.skipped, len(whole.samples)) == (1, 2)
     for name, layer in part.layers.items():
         torch.testing.assert_close(whole.layers[name].slopes, layer.slopes)
         torch.testing.assert_close(whole.layers[name].basis.values, layer.basis.values)
     with pytest.raises(ValueError, match="1 of 1 calibration batches have a finite loss, and it takes two"):
-        calibrate(model, batches[:1])
+        calibrate(Judge(model), batches[:1])
 
 
 def test_truncated_keeps_the_first_directions_and_all_of_them_change_nothing(model, batches):
-    found = calibrate(model, batches)
+    found = calibrate(Judge(model), batches)
     model.eval()
     inputs = {key: value for key, value in batches[0].items() if key != "labels"}
     with torch.no_grad():
@@ -99,9 +100,58 @@ def test_truncated_keeps_the_first_directions_and_all_of_them_change_nothing(mod
         with model.disable_adapter():
             none = model(**inputs).logits
     every = {name: layer.rank for name, layer in found.layers.items()}
-    with truncated(model, found, every):
+    with torch.no_grad(), truncated(model, found, every):
         torch.testing.assert_close(model(**inputs).logits, whole, rtol=0, atol=0)
-    with truncated(model, found, dict.fromkeys(every, 0)):
+    with torch.no_grad(), truncated(model, found, dict.fromkeys(every, 0)):
         torch.testing.assert_close(model(**inputs).logits, none, rtol=1e-5, atol=1e-6)
-    with truncated(model, found, dict.fromkeys(every, 2)):
+    with torch.no_grad(), truncated(model, found, dict.fromkeys(every, 2)):
         assert not torch.allclose(model(**inputs).logits, whole, atol=1e-4)
+
+
+def test_a_base_that_a_loss_compares_with_stays_the_base(model, batches):
+    """The reference of DPO disables the adapter itself, and enables it again, whoever had disabled it before."""
+    inputs = {key: value for key, value in batches[0].items() if key != "labels"}
+    with torch.no_grad(), model.eval().disable_adapter():
+        none = model(**inputs).logits
+    with torch.no_grad(), disabled(model):
+        with model.disable_adapter():
+            pass
+        torch.testing.assert_close(model(**inputs).logits, none, rtol=0, atol=0)
+    with torch.no_grad():
+        assert not torch.allclose(model(**inputs).logits, none, atol=1e-4)
+
+
+def test_a_layer_that_something_bypasses_is_told(model, batches):
+    name, layer = next(iter(lora_layers(model).items()))
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        return layer.base_layer(x) + layer.scaling["default"] * (x @ A.T) @ B.T
+
+    layer.forward = forward
+    with pytest.raises(ValueError, match=f"saw no token in {name}.*pedyra fit FOLDER"):
+        calibrate(Judge(model), batches)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.zero_()  # it does nothing: nothing is lost without it
+    assert calibrate(Judge(model), batches).layers[name].tokens_per_sample == 0
+
+
+def test_a_layer_that_no_gradient_reaches_is_told(model, batches):
+    name = "bert.encoder.layer.1.intermediate.dense"
+    lora_layers(model)[name].register_forward_hook(lambda module, args, y: y.detach())
+    with pytest.raises(ValueError, match=f"no gradient reached {name}"):
+        calibrate(Judge(model), batches)
+
+
+def test_checkpointed_activations_change_nothing(model, batches, checkpoint_activations):
+    expected = calibrate(Judge(model), batches)
+    checkpoint_activations(model, False)
+    model.train()
+    ran: list[bool] = []
+    layer = model.get_base_model().bert.encoder.layer[0]
+    layer.attention.self.query.lora_A["default"].register_forward_hook(lambda *call: ran.append(True))
+    found = calibrate(Judge(model), batches)
+    assert len(ran) == 2 * len(batches)  # forward, and again in the backward pass
+    for name, measured in expected.layers.items():
+        torch.testing.assert_close(found.layers[name].basis.values, measured.basis.values, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(found.layers[name].slopes.abs(), measured.slopes.abs(), rtol=1e-3, atol=1e-6)

@@ -13,9 +13,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pedyra.fitting.calibration import calibrate, truncated
-from pedyra.fitting.cut import RECORD, cut_folder, cut_model, singular_basis
-from pedyra.fitting.fit import fit_adapter
+from pedyra.fitting.calibration import calibrate, lora_layers, truncated
+from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, singular_basis, write_cut
+from pedyra.fitting.fit import Fit, Rows, Wanted, fit_batches
+from pedyra.fitting.judge import Judge
 from pedyra.lora.attach import attach
 from pedyra.lora.folder import read_lora
 
@@ -31,6 +32,23 @@ def batches(count: int, seed: int = 0) -> list[dict[str, Tensor]]:
     ]
 
 
+def fitted(model: Any, rows: list[list[dict[str, Tensor]]], **wanted: Any) -> Fit:
+    calibration, choice, proof = rows
+    return fit_batches(Judge(model, loss), Rows(calibration=calibration, choice=choice, proof=proof), Wanted(**wanted))
+
+
+def saved(model: Any, folder: Path) -> Any:
+    model.save_pretrained(folder)
+    return read_lora(folder)
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT's own, of a bias in lora_B
+@pytest.mark.parametrize("live", [False, True], ids=["on disk", "live"])
+@pytest.mark.parametrize("attached", [False, True], ids=["linear", "attached"])
 @pytest.mark.parametrize(
     ("settings", "ranks"),
     [
@@ -38,60 +56,112 @@ def batches(count: int, seed: int = 0) -> list[dict[str, Tensor]]:
         ({"use_rslora": True}, [1, 3, 2]),
         ({"rank_pattern": {"1": 2}, "alpha_pattern": {"2": 20}}, [3, 2, 0]),
         ({"use_dora": True}, [1, 2, 3]),
+        ({"lora_bias": True}, [1, 2, 4]),
     ],
-    ids=["plain", "rslora", "patterns", "dora"],
+    ids=["plain", "rslora", "patterns", "dora", "bias"],
 )
-def test_stock_peft_loads_what_the_projection_gives(make_net: Any, tmp_path: Path, settings: Any, ranks: list[int]):
-    model = make_net(trained=True, **settings)
-    found = calibrate(model, batches(3), loss=loss)
+def test_stock_peft_loads_what_the_projection_gives(
+    make_net: Any, tmp_path: Path, settings: Any, ranks: list[int], attached: bool, live: bool
+):
+    """As it is written, and as PEFT saves the live model that was cut; both are the same files."""
+    model = make_net(trained=True, **settings).eval()
+    if attached:
+        attach(model)
+    found = calibrate(Judge(model, loss), batches(3))
     wanted = dict(zip(found.layers, ranks, strict=True))
     x = batches(1, seed=1)[0]["x"]
-    with truncated(model, found, wanted):
+    with torch.no_grad(), truncated(model, found, wanted):
         expected = model(x)
-    out = cut_model(model, found, wanted, tmp_path / "out", {"kept": sum(ranks)})
+    factors = cut_factors(model, found, wanted)
+    out = tmp_path / "out"
+    write_cut(saved(model, tmp_path / "whole"), factors, out, {"kept": sum(ranks)}, [{"share": 1.0}])
+    if live:
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        cut_live(model, factors)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+        shapes = {name: module.lora_A["default"].weight.shape[0] for name, module in lora_layers(model).items()}
+        assert shapes == {name: rank for name, rank in wanted.items() if rank}
+        assert {name for name, p in model.named_parameters() if p.requires_grad} <= {
+            name.replace("lora_A.default.A", "lora_A.default.weight") for name in trained
+        }
+        model.save_pretrained(tmp_path / "live")
+        assert_the_same_folder(tmp_path / "live", out)
     base: Any = make_net(**settings).unload()
     loaded = PeftModel.from_pretrained(base, str(out)).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-5)
-    tensors = load_file(out / "adapter_model.safetensors")
+    tensors = tensors_of(out)
     assert [tensors[k].shape[0] for k in sorted(tensors) if "lora_A" in k] == [rank for rank in ranks if rank]
     assert json.loads((out / RECORD).read_text()) == {"kept": sum(ranks)}
+    assert json.loads((out / CURVE).read_text()) == {"share": 1.0}
+
+
+def assert_the_same_folder(one: Path, other: Path) -> None:
+    """The same numbers were computed once, so the files hold the same bits."""
+    first, second = tensors_of(one), tensors_of(other)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    configs = [json.loads((each / "adapter_config.json").read_text()) for each in (one, other)]
+    for config in configs:
+        config["target_modules"] = sorted(config["target_modules"])
+    assert configs[0] == configs[1]
+
+
+def test_a_live_adapter_without_a_layer_trains_on_beside_another(make_net: Any):
+    """PEFT's own delete_adapter would make the other adapter the active one of that layer."""
+    model = make_net(trained=True)
+    model.add_adapter("other", model.peft_config["default"])
+    found = calibrate(Judge(model, loss), batches(3))
+    cut_live(model, cut_factors(model, found, dict(zip(found.layers, [0, 2, 4], strict=True))))
+    assert model.active_adapters == ["default"]
+    assert all(module.active_adapters == ["default"] for module in lora_layers(model, "other").values())
+    loss(model, batches(1)[0]).backward()
+    trained = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert trained and all("default" in name for name in trained)
 
 
 def test_a_layer_that_keeps_all_is_the_same_to_the_last_bit(make_net: Any, tmp_path: Path):
     model = make_net(trained=True)
-    found = calibrate(model, batches(3), loss=loss)
-    out = cut_model(model, found, dict(zip(found.layers, [4, 1, 4], strict=True)), tmp_path / "out", {})
-    model.save_pretrained(tmp_path / "before")
-    before, after = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "before", out))
+    found = calibrate(Judge(model, loss), batches(3))
+    lora = saved(model, tmp_path / "before")
+    write_cut(lora, cut_factors(model, found, dict(zip(found.layers, [4, 1, 4], strict=True))), tmp_path / "out", {})
+    before, after = tensors_of(tmp_path / "before"), tensors_of(tmp_path / "out")
     assert all(torch.equal(before[key], after[key]) for key in before if ".0." in key or ".2." in key)
 
 
 def test_without_data_the_basis_is_that_of_the_singular_values(make_net: Any, tmp_path: Path):
     model = make_net(trained=True)
-    model.save_pretrained(tmp_path / "adapter")
-    lora = read_lora(tmp_path / "adapter")
-    bases = {layer.name: singular_basis(*(lora.tensors[layer.keys[s]] for s in "AB")) for layer in lora.layers}
-    out = cut_folder(lora, bases, dict.fromkeys(bases, 2), tmp_path / "out", {})
-    for before, after in zip(lora.layers, (cut := read_lora(out)).layers, strict=True):
-        W, V = (f.tensors[each.keys["B"]] @ f.tensors[each.keys["A"]] for f, each in ((lora, before), (cut, after)))
+    lora = saved(model, tmp_path / "adapter")
+    pairs = {layer.name: [lora.tensors[layer.keys[slot]] for slot in "AB"] for layer in lora.layers}
+    bases = {name: singular_basis(A, B) for name, (A, B) in pairs.items()}
+    write_cut(lora, {name: cut(A, B, bases[name], 2) for name, (A, B) in pairs.items()}, tmp_path / "out", {})
+    for before, after in zip(lora.layers, (small := read_lora(tmp_path / "out")).layers, strict=True):
+        W, V = (f.tensors[each.keys["B"]] @ f.tensors[each.keys["A"]] for f, each in ((lora, before), (small, after)))
         values = torch.linalg.svdvals(W)
         torch.testing.assert_close(bases[before.name].values.float(), values[:4], rtol=1e-3, atol=1e-4)
         # Eckart-Young: no other update of rank 2 is nearer.
         torch.testing.assert_close((W - V).norm(), values[2:].norm(), rtol=1e-3, atol=1e-5)
 
 
-def test_what_cannot_be_written_is_refused_before_anything_is(make_net: Any, tmp_path: Path):
+def test_what_may_not_be_written_is_refused(make_net: Any, tmp_path: Path):
     model = make_net(trained=True)
-    found = calibrate(model, batches(3), loss=loss)
-    every = {name: layer.rank for name, layer in found.layers.items()}
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    with pytest.raises(ValueError, match="full already holds files; choose another folder, or remove it"):
-        cut_model(model, found, every, tmp_path / "full", {})
-    with pytest.raises(ValueError, match="no direction is left in any layer, and PEFT knows no adapter of none"):
-        cut_model(model, found, dict.fromkeys(every, 0), tmp_path / "none", {})
+    found = calibrate(Judge(model, loss), batches(3))
+    nothing = cut_factors(model, found, {name: 0 for name in found.layers})
+    with pytest.raises(ValueError, match="no direction is left"):
+        write_cut(saved(model, tmp_path / "whole"), nothing, tmp_path / "none", {})
     assert not (tmp_path / "none").exists()
+    for name, file in (("full", "file"), ("fitted", RECORD)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "fitted")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="already holds files, and no earlier fit"):
+            check_out(tmp_path / "full", overwrite)
+        with pytest.raises(ValueError, match="is a link"):
+            check_out(tmp_path / "link", overwrite)
+    with pytest.raises(ValueError, match="--overwrite"):
+        check_out(tmp_path / "fitted")
+    check_out(tmp_path / "fitted", overwrite=True)
+    check_out(tmp_path / "new")
 
 
 @pytest.fixture
@@ -115,40 +185,91 @@ def made_by(model: Any, count: int, seed: int) -> list[dict[str, Tensor]]:
 
 def test_fit_finds_the_one_direction_that_works_and_proves_it(half_used: Any):
     rows = [made_by(half_used, 40, seed) for seed in (1, 2, 3)]
-    fit = fit_adapter(half_used, *rows, loss=loss)
+    fit = fitted(half_used, rows)
     assert list(fit.ranks.values()) == [0, 1, 0]
-    assert fit.proof is not None and abs(fit.proof) < 1e-6 and fit.within_tolerance
+    assert fit.chosen.proof is not None and abs(fit.chosen.proof.mean) < 1e-6 and fit.chosen.accepted
     assert fit.verdict == "flat" and fit.row()["kept"] == 1 and fit.row()["of"] == 12
     chosen = [row for row in fit.curve_rows() if row["chosen"]]
     assert len(chosen) == 1 and chosen[0]["parameters"] == fit.row()["parameters"] == 12 + 6
+    told = str(fit)
+    assert "1 of 12 directions, 18 parameters" in told and "flat" in told
 
 
 def test_a_size_that_is_asked_for_is_taken_and_proved(half_used: Any):
     rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
-    fit = fit_adapter(half_used, *rows, parameters=40, loss=loss)
-    assert fit.chosen.parameters <= 40 and not fit.within_tolerance and fit.proof is not None
+    fit = fitted(half_used, rows, parameters=40)
+    assert fit.chosen.parameters <= 40 and fit.asked and fit.chosen.proof is not None
+
+
+def test_more_parameters_than_there_are_is_no_verdict(half_used: Any):
+    rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
+    fit = fitted(half_used, rows, parameters=10_000)
+    assert fit.is_whole and fit.verdict == "unknown" and "10,000" in fit.words and fit.chosen.proof is None
 
 
 def test_an_adapter_that_has_learned_nothing_keeps_everything(make_net: Any):
     model = make_net()  # B = 0
     rows = [made_by(model, 20, seed) for seed in (1, 2, 3)]
-    fit = fit_adapter(model, *rows, loss=loss)
-    assert fit.ranks == {name: 4 for name in fit.ranks} and fit.verdict == "unknown" and fit.proof is None
-    assert fit.words.startswith("unknown: the adapter has not lowered the loss")
+    fit = fitted(model, rows)
+    assert fit.is_whole and fit.verdict == "unknown" and "everything is kept" in fit.words
+    assert fit.row()["measured_increase"] is None
+    with pytest.raises(ValueError, match="max_rank 1.*beyond its noise.*parameters"):
+        fitted(model, rows, max_rank=1)
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 1.0, -0.1])
-def test_a_tolerance_is_a_part(half_used: Any, tolerance: float):
-    rows = made_by(half_used, 3, 1)
-    with pytest.raises(ValueError, match=r"it is a part of what was won, in \(0, 1\), e.g. 0.01"):
-        fit_adapter(half_used, rows, rows, rows, tolerance=tolerance, loss=loss)
+def test_a_shape_that_cannot_be_had_within_tolerance_is_refused_with_the_nearest(make_net: Any):
+    """The worst that a cut to rank 1 could meet: four equal directions in every layer."""
+    model = make_net(trained=True)
+    rows = [made_by(model, 20, seed) for seed in (1, 2, 3)]
+    with pytest.raises(ValueError, match=r"max_rank 1 at most 50 of 200 parameters.*rises by.*tolerance"):
+        fitted(model, rows, max_rank=1)
+    with pytest.raises(ValueError, match=r"max_rank 1 .*; give max_rank 2 \(it seems to be within\)"):
+        fitted(half(model), rows_of_half(model), max_rank=1)
+    with pytest.raises(ValueError, match=r"drop_types 2 .*rises by"):
+        fitted(model, rows, drop_types=["2"])
+    assert fitted(model, rows, max_rank=1, parameters=10_000).chosen.parameters == 50
 
 
-def test_a_live_pissa_is_told_apart_from_its_folder(make_net: Any, tmp_path: Path):
-    """On disk it has the start beside it, twice the rank; the folder is what can be cut."""
-    model = make_net(init_lora_weights="pissa")
-    attach(model)
-    found = calibrate(model, batches(3), loss=loss)
-    with pytest.raises(ValueError, match="0 has rank 8 on disk and was measured at rank 4.*load the folder"):
-        cut_model(model, found, dict.fromkeys(found.layers, 2), tmp_path / "out", {})
-    assert not (tmp_path / "out").exists()
+def half(model: Any) -> Any:
+    """Two directions in every layer are enough."""
+    with torch.no_grad():
+        for layer in model.get_base_model().layers:
+            layer.lora_B["default"].weight[:, 2:] = 0
+    return model
+
+
+def rows_of_half(model: Any) -> list[list[dict[str, Tensor]]]:
+    return [made_by(model, 20, seed) for seed in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"tolerance": 0.0}, "tolerance is 0.0"),
+        ({"tolerance": 1.0}, "tolerance is 1.0"),
+        ({"recover": -1}, "recover is -1"),
+        ({"parameters": 0}, "parameters is 0"),
+        ({"rows": 3}, "rows is 3"),
+        ({"max_rank": 0}, "max_rank is 0"),
+    ],
+)
+def test_what_cannot_be_wanted_is_refused(wanted: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Wanted(**wanted)
+
+
+def test_few_batches_are_told_and_fewer_refused(half_used: Any):
+    rows = [made_by(half_used, count, seed) for seed, count in ((1, 10), (2, 10), (3, 7))]
+    with pytest.warns(UserWarning, match="the proof has 7 batches"):
+        found = fitted(half_used, rows)
+    assert found.row()["batches"] == 7
+    rows[2] = rows[2][:3]
+    with pytest.raises(ValueError, match="10, 10 and 3 batches"):
+        fitted(half_used, rows)
+
+
+def test_a_held_out_batch_that_is_not_finite_is_told(half_used: Any):
+    rows = [made_by(half_used, 10, seed) for seed in (1, 2, 3)]
+    rows[2][4]["y"] *= float("nan")
+    with pytest.raises(ValueError, match="held-out batch 4 is nan"):
+        fitted(half_used, rows)

@@ -7,14 +7,15 @@ import math
 import pytest
 import torch
 
-from pedyra.fitting.worth import balance, gate_slopes, mean_slopes, predicted_costs, removal_costs
+from pedyra.fitting.verdict import paired
+from pedyra.fitting.worth import balance, gate_slopes, predicted_increases, removal_increases
 
 R = 5
 
 
-def predicted_cost(slopes: torch.Tensor, samples: torch.Tensor) -> float:
+def predicted(slopes: torch.Tensor, samples: torch.Tensor) -> float:
     """Of one set."""
-    return float(predicted_costs(slopes[:, None], samples))
+    return float(predicted_increases(slopes[:, None], samples))
 
 
 def gramians(seed: int = 0, rank: int = R) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +74,7 @@ def test_a_slope_is_the_derivative_of_the_loss_along_a_gate():
 
 def test_the_cost_of_a_set_is_what_its_removal_costs_where_the_model_is_right():
     """A well-specified regression at its optimum: noise of variance 1, so that the Fisher information is the Hessian of
-    -log likelihood, |y - B h|^2 / 2. Directions share work (correlated h), which single costs would not see."""
+    -log likelihood, |y - B h|^2 / 2. Directions share work (correlated h), which single directions would not show."""
     generator = torch.Generator().manual_seed(5)
     rows, batch = 200_000, 50
     mix = torch.eye(3).double() + 0.8 * torch.randn(3, 3, generator=generator).double()
@@ -91,27 +92,21 @@ def test_the_cost_of_a_set_is_what_its_removal_costs_where_the_model_is_right():
         M = basis.inverse @ torch.diag(keep) @ basis.T
         truth = float(((h - h @ M.T) @ B).square().mean() / 2)
         c = slopes[:, removed].sum(1)
-        error = float(mean_slopes(c[:, None], samples)[1])
-        assert predicted_cost(c, samples) == pytest.approx(truth, abs=4 * error + 0.05 * truth)
-    alone = removal_costs(basis.values, 1.0)
+        error = paired([0.0] * len(c), c.tolist(), samples.tolist()).error
+        assert predicted(c, samples) == pytest.approx(truth, abs=4 * error + 0.05 * truth)
+    alone = removal_increases(basis.values, 1.0)
     # One output: all of g lies along B, so one balanced direction holds everything.
     assert alone[1:].sum() < 1e-3 * alone[0]
 
 
-def test_directions_that_undo_each_other_cost_nothing_together():
+def test_without_directions_that_undo_each_other_nothing_rises():
     c = torch.randn(300, generator=torch.Generator().manual_seed(6)).double()
     samples = torch.full((300,), 8.0).double()
-    assert predicted_cost(c, samples) > 3
-    assert predicted_cost(c - c, samples) == 0
+    assert predicted(c, samples) > 3
+    assert predicted(c - c, samples) == 0
 
 
-def test_the_cost_by_hand():
-    """Slopes 1 and 3 of batches of 2 samples: mean 2, variance of a sample 2 * 2 = 4, cost 4 / 2 - 2 = 0."""
-    assert predicted_cost(torch.tensor([1.0, 3.0]).double(), torch.tensor([2.0, 2.0]).double()) == 0.0
-    assert math.isnan(predicted_cost(torch.tensor([1.0]).double(), torch.tensor([2.0]).double()))
-
-
-def test_the_mean_slope_by_hand():
-    """Slopes 0 and 4 of batches of 1 and 3 samples: mean 3, squares (3/4)^2 + (3/4)^2 = 9/8, times 2 batches over 1."""
-    mean, error = mean_slopes(torch.tensor([[0.0], [4.0]]).double(), torch.tensor([1.0, 3.0]).double())
-    assert mean.tolist() == [3.0] and error.tolist() == [1.5]
+def test_the_predicted_increase_by_hand():
+    """Slopes 1 and 3 of batches of 2 samples: mean 2, variance of a sample 2 * 2 = 4, so 4 / 2 - 2 = 0."""
+    assert predicted(torch.tensor([1.0, 3.0]).double(), torch.tensor([2.0, 2.0]).double()) == 0.0
+    assert math.isnan(predicted(torch.tensor([1.0]).double(), torch.tensor([2.0]).double()))

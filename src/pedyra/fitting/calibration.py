@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,18 +12,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pedyra.fitting.gramians import Calibration, Gramians
-from pedyra.fitting.samples import num_samples
-from pedyra.lora.layer import AdaptedLayer, rank_parameters
+from pedyra.fitting.judge import Batch, Judge
+from pedyra.fitting.processes import ALONE, Processes
+from pedyra.lora.factors import AFactor
+from pedyra.lora.layer import rank_parameters
 from pedyra.lora.observation import observed
-
-Batch = Mapping[str, Any]
-Loss = Callable[[nn.Module, Batch], Tensor]
-"""The mean loss of a batch."""
-
-
-def model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss that a transformers model gives for a batch with labels."""
-    return model(**batch).loss
 
 
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
@@ -48,39 +42,104 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
 
 
 def calibrate(
-    model: nn.Module, batches: Iterable[Batch], *, adapter: str = "default", loss: Loss = model_loss
+    judge: Judge, batches: Iterable[Batch], *, adapter: str = "default", processes: Processes = ALONE
 ) -> Calibration:
     """One forward and backward pass per batch, in evaluation mode; no weight and no gradient of the model changes.
 
+    Args:
+        processes: those that have other batches, as many each; all of them are given the same.
+
     Raises:
-        ValueError: no batch, or none whose loss is finite.
+        ValueError: no batch, or none whose loss is finite; a layer that was not seen.
     """
-    layers = lora_layers(model, adapter)
+    layers = lora_layers(judge.model, adapter)
     slots = {name: module.lora_A[adapter] for name, module in layers.items()}
     gramians = Gramians({name: slot.weight for name, slot in slots.items()})
+    called: set[str] = set()
     total = 0
-    with evaluating(model), _frozen(model), _reading(slots, gramians):
+    with measuring(judge, slots, gramians, called) as measure:
         for batch in batches:
             total += 1
-            value = loss(model, batch)
-            if value.requires_grad:
-                value.backward()
-            samples = num_samples(model, batch).to(value.device)
-            gramians.close(torch.where(value.detach().isfinite(), samples, 0.0))
-    prices = {
+            measure(batch)
+    if not total:
+        raise ValueError("there is no calibration batch, and it takes two; give more rows")
+    sizes = {
         name: rank_parameters(slots[name].weight.shape[1], module.lora_B[adapter].weight.shape[0])
         for name, module in layers.items()
     }
-    found = gramians.calibration(prices) if total else None
-    usable = 0 if found is None else len(found.samples)
-    if found is None or usable < 2:
-        raise ValueError(f"{usable} of {total} calibration batches have a finite loss, and it takes two; give more")
+    found = gramians.calibration(sizes, processes)
+    total = sum(processes.joined([total]))
+    if len(found.samples) < 2:
+        raise ValueError(
+            f"{len(found.samples)} of {total} calibration batches have a finite loss, and it takes two; give more rows"
+        )
+    _check_seen(found, layers, adapter, set(processes.joined([*called])))
     return found
 
 
 @contextmanager
-def _reading(slots: Mapping[str, nn.Module], gramians: Gramians) -> Iterator[None]:
-    """While it lasts, what the A slots give is a leaf of the graph, and is seen with its gradient."""
+def measuring(
+    judge: Judge, slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str]
+) -> Iterator[Callable[[Batch], None]]:
+    """While it lasts, what it gives measures a batch into `gramians`, a forward and a backward pass.
+
+    Args:
+        slots: layer -> its A slot.
+        called: gets the layers that were.
+    """
+
+    def measure(batch: Batch) -> None:
+        value = judge.trained_loss(batch)
+        if value.requires_grad:
+            value.backward()
+        samples = torch.tensor(judge.samples(batch), device=value.device)
+        gramians.close(torch.where(value.detach().isfinite(), samples, 0.0), judge.loss_scale)
+
+    _unpack(judge.model)
+    with evaluating(judge.model, checkpointing=True), frozen(judge.model), _reading(slots, gramians, called):
+        yield measure
+
+
+def seconds_a_batch(judge: Judge, batch: Batch, adapter: str = "default") -> tuple[float, float]:
+    """Of calibration, and of evaluation with a size that is compared with the whole adapter: each of a second pass."""
+    slots = {name: module.lora_A[adapter] for name, module in lora_layers(judge.model, adapter).items()}
+    found = []
+    with measuring(judge, slots, Gramians({name: slot.weight for name, slot in slots.items()}), set()) as measure:
+        for _ in range(2):
+            began = time.perf_counter()
+            measure(batch)
+            found.append(time.perf_counter() - began)
+    for _ in range(2):
+        began = time.perf_counter()
+        list(judge.losses([batch], lambda: evaluating(judge.model)))
+        found.append(time.perf_counter() - began)
+    return found[1], found[3]
+
+
+def _check_seen(found: Calibration, layers: Mapping[str, Any], adapter: str, called: set[str]) -> None:
+    """Raise ValueError for a layer that does something and was not measured: its directions would seem worthless.
+
+    One whose B is zero does nothing, and has no gradient.
+    """
+    for name, module in layers.items():
+        if found.layers[name].tokens_per_sample or not module.lora_B[adapter].weight.any():
+            continue
+        if name in called:
+            raise ValueError(
+                f"no gradient reached {name} in the calibration, although its adapter is not zero, so what its "
+                f"directions are worth is unknown: the loss does not depend on it, or what computes it cuts the "
+                f"gradient; load the adapter in plain PEFT with `pedyra fit FOLDER`, or leave the layer out of it"
+            )
+        raise ValueError(
+            f"the calibration saw no token in {name}, so what its directions are worth is unknown: a fused kernel "
+            f"reads its weights and does not call it, or no token reached it (an expert); load the adapter in plain "
+            f"PEFT with `pedyra fit FOLDER`, give more rows, or leave the layer out of the adapter"
+        )
+
+
+@contextmanager
+def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str]) -> Iterator[None]:
+    """While it lasts, what the A slots give is a leaf of the graph, and is seen with its gradient; by nobody else."""
 
     def reader(name: str) -> Callable[..., Tensor]:
         observe = gramians.observer(name)
@@ -88,25 +147,40 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians) -> Iterator[Non
         def read(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return h
+            called.add(name)
             if not h.requires_grad:
                 h = h.detach().requires_grad_()
             return observed(h, observe)
 
         return read
 
+    others = {slot: slot.observer for slot in slots.values() if isinstance(slot, AFactor)}
     handles = [slot.register_forward_hook(reader(name)) for name, slot in slots.items()]
     try:
+        for slot in others:
+            slot.observer = None
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for slot, observer in others.items():
+            slot.observer = observer
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the model is in evaluation mode."""
+def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
+    """While it lasts, the model is in evaluation mode.
+
+    Args:
+        checkpointing: layers that were told to checkpoint their activations go on to do so, for a backward pass that
+            needs no more memory than training did. (transformers asks their own `training`; dropout modules inside are
+            switched off all the same.)
+    """
     training = {module: module.training for module in model.modules()}
-    model.eval()
+    for module, on in training.items():
+        module.training = _is_packable(module) or (
+            on and checkpointing and getattr(module, "gradient_checkpointing", False)
+        )
     try:
         yield
     finally:
@@ -114,16 +188,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = on
 
 
+def _is_packable(module: nn.Module) -> bool:
+    """Whether it is a layer of bitsandbytes, which has no dropout: in evaluation mode its forward packs 4-bit weights
+    for the processor, after which there is no backward pass."""
+    return type(module).__module__.startswith("bitsandbytes.")
+
+
+def _unpack(model: nn.Module) -> None:
+    """Undo that packing where an evaluation has done it: bitsandbytes does so as it saves."""
+    for module in filter(_is_packable, model.modules()):
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            module.state_dict()
+
+
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While it lasts, nothing is trained. Afterwards the same is as before, and has the gradients that it had: a loss
+    that switches adapters (DPO's reference) makes their Parameters trainable meanwhile."""
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    for parameter, _, _ in before:
         parameter.requires_grad_(False)
+        parameter.grad = None
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for parameter, trained, gradient in before:
+            parameter.requires_grad_(trained)
+            parameter.grad = gradient
 
 
 @contextmanager
@@ -135,7 +226,7 @@ def truncated(model: nn.Module, calibration: Calibration, ranks: Mapping[str, in
         for name, projection in calibration.projections(ranks).items()
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             yield
     finally:
         for handle in handles:
@@ -150,17 +241,12 @@ def _projecting(projection: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def projected(projections: Mapping[AdaptedLayer, Tensor]) -> Iterator[None]:
-    """While it lasts, A of each layer is multiplied from the left by a projection `(r, r)`; then it is what it was.
-
-    As `truncated`, for whatever forward a layer in training has.
-    """
-    before = [(layer.a.A, layer.a.A.detach().clone()) for layer in projections]
-    with torch.no_grad():
-        for (A, _), projection in zip(before, projections.values(), strict=True):
-            A.copy_(projection.to(A.device, torch.float32) @ A.float())
+def disabled(model: Any) -> Iterator[None]:
+    """While it lasts, the base model stands alone, in evaluation mode. What disables the adapter for a while itself
+    (the reference of DPO) leaves it disabled."""
+    with evaluating(model), model.disable_adapter():
+        model.disable_adapter = nullcontext
         try:
             yield
         finally:
-            for A, values in before:
-                A.copy_(values)
+            del model.disable_adapter

@@ -1,21 +1,18 @@
-"""The curve of loss against parameters of one adapter: the ranks of each size, and what it is predicted to cost."""
+"""The sizes that an adapter may be cut to: the ranks of each, and by how much the loss is predicted to rise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import sub
 
 import torch
-from torch import Tensor
 
 from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.worth import gate_slopes, predicted_costs
-
-SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
-"""Parts of the parameters at which the curve is measured: about a factor of 1.4 apart, down to one direction in all."""
+from pedyra.fitting.verdict import Increase
+from pedyra.fitting.worth import predicted_increases
 
 Ranks = dict[str, int]
 """Layer -> how many of its balanced directions stay: the first ones."""
@@ -60,47 +57,38 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One size on the curve. Costs are of the mean loss, against the adapter as it is."""
+    """One size, and by how much the loss rises with it, against the adapter as it is."""
 
     ranks: Ranks
     parameters: int
     share: float
     """Of the parameters of the whole adapter."""
     predicted: float
-    measured: float | None = None
-    """Cut, and nothing more."""
-    standard_error: float | None = None
-    recovered: float | None = None
-    """Cut, and after steps of recovery."""
-    recovered_standard_error: float | None = None
+    measured: Increase | None = None
+    """On the rows of the choice, cut and nothing more."""
+    recovered: Increase | None = None
+    """On the rows of the choice, after steps of recovery."""
+    proof: Increase | None = None
+    """On the rows of the proof, as this size would be taken."""
+    accepted: bool | None = None
+    """Whether the proof says that it is within tolerance; None: it was not asked."""
 
-    def with_measured(self, cost: float, standard_error: float) -> Point:
-        return replace(self, measured=cost, standard_error=standard_error)
-
-    def with_recovered(self, cost: float, standard_error: float) -> Point:
-        return replace(self, recovered=cost, recovered_standard_error=standard_error)
+    def but(self, **changes: Increase | bool | None) -> Point:
+        """The same size, with these measured."""
+        return replace(self, **changes)  # type: ignore[arg-type]
 
     @property
     def gains_by_recovery(self) -> bool:
-        """Whether the steps lowered the upper bound of the cost; where they did not, the cut stays as it was.
+        """Whether the steps lowered the upper bound of the increase; where they did not, the cut stays as it was.
 
-        What recovers costs less, and it also says nearly what the whole adapter says, so that its cost is better known.
+        What recovers loses less, and it also says nearly what the whole adapter says, so that its loss is better known.
         """
-        after = _bound(self.recovered, self.recovered_standard_error)
-        return after < _bound(self.measured, self.standard_error)
+        return self.recovered is not None and (self.measured is None or self.recovered.upper() < self.measured.upper())
 
     @property
-    def best(self) -> tuple[float, float] | None:
-        """The cost of this size as it would be taken, and its standard error; None before it was measured."""
-        cost, error = self.measured, self.standard_error
-        if self.gains_by_recovery:
-            cost, error = self.recovered, self.recovered_standard_error
-        return None if cost is None or error is None else (cost, error)
-
-
-def _bound(cost: float | None, error: float | None) -> float:
-    """The upper bound, 97.5 %."""
-    return math.inf if cost is None or error is None else cost + 1.96 * error
+    def best(self) -> Increase | None:
+        """On the rows of the choice, as this size would be taken; None before it was measured."""
+        return self.recovered if self.gains_by_recovery else self.measured
 
 
 def whole(calibration: Calibration) -> Ranks:
@@ -110,28 +98,28 @@ def whole(calibration: Calibration) -> Ranks:
 
 def num_parameters(calibration: Calibration, ranks: Mapping[str, int]) -> int:
     """Of A and B together, without heads and magnitudes."""
-    return sum(layer.price * ranks[name] for name, layer in calibration.layers.items())
+    return sum(layer.parameters * ranks[name] for name, layer in calibration.layers.items())
 
 
 def point(calibration: Calibration, ranks: Ranks) -> Point:
-    """This size, and what it is predicted to cost."""
+    """This size, and by how much the loss is predicted to rise."""
     removed = torch.zeros(len(calibration.samples)).double()
     for name, layer in calibration.layers.items():
         removed += layer.slopes[:, ranks[name] :].sum(1)
     parameters = num_parameters(calibration, ranks)
     everything = num_parameters(calibration, whole(calibration))
-    cost = float(predicted_costs(removed[:, None], calibration.samples))
-    predicted = 0.0 if ranks == whole(calibration) else cost
+    increase = float(predicted_increases(removed[:, None], calibration.samples))
+    predicted = 0.0 if ranks == whole(calibration) else increase
     return Point(ranks=ranks, parameters=parameters, share=parameters / everything, predicted=predicted)
 
 
 def removal_order(calibration: Calibration) -> list[tuple[str, int]]:
-    """The layer that loses its last direction, and how many it then has, again and again: what costs least per
-    parameter first."""
+    """The layer that loses its last direction, and how many it then has, again and again: what the loss rises least by,
+    for each parameter, first."""
     entries = []
     for position, (name, layer) in enumerate(calibration.layers.items()):
-        costs = (layer.costs / layer.price).tolist()
-        entries += [(cost, position, -index, name) for index, cost in enumerate(costs)]
+        increases = (layer.increases / layer.parameters).tolist()
+        entries += [(increase, position, -index, name) for index, increase in enumerate(increases)]
     return [(name, -index) for _, _, index, name in sorted(entries)]
 
 
@@ -147,102 +135,82 @@ class Prefixes:
         self.calibration = calibration
         order = removal_order(calibration)
         self._order = [(name, left) for name, left in order if left >= least and name not in whole_layers]
-        prices = [calibration.layers[name].price for name, _ in self._order]
-        self.parameters = [*accumulate(prices, sub, initial=num_parameters(calibration, whole(calibration)))]
+        sizes = [calibration.layers[name].parameters for name, _ in self._order]
+        self.parameters = [*accumulate(sizes, sub, initial=num_parameters(calibration, whole(calibration)))]
         """That each prefix leaves."""
-        costs = {name: layer.costs.tolist() for name, layer in calibration.layers.items()}
-        self._alone = [*accumulate((costs[name][index] for name, index in self._order), initial=0.0)]
-        """What the directions of each prefix cost one by one."""
-        self.slopes = self._summed({name: layer.slopes for name, layer in calibration.layers.items()})
-        """c of every prefix in every step of the window, `(steps, removals + 1)`: the sum of its directions' slopes."""
-        self.predicted: list[float] = predicted_costs(self.slopes, calibration.samples).tolist()
-        """Rise of the mean loss without each prefix."""
-
-    def _summed(self, slopes: Mapping[str, Tensor]) -> Tensor:
-        """Layer -> slopes `(steps, r)`, summed over the directions of every prefix."""
-        none = torch.zeros(len(next(iter(slopes.values()))), dtype=torch.float64)
-        return torch.stack([none, *(slopes[name][:, index] for name, index in self._order)], 1).cumsum(1)
-
-    def slopes_of(self, K: Mapping[str, Tensor]) -> Tensor:
-        """c of every prefix in one more step, `(removals + 1,)`.
-
-        Args:
-            K: layer -> the step's sum of h g^T, `(r, r)`.
-        """
-        layers = self.calibration.layers
-        return self._summed({name: gate_slopes(each[None], layers[name].basis) for name, each in K.items()})[0]
 
     def ranks(self, removals: int) -> Ranks:
         """What every layer keeps after so many."""
         return whole(self.calibration) | dict(self._order[:removals])
-
-    def within(self, tolerance: float) -> int:
-        """The most removals that are predicted to cost no more."""
-        return max(count for count, cost in enumerate(self.predicted) if cost <= tolerance or count == 0)
-
-    def costing(self, cost: float, removals: int, measured: float) -> int:
-        """The most removals that cost no more than `cost`, where `removals` of them cost `measured`: what directions
-        are worth alone says how the cost grows."""
-        part = cost / measured * self._alone[removals]
-        return max(count for count, alone in enumerate(self._alone) if alone <= part)
 
     def of_parameters(self, parameters: int) -> int:
         """The fewest removals that leave no more parameters; all of them, where none leaves so few."""
         return next((count for count, left in enumerate(self.parameters) if left <= parameters), len(self._order))
 
 
-def sizes(calibration: Calibration, shape: Shape, shares: Sequence[float] = SHARES) -> list[Point]:
-    """The sizes to look at, the largest first: the whole adapter in this shape, then the parts `shares` of it."""
-    most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
-    everything = num_parameters(calibration, whole(calibration))
-    if shape.same_rank:
-        every = list(_uniform(most, shape))
-    else:
-        every = []
-        bounds = iter((1.0, *shares))
-        bound = next(bounds, None)
-        smallest: Ranks = {}
-        for ranks in _shaped(calibration, most, shape):
-            parameters = num_parameters(calibration, ranks)
-            while bound is not None and parameters <= bound * everything:
-                if not every or every[-1] != ranks:
-                    every.append(ranks)
-                bound = next(bounds, None)
-            if bound is None:
-                break
-            smallest = ranks
-        if bound is not None and every[-1] != smallest:  # below the last bound there is nothing: the least there is
-            every.append(smallest)
-    return [point(calibration, ranks) for ranks in every]
+class Ladder:
+    """Every size of this shape, the largest first, down to one direction in all; no two have the same ranks."""
 
+    def __init__(self, calibration: Calibration, shape: Shape) -> None:
+        self.calibration = calibration
+        most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
+        ways = _uniform(most, shape) if shape.same_rank else _shaped(calibration, most, shape)
+        self._changes = list(ways)
+        self.everything = num_parameters(calibration, whole(calibration))
+        ranks: Ranks = {}
+        self.parameters: list[int] = []
+        """Of each size."""
+        for change in self._changes:
+            before = sum(calibration.layers[name].parameters * ranks.get(name, 0) for name in change)
+            ranks |= change
+            after = sum(calibration.layers[name].parameters * rank for name, rank in change.items())
+            self.parameters.append(after - before + (self.parameters[-1] if self.parameters else 0))
 
-def within(calibration: Calibration, shape: Shape, parameters: int) -> Point:
-    """The largest size in this shape of at most so many parameters.
+    def __len__(self) -> int:
+        return len(self._changes)
 
-    Raises:
-        ValueError: not even the smallest has so few; with what it has.
-    """
-    most = {name: shape.most(name, layer.rank) for name, layer in calibration.layers.items()}
-    ways = _uniform(most, shape) if shape.same_rank else _shaped(calibration, most, shape)
-    found = 0
-    for ranks in ways:
-        found = num_parameters(calibration, ranks)
-        if found <= parameters:
-            return point(calibration, ranks)
-    raise ValueError(f"parameters is {parameters}, but the smallest such adapter has {found}; raise it")
+    def point(self, index: int) -> Point:
+        """The size at this place."""
+        ranks: Ranks = {}
+        for change in self._changes[: index + 1]:
+            ranks |= change
+        return point(self.calibration, {name: ranks[name] for name in self.calibration.layers})
+
+    def within(self, parameters: float) -> int:
+        """The place of the largest size of at most so many parameters.
+
+        Raises:
+            ValueError: not even the smallest has so few; with what it has.
+        """
+        found = next((index for index, count in enumerate(self.parameters) if count <= parameters), None)
+        if found is None:
+            raise ValueError(
+                f"parameters is {parameters:,.0f}, but the smallest such adapter has {self.parameters[-1]:,}; raise it"
+            )
+        return found
+
+    def at(self, share: float) -> int:
+        """The place of the largest size of at most this part of the parameters; the smallest, where none has so few."""
+        return self.within(max(share * self.everything, self.parameters[-1]))
+
+    def share(self, index: int) -> float:
+        """Part of the parameters of the whole adapter."""
+        return self.parameters[index] / self.everything
 
 
 def _shaped(calibration: Calibration, most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
-    """Ranks after each removal, from `most` down to one direction in all; steps that change nothing are left out."""
+    """The ranks of the largest size, then what changes with each removal that changes anything."""
     ranks = {name: shape.rounded(rank, most[name]) for name, rank in whole(calibration).items()}
     yield dict(ranks)
+    left_in_all = sum(ranks.values())
     for name, left in removal_order(calibration):
         rank = shape.rounded(left, most[name])
         if rank != ranks[name]:
+            left_in_all += rank - ranks[name]
             ranks[name] = rank
-            if not any(ranks.values()):
+            if not left_in_all:
                 return
-            yield dict(ranks)
+            yield {name: rank}
 
 
 def _uniform(most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
@@ -257,12 +225,14 @@ def by_type(types: Collection[str], names: Collection[str]) -> Callable[[str], b
     """Whether a layer's name ends with one of these module types, as PEFT's target_modules match.
 
     Raises:
-        ValueError: a type that no layer has.
+        ValueError: a type that no layer has, or nothing is left.
     """
     for kind in types:
         if not any(_ends(name, kind) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names})
             raise ValueError(f"drop_types names {kind!r}, which no layer of the adapter has; it has {', '.join(known)}")
+    if all(any(_ends(name, kind) for kind in types) for name in names):
+        raise ValueError(f"drop_types names every layer of the adapter ({', '.join(types)}); leave one out")
     return lambda name: any(_ends(name, kind) for kind in types)
 
 

@@ -1,89 +1,82 @@
-"""The smaller adapter on disk: an ordinary PEFT folder, which loads anywhere without pedyra."""
+"""The smaller adapter: an ordinary PEFT folder, which loads anywhere without pedyra, and the live model made so."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
-from pedyra.lora.files import write_folder
-from pedyra.lora.folder import SavedLora, check_plain, read_lora
+from pedyra.lora.attach import detach
+from pedyra.lora.files import json_line, write_folder
+from pedyra.lora.folder import SavedLora, check_plain
+from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 
 RECORD = "pedyra_fit.json"
-"""Beside the adapter: how it was chosen, and what it costs."""
+"""Beside the adapter: how it was chosen, and by how much the loss rises."""
+CURVE = "pedyra_fit_curve.jsonl"
+"""Beside the adapter: one row a size that was measured."""
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
 
 
-def cut_model(
-    model: Any,
-    calibration: Calibration,
-    ranks: Mapping[str, int],
-    out: Path,
-    record: dict[str, Any],
-    factors: Factors | None = None,
-) -> Path:
-    """Write the live adapter "default" of `model`, cut to these ranks, into the folder `out`; the model stays.
+def cut(A: Tensor, B: Tensor, basis: Balance, rank: int) -> tuple[Tensor, Tensor]:
+    """The first `rank` balanced directions of A `(r, in)` and B `(out, r)`, in their own dtype."""
+    if rank == len(A):
+        return A, B  # to the last bit
+    T, inverse = basis.T[:rank], basis.inverse[:, :rank]
+    return (T @ A.double()).to(A.dtype), (B.double() @ inverse).to(B.dtype)
+
+
+def cut_factors(
+    model: nn.Module, calibration: Calibration, ranks: Mapping[str, int], adapter: str = "default"
+) -> Factors:
+    """Factors of every layer of the live adapter, with its first `ranks[name]` balanced directions."""
+    found = {}
+    for name, module in lora_layers(model, adapter).items():
+        A, B = (slot[adapter].weight.detach() for slot in (module.lora_A, module.lora_B))
+        pair = cut(A.cpu(), B.cpu(), calibration.layers[name].basis, ranks[name])
+        found[name] = (pair[0].to(A.device), pair[1].to(B.device))
+    return found
+
+
+def write_cut(
+    lora: SavedLora, factors: Factors, out: Path, record: Mapping[str, Any], curve: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write the adapter with these factors into the folder `out`.
+
+    A layer without a direction leaves the adapter, and `target_modules` names those that stay. The scaling of each
+    layer is what it was.
 
     Args:
-        factors: what is written of layers that keep a direction, where it is not what the cut gives: `Fit.factors`.
+        record: how it was chosen.
+        curve: one row a size.
 
     Raises:
-        ValueError: `out` holds files; an adapter whose files alone do not give its update.
-    """
-    with TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch)
-        lora = read_lora(Path(scratch), title="the adapter")
-        bases = {name: layer.basis for name, layer in calibration.layers.items()}
-        return cut_folder(lora, bases, ranks, out, record, factors)
-
-
-def cut_folder(
-    lora: SavedLora,
-    bases: Mapping[str, Balance],
-    ranks: Mapping[str, int],
-    out: Path,
-    record: dict[str, Any],
-    factors: Factors | None = None,
-) -> Path:
-    """Write the adapter with the first `ranks[name]` directions of each layer's basis, A' = T A and B' = B T^-1.
-
-    A layer that keeps none leaves the adapter, and `target_modules` names those that stay. The scaling of each layer
-    is what it was.
-
-    Raises:
-        ValueError: `out` holds files, `lora` is no plain LoRA, or no direction is left.
+        ValueError: `lora` is no plain LoRA, or no direction is left.
     """
     check_plain(lora)
-    check_out(out)
-    for layer in lora.layers:
-        measured = len(bases[layer.name].values)
-        if layer.rank != measured:
-            raise ValueError(
-                f"{layer.name} has rank {layer.rank} on disk and was measured at rank {measured}, as a model has that "
-                f"began as a part of its weight (PiSSA); save it, load the folder, and fit that"
-            )
-    kept = [layer for layer in lora.layers if ranks[layer.name]]
+    kept = [layer for layer in lora.layers if len(factors[layer.name][0])]
     if not kept:
         raise ValueError("no direction is left in any layer, and PEFT knows no adapter of none; keep one at least")
-    gone = {key for layer in lora.layers if not ranks[layer.name] for key in layer.keys.values()}
+    gone = {key for layer in lora.layers if layer not in kept for key in layer.keys.values()}
     tensors = {key: tensor for key, tensor in lora.tensors.items() if key not in gone}
     for layer in kept:
-        keys = [layer.keys[slot] for slot in "AB"]
-        A, B = (lora.tensors[key] for key in keys)
-        pair = factors[layer.name] if factors else cut(A, B, bases[layer.name], ranks[layer.name])
-        tensors |= {key: each.to("cpu", A.dtype) for key, each in zip(keys, pair, strict=True)}
-    config = {**lora.config, **_sizes({layer.name: (ranks[layer.name], layer.scaling) for layer in kept})}
+        for slot, factor in zip("AB", factors[layer.name], strict=True):
+            tensors[layer.keys[slot]] = factor.detach().to("cpu", lora.tensors[layer.keys[slot]].dtype)
+    sizes = {layer.name: (len(factors[layer.name][0]), layer.scaling) for layer in kept}
+    config = {**lora.config, **_sizes(sizes), "inference_mode": True}
 
     def fill(part: Path) -> None:
         part.mkdir()
@@ -94,18 +87,48 @@ def cut_folder(
         )
         for name, content in (("adapter_config.json", config), (RECORD, record)):
             (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if curve:
+            (part / CURVE).write_text("".join(map(json_line, curve)), encoding="utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)
-    return out
 
 
-def cut(A: Tensor, B: Tensor, basis: Balance, rank: int) -> tuple[Tensor, Tensor]:
-    """The first `rank` balanced directions of A `(r, in)` and B `(out, r)`, in their own dtype."""
-    if rank == len(A):
-        return A, B  # to the last bit
-    T, inverse = basis.T[:rank], basis.inverse[:, :rank]
-    return (T @ A.double()).to(A.dtype), (B.double() @ inverse).to(B.dtype)
+@torch.no_grad()
+def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
+    """Give the live adapter these factors, in ordinary `nn.Linear` slots, and bring PEFT's config in line.
+
+    All that is trained of it is a new Parameter. A layer without a direction loses the adapter.
+    """
+    if adapted_layers(model, adapter):
+        detach(model, adapter)
+    layers = lora_layers(model, adapter)
+    for name, module in layers.items():
+        if not len(factors[name][0]):
+            # Not PEFT's delete_adapter, which would make another adapter of the layer the active one.
+            for kind in (*module.adapter_layer_names, *module.other_param_names):
+                if adapter in (held := getattr(module, kind, None) or ()):
+                    del held[adapter]  # pyright: ignore[reportIndexIssue]
+            continue
+        for slots, factor in zip((module.lora_A, module.lora_B), factors[name], strict=True):
+            slots[adapter] = _linear(slots[adapter], factor)
+        rank, scaling = len(factors[name][0]), module.scaling[adapter]
+        module.r[adapter], module.lora_alpha[adapter] = rank, _number(scaling * rank)
+        module.use_rslora[adapter] = False
+    kept = {name: (len(factors[name][0]), layers[name].scaling[adapter]) for name in layers if len(factors[name][0])}
+    config = copy.deepcopy(model.peft_config[adapter])
+    for key, value in _sizes(kept).items():
+        setattr(config, key, set(value) if key == "target_modules" else value)
+    model.peft_config[adapter] = config
+
+
+def _linear(slot: Any, weight: Tensor) -> nn.Linear:
+    """An nn.Linear like this slot with another weight."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=slot.bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.detach().to(slot.weight).contiguous(), requires_grad=slot.weight.requires_grad)
+    if slot.bias is not None:
+        made.bias = slot.bias
+    return made.train(slot.training)
 
 
 def singular_basis(A: Tensor, B: Tensor) -> Balance:
@@ -117,10 +140,17 @@ def singular_basis(A: Tensor, B: Tensor) -> Balance:
     return balance(A @ A.T, B.T @ B)
 
 
-def check_out(out: Path) -> None:
-    """Raise ValueError where `out` holds anything."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} already holds files; choose another folder, or remove it")
+def check_out(out: Path, overwrite: bool = False) -> None:
+    """Raise ValueError where `out` may not be written: a link, or a folder that holds anything but, with `overwrite`,
+    an earlier fit."""
+    if out.is_symlink():
+        raise ValueError(f"{out} is a link, which is not followed; remove it, or choose another folder")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out.is_dir() and (out / RECORD).is_file()):
+        raise ValueError(f"{out} already holds files, and no earlier fit; choose another folder, or remove it")
+    if not overwrite:
+        raise ValueError(f"{out} already holds a fit; give --overwrite to replace it, or choose another folder")
 
 
 def _sizes(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
@@ -140,7 +170,6 @@ def _sizes(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
         "layers_pattern": None,
         "use_rslora": False,
         "init_lora_weights": True,
-        "inference_mode": True,
     }
 
 

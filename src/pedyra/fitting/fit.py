@@ -2,86 +2,174 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import nn
-
-from pedyra.fitting.calibration import Batch, Loss, calibrate, evaluating, model_loss, truncated
-from pedyra.fitting.curve import Point, Ranks, Shape, point, sizes, whole, within
-from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.recover import (
-    Factors,
-    Outputs,
-    check_steps,
-    cut_factors,
-    distill,
-    model_outputs,
-    recovered_curve,
-    replaced,
+from pedyra.fitting.calibration import (
+    calibrate,
+    disabled,
+    evaluating,
+    lora_layers,
+    seconds_a_batch,
+    truncated,
 )
-from pedyra.fitting.samples import num_samples
-from pedyra.fitting.verdict import Tolerance, in_words, paired, smallest_within, verdict
+from pedyra.fitting.curve import Ladder, Point, Shape, by_type, point, whole
+from pedyra.fitting.cut import Factors, check_out, cut_factors, cut_live, write_cut
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
+from pedyra.fitting.processes import ALONE, Processes
+from pedyra.fitting.recover import distill, replaced
+from pedyra.fitting.search import RECOVERIES, Search
+from pedyra.fitting.text import told
+from pedyra.fitting.verdict import Increase, Tolerance, in_words, paired, verdict
+from pedyra.lora.folder import SavedLora, read_lora
 
-Progress = Callable[[str], None]
-"""Told what is being done, in words."""
+LEAST, FEW = 4, 8
+"""Batches of the proof: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one."""
+EVALUATIONS = 8
+"""Of all held-out rows, at most, unless the whole curve or recovery is asked for."""
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked of a fit."""
+
+    tolerance: float = 0.01
+    """Part of what fine-tuning won (loss of the base model less the adapter's) that may be given up, in (0, 1)."""
+    parameters: int | None = None
+    """Take the largest size of at most so many parameters instead, whatever it does to the loss."""
+    max_rank: int | None = None
+    """No layer keeps more."""
+    same_rank: bool = False
+    """Every layer keeps the same rank."""
+    multiple_of: int = 1
+    """Ranks are multiples of it."""
+    drop_types: Sequence[str] = ()
+    """Module types that keep none, e.g. q_proj."""
+    recover: int = 0
+    """Steps, of one calibration batch each, that train a cut adapter to say what the whole one says."""
+    rows: int = 1024
+    """To calibrate with, and for the proof, at most; half as many for the choice."""
+    curve: bool = False
+    """Measure the whole curve, not only what the choice needs."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
+        if self.recover < 0:
+            raise ValueError(f"recover is {self.recover}; it is a number of steps, 0 or more")
+        if self.parameters is not None and self.parameters < 1:
+            raise ValueError(f"parameters is {self.parameters}; an adapter has at least one")
+        if self.rows < 16:
+            raise ValueError(f"rows is {self.rows}; a fit takes at least 16")
+        self.shape((), more=False)
+
+    def shape(self, names: Sequence[str], more: bool) -> Shape:
+        """The same as what the ranks of an adapter have to look like.
+
+        Args:
+            names: its layers.
+            more: whether layers have more than their directions: a magnitude (DoRA), or a bias.
+        """
+        if more and self.drop_types:
+            raise ValueError("drop_types empties layers, but each layer of this adapter has a magnitude or a bias too")
+        return Shape(
+            max_rank=self.max_rank,
+            same_rank=self.same_rank,
+            multiple_of=self.multiple_of,
+            drop=by_type(self.drop_types, names) if self.drop_types and names else None,
+            least=int(more),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The batches of a fit, on this process."""
+
+    calibration: Sequence[Batch]
+    """For gradients, of rows like those the adapter was trained on."""
+    choice: Sequence[Batch]
+    """Of rows it was not trained on."""
+    proof: Sequence[Batch]
+    """Other such batches."""
+    told: str = ""
+    """Which rows they are, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a fit found. Costs are of the mean loss, against the adapter as it was; positive is worse."""
+    """What a fit found. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
 
-    calibration: Calibration
+    Increases are of the mean loss (`measure`), against the adapter as it was; positive is worse.
+    """
+
+    calibration: Calibration = field(repr=False)
     curve: list[Point]
-    """The sizes that were measured, the largest first, on the rows that the choice was made by."""
+    """The sizes that were measured, the largest first."""
     chosen: Point
     """The size taken; the whole adapter where none smaller is within tolerance."""
     tolerance: Tolerance
-    within_tolerance: bool
-    """Whether the choice is within tolerance on the rows it was made by; False where the size was asked for."""
-    proof: float | None
-    """What the chosen size costs on rows that had no part in the choice; None where it is the whole adapter."""
-    proof_standard_error: float | None
+    asked: bool
+    """Whether the size was asked for, and taken whatever it does to the loss."""
     recover_steps: int
-    """Steps after a cut; the sizes that were tried with them have a cost after recovery."""
-    factors: Factors | None
-    """A and B of each layer after recovery; None where they are those that the cut gives."""
+    """Steps after a cut; the sizes that were tried with them have an increase after recovery."""
+    factors: Factors = field(repr=False)
+    """A and B of each layer, as taken."""
     verdict: str
     """flat, capacity-limited or unknown."""
     words: str
     """The verdict as a sentence."""
+    measure: str = "loss"
+    """What rises."""
+    rows: str = ""
+    """Which rows it was measured on, in words."""
+    metrics: Mapping[str, Metrics] = field(default_factory=dict)
+    """On the rows of the proof: base, whole and smaller -> metric -> value; empty where the task has none."""
+    model: Any = field(repr=False, default=None)
+    adapter: str = "default"
+    processes: Processes = field(repr=False, default=ALONE)
 
     @property
     def ranks(self) -> dict[str, int]:
         """Layer -> directions kept; 0: the layer leaves the adapter."""
         return self.chosen.ranks
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is kept."""
+        return self.ranks == whole(self.calibration)
+
     def row(self) -> dict[str, Any]:
         """The result as one row of plain values."""
-        of, chosen = whole(self.calibration), self.chosen
-        recovery = {
-            "recover_steps": self.recover_steps,
-            "cut_cost": chosen.measured,
-            "recovered_cost": chosen.recovered,
-            "recovered": chosen.gains_by_recovery,
-        }
-        return {
+        chosen, proof = self.chosen, self.chosen.proof
+        row = {
             "kept": sum(self.ranks.values()),
-            "of": sum(of.values()),
+            "of": sum(whole(self.calibration).values()),
             "parameters": chosen.parameters,
             "share": chosen.share,
-            "predicted_cost": chosen.predicted,
-            "measured_cost": self.proof,
-            "standard_error": self.proof_standard_error,
-            **({} if chosen.recovered is None else recovery),
+            "predicted_increase": chosen.predicted,
+            "measured_increase": proof and proof.mean,
+            "standard_error": proof and proof.error,
+            "interval": proof and list(proof.interval()),
+            "batches": proof and proof.batches,
             "tolerance": self.tolerance.loss,
-            "won": self.tolerance.won,
+            "won": self.tolerance.won.mean,
             "verdict": self.verdict,
-            "ranks": self.ranks,
+            "measure": self.measure,
         }
+        if self.recover_steps:
+            row |= {"recover_steps": self.recover_steps, "recovered": chosen.gains_by_recovery}
+        if self.metrics:
+            row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
+        return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
         """One row a size of the curve."""
@@ -90,163 +178,303 @@ class Fit:
                 "kept": sum(each.ranks.values()),
                 "parameters": each.parameters,
                 "share": each.share,
-                "predicted_cost": each.predicted,
-                "measured_cost": each.measured,
-                "standard_error": each.standard_error,
-                "recovered_cost": each.recovered,
-                "recovered_standard_error": each.recovered_standard_error,
+                "predicted_increase": each.predicted,
+                "measured_increase": each.measured and each.measured.mean,
+                "standard_error": each.measured and each.measured.error,
+                "recovered_increase": each.recovered and each.recovered.mean,
+                "recovered_standard_error": each.recovered and each.recovered.error,
+                "proof_increase": each.proof and each.proof.mean,
+                "proof_standard_error": each.proof and each.proof.error,
+                "accepted": each.accepted,
                 "tolerance": self.tolerance.loss,
-                "chosen": each.ranks == self.chosen.ranks,
+                "chosen": each.ranks == self.ranks,
             }
             for each in self.curve
         ]
 
+    def __str__(self) -> str:
+        return told(self)
 
-def fit_adapter(
-    model: nn.Module,
-    calibration: Iterable[Batch],
-    choice: Sequence[Batch],
-    proof: Sequence[Batch],
+    def save(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the smaller adapter as an ordinary PEFT folder, with its record and the rows of its curve beside it.
+
+        What is no factor of the adapter (heads, biases, magnitudes) is saved as the live model has it now.
+
+        Args:
+            overwrite: replace an earlier fit in `out`.
+
+        Raises:
+            ValueError: `out` holds files, or is a link.
+        """
+        out = Path(out)
+        if self.processes.rank == 0:
+            check_out(out, overwrite)
+            with TemporaryDirectory() as scratch:
+                self.model.save_pretrained(scratch, selected_adapters=[self.adapter])
+                folder = Path(scratch) if self.adapter == "default" else Path(scratch, self.adapter)
+                self.write(read_lora(folder, title=f"adapter {self.adapter!r}"), out)
+        self.processes.wait()
+        return out
+
+    def write(self, lora: SavedLora, out: Path) -> None:
+        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`."""
+        write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows())
+
+    def apply(self) -> None:
+        """Make the live model's adapter the smaller one: physically smaller factors in ordinary LoRA layers, and PEFT's
+        config says so. To train on, make a new Trainer: an optimizer still holds the factors that were there.
+        """
+        cut_live(self.model, self.factors, self.adapter)
+
+
+class Work:
+    """How far a fit is: nothing is shown."""
+
+    def begin(self, calibration: int, held: int, seconds: float) -> None:
+        """The batches of calibration, those held out, and the seconds that it takes at most."""
+
+    def now(self, words: str) -> None:
+        """What is being done."""
+
+    def step(self, batches: int = 1) -> None:
+        """So many batches are done."""
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
+def fit_batches(
+    judge: Judge,
+    rows: Rows,
+    wanted: Wanted,
     *,
-    tolerance: float = 0.01,
-    parameters: int | None = None,
-    shape: Shape | None = None,
-    recover: int = 0,
     adapter: str = "default",
-    loss: Loss = model_loss,
-    outputs: Outputs = model_outputs,
-    progress: Progress = lambda words: None,
+    processes: Processes = ALONE,
+    work: Work | None = None,
 ) -> Fit:
-    """How small the LoRA of `model` may be. The model stays as it is; `cut_model` writes the smaller adapter.
-
-    Every size in SHARES is measured on the batches of `choice`, paired batch by batch with the whole adapter. From the
-    largest down, the last one is taken before the first whose upper bound (95 %) is beyond `tolerance`. What it costs
-    is then measured once more on the batches of `proof`; where they say that it is behind tolerance, the next larger
-    size is taken and proved. With `recover` smaller sizes are tried too, one after the other, each measured after its
-    steps, down to the first that is not within tolerance.
+    """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
 
     Args:
-        calibration: batches for gradients, of rows like those the adapter was trained on.
-        choice: batches of rows it was not trained on; 30 or more, for a standard error of their mean.
-        proof: other such batches.
-        tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
-        parameters: take the largest size of at most so many parameters instead, whatever it costs.
-        shape: what the ranks have to look like.
-        recover: steps, of one batch of `calibration` each, that train the cut adapter to say what the whole one says.
-            Where they do not lower the upper bound of its cost on the batches of `choice`, the cut stays as it was.
-        outputs: what the model says of a batch, for `recover` with a model that gives no logits.
+        processes: those that hold other batches of the same rows, as many each; all of them find the same.
+        work: shows how far it is.
 
     Raises:
-        ValueError: a tolerance outside (0, 1), negative steps, too few batches, a size that cannot be had.
+        ValueError: too few batches, a layer that was not seen, a shape that cannot be had within tolerance.
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
-    check_steps(recover)
-    for name, batches in (("choice", choice), ("proof", proof)):
-        if len(batches) < 2:
-            raise ValueError(f"{name} has {len(batches)} batches; a standard error takes two, and 30 make it good")
-    shape = shape or Shape()
-    progress("calibration")
-    seen = list(calibration) if recover else calibration
-    measured = calibrate(model, seen, adapter=adapter, loss=loss)
-    wanted = None if parameters is None else within(measured, shape, parameters)
-    points = sizes(measured, shape)
-    if wanted is not None and all(each.ranks != wanted.ranks for each in points):
-        points = sorted([*points, wanted], key=lambda each: -each.parameters)
-
-    everything = whole(measured)
-    asked, kept_back = (Rows(model, measured, batches, adapter, loss) for batches in (choice, proof))
-    with model.disable_adapter():  # type: ignore[operator]
-        limit = Tolerance(*asked.cost(everything), tolerance, series=2 if recover else 1, batches=len(choice))
-    curve = []
-    for index, each in enumerate(points):
-        progress(f"size {index + 1} of {len(points)}")
-        curve.append(each.with_measured(*((0.0, 0.0) if each.ranks == everything else asked.cost(each.ranks))))
-
-    recovered: dict[int, Factors] = {}  # by parameters
-
-    def recovery(size: Point) -> Point:
-        """The same size, measured after recovery."""
-        if not recover or size.ranks == everything:
-            return size
-        progress(f"recovery, {size.parameters:,} parameters")
-        cut = cut_factors(model, measured, size.ranks, adapter)
-        recovered[size.parameters] = distill(model, cut, list(seen), recover, adapter=adapter, outputs=outputs)
-        return size.with_recovered(*asked.cost_of(recovered[size.parameters]))
-
-    def proved(size: Point) -> tuple[float, float]:
-        """What this size costs on the rows of the proof, with its standard error."""
-        progress("proof")
-        if size.gains_by_recovery:
-            return kept_back.cost_of(recovered[size.parameters])
-        return kept_back.cost(size.ranks)
-
-    if wanted is not None:
-        curve = [recovery(each) if each.ranks == wanted.ranks else each for each in curve]
-        chosen = next(each for each in curve if each.ranks == wanted.ranks)
-        cost = proved(chosen)
-    else:
-        curve = recovered_curve(curve, limit, recovery) if recover else curve
-        chosen, cost = _proved_choice(curve, limit, proved) or (point(measured, everything), (0.0, 0.0))
-    is_whole = chosen.ranks == everything
-    return Fit(
-        calibration=measured,
-        curve=curve,
-        chosen=chosen,
-        tolerance=limit,
-        within_tolerance=wanted is None and not is_whole,
-        proof=None if is_whole else cost[0],
-        proof_standard_error=None if is_whole else cost[1],
-        recover_steps=recover,
-        factors=recovered[chosen.parameters] if chosen.gains_by_recovery else None,
-        verdict=verdict(curve, limit),
-        words=in_words(curve, limit, max(layer.rank for layer in measured.layers.values())),
-    )
+    batches = sum(processes.joined([len(rows.proof)]))
+    if batches < LEAST or len(rows.choice) < 2 or len(rows.calibration) < 2:
+        raise ValueError(
+            f"calibration, choice and proof have {len(rows.calibration)}, {len(rows.choice)} and {batches} batches; "
+            f"they take 2, 2 and {LEAST}, and 30 make them good: give more rows"
+        )
+    if batches < FEW:
+        warnings.warn(f"the proof has {batches} batches, so its interval is wide; give more rows", stacklevel=3)
+    work = work or Work()
+    try:
+        return _Fitting(judge, rows, wanted, adapter, processes, work).run()
+    finally:
+        work.end()
 
 
-def _proved_choice(
-    curve: Sequence[Point], limit: Tolerance, proved: Callable[[Point], tuple[float, float]]
-) -> tuple[Point, tuple[float, float]] | None:
-    """The smallest size within tolerance that the proof does not contradict, and its proof; None: there is none."""
-    left = list(curve)
-    while (chosen := smallest_within(left, limit)) is not None:
-        cost, error = proved(chosen)
-        if cost - limit.errors * error <= limit.loss:
-            return chosen, (cost, error)
-        left = [each for each in left if each.parameters > chosen.parameters]
-    return None
+class _Held:
+    """Held-out rows on which any size is compared with the whole adapter, batch by batch."""
+
+    def __init__(self, fitting: _Fitting, batches: Sequence[Batch], predicts: bool = False) -> None:
+        self._fitting, self._batches, self._predicts = fitting, batches, predicts
+        self._judge = fitting.judge
+        self.weights = fitting.processes.joined([self._judge.samples(batch) for batch in batches])
+        self.metrics: Metrics = {}
+        """Of the last pass."""
+        self.whole = self._all(self._judge.whole, partial(evaluating, fitting.model))
+
+    def _all(self, judged: Any, cut: Cut) -> list[float]:
+        predictions: Predictions | None = [] if self._predicts else None
+        losses = list(self._fitting.counted(judged(self._batches, cut, predictions)))
+        if predictions is not None:
+            self.metrics = self._judge.metrics(self._fitting.processes.joined(predictions))
+        return self._fitting.processes.joined(losses)
+
+    def losses(self, cut: Cut) -> list[float]:
+        """Of each batch, of all processes, with the model that `cut` makes."""
+        return self._all(self._judge.losses, cut)
+
+    def increase(self, cut: Cut) -> Increase:
+        """Mean rise of the loss with the model that `cut` makes, and its standard error."""
+        return paired(self.whole, self.losses(cut), self.weights)
 
 
-class Rows:
-    """Rows on which any size is compared with the whole adapter, batch by batch."""
+class _Fitting:
+    """One fit."""
 
     def __init__(
-        self, model: nn.Module, measured: Calibration, batches: Sequence[Batch], adapter: str, loss: Loss
+        self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, processes: Processes, work: Work
     ) -> None:
-        self._model, self._measured, self._batches, self._adapter, self._loss = model, measured, batches, adapter, loss
-        self._weights = [float(num_samples(model, batch)) for batch in batches]
-        with truncated(model, measured, whole(measured), adapter):
-            self._with_all = self._losses()
+        self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
+        self.processes, self.work = processes, work
+        self.layers = lora_layers(self.model, adapter)
+        self.more = any(
+            adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
+            for module in self.layers.values()
+        )
+        self.shape = wanted.shape([*self.layers], self.more)
+        self.recovered: dict[int, Factors] = {}
+        """Place on the ladder -> factors after recovery."""
+        self.metrics: dict[int, Metrics] = {}
+        """Place on the ladder -> metrics on the rows of the proof."""
 
-    def _losses(self) -> list[float]:
-        found = torch.stack([self._loss(self._model, batch).float() for batch in self._batches]).tolist()
-        finite = [*map(math.isfinite, found)]
-        if not all(finite):
-            raise ValueError(f"the loss of batch {finite.index(False)} is not finite; take it out")
+    def run(self) -> Fit:
+        wanted = self.wanted
+        self._estimate()
+        self.work.now("calibration")
+        seen = self.counted(self.rows.calibration)
+        self.calibration = calibrate(self.judge, seen, adapter=self.adapter, processes=self.processes)
+        self.ladder = Ladder(self.calibration, self.shape)
+        asked = None if wanted.parameters is None else self.ladder.within(wanted.parameters)
+        self.work.now("whole adapter")
+        self.choice, self.proof = _Held(self, self.rows.choice), _Held(self, self.rows.proof, predicts=True)
+        metrics = {"base": {}, "whole": self.proof.metrics}
+        self.work.now("base model")
+        base = partial(disabled, self.model)
+        losses = self.choice.losses(base) + self.proof.losses(base)
+        metrics["base"] = self.proof.metrics
+        won = paired(self.choice.whole + self.proof.whole, losses, self.choice.weights + self.proof.weights)
+        limit = Tolerance(won, wanted.tolerance)
+        search = Search(
+            self.ladder,
+            limit.loss,
+            measure=self._measure,
+            recover=self._recover if wanted.recover else None,
+            prove=self._prove,
+            ahead=self._ahead(),
+        )
+        if asked is not None:
+            chosen = self._taken(search, asked)
+        else:
+            chosen = search.choose(wanted.curve) if limit.learned else None
+            if chosen is None and self.ladder.share(0) < 1:
+                raise ValueError(self._refusal(search, limit))
+        return self._found(search, chosen, limit, metrics)
+
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items, each told as a batch that is done."""
+        for item in items:
+            yield item
+            self.work.step()
+
+    def _estimate(self) -> None:
+        """Tell how long it takes at most, by one batch of each kind."""
+        one = self.rows.choice[0]
+        calibrated, evaluated = seconds_a_batch(self.judge, one, self.adapter)
+        calibration, held = len(self.rows.calibration), len(self.rows.choice) + len(self.rows.proof)
+        recovery = RECOVERIES * self.wanted.recover * (calibrated + evaluated)
+        self.work.begin(calibration, held, calibration * calibrated + EVALUATIONS * held * evaluated + recovery)
+
+    def _taken(self, search: Search, index: int) -> Point | None:
+        """The size that was asked for, measured and proved; None where it is the whole adapter."""
+        if self.ladder.share(index) == 1:
+            return None
+        search.measured(index)
+        search.recovered(index)
+        return search.proved(index)
+
+    def _found(self, search: Search, chosen: Point | None, limit: Tolerance, metrics: Mapping[str, Metrics]) -> Fit:
+        place = next((index for index, each in search.points.items() if each is chosen), None)
+        everything = point(self.calibration, whole(self.calibration))
+        if chosen is None or place is None:
+            chosen, smaller = everything, {}
+        else:
+            smaller = self.metrics[place]
+        if place is not None and chosen.gains_by_recovery:
+            factors = self.recovered[place]
+        else:
+            factors = cut_factors(self.model, self.calibration, chosen.ranks, self.adapter)
+        curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
+        rank = max(layer.rank for layer in self.calibration.layers.values())
+        kind, words = verdict(chosen, curve, limit), in_words(chosen, curve, limit, rank)
+        if self.wanted.parameters is not None and chosen.share == 1:
+            words = (
+                f"unknown: the adapter has {chosen.parameters:,} parameters, no more than the "
+                f"{self.wanted.parameters:,} that were asked for, so nothing is cut"
+            )
+        return Fit(
+            calibration=self.calibration,
+            curve=curve,
+            chosen=chosen,
+            tolerance=limit,
+            asked=self.wanted.parameters is not None,
+            recover_steps=self.wanted.recover,
+            factors={name: (A.clone(), B.clone()) for name, (A, B) in factors.items()},
+            verdict=kind,
+            words=words,
+            measure=self.judge.measure,
+            rows=self.rows.told,
+            metrics={name: each for name, each in {**metrics, "smaller": smaller}.items() if each},
+            model=self.model,
+            adapter=self.adapter,
+            processes=self.processes,
+        )
+
+    def _refusal(self, search: Search, limit: Tolerance) -> str:
+        """Why no size of the wanted shape is taken: what the largest does to the loss, and the nearest that can be."""
+        wanted, top = self.wanted, search.measured(0)
+        named = {"max_rank": wanted.max_rank, "drop_types": ",".join(wanted.drop_types)}
+        shape = " and ".join(f"{name} {value}" for name, value in named.items() if value)
+        what = f"with {shape} at most {top.parameters:,} of {self.ladder.everything:,} parameters are left"
+        if not limit.learned:
+            return (
+                f"{what}, but the adapter has not lowered the {self.judge.measure} beyond its noise, so no size can be "
+                f"held to a tolerance; give parameters {top.parameters} to take it whatever it does"
+            )
+        rise = top.proof or top.best
+        assert rise is not None
+        repairs, rank = ["a larger tolerance", "more rows"], wanted.max_rank
+        highest = max(layer.rank for layer in self.calibration.layers.values())
+        while rank is not None and 2 * rank < highest:
+            rank *= 2
+            ladder = Ladder(self.calibration, replace(self.shape, max_rank=rank))
+            cut = partial(truncated, self.model, self.calibration, ladder.point(0).ranks, self.adapter)
+            if self.choice.increase(cut).upper(*self._ahead()) <= limit.loss:
+                repairs.insert(0, f"max_rank {rank} (it seems to be within)")
+                break
+        return (
+            f"{what}, and the {self.judge.measure} rises by {rise.mean:.3g} ± {rise.error:.2g}, which is not within "
+            f"the tolerance of {limit.loss:.3g}; give {', '.join(repairs)}, or parameters {top.parameters} to take it "
+            f"whatever it does"
+        )
+
+    def _ahead(self) -> tuple[float, int]:
+        """Of the proof, its standard error as a part of that of the choice, by their samples; and its batches."""
+        return (sum(self.choice.weights) / sum(self.proof.weights)) ** 0.5, len(self.proof.weights)
+
+    def _cut(self, index: int, recovered: bool) -> Cut:
+        if recovered:
+            return partial(self._with_factors, self.recovered[index])
+        return partial(truncated, self.model, self.calibration, self.ladder.point(index).ranks, self.adapter)
+
+    @contextmanager
+    def _with_factors(self, factors: Factors) -> Iterator[None]:
+        with evaluating(self.model), replaced(self.model, factors, self.adapter):
+            yield
+
+    def _measure(self, index: int) -> Increase:
+        self.work.now(f"choice, {self.ladder.share(index):.1%}")
+        return self.choice.increase(self._cut(index, False))
+
+    def _recover(self, index: int) -> Increase:
+        self.work.now(f"recovery, {self.ladder.share(index):.1%}")
+        factors = cut_factors(self.model, self.calibration, self.ladder.point(index).ranks, self.adapter)
+        self.recovered[index] = distill(
+            self.judge,
+            factors,
+            self.rows.calibration,
+            self.wanted.recover,
+            adapter=self.adapter,
+            processes=self.processes,
+        )
+        return self.choice.increase(self._cut(index, True))
+
+    def _prove(self, index: int, recovered: bool) -> Increase:
+        self.work.now(f"proof, {self.ladder.share(index):.1%}")
+        found = self.proof.increase(self._cut(index, recovered))
+        self.metrics[index] = self.proof.metrics
         return found
-
-    @property
-    def loss(self) -> float:
-        """The mean loss of the whole adapter."""
-        return paired([0.0] * len(self._with_all), self._with_all, self._weights)[0]
-
-    def cost(self, ranks: Ranks, bases: Calibration | None = None) -> tuple[float, float]:
-        """Mean rise of the loss with the first `ranks` directions of these bases, by default those measured, in
-        evaluation mode, and its standard error."""
-        with truncated(self._model, bases or self._measured, ranks, self._adapter):
-            return paired(self._with_all, self._losses(), self._weights)
-
-    def cost_of(self, factors: Factors) -> tuple[float, float]:
-        """The same with these factors."""
-        with evaluating(self._model), torch.no_grad(), replaced(self._model, factors, self._adapter):
-            return paired(self._with_all, self._losses(), self._weights)

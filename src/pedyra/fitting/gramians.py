@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pedyra.fitting.worth import Balance, balance, gate_slopes, removal_costs
+from pedyra.fitting.processes import ALONE, Processes
+from pedyra.fitting.worth import Balance, balance, gate_slopes, removal_increases
 
 BLOCKS = 128
 """Steps whose slopes are kept one by one at least; of a longer window neighbours are put together, so that memory does
@@ -25,17 +26,17 @@ class Measured:
     slopes: Float[Tensor, "steps r"]
     """Of every direction's gate; a step may stand for a few of a long window."""
     tokens_per_sample: float
-    price: int
-    """Parameters of one direction."""
+    parameters: int
+    """Number of parameters of one direction: a row of A and a column of B."""
 
     @property
     def rank(self) -> int:
         return len(self.basis.values)
 
     @property
-    def costs(self) -> Float[Tensor, " r"]:
-        """What removing each direction alone costs about."""
-        return removal_costs(self.basis.values, self.tokens_per_sample)
+    def increases(self) -> Float[Tensor, " r"]:
+        """By how much the loss of a sample rises, about, without each direction alone."""
+        return removal_increases(self.basis.values, self.tokens_per_sample)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Calibration:
         return {name: layer.basis.projection(ranks[name]) for name, layer in layers.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it but prices, for a checkpoint."""
+        """All of it but the numbers of parameters, for a checkpoint."""
         found = {"calibration.samples": self.samples}
         for name, layer in self.layers.items():
             parts = {**layer.basis._asdict(), "slopes": layer.slopes}
@@ -63,19 +64,22 @@ class Calibration:
         return found
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], prices: Mapping[str, int]) -> Calibration:
+    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, int]) -> Calibration:
         """The inverse of `tensors`.
 
+        Args:
+            parameters: layer -> number of parameters of one direction.
+
         Raises:
-            ValueError: a layer of `prices` is not in them.
+            ValueError: a layer of `parameters` is not in them.
         """
         layers = {}
-        for name, price in prices.items():
+        for name, count in parameters.items():
             keys = [f"calibration.{key}.{name}" for key in ("T", "inverse", "values", "slopes", "tokens")]
             if absent := [key for key in keys if key not in tensors]:
                 raise ValueError(f"{absent[0]} is not in the checkpoint")
             *basis, slopes, tokens = (tensors[key] for key in keys)
-            layers[name] = Measured(Balance(*basis), slopes, float(tokens), price)
+            layers[name] = Measured(Balance(*basis), slopes, float(tokens), count)
         return cls(layers, tensors["calibration.samples"], 0)
 
 
@@ -103,7 +107,7 @@ class Gramians:
         factors: layer -> its A `(r, in)`, on whose device its sums are.
         total: the sum over processes that see other samples of a step: `close` then exchanges 3 r^2 + 1 numbers a layer
             in one call, so that all of them hold the sums of all.
-        blocks: that are kept at least; 1 where only the `last` step is wanted. Default: `BLOCKS`, fewer of high ranks.
+        blocks: that are kept at least. Default: `BLOCKS`, fewer of high ranks.
     """
 
     def __init__(
@@ -199,26 +203,30 @@ class Gramians:
         tokens = torch.stack([sums.tokens.to(self._device) for sums in self._layers.values()]).tolist()
         return [name for name, count in zip(self._layers, tokens, strict=True) if count == 0]
 
-    def last(self) -> tuple[dict[str, Tensor], float]:
-        """Layer -> K `(r, r)` of the last step, and its samples; 0: it counts for nothing. Waits for the device."""
-        return {name: sums.K[-1].cpu() for name, sums in self._layers.items()}, float(self._samples[-1])
-
-    def calibration(self, prices: Mapping[str, int]) -> Calibration:
+    def calibration(self, parameters: Mapping[str, int], processes: Processes = ALONE) -> Calibration:
         """What the window tells. Waits for the device.
 
         Args:
-            prices: layer -> parameters of one direction.
+            parameters: layer -> number of parameters of one direction.
+            processes: those that saw other steps of the same window, each its own as a process without `total` does;
+                all of them are given the same.
         """
-        samples = torch.stack(self._samples).double().cpu()
-        kept = samples > 0
-        total = float(samples.sum())
+        own = {name: (each.P.cpu(), each.Q.cpu(), each.tokens.cpu()) for name, each in self._layers.items()}
+        every = processes.joined([own])
+        bases, tokens = {}, {}
+        for name in own:
+            P, Q, count = (torch.stack(parts).sum(0) for parts in zip(*(each[name] for each in every), strict=True))
+            tokens[name] = float(count)
+            bases[name] = balance(P / max(tokens[name], 1e-3), Q / max(tokens[name], 1e-3))
+        slopes = {name: gate_slopes(torch.stack(self._layers[name].K).cpu(), basis) for name, basis in bases.items()}
+        parts = processes.joined([(torch.stack(self._samples).double().cpu(), slopes, int(self._skipped))])
+        samples = torch.cat([part[0] for part in parts])
+        kept, total = samples > 0, max(float(samples.sum()), 1.0)
         layers = {}
-        for name, sums in self._layers.items():
-            count = float(sums.tokens)
-            basis = balance(sums.P.cpu() / max(count, 1e-3), sums.Q.cpu() / max(count, 1e-3))
-            slopes = gate_slopes(torch.stack(sums.K).cpu()[kept], basis)
-            layers[name] = Measured(basis, slopes, count / max(total, 1.0), prices[name])
-        return Calibration(layers, samples[kept], int(self._skipped))
+        for name, basis in bases.items():
+            found = torch.cat([part[1][name] for part in parts])[kept]
+            layers[name] = Measured(basis, found, tokens[name] / total, parameters[name])
+        return Calibration(layers, samples[kept], sum(part[2] for part in parts))
 
     def tensors(self) -> dict[str, Tensor]:
         """The state between two steps, for a checkpoint."""

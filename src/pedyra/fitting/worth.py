@@ -3,11 +3,11 @@
 A layer adds `s B A x` to its output. Write h = A x for the r numbers that A gives of a token, and g for the gradient
 of the loss of one sample with respect to them. In a *balanced* basis of the r directions, the second moments of h and
 of g are the same diagonal matrix S (Moore 1981, "Principal component analysis in linear systems"). A direction with a
-small s_i either sees little or matters little, and removing it costs about n s_i^2 / 2 of the loss, n tokens a sample.
+small s_i either sees little or matters little: without it the loss rises by about n s_i^2 / 2, n tokens a sample.
 
-How much a *set* of directions costs together is measured rather than assumed: put a gate z = 1 on every direction. The
-slope of the loss along each gate is known in every batch, and the loss without the set follows to second order, with
-the empirical Fisher information as curvature. Directions that work together are so counted together.
+By how much the loss rises without a *set* of directions is measured, not assumed: put a gate z = 1 on every direction.
+The slope of the loss along each gate is known in every batch, and the loss without the set follows to second order,
+with the empirical Fisher information as curvature. Directions that work together are so counted together.
 """
 
 from __future__ import annotations
@@ -68,14 +68,16 @@ def gate_slopes(K: Float[Tensor, "steps r r"], basis: Balance) -> Float[Tensor, 
     return torch.einsum("ij,tjk,ki->ti", basis.T, K.double(), basis.inverse)
 
 
-def removal_costs(values: Float[Tensor, " r"], tokens_per_sample: float) -> Float[Tensor, " r"]:
-    """n s_i^2 / 2: about what removing each direction alone costs of a sample's loss."""
+def removal_increases(values: Float[Tensor, " r"], tokens_per_sample: float) -> Float[Tensor, " r"]:
+    """n s_i^2 / 2: by how much the loss of a sample rises, about, without each direction alone."""
     return tokens_per_sample * values.square() / 2
 
 
-def predicted_costs(slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, " steps"]) -> Float[Tensor, " sets"]:
-    """The loss without each set of directions, to second order at z = 1: N/2 Var(c) - mean(c); negative where it does
-    harm, NaN for less than two batches.
+def predicted_increases(
+    slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, " steps"]
+) -> Float[Tensor, " sets"]:
+    """By how much the loss rises without each set of directions, to second order at z = 1: N/2 Var(c) - mean(c);
+    negative where the set does harm, NaN for less than two batches.
 
     c is the sum of a set's slopes in one batch. A batch of N samples shows the variance of a sample's slope divided
     by N, and that variance is the empirical Fisher information: the curvature along the set's common gate.
@@ -87,13 +89,3 @@ def predicted_costs(slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, 
     mean = (samples[:, None] * slopes).sum(0) / samples.sum()
     variance = (samples[:, None] * (slopes - mean).square()).sum(0) / (len(samples) - 1)  # of one sample
     return variance / 2 - mean
-
-
-def mean_slopes(
-    slopes: Float[Tensor, "steps sets"], samples: Float[Tensor, " steps"]
-) -> tuple[Float[Tensor, " sets"], Float[Tensor, " sets"]]:
-    """The mean over all samples of each set's slope, and its standard error from the spread over batches."""
-    weights = (samples / samples.sum())[:, None]
-    mean = (weights * slopes).sum(0)
-    squares = (weights * (slopes - mean)).square().sum(0)
-    return mean, (squares * len(samples) / (len(samples) - 1)).sqrt()

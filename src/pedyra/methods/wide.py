@@ -229,7 +229,7 @@ class WideRun(MethodRun):
             if ranks[name] < measured.rank:
                 turn_layer(self.layers[name], self.run.optimizer, balanced_turn(measured.basis, self.layers[name]))
                 pruned[name] = tuple(range(ranks[name], measured.rank))
-        increases = {name: layer.costs.tolist() for name, layer in found.layers.items()}
+        increases = {name: layer.increases.tolist() for name, layer in found.layers.items()}
         plan = make_plan(increases, pruned, {}, layer_means(increases, pruned))
         return Decision(plan=plan, scores=increases, reasons={"left": num_parameters(found, plan.ranks)})
 

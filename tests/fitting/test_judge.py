@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pedyra.fitting.samples import num_samples
+from pedyra.fitting.judge import Judge
 
 IDS = torch.arange(3, 23).view(4, 5)
 CLASSES = torch.tensor([0, 1, 1, 0])
@@ -38,7 +38,7 @@ def test_labels_are_those_that_give_a_loss_by_themselves(name, labels, samples, 
     told = torch.stack([loss for loss in losses if loss.isfinite()])
     assert len(told) == samples
     torch.testing.assert_close(model(**batch, labels=labels).loss, told.mean())
-    assert num_samples(model, {**batch, "labels": labels}) == samples
+    assert Judge(model).samples({**batch, "labels": labels}) == samples
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,8 @@ def test_rows_count_where_labels_are_no_classes(name, labels, make_tiny):
     output = model(**batch)
     rows = [model(**{key: value[i : i + 1] for key, value in batch.items()}).loss for i in range(4)]
     torch.testing.assert_close(output.loss, torch.stack(rows).mean())
-    assert num_samples(model, batch) == num_samples(model, batch, output) == 4
+    assert Judge(model).samples(batch) == 4
 
 
-def test_without_labels_tokens_with_logits_count_and_rows_else(make_tiny):
-    model = make_tiny("GPT2LMHeadModel")
-    assert num_samples(model, {"input_ids": IDS}, model(input_ids=IDS)) == 20
-    assert num_samples(model, {"input_ids": IDS}) == 4
-    assert num_samples(model, {}, (torch.zeros(()), IDS)) == 4
+def test_rows_count_without_labels(make_tiny):
+    assert Judge(make_tiny("GPT2LMHeadModel")).samples({"input_ids": IDS, "margin": torch.zeros(4)}) == 4

@@ -1,0 +1,156 @@
+"""How a model is judged on a batch: the loss that was trained, and what the model says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any]
+Cut = Callable[[], AbstractContextManager[None]]
+"""What makes the live model, while it lasts, the one that is judged: the whole adapter, a smaller one, none."""
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""The mean loss of a batch, `()`."""
+Outputs = Callable[[nn.Module, Batch], list[Tensor]]
+"""What a model says of a batch: tensors `(..., classes)` of logits."""
+Predictions = list[Any]
+"""What a model predicted of each batch."""
+
+
+def model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that a transformers model gives for a batch with labels."""
+    return model(**batch).loss
+
+
+def model_outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """The logits that a transformers model gives for a batch; of a language model where a label is asked for."""
+    return asked(model, batch, model(**batch))
+
+
+def asked(model: nn.Module, batch: Batch, output: Mapping[str, Any]) -> list[Tensor]:
+    """All logits of what a model gave for a batch; of a language model those of the tokens that have a label, a place
+    in the completion, or are no padding, whichever the batch tells."""
+    logits = [value for key, value in output.items() if key.endswith("logits") and isinstance(value, Tensor)]
+    if len(logits) != 1 or logits[0].dim() != 3:
+        return logits
+    for key in ("labels", "completion_mask", "attention_mask"):
+        mask = batch.get(key)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+            on = (mask != -100 if key == "labels" else mask != 0)[:, int(shifts(model)) :]
+            return [logits[0][:, : on.shape[1]][on]]
+    return logits
+
+
+def shifts(model: Any) -> bool:
+    """Whether labels are the tokens themselves, each predicted from those before it, so that none predicts the first.
+
+    So it is of models that write, but for those whose decoder is given the labels one place later.
+    """
+    writes = hasattr(model, "can_generate") and model.can_generate()
+    return writes and not getattr(model.config, "is_encoder_decoder", False)
+
+
+class Judge:
+    """A model, and the loss by which it is judged.
+
+    Args:
+        loss: of a batch, whatever was trained.
+        outputs: what the model says of a batch; recovery, and `DivergenceJudge`, compare it.
+    """
+
+    loss_scale = 1.0
+    """What the loss that is differentiated was multiplied by."""
+    measure = "loss"
+    """What rises, in words."""
+
+    def __init__(self, model: Any, loss: Loss = model_loss, outputs: Outputs = model_outputs) -> None:
+        self.model, self._loss, self._outputs = model, loss, outputs
+
+    def trained_loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch `()`, to be differentiated; times `loss_scale`."""
+        return self._loss(self.model, batch)
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """What the model says of a batch."""
+        return self._outputs(self.model, batch)
+
+    def samples(self, batch: Batch) -> float:
+        """What the loss of a batch is a mean over: tokens or rows with a label, else rows."""
+        labels = batch.get("labels")
+        if isinstance(labels, Tensor) and not labels.is_floating_point():
+            first = int(labels.dim() > 1 and shifts(self.model))
+            return float((labels[..., first:] != -100).sum())
+        rows = (len(each) for each in batch.values() if isinstance(each, Tensor) and each.dim() > 0)
+        return float(next(rows, 1))
+
+    def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
+        """The loss of each batch with the whole adapter, which others are compared with."""
+        yield from self.losses(batches, cut, predictions)
+
+    def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
+        """The loss of each batch with the model that `cut` makes. Every pass draws the same random numbers.
+
+        Args:
+            predictions: is given what `metrics` takes.
+        """
+        torch.manual_seed(0)
+        with cut(), torch.no_grad():
+            for number, batch in enumerate(batches):
+                yield finite(float(self._loss(self.model, batch)), number)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """The task's metrics of all rows that were predicted; none where it has none."""
+        return {}
+
+
+class DivergenceJudge(Judge):
+    """Judges by how far the model's outputs are from those of the whole adapter, where the trained loss is a surrogate
+    that says nothing about held-out rows: the mean of KL(whole || cut) over the tokens of the batch."""
+
+    measure = "divergence from the whole adapter"
+
+    def __init__(self, model: Any, outputs: Outputs, whole: Cut) -> None:
+        super().__init__(model, outputs=outputs)
+        self._whole = whole
+
+    def trained_loss(self, batch: Batch) -> Tensor:
+        """The log-likelihood of what the whole adapter itself would say, drawn at random: the second moment of its
+        gradients is the Fisher information, which is the curvature of the divergence, and their mean is zero."""
+        (logits,) = self.outputs(batch)
+        logits = logits.float().flatten(0, -2)
+        said = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(-1)
+        return nn.functional.cross_entropy(logits, said)
+
+    def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
+        yield from (0.0 for _ in batches)
+
+    def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
+        for number, batch in enumerate(batches):
+            with torch.no_grad():
+                with self._whole():
+                    teacher = self.outputs(batch)
+                with cut():
+                    yield finite(float(gap(self.outputs(batch), teacher, numbers=False)), number)
+
+
+def finite(loss: float, number: int) -> float:
+    """The loss of the batch of this number; ValueError where it is none."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of held-out batch {number} is {loss}; take its rows out")
+    return loss
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of KL(teacher || student) over all but the last dimension, of the softmax of both `(*n, classes)`."""
+    p, q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def gap(student: Sequence[Tensor], teacher: Sequence[Tensor], numbers: bool) -> Tensor:
+    """How far the student's outputs are from the teacher's: squared error where they are `numbers`, else divergence."""
+    distance = (lambda s, t: (s - t).float().square().mean()) if numbers else divergence
+    return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).sum()

@@ -1,0 +1,487 @@
+"""`pedyra.fit(trainer)`: how small may the adapter be that this Trainer has trained, by the loss that it trains?"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import random
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
+from tqdm.auto import tqdm
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_pt_utils import EvalLoopContainer
+
+from pedyra.fitting.calibration import evaluating, frozen, lora_layers
+from pedyra.fitting.fit import EVALUATIONS, Fit, Rows, Wanted, Work, fit_batches
+from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
+from pedyra.fitting.processes import Processes
+from pedyra.lora.export import active_adapter
+from pedyra.lora.folder import SavedLora, check_plain
+from pedyra.lora.start import takes_from_weight
+
+logger = logging.getLogger(__name__)
+
+BATCH = 8
+"""Rows of a batch at most: the proof is paired batch by batch, so small ones make a better standard error."""
+BATCHES = 24
+"""Held-out batches that are made of few rows at least, as far as they go in pairs."""
+CALIBRATION = 128
+"""Batches of calibration at most."""
+GENERATED_ROWS = 128
+"""Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
+FP16_SCALE = 1024.0
+"""Of a loss whose gradients are half precision: they would underflow."""
+
+
+def fit(
+    trainer: Trainer,
+    *,
+    tolerance: float = 0.01,
+    recover: int = 0,
+    parameters: int | None = None,
+    max_rank: int | None = None,
+    same_rank: bool = False,
+    multiple_of: int = 1,
+    drop_types: Sequence[str] = (),
+    data: Any = None,
+    rows: int = 1024,
+    curve: bool = False,
+    adapter: str | None = None,
+) -> Fit:
+    """How small may the LoRA be that this Trainer has trained? Ask after `trainer.train()`.
+
+    Gradients come from `trainer.compute_loss`, losses from its own evaluation, so the loss is the one that was trained:
+    of DPO, KTO, a reward model, with class weights or label smoothing. Where that is a surrogate which says nothing
+    about held-out rows (GRPO and RLOO, which are rewarded for what they write; DFT, whose weights are the probabilities
+    themselves), it is judged by the divergence from what the whole adapter says instead. Nothing of Trainer, model or
+    random state changes. One process, or several under DDP.
+
+    Args:
+        tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
+        recover: also try smaller sizes, each after so many steps towards what the whole adapter says.
+        parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
+        max_rank: no layer keeps more.
+        same_rank: every layer keeps the same rank.
+        multiple_of: ranks are multiples of it.
+        drop_types: module types that keep none, e.g. ("q_proj", "k_proj").
+        data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
+            trained on, with a warning.
+        rows: to calibrate with and for the proof, at most; half as many for the choice.
+        curve: measure the whole curve, not only what the choice needs.
+        adapter: its name, where several are active.
+
+    Returns:
+        What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
+
+    Raises:
+        ValueError: no plain LoRA, a sharded model, too few rows, a layer that the calibration did not see, a shape that
+            cannot be had within tolerance.
+    """
+    wanted = Wanted(
+        tolerance=tolerance,
+        parameters=parameters,
+        max_rank=max_rank,
+        same_rank=same_rank,
+        multiple_of=multiple_of,
+        drop_types=[drop_types] if isinstance(drop_types, str) else list(drop_types),
+        recover=recover,
+        rows=rows,
+        curve=curve,
+    )
+    return fit_trainer(trainer, wanted, data=data, adapter=adapter)
+
+
+def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, adapter: str | None = None) -> Fit:
+    """`fit` of a record."""
+    _check_whole(trainer)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    adapter = adapter or active_adapter(model)
+    _check_live(model, adapter)
+    wanted.shape([*lora_layers(model, adapter)], more=False)  # before anything is measured
+    processes = Processes(trainer.accelerator.num_processes, trainer.accelerator.process_index)
+    generates = callable(getattr(trainer, "_generate_and_score_completions", None))
+    with _untouched(trainer, model):
+        batches = _rows(trainer, data, wanted, processes, generates)
+        judge = judged = TrainerJudge(trainer, model)
+        if generates or getattr(trainer.args, "loss_type", None) == "dft":
+            judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
+        return fit_batches(judge, batches, wanted, adapter=adapter, processes=processes, work=_Bar(trainer))
+
+
+class TrainerJudge(Judge):
+    """Judges by a Trainer's own loss and evaluation."""
+
+    def __init__(self, trainer: Trainer, model: Any) -> None:
+        super().__init__(model)
+        self.trainer: Any = trainer
+        self.loss_scale = FP16_SCALE if trainer.args.fp16 else 1.0
+
+    def trained_loss(self, batch: Batch) -> Tensor:
+        trainer = self.trainer
+        inputs = trainer._prepare_inputs(dict(batch))
+        count = trainer._get_num_items_in_batch([inputs], trainer.args.device)
+        with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(self.model, inputs, num_items_in_batch=count)
+        return loss.mean() * self.loss_scale
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        inputs = send_to_device(dict(batch), self.trainer.args.device)
+        base: Any = self.model.get_base_model()
+        takes = inspect.signature(base.forward).parameters
+        known = {key: value for key, value in inputs.items() if key in takes}
+        if not getattr(base.config, "is_encoder_decoder", False):
+            known.pop("labels", None)  # a loss would be computed for nothing
+        with self.trainer.accelerator.autocast():
+            return asked(self.model, inputs, self.model(**known))
+
+    def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
+        trainer = self.trainer
+        loss_only = predictions is None or trainer.compute_metrics is None or trainer.args.batch_eval_metrics
+        torch.manual_seed(0)
+        with cut():
+            for number, batch in enumerate(batches):
+                with trainer.accelerator.autocast():
+                    loss, logits, labels = trainer.prediction_step(self.model, dict(batch), loss_only)
+                if loss is None:
+                    raise ValueError(
+                        f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
+                        f"with TrainingArguments(label_names=...)"
+                    )
+                if not loss_only and predictions is not None and logits is not None:
+                    if trainer.preprocess_logits_for_metrics is not None:
+                        logits = trainer.preprocess_logits_for_metrics(logits, labels)
+                    predictions.append(send_to_device((logits, labels), "cpu"))
+                yield finite(float(loss.mean()), number)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        if not predictions:
+            return {}
+        logits, labels = (EvalLoopContainer(padding_index=-100) for _ in range(2))
+        for each in predictions:
+            for kept, part in zip((logits, labels), each, strict=True):
+                kept.add(part)
+        found: Any = logits.get_arrays(), labels.get_arrays()
+        metrics = self.trainer.compute_metrics(EvalPrediction(*found))
+        return {str(name): float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+
+
+def _check_whole(trainer: Any) -> None:
+    """Refuse a model that is cut into shards: ValueError."""
+    parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    ways = {
+        "FSDP": trainer.is_fsdp_enabled,
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "tensor, context or sequence parallelism": parallel is not None
+        and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("tp", "cp", "sp")),
+    }
+    if found := [name for name, on in ways.items() if on]:
+        raise ValueError(
+            f"the model is sharded ({found[0]}), and a fit takes it whole; save the adapter and run `pedyra fit FOLDER "
+            f"--data ROWS` in one process"
+        )
+
+
+def _check_live(model: Any, adapter: str) -> None:
+    """Refuse a live adapter whose own factors are not its update of the base model: ValueError."""
+    config = model.peft_config[adapter].to_dict()
+    title = f"adapter {adapter!r}"
+    layers = lora_layers(model, adapter)
+    for name, module in layers.items():
+        if adapter in module.merged_adapters:
+            raise ValueError(f"{title} is merged into {name}; call model.unmerge_adapter() first")
+        if getattr(module.lora_A[adapter], "origin", None) is not None:
+            raise ValueError(
+                f"{title} began as a part of the weights (PiSSA, OLoRA), which the live model keeps beside it; call "
+                f"pedyra.detach(model, {adapter!r}) first, after which its factors hold the difference"
+            )
+    if takes_from_weight(config.get("init_lora_weights")):
+        raise ValueError(
+            f"{title} began as a part of the weights ({config['init_lora_weights']}), and the live model holds a base "
+            f"that lacks it; save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), as PEFT "
+            f"documents, and run `pedyra fit FOLDER`"
+        )
+    check_plain(SavedLora(title, Path(), config, {}, []))
+
+
+def _rows(trainer: Any, data: Any, wanted: Wanted, processes: Processes, generates: bool) -> Rows:
+    """The batches of a fit: of the held-out rows a third is for the choice, which has to say where the proof begins,
+    and the rest is for the proof, which has to tell sizes apart from the tolerance."""
+    most = wanted.rows
+    if generates:  # every prompt is completed so many times
+        completions = getattr(trainer, "num_generations_eval", getattr(trainer, "num_generations", 1))
+        most = min(most, max(2 * BATCH, GENERATED_ROWS // completions))
+    training = trainer.train_dataset
+    if data is not None:
+        held, name = _prepared(trainer, data), "data"
+    elif trainer.eval_dataset is not None:
+        held, name = _joined(trainer.eval_dataset), "eval_dataset"
+    else:
+        held, name = None, "train_dataset"
+    if held is None and training is None:
+        raise ValueError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
+    generator = torch.Generator().manual_seed(trainer.args.seed)
+    if held is None or training is None:  # one set of rows, of which half calibrates
+        if held is None:
+            warnings.warn(
+                "there is no eval_dataset, so the fit is judged by rows that the adapter was trained on, which it "
+                "knows better than others; give rows of its task as data=",
+                stacklevel=4,
+            )
+        every, order = _shuffled(training if held is None else held, 2 * most + most // 2, generator)
+        half = min(most, len(order) // 2)
+        training, seen = every, order[:half]
+        held, left = every, order[half:]
+    else:
+        training, seen = _shuffled(training, most, generator)
+        held, left = _shuffled(held, most + most // 2, generator)
+    left = left[: most + most // 2]
+    size = min(BATCH, trainer.args.per_device_eval_batch_size)
+    size = trainer.args.per_device_eval_batch_size if generates else max(min(2, size), min(size, len(left) // BATCHES))
+    step = size * processes.size
+    if processes.size > 1:  # as many batches in every process, and no row twice
+        left = left[: len(left) // step * step]
+    choice = len(left) // 3 // step * step if processes.size > 1 else len(left) // 3
+    small = size if generates else min(BATCH, trainer.args.per_device_train_batch_size)
+    seen = seen[: CALIBRATION * small]
+    if processes.size > 1:
+        seen = seen[: len(seen) // (small * processes.size) * small * processes.size]
+    parts = {
+        "calibration": (training, seen, small),
+        "choice": (held, left[:choice], size),
+        "proof": (held, left[choice:], size),
+    }
+    batches = {}
+    for part, (dataset, indices, rows) in parts.items():
+        if not indices:
+            raise ValueError(f"{name} leaves no rows for the {part} of a fit ({len(left)} are held out); give more")
+        batches[part] = _batches(trainer, _selected(dataset, indices), rows, processes, generates)
+    counts = {part: f"{len(indices):,}" for part, (_, indices, _) in parts.items()}
+    told = (
+        f"{counts['calibration']} to calibrate; of {name} {counts['choice']} for the choice and {counts['proof']} for "
+        f"the proof"
+    )
+    return Rows(**batches, told=told)
+
+
+def _batches(trainer: Any, dataset: Any, size: int, processes: Processes, generates: bool) -> list[Batch]:
+    """This process's batches of a data set as the Trainer's own evaluation makes them, in the host's memory."""
+    settings = {
+        "per_device_eval_batch_size": size,
+        "dataloader_num_workers": 0,
+        "dataloader_persistent_workers": False,
+        "dataloader_prefetch_factor": None,
+        "dataloader_multiprocessing_context": None,
+        "dataloader_drop_last": False,
+        "dataloader_pin_memory": False,
+    }
+    before = {name: getattr(trainer.args, name) for name in settings if hasattr(trainer.args, name)}
+    try:
+        vars(trainer.args).update({name: settings[name] for name in before})
+        batches = list(trainer.get_eval_dataloader(dataset))
+    finally:
+        vars(trainer.args).update(before)
+    if generates:
+        # Completions of the whole adapter: it is to say again what it says.
+        return [_completed(trainer, batch) for batch in batches]
+    if len(batches) != math.ceil(len(dataset) / (size * processes.size)):
+        raise ValueError(
+            f"{type(trainer).__name__}.get_eval_dataloader gives {len(batches)} batches for {len(dataset)} rows in "
+            f"batches of {size}, so rows for the choice and for the proof cannot be kept apart; let it take the data "
+            f"set that it is given, and the batch size of its arguments"
+        )
+    return [send_to_device(batch, "cpu") for batch in batches]
+
+
+def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
+    """A batch of prompts, each with a completion by the model as it is; the labels are the completion's tokens."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with evaluating(model), torch.no_grad():
+        found = trainer._prepare_inputs(prompts)
+    on = found["completion_mask"] * found.get("tool_mask", torch.ones_like(found["completion_mask"]))
+    labels = found["completion_ids"].masked_fill(on == 0, -100)
+    batch = {
+        "input_ids": torch.cat([found["prompt_ids"], found["completion_ids"]], 1),
+        "attention_mask": torch.cat([found["prompt_mask"], found["completion_mask"]], 1),
+        "labels": torch.cat([torch.full_like(found["prompt_ids"], -100), labels], 1),
+    }
+    return {key: value.cpu() for key, value in batch.items()}
+
+
+def _prepared(trainer: Any, data: Any) -> Any:
+    """Rows as the Trainer takes them. TRL's Trainers tokenise what they are given themselves; rows that are tokenised
+    already they leave alone."""
+    prepare = getattr(trainer, "_prepare_dataset", None)
+    known = {
+        "dataset": data,
+        "processing_class": trainer.processing_class,
+        "args": trainer.args,
+        "packing": getattr(trainer.args, "eval_packing", None) or getattr(trainer.args, "packing", False),
+        "formatting_func": None,
+        "dataset_name": "fit",
+    }
+    takes = () if prepare is None else inspect.signature(prepare).parameters
+    if prepare is None or not set(takes) <= known.keys() or getattr(trainer, "_is_vision_dataset", False):
+        return data
+    return prepare(**{name: known[name] for name in takes})
+
+
+def _joined(dataset: Any) -> Any:
+    """One data set, of several by name."""
+    if not isinstance(dataset, Mapping) or not dataset:
+        return dataset
+    parts = list(dataset.values())
+    if hasattr(parts[0], "select"):
+        from datasets import concatenate_datasets
+
+        return concatenate_datasets(parts)
+    return torch.utils.data.ConcatDataset(parts)
+
+
+def _shuffled(dataset: Any, most: int, generator: torch.Generator) -> tuple[Any, list[int]]:
+    """A data set with a length, and the places of at most so many of its rows, drawn at random; of a stream its first
+    rows."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        dataset = list(islice(dataset, most))
+    return dataset, torch.randperm(len(dataset), generator=generator)[:most].tolist()
+
+
+def _selected(dataset: Any, indices: list[int]) -> Any:
+    return dataset.select(indices) if hasattr(dataset, "select") else Subset(dataset, indices)
+
+
+class _Bar(Work):
+    """A progress bar where the Trainer has them, in its first process, and an estimate before the work begins."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
+        self._bar: Any = None
+
+    def begin(self, calibration: int, held: int, seconds: float) -> None:
+        text = (
+            f"fit: {calibration} batches of calibration and at most {EVALUATIONS} evaluations of {held} held-out "
+            f"batches, about {_time(seconds)} at most"
+        )
+        logger.info(text)
+        if self._shown:
+            print(text)
+            self._bar = tqdm(total=calibration + EVALUATIONS * held, unit="batch")
+
+    def now(self, words: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description(words)
+
+    def step(self, batches: int = 1) -> None:
+        if self._bar is not None:
+            self._bar.update(batches)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.total = self._bar.n
+            self._bar.set_description("fit")
+            self._bar.close()
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+@contextmanager
+def _untouched(trainer: Any, model: Any) -> Iterator[None]:
+    """Whatever is done meanwhile, afterwards the Trainer, what it holds (logs, metrics that wait to be logged, state,
+    arguments), the model's modes and gradients and all random states are as before."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        for held in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
+            stack.callback(_kept(held))
+        stack.callback(_kept(trainer.accelerator))
+        stack.enter_context(frozen(model))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_averaged(trainer.optimizer))
+        # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
+        vars(trainer.args)["average_tokens_across_devices"] = False
+        if trainer.args.n_gpu > 1:
+            vars(trainer.args)["_n_gpu"] = 1
+        yield
+
+
+@contextmanager
+def _averaged(optimizer: Any) -> Iterator[None]:
+    """While it lasts, an optimizer with two sets of weights (schedule-free) has the model hold those of evaluation."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not callable(getattr(inner, "eval", None)):
+        yield
+        return
+    training = any(group.get("train_mode") for group in inner.param_groups)
+    inner.eval()
+    try:
+        yield
+    finally:
+        if training:
+            inner.train()
+
+
+_LARGE = ("train_dataset", "eval_dataset")
+
+
+def _kept(held: Any) -> Callable[[], None]:
+    """What puts an object's attributes back as they are now, and what containers among them hold."""
+    attributes = dict(vars(held))
+    contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
+
+    def restore() -> None:
+        vars(held).clear()
+        vars(held).update(attributes)
+        for put_back in contents:
+            put_back()
+
+    return restore
+
+
+def _contents(value: Any) -> Callable[[], None]:
+    """What puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
+    if isinstance(value, dict):
+        items = dict(value)
+        inner = [_contents(each) for each in items.values()]
+
+        def put_back() -> None:
+            value.clear()
+            value.update(items)
+            for each in inner:
+                each()
+
+        return put_back
+    if isinstance(value, list | deque | set):
+        kept = list(value)
+        inner = [_contents(each) for each in kept]
+
+        def put_back() -> None:
+            value.clear()
+            (value.update if isinstance(value, set) else value.extend)(kept)
+            for each in inner:
+                each()
+
+        return put_back
+    if type(value) is Tensor and value.numel() <= 1024:
+        saved = value.detach().clone()
+        return lambda: _copy(value, saved)
+    return lambda: None
+
+
+@torch.no_grad()
+def _copy(value: Tensor, saved: Tensor) -> None:
+    if not torch.equal(value, saved):
+        value.copy_(saved)

@@ -1,0 +1,65 @@
+"""Two processes under DDP find what one finds, and both the same; the first one writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from classifier_rows import accuracy, rows
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from together import can_fork, together
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+import pedyra
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
+
+
+def found_by(rank: int, size: int, out: str, weights: str, recover: int) -> dict[str, Any]:
+    """What one process, or two, find of the classifier with these weights; a step at rate 0 sets up Trainer's DDP."""
+    shape: Any = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    shape |= dict(max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    lora = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        task_type="SEQ_CLS",  # type: ignore[arg-type]
+        target_modules=["query", "value", "dense"],
+        exclude_modules=["bert.pooler.dense"],
+    )
+    model: Any = get_peft_model(BertForSequenceClassification(BertConfig(**shape)), lora)
+    model.load_state_dict(load_file(weights))
+    arguments = TrainingArguments(
+        out, max_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, learning_rate=0.0,
+        label_names=["labels"], per_device_train_batch_size=4, ddp_backend="gloo" if size > 1 else None,
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=rows(64, 1), eval_dataset=rows(96, 2), compute_metrics=accuracy)
+    trainer.train()
+    found = pedyra.fit(trainer, tolerance=0.05, rows=64, recover=recover)
+    found.save(Path(out, "small"))
+    found.apply()
+    trained = {name: weight.flatten().tolist() for name, weight in model.named_parameters() if "lora_" in name}
+    return {"row": found.row(), "curve": found.curve_rows(), "trained": trained}
+
+
+@pytest.mark.parametrize("recover", [0, 4], ids=["cut", "recovered"])
+def test_two_processes_find_what_one_finds(make_trainer: Any, tmp_path: Path, recover: int):
+    weights = str(tmp_path / "weights.safetensors")
+    save_file(make_trainer().model.state_dict(), weights)
+    (alone,) = together(found_by, 1, str(tmp_path / "one"), weights, recover)
+    first, second = together(found_by, 2, str(tmp_path / "two"), weights, recover)
+    assert first == second  # to the last bit
+    one, two = alone["row"], first["row"]
+    assert one["share"] < 1 and two["share"] < 1
+    saved = load_file(tmp_path / "two" / "small" / "adapter_model.safetensors")
+    assert sum(each.numel() for key, each in saved.items() if "lora_" in key) == two["parameters"]
+    assert two["batches"] == one["batches"] and two["won"] == pytest.approx(one["won"], rel=1e-4)
+    if recover:  # a step of two processes has twice the rows
+        return
+    for ours, theirs in zip(first["curve"], alone["curve"], strict=True):
+        for key, value in theirs.items():
+            near = isinstance(value, float)
+            assert ours[key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if near else value)
+    assert two["ranks"] == one["ranks"] and two["metrics"] == one["metrics"]

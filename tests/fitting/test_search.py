@@ -1,0 +1,199 @@
+"""Which size is taken: what is asked, in which order, how often it is wrong, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pedyra.fitting.curve import Point
+from pedyra.fitting.search import Search
+from pedyra.fitting.verdict import Increase, Tolerance, in_words, paired, student, verdict
+
+LIMIT = 0.01
+
+
+class Sizes:
+    """A ladder of 120 sizes, each 4 % smaller than the one before."""
+
+    parameters = [round(1e6 * 0.96**index) for index in range(120)]
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def share(self, index: int) -> float:
+        return self.parameters[index] / self.parameters[0]
+
+    def at(self, share: float) -> int:
+        return next((index for index in range(len(self)) if self.share(index) <= share), len(self) - 1)
+
+    def point(self, index: int) -> Point:
+        ranks = {"q": len(self) - index}
+        return Point(ranks=ranks, parameters=self.parameters[index], share=self.share(index), predicted=0.0)
+
+
+class Rows:
+    """Batches on which a size of this part of the parameters loses truth(share), with noise that grows as it shrinks,
+    and which sizes share as nested ones do: what the larger one loses the smaller one loses too."""
+
+    def __init__(self, truth: Callable[[float], float], batches: int, seed: int) -> None:
+        self.truth, self.batches, self.asked = truth, batches, 0
+        noise = np.random.default_rng(seed).standard_t(5, size=(len(Sizes()), batches)) / math.sqrt(5 / 3)
+        variances = np.array([self.deviation(Sizes().share(index)) ** 2 for index in range(len(Sizes()))])
+        self.noise = (noise * np.sqrt(np.diff(variances, prepend=0.0))[:, None]).cumsum(0)
+
+    def deviation(self, share: float) -> float:
+        """Of one batch; at a quarter of the parameters 3 times the tolerance."""
+        return 3 * LIMIT * (0.25 / share) ** 2 * (1 - share) / 0.75
+
+    def measure(self, index: int) -> Increase:
+        self.asked += self.batches
+        after = self.truth(Sizes().share(index)) + self.noise[index]
+        return paired([0.0] * self.batches, after.tolist(), [1.0] * self.batches)
+
+
+def search(
+    truth: Callable[[float], float], seed: int, recovered: Callable[[float], float] | None = None, batches: int = 64
+) -> tuple[Search, Rows, Rows]:
+    choice, proof = Rows(truth, batches, 2 * seed), Rows(truth, 2 * batches, 2 * seed + 1)
+    after = [Rows(recovered, count, 10**6 + seed + count) for count in (batches, 2 * batches)] if recovered else []
+
+    def prove(index: int, recovers: bool) -> Increase:
+        return (after[1] if recovers else proof).measure(index)
+
+    found = Search(
+        Sizes(),  # type: ignore[arg-type]
+        LIMIT,
+        measure=choice.measure,
+        recover=after[0].measure if recovered else None,
+        prove=prove,
+        ahead=(math.sqrt(0.5), 2 * batches),
+    )
+    return found, choice, proof
+
+
+def steep(share: float) -> float:
+    """As adapters are: nothing at first, the tolerance at a quarter, and much below."""
+    return LIMIT * (0.25 / share) ** 3 * (1 - share)
+
+
+def cliff(share: float) -> float:
+    """All that is smaller than a third is just beyond the tolerance: the hardest to tell."""
+    return 1.01 * LIMIT if share < 1 / 3 else 0.0
+
+
+def always(share: float) -> float:
+    """Every smaller size is just beyond the tolerance."""
+    return 1.01 * LIMIT if share < 1 else 0.0
+
+
+@pytest.mark.parametrize("truth", [steep, cliff, always])
+def test_over_a_hundred_splits_what_is_taken_is_within_tolerance_in_ninety_five(truth):
+    """The true increase, which the rows only sample. 300 splits: 5 % of them, and three standard errors of that."""
+    taken = [search(truth, seed)[0].choose() for seed in range(300)]
+    beyond = sum(point is not None and truth(point.share) > LIMIT for point in taken)
+    assert beyond <= 0.05 * 300 + 3 * math.sqrt(0.05 * 0.95 * 300)
+    if truth is steep:
+        assert beyond <= 0.05 * 300
+        shares = [1.0 if point is None else point.share for point in taken]
+        assert math.exp(np.mean(np.log(shares))) < 0.5 and sum(share == 1 for share in shares) < 0.1 * 300
+
+
+@pytest.mark.parametrize("truth", [steep, cliff, always, lambda share: 0.0], ids=["steep", "cliff", "always", "free"])
+@pytest.mark.parametrize("recovered", [None, lambda share: steep(share) / 5], ids=["cut", "recovered"])
+def test_at_most_eight_evaluations_of_the_held_out_rows(truth, recovered):
+    """With the whole adapter and the base model, of which each sees all of them once."""
+    for seed in range(20):
+        found, choice, proof = search(truth, seed, recovered)
+        found.choose()
+        asked = sum(64 * ((p.measured is not None) + (p.recovered is not None)) for p in found.curve)
+        asked += sum(128 for p in found.curve if p.proof is not None)
+        assert 2 + asked / (choice.batches + proof.batches) <= 8
+
+
+def test_the_whole_curve_is_measured_where_it_is_asked_for():
+    found, _, _ = search(steep, 0)
+    found.choose(wholly=True)
+    assert sum(point.measured is not None for point in found.curve) >= 12
+
+
+def test_the_proof_goes_from_the_largest_size_down_and_ends_at_the_first_that_is_rejected():
+    for seed in range(30):
+        found, _, _ = search(steep, seed)
+        chosen = found.choose()
+        asked = [point for point in found.curve if point.proof is not None]
+        answers = [point.accepted for point in asked]
+        assert answers == sorted(answers, reverse=True) and answers.count(False) <= 1
+        accepted = [point for point in asked if point.accepted]
+        assert chosen == (accepted[-1] if accepted else None)
+
+
+def test_steps_of_recovery_let_smaller_sizes_be_taken():
+    cut = [search(steep, seed)[0].choose() for seed in range(20)]
+    found = [search(steep, seed, lambda share: steep(share) / 20)[0].choose() for seed in range(20)]
+    shares = [np.mean([math.log(1.0 if p is None else p.share) for p in points]) for points in (cut, found)]
+    assert shares[1] < shares[0] - 0.1
+    assert any(p is not None and p.gains_by_recovery for p in found)
+
+
+def increase(mean: float, error: float = 1e-4, batches: int = 1000) -> Increase:
+    return Increase(mean, error, batches)
+
+
+def size(share: float, mean: float, error: float = 0.001, **measured: Any) -> Point:
+    ranks = {"q": round(1000 * share)}
+    return Point(ranks=ranks, parameters=round(1000 * share), share=share, predicted=0.0,
+                 measured=increase(mean, error), **measured)  # fmt: skip
+
+
+LEARNED = Tolerance(increase(1.0, 0.01), 0.01)
+WHOLE = size(1.0, 0.0, 0.0)
+
+
+def test_a_size_that_is_better_known_is_taken():
+    """0.001 ± 0.001 may be 0.003; a cut that seems to gain, -0.001 ± 0.004, may lose 0.006."""
+    cut = size(0.1, -0.001, 0.004)
+    assert cut.but(recovered=increase(0.001, 0.001)).best == increase(0.001, 0.001)
+    assert cut.but(recovered=increase(0.001, 0.004)).best == increase(-0.001, 0.004)
+
+
+def test_paired_differences_by_hand():
+    """Differences 0.1 and 0.3 with weights 1 and 3: mean 0.25; sum of squares (0.15)^2 + (3 * 0.05)^2 = 0.045."""
+    mean, error, batches = paired([1.0, 1.0], [1.1, 1.3], [1.0, 3.0])
+    assert mean == pytest.approx(0.25) and error == pytest.approx(math.sqrt(0.045 * 2) / 4) and batches == 2
+
+
+@pytest.mark.parametrize("batches", [4, 8, 30, 200])
+@pytest.mark.parametrize("level", [0.05, 0.025])
+def test_bounds_are_students(batches, level):
+    assert student(level, batches) == pytest.approx(stats.t.ppf(1 - level, batches - 1), rel=0.01)
+    found = Increase(0.1, 0.02, batches)
+    low, high = found.interval()
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, batches - 1, 0.1, 0.02), abs=0.02 * 0.03)
+    assert found.upper() == pytest.approx(0.1 + 0.02 * stats.t.ppf(0.95, batches - 1), rel=0.01)
+
+
+def test_a_rank_that_was_more_than_enough_is_told():
+    chosen = size(0.25, 0.002, proof=increase(0.002, 0.001), accepted=True)
+    assert verdict(chosen, [WHOLE, chosen], LEARNED) == "flat"
+    assert in_words(chosen, [WHOLE, chosen], LEARNED, 8) == "flat: r = 8 is 4 times what this task needs"
+
+
+def test_a_rank_that_binds_is_told_with_what_twice_as_much_might_lower():
+    """With half the loss rises by 0.12, with the next half by 0.16 more: each doubling lowers it by 3/4 of the one
+    before, so the next by 0.09."""
+    binding = [WHOLE, size(0.5, 0.12, 0.01), size(0.25, 0.28, 0.01)]
+    assert verdict(WHOLE, binding, LEARNED) == "capacity-limited"
+    words = in_words(WHOLE, binding, LEARNED, 8)
+    assert "r = 8 binds" in words and "0.12" in words and "0.09" in words
+
+
+def test_what_cannot_be_told_is_unknown():
+    assert verdict(WHOLE, [WHOLE, size(0.5, 0.01, 0.01)], LEARNED) == "unknown"
+    nothing = Tolerance(increase(0.001, 0.01), 0.01)
+    assert verdict(WHOLE, [WHOLE, size(0.1, 0.0)], nothing) == "unknown"
+    assert "everything is kept" in in_words(WHOLE, [WHOLE], nothing, 8)

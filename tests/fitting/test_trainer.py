@@ -1,0 +1,311 @@
+"""`pedyra.fit(trainer)`: by the Trainer's own loss, with nothing of it changed, down to a smaller ordinary LoRA."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from classifier_rows import logits, rows
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+import pedyra
+from pedyra.fitting.calibration import lora_layers
+from pedyra.fitting.cut import CURVE, RECORD
+
+FAST: dict[str, Any] = {"rows": 64}
+
+
+def fit(trainer: Any, **wanted: Any) -> pedyra.Fit:
+    return pedyra.fit(trainer, **{**FAST, **wanted})
+
+
+def test_a_classifier_ends_smaller_with_a_proof_and_its_metric(make_trainer: Any, tmp_path: Path):
+    trainer = make_trainer()
+    found = fit(trainer, tolerance=0.05)
+    assert found.verdict == "flat" and found.chosen.share <= 0.5 and found.chosen.accepted
+    row = found.row()
+    assert row["measured_increase"] < row["tolerance"] < row["won"]
+    assert set(row["metrics"]) == {"base", "whole", "smaller"} and row["metrics"]["whole"]["accuracy"] > 0.85
+    told = str(found)
+    assert f"{row['parameters']:,} parameters" in told and "accuracy" in told and "32 for the choice" in told
+    held = rows(96, 2)
+    before = logits(trainer.model, held)
+    assert found.save(tmp_path / "small") == tmp_path / "small"
+    assert torch.equal(logits(trainer.model, held), before)  # the live model is as it was
+    found.apply()
+    assert sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" in n) == row["parameters"]
+    small = logits(trainer.model, held)
+    labels = torch.tensor([each["labels"] for each in held])
+    assert float((small.argmax(-1) == labels).float().mean()) > 0.8
+    trainer.model.save_pretrained(tmp_path / "applied")
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("small", "applied"))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    again = found.save(tmp_path / "again")  # after it was applied, too
+    assert (again / RECORD).read_text() == (tmp_path / "small" / RECORD).read_text()
+    assert len((again / CURVE).read_text().splitlines()) == len(found.curve_rows())
+
+
+class Recorder(TrainerCallback):
+    """What is called after training."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append("prediction_step")
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append("evaluate")
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append("log")
+
+
+class Counting(Trainer):
+    """A Trainer with numbers of its own that its loss changes, as TRL's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen = {"eval": [0], "total": torch.zeros(())}
+        self.passes = {"loss": 0, "prediction": 0}
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.seen["eval"].append(len(inputs["labels"]))
+        self.seen["total"] += 1
+        self.state.num_input_tokens_seen += 1
+        COUNT["loss" if torch.is_grad_enabled() else "prediction"] += 1
+        np.random.rand(), random.random(), torch.rand(1)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+COUNT = {"loss": 0, "prediction": 0}
+
+
+def state_of(trainer: Any) -> Any:
+    model = trainer.model
+    return {
+        "state": repr(vars(trainer.state)),
+        "control": repr(vars(trainer.control)),
+        "args": repr(vars(trainer.args)),
+        "attributes": sorted(vars(trainer)),
+        "own": repr(trainer.seen),
+        "calls": list(next(c for c in trainer.callback_handler.callbacks if isinstance(c, Recorder)).calls),
+        "loaders": len(trainer.accelerator._dataloaders),
+        "modes": [module.training for module in model.modules()],
+        "trained": [p.requires_grad for p in model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.sum().item() for p in model.parameters()],
+        "weights": [p.sum().item() for p in model.parameters()],
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+        "eval_loss": None,
+    }
+
+
+def test_nothing_of_the_trainer_changes(make_trainer: Any):
+    trainer = make_trainer(Counting, given={"callbacks": [Recorder()]})
+    trainer.model.train()
+    trainer.training_step(
+        trainer.model, {k: torch.stack([torch.as_tensor(r[k]) for r in rows(4, 5)]) for k in rows(1, 5)[0]}
+    )
+    trainer.model.get_base_model().bert.encoder.layer[0].eval()  # one part that its user has frozen
+    before = state_of(trainer)
+    assert any(each is not None for each in before["gradients"])
+    fit(trainer, recover=2)
+    assert state_of(trainer) == before
+
+
+def test_at_most_128_batches_of_calibration_and_eight_evaluations(make_trainer: Any):
+    trainer = make_trainer(Counting)
+    COUNT.update(loss=0, prediction=0)
+    found = pedyra.fit(trainer)
+    held = 32 // 4 + 64 // 4  # of 96 rows in batches of 4, 32 for the choice and 64 for the proof
+    assert found.row()["batches"] == 16
+    assert COUNT["loss"] <= 128 + 2 and COUNT["prediction"] <= 8 * held + 2  # and one pass each, to be timed
+
+
+def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any):
+    """Class weights: the loss that was trained, and not the model's."""
+
+    class Weighted(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = nn.functional.cross_entropy(outputs.logits, labels, torch.tensor([0.2, 1.8]))
+            return (loss, outputs) if return_outputs else loss
+
+    trainer = make_trainer(Weighted, per_device_eval_batch_size=4)
+    found = fit(trainer, curve=True)
+    with trainer.model.disable_adapter():
+        base = trainer.evaluate()["eval_loss"]
+    won = base - trainer.evaluate()["eval_loss"]
+    assert found.tolerance.won.mean == pytest.approx(won, rel=0.2)  # means over batches that divide by their weights
+    unweighted = Trainer(trainer.model, trainer.args, eval_dataset=trainer.eval_dataset)
+    assert abs(unweighted.evaluate()["eval_loss"] - base + won) > 0.05
+    assert sum(row["measured_increase"] is not None for row in found.curve_rows()) >= 8
+
+
+@pytest.mark.parametrize("smoothing", ["label_smoothing", "compute_loss_func"])
+def test_other_losses_of_a_trainer(make_trainer: Any, smoothing: str):
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    settings = {"label_smoothing_factor": 0.2} if smoothing == "label_smoothing" else {}
+    given = {"compute_loss_func": loss} if smoothing == "compute_loss_func" else {}
+    trainer = make_trainer(given=given, **settings)
+    found = fit(trainer, tolerance=0.05)
+    whole = trainer.evaluate()["eval_loss"]
+    with trainer.model.disable_adapter():
+        won = trainer.evaluate()["eval_loss"] - whole
+    assert found.tolerance.won.mean == pytest.approx(won, rel=1e-4)
+    assert found.chosen.accepted
+
+
+@pytest.mark.parametrize("attached", [False, True], ids=["linear", "triples"])
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True, "lora_alpha": 4}], ids=["dora", "rslora"])
+def test_kinds_of_lora(make_trainer: Any, make_bert: Any, tmp_path: Path, lora: dict[str, Any], attached: bool):
+    """As PEFT holds them, and with triples in the slots, as a RankCallback leaves them."""
+    trainer = make_trainer(lora=lora)
+    if attached:
+        pedyra.attach(trainer.model)
+    found = fit(trainer, tolerance=0.05)
+    assert found.chosen.share < 1
+    out = found.save(tmp_path / "small")
+    found.apply()
+    held = rows(20, 7)
+    base = make_bert(**lora).unload()
+    loaded = PeftModel.from_pretrained(base, str(out))
+    torch.testing.assert_close(logits(loaded, held), logits(trainer.model, held), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_told_and_those_that_were_trained_on_are_warned_of(make_trainer: Any):
+    trainer = make_trainer(given={"eval_dataset": None})
+    with pytest.warns(UserWarning, match="rows that the adapter was trained on"):
+        found = fit(trainer, tolerance=0.1)
+    assert "train_dataset" in found.rows and "64 for the proof" in found.rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fit(trainer, tolerance=0.1, data=rows(96, 3))
+    assert "of data 32 for the choice and 64 for the proof" in found.rows
+    named = make_trainer(given={"eval_dataset": {"a": rows(48, 3), "b": rows(48, 4)}})
+    assert "of eval_dataset 32 for the choice" in fit(named, tolerance=0.1).rows
+
+
+def test_without_training_rows_half_of_those_held_out_calibrate(make_trainer: Any):
+    trainer = make_trainer()
+    trainer.train_dataset = None
+    assert fit(trainer).rows.startswith("48 to calibrate; of eval_dataset 16 for the choice and 32")
+    trainer.eval_dataset = None
+    with pytest.raises(ValueError, match="no eval_dataset and no train_dataset; give rows as data="):
+        fit(trainer)
+
+
+def test_no_row_is_in_two_parts(make_trainer: Any):
+    seen: dict[int, set[tuple[int, ...]]] = {}
+
+    class Seeing(Trainer):
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            seen[len(seen)] = {tuple(row["input_ids"].tolist()) for row in eval_dataset}
+            return super().get_eval_dataloader(eval_dataset)
+
+    trainer = make_trainer(Seeing)
+    fit(trainer)
+    calibration, choice, proof = seen.values()
+    assert (len(calibration), len(choice), len(proof)) == (64, 32, 64)
+    assert not choice & proof and not calibration & (choice | proof)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda trainer: setattr(trainer, "is_fsdp_enabled", True), "FSDP.*pedyra fit FOLDER"),
+        (lambda trainer: setattr(trainer, "is_deepspeed_enabled", True), "DeepSpeed.*pedyra fit FOLDER"),
+        (lambda trainer: trainer.model.merge_adapter(), "is merged into .*unmerge_adapter"),
+        (lambda trainer: setattr(trainer, "model", trainer.model.unload()), "without an adapter"),
+        (lambda trainer: setattr(trainer, "eval_dataset", rows(9, 2)), "calibration, choice and proof have 8, 2 and 3"),
+    ],
+    ids=["fsdp", "deepspeed", "merged", "no adapter", "few rows"],
+)
+def test_what_cannot_be_fitted_is_refused_in_one_line(make_trainer: Any, change: Any, message: str):
+    trainer = make_trainer(trains=False)
+    change(trainer)
+    with pytest.raises(ValueError, match=message) as told:
+        fit(trainer)
+    assert "\n" not in str(told.value)
+
+
+def test_a_loader_that_ignores_its_data_set_is_refused(make_trainer: Any):
+    class Stubborn(Trainer):
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            return super().get_eval_dataloader(self.eval_dataset)
+
+    with pytest.raises(ValueError, match="Stubborn.get_eval_dataloader gives"):
+        fit(make_trainer(Stubborn, trains=False))
+
+
+def test_an_adapter_that_began_as_a_part_of_its_weights(make_trainer: Any, tmp_path: Path):
+    """Its own factors are not the update; with pedyra's triples the difference is known, and detach makes it one."""
+    trainer = make_trainer(lora={"init_lora_weights": "pissa"}, trains=False)
+    with pytest.raises(ValueError, match="pissa.*path_initial_model_for_weight_conversion"):
+        fit(trainer)
+    pedyra.attach(trainer.model)
+    with pytest.raises(ValueError, match="pedyra.detach"):
+        fit(trainer)
+    trainer.train()
+    held = rows(20, 7)
+    before = logits(trainer.model, held)
+    pedyra.detach(trainer.model)
+    torch.testing.assert_close(logits(trainer.model, held), before, rtol=1e-3, atol=1e-4)
+    found = fit(trainer, tolerance=0.05)
+    assert found.chosen.share < 0.6 and found.row()["of"] == 8 * len(lora_layers(trainer.model))
+
+
+def test_a_layer_that_is_bypassed_is_told(make_trainer: Any):
+    trainer = make_trainer()
+    name, layer = next(iter(lora_layers(trainer.model).items()))
+    layer.forward = lambda x: (
+        layer.base_layer(x)
+        + layer.scaling["default"] * (x @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T)
+    )
+    with pytest.raises(ValueError, match=f"saw no token in {name}"):
+        fit(trainer)
+
+
+def test_nothing_won_keeps_everything(make_trainer: Any):
+    trainer = make_trainer(trains=False)
+    found = fit(trainer)
+    assert found.is_whole and "everything is kept" in str(found)
+
+
+def test_a_schedule_free_optimizer_is_judged_by_the_weights_of_evaluation(make_trainer: Any):
+    """Such an optimizer swaps two sets of weights; a fit is of those that are evaluated, and leaves it as it was."""
+    trainer = make_trainer()
+    calls: list[str] = []
+
+    class Inner:
+        param_groups = [{"train_mode": True}]
+
+        def eval(self) -> None:
+            calls.append("eval")
+
+        def train(self) -> None:
+            calls.append("train")
+
+    trainer.optimizer = Inner()
+    fit(trainer)
+    assert calls == ["eval", "train"]
+
+
+def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_trainer: Any, capsys: Any):
+    fit(make_trainer(trains=False))
+    assert capsys.readouterr() == ("", "")
+    fit(make_trainer(trains=False, disable_tqdm=False))
+    out, err = capsys.readouterr()
+    assert "at most 8 evaluations" in out and "batch" in err

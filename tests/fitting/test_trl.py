@@ -1,0 +1,210 @@
+"""`pedyra.fit` after TRL's Trainers: their own losses, their own rows, and nothing of what they wait to log."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer
+
+import pedyra
+
+trl = pytest.importorskip("trl")
+
+WORDS = ["<pad>", "<bos>", "<eos>", *"abcdefgh", "yes", "no"]
+LORA: dict[str, Any] = dict(r=4, lora_alpha=8, target_modules="all-linear")
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def base(kind: Any = LlamaForCausalLM, **settings: Any) -> Any:
+    torch.manual_seed(3)
+    shape: dict[str, Any] = dict(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return kind(LlamaConfig(**shape, **settings))
+
+
+def row(kind: str, draw: random.Random) -> dict[str, Any]:
+    """A prompt of three letters; the right answer is yes where the first of them is an early one."""
+    letters = [draw.choice("abcdefgh") for _ in range(3)]
+    prompt, answers = " ".join(letters) + " ", ["yes yes", "no no"]
+    right, wrong = answers if letters[0] in "abcd" else answers[::-1]
+    good = draw.random() < 0.5
+    return {
+        "sft": {"prompt": prompt, "completion": right},
+        "dpo": {"prompt": prompt, "chosen": right, "rejected": wrong},
+        "kto": {"prompt": prompt, "completion": right if good else wrong, "label": good},
+        "reward": {"chosen": prompt + right, "rejected": prompt + wrong},
+        "grpo": {"prompt": prompt, "answer": right.split()[0]},
+    }[kind]
+
+
+def data(kind: str, count: int, seed: int) -> Dataset:
+    draw = random.Random(seed)
+    return Dataset.from_list([row(kind, draw) for _ in range(count)])
+
+
+def says_right(prompts: Any, completions: Any, answer: Any, **others: Any) -> list[float]:
+    return [float(said.strip().startswith(right)) for said, right in zip(completions, answer, strict=True)]
+
+
+@pytest.fixture
+def make(tokenizer: Any, tmp_path: Path) -> Any:
+    """make(kind, model=..., **Config): a TRL Trainer on words, before it has trained."""
+
+    def go(kind: str, model: Any = None, steps: int = 30, **settings: Any) -> Any:
+        name = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO"}[kind]
+        args = getattr(trl, f"{name}Config")(
+            str(tmp_path / kind),
+            **{
+                "max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": 2e-2, "use_cpu": True,
+                "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 10,
+                **({} if kind == "grpo" else {"max_length": 16}),
+                **settings,
+            },
+        )  # fmt: skip
+        task = "SEQ_CLS" if kind == "reward" else "CAUSAL_LM"
+        head = dict(kind=LlamaForSequenceClassification, num_labels=1) if kind == "reward" else {}
+        given: dict[str, Any] = {"reward_funcs": says_right} if kind == "grpo" else {}
+        return getattr(trl, f"{name}Trainer")(
+            base(**head) if model is None else model,
+            args=args,
+            train_dataset=data(kind, 96, 1),
+            eval_dataset=data(kind, 72, 2),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(**LORA, task_type=task) if model is None else None,  # type: ignore[arg-type]
+            **given,
+        )
+
+    return go
+
+
+def fitted(trainer: Any, **wanted: Any) -> pedyra.Fit:
+    """What is found; nothing of what the Trainer holds may change by it."""
+
+    def state() -> Any:
+        waiting = {mode: {key: [*values] for key, values in each.items()} for mode, each in trainer._metrics.items()}
+        held = trainer.state.log_history, trainer.state.num_input_tokens_seen, waiting
+        return copy.deepcopy((*held, trainer._total_train_tokens, torch.get_rng_state().tolist()))
+
+    before, modes = state(), [module.training for module in trainer.model.modules()]
+    trained = [p.requires_grad for p in trainer.model.parameters()]
+    found = pedyra.fit(trainer, **{"rows": 48, "tolerance": 0.05, **wanted})
+    assert state() == before and [module.training for module in trainer.model.modules()] == modes
+    assert [p.requires_grad for p in trainer.model.parameters()] == trained
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")  # TRL's own
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "reward"])
+def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Path):
+    """What was won is what the Trainer's own evaluation says, on the same rows; of DPO and KTO against the base."""
+    trainer = make(kind, per_device_eval_batch_size=3)
+    trainer.train()
+    found = fitted(trainer)
+    assert found.measure == "loss" and not found.is_whole and found.chosen.accepted
+    whole = trainer.evaluate()["eval_loss"]
+    with trainer.model.disable_adapter():
+        if kind in ("dpo", "kto"):  # nothing differs from the reference
+            base = {"dpo": 0.6931, "kto": 0.5}[kind]
+        else:
+            base = trainer.evaluate()["eval_loss"]
+    assert found.tolerance.won.mean == pytest.approx(base - whole, rel=0.15)  # means over other batches
+    found.apply()
+    after = trainer.evaluate()["eval_loss"]
+    assert found.chosen.proof is not None
+    assert after - whole == pytest.approx(found.chosen.proof.mean, abs=4 * found.chosen.proof.error + 0.02)
+    found.save(tmp_path / "small")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_reference_adapter_stays_whole(make: Any):
+    """Trained further by DPO, the adapter is compared with a copy of itself, which is not cut."""
+    trainer = make("dpo", model=get_peft_model(base(), LoraConfig(**LORA, task_type="CAUSAL_LM")))
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    assert "ref" in trainer.model.peft_config
+    trainer.train()
+    reference = {name: w.clone() for name, w in trainer.model.named_parameters() if ".ref." in name}
+    found = fitted(trainer, recover=4)
+    found.apply()
+    assert reference and all(torch.equal(reference[n], w) for n, w in trainer.model.named_parameters() if ".ref." in n)
+    assert trainer.model.active_adapters == ["default"]
+    trainer.evaluate()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["grpo", "sft"], ids=["GRPO", "DFT"])
+def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kind: str, monkeypatch: Any):
+    """A surrogate is about zero whatever the model says: nothing could be told from it."""
+    settings = dict(num_generations=4, max_completion_length=3) if kind == "grpo" else dict(loss_type="dft")
+    trainer = make(kind, steps=3, **settings)
+    trainer.train()
+    if kind == "grpo":  # so short a training has won nothing
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.2)
+    monkeypatch.setattr(type(trainer), "prediction_step", None)
+    found = fitted(trainer, rows=16)
+    assert found.measure == "divergence from the whole adapter" and found.measure in str(found)
+    assert found.tolerance.won.mean > 0
+    assert all(point.measured is None or point.measured.mean >= 0 for point in found.curve)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_are_given_are_tokenised_by_the_trainer(make: Any):
+    trainer = make("sft", steps=10)
+    trainer.train()
+    assert "of data 24 for the choice" in fitted(trainer, data=data("sft", 72, 5)).rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
+    """The defaults of QLoRA, which RankCallback cannot follow: after training none of it matters."""
+    pytest.importorskip("bitsandbytes")
+    from classifier_rows import rows
+    from transformers import BertConfig, BertForSequenceClassification, BitsAndBytesConfig, TrainingArguments
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(vocab_size=40, hidden_size=64, intermediate_size=64, num_hidden_layers=2)
+    shape |= dict(num_attention_heads=2, max_position_embeddings=16)
+    BertForSequenceClassification(BertConfig(**shape)).save_pretrained(tmp_path / "base")
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["classifier"])
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "base", quantization_config=quantized)
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["query", "value", "dense"], exclude_modules=["bert.pooler.dense"]
+    )
+    lora.task_type = "SEQ_CLS"  # type: ignore[assignment]
+    args = TrainingArguments(
+        str(tmp_path / "out"), max_steps=50, per_device_train_batch_size=16, learning_rate=5e-3, use_cpu=True,
+        report_to="none", save_strategy="no", disable_tqdm=True, label_names=["labels"], optim="adamw_8bit",
+    )  # fmt: skip
+    trainer = Trainer(get_peft_model(loaded, lora), args, train_dataset=rows(512, 1), eval_dataset=rows(96, 2))
+    trainer.train()
+    packed = {name: w.clone() for name, w in trainer.model.named_parameters() if w.dtype == torch.uint8}
+    assert packed
+    found = pedyra.fit(trainer, rows=64, tolerance=0.05, recover=4)
+    assert not found.is_whole
+    assert all(torch.equal(packed[name], w) for name, w in trainer.model.named_parameters() if name in packed)
+    trainer.evaluate()  # which packs the weights for the processor, so that there is no backward pass
+    assert pedyra.fit(trainer, rows=64, tolerance=0.05).ranks.keys() == found.ranks.keys()
+    found.apply()
+    trainer.model.save_pretrained(tmp_path / "small")
