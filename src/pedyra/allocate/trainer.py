@@ -37,7 +37,7 @@ from transformers.trainer_callback import CallbackHandler
 from pedyra.allocate.checkpoint_folder import ASIDE, list_checkpoints
 from pedyra.allocate.distributed import average_gradients
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.lora.files import SUMS, sync_folder, write_sums
+from pedyra.lora.files import SUMS, remove, sync_folder, write_sums
 from pedyra.lora.layer import AdaptedLayer
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def save_whole(trainer: Trainer) -> None:
         run = Path(trainer._get_output_dir(trial=trial))
         checkpoint, written = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
         if args.should_save:
-            shutil.rmtree(run / ASIDE, ignore_errors=True)
+            remove(run / ASIDE)  # a link, too, which would lead out of the run folder
         wait()  # for those who write there, too
         try:
             with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
@@ -196,8 +196,7 @@ def _remove(folder: Path, aside: Path) -> None:
     """At once, as far as anyone can see: half a checkpoint must not be found either."""
     if folder.is_dir():
         aside.mkdir(exist_ok=True)
-        gone = folder.rename(aside / f"{folder.name}.old")
-        shutil.rmtree(gone)
+        remove(folder.rename(aside / f"{folder.name}.old"))
 
 
 def _files(folder: Path) -> list[str]:

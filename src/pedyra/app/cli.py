@@ -187,8 +187,11 @@ def export(
     """Write an adapter in the form that another program reads."""
     quiet_libraries()
     from pedyra.app.runs.export import export_adapter
+    from pedyra.lora.files import refuse_link
 
-    out = out or run / "export" / target.value
+    if out is None:
+        out = run / "export" / target.value
+        refuse_link(out.parent)
     export_adapter(run, target.value, out)
     new_console().print(f"{target.value} adapter written to {out}", soft_wrap=True)
 

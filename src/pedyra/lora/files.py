@@ -1,4 +1,8 @@
-"""Files that are whole or absent, never half-written, their digests, and JSON lines."""
+"""Files that are whole or absent, never half-written, their digests, and JSON lines.
+
+A folder may come from somebody else, with symbolic links in it. Nothing here writes, moves or removes what a link leads
+to: a link is replaced or removed itself, or is refused.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,9 @@ from typing import Any
 def write_file(path: Path, content: str | bytes) -> None:
     """Write `path` whole or not at all: temporary name, fsync, rename. Text is UTF-8."""
     part = path.with_name(f".{path.name}.part")
+    remove(part)
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -27,18 +32,32 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` fill a folder that appears as `path` whole or not at all; an older one is replaced."""
-    path = path.resolve()  # "." has no name
+    """Let `save` fill a folder that appears as `path` whole or not at all; what was there is replaced."""
+    if path.name in ("", ".."):  # "." has no name to write beside; it is a folder of the user's, no link in one
+        path = path.resolve()
     part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    remove(part)
     try:
         save(part)
         sync_folder(part)
-        if path.exists():
-            shutil.rmtree(path)
+        remove(path)
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, but never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)  # which removes the links inside it, too
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise ValueError where `path` is a link, through which a write would land in another place."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, and nothing is written through one; remove the link")
 
 
 def sync_folder(folder: Path) -> None:
@@ -95,7 +114,8 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append `json_line`."""
+    """Append `json_line`. Raises ValueError where `path` is a link."""
+    refuse_link(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json_line(row))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from pedyra.app.runs.progress import TrainingProgress
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, set_up, trainable_parameters
 from pedyra.app.yaml_file import first_difference, read_settings
-from pedyra.lora.files import append_row, write_file, write_folder
+from pedyra.lora.files import append_row, remove, write_file, write_folder
 from pedyra.methods.registry import get_method
 
 
@@ -167,7 +166,7 @@ def _remove_broken(folder: RunFolder, checkpoint: Path | None, console: Console)
         return
     for broken, flaw in _last_complete(folder)[1]:
         console.print(f"removing {broken}, which is not whole: {flaw}", soft_wrap=True)
-        shutil.rmtree(broken)
+        remove(broken)
     console.print(f"continuing from {checkpoint}", soft_wrap=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pedyra.allocate.checkpoint_folder import ASIDE
-from pedyra.lora.files import read_rows, write_file
+from pedyra.lora.files import read_rows, refuse_link, remove, write_file
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (
@@ -90,6 +89,7 @@ class RunFolder:
             raise ValueError("--overwrite and --resume exclude each other; give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir {self.path} is a file; choose a folder")
+        self.refuse_links()
         if resume:
             if not self.holds_run():
                 raise ValueError(f"{self.path} holds no run to resume; train without --resume")
@@ -111,14 +111,24 @@ class RunFolder:
         if not os.access(parent, os.W_OK):
             raise ValueError(f"output_dir {self.path} cannot be written: no permission in {parent}")
 
+    def refuse_links(self) -> None:
+        """Raise ValueError where an entry of the folder is a symbolic link.
+
+        The folder may come from somebody else, and what a run writes, moves or removes through a link would be outside
+        of it. The folder itself may be reached by a link: that one is the user's.
+        """
+        for entry in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            refuse_link(entry)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from training into this folder, which is made if it is not there.
 
         Raises:
-            ValueError: another one does so now.
+            ValueError: another one does so now, or an entry of the folder is a link.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        self.refuse_links()
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
@@ -153,8 +163,9 @@ class RunFolder:
         """Make a run whole that was half set aside, or half brought back, when the process was killed.
 
         Raises:
-            ValueError: another process trains here, and may be about to do either.
+            ValueError: another process trains here, and may be about to do either; an entry of the folder is a link.
         """
+        self.refuse_links()
         if self._aside.is_dir() and not (self._aside / self.recipe.name).exists():
             with self.held():
                 self.bring_back()
@@ -164,9 +175,9 @@ class RunFolder:
         if self._aside.is_dir():
             # At once: half of it would be taken for a run that was half set aside.
             gone = self._aside.with_name(".replaced.part")
-            _remove(gone)
+            remove(gone)
             self._aside.rename(gone)
-            _remove(gone)
+            remove(gone)
 
     def bring_back(self) -> bool:
         """Put the run that was set aside in the place of what has taken its own; False where none is."""
@@ -176,7 +187,7 @@ class RunFolder:
         if kept.exists():  # else a kill came between, and what is here is of the same run
             for entry in self._entries():
                 if entry != self.recipe:
-                    _remove(entry)
+                    remove(entry)
             kept.replace(self.recipe)
         for entry in self._aside.iterdir():
             entry.rename(self.path / entry.name)
@@ -192,10 +203,3 @@ class RunFolder:
         entries = [self.path / name for name in CONTENTS if name != "recipe.yaml"]
         found = [*entries, *self.path.glob("checkpoint-*"), *self.path.glob(".*.part"), self.recipe]
         return [entry for entry in found if entry.exists() or entry.is_symlink()]
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink(missing_ok=True)

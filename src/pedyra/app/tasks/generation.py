@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.app.generate_section import GenerateSection
-from pedyra.lora.files import json_line, read_rows, write_file
+from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
 PLAIN_LINES = 10  # lines of progress where stdout is no terminal
 
@@ -78,14 +78,13 @@ def write_texts(
             if not missing:
                 continue
             texts = _batch(model, tokenizer, [prompts[row] for row, _ in batch], settings, seed + 1_000_003 * number)
-            with file.open("a", encoding="utf-8") as out:
-                for (row, sample), (text, finished, tokens) in zip(batch, texts, strict=True):
-                    if (row, sample) in done:
-                        continue
-                    found = Sample(row=row, sample=sample, text=text, finished=finished, tokens=tokens)
-                    prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
-                    out.write(json_line({"set": name, "of": of, "prompt": prompt, **asdict(found)}))
-                    done[row, sample] = found
+            for (row, sample), (text, finished, tokens) in zip(batch, texts, strict=True):
+                if (row, sample) in done:
+                    continue
+                found = Sample(row=row, sample=sample, text=text, finished=finished, tokens=tokens)
+                prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
+                append_row(file, {"set": name, "of": of, "prompt": prompt, **asdict(found)})
+                done[row, sample] = found
             advance(len(missing))
     return [[done[row, sample] for sample in range(settings.samples)] for row in range(len(prompts))]
 
