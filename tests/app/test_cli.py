@@ -98,9 +98,10 @@ def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
 
 
 def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
-    """Its loss is no number, for which the record has null, and nothing is cut by it."""
+    """Its loss is no number, for which the record has null."""
     rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=14", "rank.interval=10")
-    code, out, _ = call("train", "recipe.yaml", "method=pedyra", *rate, "rank.initial_warmup=1", "rank.final_warmup=1")
+    ends = ("rank.initial_warmup=1", "rank.final_warmup=1")
+    code, out, _ = call("train", "recipe.yaml", "method=pedyra-paper", *rate, *ends)
     assert code == 1 and "this run diverged. Lower training.learning_rate" in " ".join(out.split())
     assert rows(tmp_path / "runs/recipe/metrics.jsonl")[-1]["eval_loss"] is None
     assert {row["total_rank"] for row in rows(tmp_path / "runs/recipe/ranks.jsonl") if "total_rank" in row} == {26}
@@ -123,9 +124,24 @@ def test_a_benchmark_refuses_what_cannot_be(call, command, told):
     assert_one_line(stderr, told)
 
 
+HEAVY = ("torch", "transformers", "peft", "datasets")
+
+
+def test_a_wrong_path_or_method_is_told_before_anything_heavy_is_loaded(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path)}))
+    commands = [["eval", "absent"], ["inspect", "absent"], ["export", "absent", "--target", "peft"], ["fit", "absent"]]
+    commands += [["train", "absent.yaml"], ["train", "recipe.yaml"], ["train", "recipe.yaml", "method=pedira"]]
+    code = "import sys\nfrom pedyra.lab.cli import main\ncodes = []\n"
+    code += f"for arguments in {commands!r}:\n"
+    code += "    try: main(arguments)\n    except SystemExit as ended: codes.append(ended.code)\n"
+    code += f"print(codes, [name for name in {HEAVY!r} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert shown.stdout == f"{[2] * len(commands)} []\n", shown.stderr
+
+
 def test_help_loads_nothing_heavy():
     code = "import sys\nfrom pedyra.lab.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-    code += "print([name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
+    code += f"print([name for name in {HEAVY!r} if name in sys.modules])"
     benches = ([*("bench", kind), "--help"] for kind in ("step", "scale", "planted"))
     for arguments in (["--help"], *([verb, "--help"] for verb in VERBS), *benches):
         shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
@@ -159,24 +175,17 @@ def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
     assert_one_line(err, "runs/recipe", "--resume", "--overwrite")
 
 
-def test_a_run_too_short_to_cut_anything_says_so_when_it_starts(call):
-    code, out, err = call("train", "recipe.yaml", "method=pedyra", "training.max_steps=40")
-    assert code == 0 and "nothing will be cut" not in err
-    assert out.splitlines()[0].startswith("nothing will be cut: sets are asked about between two adjustments")
-
-
 def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
-    code, out, _ = call(
-        "train", "recipe.yaml", "method=pedyra", "training.max_steps=40", "--dry-run", "--json", "plan.jsonl"
-    )
+    rank = ("rank.interval=10", "rank.initial_warmup=5", "rank.final_warmup=10", "rank.moves=6")
+    arguments = ("method=pedyra-paper", "training.max_steps=40", *rank, "--dry-run", "--json", "plan.jsonl")
+    code, out, _ = call("train", "recipe.yaml", *arguments)
     assert code == 0
     for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26", "memory      about"):
         assert line in out
-    assert "1 after 34, at which directions may be cut\n" in out  # 60 % are 24, and an interval has 10 at least
-    assert "nothing will be cut: sets are asked about between two adjustments, and there is one" in out
+    assert "2 after steps 15 to 25, every 10; up to about 6 triples move in one\n" in out
     plan, *layers = rows(tmp_path / "plan.jsonl")
     assert (plan["total_steps"], plan["layers"], len(layers)) == (40, 13, 13)
-    assert (plan["budget"], plan["adjustments"], plan["moves"]) == ("fit", 1, None)
+    assert (plan["budget"], plan["adjustments"], plan["moves"]) == ("ranks", 2, 6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.jsonl", "recipe.yaml"]
 
 
@@ -189,14 +198,12 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "training.max_step=3"], ["did you mean 'max_steps'"]),
         (["train", "recipe.yaml", "lora.target_modules=[quary]"], ["'quary' matches no module", "query, key, value"]),
         (["train", "recipe.yaml", "lora.r=0"], ["lora.r"]),
-        (["train", "recipe.yaml", "method=pedyra", "rank.moves=2"], ["rank.moves is 2, of methods that move triples"]),
-        (["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"], ["fill the run of 4 steps"]),
-        (["train", "recipe.yaml", "method=pedyra"], ["no adjustment", "train longer"]),
+        (["train", "recipe.yaml", "method=pedyra-paper", "rank.initial_warmup=9"], ["fill the run of 4 steps"]),
+        (["train", "recipe.yaml", "method=pedyra-paper", "rank.interval=4"], ["no adjustment", "lower the interval"]),
         (
             ["train", "recipe.yaml", "method=pedyra-paper", "lora.r=1", "rank.interval=1", "rank.final_warmup=1"],
             ["nothing can move"],
         ),
-        (["train", "recipe.yaml", "method=pedyra", "rank.interval=3"], ["rank.interval is 3", "10 or more"]),
         (["train", "recipe.yaml", "data.text=txt"], ["no column 'txt'", "label"]),
         (["train", "recipe.yaml", "--resume"], ["no run to resume"]),
         (["eval", "absent"], ["absent is no run folder"]),
@@ -221,7 +228,7 @@ def test_a_missing_extra_is_the_users_to_install(call, monkeypatch):
         raise ImportError('needs gguf; run: pip install "pedyra[gguf]"')
 
     monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", missing)
-    code, _, err = call("inspect", "run")
+    code, _, err = call("inspect", ".")
     assert code == 2
     assert_one_line(err, 'pip install "pedyra[gguf]"')
 
@@ -233,7 +240,7 @@ def test_our_own_mistake_keeps_its_traceback(call, monkeypatch, error):
 
     monkeypatch.setattr("pedyra.lora.inspection.inspect_adapter", broken)
     with pytest.raises(type(error)):  # an exception that reaches the interpreter: traceback, exit code 1
-        call("inspect", "run")
+        call("inspect", ".")
 
 
 def test_schema_is_json_schema(call):
@@ -242,7 +249,7 @@ def test_schema_is_json_schema(call):
 
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(call, monkeypatch):
-    from pedyra.app.runs.metrics_log import MetricsLog
+    from pedyra.app.runs.callbacks import MetricsLog
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 2:

@@ -25,7 +25,8 @@ from pedyra.app.console import (
 )
 from pedyra.app.fit_command import fit
 from pedyra.app.interrupts import remembered
-from pedyra.app.options import JsonFile, Overrides, TrustRemoteCode
+from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode
+from pedyra.app.runs.run_folder import RunFolder
 
 app = typer.Typer(
     name="pedyra",
@@ -55,9 +56,6 @@ def _options(
     pass
 
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
-
-
 class Target(str, Enum):
     """Formats of `pedyra export`."""
 
@@ -82,11 +80,12 @@ def train(
     """Train one recipe into a run folder; also under torchrun and accelerate launch, as -m pedyra train."""
     from pedyra.app.recipe import load_recipe
     from pedyra.app.runs.processes import is_first
-    from pedyra.app.runs.run_folder import RunFolder
+    from pedyra.app.runs.resolve import resolve
 
     console = new_console(quiet=not is_first())
     checked = load_recipe(recipe, overrides or [])
-    RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)  # before the seconds torch takes
+    resolve(checked)  # a mistake is told before the seconds that torch takes to load
+    RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
 
     quiet_libraries()
     from pedyra.app.report import build_report
@@ -156,9 +155,7 @@ def evaluate(
 
 @app.command()
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="Run folder, or any LoRA folder.", show_default=False)
-    ],
+    path: FolderArgument,
     json_file: JsonFile = None,
 ) -> None:
     """Show ranks, budget, parameters, effective ranks and memory of an adapter."""
@@ -172,7 +169,7 @@ def inspect(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run or adapter folder.", show_default=False)],
+    run: FolderArgument,
     target: Annotated[
         Target,
         typer.Option(

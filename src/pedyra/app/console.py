@@ -120,8 +120,6 @@ def print_result(console: Console, result: RunResult) -> None:
         f"{format_seconds(final['seconds'])}, peak memory {format_bytes(final['peak_memory_bytes'])})",
         soft_wrap=True,
     )
-    if result.size:
-        console.print(f"size        {result.size}", soft_wrap=True)
     console.print(f"run folder  {run}", soft_wrap=True)
     console.print(f"adapter     {result.folder.adapter}", soft_wrap=True)
     console.print(f"export      pedyra export {run} --target peft", soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pedyra.app.runs.run_folder import RunFolder
+
 
 def _checked(path: Path | None) -> Path | None:
     """Told before a long run, not after it."""
@@ -14,6 +16,19 @@ def _checked(path: Path | None) -> Path | None:
         raise typer.BadParameter(f"the folder {path.parent} does not exist")
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; give a file")
+    return path
+
+
+def _folder(path: Path) -> Path:
+    """Told before the seconds that torch takes to load."""
+    if not path.is_dir():
+        found = "is a file" if path.is_file() else "does not exist"
+        raise ValueError(f"{path} {found}; give a run folder or an adapter folder")
+    return path
+
+
+def _run_folder(path: Path) -> Path:
+    RunFolder(path).check_holds_run()
     return path
 
 
@@ -33,6 +48,13 @@ def _trust(wanted: bool) -> bool:
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run code that a model's repository carries.", callback=_trust),
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder.", callback=_run_folder, show_default=False)
+]
+FolderArgument = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="Run folder, or any LoRA folder.", callback=_folder, show_default=False),
 ]
 JsonFile = Annotated[Path | None, json_option("Also write JSON lines there.")]
 Overrides = Annotated[

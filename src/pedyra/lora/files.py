@@ -33,8 +33,8 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def write_folder(path: Path, save: Callable[[Path], Any]) -> None:
     """Let `save` fill a folder that appears as `path` whole or not at all; what was there is replaced."""
-    if path.name in ("", ".."):  # "." has no name to write beside; it is a folder of the user's, no link in one
-        path = path.resolve()
+    # The way to it is followed, but not the last part; only "." and ".." have no name of their own.
+    path = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     part = path.with_name(f".{path.name}.part")
     remove(part)
     try:

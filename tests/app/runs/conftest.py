@@ -6,7 +6,7 @@ import pytest
 from short_runs import RANK, RECIPE
 
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.metrics_log import MetricsLog
+from pedyra.app.runs.callbacks import MetricsLog
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_a_run_that_is_replaced_comes_back_if_the_new_one_takes_no_step(recipe, 
     assert (folder / "metrics.jsonl").read_text() == metrics and (folder / "checkpoint-12").is_dir()
     with monkeypatch.context() as patched:
         patched.setattr("transformers.Trainer.training_step", fail)
-        patched.setattr(RunFolder, "bring_back", lambda self: False)  # as if killed then: nothing is put back
+        patched.setattr(RunFolder, "withdraw", lambda self, **_: False)  # as if killed then: nothing is put back
         with pytest.raises(RuntimeError, match="no step"):
             run(recipe(seed=1), overwrite=True)
         assert not (folder / "adapter").exists()
@@ -164,7 +164,7 @@ def test_a_run_that_was_half_put_aside_by_a_kill_is_whole_again(recipe, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
-            folder.set_aside()
+            folder.begin("name: new\n")
     assert folder.holds_run() and not (folder.path / "adapter").exists()
     with pytest.raises(ValueError, match="the run in .* is finished"):
         run(recipe(), resume=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerControl
 
-from pedyra.app.runs.progress import TrainingProgress
+from pedyra.app.runs.callbacks import TrainingProgress
 
 
 def state(step, total=100) -> Any:
@@ -15,7 +15,7 @@ def state(step, total=100) -> Any:
 
 
 def new_progress(*, terminal=False, history=()) -> Any:
-    allocator = SimpleNamespace(ranks={"q": 5, "v": 3}, history=list(history))
+    allocator = SimpleNamespace(ranks={"q": 5, "v": 3}, history=list(history), describe=lambda: {"schedule": {}})
     ranks: Any = SimpleNamespace(allocator=allocator)
     screen = StringIO()
     console = Console(file=screen, width=120, force_terminal=terminal)
@@ -24,22 +24,30 @@ def new_progress(*, terminal=False, history=()) -> Any:
 
 def test_the_status_tells_what_is_known():
     progress, _ = new_progress()
-    assert progress.status() == "rank 8"
+    assert progress.status(1) == "rank 8"
     progress.on_log(None, state(1), TrainerControl(), logs={"loss": 0.51234})
     progress.on_log(None, state(1), TrainerControl(), logs={"eval_loss": 0.5, "eval_accuracy": 0.8125})
-    assert progress.status() == "loss 0.5123  accuracy 0.8125  rank 8"
+    assert progress.status(1) == "loss 0.5123  accuracy 0.8125  rank 8"
+
+
+def test_a_metric_of_an_earlier_step_is_told_with_that_step():
+    progress, screen = new_progress()
+    progress.on_log(None, state(20), TrainerControl(), logs={"eval_loss": 0.5, "eval_accuracy": 0.8125})
+    progress.on_log(None, state(30), TrainerControl(), logs={"loss": 0.25})
+    assert screen.getvalue().splitlines()[-1] == "step 30/100  accuracy 0.8125 at 20  loss 0.2500  rank 8"
 
 
 def test_the_last_adjustment_is_told_with_its_moves():
     history = [{"step": 10, "added": {"q": 9}}, {"step": 20, "added": {"q": 2, "v": 1}}]
     progress, _ = new_progress(history=history)
-    assert progress.status().endswith("adjusted at 20 (3 moved)")
+    assert progress.status(20).endswith("adjusted at 20 (3 moved)")
 
 
-def test_of_a_fit_the_status_tells_what_it_does_and_what_is_left():
-    history = [{"step": 40, "added": {}, "fit": {"state": "cut", "share": 0.375, "words": None}}]
-    progress, _ = new_progress(history=history)
-    assert progress.status() == "rank 8  cut, 38% left"
+def test_no_bar_is_drawn_before_the_number_of_steps_is_known():
+    progress, screen = new_progress(terminal=True)
+    with progress:
+        progress._bar.refresh()
+    assert "None" not in screen.getvalue() and "train" not in screen.getvalue()
 
 
 def test_plain_lines_come_at_most_twenty_times_a_run_beside_evaluations():

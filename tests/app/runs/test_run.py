@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from short_runs import run, steps_of
+from transformers import Trainer
 
+from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.recipe import load_recipe
 from pedyra.app.report.run_folder import read_run
 from pedyra.app.runs.evaluate import evaluate_run
@@ -78,12 +80,34 @@ def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
     assert plan.rows()[0]["adjustments"] == (0 if method == "lora" else 3)
 
 
+@pytest.mark.parametrize("act", [run, plan_run], ids=["run", "plan"])
+def test_a_run_and_a_plan_make_one_trainer_and_one_allocator(recipe, monkeypatch, act):
+    made = []
+    for kind in (Trainer, RankAllocator):
+
+        def init(self, *args, kind=kind, original=kind.__init__, **kwargs):
+            made.append(kind)
+            original(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "__init__", init)
+    act(recipe("pedyra-paper"))
+    assert sorted(kind.__name__ for kind in made) == ["RankAllocator", "Trainer"]
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(recipe, tmp_path):
+    with pytest.raises(ValueError, match="no adjustment"):  # told by the allocator, once the folder is made
+        run(recipe("pedyra-paper", rank={"interval": 12}, output="deep/run"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
-    ("batch", "side"), [("per_device_train_batch_size", "training"), ("per_device_eval_batch_size", "held-out")]
+    ("batch", "side"), [("per_device_train_batch_size", "train"), ("per_device_eval_batch_size", "eval")]
 )
 def test_rows_that_fill_no_batch_are_told_before_the_run(recipe, batch, side):
     training = {"dataloader_drop_last": True, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
-    with pytest.raises(ValueError, match=f"leaves no {side} batch: .* fewer than 999; lower training.{batch}"):
+    with pytest.raises(
+        ValueError, match=f"leaves no batch of the {side} rows: .* fewer than 999; lower training.{batch}"
+    ):
         plan_run(recipe(training={**training, batch: 999}))
 
 

@@ -99,21 +99,21 @@ def test_a_kill_at_any_point_of_a_replacement_loses_no_run(run, steps, monkeypat
         patched.setattr("pedyra.app.runs.run_folder.write_file", counted(write_file))
         patched.setattr("shutil.rmtree", counted(shutil.rmtree))
         try:
-            run.set_aside()
+            run.begin("new")
             written(run, "new")
-            run.bring_back()
+            run.withdraw(replaces=True)
         except Killed:
             pass
-    run.repair()
-    assert run.holds_run()
-    run.bring_back()  # what the next --overwrite does first
+    with run.held():  # repairs what is half done
+        assert run.holds_run()
+        run.withdraw(replaces=True)  # as the next --overwrite does first
     assert said(run) == old
 
 
 @pytest.mark.parametrize("steps", range(3))
 def test_a_kill_while_the_old_run_is_dropped_leaves_the_new_one(run, steps, monkeypatch):
     written(run, "old")
-    run.set_aside()
+    run.begin("new")
     written(run, "new")
     new = {name: text for name, text in said(run).items() if ".replaced" not in name}
     left = steps
@@ -128,8 +128,8 @@ def test_a_kill_while_the_old_run_is_dropped_leaves_the_new_one(run, steps, monk
         patched.setattr("shutil.rmtree", half)
         with pytest.raises(Killed):
             run.drop_aside()
-    run.repair()
-    assert not run.bring_back()
+    with run.held():
+        assert not run.withdraw(replaces=True)
     assert {name: text for name, text in said(run).items() if ".replaced" not in name} == new
 
 

@@ -81,6 +81,8 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"training.{name} is {value}; it is at least 1")
     if name == "max_steps" and value == 0:
         raise ValueError("training.max_steps is 0; a run has at least one step (-1: those of num_train_epochs)")
+    if name == "num_train_epochs" and value is not None and value <= 0:
+        raise ValueError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
     if name in ("learning_rate", "dataloader_num_workers") and value is not None and value < 0:
         raise ValueError(f"training.{name} is {value}; it is at least 0")
     if name == "label_smoothing_factor" and value is not None and not 0 <= value < 1:

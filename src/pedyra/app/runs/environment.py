@@ -14,9 +14,6 @@ from typing import Any
 import psutil
 import torch
 
-from pedyra.app.runs.run_folder import RunFolder
-from pedyra.lora.files import read_json
-
 PACKAGES = (
     "pedyra",
     "torch",
@@ -43,11 +40,6 @@ def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **_package_versions()},
     }
-
-
-def recorded(folder: RunFolder, key: str) -> Any:
-    """What environment.json says of the run in `folder`; None where it says nothing."""
-    return read_json(folder.environment).get(key) if folder.environment.is_file() else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

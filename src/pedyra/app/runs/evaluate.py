@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
-from pedyra.app.runs.environment import recorded
 from pedyra.app.runs.resolve import resolve
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup
@@ -55,7 +54,7 @@ def evaluate_run(
     folder, recipe, adapter = finished_run(run)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    if recorded(folder, "train_sha256") not in (None, task.digest(train_only=True)):
+    if folder.recorded("train_sha256") not in (None, task.digest(train_only=True)):
         raise ValueError(
             f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "
             f"them may have been trained on, and labels may have other numbers; bring them back"
@@ -104,8 +103,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
         ValueError: `run` is no run folder, or holds no whole adapter.
     """
     folder = RunFolder(run)
-    if not folder.holds_run():
-        raise ValueError(f"{run} is no run folder (it has no recipe.yaml); give the output_dir of a training run")
+    folder.check_holds_run()
     recipe = load_recipe(folder.recipe)
     recipe = resolve(recipe)
     if not folder.is_finished() and not folder.adapter.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 def count_processes() -> int:
@@ -22,6 +23,15 @@ def wait_for_all() -> None:
         import torch.distributed
 
         torch.distributed.barrier()
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, in all, which must all ask."""
+    if count_processes() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 
 def any_of_all(here: bool) -> bool:

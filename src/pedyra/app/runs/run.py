@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ from typing import Any
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
-from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
+from pedyra.allocate.checkpoint_folder import (
+    checkpoint_step,
+    end_at_last_step,
+    last_complete_checkpoint,
+    list_checkpoints,
+)
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.disk_full import is_disk_full, what_now
-from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes, recorded
-from pedyra.app.runs.interrupt import StopOnInterrupt
-from pedyra.app.runs.metrics_log import MetricsLog
-from pedyra.app.runs.plan import Plan, lora_layers, make_plan
-from pedyra.app.runs.processes import count_processes, is_first, wait_for_all
-from pedyra.app.runs.progress import TrainingProgress
+from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
+from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
+from pedyra.app.runs.plan import Plan, make_plan
+from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, set_up, trainable_parameters
+from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 from pedyra.methods.registry import get_method
@@ -40,8 +43,6 @@ class RunResult:
     """Per adapted layer: layer (its name), rank, parameters (of its factors)."""
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
-    size: str | None = None
-    """What a fit found of the adapter's size, in words."""
 
     @property
     def interrupted(self) -> bool:
@@ -67,8 +68,7 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     Raises:
         ValueError: whatever would stop the run.
     """
-    folder = RunFolder(Path(recipe.output_dir))
-    _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
+    _where_to_begin(RunFolder(Path(recipe.output_dir)), recipe, overwrite=overwrite, resume=resume)
     return make_plan(set_up(recipe))
 
 
@@ -87,49 +87,53 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         OSError: the disk is full (ENOSPC); the message names the last whole checkpoint.
     """
     folder = RunFolder(Path(recipe.output_dir))
-    if is_first():
-        folder.repair()
-    checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)
-    setup = set_up(recipe, record_to=folder.ranks)
-    plan = make_plan(setup)
-    if resume:
-        _check_data(folder, setup)
-    wait_for_all()  # nobody looks at the folder any more to see whether the run may start
     if not is_first():
-        wait_for_all()
-        return _train(setup, plan, folder, checkpoint, console)
+        setup = set_up(recipe)
+        checkpoint = from_first(None)  # which has made the folder ready by then
+        return _train(setup, folder, checkpoint, Stepped(folder, writes=False), console)
     with folder.held():
-        checkpoint = _check_folder(folder, recipe, overwrite=overwrite, resume=resume)  # others may have been here
+        checkpoint, broken = _where_to_begin(folder, recipe, overwrite=overwrite, resume=resume)
+        setup = set_up(recipe, record_to=folder.ranks)
+        if resume:
+            _check_data(folder, setup)
+        replaces, stepped = folder.holds_run(), Stepped(folder)
         try:
-            if overwrite:
-                folder.set_aside()
-            if not resume:
-                write_file(folder.recipe, recipe.to_yaml())
-            _remove_broken(folder, checkpoint, console)
-            wait_for_all()
-            return _train(setup, plan, folder, checkpoint, console)
+            if resume:
+                _remove_broken(broken, console)
+                console.print(f"continuing from {checkpoint}", soft_wrap=True)
+            else:
+                folder.begin(recipe.to_yaml())
+            return _train(setup, folder, from_first(checkpoint), stepped, console)
         except BaseException as error:
-            is_back = folder.bring_back()  # if the new one has not come as far as a step
-            if is_disk_full(error):
-                raise OSError(errno.ENOSPC, what_now(folder, is_back=is_back)) from error
+            is_back = not (stepped.taken or resume) and folder.withdraw(replaces=replaces)
+            if _is_disk_full(error):
+                raise OSError(errno.ENOSPC, _what_now(folder, is_back=is_back)) from error
             raise
 
 
-class _Replacing(TrainerCallback):
-    """The run that this one replaces is gone once this one has taken a step."""
+class Stepped(TrainerCallback):
+    """Whether the run has taken a step here; then the one that it replaces is gone."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, *, writes: bool = True) -> None:
+        self.folder, self.writes, self.taken = folder, writes, False
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.folder.drop_aside()
+        if self.writes and not self.taken:
+            self.folder.drop_aside()
+        self.taken = True
 
 
-def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume: bool) -> Path | None:
-    """The checkpoint to resume from, None without `resume`; ValueError where the run must not start."""
+def _where_to_begin(
+    folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume: bool
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The checkpoint to resume from, and the broken ones that are newer, with their flaws; None without `resume`.
+
+    Raises:
+        ValueError: the run must not start here.
+    """
     folder.check(overwrite=overwrite, resume=resume)
     if not resume:
-        return None
+        return None, []
     before = read_settings(folder.recipe, [], what="recipe", starts_with="model")
     changed = first_difference(before, recipe.model_dump(mode="json"))
     if changed:
@@ -138,49 +142,43 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume:
         )
     if not get_method(recipe.method).resumable:
         raise ValueError(f"--resume: method {recipe.method} cannot continue from a checkpoint; --overwrite starts anew")
-    processes = recorded(folder, "processes") or 1
+    processes = folder.recorded("processes") or 1
     if processes != count_processes():
         raise ValueError(
             f"--resume: the run in {folder.path} was trained by {processes} process(es) and this would be "
             f"{count_processes()}, with other batches; start as many, or start anew with --overwrite"
         )
-    return _last_complete(folder)[0]
+    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file(), processes=count_processes())
 
 
 def _check_data(folder: RunFolder, setup: Setup) -> None:
     """What the data section names may have changed behind it."""
-    if recorded(folder, "data_sha256") not in (None, setup.task.digest()):
+    if folder.recorded("data_sha256") not in (None, setup.task.digest()):
         raise ValueError(
             f"--resume: the rows of {setup.recipe.data.source}, or their tokens, are not those that the run in "
             f"{folder.path} began with; bring them back, or start anew with --overwrite"
         )
 
 
-def _last_complete(folder: RunFolder) -> tuple[Path, list[tuple[Path, str]]]:
-    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file(), processes=count_processes())
-
-
-def _remove_broken(folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
+def _remove_broken(broken: Sequence[tuple[Path, str]], console: Console) -> None:
     """Remove what is newer than the checkpoint to resume from, which Trainer would count as the newest."""
-    if checkpoint is None:
-        return
-    for broken, flaw in _last_complete(folder)[1]:
-        console.print(f"removing {broken}, which is not whole: {flaw}", soft_wrap=True)
-        remove(broken)
-    console.print(f"continuing from {checkpoint}", soft_wrap=True)
+    for checkpoint, flaw in broken:
+        console.print(f"removing {checkpoint}, which is not whole: {flaw}", soft_wrap=True)
+        remove(checkpoint)
 
 
-def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
+def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: Stepped, console: Console) -> RunResult:
     """In every process; what writes and draws is the first one's."""
+    start = layer_rows(setup.model)
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
     log = MetricsLog(folder.metrics, start_step, writes=is_first())
-    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in plan.layers), setup.ranks)
+    progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start), setup.ranks)
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
-    callbacks = [*setup.callbacks, log, *([progress, _Replacing(folder)] if is_first() else []), stop]
-    trainer = setup.trainer(str(folder.path), callbacks)
-    if start_step >= plan.total_steps:
-        _leave_nothing_to_train(trainer, plan.total_steps)
+    trainer = setup.trainer(
+        str(folder.path), [*setup.callbacks, log, *([progress] if is_first() else []), stepped, stop]
+    )
+    end_at_last_step(trainer)
     if is_first():
         environment = describe_environment(setup.recipe.seed, trainer.args.device)
         environment |= {"processes": count_processes(), "resumed_from": start_step or None}
@@ -189,35 +187,18 @@ def _train(setup: Setup, plan: Plan, folder: RunFolder, checkpoint: Path | None,
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    step = trainer.state.global_step
+    step, total_steps = trainer.state.global_step, trainer.state.max_steps
     final = None
-    if step >= plan.total_steps or not stop.requested:
+    if step >= total_steps or not stop.requested:
         final = _finish(setup, folder, trainer, log)
     return RunResult(
         recipe=setup.recipe,
         folder=folder,
         step=step,
-        total_steps=plan.total_steps,
-        layers=lora_layers(setup.model),
+        total_steps=total_steps,
+        layers=layer_rows(setup.model),
         final=final,
-        size=_size(setup),
     )
-
-
-def _size(setup: Setup) -> str | None:
-    """In words, what a fit found last; None where none was."""
-    history = [] if setup.ranks is None or setup.ranks.allocator is None else setup.ranks.allocator.history
-    return history[-1].get("fit", {}).get("words") if history else None
-
-
-def _leave_nothing_to_train(trainer: Trainer, total_steps: int) -> None:
-    """Make a resume from the very last step only restore the run.
-
-    Inside an epoch Trainer would take one step too many; with epochs of one batch, the last step ends an epoch.
-    """
-    dataset: Any = trainer.train_dataset
-    trainer.train_dataset = dataset.select(range(1))
-    trainer.args.max_steps = total_steps
 
 
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
@@ -259,3 +240,39 @@ def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, 
     if silent is not None:
         trainer.remove_callback(silent)
     return trainer.evaluate()
+
+
+# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
+_FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether a write that found no space is at the bottom of it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if any(sign in str(error) for sign in _FAILED_WRITES):
+        return True
+    below = error.__cause__ or error.__context__
+    return below is not None and _is_disk_full(below)
+
+
+def _what_now(folder: RunFolder, *, is_back: bool) -> str:
+    """What a full disk has left of a run, and how it goes on.
+
+    Args:
+        is_back: what is in the folder is the run that this one was to replace.
+    """
+    where, with_ranks = f"disk full while writing {folder.path}", folder.ranks.is_file()
+    if is_back:
+        return f"{where}, before the first step; the run that was there is kept"
+    kept = list_checkpoints(folder.path)
+    if not kept:
+        return f"{where}, before the first checkpoint; free space and train again"
+    try:
+        whole = last_complete_checkpoint(folder.path, with_ranks=with_ranks)[0].name
+    except ValueError:
+        return (
+            f"{where}; {kept[-1].name} holds the adapter, but not what a resume needs: "
+            f"free space, then train again with --overwrite"
+        )
+    return f"{where}; {whole} is whole: free space, then continue with pedyra train {folder.recipe} --resume"

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pedyra.allocate.checkpoint_folder import ASIDE
-from pedyra.lora.files import read_rows, refuse_link, remove, write_file
+from pedyra.lora.files import read_json, read_rows, refuse_link, remove, write_file
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (
@@ -23,6 +24,7 @@ CONTENTS = (
     "samples.jsonl",
     "report.html",
     "adapter",
+    "fit",
     "export",
     "figures",
     "runs",
@@ -70,9 +72,20 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def recorded(self, key: str) -> Any:
+        """What environment.json says of the run here; None where it says nothing."""
+        return read_json(self.environment).get(key) if self.environment.is_file() else None
+
     def holds_run(self) -> bool:
         """Whether a run was started here; the resolved recipe is the first thing a run writes."""
         return self.recipe.is_file()
+
+    def check_holds_run(self) -> None:
+        """Raise ValueError where no run was started here."""
+        if not self.holds_run():
+            raise ValueError(
+                f"{self.path} is no run folder (it has no recipe.yaml); give the output_dir of a training run"
+            )
 
     def is_finished(self) -> bool:
         """Whether the run here wrote its last line of metrics, which it does after saving the adapter."""
@@ -122,11 +135,13 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from training into this folder, which is made if it is not there.
+        """Keep other processes from training into this folder, which is made if it is not there, and taken away again
+        if nothing is written into it. A run that a kill left half set aside, or half brought back, is made whole.
 
         Raises:
             ValueError: another one does so now, or an entry of the folder is a link.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self.refuse_links()
         lock = FileLock(self.path / LOCK, timeout=0)
@@ -139,39 +154,46 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:
             logger.warning("%s cannot be locked (%s): no other process may train there now", self.path, error)
         try:
+            if self._aside.is_dir() and not (self._aside / self.recipe.name).exists():
+                self._bring_back()
             yield
         finally:
             with suppress(OSError):  # where a file that is open cannot be removed, it stays
                 (self.path / LOCK).unlink()
             lock.release()
+            with suppress(OSError):  # they are not empty
+                for folder in made:
+                    folder.rmdir()
 
-    def set_aside(self) -> None:
-        """Put the run that is here out of the way of one that takes its place, until `drop_aside` or `bring_back`.
+    def begin(self, recipe: str) -> None:
+        """Write the recipe of a new run. One that is here is put out of its way until `drop_aside` or `withdraw`.
 
-        Its recipe stays here too until another is written over it: without one the folder would count as foreign.
+        The old recipe stays here, too, until the new one is written over it: without one the folder would count as
+        foreign.
         """
-        self.bring_back()  # one that was set aside for a run that was killed before its first step
-        if not self.holds_run():
-            return
-        self._aside.mkdir(parents=True)
-        *entries, recipe = self._entries()
-        for entry in entries:
-            entry.rename(self._aside / entry.name)
-        write_file(self._aside / recipe.name, recipe.read_bytes())  # the last one: with it all is set aside
+        self._bring_back()  # one that was set aside for a run that was killed before its first step
+        if self.holds_run():
+            self._aside.mkdir(parents=True)
+            *entries, old = self._entries()
+            for entry in entries:
+                entry.rename(self._aside / entry.name)
+            write_file(self._aside / old.name, old.read_bytes())  # the last one: with it all is set aside
+        write_file(self.recipe, recipe)
 
-    def repair(self) -> None:
-        """Make a run whole that was half set aside, or half brought back, when the process was killed.
+    def withdraw(self, *, replaces: bool) -> bool:
+        """Take away what a new run wrote and bring back the one it was to replace, if none was dropped: whether it is.
 
-        Raises:
-            ValueError: another process trains here, and may be about to do either; an entry of the folder is a link.
+        Args:
+            replaces: whether another run was here; without one all that is here is the new one's.
         """
-        self.refuse_links()
-        if self._aside.is_dir() and not (self._aside / self.recipe.name).exists():
-            with self.held():
-                self.bring_back()
+        if replaces:
+            return self._bring_back()
+        for entry in self._entries():
+            remove(entry)
+        return False
 
     def drop_aside(self) -> None:
-        """Be done with the run that was set aside; nothing where none is."""
+        """Be done with the run that was set aside, since the new one has taken a step; nothing where none is."""
         if self._aside.is_dir():
             # At once: half of it would be taken for a run that was half set aside.
             gone = self._aside.with_name(".replaced.part")
@@ -179,7 +201,7 @@ class RunFolder:
             self._aside.rename(gone)
             remove(gone)
 
-    def bring_back(self) -> bool:
+    def _bring_back(self) -> bool:
         """Put the run that was set aside in the place of what has taken its own; False where none is."""
         if not self._aside.is_dir():
             return False

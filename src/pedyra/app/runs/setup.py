@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
@@ -18,9 +20,11 @@ from pedyra.allocate.trainer import save_whole
 from pedyra.app.models import layer_ranks, load_model, load_tokenizer, lora_config, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
+from pedyra.app.runs.processes import count_processes
 from pedyra.app.runs.resolve import resolve
 from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
+from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import check_patterns
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
@@ -50,10 +54,13 @@ class Setup:
         """What moves ranks; None: the method keeps every rank as it is."""
         return next((callback for callback in self.callbacks if isinstance(callback, RankCallback)), None)
 
-    def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = ()) -> Trainer:
-        """A Trainer of this run that writes to `output_dir` and draws nothing on the screen itself."""
-        overrides: dict[str, Any] = {"output_dir": output_dir, "disable_tqdm": True}
-        overrides["label_names"] = list(self.task.targets)
+    def trainer(self, output_dir: str, callbacks: Sequence[TrainerCallback] = (), **overrides: Any) -> Trainer:
+        """A Trainer of this run that writes to `output_dir` and draws nothing on the screen itself.
+
+        Args:
+            overrides: TrainingArguments that are not the recipe's.
+        """
+        overrides |= {"output_dir": output_dir, "disable_tqdm": True, "label_names": list(self.task.targets)}
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
         if best and "metric_for_best_model" not in training:
@@ -84,15 +91,17 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     data, are equal for every method.
 
     Raises:
-        ValueError: an unknown method, data or model that cannot be had, target modules that match nothing,
-            `lora.ranks` with a method that cannot take them.
+        ValueError: an unknown method, data or model that cannot be had, rows that fill no batch or are longer than the
+            model's positions, target modules that match nothing, `lora.ranks` with a method that cannot take them.
     """
     recipe = resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+    _check_batches(task, recipe)
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
+    check_positions(base, task)
     for test_set in test_sets:  # a mistake in them is told before the training
         check_lengths(test_set, base.config)
     check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
@@ -125,13 +134,59 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
 
 
 def run_steps(rows: int, recipe: Recipe) -> int:
-    """Optimizer steps of the recipe's run, by Trainer's rule for one process."""
+    """Optimizer steps of the recipe's run by Trainer's rule, for the methods that ask before there is a Trainer."""
     training = recipe.training
     if training.get("max_steps", -1) > 0:
         return training["max_steps"]
-    batches = math.ceil(rows / training["per_device_train_batch_size"])
+    batches = _batches(rows, training["per_device_train_batch_size"], recipe)
     per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
     return math.ceil(training["num_train_epochs"] * per_epoch)
+
+
+def _batches(rows: int, size: int, recipe: Recipe) -> int:
+    """Batches of so many rows that each process takes of them in an epoch."""
+    batches = rows / (size * count_processes())
+    return math.floor(batches) if recipe.training.get("dataloader_drop_last") else math.ceil(batches)
+
+
+def _check_batches(task: Task, recipe: Recipe) -> None:
+    """With `dataloader_drop_last` the rows may be fewer than one batch, of which Trainer makes a run without steps."""
+    for side, rows in (("train", task.train), ("eval", task.eval)):
+        setting = f"per_device_{side}_batch_size"
+        if not _batches(len(rows), recipe.training[setting], recipe):
+            raise ValueError(
+                f"training.dataloader_drop_last leaves no batch of the {side} rows: they are fewer than "
+                f"{recipe.training[setting] * count_processes()}; lower training.{setting}"
+            )
+
+
+def check_positions(model: PreTrainedModel, task: Task) -> None:
+    """A learned table of positions has an end; a longer row would fail in the middle of the run.
+
+    Raises:
+        ValueError: with the longest row and the number of positions.
+    """
+    endings = ("position_embeddings", "embed_positions", "wpe")
+    tables: list[Any] = [module for name, module in model.named_modules() if name.endswith(endings)]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not tables or limit is None:
+        return
+    # RoBERTa and its kin count positions from the padding's on; others make a table that is as much longer.
+    whole = [table for table in tables if isinstance(table, nn.Embedding) and table.num_embeddings == limit]
+    limit -= max((table.padding_idx + 1 for table in whole if table.padding_idx is not None), default=0)
+    longest = max(max(tokens_of_rows(rows)) for rows in (task.train, task.eval))
+    if longest > limit:
+        raise ValueError(
+            f"a row has {longest} tokens, but the model has {limit} positions; set data.max_length to {limit} or less"
+        )
+
+
+def tokens_of_rows(rows: Dataset) -> list[int]:
+    """Tokens of each row, 1 for a vector. Counted in Arrow: row by row, 60,000 rows take five seconds."""
+    if "input_ids" not in rows.column_names:
+        return [1] * len(rows)
+    table: Any = rows.with_format("arrow")[:]
+    return [length for chunk in table["input_ids"].chunks for length in chunk.value_lengths().to_pylist()]
 
 
 def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
@@ -182,3 +237,27 @@ def _linear_names(model: nn.Module) -> list[str]:
 def trainable_parameters(model: nn.Module) -> int:
     """Parameters that training changes, now: triples and whatever else is unfrozen, such as a head."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def layer_rows(model: nn.Module, adapter_name: str = "default") -> list[dict[str, Any]]:
+    """Name, rank and trained parameters of every LoRA layer now; empty for an adapter of another kind.
+
+    Parameters that several layers share (RaSA's pools) are counted at the first.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    with_triples = {layer.name: layer.rank for layer in adapted_layers(model, adapter_name)}
+    found: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer) and adapter_name in module.r:
+            layer: Any = module
+            own = {
+                id(parameter): parameter.numel()
+                for path, parameter in layer.named_parameters()
+                if "lora_" in path and adapter_name in path.split(".") and parameter.requires_grad
+            }
+            parameters = sum(count for key, count in own.items() if key not in seen)
+            seen |= own.keys()
+            rank = with_triples.get(name, module.r[adapter_name])
+            found.append({"layer": name, "rank": rank, "parameters": parameters})
+    return found

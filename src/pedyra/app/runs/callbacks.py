@@ -1,0 +1,193 @@
+"""What a run adds to its Trainer: the log in metrics.jsonl, the progress on the screen, and Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from pedyra.allocate.callback import RankCallback
+from pedyra.app.interrupts import on_interrupt
+from pedyra.app.runs.processes import any_of_all
+from pedyra.lora.files import append_row, json_line, read_rows, write_file
+
+PLAIN_LINES = 20  # lines a whole run prints when stdout is no terminal, beside one per evaluation
+
+
+class MetricsLog(TrainerCallback):
+    """Appends `{"step", "epoch", "seconds", ...}` to `path` at each log; `seconds` counts training, over all resumes.
+
+    Args:
+        path: the metrics.jsonl to append to.
+        resumed_step: step of the checkpoint the run continues from; later lines are dropped. 0 starts anew.
+        writes: False: another process writes the file, and this one only takes the time.
+    """
+
+    def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+        known = read_rows(path, {"step": int, "seconds": (float, None)})
+        rows = [row for row in known if row["step"] <= resumed_step and "train_loss" not in row]
+        if writes:
+            write_file(path, "".join(map(json_line, rows)))
+        self._resumed_step = self._last_step = resumed_step
+        self._seconds_before = (rows[-1].get("seconds") or 0.0) if rows else 0.0
+        self._seconds_here = 0.0
+        self._started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training so far, evaluations included, over all resumes."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._seconds_before + self._seconds_here + running
+
+    @property
+    def steps_per_second(self) -> float:
+        """Optimizer steps a second since training was last started."""
+        seconds = self.seconds - self._seconds_before
+        return (self._last_step - self._resumed_step) / seconds if seconds > 0 else 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._last_step = state.global_step
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._seconds_here, self._started = self.seconds - self._seconds_before, None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not self.writes:
+            return
+        rest = {key: value for key, value in (logs or {}).items() if key not in ("step", "epoch")}
+        append_row(
+            self.path, {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.seconds, 3), **rest}
+        )
+
+
+class TrainingProgress(TrainerCallback):
+    """Step, loss, held-out metric, total rank and last adjustment. Enter it around `trainer.train()`.
+
+    Args:
+        console: where to draw; a bar if it is a terminal, else plain lines.
+        metric: name of the task's metric, as Trainer logs it after `eval_`.
+        total_rank: the sum of all ranks at the start.
+        ranks: what adapts the ranks, and knows their sum and the last adjustment; None if they stay.
+    """
+
+    def __init__(self, console: Console, metric: str, total_rank: int, ranks: RankCallback | None) -> None:
+        self.console = console
+        self.metric = metric
+        self._total_rank = total_rank
+        self._ranks = ranks
+        self._logged: dict[str, tuple[float, int]] = {}
+        """Name -> the value that was logged last, and the step of that log."""
+        self._next_line = 0.0
+        self._evaluated_batches = 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("<"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        # Shown once the number of steps is known.
+        self._task = self._bar.add_task("train", total=None, status="", visible=False)
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def status(self, step: int) -> str:
+        """One line: loss, metric, total rank, last adjustment; each once it is known, and its step if it is older."""
+        parts = []
+        for name, (value, logged) in self._logged.items():
+            parts.append(f"{name} {value:.4f}" + ("" if logged == step else f" at {logged}"))
+        allocator = self._ranks.allocator if self._ranks else None
+        parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self._total_rank}")
+        if allocator and allocator.history:
+            last = allocator.history[-1]
+            parts.append(f"adjusted at {last['step']} ({sum(last['added'].values())} moved)")
+        return "  ".join(parts)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        step = state.global_step
+        allocator = self._ranks.allocator if self._ranks else None
+        if allocator and (reason := allocator.describe()["schedule"].get("in_vain")):
+            self.console.print(reason, soft_wrap=True)
+        self._bar.reset(self._task, total=state.max_steps, completed=step, status=self.status(step), visible=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._bar.update(self._task, completed=state.global_step, status=self.status(state.global_step))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs, step = logs or {}, state.global_step
+        if "train_loss" in logs:
+            return  # Trainer's summary, which says nothing new
+        for name, key in (("loss", "loss"), (self.metric, f"eval_{self.metric}")):
+            if key in logs:
+                self._logged[name] = (logs[key], step)
+        self._bar.update(self._task, status=self.status(step))
+        if not self.console.is_terminal and self._is_due(state, logs, evaluation_follows=control.should_evaluate):
+            self.console.print(f"step {step}/{state.max_steps}  {self.status(step)}", soft_wrap=True)
+            self._next_line = step + state.max_steps / PLAIN_LINES
+
+    def _is_due(self, state, logs, *, evaluation_follows: bool) -> bool:
+        if "eval_loss" in logs:
+            return True
+        return state.global_step >= self._next_line and not evaluation_follows  # one line tells both
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self._evaluated_batches += 1
+        self._bar.update(self._task, description="eval", status=f"batch {self._evaluated_batches}")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._evaluated_batches = 0
+        self._bar.update(self._task, description="train", status=self.status(state.global_step))
+
+
+class StopOnInterrupt(TrainerCallback):
+    """While entered as a context, the first Ctrl-C asks Trainer to save and stop after the current step.
+
+    `requested` tells afterwards whether that happened; a second Ctrl-C aborts at once. Outside the main thread, where
+    Python allows no signal handler, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> StopOnInterrupt:
+        self._listening: AbstractContextManager[None] = on_interrupt(self._request)
+        self._listening.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._listening.__exit__(None, None, None)
+
+    def _request(self) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.requested = any_of_all(self.requested)  # processes that stop after different steps would wait for ever
+        if self.requested:
+            control.should_save = True  # after an evaluation that is due: a resume would never make up for it
+            control.should_training_stop = True
+        return control
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # Trainer ends the epoch on its way out. If it is not over, the checkpoint that is written already is all.
+        over = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        if self.requested and not over:
+            control.should_save = control.should_evaluate = control.should_log = False
