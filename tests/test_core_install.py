@@ -64,7 +64,7 @@ def test_the_command_line_tells_how_it_is_installed():
     done = run("from pedyra.__main__ import main; main()")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: the command line needs datasets, pydantic, ")
-    assert done.stderr.endswith('; run: pip install "pedyra[cli]"\n') and done.stderr.count("\n") == 1
+    assert done.stderr.endswith('; run in a checkout: pip install ".[cli]"\n') and done.stderr.count("\n") == 1
 
 
 def test_what_the_command_line_looks_for_is_the_extra():

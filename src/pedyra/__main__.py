@@ -13,7 +13,10 @@ def main() -> None:
     """Run the command line; one line and exit code 2 where a package that it needs is not installed."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        print(f'Error: the command line needs {", ".join(missing)}; run: pip install "pedyra[cli]"', file=sys.stderr)
+        print(
+            f'Error: the command line needs {", ".join(missing)}; run in a checkout: pip install ".[cli]"',
+            file=sys.stderr,
+        )
         sys.exit(2)
     from pedyra.lab.cli import main as command_line
 

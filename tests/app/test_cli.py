@@ -101,7 +101,7 @@ def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     """Its loss is no number, for which the record has null."""
     rate = ("training.learning_rate=1e8", "training.max_grad_norm=0", "training.max_steps=14", "rank.interval=10")
     ends = ("rank.initial_warmup=1", "rank.final_warmup=1")
-    code, out, _ = call("train", "recipe.yaml", "method=pedyra-paper", *rate, *ends)
+    code, out, _ = call("train", "recipe.yaml", "method=pedyra", *rate, *ends)
     assert code == 1 and "this run diverged. Lower training.learning_rate" in " ".join(out.split())
     assert rows(tmp_path / "runs/recipe/metrics.jsonl")[-1]["eval_loss"] is None
     assert {row["total_rank"] for row in rows(tmp_path / "runs/recipe/ranks.jsonl") if "total_rank" in row} == {26}
@@ -177,7 +177,7 @@ def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
     rank = ("rank.interval=10", "rank.initial_warmup=5", "rank.final_warmup=10", "rank.moves=6")
-    arguments = ("method=pedyra-paper", "training.max_steps=40", *rank, "--dry-run", "--json", "plan.jsonl")
+    arguments = ("method=pedyra", "training.max_steps=40", *rank, "--dry-run", "--json", "plan.jsonl")
     code, out, _ = call("train", "recipe.yaml", *arguments)
     assert code == 0
     for line in ("layers      13, total rank 26", "steps       40", "budget      total rank 26", "memory      about"):
@@ -198,10 +198,16 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["train", "recipe.yaml", "training.max_step=3"], ["did you mean 'max_steps'"]),
         (["train", "recipe.yaml", "lora.target_modules=[quary]"], ["'quary' matches no module", "query, key, value"]),
         (["train", "recipe.yaml", "lora.r=0"], ["lora.r"]),
-        (["train", "recipe.yaml", "method=pedyra-paper", "rank.initial_warmup=9"], ["fill the run of 4 steps"]),
-        (["train", "recipe.yaml", "method=pedyra-paper", "rank.interval=4"], ["no adjustment", "lower the interval"]),
+        (["train", "recipe.yaml", "lora.rnak=4"], ["did you mean 'lora.r'?"]),
+        (["train", "recipe.yaml", "lora.rank=4"], ["did you mean 'lora.r'?"]),
+        (["train", "recipe.yaml", "lora.lora_alpha=4"], ["did you mean 'lora.alpha'?"]),
         (
-            ["train", "recipe.yaml", "method=pedyra-paper", "lora.r=1", "rank.interval=1", "rank.final_warmup=1"],
+            ["train", "recipe.yaml", "method=pedyra", "rank.initial_warmup=9"],
+            ["no rank could ever move", "of 4", "train for"],
+        ),
+        (["train", "recipe.yaml", "method=pedyra", "rank.interval=4"], ["no rank could ever move", "train for"]),
+        (
+            ["train", "recipe.yaml", "method=pedyra", "lora.r=1", "rank.interval=1", "rank.final_warmup=1"],
             ["nothing can move"],
         ),
         (["train", "recipe.yaml", "data.text=txt"], ["no column 'txt'", "label"]),

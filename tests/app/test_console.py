@@ -11,10 +11,16 @@ from pedyra.app.console import (
     format_bytes,
     format_seconds,
     new_console,
+    print_next,
     print_rank_map,
+    print_result,
     print_table,
     write_json_lines,
 )
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.run import RunResult
+from pedyra.app.runs.run_folder import RunFolder
+from pedyra.lora.files import write_file
 from pedyra.lora.layer_names import layer_place
 
 
@@ -38,9 +44,9 @@ def test_the_rank_map_has_a_row_a_type_and_a_column_a_depth():
     lines = [line.split() for line in screen.getvalue().splitlines()]
     assert lines == [
         ["rank", "by", "depth", "0", "1", "10"],
+        ["pooler", "7", ".", "."],
         ["q", "3", "12", "1"],
         ["v", ".", "0", "."],
-        ["pooler", "7", ".", "."],
     ]
 
 
@@ -58,16 +64,73 @@ def test_sizes_and_times_for_people():
     assert [format_seconds(s) for s in (4.26, 95, 7260)] == ["4.3 s", "1 min 35 s", "2 h 1 min"]
 
 
+def ended(tmp_path, kind="classification", name="toy", **changes):
+    """The result of a run, with these changes."""
+    folder = RunFolder(tmp_path)
+    folder.adapter.mkdir()
+    (folder.adapter / "adapter_model.safetensors").write_bytes(bytes(2048))
+    write_file(folder.adapter / "adapter_config.json", json.dumps({"peft_type": "LORA", **changes.pop("config", {})}))
+    data = {"source": "toy", "kind": kind} | ({"prompt": "p", "completion": "c"} if kind == "causal_lm" else {})
+    content = {"name": name, "model": {"name": "m"}, "data": data}
+    final = {"metric": "accuracy", "value": 0.9, "eval_loss": 0.3, "seconds": 65.0, "peak_memory_bytes": 3 * 2**20}
+    layers = [{"layer": f"h.{depth}.q", "rank": 3 + depth, "parameters": 20 * (3 + depth)} for depth in range(2)]
+    start = [{**layer, "rank": 8, "parameters": 160} for layer in layers]
+    settings = {"step": 40, "total_steps": 40, "layers": layers, "start": start, "final": final, **changes}
+    return RunResult(recipe=Recipe.model_validate(content), folder=folder, **settings)
+
+
+def shown(result):
+    screen = StringIO()
+    for told in (print_result, print_next):
+        told(Console(file=screen, width=200), result)
+    return screen.getvalue()
+
+
+def test_a_run_ends_with_what_changed_and_what_comes_next(tmp_path):
+    out = shown(ended(tmp_path, fit_seconds=130.0))
+    for told in ("accuracy 0.9000\n", "16 at the start, 7 at the end", "320 at the start, 140 at the end", "2.0 KiB"):
+        assert told in out
+    assert f"pedyra fit {tmp_path}" in out and "2 min 10 s" in out and f"pedyra export {tmp_path}" in out
+
+
+def test_what_a_run_does_not_know_is_left_out(tmp_path):
+    out = shown(ended(tmp_path, layers=[], start=[]))
+    assert "rank" not in out and "pedyra fit" not in out and "None" not in out and "?" not in out
+
+
+def test_a_base_model_that_was_evaluated_first_is_told_beside_the_adapter(tmp_path):
+    result = ended(tmp_path)
+    assert result.final is not None
+    result.final["value_before"] = 0.5
+    assert "0.9000 (0.5000 before training)" in shown(result)
+
+
+@pytest.mark.parametrize(
+    ("config", "served"),
+    [
+        ({"base_model_name_or_path": "org/base"}, True),
+        ({"base_model_name_or_path": "org/base", "use_dora": True}, False),
+        ({"base_model_name_or_path": "org/base", "modules_to_save": ["lm_head"]}, False),
+        ({"base_model_name_or_path": None}, False),
+    ],
+)
+def test_a_language_model_that_vllm_can_serve_comes_with_its_line(tmp_path, config, served):
+    out = shown(ended(tmp_path, kind="causal_lm", name="my run", config=config))
+    assert ("vllm serve org/base --enable-lora --max-lora-rank 8" in out) == served
+    assert not served or f"--lora-modules 'my run'={tmp_path}/export/peft" in out
+
+
 @pytest.mark.parametrize(
     ("budget", "moves", "told"),
     [
         ("ranks", 12, "3 after steps 10 to 30, every 10; up to about 12 triples move in one"),
-        ("fit", 96, "3 after steps 10 to 30, every 10, at which directions may be cut"),
-        ("fit", 0, "3 after steps 10 to 30, every 10, at which ranks stay as they are"),
+        ("ranks", 0, "3 after steps 10 to 30, every 10, at which ranks stay as they are"),
+        ("size", None, "3 after steps 10 to 30, every 10; the first three cut, to 1,234 parameters"),
     ],
 )
-def test_a_plan_tells_what_its_adjustments_do(budget: str, moves: int, told: str):
-    assert _adjustments_line({"adjustments": [10, 20, 30], "interval": 10, "moves": moves}, budget) == told
+def test_a_plan_tells_what_its_adjustments_do(budget: str, moves: int | None, told: str):
+    schedule = {"adjustments": [10, 20, 30], "interval": 10, "moves": moves, "target": 1234}
+    assert _adjustments_line(schedule, budget) == told
 
 
 def test_a_deep_model_is_mapped_in_bands_that_fit_the_width():

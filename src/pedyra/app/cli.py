@@ -16,6 +16,7 @@ import typer
 
 from pedyra.app.console import (
     new_console,
+    print_next,
     print_plan,
     print_result,
     print_summary,
@@ -31,8 +32,8 @@ from pedyra.app.runs.run_folder import RunFolder
 app = typer.Typer(
     name="pedyra",
     help="Rank-adaptive LoRA fine-tuning: which rank, in which layers?",
-    epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys. Start with: pedyra train "
-    "recipes/smoke.yaml",
+    epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys, and the folder recipes of "
+    "the repository has examples.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -80,11 +81,10 @@ def train(
     """Train one recipe into a run folder; also under torchrun and accelerate launch, as -m pedyra train."""
     from pedyra.app.recipe import load_recipe
     from pedyra.app.runs.processes import is_first
-    from pedyra.app.runs.resolve import resolve
 
     console = new_console(quiet=not is_first())
     checked = load_recipe(recipe, overrides or [])
-    resolve(checked)  # a mistake is told before the seconds that torch takes to load
+    # Before the seconds that torch takes to load.
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
 
     quiet_libraries()
@@ -103,6 +103,7 @@ def train(
             raise typer.Exit(130)
         if is_first():
             console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+            print_next(console, result)
         rows, diverged = result.rows(), result.diverged
     if json_file and is_first():
         write_json_lines(json_file, rows)

@@ -58,7 +58,7 @@ def print_whole(console: Console, table: Table) -> None:
 
 
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
-    """Ranks as module type (down) x depth (across), in as many bands as the width asks for.
+    """Ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
 
     `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA.
     """
@@ -75,7 +75,7 @@ def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
     per_band = max(1, room // (widest + 2))  # two blanks between columns
     for start in range(0, len(depths), per_band):
         band = depths[start : start + per_band]
-        rows = [[kind, *(by_depth.get(depth, ".") for depth in band)] for kind, by_depth in ranks.items()]
+        rows = [[kind, *(by_depth.get(depth, ".") for depth in band)] for kind, by_depth in sorted(ranks.items())]
         print_table(console, ["rank by depth", *map(str, band)], rows)
 
 
@@ -101,28 +101,55 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"activations {format_bytes(memory.activations)}",
     )
     rows.append(("memory", f"about {format_bytes(memory.total)} beside the libraries' own: {', '.join(parts)}"))
-    for name, text in rows:
-        console.print(f"{name:12}{text}", soft_wrap=True)
+    _print_named(console, rows)
     print_rank_map(console, plan.layers)
 
 
 def print_result(console: Console, result: RunResult) -> None:
-    """How a run ended: its metric, ranks and files, and the command to go on with."""
-    run = result.folder.path
+    """How a run ended: metric, ranks, parameters, files; of one that was interrupted, the command to go on with."""
     if result.final is None:
         console.print(f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved. Continue with")
         console.print(f"  pedyra train {result.folder.recipe} --resume", soft_wrap=True)
         return
     final = result.final
     print_rank_map(console, result.layers)
-    console.print(
-        f"held-out {final['metric']} {final['value']:.4f}  ({final['trainable_parameters']:,} parameters trained, "
-        f"{format_seconds(final['seconds'])}, peak memory {format_bytes(final['peak_memory_bytes'])})",
-        soft_wrap=True,
-    )
-    console.print(f"run folder  {run}", soft_wrap=True)
-    console.print(f"adapter     {result.folder.adapter}", soft_wrap=True)
-    console.print(f"export      pedyra export {run} --target peft", soft_wrap=True)
+    before = f" ({final['value_before']:.4f} before training)" if "value_before" in final else ""
+    lines = [("metric", f"held-out {final['metric']} {final['value']:.4f}{before}")]
+    if result.layers:
+        ranks, parameters = (
+            [sum(layer[key] for layer in layers) for layers in (result.start, result.layers)]
+            for key in ("rank", "parameters")
+        )
+        lines.append(("total rank", f"{_change(*ranks)}, in {len(result.layers)} layers"))
+        lines.append(("parameters", _change(*parameters)))
+    time, peak = format_seconds(final["seconds"]), format_bytes(final["peak_memory_bytes"])
+    lines.append(("training", f"{result.step:,} steps in {time}, peak memory {peak}"))
+    size = sum(file.stat().st_size for file in result.folder.adapter.glob("adapter_model.*"))
+    lines.append(("adapter", f"{result.folder.adapter}, {format_bytes(size)}"))
+    _print_named(console, lines)
+
+
+def print_next(console: Console, result: RunResult) -> None:
+    """The commands for what comes next: a smaller adapter, another reader, a server."""
+    if result.final is None or result.diverged or not result.layers:
+        return
+    run, smaller = result.folder.path, f"pedyra fit {result.folder.path}"
+    takes = "" if result.fit_seconds is None else f", in about {format_seconds(result.fit_seconds)}"
+    lines = [("next", f"{smaller}   finds out how small the adapter may be{takes}")]
+    lines.append(("", f"pedyra export {run} --target peft   writes it for PEFT and vLLM"))
+    if result.server:
+        lines.append(("", result.server))
+    _print_named(console, lines)
+
+
+def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:
+    """Lines of a name and what is told of it."""
+    for name, told in lines:
+        console.print(f"{name:12}{told}", soft_wrap=True)
+
+
+def _change(start: int, end: int) -> str:
+    return f"{end:,} as at the start" if start == end else f"{start:,} at the start, {end:,} at the end"
 
 
 def print_summary(console: Console, summary: AdapterSummary) -> None:

@@ -131,6 +131,10 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     return f"{changed[0]} was {old.get(changed[0])!r} and is now {new.get(changed[0])!r}{more}"
 
 
+OTHER_NAMES = {"rank": "r", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+"""What people, or PEFT, call a key -> the key."""
+
+
 def one_line(error: ValidationError, model: type[BaseModel], depth: int) -> str:
     """The first mistake as one line with its full key path, and how many other keys have one.
 
@@ -151,7 +155,8 @@ def _message(mistake: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
-        return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]))}"
+        also = {other: key for other, key in OTHER_NAMES.items() if key in known}
+        return f"unknown key {key!r}; {did_you_mean(path[-1], known, prefix=key.removesuffix(path[-1]), also=also)}"
     if mistake["type"] == "missing":
         return f"key {key!r} is required"
     if mistake["type"] == "value_error":

@@ -67,6 +67,11 @@ def check_arguments(target: str, out: Path, base: object) -> None:
         raise ValueError(f"{out} already holds files; choose another folder or remove it")
 
 
+def vllm_rank(largest: int) -> int | None:
+    """The `--max-lora-rank` that vLLM needs for an adapter whose largest rank is this; None: it takes none so large."""
+    return next((limit for limit in _VLLM_MAX_LORA_RANKS if limit >= largest), None)
+
+
 def active_adapter(model: Any) -> str:
     """The one active LoRA adapter of a live model."""
     if not isinstance(model, PeftModel):
@@ -189,9 +194,8 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
         )
     ranks = {layer.name: layer.rank for layer in lora.layers}
     largest = max(ranks.values())
-    enough = [limit for limit in _VLLM_MAX_LORA_RANKS if limit >= largest]
     refused = [name for name in ("use_dora", "modules_to_save") if lora.config.get(name)]
-    vllm = {"max_lora_rank": enough[0] if enough else None, "refused_for": refused}
+    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": refused}
     return {
         "target": target,
         "scaling": scaling,

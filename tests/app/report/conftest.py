@@ -111,7 +111,7 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
                 | {"parameters": parameters(), "seconds": 0.021, "skipped_steps": 0}
             )
         states.append(state_at(step, names, ranks, worth, parameters(), noise))
-    write_common(folder, "pedyra-paper", seed, parameters(), gain=0.012)
+    write_common(folder, "pedyra", seed, parameters(), gain=0.012)
     header = {
         "kind": "layers",
         "layers": layers,

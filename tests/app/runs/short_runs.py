@@ -28,7 +28,7 @@ RECIPE = {
         "use_cpu": True,
     },
 }
-# Of method pedyra-paper, whose triples move whether or not it helps.
+# Of method pedyra, whose triples move whether or not it helps.
 RANK = {
     **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
     **{"min_rank": 1, "start": "lora", "orth_weight": 0.0, "budget": "parameters"},

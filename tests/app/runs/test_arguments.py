@@ -37,6 +37,8 @@ def test_overrides_win():
             {"fsdp": "full_shard"},
             r"training.fsdp: a run of pedyra trains under DDP.* RankCallback in a Trainer of your own",
         ),
+        ({"deepspeed": "zero3.json"}, r"training.deepspeed: a run of pedyra trains under DDP.* pedyra fit"),
+        ({"num_train_epochs": 0}, "training.num_train_epochs is 0.0; it is above 0"),
         ({"max_steps": "many"}, "training.max_steps is 'many': Input should be a valid integer"),
         ({"learning_rate": None}, "training.learning_rate is None: Input should be a valid number"),
         ({"learning_rate": float("inf")}, "training.learning_rate is inf; it must be a finite number"),

@@ -108,7 +108,7 @@ def test_a_full_disk_before_the_first_step_keeps_the_run_that_was_there(recipe, 
     assert (folder / "adapter").is_dir() and load_recipe(folder / "recipe.yaml").seed == 0
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
 def test_a_full_disk_leaves_the_last_checkpoint_whole(recipe, monkeypatch, method):
     whole = run(recipe(method, output="whole"))
     fill_disk(monkeypatch, after=1)

@@ -70,7 +70,7 @@ def test_twice_the_batch_keeps_about_twice_the_activations():
 
 
 def test_budget_and_adjustments_are_the_allocators():
-    plan = make_plan(set_up_toy("pedyra-paper", max_steps=12))
+    plan = make_plan(set_up_toy("pedyra", max_steps=12))
     assert plan.budget == {
         "kind": "parameters",
         "total_rank": 52,

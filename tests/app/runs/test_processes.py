@@ -20,7 +20,7 @@ from pedyra.lora.files import read_rows
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
 RECIPE: dict[str, Any] = {
-    "method": "pedyra-paper",
+    "method": "pedyra",
     "model": {"name": "tiny-llama"},
     "data": {"source": "toy", "kind": "causal_lm", "prompt": "prompt", "completion": "completion", "max_length": 40},
     "lora": {"r": 2, "alpha": 16, "target_modules": ["q_proj", "v_proj"]},

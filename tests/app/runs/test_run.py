@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from short_runs import run, steps_of
 from transformers import Trainer
 
@@ -16,7 +17,7 @@ from pedyra.lora.files import read_rows
 from pedyra.lora.inspection import inspect_adapter
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
 def test_a_finished_run_holds_all_files_and_ends_with_the_final_line(recipe, method):
     result = run(recipe(method))
     folder = result.folder.path
@@ -34,6 +35,18 @@ def test_a_finished_run_holds_all_files_and_ends_with_the_final_line(recipe, met
     assert environment["versions"]["torch"] == torch.__version__
 
 
+def test_the_adapter_comes_with_a_card_that_says_what_was_done(recipe):
+    result = run(recipe("pedyra"))
+    _, metadata, text = (result.folder.adapter / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(metadata)
+    assert card["tags"] == ["pedyra", "lora"] and card["library_name"] == "peft" and card["metrics"] == ["accuracy"]
+    assert "base_model" not in card  # it is of no repository
+    parameters = sum(layer.parameters for layer in inspect_adapter(result.folder.path).layers)
+    for told in ("pedyra", "tiny-bert", "52 in total", f"{parameters:,}", f"{result.final['value']:.4f}"):
+        assert told in text
+    assert "site-packages" not in text and "[More Information Needed]" not in text
+
+
 def test_trainable_parameters_are_counted_by_hand(recipe):
     # tiny-bert: 2 blocks of four 64 x 64 linears, 64 x 128 and 128 x 64; a 64 x 64 pooler; a head of 2 x 64 + 2.
     final = run(recipe()).final
@@ -41,7 +54,7 @@ def test_trainable_parameters_are_counted_by_hand(recipe):
 
 
 def test_the_saved_adapter_gives_the_metrics_of_the_final_line(recipe):
-    result = run(recipe("pedyra-paper"))
+    result = run(recipe("pedyra"))
     metrics = evaluate_run(result.folder.path)
     assert metrics["accuracy"] == result.final["value"]
     assert metrics["loss"] == pytest.approx(result.final["eval_loss"], abs=1e-5)
@@ -51,10 +64,10 @@ def test_methods_share_head_adapter_and_data_of_a_seed(recipe):
     # Before the first step a LoRA start is the same function: so is its first loss on the same batch.
     every = {"training": {"logging_steps": 1, "max_steps": 12}}
     losses = {}
-    for method in ("lora", "pedyra-paper"):
+    for method in ("lora", "pedyra"):
         rows = read_rows(run(recipe(method, output=method, **every)).folder.metrics)
         losses[method] = rows[0]["loss"]
-    assert losses["lora"] == losses["pedyra-paper"]
+    assert losses["lora"] == losses["pedyra"]
 
 
 def test_a_run_whose_loss_is_no_number_says_so(recipe):
@@ -66,13 +79,13 @@ def test_a_run_whose_loss_is_no_number_says_so(recipe):
 
 def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
     best = {"load_best_model_at_end": True, "save_steps": 6}
-    result = run(recipe("pedyra-paper", training=best))
+    result = run(recipe("pedyra", training=best))
     metrics = evaluate_run(result.folder.path)
     values = [row["eval_accuracy"] for row in steps_of(result.folder.path, "eval")]
     assert metrics["accuracy"] == result.final["value"] == max(values)
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
 def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
     plan = plan_run(recipe(method))
     assert list(tmp_path.iterdir()) == []
@@ -90,13 +103,13 @@ def test_a_run_and_a_plan_make_one_trainer_and_one_allocator(recipe, monkeypatch
             original(self, *args, **kwargs)
 
         monkeypatch.setattr(kind, "__init__", init)
-    act(recipe("pedyra-paper"))
+    act(recipe("pedyra"))
     assert sorted(kind.__name__ for kind in made) == ["RankAllocator", "Trainer"]
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(recipe, tmp_path):
-    with pytest.raises(ValueError, match="no adjustment"):  # told by the allocator, once the folder is made
-        run(recipe("pedyra-paper", rank={"interval": 12}, output="deep/run"))
+    with pytest.raises(ValueError, match="no rank could ever move"):  # told by the allocator, once the folder is made
+        run(recipe("pedyra", rank={"interval": 12}, output="deep/run"))
     assert list(tmp_path.iterdir()) == []
 
 

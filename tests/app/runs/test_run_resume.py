@@ -1,16 +1,18 @@
 """A run that was interrupted or killed goes on bit for bit, and only as what it was."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from short_runs import adapter, assert_same_tensors, run, steps_of
 
 from pedyra.app.runs.run import train_run
-from pedyra.lora.files import read_rows
+from pedyra.lora.files import SUMS, read_rows, write_sums
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
 def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(recipe, interrupt_at, method):
     whole = run(recipe(method, output="whole"))
     interrupt_at(7)
@@ -21,14 +23,14 @@ def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(recipe, interrupt_a
     assert_same_tensors(adapter(resumed.folder.path), adapter(whole.folder.path))
     assert steps_of(resumed.folder.path, "eval") == steps_of(whole.folder.path, "eval")
     assert resumed.layers == whole.layers
-    if method == "pedyra-paper":
+    if method == "pedyra":
         adjustments = steps_of(resumed.folder.path, "adjustment")
         assert adjustments == steps_of(whole.folder.path, "adjustment") and len(adjustments) == 3
     environment = json.loads((resumed.folder.path / "environment.json").read_text())
     assert environment["resumed_from"] == 7
 
 
-@pytest.mark.parametrize("method", ["lora", "pedyra-paper"])
+@pytest.mark.parametrize("method", ["lora", "pedyra"])
 def test_a_run_killed_after_its_last_checkpoint_can_still_be_finished(recipe, method):
     whole = run(recipe(method)).folder
     before = adapter(whole.path)
@@ -59,6 +61,17 @@ def test_a_checkpoint_with_one_flipped_bit_is_passed_over(recipe, interrupt_at):
         "checkpoint-7, which is not whole: adapter_model.safetensors does not match SHA256SUMS" in screen.export_text()
     )
     assert json.loads((folder / "environment.json").read_text())["resumed_from"] == 4
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+def test_a_file_that_torch_refuses_to_read_is_one_line(recipe, interrupt_at, name):
+    """As one that runs code when it is read, from somebody else whose digests are right."""
+    interrupt_at(7)
+    checkpoint = run(recipe()).folder.path / "checkpoint-7"
+    torch.save({"state": Path}, checkpoint / name)  # no tensor, and nothing that torch takes for harmless
+    write_sums(checkpoint, [path.name for path in checkpoint.iterdir() if path.name != SUMS])
+    with pytest.raises(ValueError, match=f"refuses to read .*checkpoint-7/{name}.*--overwrite"):
+        run(recipe(), resume=True)
 
 
 def test_rows_that_have_changed_are_not_resumed_on(recipe, interrupt_at, tmp_path):

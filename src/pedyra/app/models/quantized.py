@@ -23,7 +23,7 @@ def quantization_config(
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise ImportError(
-            f'model.quantization {quantization} needs bitsandbytes; run: pip install "pedyra[quant]"'
+            f'model.quantization {quantization} needs bitsandbytes; run in a checkout: pip install ".[quant]"'
         ) from None
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
@@ -53,7 +53,7 @@ def quantise_linears(model: nn.Module, names: Sequence[str]) -> None:
     try:
         import bitsandbytes as bnb
     except ImportError:
-        raise ImportError('weights in 4 bits need bitsandbytes; run: pip install "pedyra[quant]"') from None
+        raise ImportError('weights in 4 bits need bitsandbytes; run in a checkout: pip install ".[quant]"') from None
     for name in names:
         parent, _, last = name.rpartition(".")
         linear: Any = model.get_submodule(name)

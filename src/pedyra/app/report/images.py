@@ -90,5 +90,5 @@ def _vl_convert() -> Any:
     try:
         import vl_convert
     except ImportError:
-        raise ImportError('figures are drawn by vl-convert; run: pip install "pedyra[cli]"') from None
+        raise ImportError('figures are drawn by vl-convert; run in a checkout: pip install ".[cli]"') from None
     return vl_convert

@@ -30,6 +30,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     and whatever TrainingArguments refuses itself.
     """
     _check_best(recipe)
+    _check_engine(recipe)
     settings = {
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -44,11 +45,6 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
     except (TypeError, ValueError, ImportError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
-    if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise ValueError(
-            "training.fsdp: a run of pedyra trains under DDP or in one process; under FSDP2 use RankCallback in a "
-            "Trainer of your own (docs/processes.md)"
-        )
     untold = {"flyte", "azure_ml"}  # which that list leaves out though they are there
     absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations()) - untold
     if absent:
@@ -91,6 +87,17 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"training.neftune_noise_alpha is {value}; it is at least 0")
     if name == "prediction_loss_only" and value:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
+
+
+def _check_engine(recipe: Recipe) -> None:
+    """Told before TrainingArguments looks for a package that may not be there."""
+    for engine, instead in (
+        ("fsdp", "under FSDP2 use RankCallback in a Trainer of your own (docs/processes.md)"),
+        ("deepspeed", "with DeepSpeed train in a Trainer of your own, and give pedyra fit the adapter's folder"),
+    ):
+        launched = os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() == "true"
+        if recipe.training.get(engine) or launched:
+            raise ValueError(f"training.{engine}: a run of pedyra trains under DDP or in one process; {instead}")
 
 
 def _check_best(recipe: Recipe) -> None:

@@ -122,9 +122,6 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         step = state.global_step
-        allocator = self._ranks.allocator if self._ranks else None
-        if allocator and (reason := allocator.describe()["schedule"].get("in_vain")):
-            self.console.print(reason, soft_wrap=True)
         self._bar.reset(self._task, total=state.max_steps, completed=step, status=self.status(step), visible=True)
 
     def on_step_end(self, args, state, control, **kwargs):

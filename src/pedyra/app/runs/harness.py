@@ -35,7 +35,9 @@ def evaluate_by_harness(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise ImportError('--harness needs lm-evaluation-harness; run: pip install "pedyra[harness]"') from None
+        raise ImportError(
+            '--harness needs lm-evaluation-harness; run in a checkout: pip install ".[harness]"'
+        ) from None
     _, recipe, adapter = finished_run(run)
     kind = recipe.data.kind
     if kind not in GENERATED:

@@ -5,29 +5,34 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
 from pedyra.allocate.checkpoint_folder import (
     checkpoint_step,
-    end_at_last_step,
     last_complete_checkpoint,
     list_checkpoints,
 )
+from pedyra.allocate.trainer import end_at_last_step
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
+from pedyra.app.runs.model_card import CARD, model_card
 from pedyra.app.runs.plan import Plan, make_plan
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
 from pedyra.app.yaml_file import first_difference, read_settings
+from pedyra.lora.export import vllm_rank
 from pedyra.lora.files import append_row, remove, write_file, write_folder
+from pedyra.lora.inspection import read_adapter_config
 from pedyra.methods.registry import get_method
 
 
@@ -41,8 +46,25 @@ class RunResult:
     total_steps: int
     layers: list[dict[str, Any]]
     """Per adapted layer: layer (its name), rank, parameters (of its factors)."""
+    start: list[dict[str, Any]]
+    """The same before training."""
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
+    fit_seconds: float | None = None
+    """About what `pedyra fit` takes of this run; None where that is not known."""
+
+    @property
+    def server(self) -> str | None:
+        """The line that serves the adapter once it is exported; None where vLLM cannot, or the base has no name."""
+        if self.recipe.data.kind != "causal_lm" or not self.layers or not self.folder.adapter.is_dir():
+            return None
+        config, rank = read_adapter_config(self.folder.adapter), vllm_rank(max(layer["rank"] for layer in self.layers))
+        base = config.get("base_model_name_or_path")
+        if not base or rank is None or config.get("use_dora") or config.get("modules_to_save"):
+            return None
+        exported = self.folder.path / "export" / "peft"
+        lora = f"--enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(self.recipe.name)}={exported}"
+        return f"vllm serve {base} {lora}"
 
     @property
     def interrupted(self) -> bool:
@@ -186,7 +208,15 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
         environment |= {"memory_before_bytes": memory_bytes(trainer.args.device)}
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if checkpoint and not stepped.taken and (refused := _refused_file(checkpoint)):
+                raise ValueError(
+                    f"torch refuses to read {checkpoint / refused}: it is damaged, or holds more than tensors; remove "
+                    f"{checkpoint} to resume from the one before, or start anew with --overwrite"
+                ) from error
+            raise
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     final = None
     if step >= total_steps or not stop.requested:
@@ -197,8 +227,31 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
         step=step,
         total_steps=total_steps,
         layers=layer_rows(setup.model),
+        start=start,
         final=final,
+        fit_seconds=_fit_seconds(trainer, log),
     )
+
+
+def _fit_seconds(trainer: Trainer, log: MetricsLog) -> float | None:
+    """About what `pedyra fit` takes: eight evaluations of 1,536 rows, and the gradients of 1,024 (its defaults)."""
+    evaluations = [entry["eval_runtime"] for entry in trainer.state.log_history if "eval_runtime" in entry]
+    args, rows = trainer.args, len(trainer.eval_dataset)  # pyright: ignore[reportArgumentType]
+    trained = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if not evaluations or not trained:
+        return None
+    gradients = 1024 * max(0.0, log.seconds - sum(evaluations)) / trained
+    return gradients + 8 * evaluations[-1] * min(1.0, 1536 / rows)
+
+
+def _refused_file(checkpoint: Path) -> str | None:
+    """The first of the files with Trainer's state that torch does not read, None if it reads them all."""
+    for name in ("optimizer.pt", "scheduler.pt"):
+        try:
+            torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+        except Exception:  # whatever torch and pickle raise: UnpicklingError, RuntimeError, EOFError, ...
+            return name
+    return None
 
 
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
@@ -208,8 +261,14 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         setup.adaptation.finish()
         trainer.state.log_history.clear()  # those evaluations were of the model before
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
+
+    def save(part: Path) -> None:
+        setup.model.save_pretrained(str(part))
+        write_file(part / CARD, model_card(setup.recipe, layer_rows(setup.model), {}))
+
     if is_first():
-        write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
+        write_folder(folder.adapter, save)
     evaluation = _final_evaluation(trainer, log if best else None)
     final = {
         "step": trainer.state.global_step,
@@ -222,9 +281,11 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
         "metric": setup.task.metric,
         "value": evaluation[f"eval_{setup.task.metric}"],
+        **({"value_before": before[0][f"eval_{setup.task.metric}"]} if before else {}),  # with eval_on_start
         "eval_loss": evaluation["eval_loss"],
     }
     if is_first():
+        write_file(folder.adapter / CARD, model_card(setup.recipe, layer_rows(setup.model), final))
         append_row(folder.metrics, final)
     return final
 

@@ -240,9 +240,9 @@ def trainable_parameters(model: nn.Module) -> int:
 
 
 def layer_rows(model: nn.Module, adapter_name: str = "default") -> list[dict[str, Any]]:
-    """Name, rank and trained parameters of every LoRA layer now; empty for an adapter of another kind.
+    """Name, rank and parameters of every LoRA layer now, as they are saved; empty for an adapter of another kind.
 
-    Parameters that several layers share (RaSA's pools) are counted at the first.
+    E is folded away on disk. Parameters that several layers share (RaSA's pools) are counted at the first.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     with_triples = {layer.name: layer.rank for layer in adapted_layers(model, adapter_name)}
@@ -254,7 +254,7 @@ def layer_rows(model: nn.Module, adapter_name: str = "default") -> list[dict[str
             own = {
                 id(parameter): parameter.numel()
                 for path, parameter in layer.named_parameters()
-                if "lora_" in path and adapter_name in path.split(".") and parameter.requires_grad
+                if "lora_" in path and adapter_name in path.split(".") and parameter.requires_grad and path[-2:] != ".E"
             }
             parameters = sum(count for key, count in own.items() if key not in seen)
             seen |= own.keys()

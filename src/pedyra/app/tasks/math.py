@@ -94,7 +94,9 @@ def equivalent(answer: str, reference: str) -> bool:
     try:
         from math_verify import parse, verify
     except ImportError:
-        raise ImportError('the equivalence of answers needs math-verify; pip install "pedyra[tasks]"') from None
+        raise ImportError(
+            'the equivalence of answers needs math-verify; run in a checkout: pip install ".[tasks]"'
+        ) from None
     right, given = (parse(f"${side}$", parsing_timeout=_SECONDS) for side in (reference, answer))
     return bool(right and given and verify(right, given, timeout_seconds=_SECONDS))
 

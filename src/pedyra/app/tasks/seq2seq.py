@@ -55,7 +55,7 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise ImportError('ROUGE needs rouge-score; run: pip install "pedyra[tasks]"') from None
+        raise ImportError('ROUGE needs rouge-score; run in a checkout: pip install ".[tasks]"') from None
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
     scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
     return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
