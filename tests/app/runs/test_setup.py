@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from pedyra.config import RankConfig
 from peft import LoraConfig
 
 from pedyra.app.recipe import Recipe
