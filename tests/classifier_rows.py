@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def rows(count: int, seed: int) -> Any:
-    """A list of rows of eight tokens each; the first is a low one or a high one, which is the class, but for one row in twenty."""
+    """Rows of eight tokens; the first is a low one or a high one, which is the class, but for one row in twenty."""
     draw = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(count):

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from pedyra.config import RankConfig
 from peft import LoraConfig
 
 from pedyra.app.recipe import Recipe
