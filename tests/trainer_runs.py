@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import same_bits
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from windows import forced
@@ -138,7 +139,7 @@ def assert_equal() -> Callable[[Any, Any], None]:
             for key in left:
                 check(left[key], right[key], f"{at}/{key}")
         elif isinstance(left, Tensor):
-            assert torch.equal(left, right), at
+            assert same_bits(left, right), at
         elif isinstance(left, list | tuple):
             assert len(left) == len(right), at
             for index, pair in enumerate(zip(left, right, strict=True)):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import close
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -121,7 +122,8 @@ def test_an_unusable_side_file_is_told_and_training_goes_on(damage, stopped, mak
     seen, ranks = callback.at_start
     intact, _ = make_trainer(stopped, quick(min_rank=0, moves=7))
     intact._load_from_checkpoint(str(folder))
-    assert torch.equal(seen, logits(intact.model)), "the adapter on disk is not what training started from"
+    # The fused forward of a layer at rank 0, and PEFT's of a zero row.
+    assert close(seen, logits(intact.model)), "the adapter on disk is not what training started from"
     assert min(ranks.values()) == 0  # one zero row on disk
 
 

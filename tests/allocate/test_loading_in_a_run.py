@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from closeness import close, same_bits
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 from windows import forced, on_lora
@@ -57,7 +58,7 @@ def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, c
         ended.append(model.state_dict())
     assert caplog.text == ""
     adapted, stock = ended
-    assert all(torch.equal(adapted[name], value) for name, value in stock.items())
+    assert all(close(adapted[name], value) for name, value in stock.items())  # the fused forward, and PEFT's
 
 
 def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
@@ -74,7 +75,7 @@ def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
     train_net(model, optimizer, allocator, 1, first=6)
     assert "loaded with other ranks before step 6" in caplog.text
     assert allocator.ranks == ranks
-    assert all(not torch.equal(old, new) for old, new in zip(before, trainable(model), strict=True))
+    assert all(not same_bits(old, new) for old, new in zip(before, trainable(model), strict=True))
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in trainable(model)}
     train_net(model, optimizer, allocator, 6, first=7)
@@ -110,7 +111,7 @@ def test_accelerates_checkpoint_of_other_ranks_is_trained_on(make_net, net_batch
         step(each, its, 4)
     assert fresh.ranks == allocator.ranks
     expected, found = allocator.model.state_dict(), fresh.model.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert all(same_bits(found[name], value) for name, value in expected.items())
 
 
 def test_the_users_optimizer_need_not_hold_frozen_layers(make_bert, make_trainer, quick, rows, tmp_path):

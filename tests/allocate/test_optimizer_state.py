@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from closeness import close, same_bits
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from windows import on_lora
@@ -67,7 +68,7 @@ def test_kept_rows_train_as_if_they_had_always_been_alone(name, shape, dim):
     alone = nn.Parameter(start.index_select(dim, kept))
     reference = OPTIMIZERS[name]([alone])
     follow(reference, alone, [g.index_select(dim, kept) for g in grads])
-    assert torch.equal(change.new.narrow(dim, 0, 3), alone)
+    assert close(change.new.narrow(dim, 0, 3), alone)  # of another shape, so rounded otherwise at a vector's end
     assert parameter not in optimizer.state
     for key, value in optimizer.state[change.new].items():
         if isinstance(value, Tensor) and value.dim():
@@ -127,7 +128,7 @@ def test_seeding_takes_the_mean_of_the_kept_rows_second_moment_only():
     state = optimizer.state[change.new]
     assert torch.allclose(state["exp_avg_sq"][2], (old["exp_avg_sq"][0] + old["exp_avg_sq"][2]) / 2)
     assert torch.count_nonzero(state["exp_avg"][2]) == 0
-    assert torch.equal(state["step"], old["step"])
+    assert same_bits(state["step"], old["step"])
 
 
 @pytest.mark.parametrize("name", ["adamw-loop", "adam-amsgrad", "nadam", "rmsprop", "adagrad"])

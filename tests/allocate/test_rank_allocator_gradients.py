@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from windows import forced, inside
@@ -136,7 +137,7 @@ def test_the_final_phase_observes_nothing(make_net, train_net):
     train_net(model, allocator.optimizer, allocator, 6, first=25)
     # The hooks stay, since taking them off would compile a compiled model anew, but they look at nothing.
     assert inside(allocator).inputs is not None and all(seen is None for seen in inside(allocator).inputs.collect())
-    assert all(torch.equal(value, before[name]) for name, value in inside(allocator).scores.tensors().items())
+    assert all(same_bits(value, before[name]) for name, value in inside(allocator).scores.tensors().items())
 
 
 def poison(allocator: RankAllocator, value: float) -> None:
@@ -158,7 +159,7 @@ def test_a_nan_gradient_is_left_out_of_the_scores_counted_and_reported(make_net,
             allocator.before_step()
             after = inside(allocator).scores.tensors()
             for name in ("sensitivity", "uncertainty", "norms"):
-                assert torch.equal(after[name], before[name])
+                assert same_bits(after[name], before[name])
             allocator.optimizer.zero_grad()  # as a loop that guards itself would
             records.append(allocator.after_step())
         else:
@@ -209,7 +210,7 @@ def test_the_orthogonality_term_is_added_after_the_scores_are_taken(make_net, ne
         gradient = allocator.layers[0].a.A.grad
         assert gradient is not None
         gradients.append(gradient.clone())
-    assert torch.equal(results[0], results[1])  # Eq. (3) sees the task's gradient alone
+    assert same_bits(results[0], results[1])  # Eq. (3) sees the task's gradient alone
     assert not torch.allclose(gradients[0], gradients[1])
 
 
@@ -227,7 +228,7 @@ def test_the_input_score_reads_the_weights_before_the_optimizer_step():
             factor.copy_(torch.tensor(values))
     model(torch.tensor([[1.0, 2.0], [3.0, 0.0]])).square().sum().backward()  # mean squares 5 and 2
     record = step(allocator)
-    assert not any(torch.equal(now, torch.tensor(then)) for now, then in zip(layer.factors, weights, strict=True))
+    assert not any(same_bits(now, torch.tensor(then)) for now, then in zip(layer.factors, weights, strict=True))
     assert record is not None and record["scores"][layer.name] == pytest.approx([(1 * 5 + 2 * 2) * 5, 0.5 * 3 * 5 * 1])
 
 
