@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Row = dict[str, Any]
 
-
-def rows(count: int, seed: int) -> list[Row]:
-    """Eight tokens each; the first is a low one or a high one, which is the class, but for one row in twenty."""
+def rows(count: int, seed: int) -> Any:
+    """Rows of eight tokens each, as a list. The first token is a low one or a high one, which is the class, but for one
+    row in twenty."""
     draw = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(count):
@@ -28,7 +27,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def logits(model: Any, batch: list[Row]) -> Tensor:
+def logits(model: Any, batch: list[dict[str, Any]]) -> Tensor:
     """Of a model in evaluation mode."""
     inputs = {key: torch.stack([row[key] for row in batch]) for key in ("input_ids", "attention_mask")}
     with torch.no_grad():

@@ -6,14 +6,10 @@ from collections import deque
 from fractions import Fraction
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pedyra.allocate.allocation import RankPlan, layer_means, lowest, prunable, round_robin
-from pedyra.fitting.curve import Shape, num_parameters, sizes, whole, within
-from pedyra.fitting.gramians import Calibration, Measured
-from pedyra.fitting.worth import Balance
 from pedyra.pe_dyra.equations import plan_adjustment, plan_parameters
 
 Triples = dict[str, list[float]]
@@ -135,33 +131,3 @@ def test_parameters_never_exceed_the_budget_over_a_chain_of_adjustments(data, sc
         if not moves:
             assert not plan.pruned and not plan.added
         scores = {name: data.draw(st.lists(ANY, min_size=rank, max_size=rank)) for name, rank in plan.ranks.items()}
-
-
-@st.composite
-def calibrations(draw: st.DrawFn) -> Calibration:
-    layers, generator = {}, torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    for name in draw(NAMES):
-        rank = draw(st.integers(1, 6))
-        values = torch.rand(rank, generator=generator).double().sort(descending=True).values
-        slopes = torch.randn(3, rank, generator=generator).double()
-        price = draw(st.sampled_from([3, 7, 20]))
-        layers[name] = Measured(Balance(torch.eye(rank), torch.eye(rank), values), slopes, 5.0, price)
-    return Calibration(layers, torch.tensor([4.0, 4.0, 2.0]), 0)
-
-
-@given(st.data(), calibrations())
-def test_a_fitted_size_has_the_shape_asked_for_and_is_the_largest_within(data, calibration):
-    multiple, least = data.draw(st.sampled_from([1, 1, 2, 3])), data.draw(st.integers(0, 1))
-    shape = Shape(max_rank=data.draw(st.sampled_from([None, 3, 4])), multiple_of=multiple, least=least)
-    everything = whole(calibration)
-    every = sizes(calibration, shape)
-    for size in every:
-        for name, rank in size.ranks.items():
-            assert min(least, everything[name]) <= rank <= min(everything[name], shape.max_rank or 99)
-            assert rank % multiple == 0 or rank == everything[name]
-        assert size.parameters == sum(calibration.layers[name].price * rank for name, rank in size.ranks.items())
-    assert all(a.parameters > b.parameters for a, b in zip(every, every[1:], strict=False))
-    budget = data.draw(st.integers(every[-1].parameters, num_parameters(calibration, everything)))
-    found = within(calibration, shape, budget)
-    assert found.parameters <= budget
-    assert all(size.parameters <= found.parameters for size in every if size.parameters <= budget)

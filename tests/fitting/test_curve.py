@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pedyra.fitting.curve import Ladder, Prefixes, Shape, by_type, num_parameters, point, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Measured
@@ -88,3 +90,34 @@ def test_module_types_that_are_not_there_or_are_all_there_is_are_refused():
 def test_shapes_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Shape(**settings)
+
+
+@st.composite
+def calibrations(draw: st.DrawFn) -> Calibration:
+    layers, generator = {}, torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    for name in draw(st.lists(st.sampled_from("qkvogud"), min_size=1, max_size=7, unique=True)):
+        rank = draw(st.integers(1, 6))
+        values = torch.rand(rank, generator=generator).double().sort(descending=True).values
+        slopes = torch.randn(3, rank, generator=generator).double()
+        parameters = draw(st.sampled_from([3, 7, 20]))
+        layers[name] = Measured(Balance(torch.eye(rank), torch.eye(rank), values), slopes, 5.0, parameters)
+    return Calibration(layers, torch.tensor([4.0, 4.0, 2.0]), 0)
+
+
+@given(st.data(), calibrations())
+def test_any_size_has_the_shape_asked_for_and_is_the_largest_within(data, calibration):
+    multiple, least = data.draw(st.sampled_from([1, 1, 2, 3])), data.draw(st.integers(0, 1))
+    shape = Shape(max_rank=data.draw(st.sampled_from([None, 3, 4])), multiple_of=multiple, least=least)
+    everything, ladder = whole(calibration), Ladder(calibration, shape)
+    every = [ladder.point(index) for index in range(len(ladder))]
+    for size in every:
+        for name, rank in size.ranks.items():
+            assert min(least, everything[name]) <= rank <= min(everything[name], shape.max_rank or 99)
+            assert rank % multiple == 0 or rank == everything[name]
+        assert size.parameters == num_parameters(calibration, size.ranks)
+    assert [each.parameters for each in every] == ladder.parameters
+    assert all(a.parameters > b.parameters for a, b in zip(every, every[1:], strict=False))
+    budget = data.draw(st.integers(every[-1].parameters, num_parameters(calibration, everything)))
+    found = every[ladder.within(budget)]
+    assert found.parameters <= budget
+    assert all(size.parameters <= found.parameters for size in every if size.parameters <= budget)

@@ -126,7 +126,7 @@ def test_the_proof_goes_from_the_largest_size_down_and_ends_at_the_first_that_is
         found, _, _ = search(steep, seed)
         chosen = found.choose()
         asked = [point for point in found.curve if point.proof is not None]
-        answers = [point.accepted for point in asked]
+        answers = [bool(point.accepted) for point in asked]
         assert answers == sorted(answers, reverse=True) and answers.count(False) <= 1
         accepted = [point for point in asked if point.accepted]
         assert chosen == (accepted[-1] if accepted else None)

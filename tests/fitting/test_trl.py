@@ -197,7 +197,8 @@ def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
         str(tmp_path / "out"), max_steps=50, per_device_train_batch_size=16, learning_rate=5e-3, use_cpu=True,
         report_to="none", save_strategy="no", disable_tqdm=True, label_names=["labels"], optim="adamw_8bit",
     )  # fmt: skip
-    trainer = Trainer(get_peft_model(loaded, lora), args, train_dataset=rows(512, 1), eval_dataset=rows(96, 2))
+    data: Any = {"train_dataset": rows(512, 1), "eval_dataset": rows(96, 2)}
+    trainer: Any = Trainer(get_peft_model(loaded, lora), args, **data)
     trainer.train()
     packed = {name: w.clone() for name, w in trainer.model.named_parameters() if w.dtype == torch.uint8}
     assert packed
@@ -205,6 +206,7 @@ def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
     assert not found.is_whole
     assert all(torch.equal(packed[name], w) for name, w in trainer.model.named_parameters() if name in packed)
     trainer.evaluate()  # which packs the weights for the processor, so that there is no backward pass
-    assert pedyra.fit(trainer, rows=64, tolerance=0.05).ranks.keys() == found.ranks.keys()
+    again = pedyra.fit(trainer, rows=64, tolerance=0.05)
+    assert again.tolerance.won.mean == pytest.approx(found.tolerance.won.mean, rel=1e-3)
     found.apply()
     trainer.model.save_pretrained(tmp_path / "small")

@@ -172,25 +172,28 @@ class Fit:
         return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """One row a size of the curve."""
-        return [
-            {
-                "kept": sum(each.ranks.values()),
-                "parameters": each.parameters,
-                "share": each.share,
-                "predicted_increase": each.predicted,
-                "measured_increase": each.measured and each.measured.mean,
-                "standard_error": each.measured and each.measured.error,
-                "recovered_increase": each.recovered and each.recovered.mean,
-                "recovered_standard_error": each.recovered and each.recovered.error,
-                "proof_increase": each.proof and each.proof.mean,
-                "proof_standard_error": each.proof and each.proof.error,
-                "accepted": each.accepted,
-                "tolerance": self.tolerance.loss,
-                "chosen": each.ranks == self.ranks,
-            }
-            for each in self.curve
-        ]
+        """One row a size of the curve: as measured on the rows of the proof, where it was, else of the choice."""
+        rows = []
+        for each in self.curve:
+            cut = each.measured if each.proof is None or each.gains_by_recovery else each.proof
+            after = each.proof if each.proof is not None and each.gains_by_recovery else each.recovered
+            rows.append(
+                {
+                    "kept": sum(each.ranks.values()),
+                    "parameters": each.parameters,
+                    "share": each.share,
+                    "predicted_increase": each.predicted,
+                    "measured_increase": cut and cut.mean,
+                    "standard_error": cut and cut.error,
+                    "recovered_increase": after and after.mean,
+                    "recovered_standard_error": after and after.error,
+                    "rows": "choice" if each.proof is None else "proof",
+                    "accepted": each.accepted,
+                    "tolerance": self.tolerance.loss,
+                    "chosen": each.ranks == self.ranks,
+                }
+            )
+        return rows
 
     def __str__(self) -> str:
         return told(self)

@@ -59,9 +59,9 @@ def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(lora_run, run)
     sizes = ((1000, 1.0, 0.0, 0.0, 0.0), (500, 0.5, 0.01, 0.02, 0.01), (100, 0.1, 0.3, 0.25, 0.02))
-    keys = ("parameters", "share", "predicted_cost", "measured_cost", "standard_error")
+    keys = ("parameters", "share", "predicted_increase", "measured_increase", "standard_error")
     rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
-    rows[2] |= {"recovered_cost": 0.1, "recovered_standard_error": 0.01}
+    rows[2] |= {"recovered_increase": 0.1, "recovered_standard_error": 0.01}
     (run / "fit").mkdir()
     (run / "fit" / "pedyra_fit_curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     figure = figures_of(run)["fit"]
@@ -81,7 +81,7 @@ def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_pa
 def test_a_fit_in_the_run_shows_what_was_asked_and_what_was_found(still_run: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(still_run, run)
-    keys = ("parameters", "share", "answer", "predicted_cost", "measured_cost", "standard_error")
+    keys = ("parameters", "share", "answer", "predicted_increase", "measured_increase", "standard_error")
     sizes = (
         (600, 0.6, "within", 0.01, 0.02, 0.01),
         (100, 0.1, "beyond", 0.3, 0.25, 0.02),

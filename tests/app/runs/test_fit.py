@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pedyra.app.models import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_config
-from pedyra.app.recipe import load_recipe
 from pedyra.app.recipe_sections import ModelSection
-from pedyra.app.runs.fit import parts
-from pedyra.app.tasks import load_task
 from pedyra.app.tasks.toy import toy
 from pedyra.lab.cli import main
 
@@ -70,8 +66,12 @@ def test_a_size_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path
     assert code == 0, err
     assert "rise of the loss" in (tmp_path / "curve.svg").read_text()
     result, *curve = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
-    fields = ("kept", "of", "parameters", "share", "predicted_cost", "measured_cost", "standard_error", "tolerance")
-    assert all(field in result for field in (*fields, "ranks"))
+    fields = (
+        *("kept", "of", "parameters", "share", "predicted_increase", "measured_increase", "standard_error"),
+        *("tolerance", "verdict", "ranks"),
+    )
+    assert all(field in result for field in fields)
+    assert result["metrics"]["smaller"]["accuracy"] <= 1
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     factors = {key: value for key, value in tensors.items() if "lora_" in key}
     assert sum(value.numel() for value in factors.values()) == result["parameters"] <= 400
@@ -81,20 +81,82 @@ def test_a_size_that_was_asked_for_is_an_adapter_that_stock_peft_loads(run: Path
         ModelSection(name="tiny-bert"), "classification", 2, load_tokenizer(ModelSection(name="tiny-bert")), 0
     )
     PeftModel.from_pretrained(base, str(tmp_path / "out"))
-    assert "proof" in out and str(tmp_path / "out") in out
+    assert "proof" in out and "accuracy" in out and str(tmp_path / "out") in out
 
 
 def test_recovery_is_told_and_written(run: Path, call: Any, tmp_path: Path):
     code, out, err = call(run, "--parameters", 400, "--recover", 8, "--rows", 64, "--out", tmp_path / "out")
     assert code == 0, err
     record = json.loads((tmp_path / "out" / "pedyra_fit.json").read_text())
-    assert record["recover_steps"] == 8
-    told = f"recovered   cost {record['cut_cost']:+.4f} -> {record['recovered_cost']:+.4f} in 8 steps"
-    assert told in out and ("the cut stays as it was" in out) != record["recovered"]
+    assert record["recover_steps"] == 8 and "in 8 steps" in out
+    assert ("the cut stays as it was" in out) != record["recovered"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "pedyra_fit_curve.jsonl").read_text().splitlines()]
-    tried = [row for row in rows if row["recovered_cost"] is not None]
-    assert [row["parameters"] for row in tried] == [record["parameters"]]
-    assert f"{tried[0]['recovered_cost']:+.4f} ± {tried[0]['recovered_standard_error']:.4f}" in out
+    assert [row["parameters"] for row in rows if row["recovered_increase"] is not None] == [record["parameters"]]
+
+
+def test_a_second_fit_replaces_the_first_where_that_is_asked_for(run: Path, call: Any, tmp_path: Path):
+    """And nothing else: not a folder of other files, nor what a link leads to."""
+    arguments = (run / "adapter", "--max-rank", 1)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("kept")
+    for out, overwrite, wanted in (
+        (tmp_path / "out", False, 0),
+        (tmp_path / "out", False, 2),
+        (tmp_path / "out", True, 0),
+        (victim, True, 2),
+    ):
+        code, _, err = call(*arguments, "--out", out, *(["--overwrite"] if overwrite else []))
+        assert code == wanted, err
+    assert "--overwrite" in call(*arguments, "--out", tmp_path / "out")[2]
+    (tmp_path / "link").symlink_to(victim)
+    (victim / "pedyra_fit.json").touch()
+    code, _, err = call(*arguments, "--out", tmp_path / "link", "--overwrite")
+    assert code == 2 and "is a link" in err
+    assert sorted(file.name for file in victim.iterdir()) == ["file", "pedyra_fit.json"]
+
+
+def test_a_shape_that_cannot_be_had_within_tolerance_exits_with_2(run: Path, call: Any, tmp_path: Path):
+    """A server that was promised rank 1 is not handed the whole adapter."""
+    code, _, err = call(run, "--drop-types", "query,value,dense", "--tolerance", "0.1%", "--out", tmp_path / "out")
+    assert code == 2 and "drop_types" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_parameters_than_there_are_is_no_verdict(run: Path, call: Any, tmp_path: Path):
+    code, out, err = call(run, "--parameters", 10**7, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "unknown" in out and "flat" not in out and "10,000,000" in out
+
+
+def test_the_whole_curve_is_measured_on_demand(run: Path, call: Any, tmp_path: Path):
+    counts = []
+    for more in ([], ["--curve"]):
+        file = tmp_path / f"{len(more)}.jsonl"
+        code, _, err = call(run, "--tolerance", "20%", *more, "--out", tmp_path / f"out{len(more)}", "--json", file)
+        assert code == 0, err
+        counts.append(len(file.read_text().splitlines()))
+    assert counts[1] > counts[0] + 3
+
+
+def test_chats_are_rows_too(call: Any, tmp_path: Path):
+    section = ModelSection(name="tiny-llama")
+    tokenizer: Any = load_tokenizer(section)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    base: Any = load_model(section, "causal_lm", None, tokenizer, 0)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(loaded, lora).save_pretrained(str(tmp_path / "adapter"))
+    chats = [
+        [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": str(row["label"])}]
+        for row in toy()[:96]
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--parameters", 100)
+    assert code == 0, err
+    assert "perplexity" in out and (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
 
 
 def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_path: Path):
@@ -109,7 +171,7 @@ def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_pa
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     rows = toy()[:96]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--same-rank", "--max-rank", 1)
+    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--same-rank", "--parameters", 512)
     assert code == 0, err
     assert (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
 
@@ -143,21 +205,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_choice_and_proof_have_rows_of_their_own(run: Path):
-    recipe = load_recipe(run / "recipe.yaml")
-    task = load_task(recipe.data, load_tokenizer(recipe.model), recipe.seed)
-    assert len(task.eval) == 52
-    calibration, choice, proof = parts(task, 64, seed=0)
-    rows = [[tuple(ids.tolist()) for batch in part for ids in batch["input_ids"]] for part in (choice, proof)]
-    assert [len(part) for part in rows] == [35, 17] and len([*calibration]) == 8
-    held = [tuple(row) for row in task.eval[:]["input_ids"]]
-    found = [tuple(t for t in row if t) for part in rows for row in part]  # without padding, token 0
-    assert sorted(found) == sorted(tuple(t for t in row if t) for row in held)
-    task = replace(task, eval=task.eval.select(range(47)))
-    with pytest.raises(ValueError, match="47 rows are held out; the proof is a third and takes 16: give more"):
-        parts(task, 64, seed=0)
-
-
 def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Path):
     adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -170,7 +217,7 @@ def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Pat
 
 def test_an_adapter_without_rows_and_without_a_size_is_refused(run: Path, call: Any, tmp_path: Path):
     code, _, err = call(run / "adapter", "--out", tmp_path / "out")
-    assert code == 2 and "there are no rows to measure a cost on; give --data ROWS.jsonl or --run RUN" in err
+    assert code == 2 and "there are no rows to measure the loss on; give --data ROWS.jsonl or --run RUN" in err
     code, _, err = call(run / "adapter", "--max-rank", 1, "--recover", 8, "--out", tmp_path / "out")
     assert code == 2 and "--recover trains on rows, and there are none; give --data ROWS.jsonl or --run RUN" in err
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
-from pedyra.fitting.curve import Shape, within
+from pedyra.fitting.curve import Ladder, Shape
+from pedyra.fitting.judge import Judge
 from pedyra.lab.bench.cuts import bench_cuts, ways
 
 WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
@@ -30,7 +31,7 @@ def found(model: Any) -> dict[str, Any]:
     for _ in range(3):
         ids = torch.randint(3, 40, (6, 6), generator=generator)
         batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": (ids[:, 0] > 20).long()})
-    return {way: calibration for way, _, calibration in ways(model, calibrate(model, batches), 1)}
+    return {way: calibration for way, _, calibration in ways(model, calibrate(Judge(model), batches), 1)}
 
 
 def singular_values(model: Any) -> dict[str, Tensor]:
@@ -39,15 +40,15 @@ def singular_values(model: Any) -> dict[str, Tensor]:
 
 
 def kept(calibration: Any, share: float) -> dict[str, int]:
-    total = sum(layer.price * layer.rank for layer in calibration.layers.values())
-    return within(calibration, Shape(), round(share * total)).ranks
+    ladder = Ladder(calibration, Shape())
+    return ladder.point(ladder.at(share)).ranks
 
 
 def test_singular_values_go_by_their_squares_per_parameter(model, found):
     ranks, values = kept(found["singular values"], 0.4), singular_values(model)
-    price = {name: layer.price for name, layer in found["fit"].layers.items()}
-    stay = [float(s**2 / price[name]) for name in ranks for s in values[name][: ranks[name]]]
-    go = [float(s**2 / price[name]) for name in ranks for s in values[name][ranks[name] :]]
+    sizes = {name: layer.parameters for name, layer in found["fit"].layers.items()}
+    stay = [float(s**2 / sizes[name]) for name in ranks for s in values[name][: ranks[name]]]
+    go = [float(s**2 / sizes[name]) for name in ranks for s in values[name][ranks[name] :]]
     assert 0 < len(stay) < len(go) * 2 and min(stay) >= max(go) * (1 - 1e-6)
 
 

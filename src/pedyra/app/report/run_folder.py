@@ -27,7 +27,14 @@ _METRICS = {
     **dict.fromkeys(("seconds", "train_steps_per_second", "trainable_parameters", "peak_memory_bytes"), _NUMBER),
     "best_step": (int, None),
 }
-_POINT = {"of": int, "parameters": int, "share": float, "answer": str, "predicted_cost": float, "measured_cost": float}
+_POINT = {
+    "of": int,
+    "parameters": int,
+    "share": float,
+    "answer": str,
+    "predicted_increase": float,
+    "measured_increase": float,
+}
 _POINT |= {"standard_error": _NUMBER, "tolerance": float}
 _CHANGES = {"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}}
 _STATE = {
@@ -49,9 +56,9 @@ _RANKS: dict[str, dict[str, Any]] = {
     },
 }
 _FIT = {
-    **{"parameters": int, "share": float, "predicted_cost": float},
-    **{"measured_cost": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
-    **{"recovered_cost": _NUMBER, "recovered_standard_error": _NUMBER},
+    **{"parameters": int, "share": float, "predicted_increase": float},
+    **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
+    **{"recovered_increase": _NUMBER, "recovered_standard_error": _NUMBER},
 }
 
 
@@ -159,7 +166,7 @@ def read_run(path: Path, label: str | None = None) -> Run:
 
 
 def _fit(path: Path) -> list[Record]:
-    return [row for row in read_rows(path, _FIT) if row.get("measured_cost") is not None]
+    return [row for row in read_rows(path, _FIT) if row.get("measured_increase") is not None]
 
 
 def _asked(states: Sequence[Record]) -> list[Record]:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pedyra.app.models import load_tokenizer, positions
 from pedyra.app.runs.evaluate import adapted_model, finished_run
-from pedyra.app.runs.fit import parts
-from pedyra.app.tasks import load_task
-from pedyra.fitting.calibration import calibrate, lora_layers, model_loss
-from pedyra.fitting.curve import Shape, within
+from pedyra.app.tasks import Task, load_task
+from pedyra.fitting.calibration import calibrate, evaluating, lora_layers, truncated
+from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.cut import singular_basis
-from pedyra.fitting.fit import Rows
 from pedyra.fitting.gramians import Calibration, Measured
+from pedyra.fitting.judge import Batch, Judge
+from pedyra.fitting.verdict import paired
 from pedyra.fitting.worth import Balance, balance
 
 SHARES = (0.5, 0.25, 0.125)
+BATCH = 8
+"""Rows of a batch: losses are paired batch by batch, so small ones make a better standard error."""
 
 
 def bench_cuts(
@@ -55,18 +59,34 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
-    training, choice, proof = parts(task, rows, recipe.seed)
-    measured = calibrate(model, training)
-    everything = within(measured, Shape(), sum(each.price * each.rank for each in measured.layers.values()))
-    held_out = Rows(model, measured, [*choice, *proof], "default", model_loss)
+    training, held_out = _batches(task, rows, recipe.seed)
+    judge = Judge(model)
+    measured = calibrate(judge, training)
+    weights = [judge.samples(batch) for batch in held_out]
+    whole = list(judge.losses(held_out, partial(evaluating, model)))
+    loss = paired([0.0] * len(whole), whole, weights).mean
     for way, seed, calibration in ways(model, measured, random_seeds):
+        ladder = Ladder(calibration, Shape())
         for share in shares:
-            size = within(calibration, Shape(), round(share * everything.parameters))
-            cost, error = held_out.cost(size.ranks, calibration)
+            size = ladder.point(ladder.at(share))
+            cut = partial(truncated, model, calibration, size.ranks)
+            increase = paired(whole, list(judge.losses(held_out, cut)), weights)
             yield {
                 "run": str(run), "way": way, "seed": seed, "share": size.share, "parameters": size.parameters,
-                "loss": held_out.loss, "cost": cost, "standard_error": error,
+                "loss": loss, "cost": increase.mean, "standard_error": increase.error,
             }  # fmt: skip
+
+
+def _batches(task: Task, rows: int, seed: int) -> tuple[DataLoader[Any], list[Batch]]:
+    """Batches of so many training rows, and of half as many more that are held out."""
+    generator = torch.Generator().manual_seed(seed)
+    train = torch.randperm(len(task.train), generator=generator)[:rows].tolist()
+    held = torch.randperm(len(task.eval), generator=generator)[: rows + rows // 2].tolist()
+
+    def batches(part: Any) -> DataLoader[Any]:
+        return DataLoader(part, batch_size=BATCH, collate_fn=lambda found: dict(task.collator(found)))
+
+    return batches(task.train.select(train)), list(batches(task.eval.select(held)))
 
 
 def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple[str, int | None, Calibration]]:
@@ -80,12 +100,12 @@ def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple
         singular[name] = _ordered(layer, basis, basis.values)
         squares = basis.values.square()
         left = squares.flip(0).cumsum(0).flip(0) / squares.sum()  # what goes, where this and all after it go
-        energy[name] = _ordered(layer, basis, (left * layer.price).sqrt())
+        energy[name] = _ordered(layer, basis, (left * layer.parameters).sqrt())
         of_inputs = layer.basis.inverse * layer.basis.values @ layer.basis.inverse.T  # E[h h^T]
         basis = balance(of_inputs, (scaling * B.double()).T @ (scaling * B.double()))
         inputs[name] = _ordered(layer, basis, basis.values)
         identity, last = torch.eye(layer.rank).double(), torch.arange(layer.rank, 0, -1).double()
-        first[name] = _ordered(layer, Balance(identity, identity, last), (last * layer.price).sqrt())
+        first[name] = _ordered(layer, Balance(identity, identity, last), (last * layer.parameters).sqrt())
     yield "singular values", None, replace(measured, layers=singular)
     yield "energy", None, replace(measured, layers=energy)
     yield "inputs", None, replace(measured, layers=inputs)
@@ -97,7 +117,7 @@ def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple
             order = torch.randperm(layer.rank, generator=generator)
             basis = Balance(layer.basis.T[order], layer.basis.inverse[:, order], layer.basis.values)
             values = torch.rand(layer.rank, generator=generator).double().sort(descending=True).values
-            layers[name] = _ordered(layer, basis, (values * layer.price).sqrt())
+            layers[name] = _ordered(layer, basis, (values * layer.parameters).sqrt())
         yield "random", seed, replace(measured, layers=layers)
 
 
