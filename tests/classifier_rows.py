@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def rows(count: int, seed: int) -> Any:
-    """Rows of eight tokens; the first is a low one or a high one, which is the class, but for one row in twenty."""
+    """Rows of eight tokens each, as a list. The first token is a low one or a high one, which is the class, but for one
+    row in twenty."""
     draw = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(count):

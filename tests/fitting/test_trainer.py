@@ -105,7 +105,7 @@ def state_of(trainer: Any) -> Any:
         "gradients": [None if p.grad is None else p.grad.sum().item() for p in model.parameters()],
         "weights": [p.sum().item() for p in model.parameters()],
         "hooks": [len(module._forward_hooks) for module in model.modules()],
-        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+        "random": (random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()),
         "eval_loss": None,
     }
 

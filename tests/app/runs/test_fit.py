@@ -171,7 +171,7 @@ def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_pa
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     rows = toy()[:96]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--same-rank", "--parameters", 200)
+    code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--same-rank", "--parameters", 512)
     assert code == 0, err
     assert (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
 
