@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import same_bits
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ def test_stock_peft_loads_what_the_projection_gives(
 def assert_the_same_folder(one: Path, other: Path) -> None:
     """The same numbers were computed once, so the files hold the same bits."""
     first, second = tensors_of(one), tensors_of(other)
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert first.keys() == second.keys() and all(same_bits(first[key], second[key]) for key in first)
     configs = [json.loads((each / "adapter_config.json").read_text()) for each in (one, other)]
     for config in configs:
         config["target_modules"] = sorted(config["target_modules"])
@@ -125,7 +126,7 @@ def test_a_layer_that_keeps_all_is_the_same_to_the_last_bit(make_net: Any, tmp_p
     lora = saved(model, tmp_path / "before")
     write_cut(lora, cut_factors(model, found, dict(zip(found.layers, [4, 1, 4], strict=True))), tmp_path / "out", {})
     before, after = tensors_of(tmp_path / "before"), tensors_of(tmp_path / "out")
-    assert all(torch.equal(before[key], after[key]) for key in before if ".0." in key or ".2." in key)
+    assert all(same_bits(before[key], after[key]) for key in before if ".0." in key or ".2." in key)
 
 
 def test_without_data_the_basis_is_that_of_the_singular_values(make_net: Any, tmp_path: Path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -85,7 +86,7 @@ def test_evened_factors_have_the_same_product_and_one_size():
     C, D = evened(A, B)
     torch.testing.assert_close(D @ C, B @ A)
     torch.testing.assert_close(C.square().mean(1)[:2], D.square().mean(0)[:2])
-    assert torch.equal(C[2], A[2])
+    assert same_bits(C[2], A[2])
 
 
 def test_a_language_model_is_asked_where_a_label_is(make_llama: Any):
@@ -106,7 +107,7 @@ def test_a_language_model_comes_nearer_to_what_it_said(make_llama: Any):
     judge = Judge(model)
     found = calibrate(judge, rows)
     cut = cut_factors(model, found, dict.fromkeys(found.layers, 1))
-    recovered = distill(judge, cut, rows, 20, rate=0.05)
+    recovered = distill(judge, cut, rows, 60, rate=0.05)
 
     def distance(factors: Any) -> float:
         (teacher,) = model_outputs(model, rows[0])
@@ -133,7 +134,7 @@ def test_the_folder_holds_what_was_recovered_and_proved(make_net: Any, tmp_path:
     rows = [batches(model, 10, seed) for seed in (1, 2, 3)]
     before = {name: each.clone() for name, each in model.state_dict().items()}
     fits = [fitted(model, rows, parameters=120, recover=steps) for steps in (0, 60)]
-    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(same_bits(before[name], each) for name, each in model.state_dict().items())
     assert all(each.grad is None for each in model.parameters())
     cut, found = fits
     assert cut.chosen.recovered is None and "recovered" not in cut.row()
