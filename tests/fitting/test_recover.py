@@ -107,7 +107,7 @@ def test_a_language_model_comes_nearer_to_what_it_said(make_llama: Any):
     judge = Judge(model)
     found = calibrate(judge, rows)
     cut = cut_factors(model, found, dict.fromkeys(found.layers, 1))
-    recovered = distill(judge, cut, rows, 20, rate=0.05)
+    recovered = distill(judge, cut, rows, 60, rate=0.05)
 
     def distance(factors: Any) -> float:
         (teacher,) = model_outputs(model, rows[0])

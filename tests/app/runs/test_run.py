@@ -67,7 +67,7 @@ def test_methods_share_head_adapter_and_data_of_a_seed(recipe):
     for method in ("lora", "pedyra"):
         rows = read_rows(run(recipe(method, output=method, **every)).folder.metrics)
         losses[method] = rows[0]["loss"]
-    assert losses["lora"] == losses["pedyra"]
+    assert losses["lora"] == pytest.approx(losses["pedyra"], rel=1e-5)  # PEFT's forward, and the fused one
 
 
 def test_a_run_whose_loss_is_no_number_says_so(recipe):
