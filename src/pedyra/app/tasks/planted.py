@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,11 @@ PROFILES: dict[str, tuple[int, ...]] = {
     "linear": (0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8),
     "uniform": (4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4),
 }
-"""True ranks of 12 layers with a budget of 4 each. "random" draws others per seed."""
+"""True ranks of the layers, with the budget of the student's uniform rank. "random" draws others per seed."""
+WIDTH, DEPTH, RANK = 64, 12, 4
+"""Of the linear layers, their number, and the student's uniform rank: what every result was measured with."""
+TAIL = 0.03
+"""Size of the full-rank part of the update, relative to the planted one."""
 ARCHITECTURES = ("mlp", "block")
 PROBLEM_SEED = 0
 """Of the problems that recipes name, one per profile: a run's seed changes the adapter and the order of the rows."""
@@ -58,23 +61,20 @@ class Problem:
 
 
 class PlantedModel(nn.Module):
-    """A stack of `depth` width x width linear layers without biases, `layers`; subclasses say what they compute."""
+    """A stack of square linear layers without biases, `layers`; subclasses say what they compute."""
 
     inputs: tuple[int, ...]
     """Shape of an input beside the batch."""
 
-    def __init__(self, width: int, depth: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.width = width
-        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(DEPTH))
 
 
 class ResidualMLP(PlantedModel):
     """x -> x + tanh(W_l x) / sqrt(depth), layer after layer; x `(batch, width)`."""
 
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__(width, depth)
-        self.inputs = (width,)
+    inputs = (WIDTH,)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -88,11 +88,7 @@ class Blocks(PlantedModel):
     Attention is not causal, and the feed-forward part is as wide as the model.
     """
 
-    def __init__(self, width: int, depth: int) -> None:
-        if depth % 6 or width % 4:
-            raise ValueError(f"a block has 6 layers and 4 heads; {depth} layers of width {width} are no whole blocks")
-        super().__init__(width, depth)
-        self.inputs = (TOKENS, width)
+    inputs = (TOKENS, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = (len(self.layers) / 3) ** -0.5  # of two branches a block
@@ -106,86 +102,55 @@ class Blocks(PlantedModel):
         return x
 
 
-def profile_ranks(profile: str, seed: int, depth: int = 12, budget: int = 48, width: int = 64) -> tuple[int, ...]:
-    """The true ranks of a named profile, scaled to `depth` layers and a sum of `budget`, none above `width`.
-
-    "random" draws the layers' shares, and then the ranks from them.
+def profile_ranks(profile: str, seed: int) -> tuple[int, ...]:
+    """The true ranks of a named profile; "random" draws the layers' shares, and then the ranks from them.
 
     Raises:
-        ValueError: an unknown name, or a profile that does not fit into the width.
+        ValueError: an unknown name.
     """
     if profile == "random":
         generator = torch.Generator().manual_seed(seed)
-        shares = torch.rand(depth, generator=generator) ** 3
-        counts = torch.multinomial(shares, budget, replacement=True, generator=generator)
-        ranks = tuple(torch.bincount(counts, minlength=depth).tolist())
-    elif profile in PROFILES:
-        ranks = _scaled(PROFILES[profile], depth, budget)
-    else:
+        shares = torch.rand(DEPTH, generator=generator) ** 3
+        counts = torch.multinomial(shares, RANK * DEPTH, replacement=True, generator=generator)
+        return tuple(torch.bincount(counts, minlength=DEPTH).tolist())
+    if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; choose from {', '.join([*PROFILES, 'random'])}")
-    if max(ranks) > width:
-        raise ValueError(f"profile {profile!r} has a layer of rank {max(ranks)} in a width of {width}; widen the model")
-    return ranks
-
-
-def _scaled(profile: tuple[int, ...], depth: int, budget: int) -> tuple[int, ...]:
-    """The profile's shape over another number of layers; largest remainders make the sum exact."""
-    shares = [profile[index * len(profile) // depth] for index in range(depth)]
-    total = sum(shares)
-    if total == 0:
-        raise ValueError(f"{depth} layers are too few for this profile; take 12 or more")
-    ranks = [share * budget // total for share in shares]
-    for index in sorted(range(depth), key=lambda i: (-(shares[i] * budget % total), i))[: budget - sum(ranks)]:
-        ranks[index] += 1
-    return tuple(ranks)
+    return PROFILES[profile]
 
 
 def make_problem(
-    profile: str,
-    seed: int,
-    *,
-    architecture: str = "mlp",
-    width: int = 64,
-    depth: int = 12,
-    rank: int = 4,
-    noise: float = 0.0,
-    strength: float = 1.0,
-    tail: float = 0.03,
+    profile: str, seed: int, *, architecture: str = "mlp", noise: float = 0.0, tail: float = TAIL
 ) -> Problem:
     """A base with N(0, 1 / width) weights and a teacher whose update has the profile's ranks, and a faint tail.
 
-    Planted directions have singular values about `strength`, a base weight's typical one. The tail is a full-rank
-    Gaussian update of every layer, `tail` times as large (Frobenius, all layers together): no allocation reaches it,
-    so errors end at a floor near tail^2 where they can be compared.
-
-    Args:
-        depth: number of linear layers; six make a transformer block.
-        rank: the student's uniform rank; times `depth` it is the budget that the profile spends.
+    Planted directions have singular values about 1, a base weight's typical one. The tail is a full-rank Gaussian
+    update of every layer, `tail` times as large (Frobenius, all layers together): no allocation reaches it, so errors
+    end at a floor near tail^2 where they can be compared.
 
     Raises:
-        ValueError: an unknown profile or architecture, or sizes that do not fit.
+        ValueError: an unknown profile or architecture, or a noise that is none.
     """
     generator = torch.Generator().manual_seed(seed)
-    ranks = profile_ranks(profile, seed, depth, rank * depth, width)
+    ranks = profile_ranks(profile, seed)
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture {architecture!r} is unknown; choose from {', '.join(ARCHITECTURES)}")
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is {noise}; it is a finite number of at least 0")
     kind = ResidualMLP if architecture == "mlp" else Blocks
-    base, teacher = kind(width, depth), kind(width, depth)
+    base, teacher = kind(), kind()
     size = 0.0
     with torch.no_grad():
         for layer, twin, count in zip(base.layers, teacher.layers, ranks, strict=True):
-            weight = torch.randn(width, width, generator=generator) / width**0.5
-            left = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[:, :count]
-            right = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[:, :count]
-            values = strength * (0.5 + torch.rand(count, generator=generator))
+            weight = torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5
+            left = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q[:, :count]
+            right = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q[:, :count]
+            values = 0.5 + torch.rand(count, generator=generator)
             layer.weight.copy_(weight)  # type: ignore[operator]
             twin.weight.copy_(weight + (left * values) @ right.T)  # type: ignore[operator]
             size += float(values.square().sum())
         for twin in teacher.layers:
-            faint = torch.randn(width, width, generator=generator)
-            twin.weight.add_(faint * (tail * (size / depth) ** 0.5 / width))  # type: ignore[operator]
+            faint = torch.randn(WIDTH, WIDTH, generator=generator)
+            twin.weight.add_(faint * (tail * (size / DEPTH) ** 0.5 / WIDTH))  # type: ignore[operator]
     return Problem(base.requires_grad_(False), teacher.requires_grad_(False), ranks, noise)
 
 
@@ -219,18 +184,14 @@ def _shape(problem: Problem, vectors: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1)
 def problem_of(profile: str) -> Problem:
-    """What recipes name: twelve layers of width 64, true ranks of sum 48. Raises ValueError for an unknown profile."""
+    """What recipes name. Raises ValueError for an unknown profile."""
     return make_problem(profile, PROBLEM_SEED)
 
 
 class PlantedConfig(PretrainedConfig):
-    """The sizes of the model."""
+    """Its name."""
 
     model_type = "pedyra-planted"
-
-    def __init__(self, width: int = 64, depth: int = 12, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.width, self.depth = width, depth
 
 
 class PlantedBase(PreTrainedModel):
@@ -240,7 +201,7 @@ class PlantedBase(PreTrainedModel):
 
     def __init__(self, config: PlantedConfig) -> None:
         super().__init__(config)
-        self.body = ResidualMLP(config.width, config.depth)
+        self.body = ResidualMLP()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -254,9 +215,8 @@ class PlantedBase(PreTrainedModel):
 
 def planted_base(profile: str) -> PlantedBase:
     """The untouched base of the problem, a copy of its own."""
-    base = problem_of(profile).base
-    model = PlantedBase(PlantedConfig(base.width, len(base.layers)))
-    model.body.load_state_dict(base.state_dict())
+    model = PlantedBase(PlantedConfig())
+    model.body.load_state_dict(problem_of(profile).base.state_dict())
     return model
 
 
@@ -277,9 +237,8 @@ def planted_task(train: Rows, evaluation: Rows, profile: str) -> Task:
 
 
 def _inputs(rows: Rows) -> Tensor:
-    width = problem_of("design").base.width
     numbers: Sequence[int] = [int(row["row"]) for row in rows]
-    return torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(number)) for number in numbers])
+    return torch.stack([torch.randn(WIDTH, generator=torch.Generator().manual_seed(number)) for number in numbers])
 
 
 def _vectors(rows: Rows, profile: str) -> Dataset:

@@ -83,7 +83,6 @@ def step(
     length: Annotated[int | None, typer.Option(min=1, show_default="the model's")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Device = "cpu",
-    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
     run_steps: Annotated[int, typer.Option(min=10, help="Length of the run whose mean step is reported.")] = 1000,
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="Processor time, for a machine that others use.")
@@ -101,7 +100,7 @@ def step(
         batch, length = batch or 2, length or 16
     setting = Setting(
         rounds=rounds or 20, rank=rank, batch=batch, length=length, dtype=dtype, device=device,
-        gradient_checkpointing=gradient_checkpointing, run_steps=run_steps, cpu_time=cpu_time,
+        run_steps=run_steps, cpu_time=cpu_time,
     )  # fmt: skip
     rows = _kept(json_file, bench_step(models or ["minilm"], methods or DEFAULT, setting))
     table = [["" if row[column] is None else row[column] for column in COLUMNS] for row in rows]
@@ -179,9 +178,6 @@ def planted(
     architectures: Annotated[
         list[str] | None, _several("--architecture", "mlp", "mlp (residual layers) or block (transformer blocks)")
     ] = None,
-    widths: Annotated[list[int] | None, _several("--width", "64", min=1)] = None,
-    depths: Annotated[list[int] | None, _several("--depth", "12", "Linear layers, six to a block", min=1)] = None,
-    rank: Annotated[int, typer.Option(help="The student's uniform rank: its budget.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(min=1, show_default="1500")] = None,
     lrs: Rates = None,
     threads: Threads = None,
@@ -193,21 +189,16 @@ def planted(
 
     file = RowFile(json_file, PLANTED_KEY)
     _ready(threads)
-    from pedyra.lab.bench.planted import Problems, Size, bench_planted, every_method, summarise_planted
+    from pedyra.lab.bench.planted import Problems, bench_planted, every_method, summarise_planted
     from pedyra.lab.bench.rates import shown
 
-    wanted = steps or (SMOKE_STEPS if smoke else Size().steps)
     problems = Problems(
         profiles=profiles or ["design"],
         seeds=range(first_seed, first_seed + (seeds or (1 if smoke else 5))),
         noises=noises or [0.0],
         lrs=lrs or [5e-3],
-        sizes=[
-            Size(architecture=architecture, width=width, depth=depth, rank=rank, steps=wanted)
-            for architecture in architectures or ["mlp"]
-            for width in widths or [32 if smoke else 64]
-            for depth in depths or [12]
-        ],
+        architectures=architectures or ["mlp"],
+        steps=steps or (SMOKE_STEPS if smoke else Problems.steps),
     )
     console, rows = new_console(), []
     for row in bench_planted(chosen or every_method(), problems, file):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pedyra.app.tasks.planted import Problem, batches, make_problem, relative_error
+from pedyra.app.tasks.planted import DEPTH, RANK, WIDTH, Problem, batches, make_problem, relative_error
 from pedyra.lab.bench.rates import best_rate, rates_by_method
 from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile
 from pedyra.lab.bench.run import Setting, run_method
@@ -28,19 +28,6 @@ def every_method() -> list[str]:
     return [*(name for name in NAMES if name != "qlora" or find_spec("bitsandbytes")), ORACLE]
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large the benchmark is."""
-
-    architecture: str = "mlp"
-    width: int = 64
-    depth: int = 12
-    """Linear layers."""
-    rank: int = 4
-    """The student's uniform rank; times `depth` it is the budget."""
-    steps: int = 1500
-
-
 @dataclass(frozen=True, kw_only=True)
 class Problems:
     """What every method is tried on: each of these with each other."""
@@ -50,11 +37,12 @@ class Problems:
     noises: Sequence[float] = (0.0,)
     """Of the targets, by the size of the true change."""
     lrs: Sequence[float] = (5e-3,)
-    sizes: Sequence[Size] = (Size(),)
+    architectures: Sequence[str] = ("mlp",)
+    steps: int = 1500
 
 
 def bench_planted(methods: Sequence[str], problems: Problems, file: RowFile | None = None) -> Iterator[Row]:
-    """A row per size, profile, noise, seed, learning rate and method, in this order; known ones are not made again.
+    """A row per architecture, profile, noise, seed, rate and method, in this order; known ones are not made again.
 
     `relative_error` is 1 for the untouched base; None where the run diverged. `rank_distance` is the number of ranks
     that stand in a wrong layer: half the sum of |rank - true rank|; None, as `ranks`, for an adapter without ranks.
@@ -66,18 +54,18 @@ def bench_planted(methods: Sequence[str], problems: Problems, file: RowFile | No
     specs = {text: parse_method("lora" if text == ORACLE else text) for text in methods}
 
     @lru_cache(maxsize=1)
-    def problem_of(size: Size, profile: str, noise: float, seed: int) -> Problem:
-        shape = dict(architecture=size.architecture, width=size.width, depth=size.depth, rank=size.rank)
-        return make_problem(profile, seed, noise=noise, **shape)  # type: ignore[arg-type]
+    def problem_of(architecture: str, profile: str, noise: float, seed: int) -> Problem:
+        return make_problem(profile, seed, architecture=architecture, noise=noise)
 
+    shape = {"width": WIDTH, "depth": DEPTH, "rank": RANK, "steps": problems.steps}
     jobs = []
-    for size in problems.sizes:
+    for architecture in problems.architectures:
         for profile in problems.profiles:
             for noise in problems.noises:
-                problem_of(size, profile, noise, problems.seeds[0])  # raises for what cannot be
+                problem_of(architecture, profile, noise, problems.seeds[0])  # raises for what cannot be
             jobs += [
                 {"method": text, "profile": profile, "noise": noise, "seed": seed, "config": specs[text].digest}
-                | {"lr": lr, **vars(size)}
+                | {"lr": lr, "architecture": architecture, **shape}
                 for noise in problems.noises
                 for seed in problems.seeds
                 for lr in problems.lrs
@@ -85,7 +73,7 @@ def bench_planted(methods: Sequence[str], problems: Problems, file: RowFile | No
             ]
 
     def run(job: Row) -> Row:
-        problem = problem_of(Size(**{key: job[key] for key in vars(Size())}), job["profile"], job["noise"], job["seed"])
+        problem = problem_of(job["architecture"], job["profile"], job["noise"], job["seed"])
         spec = specs[job["method"]]
         if job["method"] == ORACLE:
             true = dict(zip(problem.layer_names, problem.true_ranks, strict=True))
@@ -110,7 +98,7 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         layers=problem.layer_names,
         loss=loss,
         batches=drawn,
-        rank=job["rank"],
+        rank=RANK,
         lr=job["lr"],
         steps=job["steps"],
         seed=job["seed"],

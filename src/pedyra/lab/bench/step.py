@@ -67,7 +67,6 @@ class Setting:
     """Tokens of a row; None: the model's."""
     dtype: str = "float32"
     device: str = "cpu"
-    gradient_checkpointing: bool = False
     run_steps: int = 1000
     """Length of the run whose mean step is told."""
     cpu_time: bool = False
@@ -263,10 +262,6 @@ def _floor(model: Any, setting: Setting) -> Variant:
 
 def _trained(model: Any, setting: Setting) -> Any:
     """The model on its device, ready to be trained."""
-    if setting.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     return model.to(setting.device).train()
 
 
@@ -302,8 +297,8 @@ def measure(
 def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
     """The most memory a step needs: parameters, gradients, optimizer and score state, and what autograd saves.
 
-    On a CPU every storage counts once and temporaries within one operation are not seen; with gradient checkpointing
-    neither is what is recomputed. On a GPU it is `max_memory_allocated`, less what other variants hold.
+    On a CPU every storage counts once and temporaries within one operation are not seen. On a GPU it is
+    `max_memory_allocated`, less what other variants hold.
     """
     variant.model(**batch).loss.backward()  # gradients exist, as they do when the next forward ends at its peak
     held = storages(_static(variant))
