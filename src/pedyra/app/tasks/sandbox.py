@@ -205,7 +205,9 @@ def _filter() -> bytes:
     try:
         from pyseccomp import ALLOW, ERRNO, MASKED_EQ, Arg, SyscallFilter
     except ImportError:
-        raise ImportError('running what a model writes needs pyseccomp; run: pip install "pedyra[tasks]"') from None
+        raise ImportError(
+            'running what a model writes needs pyseccomp; run in a checkout: pip install ".[tasks]"'
+        ) from None
     except (OSError, RuntimeError) as error:
         raise SandboxRefused(f"model-written code needs libseccomp ({error}): {INSTALL}") from None
     calls = SyscallFilter(ALLOW)

@@ -70,7 +70,7 @@ class Machines:
         try:
             import ray
         except ImportError:
-            raise ImportError('--ray needs Ray; run: pip install "pedyra[ray]"') from None
+            raise ImportError('--ray needs Ray; run in a checkout: pip install ".[ray]"') from None
         dashboard = False if self.ray == "local" else None
         try:
             ray.init(address=self.ray, log_to_driver=False, include_dashboard=dashboard)

