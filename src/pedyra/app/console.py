@@ -127,16 +127,24 @@ def print_result(console: Console, result: RunResult) -> None:
     size = sum(file.stat().st_size for file in result.folder.adapter.glob("adapter_model.*"))
     lines.append(("adapter", f"{result.folder.adapter}, {format_bytes(size)}"))
     _print_named(console, lines)
+    if result.found is not None:
+        console.print(f"\n{result.found}", soft_wrap=True, markup=False)
+        smaller = result.folder.path / "fit"
+        size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
+        _print_named(console, [("smaller", f"{smaller}, {format_bytes(size)}")])
 
 
 def print_next(console: Console, result: RunResult) -> None:
     """The commands for what comes next: a smaller adapter, another reader, a server."""
     if result.final is None or result.diverged or not result.layers:
         return
-    run, smaller = result.folder.path, f"pedyra fit {result.folder.path}"
-    takes = "" if result.fit_seconds is None else f", in about {format_seconds(result.fit_seconds)}"
-    lines = [("next", f"{smaller}   finds out how small the adapter may be{takes}")]
-    lines.append(("", f"pedyra export {run} --target peft   writes it for PEFT and vLLM"))
+    run = result.folder.path
+    if result.found is None:
+        takes = "" if result.fit_seconds is None else f", in about {format_seconds(result.fit_seconds)}"
+        lines = [("next", f"pedyra fit {run}   finds out how small the adapter may be{takes}")]
+        lines.append(("", f"pedyra export {run} --target peft   writes it for PEFT and vLLM"))
+    else:
+        lines = [("next", f"pedyra export {run / 'fit'} --target peft   writes the smaller one for PEFT and vLLM")]
     if result.server:
         lines.append(("", result.server))
     _print_named(console, lines)

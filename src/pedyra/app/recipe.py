@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from pedyra.app.generate_section import GenerateSection
-from pedyra.app.recipe_sections import GENERATED, DataSection, LoraSection, ModelSection, Section
+from pedyra.app.recipe_sections import GENERATED, DataSection, FitSection, LoraSection, ModelSection, Section
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.methods.names import check_method
 from pedyra.pe_dyra.config import CHOICES, RankSettings, check_rank_section
@@ -59,6 +59,8 @@ class Recipe(Section):
     """What only this method has, e.g. `ratio` of lora+; see the settings of each method in pedyra.methods."""
     generate: dict[str, GenerateSection] = Field(default_factory=dict)
     """Test set -> how the model answers it in its own words; see `pedyra eval`. seq2seq has ROUGE without it."""
+    fit: FitSection | None = None
+    """How small the adapter may be, asked at the end of the run: both adapters are kept. None: it is not asked."""
     training: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Arguments of transformers.TrainingArguments, by name."""
 

@@ -290,3 +290,35 @@ def template_columns(template: str, key: str = "data.template") -> list[str]:
         if "{" in spec or any(int(number) > MOST_LETTERS for number in re.findall(r"\d{1,99}", spec)):
             raise ValueError(f"{key}: the place {{{name}:{spec}}} says more than a width of at most {MOST_LETTERS}")
     return [name for name, _ in places]
+
+
+def part(given: Any) -> Any:
+    """0.01, or 1% as a text, as a number; anything else as it is, for the check of the type."""
+    text = given.strip() if isinstance(given, str) else ""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else given
+    except ValueError:
+        return given
+
+
+class FitSection(Section):
+    """How small the adapter may be, asked when the run has ended; see `pedyra fit`."""
+
+    tolerance: Annotated[float, BeforeValidator(part)] = Field(default=0.01, gt=0, lt=1)
+    """Part of what fine-tuning won that may be given up: 0.01, or 1%."""
+    recover: int = Field(default=0, ge=0)
+    """Also try smaller sizes, each after so many steps towards what the whole adapter says."""
+    parameters: int | None = Field(default=None, ge=1)
+    """Take the largest size of at most so many parameters instead, whatever it does to the loss."""
+    max_rank: int | None = Field(default=None, ge=1)
+    """No layer keeps more."""
+    same_rank: bool = False
+    """Every layer keeps the same rank."""
+    multiple_of: int = Field(default=1, ge=1)
+    """Ranks are multiples of it."""
+    drop_types: list[str] = []
+    """Module types that keep none, e.g. [q_proj, k_proj]."""
+    rows: int = Field(default=1024, ge=16)
+    """To calibrate with and for the proof, at most; half as many for the choice."""
+    curve: bool = False
+    """Measure the whole curve, not only what the choice needs."""

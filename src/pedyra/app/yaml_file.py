@@ -170,4 +170,6 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         # dict[str, Section] -> Section
         section = section.model_fields[part].annotation if hasattr(section, "model_fields") else get_args(section)[-1]
+        if type(None) in get_args(section):  # Section | None
+            section = next(each for each in get_args(section) if each is not type(None))
     return list(section.model_fields)

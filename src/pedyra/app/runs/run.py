@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftType
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
@@ -22,6 +23,7 @@ from pedyra.allocate.checkpoint_folder import (
 )
 from pedyra.allocate.trainer import end_at_last_step
 from pedyra.app.recipe import Recipe
+from pedyra.app.recipe_sections import FitSection
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.model_card import CARD, model_card
@@ -30,9 +32,13 @@ from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
 from pedyra.app.yaml_file import first_difference, read_settings
+from pedyra.fitting.fit import Fit, Wanted
+from pedyra.fitting.trainer import fit_trainer
+from pedyra.lora.attach import detach
 from pedyra.lora.export import vllm_rank
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 from pedyra.lora.inspection import read_adapter_config
+from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
 
 
@@ -50,6 +56,8 @@ class RunResult:
     """The same before training."""
     final: dict[str, Any] | None
     """The last line of metrics.jsonl; None for a run that was interrupted."""
+    found: Fit | None = None
+    """What the fit at the end of the run has found; None where the recipe asks for none."""
     fit_seconds: float | None = None
     """About what `pedyra fit` takes of this run; None where that is not known."""
 
@@ -197,6 +205,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start), setup.ranks)
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
+    _check_fit(setup)
     trainer = setup.trainer(
         str(folder.path), [*setup.callbacks, log, *([progress] if is_first() else []), stepped, stop]
     )
@@ -218,19 +227,46 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
                 ) from error
             raise
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
-    final = None
+    final, found = None, None
     if step >= total_steps or not stop.requested:
         final = _finish(setup, folder, trainer, log)
+    layers = layer_rows(setup.model)
+    if setup.recipe.fit is not None and final is not None:
+        found = _fit(setup.recipe.fit, folder, trainer)
     return RunResult(
         recipe=setup.recipe,
         folder=folder,
         step=step,
         total_steps=total_steps,
-        layers=layer_rows(setup.model),
+        layers=layers,
+        found=found,
         start=start,
         final=final,
         fit_seconds=_fit_seconds(trainer, log),
     )
+
+
+def _check_fit(setup: Setup) -> None:
+    """Raise ValueError, before anything is trained, where the fit that the recipe asks for cannot be had."""
+    if setup.recipe.fit is None:
+        return
+    if (kind := setup.model.peft_config["default"].peft_type) != PeftType.LORA:
+        raise ValueError(
+            f"fit asks how small a LoRA may be, and method {setup.recipe.method} trains an adapter of type {kind}; "
+            f"remove the section fit"
+        )
+    if count_processes() > 1:
+        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {setup.recipe.output_dir}")
+
+
+def _fit(wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
+    """Ask how small the adapter may be, and write the smaller one beside it."""
+    model: Any = trainer.model
+    if adapted_layers(model):  # a start that took from the weight is then a part of the factors
+        detach(model)
+    found = fit_trainer(trainer, Wanted(**wanted.model_dump()))
+    found.save(folder.path / "fit", overwrite=True)
+    return found
 
 
 def _fit_seconds(trainer: Trainer, log: MetricsLog) -> float | None:
