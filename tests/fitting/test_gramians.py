@@ -116,13 +116,8 @@ def test_state_goes_through_a_checkpoint_in_the_middle_of_a_window_and_after_it(
         gramians.close(torch.tensor(4.0))
     found = gramians.calibration({"a": 10})
     same(found, measured())
-    again = Calibration.of(found.tensors(), {"a": 10})
-    assert same_bits(again.layers["a"].basis.T, found.layers["a"].basis.T)
-    assert again.layers["a"].tokens_per_sample == found.layers["a"].tokens_per_sample
     with pytest.raises(ValueError, match="not in the checkpoint, or of another rank"):
         Gramians({"a": torch.zeros(R + 1, 7)}).load(saved)
-    with pytest.raises(ValueError, match="calibration.T.b is not in the checkpoint"):
-        Calibration.of(found.tensors(), {"b": 10})
 
 
 def test_a_window_goes_on_where_its_layers_are_whatever_device_brought_samples_and_state():

@@ -189,15 +189,16 @@ def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
 
 
 def _is_packable(module: nn.Module) -> bool:
-    """Whether it is a layer of bitsandbytes, which has no dropout: in evaluation mode its forward packs 4-bit weights
-    for the processor, after which there is no backward pass."""
-    return type(module).__module__.startswith("bitsandbytes.")
+    """Whether it is a 4-bit layer of bitsandbytes: in evaluation mode its forward packs the weight for the processor,
+    after which there is no backward pass. It does nothing else in this mode."""
+    of_bitsandbytes = type(module).__module__.startswith("bitsandbytes.")
+    return of_bitsandbytes and type(getattr(module, "weight", None)).__name__ == "Params4bit"
 
 
-def _unpack(model: nn.Module) -> None:
+def _unpack(model: Any) -> None:
     """Undo that packing where an evaluation has done it: bitsandbytes does so as it saves."""
     for module in filter(_is_packable, model.modules()):
-        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
             module.state_dict()
 
 

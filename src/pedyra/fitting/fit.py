@@ -393,7 +393,7 @@ class _Fitting:
             factors = cut_factors(self.model, self.calibration, chosen.ranks, self.adapter)
         curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
         rank = max(layer.rank for layer in self.calibration.layers.values())
-        kind, words = verdict(chosen, curve, limit), in_words(chosen, curve, limit, rank)
+        kind, words = verdict(chosen, curve, limit), in_words(chosen, curve, limit, rank, self.judge.measure)
         if self.wanted.parameters is not None and chosen.share == 1:
             words = (
                 f"unknown: the adapter has {chosen.parameters:,} parameters, no more than the "

@@ -54,34 +54,6 @@ class Calibration:
         layers = {name: layer for name, layer in self.layers.items() if ranks[name] < layer.rank}
         return {name: layer.basis.projection(ranks[name]) for name, layer in layers.items()}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it but the numbers of parameters, for a checkpoint."""
-        found = {"calibration.samples": self.samples}
-        for name, layer in self.layers.items():
-            parts = {**layer.basis._asdict(), "slopes": layer.slopes}
-            parts["tokens"] = torch.tensor(layer.tokens_per_sample, dtype=torch.float64)
-            found |= {f"calibration.{key}.{name}": value for key, value in parts.items()}
-        return found
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, int]) -> Calibration:
-        """The inverse of `tensors`.
-
-        Args:
-            parameters: layer -> number of parameters of one direction.
-
-        Raises:
-            ValueError: a layer of `parameters` is not in them.
-        """
-        layers = {}
-        for name, count in parameters.items():
-            keys = [f"calibration.{key}.{name}" for key in ("T", "inverse", "values", "slopes", "tokens")]
-            if absent := [key for key in keys if key not in tensors]:
-                raise ValueError(f"{absent[0]} is not in the checkpoint")
-            *basis, slopes, tokens = (tensors[key] for key in keys)
-            layers[name] = Measured(Balance(*basis), slopes, float(tokens), count)
-        return cls(layers, tensors["calibration.samples"], 0)
-
 
 @dataclass
 class _Sums:

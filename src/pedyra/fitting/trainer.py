@@ -111,13 +111,12 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, adapter: 
     _check_live(model, adapter)
     wanted.shape([*lora_layers(model, adapter)], more=False)  # before anything is measured
     processes = Processes(trainer.accelerator.num_processes, trainer.accelerator.process_index)
-    generates = callable(getattr(trainer, "_generate_and_score_completions", None))
     with _untouched(trainer, model):
-        batches = _rows(trainer, data, wanted, processes, generates)
+        rows = _rows(trainer, data, wanted, processes)
         judge = judged = TrainerJudge(trainer, model)
-        if generates or getattr(trainer.args, "loss_type", None) == "dft":
+        if _completions(trainer) or getattr(trainer.args, "loss_type", None) == "dft":
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
-        return fit_batches(judge, batches, wanted, adapter=adapter, processes=processes, work=_Bar(trainer))
+        return fit_batches(judge, rows, wanted, adapter=adapter, processes=processes, work=_Bar(trainer))
 
 
 class TrainerJudge(Judge):
@@ -127,6 +126,8 @@ class TrainerJudge(Judge):
         super().__init__(model)
         self.trainer: Any = trainer
         self.loss_scale = FP16_SCALE if trainer.args.fp16 else 1.0
+        self._judges_parts = True
+        """Whether compute_metrics takes a part of the held-out rows."""
 
     def trained_loss(self, batch: Batch) -> Tensor:
         trainer = self.trainer
@@ -148,7 +149,8 @@ class TrainerJudge(Judge):
 
     def losses(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         trainer = self.trainer
-        loss_only = predictions is None or trainer.compute_metrics is None or trainer.args.batch_eval_metrics
+        judged = self._judges_parts and trainer.compute_metrics is not None and not trainer.args.batch_eval_metrics
+        loss_only = predictions is None or not judged
         torch.manual_seed(0)
         with cut():
             for number, batch in enumerate(batches):
@@ -159,7 +161,7 @@ class TrainerJudge(Judge):
                         f"the evaluation of {type(trainer).__name__} gives no loss for these rows; name their labels "
                         f"with TrainingArguments(label_names=...)"
                     )
-                if not loss_only and predictions is not None and logits is not None:
+                if not loss_only and predictions is not None and logits is not None and labels is not None:
                     if trainer.preprocess_logits_for_metrics is not None:
                         logits = trainer.preprocess_logits_for_metrics(logits, labels)
                     predictions.append(send_to_device((logits, labels), "cpu"))
@@ -173,7 +175,16 @@ class TrainerJudge(Judge):
             for kept, part in zip((logits, labels), each, strict=True):
                 kept.add(part)
         found: Any = logits.get_arrays(), labels.get_arrays()
-        metrics = self.trainer.compute_metrics(EvalPrediction(*found))
+        try:
+            metrics = self.trainer.compute_metrics(EvalPrediction(*found))
+        except Exception as error:  # whatever the function of a user raises that knows all rows together, and no part
+            warnings.warn(
+                f"compute_metrics judges no part of the held-out rows ({type(error).__name__}: {error}), so the fit "
+                f"shows no metric",
+                stacklevel=2,
+            )
+            self._judges_parts = False
+            return {}
         return {str(name): float(value) for name, value in metrics.items() if np.ndim(value) == 0}
 
 
@@ -215,13 +226,58 @@ def _check_live(model: Any, adapter: str) -> None:
     check_plain(SavedLora(title, Path(), config, {}, []))
 
 
-def _rows(trainer: Any, data: Any, wanted: Wanted, processes: Processes, generates: bool) -> Rows:
+def _rows(trainer: Any, data: Any, wanted: Wanted, processes: Processes) -> Rows:
     """The batches of a fit: of the held-out rows a third is for the choice, which has to say where the proof begins,
     and the rest is for the proof, which has to tell sizes apart from the tolerance."""
-    most = wanted.rows
-    if generates:  # every prompt is completed so many times
-        completions = getattr(trainer, "num_generations_eval", getattr(trainer, "num_generations", 1))
-        most = min(most, max(2 * BATCH, GENERATED_ROWS // completions))
+    completions = _completions(trainer)
+    most = min(wanted.rows, max(2 * BATCH, GENERATED_ROWS // completions)) if completions else wanted.rows
+    name, training, seen, held, left = _drawn(trainer, data, most)
+    if completions:  # batches have to hold whole groups of completions
+        size = small = trainer.args.per_device_eval_batch_size
+    else:
+        small, size = (
+            min(BATCH, each)
+            for each in (trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size)
+        )
+        size = max(min(2, size), min(size, len(left) // BATCHES))
+
+    def shared(rows: list[int], size: int) -> list[int]:
+        """As many batches in every process, and no row twice."""
+        step = max(1, size * processes.size // (completions or 1)) if processes.size > 1 else 1
+        return rows[: len(rows) // step * step]
+
+    choice = shared(left[: len(left) // 3], size)
+    parts = {
+        "calibration": (training, shared(seen[: CALIBRATION * small // (completions or 1)], small), small),
+        "choice": (held, choice, size),
+        "proof": (held, shared(left[len(choice) :], size), size),
+    }
+    batches, counts = {}, {}
+    for part, (dataset, indices, size) in parts.items():
+        if not indices:
+            raise ValueError(f"{name} leaves no rows for the {part} of a fit ({len(left)} are held out); give more")
+        batches[part] = _batches(trainer, _selected(dataset, indices), size, processes, bool(completions))
+        counts[part] = f"{len(indices):,}"
+    told = (
+        f"{counts['calibration']} to calibrate; of {name} {counts['choice']} for the choice and {counts['proof']} for "
+        f"the proof"
+    )
+    return Rows(**batches, told=told)
+
+
+def _completions(trainer: Any) -> int:
+    """How often a Trainer that is judged by what it generates completes each prompt; 0: it does not."""
+    if not callable(getattr(trainer, "_generate_and_score_completions", None)):
+        return 0
+    return getattr(trainer, "num_generations_eval", None) or trainer.num_generations
+
+
+def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
+    """What the held-out rows are called; the rows that calibrate, as a data set and places in it; those held out.
+
+    Args:
+        most: that calibrate; half as many more are held out.
+    """
     training = trainer.train_dataset
     if data is not None:
         held, name = _prepared(trainer, data), "data"
@@ -229,50 +285,21 @@ def _rows(trainer: Any, data: Any, wanted: Wanted, processes: Processes, generat
         held, name = _joined(trainer.eval_dataset), "eval_dataset"
     else:
         held, name = None, "train_dataset"
-    if held is None and training is None:
-        raise ValueError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
+        if training is None:
+            raise ValueError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
+        warnings.warn(
+            "there is no eval_dataset, so the fit is judged by rows that the adapter was trained on, which it knows "
+            "better than others; give rows of its task as data=",
+            stacklevel=5,
+        )
     generator = torch.Generator().manual_seed(trainer.args.seed)
-    if held is None or training is None:  # one set of rows, of which half calibrates
-        if held is None:
-            warnings.warn(
-                "there is no eval_dataset, so the fit is judged by rows that the adapter was trained on, which it "
-                "knows better than others; give rows of its task as data=",
-                stacklevel=4,
-            )
-        every, order = _shuffled(training if held is None else held, 2 * most + most // 2, generator)
-        half = min(most, len(order) // 2)
-        training, seen = every, order[:half]
-        held, left = every, order[half:]
-    else:
+    if held is not None and training is not None:
         training, seen = _shuffled(training, most, generator)
         held, left = _shuffled(held, most + most // 2, generator)
-    left = left[: most + most // 2]
-    size = min(BATCH, trainer.args.per_device_eval_batch_size)
-    size = trainer.args.per_device_eval_batch_size if generates else max(min(2, size), min(size, len(left) // BATCHES))
-    step = size * processes.size
-    if processes.size > 1:  # as many batches in every process, and no row twice
-        left = left[: len(left) // step * step]
-    choice = len(left) // 3 // step * step if processes.size > 1 else len(left) // 3
-    small = size if generates else min(BATCH, trainer.args.per_device_train_batch_size)
-    seen = seen[: CALIBRATION * small]
-    if processes.size > 1:
-        seen = seen[: len(seen) // (small * processes.size) * small * processes.size]
-    parts = {
-        "calibration": (training, seen, small),
-        "choice": (held, left[:choice], size),
-        "proof": (held, left[choice:], size),
-    }
-    batches = {}
-    for part, (dataset, indices, rows) in parts.items():
-        if not indices:
-            raise ValueError(f"{name} leaves no rows for the {part} of a fit ({len(left)} are held out); give more")
-        batches[part] = _batches(trainer, _selected(dataset, indices), rows, processes, generates)
-    counts = {part: f"{len(indices):,}" for part, (_, indices, _) in parts.items()}
-    told = (
-        f"{counts['calibration']} to calibrate; of {name} {counts['choice']} for the choice and {counts['proof']} for "
-        f"the proof"
-    )
-    return Rows(**batches, told=told)
+        return name, training, seen, held, left
+    every, order = _shuffled(training if held is None else held, 2 * most + most // 2, generator)
+    half = min(most, len(order) // 2)  # one set of rows, of which half calibrates
+    return name, every, order[:half], every, order[half : half + most + most // 2]
 
 
 def _batches(trainer: Any, dataset: Any, size: int, processes: Processes, generates: bool) -> list[Batch]:

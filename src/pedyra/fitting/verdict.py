@@ -105,18 +105,19 @@ def _half(curve: Sequence[Point], share: float = 0.5) -> Point | None:
     return max(below, key=lambda point: point.share, default=None)
 
 
-def in_words(chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: int) -> str:
+def in_words(chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: int, measure: str = "loss") -> str:
     """The verdict as a sentence or two for whoever chose this rank.
 
     Args:
         rank: the largest of the adapter.
+        measure: what rises.
     """
     kind = verdict(chosen, curve, tolerance)
     if not tolerance.learned:
         won = f"{tolerance.won.mean:+.4f} ± {tolerance.won.error:.4f}"
         return (
-            f"unknown: the adapter has not lowered the loss beyond its noise ({won}), so nothing tells what is needed; "
-            f"everything is kept"
+            f"unknown: the adapter has not lowered the {measure} beyond its noise ({won}), so nothing tells what is "
+            f"needed; everything is kept"
         )
     if kind == FLAT:
         return f"flat: r = {rank} is {1 / chosen.share:.3g} times what this task needs"
@@ -127,7 +128,7 @@ def in_words(chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: 
         if quarter is not None and quarter.measured is not None and quarter.measured.mean > rise:
             ratio = min(1.0, rise / (quarter.measured.mean - rise))
         return (
-            f"capacity-limited: r = {rank} binds; with half of it the loss rises by {rise:.3g}, and twice as much "
+            f"capacity-limited: r = {rank} binds; with half of it the {measure} rises by {rise:.3g}, and twice as much "
             f"might lower it by about {rise * ratio:.2g}; raise r"
         )
     if chosen.accepted:
