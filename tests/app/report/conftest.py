@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def make_dynamic_run(folder: Path, seed: int = 0, depths: int = DEPTHS) -> Path:
         "layers": layers,
         "budget": {"kind": "parameters", "total_rank": START_RANK * len(names), "parameters": budget},
         "schedule": {"total_steps": STEPS, "adjustments": ADJUSTMENTS},
+        "config": {"orth_weight": 0.1},
     }
     write_lines(folder / "ranks.jsonl", [header, *states])
     return folder
@@ -171,4 +173,27 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain LoRA run: no ranks.jsonl."""
     folder = tmp_path_factory.mktemp("runs") / "lora"
     write_common(folder, "lora", 0, parameters=663_552, gain=0.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted_run(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plain LoRA run, with a fit that has kept half of it."""
+    folder = Path(shutil.copytree(lora_run, tmp_path_factory.mktemp("runs") / "fitted"))
+    keys = ("parameters", "share", "predicted_increase", "measured_increase", "standard_error", "recovered_increase")
+    sizes = (
+        (1000, 1.0, 0.0, None, None, None),
+        (500, 0.5, 0.01, 0.02, 0.01, None),
+        (100, 0.1, 0.3, 0.25, 0.02, 0.1),
+        (50, 0.05, 0.9, None, None, 0.4),
+    )
+    rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
+    for row in rows:
+        row["recovered_standard_error"] = None if row["recovered_increase"] is None else 0.01
+    record = {"parameters": 500, "share": 0.5, "measured_increase": 0.02, "interval": [0.0, 0.04], "tolerance": 0.05}
+    record |= {"verdict": "flat", "words": "flat: r = 8 is 2 times what this task needs"}
+    record |= {"metrics": {"base": {"accuracy": 0.5}, "whole": {"accuracy": 0.81}, "smaller": {"accuracy": 0.805}}}
+    (folder / "fit").mkdir()
+    write_lines(folder / "fit" / "pedyra_fit_curve.jsonl", rows)
+    (folder / "fit" / "pedyra_fit.json").write_text(json.dumps(record), encoding="utf-8")
     return folder

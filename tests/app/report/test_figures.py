@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from pedyra.app.report import tables
-from pedyra.app.report.chart import Spec
+from pedyra.app.report.chart import Axes, Curve, Spec, curves
 from pedyra.app.report.figure import fixed
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.rank_figures import notable
@@ -21,7 +21,7 @@ Figures = dict[str, Any]
 
 
 def figures_of(*folders: Path) -> Figures:
-    return {figure.id: figure for figure in make_figures(read_runs(folders))[0]}
+    return {figure.id: figure for figure in make_figures(read_runs(folders))}
 
 
 def drawn(spec: Spec) -> dict[str, Any]:
@@ -34,73 +34,60 @@ def figures(dynamic_run: Path) -> Figures:
     return figures_of(dynamic_run)
 
 
-def test_a_dynamic_run_has_every_figure(figures: Figures):
+def with_method(run: Path, folder: Path, method: str, **config: float) -> Path:
+    """A copy of the run, by another method."""
+    shutil.copytree(run, folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "method": method}))
+    header, *rest = (folder / "ranks.jsonl").read_text().splitlines(keepends=True)
+    told = {**json.loads(header), "config": config}
+    (folder / "ranks.jsonl").write_text("".join([json.dumps(told) + "\n", *rest]))
+    return folder
+
+
+def test_a_run_of_the_paper_has_every_figure(figures: Figures):
     assert list(figures) == ALL
-    papers = {name: figure.paper for name, figure in figures.items() if figure.paper}
-    assert papers == {
-        "map": "Fig. 7",
-        "history": "Fig. 3",
-        "effective-rank": "Fig. 1a",
-        "variance": "Fig. 5",
-        "spearman": "Fig. 4b",
-        "orthogonality": "Fig. 10",
-        "gradients": "Fig. 11",
-    }
 
 
-def test_what_a_plain_lora_run_did_not_record_is_left_out_with_a_line_each(lora_run: Path):
-    (figure,), absent = make_figures(read_runs([lora_run]))
+def test_what_means_nothing_for_a_method_is_not_drawn(dynamic_run: Path, tmp_path: Path):
+    """Ranks that follow no importance have no correlation with it, and directions that nothing holds apart no curve."""
+    at_random = figures_of(with_method(dynamic_run, tmp_path / "random", "random", orth_weight=0.0))
+    assert set(ALL) - at_random.keys() == {"variance", "spearman", "orthogonality"}
+
+
+def test_a_plain_lora_run_shows_its_losses_alone(lora_run: Path):
+    (figure,) = make_figures(read_runs([lora_run]))
     assert [panel.title for panel in figure.panels] == ["Training loss", "Held-out loss", "Held-out accuracy"]
-    assert len(absent) == len(ALL) + 1  # all but the loss; the two of a fit, which neither run had, are more
-    assert "Rank of every layer: needs ranks.jsonl, which only rank-adaptive methods write." in absent
 
 
-def test_a_run_that_was_fitted_shows_what_each_size_costs(lora_run: Path, tmp_path: Path):
-    run = tmp_path / "run"
-    shutil.copytree(lora_run, run)
-    sizes = ((1000, 1.0, 0.0, 0.0, 0.0), (500, 0.5, 0.01, 0.02, 0.01), (100, 0.1, 0.3, 0.25, 0.02))
-    keys = ("parameters", "share", "predicted_increase", "measured_increase", "standard_error")
-    rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
-    rows[2] |= {"recovered_increase": 0.1, "recovered_standard_error": 0.01}
-    (run / "fit").mkdir()
-    (run / "fit" / "pedyra_fit_curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    figure = figures_of(run)["fit"]
-    (panel,) = figure.panels
+def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
+    figures = figures_of(fitted_run)
+    assert next(iter(figures)) == "fit"
+    (panel,) = figures["fit"].panels
     curves = drawn(panel.spec)
-    assert curves["measured"]["y"] == [0.02, 0.25] and curves["predicted"]["y"] == [0.01, 0.3]
-    assert curves["measured"]["low"] == pytest.approx([0.0004, 0.2108])  # 1.96 standard errors
+    assert (curves["measured"]["x"], curves["measured"]["y"]) == ([100, 500], [0.25, 0.02])
+    assert curves["measured"]["low"] == pytest.approx([0.2108, 0.0004])  # 1.96 standard errors
+    assert (curves["predicted"]["x"], curves["predicted"]["y"]) == ([50, 100, 500], [0.9, 0.3, 0.01])
+    assert curves["predicted"]["low"] == curves["predicted"]["y"]  # it has no band
     recovered = curves["after recovery"]
-    assert (recovered["x"], recovered["y"], recovered["high"]) == ([100], [0.1], [pytest.approx(0.1196)])
-    assert figure.caption.endswith("Taken: 500 parameters (50%).")
-    (panel,) = figures_of(run)["calibration"].panels
-    (curve,) = drawn(panel.spec).values()
-    assert (curve["x"], curve["y"]) == ([0.01, 0.3], [0.02, 0.25])
-    assert panel.spec["layer"][0]["data"]["values"] == [{"x": 0.01, "y": 0.01}, {"x": 0.3, "y": 0.3}]
+    assert (recovered["x"], recovered["y"]) == ([50, 100], [0.4, 0.1])
+    caption = figures["fit"].caption
+    for told in ("500 parameters (50% of the adapter)", "+0.02", "accuracy", "base model 0.5000", "0.8100"):
+        assert told in caption
 
 
-def test_a_fit_in_the_run_shows_what_was_asked_and_what_was_found(still_run: Path, tmp_path: Path):
-    run = tmp_path / "run"
-    shutil.copytree(still_run, run)
-    keys = ("parameters", "share", "answer", "predicted_increase", "measured_increase", "standard_error")
-    sizes = (
-        (600, 0.6, "within", 0.01, 0.02, 0.01),
-        (100, 0.1, "beyond", 0.3, 0.25, 0.02),
-        (300, 0.3, "beyond", 0, 0, None),
-    )
-    points = [dict(zip(keys, size, strict=True)) | {"of": 1000, "tolerance": 0.05} for size in sizes]
-    header, *records = map(json.loads, (run / "ranks.jsonl").read_text().splitlines())
-    found = {"state": "cut", "words": "flat: r = 8 is 4 times what this task needs", "points": points}
-    last = max(record["step"] for record in records if record["kind"] == "adjustment")
-    for record in records:
-        record |= {"fit": found} if record["kind"] == "adjustment" and record["step"] == last else {}
-    (run / "ranks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [header, *records]))
-    (panel,) = figures_of(run)["fit"].panels
-    curves = drawn(panel.spec)
-    (points,) = drawn(figures_of(run)["calibration"].panels[0].spec).values()
-    assert sorted(points["y"]) == [0.02, 0.25]
-    assert sorted(curves["measured"]["y"]) == [0.02, 0.25]  # one batch alone says nothing, and is left out
-    size = next(fact for fact in tables.facts(read_run(run)) if fact.name == "Size")
-    assert (size.value, size.detail) == ("flat", "r = 8 is 4 times what this task needs")
+@pytest.mark.parametrize(("values", "within"), [([0.773], (0.69, 0.86)), ([0.0], (-1, 1)), ([-2.0], (-2.3, -1.7))])
+def test_a_single_value_has_room_around_it(values: list[float], within: tuple[float, float]):
+    """Vega draws a scale of one value at its middle and writes another number there."""
+    spec = curves([Curve("run", [160], values)], Axes("step", "accuracy"))
+    low, high = spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert within[0] <= low < values[0] < high <= within[1]
+
+
+def test_a_single_value_of_a_logarithmic_axis_has_room_too():
+    spec = curves([Curve("run", [4], [8.0])], Axes("size", "loss", log_x=True, log_y=True))
+    encoding = spec["layer"][0]["encoding"]
+    assert (encoding["x"]["scale"]["domain"], encoding["y"]["scale"]["domain"]) == ([2, 8], [4, 16])
 
 
 def test_every_axis_is_labelled_and_every_figure_explained(figures: Figures):
@@ -165,11 +152,12 @@ def test_several_runs_share_axes_and_keep_their_colours(dynamic_run: Path, lora_
         assert domains and all(domain == ["demo", "lora"] for domain in domains)
 
 
-def test_the_grey_stretches_are_those_without_adjustments(figures: Figures, dynamic_run: Path):
-    assert fixed(read_runs([dynamic_run])) == [(0, 50), (240, 400)]
-    for name, has_them in (("loss", True), ("spearman", False)):
-        layers = [layer for panel in figures[name].panels for layer in panel.spec["layer"]]
-        assert any(layer["mark"].get("style") == "fixed" for layer in layers) == has_them
+def test_the_grey_stretches_are_those_without_adjustments_and_explained(figures: Figures, dynamic_run: Path):
+    assert fixed(read_run(dynamic_run)) == [(0, 50), (240, 400)]
+    for figure in figures.values():
+        layers = [layer for panel in figure.panels for layer in panel.spec["layer"]]
+        grey = any(layer["mark"].get("style") == "fixed" for layer in layers)
+        assert grey == ("Grey: the steps" in figure.caption), figure.id
 
 
 def test_a_run_in_which_nothing_moved_says_so(still_run: Path):

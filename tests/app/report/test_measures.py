@@ -11,7 +11,6 @@ from pedyra.app.report.measures import (
     mean_by_layer,
     pruned_counts,
     quartiles,
-    rank_correlations,
     smoothed,
     spearman,
     thinned,
@@ -67,12 +66,3 @@ def test_thinned_keeps_the_ends_and_the_limit():
     assert thinned(3) == [0, 1, 2]
     kept = thinned(10_000, limit=600)
     assert len(kept) == 600 and kept[0] == 0 and kept[-1] == 9_999
-
-
-def test_correlations_are_of_the_means_over_the_adjustments():
-    """Mean ranks 1 2 3, mean scores 2 6 4, mean places (of 3, 1, 2 and 3, 1, 2) 3 1 2."""
-    ranks = [{"a": 1, "b": 1, "c": 3}, {"a": 1, "b": 3, "c": 3}]
-    scores = [{"a": 1.0, "b": 5.0, "c": 3.0}, {"a": 3.0, "b": 7.0, "c": 5.0}]
-    adjustments = [{"ranks": r, "layer_scores": s} for r, s in zip(ranks, scores, strict=True)]
-    # Places of the ranks 1 2 3 against 1 3 2: 1 - 6 * 2 / 24; against the places by importance the other way round.
-    assert rank_correlations(adjustments) == pytest.approx((0.5, -0.5))

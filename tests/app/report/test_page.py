@@ -116,9 +116,24 @@ def test_values_that_are_no_number_become_gaps(dynamic_run: Path, tmp_path: Path
     embedded(page)
 
 
-def test_what_is_missing_is_said_in_a_line(lora_run: Path):
+def test_of_a_run_that_was_fitted_the_verdict_comes_first_and_then_the_curve(fitted_run: Path):
+    page = build_report([fitted_run]).read_text(encoding="utf-8")
+    header, main = page.split("<header>")[1].split("</header>")
+    assert "flat: r = 8 is 2 times what this task needs" in header
+    assert main.index('id="fit-0"') < main.index('id="loss-0"')
+
+
+def test_a_cut_by_singular_values_alone_has_no_verdict(lora_run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(lora_run, tmp_path / "cut"))
+    (folder / "fit").mkdir()
+    (folder / "fit" / "pedyra_fit.json").write_text(json.dumps({"by": "singular values", "measured_increase": None}))
+    assert 'class="verdict"' not in build_report([folder]).read_text(encoding="utf-8")
+
+
+def test_a_plain_lora_run_shows_nothing_that_it_does_not_know(lora_run: Path):
     page = build_report([lora_run]).read_text(encoding="utf-8")
-    assert "<li>Rank of every layer: needs ranks.jsonl, which only rank-adaptive methods write.</li>" in page
+    header = page.split("<header>")[1].split("</header>")[0]
+    assert "Accuracy" in header and "Total rank" not in header and "Adjustments" not in header
 
 
 def test_samples_are_shown_where_there_are_some(lora_run: Path, tmp_path: Path):

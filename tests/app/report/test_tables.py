@@ -24,7 +24,15 @@ def test_an_adjustment_row_counts_repeated_layers(dynamic_run: Path):
     assert list(tables.adjustments(run).rows[0][:3]) == ["50", "query 0 ×2", "–"]
 
 
-def test_a_run_without_ranks_says_so(lora_run: Path):
-    facts = {fact.name: fact for fact in tables.facts(read_run(lora_run))}
-    assert facts["Adjustments"].detail == "fixed rank"
-    assert facts["Total rank"].detail == "no ranks recorded"
+def test_what_a_run_does_not_know_has_no_value(lora_run: Path):
+    facts = {fact.name: fact.value for fact in tables.facts(read_run(lora_run))}
+    assert {name for name, value in facts.items() if value == tables.ABSENT} == {
+        "Adjustments",
+        "Total rank",
+        "Smaller adapter",
+    }
+
+
+def test_a_fit_tells_the_size_that_is_left(fitted_run: Path):
+    size = next(fact for fact in tables.facts(read_run(fitted_run)) if fact.name == "Smaller adapter")
+    assert size.value == "500" and "50%" in size.detail

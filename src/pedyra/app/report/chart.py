@@ -47,6 +47,8 @@ class Axes:
     y: str
     log_x: bool = False
     log_y: bool = False
+    bend: float | None = None
+    """y is linear up to so much to both sides of 0, and logarithmic beyond."""
     from_zero: bool = False
     """The y axis includes 0."""
     reverse: bool = False
@@ -69,9 +71,11 @@ def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> S
     """
     log_x, log_y, points, step = axes.log_x, axes.log_y, axes.points, axes.step
     drawn, raw, quiet = ([curve for curve in several if curve.kind == kind] for kind in ("drawn", "raw", "quiet"))
+    banded = any(curve.low and curve.high for curve in several)  # one without a band has one of no width
     rows = [
         {"name": curve.name, "kind": curve.kind, "x": _placed(curve.x, log_x), "y": _placed(curve.y, log_y)}
-        | ({"low": _placed(curve.low, log_y), "high": _placed(curve.high, log_y)} if curve.low and curve.high else {})
+        | ({"low": _placed(curve.low or curve.y, log_y)} if banded else {})
+        | ({"high": _placed(curve.high or curve.y, log_y)} if banded else {})
         | ({"label": curve.labels} if curve.labels else {})
         for curve in (*drawn, *raw, *quiet)
     ]
@@ -79,8 +83,15 @@ def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> S
     free: Spec = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse}
     free["padding"] = 0 if axes.from_zero or axes.reverse else 4
     logarithmic = {"type": "log", "nice": False, "padding": 8}
-    at_x = _axis("x", axes.x, logarithmic if log_x else {"zero": not points, "nice": points})
-    at_y = _axis("y", axes.y, logarithmic if log_y else free)
+    placed = {key: [v for row in rows for v in row.get(key, ()) if v is not None] for key in ("x", "y", "low", "high")}
+    heights = [*placed["y"], *placed["low"], *placed["high"], *([axes.line_at[1]] if axes.line_at else [])]
+    at_x = _axis("x", axes.x, logarithmic if log_x else {"zero": not points, "nice": points}, placed["x"])
+    at_y = _axis("y", axes.y, logarithmic if log_y else free, heights)
+    if axes.bend:
+        powers = range(1 + max(0, math.ceil(math.log10(max([axes.bend, *map(abs, heights)]) / axes.bend))))
+        ticks = [0, *(axes.bend * 10**power for power in powers)]
+        at_y["scale"] = {"type": "symlog", "constant": axes.bend, "nice": False, "padding": 8}
+        at_y["axis"] = {"values": ticks, "format": ".2~g"}
     at: Spec = {"x": at_x, "y": at_y}
     scale = {"domain": list(names or dict.fromkeys(curve.name for curve in drawn))}
     legend = {"values": [curve.name for curve in drawn]} if len(drawn) > 1 else None
@@ -252,7 +263,14 @@ def _placed(values: Sequence[Value], log: bool) -> list[Value]:
     return [None if log and (value is None or value <= 0) else value for value in values]
 
 
-def _axis(field: str, title: str, scale: Spec) -> Spec:
+def _axis(field: str, title: str, scale: Spec, values: Sequence[float]) -> Spec:
+    """An axis; around a single value there is room, since Vega would draw that beside any tick."""
+    if len(set(values)) == 1 and not (scale.get("zero") and values[0]):
+        (value,) = set(values)
+        room = (
+            [value / 2, value * 2] if scale.get("type") == "log" else [value - abs(value) / 10, value + abs(value) / 10]
+        )
+        scale = {**scale, "domain": room if value else [-1, 1], "nice": False}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale}
 
 

@@ -34,10 +34,13 @@ class Figure:
     section: str
     title: str
     caption: str
-    panels: Sequence[Panel]
-    needs: str  # what a run must have recorded
-    paper: str | None = None  # the figure of the paper it matches
+    panels: Sequence[Panel]  # none where no run recorded what it shows
     layers: Sequence[str] = ()  # of which the reader may bring out one
+
+
+def follows_importance(run: Run) -> bool:
+    """Whether ranks go where the layers' importance (Eq. 7) is, so that comparing the two tells something."""
+    return bool(run.adjustments) and run.recipe.get("method") in ("pedyra", "prune", "expand")
 
 
 def adjusted(runs: Sequence[Run]) -> list[Run]:
@@ -52,26 +55,20 @@ def titled(runs: Sequence[Run], run: Run, text: str) -> str:
 def panel(title: str, drawn: Sequence[Curve], y: str, runs: Sequence[Run], names: Sequence[str] = (), **options: Any):
     """`[the panel]` of these curves over the steps, one colour a run unless `names` are given; [] for no curves."""
     names = names or [run.label for run in runs]
-    return [Panel(title, curves(drawn, Axes(STEP, y, fixed=fixed(runs), **options), names))] if drawn else []
+    return [Panel(title, curves(drawn, Axes(STEP, y, **options), names))] if drawn else []
 
 
-def fixed(runs: Sequence[Run]) -> list[tuple[int, int]]:
-    """The stretches before the first and after the last adjustment, if all runs share them."""
-    schedules = [run.header.get("schedule") or {} for run in runs]
-    if not all(each.get("adjustments") and each.get("total_steps") for each in schedules):
+def fixed(run: Run) -> list[tuple[int, int]]:
+    """The stretches before the first and after the last adjustment."""
+    schedule = run.header.get("schedule") or {}
+    if not schedule.get("adjustments") or not schedule.get("total_steps"):
         return []
-    spans = {(each["adjustments"][0], each["adjustments"][-1], each["total_steps"]) for each in schedules}
-    return [span for first, last, end in spans for span in ((0, first), (last, end)) if len(spans) == 1]
+    return [(0, schedule["adjustments"][0]), (schedule["adjustments"][-1], schedule["total_steps"])]
 
 
 def mean(values: Iterable[Value]) -> Value:
     finite = [value for value in values if value is not None and math.isfinite(value)]
     return sum(finite) / len(finite) if finite else None
-
-
-def signed(value: Value, sign: str = "") -> str:
-    """Two decimals with a typographic minus; sign "+" shows a plus as well."""
-    return "undefined" if value is None else f"{value:{sign}.2f}".replace("-", "−")
 
 
 def points_of(records: Iterable[Record], measure: Measure) -> tuple[list[int], list[float]]:

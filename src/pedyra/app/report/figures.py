@@ -11,18 +11,17 @@ from pedyra.app.report.chart import Axes, Curve, Value, curves
 from pedyra.app.report.figure import (
     Figure,
     Panel,
-    adjusted,
     curve_of,
+    follows_importance,
     last_values,
     mean,
     panel,
     per_run,
     points_of,
-    signed,
     spreads,
     titled,
 )
-from pedyra.app.report.fit_figure import loss_against_parameters, predicted_against_measured
+from pedyra.app.report.fit_figure import increase_by_size
 from pedyra.app.report.run_folder import Record, Run
 
 SMOOTH_FROM = 40  # points; below that a moving average hides more than it shows
@@ -30,15 +29,13 @@ SMOOTH_FROM = 40  # points; below that a moving average hides more than it shows
 _BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
 
-def make_figures(runs: Sequence[Run]) -> tuple[list[Figure], list[str]]:
-    """Every figure the runs have data for, and a line for each that they have none for."""
-    figures = [build(runs) for build in BUILDERS]
-    absent = [f"{figure.title}: needs {figure.needs}." for figure in figures if not figure.panels]
-    return [figure for figure in figures if figure.panels], absent
+def make_figures(runs: Sequence[Run]) -> list[Figure]:
+    """Every figure that the runs have data for."""
+    return [figure for figure in (build(runs) for build in BUILDERS) if figure.panels]
 
 
 def loss_and_metrics(runs: Sequence[Run]) -> Figure:
-    """Training loss, evaluation loss and every evaluation metric against the step."""
+    """Training loss, and evaluation loss and the metric a run is judged by, against the step."""
     drawn, raw = [], []
     for run in runs:
         x, y = points_of(run.metrics, lambda record: record.get("loss"))
@@ -62,7 +59,7 @@ def loss_and_metrics(runs: Sequence[Run]) -> Figure:
         + ", and loss and metric on rows it never trains on. "
         + (f"Final result: {'; '.join(results)}." if results else "")
     )
-    return Figure("loss", "Training", "Loss and metric", caption, panels, "loss in metrics.jsonl")
+    return Figure("loss", "Training", "Loss and metric", caption, panels)
 
 
 def effective_rank(runs: Sequence[Run]) -> Figure:
@@ -82,27 +79,27 @@ def effective_rank(runs: Sequence[Run]) -> Figure:
     )
     panels = panel("Effective rank", each, "mean over the layers", runs, from_zero=True)
     panels += panel("Utilisation", share, "effective rank / rank", runs, from_zero=True)
-    title, needs = "How much of the ranks is used", "effective_rank in the snapshots of ranks.jsonl"
-    return Figure("effective-rank", "Capacity", title, caption, panels, needs, "Fig. 1a")
+    title = "How much of the ranks is used"
+    return Figure("effective-rank", "Capacity", title, caption, panels)
 
 
 def pareto_variance(runs: Sequence[Run]) -> Figure:
     """Log-variance over layers of G^(2/3) / r against the step (Fig. 5)."""
-    each = per_run(runs, _snapshots, lambda record: record.get("two_thirds_log_variance"))
+    followed = [run for run in runs if follows_importance(run)]
+    each = per_run(followed, _snapshots, lambda record: record.get("two_thirds_log_variance"))
     caption = (
         "How far the ranks are from those that the paper proves best, in proportion to importance to the power 2/3: "
-        "ln of the variance of G^(2/3) / r over the layers (G: importance, Eq. 7; r: rank). Lower is nearer. "
-        + last_values(runs, each, "{:.2f}")
+        "ln of the variance of G^(2/3) / r over the layers (G: importance, Eq. 7 of the paper; r: rank). Lower is "
+        "nearer. " + last_values(runs, each, "{:.2f}")
     )
     panels = panel("Distance from the best proportion", each, "ln Var(G^(2/3) / r)", runs)
-    needs = "two_thirds_log_variance in the snapshots of ranks.jsonl"
-    return Figure("variance", "Capacity", "Are ranks where importance is?", caption, panels, needs, "Fig. 5")
+    return Figure("variance", "Capacity", "Are ranks where importance is?", caption, panels)
 
 
 def rank_against_importance(runs: Sequence[Run]) -> Figure:
     """Mean rank against mean importance, one point per layer, one panel per run (Fig. 4b)."""
     panels, findings = [], []
-    for run in adjusted(runs):
+    for run in filter(follows_importance, runs):
         ranks = measures.mean_by_layer([record["ranks"] for record in run.adjustments])
         scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
         series = [
@@ -110,17 +107,16 @@ def rank_against_importance(runs: Sequence[Run]) -> Figure:
             for t, each in rank_figures.by_type(run.layers).items()
         ]
         log = all(score > 0 for score in scores.values())
-        x, y = "mean importance of the layer", "mean rank"
-        spec = curves(series, Axes(x, y, points=True, log_x=log, from_zero=True))
-        panels.append(Panel(titled(runs, run, "Layers by module type"), spec))
-        rho = measures.rank_correlations(run.adjustments)[0]
-        findings.append(titled(runs, run, f"ρ = {signed(rho, '+')} over {len(run.layers)} layers."))
+        axes = Axes("mean importance of the layer", "mean rank", log_x=log, from_zero=True, points=True)
+        panels.append(Panel(titled(runs, run, "Layers by module type"), curves(series, axes)))
+        rho = measures.spearman([ranks[name] for name in scores], list(scores.values()))
+        if rho is not None:
+            findings.append(titled(runs, run, f"ρ = {rho:+.2f} over {len(run.layers)} layers.".replace("-", "−")))
     caption = (
-        f"Each point is a layer: its {rank_figures.IMPORTANCE} and its rank, over the adjustments. If ranks went to "
-        f"the important layers, Spearman’s rank correlation ρ is near +1. {' '.join(findings)}"
+        "Each point is a layer: its importance (Eq. 7 of the paper) and its rank, over the adjustments. If ranks went "
+        f"to the important layers, Spearman’s rank correlation ρ is near +1. {' '.join(findings)}"
     )
-    title, needs = "Mean rank against mean importance", "adjustments in ranks.jsonl"
-    return Figure("spearman", "Capacity", title, caption, panels, needs, "Fig. 4b")
+    return Figure("spearman", "Capacity", "Mean rank against mean importance", caption, panels)
 
 
 def orthogonality(runs: Sequence[Run]) -> Figure:
@@ -129,17 +125,19 @@ def orthogonality(runs: Sequence[Run]) -> Figure:
     def pairs(record: Record) -> list[list[float]]:
         return list((record.get("orthogonality") or {}).values())
 
-    each = per_run(runs, _snapshots, lambda record: mean(value for pair in pairs(record) for value in pair))
-    panels = panel("Mean over all factors", each, "R", runs, log_y=True)
-    if len(runs) == 1:
+    held = [run for run in runs if (run.header.get("config") or {}).get("orth_weight")]
+    each = per_run(held, _snapshots, lambda record: mean(value for pair in pairs(record) for value in pair))
+    panels = panel("Mean over all factors", each, "distance from it", runs, log_y=True)
+    if held and len(runs) == 1:
         sides = spreads(runs[0], "AB", pairs)
-        panels += panel("By factor, over the layers", sides, "R of a layer", runs, names=list("AB"), log_y=True)
+        panels += panel("By factor, over the layers", sides, "distance of a layer", runs, names=list("AB"), log_y=True)
     caption = (
-        "How far the directions of a layer are from being perpendicular and of length one (Eq. 2: ‖AAᵀ − I‖ and "
-        "‖BᵀB − I‖); 0 is exactly so. Logarithmic scale. By factor: median, band from first to third quartile."
+        "How far the directions of a layer are from being perpendicular and of length one: ‖AAᵀ − I‖ and ‖BᵀB − I‖. A "
+        "term of the loss (Eq. 2 of the paper) pulls them towards 0, so that each direction can be judged by itself; "
+        "curves that stay flat say that the task pulls as hard. Logarithmic scale. By factor: median over the layers, "
+        "band from first to third quartile."
     )
-    needs = "orthogonality in the snapshots of ranks.jsonl"
-    return Figure("orthogonality", "Optimisation", "Orthogonality term", caption, panels, needs, "Fig. 10")
+    return Figure("orthogonality", "Optimisation", "Are directions held apart?", caption, panels)
 
 
 def gradient_norms(runs: Sequence[Run]) -> Figure:
@@ -153,8 +151,7 @@ def gradient_norms(runs: Sequence[Run]) -> Figure:
         "How strongly the task pulls at the three parts of a layer’s update: the input factor A, the weights E and the "
         "output factor B. Median over the layers, band from first to third quartile, logarithmic scale."
     )
-    needs = "grad_norms in the snapshots of ranks.jsonl"
-    return Figure("gradients", "Optimisation", "Gradient norms of A, E and B", caption, panels, needs, "Fig. 11")
+    return Figure("gradients", "Optimisation", "Gradient norms of A, E and B", caption, panels)
 
 
 def parameters_and_rank(runs: Sequence[Run]) -> Figure:
@@ -175,10 +172,11 @@ def parameters_and_rank(runs: Sequence[Run]) -> Figure:
         "How large the adapter is at each step. The ranks are real at all times: memory, optimizer and disk hold this "
         "many parameters and no more."
     )
-    return Figure("parameters", "Cost", "Parameters and total rank", caption, panels, "ranks.jsonl")
+    return Figure("parameters", "Cost", "Parameters and total rank", caption, panels)
 
 
 BUILDERS: tuple[Callable[[Sequence[Run]], Figure], ...] = (
+    increase_by_size,
     rank_figures.ranks_over_steps,
     rank_figures.history,
     rank_figures.moves,
@@ -189,8 +187,6 @@ BUILDERS: tuple[Callable[[Sequence[Run]], Figure], ...] = (
     orthogonality,
     gradient_norms,
     parameters_and_rank,
-    loss_against_parameters,
-    predicted_against_measured,
 )
 
 
@@ -203,8 +199,8 @@ def _states(run: Run) -> list[Record]:
 
 
 def _evaluation_keys(runs: Sequence[Run]) -> list[str]:
-    """eval_loss first, then the metric the runs are judged by, then the others as first logged."""
-    keys = dict.fromkeys(key for run in runs for record in run.metrics for key in record if key.startswith("eval_"))
-    judged = {f"eval_{run.final.get('metric')}" for run in runs}
-    found = [key for key in keys if key.removeprefix("eval_") not in _BOOKKEEPING]
-    return sorted(found, key=lambda key: (key != "eval_loss", key not in judged))
+    """eval_loss, then the metrics the runs are judged by; of runs that are not finished all that were logged."""
+    logged = dict.fromkeys(key for run in runs for record in run.metrics for key in record if key.startswith("eval_"))
+    judged = dict.fromkeys(f"eval_{run.final['metric']}" for run in runs if run.final.get("metric"))
+    named = judged or [key for key in logged if key.removeprefix("eval_") not in _BOOKKEEPING]
+    return ["eval_loss", *(key for key in named if key != "eval_loss")]

@@ -1,81 +1,67 @@
-"""By how much the loss rises with a smaller adapter: the curve that `pedyra fit` measured."""
+"""By how much the loss rises with a smaller adapter: the curve that a fit measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pedyra.app.report.chart import Axes, Curve, Spec, curves, diagonal
+from pedyra.app.report.chart import Axes, Curve, Spec, curves
 from pedyra.app.report.figure import Figure, Panel, titled
 from pedyra.app.report.run_folder import Run
 
 
-def loss_against_parameters(runs: Sequence[Run]) -> Figure:
-    """Loss against parameters, predicted and measured, one panel per run that was fitted."""
-    panels = [
-        Panel(titled(runs, run, "The loss with a smaller adapter"), increase_curve(run.fit)) for run in runs if run.fit
-    ]
-    chosen = [
-        titled(runs, run, f"{row['parameters']:,} parameters ({row['share']:.0%})")
-        for run in runs
-        for row in run.fit
-        if row.get("chosen")
-    ]
+def increase_by_size(runs: Sequence[Run]) -> Figure:
+    """Rise of the loss against parameters, predicted and measured, one panel per run that was fitted."""
+    panels, found = [], []
+    for run in runs:
+        if run.curve:
+            panels.append(Panel(titled(runs, run, "The loss with a smaller adapter"), increase_curve(run.curve)))
+        if run.fit:
+            found.append(titled(runs, run, _taken(run)))
     caption = (
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
-        "gradients, and as measured in pairs with the whole adapter (band: 95 %). Below the line a size is within "
-        "tolerance. " + (f"Taken: {'; '.join(chosen)}." if chosen else "")
+        "gradients, and as measured on held-out rows, each time against the whole adapter (band: 95 %). Below the "
+        f"dashed line, from which on the scale is logarithmic, a size is within tolerance. {' '.join(found)}"
     )
-    return Figure("fit", "Size", "Loss against parameters", caption, panels, "the curve of a fit")
+    return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
 
 def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     """The chart of one fit, from the rows of its curve."""
-    rows = [row for row in rows if row["measured_increase"] is not None and row["share"] < 1]
-    x = [row["parameters"] for row in rows]
-    predicted = [row["predicted_increase"] for row in rows]
-    drawn = [_measured("measured", x, rows), Curve("predicted", x, predicted, predicted, predicted)]
-    if tried := [row for row in rows if row.get("recovered_increase") is not None]:
-        drawn.append(_measured("after recovery", [row["parameters"] for row in tried], tried, "recovered_"))
-    line_at = ("tolerance", round(rows[0]["tolerance"], 4)) if rows and rows[0].get("tolerance") is not None else None
-    return curves(drawn, Axes("parameters of the adapter", "rise of the loss", log_x=True, line_at=line_at))
-
-
-def predicted_against_measured(runs: Sequence[Run]) -> Figure:
-    """Predicted against measured rise of the loss, one point per size of every run that was fitted."""
-    fits = {run.label: run.fit for run in runs if run.fit}
-    drawn = any(clear(rows) for rows in fits.values())
-    panels = [Panel("Each size of a fit", calibration(fits))] if drawn else []
-    caption = (
-        "Is the prediction right? Each point is a size: by how much gradients alone say that the loss rises, and by "
-        "how much it was measured to rise (bar: 95 %). On the dashed line both are equal; above it the prediction is "
-        "too low. Sizes whose rise is not clear of its noise are left out."
-    )
-    return Figure("calibration", "Size", "Predicted and measured rise", caption, panels, "the curve of a fit")
-
-
-def calibration(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> Spec:
-    """The chart of several fits: name -> the rows of its curve."""
-    clear_of = {name: clear(rows) for name, rows in fits.items()}
-    drawn = [_measured(name, [row["predicted_increase"] for row in rows], rows) for name, rows in clear_of.items()]
-    spec = curves(drawn, Axes("predicted rise of the loss", "measured rise", points=True, log_x=True, log_y=True))
-    return diagonal(spec, [value for curve in drawn for value in (*curve.x, *curve.y) if value is not None])
-
-
-def clear(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The sizes whose measured rise is above its noise, and whose predicted rise is above 0."""
-    return [
-        row
-        for row in rows
-        if row["measured_increase"] is not None
-        and row["measured_increase"] > 1.96 * row["standard_error"]
-        and row["predicted_increase"] > 0
+    smaller = sorted((row for row in rows if row["share"] < 1), key=lambda row: row["parameters"])
+    x = [row["parameters"] for row in smaller]
+    drawn = [
+        *_measured("measured", smaller, "measured_increase", "standard_error"),
+        Curve("predicted", x, [row["predicted_increase"] for row in smaller]),
+        *_measured("after recovery", smaller, "recovered_increase", "recovered_standard_error"),
     ]
+    limit = next((row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
+    line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
+    axes = Axes("parameters of the adapter", "rise of the loss", log_x=True, bend=limit or None, line_at=line_at)
+    return curves(drawn, axes)
 
 
-def _measured(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], after: str = "") -> Curve:
-    """The measured rises with their 95 % interval; `after` "recovered_", those after recovery."""
-    keys = (f"{after or 'measured_'}increase", f"{after}standard_error")
-    rise, error = ([row[key] for row in rows] for key in keys)
-    low, high = ([r + sign * 1.96 * e for r, e in zip(rise, error, strict=True)] for sign in (-1, 1))
-    return Curve(name, x, rise, low, high)
+def _measured(name: str, rows: Sequence[Mapping[str, Any]], value: str, error: str) -> list[Curve]:
+    """`[the curve]` of the sizes that were measured so, with its 95 % interval; [] where none was."""
+    rows = [row for row in rows if row.get(value) is not None and row.get(error) is not None]
+    rises = [row[value] for row in rows]
+    low, high = ([row[value] + sign * 1.96 * row[error] for row in rows] for sign in (-1, 1))
+    return [Curve(name, [row["parameters"] for row in rows], rises, low, high)] if rows else []
+
+
+def _taken(run: Run) -> str:
+    """What was taken, what it does to the loss, and the metric of the task before and after; what is known of it."""
+    fit = run.fit
+    told = f"Taken: {fit['parameters']:,} parameters ({fit['share']:.0%} of the adapter)"
+    if fit.get("measured_increase") is not None and fit.get("interval"):
+        rise, low, high = (f"{value:+.2g}".replace("-", "−") for value in (fit["measured_increase"], *fit["interval"]))
+        told += f"; the loss changes by {rise} ({low} to {high} with 95 % confidence)"
+    if fit.get("tolerance") is not None:
+        told += f", and {fit['tolerance']:.2g} is the tolerance"
+    values = {which: each for which, each in (fit.get("metrics") or {}).items() if each}
+    name = str(run.final.get("metric"))
+    if any(name in each for each in values.values()):
+        titles = {"base": "base model", "whole": "whole adapter", "smaller": "smaller adapter"}
+        each = [f"{titles[which]} {values[which][name]:.4f}" for which in titles if name in values.get(which, {})]
+        told += f"; {name} on the rows that prove it: {', '.join(each)}"
+    return f"{told}."

@@ -33,7 +33,7 @@ def save_figures(run_dirs: Sequence[Path], out_dir: Path, formats: Sequence[str]
     Raises:
         ValueError: an unknown format, or a damaged run folder as in `build_report`.
     """
-    figures, _ = make_figures(read_runs(run_dirs))
+    figures = make_figures(read_runs(run_dirs))
     drawn = {Path(out_dir) / f"{figure.id}.{name}": figure for figure in figures for name in formats}
     for path in drawn:
         check_format(path)

@@ -35,18 +35,6 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(result.statistic)
 
 
-def rank_correlations(adjustments: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
-    """Spearman of mean rank with mean importance, and with mean place by importance; None where undefined.
-
-    Means are over the adjustments: `ranks` after each, `layer_scores` before it.
-    """
-    ranks = mean_by_layer([record["ranks"] for record in adjustments])
-    scores = mean_by_layer([record["layer_scores"] for record in adjustments])
-    places = mean_by_layer([importance_ranks(record["layer_scores"]) for record in adjustments])
-    each = [ranks[name] for name in scores]
-    return spearman(each, list(scores.values())), spearman(each, [places[name] for name in scores])
-
-
 def utilisation(effective_rank: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
     """Sum of the layers' effective ranks over the sum of their ranks (Fig. 1a); None if no rank is left."""
     total = sum(ranks[name] for name in effective_rank)

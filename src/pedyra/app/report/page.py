@@ -46,7 +46,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 def render(runs: Sequence[Run]) -> str:
     """The page as text."""
-    figures, absent = make_figures(runs)
+    figures = make_figures(runs)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -59,7 +59,6 @@ def render(runs: Sequence[Run]) -> str:
         runs=runs,
         sections=[(name, list(group)) for name, group in groupby(figures, key=lambda figure: figure.section)],
         numbers={figure.id: number for number, figure in enumerate(figures, start=1)},
-        absent=absent,
         tables=tables,
         palette=PALETTE,
         samples=SAMPLES,

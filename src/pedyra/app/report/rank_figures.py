@@ -12,7 +12,7 @@ from pedyra.app.report.chart import Axes, Curve, bars, curves, rank_map
 from pedyra.app.report.figure import STEP, Figure, Panel, adjusted, fixed, mean, titled
 from pedyra.app.report.run_folder import Layer, Record, Run
 
-IMPORTANCE = "importance (Eq. 7; with method pedyra what its directions are worth on average)"
+GREY = "Grey: the steps before the first adjustment and after the last, in which all ranks stay."
 SHOWN = 3  # layers in colour at each end of the ranking by change of rank
 
 
@@ -23,8 +23,7 @@ def ranks_over_steps(runs: Sequence[Run]) -> Figure:
         "the stronger the colour, the higher. The slider goes through the adjustments; ▲ gained ranks, ▼ lost some."
     )
     panels = [_map(run, titled(runs, run, "Module type by depth in the model")) for run in runs if run.layers]
-    needs = "ranks.jsonl, which only rank-adaptive methods write"
-    return Figure("map", "Ranks", "Rank of every layer", caption, panels, needs, "Fig. 7")
+    return Figure("map", "Ranks", "Rank of every layer", caption, panels)
 
 
 def history(runs: Sequence[Run]) -> Figure:
@@ -42,17 +41,18 @@ def history(runs: Sequence[Run]) -> Figure:
         ):
             lines = {layer: Curve(layer.short_name, x, [v[layer.name] for v in values]) for layer in run.layers}
             quiet = [replace(line, kind="quiet") for layer, line in lines.items() if layer not in shown]
-            coloured, held = [lines[layer] for layer in shown], fixed([run])
+            coloured, held = [lines[layer] for layer in shown], fixed(run)
             up = not ranking
             spec = curves([*coloured, *quiet], Axes(STEP, y, fixed=held, step=up, from_zero=up, reverse=ranking))
             panels.append(Panel(titled(runs, run, title), spec, {"brought": ""}))
     caption = (
-        f"One line a layer: its rank, and its place among all layers by {IMPORTANCE}. In colour the layers whose "
-        f"rank changed most; any one can be brought out by name. {' '.join(findings)}"
+        "One line a layer: its rank, and its place among all layers by importance, the mean of the scores by which the "
+        "method ranks its directions. In colour the layers whose rank changed most; any one can be brought out by "
+        f"name. {GREY} {' '.join(findings)}"
     )
     names = sorted({layer.short_name for run in adjusted(runs) for layer in run.layers}, key=_natural)
     title = "Rank and importance of each layer over time"
-    return Figure("history", "Ranks", title, caption, panels, "adjustments in ranks.jsonl", "Fig. 3", names)
+    return Figure("history", "Ranks", title, caption, panels, names)
 
 
 def moves(runs: Sequence[Run]) -> Figure:
@@ -64,20 +64,20 @@ def moves(runs: Sequence[Run]) -> Figure:
         pruned = [-len(record["pruned"]) for record in run.adjustments]
         if not any(added) and not any(pruned):
             still.append(titled(runs, run, "No rank was added or pruned."))
-        spec = bars([Curve("added", steps, added), Curve("pruned", steps, pruned)], STEP, "ranks", fixed=fixed([run]))
+        spec = bars([Curve("added", steps, added), Curve("pruned", steps, pruned)], STEP, "ranks", fixed=fixed(run))
         panels.append(Panel(titled(runs, run, "Ranks added and pruned"), spec))
         steps, states = _states(run)
         means = [
             Curve(kind, steps, [mean(state[layer.name] for layer in layers) for state in states])
             for kind, layers in by_type(run.layers).items()
         ]
-        spec = curves(means, Axes(STEP, "mean rank", step=True, from_zero=True, fixed=fixed([run])))
+        spec = curves(means, Axes(STEP, "mean rank", step=True, from_zero=True, fixed=fixed(run)))
         panels.append(Panel(titled(runs, run, "Mean rank by module type"), spec))
     caption = (
         "How many ranks each adjustment added (up) and took away (down), and what that made of each kind of layer. "
-        f"The table below names the layers. {' '.join(still)}"
+        f"The table below names the layers. {GREY} {' '.join(still)}"
     )
-    return Figure("moves", "Ranks", "Ranks added and pruned, and when", caption, panels, "adjustments in ranks.jsonl")
+    return Figure("moves", "Ranks", "Ranks added and pruned, and when", caption, panels)
 
 
 def notable(run: Run) -> list[Layer]:

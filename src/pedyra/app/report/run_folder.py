@@ -1,7 +1,8 @@
 """A run folder read into one record, checked as it is read.
 
-The report knows a run by five files and nothing else: `recipe.yaml` and `metrics.jsonl`, which every run has,
-`ranks.jsonl` (of rank-adaptive methods), `samples.jsonl` (where texts were generated) and `environment.json`.
+The report knows a run by these files and nothing else: `recipe.yaml` and `metrics.jsonl`, which every run has,
+`ranks.jsonl` (of rank-adaptive methods), `samples.jsonl` (where texts were generated), `environment.json`, and
+`fit/pedyra_fit.json` and `fit/pedyra_fit_curve.jsonl` (of one that was fitted).
 """
 
 from __future__ import annotations
@@ -27,15 +28,6 @@ _METRICS = {
     **dict.fromkeys(("seconds", "train_steps_per_second", "trainable_parameters", "peak_memory_bytes"), _NUMBER),
     "best_step": (int, None),
 }
-_POINT = {
-    "of": int,
-    "parameters": int,
-    "share": float,
-    "answer": str,
-    "predicted_increase": float,
-    "measured_increase": float,
-}
-_POINT |= {"standard_error": _NUMBER, "tolerance": float}
 _CHANGES = {"layer_scores": _BY_LAYER, "pruned": [[(str, float, None)]], "added": {str: int}}
 _STATE = {
     **{"step": int, "ranks": {str: int}, "parameters": (int, None), "effective_rank": (_BY_LAYER, None)},
@@ -52,10 +44,13 @@ _RANKS: dict[str, dict[str, Any]] = {
         **_STATE,
         **_CHANGES,
         "seconds": _NUMBER,
-        "fit": ({"state": str, "words": (str, None), "points": ([_POINT], None)}, None),
     },
 }
 _FIT = {
+    **{"words": str, "verdict": str, "parameters": int, "share": float, "measured_increase": _NUMBER},
+    **{"interval": ([float], None), "tolerance": _NUMBER, "metrics": ({str: {str: _NUMBER}}, None)},
+}
+_CURVE = {
     **{"parameters": int, "share": float, "predicted_increase": float},
     **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
     **{"recovered_increase": _NUMBER, "recovered_standard_error": _NUMBER},
@@ -92,7 +87,8 @@ class Run:
     snapshots: list[Record]
     adjustments: list[Record]
     samples: list[Record]  # what the model wrote, and to what
-    fit: list[Record]  # the curve of `pedyra fit RUN`, or of the sizes that a fit in the run asked about first
+    fit: Record  # what the run's fit found and took; {} where there was none, or one that had no rows to measure on
+    curve: list[Record]  # the sizes that it measured, and the whole adapter
 
     @property
     def start_ranks(self) -> dict[str, int]:
@@ -161,21 +157,18 @@ def read_run(path: Path, label: str | None = None) -> Run:
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
         samples=read_rows(path / "samples.jsonl", {"prompt": (str, None), "text": (str, None)}),
-        fit=_fit(path / "fit" / "pedyra_fit_curve.jsonl") or _asked(states),
+        fit=_fit(path / "fit" / "pedyra_fit.json"),
+        curve=read_rows(path / "fit" / "pedyra_fit_curve.jsonl", _CURVE),
     )
 
 
-def _fit(path: Path) -> list[Record]:
-    return [row for row in read_rows(path, _FIT) if row.get("measured_increase") is not None]
-
-
-def _asked(states: Sequence[Record]) -> list[Record]:
-    """Of a fit in the run, the sizes that were compared with the whole adapter, the largest first."""
-    found = next((state["fit"].get("points") or [] for state in reversed(states) if state.get("fit")), [])
-    points = [point for point in found if point["of"] == found[0]["of"] and point["standard_error"] is not None]
-    enough = [point["parameters"] for point in points if point["answer"] == "within"]
-    rows = [{**point, "chosen": enough != [] and point["parameters"] == min(enough)} for point in points]
-    return sorted(rows, key=lambda row: -row["parameters"])
+def _fit(path: Path) -> Record:
+    """The record of a fit; one that cut by singular values alone measured nothing."""
+    record = read_json(path) if path.is_file() else {}
+    if "verdict" not in record:
+        return {}
+    check_shape(record, _FIT, str(path))
+    return record
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:

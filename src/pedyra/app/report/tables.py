@@ -50,7 +50,10 @@ def description(run: Run) -> dict[str, str]:
 
 
 def facts(run: Run) -> list[Fact]:
-    """Result, size, rank, adjustments, time and memory: the cards of the header, the rows of a comparison."""
+    """Result, size, rank, adjustments, time and memory: the cards of the header, the rows of a comparison.
+
+    A value that is not known is `ABSENT`.
+    """
     final = run.final
     metric = str(final.get("metric", "result")).replace("_", " ")
     name = metric[:1].upper() + metric[1:]
@@ -61,19 +64,21 @@ def facts(run: Run) -> list[Fact]:
         Fact(name, _number(final.get("value")), loss if final else "the run is not finished"),
         Fact("Trainable parameters", _count(final.get("trainable_parameters")), _budget(run)),
         _rank_fact(run),
-        _size_fact(run) or _adjustment_fact(run),
+        _size_fact(run),
+        _adjustment_fact(run),
         Fact("Training time", time, f"{speed:.2f} steps per second" if speed else ""),
         Fact("Peak memory", peak, str(run.environment.get("device", ""))),
     ]
 
 
-def _size_fact(run: Run) -> Fact | None:
-    """What a fit in the run found of the adapter's size."""
-    found = next((record["fit"] for record in reversed(run.adjustments) if record.get("fit")), None)
-    if found is None or not found.get("words"):
-        return None
-    verdict, _, sentence = found["words"].partition(": ")
-    return Fact("Size", verdict, sentence)
+def _size_fact(run: Run) -> Fact:
+    """The smaller adapter of a fit."""
+    fit = run.fit
+    if not fit:
+        return Fact("Smaller adapter", ABSENT)
+    if fit["share"] >= 1:
+        return Fact("Smaller adapter", "none", "everything is kept")
+    return Fact("Smaller adapter", f"{fit['parameters']:,}", f"parameters, {fit['share']:.0%} of the adapter")
 
 
 def comparison(runs: Sequence[Run]) -> Table:
@@ -140,7 +145,7 @@ def _told(value: float | None, text: Callable[[float], str]) -> str:
 
 def _rank_fact(run: Run) -> Fact:
     if not run.layers:
-        return Fact("Total rank", ABSENT, "no ranks recorded")
+        return Fact("Total rank", ABSENT)
     start, end = sum(run.start_ranks.values()), sum(run.final_ranks.values())
     each = " to ".join(map(str, sorted({min(run.final_ranks.values()), max(run.final_ranks.values())})))
     value = f"{end:,}" if start == end else f"{start:,} → {end:,}"
@@ -149,7 +154,7 @@ def _rank_fact(run: Run) -> Fact:
 
 def _adjustment_fact(run: Run) -> Fact:
     if not run.adjustments:
-        return Fact("Adjustments", "0", "fixed rank")
+        return Fact("Adjustments", ABSENT)
     pruned = sum(len(record["pruned"]) for record in run.adjustments)
     added = sum(sum(record["added"].values()) for record in run.adjustments)
     return Fact("Adjustments", str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added")
