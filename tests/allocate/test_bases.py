@@ -16,7 +16,6 @@ from windows import forced
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 
-DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 hf: Any = transformers
 STEPS = 10
 SCHEDULE: dict[str, Any] = {"interval": 2, "initial_warmup": 1, "final_warmup": 2, "moves": 4}
@@ -188,8 +187,3 @@ def test_a_base_in_few_bits_goes_the_way_to_stock_peft(bits, tmp_path):
         return base
 
     whole_way(load(), load(), IDS, tmp_path, merges=False)
-
-
-def test_the_docs_name_them_all():
-    told = f"{', '.join(BASES)}; Llama with {', '.join([*KINDS, *BITS])}."
-    assert told in " ".join(DOCS.read_text().split())
