@@ -321,7 +321,7 @@ class TestNothingIsCutBlindly:
             seen += 1
             return mean_square(model, x, y) * (factor if CUTS[0] - 10 < seen <= CUTS[0] else 1.0)
 
-        with caplog.at_level(logging.WARNING, "pedyra"):
+        with caplog.at_level(logging.WARNING, "pedyra.allocate.rank_allocator"):
             allocator = train(make_heads(), loss=loss)
         assert f"nothing is adjusted after step {CUTS[0]}" in caplog.text
         assert [record["step"] for record in allocator.history] == [50, 60, 70]

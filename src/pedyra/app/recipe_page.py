@@ -20,6 +20,7 @@ TITLES = {
     "data": "Rows, what their columns mean, and how they are split",
     "lora": "The LoRA every method starts from",
     "rank": "Rank adaptation: the fields of `RankSettings`, which are those of `PeDyra`",
+    "fit": "How small the adapter may be, asked at the end of the run",
 }
 
 
@@ -29,7 +30,9 @@ def recipe_page(schema: Mapping[str, Any]) -> str:
     plain = {name: entry for name, entry in properties.items() if name not in TITLES}
     parts = [OPENING, "## At the top\n", *_table(plain)]
     for name, title in TITLES.items():
-        section = schema["$defs"][properties[name]["$ref"].rpartition("/")[2]]
+        entry = properties[name]
+        entry = next((each for each in entry.get("anyOf", ()) if "$ref" in each), entry)  # one that may be left out
+        section = schema["$defs"][entry["$ref"].rpartition("/")[2]]
         parts += ["", f"## {name}: {title}\n", *_table(section["properties"], f"{name}.")]
     parts += ["", "## generate: test sets that the model answers in its own words\n"]
     parts += _table(schema["$defs"]["GenerateSection"]["properties"], "generate.<set>.")

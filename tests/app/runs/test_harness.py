@@ -122,7 +122,7 @@ def recipe_of(kind: str) -> Any:
 
 def test_without_the_harness_its_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r'pip install "pedyra\[harness\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[harness\]"'):
         evaluate_by_harness(tmp_path, ["known"])
 
 

@@ -19,7 +19,7 @@ from pedyra.lab.compare.machines import Machines
 
 def test_without_ray_the_line_that_installs_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r'pip install "pedyra\[ray\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[ray\]"'):
         Machines(ray="local").runner().__enter__()
 
 
