@@ -198,7 +198,7 @@ def _is_packable(module: nn.Module) -> bool:
 def _unpack(model: Any) -> None:
     """Undo that packing where an evaluation has done it: bitsandbytes does so as it saves."""
     for module in filter(_is_packable, model.modules()):
-        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):  # pyright: ignore[reportAttributeAccessIssue]
             module.state_dict()
 
 

@@ -85,7 +85,7 @@ def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> S
     logarithmic = {"type": "log", "nice": False, "padding": 8}
     placed = {key: [v for row in rows for v in row.get(key, ()) if v is not None] for key in ("x", "y", "low", "high")}
     heights = [*placed["y"], *placed["low"], *placed["high"], *([axes.line_at[1]] if axes.line_at else [])]
-    at_x = _axis("x", axes.x, logarithmic if log_x else {"zero": not points, "nice": points}, placed["x"])
+    at_x = _axis("x", axes.x, logarithmic if log_x else {"zero": not points, "nice": points}, placed["x"])  # pyright: ignore[reportArgumentType]
     at_y = _axis("y", axes.y, logarithmic if log_y else free, heights)
     if axes.bend:
         powers = range(1 + max(0, math.ceil(math.log10(max([axes.bend, *map(abs, heights)]) / axes.bend))))
