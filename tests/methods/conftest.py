@@ -34,9 +34,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "pairs": {"kind": "pairs", "text_pair": "text_pair", "label": "same"},
     "regression": {"kind": "regression", "label": "score"},
     "causal_lm": {"kind": "causal_lm", "prompt": "prompt", "completion": "completion"},
-    "planted": {"kind": "planted", "source": "planted", "max_length": 128},
 }
-MODELS = {"causal_lm": "tiny-llama", "planted": "planted-design"}
+MODELS = {"causal_lm": "tiny-llama"}
 SCHEDULE = {"interval": 2, "initial_warmup": 2, "final_warmup": 3}
 """Adjustments at steps 4, 6 and 8 of 12."""
 ONE_CUT = {"interval": 10, "initial_warmup": 1, "final_warmup": 0}

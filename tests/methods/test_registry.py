@@ -40,7 +40,7 @@ def test_names_are_unique_and_come_with_one_line():
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
-@pytest.mark.parametrize("kind", ["classification", "pairs", "regression", "causal_lm", "planted"])
+@pytest.mark.parametrize("kind", ["classification", "pairs", "regression", "causal_lm"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_short_run_leaves_an_adapter_that_stock_peft_loads(
     method: str, kind: str, prepare: Any, make_base: Any, tmp_path: Path

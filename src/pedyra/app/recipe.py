@@ -72,16 +72,6 @@ class Recipe(Section):
         return data
 
     @model_validator(mode="after")
-    def _planted_model_and_data_are_one_problem(self) -> Recipe:
-        needed = f"planted-{self.data.profile}" if self.data.kind == "planted" else None
-        planted = self.model.name.startswith("planted-")
-        if needed and self.model.name != needed:
-            raise ValueError(f"model.name is {self.model.name!r}, but this data.kind planted goes with {needed!r}")
-        if planted and not needed:
-            raise ValueError(f"model.name {self.model.name!r} goes with data.kind planted, not {self.data.kind}")
-        return self
-
-    @model_validator(mode="after")
     def _only_language_models_generate(self) -> Recipe:
         if self.generate and self.data.kind not in GENERATED:
             raise ValueError(f"generate is for data.kind {' and '.join(GENERATED)}, not {self.data.kind}; remove it")

@@ -30,7 +30,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     "causal_lm": ("perplexity",),
     "seq2seq": ("perplexity",),
     "question_answering": ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact"),
-    "planted": ("relative_error",),
 }
 """Metrics of each kind of data on held-out rows; the first is the default of `data.metric`."""
 
@@ -75,7 +74,7 @@ class ModelSection(Section):
     """The base model."""
 
     name: str
-    """Hub id, local folder, or a packaged name: minilm, smollm2, planted-<profile>, tiny-<bert|bart|...>."""
+    """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-<bert|bart|...>."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     tokenizer: str | None = None
@@ -152,14 +151,14 @@ class DataSection(Section):
     """The data set, which of its columns mean what, and how it is split."""
 
     source: str
-    """reviews (packaged), toy, planted (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
-    kind: Literal["classification", "pairs", "regression", "question_answering", "causal_lm", "seq2seq", "planted"] = (
+    """reviews (packaged), toy (generated), a .jsonl/.json/.csv/.tsv/.parquet file (or .gz/.bz2), a Hub id."""
+    kind: Literal["classification", "pairs", "regression", "question_answering", "causal_lm", "seq2seq"] = (
         "classification"
     )
     """What is learned from the rows.
 
-    A class, a class of two texts, a number, the span of a text that answers a question, text that goes on after a
-    prompt (decoders) or that is made of one (encoder-decoders), or the planted problem.
+    A class, a class of two texts, a number, the span of a text that answers a question, or text that goes on after a
+    prompt (decoders) or that is made of one (encoder-decoders).
     """
     config: str | None = None
     """Configuration of a Hub data set."""
@@ -203,8 +202,6 @@ class DataSection(Section):
     """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns."""
     chat_template: str | None = None
     """Jinja chat template, for a tokenizer that has none."""
-    profile: str = "design"
-    """planted: the true ranks: design, sparse, linear, uniform or random; model.name is planted-<profile>."""
     max_length: int | None = Field(default=128, ge=2)
     """Tokens; longer rows are cut at the end, and so are rows beyond the base's positions.
 
@@ -259,15 +256,13 @@ _OWN_KEYS = {
     "question_answering": _ANSWERED,
     "causal_lm": _PROMPTS,
     "seq2seq": (*_PROMPTS[:2], "completion", "max_target_length"),
-    "planted": ("profile",),
 }
 
 
 def _foreign_keys(kind: str) -> list[str]:
     """The keys of `data` that mean nothing for this kind."""
-    special = dict.fromkeys((*_LABELLED, *_ANSWERED, *_PROMPTS, "max_target_length", "profile"))
-    foreign = [key for key in special if key not in _OWN_KEYS.get(kind, _LABELLED)]
-    return [*foreign, *(("max_length", "group_by", "extra_validation") if kind == "planted" else ())]
+    special = dict.fromkeys((*_LABELLED, *_ANSWERED, *_PROMPTS, "max_target_length"))
+    return [key for key in special if key not in _OWN_KEYS.get(kind, _LABELLED)]
 
 
 def check_template(template: str | None, key: str) -> None:

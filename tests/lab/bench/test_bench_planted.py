@@ -9,8 +9,15 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from pedyra.app.tasks.planted import ARCHITECTURES, PROFILES, batches, make_problem, profile_ranks, relative_error
 from pedyra.lab.bench.planted import Problems, bench_planted, every_method, summarise_planted
+from pedyra.lab.bench.planted_problem import (
+    ARCHITECTURES,
+    PROFILES,
+    batches,
+    make_problem,
+    profile_ranks,
+    relative_error,
+)
 from pedyra.lab.bench.rows import PLANTED_KEY, RowFile
 from pedyra.lab.cli import app
 from pedyra.methods.registry import METHODS

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from closeness import same_bits
 from typer.testing import CliRunner
 
-from pedyra.app.tasks.bytes import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
+from pedyra.lab.bench.bytes import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
 from pedyra.lab.bench.rates import rates_by_method, shown, summarise_rates
 from pedyra.lab.bench.rows import TRANSFER_KEY, RowFile
 from pedyra.lab.bench.transfer import SMOKE, bench_transfer
@@ -66,7 +66,7 @@ def test_no_byte_sees_a_later_one():
 
 def test_the_pretrained_model_comes_from_the_cache_the_second_time(monkeypatch):
     first = pretrained(prose(), steps=2, width=8, depth=1)
-    monkeypatch.setattr("pedyra.app.tasks.bytes.pretrain", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr("pedyra.lab.bench.bytes.pretrain", lambda *args, **kwargs: pytest.fail("trained again"))
     second = pretrained(prose(), steps=2, width=8, depth=1)
     assert all(same_bits(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not any(p.requires_grad for p in second.parameters())

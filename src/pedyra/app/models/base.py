@@ -31,7 +31,6 @@ from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import LoraSection, ModelSection
 from pedyra.app.tasks.lengths import positions_of
-from pedyra.app.tasks.planted import PlantedBase, planted_base
 from pedyra.lora.hub import told_by_hub, trusts_remote_code, why_not_on_hub
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
@@ -42,7 +41,6 @@ HEADS: dict[str, tuple[Any, TaskType | None]] = {
     "causal_lm": (AutoModelForCausalLM, TaskType.CAUSAL_LM),
     "seq2seq": (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM),
     "question_answering": (AutoModelForQuestionAnswering, TaskType.QUESTION_ANS),
-    "planted": (AutoModelForSequenceClassification, None),
 }
 """Kind of data -> transformers' model class and PEFT's task type; any other kind is a classifier."""
 _WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
@@ -55,8 +53,6 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """
     if section.tokenizer is None and section.name in TINY:
         return tiny_tokenizer(section.name)
-    if section.name.startswith("planted-"):
-        return tiny_tokenizer("tiny-bert")  # its inputs are vectors, but a run always has a tokenizer
     if section.tokenizer is None:
         tokenizer = _from_pretrained(AutoTokenizer, _source(section), section)
     else:
@@ -81,9 +77,7 @@ def load_model(
     if kind not in HEADS:
         problem = "regression" if kind == "regression" else "single_label_classification"
         head = dict(num_labels=num_labels, problem_type=problem)
-    if section.name.startswith("planted-"):
-        model = _planted_model(section)
-    elif section.name in TINY:
+    if section.name in TINY:
         model = _tiny_model(auto, section, kind, head, len(tokenizer))
     else:
         model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **head)
@@ -101,8 +95,6 @@ def load_model(
 
 def positions(section: ModelSection) -> int | None:
     """Tokens of a row that the base takes; None for any number. Raises ValueError as `load_tokenizer`."""
-    if section.name.startswith("planted-"):
-        return None
     if section.name in TINY:
         return positions_of(tiny_config(section.name, 1))
     return positions_of(_from_pretrained(AutoConfig, _source(section), section))
@@ -159,7 +151,7 @@ def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
         arguments["attn_implementation"] = section.attn_implementation
     if section.quantization != "none":
         compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
-        heads = None if kind in ("causal_lm", "seq2seq", "planted") else ["classifier", "score", "qa_outputs"]
+        heads = None if kind in ("causal_lm", "seq2seq") else ["classifier", "score", "qa_outputs"]
         arguments["quantization_config"] = quantization_config(section.quantization, compute, heads=heads)
     return arguments
 
@@ -255,12 +247,3 @@ def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any
     with TemporaryDirectory() as folder:
         auto.from_config(config).save_pretrained(folder)
         return _from_pretrained(auto, folder, section, **_loading(section, kind))
-
-
-def _planted_model(section: ModelSection) -> PreTrainedModel:
-    model = planted_base(section.name.removeprefix("planted-"))
-    if section.quantization == "none":
-        return model if section.dtype == "auto" else model.to(getattr(torch, section.dtype))
-    with TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return _from_pretrained(PlantedBase, folder, section, **_loading(section, "planted"))

@@ -44,7 +44,7 @@ class Plan:
     train_rows: int
     eval_rows: int
     classes: int | None
-    """Classes of the head; None for a regression, a causal LM and planted problems."""
+    """Classes of the head; None for any other task."""
     total_steps: int
     budget: dict[str, Any] | None
     """RankAllocator.describe()'s budget; None if the method keeps every rank."""

@@ -1,6 +1,6 @@
 """Tasks: a recipe's data, tokenised and split, with its collator and metric. They know no adapter.
 
-One file a family: text (classes and numbers; glue), question_answering, seq2seq, causal_lm, planted. `test_sets` and
+One file a family: text (classes and numbers; glue), question_answering, seq2seq, causal_lm. `test_sets` and
 `generation` judge what a model writes.
 """
 

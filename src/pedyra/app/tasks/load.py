@@ -12,7 +12,6 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPr
 from pedyra.app.recipe_sections import GENERATED, METRICS, DataSection
 from pedyra.app.tasks import causal_lm, labels, metrics, question_answering, seq2seq, text
 from pedyra.app.tasks.lengths import with_limit
-from pedyra.app.tasks.planted import planted_task
 from pedyra.app.tasks.sources import load_rows, validation_rows
 from pedyra.app.tasks.split import Rows, held_out, sample
 from pedyra.app.tasks.task import Task
@@ -34,8 +33,6 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
         train, evaluation = held_out(train, data.validation_fraction, data.group_by, seed)
     train = sample(train, data.train_rows, seed, "training")
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
-    if data.kind == "planted":
-        return planted_task(train, evaluation, data.profile)
     family = _family(data, tokenizer, every, class_names)
     judged, compute_metrics = family.encode(evaluation, "validation")
     task = Task(

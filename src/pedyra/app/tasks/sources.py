@@ -26,16 +26,10 @@ from pedyra.app.tasks.toy import toy
 from pedyra.lora.hub import told_by_hub, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
 
-PLANTED_ROWS = 8192
 _DAMAGED = (OSError, EOFError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid, zlib.error, lzma.LZMAError)
 
 
-def planted() -> Rows:
-    """Numbers that seed the vectors of the planted problem: {"row": number}."""
-    return [{"row": number} for number in range(PLANTED_ROWS)]
-
-
-PACKAGED = {"reviews": reviews, "toy": toy, "planted": planted}
+PACKAGED = {"reviews": reviews, "toy": toy}
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -83,9 +77,7 @@ def _structured(data: DataSection) -> tuple[str | None]:
 
 
 def _columns(data: DataSection) -> list[str]:
-    if data.kind == "planted":
-        named = ["row"]
-    elif data.kind == "question_answering":
+    if data.kind == "question_answering":
         named = [data.question, data.context, data.answers]
     elif data.kind in GENERATED:
         named = [data.prompt, data.completion, data.messages, *template_columns(data.template or "")]

@@ -1,4 +1,4 @@
-"""`pedyra bench planted`: every method against the known answer, on the problems of pedyra.app.tasks.planted."""
+"""`pedyra bench planted`: every method against the known answer, on the problems of `planted_problem`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pedyra.app.tasks.planted import DEPTH, RANK, WIDTH, Problem, batches, make_problem, relative_error
+from pedyra.lab.bench.planted_problem import DEPTH, RANK, WIDTH, Problem, batches, make_problem, relative_error
 from pedyra.lab.bench.rates import best_rate, rates_by_method
 from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile
 from pedyra.lab.bench.run import Setting, run_method

@@ -1,4 +1,4 @@
-"""`pedyra bench transfer`: methods x learning rates x seeds on the byte transformer of pedyra.app.tasks.bytes."""
+"""`pedyra bench transfer`: methods x learning rates x seeds on the byte transformer of `bytes`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pedyra.app.tasks.bytes import TARGETS, ByteTransformer, Corpus, held_out_loss, next_byte_loss, pretrained, prose
+from pedyra.lab.bench.bytes import TARGETS, ByteTransformer, Corpus, held_out_loss, next_byte_loss, pretrained, prose
 from pedyra.lab.bench.rows import Row, RowFile
 from pedyra.lab.bench.run import Setting, run_method
 from pedyra.lab.bench.spec import parse_method

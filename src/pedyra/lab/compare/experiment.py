@@ -12,10 +12,10 @@ from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.app.recipe_sections import LoraSection
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.resolve import resolve
-from pedyra.app.tasks.named_tasks import task_data, task_model
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.matching import Matched, ParameterCount, match_parameters
+from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lab.compare.results import RateCurve, choose_rate, collect
 from pedyra.lab.compare.splits import TaskSplits, split_task
 from pedyra.lora.files import read_json, write_file
@@ -77,7 +77,7 @@ class Experiment:
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
             "method": row.method,
-            "model": task_model(data, grid.model) | bits,
+            "model": grid.model | bits,
             "data": dict(data),
             "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
             "rank": {**grid.rank, **row.rank},
@@ -109,7 +109,7 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
 def _data_section(grid: Grid, label: str) -> Any:
     """The task's section, checked as part of a recipe, which tells a mistake in one line."""
     data = task_data(label, grid.tasks[label], grid.data_dir)
-    return check_recipe({"name": label, "model": task_model(data, grid.model), "data": data}, f"tasks.{label}").data
+    return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
 
 
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:

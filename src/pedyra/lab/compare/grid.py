@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
 from pedyra.app.recipe_sections import Section
-from pedyra.app.tasks.named_tasks import task_data
 from pedyra.app.yaml_file import flat, one_line, read_settings, to_yaml
+from pedyra.lab.compare.named_tasks import task_data
 from pedyra.methods.names import check_method
 
 Match = Literal["parameters", "rank"]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pedyra.app.recipe import Recipe, check_recipe
-from pedyra.app.tasks.named_tasks import HUB, PACKAGED, TEST_SETS, known_test_set, task_data
+from pedyra.app.tasks.known_sets import TEST_SETS
+from pedyra.lab.compare.named_tasks import HUB, PACKAGED, known_test_set, task_data
 from pedyra.lab.paper.item import Cell, Item, Scale, recipe
 from pedyra.lora.hub import why_not_offline, why_not_on_hub
 
@@ -162,7 +163,7 @@ def why_no_model(name: str) -> str | None:
     if name in MODEL_PACKAGES:
         package, install = MODEL_PACKAGES[name]
         return None if find_spec(package) else f"it is carried by a package that is not installed; run: {install}"
-    if name.startswith(("tiny-", "planted-")) or Path(name).exists():
+    if name.startswith("tiny-") or Path(name).exists():
         return None
     return why_not_on_hub(name, "model") or why_not_offline(name, "model")
 

@@ -3,28 +3,17 @@
 The teacher is the base plus an update of known rank per layer. What a method reaches is its error relative to the
 untouched base, and how far its ranks end from the truth. All layers are width x width, so that a rank costs the same
 everywhere and the true ranks are exactly the student's budget.
-
-A recipe or a grid names both the problem and its model (`data.profile: design`, `model.name: planted-design`). A row of
-its data is a number: it seeds a Gaussian vector, and the teacher's output of that vector is its target.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, PretrainedConfig, PreTrainedModel, default_data_collator
-from transformers.modeling_outputs import SequenceClassifierOutput
-
-from pedyra.app.tasks.split import Rows
-from pedyra.app.tasks.task import Task
 
 PROFILES: dict[str, tuple[int, ...]] = {
     "design": (0, 0, 2, 0, 16, 4, 0, 12, 0, 2, 12, 0),
@@ -38,8 +27,6 @@ WIDTH, DEPTH, RANK = 64, 12, 4
 TAIL = 0.03
 """Size of the full-rank part of the update, relative to the planted one."""
 ARCHITECTURES = ("mlp", "block")
-PROBLEM_SEED = 0
-"""Of the problems that recipes name, one per profile: a run's seed changes the adapter and the order of the rows."""
 TOKENS = 8
 """Length of a sequence of the block architecture."""
 
@@ -180,80 +167,3 @@ def relative_error(problem: Problem, model: nn.Module) -> float:
 
 def _shape(problem: Problem, vectors: int) -> tuple[int, ...]:
     return (vectors // math.prod(problem.base.inputs[:-1]), *problem.base.inputs)
-
-
-@lru_cache(maxsize=1)
-def problem_of(profile: str) -> Problem:
-    """What recipes name. Raises ValueError for an unknown profile."""
-    return make_problem(profile, PROBLEM_SEED)
-
-
-class PlantedConfig(PretrainedConfig):
-    """Its name."""
-
-    model_type = "pedyra-planted"
-
-
-class PlantedBase(PreTrainedModel):
-    """The base of a planted problem as transformers' Trainer takes it; `inputs` and `labels` are `(batch, 64)`."""
-
-    config_class, main_input_name = PlantedConfig, "inputs"
-
-    def __init__(self, config: PlantedConfig) -> None:
-        super().__init__(config)
-        self.body = ResidualMLP()
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """They come from the problem."""
-
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
-        outputs = self.body(inputs)
-        loss = None if labels is None else (outputs - labels).square().mean()
-        return SequenceClassifierOutput(loss=loss, logits=outputs)  # pyright: ignore[reportArgumentType]
-
-
-def planted_base(profile: str) -> PlantedBase:
-    """The untouched base of the problem, a copy of its own."""
-    model = PlantedBase(PlantedConfig())
-    model.body.load_state_dict(problem_of(profile).base.state_dict())
-    return model
-
-
-def planted_task(train: Rows, evaluation: Rows, profile: str) -> Task:
-    """Rows of `{"row": number}` as vectors and the teacher's outputs, judged by the error relative to the base's."""
-    return Task(
-        kind="planted",
-        train=_vectors(train, profile),
-        eval=_vectors(evaluation, profile),
-        collator=default_data_collator,
-        num_labels=None,
-        label_names=None,
-        compute_metrics=_relative_error(evaluation, profile),
-        preprocess_logits=None,
-        metric="relative_error",
-        greater_is_better=False,
-    )
-
-
-def _inputs(rows: Rows) -> Tensor:
-    numbers: Sequence[int] = [int(row["row"]) for row in rows]
-    return torch.stack([torch.randn(WIDTH, generator=torch.Generator().manual_seed(number)) for number in numbers])
-
-
-def _vectors(rows: Rows, profile: str) -> Dataset:
-    x = _inputs(rows)
-    return Dataset.from_dict({"inputs": x.numpy(), "labels": problem_of(profile).teacher(x).numpy()})
-
-
-def _relative_error(rows: Rows, profile: str) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Mean squared distance to the teacher, over that of the untouched base on the same rows."""
-    x = _inputs(rows)
-    problem = problem_of(profile)
-    untouched = float((problem.base(x) - problem.teacher(x)).square().mean())
-
-    def metric(prediction: EvalPrediction) -> dict[str, float]:
-        error = np.square(np.asarray(prediction.predictions) - np.asarray(prediction.label_ids)).mean()
-        return {"relative_error": float(error) / untouched}
-
-    return metric

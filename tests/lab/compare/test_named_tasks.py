@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pedyra.app.recipe import check_recipe
-from pedyra.app.tasks.named_tasks import GLUE, NAMES, task_data, task_model
+from pedyra.lab.compare.named_tasks import GLUE, NAMES, task_data
 
 # Wang et al. 2019, Table 1: task -> (kind, metric).
 OFFICIAL = {
@@ -29,7 +29,7 @@ def test_the_eight_glue_tasks_have_their_official_metrics():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_named_task_is_a_valid_data_section(name):
     data = task_data(name, None, None)
-    check_recipe({"name": "x", "model": task_model(data, {"name": "tiny-bert"}), "data": data}, name)
+    check_recipe({"name": "x", "model": {"name": "tiny-bert"}, "data": data}, name)
 
 
 def test_mnli_is_judged_on_the_matched_set():

@@ -1,6 +1,6 @@
-"""Tasks known by name: the `data` section, and the test sets, of a recipe or a grid that names one.
+"""Tasks known by name: the `data` section, and the test sets, of a grid or a recipe of the paper that names one.
 
-Known: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath, codefeedback, codealpaca, mbpp; reviews, toy, planted.
+Known: the eight of GLUE, squad_v2, xsum, gsm8k, math, metamath, codefeedback, codealpaca, mbpp; reviews, toy.
 A task comes from the Hub, or from `<data_dir>/<task>/<split>.jsonl` (also .gz). Nothing heavy is imported here.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pedyra.app.tasks.known_sets import MATH_PROMPT, TEST_SETS
 from pedyra.lora.spelling import did_you_mean
 
 GLUE_HUB = "nyu-mll/glue"
@@ -35,7 +36,6 @@ ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{%s}\n\n### Response:"
 )
-MATH_PROMPT = "Question: {%s}\nAnswer:\n"
 
 # Judged on held-out rows by the perplexity of the answers alone; what the model writes is judged on TEST_SETS.
 OTHERS: dict[str, dict[str, Any]] = {
@@ -66,38 +66,10 @@ _HUB_SOURCES: dict[str, tuple[str, str | None, str | None]] = {
 PACKAGED: dict[str, dict[str, Any]] = {
     "reviews": {"source": "reviews", "group_by": "movie", "metric": "accuracy"},
     "toy": {"source": "toy", "group_by": "group", "metric": "accuracy"},
-    "planted": {"source": "planted", "kind": "planted"},
 }
 
 HUB = {**GLUE, **OTHERS}
 NAMES = (*HUB, *PACKAGED)
-
-TEST_SETS: dict[str, dict[str, Any]] = {
-    "gsm8k": {
-        **{"source": "openai/gsm8k", "config": "main", "template": MATH_PROMPT % "question", "reference": "answer"},
-        **{"score": "gsm8k", "max_new_tokens": 512, "stop": ["\nQuestion:"]},
-    },
-    "math": {
-        **{"source": "DigitalLearningGmbH/MATH-lighteval", "config": "default", "template": MATH_PROMPT % "problem"},
-        **{"reference": "solution", "score": "math", "max_new_tokens": 512, "stop": ["\nQuestion:"]},
-    },
-    "humaneval": {"source": "openai/openai_humaneval", "score": "code", "max_new_tokens": 512},
-    "humanevalplus": {"source": "evalplus/humanevalplus", "score": "code", "max_new_tokens": 512},
-    "mbpp": {"source": "google-research-datasets/mbpp", "config": "full", "score": "code", "max_new_tokens": 512},
-    "mbppplus": {"source": "evalplus/mbppplus", "score": "code", "max_new_tokens": 512},
-}
-"""Keys of `generate.<name>` that a known test set fills in. Its split is test.
-
-Where the recipe was trained on a template with one place, a set's question takes that place, and its own template is
-for a model that was trained on none.
-"""
-
-COMPLETED = ("humaneval", "humanevalplus")
-"""Sets whose prompt is the head of a function, which a model that was trained on instructions is asked to complete."""
-COMPLETE = ("Complete the function.\n\n{prompt}", "\n{prompt}")
-"""What takes the instruction's place there, and what the answer begins with. Left to itself, Qwen2.5-Coder-0.5B with a
-LoRA repeats the docstring until the limit, or stops behind it: it solved 1 of 20 problems, and 8 with the head."""
-COMPLETE_STOP = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#", "\n```"]
 
 
 def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | None) -> dict[str, Any]:
@@ -133,13 +105,6 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
     else:
         source = _local_source(Path(data_dir).expanduser() / folder, (held_out or "").removesuffix("_matched"))
     return {**source, **HUB[name], **changes}
-
-
-def task_model(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """The `model` section of a task's jobs: the grid's, but for the planted problem, which has a base of its own."""
-    if data.get("kind") == "planted":
-        return {"name": f"planted-{data.get('profile', 'design')}"}
-    return dict(model)
 
 
 def known_test_set(name: str, data_dir: str | None = None) -> dict[str, Any]:
