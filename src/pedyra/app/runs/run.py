@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,9 @@ from typing import Any
 import torch
 from peft import PeftType
 from rich.console import Console
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
-from pedyra.allocate.checkpoint_folder import (
-    checkpoint_step,
-    last_complete_checkpoint,
-    list_checkpoints,
-)
+from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
 from pedyra.allocate.trainer import end_at_last_step
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import FitSection
@@ -105,8 +100,7 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
     """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
 
-    Everything is checked first; an older run is removed only once this one has taken a step. Progress goes to
-    `console`.
+    Everything is checked first, before an older run is removed. Progress goes to `console`.
 
     Args:
         overwrite: replace the run in the output folder.
@@ -114,43 +108,33 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
     Raises:
         ValueError: a mistake in the recipe, or an output folder that must not be written.
-        OSError: the disk is full (ENOSPC); the message names the last whole checkpoint.
+        OSError: the disk is full (ENOSPC); the message says how to go on.
     """
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
-        setup = set_up(recipe)
-        checkpoint = from_first(None)  # which has made the folder ready by then
-        return _train(setup, folder, checkpoint, Stepped(folder, writes=False), console)
+        return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
     with folder.held():
         checkpoint, broken = _where_to_begin(folder, recipe, overwrite=overwrite, resume=resume)
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             _check_data(folder, setup)
-        replaces, stepped = folder.holds_run(), Stepped(folder)
+            for damaged, flaw in broken:  # Trainer would count it as the newest
+                console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
+                remove(damaged)
+            console.print(f"continuing from {checkpoint}", soft_wrap=True)
+        else:
+            folder.begin(recipe.to_yaml())
         try:
-            if resume:
-                _remove_broken(broken, console)
-                console.print(f"continuing from {checkpoint}", soft_wrap=True)
-            else:
-                folder.begin(recipe.to_yaml())
-            return _train(setup, folder, from_first(checkpoint), stepped, console)
+            return _train(setup, folder, from_first(checkpoint), console)
         except BaseException as error:
-            is_back = not (stepped.taken or resume) and folder.withdraw(replaces=replaces)
+            if not resume and folder.is_blank():
+                folder.clear()
             if _is_disk_full(error):
-                raise OSError(errno.ENOSPC, _what_now(folder, is_back=is_back)) from error
+                go_on = f"continue with pedyra train {folder.recipe} --resume" if folder.holds_run() else "train again"
+                raise OSError(
+                    errno.ENOSPC, f"disk full while writing {folder.path}; free space, then {go_on}"
+                ) from error
             raise
-
-
-class Stepped(TrainerCallback):
-    """Whether the run has taken a step here; then the one that it replaces is gone."""
-
-    def __init__(self, folder: RunFolder, *, writes: bool = True) -> None:
-        self.folder, self.writes, self.taken = folder, writes, False
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.writes and not self.taken:
-            self.folder.drop_aside()
-        self.taken = True
 
 
 def _where_to_begin(
@@ -190,14 +174,7 @@ def _check_data(folder: RunFolder, setup: Setup) -> None:
         )
 
 
-def _remove_broken(broken: Sequence[tuple[Path, str]], console: Console) -> None:
-    """Remove what is newer than the checkpoint to resume from, which Trainer would count as the newest."""
-    for checkpoint, flaw in broken:
-        console.print(f"removing {checkpoint}, which is not whole: {flaw}", soft_wrap=True)
-        remove(checkpoint)
-
-
-def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: Stepped, console: Console) -> RunResult:
+def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult:
     """In every process; what writes and draws is the first one's."""
     start = layer_rows(setup.model)
     start_step = checkpoint_step(checkpoint) if checkpoint else 0
@@ -206,9 +183,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
     _check_fit(setup)
-    trainer = setup.trainer(
-        str(folder.path), [*setup.callbacks, log, *([progress] if is_first() else []), stepped, stop]
-    )
+    trainer = setup.trainer(str(folder.path), [*setup.callbacks, log, *([progress] if is_first() else []), stop])
     end_at_last_step(trainer)
     if is_first():
         environment = describe_environment(setup.recipe.seed, trainer.args.device)
@@ -220,7 +195,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
-            if checkpoint and not stepped.taken and (refused := _refused_file(checkpoint)):
+            if checkpoint and (refused := _refused_file(checkpoint)):
                 raise ValueError(
                     f"torch refuses to read {checkpoint / refused}: it is damaged, or holds more than tensors; remove "
                     f"{checkpoint} to resume from the one before, or start anew with --overwrite"
@@ -351,25 +326,3 @@ def _is_disk_full(error: BaseException) -> bool:
         return True
     below = error.__cause__ or error.__context__
     return below is not None and _is_disk_full(below)
-
-
-def _what_now(folder: RunFolder, *, is_back: bool) -> str:
-    """What a full disk has left of a run, and how it goes on.
-
-    Args:
-        is_back: what is in the folder is the run that this one was to replace.
-    """
-    where, with_ranks = f"disk full while writing {folder.path}", folder.ranks.is_file()
-    if is_back:
-        return f"{where}, before the first step; the run that was there is kept"
-    kept = list_checkpoints(folder.path)
-    if not kept:
-        return f"{where}, before the first checkpoint; free space and train again"
-    try:
-        whole = last_complete_checkpoint(folder.path, with_ranks=with_ranks)[0].name
-    except ValueError:
-        return (
-            f"{where}; {kept[-1].name} holds the adapter, but not what a resume needs: "
-            f"free space, then train again with --overwrite"
-        )
-    return f"{where}; {whole} is whole: free space, then continue with pedyra train {folder.recipe} --resume"

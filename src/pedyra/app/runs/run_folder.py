@@ -6,13 +6,12 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pedyra.allocate.checkpoint_folder import ASIDE
+from pedyra.allocate.checkpoint_folder import ASIDE, list_checkpoints
 from pedyra.lora.files import read_json, read_rows, refuse_link, remove, write_file
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
@@ -37,40 +36,19 @@ LOCK = ".lock"
 """Locked by the process that trains here."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths inside one run folder, and the rules of writing into it."""
 
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def ranks(self) -> Path:
-        return self.path / "ranks.jsonl"
-
-    @property
-    def samples(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.ranks = path / "ranks.jsonl"
+        self.samples = path / "samples.jsonl"
         """What the model wrote in `pedyra eval`."""
-        return self.path / "samples.jsonl"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
+        self.environment = path / "environment.json"
+        self.adapter = path / "adapter"
+        self.report = path / "report.html"
 
     def recorded(self, key: str) -> Any:
         """What environment.json says of the run here; None where it says nothing."""
@@ -136,7 +114,7 @@ class RunFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from training into this folder, which is made if it is not there, and taken away again
-        if nothing is written into it. A run that a kill left half set aside, or half brought back, is made whole.
+        if nothing is written into it.
 
         Raises:
             ValueError: another one does so now, or an entry of the folder is a link.
@@ -154,8 +132,6 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:
             logger.warning("%s cannot be locked (%s): no other process may train there now", self.path, error)
         try:
-            if self._aside.is_dir() and not (self._aside / self.recipe.name).exists():
-                self._bring_back()
             yield
         finally:
             with suppress(OSError):  # where a file that is open cannot be removed, it stays
@@ -166,62 +142,16 @@ class RunFolder:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
-        """Write the recipe of a new run. One that is here is put out of its way until `drop_aside` or `withdraw`.
-
-        The old recipe stays here, too, until the new one is written over it: without one the folder would count as
-        foreign.
-        """
-        self._bring_back()  # one that was set aside for a run that was killed before its first step
-        if self.holds_run():
-            self._aside.mkdir(parents=True)
-            *entries, old = self._entries()
-            for entry in entries:
-                entry.rename(self._aside / entry.name)
-            write_file(self._aside / old.name, old.read_bytes())  # the last one: with it all is set aside
+        """Remove the run that is here, and write the recipe of a new one."""
+        self.clear()
         write_file(self.recipe, recipe)
 
-    def withdraw(self, *, replaces: bool) -> bool:
-        """Take away what a new run wrote and bring back the one it was to replace, if none was dropped: whether it is.
-
-        Args:
-            replaces: whether another run was here; without one all that is here is the new one's.
-        """
-        if replaces:
-            return self._bring_back()
-        for entry in self._entries():
+    def clear(self) -> None:
+        """Remove what a run has written here; other files stay. The recipe goes last, since it marks a run's folder."""
+        entries = [self.path / name for name in CONTENTS if name != self.recipe.name]
+        for entry in (*entries, *self.path.glob("checkpoint-*"), *self.path.glob(".*.part"), self.recipe):
             remove(entry)
-        return False
 
-    def drop_aside(self) -> None:
-        """Be done with the run that was set aside, since the new one has taken a step; nothing where none is."""
-        if self._aside.is_dir():
-            # At once: half of it would be taken for a run that was half set aside.
-            gone = self._aside.with_name(".replaced.part")
-            remove(gone)
-            self._aside.rename(gone)
-            remove(gone)
-
-    def _bring_back(self) -> bool:
-        """Put the run that was set aside in the place of what has taken its own; False where none is."""
-        if not self._aside.is_dir():
-            return False
-        kept = self._aside / self.recipe.name
-        if kept.exists():  # else a kill came between, and what is here is of the same run
-            for entry in self._entries():
-                if entry != self.recipe:
-                    remove(entry)
-            kept.replace(self.recipe)
-        for entry in self._aside.iterdir():
-            entry.rename(self.path / entry.name)
-        self._aside.rmdir()
-        return True
-
-    @property
-    def _aside(self) -> Path:
-        return self.path / ".replaced"
-
-    def _entries(self) -> list[Path]:
-        """What a run has written here. The recipe comes last: without it the folder no longer counts as a run."""
-        entries = [self.path / name for name in CONTENTS if name != "recipe.yaml"]
-        found = [*entries, *self.path.glob("checkpoint-*"), *self.path.glob(".*.part"), self.recipe]
-        return [entry for entry in found if entry.exists() or entry.is_symlink()]
+    def is_blank(self) -> bool:
+        """Whether the run here has logged nothing and saved nothing."""
+        return not read_rows(self.metrics) and not list_checkpoints(self.path)
