@@ -180,8 +180,6 @@ class DataSection(Section):
     """Class names in the order of their numbers; default: the names found, sorted."""
     num_labels: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
     """Number of classes; default: as found in the training rows."""
-    extra_validation: dict[str, str] = Field(default_factory=dict)
-    """Name -> a further validation split or file, which `pedyra eval` judges too: mismatched of MNLI."""
     question: str = "question"
     """question_answering: column of the question."""
     context: str = "context"
@@ -218,8 +216,7 @@ class DataSection(Section):
     def _columns_fit_the_kind(self) -> DataSection:
         for key in _foreign_keys(self.kind):
             # Compared with the default, because a resolved recipe repeats every default.
-            field = type(self).model_fields[key]
-            if getattr(self, key) != field.get_default(call_default_factory=True):
+            if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no meaning for data.kind {self.kind}; remove it")
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             known = ", ".join(METRICS[self.kind])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from io import StringIO
@@ -15,7 +14,6 @@ import torch
 from rich.console import Console
 
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.harness import evaluate_by_harness
 from pedyra.app.runs.run import train_run
 
@@ -124,15 +122,3 @@ def test_without_the_harness_its_install_line_is_told(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r'pip install "\.\[harness\]"'):
         evaluate_by_harness(tmp_path, ["known"])
-
-
-def test_a_further_validation_file_is_judged_under_its_name(tmp_path: Path):
-    rows = [{"text": "the plot is good", "label": 1}, {"text": "the plot is bad", "label": 0}] * 3
-    file = tmp_path / "other.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train = tmp_path / "train.jsonl"
-    train.write_text(file.read_text() * 4)
-    run = trained(tmp_path, "tiny-bert", source=str(train), extra_validation={"mismatched": str(file)}, train_rows=16)
-    found = evaluate_run(run)
-    assert {"accuracy", "loss", "mismatched_accuracy", "mismatched_loss"} <= set(found)
-    assert found["mismatched_accuracy"] * 6 == pytest.approx(round(found["mismatched_accuracy"] * 6))

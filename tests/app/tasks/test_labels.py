@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.recipe_sections import DataSection
-from pedyra.app.tasks.labels import known_labels
+from pedyra.app.tasks.text import known_labels
 
 
 def labels(values: list[Any], class_names: list[str] | None = None, **data: Any):

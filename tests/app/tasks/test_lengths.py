@@ -13,7 +13,7 @@ from transformers import BertConfig, DebertaV2Config, T5Config
 from pedyra.app.models import load_tokenizer, positions
 from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.tasks import load_task
-from pedyra.app.tasks.lengths import positions_of, with_limit
+from pedyra.app.tasks.tokens import positions_of, with_limit
 
 LONG = "the plot is good. " * 200
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,10 +78,10 @@ def test_a_configuration_says_how_many_positions_there_are(config: Any, count: i
     assert positions_of(config) == count
 
 
-def test_a_limit_of_the_tokenizer_counts_where_none_is_given():
+def test_the_limit_of_the_tokenizer_counts_where_positions_end():
     tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
     tokenizer.model_max_length = 510  # as RoBERTa's, whose table of 514 begins after its padding
-    given = {None: 510, 600: 510, 512: 512, 40: 40}
+    given = {None: 510, 600: 510, 512: 510, 40: 40}
     found = {n: with_limit(DataSection(source="toy", max_length=n), tokenizer, 514).max_length for n in given}
     assert found == given
     assert with_limit(DataSection(source="toy", max_length=None), tokenizer, None).max_length == 510

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.app.tasks.reviews import reviews
+from pedyra.app.tasks.sources import reviews
 from pedyra.app.tasks.toy import WORDS, toy
 
 CORPUS = """category,text,movie_name,has_plot_and_reviews

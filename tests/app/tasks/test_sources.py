@@ -87,7 +87,7 @@ def test_only_named_columns_are_kept_those_of_a_template_too(tmp_path: Path):
         ("d.csv", "text,label\na,0\n", {"group_by": "film"}, "has no column 'film' (row 1)"),
         ("d.jsonl", '{"text": "a", "label": null}', {}, "row 1 of"),
         ("d.jsonl", '{"text": "a"', {}, "line 1 of"),
-        ("d.json", '[{"text": ]', {}, "is no valid JSON list"),
+        ("d.json", '[{"text": ]', {}, "d.json is no valid JSON: "),
         ("d.jsonl", "[1, 2]", {}, "is no JSON object; a row maps column names to values"),
         (
             "d.jsonl",
@@ -165,7 +165,7 @@ def test_the_hub_gives_rows_and_class_names(hub: list[tuple[Any, ...]]):
 def test_what_the_hub_lacks_is_one_line():
     with pytest.raises(ValueError, match="the Hub did not give it: owner/other is not there$"):
         rows("owner/other")
-    with pytest.raises(ValueError, match="owner/data has no column 'body'; its columns are text, label, idx"):
+    with pytest.raises(ValueError, match="owner/data has no column 'body' .row 1.; its columns are text, label, idx"):
         rows("owner/data", text="body")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pedyra.app.tasks.split import held_out, sample
+from pedyra.app.tasks.sources import held_out, sample
 
 ROWS = [{"text": str(i), "film": f"film-{i % 10}"} for i in range(200)]
 

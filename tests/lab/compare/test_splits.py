@@ -40,14 +40,6 @@ def test_no_group_is_on_two_sides(tmp_path):
     }
 
 
-def test_extra_rows_are_judged_in_reported_runs_alone(tmp_path):
-    train, extra = write(tmp_path / "a.jsonl", [0, 1] * 20), write(tmp_path / "b.jsonl", [1, 0, 1])
-    data = DataSection(source=train, extra_validation={"other": extra})
-    splits = split_task("mine", data, None, tmp_path / "out")
-    assert [row["label"] for row in texts(splits.reported["extra_validation"]["other"])] == [1, 0, 1]
-    assert "extra_validation" not in splits.tuning
-
-
 def test_the_given_validation_is_reported_and_tuning_comes_off_the_training_rows(tmp_path):
     train, validation = write(tmp_path / "a.jsonl", [0, 1] * 20), write(tmp_path / "b.jsonl", [1, 0, 1])
     splits = split_task("mine", DataSection(source=train, validation=validation), None, tmp_path / "out")

@@ -30,7 +30,7 @@ from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import LoraSection, ModelSection
-from pedyra.app.tasks.lengths import positions_of
+from pedyra.app.tasks.tokens import positions_of
 from pedyra.lora.hub import told_by_hub, trusts_remote_code, why_not_on_hub
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean

@@ -68,11 +68,11 @@ def evaluate_run(
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch)
-        metrics = _named(trainer.evaluate())
-        for name, extra in task.extra.items():
-            trainer.compute_metrics = extra.compute_metrics
-            of_extra: Any = extra.eval
-            metrics |= _named(trainer.evaluate(of_extra), f"{name}_")
+        metrics = {
+            key.removeprefix("eval_"): value
+            for key, value in trainer.evaluate().items()
+            if key.startswith("eval_") and key.removeprefix("eval_") not in _TIMINGS
+        }
     by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     console = console or Console(quiet=True)
     for test_set in asked_sets:
@@ -142,9 +142,3 @@ def _sandbox(test_sets: Sequence[TestSet], allow_code_execution: bool) -> Any:
     from pedyra.app.tasks.sandbox import Sandbox
 
     return Sandbox()
-
-
-def _named(evaluation: dict[str, float], prefix: str = "") -> dict[str, float]:
-    """What Trainer found, without its own prefix and what tells nothing about the model."""
-    names = {key: key.removeprefix("eval_") for key in evaluation if key.startswith("eval_")}
-    return {f"{prefix}{name}": evaluation[key] for key, name in names.items() if name not in _TIMINGS}

@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
-from pedyra.app.tasks.lengths import tell_cut
-from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
-from pedyra.app.tasks.split import Rows
+from pedyra.app.tasks.sources import Rows
+from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tell_cut
 
 IGNORED = -100
 """The label that torch's cross entropy leaves out."""

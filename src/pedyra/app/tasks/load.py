@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import GENERATED, METRICS, DataSection
-from pedyra.app.tasks import causal_lm, labels, metrics, question_answering, seq2seq, text
-from pedyra.app.tasks.lengths import with_limit
-from pedyra.app.tasks.sources import load_rows, validation_rows
-from pedyra.app.tasks.split import Rows, held_out, sample
+from pedyra.app.tasks import causal_lm, metrics, question_answering, seq2seq, text
+from pedyra.app.tasks.sources import Rows, held_out, load_rows, sample
 from pedyra.app.tasks.task import Task
+from pedyra.app.tasks.tokens import with_limit
 
 
 def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, positions: int | None = None) -> Task:
@@ -35,7 +34,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
     family = _family(data, tokenizer, every, class_names)
     judged, compute_metrics = family.encode(evaluation, "validation")
-    task = Task(
+    return Task(
         kind=data.kind,
         train=Dataset.from_list(family.encode(train, "training")[0]),
         eval=Dataset.from_list(judged),
@@ -49,12 +48,6 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
         targets=family.targets,
         held_out=evaluation,
     )
-    extra = {}
-    for name, split in data.extra_validation.items():
-        rows = sample(validation_rows(data, split), data.eval_rows, seed, name)
-        encoded, compute_metrics = family.encode(rows, name)
-        extra[name] = replace(task, eval=Dataset.from_list(encoded), compute_metrics=compute_metrics, held_out=rows)
-    return replace(task, extra=extra)
 
 
 Compute = Callable[[EvalPrediction], dict[str, float]]
@@ -68,7 +61,7 @@ class _Family:
     """Rows, and what they are called in an error -> the model's inputs, and what judges predictions for them."""
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     preprocess_logits: Callable[[Any, Any], Any] | None = None
-    labels: labels.Labels | None = None
+    labels: text.Labels | None = None
     targets: tuple[str, ...] = ("labels",)
 
 
@@ -89,7 +82,7 @@ def _family(data: DataSection, tokenizer: PreTrainedTokenizerBase, every: Rows, 
             collator=DataCollatorForSeq2Seq(tokenizer),
             preprocess_logits=module.answer_loss,
         )
-    known = labels.known_labels(every, data, names)
+    known = text.known_labels(every, data, names)
     judge = metrics.correlation if data.kind == "regression" else metrics.classification
     return _Family(
         encode=lambda rows, side: (text.encode(rows, data, tokenizer, known, side), judge),

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
-from pedyra.app.tasks.split import Rows
+from pedyra.app.tasks.sources import Rows
 
 BEST, LONGEST = 20, 30
 """Starts and ends of a part that are looked at, and tokens of an answer, as in the script of BERT's authors."""

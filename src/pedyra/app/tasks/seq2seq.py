@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.causal_lm import token_losses
-from pedyra.app.tasks.lengths import num_cut, tell_cut
-from pedyra.app.tasks.prompts import prompt_text
-from pedyra.app.tasks.split import Rows
+from pedyra.app.tasks.sources import Rows
+from pedyra.app.tasks.tokens import num_cut, prompt_text, tell_cut
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 

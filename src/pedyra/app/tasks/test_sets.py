@@ -16,11 +16,9 @@ from pedyra.app.recipe_sections import DataSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.generation import Sample
 from pedyra.app.tasks.known_sets import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
-from pedyra.app.tasks.lengths import positions_of
-from pedyra.app.tasks.prompts import chat_text, prompt_text, prompt_tokens
 from pedyra.app.tasks.seq2seq import rouge
-from pedyra.app.tasks.sources import read_test_rows
-from pedyra.app.tasks.split import Rows, sample
+from pedyra.app.tasks.sources import Rows, read_test_rows, sample
+from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens
 
 TOKENS = 128
 """generate.<set>.max_new_tokens of a set that is not known."""

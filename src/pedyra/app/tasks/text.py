@@ -1,15 +1,121 @@
-"""Rows of one or two texts with a label, tokenised: classification, pairs, regression."""
+"""Rows of one or two texts with a label (classification, pairs, regression): labels as numbers, texts as tokens."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.app.recipe_sections import DataSection
-from pedyra.app.tasks.labels import Labels
-from pedyra.app.tasks.lengths import num_cut, tell_cut
-from pedyra.app.tasks.split import Rows
+from pedyra.app.recipe_sections import MOST_CLASSES, DataSection
+from pedyra.app.tasks.sources import Rows
+from pedyra.app.tasks.tokens import num_cut, tell_cut
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a task may be."""
+
+    count: int
+    """Outputs of the head: the number of classes, or 1 for a regression."""
+    names: tuple[str, ...] | None = None
+    """Class names in the order of their numbers; None where the data holds numbers without names."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """Label as text -> number of its class; empty for a regression."""
+
+    def number(self, value: Any) -> int | float:
+        """The label as the head's target. Raises ValueError for what is no label of this task."""
+        if not self.numbers:
+            return _real(value)
+        found = self.numbers.get(_written(value))
+        if found is not None:
+            return found
+        if self.names is not None:
+            raise ValueError(f"label {value!r} is none of the classes {', '.join(self.names)}; see data.labels")
+        if _integer(value) is None:
+            raise ValueError(
+                f"label {value!r} is no class number; give names in data.labels or set data.kind regression"
+            )
+        raise ValueError(
+            f"label {value!r} is out of range: the classes are 0 to {self.count - 1}; correct the rows, data.label or "
+            f"data.num_labels"
+        )
+
+
+def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) -> Labels:
+    """The labels that `data` or the source declares; where neither does, those of the training rows."""
+    if data.kind == "regression":
+        return Labels(1)
+    values = [row[data.label] for row in train]
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
+    names, found = data.labels or class_names, False
+    if names is None and any(isinstance(value, str) and _integer(value) is None for value in values):
+        names, found = sorted({_written(value) for value in values}), True
+    if names is None:
+        count = data.num_labels or _count(values, data)
+    elif data.num_labels in (None, len(names)):
+        count = len(names)
+    else:
+        raise ValueError(
+            f"data.num_labels is {data.num_labels}, but there are {len(names)} classes: {', '.join(names)}"
+        )
+    if count < 2:
+        raise ValueError(
+            f"the training rows hold a single class of column {data.label!r}; a {data.kind} needs two or more: give "
+            f"other rows, or data.num_labels"
+        )
+    by_number = {str(number): number for number in range(count)}
+    by_name = {name: number for number, name in enumerate(names or ())}
+    if found or (data.labels and all(_integer(name) is not None for name in data.labels)):
+        by_number = {}  # a number in the data is a name
+    first, then = (by_number, by_name) if data.labels is None else (by_name, by_number)
+    return Labels(count, None if names is None else tuple(names), {**then, **first})
+
+
+def _count(values: list[Any], data: DataSection) -> int:
+    """The number of classes of labels that are class numbers, which begin at 0 and leave none out."""
+    numbers = {number for value in values if (number := _integer(value)) is not None}
+    highest = max(numbers, default=0)
+    if highest >= MOST_CLASSES:
+        raise ValueError(
+            f"column {data.label!r} holds {highest}, which is no class number (0 to {MOST_CLASSES - 1}); give another "
+            f"data.label, names in data.labels, or data.kind regression"
+        )
+    absent = sorted(set(range(highest + 1)) - numbers)
+    if numbers and absent:
+        raise ValueError(
+            f"column {data.label!r} has class numbers up to {highest}, but none is {absent[0]}; classes are counted "
+            f"from 0: give data.num_labels if some are rare, or data.labels with their names"
+        )
+    return highest + 1
+
+
+def _integer(value: Any) -> int | None:
+    """A class number, also written as text (CSV) or as a float without a fraction; None for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def _written(value: Any) -> str:
+    number = _integer(value)
+    return str(value if number is None else number)
+
+
+def _real(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"label {value!r} is no finite number; data.kind regression needs one in every row")
+    return number
 
 
 def encode(

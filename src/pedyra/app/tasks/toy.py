@@ -5,14 +5,12 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from pedyra.app.tasks.split import Rows
-
 WORDS = {1: ("good", "fine", "warm", "witty"), 0: ("bad", "dull", "cold", "silly")}
 NOUNS = ("plot", "cast", "score", "film", "scene", "pace")
 ROWS = 512
 
 
-def toy() -> Rows:
+def toy() -> list[dict[str, Any]]:
     """512 rows, always the same, in 32 groups.
 
     Columns: text and text_pair, a sentence each; label, 1 if `text` praises; same, 1 if both sentences praise or

@@ -28,7 +28,7 @@ GLUE: dict[str, dict[str, Any]] = {
 
 `metric` is the column of the paper's Table 2; its "Corr." for STS-B is read as Pearson's. A run reports the other
 official ones too: F1 of MRPC and QQP, Spearman's correlation of STS-B, and GLUE's own score of it, `combined`, the mean
-of the two. MNLI is judged on the matched set; `mismatched_accuracy` is what `pedyra eval` adds.
+of the two. MNLI is judged on the matched set.
 """
 
 # The prompts of MetaMath's own training and evaluation, which are Alpaca's.
@@ -100,8 +100,6 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
     repository, configuration, held_out = _HUB_SOURCES[name]
     if data_dir is None:
         source: dict[str, Any] = {"source": repository, "config": configuration, "validation": held_out}
-        if name == "mnli":
-            source["extra_validation"] = {"mismatched": "validation_mismatched"}
     else:
         source = _local_source(Path(data_dir).expanduser() / folder, (held_out or "").removesuffix("_matched"))
     return {**source, **HUB[name], **changes}
@@ -124,9 +122,7 @@ def known_test_set(name: str, data_dir: str | None = None) -> dict[str, Any]:
 
 def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
     held = {"validation": _file(folder, held_out)} if held_out else {}
-    mismatched = Path(_file(folder, "validation_mismatched"))
-    extra = {"extra_validation": {"mismatched": str(mismatched)}} if mismatched.is_file() else {}
-    return {"source": _file(folder, "train"), **held, **extra}
+    return {"source": _file(folder, "train"), **held}
 
 
 def _file(folder: Path, split: str) -> str:

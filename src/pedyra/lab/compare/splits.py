@@ -3,7 +3,6 @@
 training rows ──┬── tuning-train ── what a tuning run trains on
                 └── tuning ──────── what it is judged on, to choose a learning rate
 reported rows ───────────────────── what a reported run is judged on; it trains on all training rows
-extra rows ──────────────────────── of data.extra_validation, what a reported run is judged on besides
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pedyra.app.recipe_sections import METRICS, DataSection
-from pedyra.app.tasks.labels import known_labels
-from pedyra.app.tasks.sources import load_rows, validation_rows
-from pedyra.app.tasks.split import Rows, held_out, sample
+from pedyra.app.tasks.sources import Rows, held_out, load_rows, sample
+from pedyra.app.tasks.text import known_labels
 from pedyra.lora.files import read_json, write_file
 
 SEED = 0
@@ -59,16 +57,9 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
         paths = {"source": f"{folder / train}.jsonl", "validation": f"{folder / judged}.jsonl"}
         return {**found["data"], **paths}
 
-    extra = {name: f"{folder / _extra(name)}.jsonl" for name in data.extra_validation}
     return TaskSplits(
-        reported=section("train", "reported") | ({"extra_validation": extra} if extra else {}),
-        tuning=section("tuning-train", "tuning"),
-        digest=found["digest"],
+        reported=section("train", "reported"), tuning=section("tuning-train", "tuning"), digest=found["digest"]
     )
-
-
-def _extra(name: str) -> str:
-    return f"extra-{name}"
 
 
 def _split(label: str, data: DataSection, most: int | None, folder: Path) -> dict[str, Any]:
@@ -84,16 +75,13 @@ def _split(label: str, data: DataSection, most: int | None, folder: Path) -> dic
         _check_metric(label, metric, [row.get(data.label) for row in rows], split)
 
     files = {"train": train, "reported": reported, "tuning-train": tuning_train, "tuning": tuning_rows}
-    for name, split in data.extra_validation.items():
-        files[_extra(name)] = sample(validation_rows(data, split), data.eval_rows, SEED, name)
     digest = hashlib.sha256()
     for name, rows in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_file(folder / f"{name}.jsonl", text)
         digest.update(text.encode())
     common = data.model_dump(mode="json", exclude_defaults=True)
-    for key in ("source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows",
-                "extra_validation"):  # fmt: skip
+    for key in ("source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows"):
         common.pop(key, None)
     common |= {"metric": metric, **_labels(train, data, class_names)}
     counts = {name: len(rows) for name, rows in files.items()}

@@ -72,9 +72,9 @@ class Places:
         task = task_name(content["data"])
         if task is not None and self.data_dir is not None:
             local = task_data(task, None, str(self.data_dir))
-            for key in ("source", "config", "split", "validation", "extra_validation"):
+            for key in ("source", "config", "split", "validation"):
                 content["data"].pop(key, None)
-            content["data"] |= {key: local[key] for key in ("source", "validation", "extra_validation") if key in local}
+            content["data"] |= {key: local[key] for key in ("source", "validation") if key in local}
             for test_set, settings in content.get("generate", {}).items():
                 if test_set in TEST_SETS:
                     settings["source"] = known_test_set(test_set, str(self.data_dir))["source"]

@@ -1,0 +1,79 @@
+"""From the texts of a row to tokens: its prompt, its chat, and how many tokens the base takes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from pedyra.app.recipe_sections import DataSection
+
+NO_LIMIT = 1_000_000
+"""Tokenizers without a limit say 1e30."""
+
+logger = logging.getLogger(__name__)
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens that a model with this configuration takes; None where positions are relative, and have no end."""
+    relative = getattr(config, "position_embedding_type", None) == "relative"
+    if relative or not getattr(config, "position_biased_input", True):  # the second is DeBERTa's name for it
+        return None
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> DataSection:
+    """The section with a max_length that base and tokenizer both take; None is left where nothing has a limit.
+
+    The tokenizer's counts where positions have an end: RoBERTa's table of 514 begins after its padding, and takes 512.
+    """
+    if data.max_length is not None and positions is None:
+        return data
+    own = tokenizer.model_max_length if tokenizer.model_max_length < NO_LIMIT else None
+    limit = min((number for number in (data.max_length, positions, own) if number is not None), default=None)
+    return data.model_copy(update={"max_length": limit})
+
+
+def num_cut(columns: BatchEncoding) -> int:
+    """Rows of which a fast tokenizer left something out; the slow ones do not say."""
+    return sum(bool(row.overflowing) for row in columns.encodings or ())
+
+
+def tell_cut(cut: int, rows: int, side: str, limit: int | None) -> None:
+    """Log how many rows were longer than the limit, if any were."""
+    if cut:
+        logger.warning("%d of %d %s rows are longer than %s tokens and are cut there", cut, rows, side, limit)
+
+
+def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -> str:
+    """The template filled from the row's columns, or the row's prompt column."""
+    return template.format_map(row) if template else str(row[column or ""])
+
+
+def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of a prompt that an answer goes on from: without the end token with which some tokenizers close texts."""
+    ids = tokenizer(text)["input_ids"]
+    if ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        ids = ids[:-1]
+    return ids
+
+
+def chat_text(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, *, ask: bool
+) -> str:
+    """A chat as its template writes it; with `ask`, up to where the assistant begins to answer.
+
+    Raises ValueError where there is no chat template, or it refuses the messages.
+    """
+    if chat_template is None and tokenizer.chat_template is None:
+        raise ValueError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=chat_template, tokenize=False, add_generation_prompt=ask
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses a row of data.messages: {error}") from error
+    assert isinstance(text, str)
+    return text
