@@ -17,8 +17,15 @@ from pydantic import (
     model_validator,
 )
 
-from pedyra.app.generate_section import GenerateSection
-from pedyra.app.recipe_sections import GENERATED, DataSection, FitSection, LoraSection, ModelSection, Section
+from pedyra.app.recipe_sections import (
+    GENERATED,
+    DataSection,
+    FitSection,
+    GenerateSection,
+    LoraSection,
+    ModelSection,
+    Section,
+)
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.methods.names import check_method
 from pedyra.pe_dyra.config import CHOICES, RankSettings, check_rank_section

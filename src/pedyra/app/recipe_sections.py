@@ -1,4 +1,4 @@
-"""The sections of a recipe: base model, data, LoRA. What their keys mean, and what they may be.
+"""The sections of a recipe: what their keys mean, and what they may be.
 
 Nothing heavy is imported here, as in `pedyra.app.recipe`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import string
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -21,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pedyra.app.rank_file import read_ranks
+from pedyra.app.yaml_file import parse_yaml
 
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
@@ -41,6 +42,38 @@ MOST_LETTERS = 10_000
 
 MOST_CLASSES = 100_000
 """Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
+
+
+def read_ranks(given: Any) -> dict[str, int] | None:
+    """Layer name -> rank, from such a mapping or the path of a YAML or JSON file with one; None stays None.
+
+    The `pedyra_fit.json` beside an adapter that `pedyra fit` has cut gives its `ranks`.
+
+    Raises:
+        ValueError: no such file, no mapping in it, a rank that is no integer of at least 0, or none above 0.
+    """
+    if given is None:
+        return None
+    where = "lora.ranks"
+    if isinstance(given, str):
+        path = Path(given)
+        if not path.is_file():
+            raise ValueError(
+                f"lora.ranks: there is no file {given!r}; give a YAML or JSON file of ranks, or a fit's pedyra_fit.json"
+            )
+        where = f"lora.ranks, file {given!r}"
+        given = parse_yaml(path.read_bytes(), where)
+        if isinstance(given, dict) and isinstance(given.get("ranks"), dict):
+            given = given["ranks"]
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} is no mapping of layer names to ranks, e.g. {{query: 4, value: 8}}")
+    for name, rank in given.items():
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+            raise ValueError(f"{where}: the rank of {name!r} is {rank!r}; it is an integer of at least 0")
+    if not any(given.values()):
+        raise ValueError(f"{where} gives no layer a rank above 0; name at least one, e.g. {{query: 4}}")
+    return {str(name): rank for name, rank in given.items()}
+
 
 Ranks = Annotated[
     dict[str, int] | None,
@@ -282,6 +315,47 @@ def template_columns(template: str, key: str = "data.template") -> list[str]:
         if "{" in spec or any(int(number) > MOST_LETTERS for number in re.findall(r"\d{1,99}", spec)):
             raise ValueError(f"{key}: the place {{{name}:{spec}}} says more than a width of at most {MOST_LETTERS}")
     return [name for name, _ in places]
+
+
+Score = Literal["rouge", "exact", "gsm8k", "math", "code"]
+
+
+class GenerateSection(Section):
+    """A test set that the model answers in its own words, and how; `pedyra eval` does it after training.
+
+    A known set (gsm8k, math, humaneval, humanevalplus, mbpp, mbppplus) needs no keys: what is left out is as usual for
+    it. One without a source is made of the run's own held-out rows.
+    """
+
+    source: str | None = None
+    """A local file or a Hub id; default: the known set's on the Hub, else the run's held-out rows."""
+    config: str | None = None
+    """Configuration of a Hub data set."""
+    split: str | None = None
+    """Split of a Hub data set; default: test."""
+    rows: int | None = Field(default=None, ge=1)
+    """At most this many rows, drawn with the seed."""
+    template: str | None = None
+    """The prompt as text with {column} places; default: the known set's, or that of `data` for held-out rows."""
+    reference: str | None = None
+    """Column of the right answer; default: the known set's, or data.completion for held-out rows."""
+    score: Score | None = None
+    """How texts are judged: rouge, exact (equal but for spaces), gsm8k, math, or code, which is run."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Tokens after which a text that has not ended is cut, and counted as unfinished; default: the set's, or 128."""
+    stop: list[str] | None = None
+    """Texts that end an answer, and are no part of it; an end token always does."""
+    beams: int | None = Field(default=None, ge=1)
+    """Beam search over so many; 1 is greedy. Default: 4 for an encoder-decoder, else 1."""
+    batch_size: int = Field(default=16, ge=1)
+    """Texts written at once."""
+
+    @model_validator(mode="after")
+    def _ends_and_asks(self) -> GenerateSection:
+        if self.stop is not None and not all(self.stop):
+            raise ValueError("stop holds an empty text, at which every answer would end; remove it")
+        check_template(self.template, "template")
+        return self
 
 
 def part(given: Any) -> Any:

@@ -6,14 +6,13 @@ import collections
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from math import comb
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pedyra.app.tasks import code_judge
-from pedyra.app.tasks.code import Problem, check, extract, pass_at_k
+from pedyra.app.tasks.code import Problem, check, extract
 from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.sandbox import Limits, Sandbox, SandboxRefused
 from pedyra.app.tasks.sources import read_test_rows
@@ -200,14 +199,3 @@ def test_results_agree_as_evalplus_has_it(
 def test_a_root_is_judged_by_its_polynomial() -> None:
     assert code_judge.agrees(2.0, -2.0, [[-4, 0, 1]], 1e-4, "root")  # x^2 - 4
     assert not code_judge.agrees(1.9, -2.0, [[-4, 0, 1]], 1e-4, "root")
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 2), (10, 0, 3), (10, 10, 1), (4, 3, 2), (200, 7, 100)])
-def test_pass_at_k_counts_the_draws_without_a_pass(n: int, c: int, k: int) -> None:
-    assert pass_at_k(n, c, k) == pytest.approx(1 - comb(n - c, k) / comb(n, k))
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(3, 4, 1), (3, -1, 1), (3, 1, 4), (3, 1, 0)])
-def test_pass_at_k_of_what_was_not_drawn_is_refused(n: int, c: int, k: int) -> None:
-    with pytest.raises(ValueError, match="1 <= k <= samples"):
-        pass_at_k(n, c, k)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from pedyra.app.generate_section import GenerateSection
 from pedyra.app.models import load_model, load_tokenizer
-from pedyra.app.recipe_sections import ModelSection
-from pedyra.app.tasks.generation import write_texts
+from pedyra.app.recipe_sections import GenerateSection, ModelSection
+from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.lora.files import read_rows
 
 PROMPTS = ["the plot", "the cast is good. the score is", "a", "film is"]
@@ -31,24 +30,23 @@ def model(tokenizer: Any) -> Any:
 
 @pytest.fixture
 def write(model: Any, tokenizer: Any, tmp_path: Path) -> Any:
-    """write(prompts=PROMPTS, file="a.jsonl", **settings) -> samples of every prompt."""
+    """write(prompts=PROMPTS, file="a.jsonl", **settings) -> what was written of every prompt."""
 
     def call(
         prompts: list[str] = PROMPTS, file: str = "a.jsonl", made_by: str = "", name: str = "s", **settings: Any
     ) -> Any:
         section = GenerateSection(**{"max_new_tokens": 8, **settings})
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-        console = Console(file=StringIO())
-        return write_texts(
-            model, tokenizer, ids, section, name=name, seed=3, file=tmp_path / file, made_by=made_by, console=console
-        )
+        made_of = [made_by, section.model_dump(include=WRITING), ids]
+        kept = SampleFile(tmp_path / file, name, made_of)
+        return write_texts(model, tokenizer, ids, section, kept, Console(file=StringIO()))
 
     return call
 
 
 def test_a_batch_of_unequal_prompts_gives_what_each_gives_alone(write: Any, model: Any, tokenizer: Any):
     together = write()
-    for prompt, (sample,) in zip(PROMPTS, together, strict=True):
+    for prompt, sample in zip(PROMPTS, together, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         for _ in range(8):  # greedy by hand
             with torch.no_grad():
@@ -58,34 +56,33 @@ def test_a_batch_of_unequal_prompts_gives_what_each_gives_alone(write: Any, mode
 
 
 def test_a_text_ends_before_an_end_token_and_before_a_stop_string(write: Any, model: Any, tokenizer: Any):
-    (whole,) = write(["the plot"])[0]
+    (whole,) = write(["the plot"])
     tokens = tokenizer(whole.text, add_special_tokens=False)["input_ids"]
     stop = whole.text[5:8]
-    (stopped,) = write(["the plot"], "stop.jsonl", stop=[stop, "never said"])[0]
+    (stopped,) = write(["the plot"], "stop.jsonl", stop=[stop, "never said"])
     assert stopped.text == whole.text[: whole.text.index(stop)] and stopped.finished
     ids = tokenizer("the plot", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         first = int(model(ids).logits[0, -1].argmax())
     model.generation_config.eos_token_id = [first, 6]
-    (ended,) = write(["the plot"], "end.jsonl")[0]
+    (ended,) = write(["the plot"], "end.jsonl")
     assert (ended.text, ended.finished, ended.tokens) == ("", True, 0)
     assert len(tokens) > 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"samples": 3, "temperature": 1.0}])
 def test_a_killed_call_goes_on_and_gives_what_it_would_have_given(
-    write: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    write: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = write(batch_size=2, **settings)
+    whole = write(batch_size=2)
     lines = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "b.jsonl").write_text("".join(lines[:3]) + lines[3][:20])  # the second batch was being written
     calls, generate = [], model.generate
     monkeypatch.setattr(model, "generate", lambda **given: calls.append(1) or generate(**given))
-    assert write(file="b.jsonl", batch_size=2, **settings) == whole
+    assert write(file="b.jsonl", batch_size=2) == whole
     assert len(calls) == len(lines) // 2 - 1  # all but the first batch
     assert len(read_rows(tmp_path / "b.jsonl")) == len(lines)
     calls.clear()
-    assert write(file="b.jsonl", batch_size=2, **settings) == whole and not calls
+    assert write(file="b.jsonl", batch_size=2) == whole and not calls
 
 
 def test_texts_of_other_weights_settings_or_prompts_are_written_anew(write: Any, tmp_path: Path):
@@ -106,13 +103,6 @@ def test_two_sets_with_the_same_prompts_have_one_text_for_both(
     assert len(read_rows(tmp_path / "a.jsonl")) == len(PROMPTS)
     write(name="humanevalplus", source="two.jsonl", max_new_tokens=4)  # another length: texts of its own
     assert len(read_rows(tmp_path / "a.jsonl")) == 2 * len(PROMPTS)
-
-
-def test_samples_differ_and_a_seed_gives_them_again(write: Any):
-    drawn = write(["the plot"], "a.jsonl", samples=5, temperature=1.0, top_p=0.9)
-    assert len({sample.text for sample in drawn[0]}) > 1
-    assert [sample.sample for sample in drawn[0]] == list(range(5))
-    assert write(["the plot"], "b.jsonl", samples=5, temperature=1.0, top_p=0.9) == drawn
 
 
 def test_the_authors_taste_in_sampling_does_not_count(write: Any, model: Any):

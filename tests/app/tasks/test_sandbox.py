@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.tasks import sandbox as sandbox_file
-from pedyra.app.tasks.code import Outcome, Problem, check
+from pedyra.app.tasks.code import Judged, Problem, check
 from pedyra.app.tasks.sandbox import Limits, Sandbox, SandboxRefused
 
 LIMITS = Limits(cpu_seconds=1, memory=512 << 20, processes=4)
@@ -40,7 +40,7 @@ DOUBLE = Problem(
 
 
 @pytest.fixture
-def score(sandbox: Sandbox) -> Callable[[str], Outcome]:
+def score(sandbox: Sandbox) -> Callable[[str], Judged]:
     """score(program): the outcome of a program that should define `double`."""
     return lambda program: check(DOUBLE, program, sandbox)
 
@@ -63,7 +63,7 @@ def probe(sandbox: Sandbox) -> Callable[..., None]:
 GOOD = "def double(x):\n    return x * 2\n"
 
 
-def test_a_right_solution_passes_and_a_wrong_one_says_where(score: Callable[[str], Outcome]) -> None:
+def test_a_right_solution_passes_and_a_wrong_one_says_where(score: Callable[[str], Judged]) -> None:
     assert score(GOOD).passed
     wrong = score("def double(x):\n    return x + 2 if isinstance(x, int) else x\n")
     assert (wrong.status, wrong.reason) == ("failed", "a list")
@@ -122,21 +122,19 @@ def test_a_right_solution_passes_and_a_wrong_one_says_where(score: Callable[[str
         ("def double(x):\n    x = []\n    x.append(x)\n    return x\n", "error", "RecursionError"),
     ],
 )
-def test_what_is_no_solution_is_no_pass(
-    score: Callable[[str], Outcome], program: str, status: str, reason: str
-) -> None:
+def test_what_is_no_solution_is_no_pass(score: Callable[[str], Judged], program: str, status: str, reason: str) -> None:
     outcome = score(program)
     assert outcome.status == status, outcome
     assert reason in outcome.reason
 
 
-def test_what_a_solution_leaves_running_is_not_waited_for(score: Callable[[str], Outcome]) -> None:
+def test_what_a_solution_leaves_running_is_not_waited_for(score: Callable[[str], Judged]) -> None:
     started = "import os, threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
     outcome = score(started + "if os.fork() == 0:\n    time.sleep(99)\n" + GOOD)
     assert outcome.passed and outcome.seconds < LIMITS.seconds / 2
 
 
-def test_a_reason_holds_no_control_sequence_and_no_half_of_a_character(score: Callable[[str], Outcome]) -> None:
+def test_a_reason_holds_no_control_sequence_and_no_half_of_a_character(score: Callable[[str], Judged]) -> None:
     outcome = score("raise ValueError('\\x1b[2J\\n\\ud800\\u00e9')")
     assert outcome.reason == "ValueError: [2J \u00e9"
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from pedyra.app.generate_section import GenerateSection
 from pedyra.app.models import load_tokenizer
 from pedyra.app.recipe import check_recipe
-from pedyra.app.recipe_sections import DataSection, ModelSection
-from pedyra.app.tasks import causal_lm, code
-from pedyra.app.tasks.code import Outcome
-from pedyra.app.tasks.generation import Sample
+from pedyra.app.recipe_sections import DataSection, GenerateSection, ModelSection
+from pedyra.app.tasks import causal_lm, test_sets
+from pedyra.app.tasks.code import Judged
+from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
 from pedyra.app.tasks.toy import toy
 
@@ -129,8 +128,6 @@ def test_a_source_longer_than_an_encoder_has_positions_is_told():
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"samples": 2}, "samples is 2, but all would be equal at temperature 0; set a temperature"),
-        ({"beams": 2, "temperature": 1}, "beams search for the likeliest text and a temperature draws at random"),
         ({"stop": ["x", ""]}, "stop holds an empty text"),
         ({"template": "Question:"}, "has no {column} place"),
         ({"beam": 2}, "unknown key 'generate.s.beam'; did you mean 'generate.s.beams'?"),
@@ -150,8 +147,8 @@ def test_a_mistake_in_the_section_is_one_line(section: dict[str, Any], told: str
         check_recipe({**content, "data": data, "generate": {"s": {}}}, "x.yaml")
 
 
-def samples(*texts: str, finished: bool = True) -> list[Sample]:
-    return [Sample(row=0, sample=i, text=text, finished=finished, tokens=1) for i, text in enumerate(texts)]
+def written(*texts: str, finished: bool = True) -> list[Written]:
+    return [Written(row=row, text=text, finished=finished, tokens=1) for row, text in enumerate(texts)]
 
 
 def of(score_name: str, references: list[str], *, own: bool = False, **settings: Any) -> TestSet:
@@ -161,28 +158,27 @@ def of(score_name: str, references: list[str], *, own: bool = False, **settings:
     )
 
 
-def test_equal_texts_are_counted_over_samples_and_rows():
-    answers = [samples(" a  b", "a c"), samples("x", "x", finished=False)]
-    found = score(of("exact", ["a b", "x"], samples=2, temperature=1.0), answers)
-    assert found.metrics == {"s": (1 / 2 + 1) / 2, "s_unfinished": 2.0}
-    assert found.notes == ["2 of 4 texts did not end within 4 tokens"]
-    assert score(of("exact", ["a b"], own=True), [samples("a b")]).metrics == {"exact_match": 1.0, "unfinished": 0.0}
+def test_equal_texts_are_counted():
+    answers = [*written(" a  b", "a c"), *written("x", finished=False)]
+    found = score(of("exact", ["a b", "a b", "x"]), answers)
+    assert found.metrics == {"s": 2 / 3, "s_unfinished": 1.0}
+    assert found.notes == ["1 of 3 texts did not end within 4 tokens"]
+    assert score(of("exact", ["a b"], own=True), written("a b")).metrics == {"exact_match": 1.0, "unfinished": 0.0}
 
 
 def test_rouge_has_the_name_of_its_set_unless_the_rows_are_the_runs_own():
-    scores = score(of("rouge", ["a b"]), [samples("a b")]).metrics
+    scores = score(of("rouge", ["a b"]), written("a b")).metrics
     assert scores == {**{f"s_rouge{n}": 100.0 for n in (1, 2, "L", "Lsum")}, "s_unfinished": 0.0}
-    assert score(of("rouge", ["a b"], own=True), [samples("b")]).metrics["rouge1"] == pytest.approx(200 / 3)
+    assert score(of("rouge", ["a b"], own=True), written("b")).metrics["rouge1"] == pytest.approx(200 / 3)
 
 
 def test_mathematics_is_judged_by_its_answer_and_what_has_none_is_counted_and_shown():
-    test_set = of("gsm8k", ["so 4\n#### 4", "#### 1,200", "#### 7"], samples=2, temperature=1.0)
-    answers = [samples("#### 4", "it is 5"), samples("The answer is: 1200.", "about 1200"), samples("seven", "7")]
-    found = score(test_set, answers)
-    assert found.metrics == {"s": (1 / 2 + 1 + 1 / 2) / 3, "s_unparsable": 1.0, "s_unfinished": 0.0}
+    test_set = of("gsm8k", ["so 4\n#### 4", "#### 1,200", "#### 7", "#### 7"])
+    found = score(test_set, written("#### 4", "The answer is: 1200.", "seven", "#### 8"))
+    assert found.metrics == {"s": 2 / 4, "s_unparsable": 1.0, "s_unfinished": 0.0}
     assert found.notes == ["no answer was found in the text of row 3: 'seven'"]
     latex = of("math", [r"thus \boxed{\frac12}", r"\boxed{7}"])
-    assert score(latex, [samples(r"is \boxed{0.5}"), samples(r"\boxed{8}")]).metrics["s"] == 0.5
+    assert score(latex, written(r"is \boxed{0.5}", r"\boxed{8}")).metrics["s"] == 0.5
 
 
 ADD = {
@@ -204,22 +200,18 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     (replied,) = load(TEMPLATE, {"humaneval": {"source": source, "template": "{prompt}!"}})
     assert decoded(replied)[0] == "<s>def add(a, b):\n!" and replied.settings.stop is None
 
-    outcomes = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
+    statuses = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
 
     def check_all(problems: Any, programs: Any, sandbox: Any) -> Any:
-        return [[Outcome(outcomes[text]) for text in of_problem] for of_problem in programs]  # type: ignore[arg-type]
+        return [Judged(statuses[text]) for text in programs]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(code, "check_all", check_all)
-    monkeypatch.setattr(code, "extract", lambda text, problem: text)
-    good, bad, none = outcomes
-    judged = replace(found, settings=found.settings.model_copy(update={"samples": 10}))
-    first, second = [good] * 2 + [bad] * 8, [bad] * 9 + [none]
-    scores = score(judged, [samples(*first), samples(*second)], sandbox=None)
-    # pass@1 is 2 / 10 and 0, pass@10 is 1 and 0.
-    assert scores.metrics == pytest.approx(
-        {"humaneval": 0.1, "humaneval_pass@10": 0.5, "humaneval_unparsable": 1.0, "humaneval_unfinished": 0.0}
-    )
-    assert scores.notes == ["17 failed, 2 passed, 1 unparsable"]
+    monkeypatch.setattr(test_sets, "check_all", check_all)
+    monkeypatch.setattr(test_sets, "extract", lambda text, problem: text)
+    judged = replace(found, problems=found.problems * 2)
+    good, bad, none = statuses
+    scores = score(judged, written(good, bad, bad, none), sandbox=None)
+    assert scores.metrics == {"humaneval": 0.25, "humaneval_unparsable": 1.0, "humaneval_unfinished": 0.0}
+    assert scores.notes == ["2 failed, 1 passed, 1 unparsable"]
 
 
 def test_rows_that_are_no_problems_are_told(tmp_path: Path):

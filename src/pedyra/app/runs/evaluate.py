@@ -20,7 +20,7 @@ from pedyra.app.runs.resolve import resolve
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup
 from pedyra.app.tasks import load_task
-from pedyra.app.tasks.generation import write_texts
+from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
 from pedyra.lora.folder import load_adapter
 from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
@@ -76,20 +76,18 @@ def evaluate_run(
     by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     console = console or Console(quiet=True)
     for test_set in asked_sets:
+        settings = test_set.settings.model_dump(mode="json", include=WRITING)
         # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.
         with DoraCaching(enabled=recipe.model.quantization == "none"):
-            samples = write_texts(
+            written = write_texts(
                 model.get_base_model(),  # pyright: ignore[reportArgumentType]
                 tokenizer,
                 test_set.prompts,
                 test_set.settings,
-                name=test_set.name,
-                seed=recipe.seed,
-                file=folder.samples,
-                made_by=by_adapter,
-                console=console,
+                SampleFile(folder.samples, test_set.name, [by_adapter, settings, test_set.prompts]),
+                console,
             )
-        scores = score(test_set, samples, sandbox=sandbox)
+        scores = score(test_set, written, sandbox=sandbox)
         for note in scores.notes:
             console.print(f"{test_set.name}: {note}", soft_wrap=True)
         metrics |= scores.metrics

@@ -1,4 +1,4 @@
-"""Scoring of written code: a program out of a model's text, its verdict by a problem's tests, pass@k.
+"""Scoring of written code: a program out of a model's text, and its verdict by a problem's tests.
 
 A solution is scored in two sandboxes (`pedyra.app.tasks.code_judge`): one holds the solution and answers calls with
 plain data, the other holds the tests and gives the verdict. The verdict comes over a pipe that the solution's
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import os
 import re
 import time
@@ -29,7 +28,7 @@ Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Judged:
     """What became of one solution."""
 
     status: Status
@@ -127,18 +126,18 @@ def _unparse(body: list[ast.stmt]) -> str:
 # --------------------------------------------------------------------------- scoring
 
 
-def check(problem: Problem, program: str, sandbox: Sandbox) -> Outcome:
+def check(problem: Problem, program: str, sandbox: Sandbox) -> Judged:
     """Run the program (of `extract`) against the problem's tests in the sandbox. May be called from several threads.
 
     Raises SandboxRefused where the sandbox cannot be set up, never for what the program does.
     """
     started = time.monotonic()
     if not program.strip():
-        return Outcome("unparsable", "no function was found in the text")
+        return Judged("unparsable", "no function was found in the text")
     try:
         parse(program)
     except SyntaxError as error:
-        return Outcome("unparsable", f"line {error.lineno}: {error.msg}")
+        return Judged("unparsable", f"line {error.lineno}: {error.msg}")
     job = {name: getattr(problem, name) for name in ("entry_point", "setup", "tests", "inputs", "tolerance", "oracle")}
     job |= {"program": program, "reference": problem.solution}
     in_time, verdict = _hear(json.dumps(job).encode(), sandbox)
@@ -146,20 +145,16 @@ def check(problem: Problem, program: str, sandbox: Sandbox) -> Outcome:
     if not in_time:
         limits = sandbox.limits
         reason = f"no result within {limits.cpu_seconds} s of processor time, {limits.seconds:g} s of wall clock"
-        return Outcome("timeout", reason, seconds)
+        return Judged("timeout", reason, seconds)
     # The solution's own words: no control sequence of a terminal, no half of a character.
     reason = "".join(sign if sign.isprintable() else " " for sign in verdict["reason"])
-    return Outcome(verdict["status"], " ".join(reason.split()), seconds)
+    return Judged(verdict["status"], " ".join(reason.split()), seconds)
 
 
-def check_all(problems: Sequence[Problem], programs: Sequence[Sequence[str]], sandbox: Sandbox) -> list[list[Outcome]]:
-    """`check` of every program of every problem, as many at once as there are processors."""
-    jobs = [
-        (problem, program) for problem, of_problem in zip(problems, programs, strict=True) for program in of_problem
-    ]
+def check_all(problems: Sequence[Problem], programs: Sequence[str], sandbox: Sandbox) -> list[Judged]:
+    """`check` of the program of every problem, as many at once as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = pool.map(lambda job: check(job[0], job[1], sandbox), jobs)
-        return [[next(outcomes) for _ in of_problem] for of_problem in programs]
+        return list(pool.map(lambda problem, program: check(problem, program, sandbox), problems, programs))
 
 
 def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:
@@ -183,15 +178,3 @@ def _hear(job: bytes, sandbox: Sandbox) -> tuple[bool, dict[str, Any]]:
         solution.kill()  # it may have left something running
     ended_in_time, _ = sandbox.finish(solution)
     return in_time and ended_in_time, verdict
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased estimate of pass@k from n samples of which c passed: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021).
-
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
-    """
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(
-            f"pass@{k} of {c} passed in {n} samples: it needs 0 <= passed <= samples and 1 <= k <= samples"
-        )
-    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))

@@ -11,11 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.app.generate_section import GenerateSection
-from pedyra.app.recipe_sections import DataSection, template_columns
+from pedyra.app.recipe_sections import DataSection, GenerateSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
-from pedyra.app.tasks.generation import Sample
+from pedyra.app.tasks.code import check_all, extract
+from pedyra.app.tasks.code_problems import problems_of
+from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.known_sets import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
+from pedyra.app.tasks.math import grade_gsm8k, grade_math
 from pedyra.app.tasks.seq2seq import rouge
 from pedyra.app.tasks.sources import Rows, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens
@@ -87,10 +89,8 @@ def _load(
         known.pop("config", None)
     if known and section.template is None:
         known |= _as_trained(name, known, data)
-    if known and data.messages:
-        known["chat"] = True
-    given = {key: value for key, value in section.model_dump().items() if value not in (None, False)}
-    beams = 4 if data.kind == "seq2seq" and not section.temperature else 1
+    given = section.model_dump(exclude_none=True)
+    beams = 4 if data.kind == "seq2seq" else 1
     settings = GenerateSection(**{"beams": beams, **_defaults(data, own), **known, **given})
     if settings.score == "code":
         return _code(name, settings, data, tokenizer, seed)
@@ -105,12 +105,12 @@ def _load(
                     f"generate.{name} needs {key}, as it is no known set; those are {', '.join(TEST_SETS)}"
                 )
         rows = _rows(name, settings, [*template_columns(settings.template or ""), str(settings.reference)], seed)
-        texts = [_prompt(prompt_text(row, None, settings.template), settings, data, tokenizer) for row in rows]
+        texts = [_prompt(prompt_text(row, None, settings.template), data, tokenizer) for row in rows]
         references = [str(row[settings.reference or ""]) for row in rows]
     empty = next((number for number, text in enumerate(references, start=1) if not text.strip()), None)
     if empty is not None:
         raise ValueError(f"row {empty} of the test set {name} has an empty reference; remove the row or fill it")
-    prompts = [_tokens(text, data, tokenizer, templated=settings.chat or bool(data.messages)) for text in texts]
+    prompts = [_tokens(text, data, tokenizer) for text in texts]
     return TestSet(name=name, prompts=prompts, settings=settings, references=references, problems=[], own=own)
 
 
@@ -149,7 +149,7 @@ def _own_prompt(
             raise ValueError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
         return chat_text(messages[:last], tokenizer, data.chat_template, ask=True)
     template = settings.template or data.template
-    return _prompt(prompt_text(row, data.prompt, template), settings, data, tokenizer)
+    return prompt_text(row, data.prompt, template)
 
 
 def _own_reference(row: dict[str, Any], data: DataSection, settings: GenerateSection) -> str:
@@ -161,32 +161,30 @@ def _own_reference(row: dict[str, Any], data: DataSection, settings: GenerateSec
     return str(row[column])
 
 
-def _prompt(text: str, settings: GenerateSection, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> str:
-    if not settings.chat:
+def _prompt(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A question as text; after training on chats it is a user's message."""
+    if not data.messages:
         return text
-    message = [{"role": "user", "content": text}]
-    return chat_text(message, tokenizer, data.chat_template, ask=True, key="generate with chat")
+    return chat_text([{"role": "user", "content": text}], tokenizer, data.chat_template, ask=True)
 
 
-def _tokens(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase, *, templated: bool) -> list[int]:
+def _tokens(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if data.kind == "seq2seq":
         return tokenizer(text, truncation=data.max_length is not None, max_length=data.max_length)["input_ids"]
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if templated else prompt_tokens(text, tokenizer)
+    if data.messages:  # the chat template has written the special tokens
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return prompt_tokens(text, tokenizer)
 
 
 def _code(
     name: str, settings: GenerateSection, data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> TestSet:
-    from pedyra.app.tasks.code_problems import problems_of
-
     problems = problems_of(_rows(name, settings, None, seed), f"generate.{name}")
-    whole = settings.chat or settings.template is not None
+    whole = bool(data.messages) or settings.template is not None
     if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
         settings = settings.model_copy(update={"stop": list(problems[0].stop)})
     texts = [prompt_text({"prompt": problem.prompt}, "prompt", settings.template) for problem in problems]
-    prompts = [
-        _tokens(_prompt(text, settings, data, tokenizer), data, tokenizer, templated=settings.chat) for text in texts
-    ]
+    prompts = [_tokens(_prompt(text, data, tokenizer), data, tokenizer) for text in texts]
     return TestSet(name=name, prompts=prompts, settings=settings, references=[], problems=problems, own=False)
 
 
@@ -210,26 +208,24 @@ def check_lengths(test_set: TestSet, config: Any) -> None:
         )
 
 
-def score(test_set: TestSet, samples: Sequence[Sequence[Sample]], *, sandbox: Any = None) -> Scores:
+def score(test_set: TestSet, written: Sequence[Written], *, sandbox: Any = None) -> Scores:
     """What the texts of a set come to, by metric. A set of its own name has its one figure under it, as a fraction.
 
     Args:
-        samples: of every prompt.
+        written: of every prompt.
         sandbox: a `sandbox.Sandbox`, where code is to be run.
     """
-    texts = [[one.text for one in of_row] for of_row in samples]
-    unfinished = sum(not one.finished for of_row in samples for one in of_row)
-    notes = []
+    texts, references = [each.text for each in written], test_set.references
+    unfinished, notes = sum(not each.finished for each in written), []
     if unfinished:
-        total = sum(map(len, samples))
-        notes.append(f"{unfinished} of {total} texts did not end within {test_set.settings.max_new_tokens} tokens")
+        most = test_set.settings.max_new_tokens
+        notes.append(f"{unfinished} of {len(texts)} texts did not end within {most} tokens")
     kind = test_set.settings.score
     if kind == "rouge":
-        found: dict[str, float] = rouge([of_row[0] for of_row in texts], test_set.references)
+        found = rouge(texts, references)
     elif kind == "exact":
-        same = [[" ".join(text.split()) == " ".join(right.split()) for text in of_row]
-                for of_row, right in zip(texts, test_set.references, strict=True)]  # fmt: skip
-        found = {"": _mean([_mean(of_row) for of_row in same])}
+        same = [text.split() == right.split() for text, right in zip(texts, references, strict=True)]
+        found = {"": sum(same) / len(same)}
     elif kind == "code":
         found = _code_scores(test_set, texts, sandbox, notes)
     else:
@@ -240,37 +236,19 @@ def score(test_set: TestSet, samples: Sequence[Sequence[Sample]], *, sandbox: An
     return Scores({single if not key else prefix + key: value for key, value in found.items()}, notes)
 
 
-def _math_scores(test_set: TestSet, texts: Sequence[Sequence[str]], notes: list[str]) -> dict[str, float]:
+def _math_scores(test_set: TestSet, texts: Sequence[str], notes: list[str]) -> dict[str, float]:
     """Accuracy, and how many texts hold no answer; these count as wrong."""
-    from pedyra.app.tasks.math import grade_gsm8k, grade_math
-
     grade = grade_gsm8k if test_set.settings.score == "gsm8k" else grade_math
-    grades = [[grade(text, right) for text in of_row]
-              for of_row, right in zip(texts, test_set.references, strict=True)]  # fmt: skip
-    lost = [(row, place) for row, of_row in enumerate(grades)
-            for place, given in enumerate(of_row) if given == "unparsable"]  # fmt: skip
-    for row, place in lost[:3]:
-        notes.append(f"no answer was found in the text of row {row + 1}: {texts[row][place][-120:]!r}")
-    accuracy = _mean([_mean([given == "correct" for given in of_row]) for of_row in grades])
-    return {"": accuracy, "unparsable": float(len(lost))}
+    grades = [grade(text, right) for text, right in zip(texts, test_set.references, strict=True)]
+    lost = [row for row, given in enumerate(grades) if given == "unparsable"]
+    for row in lost[:3]:
+        notes.append(f"no answer was found in the text of row {row + 1}: {texts[row][-120:]!r}")
+    return {"": grades.count("correct") / len(grades), "unparsable": float(len(lost))}
 
 
-def _code_scores(test_set: TestSet, texts: Sequence[Sequence[str]], sandbox: Any, notes: list[str]) -> dict[str, float]:
-    """pass@1, further pass@k that the number of samples allows, and how many texts hold no program."""
-    from pedyra.app.tasks.code import check_all, extract, pass_at_k
-
-    programs = [[extract(text, problem) for text in of_row]
-                for of_row, problem in zip(texts, test_set.problems, strict=True)]  # fmt: skip
-    outcomes = check_all(test_set.problems, programs, sandbox)
-    flat = [outcome for of_problem in outcomes for outcome in of_problem]
-    statuses = {status: sum(outcome.status == status for outcome in flat) for status in dict.fromkeys(
-        outcome.status for outcome in flat)}  # fmt: skip
-    notes.append(", ".join(f"{count} {status}" for status, count in sorted(statuses.items())))
-    count = test_set.settings.samples
-    passed = [sum(outcome.passed for outcome in of_problem) for of_problem in outcomes]
-    found = {f"pass@{k}": _mean([pass_at_k(count, c, k) for c in passed]) for k in (1, 10, 100) if k <= count}
-    return {"": found.pop("pass@1"), **found, "unparsable": float(statuses.get("unparsable", 0))}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _code_scores(test_set: TestSet, texts: Sequence[str], sandbox: Any, notes: list[str]) -> dict[str, float]:
+    """pass@1 of one greedy text each, and how many texts hold no program."""
+    programs = [extract(text, problem) for text, problem in zip(texts, test_set.problems, strict=True)]
+    statuses = [judged.status for judged in check_all(test_set.problems, programs, sandbox)]
+    notes.append(", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))))
+    return {"": statuses.count("passed") / len(statuses), "unparsable": float(statuses.count("unparsable"))}
