@@ -143,13 +143,13 @@ def test_a_deep_model_is_mapped_in_bands_that_fit_the_width():
     assert [int(depth) for header in headers for depth in header] == list(range(30)) and len(headers) > 1
 
 
-def test_a_table_in_a_pipe_is_never_folded():
+def test_a_table_in_a_pipe_is_never_folded(capsys: pytest.CaptureFixture[str]):
     columns, row = ["variant", *(f"a_rather_long_title_{i}" for i in range(8))], ["pedyra", *range(10**8, 10**8 + 8)]
-    piped, terminal = StringIO(), StringIO()
-    print_table(Console(file=piped, width=80), columns, [row])
-    print_table(Console(file=terminal, width=80, force_terminal=True), columns, [row])
-    header, line = piped.getvalue().splitlines()
+    print_table(new_console(), columns, [row])
+    header, line = capsys.readouterr().out.splitlines()
     assert header.split() == columns and line.split() == ["pedyra", *(f"{value:,}" for value in row[1:])]
+    terminal = StringIO()
+    print_table(Console(file=terminal, width=80, force_terminal=True), columns, [row])
     assert len(terminal.getvalue().splitlines()) > 2  # 80 columns are too few for it
 
 

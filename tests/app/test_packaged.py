@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from time import sleep
 
 import pytest
 
@@ -50,16 +53,23 @@ def test_a_failed_preparation_leaves_nothing():
 
     with pytest.raises(RuntimeError):
         prepared("thing", prepare)
-    assert list(cache_dir().iterdir()) == []
+    assert not (cache_dir() / "thing").exists()
 
 
-def test_of_two_preparations_at_once_the_first_stays():
+def test_of_two_preparations_at_once_the_second_waits_and_takes_the_first():
+    begun, calls = Event(), []
+
     def prepare(folder: Path) -> None:
-        (folder / "a").write_text("late")
-        (cache_dir() / "thing").mkdir()
-        (cache_dir() / "thing" / "a").write_text("early")
+        calls.append(folder)
+        begun.set()
+        sleep(0.2)
+        (folder / "a").write_text("ready")
 
-    assert (prepared("thing", prepare) / "a").read_text() == "early"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepared, "thing", prepare)
+        begun.wait()
+        second = pool.submit(prepared, "thing", prepare)
+    assert (first.result() / "a").read_text() == "ready" and second.result() == first.result() and len(calls) == 1
 
 
 def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch):

@@ -25,7 +25,6 @@ from pedyra.app.console import (
     write_json_lines,
 )
 from pedyra.app.fit_command import fit
-from pedyra.app.interrupts import remembered
 from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode
 from pedyra.app.runs.run_folder import RunFolder
 
@@ -115,39 +114,18 @@ def train(
 @app.command("eval")
 def evaluate(
     run: RunArgument,
-    harness: Annotated[
-        str | None,
-        typer.Option(metavar="TASK[,TASK]", help="Judge it by tasks of lm-evaluation-harness instead."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="With --harness: only the first N rows of each task.")
-    ] = None,
     allow_code_execution: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code-execution",
-            help="Run the code that the model writes: in a sandbox; with --harness in none, as that runs it.",
-        ),
+        bool, typer.Option("--allow-code-execution", help="Run the code that the model writes, in a sandbox.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
     """Judge a run's saved adapter again on its held-out rows, and on the test sets of its recipe's `generate`."""
     quiet_libraries()
+    from pedyra.app.runs.evaluate import evaluate_run
+
     console = new_console()
-    if limit is not None and harness is None:
-        raise ValueError("--limit goes with --harness; for other test sets set generate.<set>.rows in the recipe")
-    if harness is not None:
-        from pedyra.app.runs.harness import NO_SANDBOX, evaluate_by_harness
-
-        if allow_code_execution:
-            console.print(f"warning: {NO_SANDBOX}", soft_wrap=True)
-        names = harness.split(",")
-        found = evaluate_by_harness(run, names, limit=limit, allow_code_execution=allow_code_execution)
-    else:
-        from pedyra.app.runs.evaluate import evaluate_run
-
-        found = evaluate_run(run, console=console, allow_code_execution=allow_code_execution)
+    found = evaluate_run(run, console=console, allow_code_execution=allow_code_execution)
     rows = [{"metric": name, "value": value} for name, value in found.items()]
     print_table(console, ["metric", "value"], [list(row.values()) for row in rows])
     if json_file:
@@ -229,8 +207,7 @@ app.command()(fit)
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
     try:
-        with remembered():
-            app(args=arguments, prog_name="pedyra")
+        app(args=arguments, prog_name="pedyra")
     except (ValueError, ImportError, OSError) as error:
         if not _is_users(error):
             raise

@@ -23,8 +23,14 @@ Row = Mapping[str, Any]
 
 
 def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup."""
-    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
+    """A console that leaves numbers and paths as they are: no colour guesses, and [brackets] are no markup.
+
+    What it prints into a file or a pipe, which have no width, is never folded.
+    """
+    console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    return console
 
 
 def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
@@ -45,16 +51,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    print_whole(console, table)
-
-
-def print_whole(console: Console, table: Table) -> None:
-    """The table, folded to a terminal's width; in a file or a pipe, which have none, as wide as it is."""
-    if console.is_terminal or console.quiet:
-        console.print(table)
-    else:
-        wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        Console(file=console.file, highlight=False, markup=False, width=max(wide, console.width)).print(table)
+    console.print(table)
 
 
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:

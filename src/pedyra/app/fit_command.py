@@ -9,6 +9,7 @@ import typer
 
 from pedyra.app.console import new_console, quiet_libraries, write_json_lines
 from pedyra.app.options import JsonFile, TrustRemoteCode
+from pedyra.app.recipe_sections import part
 
 
 def fit(
@@ -66,8 +67,12 @@ def fit(
 
     if figure is not None:
         check_format(figure)
+    try:
+        share = float(part(tolerance))
+    except ValueError:
+        raise ValueError(f"--tolerance is {tolerance!r}; give a part such as 1% or 0.01") from None
     wanted = Wanted(
-        tolerance=_part(tolerance), parameters=parameters, max_rank=max_rank, same_rank=same_rank,
+        tolerance=share, parameters=parameters, max_rank=max_rank, same_rank=same_rank,
         multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
         recover=recover, rows=rows, curve=curve,
     )  # fmt: skip
@@ -91,11 +96,3 @@ def fit(
             console.print(f"figure      {figure}", soft_wrap=True)
     if json_file:
         write_json_lines(json_file, rows_of_it)
-
-
-def _part(text: str) -> float:
-    """1% or 0.01 as a number; ValueError for anything else."""
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise ValueError(f"--tolerance is {text!r}; give a part such as 1% or 0.01") from None

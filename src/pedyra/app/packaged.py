@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
+
+from pedyra.lora.files import write_folder
 
 
 def packaged_file(relative: str, *, install: str) -> Path:
@@ -31,18 +33,9 @@ def cache_dir() -> Path:
 def prepared(name: str, prepare: Callable[[Path], None]) -> Path:
     """The cached folder `name`; when absent, `prepare` fills it. It appears complete or not at all."""
     folder = cache_dir() / name
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
-    try:
-        prepare(part)
-        try:
-            part.rename(folder)
-        except OSError:
-            # Two runs prepared it at once; the other was first, and its folder is as good.
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{name}.lock")):  # two runs may ask for it at once
             if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+                write_folder(folder, lambda part: (part.mkdir(), prepare(part)))
     return folder

@@ -44,49 +44,24 @@ MOST_CLASSES = 100_000
 """Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
 
 
-def read_ranks(given: Any) -> dict[str, int] | None:
-    """Layer name -> rank, from such a mapping or the path of a YAML or JSON file with one; None stays None.
-
-    The `pedyra_fit.json` beside an adapter that `pedyra fit` has cut gives its `ranks`.
-
-    Raises:
-        ValueError: no such file, no mapping in it, a rank that is no integer of at least 0, or none above 0.
-    """
-    if given is None:
-        return None
-    where = "lora.ranks"
-    if isinstance(given, str):
-        path = Path(given)
-        if not path.is_file():
-            raise ValueError(
-                f"lora.ranks: there is no file {given!r}; give a YAML or JSON file of ranks, or a fit's pedyra_fit.json"
-            )
-        where = f"lora.ranks, file {given!r}"
-        given = parse_yaml(path.read_bytes(), where)
-        if isinstance(given, dict) and isinstance(given.get("ranks"), dict):
-            given = given["ranks"]
-    if not isinstance(given, dict):
-        raise ValueError(f"{where} is no mapping of layer names to ranks, e.g. {{query: 4, value: 8}}")
-    for name, rank in given.items():
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise ValueError(f"{where}: the rank of {name!r} is {rank!r}; it is an integer of at least 0")
-    if not any(given.values()):
-        raise ValueError(f"{where} gives no layer a rank above 0; name at least one, e.g. {{query: 4}}")
-    return {str(name): rank for name, rank in given.items()}
+def _from_file(given: Any) -> Any:
+    """The ranks in a YAML or JSON file of this path, such as the `pedyra_fit.json` beside a cut adapter."""
+    if not isinstance(given, str):
+        return given
+    path = Path(given)
+    if not path.is_file():
+        raise ValueError(
+            f"lora.ranks: there is no file {given!r}; give a YAML or JSON file of ranks, or a fit's pedyra_fit.json"
+        )
+    content = parse_yaml(path.read_bytes(), f"lora.ranks, file {given!r}") or {}
+    return content["ranks"] if isinstance(content, dict) and isinstance(content.get("ranks"), dict) else content
 
 
+_RANKS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
 Ranks = Annotated[
-    dict[str, int] | None,
-    BeforeValidator(read_ranks),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
-                {"type": "string"},
-                {"type": "null"},
-            ]
-        }
-    ),
+    dict[str, Annotated[int, Field(strict=True, ge=0)]] | None,
+    BeforeValidator(_from_file),
+    WithJsonSchema({"anyOf": [_RANKS, {"type": "string"}, {"type": "null"}]}),
 ]
 
 
@@ -173,6 +148,8 @@ class LoraSection(Section):
     def _one_scaling(self) -> LoraSection:
         if self.init == "eva":  # PEFT would start like any LoRA until it is handed data
             raise ValueError("lora.init 'eva' looks at the data first, which is the method eva: set method to eva")
+        if self.ranks is not None and not any(self.ranks.values()):
+            raise ValueError("lora.ranks gives no layer a rank above 0; name at least one, e.g. {query: 4}")
         if self.ranks is not None and self.use_rslora:
             raise ValueError(
                 "lora.use_rslora makes the scaling depend on the rank, which lora.ranks gives by layer; turn one off"

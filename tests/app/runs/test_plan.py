@@ -6,7 +6,7 @@ import pytest
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.plan import make_plan
-from pedyra.app.runs.setup import check_positions, run_steps, set_up
+from pedyra.app.runs.setup import run_steps, set_up
 
 RANK = {
     **{"interval": 2, "initial_warmup": 1, "final_warmup": 3, "moves": 3},
@@ -77,34 +77,6 @@ def test_budget_and_adjustments_are_the_allocators():
         "parameters": sum(r["parameters"] for r in plan.layers),
     }
     assert plan.schedule is not None and plan.schedule["adjustments"] == [3, 5, 7]
-
-
-def test_rows_longer_than_the_models_positions_are_refused():
-    setup = set_up_toy()
-    base = setup.model.get_base_model()
-    longest = max(len(ids) for rows in (setup.task.train, setup.task.eval) for ids in rows["input_ids"])
-    base.config.max_position_embeddings = longest
-    check_positions(base, setup.task)
-    base.config.max_position_embeddings = longest - 1
-    with pytest.raises(ValueError, match=rf"a row has {longest} tokens, but the model has {longest - 1} positions"):
-        check_positions(base, setup.task)
-
-
-def test_positions_that_begin_after_the_padding_are_fewer():
-    setup = set_up_toy()
-    longest = max(len(ids) for rows in (setup.task.train, setup.task.eval) for ids in rows["input_ids"])
-    base: Any = setup.model.get_base_model()
-    table = base.bert.embeddings.position_embeddings
-    table.padding_idx = 1  # as RoBERTa has it: rows begin at position 2
-    base.config.max_position_embeddings = table.num_embeddings = longest + 2
-    check_positions(base, setup.task)
-    base.config.max_position_embeddings = longest  # a table that is longer by what comes before, as FSMT's is
-    check_positions(base, setup.task)
-    base.config.max_position_embeddings = table.num_embeddings = longest + 1
-    with pytest.raises(
-        ValueError, match=rf"the model has {longest - 1} positions; set data.max_length to {longest - 1}"
-    ):
-        check_positions(base, setup.task)
 
 
 def test_less_than_a_step_is_refused():

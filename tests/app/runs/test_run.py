@@ -113,17 +113,6 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(recipe, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("batch", "side"), [("per_device_train_batch_size", "train"), ("per_device_eval_batch_size", "eval")]
-)
-def test_rows_that_fill_no_batch_are_told_before_the_run(recipe, batch, side):
-    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
-    with pytest.raises(
-        ValueError, match=f"leaves no batch of the {side} rows: .* fewer than 999; lower training.{batch}"
-    ):
-        plan_run(recipe(training={**training, batch: 999}))
-
-
 def test_eval_refuses_rows_of_which_others_are_held_out_now(recipe, tmp_path):
     rows = [{"text": f"good {number}" if number % 2 else f"bad {number}", "label": number % 2} for number in range(40)]
     data = tmp_path / "d.jsonl"

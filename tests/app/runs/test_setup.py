@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from closeness import same_bits
-from peft import LoraConfig
 
+from pedyra.app.models import check_names
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.setup import check_targets, set_up
+from pedyra.app.recipe_sections import LoraSection
+from pedyra.app.runs.setup import set_up
 from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.method import PeDyra
 from pedyra.pe_dyra.scored import ScoredMethod
@@ -108,7 +109,7 @@ def test_ranks_of_unknown_layers_or_for_a_method_with_its_own_are_refused(method
 @pytest.mark.parametrize("targets", ["all-linear", ["query", "value"], r".*\.(query|key)", ["layer.0.output.dense"]])
 def test_targets_that_match_are_accepted(targets):
     base: Any = set_up(recipe()).model.get_base_model()
-    check_targets(base, LoraConfig(target_modules=targets))
+    check_names(base, LoraSection(target_modules=targets))
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from pedyra.app.models import load_tokenizer
-from pedyra.app.models.base import lora_config
+from pedyra.app.models import load_tokenizer, lora_config
 from pedyra.app.recipe import load_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.run import plan_run

@@ -1,16 +1,14 @@
-"""A recipe's base model, its tokenizer and its LoRA settings, ready for PEFT."""
+"""A recipe's base model and its tokenizer, ready for PEFT."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
-from safetensors import SafetensorError
+from peft import TaskType, prepare_model_for_kbit_training
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -29,10 +27,9 @@ from transformers import (
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
-from pedyra.app.recipe_sections import LoraSection, ModelSection
+from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
 from pedyra.lora.hub import told_by_hub, trusts_remote_code, why_not_on_hub
-from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
@@ -81,8 +78,6 @@ def load_model(
         model = _tiny_model(auto, section, kind, head, len(tokenizer))
     else:
         model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **head)
-    if kind == "causal_lm":
-        _check_causal(model, section)
     model.config.pad_token_id = tokenizer.pad_token_id
     if section.head_dropout is not None:
         _set_head_dropout(model, section)
@@ -100,40 +95,9 @@ def positions(section: ModelSection) -> int | None:
     return positions_of(_from_pretrained(AutoConfig, _source(section), section))
 
 
-def lora_config(section: LoraSection, kind: str, ranks: Mapping[str, int] | None = None) -> LoraConfig:
-    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
-
-    Args:
-        ranks: `layer_ranks` of the section's: these layers are adapted, all with the scaling alpha / r.
-    """
-    keys = pattern_keys(ranks or {})
-    scaling = section.alpha / section.r
-    return LoraConfig(
-        task_type=HEADS.get(kind, _CLASSIFIER)[1],
-        r=section.r,
-        lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)
-        lora_dropout=section.dropout,
-        target_modules=section.target_modules if ranks is None else list(ranks),
-        exclude_modules=_excluded(section, kind) if ranks is None else None,
-        rank_pattern={keys[name]: rank for name, rank in (ranks or {}).items()},
-        alpha_pattern={keys[name]: rank * scaling for name, rank in (ranks or {}).items()},  # pyright: ignore[reportArgumentType]
-        init_lora_weights=section.init,  # pyright: ignore[reportArgumentType] (PEFT checks the name)
-        use_dora=section.use_dora,
-        use_rslora=section.use_rslora,
-        bias=section.bias,
-        modules_to_save=section.modules_to_save,
-    )
-
-
-def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:
-    """PEFT's all-linear leaves every head out but the one for answers, which is trained in full beside the adapter."""
-    if (
-        kind != "question_answering"
-        or section.target_modules != "all-linear"
-        or isinstance(section.exclude_modules, str)
-    ):
-        return section.exclude_modules
-    return [*(section.exclude_modules or ()), "qa_outputs"]
+def task_type(kind: str) -> TaskType | None:
+    """PEFT's task type of a kind of data."""
+    return HEADS.get(kind, _CLASSIFIER)[1]
 
 
 def _source(section: ModelSection) -> str:
@@ -161,47 +125,38 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
     if not Path(source).exists() and (reason := why_not_on_hub(source, "model", section.revision)) is not None:
         hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
         raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
+    if auto in _WITH_HEAD and not trusts_remote_code():
+        _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
+    given_by_user = {"revision": section.revision or "main", "trust_remote_code": trusts_remote_code()}
     try:
-        given_by_user = {"revision": section.revision or "main", "trust_remote_code": trusts_remote_code()}
-        if auto in _WITH_HEAD and not trusts_remote_code():
-            _check_head(auto, AutoConfig.from_pretrained(source, **given_by_user), section)
         return auto.from_pretrained(source, **given_by_user, **arguments)
-    except RuntimeError as error:
-        if "PytorchStreamReader" in str(error):
-            raise ValueError(f"model.{key} {given!r} cannot be loaded: {_damage(error)}") from None
-        if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ValueError(
-            f"model.name {section.name!r} has weights of other sizes than the task's model, such as a head of another "
-            f"number of classes than data.num_labels {arguments.get('num_labels')}; save it without its head first"
-        ) from error
-    except _NoHead:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"model.{key} {given!r} cannot be loaded: {told_by_hub(error)}") from error
-    except (UnpicklingError, SafetensorError, EOFError, LookupError, TypeError) as error:
-        raise ValueError(f"model.{key} {given!r} cannot be loaded: {_damage(error)}") from error
-
-
-def _damage(error: Exception) -> str:
-    """What is wrong with a file of weights, in one line."""
-    if isinstance(error, UnpicklingError):
-        return "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
-    said = (str(error).strip().splitlines() or [""])[0]
-    return f"a file of it is damaged or of another kind ({type(error).__name__}: {said:.120})"
-
-
-class _NoHead(ValueError):
-    """Told as it is, not as what a file could not be loaded for."""
+    except Exception as error:  # what reads a file of settings or weights has errors of its own
+        if isinstance(error, UnpicklingError):
+            why = "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
+        elif "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
+            why = (
+                f"its weights are of other sizes than the task's model, such as a head of another number of classes "
+                f"than data.num_labels {arguments.get('num_labels')}; save it without its head first"
+            )
+        elif isinstance(error, (OSError, ValueError, ImportError)) and not isinstance(error, UnicodeError):
+            why = told_by_hub(error)
+        else:
+            why = f"a file of it is damaged or of another kind ({type(error).__name__}: {told_by_hub(error):.120})"
+        raise ValueError(f"model.{key} {given!r} cannot be loaded: {why}") from error
 
 
 def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> None:
-    """transformers has not every head for every architecture, and says so at length; and of an encoder-decoder as a
-    causal model it takes the decoder alone, which has not been trained to read."""
-    if auto is AutoModelForCausalLM and getattr(config, "is_encoder_decoder", False):
-        raise _NoHead(
-            f"model.name {section.name!r} is an encoder-decoder ({config.model_type}), which would be trained without "
-            f"its encoder; use data.kind seq2seq"
+    """Refuse what transformers gives, but cannot do the task, and heads that it has not, which it says at length."""
+    kind, where = config.model_type, f"model.name {section.name!r}"
+    if auto is AutoModelForCausalLM and getattr(config, "is_encoder_decoder", False):  # it takes the decoder alone
+        raise ValueError(
+            f"{where} is an encoder-decoder ({kind}), which would be trained without its encoder; use data.kind seq2seq"
+        )
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if auto is AutoModelForCausalLM and masked:
+        raise ValueError(
+            f"{where} is an encoder ({kind}), which sees the tokens it is to predict; data.kind causal_lm needs a "
+            f"decoder such as a Llama"
         )
     if type(config) in auto._model_mapping:
         return
@@ -210,18 +165,7 @@ def _check_head(auto: Any, config: PretrainedConfig, section: ModelSection) -> N
         "task under causal_lm, with a template that ends where the answer begins",
         AutoModelForQuestionAnswering: "data.kind question_answering needs an encoder such as DeBERTa-v3",
     }.get(auto, "give another model.name or data.kind")
-    raise _NoHead(
-        f"model.name {section.name!r} is a {config.model_type}, for which transformers has no {auto.__name__}; {needs}"
-    )
-
-
-def _check_causal(model: PreTrainedModel, section: ModelSection) -> None:
-    """transformers gives an encoder a language-model head, too; it then sees the answer it is asked for."""
-    if type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model.config, "is_decoder", False):
-        raise ValueError(
-            f"model.name {section.name!r} is an encoder ({model.config.model_type}), which sees the tokens it is to "
-            f"predict; data.kind causal_lm needs a decoder such as a Llama"
-        )
+    raise ValueError(f"{where} is a {kind}, for which transformers has no {auto.__name__}; {needs}")
 
 
 def _set_head_dropout(model: PreTrainedModel, section: ModelSection) -> None:

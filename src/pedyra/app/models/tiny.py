@@ -6,19 +6,10 @@ from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BartConfig,
-    BertConfig,
-    DebertaV2Config,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    T5Config,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from pedyra.app.tasks.toy import toy
 
-TINY = ("tiny-bert", "tiny-deberta", "tiny-bart", "tiny-t5", "tiny-llama")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
 CHATML = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
@@ -28,36 +19,44 @@ CHATML = (
 
 def tiny_config(name: str, vocab_size: int) -> PretrainedConfig:
     """Two layers (or two of each), width 64, which is a multiple of the 64 weights that share a scale in 4 bits."""
-    shape: dict[str, Any] = dict(vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-    shape |= dict(num_attention_heads=4, max_position_embeddings=512, pad_token_id=0)
-    # Frozen random weights at the usual 0.02 would let an adapter move the logits by little.
-    shape |= dict(initializer_range=0.1)
-    if name == "tiny-bert":
-        return BertConfig(**shape)
-    if name == "tiny-deberta":  # as DeBERTa-v3: relative positions alone, projections shared with the content's
-        relative: dict[str, Any] = dict(
-            relative_attention=True,
-            max_relative_positions=-1,
-            position_buckets=32,
-            share_att_key=True,
-            norm_rel_ebd="layer_norm",
-        )
-        return DebertaV2Config(
-            **shape, **relative, type_vocab_size=0, position_biased_input=False, pos_att_type=["p2c", "c2p"],
-        )  # fmt: skip
-    if name == "tiny-bart":
-        both: dict[str, Any] = {f"{side}_{key}": value for side in ("encoder", "decoder")
-                for key, value in (("layers", 2), ("ffn_dim", 128), ("attention_heads", 4))}  # fmt: skip
-        tokens: dict[str, Any] = dict(
-            pad_token_id=0, bos_token_id=5, eos_token_id=6, decoder_start_token_id=6, forced_eos_token_id=6
-        )
-        return BartConfig(
-            vocab_size=vocab_size, d_model=64, max_position_embeddings=512, init_std=0.1, **both, **tokens
-        )
-    if name == "tiny-t5":
-        t5: dict[str, Any] = dict(pad_token_id=0, eos_token_id=6, decoder_start_token_id=0)
-        return T5Config(vocab_size=vocab_size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, **t5)
-    return LlamaConfig(**shape, num_key_value_heads=2, bos_token_id=5, eos_token_id=6)
+    kind, settings = _SHAPES[name]
+    return AutoConfig.for_model(kind, vocab_size=vocab_size, pad_token_id=0, **settings)
+
+
+# Frozen random weights at the usual 0.02 would let an adapter move the logits by little.
+_STACK = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "max_position_embeddings": 512, "initializer_range": 0.1}  # fmt: skip
+_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny-bert": ("bert", _STACK),
+    "tiny-llama": ("llama", {**_STACK, "num_key_value_heads": 2, "bos_token_id": 5, "eos_token_id": 6}),
+    # As DeBERTa-v3: relative positions alone, projections shared with the content's.
+    "tiny-deberta": (
+        "deberta-v2",
+        {
+            **_STACK,
+            **{"relative_attention": True, "max_relative_positions": -1, "position_buckets": 32},
+            **{"share_att_key": True, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0},
+            **{"position_biased_input": False, "pos_att_type": ["p2c", "c2p"]},
+        },
+    ),
+    "tiny-bart": (
+        "bart",
+        {
+            **{"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128},
+            **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 512},
+            **{"init_std": 0.1, "bos_token_id": 5, "eos_token_id": 6},
+            **{"decoder_start_token_id": 6, "forced_eos_token_id": 6},
+        },
+    ),
+    "tiny-t5": (
+        "t5",
+        {
+            **{"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+            **{"eos_token_id": 6, "decoder_start_token_id": 0},
+        },
+    ),
+}
+TINY = tuple(_SHAPES)
 
 
 def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:

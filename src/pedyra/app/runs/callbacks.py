@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from pedyra.allocate.callback import RankCallback
@@ -79,25 +78,14 @@ class TrainingProgress(TrainerCallback):
     """
 
     def __init__(self, console: Console, metric: str, total_rank: int, ranks: RankCallback | None) -> None:
-        self.console = console
-        self.metric = metric
-        self._total_rank = total_rank
-        self._ranks = ranks
+        self.console, self.metric = console, metric
+        self._total_rank, self._ranks = total_rank, ranks
         self._logged: dict[str, tuple[float, int]] = {}
         """Name -> the value that was logged last, and the step of that log."""
         self._next_line = 0.0
-        self._evaluated_batches = 0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("<"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+        times = (TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn())
+        self._bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
         # Shown once the number of steps is known.
         self._task = self._bar.add_task("train", total=None, status="", visible=False)
 
@@ -120,12 +108,22 @@ class TrainingProgress(TrainerCallback):
             parts.append(f"adjusted at {last['step']} ({sum(last['added'].values())} moved)")
         return "  ".join(parts)
 
+    def _draw(self, state, **fields) -> None:
+        status = self.status(state.global_step)
+        self._bar.update(self._task, description="train", completed=state.global_step, status=status, **fields)
+
     def on_train_begin(self, args, state, control, **kwargs):
-        step = state.global_step
-        self._bar.reset(self._task, total=state.max_steps, completed=step, status=self.status(step), visible=True)
+        self._bar.reset(self._task)
+        self._draw(state, total=state.max_steps, visible=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._bar.update(self._task, completed=state.global_step, status=self.status(state.global_step))
+        self._draw(state)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self._bar.update(self._task, description="eval")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._draw(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs, step = logs or {}, state.global_step
@@ -134,23 +132,12 @@ class TrainingProgress(TrainerCallback):
         for name, key in (("loss", "loss"), (self.metric, f"eval_{self.metric}")):
             if key in logs:
                 self._logged[name] = (logs[key], step)
-        self._bar.update(self._task, status=self.status(step))
-        if not self.console.is_terminal and self._is_due(state, logs, evaluation_follows=control.should_evaluate):
+        self._draw(state)
+        # One line tells both where an evaluation follows.
+        due = "eval_loss" in logs or (step >= self._next_line and not control.should_evaluate)
+        if due and not self.console.is_terminal:
             self.console.print(f"step {step}/{state.max_steps}  {self.status(step)}", soft_wrap=True)
             self._next_line = step + state.max_steps / PLAIN_LINES
-
-    def _is_due(self, state, logs, *, evaluation_follows: bool) -> bool:
-        if "eval_loss" in logs:
-            return True
-        return state.global_step >= self._next_line and not evaluation_follows  # one line tells both
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        self._evaluated_batches += 1
-        self._bar.update(self._task, description="eval", status=f"batch {self._evaluated_batches}")
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._evaluated_batches = 0
-        self._bar.update(self._task, description="train", status=self.status(state.global_step))
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -162,9 +149,9 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
+        self._listening = on_interrupt(self._request)
 
     def __enter__(self) -> StopOnInterrupt:
-        self._listening: AbstractContextManager[None] = on_interrupt(self._request)
         self._listening.__enter__()
         return self
 

@@ -7,6 +7,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,16 @@ import psutil
 import torch
 
 PACKAGES = (
-    "pedyra",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "trl",
-    "safetensors",
-    "numpy",
+    *("pedyra", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "numpy"),
     "bitsandbytes",
 )
 
 
 def describe_environment(seed: int, device: torch.device) -> dict[str, Any]:
     """Versions, seed, device, threads, the git commit of the working directory (None outside git) and the command."""
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {
         "seed": seed,
-        "command": shlex.join(command),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git_commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
@@ -60,23 +52,16 @@ def memory_bytes(device: torch.device) -> int:
 def _package_versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def _git_commit() -> str | None:
     """The commit checked out here, with "+" if tracked files differ from it."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return f"{commit}+" if commit and changed else commit
+    described = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(described, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

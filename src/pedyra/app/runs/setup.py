@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import save_whole
-from pedyra.app.models import layer_ranks, load_model, load_tokenizer, lora_config, positions
+from pedyra.app.models import check_names, layer_ranks, load_model, load_tokenizer, lora_config, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.processes import count_processes
@@ -25,7 +23,6 @@ from pedyra.app.runs.resolve import resolve
 from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.lora.layer import adapted_layers
-from pedyra.lora.layer_names import check_patterns
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
 from pedyra.methods.registry import get_method
@@ -91,20 +88,18 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     data, are equal for every method.
 
     Raises:
-        ValueError: an unknown method, data or model that cannot be had, rows that fill no batch or are longer than the
-            model's positions, target modules that match nothing, `lora.ranks` with a method that cannot take them.
+        ValueError: an unknown method, data or model that cannot be had, names in `lora` that match no module,
+            `lora.ranks` with a method that cannot take them.
     """
     recipe = resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    _check_batches(task, recipe)
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    check_positions(base, task)
     for test_set in test_sets:  # a mistake in them is told before the training
         check_lengths(test_set, base.config)
-    check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
+    check_names(base, recipe.lora)
     set_seed(recipe.seed)
     adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
     callbacks = trainer_callbacks(adaptation, record_to)
@@ -138,98 +133,10 @@ def run_steps(rows: int, recipe: Recipe) -> int:
     training = recipe.training
     if training.get("max_steps", -1) > 0:
         return training["max_steps"]
-    batches = _batches(rows, training["per_device_train_batch_size"], recipe)
+    rounded = math.floor if training.get("dataloader_drop_last") else math.ceil
+    batches = rounded(rows / (training["per_device_train_batch_size"] * count_processes()))
     per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
     return math.ceil(training["num_train_epochs"] * per_epoch)
-
-
-def _batches(rows: int, size: int, recipe: Recipe) -> int:
-    """Batches of so many rows that each process takes of them in an epoch."""
-    batches = rows / (size * count_processes())
-    return math.floor(batches) if recipe.training.get("dataloader_drop_last") else math.ceil(batches)
-
-
-def _check_batches(task: Task, recipe: Recipe) -> None:
-    """With `dataloader_drop_last` the rows may be fewer than one batch, of which Trainer makes a run without steps."""
-    for side, rows in (("train", task.train), ("eval", task.eval)):
-        setting = f"per_device_{side}_batch_size"
-        if not _batches(len(rows), recipe.training[setting], recipe):
-            raise ValueError(
-                f"training.dataloader_drop_last leaves no batch of the {side} rows: they are fewer than "
-                f"{recipe.training[setting] * count_processes()}; lower training.{setting}"
-            )
-
-
-def check_positions(model: PreTrainedModel, task: Task) -> None:
-    """A learned table of positions has an end; a longer row would fail in the middle of the run.
-
-    Raises:
-        ValueError: with the longest row and the number of positions.
-    """
-    endings = ("position_embeddings", "embed_positions", "wpe")
-    tables: list[Any] = [module for name, module in model.named_modules() if name.endswith(endings)]
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not tables or limit is None:
-        return
-    # RoBERTa and its kin count positions from the padding's on; others make a table that is as much longer.
-    whole = [table for table in tables if isinstance(table, nn.Embedding) and table.num_embeddings == limit]
-    limit -= max((table.padding_idx + 1 for table in whole if table.padding_idx is not None), default=0)
-    longest = max(max(tokens_of_rows(rows)) for rows in (task.train, task.eval))
-    if longest > limit:
-        raise ValueError(
-            f"a row has {longest} tokens, but the model has {limit} positions; set data.max_length to {limit} or less"
-        )
-
-
-def tokens_of_rows(rows: Dataset) -> list[int]:
-    """Tokens of each row. Counted in Arrow: row by row, 60,000 rows take five seconds."""
-    table: Any = rows.with_format("arrow")[:]
-    return [length for chunk in table["input_ids"].chunks for length in chunk.value_lengths().to_pylist()]
-
-
-def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Refuse target modules, excluded ones, and modules to save, of which any matches nothing; PEFT overlooks them.
-
-    Raises:
-        ValueError: with the names that could have been meant.
-    """
-    targets = config.target_modules
-    if targets is not None and not len(targets):
-        raise ValueError("lora.target_modules is empty; name modules, or leave it out for all linear layers")
-    names = [name for name, _ in model.named_modules()]
-    for wanted in config.modules_to_save or ():
-        if not any(name.endswith(wanted) for name in names):  # as PEFT looks for it
-            raise ValueError(
-                f"lora.modules_to_save: {wanted!r} matches no module of the model; it has "
-                f"{', '.join(name for name, _ in model.named_children())} and what is inside them"
-            )
-    for key in ("target_modules", "exclude_modules"):
-        pattern = getattr(config, key)
-        try:
-            check_patterns([pattern] if isinstance(pattern, str) else [], names)
-        except ValueError as error:
-            raise ValueError(f"lora.{key}: {error}") from None
-    excluded = config.exclude_modules
-    for unwanted in () if excluded is None or isinstance(excluded, str) else sorted(excluded):
-        if not any(name == unwanted or name.endswith(f".{unwanted}") for name in names):
-            raise ValueError(f"lora.exclude_modules: {unwanted!r} matches no module of the model")
-    if targets is None or targets == "all-linear":
-        return
-    if isinstance(targets, str):
-        unmatched = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
-    else:
-        unmatched = [t for t in sorted(targets) if not any(name == t or name.endswith(f".{t}") for name in names)]
-    if unmatched:
-        raise ValueError(
-            f"lora.target_modules: {unmatched[0]!r} matches no module of the model; "
-            f"candidates: {', '.join(_linear_names(model))}"
-        )
-
-
-def _linear_names(model: nn.Module) -> list[str]:
-    """The last parts of the names of linear layers, in the model's order; heads come last and are PEFT's to train."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
 
 
 def trainable_parameters(model: nn.Module) -> int:
