@@ -14,7 +14,7 @@ from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.named_tasks import task_data
 from pedyra.app.tasks.planted import PROBLEM_SEED, make_problem, planted_task, relative_error
-from pedyra.lab.compare.experiment import prepare_experiment
+from pedyra.lab.compare.compare import prepare_experiment
 from pedyra.lab.compare.grid import Grid
 
 ROWS = [{"row": number} for number in range(40)]
