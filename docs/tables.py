@@ -22,7 +22,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from pedyra.fitting.verdict import student
-from pedyra.lab.compare.statistics import bootstrap_interval, standard_error
+from pedyra.lab.compare.statistics import interval, standard_error
 from pedyra.methods.registry import METHODS
 from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.config import RankSettings
@@ -99,15 +99,15 @@ def gain(lora: Mapping[Any, float], ours: Mapping[Any, float], digits: int = 4) 
 def difference(values: Sequence[float], digits: int = 4) -> str:
     if not any(values):
         return "0 in every run"
-    return f"{mean(values):+.{digits}f} {interval(*_bootstrap(values), digits)}"
+    return f"{mean(values):+.{digits}f} {ends(*_interval(values), digits)}"
 
 
-def interval(low: float, high: float, digits: int = 4) -> str:
+def ends(low: float, high: float, digits: int = 4) -> str:
     return f"[{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def _bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    found = bootstrap_interval(values)
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    found = interval(values)
     assert found is not None, "an interval takes two seeds"
     return found
 
@@ -298,7 +298,7 @@ def _increase(row: Row) -> str:
     """With its interval, of rows that say of how many batches; of others by 1.96 standard errors."""
     half = (student(0.025, row["batches"]) if "batches" in row else 1.96) * row["standard_error"]
     middle = row["measured_increase"]
-    return f"{middle:+.4f} {interval(middle - half, middle + half)}"
+    return f"{middle:+.4f} {ends(middle - half, middle + half)}"
 
 
 @table("predicted")
@@ -493,7 +493,7 @@ def _verdict(own: list[Row], text: str) -> str:
 def _judged(own: list[Row], column: str, row: str, other: str) -> str:
     ours, theirs = (where(own, column=column, row=name)[0]["values"] for name in (row, other))
     values = [ours[seed] - theirs[seed] for seed in ours]
-    low, high = _bootstrap(values)
+    low, high = _interval(values)
     sign = 1 if column in HIGHER_IS_CLAIMED else -1
     verdict = "cannot tell" if low <= 0 <= high else "holds" if sign * low > 0 else "does not hold"
     return f"{verdict}: {mean(values):+.3g} [{low:+.3g}, {high:+.3g}]"

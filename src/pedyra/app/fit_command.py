@@ -60,7 +60,7 @@ def fit(
     if not adapter.is_dir():
         raise ValueError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
     quiet_libraries()
-    from pedyra.app.report.fit_figure import increase_curve
+    from pedyra.app.report.figures import increase_curve
     from pedyra.app.report.images import check_format, save_image
     from pedyra.app.runs.fit import Source, fit_folder, truncate_folder
     from pedyra.fitting.fit import Wanted

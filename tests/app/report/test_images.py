@@ -14,7 +14,7 @@ from pedyra.app.report import save_figures
 
 def test_every_figure_is_a_file(dynamic_run: Path, tmp_path: Path):
     paths = save_figures([dynamic_run], tmp_path / "figures", formats=["svg"])
-    assert len(paths) == 10 and all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in paths)
+    assert len(paths) == 7 and all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in paths)
     texts = [node.text for node in ElementTree.parse(tmp_path / "figures/map.svg").iter() if node.text]
     assert texts.count("8") > 36  # all cells of the start, and some of the end
 

@@ -10,7 +10,6 @@ from pedyra.app.report.measures import (
     importance_ranks,
     mean_by_layer,
     pruned_counts,
-    quartiles,
     smoothed,
     spearman,
     thinned,
@@ -43,13 +42,10 @@ def test_spearman_is_undefined_for_a_constant_or_two_points(x, y):
 
 
 def test_utilisation_is_effective_rank_over_rank():
-    assert utilisation({"a": 3.0, "b": 1.5}, {"a": 4, "b": 2}) == pytest.approx(0.75)
-    assert utilisation({"a": 0.0}, {"a": 0}) is None
-
-
-def test_quartiles_ignore_what_is_no_number():
-    assert quartiles([1, 2, 3, 4, 5, None, math.nan]) == (2.0, 3.0, 4.0)
-    assert quartiles([None]) == (None, None, None)
+    assert utilisation({"effective_rank": {"a": 3.0, "b": 1.5}, "ranks": {"a": 4, "b": 2}}) == pytest.approx(0.75)
+    assert utilisation({"effective_rank": {"a": 0.0}, "ranks": {"a": 0}}) is None
+    assert utilisation({"effective_rank": {"a": math.nan}, "ranks": {"a": 2}}) is None
+    assert utilisation({"ranks": {"a": 4}}) is None
 
 
 def test_pruned_counts_counts_triples_of_each_layer():

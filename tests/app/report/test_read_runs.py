@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.app.report.run_folder import make_layers, read_run, read_runs
+from pedyra.app.report.records import make_layers, read_run, read_runs
 
 
 @pytest.fixture

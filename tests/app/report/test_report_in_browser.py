@@ -52,10 +52,6 @@ async function look(frame) {
   [seen.start, seen.told] = [texts(), one("#map output").textContent];
   await set(one("#map input"), 1);
   seen.first = texts();
-  const thick = () => all("#history path").filter(path => path.getAttribute("stroke-width") === "3.5").length;
-  seen.brought = [thick()];
-  await set(one("#history select"), one("#history select").options[1].value);
-  seen.brought.push(thick());
   return seen;
 }
 addEventListener("load", async () => {
@@ -115,10 +111,6 @@ def test_the_slider_moves_the_map(one: dict[int, Any], width: int):
     assert seen["start"].count("8") == 36
     assert any("▲" in text for text in seen["first"]) and any("▼" in text for text in seen["first"])
     assert set(seen["end"]) - set(seen["start"]) >= {"22", "16", "11"}
-
-
-def test_a_layer_can_be_brought_out_in_both_panels(one: dict[int, Any]):
-    assert one[1280]["brought"] == [0, 2]
 
 
 def test_the_charts_follow_the_scheme(one: dict[int, Any], several: dict[int, Any]):

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.recipe import load_recipe
-from pedyra.app.report.run_folder import read_run
+from pedyra.app.report.records import read_run
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.run import plan_run
 from pedyra.lora.files import read_rows

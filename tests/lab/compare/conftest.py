@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-import pedyra
 from pedyra.lab.compare.grid import Grid, load_grid
 
 # The contract of `pedyra train`, and `training.fake` decides what becomes of a run:
@@ -65,10 +64,9 @@ GRID: dict[str, Any] = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with the trainer in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pedyra.lab.compare.experiment.training_arguments", lambda recipe: None)  # `fake` is none
+    monkeypatch.setattr("pedyra.lab.compare.compare.training_arguments", lambda recipe: None)  # `fake` is none
     (tmp_path / "pedyra").mkdir()
-    # A Ray worker imports from the working directory too, and needs the rest of the package.
-    (tmp_path / "pedyra" / "__init__.py").write_text(f"__path__.append({str(Path(pedyra.__file__).parent)!r})\n")
+    (tmp_path / "pedyra" / "__init__.py").touch()
     (tmp_path / "pedyra" / "__main__.py").write_text(TRAINER)
     return tmp_path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.lab.compare.grid import load_grid, only_grows
+from pedyra.lab.compare.grid import load_grid
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -72,36 +72,6 @@ def test_a_mistake_is_one_line(make_grid, override: str, told: str):
     with pytest.raises(ValueError) as caught:
         make_grid(override, methods=methods)
     assert told in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_the_fingerprint_is_of_the_jobs_alone(make_grid):
-    grid = make_grid()
-    for same in ("name=other", "output_dir=elsewhere", "data_dir=there", "baseline=pedyra"):
-        assert make_grid(same).fingerprint() == grid.fingerprint(), same
-    for other in ("seeds=[0]", "lora.r=4", "match=parameters", "training.max_steps=9", "methods=[lora]"):
-        assert make_grid(other).fingerprint() != grid.fingerprint(), other
-
-
-def test_the_baseline_is_part_of_a_grid_whose_rows_are_matched_to_it(make_grid):
-    assert make_grid(match="rank").fingerprint() == make_grid("baseline=pedyra", match="rank").fingerprint()
-    matched = make_grid(match="parameters")
-    assert matched.fingerprint() != make_grid("baseline=pedyra", match="parameters").fingerprint()
-    assert not only_grows(matched, make_grid("baseline=pedyra", match="parameters"))
-
-
-NARROW = "methods={lora: {learning_rates: [0.1]}, pedyra: {}}"
-
-
-def test_growing_is_more_of_the_same(make_grid):
-    grid = make_grid()
-    for more in (
-        *("seeds=[0, 1, 2, 3]", "methods=[lora, pedyra, dora]", "tasks.cola={}", "budgets=[2, 4]"),
-        *("learning_rates=[0.01, 0.1, 1]", "methods={lora: {learning_rates: [1e-3, 0.01, 0.1]}, pedyra: {}}"),
-    ):
-        assert only_grows(grid, make_grid(more)), more
-        assert not only_grows(make_grid(more), grid), more
-    for other in ("training.max_steps=9", "learning_rates=[1]", "tasks.toy={}", "seeds=[0, 1, 3]", NARROW):
-        assert not only_grows(grid, make_grid(other)), other
 
 
 def test_a_resolved_grid_is_read_back_equal(make_grid, folder: Path):

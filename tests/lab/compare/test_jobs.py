@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.lab.compare.jobs import Entry, Job, run_here
+from pedyra.lab.compare.jobs import Entry, Job, run_jobs
 
 FAKE = {"lora": 0.5, "pedyra": "crash", "dora": "kill", "prune": "wait"}
 
@@ -31,7 +31,7 @@ def job(folder: Path):
 
 def run_all(jobs, workers=2):
     outcomes = []
-    run_here(jobs, outcomes.append, workers)
+    run_jobs(jobs, outcomes.append, workers)
     return {(outcome.job.entry.method, outcome.job.seed): outcome for outcome in outcomes}
 
 
@@ -98,7 +98,7 @@ def test_ctrl_c_or_sigterm_lets_running_jobs_save_and_starts_no_other(number, jo
     threading.Thread(target=interrupt).start()
     outcomes = []
     with pytest.raises(KeyboardInterrupt):
-        run_here([job("prune"), job("lora")], outcomes.append)
+        run_jobs([job("prune"), job("lora")], outcomes.append)
     assert [(outcome.job.entry.method, outcome.status) for outcome in outcomes] == [("prune", "stopped")]
     assert calls() == ["prune 0 0.1"]
     assert run_all([job("prune")])["prune", 0].status == "done"

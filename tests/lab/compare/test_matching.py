@@ -26,7 +26,7 @@ def count() -> ParameterCount:
 @pytest.fixture(scope="module")
 def shape(count) -> tuple[int, int]:
     """Number of targets and width of tiny-bert, from its own config."""
-    config = count._base.config
+    config = count.base.config
     return 2 * config.num_hidden_layers, config.hidden_size
 
 
@@ -79,7 +79,7 @@ def test_within_five_percent_is_equal():
 
 
 def test_counting_leaves_the_model_as_it_was(count):
-    names = [name for name, _ in count._base.named_parameters()]
+    names = [name for name, _ in count.base.named_parameters()]
     count.lora(recipe("dora"), 3)
     count.prepared(recipe("randlora"), {"r": 7})
-    assert [name for name, _ in count._base.named_parameters()] == names
+    assert [name for name, _ in count.base.named_parameters()] == names

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pedyra.lab.compare.jobs import Entry, Job
-from pedyra.lab.compare.results import Result, choose_rate, collect
+from pedyra.lab.compare.results import RateCurve, choose_rate, collect
 
 CELL = Entry("lora", "toy", 2)
 
 
-def result(rate: float, value: float, seed: int = 0, *, metric: str = "accuracy", loss: float = 1.0) -> Result:
-    return Result(CELL, seed, metric, value, 10, 1.0, rate, loss, 100, {metric: value}, metric, "run")
+def result(rate: float, value: float, seed: int = 0, *, metric: str = "accuracy", loss: float = 1.0) -> dict[str, Any]:
+    return {"learning_rate": rate, "value": value, "seed": seed, "metric": metric, "eval_loss": loss}
 
 
 def test_the_rate_with_the_best_mean_over_seeds_wins():
@@ -27,45 +28,45 @@ def test_the_rate_with_the_best_mean_over_seeds_wins():
         result(3, 0.5),
         result(3, 0.5, 1),
     ]
-    curve = choose_rate(CELL, [3, 1, 2], tuned)
-    assert curve.chosen == 2 and not curve.at_edge
-    assert [(point.rate, point.value) for point in curve.points] == [(1, 0.5), (2, 0.6), (3, 0.5)]
+    curve = RateCurve(CELL, [1, 2, 3], tuned)
+    assert curve.chosen == 2 and not curve.edge
 
 
-def test_less_perplexity_is_better():
-    tuned = [result(rate, value, metric="perplexity") for rate, value in ((1, 9.0), (2, 4.0), (3, 5.0))]
-    assert choose_rate(CELL, [1, 2, 3], tuned).chosen == 2
+@pytest.mark.parametrize("metric", ["perplexity", "loss"])
+def test_less_perplexity_or_loss_is_better(metric):
+    tuned = [result(rate, value, metric=metric) for rate, value in ((1, 9.0), (2, 4.0), (3, 5.0))]
+    assert choose_rate(tuned) == 2
 
 
 def test_a_tie_goes_to_the_lower_loss_and_then_to_the_lower_rate():
-    assert choose_rate(CELL, [1, 2], [result(1, 0.5, loss=0.9), result(2, 0.5, loss=0.3)]).chosen == 2
-    assert choose_rate(CELL, [1, 2], [result(1, 0.5), result(2, 0.5)]).chosen == 1
+    assert choose_rate([result(1, 0.5, loss=0.9), result(2, 0.5, loss=0.3)]) == 2
+    assert choose_rate([result(2, 0.5), result(1, 0.5)]) == 1
 
 
-@pytest.mark.parametrize("best", [1, 3])
-def test_the_edge_of_the_grid_is_noticed(best):
+@pytest.mark.parametrize(("best", "edge"), [(1, "lowest"), (3, "highest")])
+def test_the_edge_of_the_grid_is_noticed(best, edge):
     tuned = [result(rate, 0.9 if rate == best else 0.1) for rate in (1, 2, 3)]
-    assert choose_rate(CELL, [1, 2, 3], tuned).at_edge
+    assert RateCurve(CELL, [1, 2, 3], tuned).edge == edge
 
 
 def test_a_run_that_diverged_is_chosen_last_and_one_that_is_missing_never():
     tuned = [result(1, math.inf, metric="perplexity"), result(2, 90.0, metric="perplexity")]
-    assert choose_rate(CELL, [1, 2, 3], tuned).chosen == 2
-    assert choose_rate(CELL, [1, 3], tuned[:1]).chosen == 1
-    assert choose_rate(CELL, [1, 3], []).chosen is None
+    assert choose_rate(tuned) == 2
+    assert choose_rate(tuned[:1]) == 1
+    assert choose_rate([]) is None and not RateCurve(CELL, [1, 3], []).edge
 
 
 def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     """It predicts one class for all rows, which may be the accuracy of a model that has learned nothing yet."""
     jobs = [Job(CELL, rate, 0, "tuning", tmp_path, {}) for rate in (0.1, 1e10)]
     costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
-    write_run(tmp_path / jobs[0].place, {**costs, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7})
-    write_run(tmp_path / jobs[1].place, {**costs, "metric": "accuracy", "value": 0.6, "eval_loss": None})
+    write_run(jobs[0].run, {**costs, "metric": "accuracy", "value": 0.4, "eval_loss": 0.7})
+    write_run(jobs[1].run, {**costs, "metric": "accuracy", "value": 0.6, "eval_loss": None})
     learned, diverged = collect(jobs, "metric")
-    assert (learned.value, math.isnan(diverged.value), math.isnan(diverged.eval_loss)) == (0.4, True, True)
-    assert choose_rate(CELL, [0.1, 1e10], [learned, diverged]).chosen == 0.1
+    assert learned["value"] == 0.4 and math.isnan(diverged["value"]) and math.isnan(diverged["eval_loss"])
+    assert choose_rate([learned, diverged]) == 0.1
     by_loss = collect(jobs, "loss")
-    assert choose_rate(CELL, [0.1, 1e10], by_loss).chosen == 0.1 and math.isnan(by_loss[1].value)
+    assert choose_rate(by_loss) == 0.1 and math.isnan(by_loss[1]["value"])
 
 
 @pytest.mark.parametrize("judge", ["metric", "loss"])
@@ -73,10 +74,10 @@ def test_a_metric_that_is_no_number_is_none_in_the_file_and_nan_here(tmp_path, j
     job = Job(CELL, 0.1, 0, "jobs", tmp_path, {})
     costs = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
     logged = {"step": 4, "eval_loss": 750.0, "eval_perplexity": None}
-    write_run(tmp_path / job.place, logged, {**costs, "metric": "perplexity", "value": None, "eval_loss": 750.0})
+    write_run(job.run, logged, {**costs, "metric": "perplexity", "value": None, "eval_loss": 750.0})
     (found,) = collect([job], judge)
-    assert math.isnan(found.metrics["perplexity"])
-    assert math.isnan(found.value) if judge == "metric" else found.value == 750.0
+    assert math.isnan(found["metrics"]["perplexity"])
+    assert math.isnan(found["value"]) if judge == "metric" else found["value"] == 750.0
 
 
 def write_run(run: Path, *rows: dict) -> None:
@@ -93,12 +94,16 @@ def test_unfinished_runs_have_no_result(tmp_path):
     write_run(jobs[1].run, {**evaluation, "eval_f1": 0.4}, final)
     write_run(jobs[2].run, evaluation)
     first, second = collect(jobs, "metric")
-    assert (first.seed, second.seed) == (0, 1)
-    assert first.metrics == {"f1": 0.5, "accuracy": 0.75}
-    assert second.metrics == {"f1": 0.5}  # the last evaluation was of another model than the final one
-    row = first.row()
-    assert list(row)[:7] == ["method", "task", "seed", "metric", "value", "trainable_parameters", "seconds"]
-    assert (row["method"], row["trainable_parameters"], row["seconds"], row["learning_rate"]) == ("lora", 3, 1.5, 0.1)
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["metrics"] == {"f1": 0.5, "accuracy": 0.75}
+    assert second["metrics"] == {"f1": 0.5}  # the last evaluation was of another model than the final one
+    assert list(first)[:7] == ["method", "task", "seed", "metric", "value", "trainable_parameters", "seconds"]
+    assert (first["method"], first["trainable_parameters"], first["seconds"], first["learning_rate"]) == (
+        "lora",
+        3,
+        1.5,
+        0.1,
+    )
 
 
 def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
@@ -106,10 +111,5 @@ def test_the_loss_can_be_judged_and_the_tasks_metric_is_kept(tmp_path):
     final = {"step": 4, "final": True, "seconds": 1.5, "peak_memory_bytes": 7, "trainable_parameters": 3}
     write_run(job.run, {"step": 4, "eval_f1": 0.5}, {**final, "metric": "f1", "value": 0.5, "eval_loss": 0.2})
     (judged,) = collect([job], "loss")
-    assert (judged.metric, judged.value) == ("loss", 0.2)
-    assert judged.metrics[judged.task_metric] == 0.5
-
-
-def test_less_loss_is_better():
-    tuned = [result(rate, value, metric="loss") for rate, value in ((1, 0.9), (2, 0.4), (3, 0.5))]
-    assert choose_rate(CELL, [1, 2, 3], tuned).chosen == 2
+    assert (judged["metric"], judged["value"]) == ("loss", 0.2)
+    assert judged["metrics"][judged["task_metric"]] == 0.5

@@ -49,11 +49,20 @@ def test_the_given_validation_is_reported_and_tuning_comes_off_the_training_rows
 
 
 def test_the_split_is_made_once_and_can_be_moved(tmp_path):
-    first = split_task("toy", GROUPED, None, tmp_path / "a")
+    path = write(tmp_path / "rows.jsonl", [0, 1] * 20)
+    data = DataSection(source=path)
+    first = texts(split_task("mine", data, None, tmp_path / "a").reported["source"])
+    write(tmp_path / "rows.jsonl", [1, 1] * 20)  # what is split is kept
     (tmp_path / "a").rename(tmp_path / "b")
-    again = split_task("toy", DataSection(source="gone.jsonl"), None, tmp_path / "b")
-    assert again.digest == first.digest
+    again = split_task("mine", data, None, tmp_path / "b")
     assert again.reported["source"] == str(tmp_path / "b" / "train.jsonl")
+    assert texts(again.reported["source"]) == first
+
+
+def test_a_folder_with_other_rows_is_refused(tmp_path):
+    split_task("toy", GROUPED, None, tmp_path / "a")
+    with pytest.raises(ValueError, match="a holds other rows: eval_rows was None and is now 5; choose another"):
+        split_task("toy", GROUPED.model_copy(update={"eval_rows": 5}), None, tmp_path / "a")
 
 
 def test_the_classes_are_told_where_a_part_of_the_rows_may_lack_one(tmp_path):

@@ -11,20 +11,20 @@ from rich.console import Console
 
 from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.run import train_run
-from pedyra.lab.compare.jobs import Job, Outcome
+from pedyra.lab.compare.jobs import Job, JobEnd
 from pedyra.lab.paper.item import get_item
 from pedyra.lab.paper.run import Means, Measured, run_item
 
 
-def run_in_this_process(jobs: Sequence[Job], report: Callable[[Outcome], None], workers: int = 1) -> None:
-    """As `run_here`, without processes."""
+def run_in_this_process(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int = 1) -> None:
+    """As `run_jobs`, without processes."""
     for job in jobs:
         job.run.parent.mkdir(parents=True, exist_ok=True)
         try:
             train_run(check_recipe(job.recipe, job.label), overwrite=True, console=Console(quiet=True))
-            report(Outcome(job, "done"))
+            report(JobEnd(job, "done"))
         except ValueError as error:
-            report(Outcome(job, "failed", str(error)))
+            report(JobEnd(job, "failed", str(error)))
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measured]
     def run(name: str) -> Measured:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a run's own process has no filters
-            patch.setattr("pedyra.lab.compare.machines.run_here", run_in_this_process)
+            patch.setattr("pedyra.lab.compare.compare.run_jobs", run_in_this_process)
             return run_item(get_item(name), "smoke", Means(out))
 
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pedyra.lab.paper.item import SCALES, get_item, items, recipe_path
+from pedyra.lab.paper.item import RECIPES, SCALES, get_item, items
 from pedyra.methods.registry import METHODS
 
 IDS = (
@@ -35,7 +35,7 @@ def test_a_published_table_is_whole_and_every_scale_measures_something(name):
         cells = list(item.cells(scale))
         assert cells
         assert {cell.row for cell in cells} <= set(item.rows)
-        assert all(recipe_path(cell.recipe).is_file() and cell.part.method in METHODS for cell in cells)
+        assert all((RECIPES / f"{cell.recipe}.yaml").is_file() and cell.part.method in METHODS for cell in cells)
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -69,14 +69,19 @@ def test_an_unknown_id_names_the_nearest():
 def test_a_cell_is_its_row_and_its_column_together():
     cells = {(cell.row, cell.column): cell for cell in get_item("table3").cells("full")}
     cell = cells["LLaMA3-8B, DoRA", "MBPP"]
-    assert (cell.recipe, cell.part.method, cell.metric, cell.published) == ("llama3_python", "dora", "mbpp", 72.0)
+    assert (cell.recipe, cell.part.method, cell.metric, get_item("table3").value(cell.row, cell.column)) == (
+        "llama3_python",
+        "dora",
+        "mbpp",
+        72.0,
+    )
     by_k = {cell.column: cell.part.rank for cell in get_item("table14").cells("full") if cell.row == "RTE (Acc.)"}
     assert by_k == {f"k={k}": {"moves": k} for k in (4, 8, 12, 24)}
 
 
 def test_a_part_of_a_table_keeps_its_published_numbers():
     part = get_item("table3").only(["LLaMA2-7B, LoRA", "LLaMA2-7B, PE-DyRA"], ["HumanEval"])
-    assert [(cell.row, cell.published) for cell in part.cells("full")] == [
+    assert [(cell.row, part.value(cell.row, cell.column)) for cell in part.cells("full")] == [
         ("LLaMA2-7B, LoRA", 26.0),
         ("LLaMA2-7B, PE-DyRA", 33.5),
     ]

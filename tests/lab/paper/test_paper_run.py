@@ -16,11 +16,11 @@ from pedyra.lab.paper.run import Means, run_item, with_generated
 @pytest.mark.parametrize("name", items())
 def test_every_id_runs_at_scale_smoke(name, smoke):
     item, outcome = get_item(name), smoke(name)
-    assert not outcome.failed and not outcome.missing
+    assert not outcome.failed
     measured = {(result.row, result.column) for result in outcome.results if result.measured is not None}
     assert {(cell.row, cell.column) for cell in item.cells("smoke")} <= measured
-    assert len(outcome.results) == len(item.rows) * len(item.columns)
-    suffixes = ["md", "tex", "csv", "jsonl", *(["svg", "png"] if item.is_figure else [])]
+    assert len(outcome.results) == len(item.rows) * len(item.at("smoke").columns)
+    suffixes = ["md", "csv", "jsonl", *(["svg", "png"] if item.is_figure else [])]
     assert [file.name for file in outcome.files] == [f"{name}.{suffix}" for suffix in suffixes]
     assert all(file.stat().st_size for file in outcome.files)
 
@@ -28,19 +28,22 @@ def test_every_id_runs_at_scale_smoke(name, smoke):
 def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatch):
     before = smoke("table14")
 
-    monkeypatch.setattr("pedyra.lab.compare.machines.run_here", lambda *_, **__: pytest.fail("ran again"))
-    again = run_item(get_item("table14"), "smoke", Means(before.folder.parents[1]))
+    def ran(jobs, *_):
+        assert not jobs
+
+    monkeypatch.setattr("pedyra.lab.compare.compare.run_jobs", ran)
+    again = run_item(get_item("table14"), "smoke", Means(before.files[0].parents[2]))
     assert again.results == before.results
 
 
 def test_runs_are_shared_between_items(smoke):
     smoke("figure11")  # has the paper's method on table14's recipe
-    runs = smoke("table14").folder.parent / "runs"
+    runs = smoke("table14").files[0].parents[1] / "runs"
     assert len(list(runs.glob("smoke_encoder_r4/jobs/pedyra/**/metrics.jsonl"))) == 1
 
 
 def test_the_files_tell_what_was_measured_beside_what_was_published(smoke):
-    folder = smoke("table14").folder
+    folder = smoke("table14").files[0].parent
     rows = [json.loads(line) for line in (folder / "table14.jsonl").read_text().splitlines()]
     keys = {"id", "row", "column", "published", "measured", "standard_error", "seeds", "scale"}
     assert keys <= set(rows[0])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 Spec = dict[str, Any]
@@ -34,8 +33,14 @@ class Curve:
     high: Sequence[Value] | None = None
     labels: Sequence[str] | None = None
     kind: Literal["drawn", "raw", "quiet"] = "drawn"
-    """raw: faint, under the curve of the same name. quiet: grey; the parameter `brought` names one curve, of any kind,
-    to bring out."""
+    """raw: faint, under the curve of the same name. quiet: grey."""
+
+    def rows(self) -> list[Spec]:
+        """A row a point; a point without a number is left out."""
+        columns = {"x": self.x, "y": self.y, "low": self.low, "high": self.high, "label": self.labels}
+        known = {key: values for key, values in columns.items() if values is not None}
+        points = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
+        return [{"name": self.name, "kind": self.kind, **point} for point in points if point["y"] is not None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Axes:
     y: str
     log_x: bool = False
     log_y: bool = False
-    bend: float | None = None
+    linear_to: float | None = None
     """y is linear up to so much to both sides of 0, and logarithmic beyond."""
     from_zero: bool = False
     """The y axis includes 0."""
@@ -57,8 +62,6 @@ class Axes:
     """A value holds until the next."""
     points: bool = False
     """Points with error bars instead of curves with bands."""
-    fixed: Sequence[tuple[int, int]] = ()
-    """Stretches of x drawn as a grey band."""
     line_at: tuple[str, float] | None = None
     """A named horizontal line."""
 
@@ -69,95 +72,51 @@ def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> S
     Args:
         names: all names that may occur, so that a name has one colour in every chart; default: those drawn.
     """
-    log_x, log_y, points, step = axes.log_x, axes.log_y, axes.points, axes.step
-    drawn, raw, quiet = ([curve for curve in several if curve.kind == kind] for kind in ("drawn", "raw", "quiet"))
-    banded = any(curve.low and curve.high for curve in several)  # one without a band has one of no width
-    rows = [
-        {"name": curve.name, "kind": curve.kind, "x": _placed(curve.x, log_x), "y": _placed(curve.y, log_y)}
-        | ({"low": _placed(curve.low or curve.y, log_y)} if banded else {})
-        | ({"high": _placed(curve.high or curve.y, log_y)} if banded else {})
-        | ({"label": curve.labels} if curve.labels else {})
-        for curve in (*drawn, *raw, *quiet)
-    ]
-    parts = [key for key in ("x", "y", "low", "high", "label") if any(key in row for row in rows)]
-    free: Spec = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse}
-    free["padding"] = 0 if axes.from_zero or axes.reverse else 4
-    logarithmic = {"type": "log", "nice": False, "padding": 8}
-    placed = {key: [v for row in rows for v in row.get(key, ()) if v is not None] for key in ("x", "y", "low", "high")}
-    heights = [*placed["y"], *placed["low"], *placed["high"], *([axes.line_at[1]] if axes.line_at else [])]
-    at_x = _axis("x", axes.x, logarithmic if log_x else {"zero": not points, "nice": points}, placed["x"])  # pyright: ignore[reportArgumentType]
-    at_y = _axis("y", axes.y, logarithmic if log_y else free, heights)
-    if axes.bend:
-        powers = range(1 + max(0, math.ceil(math.log10(max([axes.bend, *map(abs, heights)]) / axes.bend))))
-        ticks = [0, *(axes.bend * 10**power for power in powers)]
-        at_y["scale"] = {"type": "symlog", "constant": axes.bend, "nice": False, "padding": 8}
-        at_y["axis"] = {"values": ticks, "format": ".2~g"}
-    at: Spec = {"x": at_x, "y": at_y}
-    scale = {"domain": list(names or dict.fromkeys(curve.name for curve in drawn))}
+    rows = [row for curve in several for row in curve.rows()]
+    if axes.log_x or axes.log_y:
+        rows = [row for row in rows if (row["x"] > 0 or not axes.log_x) and (row["y"] > 0 or not axes.log_y)]
+    at = {"x": _x_axis(axes, rows), "y": _y_axis(axes, rows)}
+    drawn = [curve for curve in several if curve.kind == "drawn"]
+    domain = list(names or dict.fromkeys(curve.name for curve in drawn))
     legend = {"values": [curve.name for curve in drawn]} if len(drawn) > 1 else None
-    color = {"field": "name", "type": "nominal", "title": None, "legend": legend, "scale": scale}
-    line = {"type": "line", "interpolate": "step-after" if step else "linear"}
+    color = {"field": "name", "type": "nominal", "title": None, "legend": legend, "scale": {"domain": domain}}
+    line = {"type": "line", "interpolate": "step-after" if axes.step else "linear"}
     who = {"field": "name", "type": "nominal", "title": " "}
-    number = {"type": "quantitative", "format": ",.5~g"}
-    told = [who, {"field": "x", "title": axes.x, **number}, {"field": "y", "title": axes.y, **number}]
-    told += [{"field": "label", "type": "nominal", "title": "what"}] if "label" in parts else []
-    layers: list[Spec] = []
-    if axes.fixed:
-        values = {"values": [{"x": start, "end": end} for start, end in axes.fixed]}
-        encoding = {"x": at_x, "x2": {"field": "end"}}
-        layers.append({"data": values, "mark": {"type": "rect", "style": "fixed"}, "encoding": encoding})
-    if quiet:
-        grey = {**at, "detail": {"field": "name"}}
-        layers.append(_of("quiet", {**line, "style": "quiet"}, {**grey, "tooltip": who}))
-    if raw:
+    layers = []
+    if any(curve.kind == "quiet" for curve in several):
+        grey = {**at, "detail": {"field": "name"}, "tooltip": who}
+        layers.append(_of("quiet", {**line, "style": "quiet"}, grey))
+    if any(curve.kind == "raw" for curve in several):
         layers.append(_of("raw", {**line, "style": "raw"}, {**at, "color": color}))
-    if "low" in parts:
-        mark = {"type": "rule", "style": "error"} if points else {"type": "area", "style": "band"}
-        ends = {"y": {**at_y, "field": "low"}, "y2": {"field": "high"}}
-        layers.append(_of("drawn", mark, {"x": at_x, **ends, "color": color}))
-    if drawn and not points:
-        few = max(len(curve.x) for curve in drawn) <= MARKED and not step
+    if any(curve.low for curve in drawn):
+        mark = {"type": "rule", "style": "error"} if axes.points else {"type": "area", "style": "band"}
+        ends = {"x": at["x"], "y": {**at["y"], "field": "low"}, "y2": {"field": "high"}, "color": color}
+        layers.append(_of("drawn", mark, ends, "isValid(datum.low)"))
+    if drawn and not axes.points:
+        few = max(len(curve.x) for curve in drawn) <= MARKED and not axes.step
         layers.append(_of("drawn", {**line, "point": few}, {**at, "color": color}))
-    if quiet:
-        brought = {"transform": [{"filter": "datum.name === brought"}], "mark": {**line, "style": "brought"}}
-        layers.append({**brought, "encoding": grey})
     if drawn:  # what the pointer reads: the points themselves, or invisible ones on a curve
-        shaped = {"color": color, "shape": {**color, "scale": {**scale, "range": SHAPES}}} if points else {}
-        mark = {"type": "point", "style": "points" if points else "reader"}
-        layers.append(_of("drawn", mark, {**at, **shaped, "tooltip": told}))
+        number = {"type": "quantitative", "format": ",.5~g"}
+        told = [who, {"field": "x", "title": axes.x, **number}, {"field": "y", "title": axes.y, **number}]
+        if any(curve.labels for curve in drawn):
+            told.append({"field": "label", "type": "nominal", "title": "what"})
+        shape = {"shape": {**color, "scale": {"domain": domain, "range": SHAPES}}} if axes.points else {}
+        mark = {"type": "point", "style": "points" if axes.points else "reader"}
+        layers.append(_of("drawn", mark, {**at, "color": color, **shape, "tooltip": told}))
     if axes.line_at:
-        name, value = axes.line_at
-        data = {"data": {"values": [{"y": value, "text": f"{name} {value:,}"}]}}
-        layers.append({**data, "mark": {"type": "rule", "style": "reference"}, "encoding": {"y": at_y}})
-        encoding = {"y": at_y, "text": {"field": "text"}}
-        layers.append({**data, "mark": {"type": "text", "style": "reference-label", "x": 4}, "encoding": encoding})
-    return {"data": {"values": rows}, "transform": [{"flatten": parts}], "layer": layers}
+        layers += _named_line(*axes.line_at, at["y"])
+    return {"data": {"values": rows}, "layer": layers}
 
 
-def diagonal(spec: Spec, values: Sequence[float]) -> Spec:
-    """The same chart, with a line where x is y, from the least of `values` to the largest."""
-    at = spec["layer"][-1]["encoding"]
-    line = {
-        "data": {"values": [{"x": value, "y": value} for value in (min(values), max(values))]},
-        "mark": {"type": "line", "style": "reference"},
-        "encoding": {"x": at["x"], "y": at["y"]},
-    }
-    return {**spec, "layer": [line, *spec["layer"]]}
-
-
-def bars(several: Sequence[Curve], x: str, y: str, *, fixed: Sequence[tuple[int, int]] = ()) -> Spec:
+def bars(several: Sequence[Curve], x: str, y: str) -> Spec:
     """Counts at each x as bars from 0, one colour a curve; those to be told apart have different signs."""
-    spec = curves(several, Axes(x, y, points=True, from_zero=True, fixed=fixed))
-    steps = several[0].x
-    gap = min([after - before for before, after in pairwise(steps)], default=1)
-    share = 0.6 * gap / max(1, *steps, *(end for _, end in fixed))
-    for layer in spec["layer"]:
-        layer["encoding"]["x"] = {**layer["encoding"]["x"], "scale": {"zero": True, "nice": False}}
-    bar = spec["layer"][-1]
-    bar["mark"] = {"type": "bar", "orient": "vertical", "size": {"expr": f"max(1, min(14, {share} * width))"}}
-    del bar["encoding"]["shape"]
-    bar["encoding"]["y"] = {**bar["encoding"]["y"], "stack": None}
-    return spec
+    encoding = {
+        "x": {"field": "x", "type": "ordinal", "title": x, "axis": {"labelAngle": 0, "labelOverlap": True}},
+        "y": {"field": "y", "type": "quantitative", "title": y, "stack": None},
+        "color": {"field": "name", "type": "nominal", "title": None},
+    }
+    rows = [row for curve in several for row in curve.rows()]
+    return {"data": {"values": rows}, "layer": [{"mark": {"type": "bar", "tooltip": True}, "encoding": encoding}]}
 
 
 def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> Spec:
@@ -182,6 +141,8 @@ def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> S
     text = {"text": {"field": "label"}, **told}
     return {
         "data": {"values": list(cells)},
+        "width": {"step": 30},
+        "height": {"step": 24},
         "transform": [
             {"calculate": f"datum.ranks[{at}]", "as": "rank"},
             {"calculate": f"datum.changes[{at}]", "as": "change"},
@@ -231,11 +192,9 @@ def theme(scheme: str) -> Spec:
         | {"gradientLength": 120, "gradientThickness": 9},
         "range": {"category": PALETTE[scheme], "heatmap": ramp, "ramp": ramp},
         "style": {
-            "fixed": {"color": ink, "opacity": 0.06},
             "band": {"opacity": 0.17},
             "raw": {"strokeWidth": 1, "opacity": 0.38},
             "quiet": {"color": grey, "strokeWidth": 1, "opacity": 0.6},
-            "brought": {"color": ink, "strokeWidth": 3.5},
             "points": {"filled": True, "size": 70, "opacity": 0.85},
             "reader": {"filled": True, "size": 160, "opacity": 0},
             "error": {"strokeWidth": 1.6, "opacity": 0.75},
@@ -258,21 +217,55 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _placed(values: Sequence[Value], log: bool) -> list[Value]:
-    """The values that have a place on the axis; a gap for the others."""
-    return [None if log and (value is None or value <= 0) else value for value in values]
+def _x_axis(axes: Axes, rows: Sequence[Spec]) -> Spec:
+    scale: Spec = {"zero": not axes.points, "nice": axes.points}
+    if axes.log_x:
+        scale = {"type": "log", "nice": False, "padding": 8}
+    return _axis("x", axes.x, scale, [row["x"] for row in rows])
+
+
+def _y_axis(axes: Axes, rows: Sequence[Spec]) -> Spec:
+    values = [row[key] for row in rows for key in ("y", "low", "high") if row.get(key) is not None]
+    if axes.line_at:
+        values.append(axes.line_at[1])
+    whole = axes.from_zero or axes.reverse
+    scale: Spec = {"zero": axes.from_zero, "reverse": axes.reverse, "nice": not axes.reverse}
+    scale["padding"] = 0 if whole else 4
+    if axes.log_y:
+        scale = {"type": "log", "nice": False, "padding": 8}
+    found = _axis("y", axes.y, scale, values)
+    if axes.linear_to:
+        decades = math.ceil(math.log10(max([axes.linear_to, *map(abs, values)]) / axes.linear_to))
+        ticks = [0, *(axes.linear_to * 10**power for power in range(decades + 1))]
+        found["scale"] = {"type": "symlog", "constant": axes.linear_to, "nice": False, "padding": 8}
+        found["axis"] = {"values": ticks, "format": ".2~g"}
+    return found
 
 
 def _axis(field: str, title: str, scale: Spec, values: Sequence[float]) -> Spec:
     """An axis; around a single value there is room, since Vega would draw that beside any tick."""
     if len(set(values)) == 1 and not (scale.get("zero") and values[0]):
-        (value,) = set(values)
-        room = (
-            [value / 2, value * 2] if scale.get("type") == "log" else [value - abs(value) / 10, value + abs(value) / 10]
-        )
-        scale = {**scale, "domain": room if value else [-1, 1], "nice": False}
+        value = values[0]
+        low, high = value - abs(value) / 10, value + abs(value) / 10
+        if scale.get("type") == "log":
+            low, high = value / 2, value * 2
+        scale = {**scale, "domain": [low, high] if value else [-1, 1], "nice": False}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale}
 
 
-def _of(kind: str, mark: Spec, encoding: Spec) -> Spec:
-    return {"transform": [{"filter": f"datum.kind === '{kind}'"}], "mark": mark, "encoding": encoding}
+def _named_line(name: str, value: float, at: Spec) -> list[Spec]:
+    data = {"values": [{"y": value, "text": f"{name} {value:,}"}]}
+    words = {"type": "text", "style": "reference-label", "x": 4}
+    return [
+        {"data": data, "mark": {"type": "rule", "style": "reference"}, "encoding": {"y": at}},
+        {"data": data, "mark": words, "encoding": {"y": at, "text": {"field": "text"}}},
+    ]
+
+
+def _of(kind: str, mark: Spec, encoding: Spec, also: str = "true") -> Spec:
+    """A layer of the curves of one kind."""
+    return {
+        "transform": [{"filter": f"datum.kind === '{kind}' && {also}"}],
+        "mark": mark,
+        "encoding": encoding,
+    }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pedyra.app.packaged import prepared
 from pedyra.app.report.chart import Spec, plain, theme
-from pedyra.app.report.figure import Figure
 from pedyra.app.report.figures import make_figures
-from pedyra.app.report.run_folder import read_runs
+from pedyra.app.report.records import read_runs
 from pedyra.lora.files import write_file
 
 FORMATS = ("svg", "png")
@@ -39,7 +39,8 @@ def save_figures(run_dirs: Sequence[Path], out_dir: Path, formats: Sequence[str]
         check_format(path)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     for path, figure in drawn.items():
-        save_image(side_by_side(figure), path)
+        stills = (panel.stills or [(panel.title, panel.spec)] for panel in figure.panels)
+        save_image(side_by_side(chain.from_iterable(stills)), path)
     return list(drawn)
 
 
@@ -49,20 +50,10 @@ def check_format(path: Path) -> None:
         raise ValueError(f"{path}: figures are written as {' or '.join(FORMATS)}; name the file so")
 
 
-def side_by_side(figure: Figure) -> Spec:
-    """The figure's panels in one specification, two in a row; what a reader would set is at its start."""
-    panels, values = [], {}
-    for panel in figure.panels:
-        values |= {name: value for name, value in panel.values.items() if not panel.stills}
-        for title, spec in panel.stills or [(panel.title, panel.spec)]:
-            width, height = ({"step": 30}, {"step": 24}) if panel.stills else (_WIDTH, _HEIGHT)
-            panels.append({**spec, "width": width, "height": height, "title": title})
-    return {
-        "concat": panels,
-        "columns": 2,
-        "params": [{"name": name, "value": value} for name, value in values.items()],
-        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
-    }
+def side_by_side(panels: Iterable[tuple[str, Spec]]) -> Spec:
+    """Titles and charts in one specification, two in a row."""
+    sized = [{"width": _WIDTH, "height": _HEIGHT, **spec, "title": title} for title, spec in panels]
+    return {"concat": sized, "columns": 2, "resolve": {"scale": {"color": "independent", "shape": "independent"}}}
 
 
 def save_image(spec: Spec, path: Path) -> None:

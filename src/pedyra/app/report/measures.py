@@ -1,4 +1,4 @@
-"""What the figures show, computed: plain numbers in, plain numbers out.
+"""What the figures show, computed from the records of a run.
 
 Per-layer values come as mappings ``layer name -> number``. ``None`` stands for "not defined here" and becomes a
 gap in the curve; it is never replaced by a number.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 from scipy import stats
+
+from pedyra.app.report.records import Record, RunRecords
 
 
 def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
@@ -24,7 +26,17 @@ def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
 
 def mean_by_layer(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each layer's value over the records."""
-    return {name: float(np.mean([record[name] for record in records])) for name in records[0]} if records else {}
+    return {name: fmean(record[name] for record in records) for name in records[0]} if records else {}
+
+
+def mean_places(run: RunRecords) -> dict[str, float]:
+    """Layer -> its mean place by importance over the adjustments, 1 = most important."""
+    return mean_by_layer([importance_ranks(record["layer_scores"]) for record in run.adjustments])
+
+
+def mean_ranks(run: RunRecords) -> dict[str, float]:
+    """Layer -> its mean rank over the adjustments."""
+    return mean_by_layer([record["ranks"] for record in run.adjustments])
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -35,19 +47,25 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(result.statistic)
 
 
-def utilisation(effective_rank: Mapping[str, float], ranks: Mapping[str, int]) -> float | None:
-    """Sum of the layers' effective ranks over the sum of their ranks (Fig. 1a); None if no rank is left."""
-    total = sum(ranks[name] for name in effective_rank)
-    return sum(effective_rank.values()) / total if total else None
+def correlation_with_importance(run: RunRecords, values: Mapping[str, float]) -> float | None:
+    """Spearman's correlation of the layers' values with their mean importance: positive where important ones have more.
+
+    Importance is a place, for scores of different adjustments are of different size.
+    """
+    places = mean_places(run)
+    return spearman([-place for place in places.values()], [values[name] for name in places])
 
 
-def quartiles(values: Iterable[float | None]) -> tuple[float | None, float | None, float | None]:
-    """First quartile, median and third quartile of the finite values; all None if there is none."""
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    if not finite:
-        return None, None, None
-    low, middle, high = np.percentile(finite, [25, 50, 75])
-    return float(low), float(middle), float(high)
+def effective_rank(record: Record) -> float | None:
+    """Sum of the layers' effective ranks in a snapshot (Fig. 1a); None where it has none."""
+    effective = [value for value in (record.get("effective_rank") or {}).values() if math.isfinite(value)]
+    return sum(effective) if effective else None
+
+
+def utilisation(record: Record) -> float | None:
+    """That over the sum of the ranks (Fig. 1a); None if no rank is left."""
+    effective, total = effective_rank(record), sum(record["ranks"].values())
+    return effective / total if effective is not None and total else None
 
 
 def pruned_counts(adjustment: Mapping[str, Any]) -> dict[str, int]:

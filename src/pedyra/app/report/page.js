@@ -19,30 +19,26 @@ async function draw(host) {
   const theme = themes[dark.matches ? "dark" : "light"], rows = panels[host.id].data.values;
   const letters = Math.max(4, ...rows.map(row => row.kind === "drawn" ? row.name.length : 0));
   const columns = Math.max(1, Math.floor((host.clientWidth - 60) / (36 + 6.6 * letters)));
-  // `ast`: expressions are interpreted, so that the page needs no right to run text as code. Errors alone are logged:
-  // of a layer that is empty until a curve is brought out, Vega warns.
-  const options = {config: {...theme, legend: {...theme.legend, columns}}, actions: false, ast: true, renderer: "svg", logLevel: 1};
+  // `ast`: expressions are interpreted, so that the page needs no right to run text as code.
+  const options = {config: {...theme, legend: {...theme.legend, columns}}, actions: false, ast: true, renderer: "svg"};
   views.set(host, await vegaEmbed(host, sized(host), options));
 }
 
-// A slider belongs to its panel, a choice of layer to all panels of its figure.
-function hand(control) {
-  const hosts = (control.closest(".panel") ?? control.closest("figure")).querySelectorAll(".chart");
-  const value = control.type === "range" ? Number(control.value) : control.value;
-  for (const host of hosts) views.get(host)?.view.signal(control.dataset.set, value).runAsync();
+function hand(slider) {
+  const host = slider.closest(".panel").querySelector(".chart");
+  views.get(host)?.view.signal(slider.dataset.set, Number(slider.value)).runAsync();
 }
 
 async function drawAll() {
   for (const host of document.querySelectorAll(".chart")) await draw(host);
-  for (const control of controls) hand(control);
+  for (const slider of sliders) hand(slider);
   document.body.dataset.drawn = "yes";
 }
 
-const controls = document.querySelectorAll("[data-set]");
-for (const control of controls) control.addEventListener("input", () => {
-  const told = control.parentElement.querySelector("output");
-  if (told) told.textContent = JSON.parse(control.dataset.frames)[control.value];
-  hand(control);
+const sliders = document.querySelectorAll("[data-set]");
+for (const slider of sliders) slider.addEventListener("input", () => {
+  slider.parentElement.querySelector("output").textContent = JSON.parse(slider.dataset.frames)[slider.value];
+  hand(slider);
 });
 
 for (const button of document.querySelectorAll("[data-play]")) {

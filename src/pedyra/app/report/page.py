@@ -11,11 +11,11 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-import pedyra.app.report.tables as tables
+from pedyra.app.report import facts
 from pedyra.app.report.chart import PALETTE, plain, theme
-from pedyra.app.report.figures import make_figures
+from pedyra.app.report.figures import Panel, make_figures
 from pedyra.app.report.images import vega_script
-from pedyra.app.report.run_folder import Run, read_runs
+from pedyra.app.report.records import RunRecords, read_runs
 from pedyra.app.yaml_file import to_yaml
 from pedyra.lora.files import write_file
 
@@ -44,14 +44,14 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     return target
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[RunRecords]) -> str:
     """The page as text."""
     figures = make_figures(runs)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     panels = {
-        f"{figure.id}-{i}": {**panel.spec, "params": [{"name": k, "value": v} for k, v in panel.values.items()]}
+        f"{figure.id}-{i}": {**panel.spec, "params": _slider(panel)}
         for figure in figures
         for i, panel in enumerate(figure.panels)
     }
@@ -59,7 +59,7 @@ def render(runs: Sequence[Run]) -> str:
         runs=runs,
         sections=[(name, list(group)) for name, group in groupby(figures, key=lambda figure: figure.section)],
         numbers={figure.id: number for number, figure in enumerate(figures, start=1)},
-        tables=tables,
+        facts=facts,
         palette=PALETTE,
         samples=SAMPLES,
         # Ours or Vega's and free of user text, so they go in unescaped.
@@ -69,6 +69,11 @@ def render(runs: Sequence[Run]) -> str:
         data=_data({"panels": panels, "themes": {scheme: theme(scheme) for scheme in PALETTE}}),
         to_yaml=to_yaml,
     )
+
+
+def _slider(panel: Panel) -> list[dict]:
+    """The parameter that a panel's slider sets, at its last place."""
+    return [{"name": "adjustment", "value": len(panel.frames) - 1}] if panel.frames else []
 
 
 def _data(value: dict) -> Markup:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from pedyra.lab.bench.rates import best_rate, rates_by_method
 from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile
 from pedyra.lab.bench.run import Setting, run_method
 from pedyra.lab.bench.spec import MethodSpec, parse_method
-from pedyra.lab.compare.statistics import mean, standard_error
+from pedyra.lab.compare.statistics import standard_error
 from pedyra.methods.names import NAMES
 
 BATCH = 128
@@ -133,13 +134,13 @@ def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = rates_by_method(rows)
     best = {method: best_rate(errors) for method, errors in found.items()}
     errors = {method: list(found[method][rate].values()) for method, rate in best.items()}
-    means = {method: mean(each) for method, each in errors.items()}
+    means = {method: fmean(each) for method, each in errors.items()}
     lines = []
     for method, rate in best.items():
         own = [row for row in rows if (row["method"], row["lr"]) == (method, rate)]
         wrong = [row["rank_distance"] for row in own if row["rank_distance"] is not None]
         line = {"method": method, "error": means[method], "s.e.": standard_error(errors[method])}
         line |= {f"x {other}": means[method] / means[other] if other in means else None for other in (ORACLE, "lora")}
-        line |= {"ranks wrong": mean(wrong) if wrong else None, "lr": rate, "seeds": len(own)}
-        lines.append({**line, "seconds": mean([row["seconds"] for row in own])})
+        line |= {"ranks wrong": fmean(wrong) if wrong else None, "lr": rate, "seeds": len(own)}
+        lines.append({**line, "seconds": fmean([row["seconds"] for row in own])})
     return lines

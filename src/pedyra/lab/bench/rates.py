@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from pedyra.lab.compare.statistics import compare_paired, mean, standard_error
+from pedyra.lab.compare.statistics import compare_paired, standard_error
 
 Losses = Mapping[float, Mapping[int, float]]
 """Learning rate -> seed -> loss, infinite where the run diverged."""
@@ -30,7 +31,7 @@ def best_rate(losses: Losses) -> float:
     """The rate with the lowest mean, of those that have the most seeds; the lowest of equal ones."""
     most = max(map(len, losses.values()))
     full = [lr for lr in sorted(losses) if len(losses[lr]) == most]
-    return min(full, key=lambda lr: mean(list(losses[lr].values())))
+    return min(full, key=lambda lr: fmean(list(losses[lr].values())))
 
 
 def summarise_rates(methods: Mapping[str, Losses], baseline: str = "lora") -> list[dict[str, Any]]:
@@ -46,8 +47,8 @@ def summarise_rates(methods: Mapping[str, Losses], baseline: str = "lora") -> li
         best = best_rate(losses)
         values = list(losses[best].values())
         line: dict[str, Any] = {"method": name}
-        line |= {f"{lr:g}": mean(list(losses[lr].values())) if lr in losses else None for lr in rates}
-        line |= {"best lr": best, "seeds": len(values), "loss": mean(values), "error": standard_error(values)}
+        line |= {f"{lr:g}": fmean(list(losses[lr].values())) if lr in losses else None for lr in rates}
+        line |= {"best lr": best, "seeds": len(values), "loss": fmean(values), "error": standard_error(values)}
         edge = "lowest" if best == min(losses) else "highest" if best == max(losses) else ""
         line |= {"edge": edge if len(losses) > 1 else "", "less lora": None, "95 %": None}
         if name != baseline and baseline in methods:

@@ -6,8 +6,6 @@ A grid looks like a recipe (`model`, `lora`, `rank`, `training` mean the same an
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
 from pedyra.app.recipe_sections import Section
-from pedyra.app.yaml_file import flat, one_line, read_settings, to_yaml
+from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.methods.names import check_method
 
@@ -28,9 +26,6 @@ EQUAL_FOR_ALL = (
     *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "data_seed", "learning_rate"),
 )
 """Arguments of `training` that a method cannot have for itself: the comparison is at equal steps and data order."""
-
-NOT_THE_EXPERIMENT = ("name", "output_dir", "data_dir", "generate")
-"""Keys that change no job's outcome, and so are no part of the fingerprint."""
 
 
 class MethodRow(Section):
@@ -183,17 +178,6 @@ class Grid(Section):
         own = self.methods[method].fit
         return self.fit if own is None else own
 
-    def identity(self) -> dict[str, Any]:
-        """Every key that decides an outcome."""
-        matched = any(self.match_of(method) != "rank" for method in self.methods)
-        # What is matched is matched to the baseline; otherwise that only says what differences refer to.
-        beside = {*NOT_THE_EXPERIMENT, *(() if matched else ("baseline",))}
-        return self.model_dump(mode="json", exclude=beside)
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that two grids share if every job of one is a job of the other."""
-        return hashlib.sha256(json.dumps(flat(self.identity()), sort_keys=True).encode()).hexdigest()[:16]
-
     def to_yaml(self) -> str:
         """The resolved grid; `load_grid` of it gives an equal grid."""
         return to_yaml(self.model_dump(mode="json"))
@@ -217,28 +201,6 @@ def check_grid(content: dict[str, Any], where: str) -> Grid:
         return Grid.model_validate(content)
     except ValidationError as error:
         raise ValueError(f"{where}: {one_line(error, Grid, depth=3)}") from None
-
-
-def only_grows(before: Grid, now: Grid) -> bool:
-    """Whether `now` has every job of `before`, and differs only by more methods, tasks, seeds, budgets or rates."""
-    kept = [name for name in before.methods if name in now.methods]
-    wider = [name for name in kept if set(before.rates(name)) <= set(now.rates(name))]
-    rows = {
-        name: now.methods[name].model_copy(
-            update={"learning_rates": before.methods[name].learning_rates} if name in wider else {}
-        )
-        for name in kept
-    }
-    grown = now.model_copy(
-        update={
-            "methods": rows,
-            "learning_rates": before.learning_rates if wider == kept else now.learning_rates,
-            "tasks": {name: task for name, task in now.tasks.items() if name in before.tasks},
-            "seeds": before.seeds if set(before.seeds) <= set(now.seeds) else now.seeds,
-            "budgets": before.budgets if set(before.all_budgets) <= set(now.all_budgets) else now.budgets,
-        }
-    )
-    return grown.identity() == before.identity()
 
 
 def _named(entries: list[Any] | dict[str, Any], key: str) -> Iterable[tuple[Any, Any]]:

@@ -12,9 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,6 @@ from pedyra.lora.files import check_shape, read_rows, write_file
 
 POLL_SECONDS = 0.5
 Purpose = Literal["jobs", "tuning"]
-Status = Literal["done", "failed", "stopped"]
 
 
 @dataclass(frozen=True, order=True)
@@ -54,14 +52,18 @@ class Job:
     recipe: dict[str, Any]
 
     @property
-    def place(self) -> Path:
-        """The run folder, relative to the comparison's."""
-        entry = self.entry
-        return Path(self.purpose, entry.method, entry.task, f"r{entry.budget}", f"lr{self.rate:g}", f"seed{self.seed}")
+    def run(self) -> Path:
+        """Its folder."""
+        method, task, budget = self.entry.method, self.entry.task, self.entry.budget
+        return self.folder / self.purpose / method / task / f"r{budget}" / f"lr{self.rate:g}" / f"seed{self.seed}"
 
     @property
-    def run(self) -> Path:
-        return self.folder / self.place
+    def recipe_file(self) -> Path:
+        return self.run.with_name(f"{self.run.name}.yaml")
+
+    @property
+    def log(self) -> Path:
+        return self.run.with_name(f"{self.run.name}.log")
 
     @property
     def label(self) -> str:
@@ -70,29 +72,22 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobEnd:
     """How a job ended."""
 
     job: Job
-    status: Status
+    status: Literal["done", "failed", "stopped"]
     message: str = ""
     """Why it failed, one line."""
-
-
-Report = Callable[[Outcome], None]
-"""Called, one at a time, when a job has ended."""
-RunJobs = Callable[[Sequence[Job], Report], None]
-"""Runs every job to its end, in any order and anywhere; one that fails does not stop the others."""
 
 
 class Stop:
     """Tells running jobs to end: `level` 0 to go on, 1 to save a checkpoint and end, 2 to end at once."""
 
-    def __init__(self) -> None:
-        self.level = 0
+    level = 0
 
     def raise_level(self) -> None:
-        self.level = min(self.level + 1, 2)
+        self.level += 1
 
 
 _FINAL = {
@@ -115,83 +110,70 @@ def is_done(job: Job) -> bool:
     return final_row(job.run) is not None
 
 
-def run_here(jobs: Sequence[Job], report: Report, workers: int = 1) -> None:
+def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int = 1) -> None:
     """Run so many jobs at once as processes of this machine, each with its share of the cores as threads.
 
-    Ctrl-C, or SIGTERM to this process, lets every running job save a checkpoint and end; a second one kills them.
+    One that fails does not stop the others. Ctrl-C, or SIGTERM to this process, lets every running job save a
+    checkpoint and end; a second one kills them.
+
+    Args:
+        report: called, one at a time, when a job has ended.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
     """
-    stop = Stop()
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    waiting, running = deque(jobs), set[Future[Outcome]]()
+    stop, threads = Stop(), max(1, (os.cpu_count() or 1) // workers)
     # A thread only waits for its child process.
     with on_interrupt(stop.raise_level, also=[signal.SIGTERM]), ThreadPoolExecutor(workers) as executor:
-        while running or (waiting and not stop.level):
-            while waiting and len(running) < workers and not stop.level:
-                running.add(executor.submit(run_job, waiting.popleft(), threads, stop))
+        pending = {executor.submit(_run, job, threads, stop) for job in jobs}
+        while pending:
             # Not for ever: a signal may wake another thread only.
-            done, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
-                report(future.result())
+                if (end := future.result()) is not None:
+                    report(end)
     if stop.level:
         raise KeyboardInterrupt
 
 
-def run_job(job: Job, threads: int, stop: Stop | None = None) -> Outcome:
-    """Run a job to its end in a child process, from its last checkpoint if there is one.
-
-    Args:
-        threads: OMP_NUM_THREADS of the child, unless the environment sets it.
-        stop: raise its level to end the child, with the outcome `stopped`.
-    """
-    stop = stop or Stop()
-    log = _beside(job.run, ".log")
+def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
+    """Run a job to its end in a child process, from its last checkpoint if there is one; None if it did not begin."""
+    if stop.level:
+        return None
+    code = 0
     try:
         job.run.parent.mkdir(parents=True, exist_ok=True)
-        recipe = _beside(job.run, ".yaml")
-        write_file(recipe, to_yaml(job.recipe))
+        write_file(job.recipe_file, to_yaml(job.recipe))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
         # What cannot be resumed (exit code 2: no whole checkpoint, a method that cannot) starts anew.
-        code = 0
         for flags in [["--resume"], ["--overwrite"]] if (job.run / "recipe.yaml").is_file() else [[]]:
             if stop.level or is_done(job):
                 break
-            command = [sys.executable, "-m", "pedyra", "train", str(recipe), *flags]
-            with log.open("ab") as out:
+            command = [sys.executable, "-m", "pedyra", "train", str(job.recipe_file), *flags]
+            with job.log.open("ab") as out:
                 child = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
             code = _wait(child, stop)
             if code != 2:
                 break
     except OSError as error:  # no process, no disk: of this job, perhaps not of the next
-        return Outcome(job, "failed", str(error))
+        return JobEnd(job, "failed", str(error))
     if is_done(job):
-        return Outcome(job, "done")
-    return Outcome(job, "stopped") if stop.level else Outcome(job, "failed", _reason(code, log))
+        return JobEnd(job, "done")
+    return JobEnd(job, "stopped") if stop.level else JobEnd(job, "failed", _reason(code, job.log))
 
 
 def _wait(child: subprocess.Popen[bytes], stop: Stop) -> int:
     """The exit code. A Ctrl-C in the terminal reaches the comparison alone, which then tells its children once."""
     told = False
-    try:
-        while True:
-            try:
-                return child.wait(timeout=POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                if stop.level == 1 and not told:
-                    child.send_signal(signal.SIGINT)
-                    told = True
-                elif stop.level == 2:
-                    child.kill()
-    except KeyboardInterrupt:  # where the job itself is interrupted, as Ray does
-        child.send_signal(signal.SIGINT)
-        child.wait()
-        raise
-
-
-def _beside(run: Path, suffix: str) -> Path:
-    return run.with_name(run.name + suffix)
+    while True:
+        try:
+            return child.wait(timeout=POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if stop.level == 1 and not told:
+                child.send_signal(signal.SIGINT)
+                told = True
+            elif stop.level > 1:
+                child.kill()
 
 
 def _reason(code: int, log: Path) -> str:

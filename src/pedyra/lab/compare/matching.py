@@ -22,43 +22,6 @@ class Matched:
     method_settings: dict[str, Any] = field(default_factory=dict)
     """Of methods whose own settings decide on their parameters (RandLoRA)."""
 
-    def told(self, method: str, budget: int) -> str:
-        """What matching changed of a row at a budget; "" where it changed nothing."""
-        changes = {"r": self.r} if self.r != budget else {}
-        changes |= {f"method_settings.{key}": value for key, value in self.method_settings.items()}
-        listed = ", ".join(f"{key} = {value}" for key, value in changes.items())
-        return f"{method}, r = {budget}: {listed}" if changes else ""
-
-
-def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[int]:
-    """The two ranks whose counts are nearest to `target`, the nearest first; of two equally near, the smaller.
-
-    Args:
-        count: rank -> number of parameters, which grows linearly.
-        start: any rank.
-    """
-    low = max(1, start + (target - count(start)) // (count(start + 1) - count(start)))
-    return sorted((low, low + 1), key=lambda r: (abs(count(r) - target), r))
-
-
-def check_match(name: str, setting: str, target: int, counts: Mapping[int, int]) -> None:
-    """Refuse a row whose nearest number of parameters is more than 5 % off.
-
-    Args:
-        setting: what was varied.
-        counts: its values -> numbers of parameters, nearest first.
-
-    Raises:
-        ValueError: with the closest two.
-    """
-    if abs(next(iter(counts.values())) - target) <= TOLERANCE * target:
-        return
-    closest = " and ".join(f"{count:,} at {setting} {value}" for value, count in counts.items())
-    raise ValueError(
-        f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
-        f"the closest are {closest}; choose other budgets, or methods.{name}.match: rank to compare it as it is"
-    )
-
 
 class ParameterCount:
     """Trainable parameters of adapters on one base model, counted on the model itself; a head is left out.
@@ -74,42 +37,29 @@ class ParameterCount:
         classes = {"causal_lm": None, "regression": 1}.get(kind, 2)
         # Quantised weights are packed, but their adapter is the same.
         section = recipe.model.model_copy(update={"quantization": "none"})
-        self._base = load_model(section, kind, classes, load_tokenizer(section), recipe.seed)
+        self.base = load_model(section, kind, classes, load_tokenizer(section), recipe.seed)
         self._known: dict[str, int] = {}
+
+    def request(self, recipe: Recipe) -> Any:
+        """What the recipe asks of its method, on this base model."""
+        from pedyra.app.runs.setup import request
+
+        return request(recipe, self.base, None)
 
     def lora(self, recipe: Recipe, r: int) -> int:
         """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
-        from pedyra.app.runs.setup import request
         from pedyra.methods.adapter import with_lora
 
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
         key = lora.model_dump_json()
         if key not in self._known:
-            wanted = request(recipe.model_copy(update={"lora": lora}), self._base, None)
-            self._known[key] = self._count(with_lora(wanted))
+            self._known[key] = _trained(with_lora(self.request(recipe.model_copy(update={"lora": lora}))))
         return self._known[key]
 
     def prepared(self, recipe: Recipe, settings: Mapping[str, Any]) -> int:
         """Of what the recipe's method makes with these settings of its own."""
-        from pedyra.app.runs.setup import request
-
         recipe = recipe.model_copy(update={"method_settings": {**recipe.method_settings, **settings}})
-        return self._count(get_method(recipe.method).prepare(request(recipe, self._base, None)).model)
-
-    def nearest_settings(self, recipe: Recipe, target: int) -> list[dict[str, Any]]:
-        """`Method.nearest_settings` of the recipe's method."""
-        from pedyra.app.runs.setup import request
-
-        return get_method(recipe.method).nearest_settings(request(recipe, self._base, None), target)
-
-    def _count(self, model: Any) -> int:
-        trained = [
-            parameter.numel()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and "modules_to_save" not in name
-        ]
-        model.unload()
-        return sum(trained)
+        return _trained(get_method(recipe.method).prepare(self.request(recipe)).model)
 
 
 def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: ParameterCount) -> Matched:
@@ -123,7 +73,7 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
     """
     target = count.lora(baseline, budget)
     at_budget = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": budget})})
-    if own := count.nearest_settings(at_budget, target):
+    if own := get_method(recipe.method).nearest_settings(count.request(at_budget), target):
         (setting,) = own[0]
         counts = {values[setting]: count.prepared(at_budget, values) for values in own}
         check_match(name, f"method_settings.{setting}", target, counts)
@@ -131,3 +81,37 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
     ranks = nearest_ranks(lambda r: count.lora(recipe, r), target, budget)
     check_match(name, "lora.r", target, {r: count.lora(recipe, r) for r in ranks})
     return Matched(ranks[0])
+
+
+def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[int]:
+    """The two ranks whose counts are nearest to `target`, the nearest first; of two equally near, the smaller.
+
+    Args:
+        count: rank -> number of parameters, which grows linearly.
+        start: any rank.
+    """
+    low = max(1, start + (target - count(start)) // (count(start + 1) - count(start)))
+    return sorted((low, low + 1), key=lambda r: (abs(count(r) - target), r))
+
+
+def check_match(name: str, setting: str, target: int, counts: Mapping[int, int]) -> None:
+    """Raise ValueError where the nearest number of parameters is more than 5 % off.
+
+    Args:
+        setting: what was varied.
+        counts: its values -> numbers of parameters, nearest first.
+    """
+    if abs(next(iter(counts.values())) - target) <= TOLERANCE * target:
+        return
+    closest = " and ".join(f"{count:,} at {setting} {value}" for value, count in counts.items())
+    raise ValueError(
+        f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
+        f"the closest are {closest}; choose other budgets, or methods.{name}.match: rank to compare it as it is"
+    )
+
+
+def _trained(model: Any) -> int:
+    """Parameters that are trained, but for a head; the adapter is taken off the base again."""
+    named = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    model.unload()
+    return sum(count for name, count in named if "modules_to_save" not in name)

@@ -1,10 +1,11 @@
-"""The tables of a comparison, and how tables are written: Markdown, LaTeX, CSV, and on the screen."""
+"""The tables of a comparison, and how tables are written: Markdown, CSV, JSON lines, and on the screen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas
@@ -12,46 +13,34 @@ from rich.console import Console
 
 from pedyra.app.console import format_bytes, format_seconds, print_table, write_json_lines
 from pedyra.lab.compare.results import Comparison, sign
-from pedyra.lab.compare.statistics import mean, standard_error
+from pedyra.lab.compare.statistics import compare_paired, standard_error
 from pedyra.lora.files import write_file
 
-Texts = dict[str, str]
-"""A row of a table: column -> text. The first column names the row."""
-
 NOTHING = "–"
-MARKS = {"best": " *", "tied": " ="}
-"""Of a value that is the best of its column by every interval, and of one that no interval tells from the best."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """What a reader sees; numbers are texts, for what a cell says of them is decided before."""
+class TextTable:
+    """What a reader sees: column -> text for each row. The first column names the row."""
 
     title: str
-    rows: Sequence[Texts]
+    rows: Sequence[Mapping[str, str]]
     note: str = ""
 
-    @property
-    def columns(self) -> list[str]:
-        return list(self.rows[0])
 
-
-def write_tables(stem: Path, title: str, tables: Sequence[Table], remarks: Sequence[str]) -> list[Path]:
-    """`stem`.md with every table, its note, and the remarks as a list; `stem`.tex, which needs booktabs."""
-    parts, latex = [f"# {title}"], [f"% {remark}" for remark in remarks]
+def write_tables(stem: Path, title: str, tables: Sequence[TextTable], remarks: Sequence[str]) -> Path:
+    """Write every table with its note, and the remarks as a list, into `stem`.md."""
+    parts = [f"# {title}"]
     for table in tables:
-        lines = [table.columns, [":--"] + ["--:"] * (len(table.columns) - 1), *(row.values() for row in table.rows)]
+        columns = list(table.rows[0])
+        lines = [columns, [":--"] + ["--:"] * (len(columns) - 1), *(row.values() for row in table.rows)]
         shown = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         parts += [f"## {table.title}", shown, *([table.note] if table.note else [])]
-        alignment = "l" + "r" * (len(table.columns) - 1)
-        text = pandas.DataFrame(table.rows).to_latex(index=False, escape=True, column_format=alignment)
-        latex.append(f"% {table.title}. {table.note}\n{text}")
     if remarks:
         parts += ["## Remarks", "\n".join(f"- {remark}" for remark in remarks)]
-    files = {".md": "\n\n".join(parts) + "\n", ".tex": "\n".join(latex)}
-    for suffix, text in files.items():
-        write_file(stem.with_suffix(suffix), text)
-    return [stem.with_suffix(suffix) for suffix in files]
+    file = stem.with_suffix(".md")
+    write_file(file, "\n\n".join(parts) + "\n")
+    return file
 
 
 def write_rows(stem: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -62,10 +51,10 @@ def write_rows(stem: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     return [csv, lines]
 
 
-def print_tables(console: Console, tables: Iterable[Table]) -> None:
+def print_tables(console: Console, tables: Iterable[TextTable]) -> None:
     """Every table with its note."""
     for table in tables:
-        print_table(console, table.columns, [list(row.values()) for row in table.rows], title=table.title)
+        print_table(console, list(table.rows[0]), [list(row.values()) for row in table.rows], title=table.title)
         console.print(f"{table.note}\n", style="dim", soft_wrap=not console.is_terminal)
 
 
@@ -74,71 +63,70 @@ def number(value: float, *, signed: bool = False) -> str:
     return format(value, ("+" if signed else "") + (".4f" if abs(value) < 10 else ".2f"))
 
 
-def comparison_tables(comparison: Comparison) -> list[Table]:
+def comparison_tables(comparison: Comparison) -> list[TextTable]:
     """Values and what they take, then differences, for each budget; then the learning-rate curves."""
-    found = []
-    for budget in comparison.grid.all_budgets:
+    grid, found = comparison.grid, []
+    for budget in grid.all_budgets:
         found.append(_values_table(comparison, budget))
-        if comparison.grid.judge == "loss":
+        if grid.judge == "loss":
             found.append(_metrics_table(comparison, budget))
-        if len(comparison.grid.methods) > 1:
+        if len(grid.methods) > 1:
             found.append(_differences_table(comparison, budget))
     return [*found, *([_curves_table(comparison)] if comparison.curves else [])]
 
 
-def _values_table(comparison: Comparison, budget: int) -> Table:
+def _values_table(comparison: Comparison, budget: int) -> TextTable:
     grid = comparison.grid
-    standings = {task: comparison.standing(task, budget) for task in grid.tasks}
+    rows = []
+    for method in grid.methods:
+        values = {task: list(comparison.values(method, task, budget).values()) for task in grid.tasks}
+        rows.append(
+            {"method": method}
+            | {_task_title(comparison, task): _mean_and_error(values[task], len(grid.seeds)) for task in grid.tasks}
+            | _resources(comparison, method, budget)
+        )
+    return TextTable(
+        f"{grid.name}: budget r = {budget}, equal {grid.match}",
+        rows,
+        f"Mean ± standard error over seeds {_listed(grid.seeds)}. Factors are relative to {comparison.reference}.",
+    )
+
+
+def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, str]:
+    """What a row takes, and its factor to the reference; and what fit left of it, where it was asked."""
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "parameters": ("trainable_parameters", lambda count: f"{count:,.0f}"),
         "time": ("seconds", format_seconds),
         "peak memory": ("peak_memory_bytes", format_bytes),
     }
-    if any(result.fit_parameters is not None for result in comparison.results):
+    if any(row["fit_parameters"] is not None for row in comparison.rows):
         shown["left by fit"] = ("fit_parameters", lambda count: f"{count:,.0f}")
         shown["loss increase"] = ("fit_increase", lambda increase: number(increase, signed=True))
-    rows = []
-    for method in grid.methods:
-        row = {"method": method}
-        for task in grid.tasks:
-            mark = MARKS.get(standings[task].get(method, ""), "")
-            row[_task_title(comparison, task)] = _value(comparison, method, task, budget) + mark
-        for title, (key, text) in shown.items():
-            cost = comparison.mean_of(key, method, budget)
-            row[title] = NOTHING if cost is None else text(cost)
-            ratio = None if key.startswith("fit") else comparison.ratio(key, method, budget)
-            if ratio is not None:
-                row[title] += f" ({ratio:.2f}×)"
-        rows.append(row)
-    return Table(
-        title=f"{grid.name}: budget r = {budget}, equal {grid.match}",
-        rows=rows,
-        note=f"Mean ± standard error over seeds {_listed(grid.seeds)}.{MARKS['best']}: best, with the paired 95 % "
-        f"interval to every other row clear of zero;{MARKS['tied']}: tied, no interval tells it from the best. Factors "
-        f"are relative to {comparison.reference}. Grid {grid.fingerprint()}.",
-    )
+    cells = {}
+    for title, (key, text) in shown.items():
+        value = comparison.mean_of(key, method, budget)
+        cells[title] = NOTHING if value is None else text(value)
+        ratio = None if key.startswith("fit") else comparison.ratio(key, method, budget)
+        if ratio is not None:
+            cells[title] += f" ({ratio:.2f}×)"
+    return cells
 
 
-def _metrics_table(comparison: Comparison, budget: int) -> Table:
-    """The tasks' own metrics, where the loss is judged: without standings, for nothing was chosen by them."""
+def _metrics_table(comparison: Comparison, budget: int) -> TextTable:
+    """The tasks' own metrics, where the loss is judged."""
     grid = comparison.grid
-    names = {result.entry.task: result.task_metric for result in comparison.results}
+    names = {row["task"]: row["task_metric"] for row in comparison.rows}
     titles = {task: f"{task} ({names[task]})" if task in names else task for task in grid.tasks}
     rows = []
     for method in grid.methods:
-        row = {"method": method}
-        for task in grid.tasks:
-            values = [result.metrics[result.task_metric] for result in comparison.of(method, task, budget)]
-            row[titles[task]] = _mean_and_error(values) if values else NOTHING
-        rows.append(row)
-    return Table(
-        title=f"The tasks' metrics in the same runs, budget r = {budget}",
-        rows=rows,
-        note=f"Mean ± standard error over seeds {_listed(grid.seeds)}. Rates were chosen by the loss.",
-    )
+        found = {task: comparison.values(method, task, budget, "metrics").values() for task in grid.tasks}
+        texts = {titles[task]: _mean_and_error([m[names[task]] for m in each]) for task, each in found.items()}
+        rows.append({"method": method, **texts})
+    note = f"Mean ± standard error over seeds {_listed(grid.seeds)}. Rates were chosen by the loss."
+    return TextTable(f"The tasks' metrics in the same runs, budget r = {budget}", rows, note)
 
 
-def _differences_table(comparison: Comparison, budget: int) -> Table:
+def _differences_table(comparison: Comparison, budget: int) -> TextTable:
     grid = comparison.grid
     rows = [
         {"method": method}
@@ -146,55 +134,57 @@ def _differences_table(comparison: Comparison, budget: int) -> Table:
         for method in grid.methods
         if method != grid.baseline
     ]
-    return Table(
-        title=f"Difference to {grid.baseline}, budget r = {budget}",
-        rows=rows,
-        note="Positive is better. Mean of the paired differences [95 % bootstrap interval, calibrated for few pairs]; "
-        "seeds won-lost-equal and the p-value of the exact sign test.",
-    )
+    note = "Positive is better. Mean of the differences, paired by seed [Student's 95 % interval]."
+    return TextTable(f"Difference to {grid.baseline}, budget r = {budget}", rows, note)
 
 
 def _difference(comparison: Comparison, method: str, task: str, budget: int) -> str:
-    difference = comparison.difference(method, task, budget)
+    """How much better a row is than the baseline."""
+    better = sign(_metric(comparison, task))
+    ours, theirs = (
+        {seed: better * value for seed, value in comparison.values(name, task, budget).items()}
+        for name in (method, comparison.grid.baseline)
+    )
+    difference = compare_paired(ours, theirs)
     if difference is None:
         return NOTHING
     interval = "[one seed]" if difference.pairs == 1 else "[diverged]"
     if difference.interval is not None:
         interval = "[{}, {}]".format(*(number(end, signed=True) for end in difference.interval))
-    test = difference.sign
-    return f"{number(difference.mean, signed=True)} {interval} {test.wins}-{test.losses}-{test.ties}, p = {test.p:.2g}"
+    return f"{number(difference.mean, signed=True)} {interval}"
 
 
-def _curves_table(comparison: Comparison) -> Table:
+def _curves_table(comparison: Comparison) -> TextTable:
     rows = []
     for curve in comparison.curves:
-        points = (f"{point.rate:g}: {number(point.value) if point.values else 'no run'}" for point in curve.points)
-        chosen = "none" if curve.chosen is None else f"{curve.chosen:g}{' (edge)' if curve.at_edge else ''}"
+        values = {rate: [row["value"] for row in curve.rows if row["learning_rate"] == rate] for rate in curve.rates}
+        points = (f"{rate:g}: {number(fmean(each)) if each else 'no run'}" for rate, each in values.items())
+        chosen = "none" if curve.chosen is None else f"{curve.chosen:g}{' (edge)' if curve.edge else ''}"
         entry = curve.entry
         row = {"method": entry.method, "task": entry.task, "budget": str(entry.budget), "chosen": chosen}
         rows.append({**row, "mean value at each rate": ", ".join(points)})
-    return Table(
-        title="Learning rates",
-        rows=rows,
-        note="Judged on rows split off the training rows, with seeds "
-        f"{_listed(comparison.grid.tuning.seeds)}; the reported rows had no part in it.",
+    note = (
+        "Judged on rows split off the training rows, with seeds "
+        f"{_listed(comparison.grid.tuning.seeds)}; the reported rows had no part in it."
     )
+    return TextTable("Learning rates", rows, note)
 
 
-def _value(comparison: Comparison, method: str, task: str, budget: int) -> str:
-    values = list(comparison.values(method, task, budget).values())
-    wanted = len(comparison.grid.seeds)
-    part = f" ({len(values)} of {wanted} seeds)" if len(values) < wanted else ""
-    return _mean_and_error(values) + part if values else NOTHING
-
-
-def _mean_and_error(values: Sequence[float]) -> str:
+def _mean_and_error(values: Sequence[float], wanted: int = 0) -> str:
+    """Of a row's values, and how many there are where more were wanted."""
+    if not values:
+        return NOTHING
     error = standard_error(values)
-    return number(mean(values)) + (f" ± {number(error)}" if error is not None else "")
+    part = f" ({len(values)} of {wanted} seeds)" if len(values) < wanted else ""
+    return number(fmean(values)) + (f" ± {number(error)}" if error is not None else "") + part
+
+
+def _metric(comparison: Comparison, task: str) -> str:
+    return next((row["metric"] for row in comparison.rows if row["task"] == task), "")
 
 
 def _task_title(comparison: Comparison, task: str) -> str:
-    metric = comparison.metric(task)
+    metric = _metric(comparison, task)
     if not metric:
         return task
     return f"{task} ({metric}{', less is better' if sign(metric) < 0 else ''})"

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pedyra.app.console import new_console, print_table, quiet_libraries, write_json_lines
 from pedyra.app.options import JsonFile
+from pedyra.lab.compare.cli import Workers, stoppable
 
 app = typer.Typer(
     help="The paper's tables and figures, measured again beside the published numbers.", no_args_is_help=True
 )
-
-
-class Scales(str, Enum):
-    """How much is measured."""
-
-    full = "full"
-    small = "small"
-    smoke = "smoke"
 
 
 DataDir = Annotated[
@@ -54,21 +46,17 @@ def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonF
     places.ask(items().values())
     rows, lines, lacking = [], [], {}
     for item in items().values():
-        here = {}
-        for scale in SCALES:
-            at, missing = item.scales[scale], places.missing(item, scale)
-            lacking |= dict.fromkeys(missing)
-            here[scale] = "no" if missing else "yes"
+        missing = {scale: places.missing(item, scale) for scale in SCALES}
+        for scale, at in item.scales.items():
             rows.append(
-                {
-                    **{"id": item.id, "title": item.title, "scale": scale, **needs(item, scale)},
-                    **{"gpu_gb": at.gpu_gb, "hours": at.hours, "seeds": len(at.seeds)},
-                    **{"here": not missing, "missing": told(missing)},
-                }
+                {"id": item.id, "title": item.title, "scale": scale, **needs(item, scale)}
+                | {"gpu_gb": at.gpu_gb, "hours": at.hours, "seeds": len(at.seeds)}
+                | {"here": not missing[scale], "missing": told(missing[scale])}
             )
-        full = item.scales["full"]
-        hours = [f"{full.hours:g}", f"{item.scales['small'].hours:g}"]
-        lines.append([item.id, *here.values(), f"{full.gpu_gb:g}", *hours, item.title])
+            lacking |= dict.fromkeys(missing[scale])
+        full, small = item.scales["full"], item.scales["small"]
+        here = ["no" if missing[scale] else "yes" for scale in SCALES]
+        lines.append([item.id, *here, f"{full.gpu_gb:g}", f"{full.hours:g}", f"{small.hours:g}", item.title])
     console = new_console()
     columns = ["id", *SCALES, "GPU GB, full", "hours a seed, full", "hours a seed, small", "title"]
     print_table(console, columns, lines, title="What can run here: model and data of each scale; costs are estimates")
@@ -82,11 +70,10 @@ def list_items(data_dir: DataDir = None, models: Models = None, json_file: JsonF
 def run(
     name: Annotated[str, typer.Argument(metavar="ID", help="table2, figure1a, ...; see pedyra paper list.")],
     scale: Annotated[
-        Scales,
+        Literal["full", "small", "smoke"],
         typer.Option(help="full: as published. small: on a laptop. smoke: tiny random models, in seconds."),
-    ] = Scales.full,
-    workers: Annotated[int, typer.Option(metavar="N", help="Runs at once on this machine.")] = 1,
-    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster, as pedyra compare.")] = None,
+    ] = "full",
+    workers: Workers = 1,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Its runs are shared by all ids of a scale.")] = Path(
         "runs/paper"
     ),
@@ -102,27 +89,21 @@ def run(
     json_file: JsonFile = None,
 ) -> None:
     """Measure a table or figure; what is finished is kept, so the same command goes on after a stop."""
-    from pedyra.lab.compare.machines import Machines
     from pedyra.lab.paper.item import get_item
     from pedyra.lab.paper.places import Places
 
-    item = get_item(name).only(rows or (), columns or ())
-    places, machines = Places.parse(data_dir, models or []), Machines(workers, ray)
-    places.check(item, scale.value, allow_code_execution=allow_code_execution)
-    machines.check()
+    item, places = get_item(name).only(rows or (), columns or ()), Places.parse(data_dir, models or [])
+    places.check(item, scale, allow_code_execution=allow_code_execution)
     quiet_libraries()
     from pedyra.lab.compare.tables import print_tables
     from pedyra.lab.paper.results import remarks, result_tables
     from pedyra.lab.paper.run import Means, run_item
 
     console = new_console()
-    try:
-        found = run_item(item, scale.value, Means(out, places, machines, allow_code_execution, console))
-    except KeyboardInterrupt:
-        console.print("Stopped; running jobs saved a checkpoint. The same command goes on from there.")
-        raise typer.Exit(130) from None
-    print_tables(console, result_tables(found.item, scale.value, found.results))
-    for remark in remarks(found.item, scale.value, found.results):
+    with stoppable(console):
+        found = run_item(item, scale, Means(out, places, workers, allow_code_execution, console))
+    print_tables(console, result_tables(found.item, scale, found.results))
+    for remark in remarks(found.item, scale, found.results):
         console.print(f"- {remark}", soft_wrap=True)
     for file in found.files:
         console.print(f"written     {file}", soft_wrap=True)

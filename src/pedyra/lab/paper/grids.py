@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pedyra.app.recipe import Recipe
-from pedyra.lab.compare.grid import Grid, check_grid, load_grid
+from pedyra.lab.compare.grid import Grid, check_grid
 from pedyra.lab.paper.item import Cell, Item, Part, Scale
 from pedyra.lab.paper.places import Places
 
@@ -43,10 +43,7 @@ class Measurement:
 
 
 def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Measurement]:
-    """The grids of an item, in folders below `out` that other items of the scale share.
-
-    A folder that holds runs of other methods keeps them: its grid is extended.
-    """
+    """The grids of an item, in folders below `out` that other items of the scale share."""
     groups: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in item.cells(scale):
         groups.setdefault((cell.recipe, cell.part.r), []).append(cell)
@@ -56,7 +53,8 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
         cells = [_without_the_recipes_own(cell, recipe) for cell in cells]
         r = r or recipe.lora.r
         folder = out / scale / "runs" / f"{name}_r{r}"
-        content = grid_content(recipe, [cell.part for cell in cells], scale, r, item.scales[scale].seeds, folder)
+        content = grid_content(recipe, [cell.part for cell in cells], scale, r, folder)
+        content["seeds"] = item.scales[scale].seeds
         found.append(Measurement(check_grid(content, item.id), recipe, cells))
     return found
 
@@ -67,21 +65,14 @@ def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
     return replace(cell, part=cell.part.model_copy(update={"rank": rank}))
 
 
-def grid_content(
-    recipe: Recipe, parts: Iterable[Part], scale: Scale, r: int, seeds: list[int], folder: Path
-) -> dict[str, Any]:
-    """The grid with these rows, and those that the folder's grid has already."""
+def grid_content(recipe: Recipe, parts: Iterable[Part], scale: Scale, r: int, folder: Path) -> dict[str, Any]:
+    """The grid with these rows, but for its seeds."""
     content = recipe.model_dump(mode="json", exclude_unset=True)
     training = dict(content["training"])
     rate = training.pop("learning_rate")
     alpha = recipe.lora.alpha * r / recipe.lora.r  # the scaling alpha / r is the recipe's at every rank
     factors = RATES if scale == "small" and recipe.data.kind not in LANGUAGE else (1.0,)
     rates = [rate * factor for factor in factors]
-    rows = {row_name(part): _row(part, rates, scale) for part in parts}
-    before = load_grid(folder / "grid.yaml") if (folder / "grid.yaml").is_file() else None
-    if before is not None:
-        rows = {**{name: row.model_dump(mode="json") for name, row in before.methods.items()}, **rows}
-        seeds = list(dict.fromkeys([*before.seeds, *seeds]))
     return {
         "name": folder.name,
         "output_dir": str(folder),
@@ -89,9 +80,8 @@ def grid_content(
         "lora": {**content.get("lora", {}), "r": r, "alpha": alpha},
         "rank": content.get("rank", {}),
         "training": training,
-        "methods": rows,
+        "methods": {row_name(part): _row(part, rates, scale) for part in parts},
         "tasks": {recipe.name: content["data"]},
-        "seeds": seeds,
         "learning_rates": rates,
         **({"tuning": {"rows": TUNING_ROWS}} if len(rates) > 1 else {}),
         "match": "rank",  # as the paper compares

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,8 +32,8 @@ class Part(Section):
     model: str | None = None
     """Put before the recipe's key: llama2 and python make llama2_python."""
     metric: str | None = None
-    """A metric of the run's last evaluation or generation, or one of `pedyra.lab.paper.measures`."""
-    factor: float | None = None
+    """A metric of the run's last evaluation or generation, or one of `pedyra.lab.paper.run_measures`."""
+    factor: float = 1.0
     """From the measured unit to the published one, e.g. 100."""
     r: int | None = None
     """lora.r; default: the recipe's."""
@@ -49,6 +49,12 @@ class Part(Section):
     over: list[str] | None = None
     """The columns it is the mean of; default: all."""
 
+    def with_column(self, column: Part) -> Part:
+        """What both say; of a key that both have, the column's, and of settings, both."""
+        settings = {key: {**getattr(self, key), **getattr(column, key)} for key in ("lora", "rank")}
+        both = {**self.model_dump(exclude_unset=True), **column.model_dump(exclude_unset=True), **settings}
+        return Part.model_validate(both)
+
 
 class AtScale(Section):
     """How an item is measured at one scale."""
@@ -56,10 +62,8 @@ class AtScale(Section):
     recipes: dict[str, str]
     """Key -> recipe in recipes/. Cells whose key is missing are not measured at this scale."""
     seeds: list[int] = [0]
-    columns: list[str] | None = None
-    """Only these; default: all."""
-    metrics: dict[str, str] = Field(default_factory=dict)
-    """Column -> metric that stands in for it, under its own name; other columns are then not measured."""
+    columns: dict[str, Part] | None = None
+    """What is measured in the place of the item's columns, which tiny models are too poor for."""
     gpu_gb: float | None = None
     """Memory of the GPU that it needs, estimated; None: no GPU."""
     hours: float
@@ -68,18 +72,13 @@ class AtScale(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number that can be measured, and what was published."""
+    """One number that can be measured."""
 
     row: str
     column: str
     recipe: str
     part: Part
     metric: str
-    published: float | None
-
-    @property
-    def factor(self) -> float:
-        return self.part.factor or 1.0
 
 
 class Item(Section):
@@ -91,19 +90,24 @@ class Item(Section):
     """What the paper says that it shows, in one sentence."""
     rows: dict[str, Part]
     columns: dict[str, Part]
-    published: dict[str, list[float | None]] = Field(default_factory=dict)
-    """Row -> one value a column, without spread, for the paper gives none; empty where its text has no numbers."""
+    published: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """Row -> column -> value, without spread, for the paper gives none; a list in the YAML, and empty where the paper's
+    text has no numbers."""
     notes: list[str] = Field(default_factory=list)
     scales: dict[Scale, AtScale]
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Item:
-        for row, values in self.published.items():
-            if row not in self.rows:
+    @model_validator(mode="before")
+    @classmethod
+    def _values_by_column(cls, content: Any) -> Any:
+        """The list of a row's published values -> column -> value."""
+        published, columns = {}, list(content["columns"])
+        for row, values in content.get("published", {}).items():
+            if row not in content["rows"]:
                 raise ValueError(f"published.{row} is no row")
-            if len(values) != len(self.columns):
-                raise ValueError(f"published.{row} has {len(values)} values for {len(self.columns)} columns")
-        return self
+            if len(values) != len(columns):
+                raise ValueError(f"published.{row} has {len(values)} values for {len(columns)} columns")
+            published[row] = dict(zip(columns, values, strict=True))
+        return {**content, "published": published}
 
     @property
     def is_figure(self) -> bool:
@@ -111,70 +115,34 @@ class Item(Section):
 
     def value(self, row: str, column: str) -> float | None:
         """The published value; None where the paper has none."""
-        values = self.published.get(row)
-        return None if values is None else values[list(self.columns).index(column)]
+        return self.published.get(row, {}).get(column)
 
-    def only(self, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> Item:
+    def only(self, rows: Collection[str] = (), columns: Collection[str] = ()) -> Item:
         """The item with these rows and columns alone; none named: all. Raises ValueError with the nearest name."""
         for what, names, known in (("row", rows, self.rows), ("column", columns, self.columns)):
             for name in names:
                 if name not in known:
                     raise ValueError(f"{self.id} has no {what} {name!r}; {did_you_mean(name, known)}")
-        kept = {row: part for row, part in self.rows.items() if row in rows or not rows}
-        places = [place for place, column in enumerate(self.columns) if column in columns or not columns]
-        return self.model_copy(
-            update={
-                "rows": kept,
-                "columns": {name: self.columns[name] for name in (list(self.columns)[place] for place in places)},
-                "published": {
-                    row: [values[place] for place in places] for row, values in self.published.items() if row in kept
-                },
-            }
-        )
+        kept = {
+            "rows": {name: part for name, part in self.rows.items() if name in rows or not rows},
+            "columns": {name: part for name, part in self.columns.items() if name in columns or not columns},
+        }
+        return self.model_copy(update=kept)
 
     def at(self, scale: Scale) -> Item:
-        """The item as the scale shows it: a metric that stands in for a column has its own name, and none published."""
-        at = self.scales[scale]
-        metrics = {column: metric for column, metric in at.metrics.items() if column in self.columns}
-        if not at.metrics:
-            return self
-        columns = {
-            metrics.get(name, name): part.model_copy(update={"metric": metrics[name], "factor": None})
-            if name in metrics
-            else part
-            for name, part in self.columns.items()
-        }
-        published = {
-            row: [None if name in metrics else value for name, value in zip(self.columns, values, strict=True)]
-            for row, values in self.published.items()
-        }
-        notes = [
-            f"{metric} stands for {column}, which is not measured at this scale." for column, metric in metrics.items()
-        ]
-        shown = at.model_copy(update={"columns": list(metrics.values()), "metrics": {}})
-        more = {"notes": [*notes, *self.notes], "scales": {**self.scales, scale: shown}}
-        return self.model_copy(update={"columns": columns, "published": published, **more})
+        """The item with the columns that the scale measures."""
+        columns = self.scales[scale].columns
+        return self if columns is None else self.model_copy(update={"columns": columns})
 
     def cells(self, scale: Scale) -> Iterator[Cell]:
         """The cells that the scale measures, row by row; averages follow from them."""
-        item = self.at(scale)
-        at = item.scales[scale]
-        measured = item.columns if at.columns is None else at.columns
-        for row, first in item.rows.items():
-            for column, second in item.columns.items():
-                part = merged(first, second)
+        recipes = self.scales[scale].recipes
+        for row, first in self.rows.items():
+            for column, second in self.at(scale).columns.items():
+                part = first.with_column(second)
                 key = "_".join(name for name in (part.model, part.recipe) if name)
-                if not part.average and column in measured and key in at.recipes:
-                    assert part.metric is not None
-                    yield Cell(row, column, at.recipes[key], part, part.metric, item.value(row, column))
-
-
-def merged(row: Part, column: Part) -> Part:
-    """What both say; of a key that both have, the column's, and of settings, both."""
-    settings = {key: {**getattr(row, key), **getattr(column, key)} for key in ("lora", "rank")}
-    return Part.model_validate(
-        {**row.model_dump(exclude_unset=True), **column.model_dump(exclude_unset=True), **settings}
-    )
+                if part.metric is not None and key in recipes:
+                    yield Cell(row, column, recipes[key], part, part.metric)
 
 
 @cache
@@ -195,15 +163,10 @@ def get_item(name: str) -> Item:
     raise ValueError(f"{name!r} is no table or figure that can be run; {did_you_mean(wanted, known)}")
 
 
-def recipe_path(name: str) -> Path:
-    """The file of a recipe, e.g. sst2 or smoke_encoder."""
-    return RECIPES / f"{name}.yaml"
-
-
 @cache
 def recipe(name: str) -> Recipe:
-    """The recipe of this name."""
-    return load_recipe(recipe_path(name))
+    """The recipe of this name, e.g. sst2 or smoke_encoder."""
+    return load_recipe(RECIPES / f"{name}.yaml")
 
 
 def _load(path: Path) -> Item:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.app.tasks.known_sets import TEST_SETS
 from pedyra.lab.compare.named_tasks import HUB, PACKAGED, known_test_set, task_data
-from pedyra.lab.paper.item import Cell, Item, Scale, recipe
+from pedyra.lab.paper.item import Item, Scale, recipe
 from pedyra.lora.hub import why_not_offline, why_not_on_hub
 
 MODEL_PACKAGES = {
@@ -82,9 +82,18 @@ class Places:
 
     def missing(self, item: Item, scale: Scale) -> list[Missing]:
         """What the item needs at this scale and what is not here."""
+        metrics: dict[str, set[str]] = {}
         found: dict[Missing, None] = {}
         for cell in item.cells(scale):
-            found |= dict.fromkeys(self._missing(cell))
+            metrics.setdefault(cell.recipe, set()).add(cell.metric)
+            quantised = cell.part.method == "qlora" or cell.part.quantization == "nf4"
+            for need in ("nf4" if quantised else "", cell.metric, cell.metric[:5]):
+                if need in PACKAGES and find_spec(PACKAGES[need][0]) is None:
+                    package, extra = PACKAGES[need]
+                    why = f'it is not installed; run in a checkout: pip install ".[{extra}]"'
+                    found[Missing("package", package, why)] = None
+        for name, wanted in metrics.items():
+            found |= dict.fromkeys(self._missing_of(name, wanted))
         return list(found)
 
     def check(self, item: Item, scale: Scale, *, allow_code_execution: bool) -> None:
@@ -108,25 +117,19 @@ class Places:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda item: [self.missing(item, scale) for scale in item.scales], items))
 
-    def _missing(self, cell: Cell) -> Iterable[Missing]:
-        resolved, task = self.resolve(cell.recipe), task_name(recipe(cell.recipe).data.model_dump())
+    def _missing_of(self, name: str, metrics: set[str]) -> Iterable[Missing]:
+        """Model and data of a recipe, and the test sets that these metrics need."""
+        resolved, task = self.resolve(name), task_name(recipe(name).data.model_dump())
         if (why := why_no_model(resolved.model.name)) is not None:
             yield Missing("model", resolved.model.name, why)
-        data = resolved.data
-        sources = {data.source: f"{task or 'TASK'}/train"}
-        if data.validation and ".jsonl" in data.validation:  # else a split of the same data set
-            sources[data.validation] = ""
-        if cell.metric in resolved.generate and cell.metric in TEST_SETS:
-            source = resolved.generate[cell.metric].source or TEST_SETS[cell.metric]["source"]
-            sources[source] = f"{cell.metric}/test"
+        sources = {resolved.data.source: f"{task or 'TASK'}/train"}
+        if resolved.data.validation and ".jsonl" in resolved.data.validation:  # else a split of the same data set
+            sources[resolved.data.validation] = ""
+        for test_set in TEST_SETS.keys() & resolved.generate.keys() & metrics:
+            sources[resolved.generate[test_set].source or TEST_SETS[test_set]["source"]] = f"{test_set}/test"
         for source, file in sources.items():
             if (why := why_no_data(source)) is not None:
                 yield Missing("data", source if ".jsonl" in source else f"DIR/{file}.jsonl.gz", why)
-        quantised = cell.part.method == "qlora" or cell.part.quantization == "nf4"
-        for need in ("nf4" if quantised else "", cell.metric, cell.metric[:5]):
-            if need in PACKAGES and find_spec(PACKAGES[need][0]) is None:
-                package, extra = PACKAGES[need]
-                yield Missing("package", package, f'it is not installed; run in a checkout: pip install ".[{extra}]"')
 
 
 def task_name(data: Mapping[str, Any]) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from scipy import stats
-
-from pedyra.lab.compare.statistics import compare_paired, mean, standard_error
-from pedyra.lab.compare.tables import NOTHING, Table
+from pedyra.lab.compare.statistics import compare_paired, interval, standard_error
+from pedyra.lab.compare.tables import NOTHING, TextTable
 from pedyra.lab.paper.item import Item, Scale
 
 Values = Mapping[tuple[str, str], Mapping[int, float]]
@@ -30,20 +29,15 @@ class Result:
 
     @property
     def measured(self) -> float | None:
-        return mean(list(self.values.values())) if self.values else None
+        return fmean(self.values.values()) if self.values else None
 
     @property
     def standard_error(self) -> float | None:
-        """None for fewer than two seeds."""
-        return standard_error(list(self.values.values())) if len(self.values) > 1 else None
+        return standard_error(list(self.values.values()))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the mean, by Student's t; None for fewer than two seeds."""
-        if self.measured is None or self.standard_error is None:
-            return None
-        reach = float(stats.t.ppf(0.975, len(self.values) - 1)) * self.standard_error
-        return self.measured - reach, self.measured + reach
+        return interval(list(self.values.values()))
 
     def as_row(self) -> dict[str, Any]:
         """For JSON."""
@@ -78,21 +72,21 @@ def results(item: Item, scale: Scale, values: Values) -> list[Result]:
 def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
     """By the seeds that all columns have."""
     seeds = [seed for seed in columns[0] if all(seed in column for column in columns)] if columns else []
-    return {seed: mean([column[seed] for column in columns]) for seed in seeds}
+    return {seed: fmean(column[seed] for column in columns) for seed in seeds}
 
 
-def result_tables(item: Item, scale: Scale, found: Sequence[Result]) -> list[Table]:
+def result_tables(item: Item, scale: Scale, found: Sequence[Result]) -> list[TextTable]:
     """The values, and the differences between rows."""
     differences = difference_table(item, scale, found)
     return [result_table(item, scale, found), *([differences] if differences else [])]
 
 
-def result_table(item: Item, scale: Scale, found: Sequence[Result]) -> Table:
+def result_table(item: Item, scale: Scale, found: Sequence[Result]) -> TextTable:
     """Rows x columns of the item; each cell what was measured, and what was published in parentheses."""
     cells = {(result.row, result.column): _text(result) for result in found}
     counts = sorted({len(result.values) for result in found if result.values}) or [0]
     seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
-    return Table(
+    return TextTable(
         title=f"{item.id}: {item.title}",
         rows=[{"": row} | {column: cells[row, column] for column in item.columns} for row in item.rows],
         note=f"Measured at scale {scale}: mean ± standard error, {seeds} [95 % interval]; in parentheses: published. "
@@ -100,29 +94,26 @@ def result_table(item: Item, scale: Scale, found: Sequence[Result]) -> Table:
     )
 
 
-def difference_table(item: Item, scale: Scale, found: Sequence[Result]) -> Table | None:
+def difference_table(item: Item, scale: Scale, found: Sequence[Result]) -> TextTable | None:
     """How far each row is from the first of its group; where each row is a task of its own, how far each column is
     from the first. None where nothing can be compared."""
     cells = {(result.row, result.column): result for result in found}
     first: dict[tuple[str, str | None], str] = {}
     for row in item.rows:
         first.setdefault(_group(item, row), row)
-    others = [row for row in item.rows if row != first[_group(item, row)]]
+    others = {row: first[_group(item, row)] for row in item.rows if row != first[_group(item, row)]}
     if others:
-        to = ", ".join(dict.fromkeys(first[_group(item, row)] for row in others))
-        rows = [
-            {"": row} | {c: _difference(cells[row, c], cells[first[_group(item, row)], c]) for c in item.columns}
-            for row in others
-        ]
+        to = ", ".join(dict.fromkeys(others.values()))
+        pairs = {row: {c: (cells[row, c], cells[other, c]) for c in item.columns} for row, other in others.items()}
     elif len(item.columns) > 1 and all(part.metric for part in item.rows.values()):  # columns are settings of a method
         to, *columns = item.columns
-        rows = [{"": row} | {c: _difference(cells[row, c], cells[row, to]) for c in columns} for row in item.rows]
+        pairs = {row: {c: (cells[row, c], cells[row, to]) for c in columns} for row in item.rows}
     else:
         return None
-    return Table(
+    return TextTable(
         title=f"Difference to {to}",
-        rows=rows,
-        note=f"Measured at scale {scale}: mean of the paired differences by seed [95 % bootstrap interval]; in "
+        rows=[{"": row} | {c: _difference(*pair) for c, pair in each.items()} for row, each in pairs.items()],
+        note=f"Measured at scale {scale}: mean of the differences, paired by seed [Student's 95 % interval]; in "
         "parentheses: published.",
     )
 
@@ -140,8 +131,8 @@ def _difference(ours: Result, theirs: Result) -> str:
     difference = compare_paired(ours.values, theirs.values)
     if difference is None:
         return f"{NOTHING}{published}"
-    interval = "" if difference.interval is None else " [{}, {}]".format(*map(number, difference.interval))
-    return f"{'+' if difference.mean > 0 else ''}{number(difference.mean)}{interval}{published}"
+    ends = "" if difference.interval is None else " [{}, {}]".format(*map(number, difference.interval))
+    return f"{'+' if difference.mean > 0 else ''}{number(difference.mean)}{ends}{published}"
 
 
 def remarks(item: Item, scale: Scale, found: Sequence[Result]) -> list[str]:
@@ -153,8 +144,9 @@ def remarks(item: Item, scale: Scale, found: Sequence[Result]) -> list[str]:
     unmeasured = [column for column in item.columns if not any(r.values for r in found if r.column == column)]
     if unmeasured:
         told.append(f"Not measured: {', '.join(unmeasured)}.")
-    partly = any(item.columns[column].average for column in item.columns) and unmeasured
-    return told + (["Measured averages are over the measured columns."] if partly else []) + item.notes
+        if any(part.average for part in item.columns.values()):
+            told.append("Measured averages are over the measured columns.")
+    return told + item.notes
 
 
 def _text(result: Result) -> str:

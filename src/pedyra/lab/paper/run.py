@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from pedyra.lab.compare.compare import compare_grid
-from pedyra.lab.compare.machines import Machines
 from pedyra.lab.compare.tables import write_rows, write_tables
 from pedyra.lab.paper.grids import Measurement, measurements, row_name
 from pedyra.lab.paper.item import Item, Scale
-from pedyra.lab.paper.measures import MEASURES, measure
 from pedyra.lab.paper.places import Places
 from pedyra.lab.paper.results import Result, remarks, result_tables, results
+from pedyra.lab.paper.run_measures import MEASURES, measure
 from pedyra.lora.files import read_json, write_file
 
 
@@ -29,7 +27,7 @@ class Means:
     """Folder of runs, which all items of a scale share, and of tables."""
     places: Places = field(default_factory=Places)
     """Where models and data are; default: where the recipes say."""
-    machines: Machines = field(default_factory=Machines)
+    workers: int = 1
     allow_code_execution: bool = False
     """Run the programs that a model wrote, for HumanEval and MBPP."""
     console: Console | None = None
@@ -40,15 +38,12 @@ class Measured:
     """What a run of an item came to."""
 
     item: Item
-    """As the scale shows it."""
+    """With the columns that the scale measures."""
     results: list[Result]
-    folder: Path
-    """Of the tables and figures."""
     files: list[Path]
+    """Tables and figures."""
     failed: list[str]
     """Runs that failed, and why."""
-    missing: int
-    """Reported runs that are not there."""
 
 
 def run_item(item: Item, scale: Scale, means: Means) -> Measured:
@@ -61,40 +56,32 @@ def run_item(item: Item, scale: Scale, means: Means) -> Measured:
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
     means.places.check(item, scale, allow_code_execution=means.allow_code_execution)
-    item = item.at(scale)
     values: dict[tuple[str, str], dict[int, float]] = {}
     runs: dict[str, Path] = {}
     failed: list[str] = []
-    missing = 0
     for each in measurements(item, scale, means.out, means.places):
-        comparison = compare_grid(each.grid, means.machines, extend=True, console=means.console)
-        failed += [f"{outcome.job.label}: {outcome.message}" for outcome in comparison.failed]
-        missing += comparison.missing
-        found = [with_generated(row, each, means) for row in comparison.rows()]
+        comparison = compare_grid(each.grid, means.workers, means.console)
+        failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
+        found = [with_generated(row, each, means) for row in comparison.rows]
         for cell in each.cells:
             mine = [row for row in found if row["method"] == row_name(cell.part)]
             if mine:
                 runs.setdefault(cell.row, Path(mine[0]["run"]))
             measured = {row["seed"]: measure(row, cell.metric) for row in mine}
-            kept = {seed: value * cell.factor for seed, value in measured.items() if value is not None}
+            kept = {seed: value * cell.part.factor for seed, value in measured.items() if value is not None}
             if kept:
                 values[cell.row, cell.column] = kept
-    done = results(item, scale, values)
-    folder = means.out / scale / item.id
-    return Measured(item, done, folder, write_item(item, scale, done, runs, folder), failed, missing)
-
-
-def write_item(item: Item, scale: Scale, found: Sequence[Result], runs: Mapping[str, Path], folder: Path) -> list[Path]:
-    """The table as Markdown, LaTeX, CSV and JSON lines, and the figure as SVG and PNG."""
+    item = item.at(scale)
+    done, folder = results(item, scale, values), means.out / scale / item.id
     folder.mkdir(parents=True, exist_ok=True)
-    stem, lines = folder / item.id, [result.as_row() for result in found]
-    files = write_tables(stem, item.title, result_tables(item, scale, found), remarks(item, scale, found))
-    files += write_rows(stem, lines)
+    tables = result_tables(item, scale, done)
+    files = [write_tables(folder / item.id, item.title, tables, remarks(item, scale, done))]
+    files += write_rows(folder / item.id, [result.as_row() for result in done])
     if item.is_figure:
         from pedyra.lab.paper.figures import save_figure
 
-        files += save_figure(item, found, runs, folder)
-    return files
+        files += save_figure(item, done, runs, folder)
+    return Measured(item, done, files, failed)
 
 
 def with_generated(row: dict[str, Any], each: Measurement, means: Means) -> dict[str, Any]:

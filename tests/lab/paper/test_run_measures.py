@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pedyra.app.report.run_folder import Run, make_layers
-from pedyra.lab.paper import measures
+from pedyra.app.report.records import RunRecords, make_layers
+from pedyra.lab.paper.run_measures import MEASURES
 
 
-def run(ranks: dict[str, int] | None = None, **records: Any) -> Run:
+def run(ranks: dict[str, int] | None = None, **records: Any) -> RunRecords:
     ranks = ranks or {"a": 2, "b": 2, "c": 2}
     layers = make_layers([{"name": name, "type": name, "depth": 0, "rank": rank} for name, rank in ranks.items()])
-    empty = {field.name: {} if field.type == "Record" else [] for field in fields(Run)}
-    return Run(**{**empty, "path": Path("run"), "label": "run", "layers": layers, **records})
+    empty = {field.name: {} if field.type == "Record" else [] for field in fields(RunRecords)}
+    return RunRecords(**{**empty, "path": Path("run"), "label": "run", "layers": layers, **records})
 
 
 def adjustment(step: int, scores: Sequence[float], ranks: list[int], **more: Any) -> dict[str, Any]:
@@ -28,30 +28,30 @@ def adjustment(step: int, scores: Sequence[float], ranks: list[int], **more: Any
 def test_stability_is_the_mean_correlation_of_a_ranking_with_the_one_before():
     # The second ranking is the first, the third its reverse: (1 - 1) / 2.
     records = [adjustment(step, scores, [2, 2, 2]) for step, scores in enumerate(([1, 2, 3], [4, 5, 6], [3, 2, 1]))]
-    assert measures.MEASURES["ranking_stability"](run(adjustments=records)) == pytest.approx(0.0)
-    assert measures.MEASURES["ranking_stability"](run(adjustments=records[:2])) == pytest.approx(1.0)
-    assert measures.MEASURES["ranking_stability"](run(adjustments=records[:1])) is None
+    assert MEASURES["ranking_stability"](run(adjustments=records)) == pytest.approx(0.0)
+    assert MEASURES["ranking_stability"](run(adjustments=records[:2])) == pytest.approx(1.0)
+    assert MEASURES["ranking_stability"](run(adjustments=records[:1])) is None
 
 
 def test_ranks_that_follow_importance_correlate_with_it():
     records = [adjustment(2, [1.0, 2.0, 3.0], [1, 2, 3]), adjustment(4, [1.0, 2.0, 3.0], [1, 2, 3])]
-    assert measures.MEASURES["rank_importance_correlation"](run(adjustments=records)) == pytest.approx(1.0)
-    assert measures.MEASURES["change_importance_correlation"](run(adjustments=records)) == pytest.approx(1.0)
+    assert MEASURES["rank_importance_correlation"](run(adjustments=records)) == pytest.approx(1.0)
+    assert MEASURES["change_importance_correlation"](run(adjustments=records)) == pytest.approx(1.0)
     against = [adjustment(2, [3.0, 2.0, 1.0], [1, 2, 3])]
-    assert measures.MEASURES["rank_importance_correlation"](run(adjustments=against)) == pytest.approx(-1.0)
+    assert MEASURES["rank_importance_correlation"](run(adjustments=against)) == pytest.approx(-1.0)
 
 
 def test_the_gini_coefficient_of_ranks():
-    assert measures.MEASURES["rank_gini"](run({"a": 4, "b": 4, "c": 4})) == pytest.approx(0.0)
+    assert MEASURES["rank_gini"](run({"a": 4, "b": 4, "c": 4})) == pytest.approx(0.0)
     # sum of |x_i - x_j| over all pairs is 2 (6 + 6 + 0) = 24; over 2 n^2 mean = 2 * 9 * 2 = 36.
-    assert measures.MEASURES["rank_gini"](run({"a": 0, "b": 0, "c": 6})) == pytest.approx(24 / 36)
+    assert MEASURES["rank_gini"](run({"a": 0, "b": 0, "c": 6})) == pytest.approx(24 / 36)
 
 
 def test_the_share_of_masked_triples_that_come_back():
     masked = [[["a", 0], ["b", 1]], [["a", 0], ["b", 0], ["c", 0]], [["a", 0], ["b", 0], ["c", 0]]]
     records = [adjustment(step, [1, 2, 3], [2, 2, 2], masked=each) for step, each in enumerate(masked)]
     # b 1 of two came back at first, none of three after that.
-    assert measures.MEASURES["reactivated_share"](run(adjustments=records)) == pytest.approx((0.5 + 0.0) / 2)
+    assert MEASURES["reactivated_share"](run(adjustments=records)) == pytest.approx((0.5 + 0.0) / 2)
 
 
 def test_time_an_epoch_memory_and_share():
@@ -60,9 +60,9 @@ def test_time_an_epoch_memory_and_share():
         final={"seconds": 50.0, "peak_memory_bytes": 900, "trainable_parameters": 3, "total_parameters": 12},
         environment={"memory_before_bytes": 400},
     )
-    assert measures.MEASURES["seconds_per_epoch"](one) == 20.0
-    assert measures.MEASURES["peak_memory_difference"](one) == 500
-    assert measures.MEASURES["trainable_share"](one) == 0.25
+    assert MEASURES["seconds_per_epoch"](one) == 20.0
+    assert MEASURES["peak_memory_difference"](one) == 500
+    assert MEASURES["trainable_share"](one) == 0.25
 
 
 def test_gradient_norms_and_losses_are_averages_over_what_was_logged():
@@ -72,6 +72,6 @@ def test_gradient_norms_and_losses_are_averages_over_what_was_logged():
         {"step": 3, "grad_norms": {"a": [4.0, 5.0, 6.0], "b": [4.0, 5.0, 6.0]}},
     ]
     one = run(snapshots=snapshots, metrics=[{"step": s, "loss": loss} for s, loss in enumerate([4.0, 2.0, 2.0])])
-    assert [measures.MEASURES[f"gradient_norm_{name}"](one) for name in "AEB"] == [3.0, 4.0, 5.0]
-    assert measures.MEASURES["mean_training_loss"](one) == pytest.approx(8 / 3)
-    assert measures.MEASURES["loss_roughness"](one) == pytest.approx(1.0)  # changes -2 and 0, around -1
+    assert [MEASURES[f"gradient_norm_{name}"](one) for name in "AEB"] == [3.0, 4.0, 5.0]
+    assert MEASURES["mean_training_loss"](one) == pytest.approx(8 / 3)
+    assert MEASURES["loss_roughness"](one) == pytest.approx(1.0)  # changes -2 and 0, around -1

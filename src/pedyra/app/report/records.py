@@ -73,7 +73,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecords:
     """Everything the report knows about one run. Lists are in order of step; absent values are empty."""
 
     path: Path
@@ -102,7 +102,7 @@ class Run:
         return next((state["ranks"] for state in reversed(states) if state["step"] <= last), self.start_ranks)
 
 
-def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
+def read_runs(run_dirs: Sequence[Path]) -> list[RunRecords]:
     """Read run folders and give each a label that tells it from the others.
 
     Raises:
@@ -120,7 +120,7 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     return [read_run(path, "/".join(path.parts[-depth:])) for path in paths]
 
 
-def read_run(path: Path, label: str | None = None) -> Run:
+def read_run(path: Path, label: str | None = None) -> RunRecords:
     """Read one run folder. Raises ValueError as `read_runs` does."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
@@ -145,7 +145,7 @@ def read_run(path: Path, label: str | None = None) -> Run:
     for record in states:
         _check_names(record, layers, path / "ranks.jsonl")
         record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
-    return Run(
+    return RunRecords(
         path=path,
         label=label or path.resolve().name,
         recipe=read_settings(path / "recipe.yaml", [], what="recipe", starts_with="method"),

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from pedyra.app.report.measures import importance_ranks, mean_by_layer, spearman, utilisation
-from pedyra.app.report.run_folder import Run, read_run
+from pedyra.app.report import measures
+from pedyra.app.report.records import Record, RunRecords, read_run
 
-Measure = Callable[[Run], float | None]
+Measure = Callable[[RunRecords], float | None]
 Series = list[tuple[int, float]]
 """(step, value)."""
 FACTORS = ("A", "E", "B")
@@ -21,137 +22,122 @@ FACTORS = ("A", "E", "B")
 
 def measure(row: Mapping[str, Any], metric: str) -> float | None:
     """A metric of a comparison's row: one of its evaluation's, a cost, or one of `MEASURES` on its run folder."""
-    if metric in row["metrics"]:
-        return row["metrics"][metric]
-    if metric in row:
-        return row[metric]
-    if metric in MEASURES:
-        return MEASURES[metric](read_run(Path(row["run"])))
-    return None
+    for known in (row["metrics"], row):
+        if metric in known:
+            return known[metric]
+    return MEASURES[metric](read_run(Path(row["run"]))) if metric in MEASURES else None
 
 
-def effective_ranks(run: Run) -> Series:
+def series(records: Iterable[Record], value: Callable[[Record], float | None]) -> Series:
+    """The records that have the value."""
+    return [(record["step"], found) for record in records if (found := value(record)) is not None]
+
+
+def effective_ranks(run: RunRecords) -> Series:
     """Sum of the layers' effective ranks (Fig. 1a)."""
-    kept = (record for record in run.snapshots if record.get("effective_rank"))
-    return [(record["step"], sum(record["effective_rank"].values())) for record in kept]
+    return series(run.snapshots, measures.effective_rank)
 
 
-def utilisations(run: Run) -> Series:
+def utilisations(run: RunRecords) -> Series:
     """That over the sum of the ranks (Fig. 1a)."""
-    kept = (record for record in run.snapshots if record.get("effective_rank"))
-    shares = ((record["step"], utilisation(record["effective_rank"], record["ranks"])) for record in kept)
-    return [(step, share) for step, share in shares if share is not None]
+    return series(run.snapshots, measures.utilisation)
 
 
-def stabilities(run: Run) -> Series:
+def stabilities(run: RunRecords) -> Series:
     """Spearman's correlation of the layers' scores with those of the adjustment before (Fig. 1b)."""
     found = []
-    for before, now in zip(run.adjustments, run.adjustments[1:], strict=False):
-        names = list(now["layer_scores"])
-        value = spearman([before["layer_scores"][n] for n in names], [now["layer_scores"][n] for n in names])
-        if value is not None:
-            found.append((now["step"], value))
-    return found
+    for before, now in pairwise(run.adjustments):
+        old, new = before["layer_scores"], now["layer_scores"]
+        found.append({"step": now["step"], "value": measures.spearman([old[name] for name in new], list(new.values()))})
+    return series(found, lambda record: record["value"])
 
 
-def log_variances(run: Run) -> Series:
+def log_variances(run: RunRecords) -> Series:
     """Log variance over layers of G^(2/3) / r, where scores were followed (Fig. 5)."""
-    values = ((record["step"], record.get("two_thirds_log_variance")) for record in run.snapshots)
-    return [(step, value) for step, value in values if value is not None]
+    return series(run.snapshots, lambda record: record.get("two_thirds_log_variance"))
 
 
-def orthogonalities(run: Run) -> Series:
+def orthogonalities(run: RunRecords) -> Series:
     """The orthogonality term averaged over all A and B (Fig. 10)."""
-    return [(r["step"], fmean(x for pair in r["orthogonality"].values() for x in pair)) for r in run.snapshots]
+    return series(run.snapshots, lambda record: fmean(x for pair in record["orthogonality"].values() for x in pair))
 
 
-def training_losses(run: Run) -> Series:
+def training_losses(run: RunRecords) -> Series:
     """The loss as logged (Fig. 9)."""
-    return [(row["step"], row["loss"]) for row in run.metrics if row.get("loss") is not None]
+    return series(run.metrics, lambda record: record.get("loss"))
 
 
-def gradient_norms(run: Run, factor: str) -> Series:
+def gradient_norms(run: RunRecords, factor: str) -> Series:
     """Mean over layers of the norms of the gradients of A, E or B, where they were followed (Fig. 11)."""
     place = FACTORS.index(factor)
     followed = (record for record in run.snapshots if record.get("grad_norms"))
-    return [(record["step"], fmean(norms[place] for norms in record["grad_norms"].values())) for record in followed]
+    return series(followed, lambda record: fmean(norms[place] for norms in record["grad_norms"].values()))
 
 
-def masks(run: Run) -> list[tuple[int, set[tuple[str, int]]]]:
+def masks(run: RunRecords) -> list[tuple[int, set[tuple[str, int]]]]:
     """(step, the triples that are masked from there on), of a run whose method masks (Fig. 8)."""
     return [(r["step"], {(name, i) for name, i in r["masked"]}) for r in run.adjustments if "masked" in r]
 
 
-def mean_places(run: Run) -> dict[str, float]:
-    """Layer -> its mean place by importance over the adjustments, 1 = most important."""
-    return mean_by_layer([importance_ranks(record["layer_scores"]) for record in run.adjustments])
-
-
-def mean_ranks(run: Run) -> dict[str, float]:
-    """Layer -> its mean rank over the adjustments."""
-    return mean_by_layer([record["ranks"] for record in run.adjustments])
-
-
-def _seconds_per_epoch(run: Run) -> float | None:
+def _seconds_per_epoch(run: RunRecords) -> float | None:
     """Training time over the epochs trained (Table 10)."""
     epochs = max((row["epoch"] for row in run.metrics if "epoch" in row), default=0.0)
     return run.final["seconds"] / epochs if epochs else None
 
 
-def _trainable_share(run: Run) -> float | None:
+def _trainable_share(run: RunRecords) -> float | None:
     """Trained parameters over all (Table 3); as there, two weights of 4 bits count as one."""
     total = run.final.get("total_parameters")
     return run.final["trainable_parameters"] / total if total else None
 
 
-def _peak_memory_difference(run: Run) -> float | None:
+def _peak_memory_difference(run: RunRecords) -> float | None:
     """Peak memory in bytes less what was held when training began (Table 10)."""
     before = run.environment.get("memory_before_bytes")
     return run.final["peak_memory_bytes"] - before if before is not None else None
 
 
-def _with_importance(values: Callable[[Run], Mapping[str, float]]) -> Measure:
-    """Spearman's correlation with mean importance: positive where important layers have more."""
-
-    def measured(run: Run) -> float | None:
-        places = mean_places(run)
-        return spearman([-place for place in places.values()], [values(run)[name] for name in places])
-
-    return measured
+def rank_importance_correlation(run: RunRecords) -> float | None:
+    """Of the layers' mean rank with importance (Fig. 4b)."""
+    return measures.correlation_with_importance(run, measures.mean_ranks(run))
 
 
-def _rank_gini(run: Run) -> float | None:
+def _change_importance_correlation(run: RunRecords) -> float | None:
+    """Of the change of the layers' rank with importance (Fig. 3)."""
+    changes = {name: run.final_ranks[name] - rank for name, rank in run.start_ranks.items()}
+    return measures.correlation_with_importance(run, changes)
+
+
+def _rank_gini(run: RunRecords) -> float | None:
     """Gini coefficient of the final ranks: 0 if all layers have the same, near 1 if one has all (Fig. 7)."""
     ranks = sorted(run.final_ranks.values())
     total, count = sum(ranks), len(ranks)
     return None if not total else sum((2 * i - count - 1) * rank for i, rank in enumerate(ranks, 1)) / (count * total)
 
 
-def _reactivated_share(run: Run) -> float | None:
+def _reactivated_share(run: RunRecords) -> float | None:
     """Mean share of the masked triples that the next adjustment no longer masks (Fig. 8)."""
-    found = [before for _, before in masks(run)]
-    return _mean(len(old - new) / len(old) for old, new in zip(found, found[1:], strict=False) if old)
+    return _mean(len(old - new) / len(old) for (_, old), (_, new) in pairwise(masks(run)) if old)
 
 
-def _loss_roughness(run: Run) -> float | None:
+def _loss_roughness(run: RunRecords) -> float | None:
     """Standard deviation of the change of the loss from one log to the next (Fig. 9)."""
-    losses = [loss for _, loss in training_losses(run)]
-    changes = [now - before for before, now in zip(losses, losses[1:], strict=False)]
+    changes = [now - before for (_, before), (_, now) in pairwise(training_losses(run))]
     return pstdev(changes) if len(changes) > 1 else None
 
 
-def _at(place: int, series: Callable[[Run], Series]) -> Measure:
+def _at(place: int, of: Callable[[RunRecords], Series]) -> Measure:
     """The first (0) or last (-1) value; None of none."""
-    return lambda run: series(run)[place][1] if series(run) else None
+    return lambda run: of(run)[place][1] if of(run) else None
+
+
+def _mean_of(of: Callable[[RunRecords], Series]) -> Measure:
+    return lambda run: _mean(value for _, value in of(run))
 
 
 def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return fmean(values) if values else None
-
-
-def _mean_of(series: Callable[[Run], Series]) -> Measure:
-    return lambda run: _mean(value for _, value in series(run))
 
 
 MEASURES: dict[str, Measure] = {
@@ -161,10 +147,8 @@ MEASURES: dict[str, Measure] = {
     "effective_rank": _at(-1, effective_ranks),
     "utilisation": _at(-1, utilisations),
     "ranking_stability": _mean_of(stabilities),
-    "rank_importance_correlation": _with_importance(mean_ranks),  # Fig. 4b
-    "change_importance_correlation": _with_importance(  # Fig. 3
-        lambda run: {name: run.final_ranks[name] - rank for name, rank in run.start_ranks.items()}
-    ),
+    "rank_importance_correlation": rank_importance_correlation,
+    "change_importance_correlation": _change_importance_correlation,
     "first_log_variance": _at(0, log_variances),
     "last_log_variance": _at(-1, log_variances),
     "largest_rank": lambda run: max(run.final_ranks.values(), default=None),  # Fig. 7

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pedyra.app.report.measures as measures
 from pedyra.app.console import format_bytes, format_seconds
-from pedyra.app.report.run_folder import Run
+from pedyra.app.report import measures
+from pedyra.app.report.records import RunRecords
 
 ABSENT = "–"  # what a run did not record
 
@@ -33,7 +33,7 @@ class Table:
     text: Sequence[int] = ()
 
 
-def description(run: Run) -> dict[str, str]:
+def description(run: RunRecords) -> dict[str, str]:
     """What was run: method, model, data, seed, steps, LoRA settings; what the recipe does not say is left out."""
     recipe = run.recipe
     model, data, lora = (value if isinstance(value := recipe.get(k), dict) else {} for k in ("model", "data", "lora"))
@@ -49,7 +49,7 @@ def description(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in rows.items() if value not in (None, "")}
 
 
-def facts(run: Run) -> list[Fact]:
+def facts(run: RunRecords) -> list[Fact]:
     """Result, size, rank, adjustments, time and memory: the cards of the header, the rows of a comparison.
 
     A value that is not known is `ABSENT`.
@@ -71,7 +71,7 @@ def facts(run: Run) -> list[Fact]:
     ]
 
 
-def _size_fact(run: Run) -> Fact:
+def _size_fact(run: RunRecords) -> Fact:
     """The smaller adapter of a fit."""
     fit = run.fit
     if not fit:
@@ -81,7 +81,7 @@ def _size_fact(run: Run) -> Fact:
     return Fact("Smaller adapter", f"{fit['parameters']:,}", f"parameters, {fit['share']:.0%} of the adapter")
 
 
-def comparison(runs: Sequence[Run]) -> Table:
+def comparison(runs: Sequence[RunRecords]) -> Table:
     """One column a run: what was run, what came out; what no run recorded is left out."""
     described = [description(run) for run in runs]
     names = dict.fromkeys(name for each in described for name in each)
@@ -93,7 +93,7 @@ def comparison(runs: Sequence[Run]) -> Table:
     return Table("Comparison of the runs", "", ["", *(run.label for run in runs)], rows, range(len(runs) + 1))
 
 
-def adjustments(run: Run) -> Table:
+def adjustments(run: RunRecords) -> Table:
     """One row per adjustment: which layers lost and gained ranks, and what it left."""
     names = {layer.name: layer.short_name for layer in run.layers}
     rows = [
@@ -112,7 +112,7 @@ def adjustments(run: Run) -> Table:
     return Table(f"All {len(rows)} adjustments", "which layers lost and gained ranks", head, rows, (1, 2))
 
 
-def layers(run: Run) -> Table:
+def layers(run: RunRecords) -> Table:
     """One row per layer: rank at start and end, ranks lost and gained, importance, effective rank."""
     pruned = [measures.pruned_counts(record) for record in run.adjustments]
     scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
@@ -143,7 +143,7 @@ def _told(value: float | None, text: Callable[[float], str]) -> str:
     return ABSENT if value is None else text(value)
 
 
-def _rank_fact(run: Run) -> Fact:
+def _rank_fact(run: RunRecords) -> Fact:
     if not run.layers:
         return Fact("Total rank", ABSENT)
     start, end = sum(run.start_ranks.values()), sum(run.final_ranks.values())
@@ -152,7 +152,7 @@ def _rank_fact(run: Run) -> Fact:
     return Fact("Total rank", value, f"{len(run.layers)} layers of rank {each}")
 
 
-def _adjustment_fact(run: Run) -> Fact:
+def _adjustment_fact(run: RunRecords) -> Fact:
     if not run.adjustments:
         return Fact("Adjustments", ABSENT)
     pruned = sum(len(record["pruned"]) for record in run.adjustments)
@@ -160,7 +160,7 @@ def _adjustment_fact(run: Run) -> Fact:
     return Fact("Adjustments", str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added")
 
 
-def _budget(run: Run) -> str:
+def _budget(run: RunRecords) -> str:
     budget = run.header.get("budget") or {}
     states = [s for s in run.snapshots + run.adjustments if isinstance(s.get("parameters"), int)]
     if not budget.get("parameters") or not states:
