@@ -130,17 +130,17 @@ def trained_bert(make_bert: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def make_llama() -> Callable[..., Any]:
-    """make_llama(**LoraConfig settings): a tiny random Llama with LoRA on all of its linears but the head."""
+    """make_llama(blocks=2, **LoraConfig settings): a tiny random Llama with LoRA on all of its linears but the head."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    def make(**settings: Any) -> Any:
+    def make(*, blocks: int = 2, **settings: Any) -> Any:
         torch.manual_seed(3)
         config = LlamaConfig(
             vocab_size=40,
             hidden_size=16,
             intermediate_size=24,
-            num_hidden_layers=2,
+            num_hidden_layers=blocks,
             num_attention_heads=2,
             num_key_value_heads=1,
             max_position_embeddings=16,

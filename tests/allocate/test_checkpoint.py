@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,19 @@ def test_adjustments_that_are_left_still_happen_after_an_inexact_resume(stopped,
     with pytest.warns(UserWarning, match="training goes on, not as an exact resume"):
         trainer.train(resume_from_checkpoint=str(stopped / "checkpoint-4"))
     assert [record["step"] for record in callback.allocator.history] == [5, 7]
+    assert re.match("2 of 2 adjustments after step 4, where training was taken up", str(callback.result))
+
+
+def test_a_resume_without_a_side_file_after_the_last_adjustment_says_no_more_than_it_knows(
+    stopped, make_trainer, quick
+):
+    (stopped / "checkpoint-8" / RECORD).unlink()  # the last adjustment follows step 7
+    for resumed in ("checkpoint-8", "checkpoint-12"):
+        trainer, callback = make_trainer(stopped, quick(min_rank=0, moves=7), **EVERY_4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.train(resume_from_checkpoint=str(stopped / resumed))
+        assert re.match("no rank moved after step 8, .*: no adjustment was left", str(callback.result))
 
 
 def test_a_checkpoint_of_another_folder_is_named_by_resume_from(stopped, make_trainer, quick, tmp_path):

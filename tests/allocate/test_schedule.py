@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import pytest
 
 from pedyra.allocate.schedule import resolve_schedule
-from pedyra.pe_dyra.scored import ema_window
 
 
 @pytest.mark.parametrize(
@@ -78,26 +76,6 @@ def test_where_the_warmups_fill_a_run_of_any_length_no_steps_are_told():
 def test_a_run_without_steps_is_refused():
     with pytest.raises(ValueError, match="total_steps is 0"):
         resolve_schedule(0, initial_warmup=0, interval=1, final_warmup=0)
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.85, 0.95])
-def test_an_ema_has_forgotten_what_came_before_its_window(beta):
-    # Two histories that differ wildly, then W equal steps: Eq. (3)'s averages agree to 1e-6 of the difference.
-    window = ema_window(beta)
-    old, fresh = [1.0, 1.0], [0.0, 0.0]
-    for step in range(window):
-        product = 0.3 + 0.2 * math.sin(step)
-        for state in (old, fresh):
-            state[0] = beta * state[0] + (1 - beta) * product
-            state[1] = beta * state[1] + (1 - beta) * abs(product - state[0])
-    assert abs(old[0] - fresh[0]) <= 1e-6
-    assert abs(old[1] - fresh[1]) <= 1.01e-6
-
-
-def test_the_window_is_not_longer_than_it_must_be():
-    assert ema_window(0.85) == 103
-    forgotten = lambda window: (1 + 0.15 * window) * 0.85**window  # noqa: E731
-    assert forgotten(103) <= 1e-6 < forgotten(102)
 
 
 def test_an_interval_below_the_least_is_refused_in_steps_and_raised_as_a_fraction():

@@ -1,6 +1,7 @@
 """What is printed and written for scripts."""
 
 import json
+import logging
 from io import StringIO
 
 import pytest
@@ -15,6 +16,7 @@ from pedyra.app.console import (
     print_rank_map,
     print_result,
     print_table,
+    quiet_libraries,
     write_json_lines,
 )
 from pedyra.app.recipe import Recipe
@@ -163,3 +165,8 @@ def test_brackets_in_paths_are_no_markup(capsys: pytest.CaptureFixture[str]):
     new_console().print("written to runs/a[lr=3]/[/b]")
     print_table(new_console(), ["layer"], [["a[seed]"]])
     assert "runs/a[lr=3]/[/b]" in capsys.readouterr().out
+
+
+def test_what_the_allocator_warns_of_is_heard():
+    quiet_libraries()
+    assert logging.getLogger("pedyra.allocate.rank_allocator").isEnabledFor(logging.WARNING)

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pedyra import PeDyra
 from pedyra.pe_dyra.config import CHOICES, RANK_FIELDS, RankSettings, check_rank_section
+from pedyra.pe_dyra.equations import mix_scores
 
 
 def test_is_frozen_and_keyword_only():
@@ -151,6 +153,12 @@ def test_the_papers_phases_are_the_medians_of_its_tables():
     paper = PeDyra()
     found = [statistics.median(column) for column in zip(*parts, strict=True)]
     assert [paper.initial_warmup, paper.interval, paper.final_warmup] == pytest.approx(found, rel=0.03)
+
+
+def test_a_whole_number_is_a_weight_too():
+    config = PeDyra(alpha=1, beta1=0, orth_weight=0)
+    assert [type(value) for value in (config.alpha, config.beta1, config.orth_weight)] == [float] * 3
+    assert mix_scores(torch.ones(2), torch.ones(2), alpha=config.alpha, norm="mean").tolist() == [1.0, 1.0]
 
 
 def test_numpys_integers_are_integers():

@@ -67,6 +67,31 @@ def test_a_mask_given_by_position_is_seen_too(make_bert, tokens):
     assert agree(energy.collect(), [literal_mean_square(s, [tokens["attention_mask"]]) for s in seen])
 
 
+@pytest.mark.parametrize("name", ["base_model.model", "base_model.model.model"])
+def test_the_mask_of_an_inner_model_that_is_called_itself_is_seen(name, make_llama, tokens):
+    """As TRL's distillation calls it."""
+    model = make_llama().train()
+    called = model.get_submodule(name)
+    _, energy, seen = watched(model)
+    called(**tokens)
+    assert agree(energy.collect(), [literal_mean_square(s, [tokens["attention_mask"]]) for s in seen])
+    with torch.no_grad():
+        model.eval()(**tokens)
+    model.train()
+    called(input_ids=tokens["input_ids"])  # without a mask, after a forward of the whole that had one
+    expected = [literal_mean_square(inputs[-1:], [torch.ones(4, 6)]) for inputs in seen]
+    assert agree(energy.collect(), expected)
+
+
+def test_layers_that_no_model_of_theirs_calls_are_told_once(make_llama, caplog):
+    model = make_llama().train()
+    _, energy, seen = watched(model)
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+    for _ in range(2):
+        layer(torch.randn(2, 3, 24))
+    assert caplog.text.count("model.layers.0.mlp.down_proj was called, and not by the model") == 1
+
+
 def test_what_padding_holds_does_not_matter(make_llama, tokens):
     model = make_llama().train()
     _, energy, _ = watched(model)

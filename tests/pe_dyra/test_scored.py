@@ -1,7 +1,8 @@
-"""A method of scores and a policy: both may be one's own, and how many triples move at most."""
+"""A method of scores and a policy: both may be one's own, how many triples move at most, and what averages forget."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.methods.layer_scores import LayerScores
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.method import Algorithm2
-from pedyra.pe_dyra.scored import ScoredMethod, most_moves
+from pedyra.pe_dyra.scored import ScoredMethod, ema_window, most_moves
 
 
 def test_a_policy_of_ones_own_decides(make_net, train_net):
@@ -64,3 +65,23 @@ def test_a_methods_own_scores_have_the_word_whatever_the_settings_say(make_net, 
 )
 def test_the_default_number_of_moves_is_the_papers(moves: int | None, total_rank: int, most: int):
     assert most_moves(RankSettings(moves=moves), total_rank) == most
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.85, 0.95])
+def test_an_ema_has_forgotten_what_came_before_its_window(beta):
+    # Two histories that differ wildly, then W equal steps: Eq. (3)'s averages agree to 1e-6 of the difference.
+    window = ema_window(beta)
+    old, fresh = [1.0, 1.0], [0.0, 0.0]
+    for step in range(window):
+        product = 0.3 + 0.2 * math.sin(step)
+        for state in (old, fresh):
+            state[0] = beta * state[0] + (1 - beta) * product
+            state[1] = beta * state[1] + (1 - beta) * abs(product - state[0])
+    assert abs(old[0] - fresh[0]) <= 1e-6
+    assert abs(old[1] - fresh[1]) <= 1.01e-6
+
+
+def test_the_window_is_not_longer_than_it_must_be():
+    assert ema_window(0.85) == 103
+    forgotten = lambda window: (1 + 0.15 * window) * 0.85**window  # noqa: E731
+    assert forgotten(103) <= 1e-6 < forgotten(102)

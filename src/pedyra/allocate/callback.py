@@ -52,12 +52,14 @@ class RankResult:
     """What a training did to the ranks. `print` gives the line that is said at its end."""
 
     steps: int
+    since: int
+    """The step after which the record begins: 0, or where a run was taken up without its side file."""
     adjustments: int
-    """Adjustments that were made."""
+    """Adjustments that were made since."""
     planned: int
-    """Adjustments of the whole schedule."""
-    first: int
-    """The step after which the first one is due."""
+    """Adjustments of the schedule since."""
+    first: int | None
+    """The step after which the first of these is due."""
     moved: int
     """Triples that were pruned or added, in all adjustments."""
     ranks_before: dict[str, int]
@@ -70,22 +72,25 @@ class RankResult:
     """What only the method can say, in a sentence."""
 
     def __str__(self) -> str:
-        if self.steps < self.first:
+        since = f" after step {self.since}, where training was taken up without its record" if self.since else ""
+        if self.first is None:
+            words = f"no rank moved{since}: no adjustment was left"
+        elif self.steps < self.first:
             words = (
-                f"no rank moved: training ended after {self.steps} steps, and the first adjustment follows step "
+                f"no rank moved{since}: training ended after {self.steps} steps, and the first adjustment follows step "
                 f"{self.first}; train longer, or shorten initial_warmup and interval"
             )
         elif self.adjustments == 0:
             words = (
-                "no rank moved: before every adjustment that was due too few steps had a loss that is a number, labels "
-                "and a gradient"
+                f"no rank moved{since}: before every adjustment that was due too few steps had a loss that is a "
+                f"number, labels and a gradient"
             )
         else:
             changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
             low, high = min(self.ranks.values()), max(self.ranks.values())
             words = (
-                f"{self.adjustments} of {self.planned} adjustments pruned or added {self.moved} triples: the rank of "
-                f"{changed} of {len(self.ranks)} layers changed, ranks go from {low} to {high}, and "
+                f"{self.adjustments} of {self.planned} adjustments{since} pruned or added {self.moved} triples: the "
+                f"rank of {changed} of {len(self.ranks)} layers changed, ranks go from {low} to {high}, and "
                 f"{self.parameters:,} of {self.parameters_before:,} parameters are left"
             )
         return words if self.outcome is None else f"{words}; {self.outcome}"
@@ -234,12 +239,14 @@ class RankCallback(TrainerCallback):
                 tqdm.write(f"pedyra: {self._result}")  # on a line of its own
 
     def _conclude(self, allocator: RankAllocator) -> RankResult:
-        made, schedule = allocator.history, allocator.schedule
+        made, since = allocator.history, allocator.recorded_since
+        planned = [step for step in allocator.schedule.adjustments if step > since]
         return RankResult(
             steps=allocator.step,
+            since=since,
             adjustments=len(made),
-            planned=len(schedule.adjustments),
-            first=schedule.adjustments[0],
+            planned=len(planned),
+            first=next(iter(planned), None),
             moved=sum(len(record["pruned"]) + sum(record["added"].values()) for record in made),
             ranks_before=allocator.initial_ranks,
             ranks=allocator.ranks,

@@ -27,7 +27,7 @@ from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 8
+FORMAT = 9
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SHAPE = {
     "adapter": str,
@@ -36,6 +36,7 @@ _SHAPE = {
     "method": dict,
     "scaling": {str: float},
     "history": [{"step": int, "ranks": {str: int}}],
+    "recorded_since": int,
     "initial_ranks": {str: int},
     "initial_parameters": int,
 }
@@ -73,6 +74,7 @@ def run_record(allocator: RankAllocator) -> dict[str, Any]:
         # Of frozen layers too, whose factors are here as well.
         "scaling": {layer.name: layer.scaling for layer in adapted_layers(allocator.model, allocator.adapter_name)},
         "history": allocator.history,
+        "recorded_since": allocator.recorded_since,
         "method": allocator.run.values(),
     }
 

@@ -75,6 +75,8 @@ class RankAllocator:
         self._taken = self._read = 0
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `_record`."""
+        self.recorded_since = 0
+        """The step after which they begin, see `go_on_after`."""
         self.initial_ranks = self.ranks
         """Layer -> rank at the start of the run."""
         self.initial_parameters = self.parameters
@@ -212,7 +214,7 @@ class RankAllocator:
         Raises:
             ValueError: the tensors do not fit these ranks.
         """
-        self._taken, self.history = record["step"], record["history"]
+        self._taken, self.history, self.recorded_since = record["step"], record["history"], record["recorded_since"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._adopt_triples()
         self.run.load(self.step, record["method"], tensors)
@@ -220,7 +222,7 @@ class RankAllocator:
 
     def go_on_after(self, step: int) -> None:
         """Take a run up after `step` without its state: what is observed, and the history, begin there."""
-        self._taken = step
+        self._taken = self.recorded_since = step
         self._adopt_triples()
         self.run.prepare(step)
 

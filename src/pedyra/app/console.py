@@ -217,8 +217,7 @@ def _cell(value: Any) -> str:
 def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the screen; errors still show."""
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries of their next release
-    # Advice on kernels, every retry of a download, and what a run and its plan print themselves.
-    for chatty in ("bitsandbytes", "huggingface_hub", "pedyra.allocate.rank_allocator"):
+    for chatty in ("bitsandbytes", "huggingface_hub"):  # advice on kernels, every retry of a download
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
     import datasets

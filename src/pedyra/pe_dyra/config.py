@@ -109,6 +109,7 @@ class RankSettings:
             raise ValueError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):
             check_number(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +15,16 @@ from pedyra.allocate.distributed import Average, one_process
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.observation import Watch
 
+logger = logging.getLogger(__name__)
+
 
 class InputEnergy:
     """Hooks on the adapted layers. Counts each token of a training forward once; padding not at all, where known.
 
     Padding is known by `attention_mask`, in the decoder of an encoder-decoder model by `decoder_attention_mask` or the
-    labels that count. The input is taken before LoRA's dropout. Layers that receive the very same tensor (q, k, v)
-    share one sum. The recomputation of gradient checkpointing runs inside the backward pass and is not counted again.
+    labels that count, whether the PEFT model is called, the base model inside, or that without its head. The input is
+    taken before LoRA's dropout. Layers that receive the very same tensor (q, k, v) share one sum. The recomputation of
+    gradient checkpointing runs inside the backward pass and is not counted again.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average = one_process) -> None:
@@ -28,18 +32,32 @@ class InputEnergy:
         self._widths, self._device = [layer.a.in_features for layer in layers], layers[0].a.A.device
         self._sums: list[Tensor | None] = [None] * len(layers)
         self._counts: list[Tensor | None] = [None] * len(layers)
-        self._adapter = layers[0].adapter
+        self._adapter, self._names = layers[0].adapter, [layer.name for layer in layers]
         self._mask: Tensor | None = None
         self._target_mask: Tensor | None = None
         self._real: dict[tuple[torch.Size, bool], Tensor] = {}
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        named = list(inspect.signature(base.forward).parameters)
-        self._mask_position = named.index("attention_mask") if "attention_mask" in named else None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
         decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
         self._of_target = [decoder and _sees_target(layer.name) for layer in layers]
         """Per layer, whether its tokens are those of the decoder."""
-        self._handles = [model.register_forward_pre_hook(Watch(self._see_model), with_kwargs=True)]
+        self._outermost: str | None = None
+        """Which of the modules below is running, and not inside another one of them."""
+        self._takes_masks, self._told = False, False
+        self._handles: list[Any] = []
+        # Some trainers (TRL's distillation) call the base model, or what it is without its head, themselves.
+        headless = getattr(base, "base_model", None)
+        places = {headless: "headless", base: "base", model: "peft"}
+        for module, place in places.items():
+            if not isinstance(module, nn.Module):
+                continue
+            named = [*inspect.signature(base.forward if module is model else module.forward).parameters]
+            position = named.index("attention_mask") if "attention_mask" in named else None
+            self._takes_masks |= position is not None
+            enter = Watch(functools.partial(self._enter, place=place, position=position))
+            leave = Watch(functools.partial(self._leave, place=place))
+            self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(leave, always_call=True))
         for index, layer in enumerate(layers):
             watch = Watch(functools.partial(self._see_layer, index=index))
             self._handles.append(layer.module.register_forward_pre_hook(watch))
@@ -85,20 +103,26 @@ class InputEnergy:
         self._handles = []
         self._forget_forward()
 
-    def _see_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        mask, position = kwargs.get("attention_mask"), self._mask_position
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict, *, place: str, position: int | None) -> None:
+        if self._outermost is not None and place != "peft":
+            return
+        mask = kwargs.get("attention_mask")
         if mask is None and position is not None and position < len(args):
             mask = args[position]
         self._forget_forward()
-        self._mask = _two_dimensional(mask)
+        self._outermost, self._mask = place, _two_dimensional(mask)
         if any(self._of_target):
             target, labels = kwargs.get("decoder_attention_mask"), _two_dimensional(kwargs.get("labels"))
             if target is None and labels is not None:
                 target = labels != IGNORED
             self._target_mask = _two_dimensional(target)
 
+    def _leave(self, *_: Any, place: str) -> None:
+        if self._outermost == place:
+            self._forget_forward()
+
     def _forget_forward(self) -> None:
-        self._last = self._mask = self._target_mask = None
+        self._last = self._mask = self._target_mask = self._outermost = None
         self._real = {}
 
     def _see_layer(self, module: nn.Module, args: tuple[Tensor, ...], *, index: int) -> None:
@@ -115,6 +139,13 @@ class InputEnergy:
             return
         if torch._C._current_graph_task_id() != -1:
             return
+        if self._outermost is None and self._takes_masks and not self._told:
+            self._told = True
+            logger.warning(
+                "%s was called, and not by the model or its base model, so that padding, if there is any, is part of "
+                "its input score, Eq. (6); call either of them with attention_mask=, or use alpha=1",
+                self._names[index],
+            )
         if self._last is None or self._last[0] is not x:
             real = self._real_tokens(x, self._of_target[index])
             self._last = (x, _energy(x.detach(), real), real.sum())

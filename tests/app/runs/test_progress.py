@@ -4,6 +4,7 @@ from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from rich.console import Console
 from transformers import TrainerControl
 
@@ -37,10 +38,19 @@ def test_a_metric_of_an_earlier_step_is_told_with_that_step():
     assert screen.getvalue().splitlines()[-1] == "step 30/100  accuracy 0.8125 at 20  loss 0.2500  rank 8"
 
 
-def test_the_last_adjustment_is_told_with_its_moves():
-    history = [{"step": 10, "added": {"q": 9}}, {"step": 20, "added": {"q": 2, "v": 1}}]
+@pytest.mark.parametrize(
+    ("pruned", "added", "told"),
+    [
+        ([["q", 0, 0.5], ["q", 4, 0.1]], {"q": 1, "v": 1}, "adjusted at 20 (2 pruned, 2 added)"),
+        ([["q", 0, 0.5]], {}, "adjusted at 20 (1 pruned)"),  # begin wide, end narrow
+        ([], {"q": 2, "v": 1}, "adjusted at 20 (3 added)"),
+        ([], {}, "adjusted at 20"),
+    ],
+)
+def test_the_last_adjustment_is_told_with_what_it_did(pruned, added, told):
+    history = [{"step": 10, "pruned": [], "added": {"q": 9}}, {"step": 20, "pruned": pruned, "added": added}]
     progress, _ = new_progress(history=history)
-    assert progress.status(20).endswith("adjusted at 20 (3 moved)")
+    assert progress.status(20).endswith(told)
 
 
 def test_no_bar_is_drawn_before_the_number_of_steps_is_known():

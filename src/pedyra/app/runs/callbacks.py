@@ -105,7 +105,9 @@ class TrainingProgress(TrainerCallback):
         parts.append(f"rank {sum(allocator.ranks.values()) if allocator else self._total_rank}")
         if allocator and allocator.history:
             last = allocator.history[-1]
-            parts.append(f"adjusted at {last['step']} ({sum(last['added'].values())} moved)")
+            counts = {"pruned": len(last["pruned"]), "added": sum(last["added"].values())}
+            told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+            parts.append(f"adjusted at {last['step']}" + (f" ({told})" if told else ""))
         return "  ".join(parts)
 
     def _draw(self, state, **fields) -> None:
