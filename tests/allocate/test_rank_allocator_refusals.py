@@ -98,7 +98,7 @@ def test_an_optimizer_of_another_model(make_net):
 
 def test_an_optimizer_whose_state_cannot_follow(make_net):
     model = make_net()
-    with refused("Adafactor cannot follow a rank change; use adamw_torch"):
+    with refused("Adafactor .* cannot follow a rank change; use optim=.adamw_torch"):
         allocate(model, torch.optim.Adafactor(trainable(model)))
     assert not any("lora_A.default.E" in name for name, _ in model.named_parameters())  # nothing was attached
 
@@ -147,7 +147,7 @@ def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settin
     optimizer.skipped = skipped
     allocator = allocate(model, optimizer, **settings)
     train_net(model, optimizer, allocator, skipped)
-    with refused("Averaging keeps 'z', and what a new triple's is cannot be known; use adamw_torch"):
+    with refused("Averaging keeps 'z', and what a new triple's is cannot be known; use optim=.adamw_torch"):
         train_net(model, optimizer, allocator, 1, first=skipped + 1)
 
 

@@ -179,7 +179,7 @@ def test_rows_that_are_given_are_tokenised_by_the_trainer(make: Any):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
-    """The defaults of QLoRA, which RankCallback cannot follow: after training none of it matters."""
+    """The defaults of QLoRA, without a callback."""
     pytest.importorskip("bitsandbytes")
     from classifier_rows import rows
     from transformers import BertConfig, BertForSequenceClassification, BitsAndBytesConfig, TrainingArguments

@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pedyra.allocate.optimizer_state import FIRST_MOMENTS, LARGEST, OTHER_AVERAGES, SECOND_MOMENTS
+from pedyra.allocate.bitsandbytes_state import ABOUT_BLOCKS, is_bitsandbytes, is_packed
+from pedyra.allocate.optimizer_state import FIRST_MOMENTS, LARGEST, OTHER_AVERAGES, SECOND_MOMENTS, row_keys
 
-# Factored or orthogonalised state is not separable by triples; silently resetting it would change the method.
+REPAIR = (
+    "use optim='adamw_torch' or 'paged_adamw_8bit' (docs/bases.md lists what works), or train plain LoRA with it and "
+    "cut that afterwards: pedyra.fit"
+)
 _NOT_SEPARABLE = {
-    "Adafactor": "use adamw_torch, or any optimizer whose state has the parameters' shape",
-    "Muon": "use adamw_torch, or any optimizer whose state has the parameters' shape",
-    "LBFGS": "use adamw_torch: LBFGS keeps one flat history of all parameters",
-    "RiemannianPreconditionedOptimizer": "use adamw_torch: it knows the first pairs of A and B alone",
-    "ZeroRedundancyOptimizer": "use adamw_torch: each process would keep the state of some of the old parameters",
+    "Adafactor": "factors its averages by rows and columns",
+    "Muon": "makes each update of a whole matrix",
+    "LBFGS": "keeps one flat history of all parameters",
+    "ScheduleFree": "keeps a second copy of the weights, and what a new triple's is cannot be known",
+    "GaLore": "keeps its averages in a projection of the whole gradient",
+    "APOLLO": "keeps its averages in a projection of the whole gradient",
+    "Lomo": "steps inside the backward pass, so that no gradient is ever complete",
+    "RiemannianPreconditionedOptimizer": "knows the first pairs of A and B alone",
+    "ZeroRedundancyOptimizer": "has each process keep the state of some of the old parameters",
 }
+"""Parts of the names of optimizers whose state is not separable by triples: to reset it would change the method."""
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
@@ -32,27 +41,21 @@ def check_optimizer(optimizer: Optimizer) -> None:
     """
     kind = type(optimizer)
     for base in kind.__mro__:
-        if base.__name__ in _NOT_SEPARABLE:
-            repair = _NOT_SEPARABLE[base.__name__]
-            raise ValueError(f"the state of {kind.__name__} cannot follow a rank change; {repair}")
+        for name, reason in _NOT_SEPARABLE.items():
+            if name.lower() in base.__name__.lower():
+                raise ValueError(f"{kind.__name__} {reason}, which cannot follow a rank change; {REPAIR}")
+    if kind.__module__.startswith("torchao"):
+        raise ValueError(f"{kind.__name__} of torchao packs its averages, which cannot follow a rank change; {REPAIR}")
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
             f"{kind.__name__} has maximize=True, but what triples are worth is told by a loss that falls; minimise the "
             f"negative of what you maximise"
         )
-    bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
-    if kind.__module__.startswith("bitsandbytes") and bits != 32:
-        raise ValueError(
-            f"{kind.__name__} keeps its moments in blocks of 256 values at {bits} bits, which cannot follow a rank "
-            f"change; use optim='adamw_torch' (adapters are small: it costs little), or train plain LoRA and cut it "
-            f"afterwards: pedyra.fit"
-        )
-    if getattr(optimizer, "is_paged", False):
-        raise ValueError(
-            f"{kind.__name__} keeps its moments in pages that CPU and GPU share, which do not follow a rank change; "
-            f"use optim='adamw_torch' (adapters are small: it costs little), or train plain LoRA and cut it "
-            f"afterwards: pedyra.fit"
-        )
+    if is_bitsandbytes(optimizer):
+        if getattr(optimizer, "optimizer_name", "") == "ademamix":
+            raise ValueError(f"{kind.__name__} keeps two averages in one, which cannot follow a rank change; {REPAIR}")
+        if not getattr(getattr(optimizer, "args", None), "block_wise", True):  # of older versions
+            raise ValueError(f"{kind.__name__} has block_wise=False, which cannot follow a rank change; leave it out")
 
 
 def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
@@ -64,7 +67,7 @@ def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
         for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST}:
             raise ValueError(
                 f"{type(optimizer).__name__} keeps {key!r}, which cannot follow the turning of a layer's triples; "
-                f"use adamw_torch"
+                f"{REPAIR}"
             )
 
 
@@ -75,20 +78,21 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     (schedule-free optimizers) does not: from zero it would draw the new row there.
     """
     for parameter in parameters:
-        for key, value in optimizer.state.get(parameter, {}).items():
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if is_packed(optimizer, state) and ABOUT_BLOCKS.fullmatch(key):
+                continue
             if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
                 raise ValueError(
                     f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
-                    f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: use "
-                    f"adamw_torch"
+                    f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: {REPAIR}"
                 )
         for key in _rowwise(optimizer, parameter) - {*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST, *OTHER_AVERAGES}:
             raise ValueError(
-                f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; use adamw_torch"
+                f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; {REPAIR}"
             )
 
 
 def _rowwise(optimizer: Optimizer, parameter: Tensor) -> set[str]:
     """Keys of the state that has the parameter's shape."""
-    state = optimizer.state.get(parameter, {}).items()
-    return {key for key, value in state if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape}
+    return {*row_keys(optimizer, parameter, parameter.shape)}

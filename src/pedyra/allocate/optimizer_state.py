@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from pedyra.allocate.bitsandbytes_state import ABOUT_BLOCKS, is_bitsandbytes, is_packed, renew, unpack
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, rows_kept
 
@@ -66,13 +67,16 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
     by construction) the mean of the kept rows, of what is finite in them: a built-in warm-up. Call
     `optimizer_checks.check_state` first.
     """
-    never_negative = (*SECOND_MOMENTS, *LARGEST)
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
-        state = optimizer.state.get(replacement.new, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == replacement.old.shape:
-                state[key] = _follow(value, replacement, seed=new_moments == "seed" and key in never_negative)
+        values = row_state(optimizer, replacement.new, replacement.old.shape)
+        if is_packed(optimizer, optimizer.state.get(replacement.new, {})):
+            values = _without_overflow(optimizer, values)  # a block that has overflowed would spoil those of its rows
+        moved = {
+            key: _follow(value, replacement, seed=new_moments == "seed" and _is_never_negative(optimizer, key))
+            for key, value in values.items()
+        }
+        _put(optimizer, replacement.new, moved)
 
 
 @torch.no_grad()
@@ -83,30 +87,63 @@ def turn_state(optimizer: Optimizer, parameter: Tensor, mix: Tensor, dim: int) -
     Averages of gradients turn as gradients do, those of squares as if the gradients of a layer's triples were
     uncorrelated, and largest sizes (Adamax) become the largest that they can be.
     """
-    _forget_overflow(optimizer, parameter)
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            by = mix.square() if key in SECOND_MOMENTS else mix.abs() if key in LARGEST else mix
-            turned = by @ value.to(by.dtype) if dim == 0 else value.to(by.dtype) @ by.T
-            largest = torch.finfo(value.dtype).max
-            value.copy_(turned.nan_to_num_(0.0, largest, -largest))  # the largest numbers, mixed, may overflow
+    turned = {}
+    for key, value in _without_overflow(optimizer, row_state(optimizer, parameter, parameter.shape)).items():
+        by = mix.square() if _is_of_squares(optimizer, key) else mix.abs() if key in LARGEST else mix
+        mixed = by @ value.to(by.dtype) if dim == 0 else value.to(by.dtype) @ by.T
+        largest = torch.finfo(value.dtype).max
+        turned[key] = mixed.nan_to_num_(0.0, largest, -largest).to(value.dtype)  # the largest numbers may overflow
+    _put(optimizer, parameter, turned)
 
 
-def _forget_overflow(optimizer: Optimizer, parameter: Tensor) -> None:
-    """Let elements whose state has overflowed begin anew, before their rows are mixed with others.
+def row_keys(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> list[str]:
+    """Names of the state of `parameter` that has a row for each of its triples: all that has the given shape."""
+    state = optimizer.state.get(parameter, {})
+    packed = is_packed(optimizer, state)
+    found = (key for key, value in state.items() if isinstance(value, Tensor) and value.dim() and value.shape == shape)
+    return [key for key in found if not (packed and ABOUT_BLOCKS.fullmatch(key))]
+
+
+def row_state(optimizer: Optimizer, parameter: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    """The same state by name, in numbers: what bitsandbytes packed into bytes is unpacked."""
+    state, keys = optimizer.state.get(parameter, {}), row_keys(optimizer, parameter, shape)
+    packed = is_packed(optimizer, state)
+    return {key: unpack(state, key, parameter.device) if packed else state[key] for key in keys}
+
+
+def _put(optimizer: Optimizer, parameter: Tensor, values: Mapping[str, Tensor]) -> None:
+    if values and is_bitsandbytes(optimizer):
+        renew(optimizer, parameter, values)
+    elif values:
+        optimizer.state[parameter].update(values)
+
+
+def _is_of_squares(optimizer: Optimizer, key: str) -> bool:
+    """Whether the state averages squares of gradients; bitsandbytes' RMSprop and Adagrad keep them in `state1`."""
+    return key in SECOND_MOMENTS or (
+        key == "state1" and getattr(optimizer, "optimizer_name", None) in ("rmsprop", "adagrad")
+    )
+
+
+def _is_never_negative(optimizer: Optimizer, key: str) -> bool:
+    return key in LARGEST or _is_of_squares(optimizer, key)
+
+
+def _without_overflow(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with what has overflowed begun anew, so that its rows can be mixed with others.
 
     A gradient of 1e30 has a square of infinity, which no average ever loses, and of which a product makes NaN. Averages
     of gradients become zero there, those of squares the mean of the finite ones. Nothing else changes.
     """
-    state = optimizer.state.get(parameter, {})
-    kept = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.dim() and v.shape == parameter.shape}
-    if not kept:
-        return
-    finite = torch.stack([value.isfinite() for value in kept.values()]).all(0)
-    for key, value in kept.items():
+    if not values:
+        return {}
+    finite = torch.stack([value.isfinite() for value in values.values()]).all(0)
+    anew = {}
+    for key, value in values.items():
         known = torch.where(finite, value, 0.0)
-        mean = known.sum() / finite.sum().clamp_min(1) if key in (*SECOND_MOMENTS, *LARGEST) else 0.0
-        value.copy_(torch.where(finite, value, mean))
+        mean = known.sum() / finite.sum().clamp_min(1) if _is_never_negative(optimizer, key) else 0.0
+        anew[key] = torch.where(finite, value, mean)
+    return anew
 
 
 def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> None:
@@ -121,7 +158,13 @@ def rekey_state(optimizer: Optimizer, successors: Mapping[Tensor, Tensor]) -> No
 def drop_unfit_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Forget the state of parameters that have another shape now: they go on as an optimizer's new ones."""
     for parameter in parameters:
-        tensors = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
+        state = optimizer.state.get(parameter, {})
+        packed = is_packed(optimizer, state)
+        tensors = [
+            value
+            for key, value in state.items()
+            if isinstance(value, Tensor) and not (packed and ABOUT_BLOCKS.fullmatch(key))
+        ]
         if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
             del optimizer.state[parameter]
 
@@ -185,6 +228,7 @@ class TrainedTriples:
     def hold(self) -> None:
         """The optimizer has what is in the model."""
         self._held, self.renewed = self.now, True
+        self._has_empty = any(factor.numel() == 0 for factor in self._held)
         # Parameters by the dicts that modules keep them in: a tenth of the time of their attributes, in every step.
         self._slots = [
             (layer.a._parameters, "weight" if layer.a.e_fixed_at_one else "A", layer.a.A) for layer in self.layers
@@ -197,6 +241,8 @@ class TrainedTriples:
         Returns whether there was any of another rank. What is loaded at the same ranks is the same Parameters, but
         where the rank is 0, which is loaded by way of a zero row.
         """
+        if self._has_empty:  # bitsandbytes' `load_state_dict` calls no hook that would
+            drop_padding(self.optimizer)
         if all(slot.get(name) is held for slot, name, held in self._slots):
             return False
         loaded = {old: new for old, new in zip(self._held, self.now, strict=True) if old is not new}

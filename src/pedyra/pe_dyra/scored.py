@@ -330,10 +330,11 @@ class ScoredRun(MethodRun):
         return self.scores.tensors()
 
     def values(self) -> dict[str, Any]:
-        return {"moves": self.moves}
+        # The limits too: a layer that began above its width may come back to where it began.
+        return {"moves": self.moves, "max_ranks": self.max_ranks}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.moves = values["moves"]
+        self.moves, self.max_ranks = values["moves"], values["max_ranks"]
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:

@@ -1,0 +1,249 @@
+"""bitsandbytes' own optimizers, on a CPU: averages in bytes, pages or floats move with the triples."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from closeness import same_bits
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from windows import forced, trainable
+
+from pedyra import RankAllocator
+from pedyra.allocate.optimizer_checks import check_optimizer, check_state
+from pedyra.allocate.optimizer_state import drop_unfit_state, move_state, turn_state
+from pedyra.lora.resize import Replacement
+from pedyra.methods.wide import Wide
+
+# What bitsandbytes says without a GPU: of its import, and that a processor has no pages.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),
+]
+
+bnb: Any = pytest.importorskip("bitsandbytes")
+
+BYTES = ["AdamW8bit", "PagedAdamW8bit", "Lion8bit", "PagedLion8bit", "RMSprop8bit"]
+FLOATS = ["PagedAdamW32bit", "Lion32bit", "PagedLion32bit"]
+TRAINERS = ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
+TRAINERS += ["lion_8bit", "paged_lion_8bit", "lion_32bit", "paged_lion_32bit"]
+
+
+def stepped(kind: str, shape: tuple[int, int], steps: int = 3) -> tuple[Any, nn.Parameter]:
+    """An optimizer after a few steps of gradients whose rows differ in size, and its only parameter."""
+    parameter = nn.Parameter(torch.randn(shape))
+    optimizer = getattr(bnb.optim, kind)([parameter], lr=1e-3)
+    for _ in range(steps):
+        parameter.grad = torch.randn(shape) * torch.logspace(-2, 1, shape[0])[:, None]
+        optimizer.step()
+    return optimizer, parameter
+
+
+def without(parameter: Tensor, kept: list[int], dim: int, num_new: int = 0) -> Replacement:
+    rows = parameter.detach().index_select(dim, torch.tensor(kept))
+    fresh = torch.zeros([num_new if i == dim else size for i, size in enumerate(rows.shape)])
+    return Replacement(parameter, nn.Parameter(torch.cat([rows, fresh], dim)), dim, torch.tensor(kept), num_new)
+
+
+def numbers(state: dict[str, Any], key: str) -> Tensor:
+    """Looked up in bitsandbytes' table by hand, each times the largest of its 256."""
+    packed = state[key]
+    if packed.dtype != torch.uint8:
+        return packed.clone()
+    largest = state[f"absmax{key[-1]}"].repeat_interleave(256)[: packed.numel()]
+    return state[f"qmap{key[-1]}"][packed.flatten().long()].mul(largest).view(packed.shape)
+
+
+def step_of(values: Tensor, table: Tensor) -> Tensor:
+    """Element by element, how far apart the two numbers are between which it lies, in blocks of 256 of this table."""
+    flat = nn.functional.pad(values.flatten(), (0, -values.numel() % 256)).view(-1, 256)
+    largest = flat.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    above = torch.searchsorted(table, (flat / largest).contiguous()).clamp(1, len(table) - 1)
+    steps = (table[above] - table[above - 1]) * largest
+    return steps.flatten()[: values.numel()].view(values.shape)
+
+
+@pytest.mark.parametrize("kind", BYTES)
+@pytest.mark.parametrize(("shape", "dim"), [((18, 320), 0), ((320, 18), 1), ((18, 512), 0)], ids=["A", "B", "aligned"])
+def test_the_state_of_kept_rows_differs_by_the_quantisation_step_alone(kind, shape, dim):
+    optimizer, old = stepped(kind, shape)
+    check_optimizer(optimizer)
+    kept = [i for i in range(shape[dim]) if i not in (1, 7)]
+    before = {key: numbers(optimizer.state[old], key) for key in ("state1", "state2") if key in optimizer.state[old]}
+    change = without(old, kept, dim)
+    check_state(optimizer, [old])
+    move_state(optimizer, [change], new_moments="seed")
+    state = optimizer.state[change.new]
+    assert old not in optimizer.state and state["step"] == 3
+    for key, was in before.items():
+        wanted = was.index_select(dim, torch.tensor(kept))
+        assert state[key].dtype == torch.uint8 and state[key].shape == change.new.shape
+        error = (numbers(state, key) - wanted).abs()
+        assert bool((error <= 1.001 * step_of(wanted, state[f"qmap{key[-1]}"])).all())
+        assert float(wanted.abs().max()) > 10 * float(error.max())
+    change.new.grad = torch.randn(change.new.shape)
+    optimizer.step()
+    assert bool(change.new.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_the_state_in_floats_moves_to_the_last_bit(kind):
+    optimizer, old = stepped(kind, (18, 320))
+    check_optimizer(optimizer)
+    before = {key: value.clone() for key, value in optimizer.state[old].items() if isinstance(value, Tensor)}
+    change = without(old, [0, 5, 17], 0)
+    move_state(optimizer, [change], new_moments="seed")
+    assert before and all(same_bits(optimizer.state[change.new][key], was[[0, 5, 17]]) for key, was in before.items())
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_a_parameter_that_crosses_4096_elements_gets_the_state_that_bitsandbytes_makes(kind):
+    optimizer, old = stepped(kind, (16, 300))  # 4,800 elements
+    was = numbers(optimizer.state[old], "state1")
+    down = without(old, [*range(12)], 0)  # 3,600
+    move_state(optimizer, [down], new_moments="zero")
+    assert same_bits(optimizer.state[down.new]["state1"], was[:12])
+    assert optimizer.state[down.new].keys() == stepped(kind, (12, 300))[0].state.popitem()[1].keys()
+    up = without(down.new, [*range(12)], 0, num_new=4)
+    move_state(optimizer, [up], new_moments="zero")
+    state = optimizer.state[up.new]
+    made = stepped(kind, (16, 300))[0].state.popitem()[1]
+    assert {k: getattr(v, "dtype", v) for k, v in state.items()} == {k: getattr(v, "dtype", v) for k, v in made.items()}
+    assert torch.allclose(numbers(state, "state1")[:12], was[:12], atol=0.02)
+    assert numbers(state, "state1")[12:].abs().max() < 1e-3 * was.max()  # in a block with others zero is not quite zero
+    optimizer.step()
+    up.new.grad = torch.ones_like(up.new)
+    optimizer.step()
+
+
+def test_averages_of_squares_are_seeded_by_what_they_are_and_not_by_their_name():
+    """RMSprop's `state1` is of squares, that of Lion and AdamW is not."""
+    for kind, key in (("RMSprop8bit", "state1"), ("AdamW8bit", "state2"), ("Lion8bit", None)):
+        optimizer, old = stepped(kind, (16, 320))
+        means = {k: numbers(optimizer.state[old], k).mean(0) for k in ("state1", "state2") if k in optimizer.state[old]}
+        change = without(old, [*range(16)], 0, num_new=1)
+        move_state(optimizer, [change], new_moments="seed")
+        state = optimizer.state[change.new]
+        for name, mean in means.items():
+            found = numbers(state, name)[16]
+            if name == key:
+                assert torch.allclose(found, mean, rtol=0.05)
+            else:
+                assert not found.any()
+
+
+@pytest.mark.parametrize("kind", ["AdamW8bit", "Lion8bit"])
+def test_a_turn_that_changes_nothing_changes_the_state_by_the_quantisation_step_alone(kind):
+    optimizer, parameter = stepped(kind, (16, 320))
+    before = numbers(optimizer.state[parameter], "state1")
+    turn_state(optimizer, parameter, torch.eye(16), dim=0)
+    after = numbers(optimizer.state[parameter], "state1")
+    table = optimizer.state[parameter]["qmap1"]
+    assert bool(((after - before).abs() <= 1.001 * step_of(before, table)).all())
+    turn_state(optimizer, parameter, torch.eye(16).flip(0), dim=0)
+    assert torch.allclose(numbers(optimizer.state[parameter], "state1"), before.flip(0), rtol=0.1, atol=0.05)
+
+
+def test_a_block_that_has_overflowed_does_not_spread_to_other_rows():
+    optimizer, old = stepped("AdamW8bit", (18, 256))  # a block is a row
+    optimizer.state[old]["absmax2"][3] = torch.inf
+    change = without(old, [*range(2, 18)], 0)
+    move_state(optimizer, [change], new_moments="zero")
+    assert bool(numbers(optimizer.state[change.new], "state2").isfinite().all())
+
+
+def test_pages_are_left_where_they_are_and_the_new_state_is_in_ordinary_memory():
+    """bitsandbytes never frees a page. A processor has none: the mark that it puts on them stands for one."""
+    optimizer, old = stepped("PagedAdamW8bit", (18, 320))
+    optimizer.state[old]["state1"].is_paged = True
+    change = without(old, [*range(16)], 0)
+    move_state(optimizer, [change], new_moments="zero")
+    assert optimizer.is_paged and not getattr(optimizer.state[change.new]["state1"], "is_paged", False)
+
+
+def test_the_state_of_a_loaded_parameter_of_the_same_shape_is_kept():
+    optimizer, parameter = stepped("AdamW8bit", (16, 320))
+    drop_unfit_state(optimizer, [parameter])
+    assert parameter in optimizer.state
+    parameter.data = parameter.data[:8]
+    drop_unfit_state(optimizer, [parameter])
+    assert parameter not in optimizer.state
+
+
+class Wider(nn.Module):
+    """Adapters of r = 16 on both sides of 4,096 elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 512), nn.Linear(512, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        x = nn.functional.one_hot(input_ids, 64).float().mean(1)
+        logits = self.second(torch.tanh(self.first(x)))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.fixture
+def wider() -> Any:
+    def make(rank: int = 9) -> Any:
+        torch.manual_seed(1)
+        return get_peft_model(Wider(), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["first", "second"]))
+
+    return make
+
+
+WIDE = ["adamw_8bit", "lion_8bit", "paged_adamw_32bit"]
+
+
+@pytest.mark.parametrize(
+    ("method", "optim"), [*(("pe_dyra", each) for each in TRAINERS), *(("wide", each) for each in WIDE)]
+)
+def test_a_run_moves_ranks_and_resumes_bit_for_bit(
+    method, optim, wider, make_trainer, quick, tmp_path, run_state, assert_equal
+):
+    given = quick(moves=6) if method == "pe_dyra" else {"config": Wide(rank=7, initial_warmup=0, final_warmup=1)}
+    at = 6 if method == "pe_dyra" else 9  # between the adjustments after 3, 5 and 7; before the cut after 10
+
+    def run(out, resume: Any = None) -> Any:
+        arguments = dict(optim=optim, learning_rate=1e-3, save_strategy="steps", save_steps=at)
+        trainer, callback = make_trainer(out, given, model=wider(), **arguments)
+        trainer.train(resume_from_checkpoint=resume)
+        return run_state(trainer, callback)
+
+    unbroken = run(tmp_path / "whole")
+    assert any(record["pruned"] for record in unbroken["history"])
+    kinds = {value.dtype for state in unbroken["optimizer"].values() for k, value in state.items() if k == "state1"}
+    assert kinds == ({torch.uint8, torch.float32} if "32" not in optim else {torch.float32})
+    shutil.copytree(tmp_path / "whole" / f"checkpoint-{at}", tmp_path / "again" / f"checkpoint-{at}")
+    assert_equal(run(tmp_path / "again", str(tmp_path / "again" / f"checkpoint-{at}")), unbroken)
+
+
+def test_a_layer_that_began_above_its_width_may_grow_back_after_a_resume(
+    wider, make_trainer, quick, tmp_path, run_state, assert_equal
+):
+    """`second` has two outputs and begins at rank 9."""
+
+    def run(resume: Any = None) -> Any:
+        arguments = dict(learning_rate=1e-3, save_strategy="steps", save_steps=3)
+        trainer, callback = make_trainer(tmp_path, quick(moves=6), model=wider(), **arguments)
+        trainer.train(resume_from_checkpoint=resume)
+        return run_state(trainer, callback)
+
+    unbroken = run()
+    assert [record["ranks"]["second"] for record in unbroken["history"]][:2] == [5, 6]
+    assert_equal(run(str(tmp_path / "checkpoint-3")), unbroken)
+
+
+def test_a_rank_of_zero_is_resumed_in_a_loop_of_ones_own(make_net, train_net):
+    """bitsandbytes loads a state without the hooks by which a rank 0, one zero row on disk, is none again."""
+    model = make_net(r=1, trained=True)
+    optimizer = bnb.optim.AdamW8bit(trainable(model), lr=1e-2)
+    settings = forced(min_rank=0, interval=2, initial_warmup=1, final_warmup=3, moves=1)
+    allocator = RankAllocator(model, optimizer, total_steps=12, **settings)
+    train_net(model, optimizer, allocator, 5)
+    assert 0 in allocator.ranks.values()
+    optimizer.load_state_dict(optimizer.state_dict())
+    train_net(model, optimizer, allocator, 3, first=6)
