@@ -89,6 +89,7 @@ def train(
 
     quiet_libraries()
     from pedyra.app.report import build_report
+    from pedyra.app.runs.push import push_run, ready_to_push
     from pedyra.app.runs.run import plan_run, train_run
 
     diverged = False
@@ -97,12 +98,15 @@ def train(
         print_plan(console, plan)
         rows = plan.rows()
     else:
+        ready_to_push(checked)
         result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
         print_result(console, result)
         if result.interrupted:
             raise typer.Exit(130)
         if is_first():
             console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+            if address := push_run(result):
+                console.print(f"pushed      {address}", soft_wrap=True)
             print_next(console, result)
         rows, diverged = result.rows(), result.diverged
     if json_file and is_first():

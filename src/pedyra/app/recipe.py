@@ -107,8 +107,11 @@ class Recipe(Section):
                 raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
         if training.get("resume_from_checkpoint"):
             raise ValueError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
-        if training.get("push_to_hub"):
-            raise ValueError("training.push_to_hub is not done by a run; push its adapter folder when it is finished")
+        if training.get("push_to_hub") and training.get("hub_strategy", "end") != "end":
+            raise ValueError(
+                f"training.hub_strategy is {training['hub_strategy']!r}; a run pushes its adapter at the end: leave it "
+                f"out"
+            )
         return {**TRAINING_DEFAULTS, **training}
 
     def to_yaml(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
+from pedyra.app.runs.model_card import model_card_of_fit
 from pedyra.app.runs.setup import Setup
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
@@ -16,6 +17,7 @@ from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out, cut, singular_basis, write_cut
 from pedyra.fitting.fit import Fit, Wanted
 from pedyra.fitting.trainer import fit_trainer
+from pedyra.lora.card import adapter_card, shown_name, shown_ranks
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.method import Adaptation
@@ -79,7 +81,9 @@ def fit_folder(
         if recipe.data.kind == "question_answering":
             trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
         found = fit_trainer(trainer, wanted)
-    found.write(lora, out)
+    folder = source.folder(path)
+    card = None if folder is None else model_card_of_fit(load_recipe(folder / "recipe.yaml"), found)
+    found.write(lora, out, card)
     return found
 
 
@@ -125,7 +129,10 @@ def truncate_folder(path: Path, wanted: Wanted, out: Path, overwrite: bool = Fal
         ranks[name] = min(ranks[name], shape.rounded(left[name], ranks[name]))
     pairs = {layer.name: (lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]]) for layer in lora.layers}
     factors = {name: cut(A, B, bases[name], ranks[name]) for name, (A, B) in pairs.items()}
-    write_cut(lora, factors, out, {"ranks": ranks, "by": "singular values", "measured_increase": None})
+    base = lora.config.get("base_model_name_or_path")
+    told = {"base model": shown_name(base), "fit": "cut by singular values alone; nothing was measured"}
+    card = adapter_card("A smaller LoRA", {**told, "adapted": shown_ranks([r for r in ranks.values() if r])}, base=base)
+    write_cut(lora, factors, out, {"ranks": ranks, "by": "singular values", "measured_increase": None}, card=card)
     return ranks
 
 

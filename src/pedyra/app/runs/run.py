@@ -26,7 +26,7 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import FitSection
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
-from pedyra.app.runs.model_card import CARD, model_card
+from pedyra.app.runs.model_card import model_card, model_card_of_fit
 from pedyra.app.runs.plan import Plan, make_plan
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
@@ -35,6 +35,7 @@ from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.fit import Fit, Wanted
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
+from pedyra.lora.card import CARD
 from pedyra.lora.export import vllm_rank
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 from pedyra.lora.inspection import read_adapter_config
@@ -232,7 +233,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
         final = _finish(setup, folder, trainer, log)
     layers = layer_rows(setup.model)
     if setup.recipe.fit is not None and final is not None:
-        found = _fit(setup.recipe.fit, folder, trainer)
+        found = _fit(setup.recipe, setup.recipe.fit, folder, trainer)
     return RunResult(
         recipe=setup.recipe,
         folder=folder,
@@ -259,13 +260,14 @@ def _check_fit(setup: Setup) -> None:
         raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {setup.recipe.output_dir}")
 
 
-def _fit(wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
+def _fit(recipe: Recipe, wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
     """Ask how small the adapter may be, and write the smaller one beside it."""
     model: Any = trainer.model
     if adapted_layers(model):  # a start that took from the weight is then a part of the factors
         detach(model)
     found = fit_trainer(trainer, Wanted(**wanted.model_dump()))
-    found.save(folder.path / "fit", overwrite=True)
+    saved = found.save(folder.path / "fit", overwrite=True)
+    write_file(saved / CARD, model_card_of_fit(recipe, found))
     return found
 
 
