@@ -31,6 +31,7 @@ from pedyra.app.runs.plan import Plan, make_plan
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
+from pedyra.app.runs.trackers import TrackerImages
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.fit import Fit, Wanted
 from pedyra.fitting.trainer import fit_trainer
@@ -207,8 +208,9 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
     _check_fit(setup)
+    images = TrackerImages()
     trainer = setup.trainer(
-        str(folder.path), [*setup.callbacks, log, *([progress] if is_first() else []), stepped, stop]
+        str(folder.path), [*setup.callbacks, images, log, *([progress] if is_first() else []), stepped, stop]
     )
     end_at_last_step(trainer)
     if is_first():
@@ -234,6 +236,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, stepped: St
     layers = layer_rows(setup.model)
     if setup.recipe.fit is not None and final is not None:
         found = _fit(setup.recipe, setup.recipe.fit, folder, trainer)
+        images.log_curve(found)
     return RunResult(
         recipe=setup.recipe,
         folder=folder,
