@@ -190,12 +190,16 @@ def export(
     quiet_libraries()
     from pedyra.app.runs.export import export_adapter
     from pedyra.lora.files import refuse_link
+    from pedyra.lora.serving import serving_lines
 
     if out is None:
         out = run / "export" / target.value
         refuse_link(out.parent)
     export_adapter(run, target.value, out)
-    new_console().print(f"{target.value} adapter written to {out}", soft_wrap=True)
+    console = new_console()
+    console.print(f"{target.value} adapter written to {out}", soft_wrap=True)
+    for number, line in enumerate(serving_lines(out, target.value)):
+        console.print(f"{'' if number else 'serve':12}{line}", soft_wrap=True, markup=False)
 
 
 @app.command()

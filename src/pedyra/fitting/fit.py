@@ -42,6 +42,10 @@ EVALUATIONS = 8
 Metrics = dict[str, float]
 
 
+class NotWithin(ValueError):
+    """No size of the shape that was asked for is within the tolerance; the message says the nearest that can be had."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What is asked of a fit."""
@@ -390,7 +394,7 @@ class _Fitting:
         else:
             chosen = search.choose(wanted.curve) if limit.learned else None
             if chosen is None and self.ladder.share(0) < 1:
-                raise ValueError(self._refusal(search, limit))
+                raise NotWithin(self._refusal(search, limit))
         return self._found(search, chosen, limit, metrics)
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:

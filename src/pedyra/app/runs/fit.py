@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from transformers import Trainer
 
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
@@ -66,6 +70,30 @@ def fit_folder(
             shape that cannot be had within tolerance.
     """
     check_out(out, overwrite)
+    with opened(path, wanted, source, shown=shown) as adapter:
+        found = fit_trainer(adapter.trainer, wanted)
+        adapter.write(found, out)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An adapter of a folder with its base and its rows, ready to be fitted."""
+
+    trainer: Trainer
+    lora: SavedLora
+    run: Path | None
+    """The run folder that says model and data."""
+
+    def write(self, found: Fit, out: Path) -> None:
+        """Write the smaller adapter, with a card that knows how the run has trained it."""
+        recipe = None if self.run is None else load_recipe(self.run / "recipe.yaml")
+        found.write(self.lora, out, None if recipe is None else model_card_of_fit(recipe, found))
+
+
+@contextmanager
+def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -> Iterator[Opened]:
+    """Load the adapter in `path`, its base and its rows; errors as of `fit_folder`."""
     lora = read_lora(path)
     check_plain(lora)
     _shape(wanted, lora)
@@ -80,11 +108,7 @@ def fit_folder(
         trainer.args.disable_tqdm = not shown
         if recipe.data.kind == "question_answering":
             trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
-        found = fit_trainer(trainer, wanted)
-    folder = source.folder(path)
-    card = None if folder is None else model_card_of_fit(load_recipe(folder / "recipe.yaml"), found)
-    found.write(lora, out, card)
-    return found
+        yield Opened(trainer=trainer, lora=lora, run=source.folder(path))
 
 
 def truncate_folder(path: Path, wanted: Wanted, out: Path, overwrite: bool = False) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.processes import is_first
@@ -36,7 +36,7 @@ def push_run(result: RunResult) -> str | None:
     recipe, run = result.recipe, result.folder
     if not recipe.training.get("push_to_hub") or result.interrupted or result.diverged:
         return None
-    given = {"token": recipe.training.get("hub_token"), "revision": recipe.training.get("hub_revision")}
+    given: dict[str, Any] = {"token": recipe.training.get("hub_token"), "revision": recipe.training.get("hub_revision")}
     given |= {"private": recipe.training.get("hub_private_repo")}
     try:
         address = push_folder(run.adapter, _name(recipe), **given)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from pedyra.lora.export import vllm_rank
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 from pedyra.lora.inspection import read_adapter_config
 from pedyra.lora.layer import adapted_layers
+from pedyra.lora.serving import vllm_line, why_not_in_vllm
 from pedyra.methods.registry import get_method
 
 
@@ -70,11 +70,9 @@ class RunResult:
             return None
         config, rank = read_adapter_config(self.folder.adapter), vllm_rank(max(layer["rank"] for layer in self.layers))
         base = config.get("base_model_name_or_path")
-        if not base or rank is None or config.get("use_dora") or config.get("modules_to_save"):
+        if not base or rank is None or why_not_in_vllm(config) is not None:
             return None
-        exported = self.folder.path / "export" / "peft"
-        lora = f"--enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(self.recipe.name)}={exported}"
-        return f"vllm serve {base} {lora}"
+        return vllm_line(base, {self.recipe.name: self.folder.path / "export" / "peft"}, rank)
 
     @property
     def interrupted(self) -> bool:

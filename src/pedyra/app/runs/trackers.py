@@ -141,7 +141,7 @@ def _cells(start: dict[str, int], ranks: dict[str, int]) -> list[dict[str, Any]]
         places.setdefault(layer_place(name), []).append(name)
     cells = []
     for (kind, depth), names in sorted(places.items(), key=lambda item: item[0][1]):
-        before, after = (mean(each.get(name, 0) for name in names) for each in (start, ranks))
+        before, after = (mean(each.get(name, 0) for name in names) or 0.0 for each in (start, ranks))
         cells.append({"type": kind, "depth": str(depth), "ranks": [before, after], "changes": [0, after - before]})
     return cells
 
