@@ -15,7 +15,7 @@ from pedyra.fitting.trainer import fit_trainer
 from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.method import PeDyra
 
-LOG = get_logger(__name__)
+LOG = get_logger("axolotl.pedyra")  # a child of the logger whose level axolotl sets
 KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel")
 """Of axolotl: they read the factors themselves and never call the layers, so that nobody sees their inputs."""
 
