@@ -35,7 +35,6 @@ app = typer.Typer(
     epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys, and the folder recipes of "
     "the repository has examples.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -218,17 +217,6 @@ def report(
     if figures:
         save_figures(runs, figures)
         console.print(f"figures written to {figures}", soft_wrap=True)
-
-
-@app.command()
-def schema(markdown: Annotated[bool, typer.Option("--markdown", help="The same as a page to read.")] = False) -> None:
-    """Print the JSON schema of recipes, for editors."""
-    import json
-
-    from pedyra.app.recipe import recipe_schema
-    from pedyra.app.recipe_page import recipe_page
-
-    print(recipe_page(recipe_schema()) if markdown else json.dumps(recipe_schema(), indent=2))
 
 
 app.command()(fit)

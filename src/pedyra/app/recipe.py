@@ -150,4 +150,7 @@ def recipe_schema() -> dict[str, Any]:
         rank["properties"][name]["enum"] = list(choices)
     schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
+    tolerance = schema["$defs"]["FitSection"]["properties"]["tolerance"]
+    number = {key: tolerance.pop(key) for key in ("type", "exclusiveMinimum", "exclusiveMaximum")}
+    tolerance["anyOf"] = [number, {"type": "string", "pattern": r"^\d+(\.\d+)?%$"}]
     return schema
