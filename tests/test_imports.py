@@ -1,4 +1,5 @@
-"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- methods <- app <- lab. Heavy ones come late."""
+"""Imports go one way: lora <- fitting; lora <- allocate <- pe_dyra <- methods <- app <- lab; methods <- integrations.
+Heavy ones come late."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ BELOW: dict[str, set[str]] = {
     "pe_dyra": {"lora", "allocate"},
     "methods": {"lora", "fitting", "allocate", "pe_dyra"},
     "app": {"lora", "fitting", "allocate", "pe_dyra", "methods"},
+    "integrations": {"lora", "fitting", "allocate", "pe_dyra", "methods"},
     "lab": {"lora", "fitting", "allocate", "pe_dyra", "methods", "app"},
 }
 # Roots that a place must not import, not even inside a function.

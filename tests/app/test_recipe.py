@@ -127,7 +127,7 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
         ("lora.dropout=true", "lora.dropout is True: Input should be a number, not true or false"),
         ("seed=1.5", "seed is 1.5"),
         ("training.resume_from_checkpoint=runs/a", "is not read; pedyra train --resume continues a run"),
-        ("training.push_to_hub=true", "training.push_to_hub is not done by a run; push its adapter folder"),
+        ("training={push_to_hub: true, hub_strategy: checkpoint}", "pushes its adapter at the end: leave it out"),
         ("lora.init=eva", "lora.init 'eva' looks at the data first, which is the method eva: set method to eva"),
         ("data.labels=[pos,neg,pos]", "['pos', 'neg', 'pos']; it names two classes or more, each once"),
         ("data.labels=[pos]", "it names two classes or more, each once"),

@@ -336,7 +336,7 @@ class RankCallback(TrainerCallback):
             write_ranks(model, self.adapter_name)
 
     def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
-        """Flat numbers for the log: total and mean ranks, scores, orthogonality, cost of a tracked step."""
+        """Flat numbers for the log: ranks and scores, by module type too, orthogonality, cost of a tracked step."""
         by_type: dict[str, list[int]] = {}
         for name, rank in snapshot["ranks"].items():
             by_type.setdefault(layer_place(name)[0], []).append(rank)
@@ -352,6 +352,10 @@ class RankCallback(TrainerCallback):
         if snapshot["layer_scores"]:
             values = list(snapshot["layer_scores"].values())
             metrics |= {"scores/mean": sum(values) / len(values), "scores/min": min(values), "scores/max": max(values)}
+            scored: dict[str, list[float]] = {}
+            for name, score in snapshot["layer_scores"].items():
+                scored.setdefault(layer_place(name)[0], []).append(score)
+            metrics |= {f"scores/mean_{kind}": sum(scores) / len(scores) for kind, scores in scored.items()}
         if self._tracked_seconds:
             metrics["ranks/tracked_step_ms"] = 1000 * sum(self._tracked_seconds) / len(self._tracked_seconds)
             self._tracked_seconds.clear()

@@ -34,7 +34,6 @@ app = typer.Typer(
     epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys, and the folder recipes of "
     "the repository has examples.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -88,6 +87,7 @@ def train(
 
     quiet_libraries()
     from pedyra.app.report import build_report
+    from pedyra.app.runs.push import push_run, ready_to_push
     from pedyra.app.runs.run import plan_run, train_run
 
     diverged = False
@@ -96,12 +96,15 @@ def train(
         print_plan(console, plan)
         rows = plan.rows()
     else:
+        ready_to_push(checked)
         result = train_run(checked, overwrite=overwrite, resume=resume, console=console)
         print_result(console, result)
         if result.interrupted:
             raise typer.Exit(130)
         if is_first():
             console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+            if address := push_run(result):
+                console.print(f"pushed      {address}", soft_wrap=True)
             print_next(console, result)
         rows, diverged = result.rows(), result.diverged
     if json_file and is_first():
@@ -164,12 +167,16 @@ def export(
     quiet_libraries()
     from pedyra.app.runs.export import export_adapter
     from pedyra.lora.files import refuse_link
+    from pedyra.lora.serving import serving_lines
 
     if out is None:
         out = run / "export" / target.value
         refuse_link(out.parent)
     export_adapter(run, target.value, out)
-    new_console().print(f"{target.value} adapter written to {out}", soft_wrap=True)
+    console = new_console()
+    console.print(f"{target.value} adapter written to {out}", soft_wrap=True)
+    for number, line in enumerate(serving_lines(out, target.value)):
+        console.print(f"{'' if number else 'serve':12}{line}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -188,17 +195,6 @@ def report(
     if figures:
         save_figures(runs, figures)
         console.print(f"figures written to {figures}", soft_wrap=True)
-
-
-@app.command()
-def schema(markdown: Annotated[bool, typer.Option("--markdown", help="The same as a page to read.")] = False) -> None:
-    """Print the JSON schema of recipes, for editors."""
-    import json
-
-    from pedyra.app.recipe import recipe_schema
-    from pedyra.app.recipe_page import recipe_page
-
-    print(recipe_page(recipe_schema()) if markdown else json.dumps(recipe_schema(), indent=2))
 
 
 app.command()(fit)

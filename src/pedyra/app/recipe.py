@@ -104,8 +104,11 @@ class Recipe(Section):
                 raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
         if training.get("resume_from_checkpoint"):
             raise ValueError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
-        if training.get("push_to_hub"):
-            raise ValueError("training.push_to_hub is not done by a run; push its adapter folder when it is finished")
+        if training.get("push_to_hub") and training.get("hub_strategy", "end") != "end":
+            raise ValueError(
+                f"training.hub_strategy is {training['hub_strategy']!r}; a run pushes its adapter at the end: leave it "
+                f"out"
+            )
         return {**TRAINING_DEFAULTS, **training}
 
     def to_yaml(self) -> str:
@@ -144,4 +147,7 @@ def recipe_schema() -> dict[str, Any]:
         rank["properties"][name]["enum"] = list(choices)
     schema["$defs"]["RankSettings"] = {**rank, "additionalProperties": False}
     schema["properties"]["rank"] = {"$ref": "#/$defs/RankSettings"}
+    tolerance = schema["$defs"]["FitSection"]["properties"]["tolerance"]
+    number = {key: tolerance.pop(key) for key in ("type", "exclusiveMinimum", "exclusiveMaximum")}
+    tolerance["anyOf"] = [number, {"type": "string", "pattern": r"^\d+(\.\d+)?%$"}]
     return schema

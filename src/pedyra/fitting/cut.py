@@ -17,6 +17,7 @@ from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import detach
+from pedyra.lora.card import CARD
 from pedyra.lora.files import json_line, write_folder
 from pedyra.lora.folder import SavedLora, check_plain
 from pedyra.lora.layer import adapted_layers
@@ -52,7 +53,13 @@ def cut_factors(
 
 
 def write_cut(
-    lora: SavedLora, factors: Factors, out: Path, record: Mapping[str, Any], curve: Sequence[Mapping[str, Any]] = ()
+    lora: SavedLora,
+    factors: Factors,
+    out: Path,
+    record: Mapping[str, Any],
+    curve: Sequence[Mapping[str, Any]] = (),
+    *,
+    card: str,
 ) -> None:
     """Write the adapter with these factors into the folder `out`.
 
@@ -62,6 +69,7 @@ def write_cut(
     Args:
         record: how it was chosen.
         curve: one row a size.
+        card: its README.md.
 
     Raises:
         ValueError: `lora` is no plain LoRA, or no direction is left.
@@ -87,6 +95,7 @@ def write_cut(
         )
         for name, content in (("adapter_config.json", config), (RECORD, record)):
             (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (part / CARD).write_text(card, encoding="utf-8")
         if curve:
             (part / CURVE).write_text("".join(map(json_line, curve)), encoding="utf-8")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import constants
+
 from pedyra.fitting.calibration import (
     calibrate,
     disabled,
@@ -19,6 +21,7 @@ from pedyra.fitting.calibration import (
     seconds_a_batch,
     truncated,
 )
+from pedyra.fitting.card import fit_card
 from pedyra.fitting.curve import Ladder, Point, Shape, by_type, point, whole
 from pedyra.fitting.cut import Factors, check_out, cut_factors, cut_live, write_cut
 from pedyra.fitting.gramians import Calibration
@@ -29,6 +32,7 @@ from pedyra.fitting.search import RECOVERIES, Search
 from pedyra.fitting.text import told
 from pedyra.fitting.verdict import Increase, Tolerance, in_words, paired, verdict
 from pedyra.lora.folder import SavedLora, read_lora
+from pedyra.lora.hub import push_folder
 
 LEAST, FEW = 4, 8
 """Batches of the proof: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one."""
@@ -36,6 +40,10 @@ EVALUATIONS = 8
 """Of all held-out rows, at most, unless the whole curve or recovery is asked for."""
 
 Metrics = dict[str, float]
+
+
+class NotWithin(ValueError):
+    """No size of the shape that was asked for is within the tolerance; the message says the nearest that can be had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +227,40 @@ class Fit:
         self.processes.wait()
         return out
 
-    def write(self, lora: SavedLora, out: Path) -> None:
-        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`."""
-        write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows())
+    def write(self, lora: SavedLora, out: Path, card: str | None = None) -> None:
+        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`.
+
+        Args:
+            card: its README.md; by default one that says what the fit knows.
+        """
+        card = card or fit_card(self, lora.config.get("base_model_name_or_path"))
+        write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows(), card=card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Push the folder that `save` writes, with its model card, to a repository of the Hub; return its address.
+
+        Args:
+            private: of a repository that is made.
+            token: by default the one of `hf auth login` or HF_TOKEN.
+            revision: the branch, which is made where it is not there yet.
+
+        Raises:
+            ValueError: the Hub says no, in words.
+        """
+        with TemporaryDirectory() as scratch:
+            folder, message = self.save(Path(scratch, "adapter")), "Upload a LoRA that pedyra.fit made smaller"
+            address = f"{constants.ENDPOINT}/{repo_id}"
+            if self.processes.rank == 0:
+                address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)
+        self.processes.wait()
+        return address
 
     def apply(self) -> None:
         """Make the live model's adapter the smaller one: physically smaller factors in ordinary LoRA layers, and PEFT's
@@ -355,7 +394,7 @@ class _Fitting:
         else:
             chosen = search.choose(wanted.curve) if limit.learned else None
             if chosen is None and self.ladder.share(0) < 1:
-                raise ValueError(self._refusal(search, limit))
+                raise NotWithin(self._refusal(search, limit))
         return self._found(search, chosen, limit, metrics)
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from enum import Enum
+from typing import Annotated
+
+import typer
+
 from pedyra.app.cli import app, main
 from pedyra.lab.bench import cli as bench
 from pedyra.lab.compare.cli import compare
@@ -9,6 +15,32 @@ from pedyra.lab.paper import cli as paper
 
 __all__ = ["app", "main"]
 
+
+class Kind(str, Enum):
+    """Files that have a schema."""
+
+    recipe = "recipe"
+    grid = "grid"
+
+
+def schema(
+    kind: Annotated[
+        Kind, typer.Argument(help="recipe: of pedyra train. grid: of pedyra compare.", metavar="[recipe|grid]")
+    ] = Kind.recipe,
+    markdown: Annotated[bool, typer.Option("--markdown", help="That of recipes as a page to read.")] = False,
+) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from pedyra.app.recipe import recipe_schema
+    from pedyra.app.recipe_page import recipe_page
+    from pedyra.lab.compare.grid import grid_schema
+
+    if markdown and kind is not Kind.recipe:
+        raise ValueError("--markdown is the page of the keys of a recipe; leave it out")
+    made = {Kind.recipe: recipe_schema, Kind.grid: grid_schema}[kind]()
+    print(recipe_page(made) if markdown else json.dumps(made, indent=2))
+
+
 app.add_typer(bench.app, name="bench")
 app.add_typer(paper.app, name="paper")
 app.command()(compare)
+app.command()(schema)

@@ -33,8 +33,8 @@ TARGETS = ("peft", "padded", "gguf", "merged")
 RECORD = "pedyra_export.json"
 """Beside the exported files: target, ranks, scaling, which layers were folded, what vLLM needs."""
 
-# vllm/config/lora.py, MaxLoRARanks.
-_VLLM_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""To which vLLM pads every adapter: vllm/config/lora.py, MaxLoRARanks."""
 
 
 def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
@@ -69,7 +69,7 @@ def check_arguments(target: str, out: Path, base: object) -> None:
 
 def vllm_rank(largest: int) -> int | None:
     """The `--max-lora-rank` that vLLM needs for an adapter whose largest rank is this; None: it takes none so large."""
-    return next((limit for limit in _VLLM_MAX_LORA_RANKS if limit >= largest), None)
+    return next((limit for limit in VLLM_RANKS if limit >= largest), None)
 
 
 def active_adapter(model: Any) -> str:

@@ -1,4 +1,5 @@
-"""The Hugging Face Hub: is a repository there, what does an error of it mean, and may its code be run?
+"""The Hugging Face Hub: is a repository there, what does an error of it mean, may its code be run, and how a folder is
+pushed to it.
 
 The first is asked once and briefly: its clients ask six times, for each file of a repository.
 """
@@ -81,6 +82,62 @@ def told_by_hub(error: Exception) -> str:
     if "trust_remote_code" in whole:
         return "its repository carries code of its own; if you trust its authors, run that with --trust-remote-code"
     return said
+
+
+def made_repository(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+    """Make the model repository where it is not there yet, and return its whole name; of `name` alone the Hub makes
+    it under the name of the user whose token it is.
+
+    Raises:
+        ValueError: the Hub cannot be asked, or says no, in words.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}; unset it, or do not push")
+    try:
+        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except Exception as error:  # the errors of a connection have changed their class with the client's library
+        raise ValueError(_not_pushed(repo_id, error)) from error
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    path_in_repo: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload a LoRA adapter by pedyra",
+) -> str:
+    """Push a folder to a model repository, which is made where it is not there yet, and return the address of it.
+
+    Args:
+        path_in_repo: where in the repository; by default at its top.
+        private: of a repository that is made.
+        token: by default the one of `hf auth login` or HF_TOKEN.
+        revision: the branch, which is made where it is not there yet.
+
+    Raises:
+        ValueError: the Hub says no, in words.
+    """
+    name = made_repository(repo_id, private=private, token=token)
+    api = HfApi(token=token)
+    try:
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=name, folder_path=folder, path_in_repo=path_in_repo, revision=revision, commit_message=message
+        )
+    except Exception as error:
+        raise ValueError(_not_pushed(name, error)) from error
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _not_pushed(name: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = status in (401, 403) or "token" in str(error).lower()
+    repair = "; log in with `hf auth login`, or set HF_TOKEN to a token that may write" if login else ""
+    return f"{name} cannot be pushed to on the Hub: {told_by_hub(error)}{repair}"
 
 
 def _is_offline(kind: str) -> bool:

@@ -36,6 +36,8 @@ class AdapterSummary:
     layers: list[LayerSummary]
     other_parameters: int
     """Parameters saved beside the LoRA factors: a classification head, biases."""
+    others: dict[str, int]
+    """What is in the adapter's file beside the factors of its layers, or in other files of its folder -> bytes."""
     bytes: int
     """Of all tensors together."""
     budget: dict[str, Any] | None
@@ -48,6 +50,7 @@ class AdapterSummary:
             "layer": "total",
             **{key: sum(row[key] for row in rows) for key in ("rank", "parameters", "effective_rank")},
             "other_parameters": self.other_parameters,
+            "others": self.others,
             "bytes": self.bytes,
         }
         if self.budget is not None:
@@ -78,9 +81,49 @@ def inspect_adapter(path: Path) -> AdapterSummary:
         path=folder,
         layers=layers,
         other_parameters=sum(t.numel() for t in tensors.values()) - in_layers,
+        others={**_others(tensors, factors), **_other_files(folder)},
         bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
         budget=_budget(path),
     )
+
+
+_KINDS = (
+    ("optimizer state", ("exp_avg", "momentum_buffer", "optimizer")),
+    ("embeddings", ("embed", "wte", "wpe")),
+    ("head", ("lm_head", "classifier", "score", "qa_outputs", "pre_classifier", "cls")),
+    ("bias", ("bias",)),
+)
+"""What a tensor is by a part of its name; the first that fits."""
+_FILES = {
+    **dict.fromkeys(("optimizer.pt", "optimizer.bin"), "optimizer state"),
+    **dict.fromkeys(("pytorch_model.bin", "model.safetensors"), "weights of a whole model"),
+    "adapter_model.bin": "the same adapter in another format",
+}
+"""Files of a folder that are larger than the adapter beside them -> what they hold."""
+
+
+def _others(tensors: dict[str, Tensor], factors: dict[str, dict[str, Tensor]]) -> dict[str, int]:
+    """Module and what it is -> bytes, of the tensors that are no factor, the largest first."""
+    ours = {id(tensor) for parts in factors.values() for tensor in parts.values()}
+    found: dict[str, int] = {}
+    for key, tensor in tensors.items():
+        if id(tensor) in ours:
+            continue
+        parts = key.removeprefix("base_model.model.").split(".")
+        known = (kind for kind, signs in _KINDS if any(part.startswith(sign) for part in parts for sign in signs))
+        module = ".".join(parts[:-1]) or key
+        title = f"{module} ({next(known, 'trained whole')})"
+        found[title] = found.get(title, 0) + tensor.numel() * tensor.element_size()
+    return dict(sorted(found.items(), key=lambda each: -each[1]))
+
+
+def _other_files(folder: Path) -> dict[str, int]:
+    """File and what it is -> bytes, of the files of a training beside the adapter."""
+    return {
+        f"{file.name} ({_FILES[file.name]}, a file of its own)": file.stat().st_size
+        for file in sorted(folder.iterdir())
+        if file.name in _FILES and file.is_file()
+    }
 
 
 def find_adapter(path: Path) -> Path:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from transformers import Trainer
+
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
+from pedyra.app.runs.model_card import model_card_of_fit
 from pedyra.app.runs.setup import Setup
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
@@ -16,6 +21,7 @@ from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out, cut, singular_basis, write_cut
 from pedyra.fitting.fit import Fit, Wanted
 from pedyra.fitting.trainer import fit_trainer
+from pedyra.lora.card import adapter_card, shown_name, shown_ranks
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.method import Adaptation
@@ -64,6 +70,30 @@ def fit_folder(
             shape that cannot be had within tolerance.
     """
     check_out(out, overwrite)
+    with opened(path, wanted, source, shown=shown) as adapter:
+        found = fit_trainer(adapter.trainer, wanted)
+        adapter.write(found, out)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An adapter of a folder with its base and its rows, ready to be fitted."""
+
+    trainer: Trainer
+    lora: SavedLora
+    run: Path | None
+    """The run folder that says model and data."""
+
+    def write(self, found: Fit, out: Path) -> None:
+        """Write the smaller adapter, with a card that knows how the run has trained it."""
+        recipe = None if self.run is None else load_recipe(self.run / "recipe.yaml")
+        found.write(self.lora, out, None if recipe is None else model_card_of_fit(recipe, found))
+
+
+@contextmanager
+def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -> Iterator[Opened]:
+    """Load the adapter in `path`, its base and its rows; errors as of `fit_folder`."""
     lora = read_lora(path)
     check_plain(lora)
     _shape(wanted, lora)
@@ -78,9 +108,7 @@ def fit_folder(
         trainer.args.disable_tqdm = not shown
         if recipe.data.kind == "question_answering":
             trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
-        found = fit_trainer(trainer, wanted)
-    found.write(lora, out)
-    return found
+        yield Opened(trainer=trainer, lora=lora, run=source.folder(path))
 
 
 def truncate_folder(path: Path, wanted: Wanted, out: Path, overwrite: bool = False) -> dict[str, int]:
@@ -125,7 +153,10 @@ def truncate_folder(path: Path, wanted: Wanted, out: Path, overwrite: bool = Fal
         ranks[name] = min(ranks[name], shape.rounded(left[name], ranks[name]))
     pairs = {layer.name: (lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]]) for layer in lora.layers}
     factors = {name: cut(A, B, bases[name], ranks[name]) for name, (A, B) in pairs.items()}
-    write_cut(lora, factors, out, {"ranks": ranks, "by": "singular values", "measured_increase": None})
+    base = lora.config.get("base_model_name_or_path")
+    told = {"base model": shown_name(base), "fit": "cut by singular values alone; nothing was measured"}
+    card = adapter_card("A smaller LoRA", {**told, "adapted": shown_ranks([r for r in ranks.values() if r])}, base=base)
+    write_cut(lora, factors, out, {"ranks": ranks, "by": "singular values", "measured_increase": None}, card=card)
     return ranks
 
 

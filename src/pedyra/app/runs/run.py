@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,22 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import FitSection
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
-from pedyra.app.runs.model_card import CARD, model_card
+from pedyra.app.runs.model_card import model_card, model_card_of_fit
 from pedyra.app.runs.plan import Plan, make_plan
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
+from pedyra.app.runs.trackers import TrackerImages
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.fit import Fit, Wanted
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
+from pedyra.lora.card import CARD
 from pedyra.lora.export import vllm_rank
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 from pedyra.lora.inspection import read_adapter_config
 from pedyra.lora.layer import adapted_layers
+from pedyra.lora.serving import vllm_line, why_not_in_vllm
 from pedyra.methods.registry import get_method
 
 
@@ -63,11 +65,9 @@ class RunResult:
             return None
         config, rank = read_adapter_config(self.folder.adapter), vllm_rank(max(layer["rank"] for layer in self.layers))
         base = config.get("base_model_name_or_path")
-        if not base or rank is None or config.get("use_dora") or config.get("modules_to_save"):
+        if not base or rank is None or why_not_in_vllm(config) is not None:
             return None
-        exported = self.folder.path / "export" / "peft"
-        lora = f"--enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(self.recipe.name)}={exported}"
-        return f"vllm serve {base} {lora}"
+        return vllm_line(base, {self.recipe.name: self.folder.path / "export" / "peft"}, rank)
 
     @property
     def interrupted(self) -> bool:
@@ -183,7 +183,9 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
     _check_fit(setup)
-    trainer = setup.trainer(str(folder.path), [*setup.callbacks, log, *([progress] if is_first() else []), stop])
+    images = TrackerImages()
+    callbacks = [*setup.callbacks, images, log, *([progress] if is_first() else []), stop]
+    trainer = setup.trainer(str(folder.path), callbacks)
     end_at_last_step(trainer)
     if is_first():
         environment = describe_environment(setup.recipe.seed, trainer.args.device)
@@ -207,7 +209,8 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         final = _finish(setup, folder, trainer, log)
     layers = layer_rows(setup.model)
     if setup.recipe.fit is not None and final is not None:
-        found = _fit(setup.recipe.fit, folder, trainer)
+        found = _fit(setup.recipe, setup.recipe.fit, folder, trainer)
+        images.log_curve(found)
     return RunResult(
         recipe=setup.recipe,
         folder=folder,
@@ -234,13 +237,14 @@ def _check_fit(setup: Setup) -> None:
         raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {setup.recipe.output_dir}")
 
 
-def _fit(wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
+def _fit(recipe: Recipe, wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
     """Ask how small the adapter may be, and write the smaller one beside it."""
     model: Any = trainer.model
     if adapted_layers(model):  # a start that took from the weight is then a part of the factors
         detach(model)
     found = fit_trainer(trainer, Wanted(**wanted.model_dump()))
-    found.save(folder.path / "fit", overwrite=True)
+    saved = found.save(folder.path / "fit", overwrite=True)
+    write_file(saved / CARD, model_card_of_fit(recipe, found))
     return found
 
 

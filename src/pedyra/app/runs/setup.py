@@ -58,6 +58,7 @@ class Setup:
             overrides: TrainingArguments that are not the recipe's.
         """
         overrides |= {"output_dir": output_dir, "disable_tqdm": True, "label_names": list(self.task.targets)}
+        overrides |= {"push_to_hub": False}  # Trainer would push the run folder; the adapter is pushed at the end
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
         if best and "metric_for_best_model" not in training:

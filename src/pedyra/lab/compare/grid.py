@@ -215,3 +215,17 @@ def _refuse_repeats(values: Iterable[Any], key: str) -> None:
     for value in values:
         if values.count(value) > 1:
             raise ValueError(f"{key} has {value!r} twice; list each one once")
+
+
+def grid_schema() -> dict[str, Any]:
+    """JSON schema of a grid, for editors; with the short forms, which are written out before a grid is checked."""
+    schema = Grid.model_json_schema()
+    schema["required"] = ["model", "methods", "tasks", "seeds"]
+    schema["$defs"]["MethodRow"].pop("required")
+    for key in ("methods", "tasks"):
+        named = schema["properties"][key]
+        nothing = {"type": "null"}
+        rows = {"type": "object", "additionalProperties": {"anyOf": [named.pop("additionalProperties"), nothing]}}
+        named.pop("type")
+        named["anyOf"] = [rows, {"type": "array", "items": {"anyOf": [{"type": "string"}, rows]}}]
+    return schema

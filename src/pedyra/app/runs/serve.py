@@ -1,0 +1,95 @@
+"""`pedyra fit DIR DIR... --max-rank auto`: the least rank that a vLLM server can hold all of these adapters at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pedyra.app.runs.fit import Opened, Source, opened
+from pedyra.fitting.cut import check_out
+from pedyra.fitting.fit import Fit, NotWithin, Wanted
+from pedyra.fitting.trainer import fit_trainer
+from pedyra.lora.export import VLLM_RANKS, vllm_rank
+from pedyra.lora.folder import read_lora
+from pedyra.lora.serving import reserved_bytes, vllm_line, why_not_in_vllm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Adapters that were made small enough for one padded rank."""
+
+    rank: int
+    """The `--max-lora-rank` of the server."""
+    rank_before: int | None
+    """The one that the adapters needed as they were; None: vLLM takes none so large."""
+    saved: int | None
+    """Bytes that a server which holds all of them at once no longer reserves; None where it could not hold them."""
+    found: Mapping[str, Fit]
+    """Name of the adapter's folder -> its fit."""
+    line: str
+    """The command that serves them."""
+    refused: str | None
+    """Why vLLM takes one of them at no rank."""
+
+
+def fit_for_server(
+    outs: Mapping[Path, Path],
+    wanted: Wanted,
+    source: Source,
+    *,
+    overwrite: bool = False,
+    shown: bool = False,
+    told: Callable[[str], None] = lambda _: None,
+) -> Served:
+    """Fit each adapter at the least of vLLM's ranks at which all are within their tolerance, and write them.
+
+    Each rank that vLLM pads to is tried from the least on; an adapter whose own rank is no larger is always within.
+
+    Args:
+        outs: folder of an adapter -> where its smaller one goes.
+        told: gets a line about each attempt.
+
+    Raises:
+        ValueError: as `fit_folder`; an adapter of a rank that no server takes, and that no allowed one is within.
+    """
+    for out in outs.values():
+        check_out(out, overwrite)
+    loras = [read_lora(path) for path in outs]
+    bases = {str(lora.config.get("base_model_name_or_path")) for lora in loras}
+    if len(bases) > 1:
+        raise ValueError(f"one server has one base model, but these adapters name {' and '.join(sorted(bases))}")
+    before = vllm_rank(max(layer.rank for lora in loras for layer in lora.layers))
+    rank, found = VLLM_RANKS[0], {}
+    for path, out in outs.items():
+        with opened(path, wanted, source, shown=shown) as each:
+            rank, found[str(path)] = _least(each, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
+            each.write(found[str(path)], out)
+    saved = None if before is None else reserved_bytes(loras, before) - reserved_bytes(loras, rank)
+    line = vllm_line(bases.pop(), _named(outs), rank)
+    refused = next(filter(None, (why_not_in_vllm(lora.config) for lora in loras)), None)
+    return Served(rank=rank, rank_before=before, saved=saved, found=found, line=line, refused=refused)
+
+
+def _least(each: Opened, wanted: Wanted, at_least: int, told: Callable[[str], None]) -> tuple[int, Fit]:
+    """The least of vLLM's ranks, from `at_least` on, at which the adapter is within tolerance, and its fit there."""
+    highest = max(layer.rank for layer in each.lora.layers)
+    for rank in (rank for rank in VLLM_RANKS if rank >= at_least):
+        try:
+            found = fit_trainer(each.trainer, replace(wanted, max_rank=min(rank, highest)))
+        except NotWithin as refused:
+            told(f"rank {rank} is not within the tolerance")
+            last = refused
+            continue
+        told(f"rank {rank} is within the tolerance")
+        return rank, found
+    raise ValueError(f"{each.lora.title}: vLLM takes ranks up to {VLLM_RANKS[-1]}, and {last}")
+
+
+def _named(outs: Mapping[Path, Path]) -> dict[str, Path]:
+    """The adapters by the names that a server calls them by: of the run or the folder, and where two are alike, of the
+    whole path."""
+    short = [each.parent.name if each.name == "adapter" else each.name for each in (path.resolve() for path in outs)]
+    if len(set(short)) < len(short):
+        short = [str(path).strip("/").replace("/", "-") for path in outs]
+    return dict(zip(short, outs.values(), strict=True))

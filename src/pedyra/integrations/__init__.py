@@ -1,0 +1,1 @@
+"""Other people's tools: one file each, which nothing else of the package imports."""

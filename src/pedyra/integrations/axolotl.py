@@ -1,0 +1,79 @@
+"""axolotl: `plugins: [pedyra.integrations.axolotl.PedyraPlugin]`, and a section `pedyra` in its YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.logging import get_logger
+from pydantic import BaseModel, model_validator
+
+from pedyra.allocate.callback import RankCallback
+from pedyra.fitting.fit import Wanted
+from pedyra.fitting.trainer import fit_trainer
+from pedyra.methods.wide import Wide
+from pedyra.pe_dyra.method import PeDyra
+
+LOG = get_logger("axolotl.pedyra")  # a child of the logger whose level axolotl sets
+KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel")
+"""Of axolotl: they read the factors themselves and never call the layers, so that nobody sees their inputs."""
+
+
+class Section(BaseModel, extra="forbid"):
+    """What stands under `pedyra`."""
+
+    method: Literal["pedyra", "wide"] | None = None
+    """How ranks move while it trains; none: they stay."""
+    settings: dict[str, Any] = {}
+    """Fields of PeDyra or Wide."""
+    fit: dict[str, Any] | None = None
+    """Arguments of pedyra.fit, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Section:
+        if self.method is None and self.settings:
+            raise ValueError("pedyra.settings is given without pedyra.method: pedyra or wide")
+        self.config(), Wanted(**(self.fit or {}))  # to have a mistake told before anything is loaded
+        return self
+
+    def config(self) -> PeDyra | Wide | None:
+        return None if self.method is None else {"pedyra": PeDyra, "wide": Wide}[self.method](**self.settings)
+
+    def sees_layers(self) -> bool:
+        """Whether inputs of the layers are needed: by the input score, by the Gramians of Wide, and by a fit."""
+        return self.fit is not None or self.method == "wide" or getattr(self.config(), "alpha", 1) != 1
+
+
+class PedyraArgs(BaseModel):
+    """What the plugin adds to axolotl's own keys."""
+
+    pedyra: Section = Section()
+
+
+class PedyraPlugin(BasePlugin):
+    """Moves ranks while axolotl trains its LoRA, and asks at the end how small it may be."""
+
+    trainer: Any = None  # until the end of training
+
+    def get_input_args(self) -> str:
+        return "pedyra.integrations.axolotl.PedyraArgs"
+
+    def register(self, cfg: dict) -> None:
+        if Section(**(cfg.get("pedyra") or {})).sees_layers():
+            LOG.info("pedyra has to see the layers: %s are off", ", ".join(KERNELS))
+            cfg |= dict.fromkeys(KERNELS, False)  # axolotl would switch on those that are not named
+
+    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
+        config = Section(**(cfg.pedyra or {})).config()
+        return [] if config is None else [RankCallback(config)]
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def post_train(self, cfg: Any, model: Any) -> None:
+        trainer, self.trainer = self.trainer, None  # axolotl calls it twice
+        section = Section(**(cfg.pedyra or {}))
+        if trainer is not None and section.fit is not None:
+            found = fit_trainer(trainer, Wanted(**section.fit))
+            LOG.info("%s\nadapter     %s", found, found.save(Path(cfg.output_dir, "fit"), overwrite=True))

@@ -1,0 +1,77 @@
+"""The smaller adapter goes to the Hub with a card that says how small it is, and what proves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_stand_in import HubStandIn
+from huggingface_hub import ModelCard
+
+import pedyra
+from pedyra.fitting.card import fit_card
+from pedyra.fitting.cut import RECORD
+from pedyra.lora.card import CARD
+
+
+@pytest.fixture
+def found(make_trainer: Any) -> pedyra.Fit:
+    return pedyra.fit(make_trainer(), tolerance=0.05, rows=64)
+
+
+def test_the_card_says_how_much_is_left_and_what_proves_it(found: pedyra.Fit, tmp_path: Path):
+    card = ModelCard.load(found.save(tmp_path / "small") / CARD)
+    assert card.data.tags == ["pedyra", "lora"] and card.data.library_name == "peft"
+    assert card.data.metrics == ["accuracy"]
+    row = found.row()
+    assert not found.is_whole
+    for told in (
+        f"{row['kept']} of {row['of']} directions",
+        f"{row['parameters']:,}",
+        f"{row['share']:.1%}",
+        f"{row['measured_increase']:+.4f}",
+        f"{row['tolerance']:.4f}",
+        f"{row['metrics']['smaller']['accuracy']:.4f} (smaller)",
+        row["verdict"],
+    ):
+        assert told in card.text
+
+
+@pytest.mark.parametrize(
+    ("name", "in_metadata", "shown"),
+    [
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("/home/somebody/models/own", None, "own"),
+    ],
+)
+def test_the_card_names_a_base_of_the_hub_and_no_path_of_this_machine(
+    found: pedyra.Fit, name: str, in_metadata: str | None, shown: str
+):
+    card = ModelCard(fit_card(found, name))
+    assert card.data.base_model == in_metadata
+    assert f"| base model | {shown} |" in card.text and "somebody" not in str(card)
+
+
+def test_what_is_pushed_is_what_save_writes(found: pedyra.Fit, tmp_path: Path, monkeypatch: Any):
+    hub = HubStandIn().install(monkeypatch)
+    address = found.push_to_hub("me/small", private=True, token="secret", revision="fit")
+    assert address == "https://huggingface.co/me/small"
+    assert hub.repositories == {"me/small": True} and set(hub.tokens) == {"secret"} and hub.branches == ["fit"]
+    saved = found.save(tmp_path / "small")
+    assert hub.files == {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert {RECORD, "README.md", "adapter_model.safetensors"} <= hub.files.keys()
+
+
+def test_a_hub_that_says_no_is_one_line_with_the_repair(found: pedyra.Fit, monkeypatch: Any):
+    HubStandIn(OSError("Token is required, but no token found")).install(monkeypatch)
+    with pytest.raises(ValueError, match=r"^me/small cannot be pushed to .*no token found.*hf auth login"):
+        found.push_to_hub("me/small")
+
+
+def test_offline_nothing_is_pushed(found: pedyra.Fit, monkeypatch: Any):
+    hub = HubStandIn().install(monkeypatch)
+    monkeypatch.setattr("pedyra.lora.hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
+        found.push_to_hub("me/small")
+    assert not hub.repositories

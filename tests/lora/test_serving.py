@@ -1,0 +1,64 @@
+"""The lines that serve what an export has written."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pedyra.app.runs.export import export_adapter
+from pedyra.lora.folder import read_lora
+from pedyra.lora.serving import reserved_bytes, serving_lines
+
+
+@pytest.fixture
+def llama(make_llama: Any, tmp_path: Path) -> Path:
+    """A folder with the LoRA of a tiny Llama of ranks 3 and 9, whose base is in the folder `base` beside it."""
+    model = make_llama(target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 9})
+    model.get_base_model().save_pretrained(tmp_path / "base")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("target", ["peft", "padded"])
+def test_vllm_gets_a_rank_that_it_allows_and_peft_a_line_that_loads(llama: Path, tmp_path: Path, target: str):
+    out = export_adapter(llama, target, tmp_path / "my export")
+    vllm, peft = serving_lines(out, target)
+    words = shlex.split(vllm)
+    assert words[:3] == ["vllm", "serve", str(tmp_path / "base")]
+    assert words[words.index("--max-lora-rank") + 1] == "16"  # the next above 9
+    assert words[words.index("--lora-modules") + 1] == f"my export={out}"
+    command = shlex.split(peft)
+    assert command[:2] == ["python", "-c"]
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_llama_cpp_converts_and_then_serves(llama: Path, tmp_path: Path):
+    out = export_adapter(llama, "gguf", tmp_path / "gguf")
+    convert, server = (shlex.split(line) for line in serving_lines(out, "gguf"))
+    assert convert[1:3] == ["convert_lora_to_gguf.py", str(out)]
+    assert convert[convert.index("--outfile") + 1] == server[server.index("--lora") + 1]
+
+
+def test_a_merged_language_model_is_served_without_an_adapter(llama: Path, tmp_path: Path):
+    out = export_adapter(llama, "merged", tmp_path / "merged")
+    assert serving_lines(out, "merged") == [f"vllm serve {out}"]
+
+
+def test_what_vllm_refuses_has_no_line_for_it(make_bert: Any, tmp_path: Path):
+    make_bert().save_pretrained(tmp_path / "adapter")
+    out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
+    (line,) = serving_lines(out, "peft")
+    assert "AutoPeftModelForSequenceClassification" in line
+
+
+def test_a_server_reserves_each_adapter_at_one_rank_over_the_layers_of_all(llama: Path):
+    lora = read_lora(llama)
+    # Two blocks; q is 16 x 16, and v 16 x 8 (one of two heads).
+    assert reserved_bytes([lora, lora], 8) == 2 * 8 * 2 * ((16 + 16) + (16 + 8)) * 2
