@@ -183,6 +183,11 @@ def test_a_rank_that_was_more_than_enough_is_told():
     assert in_words(chosen, [WHOLE, chosen], LEARNED, 8) == "flat: r = 8 is 4 times what this task needs"
 
 
+def test_ranks_that_differ_are_not_told_as_one_rank():
+    chosen = size(0.25, 0.002, proof=increase(0.002, 0.001), accepted=True)
+    assert "r =" not in in_words(chosen, [WHOLE, chosen], LEARNED, None)
+
+
 def test_a_rank_that_binds_is_told_with_what_twice_as_much_might_lower():
     """With half the loss rises by 0.12, with the next half by 0.16 more: each doubling lowers it by 3/4 of the one
     before, so the next by 0.09."""

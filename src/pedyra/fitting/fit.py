@@ -392,7 +392,8 @@ class _Fitting:
         else:
             factors = cut_factors(self.model, self.calibration, chosen.ranks, self.adapter)
         curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
-        rank = max(layer.rank for layer in self.calibration.layers.values())
+        ranks = {layer.rank for layer in self.calibration.layers.values()}
+        rank = ranks.pop() if len(ranks) == 1 else None
         kind, words = verdict(chosen, curve, limit), in_words(chosen, curve, limit, rank, self.judge.measure)
         if self.wanted.parameters is not None and chosen.share == 1:
             words = (
