@@ -36,8 +36,8 @@ from pedyra.lora.hub import push_folder
 
 LEAST, FEW = 4, 8
 """Batches of the proof: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one."""
-EVALUATIONS = 8
-"""Of all held-out rows, at most, unless the whole curve or recovery is asked for."""
+EVALUATIONS, EVALUATIONS_WITH_RECOVERY = 8, 11
+"""Of all held-out rows, at most, unless the whole curve is asked for."""
 
 Metrics = dict[str, float]
 
@@ -272,8 +272,9 @@ class Fit:
 class Work:
     """How far a fit is: nothing is shown."""
 
-    def begin(self, calibration: int, held: int, seconds: float) -> None:
-        """The batches of calibration, those held out, and the seconds that it takes at most."""
+    def begin(self, calibration: int, held: int, evaluations: int, seconds: float) -> None:
+        """The batches of calibration, those held out and how often they are evaluated at most, and the seconds that it
+        takes at most."""
 
     def now(self, words: str) -> None:
         """What is being done."""
@@ -409,7 +410,9 @@ class _Fitting:
         calibrated, evaluated = seconds_a_batch(self.judge, one, self.adapter)
         calibration, held = len(self.rows.calibration), len(self.rows.choice) + len(self.rows.proof)
         recovery = RECOVERIES * self.wanted.recover * (calibrated + evaluated)
-        self.work.begin(calibration, held, calibration * calibrated + EVALUATIONS * held * evaluated + recovery)
+        evaluations = EVALUATIONS_WITH_RECOVERY if self.wanted.recover else EVALUATIONS
+        seconds = calibration * calibrated + evaluations * held * evaluated + recovery
+        self.work.begin(calibration, held, evaluations, seconds)
 
     def _taken(self, search: Search, index: int) -> Point | None:
         """The size that was asked for, measured and proved; None where it is the whole adapter."""
@@ -431,7 +434,8 @@ class _Fitting:
         else:
             factors = cut_factors(self.model, self.calibration, chosen.ranks, self.adapter)
         curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
-        rank = max(layer.rank for layer in self.calibration.layers.values())
+        ranks = {layer.rank for layer in self.calibration.layers.values()}
+        rank = ranks.pop() if len(ranks) == 1 else None
         kind, words = verdict(chosen, curve, limit), in_words(chosen, curve, limit, rank, self.judge.measure)
         if self.wanted.parameters is not None and chosen.share == 1:
             words = (

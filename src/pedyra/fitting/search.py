@@ -10,6 +10,10 @@ order that the rows have no part in, each size may be held to the whole 5 % of d
 is taken which is beyond tolerance is 5 % at most (fixed-sequence test; Westfall and Krishen 2001, "Optimally weighted,
 fixed sequence and gatekeeper multiple testing procedures"): the first such size in the order is accepted in 5 % of
 cases, and where it is not, nothing after it is asked.
+
+**With recovery** there are two such orders, and each has half of the doubt (Bonferroni): the sizes as they are cut, and
+smaller ones after recovery. So steps that do not help, which add noise of their own, cannot stop a cut that is good
+enough by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from pedyra.fitting.curve import Ladder, Point
-from pedyra.fitting.verdict import Increase
+from pedyra.fitting.verdict import CONFIDENCE, Increase
 
 COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters that are tried first; 0: one direction in all."""
@@ -32,8 +36,8 @@ NEAR = 1.2
 TRIES = 6
 """Sizes that are measured on the rows of the choice at most, but for a whole curve. With the base, the whole adapter
 and the proof, whose rows are twice as many, that is at most eight evaluations of all held-out rows."""
-RECOVERIES, TRIES_WITH_RECOVERY = 4, 4
-"""Sizes that are tried after recovery at most, and those that are tried as they are cut where others recover."""
+RECOVERIES = 4
+"""Sizes that are tried after recovery at most; with their proof that is at most four evaluations more."""
 
 
 class Search:
@@ -60,6 +64,8 @@ class Search:
     ) -> None:
         self.ladder, self.limit = ladder, limit
         self._measure, self._recover, self._prove, self._ahead = measure, recover, prove, ahead
+        self._doubt = (1 - CONFIDENCE) / (1 if recover is None else 2)
+        """Of each order of sizes."""
         self.points: dict[int, Point] = {}
         """Place -> what was measured of this size."""
 
@@ -88,12 +94,12 @@ class Search:
     def proved(self, index: int) -> Point:
         """This size, measured on the rows of the proof as it would be taken."""
         found = self._prove(index, self.point(index).gains_by_recovery)
-        self.points[index] = self.point(index).but(proof=found, accepted=found.upper() <= self.limit)
+        self.points[index] = self.point(index).but(proof=found, accepted=found.upper(doubt=self._doubt) <= self.limit)
         return self.points[index]
 
     def promises(self, point: Point) -> bool:
         """Whether the proof would accept it, were its mean on those rows the same."""
-        return point.best is not None and point.best.upper(*self._ahead) <= self.limit
+        return point.best is not None and point.best.upper(*self._ahead, doubt=self._doubt) <= self.limit
 
     def choose(self, wholly: bool = False) -> Point | None:
         """The smallest size that the proof accepts in its order; None: there is none.
@@ -102,9 +108,14 @@ class Search:
             wholly: measure the whole curve on the rows of the choice.
         """
         found = self._found(SHARES if wholly else COARSE, wholly)
-        order = [self.ladder.at(step * self.ladder.share(found)) for step in STEPS]
+        steps = STEPS if self._recover is None else [step for step in STEPS if step >= 1]
+        chosen = self._last_accepted([self.ladder.at(step * self.ladder.share(found)) for step in steps])
         if self._recover is not None:
-            order = self._recovered_order(found)
+            chosen = self._last_accepted(self._promising_after_recovery(found)) or chosen
+        return chosen
+
+    def _last_accepted(self, order: Sequence[int]) -> Point | None:
+        """The last of these sizes, from the largest down, that the proof accepts before it rejects one."""
         chosen = None
         for index in self._smaller(order):
             if not self.proved(index).accepted:
@@ -119,13 +130,12 @@ class Search:
     def _found(self, shares: Sequence[float], wholly: bool) -> int:
         """The place of the smallest size that promises to be within tolerance before the first that does not; the
         first place, where none does."""
-        tries = TRIES if self._recover is None else TRIES_WITH_RECOVERY
         accepted, rejected = 0, None
         if self.ladder.share(0) < 1 and not self.promises(self.measured(0)):
             return 0
         for share in shares:
             index = self.ladder.at(share)
-            if index == accepted or (not wholly and len(self.points) >= tries):
+            if index == accepted or (not wholly and len(self.points) >= TRIES):
                 continue
             promises = self.promises(self.measured(index))
             if promises and rejected is None:
@@ -134,7 +144,7 @@ class Search:
                 rejected = index if rejected is None else rejected
                 if not wholly:
                     break
-        while rejected is not None and (wholly or len(self.points) < tries):
+        while rejected is not None and (wholly or len(self.points) < TRIES):
             between = self._between(accepted, rejected)
             if between is None:
                 break
@@ -150,30 +160,18 @@ class Search:
         middle = self.ladder.at(math.sqrt(high * low))
         return None if high / low <= NEAR or middle in (larger, smaller) else middle
 
-    def _recovered_order(self, found: int) -> list[int]:
-        """The order of the proof with recovery: the size above the one that was found, as it is cut; then the sizes
-        that promise to be within tolerance after recovery, of which each half of the one before is tried, then between.
-        """
-        safe = self.ladder.at(2**0.5 * self.ladder.share(found))
-        start = found if self.ladder.share(found) < 1 else self.ladder.at(2**-0.5)
-        accepted, rejected, promising = None, None, []
+    def _promising_after_recovery(self, above: int) -> list[int]:
+        """Sizes below that at `above` which promise to be within tolerance after recovery: each half of the one before
+        is tried until one does not, then between."""
+        accepted, rejected, promising = above, None, []
         for _ in range(RECOVERIES):
-            if accepted is None and rejected is None:
-                index = start
-            elif accepted is None:
-                break
-            elif rejected is None:
-                index = self.ladder.at(self.ladder.share(accepted) / 2)
-            else:
-                between = self._between(accepted, rejected)
-                if between is None:
-                    break
-                index = between
-            if index == accepted:
+            half = self.ladder.at(self.ladder.share(accepted) / 2)
+            index = half if rejected is None else self._between(accepted, rejected)
+            if index is None or index == accepted:
                 break
             if self.promises(self.recovered(index)):
                 accepted = index
                 promising.append(index)
             else:
                 rejected = index
-        return [safe, *promising] if promising else [self.ladder.at(s * self.ladder.share(found)) for s in STEPS[:4]]
+        return promising

@@ -24,7 +24,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
-from pedyra.fitting.fit import EVALUATIONS, Fit, Rows, Wanted, Work, fit_batches
+from pedyra.fitting.fit import Fit, Rows, Wanted, Work, fit_batches
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
 from pedyra.fitting.processes import Processes
 from pedyra.lora.export import active_adapter
@@ -395,15 +395,15 @@ class _Bar(Work):
         self._shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
         self._bar: Any = None
 
-    def begin(self, calibration: int, held: int, seconds: float) -> None:
+    def begin(self, calibration: int, held: int, evaluations: int, seconds: float) -> None:
         text = (
-            f"fit: {calibration} batches of calibration and at most {EVALUATIONS} evaluations of {held} held-out "
+            f"fit: {calibration} batches of calibration and at most {evaluations} evaluations of {held} held-out "
             f"batches, about {_time(seconds)} at most"
         )
         logger.info(text)
         if self._shown:
             print(text)
-            self._bar = tqdm(total=calibration + EVALUATIONS * held, unit="batch")
+            self._bar = tqdm(total=calibration + evaluations * held, unit="batch")
 
     def now(self, words: str) -> None:
         if self._bar is not None:

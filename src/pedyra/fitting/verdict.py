@@ -23,14 +23,14 @@ class Increase(NamedTuple):
     """Standard error; infinite with fewer than two batches."""
     batches: int
 
-    def upper(self, shrink: float = 1.0, batches: int | None = None) -> float:
-        """The bound that the true increase lies above with probability 1 - CONFIDENCE at most.
+    def upper(self, shrink: float = 1.0, batches: int | None = None, *, doubt: float = 1 - CONFIDENCE) -> float:
+        """The bound that the true increase lies above with probability `doubt` at most.
 
         Args:
             shrink: times the standard error: that of more rows, were their mean the same.
             batches: of those rows.
         """
-        return self.mean + student(1 - CONFIDENCE, batches or self.batches) * shrink * self.error
+        return self.mean + student(doubt, batches or self.batches) * shrink * self.error
 
     def lower(self) -> float:
         """The bound that it lies below with probability 1 - CONFIDENCE at most."""
@@ -105,13 +105,16 @@ def _half(curve: Sequence[Point], share: float = 0.5) -> Point | None:
     return max(below, key=lambda point: point.share, default=None)
 
 
-def in_words(chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: int, measure: str = "loss") -> str:
+def in_words(
+    chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: int | None, measure: str = "loss"
+) -> str:
     """The verdict as a sentence or two for whoever chose this rank.
 
     Args:
-        rank: the largest of the adapter.
+        rank: that every layer of the adapter has; None: they differ.
         measure: what rises.
     """
+    adapter, whole = ("its rank", "this adapter") if rank is None else (f"r = {rank}", f"r = {rank}")
     kind = verdict(chosen, curve, tolerance)
     if not tolerance.learned:
         won = f"{tolerance.won.mean:+.4f} ± {tolerance.won.error:.4f}"
@@ -120,7 +123,7 @@ def in_words(chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: 
             f"needed; everything is kept"
         )
     if kind == FLAT:
-        return f"flat: r = {rank} is {1 / chosen.share:.3g} times what this task needs"
+        return f"flat: {whole} is {1 / chosen.share:.3g} times what this task needs"
     half, quarter = _half(curve), _half(curve, 0.25)
     if kind == CAPACITY_LIMITED:
         assert half is not None and half.measured is not None
@@ -128,12 +131,12 @@ def in_words(chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: 
         if quarter is not None and quarter.measured is not None and quarter.measured.mean > rise:
             ratio = min(1.0, rise / (quarter.measured.mean - rise))
         return (
-            f"capacity-limited: r = {rank} binds; with half of it the {measure} rises by {rise:.3g}, and twice as much "
+            f"capacity-limited: {adapter} binds; with half of it the {measure} rises by {rise:.3g}, and twice as much "
             f"might lower it by about {rise * ratio:.2g}; raise r"
         )
     if chosen.accepted:
         return (
-            f"unknown: {chosen.share:.0%} of r = {rank} is enough, and these rows do not tell whether half is; give "
+            f"unknown: {chosen.share:.0%} of {whole} is enough, and these rows do not tell whether half is; give "
             f"more rows, or a larger tolerance"
         )
     return (

@@ -165,6 +165,25 @@ def cuts(
 
 
 @app.command()
+def bound(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished runs with a LoRA.", show_default=False, callback=_each(_run_folder))
+    ],
+    fits: Annotated[int, typer.Option(min=1, help="Fits, each with held-out rows of its own.")] = 100,
+    tolerance: Annotated[float, typer.Option(min=1e-6, max=0.999, help="Part of what was won.")] = 0.01,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Fit trained LoRAs again and again, and count the fits whose size costs no more than their tolerance."""
+    _ready(threads)
+    from pedyra.lab.bench.bound import bench_bound
+
+    found = _kept(json_file, bench_bound(runs, fits, tolerance))
+    columns = ["run", "fits", "within", "kept_whole", "share", "least_share", "most_share", "tolerance"]
+    print_table(new_console(), columns, [[row[name] for name in columns] for row in found])
+
+
+@app.command()
 def planted(
     chosen: Annotated[list[str] | None, _methods("all", "oracle")] = None,
     profiles: Annotated[

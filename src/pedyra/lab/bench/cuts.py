@@ -59,7 +59,7 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
-    training, held_out = _batches(task, rows, recipe.seed)
+    training, held_out = held_out_batches(task, calibration=rows, held_out=rows + rows // 2, seed=recipe.seed)
     judge = Judge(model)
     measured = calibrate(judge, training)
     weights = [judge.samples(batch) for batch in held_out]
@@ -77,11 +77,11 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
             }  # fmt: skip
 
 
-def _batches(task: Task, rows: int, seed: int) -> tuple[DataLoader[Any], list[Batch]]:
-    """Batches of so many training rows, and of half as many more that are held out."""
+def held_out_batches(task: Task, *, calibration: int, held_out: int, seed: int) -> tuple[DataLoader[Any], list[Batch]]:
+    """Batches of so many training rows, and of so many that are held out."""
     generator = torch.Generator().manual_seed(seed)
-    train = torch.randperm(len(task.train), generator=generator)[:rows].tolist()
-    held = torch.randperm(len(task.eval), generator=generator)[: rows + rows // 2].tolist()
+    train = torch.randperm(len(task.train), generator=generator)[:calibration].tolist()
+    held = torch.randperm(len(task.eval), generator=generator)[:held_out].tolist()
 
     def batches(part: Any) -> DataLoader[Any]:
         return DataLoader(part, batch_size=BATCH, collate_fn=lambda found: dict(task.collator(found)))
