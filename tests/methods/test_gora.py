@@ -13,9 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pedyra.app.runs.setup import request
 from pedyra.methods import gora
-from pedyra.methods.adapter import with_lora
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.gora import GoraSettings, observe, ranks_of, start_of_b
+from pedyra.methods.method import with_lora
 
 
 def layers_of(model: Any) -> dict[str, Any]:

@@ -7,10 +7,8 @@ from typing import Any
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
-from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, is_last, lowest_worth, spent, uniform, units
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import rank_settings, refuse_lora
+from pedyra.methods.method import Adaptation, Method, Request, adaptive, rank_settings, refuse_lora, with_lora
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = dict(
@@ -61,7 +59,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     )
     initial, final = first_and_last_rank(settings, request.lora.r)
     model = with_lora(request, r=initial)
-    return adaptive(model, ScoredMethod(settings=config, policy=CubicPruning(initial, final)))
+    return adaptive(model, ScoredMethod(**config.to_dict(), policy=CubicPruning(initial, final)))
 
 
 METHOD = Method("adalora-svd", "AdaLoRA with ranks that are removed", prepare, AdaLoraSettings, moves_ranks=True)

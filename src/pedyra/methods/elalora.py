@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
-from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import elapsed, units
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import rank_settings, refuse_lora, require
-from pedyra.pe_dyra.new_triples import orthogonal_rows
+from pedyra.methods.method import (
+    Adaptation,
+    Method,
+    Request,
+    Settings,
+    adaptive,
+    rank_settings,
+    refuse_lora,
+    setting,
+    with_lora,
+)
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
@@ -24,16 +32,13 @@ RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElaLoraSettings:
+class ElaLoraSettings(Settings):
     """Settings of ElaLoRA; the defaults are those of its GLUE scripts."""
 
-    per_layer: int = 2
+    per_layer: int = setting(2, least=1)
     """k: candidates per layer, and so the most ranks it can lose or gain at once."""
     decay: bool = True
     """b(t) = round(b_0 (1 - p^3)) over the window, b_0 = `rank.moves` (4); false: b_0 throughout."""
-
-    def __post_init__(self) -> None:
-        require(self.per_layer >= 1, f"method_settings.per_layer is {self.per_layer}; at least one rank moves")
 
 
 def candidates(scores: Scores, per_layer: int) -> list[tuple[float, int, int, str]]:
@@ -85,12 +90,29 @@ class Elastic:
         return make_plan(scores, pruned, added, layer_means(scores))
 
 
+def orthogonal_rows(rows: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Random unit vectors `(num, width)`, orthogonal to the span of `rows` and to each other where the width allows
+    it."""
+    fresh = torch.randn(num, rows.shape[1], generator=generator)
+    stacked = torch.cat([rows.float().cpu(), fresh])
+    # QR of (old | new) columns: its later columns are the new directions, freed of all earlier ones.
+    q = torch.linalg.qr(stacked.T).Q  # (width, min(width, r + num))
+    free = min(q.shape[1] - len(rows), num)
+    if free < num:  # more rows than dimensions: what cannot be orthogonal stays random
+        remainder = fresh[max(free, 0) :]
+        remainder = remainder / remainder.norm(dim=1, keepdim=True)
+        directions = torch.cat([q[:, len(rows) :].T[: max(free, 0)], remainder])
+    else:
+        directions = q[:, len(rows) :].T
+    return directions
+
+
 def orthogonal_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
     """Unit vectors orthogonal to the layer's rows and columns, and e = min(min |E|, 1e-13)."""
     E = layer.a.E.detach().abs()
     smallest = min(float(E.min()), 1e-13) if len(E) else 1e-13
-    A = orthogonal_rows(layer.a.A.detach(), num, norm=1.0, generator=generator)
-    B = orthogonal_rows(layer.b.weight.detach().T, num, norm=1.0, generator=generator)
+    A = orthogonal_rows(layer.a.A.detach(), num, generator)
+    B = orthogonal_rows(layer.b.weight.detach().T, num, generator)
     return NewTriples(A, torch.full((num,), smallest), B.T)
 
 
@@ -117,7 +139,7 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     )
     assert config.moves is not None
     method = ScoredMethod(
-        settings=config, policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
+        **config.to_dict(), policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
     )
     return adaptive(with_lora(request), method)
 

@@ -14,14 +14,24 @@ from torch.optim import Optimizer
 from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import spent, uniform, units
-from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running
-from pedyra.methods.optimizers import groups_with_gates
-from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.methods.method import (
+    Adaptation,
+    Hooks,
+    Method,
+    Request,
+    Running,
+    Settings,
+    adaptive,
+    rank_settings,
+    refuse_lora,
+    setting,
+    with_lora,
+)
+from pedyra.methods.own_factors import groups_with_gates
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+from pedyra.pe_dyra.triple_scores import ScoreState
 
 RANK_SETTINGS: dict[str, Any] = dict(
     interval=0.1,
@@ -35,30 +45,25 @@ RANK_SETTINGS: dict[str, Any] = dict(
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1raSettings:
+class L1raSettings(Settings):
     """Settings of L1RA; the defaults are the authors'."""
 
-    gate_learning_rate: float = 1e-2
+    gate_learning_rate: float = setting(1e-2, above=0)
     """eta_c, constant over the run."""
-    l1: float = 1e-3
+    l1: float = setting(1e-3, above=0)
     """lambda: every step takes eta_c lambda off each gate, beside what Adam does."""
-    threshold: float = 1e-6
+    threshold: float = setting(1e-6, above=0)
     """A gate below it is closed."""
 
-    def __post_init__(self) -> None:
-        for name in ("gate_learning_rate", "l1", "threshold"):
-            value = getattr(self, name)
-            require(value > 0, f"method_settings.{name} is {value}; it must be positive")
 
-
-class Gates(LayerScores):
+class Gates(ScoreState):
     """A triple's score is its gate, E."""
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ())
 
     @torch.no_grad()
-    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
+    def triple_scores(self) -> dict[str, list[float]]:
         return {layer.name: layer.a.E.tolist() for layer in self.layers}
 
 
@@ -142,7 +147,7 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     model = with_lora(request, init_lora_weights="gaussian")
     policy = MoveClosed(request.lora.r, settings.threshold)
     method = ScoredMethod(
-        settings=config,
+        **config.to_dict(),
         policy=policy,
         scores=Gates,
         new_triples=gated_triples,

@@ -13,29 +13,22 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
-from pedyra.methods.adapter import with_adapter, with_lora
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, refuse_lora, setting, with_adapter, with_lora
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandLoraSettings:
+class RandLoraSettings(Settings):
     """Settings of RandLoRA."""
 
-    r: int | None = None
+    r: int | None = setting(None, least=1)
     """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of LoRA with lora.r."""
-    scale: str = "authors"
+    scale: str = setting("authors", choices=("authors", "peft"))
     """The update's factor: "authors", alpha / (r sqrt n) with the n bases of a layer, as in their code; "peft",
     alpha / r, which is sqrt n times larger."""
     alpha: float | None = None
     """None: 2 r with the authors' scale, their README's; 20 r with PEFT's, its advice."""
     sparse: bool = False
     """Ternary bases."""
-
-    def __post_init__(self) -> None:
-        require(self.r is None or self.r >= 1, f"method_settings.r is {self.r}; the rank of a basis is at least 1")
-        known = ("authors", "peft")
-        require(self.scale in known, f"method_settings.scale is {self.scale!r}; it must be authors or peft")
 
     @staticmethod
     def nearest(request: Request, parameters: int) -> list[dict[str, Any]]:
@@ -49,10 +42,8 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     """RandLoRA on the LoRA's target modules.
 
     PEFT has one alpha for all layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with
-    fewer trains at its own scaling, which `finish` folds into its lambda.
-
-    Raises:
-        ValueError: a start, DoRA or rsLoRA, which RandLoRA does not have.
+    fewer trains at its own scaling, which `finish` folds into its lambda. Raises ValueError: a start, DoRA or rsLoRA,
+    which RandLoRA does not have.
     """
     refuse_lora(request, "PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
     lora = request.lora

@@ -16,14 +16,22 @@ from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.methods.adapter import adaptive, with_lora
 from pedyra.methods.budget import is_last
 from pedyra.methods.increlora import growth
-from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.methods.method import (
+    Adaptation,
+    Method,
+    Request,
+    Settings,
+    adaptive,
+    rank_settings,
+    refuse_lora,
+    setting,
+    with_lora,
+)
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
+from pedyra.pe_dyra.triple_scores import ScoreState
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
@@ -31,18 +39,13 @@ RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", or
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriAdaptSettings:
+class TriAdaptSettings(Settings):
     """Settings of TriAdaptLoRA."""
 
-    add: int | None = None
+    add: int | None = setting(None, least=1)
     """Ranks a growing layer gains. None: lora.r / 2, at least 1, the authors' default."""
-    mode: str = "linear"
+    mode: str = setting("linear", choices=("linear", "nonlinear"))
     """How the number of growing layers follows the part c of the run that is over: linear R c, or nonlinear R^c."""
-
-    def __post_init__(self) -> None:
-        require(self.add is None or self.add >= 1, f"method_settings.add is {self.add}; at least 1")
-        known = ("linear", "nonlinear")
-        require(self.mode in known, f"method_settings.mode is {self.mode!r}; it must be linear or nonlinear")
 
 
 class CoreFactor(AFactor):
@@ -79,7 +82,7 @@ def _places(rank: int) -> Tensor:
     return torch.tensor(flat)
 
 
-class CoreNorms(LayerScores):
+class CoreNorms(ScoreState):
     """A layer's score: the increase of ||C||_F / r since the last growth check. It needs no gradient."""
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
@@ -172,7 +175,7 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
     policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
     method = ScoredMethod(
-        settings=config,
+        **config.to_dict(),
         policy=policy,
         scores=CoreNorms,
         new_triples=gaussian_triples,

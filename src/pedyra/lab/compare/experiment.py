@@ -19,7 +19,7 @@ from pedyra.lab.compare.matching import Matched, ParameterCount, match_parameter
 from pedyra.lab.compare.results import RateCurve, choose_rate, collect
 from pedyra.lab.compare.splits import TaskSplits, split_task
 from pedyra.lora.files import read_json, write_file
-from pedyra.methods.settings import SCHEDULE
+from pedyra.methods.method import SCHEDULE
 from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.method import PeDyra
 

@@ -80,7 +80,7 @@ class ParameterCount:
     def lora(self, recipe: Recipe, r: int) -> int:
         """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
         from pedyra.app.runs.setup import request
-        from pedyra.methods.adapter import with_lora
+        from pedyra.methods.method import with_lora
 
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
         key = lora.model_dump_json()
