@@ -14,7 +14,6 @@ from torch import nn
 from pedyra.app.runs.setup import request, run_steps
 from pedyra.methods.autolora import WeighedB, hypergradient, rank_of, search
 from pedyra.methods.data import rows_data
-from pedyra.methods.method import with_lora
 
 ETA = 0.1
 
@@ -190,7 +189,7 @@ def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base,
     settings = {"search_steps": 3, "upper_learning_rate": 0.05}
     run = prepare("autolora", kind, method_settings=settings)
     base, _, _ = make_base(run.recipe)
-    fresh = with_lora(request(run.recipe, base, None))
+    fresh = request(run.recipe, base, None).with_lora()
     weights = dict(fresh.named_parameters())
     for name, parameter in run.model.named_parameters():
         if ".lora_" in name:

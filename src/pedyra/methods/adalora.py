@@ -9,19 +9,7 @@ from peft import AdaLoraConfig, PeftModel
 from torch import nn
 
 from pedyra.allocate.schedule import resolve_schedule
-from pedyra.methods.method import (
-    Adaptation,
-    Hooks,
-    Method,
-    Request,
-    Running,
-    Settings,
-    rank_settings,
-    refuse_lora,
-    require,
-    setting,
-    with_adapter,
-)
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, require, setting
 
 NO_PENALTY = 1e-300
 """A weight that is 0 in any tensor's precision; peft 0.19 refuses 0 itself."""
@@ -59,8 +47,8 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     of the initial rank all along. The penalty is left out while evaluating, so that an evaluation loss is the task's.
     Raises ValueError: DoRA, rsLoRA or another start, which PEFT's AdaLoRA ignores or refuses.
     """
-    refuse_lora(request, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
-    ranks = rank_settings(request, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
+    request.refuse_lora("PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
+    ranks = request.rank_settings(open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
     beta1, beta2 = ranks.beta1, ranks.beta2
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         require(value > 0, f"rank.{name} is 0, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
@@ -81,7 +69,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
         orth_reg_weight=ranks.orth_weight,
         total_step=1,  # until the run begins
     )
-    model = with_adapter(request.model, config, request.seed)
+    model = request.with_adapter(config)
     schedule = {name: getattr(ranks, name) for name in ("initial_warmup", "interval", "final_warmup")}
     refused = {
         "load_best_model_at_end": "PEFT cannot load a pruned AdaLoRA adapter into the model that trained it; set it to "

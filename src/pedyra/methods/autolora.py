@@ -15,18 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from pedyra.methods.data import Data
-from pedyra.methods.method import (
-    Adaptation,
-    Method,
-    Request,
-    Settings,
-    refuse_lora,
-    require,
-    setting,
-    with_adapter,
-    with_lora,
-    with_ranks,
-)
+from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting, with_ranks
 from pedyra.methods.own_factors import Slot, fill, linear_slots
 
 logger = logging.getLogger(__name__)
@@ -193,13 +182,13 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     that of two draws, divided by 2 eps, is noise. Raises ValueError: too few rows to be split, lora.r of 1; DoRA,
     rsLoRA or another start.
     """
-    refuse_lora(request, "AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
+    request.refuse_lora("AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
     k = request.lora.r if settings.search_rank is None else settings.search_rank
     require(k >= 2, f"lora.r is {k}, which leaves AutoLoRA no choice; raise it, or give method_settings.search_rank")
     assert request.data is not None
     train, validation = request.data.parts(settings.validation_fraction)
     steps = settings.search_steps or request.steps
-    model = with_lora(request, r=k)
+    model = request.with_lora(r=k)
     found = search(
         model,
         _losses(train),
@@ -213,7 +202,7 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     spent = {"search/steps": found.steps, "search/passes": PASSES_PER_STEP * found.steps}
     spent |= {"search/seconds": round(found.seconds, 3), "search/total_rank": sum(found.ranks.values())}
     config = with_ranks(request.lora, found.ranks)
-    return Adaptation(model=with_adapter(base_model, config, request.seed), spent=spent)
+    return Adaptation(model=request.with_adapter(config, base_model), spent=spent)
 
 
 def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:

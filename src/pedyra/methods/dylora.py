@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings, refuse_lora, require, setting, with_lora
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings, require, setting
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 
 
@@ -136,11 +136,11 @@ def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
     gradient but still moves by AdamW's momentum and weight decay. Raises ValueError: a rank above lora.r; DoRA, rsLoRA
     or a start whose ranks are in no nested order.
     """
-    refuse_lora(request, "DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    request.refuse_lora("DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
     r = request.lora.r
     rank = r if settings.rank is None else settings.rank
     require(rank <= r, f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it")
-    model = with_lora(request)
+    model = request.with_lora()
     nested = nest(model, frozen=settings.frozen, seed=request.seed)
     nested.choose(rank)
     return Adaptation(model=model, hooks=nested, finish=lambda: truncate(model, nested, nested.chosen))

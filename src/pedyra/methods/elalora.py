@@ -13,18 +13,7 @@ from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
-from pedyra.methods.budget import elapsed, units
-from pedyra.methods.method import (
-    Adaptation,
-    Method,
-    Request,
-    Settings,
-    adaptive,
-    rank_settings,
-    refuse_lora,
-    setting,
-    with_lora,
-)
+from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
@@ -82,11 +71,11 @@ class Elastic:
     settings: ElaLoraSettings
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        factor = 1 - elapsed(now) ** 3 if self.settings.decay else 1.0
+        factor = 1 - now.elapsed**3 if self.settings.decay else 1.0
         ordered = candidates(scores, self.settings.per_layer)
         moves = min(round(self.moves * factor), len(ordered))
         spare = now.spare if now.budget == "parameters" else 0
-        pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, units(now), spare)
+        pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, now.units, spare)
         return make_plan(scores, pruned, added, layer_means(scores))
 
 
@@ -128,11 +117,10 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     orthogonal to the span of the old ones (their single Gram-Schmidt pass is so only for orthonormal rows); the scores
     read the weight before the optimizer step.
     """
-    refuse_lora(request, "ElaLoRA defines its own start and scaling", "init", "use_rslora")
+    request.refuse_lora("ElaLoRA defines its own start and scaling", "init", "use_rslora")
     if request.lora.r < 2:
         raise ValueError("lora.r is 1, but ElaLoRA never takes a layer's last rank, so nothing can move; raise lora.r")
-    config = rank_settings(
-        request,
+    config = request.rank_settings(
         open_fields=("moves", "beta1", "beta2", "orth_weight", "budget", "max_rank"),
         **RANK_SETTINGS,
         moves=4,
@@ -141,7 +129,7 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     method = ScoredMethod(
         **config.to_dict(), policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
     )
-    return adaptive(with_lora(request), method)
+    return adaptive(request.with_lora(), method)
 
 
 METHOD = Method(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pedyra.lora.layer import lora_layers
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Method, Request, Settings, changed, refuse_lora, setting, with_adapter
+from pedyra.methods.method import Adaptation, Method, Request, Settings, changed, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def prepare(request: Request, settings: EvaSettings) -> Adaptation:
     left out, as in PEFT. Raises ValueError: another start, a batch with fewer vectors than rho r for some layer, or a
     layer with narrower inputs or none.
     """
-    refuse_lora(request, "EVA is a start of its own", "init")
+    request.refuse_lora("EVA is a start of its own", "init")
     data = request.data
     assert data is not None
     start = EvaConfig(rho=settings.rho, tau=settings.tau, whiten=settings.whiten)
@@ -57,7 +57,7 @@ def prepare(request: Request, settings: EvaSettings) -> Adaptation:
 
     with warnings.catch_warnings():  # that it could begin without weights: the check below needs them
         warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")
-        model = with_adapter(request.model, config, request.seed)
+        model = request.with_adapter(config)
     _check_layers(model, lambda: data.loss(model, first), needed)
     initialize_lora_eva_weights(
         model,

@@ -9,12 +9,12 @@ from peft.optimizers import create_loraplus_optimizer
 from torch.optim import Optimizer
 
 from pedyra.lora.attach import attach, train_e
-from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, setting, with_lora
+from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, setting
 
 
 def lora(request: Request) -> Adaptation:
     """LoRA (Hu et al. 2021), as the run asks for it; DoRA (Liu et al. 2024) where it has `use_dora`."""
-    return Adaptation(model=with_lora(request))
+    return Adaptation(model=request.with_lora())
 
 
 def pissa(request: Request) -> Adaptation:
@@ -28,7 +28,7 @@ def pissa(request: Request) -> Adaptation:
     own = isinstance(init, str) and init.startswith("pissa")
     if not own and init is not True:
         raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
-    model = with_lora(request, init_lora_weights=init if own else "pissa")
+    model = request.with_lora(init_lora_weights=init if own else "pissa")
     train_e(attach(model), False)
     return Adaptation(model=model)
 
@@ -42,7 +42,7 @@ def qlora(request: Request) -> Adaptation:
     """
     if not is_quantised(request.model):
         raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
-    return Adaptation(model=with_lora(request))
+    return Adaptation(model=request.with_lora())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def loraplus(request: Request, settings: LoraPlusSettings) -> Adaptation:
 
     Departs from the authors' code in nothing; it is PEFT's `create_loraplus_optimizer` with `training.weight_decay`.
     """
-    model = with_lora(request)
+    model = request.with_lora()
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         arguments = {**arguments, "loraplus_weight_decay": weight_decay}

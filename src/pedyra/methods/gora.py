@@ -15,19 +15,7 @@ from transformers import set_seed
 
 from pedyra.lora.layer import lora_layers, rank_parameters
 from pedyra.methods.data import Data
-from pedyra.methods.method import (
-    Adaptation,
-    Method,
-    Request,
-    Settings,
-    is_quantised,
-    refuse_lora,
-    require,
-    setting,
-    with_adapter,
-    with_lora,
-    with_ranks,
-)
+from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, require, setting, with_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +67,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
     holds all layers' on the CPU. Raises ValueError: a quantised model, whose weights have no gradient; DoRA, rsLoRA, or
     another start.
     """
-    refuse_lora(request, "GoRA defines its own start and scaling", "init", "use_rslora", "use_dora")
+    request.refuse_lora("GoRA defines its own start and scaling", "init", "use_rslora", "use_dora")
     if is_quantised(request.model):
         raise ValueError(
             "the base model is quantised, but GoRA needs the gradient of the weights, which quantised ones do not "
@@ -92,7 +80,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
         min_rank <= r <= max_rank,
         f"method_settings.min_rank {min_rank} and max_rank {max_rank} must enclose lora.r {r}",
     )
-    probe = with_lora(request, r=max_rank)
+    probe = request.with_lora(r=max_rank)
     assert request.data is not None
     observed = observe(probe, request.data, settings, request.seed)
     base_model: Any = probe.unload()  # type: ignore[operator]
@@ -103,7 +91,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
     config = with_ranks(
         request.lora, ranks, {name: request.lora.lora_alpha * rank**0.5 for name, rank in ranks.items()}
     )
-    model = with_adapter(base_model, config, request.seed)
+    model = request.with_adapter(config, base_model)
     with torch.no_grad():
         for name, layer in _layers(model):
             seen, rank = observed[name], ranks[name]

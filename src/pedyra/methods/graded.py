@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pedyra.methods.method import Adaptation, Method, Request, refuse_lora, with_lora
+from pedyra.methods.method import Adaptation, Method, Request
 from pedyra.methods.own_factors import Factors, Slot, fill, linear, linear_slots, write_plain
 
 
@@ -37,8 +37,8 @@ def prepare(request: Request) -> Adaptation:
     Departs from the authors, who take E away after training: here it is folded into A, so that what is saved is what
     was trained. `pedyra bench cuts` keeps the first ranks of each layer. Raises ValueError: DoRA or another start.
     """
-    refuse_lora(request, "graded ranks scale LoRA's own start", "init", "use_dora")
-    model = with_lora(request)
+    request.refuse_lora("graded ranks scale LoRA's own start", "init", "use_dora")
+    model = request.with_lora()
     layers = linear_slots(model)
     for layer in layers:
         fill(layer, GradedA(layer.a.A), linear(layer.b.weight))

@@ -15,20 +15,7 @@ from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.budget import is_last
-from pedyra.methods.method import (
-    Adaptation,
-    Hooks,
-    Method,
-    Request,
-    Running,
-    Settings,
-    adaptive,
-    rank_settings,
-    refuse_lora,
-    setting,
-    with_lora,
-)
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import update_sensitivity_
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
@@ -173,7 +160,7 @@ class GrowFromReserve:
         below = {name: rank for name, rank in active.items() if rank + self.add <= now.max_ranks[name]}
         gains = growth(layer_scores, below, missing, self._top(now), self.add)
         rescale = {name: active[name] / (active[name] + gain) for name, gain in gains.items()}
-        if gains and sum(gains.values()) < missing and not is_last(now):
+        if gains and sum(gains.values()) < missing and not now.is_last:
             return make_plan(scores, {}, gains, layer_scores, rescale)
         # The budget is met, or no layer can grow: what is not activated of the reserve goes.
         unused = {name: self.add - gains.get(name, 0) for name in active}
@@ -244,17 +231,16 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     alone: one row at the default start, so that it holds lengths and no angles, and is 2.2 times smaller there.
     `rank.orth_weight: 0` switches it off.
     """
-    refuse_lora(request, "IncreLoRA defines its own start and scaling", "init", "use_rslora")
+    request.refuse_lora("IncreLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but IncreLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_settings(
-        request,
+    config = request.rank_settings(
         open_fields=("beta1", "beta2", "orth_weight"),
         **RANK_SETTINGS,
     )
     add = final // 2 if settings.add is None else settings.add
-    model = with_lora(request, r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
+    model = request.with_lora(r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
     method = ScoredMethod(
         **config.to_dict(),

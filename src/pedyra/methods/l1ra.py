@@ -11,23 +11,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin
+from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin, spent
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.budget import spent, uniform, units
-from pedyra.methods.method import (
-    Adaptation,
-    Hooks,
-    Method,
-    Request,
-    Running,
-    Settings,
-    adaptive,
-    rank_settings,
-    refuse_lora,
-    setting,
-    with_lora,
-)
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
 from pedyra.methods.own_factors import groups_with_gates
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
@@ -90,8 +77,8 @@ class MoveClosed:
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         lowest = {name: min(gates) for name, gates in scores.items()}
         ranking = sorted((name for name in scores if name not in pruned), key=lambda name: -lowest[name])
-        costs = units(now)
-        spare = uniform(self.rank, costs) - spent(left, costs)
+        costs = now.units
+        spare = self.rank * sum(costs.values()) - spent(left, costs)
         return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, costs, spare), lowest)
 
 
@@ -138,13 +125,13 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     Departs from the authors' code, and why: Adam's state follows the kept rows, theirs is dropped at every update;
     when every layer loses a rank, the ranks wait for the next adjustment.
     """
-    refuse_lora(request, "L1RA defines its own scaling", "use_rslora")
+    request.refuse_lora("L1RA defines its own scaling", "use_rslora")
     if request.lora.init_lora_weights not in (True, "gaussian"):
         raise ValueError(
             f"lora.init is {request.lora.init_lora_weights!r}, but L1RA starts at A ~ N(0, 1/r^2); leave it out"
         )
-    config = rank_settings(request, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
-    model = with_lora(request, init_lora_weights="gaussian")
+    config = request.rank_settings(open_fields=("budget", "max_rank"), **RANK_SETTINGS)
+    model = request.with_lora(init_lora_weights="gaussian")
     policy = MoveClosed(request.lora.r, settings.threshold)
     method = ScoredMethod(
         **config.to_dict(),

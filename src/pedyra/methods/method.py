@@ -47,6 +47,66 @@ class Request:
     data: Data | None = None
     """The training batches, for methods that look at them first (eva, gora, autolora)."""
 
+    def with_lora(self, **changes: Any) -> PeftModel:
+        """The base model with the LoRA, some of its fields changed (e.g. r=12). Raises ValueError: PiSSA's start
+        on a quantised model; an unknown start."""
+        config = changed(self.lora, **changes)
+        init = config.init_lora_weights
+        if str(init).startswith("pissa") and is_quantised(self.model):
+            raise ValueError(
+                "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; "
+                "set model.quantization to none, or use another lora.init (method pissa: method qlora)"
+            )
+        try:
+            return self.with_adapter(config)
+        except ValueError as error:
+            if "init_lora_weights" not in str(error):
+                raise
+            raise ValueError(
+                f"lora.init is {init!r}, which PEFT does not take ({error}); use true, or a start that it knows, "
+                f"e.g. gaussian, pissa, olora, orthogonal"
+            ) from error
+
+    def with_adapter(self, config: PeftConfig, base: nn.Module | None = None) -> PeftModel:
+        """The base model with the adapter of `config`, drawn with the seed, which the global seeds are set to."""
+        set_seed(self.seed)
+        model = get_peft_model(self.model if base is None else base, config)  # type: ignore[arg-type]
+        assert isinstance(model, PeftModel)
+        return model
+
+    def refuse_lora(self, reason: str, *names: str) -> None:
+        """Raise ValueError, with the reason, if one of these fields of the LoRA is not at its default."""
+        for name in names:
+            field = {"init": "init_lora_weights"}.get(name, name)
+            value, default = getattr(self.lora, field), LoraConfig.__dataclass_fields__[field].default
+            if value != default:
+                raise ValueError(
+                    f"lora.{name} is {value!r}, but {reason}; leave it at {default!r} with method {self.method}"
+                )
+
+    def rank_settings(self, *, open_fields: Sequence[str] = (), **fixed: Any) -> RankSettings:
+        """The settings of a rival that scores triples: `fixed` over the defaults; schedule and `open_fields` as given.
+
+        An open field may be in `fixed` too, as the method's own default. Fields of `rank` that are neither have no
+        part in the method and are passed over, as method lora does with all of them: recipes of a comparison share
+        them. Raises ValueError: `rank` contradicts a field that makes the method what it is.
+        """
+        free = {*SCHEDULE, "fused", "seed", *open_fields}
+        for name, value in self.rank.items():
+            if name in fixed and name not in free and value != fixed[name]:
+                raise ValueError(
+                    f"rank.{name} is {value!r}, but method {self.method} is defined by {fixed[name]!r}; remove it"
+                )
+        return RankSettings(**{"seed": self.seed, **SCORED, **fixed, **self._given(free)})
+
+    def ablation(self, policy: Policy, *open_fields: str, **more: Any) -> ScoredMethod:
+        """PE-DyRA with another policy: the paper's settings, and what `rank` gives of `SCORE_FIELDS` and of these."""
+        given = self._given({*SCHEDULE, "fused", "seed", *SCORE_FIELDS, *open_fields})
+        return ScoredMethod(**{"seed": self.seed, **given}, policy=policy, **more)
+
+    def _given(self, free: Collection[str]) -> dict[str, Any]:
+        return {name: value for name, value in self.rank.items() if name in free}
+
 
 def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
     """A copy of the config with these fields changed."""
@@ -180,35 +240,6 @@ def with_ranks(lora: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, 
     return changed(lora, **patterns)
 
 
-def with_lora(request: Request, **changes: Any) -> PeftModel:
-    """The base model with the request's LoRA, some of its fields changed (e.g. r=12). Raises ValueError: PiSSA's start
-    on a quantised model; an unknown start."""
-    config = changed(request.lora, **changes)
-    init = config.init_lora_weights
-    if str(init).startswith("pissa") and is_quantised(request.model):
-        raise ValueError(
-            "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; set "
-            "model.quantization to none, or use another lora.init (method pissa: method qlora)"
-        )
-    try:
-        return with_adapter(request.model, config, request.seed)
-    except ValueError as error:
-        if "init_lora_weights" not in str(error):
-            raise
-        raise ValueError(
-            f"lora.init is {init!r}, which PEFT does not take ({error}); use true, or a start that it knows, "
-            f"e.g. gaussian, pissa, olora, orthogonal"
-        ) from error
-
-
-def with_adapter(base_model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
-    """The base model with the adapter of `config`, drawn with `seed`, which the global seeds are set to."""
-    set_seed(seed)
-    model = get_peft_model(base_model, config)  # type: ignore[arg-type]
-    assert isinstance(model, PeftModel)
-    return model
-
-
 def adaptive(model: PeftModel, method: RankMethod, **more: Any) -> Adaptation:
     """The Adaptation of a method that moves ranks, with its triples attached; `more` are further fields."""
     train_e(attach(model, start=method.start, seed=method.seed), method.trains_e)
@@ -236,43 +267,6 @@ SCORE_FIELDS = (
     *("orth_weight", "start", "budget", "min_rank", "max_rank"),
 )
 """What an ablation of PE-DyRA shares with it: all but what moves and how many."""
-
-
-def rank_settings(request: Request, *, open_fields: Sequence[str] = (), **fixed: Any) -> RankSettings:
-    """The settings of a rival that scores triples: `fixed` over the defaults; schedule and `open_fields` as given.
-
-    An open field may be in `fixed` too, as the method's own default. Fields of `request.rank` that are neither have no
-    part in the method and are passed over, as method lora does with all of them: recipes of a comparison share them.
-    Raises ValueError: `request.rank` contradicts a field that makes the method what it is.
-    """
-    free = {*SCHEDULE, "fused", "seed", *open_fields}
-    for name, value in request.rank.items():
-        if name in fixed and name not in free and value != fixed[name]:
-            raise ValueError(
-                f"rank.{name} is {value!r}, but method {request.method} is defined by {fixed[name]!r}; remove it"
-            )
-    return RankSettings(**{"seed": request.seed, **SCORED, **fixed, **_given(request, free)})
-
-
-def ablation(request: Request, policy: Policy, *open_fields: str, **more: Any) -> ScoredMethod:
-    """PE-DyRA with another policy: the paper's settings, and what the recipe gives of `SCORE_FIELDS` and of these."""
-    given = _given(request, {*SCHEDULE, "fused", "seed", *SCORE_FIELDS, *open_fields})
-    return ScoredMethod(**{"seed": request.seed, **given}, policy=policy, **more)
-
-
-def _given(request: Request, free: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in request.rank.items() if name in free}
-
-
-def refuse_lora(request: Request, reason: str, *names: str) -> None:
-    """Raise ValueError, with the reason, if one of these fields of the LoRA is not at its default."""
-    for name in names:
-        field = {"init": "init_lora_weights"}.get(name, name)
-        value, default = getattr(request.lora, field), LoraConfig.__dataclass_fields__[field].default
-        if value != default:
-            raise ValueError(
-                f"lora.{name} is {value!r}, but {reason}; leave it at {default!r} with method {request.method}"
-            )
 
 
 def setting(

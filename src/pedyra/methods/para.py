@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from pedyra.allocate.allocation import Scores
+from pedyra.allocate.allocation import Scores, lowest_worth
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
-from pedyra.methods.budget import lowest_worth
-from pedyra.methods.method import Adaptation, Method, Request, Settings, refuse_lora, setting, with_lora
+from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
     While it trains it has `factor` times the parameters of the other methods; what is evaluated and saved has theirs.
     Raises ValueError: a start that rewrites the base: cutting its triples would cut pre-trained content.
     """
-    refuse_lora(request, "the scaling would change with the trained rank", "use_rslora")
+    request.refuse_lora("the scaling would change with the trained rank", "use_rslora")
     init: Any = request.lora.init_lora_weights
     if isinstance(init, str) and init.startswith(("pissa", "olora")):
         raise ValueError(
@@ -69,7 +68,7 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
             f"leave it out"
         )
     r = settings.factor * request.lora.r
-    model = with_lora(request, r=r, lora_alpha=request.lora.lora_alpha * settings.factor)
+    model = request.with_lora(r=r, lora_alpha=request.lora.lora_alpha * settings.factor)
 
     @torch.no_grad()
     def finish() -> None:

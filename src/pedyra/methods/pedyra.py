@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from random import Random
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin
-from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
-from pedyra.methods.budget import lowest_worth, part_done, spent, uniform, units
-from pedyra.methods.method import (
-    Adaptation,
-    Method,
-    Request,
-    Settings,
-    ablation,
-    adaptive,
-    refuse_lora,
-    setting,
-    with_lora,
+from pedyra.allocate.allocation import (
+    RankPlan,
+    Scores,
+    layer_means,
+    lowest,
+    lowest_worth,
+    make_plan,
+    prunable,
+    round_robin,
+    spent,
 )
+from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
+from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
 from pedyra.pe_dyra.method import PeDyra
 from pedyra.pe_dyra.scored import ScoredSituation, unchecked
 
@@ -29,7 +28,7 @@ def prepare(request: Request) -> Adaptation:
 
     It goes on top of DoRA, PiSSA (`lora.use_dora`, `lora.init`) and QLoRA (`model.quantization`), Tables 11 and 12.
     """
-    return adaptive(with_lora(request), PeDyra(**{"seed": request.seed, **request.rank}).method())
+    return adaptive(request.with_lora(), PeDyra(**{"seed": request.seed, **request.rank}).method())
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Prune:
     final: int
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        costs = units(now)
-        first, last = uniform(self.initial, costs), uniform(self.final, costs)
-        budget = last + int((first - last) * (1 - part_done(now)))
+        costs = now.units
+        first, last = self.initial * sum(costs.values()), self.final * sum(costs.values())
+        budget = last + int((first - last) * (1 - now.part_done))
         pruned = lowest_worth(scores, costs, spent(now.ranks, costs) - budget, now.min_rank)
         return make_plan(scores, pruned, {}, layer_means(scores))
 
@@ -54,10 +53,10 @@ def prepare_prune(request: Request, settings: AdaLoraSettings) -> Adaptation:
     that the final phase runs at the budget of every other method. What the scores, the start and the budget are is
     set as for pedyra, in `rank`.
     """
-    refuse_lora(request, "its scaling depends on the initial rank", "use_rslora")
+    request.refuse_lora("its scaling depends on the initial rank", "use_rslora")
     initial, final = first_and_last_rank(settings, request.lora.r)
     alpha = request.lora.lora_alpha * initial / request.lora.r  # the scaling is that of lora.r
-    return adaptive(with_lora(request, r=initial, lora_alpha=alpha), ablation(request, Prune(initial, final)))
+    return adaptive(request.with_lora(r=initial, lora_alpha=alpha), request.ablation(Prune(initial, final)))
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ class Expand:
     final: int
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        costs = units(now)
-        first, last = uniform(self.initial, costs), uniform(self.final, costs)
-        budget = first + int((last - first) * part_done(now))
+        costs = now.units
+        first, last = self.initial * sum(costs.values()), self.final * sum(costs.values())
+        budget = first + int((last - first) * now.part_done)
         layer_scores = layer_means(scores)
         ranking = sorted(scores, key=lambda name: -layer_scores[name] / costs[name])  # stable: ties in layer order
         added = round_robin(ranking, now.ranks, now.max_ranks, costs, budget - spent(now.ranks, costs))
@@ -91,7 +90,7 @@ def prepare_expand(request: Request, settings: ExpandSettings) -> Adaptation:
     The paper gives neither its initial rank nor its schedule; this one adds equally much at each adjustment, to the
     layers with the highest Eq. (7), one triple each. Scores, start and budget are set as for pedyra, in `rank`.
     """
-    refuse_lora(request, "its scaling depends on the initial rank", "use_rslora")
+    request.refuse_lora("its scaling depends on the initial rank", "use_rslora")
     final = request.lora.r
     initial = max(1, final // 2) if settings.initial_rank is None else settings.initial_rank
     if initial >= final:
@@ -99,8 +98,8 @@ def prepare_expand(request: Request, settings: ExpandSettings) -> Adaptation:
             f"method expand starts at rank {initial} and grows to lora.r, {final}, so nothing can grow; raise lora.r "
             f"or lower method_settings.initial_rank"
         )
-    model = with_lora(request, r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
-    return adaptive(model, ablation(request, Expand(initial, final), check_start=unchecked))
+    model = request.with_lora(r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
+    return adaptive(model, request.ablation(Expand(initial, final), check_start=unchecked))
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class RandomMoves:
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         random = Random(f"{self.seed}/{now.step}")
-        costs = units(now)
+        costs = now.units
         pruned = random_triples(now.ranks, now.moves, now.min_rank, random)
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         freed = sum(len(indices) * costs[name] for name, indices in pruned.items())
@@ -143,7 +142,7 @@ def prepare_random(request: Request) -> Adaptation:
     The scores are tracked and recorded all the same, so that a run costs what pedyra's does.
     """
     seed = request.rank.get("seed", request.seed)
-    return adaptive(with_lora(request), ablation(request, RandomMoves(seed), "moves"))
+    return adaptive(request.with_lora(), request.ablation(RandomMoves(seed), "moves"))
 
 
 def mask_lowest(scores: Scores, now: ScoredSituation) -> RankPlan:
@@ -159,12 +158,12 @@ def prepare_mask(request: Request) -> Adaptation:
     masks it. Nothing grows, because nothing is free. `rank.omega` "uniform" is the linear combination of Fig. 8a.
     Raises ValueError: E is not trained, so that a masked triple could never come back.
     """
-    method = ablation(request, mask_lowest, "moves", check_start=unchecked)
+    method = request.ablation(mask_lowest, "moves", check_start=unchecked)
     if method.start != "svd":
         raise ValueError(
             f"rank.start is {method.start!r}, but method mask sets E to 0 and lets it learn; use rank.start='svd'"
         )
-    return adaptive(with_lora(request), method)
+    return adaptive(request.with_lora(), method)
 
 
 ABLATIONS = (

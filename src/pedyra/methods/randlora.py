@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
-from pedyra.methods.method import Adaptation, Method, Request, Settings, refuse_lora, setting, with_adapter, with_lora
+from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     fewer trains at its own scaling, which `finish` folds into its lambda. Raises ValueError: a start, DoRA or rsLoRA,
     which RandLoRA does not have.
     """
-    refuse_lora(request, "PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
+    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
     lora = request.lora
     shapes = _shapes(request)
     r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))[0]
@@ -63,7 +63,7 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
         sparse=settings.sparse,
         projection_prng_key=request.seed,
     )
-    model = with_adapter(request.model, config, request.seed)
+    model = request.with_adapter(config)
     factors = {layer: (most / layer.num_bases) ** 0.5 if authors else 1.0 for layer in _layers(model, RandLoraLayer)}
     for layer, factor in factors.items():
         layer.scaling["default"] *= factor
@@ -97,7 +97,7 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> list[int]:
 
 def _shapes(request: Request) -> list[tuple[int, int]]:
     """(in, out) of every target, found by wrapping it in LoRA for a moment."""
-    model: Any = with_lora(request)
+    model: Any = request.with_lora()
     shapes = [(layer.in_features, layer.out_features) for layer in _layers(model, LoraLayer)]
     model.unload()
     return shapes

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request, Settings, refuse_lora, require, setting, with_lora
+from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting
 from pedyra.methods.own_factors import Factors, Slot, fill, linear_slots, write_plain
 
 
@@ -131,12 +131,12 @@ def prepare(request: Request, settings: RasaSettings) -> Adaptation:
     `layers.N.`; k = r is refused, where theirs halves alpha in silence; merging and export work, theirs refuses both.
     Raises ValueError: k >= lora.r, no two layers of one type; DoRA, rsLoRA or another start.
     """
-    refuse_lora(request, "RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    request.refuse_lora("RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
     r = request.lora.r
     require(r > 1, f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
     k = max(1, r // 8) if settings.k is None else settings.k
     require(k < r, f"method_settings.k is {k}, but of lora.r ({r}) ranks at least one stays private; lower it")
-    model = with_lora(request)
+    model = request.with_lora()
     layers = share(model, k=k, alpha=request.lora.lora_alpha)
     return Adaptation(model=model, finish=lambda: unshare(model, layers))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request, Settings, refuse_lora, require, setting, with_lora
+from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting
 from pedyra.methods.own_factors import Factors, Slot, fill, groups_with_gates, linear, linear_slots, write_plain
 
 
@@ -124,8 +124,8 @@ def prepare(request: Request, settings: SoraSettings) -> Adaptation:
     retraining at each stage is a sequence of runs, and not part of one. Raises ValueError: DoRA, rsLoRA or another
     start.
     """
-    refuse_lora(request, "SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    model = with_lora(request)
+    request.refuse_lora("SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    model = request.with_lora()
     layers = gated(model)
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:

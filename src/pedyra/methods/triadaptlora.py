@@ -16,19 +16,8 @@ from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.methods.budget import is_last
 from pedyra.methods.increlora import growth
-from pedyra.methods.method import (
-    Adaptation,
-    Method,
-    Request,
-    Settings,
-    adaptive,
-    rank_settings,
-    refuse_lora,
-    setting,
-    with_lora,
-)
+from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
 from pedyra.pe_dyra.triple_scores import ScoreState
@@ -124,7 +113,7 @@ class GrowByCore:
         if missing == 0:
             return make_plan(scores, {}, {}, layer_scores)
         below = {name: rank for name, rank in now.ranks.items() if rank + self.add <= now.max_ranks[name]}
-        if is_last(now):
+        if now.is_last:
             ranking = sorted(scores, key=lambda name: -layer_scores[name])
             gains = round_robin(ranking, now.ranks, now.max_ranks, dict.fromkeys(scores, 1), missing)
         else:
@@ -162,12 +151,12 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
     out one rank each down the ranking; new parameters follow the run's learning rate, with Adam's second moment
     seeded. The orthogonality term has the authors' weight 0.5 (`rank.orth_weight`).
     """
-    refuse_lora(request, "TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
+    request.refuse_lora("TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_settings(request, open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
-    model = with_lora(request, r=1)
+    config = request.rank_settings(open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
+    model = request.with_lora(r=1)
     generator = torch.Generator().manual_seed(config.seed)
     for layer in attach(model):
         A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)

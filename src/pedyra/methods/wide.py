@@ -25,7 +25,7 @@ from pedyra.fitting.curve import num_parameters, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.worth import Balance
 from pedyra.lora.layer import AdaptedLayer, holds_triples
-from pedyra.methods.method import Adaptation, Method, Request, adaptive, with_lora
+from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.config import check_switch
 
 logger = logging.getLogger(__name__)
@@ -293,7 +293,7 @@ def prepare(request: Request) -> Adaptation:
     r, alpha = request.lora.r, request.lora.lora_alpha
     names = ("interval", "initial_warmup", "final_warmup", "fused")
     given = {name: value for name, value in request.rank.items() if name in names}
-    model = with_lora(request, r=TIMES * r, lora_alpha=TIMES * alpha)
+    model = request.with_lora(r=TIMES * r, lora_alpha=TIMES * alpha)
     return adaptive(model, Wide(**{"rank": r, "seed": request.seed, **given}))
 
 

@@ -35,6 +35,28 @@ class ScoredSituation(Situation):
     budget: str
     """"ranks" or "parameters", see `RankSettings`."""
 
+    @property
+    def units(self) -> dict[str, int]:
+        """What a triple of each layer costs: 1 where the budget counts ranks, its parameters where it counts those."""
+        return dict.fromkeys(self.parameters, 1) if self.budget == "ranks" else self.parameters
+
+    @property
+    def elapsed(self) -> float:
+        """(t - t_i) / (T - t_f - t_i): the part of the window of adjustments that is over."""
+        of = self.schedule
+        return (self.step - of.initial_warmup) / (of.total_steps - of.final_warmup - of.initial_warmup)
+
+    @property
+    def part_done(self) -> float:
+        """n / N at the n-th of N adjustments: the even spread over the run, 1 at the last."""
+        adjustments = self.schedule.adjustments
+        return (adjustments.index(self.step) + 1) / len(adjustments)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is the last adjustment of the run."""
+        return self.step == self.schedule.adjustments[-1]
+
 
 Policy = Callable[[Scores, ScoredSituation], RankPlan]
 """Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""

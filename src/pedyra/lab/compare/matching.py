@@ -80,13 +80,12 @@ class ParameterCount:
     def lora(self, recipe: Recipe, r: int) -> int:
         """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
         from pedyra.app.runs.setup import request
-        from pedyra.methods.method import with_lora
 
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
         key = lora.model_dump_json()
         if key not in self._known:
             wanted = request(recipe.model_copy(update={"lora": lora}), self._base, None)
-            self._known[key] = self._count(with_lora(wanted))
+            self._known[key] = self._count(wanted.with_lora())
         return self._known[key]
 
     def prepared(self, recipe: Recipe, settings: Mapping[str, Any]) -> int:
