@@ -26,7 +26,8 @@ def forced(*, train_e: bool = True, policy: Any = None, scores: Any = None, **se
     """The `config` of a run in which triples move whether or not it helps, and E learns, from 1."""
     own = on_lora(**{"min_rank": 1, **settings})
     policy = Algorithm2() if policy is None else policy
-    return {"config": ScoredMethod(settings=own, policy=policy, scores=scores, conserves=True, always_trains_e=train_e)}
+    more: dict[str, Any] = dict(scores=scores, conserves=True, always_trains_e=train_e)
+    return {"config": ScoredMethod(**own.to_dict(), policy=policy, **more)}
 
 
 def trainable(model: Any) -> list[nn.Parameter]:

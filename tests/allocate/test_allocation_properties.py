@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pedyra.allocate.allocation import RankPlan, layer_means, lowest, prunable, round_robin
-from pedyra.pe_dyra.equations import plan_adjustment, plan_parameters
+from pedyra.pe_dyra.equations import plan_adjustment
 
 Triples = dict[str, list[float]]
 
@@ -124,7 +124,7 @@ def test_parameters_never_exceed_the_budget_over_a_chain_of_adjustments(data, sc
     budget = sum(len(values) * costs[name] for name, values in scores.items())
     for _ in range(4):
         moves, used = data.draw(st.integers(0, 8)), sum(len(values) * costs[name] for name, values in scores.items())
-        plan = plan_parameters(scores, moves=moves, min_rank=min_rank, max_ranks=caps, costs=costs, spare=budget - used)
+        plan = plan_adjustment(scores, moves=moves, min_rank=min_rank, max_ranks=caps, costs=costs, spare=budget - used)
         check_consistent(plan, scores, min_rank, caps)
         assert sum(map(len, plan.pruned.values())) <= moves
         assert sum(rank * costs[name] for name, rank in plan.ranks.items()) <= budget

@@ -139,4 +139,4 @@ def test_a_model_in_float64_is_scored(make_net):
         optimizer.step()
         optimizer.zero_grad()
         allocator.after_step()
-    assert all(value > 0 for values in inside(allocator).triple_scores().values() for value in values)
+    assert all(value > 0 for values in inside(allocator).scores.triple_scores().values() for value in values)

@@ -165,7 +165,7 @@ def test_a_start_at_the_highest_rank_is_refused(make_net):
         allocate(make_net(r=4), max_rank=4)
     assert allocate(make_net(r=4), max_rank=5).run.moves_ranks
     settings = on_lora(**SCHEDULE, max_rank=4)
-    shrinking = ScoredMethod(settings=settings, policy=lambda scores, now: make_plan(scores, {}, {}, {}))
+    shrinking = ScoredMethod(**settings.to_dict(), policy=lambda scores, now: make_plan(scores, {}, {}, {}))
     model = make_net(r=4)
     optimizer = torch.optim.AdamW(trainable(model))
     assert RankAllocator(model, optimizer, shrinking, 30).run.moves_ranks

@@ -25,7 +25,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(
     run, before = tmp_path / "run", tmp_path / "before"
     trainer, callback = make_trainer(run, save_strategy="steps", save_steps=4, save_total_limit=limit, max_steps=8)
     trainer.train()
-    trainer.state.global_step = callback.allocator._taken = step
+    trainer.state.global_step = callback.allocator.step = step
     shutil.copytree(run, before)
     last, point = [], 0
     killed = True
@@ -47,7 +47,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_as_the_last(
 def test_a_disk_that_is_full_at_any_write_of_a_save_leaves_the_last_checkpoint_alone(make_trainer, tmp_path):
     trainer, callback = make_trainer(tmp_path, save_strategy="steps", save_steps=4, save_total_limit=1, max_steps=8)
     trainer.train()
-    trainer.state.global_step = callback.allocator._taken = 10
+    trainer.state.global_step = callback.allocator.step = 10
 
     def full(event: str) -> None:
         if event in ("open", "os.mkdir"):

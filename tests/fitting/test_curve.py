@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pedyra.fitting.curve import Ladder, Prefixes, Shape, by_type, num_parameters, point, removal_order, whole
+from pedyra.fitting.curve import Ladder, Shape, by_type, num_parameters, point, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.worth import Balance
 
@@ -34,10 +34,6 @@ def ranks(ladder: Ladder) -> list[tuple[int, int]]:
 def test_what_is_worth_least_per_parameter_goes_first(calibration):
     # Per parameter: q 0.8, 0.4, 0.2; up 0.45, 0.05.
     assert removal_order(calibration) == [("block.up", 1), ("q", 2), ("q", 1), ("block.up", 0), ("q", 0)]
-    prefixes = Prefixes(calibration)
-    assert prefixes.parameters == [70, 50, 40, 30, 10, 0]
-    assert prefixes.ranks(prefixes.of_parameters(45)) == {"q": 2, "block.up": 1}
-    assert Prefixes(calibration, 1, ["q"]).parameters == [70, 50]
 
 
 def test_a_size_is_predicted_by_the_slopes_of_what_it_leaves_out(calibration):

@@ -35,9 +35,9 @@ def found_by(rank: int, size: int, out: str, weights: str, recover: int) -> dict
         label_names=["labels"], per_device_train_batch_size=4, ddp_backend="gloo" if size > 1 else None,
         ddp_find_unused_parameters=False,
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=rows(64, 1), eval_dataset=rows(96, 2), compute_metrics=accuracy)
+    trainer = Trainer(model, arguments, train_dataset=rows(32, 1), eval_dataset=rows(64, 2), compute_metrics=accuracy)
     trainer.train()
-    found = pedyra.fit(trainer, tolerance=0.05, rows=64, recover=recover)
+    found = pedyra.fit(trainer, tolerance=0.05, rows=32, recover=recover)
     found.save(Path(out, "small"))
     found.apply()
     trained = {name: weight.flatten().tolist() for name, weight in model.named_parameters() if "lora_" in name}
@@ -48,16 +48,17 @@ def found_by(rank: int, size: int, out: str, weights: str, recover: int) -> dict
 def test_two_processes_find_what_one_finds(make_trainer: Any, tmp_path: Path, recover: int):
     weights = str(tmp_path / "weights.safetensors")
     save_file(make_trainer().model.state_dict(), weights)
-    (alone,) = together(found_by, 1, str(tmp_path / "one"), weights, recover)
     first, second = together(found_by, 2, str(tmp_path / "two"), weights, recover)
     assert first == second  # to the last bit
-    one, two = alone["row"], first["row"]
-    assert one["share"] < 1 and two["share"] < 1
+    two = first["row"]
+    assert two["share"] < 1
     saved = load_file(tmp_path / "two" / "small" / "adapter_model.safetensors")
     assert sum(each.numel() for key, each in saved.items() if "lora_" in key) == two["parameters"]
-    assert two["batches"] == one["batches"] and two["won"] == pytest.approx(one["won"], rel=1e-4)
     if recover:  # a step of two processes has twice the rows
         return
+    (alone,) = together(found_by, 1, str(tmp_path / "one"), weights, recover)
+    one = alone["row"]
+    assert two["batches"] == one["batches"] and two["won"] == pytest.approx(one["won"], rel=1e-4)
     for ours, theirs in zip(first["curve"], alone["curve"], strict=True):
         for key, value in theirs.items():
             near = isinstance(value, float)

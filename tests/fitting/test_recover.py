@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from closeness import same_bits
+from closeness import close, same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -77,15 +77,15 @@ def test_divergence_by_hand():
     student = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
     teacher = torch.tensor([[0.0, 0.0], [torch.tensor(3.0).log().item(), 0.0]])  # 1/2, 1/2 and 3/4, 1/4
     expected = (0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()) / 2
-    torch.testing.assert_close(divergence(student, teacher), expected)
+    assert close(divergence(student, teacher), expected)
 
 
 def test_evened_factors_have_the_same_product_and_one_size():
     A, B = torch.randn(3, 8) * torch.tensor([[1e-3], [1.0], [10.0]]), torch.randn(5, 3)
     B[:, 2] = 0  # a direction that adds nothing stays as it is
     C, D = evened(A, B)
-    torch.testing.assert_close(D @ C, B @ A)
-    torch.testing.assert_close(C.square().mean(1)[:2], D.square().mean(0)[:2])
+    assert close(D @ C, B @ A)
+    assert close(C.square().mean(1)[:2], D.square().mean(0)[:2])
     assert same_bits(C[2], A[2])
 
 
@@ -196,7 +196,7 @@ def test_a_step_that_is_not_finite_changes_nothing(make_net: Any):
     rows[1]["x"][0, 0] = float("nan")
     with_nan = distill(judge, factors, [rows[1]], 3)
     for name, (A, B) in factors.items():
-        torch.testing.assert_close(with_nan[name][1] @ with_nan[name][0], B @ A)
+        assert close(with_nan[name][1] @ with_nan[name][0], B @ A)
 
 
 def test_a_model_that_says_nothing_cannot_recover(make_net: Any):

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.methods.expand import Expand
-from pedyra.methods.prune import Prune
-from pedyra.methods.random_moves import RandomMoves, random_triples
+from pedyra.methods.pedyra import Expand, Prune, RandomMoves, random_triples
 
 
 def test_prune_removes_the_lowest_at_an_even_pace(situation: Any):

@@ -12,10 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from pedyra.app.runs.setup import request, run_steps
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.autolora import WeighedB, rank_of, search
+from pedyra.methods.autolora import WeighedB, hypergradient, rank_of, search
 from pedyra.methods.data import rows_data
-from pedyra.methods.hypergradient import hypergradient
 
 ETA = 0.1
 
@@ -191,7 +189,7 @@ def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base,
     settings = {"search_steps": 3, "upper_learning_rate": 0.05}
     run = prepare("autolora", kind, method_settings=settings)
     base, _, _ = make_base(run.recipe)
-    fresh = with_lora(request(run.recipe, base, None))
+    fresh = request(run.recipe, base, None).with_lora()
     weights = dict(fresh.named_parameters())
     for name, parameter in run.model.named_parameters():
         if ".lora_" in name:
@@ -226,10 +224,10 @@ def test_two_searches_find_the_same(prepare):
     ("sections", "message"),
     [
         ({"lora": {"r": 1}}, "lora.r is 1, which leaves AutoLoRA no choice"),
-        ({"method_settings": {"search_rank": 1}}, "search_rank is 1; a choice needs 2"),
-        ({"method_settings": {"search_steps": 0}}, "search_steps is 0; at least 1"),
+        ({"method_settings": {"search_rank": 1}}, "search_rank is 1; it must be at least 2"),
+        ({"method_settings": {"search_steps": 0}}, "search_steps is 0; it must be at least 1"),
         ({"method_settings": {"validation_fraction": 0.001}}, "of 48 training rows leaves one side without any"),
-        ({"method_settings": {"upper_learning_rate": 0}}, "upper_learning_rate is 0; it must be positive"),
+        ({"method_settings": {"upper_learning_rate": 0}}, "upper_learning_rate is 0; it must be above 0"),
         ({"lora": {"use_dora": True}}, "lora.use_dora is True"),
     ],
 )

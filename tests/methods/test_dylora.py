@@ -180,7 +180,7 @@ def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_p
     ("sections", "message"),
     [
         ({"method_settings": {"rank": 5}}, r"rank is 5, above .* 1 to lora.r \(4\); lower it"),
-        ({"method_settings": {"rank": 0}}, "rank is 0; a rank is at least 1"),
+        ({"method_settings": {"rank": 0}}, "rank is 0; it must be at least 1"),
         ({"lora": {"use_dora": True}}, "lora.use_dora is True"),
         ({"lora": {"init": "pissa"}}, "lora.init is 'pissa'"),
     ],

@@ -99,4 +99,4 @@ def test_rank_one_is_refused(prepare: Any):
 def test_a_least_rank_of_a_shared_recipe_is_passed_over(prepare: Any):
     run = prepare("elalora", rank={"min_rank": 0})
     run.train()
-    assert run.ranks.method.settings.min_rank == 1  # ElaLoRA never takes a layer's last
+    assert run.ranks.method.min_rank == 1  # ElaLoRA never takes a layer's last

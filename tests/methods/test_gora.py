@@ -13,7 +13,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pedyra.app.runs.setup import request
 from pedyra.methods import gora
-from pedyra.methods.adapter import with_lora
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.gora import GoraSettings, observe, ranks_of, start_of_b
 
@@ -46,7 +45,7 @@ def test_what_is_kept_is_that_of_the_averaged_dense_gradient(
     wanted = request(recipe, base, task)
     data = wanted.data
     assert data is not None
-    model = with_lora(wanted, r=16)
+    model = wanted.with_lora(r=16)
     if memory_mb == 1:  # one layer at a time
         groups = gora._groups
         monkeypatch.setattr(gora, "_groups", lambda layers, limit: groups(layers, 1))

@@ -78,5 +78,5 @@ def test_b_learns_at_the_first_step_and_new_triples_are_silent(prepare: Any):
 
 
 def test_settings_out_of_range_are_told(prepare: Any):
-    with pytest.raises(ValueError, match="method_settings.l1 is 0; it must be positive"):
+    with pytest.raises(ValueError, match="method_settings.l1 is 0; it must be above 0"):
         prepare("l1ra", method_settings={"l1": 0})

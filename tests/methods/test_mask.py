@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from pedyra.methods.mask import mask_lowest
+from pedyra.methods.pedyra import mask_lowest
 
 
 def test_the_nth_adjustment_masks_n_k_triples_but_a_layers_best(situation: Any):

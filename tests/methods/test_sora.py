@@ -156,7 +156,7 @@ def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_p
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"method_settings": {"threshold": -1e-3}}, "threshold is -0.001; it must not be negative"),
+        ({"method_settings": {"threshold": -1e-3}}, "threshold is -0.001; it must be at least 0"),
         ({"method_settings": {"threshold": 0, "legacy": True}}, "legacy changes nothing at threshold 0"),
         ({"lora": {"init": "olora"}}, "lora.init is 'olora'"),
     ],

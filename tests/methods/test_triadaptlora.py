@@ -69,7 +69,7 @@ def test_the_score_is_the_increase_of_the_norm_since_the_last_check(prepare: Any
     scores.resize({})  # a check
     with torch.no_grad():
         layer.a.E.mul_(3)
-    increase = scores.triple_scores(alpha=1.0, score_norm="none", input_norm="rms", omega="uniform")
+    increase = scores.triple_scores()
     assert increase[layer.name] == pytest.approx([2 * float(before[0])] * layer.rank, rel=1e-5)
     assert increase[run.allocator.layers[1].name] == [0.0] * run.allocator.layers[1].rank
 

@@ -11,10 +11,10 @@ from windows import SCHEDULE, STEPS, allocate, forced
 
 from pedyra.allocate.allocation import RankPlan
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.methods.layer_scores import LayerScores
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.method import Algorithm2
 from pedyra.pe_dyra.scored import ScoredMethod, ema_window, most_moves
+from pedyra.pe_dyra.triple_scores import ScoreState
 
 
 def test_a_policy_of_ones_own_decides(make_net, train_net):
@@ -35,7 +35,7 @@ def test_a_policy_of_ones_own_decides(make_net, train_net):
     assert allocator.ranks == {"layers.0": 1, "layers.1": 4, "layers.2": 4}
 
 
-class Ascending(LayerScores):
+class Ascending(ScoreState):
     """Scores that nothing else would give: 10 for the first layer's triples, 11 for the next, and so on."""
 
     def layer_scores(self):
@@ -49,8 +49,8 @@ def test_a_methods_own_scores_have_the_word_whatever_the_settings_say(make_net, 
         given.append(scores)
         return Algorithm2()(scores, now)
 
-    settings = RankSettings(interval=6, moves=0, initial_warmup=0, final_warmup=0)
-    method = ScoredMethod(settings=settings, policy=look, scores=lambda model, layers, config: Ascending(layers, ()))
+    settings: dict[str, Any] = dict(interval=6, moves=0, initial_warmup=0, final_warmup=0)
+    method = ScoredMethod(**settings, policy=look, scores=lambda model, layers, config: Ascending(layers))
     model = make_net()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     allocator = RankAllocator(model, optimizer, method, 18)

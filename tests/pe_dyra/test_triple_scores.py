@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, install, resized
+from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.triple_scores import TripleScores
 
 BETA1, BETA2 = 0.8, 0.6
@@ -29,9 +30,13 @@ def layers(make_net) -> list[AdaptedLayer]:
     return layers
 
 
+def made(layers: list[AdaptedLayer], **settings: Any) -> TripleScores:
+    return TripleScores(layers, RankSettings(beta1=BETA1, beta2=BETA2, **settings))
+
+
 @pytest.fixture
 def scores(layers) -> TripleScores:
-    return TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    return made(layers)
 
 
 def draw_gradients(layers: list[AdaptedLayer], step: int) -> None:
@@ -108,8 +113,8 @@ def piece(request, monkeypatch) -> int:
 
 
 @pytest.mark.parametrize(("alpha", "input_norm"), [(0.0, "mean_square"), (0.0, "rms"), (0.3, "rms"), (1.0, "rms")])
-def test_algorithm_1_equals_its_loops(piece, alpha, input_norm, layers, scores):
-    literal = LiteralAlgorithm1()
+def test_algorithm_1_equals_its_loops(piece, alpha, input_norm, layers):
+    literal, scores = LiteralAlgorithm1(), made(layers, alpha=alpha, input_norm=input_norm)
     for step in range(4):
         draw_gradients(layers, step)
         inputs = [torch.randn(7, layer.a.in_features) for layer in layers]
@@ -119,7 +124,7 @@ def test_algorithm_1_equals_its_loops(piece, alpha, input_norm, layers, scores):
         if step < 3:
             move_weights(layers)
     expected = literal.scores(layers, alpha, input_norm)
-    ours = scores.triple_scores(alpha=alpha, score_norm="mean", input_norm=input_norm, omega="gradient")
+    ours = scores.triple_scores()
     assert list(ours) == list(expected)
     for name in expected:
         assert ours[name] == pytest.approx(expected[name], rel=1e-4)
@@ -145,7 +150,8 @@ def adalora_twin(layers: list[AdaptedLayer]) -> nn.Module:
     return twin
 
 
-def test_uniform_omega_and_alpha_one_are_pefts_adalora(layers, scores):
+def test_uniform_omega_and_alpha_one_are_pefts_adalora(layers):
+    scores = made(layers, alpha=1, score_norm="none", omega="uniform")
     twin = adalora_twin(layers)
     config = AdaLoraConfig(init_r=3, target_r=1, beta1=BETA1, beta2=BETA2, total_step=100, tinit=0, tfinal=0, deltaT=1)
     adalora = RecordingAdaLora(twin, config, "default")
@@ -162,7 +168,7 @@ def test_uniform_omega_and_alpha_one_are_pefts_adalora(layers, scores):
         adalora.update_ipt(twin)
         move_weights(layers)
     adalora.mask_to_budget(twin, budget=5)
-    ours = scores.triple_scores(alpha=1.0, score_norm="none", input_norm="rms", omega="uniform")
+    ours = scores.triple_scores()
     for layer, expected in zip(layers, adalora.seen, strict=True):
         assert torch.allclose(torch.tensor(ours[layer.name]), expected, rtol=1e-5, atol=0)
     # And the same four lowest of the nine fall.
@@ -172,8 +178,7 @@ def test_uniform_omega_and_alpha_one_are_pefts_adalora(layers, scores):
 
 
 def test_eq5_takes_the_norms_of_the_last_step_or_their_average(layers):
-    literal = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
-    smoothed = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=True)
+    literal, smoothed = made(layers), made(layers, omega_ema=True)
     average = torch.zeros(3, 3)
     for step in range(3):
         draw_gradients(layers, step)
@@ -190,10 +195,10 @@ def _norms(layer: AdaptedLayer) -> Tensor:
     return torch.stack([grad.norm() for grad in grads if grad is not None])
 
 
-@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("alpha", [0.5, 0.0])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(piece, bad, gradients, layers):
-    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=gradients)
+def test_a_non_finite_gradient_skips_the_step_for_all_and_is_counted(piece, bad, alpha, layers):
+    scores = made(layers, alpha=alpha)
     draw_gradients(layers, 0)
     scores.observe_gradients()
     before = {name: value.clone() for name, value in scores.tensors().items()}
@@ -224,22 +229,22 @@ def test_inputs_that_are_missing_or_not_finite_keep_the_old_energy(layers, score
 
 
 def test_without_gradients_alpha_0_scores_the_same_and_keeps_nothing_of_the_parameters_size(layers, scores):
-    without = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False, gradients=False)
+    without = made(layers, alpha=0)
     for step in range(3):
         draw_gradients(layers, step)
         energies = [torch.rand(layer.a.in_features) for layer in layers]
         for state in (scores, without):
             state.observe_gradients()
             state.observe_inputs([energy.clone() for energy in energies])
-    settings: dict[str, Any] = dict(alpha=0.0, score_norm="mean", input_norm="rms", omega="gradient")
-    assert without.triple_scores(**settings) == scores.triple_scores(**settings)
+    scores.settings = without.settings
+    assert without.triple_scores() == scores.triple_scores()
     assert same_bits(without.norms, scores.norms)  # of Eq. (5), for the report
     assert max(value.numel() for value in without.tensors().values()) == max(layer.a.in_features for layer in layers)
 
 
 def test_half_precision_triples_are_averaged_in_float32(make_net):
     layers = attach(make_net(trained=True, r=2, dtype=torch.bfloat16))
-    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    scores = made(layers)
     for layer in layers:
         for p in (layer.a.A, layer.a.E, layer.b.weight):
             p.grad = torch.full_like(p, 1e-20)
@@ -248,7 +253,8 @@ def test_half_precision_triples_are_averaged_in_float32(make_net):
     assert all(bool((part > 0).all()) for part in scores.sensitivity)
 
 
-def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_zero(piece, layers, scores):
+def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_zero(piece, layers):
+    scores = made(layers, alpha=1)
     draw_gradients(layers, 0)
     scores.observe_gradients()
     before = [part.clone() for part in scores._by_factor(scores.sensitivity)]
@@ -267,14 +273,14 @@ def test_after_a_resize_kept_triples_keep_their_averages_and_new_ones_start_at_z
         *before[6:],
     ]
     assert len(after) == len(expected) and all(same_bits(a, b) for a, b in zip(after, expected, strict=True))
-    by_layer = scores.triple_scores(alpha=1.0, score_norm="mean", input_norm="rms", omega="gradient")
+    by_layer = scores.triple_scores()
     assert {name: len(values) for name, values in by_layer.items()} == {"layers.0": 2, "layers.1": 3, "layers.2": 3}
     assert by_layer["layers.1"][1:] == [0.0, 0.0]
 
 
 def test_a_resize_makes_anew_only_the_pieces_whose_layers_changed(monkeypatch, layers):
     monkeypatch.setattr("pedyra.pe_dyra.triple_scores.PIECE", 1)
-    scores = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    scores = made(layers)
     before = list(scores.sensitivity)
     change = resized(layers[1], (0,), None)
     install([(layers[1], change)])
@@ -286,7 +292,7 @@ def test_the_state_survives_a_checkpoint(piece, layers, scores):
     draw_gradients(layers, 0)
     scores.observe_gradients()
     scores.observe_inputs([torch.rand(layer.a.in_features) for layer in layers])
-    other = TripleScores(layers, beta1=BETA1, beta2=BETA2, omega_ema=False)
+    other = made(layers)
     other.load_tensors({name: value.clone() for name, value in scores.tensors().items()})
     assert all(same_bits(value, other.tensors()[name]) for name, value in scores.tensors().items())
 

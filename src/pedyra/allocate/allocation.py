@@ -49,6 +49,23 @@ def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[st
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
+def lowest_worth(scores: Scores, costs: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
+    """The triples with the lowest score per unit that free at least `excess` units; fewer where min_rank forbids."""
+    per_unit = {name: [value / costs[name] for value in values] for name, values in scores.items()}
+    pruned: dict[str, list[int]] = {}
+    for _, _, index, name in sorted(prunable(per_unit, min_rank)):
+        if excess <= 0:
+            break
+        pruned.setdefault(name, []).append(index)
+        excess -= costs[name]
+    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
+
+
+def spent(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
+    """The budget that these ranks take up."""
+    return sum(rank * costs[name] for name, rank in ranks.items())
+
+
 def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, float]:
     """Eq. (7): the mean over a layer's triples, without those in `pruned`; 0 for a layer without any."""
     result, pruned = {}, pruned or {}

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
@@ -148,16 +148,14 @@ class RankCallback(TrainerCallback):
             raise ValueError("RankCallback.result is known when a training has ended; call trainer.train() first")
         return self._result
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(self, args, state, control, **kwargs) -> None:
         # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
         trainer = caller(Trainer)
         self._attach(trainer, kwargs["model"], kwargs.get("optimizer"))
         if trainer is not None and trainer.model_init is not None:
             trainer.model_init = self._attaching(trainer)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         handler, trainer = caller(CallbackHandler), caller(Trainer)
         self._check_alone(() if handler is None else handler.callbacks)
         self._wrapper = data_parallel(args, None if trainer is None else trainer.model_wrapped)
@@ -182,9 +180,7 @@ class RankCallback(TrainerCallback):
             expect_mean_loss(trainer, model)
         self._start_record(self.allocator, state.global_step)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         assert self.allocator is not None
         scale = _unscale(kwargs["optimizer"])
         began = time.perf_counter()
@@ -192,7 +188,7 @@ class RankCallback(TrainerCallback):
         if self.allocator.tracks(self.allocator.step + 1):
             self._tracked_seconds.append(time.perf_counter() - began)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         assert self.allocator is not None
         record = self.allocator.after_step()
         if record is not None:
@@ -200,14 +196,7 @@ class RankCallback(TrainerCallback):
         if record is not None and self._wrapper is not None and (record["pruned"] or record["added"]):
             wrap_again(self._wrapper)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.allocator is None or logs is None or "loss" not in logs:
             return  # an evaluation or the summary: nothing of ours has changed
         snapshot = self.allocator.snapshot(effective_ranks=self._records)
@@ -221,13 +210,11 @@ class RankCallback(TrainerCallback):
         assert self.allocator is not None
         save_state(self.allocator, folder)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args, state, control, **kwargs) -> None:
         if not self.whole_checkpoints and state.is_world_process_zero:  # else `save_whole` has written them
             self.write_side_files(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args, state, control, **kwargs) -> None:
         assert self.allocator is not None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))

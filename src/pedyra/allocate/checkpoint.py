@@ -107,22 +107,16 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
 
 
 def restore_factors(model: nn.Module, folder: Path, adapter_name: str = "default") -> None:
-    """Only A, E, B of every layer, for inference from a checkpoint (`load_best_model_at_end`).
-
-    Raises:
-        SideFileError: as `restore`.
-    """
+    """Only A, E, B of every layer, for inference from a checkpoint (`load_best_model_at_end`). Raises SideFileError: as
+    `restore`."""
     folder = _own_folder(folder, adapter_name)
     record, tensors = read_state(folder)
     _restore_factors(model, adapter_name, record, tensors, folder, None)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The record and the tensors of a side file, checked against each other and the adapter by their digests.
-
-    Raises:
-        SideFileError: missing, unreadable, of another format, or the pair does not belong together.
-    """
+    """The record and the tensors of a side file, checked against each other and the adapter by their digests. Raises
+    SideFileError: missing, unreadable, of another format, or the pair does not belong together."""
     record_path, tensors_path = folder / RECORD, folder / TENSORS
     for path in (record_path, tensors_path):
         if not path.is_file():

@@ -76,9 +76,7 @@ def check_loaded(checkpoint: Path) -> None:
     """What Trainer has loaded without a check: whatever is not as it was saved is refused, what is missing is told.
 
     A checkpoint without digests was not saved with `save_whole`, and side files are for `checkpoint.restore` to judge.
-
-    Raises:
-        ValueError: a file is damaged or of another checkpoint; the message names an older checkpoint that is whole.
+    Raises ValueError: a file is damaged or of another checkpoint; the message names an older checkpoint that is whole.
     """
     if not (checkpoint / SUMS).is_file():
         return

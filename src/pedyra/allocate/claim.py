@@ -21,11 +21,8 @@ _OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakK
 
 
 def trainable(layers: Sequence[AdaptedLayer]) -> list[AdaptedLayer]:
-    """The layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by.
-
-    Raises:
-        ValueError: all of them are frozen.
-    """
+    """The layers that are trained; a frozen one keeps its rank, since it has no gradient to be scored by. Raises
+    ValueError: all of them are frozen."""
     trained = [layer for layer in layers if layer.a.A.requires_grad and layer.b.weight.requires_grad]
     if not trained and any(layer.a.A.requires_grad or layer.b.weight.requires_grad for layer in layers):
         raise ValueError(
@@ -52,11 +49,8 @@ def check_device(layers: Sequence[AdaptedLayer]) -> None:
 
 
 def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
-    """Make `owner` the one allocator of these layers, until it gives them up or is gone.
-
-    Raises:
-        ValueError: another one has a layer already.
-    """
+    """Make `owner` the one allocator of these layers, until it gives them up or is gone. Raises ValueError: another one
+    has a layer already."""
     for layer in layers:
         other = _OWNERS.get(layer.a)
         if other is not None and other() is not None:

@@ -143,67 +143,46 @@ class RankConfig(Protocol):
         ...
 
 
-class RankMethod(RankConfig, Protocol):
+class RankMethod:
     """A method and its settings, before any run; it has no state, and is a config itself."""
 
-    @property
-    def start(self) -> str:
-        """How triples begin, see `attach`: "lora" or "svd"."""
-        ...
+    start: str
+    """How triples begin, see `attach`: "lora" or "svd"."""
+    trains_e: bool
+    """Whether E is a parameter."""
+    fused: bool | Literal["auto"]
+    """Which forward the layers take, see `claim.choose_forward`."""
+    seed: int
+    """Of the new triples."""
+    budget: str
+    """What is conserved or aimed at, in a word, for the record of the run."""
+    needs_history: bool
+    """Whether what it does next, or its scaling, follows from what it did: without its state no run goes on."""
+    compiles: bool = True
+    """Whether it can observe a model that torch compiles."""
 
-    @property
-    def trains_e(self) -> bool:
-        """Whether E is a parameter."""
-        ...
-
-    @property
-    def fused(self) -> bool | Literal["auto"]:
-        """Which forward the layers take, see `claim.choose_forward`."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the new triples."""
-        ...
-
-    @property
-    def budget(self) -> str:
-        """What is conserved or aimed at, in a word, for the record of the run."""
-        ...
-
-    @property
-    def needs_history(self) -> bool:
-        """Whether what it does next, or its scaling, follows from what it did: without its state no run goes on."""
-        ...
-
-    @property
-    def compiles(self) -> bool:
-        """Whether it can observe a model that torch compiles."""
-        ...
+    def method(self) -> RankMethod:
+        """Itself: it goes wherever a config goes."""
+        return self
 
     def schedule(self, total_steps: int) -> Schedule:
         """When ranks are adjusted; ValueError where they never are."""
-        ...
+        raise NotImplementedError
 
     def check(self, run: Run, now: Situation) -> None:
         """Raise ValueError where it cannot do its work in this run, which begins at `now`; changes nothing."""
-        ...
 
     def begin(self, run: Run) -> MethodRun:
         """The method in this run."""
-        ...
+        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON: a run resumes with the same."""
-        ...
+        raise NotImplementedError
 
 
 def method_of(config: object) -> RankMethod:
-    """The method of a config.
-
-    Raises:
-        ValueError: it is no config, such as a dict of settings or the class itself.
-    """
+    """The method of a config. Raises ValueError: it is no config, such as a dict of settings or the class itself."""
     if isinstance(config, type) or not isinstance(config, RankConfig):
         raise ValueError(f"config is {config!r}; give the method's own config, such as PeDyra() or Wide(rank=2)")
     return config.method()

@@ -6,6 +6,7 @@ import logging
 import operator
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ class RankAllocator:
         self.fused_layers = choose_forward(self.layers, self.method.fused)
         """Layers with the fused forward; the others take PEFT's."""
         self._process_group = process_group
-        self._taken = self._read = 0
+        self.step = 0
+        """Optimizer steps taken."""
+        self._read = 0
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `_record`."""
         self.recorded_since = 0
@@ -101,11 +104,6 @@ class RankAllocator:
         if _is_compiled(model):
             self.expect_compilation()
         self.run.prepare(0)
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        return self._taken
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -158,7 +156,7 @@ class RankAllocator:
             ValueError: a second call in one step, or the adapter was deleted.
         """
         _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
-        step = self._taken + 1
+        step = self.step + 1
         if self._read == step:
             raise ValueError(
                 f"before_step() was called twice in step {step}; call after_step() after each optimizer.step()"
@@ -174,7 +172,7 @@ class RankAllocator:
         Raises:
             ValueError: `before_step` has read them already.
         """
-        if self._read > self._taken:
+        if self._read > self.step:
             raise ValueError(
                 f"skip_step() after before_step() in step {self._read}, which has read the gradients; decide before it"
             )
@@ -210,11 +208,8 @@ class RankAllocator:
 
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved ranks.
-
-        Raises:
-            ValueError: the tensors do not fit these ranks.
-        """
-        self._taken, self.history, self.recorded_since = record["step"], record["history"], record["recorded_since"]
+        Raises ValueError: the tensors do not fit these ranks."""
+        self.step, self.history, self.recorded_since = record["step"], record["history"], record["recorded_since"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._adopt_triples()
         self.run.load(self.step, record["method"], tensors)
@@ -222,7 +217,7 @@ class RankAllocator:
 
     def go_on_after(self, step: int) -> None:
         """Take a run up after `step` without its state: what is observed, and the history, begin there."""
-        self._taken = self.recorded_since = step
+        self.step = self.recorded_since = step
         self._adopt_triples()
         self.run.prepare(step)
 
@@ -258,10 +253,7 @@ class RankAllocator:
             ],
             "budget": {"kind": self.method.budget, "total_rank": total, "parameters": self.initial_parameters},
             "schedule": {
-                "total_steps": self.schedule.total_steps,
-                "initial_warmup": self.schedule.initial_warmup,
-                "interval": self.schedule.interval,
-                "final_warmup": self.schedule.final_warmup,
+                **asdict(self.schedule),
                 "adjustments": list(self.schedule.adjustments),
                 **self.run.describe(),
             },
@@ -304,20 +296,20 @@ class RankAllocator:
 
     def _count(self) -> int:
         """One more step is taken; its number."""
-        self._taken += 1
-        if self._read != self._taken:
+        self.step += 1
+        if self._read != self.step:
             raise ValueError(
-                f"after_step() without before_step() in step {self._taken}; call before_step() once the gradients are "
+                f"after_step() without before_step() in step {self.step}; call before_step() once the gradients are "
                 f"complete and before optimizer.step()"
             )
-        if self._taken == self.schedule.total_steps + 1:
+        if self.step == self.schedule.total_steps + 1:
             logger.warning(
                 "step %d of a run of %d: before_step() and after_step() belong to each optimizer.step(), not to each "
                 "micro-batch, and total_steps counts those",
-                self._taken,
+                self.step,
                 self.schedule.total_steps,
             )
-        return self._taken
+        return self.step
 
     def _adjust(self) -> dict[str, Any] | None:
         began = time.perf_counter()
@@ -395,10 +387,7 @@ def resize_layers(
     replaced, by layer.
 
     Every new factor is built, and the optimizer's state checked, before anything is replaced. PEFT's config is not
-    touched; see `attach.write_ranks`.
-
-    Raises:
-        ValueError: some state of the optimizer cannot follow.
+    touched; see `attach.write_ranks`. Raises ValueError: some state of the optimizer cannot follow.
     """
     plan, changes = decision.plan, {}
     for layer in layers:

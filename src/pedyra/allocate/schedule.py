@@ -51,11 +51,9 @@ def resolve_schedule(
 ) -> Schedule:
     """The schedule of a run of `total_steps`; floats are fractions of it.
 
-    An interval that is a fraction has at least `least_interval` steps.
-
-    Raises:
-        ValueError: a run of no step, no adjustment between the two warm-ups (with how many steps would be enough), or
-            an interval, given in steps, below the least.
+    An interval that is a fraction has at least `least_interval` steps. Raises ValueError: a run of no step, no
+    adjustment between the two warm-ups (with how many steps would be enough), or an interval, given in steps, below the
+    least.
     """
 
     if isinstance(interval, int) and interval < least_interval:

@@ -72,20 +72,17 @@ def go_first(callback: TrainerCallback) -> None:
 
 def release_at_error(trainer: Trainer) -> None:
     """Have the allocators of its callbacks released, and what they hold of a step, where an exception ends an epoch."""
-    original = trainer._run_epoch
-    if "_run_epoch" in vars(trainer):  # done by an earlier training
-        return
+    _put_around(trainer, "_run_epoch", _run_epoch, trainer)
 
-    def run_epoch(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except BaseException:  # Ctrl-C in a notebook, say
-            for made in (getattr(callback, "allocator", None) for callback in trainer.callback_handler.callbacks):
-                if isinstance(made, RankAllocator):
-                    made.release()
-            raise
 
-    trainer._run_epoch = run_epoch
+def _run_epoch(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(*args, **kwargs)
+    except BaseException:  # Ctrl-C in a notebook, say
+        for made in (getattr(callback, "allocator", None) for callback in trainer.callback_handler.callbacks):
+            if isinstance(made, RankAllocator):
+                made.release()
+        raise
 
 
 def _frames_of(kind: type) -> Iterator[FrameType]:
@@ -105,61 +102,49 @@ def save_whole(trainer: Trainer) -> None:
     digests of all files are put beside them; one rename makes it `checkpoint-<step>`; only then older ones go.
     At every instant the newest checkpoint that has been finished is there whole.
     """
-    original = trainer._save_checkpoint
-    if getattr(original, "is_whole", False):
-        return
+    _put_around(trainer, "_save_checkpoint", _save, trainer)
 
-    @functools.wraps(original)
-    def save(model: Any, trial: Any = None) -> None:
-        args, state, wait = trainer.args, trainer.state, trainer.accelerator.wait_for_everyone
-        run = Path(trainer._get_output_dir(trial=trial))
-        checkpoint, written = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
+
+def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any = None) -> None:
+    args, state, wait = trainer.args, trainer.state, trainer.accelerator.wait_for_everyone
+    run = Path(trainer._get_output_dir(trial=trial))
+    checkpoint, written = (folder / f"checkpoint-{state.global_step}" for folder in (run, run / ASIDE))
+    if args.should_save:
+        remove(run / ASIDE)  # a link, too, which would lead out of the run folder
+    wait()  # for those who write there, too
+    try:
+        with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
+            with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
+                original(model, trial)
+        renamed = state.best_model_checkpoint == str(written)
+        if renamed:  # in every process: each of them may load it
+            state.best_model_checkpoint = str(checkpoint)
         if args.should_save:
-            remove(run / ASIDE)  # a link, too, which would lead out of the run folder
-        wait()  # for those who write there, too
-        try:
-            with replaced(trainer, "_get_output_dir", lambda trial: str(run / ASIDE)):
-                with replaced(trainer, "_push_from_checkpoint", lambda folder: None):
-                    original(model, trial)
-            renamed = state.best_model_checkpoint == str(written)
-            if renamed:  # in every process: each of them may load it
-                state.best_model_checkpoint = str(checkpoint)
-            if args.should_save:
-                _complete(trainer, written if written.is_dir() else checkpoint, renamed)
-            wait()  # for the random numbers of every process
-            # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
-            for finishes in (args.should_save, args.local_process_index == 0):
-                if finishes and written.is_dir():
-                    write_sums(written, _files(written))
-                    sync_folder(written)
-                    _put(written, checkpoint)
-                wait()
-            if args.should_save:
-                _drop_oldest(run, args.save_total_limit, checkpoint, state.best_model_checkpoint)
-        finally:
-            if args.should_save:
-                shutil.rmtree(run / ASIDE, ignore_errors=True)
-        if args.push_to_hub:
-            trainer._push_from_checkpoint(str(checkpoint))
-
-    save.is_whole = True  # type: ignore[attr-defined]
-    trainer._save_checkpoint = save
+            _complete(trainer, written if written.is_dir() else checkpoint, renamed)
+        wait()  # for the random numbers of every process
+        # The first process of a node may have a disk of its own, with nothing but its node's random numbers.
+        for finishes in (args.should_save, args.local_process_index == 0):
+            if finishes and written.is_dir():
+                write_sums(written, _files(written))
+                sync_folder(written)
+                _put(written, checkpoint)
+            wait()
+        if args.should_save:
+            _drop_oldest(run, args.save_total_limit, checkpoint, state.best_model_checkpoint)
+    finally:
+        if args.should_save:
+            shutil.rmtree(run / ASIDE, ignore_errors=True)
+    if args.push_to_hub:
+        trainer._push_from_checkpoint(str(checkpoint))
 
 
 def end_at_last_step(trainer: Trainer) -> None:
     """Have a training that is resumed at its last step take none more; inside an epoch Trainer by itself takes one."""
-    original = trainer.get_batch_samples
-    if getattr(original, "ends_at_last_step", False):
-        return
+    _put_around(trainer, "get_batch_samples", _batches, trainer)
 
-    @functools.wraps(original)
-    def batches(*args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step >= trainer.state.max_steps:
-            return [], None
-        return original(*args, **kwargs)
 
-    batches.ends_at_last_step = True  # type: ignore[attr-defined]
-    trainer.get_batch_samples = batches
+def _batches(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    return ([], None) if trainer.state.global_step >= trainer.state.max_steps else original(*args, **kwargs)
 
 
 def _complete(trainer: Trainer, written: Path, renamed: bool) -> None:
@@ -297,10 +282,8 @@ def keep_whole(trainer: Trainer | None, model: nn.Module, layers: Sequence[Adapt
     """Have a Trainer that will cut `model` by FSDP2 leave whole what is trained; nothing for any other Trainer.
 
     Every process begins with the trained parameters of the first. Gradients are averaged before they are clipped. A
-    checkpoint is that of a training under DDP: it goes on in any number of processes, and without FSDP.
-
-    Raises:
-        ValueError: a setting under which accelerate would cut them all the same, or ranks could not move.
+    checkpoint is that of a training under DDP: it goes on in any number of processes, and without FSDP. Raises
+    ValueError: a setting under which accelerate would cut them all the same, or ranks could not move.
     """
     plugin = None if trainer is None else getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if trainer is None or plugin is None or plugin.fsdp_version != 2:

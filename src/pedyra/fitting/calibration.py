@@ -8,34 +8,25 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge
 from pedyra.fitting.processes import ALONE, Processes
-from pedyra.lora.factors import AFactor
+from pedyra.lora.factors import AFactor, observed
+from pedyra.lora.layer import lora_layers as all_lora_layers
 from pedyra.lora.layer import rank_parameters
-from pedyra.lora.observation import observed
 
 
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
-    """Name in the base model -> PEFT's LoraLayer, for every linear layer that holds the adapter.
-
-    Raises:
-        ValueError: no such adapter, or a layer (embedding, convolution) whose directions are not measured.
-    """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    found = {}
-    for name, module in base.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
+    """Name in the base model -> PEFT's LoraLayer, for every linear layer that holds the adapter. Raises ValueError: no
+    such adapter, or a layer (embedding, convolution) whose directions are not measured."""
+    found = {layer.name: layer.module for layer in all_lora_layers(model, adapter)}
+    for name, module in found.items():
         if adapter in module.lora_embedding_A:
             raise ValueError(f"{name} is an embedding, whose directions are not measured; take it out of the adapter")
-        if adapter in module.lora_A:
-            if getattr(module.lora_A[adapter], "kernel_size", None) is not None:
-                raise ValueError(f"{name} is a convolution, whose directions are not measured; take it out")
-            found[name] = module
+        if getattr(module.lora_A[adapter], "kernel_size", None) is not None:
+            raise ValueError(f"{name} is a convolution, whose directions are not measured; take it out")
     if not found:
         raise ValueError(f"the model has no LoRA adapter named {adapter!r}; load one, or pass its name")
     return found

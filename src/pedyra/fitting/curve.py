@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from operator import sub
+from dataclasses import dataclass
 
 import torch
 
@@ -73,10 +71,6 @@ class Point:
     accepted: bool | None = None
     """Whether the proof says that it is within tolerance; None: it was not asked."""
 
-    def but(self, **changes: Increase | bool | None) -> Point:
-        """The same size, with these measured."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
     @property
     def gains_by_recovery(self) -> bool:
         """Whether the steps lowered the upper bound of the increase; where they did not, the cut stays as it was.
@@ -123,31 +117,6 @@ def removal_order(calibration: Calibration) -> list[tuple[str, int]]:
     return [(name, -index) for _, _, index, name in sorted(entries)]
 
 
-class Prefixes:
-    """Every prefix of the order in which directions go, from none of them to all that may.
-
-    Args:
-        least: what every layer keeps.
-        whole_layers: those that lose nothing.
-    """
-
-    def __init__(self, calibration: Calibration, least: int = 0, whole_layers: Collection[str] = ()) -> None:
-        self.calibration = calibration
-        order = removal_order(calibration)
-        self._order = [(name, left) for name, left in order if left >= least and name not in whole_layers]
-        sizes = [calibration.layers[name].parameters for name, _ in self._order]
-        self.parameters = [*accumulate(sizes, sub, initial=num_parameters(calibration, whole(calibration)))]
-        """That each prefix leaves."""
-
-    def ranks(self, removals: int) -> Ranks:
-        """What every layer keeps after so many."""
-        return whole(self.calibration) | dict(self._order[:removals])
-
-    def of_parameters(self, parameters: int) -> int:
-        """The fewest removals that leave no more parameters; all of them, where none leaves so few."""
-        return next((count for count, left in enumerate(self.parameters) if left <= parameters), len(self._order))
-
-
 class Ladder:
     """Every size of this shape, the largest first, down to one direction in all; no two have the same ranks."""
 
@@ -177,11 +146,8 @@ class Ladder:
         return point(self.calibration, {name: ranks[name] for name in self.calibration.layers})
 
     def within(self, parameters: float) -> int:
-        """The place of the largest size of at most so many parameters.
-
-        Raises:
-            ValueError: not even the smallest has so few; with what it has.
-        """
+        """The place of the largest size of at most so many parameters. Raises ValueError: not even the smallest has so
+        few; with what it has."""
         found = next((index for index, count in enumerate(self.parameters) if count <= parameters), None)
         if found is None:
             raise ValueError(
@@ -222,11 +188,8 @@ def _uniform(most: Mapping[str, int], shape: Shape) -> Iterator[Ranks]:
 
 
 def by_type(types: Collection[str], names: Collection[str]) -> Callable[[str], bool]:
-    """Whether a layer's name ends with one of these module types, as PEFT's target_modules match.
-
-    Raises:
-        ValueError: a type that no layer has, or nothing is left.
-    """
+    """Whether a layer's name ends with one of these module types, as PEFT's target_modules match. Raises ValueError: a
+    type that no layer has, or nothing is left."""
     for kind in types:
         if not any(_ends(name, kind) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names})

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pedyra.fitting.calibration import lora_layers
@@ -18,8 +17,9 @@ from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD
+from pedyra.lora.factors import linear
 from pedyra.lora.files import json_line, write_folder
-from pedyra.lora.folder import SavedLora, check_plain
+from pedyra.lora.folder import SavedLora, check_plain, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 
@@ -87,14 +87,8 @@ def write_cut(
     config = {**lora.config, **_sizes(sizes), "inference_mode": True}
 
     def fill(part: Path) -> None:
-        part.mkdir()
-        save_file(
-            {key: tensor.contiguous() for key, tensor in tensors.items()},
-            part / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
-        for name, content in (("adapter_config.json", config), (RECORD, record)):
-            (part / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_lora(part, tensors, config)
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (part / CARD).write_text(card, encoding="utf-8")
         if curve:
             (part / CURVE).write_text("".join(map(json_line, curve)), encoding="utf-8")
@@ -120,24 +114,18 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
                     del held[adapter]  # pyright: ignore[reportIndexIssue]
             continue
         for slots, factor in zip((module.lora_A, module.lora_B), factors[name], strict=True):
-            slots[adapter] = _linear(slots[adapter], factor)
+            slot = slots[adapter]
+            weight = factor.detach().to(slot.weight).contiguous()
+            weight = nn.Parameter(weight, requires_grad=slot.weight.requires_grad)
+            slots[adapter] = linear(weight, slot.bias).train(slot.training)
         rank, scaling = len(factors[name][0]), module.scaling[adapter]
-        module.r[adapter], module.lora_alpha[adapter] = rank, _number(scaling * rank)
+        module.r[adapter], module.lora_alpha[adapter] = rank, whole_number(scaling * rank)
         module.use_rslora[adapter] = False
     kept = {name: (len(factors[name][0]), layers[name].scaling[adapter]) for name in layers if len(factors[name][0])}
     config = copy.deepcopy(model.peft_config[adapter])
     for key, value in _sizes(kept).items():
         setattr(config, key, set(value) if key == "target_modules" else value)
     model.peft_config[adapter] = config
-
-
-def _linear(slot: Any, weight: Tensor) -> nn.Linear:
-    """An nn.Linear like this slot with another weight."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=slot.bias is not None, device="meta")
-    made.weight = nn.Parameter(weight.detach().to(slot.weight).contiguous(), requires_grad=slot.weight.requires_grad)
-    if slot.bias is not None:
-        made.bias = slot.bias
-    return made.train(slot.training)
 
 
 def singular_basis(A: Tensor, B: Tensor) -> Balance:
@@ -167,12 +155,12 @@ def _sizes(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
     keys = pattern_keys(layers)
     rank = Counter(rank for rank, _ in layers.values()).most_common(1)[0][0]
     scaling = Counter(scaling for _, scaling in layers.values()).most_common(1)[0][0]
-    usual = {"r": rank, "lora_alpha": _number(scaling * rank)}
+    usual = {"r": rank, "lora_alpha": whole_number(scaling * rank)}
     other = {name: each for name, each in layers.items() if each != (rank, scaling)}
     return {
         **usual,
         "rank_pattern": {keys[name]: each[0] for name, each in other.items()},
-        "alpha_pattern": {keys[name]: _number(each[0] * each[1]) for name, each in other.items()},
+        "alpha_pattern": {keys[name]: whole_number(each[0] * each[1]) for name, each in other.items()},
         "target_modules": list(layers),
         "exclude_modules": None,
         "layers_to_transform": None,
@@ -180,7 +168,3 @@ def _sizes(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
         "use_rslora": False,
         "init_lora_weights": True,
     }
-
-
-def _number(value: float) -> int | float:
-    return round(value) if abs(value - round(value)) <= 1e-9 * abs(value) else value

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import constants
+from tqdm.auto import tqdm
 
 from pedyra.fitting.calibration import (
     calibrate,
@@ -31,8 +32,11 @@ from pedyra.fitting.recover import distill, replaced
 from pedyra.fitting.search import RECOVERIES, Search
 from pedyra.fitting.text import told
 from pedyra.fitting.verdict import Increase, Tolerance, in_words, paired, verdict
-from pedyra.lora.folder import SavedLora, read_lora
+from pedyra.lora.export import saved_lora
+from pedyra.lora.folder import SavedLora
 from pedyra.lora.hub import push_folder
+
+logger = logging.getLogger(__name__)
 
 LEAST, FEW = 4, 8
 """Batches of the proof: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one."""
@@ -47,19 +51,13 @@ class NotWithin(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(Shape):
     """What is asked of a fit."""
 
     tolerance: float = 0.01
     """Part of what fine-tuning won (loss of the base model less the adapter's) that may be given up, in (0, 1)."""
     parameters: int | None = None
     """Take the largest size of at most so many parameters instead, whatever it does to the loss."""
-    max_rank: int | None = None
-    """No layer keeps more."""
-    same_rank: bool = False
-    """Every layer keeps the same rank."""
-    multiple_of: int = 1
-    """Ranks are multiples of it."""
     drop_types: Sequence[str] = ()
     """Module types that keep none, e.g. q_proj."""
     recover: int = 0
@@ -78,10 +76,10 @@ class Wanted:
             raise ValueError(f"parameters is {self.parameters}; an adapter has at least one")
         if self.rows < 16:
             raise ValueError(f"rows is {self.rows}; a fit takes at least 16")
-        self.shape((), more=False)
+        super().__post_init__()
 
     def shape(self, names: Sequence[str], more: bool) -> Shape:
-        """The same as what the ranks of an adapter have to look like.
+        """What the ranks of an adapter have to look like.
 
         Args:
             names: its layers.
@@ -89,13 +87,7 @@ class Wanted:
         """
         if more and self.drop_types:
             raise ValueError("drop_types empties layers, but each layer of this adapter has a magnitude or a bias too")
-        return Shape(
-            max_rank=self.max_rank,
-            same_rank=self.same_rank,
-            multiple_of=self.multiple_of,
-            drop=by_type(self.drop_types, names) if self.drop_types and names else None,
-            least=int(more),
-        )
+        return replace(self, drop=by_type(self.drop_types, names) if self.drop_types else None, least=int(more))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,10 +212,8 @@ class Fit:
         out = Path(out)
         if self.processes.rank == 0:
             check_out(out, overwrite)
-            with TemporaryDirectory() as scratch:
-                self.model.save_pretrained(scratch, selected_adapters=[self.adapter])
-                folder = Path(scratch) if self.adapter == "default" else Path(scratch, self.adapter)
-                self.write(read_lora(folder, title=f"adapter {self.adapter!r}"), out)
+            with saved_lora(self.model, self.adapter) as lora:
+                self.write(lora, out)
         self.processes.wait()
         return out
 
@@ -269,23 +259,6 @@ class Fit:
         cut_live(self.model, self.factors, self.adapter)
 
 
-class Work:
-    """How far a fit is: nothing is shown."""
-
-    def begin(self, calibration: int, held: int, evaluations: int, seconds: float) -> None:
-        """The batches of calibration, those held out and how often they are evaluated at most, and the seconds that it
-        takes at most."""
-
-    def now(self, words: str) -> None:
-        """What is being done."""
-
-    def step(self, batches: int = 1) -> None:
-        """So many batches are done."""
-
-    def end(self) -> None:
-        """Nothing is left to do."""
-
-
 def fit_batches(
     judge: Judge,
     rows: Rows,
@@ -293,13 +266,13 @@ def fit_batches(
     *,
     adapter: str = "default",
     processes: Processes = ALONE,
-    work: Work | None = None,
+    shown: bool = False,
 ) -> Fit:
     """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
 
     Args:
         processes: those that hold other batches of the same rows, as many each; all of them find the same.
-        work: shows how far it is.
+        shown: a progress bar, and an estimate before it begins.
 
     Raises:
         ValueError: too few batches, a layer that was not seen, a shape that cannot be had within tolerance.
@@ -312,11 +285,13 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"the proof has {batches} batches, so its interval is wide; give more rows", stacklevel=3)
-    work = work or Work()
+    fitting = _Fitting(judge, rows, wanted, adapter, processes)
     try:
-        return _Fitting(judge, rows, wanted, adapter, processes, work).run()
+        return fitting.run(shown)
     finally:
-        work.end()
+        fitting.bar.total = fitting.bar.n
+        fitting.bar.set_description("fit")
+        fitting.bar.close()
 
 
 class _Held:
@@ -349,11 +324,9 @@ class _Held:
 class _Fitting:
     """One fit."""
 
-    def __init__(
-        self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, processes: Processes, work: Work
-    ) -> None:
+    def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, processes: Processes) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
-        self.processes, self.work = processes, work
+        self.processes, self.bar = processes, tqdm(disable=True)
         self.layers = lora_layers(self.model, adapter)
         self.more = any(
             adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
@@ -365,18 +338,18 @@ class _Fitting:
         self.metrics: dict[int, Metrics] = {}
         """Place on the ladder -> metrics on the rows of the proof."""
 
-    def run(self) -> Fit:
+    def run(self, shown: bool) -> Fit:
         wanted = self.wanted
-        self._estimate()
-        self.work.now("calibration")
+        self._estimate(shown)
+        self.bar.set_description("calibration")
         seen = self.counted(self.rows.calibration)
         self.calibration = calibrate(self.judge, seen, adapter=self.adapter, processes=self.processes)
         self.ladder = Ladder(self.calibration, self.shape)
         asked = None if wanted.parameters is None else self.ladder.within(wanted.parameters)
-        self.work.now("whole adapter")
+        self.bar.set_description("whole adapter")
         self.choice, self.proof = _Held(self, self.rows.choice), _Held(self, self.rows.proof, predicts=True)
         metrics = {"base": {}, "whole": self.proof.metrics}
-        self.work.now("base model")
+        self.bar.set_description("base model")
         base = partial(disabled, self.model)
         losses = self.choice.losses(base) + self.proof.losses(base)
         metrics["base"] = self.proof.metrics
@@ -402,17 +375,24 @@ class _Fitting:
         """The items, each told as a batch that is done."""
         for item in items:
             yield item
-            self.work.step()
+            self.bar.update()
 
-    def _estimate(self) -> None:
+    def _estimate(self, shown: bool) -> None:
         """Tell how long it takes at most, by one batch of each kind."""
-        one = self.rows.choice[0]
-        calibrated, evaluated = seconds_a_batch(self.judge, one, self.adapter)
+        calibrated, evaluated = seconds_a_batch(self.judge, self.rows.choice[0], self.adapter)
         calibration, held = len(self.rows.calibration), len(self.rows.choice) + len(self.rows.proof)
         recovery = RECOVERIES * self.wanted.recover * (calibrated + evaluated)
         evaluations = EVALUATIONS_WITH_RECOVERY if self.wanted.recover else EVALUATIONS
         seconds = calibration * calibrated + evaluations * held * evaluated + recovery
-        self.work.begin(calibration, held, evaluations, seconds)
+        time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        text = (
+            f"fit: {calibration} batches of calibration and at most {evaluations} evaluations of {held} held-out "
+            f"batches, about {time} at most"
+        )
+        logger.info(text)
+        if shown:
+            print(text)
+            self.bar = tqdm(total=calibration + evaluations * held, unit="batch")
 
     def _taken(self, search: Search, index: int) -> Point | None:
         """The size that was asked for, measured and proved; None where it is the whole adapter."""
@@ -503,11 +483,11 @@ class _Fitting:
             yield
 
     def _measure(self, index: int) -> Increase:
-        self.work.now(f"choice, {self.ladder.share(index):.1%}")
+        self.bar.set_description(f"choice, {self.ladder.share(index):.1%}")
         return self.choice.increase(self._cut(index, False))
 
     def _recover(self, index: int) -> Increase:
-        self.work.now(f"recovery, {self.ladder.share(index):.1%}")
+        self.bar.set_description(f"recovery, {self.ladder.share(index):.1%}")
         factors = cut_factors(self.model, self.calibration, self.ladder.point(index).ranks, self.adapter)
         self.recovered[index] = distill(
             self.judge,
@@ -520,7 +500,7 @@ class _Fitting:
         return self.choice.increase(self._cut(index, True))
 
     def _prove(self, index: int, recovered: bool) -> Increase:
-        self.work.now(f"proof, {self.ladder.share(index):.1%}")
+        self.bar.set_description(f"proof, {self.ladder.share(index):.1%}")
         found = self.proof.increase(self._cut(index, recovered))
         self.metrics[index] = self.proof.metrics
         return found

@@ -210,11 +210,7 @@ class Gramians:
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`.
-
-        Raises:
-            ValueError: they are of other layers or ranks.
-        """
+        """The inverse of `tensors`. Raises ValueError: they are of other layers or ranks."""
         for name, sums in self._layers.items():
             if f"P.{name}" not in tensors or tensors[f"P.{name}"].shape != sums.P.shape:
                 raise ValueError(f"the Gramians of {name} are not in the checkpoint, or of another rank")

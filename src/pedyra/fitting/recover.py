@@ -21,6 +21,7 @@ from pedyra.fitting.calibration import evaluating, frozen, lora_layers
 from pedyra.fitting.cut import Factors
 from pedyra.fitting.judge import Batch, Judge, gap
 from pedyra.fitting.processes import ALONE, Processes
+from pedyra.lora.factors import BFactor
 
 RATE = 0.01
 """Of the first step, as a part of a factor's root mean square; it falls to 0 linearly. On the demo 0.003 does half as
@@ -97,21 +98,13 @@ def replaced(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter:
     try:
         for name, layer in layers.items():
             A, B = factors[name]
-            layer.lora_A[adapter] = _Linear(A)
-            layer.lora_B[adapter] = _Linear(B, own[name][1].bias)
+            layer.lora_A[adapter] = _slot(A)
+            layer.lora_B[adapter] = _slot(B, own[name][1].bias)
         yield
     finally:
         for name, layer in layers.items():
             layer.lora_A[adapter], layer.lora_B[adapter] = own[name]
 
 
-class _Linear(nn.Module):
-    """nn.Linear of a weight that exists, which may be of rank 0."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
-        self.bias = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight, self.bias)
+def _slot(weight: Tensor, bias: nn.Parameter | None = None) -> BFactor:
+    return BFactor(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False), bias)

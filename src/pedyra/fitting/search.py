@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pedyra.fitting.curve import Ladder, Point
 from pedyra.fitting.verdict import CONFIDENCE, Increase
@@ -82,19 +83,20 @@ class Search:
     def measured(self, index: int) -> Point:
         """This size, measured on the rows of the choice."""
         if self.point(index).measured is None:
-            self.points[index] = self.point(index).but(measured=self._measure(index))
+            self.points[index] = replace(self.point(index), measured=self._measure(index))
         return self.points[index]
 
     def recovered(self, index: int) -> Point:
         """This size, measured on the rows of the choice after recovery."""
         if self.point(index).recovered is None and self._recover is not None:
-            self.points[index] = self.point(index).but(recovered=self._recover(index))
+            self.points[index] = replace(self.point(index), recovered=self._recover(index))
         return self.points[index]
 
     def proved(self, index: int) -> Point:
         """This size, measured on the rows of the proof as it would be taken."""
         found = self._prove(index, self.point(index).gains_by_recovery)
-        self.points[index] = self.point(index).but(proof=found, accepted=found.upper(doubt=self._doubt) <= self.limit)
+        accepted = found.upper(doubt=self._doubt) <= self.limit
+        self.points[index] = replace(self.point(index), proof=found, accepted=accepted)
         return self.points[index]
 
     def promises(self, point: Point) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import random
 import warnings
@@ -19,19 +18,16 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
-from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
-from pedyra.fitting.fit import Fit, Rows, Wanted, Work, fit_batches
+from pedyra.fitting.fit import Fit, Rows, Wanted, fit_batches
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
 from pedyra.fitting.processes import Processes
 from pedyra.lora.export import active_adapter
 from pedyra.lora.folder import SavedLora, check_plain
 from pedyra.lora.start import takes_from_weight
-
-logger = logging.getLogger(__name__)
 
 BATCH = 8
 """Rows of a batch at most: the proof is paired batch by batch, so small ones make a better standard error."""
@@ -116,7 +112,8 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, adapter: 
         judge = judged = TrainerJudge(trainer, model)
         if _completions(trainer) or getattr(trainer.args, "loss_type", None) == "dft":
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
-        return fit_batches(judge, rows, wanted, adapter=adapter, processes=processes, work=_Bar(trainer))
+        shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
+        return fit_batches(judge, rows, wanted, adapter=adapter, processes=processes, shown=shown)
 
 
 class TrainerJudge(Judge):
@@ -388,42 +385,6 @@ def _selected(dataset: Any, indices: list[int]) -> Any:
     return dataset.select(indices) if hasattr(dataset, "select") else Subset(dataset, indices)
 
 
-class _Bar(Work):
-    """A progress bar where the Trainer has them, in its first process, and an estimate before the work begins."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
-        self._bar: Any = None
-
-    def begin(self, calibration: int, held: int, evaluations: int, seconds: float) -> None:
-        text = (
-            f"fit: {calibration} batches of calibration and at most {evaluations} evaluations of {held} held-out "
-            f"batches, about {_time(seconds)} at most"
-        )
-        logger.info(text)
-        if self._shown:
-            print(text)
-            self._bar = tqdm(total=calibration + evaluations * held, unit="batch")
-
-    def now(self, words: str) -> None:
-        if self._bar is not None:
-            self._bar.set_description(words)
-
-    def step(self, batches: int = 1) -> None:
-        if self._bar is not None:
-            self._bar.update(batches)
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.total = self._bar.n
-            self._bar.set_description("fit")
-            self._bar.close()
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
 @contextmanager
 def _untouched(trainer: Any, model: Any) -> Iterator[None]:
     """Whatever is done meanwhile, afterwards the Trainer, what it holds (logs, metrics that wait to be logged, state,
@@ -480,24 +441,13 @@ def _kept(held: Any) -> Callable[[], None]:
 
 def _contents(value: Any) -> Callable[[], None]:
     """What puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
-    if isinstance(value, dict):
-        items = dict(value)
-        inner = [_contents(each) for each in items.values()]
+    if isinstance(value, dict | list | deque | set):
+        held = dict(value) if isinstance(value, dict) else list(value)
+        inner = [_contents(each) for each in (held.values() if isinstance(held, dict) else held)]
 
         def put_back() -> None:
             value.clear()
-            value.update(items)
-            for each in inner:
-                each()
-
-        return put_back
-    if isinstance(value, list | deque | set):
-        kept = list(value)
-        inner = [_contents(each) for each in kept]
-
-        def put_back() -> None:
-            value.clear()
-            (value.update if isinstance(value, set) else value.extend)(kept)
+            (value.update if isinstance(value, dict | set) else value.extend)(held)
             for each in inner:
                 each()
 

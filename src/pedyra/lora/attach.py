@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType
 from torch import Tensor, nn
 
-from pedyra.lora.factors import AFactor, BFactor, renewed
+from pedyra.lora.factors import AFactor, BFactor, linear, renewed
 from pedyra.lora.fused import unfuse
 from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, lora_layers
 from pedyra.lora.layer_names import pattern_keys
@@ -85,11 +85,7 @@ def check_whole(layers: Sequence[AdaptedLayer]) -> None:
 
 
 def check_supported(config: PeftConfig, layers: Sequence[AdaptedLayer]) -> None:
-    """Refuse what cannot hold triples.
-
-    Raises:
-        ValueError: naming the layer and what to leave out.
-    """
+    """Refuse what cannot hold triples. Raises ValueError: naming the layer and what to leave out."""
     if config.peft_type != PeftType.LORA:
         raise ValueError(f"the adapter is of type {config.peft_type}; triples go into LoRA adapters (peft.LoraConfig)")
     if getattr(config, "init_lora_weights", True) == "loftq":
@@ -239,9 +235,7 @@ def _detach_layer(layer: AdaptedLayer) -> None:
     set_origin(layer, a.A[:0], b.weight[:, :0])
     trained = a.A.requires_grad, b.weight.requires_grad
     for slots, factor, weight, trainable in zip((module.lora_A, module.lora_B), (a, b), on_disk, trained, strict=True):
-        linear: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta").train(factor.training)
-        linear.weight, linear.bias = nn.Parameter(weight, requires_grad=trainable), factor.bias
-        slots[adapter] = linear
+        slots[adapter] = linear(nn.Parameter(weight, requires_grad=trainable), factor.bias).train(factor.training)
     module.r[adapter] = module.lora_A[adapter].out_features
     module.lora_alpha[adapter] = layer.scaling * module.r[adapter]
     unfuse(module)

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch.nn.functional as F
 from peft import PeftModel, PeftType
-from safetensors.torch import save_file
 from torch import Tensor
 
 import pedyra
 from pedyra.lora.files import write_folder
-from pedyra.lora.folder import SavedLora, check_plain, read_lora
+from pedyra.lora.folder import SavedLora, check_plain, read_lora, save_lora, whole_number
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
 
@@ -41,17 +40,18 @@ def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
     """Write the adapter of a live model or a folder for the readers of `target`, which is not "merged"."""
     with saved_lora(source) as lora:
         _check_convertible(lora, target)
-        tensors, config, record = _CONVERSIONS[target](lora)
-        return write_export(out, record, lambda folder: _save_lora(folder, tensors, config))
+        tensors, config, record = _converted(lora, target)
+        return write_export(out, record, lambda folder: save_lora(folder, tensors, config))
 
 
 @contextmanager
-def saved_lora(source: PeftModel | str | Path) -> Iterator[SavedLora]:
-    """The adapter of a folder, or the active one of a live model, as it is on disk; its folder may be gone after."""
+def saved_lora(source: PeftModel | str | Path, name: str | None = None) -> Iterator[SavedLora]:
+    """The adapter of a folder, or of a live model that of this name, or the active one, as it is on disk; its folder
+    may be gone after."""
     if isinstance(source, (str, Path)):
         yield read_lora(Path(source))
         return
-    name = active_adapter(source)
+    name = name or active_adapter(source)
     with TemporaryDirectory() as scratch:
         source.save_pretrained(scratch, selected_adapters=[name])
         yield read_lora(Path(scratch) if name == "default" else Path(scratch, name), f"adapter {name!r}")
@@ -101,40 +101,26 @@ def _check_convertible(lora: SavedLora, target: str) -> None:
         )
 
 
-_Converted = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]
+def _converted(lora: SavedLora, target: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Tensors, config and record for the readers of `target`, with the one scaling s of most layers.
 
-
-def _to_peft(lora: SavedLora) -> _Converted:
-    """r = max, lora_alpha = s max, alpha_pattern = s r_i: both alpha_i / r_i and alpha / r are s."""
+    peft: r = max, lora_alpha = s max, alpha_pattern = s r_i, so that alpha_i / r_i and alpha / r are both s. padded:
+    zero rows and columns up to the largest rank, so that alpha, r and r_i are the same in every layer. gguf: one alpha,
+    and s r_i / alpha folded into B, since llama.cpp divides alpha by the rank of each tensor.
+    """
     rank, scaling = max(layer.rank for layer in lora.layers), _common_scaling(lora)
     factors = {layer.name: layer.scaling / scaling for layer in lora.layers}
-    config = _config(lora, rank, scaling, patterns=("rank_pattern", "alpha_pattern"))
-    return _folded(lora, factors), config, _record(lora, "peft", scaling, factors)
-
-
-def _to_padded(lora: SavedLora) -> _Converted:
-    """Zero rows and columns up to the largest rank: alpha, r and r_i are the same in every layer."""
-    rank, scaling = max(layer.rank for layer in lora.layers), _common_scaling(lora)
-    factors = {layer.name: layer.scaling / scaling for layer in lora.layers}
+    if target == "gguf":
+        factors = {layer.name: layer.scaling * layer.rank / (scaling * rank) for layer in lora.layers}
     tensors = _folded(lora, factors)
-    for layer in lora.layers:
+    for layer in lora.layers if target == "padded" else ():
         A, B = (tensors[layer.keys[slot]] for slot in "AB")
         missing = rank - layer.rank
         # F.pad counts from the last dimension; a convolution's factors have kernel dimensions after the rank's.
         tensors[layer.keys["A"]] = F.pad(A, (0, 0) * (A.dim() - 1) + (0, missing))
         tensors[layer.keys["B"]] = F.pad(B, (0, 0) * (B.dim() - 2) + (0, missing))
-    return tensors, _config(lora, rank, scaling, patterns=()), _record(lora, "padded", scaling, factors)
-
-
-def _to_gguf(lora: SavedLora) -> _Converted:
-    """One alpha, s r_i / alpha folded into B: llama.cpp divides alpha by the rank of each tensor."""
-    rank, scaling = max(layer.rank for layer in lora.layers), _common_scaling(lora)
-    factors = {layer.name: layer.scaling * layer.rank / (scaling * rank) for layer in lora.layers}
-    config = _config(lora, rank, scaling, patterns=("rank_pattern",))
-    return _folded(lora, factors), config, _record(lora, "gguf", scaling, factors)
-
-
-_CONVERSIONS = {"peft": _to_peft, "padded": _to_padded, "gguf": _to_gguf}
+    patterns = {"peft": ("rank_pattern", "alpha_pattern"), "padded": (), "gguf": ("rank_pattern",)}[target]
+    return tensors, _config(lora, rank, scaling, patterns=patterns), _record(lora, target, scaling, factors)
 
 
 def _common_scaling(lora: SavedLora) -> float:
@@ -163,12 +149,12 @@ def _config(lora: SavedLora, rank: int, scaling: float, *, patterns: tuple[str, 
     listed = lora.layers if mixed else []
     values = {
         "rank_pattern": {keys[layer.name]: layer.rank for layer in listed},
-        "alpha_pattern": {keys[layer.name]: _number(scaling * layer.rank) for layer in listed},
+        "alpha_pattern": {keys[layer.name]: whole_number(scaling * layer.rank) for layer in listed},
     }
     config = {
         **lora.config,
         "r": rank,
-        "lora_alpha": _number(scaling * rank),
+        "lora_alpha": whole_number(scaling * rank),
         "use_rslora": False,
         # All weights are in the file; a start would only restrict the rank (orthogonal: even) or need data (eva).
         "init_lora_weights": True,
@@ -178,11 +164,6 @@ def _config(lora: SavedLora, rank: int, scaling: float, *, patterns: tuple[str, 
     if "eva_config" in config:
         config["eva_config"] = None
     return config
-
-
-def _number(value: float) -> int | float:
-    """A whole number as an int, as readers expect of lora_alpha."""
-    return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
 
 
 def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, float]) -> dict[str, Any]:
@@ -207,20 +188,10 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
     }
 
 
-def _save_lora(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    save_file(
-        {key: tensor.contiguous() for key, tensor in tensors.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
     """Have `save` fill a folder, add the record, and put it in the place of `out`, whole or not at all."""
 
     def fill(part: Path) -> None:
-        part.mkdir()
         save(part)
         text = json.dumps({"pedyra_version": pedyra.__version__, **record}, indent=2)
         (part / RECORD).write_text(text + "\n", encoding="utf-8")

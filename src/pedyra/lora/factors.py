@@ -5,6 +5,7 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
-from pedyra.lora.observation import Observer, observed
 
 if TYPE_CHECKING:
     from pedyra.lora.start import Start
+
+
+Observer = Callable[[Tensor, Tensor], None]
+"""Is given h = x (E A)^T `(..., r)` and the gradient of the loss with respect to it, in the backward pass: once for
+each call of a layer, under activation checkpointing too, whatever forward computes it."""
+
+
+def observed(h: Tensor, observer: Observer | None) -> Tensor:
+    """h, whose gradient the observer will be given with it."""
+    if observer is not None and h.requires_grad:
+        seen = h.detach()  # a hook that held h itself would keep it alive
+        h.register_hook(lambda g: observer(seen, g))
+    return h
 
 
 class AFactor(nn.Module):
@@ -213,6 +226,15 @@ class BFactor(nn.Linear):
             self.weight = loaded(self.weight, weight, local_metadata)
         if self.bias is not None and prefix + "bias" in state_dict:
             self.bias = loaded(self.bias, state_dict[prefix + "bias"], local_metadata)
+
+
+def linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
+    """An ordinary slot that holds these very Parameters; of a rank of 1 or more."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    made.weight = weight
+    if bias is not None:
+        made.bias = bias
+    return made
 
 
 def renewed(old: Tensor, value: Tensor) -> Tensor:

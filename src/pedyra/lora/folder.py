@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pedyra.lora.files import check_shape
@@ -112,11 +114,8 @@ class SavedLora:
 
 def read_lora(path: Path, title: str | None = None) -> SavedLora:
     """Read the adapter of a run folder, or any PEFT LoRA folder. The scaling is PEFT's: alpha / r, or alpha / sqrt(r)
-    with rsLoRA, by `alpha_pattern` and `rank_pattern`.
-
-    Raises:
-        ValueError: no adapter is there, it is no LoRA, or its two files do not fit each other.
-    """
+    with rsLoRA, by `alpha_pattern` and `rank_pattern`. Raises ValueError: no adapter is there, it is no LoRA, or its
+    two files do not fit each other."""
     folder = find_adapter(path)
     config = read_adapter_config(folder)
     if config["peft_type"] != "LORA":
@@ -133,12 +132,21 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
     return SavedLora(title or str(folder), folder, config, tensors, layers)
 
 
-def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
-    """The adapter on `base`, as PEFT loads it.
+def save_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write the two files of a PEFT LoRA folder into a new folder."""
+    folder.mkdir()
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    Raises:
-        ValueError: its files are damaged, or do not fit this model.
-    """
+
+def whole_number(value: float) -> int | float:
+    """A whole number as an int, as readers expect of lora_alpha."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-9) else value
+
+
+def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **options: Any) -> PeftModel:
+    """The adapter on `base`, as PEFT loads it. Raises ValueError: its files are damaged, or do not fit this model."""
     title = title or str(folder)
     check_config_patterns(read_adapter_config(folder), [name for name, _ in base.named_modules()], title)
     try:
@@ -170,11 +178,8 @@ def check_config_patterns(config: dict[str, Any], names: Iterable[str], title: s
 
 
 def check_plain(lora: SavedLora) -> None:
-    """Refuse an adapter whose files alone do not give the update of the base model as scaling * B A.
-
-    Raises:
-        ValueError: a start that rewrote the base (PiSSA outside pedyra, LoftQ), or a variant of LoRA.
-    """
+    """Refuse an adapter whose files alone do not give the update of the base model as scaling * B A. Raises ValueError:
+    a start that rewrote the base (PiSSA outside pedyra, LoftQ), or a variant of LoRA."""
     start = lora.config.get("init_lora_weights", True)
     if isinstance(start, str) and start not in _PLAIN_STARTS:
         raise ValueError(

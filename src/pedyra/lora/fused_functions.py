@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pedyra.lora.observation import Observer, observed
+from pedyra.lora.factors import Observer, observed
 from pedyra.lora.shared_input import Handover
 
 

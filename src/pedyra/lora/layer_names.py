@@ -54,10 +54,8 @@ for pattern in patterns:
 def check_patterns(patterns: Iterable[str], names: Iterable[str]) -> None:
     """Refuse regular expressions of a file that cannot be matched with these names, or not within two seconds.
 
-    They are tried in a process of its own, since nothing can end a search in this one. PEFT's way is followed.
-
-    Raises:
-        ValueError: with the pattern, or what they are together.
+    They are tried in a process of its own, since nothing can end a search in this one. PEFT's way is followed. Raises
+    ValueError: with the pattern, or what they are together.
     """
     odd = [pattern for pattern in patterns if not re.fullmatch(r"\^?(\\[.-]|[\w.-])*", pattern)]
     if not odd:

@@ -10,7 +10,6 @@ from typing import Any
 
 import transformers
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.hub import told_by_hub, trusts_remote_code
+from pedyra.lora.layer import lora_layers
 from pedyra.lora.start import ends
 
 # Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.
@@ -52,11 +52,8 @@ class Merged:
 
 
 def merge_live(model: PeftModel, adapter_name: str) -> Merged:
-    """Merge a copy of a live model; the model itself stays as it is.
-
-    Raises:
-        ValueError: the base is quantised or no transformers model, or an adapter is merged into it already.
-    """
+    """Merge a copy of a live model; the model itself stays as it is. Raises ValueError: the base is quantised or no
+    transformers model, or an adapter is merged into it already."""
     base = model.get_base_model()
     _check_base(base)
     for name, module in base.named_modules():
@@ -64,7 +61,6 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
             raise ValueError(
                 f"adapter {module.merged_adapters[0]!r} is merged into {name}; call unmerge_adapter() first"
             )
-    _check_untied(base, adapter_name)
     _check_unshared(base, adapter_name)
     # A hook may hold its allocator and optimizer, which must not be copied along.
     memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
@@ -73,15 +69,11 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
 
 
 def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora: SavedLora) -> Merged:
-    """Merge a saved adapter into `base`, which is taken over.
-
-    Raises:
-        ValueError: a quantised base, one that does not fit the adapter, or a start that cannot be repeated.
-    """
+    """Merge a saved adapter into `base`, which is taken over. Raises ValueError: a quantised base, one that does not
+    fit the adapter, or a start that cannot be repeated."""
     check_repeatable(lora)
     _check_base(base)
     adapted = _adapted(base, lora)
-    _check_untied(adapted.get_base_model(), "default")
     _check_unshared(adapted.get_base_model(), "default")
     try:
         return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
@@ -118,32 +110,23 @@ def _check_base(base: nn.Module) -> None:
         )
 
 
-def _check_untied(base: Any, adapter_name: str) -> None:
-    """Refuse a LoRA of a head, or of embeddings, that share their weight: merging into one would change both."""
+def _check_unshared(base: Any, adapter_name: str) -> None:
+    """Refuse layers that share one weight, of which each would be merged into all of them: a head and its embeddings
+    (tied), or what `layer_replication` has repeated."""
     into, out = ends(base)
-    adapted = [each for each in (into, out) if isinstance(each, LoraLayer) and _changes(each, adapter_name)]
-    if adapted and into is not None and out is not None and _weight(into) is _weight(out):
+    adapted = {id(layer.module): layer for layer in lora_layers(base, adapter_name)}
+    if {id(into), id(out)} & adapted.keys() and into is not None and out is not None and _weight(into) is _weight(out):
         raise ValueError(
             f"the adapter changes the output layer or the embeddings of a {type(base).__name__}, in which they share "
             f"one weight, so merging would change both; export target peft, or train without that layer"
         )
-
-
-def _check_unshared(base: nn.Module, adapter_name: str) -> None:
-    """Refuse layers that share one weight (`layer_replication`), of which each would be merged into all of them."""
     seen: dict[int, str] = {}
-    for name, module in base.named_modules():
-        if not isinstance(module, LoraLayer) or not _changes(module, adapter_name):
-            continue
-        other = seen.setdefault(id(_weight(module)), name)
-        if other != name:
+    for layer in adapted.values():
+        other = seen.setdefault(id(_weight(layer.module)), layer.name)
+        if other != layer.name:
             raise ValueError(
-                f"{other} and {name} share one weight, which merging would change for both; export target peft"
+                f"{other} and {layer.name} share one weight, which merging would change for both; export target peft"
             )
-
-
-def _changes(layer: LoraLayer, adapter_name: str) -> bool:
-    return adapter_name in layer.lora_A or adapter_name in layer.lora_embedding_A
 
 
 def _weight(module: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +25,7 @@ class Replacement:
     num_new: int
 
 
-@dataclass(frozen=True)
-class NewTriples:
+class NewTriples(NamedTuple):
     """Triples to append: A `(n, in)`, E `(n,)` (longer where E is no diagonal), B `(out, n)`."""
 
     A: Tensor
@@ -38,16 +38,13 @@ def resized(layer: AdaptedLayer, pruned: Sequence[int], new: NewTriples | None) 
     """The three factors the layer would have without `pruned` and with `new`; the layer itself is not touched."""
     gone = set(pruned)
     assert not gone or layer.a.E.shape == (layer.rank,), "an E that is no diagonal can only grow"
-    parts: tuple[tuple[Tensor, int, Tensor | None], ...] = (
-        (layer.a.A, 0, new and new.A),
-        (layer.a.E, 0, new and new.E),
-        (layer.b.weight, 1, new and new.B),
-    )
+    kept_of = {
+        count: torch.tensor([i for i in range(count) if i not in gone], dtype=torch.long, device=layer.a.A.device)
+        for count in {layer.rank, len(layer.a.E)}
+    }
     replacements = []
-    rows = {n: _without(gone, n, layer.a.A.device) for n in {old.shape[dim] for old, dim, _ in parts}}
-    for old, dim, added in parts:
-        kept = rows[old.shape[dim]]
-        num_new = 0 if added is None else added.shape[dim]
+    for old, dim, added in zip(layer.factors, (0, 0, 1), new or (None,) * 3, strict=True):
+        kept, num_new = kept_of[old.shape[dim]], 0 if added is None else added.shape[dim]
         value = rows_kept(old.detach(), dim, kept, num_new, added)
         replacements.append(Replacement(old, renewed(old, value), dim, kept, num_new))
     return replacements
@@ -61,10 +58,6 @@ def rows_kept(value: Tensor, dim: int, kept: Tensor, num_new: int = 0, new: Tens
     shape = list(rows.shape)
     shape[dim] = num_new
     return torch.cat([rows, rows.new_zeros(shape) if new is None else new.to(rows)], dim)
-
-
-def _without(gone: set[int], count: int, device: torch.device) -> Tensor:
-    return torch.tensor([i for i in range(count) if i not in gone], dtype=torch.long, device=device)
 
 
 def install(changes: Iterable[tuple[AdaptedLayer, Sequence[Replacement]]]) -> None:

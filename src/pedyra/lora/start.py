@@ -43,10 +43,7 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) 
     """Refuse layers whose weight cannot take back what a triple began as, or is saved with the adapter.
 
     PEFT saves heads where one of its `EMBEDDING_LAYER_NAMES` is adapted; what we save is relative to the weight before
-    the start.
-
-    Raises:
-        ValueError: naming the layer and the repair.
+    the start. Raises ValueError: naming the layer and the repair.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     saves_heads = any(layer.name.split(".")[-1] in EMBEDDING_LAYER_NAMES for layer in layers)
@@ -157,11 +154,8 @@ def follow(layer: AdaptedLayer, kept: Tensor, num_new: int) -> None:
 
 @torch.no_grad()
 def follow_loaded(layer: AdaptedLayer, weight_too: bool) -> None:
-    """After a load: the weight becomes the one that the loaded triples belong to, or (`weight_too`) already is.
-
-    Raises:
-        RuntimeError: as torch's for a state that does not fit: what they began as is no part of this model's start.
-    """
+    """After a load: the weight becomes the one that the loaded triples belong to, or (`weight_too`) already is. Raises
+    RuntimeError: as torch's for a state that does not fit: what they began as is no part of this model's start."""
     A, B, start = layer.a.loaded_origin, layer.b.loaded_origin, layer.a.start
     layer.a.loaded_origin = layer.b.loaded_origin = None
     if A is None or B is None or start is None or A.shape[0] != B.shape[1]:

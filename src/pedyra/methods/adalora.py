@@ -9,27 +9,20 @@ from peft import AdaLoraConfig, PeftModel
 from torch import nn
 
 from pedyra.allocate.schedule import resolve_schedule
-from pedyra.methods.adapter import with_adapter
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running
-from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, require, setting
 
 NO_PENALTY = 1e-300
 """A weight that is 0 in any tensor's precision; peft 0.19 refuses 0 itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaLoraSettings:
+class AdaLoraSettings(Settings):
     """Settings of AdaLoRA."""
 
-    initial_rank: int | None = None
+    initial_rank: int | None = setting(None, least=1)
     """Rank of each layer at the start. None: 1.5 lora.r, the authors' convention."""
-    final_rank: int | None = None
+    final_rank: int | None = setting(None, least=1)
     """Average rank at the end. None: lora.r. With initial_rank lora.r, a run never has more than LoRA's, but for E."""
-
-    def __post_init__(self) -> None:
-        for name in ("initial_rank", "final_rank"):
-            rank = getattr(self, name)
-            require(rank is None or rank >= 1, f"method_settings.{name} is {rank}; a rank is at least 1")
 
 
 def first_and_last_rank(settings: AdaLoraSettings, r: int) -> tuple[int, int]:
@@ -50,18 +43,15 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
 
     `rank.initial_warmup`, `rank.interval` and `rank.final_warmup` are tinit, deltaT and tfinal. `rank.beta1`,
     `rank.beta2` and `rank.orth_weight` (0.1, as in the authors' scripts; PEFT's own 0.5 is in none) are AdaLoRA's.
-    Masked ranks stay in memory and come back between two masks: it is a PEFT property, as are the trainable
-    parameters of the initial rank all along. The penalty is left out while evaluating, so that an evaluation loss is
-    the task's.
-
-    Raises:
-        ValueError: DoRA, rsLoRA or another start, which PEFT's AdaLoRA ignores or refuses.
+    Masked ranks stay in memory and come back between two masks: it is a PEFT property, as are the trainable parameters
+    of the initial rank all along. The penalty is left out while evaluating, so that an evaluation loss is the task's.
+    Raises ValueError: DoRA, rsLoRA or another start, which PEFT's AdaLoRA ignores or refuses.
     """
-    refuse_lora(request, "PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
-    ranks = rank_settings(request, open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
+    request.refuse_lora("PEFT's AdaLoRA does not have it", "use_dora", "use_rslora", "init")
+    ranks = request.rank_settings(open_fields=("beta1", "beta2", "orth_weight"), orth_weight=0.1)
     beta1, beta2 = ranks.beta1, ranks.beta2
     for name, value in (("beta1", beta1), ("beta2", beta2)):
-        require(value > 0, f"rank.{name} is {value}, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
+        require(value > 0, f"rank.{name} is 0, but PEFT's AdaLoRA takes none of 0; raise it, or use adalora-svd")
     lora = request.lora
     initial, final = first_and_last_rank(settings, lora.r)
     config = AdaLoraConfig(
@@ -79,7 +69,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
         orth_reg_weight=ranks.orth_weight,
         total_step=1,  # until the run begins
     )
-    model = with_adapter(request.model, config, request.seed)
+    model = request.with_adapter(config)
     schedule = {name: getattr(ranks, name) for name in ("initial_warmup", "interval", "final_warmup")}
     refused = {
         "load_best_model_at_end": "PEFT cannot load a pruned AdaLoRA adapter into the model that trained it; set it to "

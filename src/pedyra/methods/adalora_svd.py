@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_worth, make_plan, spent
 from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
-from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import elapsed, is_last, lowest_worth, spent, uniform, units
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import rank_settings, refuse_lora
+from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = dict(
@@ -32,9 +29,9 @@ class CubicPruning:
     final: int
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        costs = units(now)
-        part = 1.0 if is_last(now) else elapsed(now)
-        budget = cubic_budget(uniform(self.initial, costs), uniform(self.final, costs), part)
+        costs = now.units
+        part = 1.0 if now.is_last else now.elapsed
+        budget = cubic_budget(self.initial * sum(costs.values()), self.final * sum(costs.values()), part)
         pruned = lowest_worth(scores, costs, spent(now.ranks, costs) - budget, now.min_rank)
         return make_plan(scores, pruned, {}, layer_means(scores))
 
@@ -52,16 +49,15 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
     (its gradient belongs to the former); b_T is reached at the last adjustment, theirs at T - t_f, and no later one
     follows here; the scaling lacks their 1e-5 in the denominator.
     """
-    refuse_lora(request, "AdaLoRA defines its own start and scaling", "init", "use_rslora")
-    config = rank_settings(
-        request,
+    request.refuse_lora("AdaLoRA defines its own start and scaling", "init", "use_rslora")
+    config = request.rank_settings(
         open_fields=("beta1", "beta2", "orth_weight", "budget", "min_rank"),
         **RANK_SETTINGS,
         min_rank=0,
     )
     initial, final = first_and_last_rank(settings, request.lora.r)
-    model = with_lora(request, r=initial)
-    return adaptive(model, ScoredMethod(settings=config, policy=CubicPruning(initial, final)))
+    model = request.with_lora(r=initial)
+    return adaptive(model, ScoredMethod(**config.to_dict(), policy=CubicPruning(initial, final)))
 
 
 METHOD = Method("adalora-svd", "AdaLoRA with ranks that are removed", prepare, AdaLoraSettings, moves_ranks=True)

@@ -10,17 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from pedyra.methods.adapter import with_adapter, with_lora, with_ranks
 from pedyra.methods.data import Data
-from pedyra.methods.hypergradient import gradients_of, hypergradient
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.own_factors import fill, linear_slots
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting, with_ranks
+from pedyra.methods.own_factors import Slot, fill, linear_slots
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +27,19 @@ PASSES_PER_STEP = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoLoraSettings:
+class AutoLoraSettings(Settings):
     """Settings of AutoLoRA's search; the defaults are the authors'."""
 
-    search_rank: int | None = None
+    search_rank: int | None = setting(None, least=2)
     """k, the ranks a layer chooses from. None: lora.r. The ranks found are about half of it and never above."""
-    search_steps: int | None = None
+    search_steps: int | None = setting(None, least=1)
     """Each costs five training steps. None: as many as the run has, which is about how long the authors search."""
-    validation_fraction: float = 0.3
+    validation_fraction: float = setting(0.3, above=0, below=1)
     """Part of the training rows that weighs the ranks; the run's own held-out rows are never looked at."""
-    lower_learning_rate: float = 3e-4
+    lower_learning_rate: float = setting(3e-4, above=0)
     """Of A and B, while searching."""
-    upper_learning_rate: float = 3e-4
+    upper_learning_rate: float = setting(3e-4, above=0)
     """Of the weights of the ranks."""
-
-    def __post_init__(self) -> None:
-        for name in ("lower_learning_rate", "upper_learning_rate"):
-            value = getattr(self, name)
-            require(value > 0, f"method_settings.{name} is {value}; it must be positive")
-        rank, steps, fraction = self.search_rank, self.search_steps, self.validation_fraction
-        require(rank is None or rank >= 2, f"method_settings.search_rank is {rank}; a choice needs 2 ranks or more")
-        require(steps is None or steps >= 1, f"method_settings.search_steps is {steps}; at least 1")
-        require(0 < fraction < 1, f"method_settings.validation_fraction is {fraction}; it must lie in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -67,10 +54,8 @@ class Found:
     seconds: float
 
 
-class WeighedB(nn.Module):
+class WeighedB(Slot):
     """The B slot while searching: h (..., k) -> (softmax(a) * h) B^T (..., out), with B `(out, k)` and a `(k,)`."""
-
-    bias = None
 
     def __init__(self, B: nn.Parameter) -> None:
         super().__init__()
@@ -78,12 +63,9 @@ class WeighedB(nn.Module):
         self.a = nn.Parameter(torch.ones(B.shape[1], device=B.device, dtype=B.dtype))
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """B diag(softmax(a))."""
         return self.B * self.a.softmax(0)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return F.linear(h, self.weight)
 
 
 def rank_of(a: Tensor) -> int:
@@ -138,6 +120,57 @@ def search(
     )
 
 
+def hypergradient(
+    train_loss: Callable[[], Tensor],
+    val_loss: Callable[[], Tensor],
+    lower: Sequence[nn.Parameter],
+    upper: Sequence[nn.Parameter],
+    *,
+    lower_step: Callable[[], None],
+    learning_rate: float,
+) -> list[Tensor]:
+    """dL_val(w'(a), a) / da with w' one lower step from w, by the finite difference of DARTS (Liu et al. 2019).
+
+    dL_val/da (w') - eta (dL_tr/da (w + eps v) - dL_tr/da (w - eps v)) / (2 eps), with v = dL_val/dw (w') and
+    eps = 0.01 / |v|: w' is taken as w - eta dL_tr/dw, whatever the optimizer that makes the step.
+
+    Args:
+        train_loss, val_loss: the losses at the current values of `lower` (w) and `upper` (a), on one batch each.
+        lower_step: takes the step from w to w'; afterwards `lower` has its values of before again.
+        learning_rate: eta.
+    """
+    before = [parameter.detach().clone() for parameter in lower]
+    lower_step()
+    gradients = gradients_of(val_loss(), [*lower, *upper])
+    v, direct = gradients[: len(lower)], gradients[len(lower) :]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part.float()) for part in v])).item()
+    ends = []
+    # At no slope at all the second term is 0 / 0, and its limit is zero.
+    for eps in (0.01 / norm, -0.01 / norm) if norm > 0 else ():
+        with torch.no_grad():
+            for parameter, value, part in zip(lower, before, v, strict=True):
+                parameter.copy_(value + eps * part)
+        # The same dropout at both ends: divided by 2 eps, the difference of two draws would drown the derivative.
+        with torch.random.fork_rng(devices=_devices(lower)):
+            ends.append(gradients_of(train_loss(), upper))
+    with torch.no_grad():
+        for parameter, value in zip(lower, before, strict=True):
+            parameter.copy_(value)
+    if not ends:
+        return direct
+    scale = learning_rate * norm / 0.02
+    return [here - scale * (plus - minus) for here, plus, minus in zip(direct, *ends, strict=True)]
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """dloss/dp of each parameter; zeros for one that the loss does not know."""
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+
+
+def _devices(parameters: Sequence[nn.Parameter]) -> list[int]:
+    return sorted({parameter.get_device() for parameter in parameters if parameter.is_cuda})
+
+
 def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     """Search for a rank per layer, then LoRA from scratch at these ranks on all training rows, scaled by alpha / rank.
 
@@ -146,18 +179,16 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
 
     Departs from the authors' code, and why: a rank counts by softmax(a) >= 1/k, as in their second script (the first
     compares raw a, which the forward never uses); both ends of the finite difference see one draw of dropout, since
-    that of two draws, divided by 2 eps, is noise.
-
-    Raises:
-        ValueError: too few rows to be split, lora.r of 1; DoRA, rsLoRA or another start.
+    that of two draws, divided by 2 eps, is noise. Raises ValueError: too few rows to be split, lora.r of 1; DoRA,
+    rsLoRA or another start.
     """
-    refuse_lora(request, "AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
+    request.refuse_lora("AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
     k = request.lora.r if settings.search_rank is None else settings.search_rank
     require(k >= 2, f"lora.r is {k}, which leaves AutoLoRA no choice; raise it, or give method_settings.search_rank")
     assert request.data is not None
     train, validation = request.data.parts(settings.validation_fraction)
     steps = settings.search_steps or request.steps
-    model = with_lora(request, r=k)
+    model = request.with_lora(r=k)
     found = search(
         model,
         _losses(train),
@@ -171,7 +202,7 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     spent = {"search/steps": found.steps, "search/passes": PASSES_PER_STEP * found.steps}
     spent |= {"search/seconds": round(found.seconds, 3), "search/total_rank": sum(found.ranks.values())}
     config = with_ranks(request.lora, found.ranks)
-    return Adaptation(model=with_adapter(base_model, config, request.seed), spent=spent)
+    return Adaptation(model=request.with_adapter(config, base_model), spent=spent)
 
 
 def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:

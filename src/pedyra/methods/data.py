@@ -33,11 +33,8 @@ class Data:
     batch will do."""
 
     def parts(self, fraction: float) -> tuple[Data, Data]:
-        """Two sources for a search that trains on one and judges on the other.
-
-        Raises:
-            ValueError: one of the two would have no row.
-        """
+        """Two sources for a search that trains on one and judges on the other. Raises ValueError: one of the two would
+        have no row."""
         if self.split is not None:
             return self.split(fraction)
         first, second = (replace(self, batches=partial(self._every_other, start)) for start in (0, 1))

@@ -11,23 +11,18 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Hooks, Method, Request
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Settings, require, setting
 from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
-from pedyra.methods.settings import refuse_lora, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class DyLoraSettings:
+class DyLoraSettings(Settings):
     """Settings of DyLoRA."""
 
     frozen: bool = True
     """Only row b has a gradient, as in the authors' GLUE script, and so learns in one step of r; False: all up to b."""
-    rank: int | None = None
+    rank: int | None = setting(None, least=1)
     """The rank at which the model is evaluated, and to which it is cut after training. None: lora.r, the whole."""
-
-    def __post_init__(self) -> None:
-        require(self.rank is None or self.rank >= 1, f"method_settings.rank is {self.rank}; a rank is at least 1")
 
 
 class NestedRank(Hooks):
@@ -46,11 +41,8 @@ class NestedRank(Hooks):
         self._seed = seed
 
     def choose(self, rank: int) -> None:
-        """Evaluate, merge and cut at this rank from now on.
-
-        Raises:
-            ValueError: no rank of 1 to r, or merged weights, from which another rank would be subtracted.
-        """
+        """Evaluate, merge and cut at this rank from now on. Raises ValueError: no rank of 1 to r, or merged weights,
+        from which another rank would be subtracted."""
         if not 1 <= rank <= self.r:
             raise ValueError(f"rank {rank} is none of this model; it was trained at ranks 1 to {self.r}")
         if rank != self.chosen and any(layer.module.merged for layer in self.layers):
@@ -108,11 +100,8 @@ class NestedB(nn.Module):
 
 
 def nest(model: PeftModel, *, frozen: bool = True, seed: int = 0) -> NestedRank:
-    """Give every LoRA layer of `model` nested factors, with the same Parameters; at rank r nothing changes.
-
-    Raises:
-        ValueError: layers of different ranks, or ones that are no plain linear LoRA.
-    """
+    """Give every LoRA layer of `model` nested factors, with the same Parameters; at rank r nothing changes. Raises
+    ValueError: layers of different ranks, or ones that are no plain linear LoRA."""
     layers = linear_slots(model)
     ranks = sorted({layer.rank for layer in layers})
     if len(ranks) > 1:
@@ -125,11 +114,8 @@ def nest(model: PeftModel, *, frozen: bool = True, seed: int = 0) -> NestedRank:
 
 
 def truncate(model: PeftModel, nested: NestedRank, rank: int) -> None:
-    """Cut every layer to its first `rank` rows: plain LoRA with r = rank and alpha as it was, so alpha / rank.
-
-    Raises:
-        ValueError: as `NestedRank.choose`.
-    """
+    """Cut every layer to its first `rank` rows: plain LoRA with r = rank and alpha as it was, so alpha / rank. Raises
+    ValueError: as `NestedRank.choose`."""
     nested.choose(rank)
     factors = {}
     for layer in nested.layers:
@@ -147,16 +133,14 @@ def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
     Departs from the authors' code, and why: sqrt(r/b) on each of A and B is one r/b on B, the same function; b counts
     ranks, where theirs is an index that is off by one from them; the draws are seeded per step, for exact resumes; a
     rank cannot be changed under merged weights, which corrupts theirs. As theirs, a row outside the draw has a zero
-    gradient but still moves by AdamW's momentum and weight decay.
-
-    Raises:
-        ValueError: a rank above lora.r; DoRA, rsLoRA or a start whose ranks are in no nested order.
+    gradient but still moves by AdamW's momentum and weight decay. Raises ValueError: a rank above lora.r; DoRA, rsLoRA
+    or a start whose ranks are in no nested order.
     """
-    refuse_lora(request, "DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    request.refuse_lora("DyLoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
     r = request.lora.r
     rank = r if settings.rank is None else settings.rank
     require(rank <= r, f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it")
-    model = with_lora(request)
+    model = request.with_lora()
     nested = nest(model, frozen=settings.frozen, seed=request.seed)
     nested.choose(rank)
     return Adaptation(model=model, hooks=nested, finish=lambda: truncate(model, nested, nested.chosen))

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods import adalora_svd
-from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import elapsed, units
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import rank_settings, refuse_lora, require
-from pedyra.pe_dyra.new_triples import orthogonal_rows
+from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
@@ -24,16 +21,13 @@ RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElaLoraSettings:
+class ElaLoraSettings(Settings):
     """Settings of ElaLoRA; the defaults are those of its GLUE scripts."""
 
-    per_layer: int = 2
+    per_layer: int = setting(2, least=1)
     """k: candidates per layer, and so the most ranks it can lose or gain at once."""
     decay: bool = True
     """b(t) = round(b_0 (1 - p^3)) over the window, b_0 = `rank.moves` (4); false: b_0 throughout."""
-
-    def __post_init__(self) -> None:
-        require(self.per_layer >= 1, f"method_settings.per_layer is {self.per_layer}; at least one rank moves")
 
 
 def candidates(scores: Scores, per_layer: int) -> list[tuple[float, int, int, str]]:
@@ -77,20 +71,37 @@ class Elastic:
     settings: ElaLoraSettings
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        factor = 1 - elapsed(now) ** 3 if self.settings.decay else 1.0
+        factor = 1 - now.elapsed**3 if self.settings.decay else 1.0
         ordered = candidates(scores, self.settings.per_layer)
         moves = min(round(self.moves * factor), len(ordered))
         spare = now.spare if now.budget == "parameters" else 0
-        pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, units(now), spare)
+        pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, now.units, spare)
         return make_plan(scores, pruned, added, layer_means(scores))
+
+
+def orthogonal_rows(rows: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Random unit vectors `(num, width)`, orthogonal to the span of `rows` and to each other where the width allows
+    it."""
+    fresh = torch.randn(num, rows.shape[1], generator=generator)
+    stacked = torch.cat([rows.float().cpu(), fresh])
+    # QR of (old | new) columns: its later columns are the new directions, freed of all earlier ones.
+    q = torch.linalg.qr(stacked.T).Q  # (width, min(width, r + num))
+    free = min(q.shape[1] - len(rows), num)
+    if free < num:  # more rows than dimensions: what cannot be orthogonal stays random
+        remainder = fresh[max(free, 0) :]
+        remainder = remainder / remainder.norm(dim=1, keepdim=True)
+        directions = torch.cat([q[:, len(rows) :].T[: max(free, 0)], remainder])
+    else:
+        directions = q[:, len(rows) :].T
+    return directions
 
 
 def orthogonal_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
     """Unit vectors orthogonal to the layer's rows and columns, and e = min(min |E|, 1e-13)."""
     E = layer.a.E.detach().abs()
     smallest = min(float(E.min()), 1e-13) if len(E) else 1e-13
-    A = orthogonal_rows(layer.a.A.detach(), num, norm=1.0, generator=generator)
-    B = orthogonal_rows(layer.b.weight.detach().T, num, norm=1.0, generator=generator)
+    A = orthogonal_rows(layer.a.A.detach(), num, generator)
+    B = orthogonal_rows(layer.b.weight.detach().T, num, generator)
     return NewTriples(A, torch.full((num,), smallest), B.T)
 
 
@@ -106,20 +117,19 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     orthogonal to the span of the old ones (their single Gram-Schmidt pass is so only for orthonormal rows); the scores
     read the weight before the optimizer step.
     """
-    refuse_lora(request, "ElaLoRA defines its own start and scaling", "init", "use_rslora")
+    request.refuse_lora("ElaLoRA defines its own start and scaling", "init", "use_rslora")
     if request.lora.r < 2:
         raise ValueError("lora.r is 1, but ElaLoRA never takes a layer's last rank, so nothing can move; raise lora.r")
-    config = rank_settings(
-        request,
+    config = request.rank_settings(
         open_fields=("moves", "beta1", "beta2", "orth_weight", "budget", "max_rank"),
         **RANK_SETTINGS,
         moves=4,
     )
     assert config.moves is not None
     method = ScoredMethod(
-        settings=config, policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
+        **config.to_dict(), policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
     )
-    return adaptive(with_lora(request), method)
+    return adaptive(request.with_lora(), method)
 
 
 METHOD = Method(

@@ -9,42 +9,33 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, PeftModel, initialize_lora_eva_weights
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from pedyra.methods.adapter import with_adapter
+from pedyra.lora.layer import lora_layers
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Method, Request, changed
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, changed, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaSettings:
+class EvaSettings(Settings):
     """Settings of EVA; the names are those of peft.EvaConfig."""
 
-    rho: float = 2.0
+    rho: float = setting(2.0, least=1)
     """A layer's rank is at most rho r."""
-    tau: float = 0.99
+    tau: float = setting(0.99, above=0, below=1)
     """Cosine similarity at which a component counts as converged."""
     whiten: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.rho >= 1, f"method_settings.rho is {self.rho}; a layer's rank is at most rho r, so 1 or more")
-        require(0 < self.tau < 1, f"method_settings.tau is {self.tau}; a cosine similarity in (0, 1)")
 
 
 def prepare(request: Request, settings: EvaSettings) -> Adaptation:
     """LoRA whose A rows are the top right-singular vectors of the layer's inputs over the training rows, B = 0.
 
     The budget of layers x r ranks goes, once, to the components that explain most variance over all layers; a layer
-    that gets none is not adapted. The scaling stays alpha / r. Padding, and for causal_lm the prompt (label -100),
-    are left out, as in PEFT.
-
-    Raises:
-        ValueError: another start, a batch with fewer vectors than rho r for some layer, or a layer with narrower
-            inputs or none.
+    that gets none is not adapted. The scaling stays alpha / r. Padding, and for causal_lm the prompt (label -100), are
+    left out, as in PEFT. Raises ValueError: another start, a batch with fewer vectors than rho r for some layer, or a
+    layer with narrower inputs or none.
     """
-    refuse_lora(request, "EVA is a start of its own", "init")
+    request.refuse_lora("EVA is a start of its own", "init")
     data = request.data
     assert data is not None
     start = EvaConfig(rho=settings.rho, tau=settings.tau, whiten=settings.whiten)
@@ -66,7 +57,7 @@ def prepare(request: Request, settings: EvaSettings) -> Adaptation:
 
     with warnings.catch_warnings():  # that it could begin without weights: the check below needs them
         warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")
-        model = with_adapter(request.model, config, request.seed)
+        model = request.with_adapter(config)
     _check_layers(model, lambda: data.loss(model, first), needed)
     initialize_lora_eva_weights(
         model,
@@ -95,10 +86,9 @@ class _Batches:
 def _check_layers(model: PeftModel, forward: Callable[[], object], needed: int) -> None:
     """One forward pass: a layer that sees no input, or is too narrow for its components, is told by name."""
     seen: set[str] = set()
-    base: Any = model.get_base_model()
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    layers = {layer.name: layer.module for layer in lora_layers(model, "default")}
     hooks = [
-        layer.register_forward_pre_hook(lambda module, args, name=name: seen.add(name))  # type: ignore[attr-defined]
+        layer.register_forward_pre_hook(lambda module, args, name=name: seen.add(name))
         for name, layer in layers.items()
     ]
     with torch.no_grad():
@@ -106,15 +96,14 @@ def _check_layers(model: PeftModel, forward: Callable[[], object], needed: int) 
     for hook in hooks:
         hook.remove()
     for name, layer in layers.items():
-        width: Any = layer.in_features
         if name not in seen:
             raise ValueError(
                 f"{name} takes no part in the forward pass, so EVA has no inputs to look at; leave it out with "
                 f"lora.exclude_modules"
             )
-        if width < needed:
+        if layer.in_features < needed:
             raise ValueError(
-                f"the inputs of {name} have {width} components, but EVA looks for {needed} (lora.r x "
+                f"the inputs of {name} have {layer.in_features} components, but EVA looks for {needed} (lora.r x "
                 f"method_settings.rho); lower one of them"
             )
 

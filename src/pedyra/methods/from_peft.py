@@ -1,15 +1,20 @@
-"""Methods that are a LoraConfig and nothing else: PEFT's own, never rewritten."""
+"""Methods that are a LoraConfig, or an optimizer of PEFT, and nothing else: never rewritten."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+from peft.optimizers import create_loraplus_optimizer
+from torch.optim import Optimizer
+
 from pedyra.lora.attach import attach, train_e
-from pedyra.methods.adapter import is_quantised, with_lora
-from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, setting
 
 
 def lora(request: Request) -> Adaptation:
     """LoRA (Hu et al. 2021), as the run asks for it; DoRA (Liu et al. 2024) where it has `use_dora`."""
-    return Adaptation(model=with_lora(request))
+    return Adaptation(model=request.with_lora())
 
 
 def pissa(request: Request) -> Adaptation:
@@ -23,7 +28,7 @@ def pissa(request: Request) -> Adaptation:
     own = isinstance(init, str) and init.startswith("pissa")
     if not own and init is not True:
         raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
-    model = with_lora(request, init_lora_weights=init if own else "pissa")
+    model = request.with_lora(init_lora_weights=init if own else "pissa")
     train_e(attach(model), False)
     return Adaptation(model=model)
 
@@ -31,18 +36,41 @@ def pissa(request: Request) -> Adaptation:
 def qlora(request: Request) -> Adaptation:
     """QLoRA (Dettmers et al. 2023): LoRA over frozen weights in 4 bits (NF4, double quantisation).
 
-    The adapter is LoRA's, and so is its number of parameters; packed weights halve the denominator of a percentage.
-    The authors' paged AdamW is `training.optim: paged_adamw_32bit`; methods that move ranks refuse it.
-
-    Raises:
-        ValueError: the base model is not quantised.
+    The adapter is LoRA's, and so is its number of parameters; packed weights halve the denominator of a percentage. The
+    authors' paged AdamW is `training.optim: paged_adamw_32bit`; methods that move ranks refuse it. Raises ValueError:
+    the base model is not quantised.
     """
     if not is_quantised(request.model):
         raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
-    return Adaptation(model=with_lora(request))
+    return Adaptation(model=request.with_lora())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPlusSettings(Settings):
+    """Settings of LoRA+."""
+
+    ratio: float = setting(16.0, least=1)
+    """Learning rate of B over that of A. The authors use 10 to 80 with about half of LoRA's rate; 16 is the paper's."""
+
+
+def loraplus(request: Request, settings: LoraPlusSettings) -> Adaptation:
+    """LoRA, with `training.learning_rate` for A and `ratio` times that for B, and for biases, as PEFT groups them.
+
+    Departs from the authors' code in nothing; it is PEFT's `create_loraplus_optimizer` with `training.weight_decay`.
+    """
+    model = request.with_lora()
+
+    def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
+        arguments = {**arguments, "loraplus_weight_decay": weight_decay}
+        return create_loraplus_optimizer(model, kind, loraplus_lr_ratio=settings.ratio, **arguments)
+
+    return Adaptation(model=model, optimizer=make_optimizer)
 
 
 LORA = Method("lora", "LoRA (Hu et al. 2021)", lora, takes_ranks=True)
+LORA_PLUS = Method(
+    "lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", loraplus, LoraPlusSettings, takes_ranks=True
+)
 PISSA = Method("pissa", "LoRA from the weight's top triples (Meng et al. 2024)", pissa, takes_ranks=True)
 DORA = Method(
     "dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", lora, takes_ranks=True, lora={"use_dora": True}

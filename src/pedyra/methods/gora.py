@@ -9,40 +9,29 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers import set_seed
 
-from pedyra.lora.layer import rank_parameters
-from pedyra.methods.adapter import is_quantised, with_adapter, with_lora, with_ranks
+from pedyra.lora.layer import lora_layers, rank_parameters
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, require, setting, with_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoraSettings:
+class GoraSettings(Settings):
     """Settings of GoRA; the defaults are those of the authors' scripts, relative to lora.r where theirs is 8."""
 
-    steps: int = 32
+    steps: int = setting(32, above=0)
     """n: batches whose gradient is averaged."""
-    eta: float = 5e-2
+    eta: float = setting(5e-2, above=0)
     """eta_0: the start is about one step of this size down the gradient, within the span of A."""
-    min_rank: int | None = None
+    min_rank: int | None = setting(None, least=1)
     """None: half of lora.r, at least 1."""
-    max_rank: int | None = None
+    max_rank: int | None = setting(None, least=1)
     """None: 4 lora.r."""
-    memory_mb: int = 256
+    memory_mb: int = setting(256, above=0)
     """Dense gradients held at a time; more layers than fit are done one group after another, each over all batches."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "eta", "memory_mb"):
-            value = getattr(self, name)
-            require(value > 0, f"method_settings.{name} is {value}; it must be positive")
-        for name in ("min_rank", "max_rank"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"method_settings.{name} is {value}; at least 1")
 
 
 def ranks_of(
@@ -75,12 +64,10 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
 
     Departs from the authors' code, and why: B starts against the gradient (the sign is missing in theirs, though its
     own error measure compares with -eta G); of a layer's gradient only mean |W * G| and G A^T are kept, where theirs
-    holds all layers' on the CPU.
-
-    Raises:
-        ValueError: a quantised model, whose weights have no gradient; DoRA, rsLoRA, or another start.
+    holds all layers' on the CPU. Raises ValueError: a quantised model, whose weights have no gradient; DoRA, rsLoRA, or
+    another start.
     """
-    refuse_lora(request, "GoRA defines its own start and scaling", "init", "use_rslora", "use_dora")
+    request.refuse_lora("GoRA defines its own start and scaling", "init", "use_rslora", "use_dora")
     if is_quantised(request.model):
         raise ValueError(
             "the base model is quantised, but GoRA needs the gradient of the weights, which quantised ones do not "
@@ -93,7 +80,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
         min_rank <= r <= max_rank,
         f"method_settings.min_rank {min_rank} and max_rank {max_rank} must enclose lora.r {r}",
     )
-    probe = with_lora(request, r=max_rank)
+    probe = request.with_lora(r=max_rank)
     assert request.data is not None
     observed = observe(probe, request.data, settings, request.seed)
     base_model: Any = probe.unload()  # type: ignore[operator]
@@ -104,7 +91,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
     config = with_ranks(
         request.lora, ranks, {name: request.lora.lora_alpha * rank**0.5 for name, rank in ranks.items()}
     )
-    model = with_adapter(base_model, config, request.seed)
+    model = request.with_adapter(config, base_model)
     with torch.no_grad():
         for name, layer in _layers(model):
             seen, rank = observed[name], ranks[name]
@@ -152,8 +139,7 @@ def observe(model: PeftModel, data: Data, settings: GoraSettings, seed: int) -> 
 
 
 def _layers(model: nn.Module) -> list[tuple[str, Any]]:
-    base = model.get_base_model()  # type: ignore[operator]
-    return [(name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    return [(layer.name, layer.module) for layer in lora_layers(model, "default")]
 
 
 def _groups(layers: list[tuple[str, Any]], limit: int) -> Iterator[list[tuple[str, Any]]]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pedyra.methods.adapter import with_lora
 from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.own_factors import Factors, fill, linear, linear_slots, write_plain
-from pedyra.methods.settings import refuse_lora
+from pedyra.methods.own_factors import Factors, Slot, fill, linear, linear_slots, write_plain
 
 
-class GradedA(nn.Module):
+class GradedA(Slot):
     """The `lora_A` slot: x (..., in) -> E A x (..., r), with A `(r, in)` trained and E `(r,)` not."""
 
-    bias = None  # an nn.Linear's attribute that PEFT reads
     E: Tensor
 
     def __init__(self, A: nn.Parameter) -> None:
@@ -25,11 +21,8 @@ class GradedA(nn.Module):
         self.register_buffer("E", grades(len(A)).to(A), persistent=False)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         return self.E[:, None] * self.A
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
 
 
 def grades(rank: int) -> Float[Tensor, " r"]:
@@ -42,13 +35,10 @@ def prepare(request: Request) -> Adaptation:
     """LoRA with a fixed E that falls from rank to rank, so the first ranks learn first and hold most of the update.
 
     Departs from the authors, who take E away after training: here it is folded into A, so that what is saved is what
-    was trained. `pedyra bench cuts` keeps the first ranks of each layer.
-
-    Raises:
-        ValueError: DoRA or another start.
+    was trained. `pedyra bench cuts` keeps the first ranks of each layer. Raises ValueError: DoRA or another start.
     """
-    refuse_lora(request, "graded ranks scale LoRA's own start", "init", "use_dora")
-    model = with_lora(request)
+    request.refuse_lora("graded ranks scale LoRA's own start", "init", "use_dora")
+    model = request.with_lora()
     layers = linear_slots(model)
     for layer in layers:
         fill(layer, GradedA(layer.a.A), linear(layer.b.weight))

@@ -15,14 +15,11 @@ from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import is_last
-from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running
-from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import update_sensitivity_
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+from pedyra.pe_dyra.triple_scores import ScoreState
 
 RESERVE_E = 1e-5
 _BLOCK_ELEMENTS = 1 << 20
@@ -32,19 +29,14 @@ RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", ort
 
 
 @dataclass(frozen=True, kw_only=True)
-class IncreLoraSettings:
+class IncreLoraSettings(Settings):
     """Settings of IncreLoRA."""
 
-    top: int | None = None
+    top: int | None = setting(None, least=1)
     """h: layers that grow at each adjustment. None: as many as reach the budget by the last adjustment."""
-    add: int | None = None
+    add: int | None = setting(None, least=1)
     """Ranks a growing layer gains, and holds in reserve. None: lora.r / 2, the authors' default, which their scripts
     keep but for MNLI and SQuAD (1)."""
-
-    def __post_init__(self) -> None:
-        for name in ("top", "add"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"method_settings.{name} is {value}; at least 1")
 
 
 def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
@@ -63,7 +55,7 @@ def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tens
     return total / (A.shape[1] * B.shape[0]) ** 0.5
 
 
-class DenseSensitivity(LayerScores):
+class DenseSensitivity(ScoreState):
     """Eq. (3)'s two averages of `dense_sensitivity`; a layer's score is their product.
 
     Hooks on the two slots see the input and, in the backward pass, the gradient; the dense gradient is never kept. With
@@ -168,7 +160,7 @@ class GrowFromReserve:
         below = {name: rank for name, rank in active.items() if rank + self.add <= now.max_ranks[name]}
         gains = growth(layer_scores, below, missing, self._top(now), self.add)
         rescale = {name: active[name] / (active[name] + gain) for name, gain in gains.items()}
-        if gains and sum(gains.values()) < missing and not is_last(now):
+        if gains and sum(gains.values()) < missing and not now.is_last:
             return make_plan(scores, {}, gains, layer_scores, rescale)
         # The budget is met, or no layer can grow: what is not activated of the reserve goes.
         unused = {name: self.add - gains.get(name, 0) for name in active}
@@ -239,20 +231,19 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     alone: one row at the default start, so that it holds lengths and no angles, and is 2.2 times smaller there.
     `rank.orth_weight: 0` switches it off.
     """
-    refuse_lora(request, "IncreLoRA defines its own start and scaling", "init", "use_rslora")
+    request.refuse_lora("IncreLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but IncreLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_settings(
-        request,
+    config = request.rank_settings(
         open_fields=("beta1", "beta2", "orth_weight"),
         **RANK_SETTINGS,
     )
     add = final // 2 if settings.add is None else settings.add
-    model = with_lora(request, r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
+    model = request.with_lora(r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
     policy = GrowFromReserve(final, add, settings.top)
     method = ScoredMethod(
-        settings=config,
+        **config.to_dict(),
         policy=policy,
         scores=DenseSensitivity,
         new_triples=reserve_triples,

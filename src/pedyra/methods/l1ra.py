@@ -11,17 +11,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin
+from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin, spent
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import spent, uniform, units
-from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running
-from pedyra.methods.optimizers import groups_with_gates
-from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
+from pedyra.methods.own_factors import groups_with_gates
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
+from pedyra.pe_dyra.triple_scores import ScoreState
 
 RANK_SETTINGS: dict[str, Any] = dict(
     interval=0.1,
@@ -35,30 +32,25 @@ RANK_SETTINGS: dict[str, Any] = dict(
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1raSettings:
+class L1raSettings(Settings):
     """Settings of L1RA; the defaults are the authors'."""
 
-    gate_learning_rate: float = 1e-2
+    gate_learning_rate: float = setting(1e-2, above=0)
     """eta_c, constant over the run."""
-    l1: float = 1e-3
+    l1: float = setting(1e-3, above=0)
     """lambda: every step takes eta_c lambda off each gate, beside what Adam does."""
-    threshold: float = 1e-6
+    threshold: float = setting(1e-6, above=0)
     """A gate below it is closed."""
 
-    def __post_init__(self) -> None:
-        for name in ("gate_learning_rate", "l1", "threshold"):
-            value = getattr(self, name)
-            require(value > 0, f"method_settings.{name} is {value}; it must be positive")
 
-
-class Gates(LayerScores):
+class Gates(ScoreState):
     """A triple's score is its gate, E."""
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ())
 
     @torch.no_grad()
-    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
+    def triple_scores(self) -> dict[str, list[float]]:
         return {layer.name: layer.a.E.tolist() for layer in self.layers}
 
 
@@ -85,8 +77,8 @@ class MoveClosed:
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         lowest = {name: min(gates) for name, gates in scores.items()}
         ranking = sorted((name for name in scores if name not in pruned), key=lambda name: -lowest[name])
-        costs = units(now)
-        spare = uniform(self.rank, costs) - spent(left, costs)
+        costs = now.units
+        spare = self.rank * sum(costs.values()) - spent(left, costs)
         return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, costs, spare), lowest)
 
 
@@ -133,16 +125,16 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     Departs from the authors' code, and why: Adam's state follows the kept rows, theirs is dropped at every update;
     when every layer loses a rank, the ranks wait for the next adjustment.
     """
-    refuse_lora(request, "L1RA defines its own scaling", "use_rslora")
+    request.refuse_lora("L1RA defines its own scaling", "use_rslora")
     if request.lora.init_lora_weights not in (True, "gaussian"):
         raise ValueError(
             f"lora.init is {request.lora.init_lora_weights!r}, but L1RA starts at A ~ N(0, 1/r^2); leave it out"
         )
-    config = rank_settings(request, open_fields=("budget", "max_rank"), **RANK_SETTINGS)
-    model = with_lora(request, init_lora_weights="gaussian")
+    config = request.rank_settings(open_fields=("budget", "max_rank"), **RANK_SETTINGS)
+    model = request.with_lora(init_lora_weights="gaussian")
     policy = MoveClosed(request.lora.r, settings.threshold)
     method = ScoredMethod(
-        settings=config,
+        **config.to_dict(),
         policy=policy,
         scores=Gates,
         new_triples=gated_triples,

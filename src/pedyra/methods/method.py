@@ -1,4 +1,4 @@
-"""What a method is given, what it gives back, and what it may do around a training step. It knows no Trainer.
+"""What a method is given, what it gives back, and what methods share. It knows no Trainer.
 
 `pedyra.methods.loop` runs an `Adaptation` in a loop of one's own, `pedyra.methods.trainer` in transformers' Trainer.
 """
@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import inf, isfinite
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.optim import Optimizer
+from transformers import set_seed
 
 from pedyra.allocate.contract import RankMethod
 from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.lora.attach import attach, train_e
+from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.data import Data
+from pedyra.pe_dyra.config import RankSettings
+from pedyra.pe_dyra.scored import Policy, ScoredMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,66 @@ class Request:
     """Optimizer steps of the run."""
     data: Data | None = None
     """The training batches, for methods that look at them first (eva, gora, autolora)."""
+
+    def with_lora(self, **changes: Any) -> PeftModel:
+        """The base model with the LoRA, some of its fields changed (e.g. r=12). Raises ValueError: PiSSA's start
+        on a quantised model; an unknown start."""
+        config = changed(self.lora, **changes)
+        init = config.init_lora_weights
+        if str(init).startswith("pissa") and is_quantised(self.model):
+            raise ValueError(
+                "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; "
+                "set model.quantization to none, or use another lora.init (method pissa: method qlora)"
+            )
+        try:
+            return self.with_adapter(config)
+        except ValueError as error:
+            if "init_lora_weights" not in str(error):
+                raise
+            raise ValueError(
+                f"lora.init is {init!r}, which PEFT does not take ({error}); use true, or a start that it knows, "
+                f"e.g. gaussian, pissa, olora, orthogonal"
+            ) from error
+
+    def with_adapter(self, config: PeftConfig, base: nn.Module | None = None) -> PeftModel:
+        """The base model with the adapter of `config`, drawn with the seed, which the global seeds are set to."""
+        set_seed(self.seed)
+        model = get_peft_model(self.model if base is None else base, config)  # type: ignore[arg-type]
+        assert isinstance(model, PeftModel)
+        return model
+
+    def refuse_lora(self, reason: str, *names: str) -> None:
+        """Raise ValueError, with the reason, if one of these fields of the LoRA is not at its default."""
+        for name in names:
+            field = {"init": "init_lora_weights"}.get(name, name)
+            value, default = getattr(self.lora, field), LoraConfig.__dataclass_fields__[field].default
+            if value != default:
+                raise ValueError(
+                    f"lora.{name} is {value!r}, but {reason}; leave it at {default!r} with method {self.method}"
+                )
+
+    def rank_settings(self, *, open_fields: Sequence[str] = (), **fixed: Any) -> RankSettings:
+        """The settings of a rival that scores triples: `fixed` over the defaults; schedule and `open_fields` as given.
+
+        An open field may be in `fixed` too, as the method's own default. Fields of `rank` that are neither have no
+        part in the method and are passed over, as method lora does with all of them: recipes of a comparison share
+        them. Raises ValueError: `rank` contradicts a field that makes the method what it is.
+        """
+        free = {*SCHEDULE, "fused", "seed", *open_fields}
+        for name, value in self.rank.items():
+            if name in fixed and name not in free and value != fixed[name]:
+                raise ValueError(
+                    f"rank.{name} is {value!r}, but method {self.method} is defined by {fixed[name]!r}; remove it"
+                )
+        return RankSettings(**{"seed": self.seed, **SCORED, **fixed, **self._given(free)})
+
+    def ablation(self, policy: Policy, *open_fields: str, **more: Any) -> ScoredMethod:
+        """PE-DyRA with another policy: the paper's settings, and what `rank` gives of `SCORE_FIELDS` and of these."""
+        given = self._given({*SCHEDULE, "fused", "seed", *SCORE_FIELDS, *open_fields})
+        return ScoredMethod(**{"seed": self.seed, **given}, policy=policy, **more)
+
+    def _given(self, free: Collection[str]) -> dict[str, Any]:
+        return {name: value for name, value in self.rank.items() if name in free}
 
 
 def changed(lora: LoraConfig, **changes: Any) -> LoraConfig:
@@ -137,12 +203,8 @@ class Method:
         return [] if self.settings is None else [each.name for each in fields(self.settings)]
 
     def prepare(self, request: Request) -> Adaptation:
-        """Give the base model its adapter.
-
-        Raises:
-            ValueError: a setting that the method does not have, with the nearest, or what it cannot do; with the
-                value, the rule and the repair.
-        """
+        """Give the base model its adapter. Raises ValueError: a setting that the method does not have, with the
+        nearest, or what it cannot do; with the value, the rule and the repair."""
         known = self.setting_names
         for name in request.settings:
             if name not in known:
@@ -159,3 +221,84 @@ class Method:
         """
         nearest = getattr(self.settings, "nearest", None)
         return [] if nearest is None else nearest(request, parameters)
+
+
+# The adapter of a request.
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether the frozen weights are in 4 or 8 bits, as transformers marks its models."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def with_ranks(lora: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, float] | None = None) -> LoraConfig:
+    """A copy with a rank per layer (full name), and an alpha per layer where it is not `lora_alpha`."""
+    keys = pattern_keys(ranks)
+    patterns: dict[str, Any] = {"rank_pattern": {keys[name]: rank for name, rank in ranks.items()}}
+    if alphas is not None:
+        patterns["alpha_pattern"] = {keys[name]: alpha for name, alpha in alphas.items()}
+    return changed(lora, **patterns)
+
+
+def adaptive(model: PeftModel, method: RankMethod, **more: Any) -> Adaptation:
+    """The Adaptation of a method that moves ranks, with its triples attached; `more` are further fields."""
+    train_e(attach(model, start=method.start, seed=method.seed), method.trains_e)
+    return Adaptation(model=model, ranks=method, **more)
+
+
+# The settings of a request, checked against what the method has and what it fixes.
+
+SCHEDULE = ("interval", "initial_warmup", "final_warmup")
+"""Fields of the section `rank` that every method with a schedule takes from the recipe."""
+
+SCORED: dict[str, Any] = dict(
+    interval=0.05,
+    initial_warmup=0.05,
+    final_warmup=0.25,
+    moves=None,
+    budget="parameters",
+    start="lora",
+    orth_weight=0.0,
+)
+"""What the rivals that score triples start from, where they do not say otherwise: one schedule for all of them."""
+
+SCORE_FIELDS = (
+    *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "omega_ema", "layer_score", "orth_form"),
+    *("orth_weight", "start", "budget", "min_rank", "max_rank"),
+)
+"""What an ablation of PE-DyRA shares with it: all but what moves and how many."""
+
+
+def setting(
+    default: Any, *, least: float = -inf, above: float = -inf, below: float = inf, choices: Sequence[str] = (),
+    why: str = "it must be",
+) -> Any:  # fmt: skip
+    """A field of `Settings` and the values it may have; None is one where it is the default."""
+    limits = {"at least": least, "above": above, "below": below}
+    told = " or ".join(choices) or " and ".join(
+        f"{word} {limit:g}" for word, limit in limits.items() if isfinite(limit)
+    )
+
+    def fits(value: Any) -> bool:
+        if value is None:
+            return default is None
+        return value in choices if choices else least <= value and above < value < below
+
+    return field(default=default, metadata={"fits": fits, "rule": f"{why} {' or '.join(choices) or told}"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that only one method has; ValueError for a value that its `setting` does not allow."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.metadata and not each.metadata["fits"](value):
+                raise ValueError(f"method_settings.{each.name} is {value!r}; {each.metadata['rule']}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition holds: for checks in the settings of a method."""
+    if not condition:
+        raise ValueError(message)

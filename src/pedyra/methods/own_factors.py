@@ -7,14 +7,19 @@ tensors under their own names: an exact resume needs them, and PEFT takes them f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
+from transformers.trainer_pt_utils import get_parameter_names
 
 from pedyra.lora.attach import attach, detach
+from pedyra.lora.factors import linear
 from pedyra.lora.layer import AdaptedLayer
 
 
@@ -29,13 +34,21 @@ class Factors:
     scaling: float
 
 
+class Slot(nn.Module):
+    """A slot that is filled: it has a `weight`, and maps by it."""
+
+    bias = None  # an nn.Linear's attribute that PEFT reads
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
 def linear_slots(model: PeftModel) -> list[AdaptedLayer]:
     """The LoRA layers of adapter "default", in the model's order, once every one is known to be linear and plain.
 
-    Their slots hold A and B as Parameters (`layer.a.A`, `layer.b.weight`), for the method to take over.
-
-    Raises:
-        ValueError: a layer that is no linear one, or a bias of its own in B, which no slot here keeps.
+    Their slots hold A and B as Parameters (`layer.a.A`, `layer.b.weight`), for the method to take over. Raises
+    ValueError: a layer that is no linear one, or a bias of its own in B, which no slot here keeps.
     """
     layers = attach(model)
     for layer in layers:
@@ -66,8 +79,19 @@ def write_plain(model: PeftModel, layers: Mapping[AdaptedLayer, Factors]) -> Non
     detach(model)
 
 
-def linear(weight: nn.Parameter) -> nn.Linear:
-    """An ordinary slot that holds this very Parameter."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    made.weight = weight
-    return made
+def groups_with_gates(
+    model: nn.Module, gates: Sequence[nn.Parameter], weight_decay: float, **gate_options: Any
+) -> list[dict[str, Any]]:
+    """All that is trained: Trainer's two groups, no weight decay for biases and norms, then the gates without any.
+
+    Args:
+        gate_options: of the gates' group, e.g. lr.
+    """
+    held = {id(gate) for gate in gates}
+    others = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in held}
+    decays = {name for name in get_parameter_names(model, ALL_LAYERNORM_LAYERS) if "bias" not in name}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in others.items() if (name in decays) == which], "weight_decay": decay}
+        for decay, which in ((weight_decay, True), (0.0, False))
+    ]
+    return [*groups, {"params": list(gates), "weight_decay": 0.0, **gate_options}]

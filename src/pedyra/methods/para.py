@@ -8,32 +8,21 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from pedyra.allocate.allocation import Scores
+from pedyra.allocate.allocation import Scores, lowest_worth
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.budget import lowest_worth
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParaSettings:
+class ParaSettings(Settings):
     """Settings of PARA."""
 
-    factor: int = 4
+    factor: int = setting(4, least=2, why="the trained rank must exceed lora.r:")
     """The LoRA that is trained has rank factor x lora.r; 4 to 10 are the authors' 75 to 90 % fewer parameters."""
-    budget: str = "parameters"
+    budget: str = setting("parameters", choices=("parameters", "ranks"))
     """What the cut may keep of the uniform rank lora.r: its "parameters", or its "ranks"."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.factor >= 2,
-            f"method_settings.factor is {self.factor}; the trained rank must exceed lora.r: 2 or more, or method lora",
-        )
-        known = ("parameters", "ranks")
-        require(self.budget in known, f"method_settings.budget is {self.budget!r}; it must be parameters or ranks")
 
 
 def truncate(model: PeftModel, rank: int, budget: str) -> dict[str, int]:
@@ -69,11 +58,9 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
     """LoRA of rank factor x lora.r at the scaling of lora.r, cut after training to the budget of lora.r.
 
     While it trains it has `factor` times the parameters of the other methods; what is evaluated and saved has theirs.
-
-    Raises:
-        ValueError: a start that rewrites the base: cutting its triples would cut pre-trained content.
+    Raises ValueError: a start that rewrites the base: cutting its triples would cut pre-trained content.
     """
-    refuse_lora(request, "the scaling would change with the trained rank", "use_rslora")
+    request.refuse_lora("the scaling would change with the trained rank", "use_rslora")
     init: Any = request.lora.init_lora_weights
     if isinstance(init, str) and init.startswith(("pissa", "olora")):
         raise ValueError(
@@ -81,7 +68,7 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
             f"leave it out"
         )
     r = settings.factor * request.lora.r
-    model = with_lora(request, r=r, lora_alpha=request.lora.lora_alpha * settings.factor)
+    model = request.with_lora(r=r, lora_alpha=request.lora.lora_alpha * settings.factor)
 
     @torch.no_grad()
     def finish() -> None:

@@ -13,29 +13,22 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
-from pedyra.methods.adapter import with_adapter, with_lora
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandLoraSettings:
+class RandLoraSettings(Settings):
     """Settings of RandLoRA."""
 
-    r: int | None = None
+    r: int | None = setting(None, least=1)
     """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of LoRA with lora.r."""
-    scale: str = "authors"
+    scale: str = setting("authors", choices=("authors", "peft"))
     """The update's factor: "authors", alpha / (r sqrt n) with the n bases of a layer, as in their code; "peft",
     alpha / r, which is sqrt n times larger."""
     alpha: float | None = None
     """None: 2 r with the authors' scale, their README's; 20 r with PEFT's, its advice."""
     sparse: bool = False
     """Ternary bases."""
-
-    def __post_init__(self) -> None:
-        require(self.r is None or self.r >= 1, f"method_settings.r is {self.r}; the rank of a basis is at least 1")
-        known = ("authors", "peft")
-        require(self.scale in known, f"method_settings.scale is {self.scale!r}; it must be authors or peft")
 
     @staticmethod
     def nearest(request: Request, parameters: int) -> list[dict[str, Any]]:
@@ -49,12 +42,10 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     """RandLoRA on the LoRA's target modules.
 
     PEFT has one alpha for all layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with
-    fewer trains at its own scaling, which `finish` folds into its lambda.
-
-    Raises:
-        ValueError: a start, DoRA or rsLoRA, which RandLoRA does not have.
+    fewer trains at its own scaling, which `finish` folds into its lambda. Raises ValueError: a start, DoRA or rsLoRA,
+    which RandLoRA does not have.
     """
-    refuse_lora(request, "PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
+    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
     lora = request.lora
     shapes = _shapes(request)
     r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))[0]
@@ -72,7 +63,7 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
         sparse=settings.sparse,
         projection_prng_key=request.seed,
     )
-    model = with_adapter(request.model, config, request.seed)
+    model = request.with_adapter(config)
     factors = {layer: (most / layer.num_bases) ** 0.5 if authors else 1.0 for layer in _layers(model, RandLoraLayer)}
     for layer, factor in factors.items():
         layer.scaling["default"] *= factor
@@ -106,7 +97,7 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> list[int]:
 
 def _shapes(request: Request) -> list[tuple[int, int]]:
     """(in, out) of every target, found by wrapping it in LoRA for a moment."""
-    model: Any = with_lora(request)
+    model: Any = request.with_lora()
     shapes = [(layer.in_features, layer.out_features) for layer in _layers(model, LoraLayer)]
     model.unload()
     return shapes

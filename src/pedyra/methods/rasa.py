@@ -6,29 +6,23 @@ import re
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting
+from pedyra.methods.own_factors import Factors, Slot, fill, linear_slots, write_plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class RasaSettings:
+class RasaSettings(Settings):
     """Settings of RaSA."""
 
-    k: int | None = None
+    k: int | None = setting(None, least=1)
     """Ranks each layer gives to its pool. None: lora.r // 8, as in the authors' scripts, at least 1."""
 
-    def __post_init__(self) -> None:
-        require(self.k is None or self.k >= 1, f"method_settings.k is {self.k}; with none shared it is method lora: 1")
 
-
-class PooledA(nn.Module):
+class PooledA(Slot):
     """The A slot: x (..., in) -> d * x [A; A_S]^T (..., r - k + kL).
 
     One layer of a type, the owner, has the pool as parameters of its own: A_S `(kL, in)` and B_S `(out, kL)`. They lie
@@ -40,7 +34,6 @@ class PooledA(nn.Module):
         owner: who has the pool. None: this one; then `pool_A` and `pool_B` are to be set.
     """
 
-    bias = None
     pool_A: nn.Parameter
     pool_B: nn.Parameter
 
@@ -54,18 +47,13 @@ class PooledA(nn.Module):
         return self._owner[0]
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """diag(d) [A; A_S]."""
         return self.d * torch.cat([self.A, self.owner.pool_A.to(self.A)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
 
-
-class PooledB(nn.Module):
+class PooledB(Slot):
     """The B slot: h (..., r - k + kL) -> h [B, B_S]^T (..., out). `B` is private, `(out, r - k)`."""
-
-    bias = None
 
     def __init__(self, B: Tensor, owner: PooledA) -> None:
         super().__init__()
@@ -73,12 +61,9 @@ class PooledB(nn.Module):
         self._owner = (owner,)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """[B, B_S]."""
         return torch.cat([self.B, self._owner[0].pool_B.to(self.B)], 1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return F.linear(h, self.weight)
 
 
 def by_type(layers: list[AdaptedLayer]) -> list[list[AdaptedLayer]]:
@@ -94,11 +79,9 @@ def by_type(layers: list[AdaptedLayer]) -> list[list[AdaptedLayer]]:
 def share(model: PeftModel, *, k: int, alpha: float) -> list[AdaptedLayer]:
     """Turn a fresh LoRA of rank r into RaSA: the first r - k ranks of a layer stay, and pools are drawn; B = 0.
 
-    A_S is Kaiming-uniform as A is, from torch's global generator. d starts at 0.5 alpha / (r - k) for private ranks
-    and 0.5 alpha / (kL) for shared ones; there is no scaling beside it.
-
-    Raises:
-        ValueError: no private rank is left, or no two layers are of one type.
+    A_S is Kaiming-uniform as A is, from torch's global generator. d starts at 0.5 alpha / (r - k) for private ranks and
+    0.5 alpha / (kL) for shared ones; there is no scaling beside it. Raises ValueError: no private rank is left, or no
+    two layers are of one type.
     """
     types = by_type(linear_slots(model))
     lowest = min(layer.rank for layers in types for layer in layers)
@@ -146,16 +129,14 @@ def prepare(request: Request, settings: RasaSettings) -> Adaptation:
 
     Departs from the authors' code, and why: a layer's place is found by any number in its name, theirs wants
     `layers.N.`; k = r is refused, where theirs halves alpha in silence; merging and export work, theirs refuses both.
-
-    Raises:
-        ValueError: k >= lora.r, no two layers of one type; DoRA, rsLoRA or another start.
+    Raises ValueError: k >= lora.r, no two layers of one type; DoRA, rsLoRA or another start.
     """
-    refuse_lora(request, "RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    request.refuse_lora("RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
     r = request.lora.r
     require(r > 1, f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
     k = max(1, r // 8) if settings.k is None else settings.k
     require(k < r, f"method_settings.k is {k}, but of lora.r ({r}) ranks at least one stays private; lower it")
-    model = with_lora(request)
+    model = request.with_lora()
     layers = share(model, k=k, alpha=request.lora.lora_alpha)
     return Adaptation(model=model, finish=lambda: unshare(model, layers))
 

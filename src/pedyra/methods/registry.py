@@ -9,19 +9,14 @@ from pedyra.methods import (
     dylora,
     elalora,
     eva,
-    expand,
     from_peft,
     gora,
     graded,
     increlora,
     l1ra,
-    loraplus,
-    mask,
     para,
     pedyra,
-    prune,
     randlora,
-    random_moves,
     rasa,
     sora,
     triadaptlora,
@@ -33,21 +28,17 @@ from pedyra.methods.names import check_method
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        *(from_peft.LORA, loraplus.METHOD, from_peft.PISSA, from_peft.DORA, from_peft.QLORA, graded.METHOD),
+        *(from_peft.LORA, from_peft.LORA_PLUS, from_peft.PISSA, from_peft.DORA, from_peft.QLORA, graded.METHOD),
         *(randlora.METHOD, eva.METHOD, gora.METHOD, para.METHOD),
         *(adalora.METHOD, adalora_svd.METHOD, increlora.METHOD, triadaptlora.METHOD, elalora.METHOD, l1ra.METHOD),
         *(dylora.METHOD, rasa.METHOD, sora.METHOD, autolora.METHOD),
-        *(prune.METHOD, expand.METHOD, random_moves.METHOD, mask.METHOD, wide.METHOD, pedyra.METHOD),
+        *(*pedyra.ABLATIONS, wide.METHOD, pedyra.METHOD),
     )
 }
 
 
 def get_method(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-        ValueError: there is none; the message names the nearest.
-    """
+    """The method of this name. Raises ValueError: there is none; the message names the nearest."""
     check_method(name)
     return METHODS[name]
 

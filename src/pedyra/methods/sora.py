@@ -7,55 +7,44 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.adapter import with_lora
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.optimizers import groups_with_gates
-from pedyra.methods.own_factors import Factors, fill, linear, linear_slots, write_plain
-from pedyra.methods.settings import refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting
+from pedyra.methods.own_factors import Factors, Slot, fill, groups_with_gates, linear, linear_slots, write_plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoraSettings:
+class SoraSettings(Settings):
     """Settings of SoRA; the defaults are those of the authors' STS-B script."""
 
-    threshold: float = 3e-4
+    threshold: float = setting(3e-4, least=0)
     """xi: how much every step takes off each gate's magnitude, whatever the learning rate. T steps take T xi."""
-    l1: float = 10.0
+    l1: float = setting(10.0, least=0)
     """lambda of the term lambda sum |g| / (number of gates) in the loss."""
     legacy: bool = False
     """The authors' shrinkage, whose dead zone is 2 xi wide, instead of soft-thresholding."""
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "l1"):
-            value = getattr(self, name)
-            require(value >= 0, f"method_settings.{name} is {value}; it must not be negative")
+        super().__post_init__()
         require(
             self.threshold > 0 or not self.legacy, "method_settings.legacy changes nothing at threshold 0; leave it out"
         )
 
 
-class GatedA(nn.Module):
+class GatedA(Slot):
     """The A slot: x (..., in) -> g * x A^T (..., r), with A `(r, in)` and the gates g `(r, 1)`."""
-
-    bias = None
 
     def __init__(self, A: nn.Parameter, gate: Tensor) -> None:
         super().__init__()
         self.A, self.gate = A, nn.Parameter(gate)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """diag(g) A."""
         return self.gate * self.A
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
 
 
 def gated(model: PeftModel) -> list[AdaptedLayer]:
@@ -129,16 +118,14 @@ def prepare(request: Request, settings: SoraSettings) -> Adaptation:
     Gates share the optimizer and its schedule with A and B, in a group without weight decay. A zero gate can open
     again, so all of lora.r is trained to the end; what is saved has the rank that is left.
 
-    Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi (`legacy` has theirs);
-    the L1 gradient is added in closed form at the step, so it is not clipped with the others, and the loss that is
-    logged is the task's; no LayerNorm is unfrozen, which makes theirs more than an adapter. Their schedule over xi
-    with retraining at each stage is a sequence of runs, and not part of one.
-
-    Raises:
-        ValueError: DoRA, rsLoRA or another start.
+    Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi (`legacy` has theirs); the
+    L1 gradient is added in closed form at the step, so it is not clipped with the others, and the loss that is logged
+    is the task's; no LayerNorm is unfrozen, which makes theirs more than an adapter. Their schedule over xi with
+    retraining at each stage is a sequence of runs, and not part of one. Raises ValueError: DoRA, rsLoRA or another
+    start.
     """
-    refuse_lora(request, "SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
-    model = with_lora(request)
+    request.refuse_lora("SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
+    model = request.with_lora()
     layers = gated(model)
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import caller
@@ -25,11 +24,8 @@ def trainer_callbacks(adaptation: Adaptation, record_to: Path | None = None) -> 
 
 
 def trainer_optimizer(adaptation: Adaptation, args: TrainingArguments) -> Optimizer | None:
-    """The optimizer for `Trainer(optimizers=(..., None))`; None: Trainer makes its own.
-
-    Raises:
-        ValueError: arguments that the method cannot train under.
-    """
+    """The optimizer for `Trainer(optimizers=(..., None))`; None: Trainer makes its own. Raises ValueError: arguments
+    that the method cannot train under."""
     check_arguments(adaptation.refused, args)
     if adaptation.optimizer is None:
         return None
@@ -51,9 +47,7 @@ class MethodCallback(TrainerCallback):
         self.adaptation, self.ranks = adaptation, ranks
         self._told = not adaptation.spent
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         check_arguments(self.adaptation.refused, args)
         trainer = caller(Trainer)
         divides = trainer is not None and trainer.model_accepts_loss_kwargs
@@ -65,37 +59,22 @@ class MethodCallback(TrainerCallback):
         )
         self.adaptation.hooks.begin(run)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.adaptation.hooks.step_begins(state.global_step)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         self.adaptation.hooks.gradients_complete()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
         self.adaptation.hooks.stepped(state.global_step, skipped=skipped)  # Trainer counts the step only later
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self._told or logs is None or "loss" not in logs:
             return
         self._told = True
         logs.update(self.adaptation.spent)
         state.log_history[-1].update(self.adaptation.spent)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args, state, control, **kwargs) -> None:
         self.adaptation.hooks.end()

@@ -16,14 +16,11 @@ from pedyra.lora.attach import attach
 from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
-from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.budget import is_last
 from pedyra.methods.increlora import growth
-from pedyra.methods.layer_scores import LayerScores
-from pedyra.methods.method import Adaptation, Method, Request
-from pedyra.methods.settings import rank_settings, refuse_lora, require
+from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
+from pedyra.pe_dyra.triple_scores import ScoreState
 
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
@@ -31,18 +28,13 @@ RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", or
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriAdaptSettings:
+class TriAdaptSettings(Settings):
     """Settings of TriAdaptLoRA."""
 
-    add: int | None = None
+    add: int | None = setting(None, least=1)
     """Ranks a growing layer gains. None: lora.r / 2, at least 1, the authors' default."""
-    mode: str = "linear"
+    mode: str = setting("linear", choices=("linear", "nonlinear"))
     """How the number of growing layers follows the part c of the run that is over: linear R c, or nonlinear R^c."""
-
-    def __post_init__(self) -> None:
-        require(self.add is None or self.add >= 1, f"method_settings.add is {self.add}; at least 1")
-        known = ("linear", "nonlinear")
-        require(self.mode in known, f"method_settings.mode is {self.mode!r}; it must be linear or nonlinear")
 
 
 class CoreFactor(AFactor):
@@ -79,7 +71,7 @@ def _places(rank: int) -> Tensor:
     return torch.tensor(flat)
 
 
-class CoreNorms(LayerScores):
+class CoreNorms(ScoreState):
     """A layer's score: the increase of ||C||_F / r since the last growth check. It needs no gradient."""
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
@@ -121,7 +113,7 @@ class GrowByCore:
         if missing == 0:
             return make_plan(scores, {}, {}, layer_scores)
         below = {name: rank for name, rank in now.ranks.items() if rank + self.add <= now.max_ranks[name]}
-        if is_last(now):
+        if now.is_last:
             ranking = sorted(scores, key=lambda name: -layer_scores[name])
             gains = round_robin(ranking, now.ranks, now.max_ranks, dict.fromkeys(scores, 1), missing)
         else:
@@ -159,12 +151,12 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
     out one rank each down the ranking; new parameters follow the run's learning rate, with Adam's second moment
     seeded. The orthogonality term has the authors' weight 0.5 (`rank.orth_weight`).
     """
-    refuse_lora(request, "TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
+    request.refuse_lora("TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r
     if final < 2:
         raise ValueError("lora.r is 1, but TriAdaptLoRA starts at rank 1 and grows to lora.r; raise it to 2 or more")
-    config = rank_settings(request, open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
-    model = with_lora(request, r=1)
+    config = request.rank_settings(open_fields=("orth_weight", "max_rank"), **RANK_SETTINGS)
+    model = request.with_lora(r=1)
     generator = torch.Generator().manual_seed(config.seed)
     for layer in attach(model):
         A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
@@ -172,7 +164,7 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
     policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
     method = ScoredMethod(
-        settings=config,
+        **config.to_dict(),
         policy=policy,
         scores=CoreNorms,
         new_triples=gaussian_triples,

@@ -17,16 +17,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import layer_means, make_plan
-from pedyra.allocate.contract import Decision, MethodRun, Run, Situation
+from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
 from pedyra.allocate.optimizer_checks import check_turnable
 from pedyra.allocate.optimizer_state import turn_state
 from pedyra.allocate.schedule import Schedule, check_count, check_steps, resolve_schedule
-from pedyra.fitting.curve import Prefixes, num_parameters
+from pedyra.fitting.curve import num_parameters, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.worth import Balance
 from pedyra.lora.layer import AdaptedLayer, holds_triples
-from pedyra.methods.adapter import adaptive, with_lora
-from pedyra.methods.method import Adaptation, Method, Request
+from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.config import check_switch
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ LEAST_INTERVAL = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wide:
+class Wide(RankMethod):
     """Begin at the adapter's own rank, end with the parameters of a LoRA of `rank`: `RankCallback(Wide(rank=2))` on a
     LoRA of r = 8. The class of the config is the method.
 
@@ -78,16 +77,10 @@ class Wide:
         if self.fused != "auto":
             check_switch("fused", self.fused)
 
-    def method(self) -> Wide:
-        """Itself: these settings are the method."""
-        return self
-
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values, for JSON."""
         return asdict(self)
 
     def schedule(self, total_steps: int) -> Schedule:
-        """The adjustments of a run; the first three cut."""
         return resolve_schedule(
             total_steps,
             initial_warmup=self.initial_warmup,
@@ -111,7 +104,6 @@ class Wide:
             )
 
     def begin(self, run: Run) -> WideRun:
-        """The method in this run."""
         return WideRun(self, run)
 
 
@@ -217,12 +209,15 @@ class WideRun(MethodRun):
                 "no token reached %d of %d layers in the window before step %d (%s first): they keep their rank",
                 *(len(unseen), len(self.layers), self.run.schedule.adjustments[-left], min(unseen)),
             )
-        prefixes = Prefixes(found, 0, unseen)
         kept = sum(self.layers[name].rank * self.parameters[name] for name in unseen)
         target = self.target - self.config.rank * sum(self.parameters[name] for name in unseen)
-        parameters = prefixes.parameters[0] - kept
+        ranks, still = whole(found), num_parameters(found, whole(found))
+        parameters = still - kept
         wanted = parameters * (target / parameters) ** (1 / min(CUTS - self.cuts, left))
-        ranks = prefixes.ranks(prefixes.of_parameters(kept + max(target, round(wanted))))
+        for name, rank in removal_order(found):
+            if still > kept + max(target, round(wanted)) and name not in unseen:
+                ranks[name] = rank
+                still -= self.parameters[name]
         self.cuts += 1
         pruned = {}
         for name, measured in found.layers.items():
@@ -298,7 +293,7 @@ def prepare(request: Request) -> Adaptation:
     r, alpha = request.lora.r, request.lora.lora_alpha
     names = ("interval", "initial_warmup", "final_warmup", "fused")
     given = {name: value for name, value in request.rank.items() if name in names}
-    model = with_lora(request, r=TIMES * r, lora_alpha=TIMES * alpha)
+    model = request.with_lora(r=TIMES * r, lora_alpha=TIMES * alpha)
     return adaptive(model, Wide(**{"rank": r, "seed": request.seed, **given}))
 
 

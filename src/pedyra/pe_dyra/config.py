@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal
 
@@ -123,7 +123,7 @@ class RankSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in RANK_FIELDS}
 
 
 RANK_FIELDS = tuple(field.name for field in fields(RankSettings))

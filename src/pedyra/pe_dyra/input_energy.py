@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,22 @@ from torch import Tensor, nn
 
 from pedyra.allocate.distributed import Average, one_process
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.lora.observation import Watch
 
 logger = logging.getLogger(__name__)
+
+
+class Watch:
+    """A forward hook that does nothing in a copy of its module, or a pickle: they are not the model that is trained."""
+
+    def __init__(self, see: Callable[..., object] | None = None) -> None:
+        self._see = see
+
+    def __call__(self, *call: Any) -> None:
+        if self._see is not None:
+            self._see(*call)
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
+        return Watch, ()
 
 
 class InputEnergy:
@@ -128,7 +141,7 @@ class InputEnergy:
     def _see_layer(self, module: nn.Module, args: tuple[Tensor, ...], *, index: int) -> None:
         module_: Any = module
         x = args[0]
-        # A model may be trained in its evaluation mode, without dropout: see `AFactor.counting`.
+        # A model may be trained in its evaluation mode, without dropout.
         if not self.active or not (module.training or torch.is_grad_enabled()):
             return
         if module_.disable_adapters or self._adapter not in module_.active_adapters:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pedyra.allocate.allocation import RankPlan, Scores
 from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.equations import plan_adjustment, plan_parameters
+from pedyra.pe_dyra.equations import plan_adjustment
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
 
@@ -17,7 +17,7 @@ class PeDyra(RankSettings):
 
     def method(self) -> ScoredMethod:
         """The method with these settings."""
-        return ScoredMethod(settings=self, policy=Algorithm2(self.layer_score), conserves=True)
+        return ScoredMethod(**self.to_dict(), policy=Algorithm2(self.layer_score), conserves=True)
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,13 @@ class Algorithm2:
     """Eq. (7) on the triples "before" or "after" the pruning of the same adjustment."""
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        if now.budget == "ranks":
-            return plan_adjustment(
-                scores,
-                moves=now.moves,
-                min_rank=now.min_rank,
-                max_ranks=now.max_ranks,
-                layer_score=self.layer_score,
-            )
-        return plan_parameters(
+        of_parameters = now.budget == "parameters"
+        return plan_adjustment(
             scores,
             moves=now.moves,
             min_rank=now.min_rank,
             max_ranks=now.max_ranks,
-            costs=now.parameters,
-            spare=now.spare,
             layer_score=self.layer_score,
+            costs=now.parameters if of_parameters else None,
+            spare=now.spare if of_parameters else 0,
         )

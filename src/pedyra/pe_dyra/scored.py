@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
-from pedyra.allocate.contract import Decision, MakeTriples, MethodRun, Run, Situation
+from pedyra.allocate.contract import Decision, MakeTriples, MethodRun, RankMethod, Run, Situation
 from pedyra.allocate.distributed import one_process
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.lora.layer import AdaptedLayer
@@ -19,9 +19,8 @@ from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import two_thirds_log_variance
 from pedyra.pe_dyra.input_energy import InputEnergy
-from pedyra.pe_dyra.new_triples import gaussian_triples
 from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality
-from pedyra.pe_dyra.triple_scores import TripleScores
+from pedyra.pe_dyra.triple_scores import ScoreState, TripleScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,39 +35,31 @@ class ScoredSituation(Situation):
     budget: str
     """"ranks" or "parameters", see `RankSettings`."""
 
+    @property
+    def units(self) -> dict[str, int]:
+        """What a triple of each layer costs: 1 where the budget counts ranks, its parameters where it counts those."""
+        return dict.fromkeys(self.parameters, 1) if self.budget == "ranks" else self.parameters
+
+    @property
+    def elapsed(self) -> float:
+        """(t - t_i) / (T - t_f - t_i): the part of the window of adjustments that is over."""
+        of = self.schedule
+        return (self.step - of.initial_warmup) / (of.total_steps - of.final_warmup - of.initial_warmup)
+
+    @property
+    def part_done(self) -> float:
+        """n / N at the n-th of N adjustments: the even spread over the run, 1 at the last."""
+        adjustments = self.schedule.adjustments
+        return (adjustments.index(self.step) + 1) / len(adjustments)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is the last adjustment of the run."""
+        return self.step == self.schedule.adjustments[-1]
+
 
 Policy = Callable[[Scores, ScoredSituation], RankPlan]
 """Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
-
-
-class ScoreState(Protocol):
-    """Where a method's scores come from: it observes the optimizer steps that `ScoredRun.observes`."""
-
-    skipped: Tensor
-    """Number of steps left out for a non-finite observation."""
-
-    def watch(self, active: bool) -> None:
-        """Told before each step whether it will be observed, for sources that look at more than gradients."""
-
-    def restart(self) -> None:
-        """Forget what was observed: a new window of observed steps begins."""
-
-    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
-        """One optimizer step, its gradients complete; what was seen beside them is `loss_scale` times as large."""
-
-    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
-        """The score of every triple by layer name, in the model's order; changes nothing."""
-        ...
-
-    def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
-        """Called at every adjustment, after its resizes (perhaps none) are installed."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The whole state, for a checkpoint."""
-        ...
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; ValueError where they do not fit."""
 
 
 ScoreSource = Callable[[nn.Module, Sequence[AdaptedLayer], RankSettings], ScoreState]
@@ -93,11 +84,10 @@ def unchecked(start: ScoredSituation) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredMethod:
-    """A policy over scores, with the settings of `RankSettings`: a `RankMethod`. Of `scores` and `new_triples`, what is
-    None is PE-DyRA's."""
+class ScoredMethod(RankSettings, RankMethod):
+    """A policy over scores, with the settings of `RankSettings`. Of `scores` and `new_triples`, what is None is
+    PE-DyRA's."""
 
-    settings: RankSettings
     policy: Policy
     scores: ScoreSource | None = None
     new_triples: MakeTriples | None = None
@@ -111,43 +101,17 @@ class ScoredMethod:
     new_moments: Literal["zero", "seed"] = "zero"
     """Adam's second moments of new rows: see `optimizer_state.move_state`."""
     needs_history: bool = False
-    """Whether what it does next, or its scaling, follows from what it did: without the record no run goes on."""
-    compiles = True
-
-    def method(self) -> ScoredMethod:
-        """Itself: it goes wherever a config goes."""
-        return self
 
     @property
-    def start(self) -> str:
-        return self.settings.start
-
-    @property
-    def trains_e(self) -> bool:
-        return self.always_trains_e or self.settings.start == "svd"
-
-    @property
-    def fused(self) -> bool | Literal["auto"]:
-        return self.settings.fused
-
-    @property
-    def seed(self) -> int:
-        return self.settings.seed
-
-    @property
-    def budget(self) -> str:
-        return self.settings.budget
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.settings.to_dict()
+    def trains_e(self) -> bool:  # type: ignore[override]
+        return self.always_trains_e or self.start == "svd"
 
     def schedule(self, total_steps: int) -> Schedule:
-        settings = self.settings
         return resolve_schedule(
             total_steps,
-            initial_warmup=settings.initial_warmup,
-            interval=settings.interval,
-            final_warmup=settings.final_warmup,
+            initial_warmup=self.initial_warmup,
+            interval=self.interval,
+            final_warmup=self.final_warmup,
         )
 
     def check(self, run: Run, now: Situation) -> None:
@@ -156,13 +120,12 @@ class ScoredMethod:
                 "this method's scores are measured by each process alone, so that processes would decide differently; "
                 "train it in one process"
             )
-        settings = self.settings
-        limits = growth_limits(run.layers, settings.max_rank)
-        start = situated(now, settings, most_moves(settings, sum(now.ranks.values())), limits)
+        limits = growth_limits(run.layers, self.max_rank)
+        start = situated(now, self, most_moves(self, sum(now.ranks.values())), limits)
         self.check_start(start)
-        if self.conserves and start.moves and all(rank == settings.max_rank for rank in now.ranks.values()):
+        if self.conserves and start.moves and all(rank == self.max_rank for rank in now.ranks.values()):
             raise ValueError(
-                f"no rank can change: every layer starts at max_rank, {settings.max_rank}; raise it, or lower the "
+                f"no rank can change: every layer starts at max_rank, {self.max_rank}; raise it, or lower the "
                 f"adapter's r"
             )
 
@@ -178,10 +141,8 @@ def most_moves(settings: RankSettings, total_rank: int) -> int:
 def growth_limits(layers: Sequence[AdaptedLayer], max_rank: int | None) -> dict[str, int]:
     """Layer -> the rank it may grow to: `max_rank`, and no more than its width.
 
-    A start above the width is allowed, as in PEFT; such a layer does not grow.
-
-    Raises:
-        ValueError: a layer starts above `max_rank`.
+    A start above the width is allowed, as in PEFT; such a layer does not grow. Raises ValueError: a layer starts above
+    `max_rank`.
     """
     limits = {}
     for layer in layers:
@@ -205,22 +166,16 @@ class ScoredRun(MethodRun):
 
     def __init__(self, method: ScoredMethod, run: Run) -> None:
         self.method, self.run = method, run
-        self.settings = settings = method.settings
-        self.max_ranks = growth_limits(run.layers, settings.max_rank)
-        self.moves = most_moves(settings, sum(layer.rank for layer in run.layers))
+        self.max_ranks = growth_limits(run.layers, method.max_rank)
+        self.moves = most_moves(method, sum(layer.rank for layer in run.layers))
+        self.scores: ScoreState
         if method.scores is None:
-            self.scores: ScoreState = TripleScores(
-                run.layers,
-                beta1=settings.beta1,
-                beta2=settings.beta2,
-                omega_ema=settings.omega_ema,
-                gradients=settings.alpha > 0,
-            )
+            self.scores = TripleScores(run.layers, method)
         else:
-            self.scores = method.scores(run.model, run.layers, settings)
-        self.window = ema_window(max(settings.beta1, settings.beta2))
+            self.scores = method.scores(run.model, run.layers, method)
+        self.window = ema_window(max(method.beta1, method.beta2))
         """Steps before an adjustment that an EMA still remembers at it."""
-        reads_inputs = method.scores is None and settings.alpha < 1
+        reads_inputs = method.scores is None and method.alpha < 1
         self.inputs = InputEnergy(run.model, run.layers, run.average) if reads_inputs else None
         self._trained_unseen: dict[str, Tensor] = {}
         """Layer whose input was not seen in some step of the window -> whether it had a gradient there, `()`."""
@@ -245,9 +200,9 @@ class ScoredRun(MethodRun):
     def before_step(self, step: int, loss_scale: float) -> None:
         if self.observes(step):
             self._observe(step, loss_scale)
-        if self.settings.orth_weight > 0:  # after the scores, which see the gradient of the task alone
-            form = self.settings.orth_form
-            add_orthogonality_gradient(self.run.layers, weight=self.settings.orth_weight, form=form)
+        if self.method.orth_weight > 0:  # after the scores, which see the gradient of the task alone
+            form = self.method.orth_form
+            add_orthogonality_gradient(self.run.layers, weight=self.method.orth_weight, form=form)
 
     def _observe(self, step: int, loss_scale: float) -> None:
         begins, adjusts = step == 1 or not self.observes(step - 1), self.run.schedule.is_adjustment(step)
@@ -264,7 +219,7 @@ class ScoredRun(MethodRun):
                 self._check_seen()
             self.scores.observe_inputs(seen)
         if adjusts:  # Eq. (6) reads the weights that Eq. (3) does
-            self.scores.read_weights(input_norm=self.settings.input_norm)
+            self.scores.read_weights()
 
     def _note_unseen(self, mean_squares: Sequence[Tensor | None]) -> None:
         for layer, seen in zip(self.run.layers, mean_squares, strict=True):
@@ -287,22 +242,15 @@ class ScoredRun(MethodRun):
         if self.inputs is not None:
             self.inputs.forget()
 
-    def triple_scores(self) -> dict[str, list[float]]:
-        """The score of every triple by layer, from what was observed so far."""
-        of = self.settings
-        return self.scores.triple_scores(
-            alpha=of.alpha, score_norm=of.score_norm, input_norm=of.input_norm, omega=of.omega
-        )
-
     def decide(self, now: Situation) -> Decision:
-        scores = self.triple_scores()
-        plan = self.method.policy(scores, situated(now, self.settings, self.moves, self.max_ranks))
+        scores = self.scores.triple_scores()
+        plan = self.method.policy(scores, situated(now, self.method, self.moves, self.max_ranks))
         return Decision(plan=plan, scores=scores, new_triples=self._new_triples, new_moments=self.method.new_moments)
 
     def _new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
         if self.method.new_triples is not None:
             return self.method.new_triples(layer, num, generator)
-        return gaussian_triples(layer, num, start=self.settings.start, generator=generator)
+        return gaussian_triples(layer, num, start=self.method.start, generator=generator)
 
     def resized(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         self.scores.resize(replacements)
@@ -314,11 +262,11 @@ class ScoredRun(MethodRun):
         return {"moves": self.moves}
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        form = self.settings.orth_form
+        form = self.method.orth_form
         shown = {**super().snapshot(step), "orthogonality": layer_orthogonality(self.run.layers, form=form)}
         if step == 0 or not self.observes(step):
             return shown
-        means = layer_means(self.triple_scores())
+        means = layer_means(self.scores.triple_scores())
         names, ranks = [layer.name for layer in self.run.layers], {layer.name: layer.rank for layer in self.run.layers}
         shown["layer_scores"] = means
         if isinstance(self.scores, TripleScores):  # of other methods' scores, Eqs. (5) and (8) say nothing
@@ -341,6 +289,18 @@ class ScoredRun(MethodRun):
         if self.inputs is not None:
             self.inputs.remove()
         self.scores.watch(False)
+
+
+def gaussian_triples(layer: AdaptedLayer, num: int, *, start: str, generator: torch.Generator) -> NewTriples:
+    """Random triples that change nothing yet: B = 0 after a "lora" start, E = 0 after an "svd" start (AdaLoRA's). The
+    paper says "initialized for critical directions" and not how. Drawn on the CPU: the same whatever the device."""
+    width, out = layer.a.in_features, layer.b.out_features
+    # 1 / (3 in): the variance of PEFT's Kaiming-uniform start; 0.02: AdaLoRA's initial std.
+    std = (3 * width) ** -0.5 if start == "lora" else 0.02
+    rows = torch.randn(num, width, generator=generator) * std
+    if start == "lora":
+        return NewTriples(rows, torch.ones(num), torch.zeros(out, num))
+    return NewTriples(rows, torch.zeros(num), (torch.randn(num, out, generator=generator) * std).T)
 
 
 def ema_window(beta: float, tolerance: float = 1e-6) -> int:

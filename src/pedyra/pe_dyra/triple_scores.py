@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, rows_kept
+from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import (
     gradient_scores,
     gradient_weights,
@@ -25,49 +27,91 @@ PIECE = 1 << 20
 """Elements of Eq. (3) that are held in one tensor: memory of more is taken anew from the system at every use."""
 
 
-class TripleScores:
-    """Sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the next, in pieces.
+class ScoreState:
+    """Where a method's scores come from: it observes the optimizer steps that `ScoredRun.observes`.
+
+    Here every triple has its layer's score, for methods that only decide which layers grow. `state`, `(layers,)`
+    tensors by name, goes into checkpoints.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLayer], names: Sequence[str] = ()) -> None:
+        self.layers = layers
+        device = layers[0].a.A.device
+        self.skipped = torch.zeros((), dtype=torch.long, device=device)
+        """Number of steps left out for a non-finite observation."""
+        self.state = {name: torch.zeros(len(layers), device=device) for name in names}
+
+    def layer_scores(self) -> Tensor:
+        """The score of each layer `(layers,)`."""
+        raise NotImplementedError
+
+    def watch(self, active: bool) -> None:
+        """Told before each step whether it will be observed, for sources that look at more than gradients."""
+
+    def restart(self) -> None:
+        """Forget what was observed: a new window of observed steps begins."""
+
+    def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
+        """One optimizer step, its gradients complete; what was seen beside them is `loss_scale` times as large."""
+
+    @torch.no_grad()
+    def triple_scores(self) -> dict[str, list[float]]:
+        """The score of every triple by layer name, in the model's order; changes nothing."""
+        scores = self.layer_scores().tolist()
+        return {layer.name: [score] * layer.rank for layer, score in zip(self.layers, scores, strict=True)}
+
+    def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
+        """Called at every adjustment, after its resizes (perhaps none) are installed."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state as named tensors, for a checkpoint."""
+        return {"skipped": self.skipped, **self.state}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`; the ranks must already be those of the saved state. Raises ValueError: an entry is
+        missing or has another shape."""
+        for name, now in self.tensors().items():
+            if name not in tensors or tensors[name].shape != now.shape:
+                found = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
+                raise ValueError(f"score state {name!r} is {found}, expected shape {tuple(now.shape)}")
+        self._load({name: tensors[name].to(self.skipped.device, copy=True) for name in self.tensors()})
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        self.skipped = tensors.pop("skipped")
+        self.state = tensors
+
+
+class TripleScores(ScoreState):
+    """PE-DyRA's: sensitivity and uncertainty of every element in float32: flat, A, E, B of a layer, then the next, in
+    pieces.
 
     A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so that a resize
     makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that
     Eq. (5) uses, `energies` the EMA of the inputs' mean square per layer, `skipped` the number of steps left out for a
-    gradient beyond `SPIKE`. Without `gradients` there is no Eq. (3), and no state of the parameters'
-    size: scores at alpha = 0 need none.
+    gradient beyond `SPIKE`. At alpha = 0 there is no Eq. (3), and no state of the parameters' size.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[AdaptedLayer],
-        *,
-        beta1: float,
-        beta2: float,
-        omega_ema: bool,
-        gradients: bool = True,
-    ) -> None:
-        self.layers, self.gradients = layers, gradients
-        self.beta1, self.beta2, self.omega_ema = beta1, beta2, omega_ema
-        device = layers[0].a.A.device
-        self.skipped = torch.zeros((), dtype=torch.long, device=device)
+    def __init__(self, layers: Sequence[AdaptedLayer], settings: RankSettings) -> None:
+        super().__init__(layers)
+        self.settings = settings
         self.restart()
 
     def restart(self) -> None:
         """Forget everything but the count of skipped steps: the state of a run that has seen no gradient."""
         device = self.skipped.device
-        self._pieces = _pieces(self.layers) if self.gradients else []
+        self._pieces = _pieces(self.layers) if self.settings.alpha > 0 else []
         self.sensitivity = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.uncertainty = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.norms = torch.zeros(len(self.layers), 3, device=device)
         self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
-        self._by_inputs: Tensor | None = None
+        self._inputs: Tensor | None = None
         """Eq. (6) of the weights that `read_weights` saw, until the next step."""
-
-    def watch(self, active: bool) -> None:
-        """Whether the next step will be observed; for sources that look at more than gradients."""
 
     @torch.no_grad()
     def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
         """Eqs. (3) and (5) for one optimizer step, from the gradients as they are now; a missing one counts as zero."""
-        self._by_inputs = None
+        self._inputs = None
+        beta1, beta2 = self.settings.beta1, self.settings.beta2
         zero = torch.zeros((), device=self.skipped.device)
         found = [parameter.grad for parameter in _factors(self.layers)]
         given = [gradient.float() for gradient in found if gradient is not None]
@@ -81,10 +125,10 @@ class TripleScores:
             gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).float() for p in factors]
             products = torch._foreach_mul(weights, gradients)
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
-            update_sensitivity_(sensitivity, uncertainty, product, beta1=self.beta1, beta2=self.beta2, finite=finite)
+            update_sensitivity_(sensitivity, uncertainty, product, beta1=beta1, beta2=beta2, finite=finite)
         self.skipped += ~finite
-        if self.omega_ema:
-            norms = torch.lerp(self.norms, norms, 1 - self.beta1)
+        if self.settings.omega_ema:
+            norms = torch.lerp(self.norms, norms, 1 - beta1)
         self.norms = torch.where(finite, norms, self.norms)
 
     @torch.no_grad()
@@ -98,42 +142,35 @@ class TripleScores:
         # All layers in a handful of operations: on a GPU launches are what costs.
         finite = per_element(torch.stack(torch._foreach_norm(fresh, 1)).isfinite(), widths)
         energy = torch.cat([self.energies[index] for index in indices])
-        energy.lerp_(torch.where(finite, torch.cat(fresh), energy), 1 - self.beta1)
+        energy.lerp_(torch.where(finite, torch.cat(fresh), energy), 1 - self.settings.beta1)
         for index, value in zip(indices, energy.split(widths), strict=True):
             self.energies[index] = value
 
     @torch.no_grad()
-    def triple_scores(self, *, alpha: float, score_norm: str, input_norm: str, omega: str) -> dict[str, list[float]]:
+    def triple_scores(self) -> dict[str, list[float]]:
         """Algorithm 1: the score of every triple, by layer name. One transfer to the host."""
-        assert self.gradients or alpha == 0
-        mixed = mix_scores(*self.marginals(input_norm=input_norm, omega=omega), alpha=alpha, norm=score_norm).tolist()
-        scores, at = {}, 0
-        for layer in self.layers:
-            scores[layer.name] = mixed[at : at + layer.rank]
-            at += layer.rank
-        return scores
+        of = self.settings
+        inputs = self._by_input() if self._inputs is None else self._inputs
+        gradient = self._by_gradient() if of.alpha > 0 else torch.zeros_like(inputs)
+        mixed = iter(mix_scores(gradient, inputs, alpha=of.alpha, norm=of.score_norm).tolist())
+        return {layer.name: list(islice(mixed, layer.rank)) for layer in self.layers}
 
-    def read_weights(self, *, input_norm: str) -> None:
+    def read_weights(self) -> None:
         """Have Eq. (6) read the weights as they are now, before the optimizer step, as Eq. (3) does."""
-        self._by_inputs = self._read_weights(input_norm)
-
-    def marginals(self, *, input_norm: str, omega: str) -> tuple[Tensor, Tensor]:
-        """S_grad (Eq. 4; zero without `gradients`) and S_inp (Eq. 6) of all triples, each `(total rank,)`, unmixed."""
-        inputs = self._read_weights(input_norm) if self._by_inputs is None else self._by_inputs
-        return self._by_gradient(omega) if self.gradients else torch.zeros_like(inputs), inputs
+        self._inputs = self._by_input()
 
     @torch.no_grad()
-    def _read_weights(self, input_norm: str) -> Tensor:
+    def _by_input(self) -> Tensor:
         by_input = []
         for layer, energy in zip(self.layers, self.energies, strict=True):
-            norm = energy.sqrt() if input_norm == "rms" else energy
+            norm = energy.sqrt() if self.settings.input_norm == "rms" else energy
             A, E, B = (factor.detach().float() for factor in layer.factors)
             by_input.append(input_scores(A, E, B, norm))
         return torch.cat(by_input)
 
-    def _by_gradient(self, omega: str) -> Tensor:
+    def _by_gradient(self) -> Tensor:
         weights = gradient_weights(self.norms)
-        if omega == "uniform":  # AdaLoRA's plain sum
+        if self.settings.omega == "uniform":  # AdaLoRA's plain sum
             weights = torch.ones_like(weights)
         averages = zip(self._by_factor(self.sensitivity), self._by_factor(self.uncertainty), strict=True)
         importance = (sensitivity * uncertainty for sensitivity, uncertainty in averages)  # of A, E, B, A ... in turn
@@ -142,7 +179,7 @@ class TripleScores:
 
     def resize(self, replacements: Mapping[str, Sequence[Replacement]]) -> None:
         """Follow a resize that is already installed: kept rows keep their averages, new ones start at zero."""
-        self._by_inputs = None
+        self._inputs = None
         for index, layers in enumerate(self._pieces):
             if any(layer.name in replacements for layer in layers):
                 for averages in (self.sensitivity, self.uncertainty):
@@ -155,7 +192,6 @@ class TripleScores:
                 yield part.view(parameter.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state as named tensors, for a checkpoint."""
         energies = {f"energy.{layer.name}": energy for layer, energy in zip(self.layers, self.energies, strict=True)}
         return {
             "sensitivity": torch.cat([self.norms.new_zeros(0), *self.sensitivity]),
@@ -165,23 +201,11 @@ class TripleScores:
             **energies,
         }
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; the ranks must already be those of the saved state.
-
-        Raises:
-            ValueError: an entry is missing or has another shape.
-        """
-        for name, now in self.tensors().items():
-            if name not in tensors or tensors[name].shape != now.shape:
-                found = "missing" if name not in tensors else f"of shape {tuple(tensors[name].shape)}"
-                raise ValueError(f"score state {name!r} is {found}, expected shape {tuple(now.shape)}")
-        device = self.skipped.device
+    def _load(self, tensors: dict[str, Tensor]) -> None:
         for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
-            saved = tensors[name].split([len(piece) for piece in averages])
-            averages[:] = [part.to(device, copy=True) for part in saved]
-        self.norms = tensors["norms"].to(device, copy=True)
-        self.skipped = tensors["skipped"].to(device, copy=True)
-        self.energies = [tensors[f"energy.{layer.name}"].to(device, copy=True) for layer in self.layers]
+            averages[:] = [part.clone() for part in tensors[name].split([len(piece) for piece in averages])]
+        self.norms, self.skipped = tensors["norms"], tensors["skipped"]
+        self.energies = [tensors[f"energy.{layer.name}"] for layer in self.layers]
 
 
 def _factors(layers: Sequence[AdaptedLayer]) -> list[Tensor]:

@@ -20,10 +20,9 @@ from pedyra.app.models.quantized import quantise_linears
 from pedyra.lab.bench.spec import MethodSpec
 from pedyra.lora.attach import attach, drop_empty, train_e
 from pedyra.lora.layer import rank_parameters
-from pedyra.methods.adapter import with_ranks
 from pedyra.methods.data import Data
 from pedyra.methods.loop import Loop, make_optimizer
-from pedyra.methods.method import Adaptation, Request, changed
+from pedyra.methods.method import Adaptation, Request, changed, with_ranks
 from pedyra.methods.registry import get_method
 
 WINDOW: dict[str, Any] = dict(interval=1 / 30, initial_warmup=1 / 15, final_warmup=4 / 15)

@@ -25,9 +25,8 @@ from pedyra.lab.bench.run import configured
 from pedyra.lab.bench.spec import MethodSpec, parse_method
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.loop import make_optimizer
-from pedyra.methods.method import Adaptation, Hooks, Request, Running
+from pedyra.methods.method import SCHEDULE, Adaptation, Hooks, Request, Running
 from pedyra.methods.registry import get_method
-from pedyra.methods.settings import SCHEDULE
 from pedyra.pe_dyra.config import RankSettings
 
 FLOOR, DIRECT = "floor", "direct"

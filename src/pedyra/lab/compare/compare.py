@@ -24,7 +24,7 @@ from pedyra.lab.compare.results import Comparison, RateCurve, collect
 from pedyra.lab.compare.splits import TaskSplits, split_task
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_rows, write_tables
 from pedyra.lora.files import write_file
-from pedyra.methods.settings import SCHEDULE
+from pedyra.methods.method import SCHEDULE
 from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.method import PeDyra
 

@@ -48,12 +48,12 @@ class ParameterCount:
 
     def lora(self, recipe: Recipe, r: int) -> int:
         """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
-        from pedyra.methods.adapter import with_lora
 
         lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
         key = lora.model_dump_json()
         if key not in self._known:
-            self._known[key] = _trained(with_lora(self.request(recipe.model_copy(update={"lora": lora}))))
+            wanted = self.request(recipe.model_copy(update={"lora": lora}))
+            self._known[key] = _trained(wanted.with_lora())
         return self._known[key]
 
     def prepared(self, recipe: Recipe, settings: Mapping[str, Any]) -> int:
