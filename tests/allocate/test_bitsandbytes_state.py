@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
 import torch
 from closeness import same_bits
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from windows import forced, trainable
 
@@ -16,7 +14,6 @@ from pedyra import RankAllocator
 from pedyra.allocate.optimizer_checks import check_optimizer, check_state
 from pedyra.allocate.optimizer_state import drop_unfit_state, move_state, turn_state
 from pedyra.lora.resize import Replacement
-from pedyra.methods.wide import Wide
 
 # What bitsandbytes says without a GPU: of its import, and that a processor has no pages.
 pytestmark = [
@@ -28,8 +25,6 @@ bnb: Any = pytest.importorskip("bitsandbytes")
 
 BYTES = ["AdamW8bit", "PagedAdamW8bit", "Lion8bit", "PagedLion8bit", "RMSprop8bit"]
 FLOATS = ["PagedAdamW32bit", "Lion32bit", "PagedLion32bit"]
-TRAINERS = ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
-TRAINERS += ["lion_8bit", "paged_lion_8bit", "lion_32bit", "paged_lion_32bit"]
 
 
 def stepped(kind: str, shape: tuple[int, int], steps: int = 3) -> tuple[Any, nn.Parameter]:
@@ -171,70 +166,6 @@ def test_the_state_of_a_loaded_parameter_of_the_same_shape_is_kept():
     parameter.data = parameter.data[:8]
     drop_unfit_state(optimizer, [parameter])
     assert parameter not in optimizer.state
-
-
-class Wider(nn.Module):
-    """Adapters of r = 16 on both sides of 4,096 elements."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(64, 512), nn.Linear(512, 2)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        x = nn.functional.one_hot(input_ids, 64).float().mean(1)
-        logits = self.second(torch.tanh(self.first(x)))
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-@pytest.fixture
-def wider() -> Any:
-    def make(rank: int = 9) -> Any:
-        torch.manual_seed(1)
-        return get_peft_model(Wider(), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["first", "second"]))
-
-    return make
-
-
-WIDE = ["adamw_8bit", "lion_8bit", "paged_adamw_32bit"]
-
-
-@pytest.mark.parametrize(
-    ("method", "optim"), [*(("pe_dyra", each) for each in TRAINERS), *(("wide", each) for each in WIDE)]
-)
-def test_a_run_moves_ranks_and_resumes_bit_for_bit(
-    method, optim, wider, make_trainer, quick, tmp_path, run_state, assert_equal
-):
-    given = quick(moves=6) if method == "pe_dyra" else {"config": Wide(rank=7, initial_warmup=0, final_warmup=1)}
-    at = 6 if method == "pe_dyra" else 9  # between the adjustments after 3, 5 and 7; before the cut after 10
-
-    def run(out, resume: Any = None) -> Any:
-        arguments = dict(optim=optim, learning_rate=1e-3, save_strategy="steps", save_steps=at)
-        trainer, callback = make_trainer(out, given, model=wider(), **arguments)
-        trainer.train(resume_from_checkpoint=resume)
-        return run_state(trainer, callback)
-
-    unbroken = run(tmp_path / "whole")
-    assert any(record["pruned"] for record in unbroken["history"])
-    kinds = {value.dtype for state in unbroken["optimizer"].values() for k, value in state.items() if k == "state1"}
-    assert kinds == ({torch.uint8, torch.float32} if "32" not in optim else {torch.float32})
-    shutil.copytree(tmp_path / "whole" / f"checkpoint-{at}", tmp_path / "again" / f"checkpoint-{at}")
-    assert_equal(run(tmp_path / "again", str(tmp_path / "again" / f"checkpoint-{at}")), unbroken)
-
-
-def test_a_layer_that_began_above_its_width_may_grow_back_after_a_resume(
-    wider, make_trainer, quick, tmp_path, run_state, assert_equal
-):
-    """`second` has two outputs and begins at rank 9."""
-
-    def run(resume: Any = None) -> Any:
-        arguments = dict(learning_rate=1e-3, save_strategy="steps", save_steps=3)
-        trainer, callback = make_trainer(tmp_path, quick(moves=6), model=wider(), **arguments)
-        trainer.train(resume_from_checkpoint=resume)
-        return run_state(trainer, callback)
-
-    unbroken = run()
-    assert [record["ranks"]["second"] for record in unbroken["history"]][:2] == [5, 6]
-    assert_equal(run(str(tmp_path / "checkpoint-3")), unbroken)
 
 
 def test_a_rank_of_zero_is_resumed_in_a_loop_of_ones_own(make_net, train_net):

@@ -41,26 +41,10 @@ def test_a_subclass_of_a_refused_optimizer_is_refused_too():
         check_optimizer(Mine([matrix()]))
 
 
-@pytest.mark.parametrize("name", ["AdamWScheduleFree", "GaLoreAdamW8bit", "AdaLomo", "APOLLOAdamW"])
-def test_optimizers_that_are_known_not_to_follow_are_refused_before_a_step(name):
-    """By name, as their packages are not installed here."""
-    made = type(name, (torch.optim.SGD,), {})([matrix()], lr=0.1)
-    with pytest.raises(ValueError, match=f"{name} .*cannot follow a rank change; use optim=.adamw_torch.*pedyra.fit"):
-        check_optimizer(made)
-
-
 def test_torchaos_packed_averages_are_refused():
     made = type("AdamW8bit", (torch.optim.SGD,), {"__module__": "torchao.optim.adam"})([matrix()], lr=0.1)
     with pytest.raises(ValueError, match="AdamW8bit of torchao .*cannot follow a rank change; use optim="):
         check_optimizer(made)
-
-
-@pytest.mark.filterwarnings("ignore")  # what bitsandbytes says when it is imported without a GPU
-@pytest.mark.parametrize("kind", ["AdEMAMix", "AdEMAMix8bit", "PagedAdEMAMix"])
-def test_two_averages_in_one_are_refused(kind):
-    bnb = pytest.importorskip("bitsandbytes")
-    with pytest.raises(ValueError, match=f"{kind} .*cannot follow a rank change; use optim=.adamw_torch"):
-        check_optimizer(getattr(bnb.optim, kind)([matrix()], lr=0.01))
 
 
 class Factored(Optimizer):

@@ -3,95 +3,28 @@
 from __future__ import annotations
 
 import copy
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from closeness import same_bits
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer
+from transformers import Trainer
 
 import pedyra
 
-trl = pytest.importorskip("trl")
+pytest.importorskip("trl")
 
-WORDS = ["<pad>", "<bos>", "<eos>", *"abcdefgh", "yes", "no"]
-LORA: dict[str, Any] = dict(r=4, lora_alpha=8, target_modules="all-linear")
-
-
-@pytest.fixture
-def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    model = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
-    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
-def base(kind: Any = LlamaForCausalLM, **settings: Any) -> Any:
-    torch.manual_seed(3)
-    shape: dict[str, Any] = dict(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    return kind(LlamaConfig(**shape, **settings))
-
-
-def row(kind: str, draw: random.Random) -> dict[str, Any]:
-    """A prompt of three letters; the right answer is yes where the first of them is an early one."""
-    letters = [draw.choice("abcdefgh") for _ in range(3)]
-    prompt, answers = " ".join(letters) + " ", ["yes yes", "no no"]
-    right, wrong = answers if letters[0] in "abcd" else answers[::-1]
-    good = draw.random() < 0.5
-    return {
-        "sft": {"prompt": prompt, "completion": right},
-        "dpo": {"prompt": prompt, "chosen": right, "rejected": wrong},
-        "kto": {"prompt": prompt, "completion": right if good else wrong, "label": good},
-        "reward": {"chosen": prompt + right, "rejected": prompt + wrong},
-        "grpo": {"prompt": prompt, "answer": right.split()[0]},
-    }[kind]
-
-
-def data(kind: str, count: int, seed: int) -> Dataset:
-    draw = random.Random(seed)
-    return Dataset.from_list([row(kind, draw) for _ in range(count)])
-
-
-def says_right(prompts: Any, completions: Any, answer: Any, **others: Any) -> list[float]:
-    return [float(said.strip().startswith(right)) for said, right in zip(completions, answer, strict=True)]
+from trainer_cases import LORA, base, data, make_trainer  # noqa: E402
 
 
 @pytest.fixture
-def make(tokenizer: Any, tmp_path: Path) -> Any:
-    """make(kind, model=..., **Config): a TRL Trainer on words, before it has trained."""
+def make(tmp_path: Path) -> Any:
+    """make(case, model=..., **Config): a TRL Trainer on words, before it has trained."""
 
-    def go(kind: str, model: Any = None, steps: int = 30, **settings: Any) -> Any:
-        name = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO"}[kind]
-        args = getattr(trl, f"{name}Config")(
-            str(tmp_path / kind),
-            **{
-                "max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": 2e-2, "use_cpu": True,
-                "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 10,
-                **({} if kind == "grpo" else {"max_length": 16}),
-                **settings,
-            },
-        )  # fmt: skip
-        task = "SEQ_CLS" if kind == "reward" else "CAUSAL_LM"
-        head = dict(kind=LlamaForSequenceClassification, num_labels=1) if kind == "reward" else {}
-        given: dict[str, Any] = {"reward_funcs": says_right} if kind == "grpo" else {}
-        return getattr(trl, f"{name}Trainer")(
-            base(**head) if model is None else model,
-            args=args,
-            train_dataset=data(kind, 96, 1),
-            eval_dataset=data(kind, 72, 2),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(**LORA, task_type=task) if model is None else None,  # type: ignore[arg-type]
-            **given,
-        )
+    def go(case: str, model: Any = None, steps: int = 30, **settings: Any) -> Any:
+        return make_trainer(case, tmp_path / case, model=model, max_steps=steps, **settings)
 
     return go
 
@@ -113,7 +46,7 @@ def fitted(trainer: Any, **wanted: Any) -> pedyra.Fit:
 
 
 @pytest.mark.filterwarnings("ignore")  # TRL's own
-@pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "reward"])
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "KTO", "reward model"])
 def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Path):
     """What was won is what the Trainer's own evaluation says, on the same rows; of DPO and KTO against the base."""
     trainer = make(kind, per_device_eval_batch_size=3)
@@ -122,8 +55,8 @@ def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Pa
     assert found.measure == "loss" and not found.is_whole and found.chosen.accepted
     whole = trainer.evaluate()["eval_loss"]
     with trainer.model.disable_adapter():
-        if kind in ("dpo", "kto"):  # nothing differs from the reference
-            base = {"dpo": 0.6931, "kto": 0.5}[kind]
+        if kind in ("DPO", "KTO"):  # nothing differs from the reference
+            base = {"DPO": 0.6931, "KTO": 0.5}[kind]
         else:
             base = trainer.evaluate()["eval_loss"]
     assert found.tolerance.won.mean == pytest.approx(base - whole, rel=0.15)  # means over other batches
@@ -137,7 +70,7 @@ def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore")
 def test_a_reference_adapter_stays_whole(make: Any):
     """Trained further by DPO, the adapter is compared with a copy of itself, which is not cut."""
-    trainer = make("dpo", model=get_peft_model(base(), LoraConfig(**LORA, task_type="CAUSAL_LM")))
+    trainer = make("DPO", model=get_peft_model(base(), LoraConfig(**LORA, task_type="CAUSAL_LM")))
     with torch.no_grad():
         for name, weight in trainer.model.named_parameters():
             if "lora_B" in name:
@@ -153,13 +86,13 @@ def test_a_reference_adapter_stays_whole(make: Any):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["grpo", "sft"], ids=["GRPO", "DFT"])
+@pytest.mark.parametrize("kind", ["GRPO", "SFT"], ids=["GRPO", "DFT"])
 def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kind: str, monkeypatch: Any):
     """A surrogate is about zero whatever the model says: nothing could be told from it."""
-    settings = dict(num_generations=4, max_completion_length=3) if kind == "grpo" else dict(loss_type="dft")
+    settings = {} if kind == "GRPO" else dict(loss_type="dft")
     trainer = make(kind, steps=3, **settings)
     trainer.train()
-    if kind == "grpo":  # so short a training has won nothing
+    if kind == "GRPO":  # so short a training has won nothing
         for name, weight in trainer.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
@@ -172,9 +105,9 @@ def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kin
 
 @pytest.mark.filterwarnings("ignore")
 def test_rows_that_are_given_are_tokenised_by_the_trainer(make: Any):
-    trainer = make("sft", steps=10)
+    trainer = make("SFT", steps=10)
     trainer.train()
-    assert "of data 24 for the choice" in fitted(trainer, data=data("sft", 72, 5)).rows
+    assert "of data 24 for the choice" in fitted(trainer, data=data("completion", 72, 5)).rows
 
 
 @pytest.mark.filterwarnings("ignore")

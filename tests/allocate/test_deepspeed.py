@@ -1,0 +1,53 @@
+"""DeepSpeed's ZeRO-2 and ZeRO-3: PE-DyRA is refused at the start, and a LoRA that was trained there is fitted from its
+folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from together import can_fork, together
+from trainer_cases import base, make_trainer
+from works_with import note
+
+import pedyra
+from pedyra import PeDyra, RankCallback
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+    pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def trained(rank: int, size: int, stage: int, out: str) -> str:
+    """What a RankCallback says; then plain LoRA, to the end."""
+    zero = {"stage": stage, "offload_optimizer": {"device": "none"}}
+    config = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
+    settings: dict[str, Any] = dict(deepspeed=config, label_smoothing_factor=0.2, max_steps=6, ddp_backend="gloo")
+    case, told = "Trainer, label smoothing", ""
+    try:
+        make_trainer(case, Path(out), callbacks=[RankCallback(PeDyra(interval=2))], **settings).train()
+    except ValueError as error:
+        told = str(error)
+    trainer = make_trainer(case, Path(out), **settings)
+    trainer.train()
+    trainer.save_model(f"{out}/adapter")
+    return told
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_ranks_are_refused_and_the_adapter_is_fitted_from_its_folder(stage, tmp_path):
+    for told in together(trained, 2, stage, str(tmp_path)):
+        assert "does not support training under DeepSpeed; train under DDP" in told and "\n" not in told
+    from peft import PeftModel
+    from transformers import LlamaForSequenceClassification
+
+    model = PeftModel.from_pretrained(
+        base(LlamaForSequenceClassification, num_labels=2), tmp_path / "adapter", is_trainable=True
+    )
+    found = pedyra.fit(make_trainer("Trainer, label smoothing", tmp_path / "fit", model=model), rows=24, tolerance=0.05)
+    assert found.measure == "loss"
+    note("engine", f"DeepSpeed ZeRO-{stage}", ranks=f"refused: {told}", resume="", fit="from the adapter's folder")
