@@ -18,7 +18,8 @@ def test_every_part_is_measured_on_a_cpu(tmp_path: Path):
     report = main(["--cpu", "--model", "llama-32x1", *size, "--out", str(tmp_path)])
     assert json.loads((tmp_path / "gpu.json").read_text()) == report
     exact = next(row for row in report["parity"] if (row["dtype"], row["forward"]) == ("float32", "PEFT's"))
-    assert exact["largest_difference"] == 0 and exact["layers_of_another_rank"] == 0  # the CPU against itself
+    assert exact["over_all_steps"] == 0 and exact["layers_of_another_rank"] == 0  # the CPU against itself
+    assert exact["same_ranks_for_steps"] == 24
     assert all(row["within"] and row["moved"] > 0 for row in report["parity"])
     assert [row["variant"] for row in report["step"]] == ["lora", "pedyra:fused=false", "pedyra:fused=true"]
     assert report["processes"] == {"not_run": "one device"}
