@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread a test worker: two workers with two threads each on two cores are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test versions lint docs clean
+.PHONY: demo test versions lint docs dist gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pedyra train recipes/demo.yaml --overwrite
@@ -24,6 +24,18 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# On a machine with CUDA: parity with the CPU, step times, NCCL, and a table of methods, into build/gpu. GPU="--model
+# Qwen/Qwen2.5-Coder-0.5B" takes another model; GPU=--cpu tries it without a GPU.
+gpu: $(VENV)/.dev
+	$(BIN)/python tests/gpu.py --out build/gpu $(GPU)
+
+# The wheel and the sdist, checked as an index would.
+dist: $(VENV)/.created
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) runs .pedyra build dist

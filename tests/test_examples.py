@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import runpy
@@ -45,3 +46,18 @@ def test_sft_trainer_ends_with_two_plain_adapters_of_which_one_is_smaller(tmp_pa
     pytest.importorskip("trl", reason="needs pedyra[sft]")
     run("sft_trainer", str(tmp_path))
     assert 0 < num_parameters(tmp_path / "smaller") < num_parameters(tmp_path / "adapter")
+
+
+def test_the_notebook_trains_shrinks_and_loads(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Its cells in one namespace, as a kernel runs them; what they show is checked here, not what is stored in it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cells = json.loads((EXAMPLES / "pedyra.ipynb").read_text())["cells"]
+    seen: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), seen)
+    ranks = seen["callback"].result.ranks
+    assert len(ranks) == 13 and sum(ranks.values()) == 13 * 4 and set(ranks.values()) != {4}
+    assert seen["accuracy"] > 0.7  # half of the rows are of each class
+    assert 0 < seen["parameters"] == num_parameters(seen["smaller"]) < seen["callback"].result.parameters
+    assert "parameters in the factors" in capsys.readouterr().out

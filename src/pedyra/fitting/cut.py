@@ -59,7 +59,7 @@ def write_cut(
     record: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]] = (),
     *,
-    card: str,
+    card: str = "",
 ) -> None:
     """Write the adapter with these factors into the folder `out`.
 
@@ -69,7 +69,7 @@ def write_cut(
     Args:
         record: how it was chosen.
         curve: one row a size.
-        card: its README.md.
+        card: its README.md; empty: it has none.
 
     Raises:
         ValueError: `lora` is no plain LoRA, or no direction is left.
@@ -88,8 +88,10 @@ def write_cut(
 
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
-        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (part / CARD).write_text(card, encoding="utf-8")
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "
+", encoding="utf-8")
+        if card:
+            (part / CARD).write_text(card, encoding="utf-8")
         if curve:
             (part / CURVE).write_text("".join(map(json_line, curve)), encoding="utf-8")
 

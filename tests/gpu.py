@@ -1,0 +1,366 @@
+"""What a machine with CUDA says of pedyra: `make gpu`, or `python tests/gpu.py [--model NAME] [--out FOLDER]`.
+
+Parity (the same run on the CPU and on the device, float32 and bfloat16), `bench step` with PEFT's forward and the fused
+one, two processes over NCCL where there are two devices, and one table of methods on a real text: step time, peak
+memory, loss. It writes gpu.json and gpu.md. With --cpu the device is the CPU, which tests the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+import pedyra
+from pedyra import PeDyra, RankAllocator
+from pedyra.allocate.distributed import wrap_again
+from pedyra.lab.bench.models import BenchModel, bench_model
+from pedyra.lab.bench.spec import parse_method
+from pedyra.lab.bench.step import Setting, bench_step, build, peak_bytes
+
+METHODS = {
+    "LoRA": "lora",
+    "DoRA": "dora",
+    "AdaLoRA": "adalora",
+    "PE-DyRA": "pedyra:fused=false",
+    "PE-DyRA, fused": "pedyra:fused=true",
+}
+TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Of a loss, relative, between the CPU in float32 and the device, while both have the same ranks."""
+WARMUP = 3
+"""Steps of a method that are not timed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="as of bench step, or a folder or Hub name of a causal LM")
+    parser.add_argument("--steps", type=int, default=200, help="of each method in the table")
+    parser.add_argument("--rounds", type=int, default=20, help="of bench step")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--processes", type=int, default=None, help="default: two where there are two devices")
+    parser.add_argument("--cpu", action="store_true", help="run everything on the CPU")
+    parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    device = "cpu" if given.cpu else "cuda"
+    if given.worker:
+        return worker(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("this machine has no CUDA device; --cpu runs the same on the processor")
+    count = (
+        given.processes if given.processes is not None else min(2, torch.cuda.device_count() if not given.cpu else 1)
+    )
+    given.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"machine": machine(device), "model": given.model}
+    parts = {
+        "parity": lambda: parity(device),
+        "step": lambda: step(given, device),
+        "processes": lambda: processes(device, count),
+        "table": lambda: table(given, device),
+    }
+    for name, measure in parts.items():
+        began = time.perf_counter()
+        try:
+            report[name] = measure()
+        except Exception as error:  # the other parts say something all the same
+            report[name] = {"failed": f"{type(error).__name__}: {error}"}
+        report[f"{name}_seconds"] = round(time.perf_counter() - began, 1)
+        (given.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")  # what there is, if the next one fails
+        (given.out / "gpu.md").write_text(markdown(report))
+        print(f"{name}: {report[f'{name}_seconds']} s", flush=True)
+    return report
+
+
+def machine(device: str) -> dict[str, Any]:
+    named = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": named,
+        "devices": torch.cuda.device_count() if device == "cuda" else 1,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "pedyra": pedyra.__version__,
+    }
+
+
+def trained(
+    device: str, dtype: torch.dtype, *, fused: bool, steps: int = 24, rank: int = 0, size: int = 1, rate: float = 1e-2
+) -> dict[str, Any]:
+    """Losses and ranks of PE-DyRA on a small random Llama, whose weights and batches are those of the CPU.
+
+    Args:
+        rank, size: of this process among those that share every batch.
+    """
+    made = bench_model("llama-64x2", dtype).with_batch(8, 32)
+    torch.manual_seed(0)
+    model: Any = get_peft_model(
+        made.build(),  # type: ignore[arg-type]
+        LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32, target_modules="all-linear"),
+        autocast_adapter_dtype=False,
+    ).to(device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    config = PeDyra(interval=4, initial_warmup=2, final_warmup=8, moves=6, start="lora", fused=fused)
+    allocator = RankAllocator(model, optimizer, config, total_steps=steps)
+    wrapped = DistributedDataParallel(model) if size > 1 else model
+    losses, adjusted, moved = [], [], 0
+    for number in range(steps):
+        batch = {key: value[rank::size].to(device) for key, value in made.example(number % 4).items()}
+        batch.pop("attention_mask")  # every process has as many tokens
+        batch["labels"] = batch["input_ids"]
+        loss = wrapped(**batch).loss
+        loss.backward()
+        allocator.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        record = allocator.after_step()
+        if record is not None:
+            moved += len(record["pruned"])
+            adjusted.append(record["ranks"])
+            if size > 1:
+                wrap_again(wrapped)
+        if size > 1:
+            loss = loss.detach()
+            dist.all_reduce(loss)
+        losses.append(float(loss.detach()) / size)
+    ranks, steps_of = allocator.ranks, [record["step"] for record in allocator.history]
+    allocator.release()
+    return {"losses": losses, "ranks": ranks, "moved": moved, "adjusted": adjusted, "steps": steps_of}
+
+
+def parity(device: str) -> list[dict[str, Any]]:
+    """The device against the CPU in float32: losses step by step, and the layers whose rank is another at the end.
+
+    A rounding may decide between two triples that are worth the same. From there on these are two models, so that the
+    losses are held to the tolerance up to that step.
+    """
+    rows = []
+    reference = trained("cpu", torch.float32, fused=False)
+    for name, tolerance in TOLERANCES.items():
+        for fused in (False, True):
+            found = trained(device, getattr(torch, name), fused=fused)
+            pairs = list(zip(found["losses"], reference["losses"], strict=True))
+            adjustments = zip(found["steps"], found["adjusted"], reference["adjusted"], strict=True)
+            parted = next((step for step, ours, theirs in adjustments if ours != theirs), len(pairs))
+            apart = [abs(a - b) / abs(b) for a, b in pairs]
+            difference = max(apart[:parted])
+            others = sum(found["ranks"][layer] != rank for layer, rank in reference["ranks"].items())
+            rows.append(
+                {
+                    "dtype": name,
+                    "forward": "fused" if fused else "PEFT's",
+                    "same_ranks_for_steps": parted,
+                    "largest_difference": difference,
+                    "over_all_steps": max(apart),
+                    "tolerance": tolerance,
+                    "within": difference <= tolerance,
+                    "moved": found["moved"],
+                    "layers_of_another_rank": others,
+                    "layers": len(found["ranks"]),
+                }
+            )
+    return rows
+
+
+def step(given: Any, device: str) -> list[dict[str, Any]]:
+    """`pedyra bench step`, with PEFT's forward and the fused one."""
+    models = [given.model] if not is_named(given.model) else ["llama-256x8"]
+    dtypes = ("float32", "bfloat16") if device == "cuda" else ("float32",)
+    rows = []
+    for dtype in dtypes:
+        setting = Setting(
+            rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device, run_steps=200
+        )
+        rows += bench_step(models, ("lora", "pedyra:fused=false", "pedyra:fused=true"), setting)
+    return rows
+
+
+def processes(device: str, count: int) -> dict[str, Any]:
+    """As many processes on parts of every batch, over NCCL (gloo on a CPU), against one on the whole."""
+    if count < 2:
+        return {"not_run": "one device"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", __file__]
+    command += ["--worker", *(["--cpu"] if device == "cpu" else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ})
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-2000:])
+    several = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    alone = trained(device, torch.float32, fused=False)
+    pairs = zip(several["losses"], alone["losses"], strict=True)
+    return {
+        "processes": count,
+        "largest_difference": max(abs(a - b) / abs(b) for a, b in pairs),
+        "same_ranks": several["ranks"] == alone["ranks"],
+        "moved": several["moved"],
+    }
+
+
+def worker(device: str) -> dict[str, Any]:
+    """One of the processes; the first prints what all of them have."""
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    found = trained(device, torch.float32, fused=False, rank=rank, size=size)
+    if rank == 0:
+        print(json.dumps(found), flush=True)
+    dist.destroy_process_group()
+    return found
+
+
+def table(given: Any, device: str) -> list[dict[str, Any]]:
+    """Each method on the sources of Python's standard library, which every machine has; and LoRA once more, fitted."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model, rows = chosen_model(given, dtype)
+    held, training = rows[: len(rows) // 4], rows[len(rows) // 4 :]
+    setting = Setting(rounds=max(8, given.steps // 2), dtype=str(dtype).removeprefix("torch."), device=device)
+    found = []
+    for title, text in METHODS.items():
+        torch.manual_seed(0)
+        variant = build(text, parse_method(text), model, setting)
+        seconds = []
+        for number, batch in zip(range(given.steps), batches(training, given.batch, device), strict=False):
+            taken, adjustment = variant.step(batch, setting.now)
+            if number >= WARMUP:
+                seconds.append(taken + (adjustment or 0.0))
+            if number == WARMUP:
+                peak = peak_bytes(variant, batch, device)
+        row = {
+            "method": title,
+            "step_ms": 1000 * median(seconds),
+            "peak_bytes": peak,
+            "parameters": sum(p.numel() for p in variant.model.parameters() if p.requires_grad),
+            "loss": evaluated(variant.model, held, given.batch, device),
+        }
+        found.append(row)
+        if title == "LoRA":
+            found.append(fitted(variant.model, training, held, given, device, row))
+        del variant
+    return found
+
+
+def fitted(
+    model: Any, training: list[Any], held: list[Any], given: Any, device: str, whole: Mapping[str, Any]
+) -> dict[str, Any]:
+    """LoRA, and how small it may be; `step_ms` is LoRA's, and `fit_seconds` what the fit took beside it."""
+    args = TrainingArguments(
+        str(given.out / "trainer"), per_device_train_batch_size=4, per_device_eval_batch_size=4, report_to="none",
+        save_strategy="no", use_cpu=device == "cpu", disable_tqdm=True, bf16=device == "cuda",
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(model, args, train_dataset=training, eval_dataset=held)  # type: ignore[arg-type]
+    began = time.perf_counter()
+    fit = pedyra.fit(trainer, tolerance=0.05, rows=max(64, min(512, len(held))))
+    took = time.perf_counter() - began
+    fit.apply()
+    row = fit.row()
+    return {
+        **whole,
+        "method": f"LoRA, then fit ({row['share']:.0%}, {row['verdict']})",
+        "parameters": row["parameters"],
+        "loss": evaluated(model, held, given.batch, device),
+        "fit_seconds": took,
+    }
+
+
+def chosen_model(given: Any, dtype: torch.dtype) -> tuple[BenchModel, list[dict[str, Tensor]]]:
+    """The model, and the sources in rows of `length` tokens: by its tokenizer, or by bytes for a random model."""
+    count = given.steps * given.batch
+    count += count // 3 + 4 * 16
+    if is_named(given.model):
+        tokenizer: Any = AutoTokenizer.from_pretrained(given.model)
+
+        def loaded() -> Any:
+            return AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype)
+
+        model = BenchModel(given.model, loaded, "CAUSAL_LM", len(tokenizer), given.batch, given.length)
+        return model, in_rows(lambda text: tokenizer(text)["input_ids"], given.length, count)
+    model = replace(bench_model(given.model, dtype), batch=given.batch, length=given.length)
+    if model.task_type != "CAUSAL_LM":
+        raise ValueError(f"--model {given.model} is no causal language model")
+    return model, in_rows(lambda text: [1 + byte for byte in text.encode()], given.length, count)
+
+
+def is_named(model: str) -> bool:
+    """Whether it is a folder or a name of the Hub, and none of the bench's own."""
+    return "/" in model or Path(model).is_dir()
+
+
+def in_rows(encode: Any, length: int, count: int) -> list[dict[str, Tensor]]:
+    tokens: list[int] = []
+    rows: list[dict[str, Tensor]] = []
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        tokens += encode(path.read_text(encoding="utf-8", errors="replace"))
+        while len(tokens) >= length and len(rows) < count:
+            row, tokens = torch.tensor(tokens[:length]), tokens[length:]
+            rows.append({"input_ids": row, "labels": row})
+        if len(rows) == count:
+            break
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return [rows[index] for index in order]
+
+
+def batches(rows: list[dict[str, Tensor]], size: int, device: str) -> Iterator[dict[str, Tensor]]:
+    """For ever."""
+    while True:
+        for first in range(0, len(rows) - size + 1, size):
+            part = rows[first : first + size]
+            yield {key: torch.stack([row[key] for row in part]).to(device) for key in part[0]}
+
+
+@torch.no_grad()
+def evaluated(model: Any, rows: list[dict[str, Tensor]], size: int, device: str) -> float:
+    """The mean loss on the first 64 batches."""
+    model.eval()
+    count = min(64, len(rows) // size)
+    losses = [float(model(**batch).loss) for batch, _ in zip(batches(rows, size, device), range(count), strict=False)]
+    model.train()
+    return sum(losses) / len(losses)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The same to read."""
+    lines = ["# pedyra on this machine", ""]
+    lines += [f"{name}: {value}  " for name, value in {**report["machine"], "model": report["model"]}.items()]
+    titles = {"parity": "The device against the CPU in float32", "step": "A training step", "table": "The methods"}
+    shown = {
+        "step": ("model", "variant", "dtype", "ratio_to_lora", "step_seconds", "peak_bytes", "adjustment_seconds"),
+    }
+    for name in ("parity", "step", "processes", "table"):
+        found = report.get(name)
+        if found is None:
+            continue
+        rows = found if isinstance(found, list) else [found]
+        columns = list(shown.get(name, ())) if isinstance(found, list) else []
+        columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+        lines += ["", f"## {titles.get(name, 'Several processes')}", "", f"| {' | '.join(columns)} |"]
+        lines += ["|" + " --- |" * len(columns)]
+        lines += [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    main()
