@@ -29,7 +29,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     def displayed(match: re.Match[str]) -> str:
         formula, _, number = match[1].partition("\\tag{")
         number = f"<p align=right>({number.rstrip('} ')})</p>" if number else ""
-        return f"{convert(formula, display='block')}{number}"
+        return f'<div class="formula">{convert(formula, display="block")}{number}</div>'
 
     markdown = re.sub(r"\$\$(.+?)\$\$", displayed, markdown, flags=re.DOTALL)
     return re.sub(r"\$([^$\n]+)\$", lambda match: convert(match[1]), markdown)

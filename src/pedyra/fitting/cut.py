@@ -88,8 +88,7 @@ def write_cut(
 
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
-        (part / RECORD).write_text(json.dumps(record, indent=2) + "
-", encoding="utf-8")
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if card:
             (part / CARD).write_text(card, encoding="utf-8")
         if curve:

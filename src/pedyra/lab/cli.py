@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pedyra.app.cli import app, main
-from pedyra.lab.bench import cli as bench
-from pedyra.lab.compare.cli import compare
-from pedyra.lab.paper import cli as paper
+from pedyra.lab.bench import bench_command
+from pedyra.lab.compare.compare_command import compare
+from pedyra.lab.paper import paper_command
 
 __all__ = ["app", "main"]
 
@@ -40,7 +40,7 @@ def schema(
     print(recipe_page(made) if markdown else json.dumps(made, indent=2))
 
 
-app.add_typer(bench.app, name="bench")
-app.add_typer(paper.app, name="paper")
+app.add_typer(bench_command.app, name="bench")
+app.add_typer(paper_command.app, name="paper")
 app.command()(compare)
 app.command()(schema)

@@ -84,7 +84,7 @@ def test_a_run_is_cut_in_every_way_to_the_same_size(tmp_path):
     train_run(Recipe.model_validate(recipe), console=Console(quiet=True))
     rows = list(bench_cuts([tmp_path / "run"], [1.0, 0.5], rows=32, random_seeds=1))
     assert [row["way"] for row in rows[::2]] == WAYS
-    assert all(row["cost"] == pytest.approx(0, abs=1e-6) and row["share"] == 1 for row in rows[::2])
+    assert all(row["increase"] == pytest.approx(0, abs=1e-6) and row["share"] == 1 for row in rows[::2])
     assert all(0.3 < row["share"] <= 0.5 for row in rows[1::2])
 
 

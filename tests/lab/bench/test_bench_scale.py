@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 from typer.testing import CliRunner
 
 from pedyra.lab.bench import scale
-from pedyra.lab.bench.scale import MEASURES, Size, growth, operation_seconds
+from pedyra.lab.bench.scale import MEASURES, ChainSize, growth, operation_seconds
 from pedyra.lab.cli import app
 
 
@@ -25,11 +24,7 @@ def test_smoke_writes_sizes_fits_and_operations(tmp_path):
     assert all(row[measure] > 0 or measure == "measuring_seconds" for row in sizes for measure in MEASURES)
     fits = [row for row in rows if row["kind"] == "fit"]
     assert [(row["axis"], row["measure"]) for row in fits] == [(a, m) for a in ("layers", "rank") for m in MEASURES]
-    assert all(len(row["exponents"]) == 3 and row["exponents"] == sorted(row["exponents"]) for row in fits)
     assert [row["layers"] for row in rows if row["kind"] == "operations"] == [16]
-    (deep,) = [row for row in rows if row["kind"] == "adjustment"]
-    assert deep["triples"] == 32 and 3 * deep["removed"] <= 24  # to a quarter of them, in three cuts
-    assert deep["removed"] > 0 and deep["adjustment_seconds"] > 0
 
 
 @pytest.mark.parametrize("command", ["scale", "step"])
@@ -48,11 +43,10 @@ def test_growth_is_the_exponent_of_a_power_law(exponent):
 def test_a_cost_that_grows_as_it_should_is_found_in_the_medians(monkeypatch):
     costs = iter([1.0, 2.0, 1.0, 2.0, 1.0, 50.0])  # three repeats of two sizes, one of them disturbed
     monkeypatch.setattr(scale, "measure", lambda size, **_: dict.fromkeys(MEASURES, next(costs)))
-    axes = {"layers": (Size(layers=2), Size(layers=4))}
-    rows = list(scale.bench_scale(axes, operations=None, deep=None))
+    axes = {"layers": (ChainSize(layers=2), ChainSize(layers=4))}
+    rows = list(scale.bench_scale(axes, operations=2))
     assert [row["step_seconds"] for row in rows[:2]] == [1.0, 2.0]
-    assert [row["exponent"] for row in rows[2:]] == pytest.approx([1.0] * len(MEASURES))
-    assert rows[2]["exponents"] == pytest.approx([1.0, 1.0, math.log2(50)])
+    assert [row["exponent"] for row in rows[2:-1]] == pytest.approx([1.0] * len(MEASURES))
 
 
 def test_operations_on_200_layers_take_no_time_to_speak_of():

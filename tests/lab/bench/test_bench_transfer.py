@@ -14,8 +14,7 @@ from closeness import same_bits
 from typer.testing import CliRunner
 
 from pedyra.lab.bench.bytes import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
-from pedyra.lab.bench.rates import rates_by_method, shown, summarise_rates
-from pedyra.lab.bench.rows import TRANSFER_KEY, RowFile
+from pedyra.lab.bench.rows import TRANSFER_KEY, RowFile, rates_by_method, shown, summary
 from pedyra.lab.bench.transfer import SMOKE, bench_transfer
 from pedyra.lab.cli import app
 
@@ -107,9 +106,9 @@ def test_each_method_is_compared_at_its_own_best_rate():
         _row("pedyra:moves=2", 4, 0, 0.1),  # one lucky seed does not choose the rate
         *(_row("bad", 1, seed, None) for seed in (0, 1)),
     ]
-    lora, pedyra, bad = summarise_rates(rates_by_method(rows))
-    assert (lora["best lr"], lora["loss"], lora["edge"], lora["less lora"]) == (2, 3.0, "", None)
-    assert (pedyra["method"], pedyra["best lr"], pedyra["edge"]) == ("pedyra:moves=2", 1, "lowest")
+    lora, pedyra, bad = summary(rows, "loss")
+    assert (lora["lr"], lora["loss"], lora["edge"], lora["less lora"]) == (2, 3.0, "", None)
+    assert (pedyra["method"], pedyra["lr"], pedyra["edge"]) == ("pedyra:moves=2", 1, "lowest")
     assert pedyra["less lora"] == pytest.approx(-0.5)
     assert pedyra["95 %"] == pytest.approx((-0.5, -0.5))  # the same at every seed
     assert (bad["95 %"], shown(bad["loss"])) == (None, "diverged")
@@ -122,8 +121,8 @@ def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_the
     assert list(file.complete([old], lambda job: job)) == [old]
     made = list(file.complete([{name: new[name] for name in ("method", "config", "lr", "seed")}], lambda job: new))
     assert made == [new] and file.rows == [old, new]
-    assert rates_by_method(file.rows) == {"pedyra": {1: {0: 3.0}}}
-    assert rates_by_method([{**old, "lr": 9}, new]) == {"pedyra": {1: {0: 3.0}}}
+    assert rates_by_method(file.rows) == {"pedyra": {1: {0: new}}}
+    assert rates_by_method([{**old, "lr": 9}, new]) == {"pedyra": {1: {0: new}}}
 
 
 def test_the_command_prints_the_table_and_a_warning_at_the_edge(tmp_path):
@@ -140,4 +139,4 @@ def test_the_command_prints_the_table_and_a_warning_at_the_edge(tmp_path):
     static = by_method["lora:ranks={q=0,up=3}"]
     assert static["parameters"] == 2 * 3 * 160  # layers that are not named get none
     assert static["ranks"]["blocks.1.q"] == 0 and static["ranks"]["blocks.0.up"] == 3
-    assert "best lr" in result.output and "ends the grid, so widen it: lora" in result.output
+    assert "less lora" in result.output and "ends the grid, so widen it: lora" in result.output

@@ -13,7 +13,7 @@ from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.run import train_run
 from pedyra.lab.compare.jobs import Job, JobEnd
 from pedyra.lab.paper.item import get_item
-from pedyra.lab.paper.run import Means, Measured, run_item
+from pedyra.lab.paper.run_item import Means, MeasuredItem, run_item
 
 
 def run_in_this_process(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int = 1) -> None:
@@ -28,12 +28,12 @@ def run_in_this_process(jobs: Sequence[Job], report: Callable[[JobEnd], None], w
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measured]:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], MeasuredItem]:
     """Id -> what `pedyra paper run ID --scale smoke` came to."""
     out = tmp_path_factory.mktemp("paper")
 
     @cache
-    def run(name: str) -> Measured:
+    def run(name: str) -> MeasuredItem:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a run's own process has no filters
             patch.setattr("pedyra.lab.compare.compare.run_jobs", run_in_this_process)

@@ -111,7 +111,8 @@ def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> S
 def bars(several: Sequence[Curve], x: str, y: str) -> Spec:
     """Counts at each x as bars from 0, one colour a curve; those to be told apart have different signs."""
     encoding = {
-        "x": {"field": "x", "type": "ordinal", "title": x, "axis": {"labelAngle": 0, "labelOverlap": True}},
+        "x": {"field": "x", "type": "ordinal", "title": x, "scale": {"padding": 0.4}}
+        | {"axis": {"labelAngle": 0, "labelOverlap": True}},
         "y": {"field": "y", "type": "quantitative", "title": y, "stack": None},
         "color": {"field": "name", "type": "nominal", "title": None},
     }
@@ -199,7 +200,7 @@ def theme(scheme: str) -> Spec:
             "reader": {"filled": True, "size": 160, "opacity": 0},
             "error": {"strokeWidth": 1.6, "opacity": 0.75},
             "reference": {"color": ink, "strokeDash": [5, 4], "strokeWidth": 1.2},
-            "reference-label": {"color": muted, "align": "left", "dy": 12, "fontSize": 12},
+            "reference-label": {"color": muted, "align": "right", "dy": -7, "fontSize": 12},
             "cell": {"stroke": paper, "strokeWidth": 2},
             "changed": {"color": ink, "filled": False, "strokeWidth": 1.4},
             "rank": {"color": "#e5e8ea" if dark else "#14202b", "fontSize": 11},
@@ -255,7 +256,7 @@ def _axis(field: str, title: str, scale: Spec, values: Sequence[float]) -> Spec:
 
 def _named_line(name: str, value: float, at: Spec) -> list[Spec]:
     data = {"values": [{"y": value, "text": f"{name} {value:,}"}]}
-    words = {"type": "text", "style": "reference-label", "x": 4}
+    words = {"type": "text", "style": "reference-label", "x": {"expr": "width"}}
     return [
         {"data": data, "mark": {"type": "rule", "style": "reference"}, "encoding": {"y": at}},
         {"data": data, "mark": words, "encoding": {"y": at, "text": {"field": "text"}}},

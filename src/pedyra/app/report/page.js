@@ -54,5 +54,6 @@ for (const button of document.querySelectorAll("[data-play]")) {
   });
 }
 
-for (const query of [dark, narrow]) query.addEventListener("change", drawAll);
-drawAll();
+// One after the other: of two at once, the charts of the earlier could be left.
+let drawing = drawAll();
+for (const query of [dark, narrow]) query.addEventListener("change", () => { drawing = drawing.then(drawAll); });

@@ -73,7 +73,7 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
             increase = paired(whole, list(judge.losses(held_out, cut)), weights)
             yield {
                 "run": str(run), "way": way, "seed": seed, "share": size.share, "parameters": size.parameters,
-                "loss": loss, "cost": increase.mean, "standard_error": increase.error,
+                "loss": loss, "increase": increase.mean, "standard_error": increase.error,
             }  # fmt: skip
 
 

@@ -36,8 +36,3 @@ def now(device: str, *, cpu_time: bool = True) -> float:
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Address -> bytes of the distinct storages behind these tensors."""
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind these tensors."""
-    return sum(storages(tensors).values())

@@ -1,4 +1,4 @@
-"""The JSON lines of a benchmark that may be killed: each row is appended when it is done, and never made twice."""
+"""The rows of a benchmark: kept as JSON lines, each made once; and each method at its best learning rate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from pedyra.lab.compare.statistics import compare_paired, standard_error
 from pedyra.lora.files import append_row, json_line, read_rows
 
 Row = dict[str, Any]
@@ -35,9 +37,8 @@ class RowFile:
             self.rows = read_rows(path)
         except ValueError as error:
             raise ValueError(f"--json {path} is no file of JSON lines ({error}); name another file") from error
-        for row in self.rows:
-            if self.key[0] not in row:
-                raise ValueError(f"--json {path} holds rows of something else; name another file")
+        if any(self.key[0] not in row for row in self.rows):
+            raise ValueError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
             path.write_text("".join(map(json_line, self.rows)), encoding="utf-8")
 
@@ -47,7 +48,7 @@ class RowFile:
         for job in jobs:
             row = known.get(self._id(job))
             if row is None:
-                row = {name: _finite(value) for name, value in {**job, **run(job)}.items()}
+                row = json.loads(json_line({**job, **run(job)}))
                 known[self._id(row)] = row
                 self.rows.append(row)
                 if self.path is not None:
@@ -58,5 +59,62 @@ class RowFile:
         return json.dumps([row.get(field) for field in self.key])
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+Rates = dict[float, dict[int, Row]]
+"""Learning rate -> seed -> row."""
+
+
+def rates_by_method(rows: Sequence[Row]) -> dict[str, Rates]:
+    """Method -> its rows. Of a method whose settings changed, as `config` tells, only those of its last ones count."""
+    last = {row["method"]: row.get("config") for row in rows}
+    methods: dict[str, Rates] = {}
+    for row in rows:
+        if row.get("config") == last[row["method"]]:
+            methods.setdefault(row["method"], {}).setdefault(row["lr"], {})[row["seed"]] = row
+    return methods
+
+
+def losses(rows: Mapping[int, Row], value: str) -> dict[int, float]:
+    """Seed -> what was reached; infinite where the run diverged, which a file has as null."""
+    return {seed: math.inf if row[value] is None else row[value] for seed, row in rows.items()}
+
+
+def best_rate(rates: Rates, value: str) -> float:
+    """The rate with the lowest mean, of those that have the most seeds; the lowest of equal ones."""
+    most = max(map(len, rates.values()))
+    full = [rate for rate in sorted(rates) if len(rates[rate]) == most]
+    return min(full, key=lambda rate: fmean(losses(rates[rate], value).values()))
+
+
+def summary(rows: Sequence[Row], value: str, baseline: str = "lora") -> list[Row]:
+    """A line per method, in the order given, at the rate with its lowest mean; `edge` where that rate ends the grid.
+
+    `less lora` is the paired difference to the baseline at its own best rate. The rate is chosen from the very runs
+    that are then compared, which flatters every method a little, those with more rates a little more: give all of them
+    the same grid.
+    """
+    methods = rates_by_method(rows)
+    best = {method: best_rate(rates, value) for method, rates in methods.items()}
+    values = {method: losses(methods[method][rate], value) for method, rate in best.items()}
+    lines = []
+    for method, rates in methods.items():
+        own = list(values[method].values())
+        edge = {min(rates): "lowest", max(rates): "highest"}.get(best[method], "") if len(rates) > 1 else ""
+        line = {"method": method, value: fmean(own), "s.e.": standard_error(own), "lr": best[method], "edge": edge}
+        difference = None
+        if method != baseline and baseline in values:
+            difference = compare_paired(values[method], values[baseline])
+        line["less lora"] = difference and difference.mean
+        line["95 %"] = difference and difference.interval
+        lines.append(line | {"seeds": len(own)})
+    return lines
+
+
+def shown(value: Any) -> str:
+    """A value of a line as text."""
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(f"{end:+.4f}" for end in value)
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else "diverged"
+    return str(value)

@@ -23,10 +23,9 @@ from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.runs.export import export_adapter
 from pedyra.fitting.gramians import Gramians
-from pedyra.lab.bench.measuring import check_device, now, storage_bytes, timed
+from pedyra.lab.bench.measuring import check_device, now, storages, timed
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.wide import CUTS, LEAST_INTERVAL, Wide
 from pedyra.pe_dyra.method import PeDyra
 
 LARGEST_EXPONENT = 1.05
@@ -34,7 +33,7 @@ LARGEST_EXPONENT = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class ChainSize:
     """One point of an axis; `triples` is layers times rank."""
 
     layers: int = 36
@@ -44,67 +43,51 @@ class Size:
     batch: int = 4
 
 
-DEEP = Size(layers=224, rank=45, length=8, batch=2)
-"""As many layers as a language model of 32 blocks has, and 10,080 triples."""
-
-AXES: dict[str, tuple[Size, ...]] = {
-    "layers": tuple(Size(layers=n) for n in (36, 72, 144, 288, 512)),
-    "rank": tuple(Size(rank=n, width=256) for n in (1, 4, 16, 64, 256)),
-    "triples": tuple(Size(layers=n, rank=100, length=16) for n in (10, 32, 100, 320, 1000)),
-    "length": tuple(Size(length=n) for n in (32, 64, 128, 256, 512)),
-    "batch": tuple(Size(batch=n) for n in (2, 4, 8, 16, 32)),
+AXES: dict[str, tuple[ChainSize, ...]] = {
+    "layers": tuple(ChainSize(layers=n) for n in (36, 72, 144, 288, 512)),
+    "rank": tuple(ChainSize(rank=n, width=256) for n in (1, 4, 16, 64, 256)),
+    "triples": tuple(ChainSize(layers=n, rank=100, length=16) for n in (10, 32, 100, 320, 1000)),
+    "length": tuple(ChainSize(length=n) for n in (32, 64, 128, 256, 512)),
+    "batch": tuple(ChainSize(batch=n) for n in (2, 4, 8, 16, 32)),
 }
-SMOKE_AXES: dict[str, tuple[Size, ...]] = {
-    "layers": tuple(Size(layers=n, width=32) for n in (4, 8)),
-    "rank": tuple(Size(layers=4, rank=n, width=32) for n in (2, 4)),
+SMOKE_AXES: dict[str, tuple[ChainSize, ...]] = {
+    "layers": tuple(ChainSize(layers=n, width=32) for n in (4, 8)),
+    "rank": tuple(ChainSize(layers=4, rank=n, width=32) for n in (2, 4)),
 }
-SMOKE: dict[str, Any] = {"axes": SMOKE_AXES, "operations": 16, "deep": Size(layers=4, width=32, length=8, batch=2)}
 MEASURES = ("overhead_seconds", "measuring_seconds", "adjustment_seconds", "step_seconds", "state_bytes")
 _STEPS = 6  # of a window in which method wide measures
 
 
 def bench_scale(
-    axes: dict[str, tuple[Size, ...]] = AXES,
-    *,
-    device: str = "cpu",
-    steps: int = 8,
-    repeats: int = 3,
-    operations: int | None = 512,
-    deep: Size | None = DEEP,
+    axes: dict[str, tuple[ChainSize, ...]] = AXES, *, device: str = "cpu", repeats: int = 3, operations: int = 512
 ) -> Iterator[dict[str, Any]]:
-    """One row per size, one fit per axis and measure, one for a model of `operations` layers, one
-    of a cut of a `deep` one.
+    """One row per size, one fit per axis and measure, and one for a model of `operations` layers.
 
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
     what the sums of method wide add, of one adjustment, and the bytes of the score state; each the median over
-    `repeats`. A fit has the `exponent` of these medians, and `exponents` of the repeats one by one, sorted.
+    `repeats`. A fit has the `exponent` of these medians.
 
     Raises:
         ValueError: an unknown device, or one that is not here.
     """
     check_device(device)
     for axis, sizes in axes.items():
-        runs = [[measure(size, device=device, steps=steps) for size in sizes] for _ in range(repeats)]
-        values = [_value(axis, size) for size in sizes]
-        for index, size in enumerate(sizes):
-            medians = {name: median(run[index][name] for run in runs) for name in MEASURES}
-            triples = size.layers * size.rank
-            yield {"kind": "size", "axis": axis, "value": values[index], **asdict(size), "triples": triples, **medians}
+        runs = [[measure(size, device=device) for size in sizes] for _ in range(repeats)]
+        medians = [{name: median(run[name] for run in each) for name in MEASURES} for each in zip(*runs, strict=True)]
+        values = [size.layers * size.rank if axis == "triples" else getattr(size, axis) for size in sizes]
+        for value, size, found in zip(values, sizes, medians, strict=True):
+            row = {"axis": axis, "value": value, **asdict(size), "triples": size.layers * size.rank}
+            yield {"kind": "size", **row, **found}
         for name in MEASURES:
-            columns = [[run[index][name] for index in range(len(sizes))] for run in runs]
-            exponent = growth(values, [median(costs) for costs in zip(*columns, strict=True)])
-            each = sorted(growth(values, column) for column in columns)
-            yield {"kind": "fit", "axis": axis, "measure": name, "exponent": exponent, "exponents": each}
-    if operations:
-        yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
-    if deep:
-        yield deep_cut(deep, device=device)
+            exponent = growth(values, [found[name] for found in medians])
+            yield {"kind": "fit", "axis": axis, "measure": name, "exponent": exponent}
+    yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
 
 
 class Chain(nn.Module):
     """x -> x + W_l x / layers, layer after layer: nothing but the adapters grows."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: ChainSize) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(size.width, size.width, bias=False) for _ in range(size.layers))
 
@@ -114,7 +97,7 @@ class Chain(nn.Module):
         return x
 
 
-def adapted_chain(size: Size) -> Any:
+def adapted_chain(size: ChainSize) -> Any:
     """A chain with a LoRA on every layer."""
     torch.manual_seed(0)
     return get_peft_model(Chain(size), LoraConfig(r=size.rank, target_modules=r"layers\.\d+"))  # type: ignore[arg-type]
@@ -125,7 +108,7 @@ def growth(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(costs, 1e-9)), 1)[0])
 
 
-def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any]:
+def measure(size: ChainSize, *, device: str = "cpu", steps: int = 8) -> dict[str, Any]:
     """Medians over `steps` observed steps, with an adjustment after every second one."""
     model, optimizer, allocator = _prepared(size, device, total_steps=steps + 2)
     x = torch.randn(size.batch, size.length, size.width, device=device)
@@ -150,7 +133,7 @@ def measure(size: Size, *, device: str = "cpu", steps: int = 8) -> dict[str, Any
         if allocator.history and allocator.history[-1]["step"] == allocator.step:
             seconds["adjustment"].append(adjustment)
     medians = {name: median(values) for name, values in seconds.items()}
-    state = storage_bytes(allocator.run.tensors().values())
+    state = sum(storages(allocator.run.tensors().values()).values())
     allocator.release()
     return {
         "overhead_seconds": medians["observe"] + max(0.0, medians["forward"] - medians["bare"]),
@@ -185,39 +168,12 @@ def _measuring_seconds(model: Any, layers: Sequence[AdaptedLayer], x: Tensor, ro
     return max(0.0, median(added[1:])) / _STEPS
 
 
-def deep_cut(size: Size, *, device: str = "cpu") -> dict[str, Any]:
-    """What a cut of `Wide` takes on a deep chain that learns from a teacher: `removed` triples, `adjustment_seconds`,
-    medians over the cuts."""
-    model = adapted_chain(size).to(device).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    config = Wide(rank=max(1, size.rank // 4), initial_warmup=1, interval=LEAST_INTERVAL, final_warmup=1)
-    allocator = RankAllocator(model, optimizer, config, total_steps=(CUTS + 1) * LEAST_INTERVAL + 2)
-    draw = torch.Generator().manual_seed(0)
-    left, right = torch.randn(2, size.width, 12, generator=draw)
-    teacher = 0.3 * left @ right.T / size.width
-    seconds: list[float] = []
-    while len(allocator.history) < CUTS:
-        x = torch.randn(size.batch, size.length, size.width, generator=draw)
-        (model(x.to(device)) - (x @ teacher).to(device)).square().mean().backward()
-        allocator.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        cuts = len(allocator.history)
-        took = timed(device, allocator.after_step)
-        if len(allocator.history) > cuts:
-            seconds.append(took)
-    removed = [len(record["pruned"]) for record in allocator.history]
-    allocator.release()
-    sizes = {"layers": size.layers, "triples": size.layers * size.rank, "removed": median(removed)}
-    return {"kind": "adjustment", **sizes, "adjustment_seconds": median(seconds)}
-
-
 def operation_seconds(layers: int) -> dict[str, float]:
     """Seconds on a chain of `layers`: to attach, adjust once, save, write the checkpoint's side file, and export.
 
     And to read: the adapter by PEFT, into the base model, and a checkpoint by an allocator that begins anew.
     """
-    size = Size(layers=layers, width=256)
+    size = ChainSize(layers=layers, width=256)
     model = adapted_chain(size)
     result = {"attach_seconds": timed("cpu", lambda: attach(model))}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -239,7 +195,7 @@ def operation_seconds(layers: int) -> dict[str, float]:
     return result
 
 
-def _prepared(size: Size, device: str, total_steps: int) -> tuple[Any, torch.optim.Optimizer, RankAllocator]:
+def _prepared(size: ChainSize, device: str, total_steps: int) -> tuple[Any, torch.optim.Optimizer, RankAllocator]:
     model = adapted_chain(size).to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     return model, optimizer, RankAllocator(model, optimizer, _config(), total_steps=total_steps)
@@ -249,7 +205,3 @@ def _config() -> PeDyra:
     # Triples that move at every adjustment, also at rank 1.
     schedule: dict[str, Any] = dict(initial_warmup=0, interval=2, final_warmup=1)
     return PeDyra(**schedule, moves=None, budget="parameters", start="lora", orth_weight=0.0, min_rank=0)
-
-
-def _value(axis: str, size: Size) -> int:
-    return size.layers * size.rank if axis == "triples" else getattr(size, axis)

@@ -7,7 +7,7 @@ a ratio is the median over rounds of a method's step by LoRA's (or the floor's) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from random import Random
 from statistics import median, quantiles
 from typing import Any
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule, resolve_schedule
+from pedyra.lab.bench.bench_models import BenchModel, bench_model
 from pedyra.lab.bench.direct import MaskedReference
 from pedyra.lab.bench.measuring import check_device, now, storages
-from pedyra.lab.bench.models import BenchModel, bench_model
-from pedyra.lab.bench.run import configured
+from pedyra.lab.bench.method_run import configured
 from pedyra.lab.bench.spec import MethodSpec, parse_method
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.loop import make_optimizer
-from pedyra.methods.method import SCHEDULE, Adaptation, Hooks, Request, Running
+from pedyra.methods.method import SCHEDULE, Adaptation, Request, Running
 from pedyra.methods.registry import get_method
 from pedyra.pe_dyra.config import RankSettings
 
@@ -35,22 +35,18 @@ DEFAULT = (
     *(FLOOR, "lora", "adalora", "dora", DIRECT),
     *(f"pedyra:{alpha}fused={fused}" for alpha in ("", "alpha=1.0,") for fused in ("false", "true")),
 )
-COLUMNS = {
-    "model": "model", "variant": "method", "ratio_to_lora": "by lora", "spread": "quartiles",
-    "ratio_to_floor": "by floor", "peak_bytes": "peak bytes", "trainable_parameters": "trained",
-    "adjustment_seconds": "adjustment, s",
-}  # fmt: skip
-"""Columns of a row for people, with their titles."""
 KINDS = ("observed", "idle")
 """Of the steps of a method that observes some of them."""
 LEAST_ROUNDS = 8
 """Of each kind of step: an adjustment follows every fourth part of the observed ones."""
-LR = 1e-4
+RUN_STEPS = 1000
+"""Length of the run whose mean step is told."""
+RANK, LR = 8, 1e-4
 _WARMUP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Timing:
     """How steps are timed, the same for every model and method.
 
     Raises:
@@ -59,15 +55,12 @@ class Setting:
 
     rounds: int = 20
     """Half of the timed steps: those that a method observes, and as many that it does not."""
-    rank: int = 8
     batch: int | None = None
     """Rows of a step; None: the model's."""
     length: int | None = None
     """Tokens of a row; None: the model's."""
     dtype: str = "float32"
     device: str = "cpu"
-    run_steps: int = 1000
-    """Length of the run whose mean step is told."""
     cpu_time: bool = False
     """Count processor time, for a machine that others use, with one thread."""
 
@@ -93,77 +86,83 @@ class Setting:
 
 
 def bench_step(
-    models: Sequence[str], methods: Sequence[str] = DEFAULT, setting: Setting | None = None
-) -> Iterator[Any]:
+    models: Sequence[str], methods: Sequence[str] = DEFAULT, timing: Timing | None = None
+) -> Iterator[dict[str, Any]]:
     """One row per model and method, as each model is done.
 
     PE-DyRA and its like observe the first `rounds` steps, with four adjustments, and have nothing to do in the other.
-    Their `ratio_to_lora` weighs both kinds of step, and adds the adjustments, as they occur in a run of `run_steps` at
+    Their `ratio_to_lora` weighs both kinds of step, and adds the adjustments, as they occur in a run of `RUN_STEPS` at
     the paper's median schedule, or the method's own; `ratio_by_kind` has the two apart. Of a method whose size changes
     (wide, prune) the sizes of the measured steps are told.
 
     Raises:
         ValueError: an unknown model or method, or a run too short for an adjustment.
     """
-    setting = setting or Setting()
+    timing = timing or Timing()
     specs = {text: None if text in (FLOOR, DIRECT) else parse_method(text) for text in methods}
     every: dict[str, MethodSpec | None] = {"lora": parse_method("lora"), FLOOR: None, **specs}
-    runs = {text: run_schedule(spec, setting.run_steps) for text, spec in specs.items() if spec and spec.moves_ranks}
-    dtype = getattr(torch, setting.dtype)
-    known = [bench_model(name, dtype).with_batch(setting.batch, setting.length) for name in models]  # all told at once
-    shared = {**asdict(setting), "threads": torch.get_num_threads()}
-    for name, model in zip(models, known, strict=True):
-        built = {text: build(text, spec, model, setting) for text, spec in every.items()}
-        batch = {key: value.to(setting.device) for key, value in model.example().items()}
-        seconds, adjustments, peaks = measure(built, batch, setting)
+    runs = {text: run_schedule(spec) for text, spec in specs.items() if spec and spec.moves_ranks}
+    dtype = getattr(torch, timing.dtype)
+    known = [bench_model(name, dtype).with_batch(timing.batch, timing.length) for name in models]  # all told at once
+    for model in known:
+        built = {text: build(text, spec, model, timing) for text, spec in every.items()}
+        peaks = measure(built, {key: value.to(timing.device) for key, value in model.example().items()}, timing)
         for text in specs:
             variant = built[text]
-            row = {"model": name, "variant": text, **_row(variant, seconds, adjustments[text], runs.get(text))}
+            row = {"model": model.name, "variant": text}
+            row |= _ratios(variant, built["lora"], built[FLOOR], runs.get(text))
             trained = sum(p.numel() for p in variant.model.parameters() if p.requires_grad)
             row |= {"peak_bytes": peaks[text], "trainable_parameters": trained}
+            shared = {**asdict(timing), "rank": RANK, "run_steps": RUN_STEPS, "threads": torch.get_num_threads()}
             yield {**shared, **row, "batch": model.batch, "length": model.length}
 
 
-def run_schedule(spec: MethodSpec, total_steps: int) -> Schedule:
+def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
     """The adjustments of a run at the schedule that the spec gives, or, where it gives none, the paper's median."""
     settings = RankSettings(**{name: value for name, value in spec.rank.items() if name in SCHEDULE})
     return resolve_schedule(total_steps, **{name: getattr(settings, name) for name in SCHEDULE})
 
 
+@dataclass
 class Variant:
-    """One way to train; `step` runs one optimizer step and says how long it took."""
+    """One way to train, and what its steps took. Subclasses say what happens around a step."""
 
+    name: str
+    model: Any
+    optimizer: torch.optim.Optimizer
     allocator: RankAllocator | None = None
+    seconds: list[float] = field(default_factory=list)
+    """Of each timed step, without its adjustment."""
+    observed: list[bool] = field(default_factory=list)
+    """Whether the method observed each timed step."""
+    adjustments: list[float] = field(default_factory=list)
+    """Seconds of each."""
 
-    def __init__(self, name: str, model: Any, optimizer: torch.optim.Optimizer) -> None:
-        self.name, self.model, self.optimizer = name, model, optimizer
-        self.observed: list[bool] = []
-        """Whether the method observed each timed step."""
-
-    def step(self, batch: dict[str, Tensor], clock: Callable[[], float]) -> tuple[float, float | None]:
-        """Seconds of one training step, and of the adjustment that followed it, if one did."""
+    def step(self, batch: dict[str, Tensor], clock: Callable[[], float], *, timed: bool = True) -> None:
+        """Run one training step, and the adjustment that follows it."""
+        observes = self.allocator is not None and self.allocator.tracks(self.allocator.step + 1)
         began = clock()
         self.begin_step()
         self.model(**batch).loss.backward()
-        self.before_step()
-        self.optimizer.step()
-        self.stepped()
-        self.optimizer.zero_grad()
+        self.update()
         stepped = clock()
-        adjusted = self.after_step()
+        adjusted = self.adjust()
         ended = clock()
-        return (stepped - began, ended - stepped) if adjusted else (ended - began, None)
+        if adjusted:
+            self.adjustments.append(ended - stepped)
+        if timed:
+            self.seconds.append((stepped if adjusted else ended) - began)
+            self.observed.append(observes)
 
     def begin_step(self) -> None:
         """Before the forward pass."""
 
-    def before_step(self) -> None:
-        """Gradients are complete."""
+    def update(self) -> None:
+        """Gradients are complete: the optimizer's step, and what the method does around it."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
-    def stepped(self) -> None:
-        """Between the optimizer's step and the clearing of the gradients."""
-
-    def after_step(self) -> bool:
+    def adjust(self) -> bool:
         """What the method does after the optimizer; returns whether it adjusted ranks."""
         return False
 
@@ -176,29 +175,27 @@ class MethodVariant(Variant):
     """A method of the registry: what `pedyra.methods.loop` does around a step, in pieces, for adjustments are timed
     apart."""
 
-    def __init__(self, name: str, adaptation: Adaptation, setting: Setting) -> None:
-        model = _trained(adaptation.model, setting)
+    def __init__(self, name: str, adaptation: Adaptation, timing: Timing) -> None:
+        model = _trained(adaptation.model, timing)
         super().__init__(name, model, make_optimizer(adaptation, torch.optim.AdamW, lr=LR, fused=True))
-        self.hooks: Hooks = adaptation.hooks
-        self.taken = 0
+        self.hooks, self.taken, steps = adaptation.hooks, 0, timing.total_steps
         if adaptation.ranks is not None:
-            self.allocator = RankAllocator(self.model, self.optimizer, adaptation.ranks, setting.total_steps)
-        steps = setting.total_steps
+            self.allocator = RankAllocator(self.model, self.optimizer, adaptation.ranks, steps)
         self.hooks.begin(Running(total_steps=steps, optimizer=self.optimizer, allocator=self.allocator))
 
     def begin_step(self) -> None:
         self.hooks.step_begins(self.taken)
 
-    def before_step(self) -> None:
+    def update(self) -> None:
         if self.allocator is not None:
             self.allocator.before_step()
         self.hooks.gradients_complete()
-
-    def stepped(self) -> None:
+        self.optimizer.step()
         self.hooks.stepped(self.taken)
+        self.optimizer.zero_grad()
         self.taken += 1
 
-    def after_step(self) -> bool:
+    def adjust(self) -> bool:
         return self.allocator is not None and self.allocator.after_step() is not None
 
     def state(self) -> Iterable[Tensor]:
@@ -212,46 +209,54 @@ class MethodVariant(Variant):
 class DirectVariant(Variant):
     """PE-DyRA built in AdaLoRA's manner: ranks start at 1.5 r, masked."""
 
-    def __init__(self, model: BenchModel, setting: Setting) -> None:
+    def __init__(self, model: BenchModel, timing: Timing) -> None:
         config = AdaLoraConfig(
             task_type=model.task_type, target_modules="all-linear", exclude_modules=model.exclude,
-            init_r=round(1.5 * setting.rank), target_r=setting.rank, lora_alpha=2 * setting.rank,
-            total_step=setting.total_steps, orth_reg_weight=0.1,
+            init_r=round(1.5 * RANK), target_r=RANK, lora_alpha=2 * RANK, total_step=timing.total_steps,
+            orth_reg_weight=0.1,
         )  # fmt: skip
-        adapted = _trained(get_peft_model(model.build(), config), setting)  # type: ignore[arg-type]
+        adapted = _trained(get_peft_model(model.build(), config), timing)  # type: ignore[arg-type]
         super().__init__(DIRECT, adapted, _adamw(adapted))
-        self.reference = MaskedReference(adapted, rank=setting.rank, interval=setting.schedule["interval"])
-        self.before_step, self.after_step = self.reference.observe, self.reference.adjust
-        self.state = self.reference.tensors
+        self.reference = MaskedReference(adapted, rank=RANK, interval=timing.schedule["interval"])
+
+    def update(self) -> None:
+        self.reference.observe()
+        super().update()
+
+    def adjust(self) -> bool:
+        return self.reference.adjust()
+
+    def state(self) -> Iterable[Tensor]:
+        return self.reference.tensors()
 
 
-def build(text: str, spec: MethodSpec | None, model: BenchModel, setting: Setting) -> Variant:
+def build(text: str, spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant:
     """A method, or what stands beside them, on its own copy of the same base model."""
     if text == DIRECT:
-        return DirectVariant(model, setting)
+        return DirectVariant(model, timing)
+    base: Any = model.build()
     lora = LoraConfig(
-        task_type=model.task_type, r=setting.rank, lora_alpha=2 * setting.rank, target_modules="all-linear",
+        task_type=model.task_type, r=RANK, lora_alpha=2 * RANK, target_modules="all-linear",
         exclude_modules=model.exclude,
     )  # fmt: skip
     if spec is None:
-        return _floor(get_peft_model(model.build(), lora), setting)  # type: ignore[arg-type]
-    base = model.build()
+        return _floor(get_peft_model(base, lora), timing)
     examples = [model.example(seed) for seed in range(8)]
     request = Request(
         method=spec.name,
         model=base,
         lora=configured(lora, spec.lora, base),
-        rank={**spec.rank, **setting.schedule},
+        rank={**spec.rank, **timing.schedule},
         settings=spec.settings,
-        steps=setting.total_steps,
+        steps=timing.total_steps,
         data=Data(batches=lambda: iter(examples), loss=model_loss),
     )
-    return MethodVariant(text, get_method(spec.name).prepare(request), setting)
+    return MethodVariant(text, get_method(spec.name).prepare(request), timing)
 
 
-def _floor(model: Any, setting: Setting) -> Variant:
+def _floor(model: Any, timing: Timing) -> Variant:
     """No adapter at work, but gradients that flow through the whole base: the least that any LoRA can cost."""
-    model = _trained(model, setting)
+    model = _trained(model, timing)
     model.base_model.disable_adapter_layers()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("modules_to_save.default" in name)
@@ -259,9 +264,9 @@ def _floor(model: Any, setting: Setting) -> Variant:
     return Variant(FLOOR, model, _adamw(model))
 
 
-def _trained(model: Any, setting: Setting) -> Any:
+def _trained(model: Any, timing: Timing) -> Any:
     """The model on its device, ready to be trained."""
-    return model.to(setting.device).train()
+    return model.to(timing.device).train()
 
 
 def _adamw(model: nn.Module) -> torch.optim.AdamW:
@@ -270,27 +275,17 @@ def _adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained or [nn.Parameter(torch.zeros(1))], lr=LR, fused=True)
 
 
-def measure(
-    built: dict[str, Variant], batch: dict[str, Tensor], setting: Setting
-) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, int]]:
-    """Seconds of every step after the warm-up, of every adjustment, and the peak memory, by method."""
-    seconds: dict[str, list[float]] = {name: [] for name in built}
-    adjustments: dict[str, list[float]] = {name: [] for name in built}
+def measure(built: Mapping[str, Variant], batch: dict[str, Tensor], timing: Timing) -> dict[str, int]:
+    """Time the steps of all variants, and find the peak memory of each."""
     peaks: dict[str, int] = {}
     order = Random(0)
-    for round_ in range(setting.total_steps):
+    for number in range(timing.total_steps):
         # In another order each time: what a step leaves in caches and the allocator is the next one's to bear.
-        for name, variant in order.sample(list(built.items()), len(built)):
-            if variant.allocator is not None and round_ >= _WARMUP:
-                variant.observed.append(variant.allocator.tracks(variant.allocator.step + 1))
-            step, adjustment = variant.step(batch, setting.now)
-            if round_ >= _WARMUP:
-                seconds[name].append(step)
-            if adjustment is not None:
-                adjustments[name].append(adjustment)
-        if round_ == _WARMUP + 1:  # while PE-DyRA observes
-            peaks = {name: peak_bytes(variant, batch, setting.device) for name, variant in built.items()}
-    return seconds, adjustments, peaks
+        for variant in order.sample(list(built.values()), len(built)):
+            variant.step(batch, timing.now, timed=number >= _WARMUP)
+        if number == _WARMUP + 1:  # while PE-DyRA observes
+            peaks = {name: peak_bytes(variant, batch, timing.device) for name, variant in built.items()}
+    return peaks
 
 
 def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
@@ -332,48 +327,40 @@ def _static(variant: Variant) -> Iterable[Tensor]:
     yield from variant.state()
 
 
-def observed_steps(run: Schedule, window: int) -> int:
-    """How many steps of a run are observed: the last `window` of them before each adjustment, and its own."""
-    ahead = ((run.next_adjustment(step), step) for step in range(1, run.total_steps + 1))
-    return sum(adjustment is not None and adjustment - step < window for adjustment, step in ahead)
-
-
 def over_a_run(ratios: Mapping[str, float], adjustment: float, run: Schedule, window: int) -> float:
     """The mean ratio of the steps of a run, with its adjustments.
 
     Args:
         ratios: of a step of each kind.
         adjustment: what one takes, in steps of what the ratios refer to.
-        window: steps that are observed before an adjustment.
+        window: steps that are observed before an adjustment, its own among them.
     """
-    count = observed_steps(run, window)
+    ahead = ((run.next_adjustment(step), step) for step in range(1, run.total_steps + 1))
+    count = sum(adjusted is not None and adjusted - step < window for adjusted, step in ahead)
     steps = count * ratios["observed"] + (run.total_steps - count) * ratios["idle"]
     return (steps + len(run.adjustments) * adjustment) / run.total_steps
 
 
-def _row(
-    variant: Variant, seconds: dict[str, list[float]], adjustments: list[float], run: Schedule | None
-) -> dict[str, Any]:
-    own, adjustment = seconds[variant.name], median(adjustments) if adjustments else None
-    row: dict[str, Any] = {"adjustment_seconds": adjustment, "step_seconds": median(own)}
-    for other in ("lora", FLOOR):
-        theirs = seconds[other]
-        ratios = [a / b for a, b in zip(own, theirs, strict=True)]
-        row[f"ratio_to_{other}"] = median(ratios)
-        if other == "lora":
+def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | None) -> dict[str, Any]:
+    """The times of a row. `run`: of a method that adjusts, the schedule of the run that is told."""
+    adjustment = median(variant.adjustments) if variant.adjustments else None
+    row: dict[str, Any] = {"adjustment_seconds": adjustment, "step_seconds": median(variant.seconds)}
+    for name, other in (("lora", lora), ("floor", floor)):
+        ratios = [own / theirs for own, theirs in zip(variant.seconds, other.seconds, strict=True)]
+        row[f"ratio_to_{name}"] = median(ratios)
+        if other is lora:
             low, _, high = quantiles(ratios, n=4)
-            row |= {"ratio_quartiles": [low, high], "spread": f"{low:.3f} to {high:.3f}"}
-        if variant.allocator is not None:
-            assert run is not None
-            by_kind = _by_kind(variant.observed, ratios)
+            row["ratio_quartiles"] = [low, high]
+        if run is not None and variant.allocator is not None:
+            by_kind = ratio_by_kind(variant.observed, ratios)
             window: int = variant.allocator.run.window  # type: ignore[attr-defined]
-            row[f"ratio_to_{other}"] = over_a_run(by_kind, (adjustment or 0.0) / median(theirs), run, window)
-            if other == "lora":
+            row[f"ratio_to_{name}"] = over_a_run(by_kind, (adjustment or 0.0) / median(other.seconds), run, window)
+            if other is lora:
                 row["ratio_by_kind"] = by_kind
     return row
 
 
-def _by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict[str, float]:
+def ratio_by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict[str, float]:
     """The median ratio of each of `KINDS`."""
     pairs = list(zip(observed, ratios, strict=True))
     return {kind: median(ratio for seen, ratio in pairs if seen is (kind == "observed")) for kind in KINDS}

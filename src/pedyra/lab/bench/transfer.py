@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from pedyra.lab.bench.bytes import TARGETS, ByteTransformer, Corpus, held_out_loss, next_byte_loss, pretrained, prose
+from pedyra.lab.bench.bytes import TARGETS, held_out_loss, next_byte_loss, pretrained, prose
+from pedyra.lab.bench.method_run import BenchTraining, run_method
 from pedyra.lab.bench.rows import Row, RowFile
-from pedyra.lab.bench.run import Setting, run_method
 from pedyra.lab.bench.spec import parse_method
-
-SCALING = 1.0
-"""alpha / r of every method."""
-CLIP = 1.0
-"""Largest norm of the gradient."""
 
 
 @dataclass(frozen=True)
-class Size:
+class TransferSize:
     """How large the benchmark is."""
 
     steps: int = 800
@@ -35,26 +30,7 @@ class Size:
     """One of `TARGETS`."""
 
 
-SMOKE = Size(steps=40, batch=4, width=32, depth=2, pretraining_steps=20, held_out=16)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A pre-trained model, the text it must learn, and the windows that judge it."""
-
-    model: ByteTransformer
-    corpus: Corpus
-    windows: Tensor
-    name: str
-
-
-@lru_cache(maxsize=1)
-def make_lesson(size: Size) -> Lesson:
-    """The pre-trained model from the cache, or a few minutes of work."""
-    source, target = prose(), TARGETS[size.target]()
-    model = pretrained(source, steps=size.pretraining_steps, width=size.width, depth=size.depth)
-    name = f"{source.digest}-{target.digest}-{size.width}x{size.depth}-{size.pretraining_steps}"
-    return Lesson(model, target, target.windows(size.held_out), name)
+SMOKE = TransferSize(steps=40, batch=4, width=32, depth=2, pretraining_steps=20, held_out=16)
 
 
 def bench_transfer(
@@ -63,52 +39,53 @@ def bench_transfer(
     lrs: Sequence[float],
     seeds: Sequence[int],
     ranks: Sequence[int] = (2,),
-    size: Size = Size(),
+    size: TransferSize = TransferSize(),
     file: RowFile,
 ) -> Iterator[Row]:
-    """A row per rank, learning rate, seed and method, in this order; rows that the file has are not made again.
+    """A row per rank, seed, learning rate and method, in this order; rows that the file has are not made again.
+
+    The pre-trained model comes from the cache, or takes a few minutes.
 
     Raises:
         ValueError: an unknown method or setting, before anything is trained.
     """
     specs = {text: parse_method(text) for text in methods}
-    lesson = make_lesson(size)
+    source, corpus = prose(), TARGETS[size.target]()
+    model = pretrained(source, steps=size.pretraining_steps, width=size.width, depth=size.depth)
+    judged = corpus.windows(size.held_out)
+    base = f"{source.digest}-{corpus.digest}-{size.width}x{size.depth}-{size.pretraining_steps}"
     jobs = [
         {"method": text, "config": specs[text].digest, "rank": rank, "lr": lr, "seed": seed}
-        | {"steps": size.steps, "batch": size.batch, "base": lesson.name}
-        for rank in ranks
-        for seed in seeds
-        for lr in lrs
-        for text in methods
+        | {"steps": size.steps, "batch": size.batch, "base": base}
+        for rank, seed, lr, text in product(ranks, seeds, lrs, methods)
     ]
 
     def run(job: Row) -> Row:
         def windows() -> Iterator[Tensor]:
             generator = torch.Generator().manual_seed(1000 + job["seed"])
             while True:
-                yield lesson.corpus.batch(size.batch, generator)
+                yield corpus.batch(size.batch, generator)
 
-        setting = Setting(
-            base=lesson.model,
-            layers=lesson.model.layer_names,
+        training = BenchTraining(
+            base=model,
+            layers=model.layer_names,
             loss=next_byte_loss,
             batches=windows,
             rank=job["rank"],
             lr=job["lr"],
             steps=size.steps,
             seed=job["seed"],
-            scaling=SCALING,
             warmup=size.steps // 20,
-            clip=CLIP,
+            clip=1.0,
             fused=True,
         )
-        outcome = run_method(specs[job["method"]], setting)
+        done = run_method(specs[job["method"]], training)
         return {
-            "loss": float("nan") if outcome.diverged else held_out_loss(outcome.model, lesson.windows),
-            "parameters": outcome.parameters,
-            "adjustments": outcome.adjustments,
-            "ranks": outcome.ranks,
-            "seconds": round(outcome.seconds, 1),
+            "loss": float("nan") if done.diverged else held_out_loss(done.model, judged),
+            "parameters": done.parameters,
+            "adjustments": done.adjustments,
+            "ranks": done.ranks,
+            "seconds": round(done.seconds, 1),
         }
 
     yield from file.complete(jobs, run)

@@ -54,14 +54,13 @@ def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -
     console.print(f"runs        {sum(map(len, tuning.values()))} to choose rates, {reported} reported")
     for line in sorted({_changes(entry, matched) for entry, matched in experiment.matched.items()} - {""}):
         console.print(f"matched     {line}", soft_wrap=True, markup=False)
-    progress = Progress(console, workers)
-    progress.run([job for jobs in tuning.values() for job in jobs])
+    failed = _run_missing([job for jobs in tuning.values() for job in jobs], workers, console)
     curves = [RateCurve(entry, grid.rates(entry.method), collect(jobs, grid.judge)) for entry, jobs in tuning.items()]
     chosen = {curve.entry: curve.chosen for curve in curves}
     jobs = [job for entry in experiment.entries for job in experiment.reported_jobs(entry, chosen)]
-    progress.run(jobs)
+    failed += _run_missing(jobs, workers, console)
     rows = collect(jobs, grid.judge)
-    comparison = Comparison(grid, rows, curves, progress.failed, reported - len(rows))
+    comparison = Comparison(grid, rows, curves, failed, reported - len(rows))
     _show(comparison, folder, console)
     return comparison
 
@@ -86,29 +85,21 @@ def _changes(entry: Entry, matched: Matched) -> str:
     return f"{entry.method}, r = {entry.budget}: {listed}" if changes else ""
 
 
-class Progress:
-    """Runs jobs, tells how each ends in a line, and keeps those that failed."""
+def _run_missing(jobs: Sequence[Job], workers: int, console: Console) -> list[JobEnd]:
+    """Run the jobs that are not done, telling how each ends in a line; those that failed."""
+    missing = [job for job in jobs if not is_done(job)]
+    ends: list[JobEnd] = []
 
-    def __init__(self, console: Console, workers: int) -> None:
-        self.console, self.workers = console, workers
-        self.failed: list[JobEnd] = []
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Run the jobs that are not done."""
-        self.jobs = [job for job in jobs if not is_done(job)]
-        self.ended = 0
-        run_jobs(self.jobs, self.report, self.workers)
-
-    def report(self, end: JobEnd) -> None:
-        """Take in how a job ended."""
-        self.ended += 1
+    def report(end: JobEnd) -> None:
+        ends.append(end)
         told, final = end.message or end.status, final_row(end.job.run)
-        if end.status == "failed":
-            self.failed.append(end)
-        elif final is not None:
+        if end.status != "failed" and final is not None:
             finite = all(final[key] is not None and math.isfinite(final[key]) for key in ("eval_loss", "value"))
             told = f"{final['metric']} {final['value']:.4f}" if finite else "diverged"
-        self.console.print(f"[{self.ended}/{len(self.jobs)}] {end.job.label}: {told}", soft_wrap=True, markup=False)
+        console.print(f"[{len(ends)}/{len(missing)}] {end.job.label}: {told}", soft_wrap=True, markup=False)
+
+    run_jobs(missing, report, workers)
+    return [end for end in ends if end.status == "failed"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +134,7 @@ class Experiment:
         """A run. Raises ValueError where its folder holds one of another recipe."""
         job = Job(entry, rate, seed, purpose, self.folder, {})
         name = {"name": entry.task, "output_dir": str(job.run), "seed": seed}
-        job.recipe.update(name | self._content(entry, rate, purpose))
+        job.recipe.update(name | self.content(entry, rate, purpose))
         if job.recipe_file.is_file():
             before = read_settings(job.recipe_file, (), what="recipe", starts_with="method")
             difference = first_difference(_identity(before), _identity(job.recipe))
@@ -151,7 +142,7 @@ class Experiment:
                 raise ValueError(f"{job.run} is a run of another grid: {difference}; choose another output_dir")
         return job
 
-    def _content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
+    def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
         """A recipe: the grid's sections, the row's own over them, and what was matched."""
         grid, row = self.grid, self.grid.methods[entry.method]
         data = getattr(self.splits[entry.task], "tuning" if purpose == "tuning" else "reported")
@@ -208,7 +199,7 @@ def _data_section(grid: Grid, label: str) -> Any:
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     """The recipe of a row, as its method resolves it; ValueError for what can be told from the recipe alone."""
     where = f"methods.{entry.method} on {entry.task}"
-    content = experiment._content(entry, experiment.grid.rates(entry.method)[0], "jobs")
+    content = experiment.content(entry, experiment.grid.rates(entry.method)[0], "jobs")
     recipe = check_recipe({"name": entry.task, **content}, where)
     try:
         recipe = resolve(recipe)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pedyra.app.recipe import Recipe
 from pedyra.lab.compare.grid import Grid, check_grid
-from pedyra.lab.paper.item import Cell, Item, Part, Scale
+from pedyra.lab.paper.item import Cell, CellPart, Item, Scale
 from pedyra.lab.paper.places import Places
 
 RATES = (0.1, 0.3, 1.0, 3.0)
@@ -65,7 +65,7 @@ def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
     return replace(cell, part=cell.part.model_copy(update={"rank": rank}))
 
 
-def grid_content(recipe: Recipe, parts: Iterable[Part], scale: Scale, r: int, folder: Path) -> dict[str, Any]:
+def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int, folder: Path) -> dict[str, Any]:
     """The grid with these rows, but for its seeds."""
     content = recipe.model_dump(mode="json", exclude_unset=True)
     training = dict(content["training"])
@@ -89,13 +89,13 @@ def grid_content(recipe: Recipe, parts: Iterable[Part], scale: Scale, r: int, fo
     }
 
 
-def row_name(part: Part) -> str:
+def row_name(part: CellPart) -> str:
     """The grid's name of a method with its settings: the same for the same settings, and good as a folder's name."""
     settings = {**part.lora, **part.rank, **({"quantization": part.quantization} if part.quantization else {})}
     return "_".join([str(part.method), *(f"{key}={settings[key]}" for key in sorted(settings))])
 
 
-def _row(part: Part, rates: list[float], scale: Scale) -> dict[str, Any]:
+def _row(part: CellPart, rates: list[float], scale: Scale) -> dict[str, Any]:
     keys = ("method", "match", "quantization", "lora", "rank")
     row = {key: value for key in keys if (value := getattr(part, key))}
     slow = part.method in STARTS_FROM_ZERO and "init" not in part.lora

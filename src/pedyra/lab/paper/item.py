@@ -23,7 +23,7 @@ _HERE = Path(__file__).parent
 TABLES, RECIPES = _HERE / "tables", _HERE / "recipes"
 
 
-class Part(Section):
+class CellPart(Section):
     """What a row or a column says of its cells; a cell is its row's part and its column's together."""
 
     method: str | None = None
@@ -49,11 +49,11 @@ class Part(Section):
     over: list[str] | None = None
     """The columns it is the mean of; default: all."""
 
-    def with_column(self, column: Part) -> Part:
+    def with_column(self, column: CellPart) -> CellPart:
         """What both say; of a key that both have, the column's, and of settings, both."""
         settings = {key: {**getattr(self, key), **getattr(column, key)} for key in ("lora", "rank")}
         both = {**self.model_dump(exclude_unset=True), **column.model_dump(exclude_unset=True), **settings}
-        return Part.model_validate(both)
+        return CellPart.model_validate(both)
 
 
 class AtScale(Section):
@@ -62,7 +62,7 @@ class AtScale(Section):
     recipes: dict[str, str]
     """Key -> recipe in recipes/. Cells whose key is missing are not measured at this scale."""
     seeds: list[int] = [0]
-    columns: dict[str, Part] | None = None
+    columns: dict[str, CellPart] | None = None
     """What is measured in the place of the item's columns, which tiny models are too poor for."""
     gpu_gb: float | None = None
     """Memory of the GPU that it needs, estimated; None: no GPU."""
@@ -77,7 +77,7 @@ class Cell:
     row: str
     column: str
     recipe: str
-    part: Part
+    part: CellPart
     metric: str
 
 
@@ -88,8 +88,8 @@ class Item(Section):
     title: str
     claim: str
     """What the paper says that it shows, in one sentence."""
-    rows: dict[str, Part]
-    columns: dict[str, Part]
+    rows: dict[str, CellPart]
+    columns: dict[str, CellPart]
     published: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Row -> column -> value, without spread, for the paper gives none; a list in the YAML, and empty where the paper's
     text has no numbers."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor, nn
 
 from pedyra.allocate.claim import choose_forward
@@ -34,14 +33,13 @@ IN_RANKS = ("increlora", "triadaptlora")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class BenchTraining:
     """The training that every method of a benchmark gets.
 
     Args:
         layers: the nn.Linear to adapt, by name.
         rank: the uniform rank whose parameters are the budget.
         lr: the peak; it rises linearly for `warmup` steps and falls linearly to zero at the last.
-        scaling: alpha / r at the uniform rank.
         clip: largest norm of the gradient; None: any.
         fused: compute base and adapter together where that is exact; worth it from about a thousand tokens a step.
     """
@@ -54,14 +52,13 @@ class Setting:
     lr: float
     steps: int
     seed: int
-    scaling: float = 1.0
     warmup: int = 0
     clip: float | None = None
     fused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class FinishedRun:
     """How a run ended."""
 
     model: PeftModel
@@ -77,7 +74,7 @@ class Outcome:
     """With what the method did before the first step."""
 
 
-def run_method(spec: MethodSpec, setting: Setting) -> Outcome:
+def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
     """Adapt a copy of the base by the method, at the budget of the uniform rank.
 
     What a method looks at before the first step comes from the run's own batches, and is not taken off its steps.
@@ -86,10 +83,10 @@ def run_method(spec: MethodSpec, setting: Setting) -> Outcome:
         ValueError: a budget, schedule or number of steps that the method cannot meet, a setting without effect.
     """
     began = time.perf_counter()
-    adaptation = get_method(spec.name).prepare(request(spec, setting))
+    adaptation = get_method(spec.name).prepare(request(spec, training))
     _check_effect(spec, adaptation)
-    model, lr = adaptation.model, setting.lr
-    if setting.fused and adaptation.ranks is None and _is_plain(adaptation):
+    model, lr = adaptation.model, training.lr
+    if training.fused and adaptation.ranks is None and _is_plain(adaptation):
         layers = attach(model)
         train_e(layers, False)
         choose_forward(layers, True)
@@ -97,26 +94,26 @@ def run_method(spec: MethodSpec, setting: Setting) -> Outcome:
         optimizer: torch.optim.Optimizer = torch.optim.Adam(_by_factor(model), lr=lr, fused=True)
     else:
         optimizer = make_optimizer(adaptation, torch.optim.Adam, lr=lr, fused=True)
-    loop = Loop(adaptation, optimizer, setting.steps)
+    loop = Loop(adaptation, optimizer, training.steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / (setting.warmup + 1)) * (1 - step / setting.steps)
+        optimizer, lambda step: min(1.0, (step + 1) / (training.warmup + 1)) * (1 - step / training.steps)
     )
     diverged = False
-    for batch in islice(setting.batches(), setting.steps):
+    for batch in islice(training.batches(), training.steps):
         loop.begin_step()
-        value = setting.loss(model, batch)
+        value = training.loss(model, batch)
         if not value.isfinite():
             diverged = True
             break
         value.backward()
-        if setting.clip is not None:
-            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], setting.clip)
+        if training.clip is not None:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], training.clip)
         loop.step()
         scheduler.step()
     history = [] if loop.allocator is None else loop.allocator.history
     loop.finish()
-    ranks, parameters = _final_size(model, setting.layers)
-    return Outcome(
+    ranks, parameters = _final_size(model, training.layers)
+    return FinishedRun(
         model=model,
         ranks=ranks,
         parameters=parameters,
@@ -126,22 +123,21 @@ def run_method(spec: MethodSpec, setting: Setting) -> Outcome:
     )
 
 
-def request(spec: MethodSpec, setting: Setting) -> Request:
+def request(spec: MethodSpec, training: BenchTraining) -> Request:
     """What the benchmark asks of the method; the base is copied, and quantised where the method needs it."""
-    base = copy.deepcopy(setting.base)
+    base = copy.deepcopy(training.base)
     if get_method(spec.name).quantization is not None:
-        quantise_linears(base, setting.layers)
-    alpha: Any = setting.scaling * setting.rank  # PEFT takes fractions too
-    lora = LoraConfig(r=setting.rank, lora_alpha=alpha, target_modules=list(setting.layers))
+        quantise_linears(base, training.layers)
+    lora = LoraConfig(r=training.rank, lora_alpha=training.rank, target_modules=list(training.layers))
     return Request(
         method=spec.name,
         model=base,
         lora=configured(lora, spec.lora, base),
-        rank={**_rank_settings(spec.name, setting), **spec.rank},
+        rank={**_rank_settings(spec.name, training), **spec.rank},
         settings=spec.settings,
-        seed=setting.seed,
-        steps=setting.steps,
-        data=Data(batches=setting.batches, loss=setting.loss),
+        seed=training.seed,
+        steps=training.steps,
+        data=Data(batches=training.batches, loss=training.loss),
     )
 
 
@@ -157,9 +153,9 @@ def configured(lora: LoraConfig, given: Mapping[str, Any], base: nn.Module) -> L
     return changed(with_ranks(lora, ranks, alphas), target_modules=set(ranks))
 
 
-def _rank_settings(name: str, setting: Setting) -> dict[str, Any]:
+def _rank_settings(name: str, training: BenchTraining) -> dict[str, Any]:
     """Equal parameters, and a schedule that is the same for all but `wide` and L1RA, which define theirs."""
-    settings: dict[str, Any] = {"fused": setting.fused, "seed": setting.seed}
+    settings: dict[str, Any] = {"fused": training.fused, "seed": training.seed}
     if name == "wide":
         return settings
     if name != "l1ra":
@@ -167,7 +163,7 @@ def _rank_settings(name: str, setting: Setting) -> dict[str, Any]:
     if name not in IN_RANKS:
         settings["budget"] = "parameters"
     if name in MOVES:
-        settings["moves"] = max(1, round(MOVES[name] * setting.rank * len(setting.layers)))
+        settings["moves"] = max(1, round(MOVES[name] * training.rank * len(training.layers)))
     return settings
 
 
@@ -185,25 +181,21 @@ def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
 
 def _is_plain(adaptation: Adaptation) -> bool:
     """Whether the adapter is LoRA as PEFT has it, from the first step to the last."""
-    slots = [slot for module in adaptation.model.modules() for slot in _slots(module)]
-    return bool(slots) and adaptation.finish is None and all(type(slot) is nn.Linear for slot in slots)
-
-
-def _slots(module: nn.Module) -> list[Any]:
-    return [] if isinstance(module, AdaLoraLayer) else list(getattr(module, "lora_A", {}).values())
+    if adaptation.finish is not None or adaptation.model.peft_config["default"].peft_type != "LORA":
+        return False
+    slots = [slot for module in adaptation.model.modules() for slot in getattr(module, "lora_A", {}).values()]
+    return all(type(slot) is nn.Linear for slot in slots)
 
 
 def _by_factor(model: nn.Module) -> list[dict[str, Any]]:
     """All that is trained: every A, then every B, then the rest. The norm that is clipped is summed in this order."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    place = {".lora_A": 0, ".lora_B": 1}
-
-    def key(item: tuple[str, nn.Parameter]) -> int:
-        return 2 if item[0].endswith(".E") else next((at for part, at in place.items() if part in item[0]), 2)
-
-    ordered = sorted(trained, key=key)
-    a = [p for name, p in ordered if key((name, p)) == 0]
-    return [{"params": a}, {"params": [p for name, p in ordered if key((name, p)) > 0]}]
+    groups: dict[str, list[nn.Parameter]] = {".lora_A": [], ".lora_B": [], "rest": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = next((part for part in (".lora_A", ".lora_B") if part in name and not name.endswith(".E")), "rest")
+            groups[factor].append(parameter)
+    first, *others = groups.values()
+    return [{"params": first}, {"params": [parameter for group in others for parameter in group]}]
 
 
 def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[dict[str, int] | None, int]:
@@ -224,8 +216,6 @@ def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[dict[str, int]
         attached = attach(model)
         drop_empty(attached)
         ranks |= {layer.name: layer.rank for layer in attached}
-    costs = {}
-    for name in layers:
-        layer = base.get_submodule(name)
-        costs[name] = rank_parameters(layer.in_features, layer.out_features)
-    return ranks, others + sum(rank * costs[name] for name, rank in ranks.items())
+    of = {name: base.get_submodule(name) for name in layers}
+    spent = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
+    return ranks, others + spent

@@ -6,20 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import product
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
 
+from pedyra.lab.bench.method_run import BenchTraining, run_method
 from pedyra.lab.bench.planted_problem import DEPTH, RANK, WIDTH, Problem, batches, make_problem, relative_error
-from pedyra.lab.bench.rates import best_rate, rates_by_method
-from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile
-from pedyra.lab.bench.run import Setting, run_method
+from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile, rates_by_method, summary
 from pedyra.lab.bench.spec import MethodSpec, parse_method
-from pedyra.lab.compare.statistics import standard_error
 from pedyra.methods.names import NAMES
 
 BATCH = 128
+SMOKE_STEPS = 24
+"""The fewest in which every method does what it does."""
 ORACLE = "oracle"
 """LoRA with the true ranks from the start."""
 
@@ -58,20 +59,16 @@ def bench_planted(methods: Sequence[str], problems: Problems, file: RowFile | No
     def problem_of(architecture: str, profile: str, noise: float, seed: int) -> Problem:
         return make_problem(profile, seed, architecture=architecture, noise=noise)
 
+    cases = list(product(problems.architectures, problems.profiles, problems.noises))
+    for case in cases:
+        problem_of(*case, problems.seeds[0])  # raises for what cannot be
     shape = {"width": WIDTH, "depth": DEPTH, "rank": RANK, "steps": problems.steps}
-    jobs = []
-    for architecture in problems.architectures:
-        for profile in problems.profiles:
-            for noise in problems.noises:
-                problem_of(architecture, profile, noise, problems.seeds[0])  # raises for what cannot be
-            jobs += [
-                {"method": text, "profile": profile, "noise": noise, "seed": seed, "config": specs[text].digest}
-                | {"lr": lr, "architecture": architecture, **shape}
-                for noise in problems.noises
-                for seed in problems.seeds
-                for lr in problems.lrs
-                for text in methods
-            ]
+    jobs = [
+        {"method": text, "profile": profile, "noise": noise, "seed": seed, "config": specs[text].digest}
+        | {"lr": lr, "architecture": architecture, **shape}
+        for architecture, profile, noise in cases
+        for seed, lr, text in product(problems.seeds, problems.lrs, methods)
+    ]
 
     def run(job: Row) -> Row:
         problem = problem_of(job["architecture"], job["profile"], job["noise"], job["seed"])
@@ -94,7 +91,7 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         x, target = batch
         return (model(x) - target).square().mean()
 
-    setting = Setting(
+    training = BenchTraining(
         base=problem.base,
         layers=problem.layer_names,
         loss=loss,
@@ -104,43 +101,41 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         steps=job["steps"],
         seed=job["seed"],
     )
-    outcome = run_method(spec, setting)
-    ranks = None if outcome.ranks is None else [outcome.ranks[name] for name in problem.layer_names]
-    wrong = None
-    if ranks is not None:
+    done = run_method(spec, training)
+    ranks, wrong = None, None
+    if done.ranks is not None:
+        ranks = [done.ranks[name] for name in problem.layer_names]
         wrong = sum(abs(rank - true) for rank, true in zip(ranks, problem.true_ranks, strict=True)) / 2
     return {
-        "relative_error": float("nan") if outcome.diverged else relative_error(problem, outcome.model),
+        "relative_error": float("nan") if done.diverged else relative_error(problem, done.model),
         "rank_distance": wrong,
         "ranks": ranks,
         "true_ranks": list(problem.true_ranks),
-        "parameters": outcome.parameters,
-        "adjustments": outcome.adjustments,
-        "seconds": round(outcome.seconds, 2),
+        "parameters": done.parameters,
+        "adjustments": done.adjustments,
+        "seconds": round(done.seconds, 2),
     }
 
 
-def summarise_planted(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+def summarise_planted(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """What is the same for a table -> its lines, one a method at the learning rate with its lowest mean error."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         shape = f"{row['architecture']}, {row['depth']} layers of width {row['width']}"
-        title = f"{row['profile']}, noise {row['noise']:g} ({shape})"
-        groups.setdefault(title, []).append({**row, "loss": row["relative_error"]})
+        groups.setdefault(f"{row['profile']}, noise {row['noise']:g} ({shape})", []).append(row)
     return {title: _lines(own) for title, own in groups.items()}
 
 
-def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    found = rates_by_method(rows)
-    best = {method: best_rate(errors) for method, errors in found.items()}
-    errors = {method: list(found[method][rate].values()) for method, rate in best.items()}
-    means = {method: fmean(each) for method, each in errors.items()}
-    lines = []
-    for method, rate in best.items():
-        own = [row for row in rows if (row["method"], row["lr"]) == (method, rate)]
+def _lines(rows: Sequence[Row]) -> list[Row]:
+    lines = summary(rows, "relative_error")
+    errors = {line["method"]: line["relative_error"] for line in lines}
+    methods = rates_by_method(rows)
+    found = []
+    for line in lines:
+        own = methods[line["method"]][line["lr"]].values()
         wrong = [row["rank_distance"] for row in own if row["rank_distance"] is not None]
-        line = {"method": method, "error": means[method], "s.e.": standard_error(errors[method])}
-        line |= {f"x {other}": means[method] / means[other] if other in means else None for other in (ORACLE, "lora")}
-        line |= {"ranks wrong": fmean(wrong) if wrong else None, "lr": rate, "seeds": len(own)}
-        lines.append({**line, "seconds": fmean([row["seconds"] for row in own])})
-    return lines
+        times = {f"x {other}": line["relative_error"] / errors[other] for other in (ORACLE, "lora") if other in errors}
+        kept = {key: line[key] for key in ("method", "relative_error", "s.e.", "lr", "seeds")}
+        ranks = {"ranks wrong": fmean(wrong) if wrong else None}
+        found.append({**kept, **times, **ranks, "seconds": fmean(row["seconds"] for row in own)})
+    return found

@@ -13,7 +13,7 @@ from pedyra.app.report.images import FORMATS, save_image, side_by_side
 from pedyra.app.report.records import RunRecords, read_run
 from pedyra.lab.paper import run_measures
 from pedyra.lab.paper.item import Item
-from pedyra.lab.paper.results import Result
+from pedyra.lab.paper.item_results import Result
 
 Runs = Mapping[str, RunRecords]
 """Row -> its run with the first seed, which curves show."""

@@ -9,7 +9,7 @@ import typer
 
 from pedyra.app.console import new_console, print_table, quiet_libraries, write_json_lines
 from pedyra.app.options import JsonFile
-from pedyra.lab.compare.cli import Workers, stoppable
+from pedyra.lab.compare.compare_command import Workers, stoppable
 
 app = typer.Typer(
     help="The paper's tables and figures, measured again beside the published numbers.", no_args_is_help=True
@@ -96,8 +96,8 @@ def run(
     places.check(item, scale, allow_code_execution=allow_code_execution)
     quiet_libraries()
     from pedyra.lab.compare.tables import print_tables
-    from pedyra.lab.paper.results import remarks, result_tables
-    from pedyra.lab.paper.run import Means, run_item
+    from pedyra.lab.paper.item_results import remarks, result_tables
+    from pedyra.lab.paper.run_item import Means, run_item
 
     console = new_console()
     with stoppable(console):

@@ -13,8 +13,8 @@ from pedyra.lab.compare.compare import compare_grid
 from pedyra.lab.compare.tables import write_rows, write_tables
 from pedyra.lab.paper.grids import Measurement, measurements, row_name
 from pedyra.lab.paper.item import Item, Scale
+from pedyra.lab.paper.item_results import Result, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
-from pedyra.lab.paper.results import Result, remarks, result_tables, results
 from pedyra.lab.paper.run_measures import MEASURES, measure
 from pedyra.lora.files import read_json, write_file
 
@@ -34,7 +34,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredItem:
     """What a run of an item came to."""
 
     item: Item
@@ -46,7 +46,7 @@ class Measured:
     """Runs that failed, and why."""
 
 
-def run_item(item: Item, scale: Scale, means: Means) -> Measured:
+def run_item(item: Item, scale: Scale, means: Means) -> MeasuredItem:
     """Run what is missing of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
 
     Finished runs are kept, for every item of the scale that shares them; interrupted ones go on.
@@ -78,10 +78,10 @@ def run_item(item: Item, scale: Scale, means: Means) -> Measured:
     files = [write_tables(folder / item.id, item.title, tables, remarks(item, scale, done))]
     files += write_rows(folder / item.id, [result.as_row() for result in done])
     if item.is_figure:
-        from pedyra.lab.paper.figures import save_figure
+        from pedyra.lab.paper.item_figures import save_figure
 
         files += save_figure(item, done, runs, folder)
-    return Measured(item, done, files, failed)
+    return MeasuredItem(item, done, files, failed)
 
 
 def with_generated(row: dict[str, Any], each: Measurement, means: Means) -> dict[str, Any]:

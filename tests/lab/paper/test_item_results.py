@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pedyra.lab.paper.item import get_item
-from pedyra.lab.paper.results import difference_table, remarks, result_table, results
+from pedyra.lab.paper.item_results import difference_table, remarks, result_table, results
 
 
 def test_a_mean_its_error_and_its_interval_by_hand():

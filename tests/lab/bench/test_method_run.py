@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from pedyra.lab.bench.run import Outcome, Setting, run_method
+from pedyra.lab.bench.method_run import BenchTraining, FinishedRun, run_method
 from pedyra.lab.bench.spec import parse_method
 from pedyra.methods.registry import METHODS
 
@@ -41,9 +41,9 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
     return (model(x) - x @ target).square().mean()
 
 
-def run(text: str, *, rank: int = 2, steps: int = 40, lr: float = 1e-2, **changes: Any) -> Outcome:
+def run(text: str, *, rank: int = 2, steps: int = 40, lr: float = 1e-2, **changes: Any) -> FinishedRun:
     setting: dict[str, Any] = dict(base=TwoLayers(), layers=["q", "up"], loss=loss, batches=batches)
-    return run_method(parse_method(text), Setting(**setting, rank=rank, steps=steps, lr=lr, seed=0, **changes))
+    return run_method(parse_method(text), BenchTraining(**setting, rank=rank, steps=steps, lr=lr, seed=0, **changes))
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
