@@ -11,7 +11,7 @@ from typing import Any
 from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.app.recipe_sections import LoraSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.resolve import resolve
+from pedyra.app.runs.setup import resolve
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.matching import Matched, ParameterCount, match_parameters
