@@ -95,6 +95,19 @@ def test_a_run_ends_with_what_changed_and_what_comes_next(tmp_path):
     assert f"pedyra fit {tmp_path}" in out and "2 min 10 s" in out and f"pedyra export {tmp_path}" in out
 
 
+@pytest.mark.parametrize(
+    ("verdict", "share", "told"),
+    [("flat", 0.3, "lora.r=3 is enough: 30% of r = 8 was needed"), ("flat", 0.95, None), ("tight", 0.7, None)],
+)
+def test_a_fit_says_which_rank_to_begin_with_next_time(tmp_path, verdict, share, told):
+    class Found:
+        def row(self):
+            return {"verdict": verdict, "share": share}
+
+    out = shown(ended(tmp_path, found=Found()))
+    assert (told or "") in out and ("next time" in out) == (told is not None)
+
+
 def test_what_a_run_does_not_know_is_left_out(tmp_path):
     out = shown(ended(tmp_path, layers=[], start=[]))
     assert "rank" not in out and "pedyra fit" not in out and "None" not in out and "?" not in out

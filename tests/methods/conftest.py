@@ -18,8 +18,7 @@ from pedyra.allocate.schedule import Schedule
 from pedyra.app.models import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.resolve import resolve
-from pedyra.app.runs.setup import request
+from pedyra.app.runs.setup import request, resolve
 from pedyra.app.tasks import Task, load_task
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method

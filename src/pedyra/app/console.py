@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from pedyra.fitting.verdict import FLAT
 from pedyra.lora.files import json_line
 from pedyra.lora.layer_names import layer_place
 
@@ -141,7 +143,10 @@ def print_next(console: Console, result: RunResult) -> None:
         lines = [("next", f"pedyra fit {run}   finds out how small the adapter may be{takes}")]
         lines.append(("", f"pedyra export {run} --target peft   writes it for PEFT and vLLM"))
     else:
+        found, r = result.found.row(), result.recipe.lora.r
         lines = [("next", f"pedyra export {run / 'fit'} --target peft   writes the smaller one for PEFT and vLLM")]
+        if found["verdict"] == FLAT and (enough := math.ceil(r * found["share"])) < r:
+            lines.insert(0, ("next time", f"lora.r={enough} is enough: {found['share']:.0%} of r = {r} was needed"))
     if result.server:
         lines.append(("", result.server))
     _print_named(console, lines)

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from pedyra.app.models import load_model, load_tokenizer
 from pedyra.app.recipe import check_recipe
-from pedyra.app.runs.resolve import resolve
 from pedyra.app.runs.run import train_run
+from pedyra.app.runs.setup import resolve
 from pedyra.lora.inspection import read_tensors
 
 

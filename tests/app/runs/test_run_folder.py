@@ -1,6 +1,7 @@
 """The run folder's rules: nobody's files are lost, and nothing in it is half-written."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,52 @@ def test_an_output_that_is_a_file_is_refused(run):
         RunFolder(run.recipe).check(overwrite=True, resume=False)
 
 
-def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run):
+@pytest.fixture
+def contents(run):
+    """A run whose files all say "old", beside a user's; contents(): what is in the folder."""
     for name in ("adapter", "checkpoint-10", "runs", "my-plots"):
         (run.path / name).mkdir()
         (run.path / name / "file").write_text("old")
-    run.metrics.write_text("old")
+    append_row(run.metrics, {"step": 1, "loss": 1.0})
+    return lambda: {str(path.relative_to(run.path)): path.read_text() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run, contents):
     run.begin("name: new\n")
-    kept = {str(path.relative_to(run.path)): path.read_text() for path in run.path.rglob("*") if path.is_file()}
-    assert kept == {"recipe.yaml": "name: new\n", "my-plots/file": "old"}
+    append_row(run.metrics, {"step": 2})
+    run.end()
+    assert contents() == {"recipe.yaml": "name: new\n", "metrics.jsonl": '{"step": 2}\n', "my-plots/file": "old"}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("changes", range(12))
+def test_a_run_comes_back_where_the_new_one_has_logged_and_saved_nothing(run, contents, changes, monkeypatch):
+    """Also where a kill came after so many changes to the folder; eight are made."""
+    before, left = contents(), changes
+
+    def counted(original):
+        def call(*args, **kwargs):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("rename", "mkdir"):
+            patched.setattr(Path, name, counted(getattr(Path, name)))
+        patched.setattr("pedyra.app.runs.run_folder.write_file", counted(write_file))
+        with suppress(Killed):
+            run.begin("name: new\n")
+            write_file(run.environment, "{}")
+    assert run.holds_run()
+    run.end()  # as the next one does first
+    assert contents() == before
 
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):

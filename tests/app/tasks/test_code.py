@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.tasks import code_judge
-from pedyra.app.tasks.code import Problem, check, extract
+from pedyra.app.tasks.code import CodeProblem, check, extract
 from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.sandbox import Limits, Sandbox, SandboxRefused
 from pedyra.app.tasks.sources import read_test_rows
@@ -117,7 +117,7 @@ def test_every_published_reference_passes(name: str, count: int) -> None:
 
 # --------------------------------------------------------------------------- extraction
 
-CONTINUED = Problem(
+CONTINUED = CodeProblem(
     task_id="",
     prompt="import math\n\ndef area(r):\n    '''of a circle'''\n",
     entry_point="area",

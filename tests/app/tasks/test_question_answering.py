@@ -10,7 +10,7 @@ import pytest
 from pedyra.app.models import load_tokenizer
 from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.tasks import question_answering
-from pedyra.app.tasks.question_answering import Part, answers_of, encode, normalised, squad_scores, token_f1
+from pedyra.app.tasks.question_answering import ContextPart, answers_of, encode, normalised, squad_scores, token_f1
 
 CONTEXT = "the plot is good. the cast is dull. the score is warm. the film is cold. the scene is fine."
 
@@ -55,9 +55,9 @@ def test_a_question_without_an_answer_has_the_token_for_none(tokenizer: Any):
 
 
 PARTS = [  # tokens: none, question, four of the context
-    Part(row=0, no_answer=0, spans=[None, None, (0, 3), (4, 8), (9, 11), (12, 16)]),
-    Part(row=0, no_answer=0, spans=[None, None, (9, 11), (12, 16), (18, 21), None]),
-    Part(row=1, no_answer=0, spans=[None, None, (0, 3), (4, 8), None, None]),
+    ContextPart(row=0, no_answer=0, spans=[None, None, (0, 3), (4, 8), (9, 11), (12, 16)]),
+    ContextPart(row=0, no_answer=0, spans=[None, None, (9, 11), (12, 16), (18, 21), None]),
+    ContextPart(row=1, no_answer=0, spans=[None, None, (0, 3), (4, 8), None, None]),
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.tasks import sandbox as sandbox_file
-from pedyra.app.tasks.code import Judged, Problem, check
+from pedyra.app.tasks.code import CodeProblem, Judged, check
 from pedyra.app.tasks.sandbox import Limits, Sandbox, SandboxRefused
 
 LIMITS = Limits(cpu_seconds=1, memory=512 << 20, processes=4)
@@ -29,7 +29,7 @@ def sandbox() -> Sandbox:
         pytest.skip(str(refusal))
 
 
-DOUBLE = Problem(
+DOUBLE = CodeProblem(
     task_id="double",
     prompt="def double(x):\n",
     entry_point="double",
@@ -53,7 +53,7 @@ def probe(sandbox: Sandbox) -> Callable[..., None]:
         program = "def probe():\n" + "".join(f"    {line}\n" for line in body.splitlines())
         tests = f"result = probe()\nassert result == {expected!r}, repr(result)"
         outcome = check(
-            Problem(task_id="", prompt="", entry_point="probe", solution="", stop=(), tests=tests), program, sandbox
+            CodeProblem(task_id="", prompt="", entry_point="probe", solution="", stop=(), tests=tests), program, sandbox
         )
         assert outcome.passed, outcome
 

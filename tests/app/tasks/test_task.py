@@ -128,11 +128,6 @@ def test_an_empty_split_is_refused(tmp_path: Path):
         toy_task(source=str(tmp_path / "one.csv"))
 
 
-def test_class_names_are_kept(tmp_path: Path):
-    (tmp_path / "d.csv").write_text("text,label\n" + "a,no\nb,yes\n" * 10)
-    assert toy_task(source=str(tmp_path / "d.csv")).label_names == ("no", "yes")
-
-
 def test_a_task_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         toy_task().metric = "f1"  # pyright: ignore[reportAttributeAccessIssue]

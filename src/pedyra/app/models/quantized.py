@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
@@ -45,22 +42,3 @@ def keep_weight_layout(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def quantise_linears(model: nn.Module, names: Sequence[str]) -> None:
-    """Put nf4 weights in the place of these nn.Linear, for a model that transformers did not load; in place."""
-    bnb: Any
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise ImportError('weights in 4 bits need bitsandbytes; run in a checkout: pip install ".[quant]"') from None
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        linear: Any = model.get_submodule(name)
-        bias = linear.bias is not None
-        packed: Any = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias)
-        packed.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
-        packed.bias = linear.bias
-        setattr(model.get_submodule(parent), last, packed.to(linear.weight.device))
-    keep_weight_layout(model)
-    model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]

@@ -19,12 +19,11 @@ PLAIN = {int, float, bool, str, type(None)}
 """Types whose values are checked; the others are names and mappings that TrainingArguments checks itself."""
 
 
-RANGES: dict[str, tuple[str, float]] = {
-    **dict.fromkeys(("gradient_accumulation_steps", "per_device_train_batch_size"), ("at least", 1)),
-    **dict.fromkeys(("learning_rate", "dataloader_num_workers", "neftune_noise_alpha"), ("at least", 0)),
-    **{"per_device_eval_batch_size": ("at least", 1), "num_train_epochs": ("above", 0)},
+LEAST = {
+    **dict.fromkeys(("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"), 1),
+    "learning_rate": 0,
 }
-"""Argument -> its bound: what TrainingArguments lets pass, and fails on later or trains nothing with."""
+"""Argument -> its least value: what TrainingArguments lets pass, and fails on later."""
 
 
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
@@ -76,13 +75,12 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
 def _check_range(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"training.{name} is {value}; it must be a finite number")
-    word, bound = RANGES.get(name, ("at least", -math.inf))
-    if isinstance(value, (int, float)) and (value < bound or (word == "above" and value == bound)):
-        raise ValueError(f"training.{name} is {value}; it is {word} {bound:g}")
+    if isinstance(value, (int, float)) and value < LEAST.get(name, value):
+        raise ValueError(f"training.{name} is {value}; it is at least {LEAST[name]}")
+    if name == "num_train_epochs" and value <= 0:
+        raise ValueError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
     if name == "max_steps" and value == 0:
         raise ValueError("training.max_steps is 0; a run has at least one step (-1: those of num_train_epochs)")
-    if name == "label_smoothing_factor" and not 0 <= value < 1:
-        raise ValueError(f"training.label_smoothing_factor is {value}; it lies in [0, 1)")
     if name == "prediction_loss_only" and value:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
 

@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
-from pedyra.app.runs.resolve import resolve
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup
+from pedyra.app.runs.setup import Setup, resolve
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score

@@ -17,14 +17,6 @@ def is_first() -> bool:
     return count_processes() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
-def wait_for_all() -> None:
-    """Wait until every process has come this far. One that fails is told of by its launcher, which ends the others."""
-    if count_processes() > 1:
-        import torch.distributed
-
-        torch.distributed.barrier()
-
-
 def from_first(value: Any) -> Any:
     """The first process's value, in all, which must all ask."""
     if count_processes() == 1:

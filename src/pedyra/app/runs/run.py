@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftType
 from rich.console import Console
 from transformers import Trainer
 
@@ -93,14 +92,17 @@ def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -
     Raises:
         ValueError: whatever would stop the run.
     """
-    _where_to_begin(RunFolder(Path(recipe.output_dir)), recipe, overwrite=overwrite, resume=resume)
+    folder = RunFolder(Path(recipe.output_dir))
+    folder.check(overwrite=overwrite, resume=resume)
+    if resume:
+        _last_checkpoint(folder, recipe)
     return make_plan(set_up(recipe))
 
 
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
     """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
 
-    Everything is checked first, before an older run is removed. Progress goes to `console`.
+    An older run comes back where this one ends before it has logged or saved anything. Progress goes to `console`.
 
     Args:
         overwrite: replace the run in the output folder.
@@ -113,8 +115,9 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
         return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
+    folder.check(overwrite=overwrite, resume=resume)
     with folder.held():
-        checkpoint, broken = _where_to_begin(folder, recipe, overwrite=overwrite, resume=resume)
+        checkpoint, broken = _last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             _check_data(folder, setup)
@@ -122,32 +125,26 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
             console.print(f"continuing from {checkpoint}", soft_wrap=True)
-        else:
-            folder.begin(recipe.to_yaml())
         try:
+            if not resume:
+                folder.begin(recipe.to_yaml())
             return _train(setup, folder, from_first(checkpoint), console)
         except BaseException as error:
-            if not resume and folder.is_blank():
-                folder.clear()
-            if _is_disk_full(error):
-                go_on = f"continue with pedyra train {folder.recipe} --resume" if folder.holds_run() else "train again"
-                raise OSError(
-                    errno.ENOSPC, f"disk full while writing {folder.path}; free space, then {go_on}"
-                ) from error
-            raise
+            if not _is_disk_full(error):
+                raise
+            then = "train again" if folder.is_blank() else f"continue with pedyra train {folder.recipe} --resume"
+            message = f"disk full while writing {folder.path}; free space, then {then}"
+            raise OSError(errno.ENOSPC, message) from error
+        finally:
+            folder.end()
 
 
-def _where_to_begin(
-    folder: RunFolder, recipe: Recipe, *, overwrite: bool, resume: bool
-) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The checkpoint to resume from, and the broken ones that are newer, with their flaws; None without `resume`.
+def _last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
+    """The checkpoint to resume from, and the broken ones that are newer, with their flaws.
 
     Raises:
-        ValueError: the run must not start here.
+        ValueError: there is none, or the run would not go on as it began.
     """
-    folder.check(overwrite=overwrite, resume=resume)
-    if not resume:
-        return None, []
     before = read_settings(folder.recipe, [], what="recipe", starts_with="model")
     changed = first_difference(before, recipe.model_dump(mode="json"))
     if changed:
@@ -182,16 +179,19 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     progress = TrainingProgress(console, setup.task.metric, sum(layer["rank"] for layer in start), setup.ranks)
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
-    _check_fit(setup)
     images = TrackerImages()
     callbacks = [*setup.callbacks, images, log, *([progress] if is_first() else []), stop]
     trainer = setup.trainer(str(folder.path), callbacks)
     end_at_last_step(trainer)
     if is_first():
-        environment = describe_environment(setup.recipe.seed, trainer.args.device)
-        environment |= {"processes": count_processes(), "resumed_from": start_step or None}
-        environment |= {"data_sha256": setup.task.digest(), "train_sha256": setup.task.digest(train_only=True)}
-        environment |= {"memory_before_bytes": memory_bytes(trainer.args.device)}
+        device = trainer.args.device
+        environment = describe_environment(setup.recipe.seed, device) | {
+            "processes": count_processes(),
+            "resumed_from": start_step or None,
+            "data_sha256": setup.task.digest(),
+            "train_sha256": setup.task.digest(train_only=True),
+            "memory_before_bytes": memory_bytes(device),
+        }
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
         try:
@@ -222,19 +222,6 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         final=final,
         fit_seconds=_fit_seconds(trainer, log),
     )
-
-
-def _check_fit(setup: Setup) -> None:
-    """Raise ValueError, before anything is trained, where the fit that the recipe asks for cannot be had."""
-    if setup.recipe.fit is None:
-        return
-    if (kind := setup.model.peft_config["default"].peft_type) != PeftType.LORA:
-        raise ValueError(
-            f"fit asks how small a LoRA may be, and method {setup.recipe.method} trains an adapter of type {kind}; "
-            f"remove the section fit"
-        )
-    if count_processes() > 1:
-        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {setup.recipe.output_dir}")
 
 
 def _fit(recipe: Recipe, wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:

@@ -114,14 +114,13 @@ class RunFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from training into this folder, which is made if it is not there, and taken away again
-        if nothing is written into it.
+        if nothing is written into it. `check` has come before, so that no entry is a link.
 
         Raises:
-            ValueError: another one does so now, or an entry of the folder is a link.
+            ValueError: another one does so now.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        self.refuse_links()
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
@@ -142,16 +141,40 @@ class RunFolder:
                     folder.rmdir()
 
     def begin(self, recipe: str) -> None:
-        """Remove the run that is here, and write the recipe of a new one."""
-        self.clear()
+        """Put the run that is here aside, and write the recipe of a new one; `end` follows in any case."""
+        self.end()  # of a run that was killed
+        if self.holds_run():
+            self._aside.mkdir()
+            for entry in self._entries():
+                if entry != self.recipe:  # without one the folder would count as foreign
+                    entry.rename(self._aside / entry.name)
+            write_file(self._aside / self.recipe.name, self.recipe.read_bytes())  # with it all is put aside
         write_file(self.recipe, recipe)
 
-    def clear(self) -> None:
-        """Remove what a run has written here; other files stay. The recipe goes last, since it marks a run's folder."""
-        entries = [self.path / name for name in CONTENTS if name != self.recipe.name]
-        for entry in (*entries, *self.path.glob("checkpoint-*"), *self.path.glob(".*.part"), self.recipe):
-            remove(entry)
+    def end(self) -> None:
+        """Remove the run that was put aside, or bring it back where the new one has logged and saved nothing."""
+        all_aside = (self._aside / self.recipe.name).is_file()
+        if all_aside == self._aside.is_dir():  # else a kill came between, and what is here is of the same run
+            if not self.is_blank():
+                remove(self._aside)
+                return
+            for entry in self._entries():
+                remove(entry)
+        for entry in self._aside.glob("*"):
+            entry.rename(self.path / entry.name)
+        remove(self._aside)
+
+    @property
+    def _aside(self) -> Path:
+        return self.path / ".replaced"
+
+    def _entries(self) -> list[Path]:
+        """What a run has written here."""
+        found = [self.path / name for name in CONTENTS]
+        found += [*self.path.glob("checkpoint-*"), *self.path.glob(".*.part")]
+        return [entry for entry in found if entry.exists() or entry.is_symlink()]
 
     def is_blank(self) -> bool:
         """Whether the run here has logged nothing and saved nothing."""
-        return not read_rows(self.metrics) and not list_checkpoints(self.path)
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return not logged and not list_checkpoints(self.path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
@@ -19,13 +19,12 @@ from pedyra.app.models import check_names, layer_ranks, load_model, load_tokeniz
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.processes import count_processes
-from pedyra.app.runs.resolve import resolve
 from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.registry import get_method
+from pedyra.methods.registry import check_ranks, get_method
 from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
 
 
@@ -82,6 +81,20 @@ class Setup:
         return trainer
 
 
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with its method's quantization (qlora: nf4) where it names none.
+
+    Raises:
+        ValueError: an unknown method, or `lora.ranks` with one that does not keep them.
+    """
+    method = get_method(recipe.method)
+    if recipe.lora.ranks is not None:
+        check_ranks(recipe.method)
+    if method.quantization is None or recipe.model.quantization != "none":
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": method.quantization})})
+
+
 def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     """Load data and model, and let the recipe's method adapt the model; `record_to` is its ranks.jsonl.
 
@@ -104,9 +117,24 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     set_seed(recipe.seed)
     adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
     callbacks = trainer_callbacks(adaptation, record_to)
-    return Setup(
+    setup = Setup(
         recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation, callbacks=callbacks, test_sets=test_sets
     )
+    _check_fit(setup)
+    return setup
+
+
+def _check_fit(setup: Setup) -> None:
+    """Raise ValueError, before anything is trained, where the fit that the recipe asks for cannot be had."""
+    if setup.recipe.fit is None:
+        return
+    if (kind := setup.model.peft_config["default"].peft_type) != PeftType.LORA:
+        raise ValueError(
+            f"fit asks how small a LoRA may be, and method {setup.recipe.method} trains an adapter of type {kind}; "
+            f"remove the section fit"
+        )
+    if count_processes() > 1:
+        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {setup.recipe.output_dir}")
 
 
 def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:

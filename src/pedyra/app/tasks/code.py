@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pedyra.app.tasks import code_judge
-from pedyra.app.tasks.code_problems import Problem, parse
+from pedyra.app.tasks.code_problems import CodeProblem, parse
 from pedyra.app.tasks.sandbox import Sandbox
 
 Status = Literal["passed", "failed", "error", "timeout", "unparsable"]
@@ -49,7 +49,7 @@ _MOST_LINES = 1000
 """Of a text that are read: the time to find the part that parses grows with their square."""
 
 
-def extract(text: str, problem: Problem) -> str:
+def extract(text: str, problem: CodeProblem) -> str:
     """The program in what a model wrote after the problem's prompt, or in reply to it; "" where there is none.
 
     In this order: a fenced block that defines the entry point; the text from its first function, class or import, and
@@ -126,7 +126,7 @@ def _unparse(body: list[ast.stmt]) -> str:
 # --------------------------------------------------------------------------- scoring
 
 
-def check(problem: Problem, program: str, sandbox: Sandbox) -> Judged:
+def check(problem: CodeProblem, program: str, sandbox: Sandbox) -> Judged:
     """Run the program (of `extract`) against the problem's tests in the sandbox. May be called from several threads.
 
     Raises SandboxRefused where the sandbox cannot be set up, never for what the program does.
@@ -151,7 +151,7 @@ def check(problem: Problem, program: str, sandbox: Sandbox) -> Judged:
     return Judged(verdict["status"], " ".join(reason.split()), seconds)
 
 
-def check_all(problems: Sequence[Problem], programs: Sequence[str], sandbox: Sandbox) -> list[Judged]:
+def check_all(problems: Sequence[CodeProblem], programs: Sequence[str], sandbox: Sandbox) -> list[Judged]:
     """`check` of the program of every problem, as many at once as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda problem, program: check(problem, program, sandbox), problems, programs))

@@ -18,7 +18,7 @@ STOP_WHOLE = ('\n"""', "\nassert ", "\nif __name__", "\nprint(", "\n```", "\n<")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class CodeProblem:
     """One problem, whichever set it is of."""
 
     task_id: str
@@ -51,7 +51,7 @@ def parse(source: str) -> ast.Module:
             raise SyntaxError(str(error) or type(error).__name__) from None
 
 
-def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[Problem]:
+def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[CodeProblem]:
     """The problems of rows of human-eval, MBPP or EvalPlus; the columns say which.
 
     Raises ValueError, one line that begins with the row and `where`, for what is none.
@@ -68,14 +68,14 @@ def problems_of(rows: Sequence[dict[str, Any]], where: str) -> list[Problem]:
     return problems
 
 
-def _problem(row: dict[str, Any]) -> Problem:
+def _problem(row: dict[str, Any]) -> CodeProblem:
     if "plus_input" in row:
         return _evalplus(row)
     return _mbpp(row) if "test_list" in row else _human_eval(row)
 
 
-def _human_eval(row: dict[str, Any]) -> Problem:
-    return Problem(
+def _human_eval(row: dict[str, Any]) -> CodeProblem:
+    return CodeProblem(
         task_id=row["task_id"],
         prompt=row["prompt"],
         entry_point=row["entry_point"],
@@ -86,11 +86,11 @@ def _human_eval(row: dict[str, Any]) -> Problem:
     )
 
 
-def _mbpp(row: dict[str, Any]) -> Problem:
+def _mbpp(row: dict[str, Any]) -> CodeProblem:
     tests, solution = row["test_list"], row["code"].replace("\r\n", "\n")
     defined = {node.name for node in parse(solution).body if isinstance(node, ast.FunctionDef)}
     called = [call.func.id for call in _calls(tests[0])]
-    return Problem(
+    return CodeProblem(
         task_id=f"Mbpp/{row['task_id']}",
         # The form of MBPP+: the text and one test, in a docstring.
         prompt=f'"""\n{row["text"]}\n{tests[0]}\n"""\n',
@@ -117,7 +117,7 @@ _ORACLES = {
 """EvalPlus 0.3.1: problems whose text allows more than one result, and how theirs is judged."""
 
 
-def _evalplus(row: dict[str, Any]) -> Problem:
+def _evalplus(row: dict[str, Any]) -> CodeProblem:
     """EvalPlus's release files: HumanEvalPlus.jsonl and MbppPlus.jsonl."""
     family, entry_point, inputs = (
         row["task_id"].split("/")[0],
@@ -127,7 +127,7 @@ def _evalplus(row: dict[str, Any]) -> Problem:
     human_eval = family == "HumanEval"
     if not human_eval:
         inputs = _with_types(inputs, row["assertion"], entry_point)
-    return Problem(
+    return CodeProblem(
         task_id=row["task_id"],
         prompt=row["prompt"],
         entry_point=entry_point,

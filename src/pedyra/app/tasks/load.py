@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import GENERATED, METRICS, DataSection
 from pedyra.app.tasks import causal_lm, metrics, question_answering, seq2seq, text
 from pedyra.app.tasks.sources import Rows, held_out, load_rows, sample
-from pedyra.app.tasks.task import Task
+from pedyra.app.tasks.task import Compute, Task
 from pedyra.app.tasks.tokens import with_limit
 
 
@@ -40,7 +40,6 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
         eval=Dataset.from_list(judged),
         collator=family.collator,
         num_labels=family.labels.count if family.labels else None,
-        label_names=family.labels.names if family.labels else None,
         compute_metrics=compute_metrics,
         preprocess_logits=family.preprocess_logits,
         metric=data.metric or METRICS[data.kind][0],
@@ -48,9 +47,6 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
         targets=family.targets,
         held_out=evaluation,
     )
-
-
-Compute = Callable[[EvalPrediction], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
+from pedyra.app.tasks.task import Compute
 
 BEST, LONGEST = 20, 30
 """Starts and ends of a part that are looked at, and tokens of an answer, as in the script of BERT's authors."""
@@ -26,7 +27,7 @@ LABELS = ["start_positions", "end_positions"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ContextPart:
     """What turns a model's two scores per token of one feature back into text."""
 
     row: int
@@ -39,8 +40,8 @@ class Part:
 
 def encode(
     rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase, side: str
-) -> tuple[list[dict[str, Any]], list[Part]]:
-    """The features of all rows in their order, and per feature its `Part`.
+) -> tuple[list[dict[str, Any]], list[ContextPart]]:
+    """The features of all rows in their order, and per feature its `ContextPart`.
 
     A feature has the tokenizer's columns, `start_positions` and `end_positions`: the tokens of the first answer, or
     the token for "no answer" where the feature does not hold all of it.
@@ -77,7 +78,7 @@ def encode(
         ids = encoded["input_ids"][index]
         no_answer = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
         spans = [tuple(span) if where == 1 else None for span, where in zip(offsets, sequence, strict=True)]
-        part = Part(row=row_index, no_answer=no_answer, spans=spans)  # pyright: ignore[reportArgumentType]
+        part = ContextPart(row=row_index, no_answer=no_answer, spans=spans)  # pyright: ignore[reportArgumentType]
         start, end = _positions(part, rows[row_index][data.answers])
         columns = {name: column[index] for name, column in encoded.items() if name != "offset_mapping"}
         features.append({**columns, "start_positions": start, "end_positions": end})
@@ -100,7 +101,7 @@ def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
             )
 
 
-def _positions(part: Part, answers: dict[str, list[Any]]) -> tuple[int, int]:
+def _positions(part: ContextPart, answers: dict[str, list[Any]]) -> tuple[int, int]:
     """First and last token of the first answer, or twice the token for none."""
     if not answers["text"]:
         return part.no_answer, part.no_answer
@@ -115,13 +116,13 @@ def _positions(part: Part, answers: dict[str, list[Any]]) -> tuple[int, int]:
     return inside[0], inside[-1]
 
 
-def _cut(part: Part, token: int, step: int) -> bool:
+def _cut(part: ContextPart, token: int, step: int) -> bool:
     """Whether the context of this part ends at the token; spaces, which belong to no token, do not end it."""
     neighbour = token + step
     return not 0 <= neighbour < len(part.spans) or part.spans[neighbour] is None
 
 
-def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[Part], contexts: Sequence[str]) -> list[str]:
+def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[ContextPart], contexts: Sequence[str]) -> list[str]:
     """The answer to each row; empty for "no answer".
 
     Args:
@@ -146,7 +147,7 @@ def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[Part], contex
     return ["" if lost > found else text for lost, (found, text) in zip(null, best, strict=True)]
 
 
-def metrics(rows: Rows, parts: Sequence[Part], data: DataSection) -> Callable[[EvalPrediction], dict[str, float]]:
+def metrics(rows: Rows, parts: Sequence[ContextPart], data: DataSection) -> Compute:
     """Trainer's compute_metrics for features of `encode`: `squad_scores` of the answers."""
     contexts = [row[data.context] for row in rows]
     references = [row[data.answers]["text"] for row in rows]

@@ -12,6 +12,9 @@ from transformers import EvalPrediction
 
 from pedyra.app.tasks.sources import Rows
 
+Compute = Callable[[EvalPrediction], dict[str, float]]
+"""Metrics of predictions by name, as Trainer's compute_metrics."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -24,9 +27,7 @@ class Task:
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     num_labels: int | None
     """Outputs of the head: classes, 1 for regression; None where the task brings no new classes."""
-    label_names: tuple[str, ...] | None
-    """Class names in the order of their numbers, where the data has names."""
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    compute_metrics: Compute
     preprocess_logits: Callable[[Any, Any], Any] | None
     """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
     metric: str

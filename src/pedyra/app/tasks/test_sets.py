@@ -11,12 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pedyra.app.known_sets import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
 from pedyra.app.recipe_sections import DataSection, GenerateSection, template_columns
 from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.code import check_all, extract
 from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.generation import Written
-from pedyra.app.tasks.known_sets import COMPLETE, COMPLETE_STOP, COMPLETED, TEST_SETS
 from pedyra.app.tasks.math import grade_gsm8k, grade_math
 from pedyra.app.tasks.seq2seq import rouge
 from pedyra.app.tasks.sources import Rows, read_test_rows, sample
@@ -72,120 +72,106 @@ def load_test_sets(
             f"generate: {' and '.join(own)} have no source, and a run has its held-out rows once; known sets are "
             f"{', '.join(TEST_SETS)}"
         )
-    return [_load(name, section, data, tokenizer, held_out, seed) for name, section in generate.items()]
+    trained = _Trained(data, tokenizer, held_out, seed)
+    return [trained.load(name, section) for name, section in generate.items()]
 
 
-def _load(
-    name: str,
-    section: GenerateSection,
-    data: DataSection,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Rows,
-    seed: int,
-) -> TestSet:
-    known: dict[str, Any] = dict(TEST_SETS.get(name, {}))
-    own = section.source is None and not known
-    if section.source is not None:
-        known.pop("config", None)
-    if known and section.template is None:
-        known |= _as_trained(name, known, data)
-    given = section.model_dump(exclude_none=True)
-    beams = 4 if data.kind == "seq2seq" else 1
-    settings = GenerateSection(**{"beams": beams, **_defaults(data, own), **known, **given})
-    if settings.score == "code":
-        return _code(name, settings, data, tokenizer, seed)
-    if own:
-        rows = sample(held_out, settings.rows, seed, "validation")
-        texts = [_own_prompt(row, data, settings, tokenizer) for row in rows]
-        references = [_own_reference(row, data, settings) for row in rows]
-    else:
-        for key in ("template", "reference", "score"):
-            if getattr(settings, key) is None:
-                raise ValueError(
-                    f"generate.{name} needs {key}, as it is no known set; those are {', '.join(TEST_SETS)}"
-                )
-        rows = _rows(name, settings, [*template_columns(settings.template or ""), str(settings.reference)], seed)
-        texts = [_prompt(prompt_text(row, None, settings.template), data, tokenizer) for row in rows]
-        references = [str(row[settings.reference or ""]) for row in rows]
-    empty = next((number for number, text in enumerate(references, start=1) if not text.strip()), None)
-    if empty is not None:
-        raise ValueError(f"row {empty} of the test set {name} has an empty reference; remove the row or fill it")
-    prompts = [_tokens(text, data, tokenizer) for text in texts]
-    return TestSet(name=name, prompts=prompts, settings=settings, references=references, problems=[], own=own)
+@dataclass(frozen=True)
+class _Trained:
+    """What a model was trained on, and so how it is asked."""
 
+    data: DataSection
+    tokenizer: PreTrainedTokenizerBase
+    held_out: Rows
+    seed: int
 
-def _defaults(data: DataSection, own: bool) -> dict[str, Any]:
-    if data.kind == "seq2seq":
-        return {"max_new_tokens": data.max_target_length, **({"score": "rouge"} if own else {})}
-    return {"max_new_tokens": TOKENS, **({"score": "exact"} if own else {})}
+    def load(self, name: str, section: GenerateSection) -> TestSet:
+        known, own = TEST_SETS.get(name, {}), section.source is None and name not in TEST_SETS
+        settings = self._settings(name, known, section)
+        problems: list[Any] = []
+        if settings.score == "code":
+            problems = problems_of(self._rows(name, settings, None), f"generate.{name}")
+            whole = bool(self.data.messages) or settings.template is not None
+            if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
+                settings = settings.model_copy(update={"stop": list(problems[0].stop)})
+            texts = [prompt_text({"prompt": problem.prompt}, "prompt", settings.template) for problem in problems]
+            texts, references = [self._question(text) for text in texts], []
+        elif own:
+            rows = sample(self.held_out, settings.rows, self.seed, "validation")
+            texts, references = map(list, zip(*(self._own(row, settings) for row in rows), strict=True))
+        else:
+            for key in ("template", "reference", "score"):
+                if getattr(settings, key) is None:
+                    raise ValueError(
+                        f"generate.{name} needs {key}, as it is no known set; those are {', '.join(TEST_SETS)}"
+                    )
+            rows = self._rows(name, settings, [*template_columns(settings.template or ""), str(settings.reference)])
+            texts = [self._question(prompt_text(row, None, settings.template)) for row in rows]
+            references = [str(row[settings.reference or ""]) for row in rows]
+        empty = next((number for number, text in enumerate(references, start=1) if not text.strip()), None)
+        if empty is not None:
+            raise ValueError(f"row {empty} of the test set {name} has an empty reference; remove the row or fill it")
+        prompts = [self._tokens(text) for text in texts]
+        return TestSet(name=name, prompts=prompts, settings=settings, references=references, problems=problems, own=own)
 
+    def _settings(self, name: str, known: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
+        """Everything filled in: as the recipe says, else as is usual for the set, else for the kind of model."""
+        usual: dict[str, Any] = {"max_new_tokens": TOKENS, "beams": 1, "score": None if known else "exact"}
+        if self.data.kind == "seq2seq":
+            usual = {"max_new_tokens": self.data.max_target_length, "beams": 4, "score": None if known else "rouge"}
+        if section.source is not None:
+            known = {key: value for key, value in known.items() if key != "config"}
+            usual["score"] = None
+        if known and section.template is None:
+            known = {**known, **self._as_trained(name, known)}
+        return GenerateSection(**{**usual, **known, **section.model_dump(exclude_none=True)})
 
-def _as_trained(name: str, known: Mapping[str, Any], data: DataSection) -> dict[str, Any]:
-    """The template of training with the set's question in its place, if it has a single place."""
-    columns = template_columns(data.template or "")
-    if len(columns) != 1:
-        return {}
-    place, trained = "{" + columns[0] + "}", str(data.template)
-    if name in COMPLETED:
-        question, begins = COMPLETE
-        return {"template": trained.replace(place, question) + begins, "stop": COMPLETE_STOP}
-    question = template_columns(known.get("template", "{prompt}"))[0]
-    return {"template": trained.replace(place, "{" + question + "}")}
+    def _as_trained(self, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The template of training with the set's question in its place, if it has a single place."""
+        trained = self.data.template or ""
+        columns = template_columns(trained)
+        if len(columns) != 1:
+            return {}
+        place = "{" + columns[0] + "}"
+        if name in COMPLETED:
+            question, begins = COMPLETE
+            return {"template": trained.replace(place, question) + begins, "stop": COMPLETE_STOP}
+        question = template_columns(known.get("template", "{prompt}"))[0]
+        return {"template": trained.replace(place, "{" + question + "}")}
 
+    def _rows(self, name: str, settings: GenerateSection, columns: list[str] | None) -> Rows:
+        key = f"generate.{name}.source"
+        rows = read_test_rows(str(settings.source), settings.config, settings.split or "test", columns, key)
+        return sample(rows, settings.rows, self.seed, f"generate.{name}")
 
-def _rows(name: str, settings: GenerateSection, columns: list[str] | None, seed: int) -> Rows:
-    key = f"generate.{name}.source"
-    rows = read_test_rows(str(settings.source), settings.config, settings.split or "test", columns, key)
-    return sample(rows, settings.rows, seed, f"generate.{name}")
+    def _own(self, row: dict[str, Any], settings: GenerateSection) -> tuple[str, str]:
+        """The prompt of a held-out row, and its right answer."""
+        data = self.data
+        if data.messages:
+            messages = messages_of(row, data)
+            last = max((turn for turn, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+            if last < 0:
+                raise ValueError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
+            prompt = chat_text(messages[:last], self.tokenizer, data.chat_template, ask=True)
+            return prompt, str(messages[last]["content"])
+        column = settings.reference or data.completion
+        if column not in row:
+            raise ValueError(f"the held-out rows have no column {column!r}; a set of them is judged by data.completion")
+        return prompt_text(row, data.prompt, settings.template or data.template), str(row[column])
 
+    def _question(self, text: str) -> str:
+        """A question as text; after training on chats it is a user's message."""
+        if not self.data.messages:
+            return text
+        return chat_text([{"role": "user", "content": text}], self.tokenizer, self.data.chat_template, ask=True)
 
-def _own_prompt(
-    row: dict[str, Any], data: DataSection, settings: GenerateSection, tokenizer: PreTrainedTokenizerBase
-) -> str:
-    if data.messages:
-        messages = messages_of(row, data)
-        last = max((turn for turn, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
-        if last < 0:
-            raise ValueError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
-        return chat_text(messages[:last], tokenizer, data.chat_template, ask=True)
-    template = settings.template or data.template
-    return prompt_text(row, data.prompt, template)
-
-
-def _own_reference(row: dict[str, Any], data: DataSection, settings: GenerateSection) -> str:
-    if data.messages:
-        return str([message["content"] for message in row[data.messages] if message["role"] == "assistant"][-1])
-    column = settings.reference or data.completion
-    if column not in row:
-        raise ValueError(f"the held-out rows have no column {column!r}; a set of them is judged by data.completion")
-    return str(row[column])
-
-
-def _prompt(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A question as text; after training on chats it is a user's message."""
-    if not data.messages:
-        return text
-    return chat_text([{"role": "user", "content": text}], tokenizer, data.chat_template, ask=True)
-
-
-def _tokens(text: str, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if data.kind == "seq2seq":
-        return tokenizer(text, truncation=data.max_length is not None, max_length=data.max_length)["input_ids"]
-    if data.messages:  # the chat template has written the special tokens
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return prompt_tokens(text, tokenizer)
-
-
-def _code(
-    name: str, settings: GenerateSection, data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> TestSet:
-    problems = problems_of(_rows(name, settings, None, seed), f"generate.{name}")
-    whole = bool(data.messages) or settings.template is not None
-    if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
-        settings = settings.model_copy(update={"stop": list(problems[0].stop)})
-    texts = [prompt_text({"prompt": problem.prompt}, "prompt", settings.template) for problem in problems]
-    prompts = [_tokens(_prompt(text, data, tokenizer), data, tokenizer) for text in texts]
-    return TestSet(name=name, prompts=prompts, settings=settings, references=[], problems=problems, own=False)
+    def _tokens(self, text: str) -> list[int]:
+        most = self.data.max_length
+        if self.data.kind == "seq2seq":
+            return self.tokenizer(text, truncation=most is not None, max_length=most)["input_ids"]
+        if self.data.messages:  # the chat template has written the special tokens
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return prompt_tokens(text, self.tokenizer)
 
 
 def check_lengths(test_set: TestSet, config: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pedyra.allocate.claim import choose_forward
 from pedyra.app.models import layer_ranks
-from pedyra.app.models.quantized import quantise_linears
+from pedyra.app.models.quantized import keep_weight_layout
 from pedyra.lab.bench.spec import MethodSpec
 from pedyra.lora.attach import attach, drop_empty, train_e
 from pedyra.lora.layer import rank_parameters
@@ -219,3 +219,22 @@ def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[dict[str, int]
     of = {name: base.get_submodule(name) for name in layers}
     spent = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
     return ranks, others + spent
+
+
+def quantise_linears(model: nn.Module, names: Sequence[str]) -> None:
+    """Put nf4 weights in the place of these nn.Linear, for a model that transformers did not load; in place."""
+    bnb: Any
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        raise ImportError('weights in 4 bits need bitsandbytes; run in a checkout: pip install ".[quant]"') from None
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        linear: Any = model.get_submodule(name)
+        bias = linear.bias is not None
+        packed: Any = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias)
+        packed.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+        packed.bias = linear.bias
+        setattr(model.get_submodule(parent), last, packed.to(linear.weight.device))
+    keep_weight_layout(model)
+    model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]

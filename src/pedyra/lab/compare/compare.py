@@ -14,7 +14,7 @@ from pedyra.app.console import write_json_lines
 from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.app.recipe_sections import LoraSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.resolve import resolve
+from pedyra.app.runs.setup import resolve
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, Purpose, final_row, is_done, run_jobs

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pedyra.app.tasks.known_sets import MATH_PROMPT, TEST_SETS
+from pedyra.app.known_sets import MATH_PROMPT, TEST_SETS
 from pedyra.lora.spelling import did_you_mean
 
 GLUE_HUB = "nyu-mll/glue"

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe, check_recipe
-from pedyra.app.tasks.known_sets import TEST_SETS
 from pedyra.lab.compare.named_tasks import HUB, PACKAGED, known_test_set, task_data
 from pedyra.lab.paper.item import Item, Scale, recipe
 from pedyra.lora.hub import why_not_offline, why_not_on_hub
