@@ -246,7 +246,7 @@ def test_a_failed_write_leaves_nothing(make_llama, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("pedyra.lora.export.save_file", fail)
+    monkeypatch.setattr("pedyra.lora.folder.save_file", fail)
     with pytest.raises(OSError, match="No space"):
         export_adapter(make_llama(), "peft", tmp_path / "deep" / "out")
     assert list((tmp_path / "deep").iterdir()) == []

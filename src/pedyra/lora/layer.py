@@ -72,12 +72,6 @@ class AdaptedLayer:
         return rank_parameters(a.in_features, self.b.out_features) + int(a.E.requires_grad)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(rank, in, out)."""
-        a = self.a
-        return a.out_features, a.in_features, self.b.out_features
-
-    @property
     def parameters(self) -> int:
         """Trainable parameters of all the layer's triples, now."""
         A, E, B = self.factors
