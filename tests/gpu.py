@@ -31,9 +31,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 import pedyra
 from pedyra import PeDyra, RankAllocator
 from pedyra.allocate.distributed import wrap_again
-from pedyra.lab.bench.models import BenchModel, bench_model
+from pedyra.lab.bench.bench_models import BenchModel, bench_model
 from pedyra.lab.bench.spec import parse_method
-from pedyra.lab.bench.step import Setting, bench_step, build, peak_bytes
+from pedyra.lab.bench.step import Timing, bench_step, build, peak_bytes
 
 METHODS = {
     "LoRA": "lora",
@@ -185,10 +185,10 @@ def step(given: Any, device: str) -> list[dict[str, Any]]:
     dtypes = ("float32", "bfloat16") if device == "cuda" else ("float32",)
     rows = []
     for dtype in dtypes:
-        setting = Setting(
+        timing = Timing(
             rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device, run_steps=200
         )
-        rows += bench_step(models, ("lora", "pedyra:fused=false", "pedyra:fused=true"), setting)
+        rows += bench_step(models, ("lora", "pedyra:fused=false", "pedyra:fused=true"), timing)
     return rows
 
 
@@ -230,21 +230,18 @@ def table(given: Any, device: str) -> list[dict[str, Any]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model, rows = chosen_model(given, dtype)
     held, training = rows[: len(rows) // 4], rows[len(rows) // 4 :]
-    setting = Setting(rounds=max(8, given.steps // 2), dtype=str(dtype).removeprefix("torch."), device=device)
+    timing = Timing(rounds=max(8, given.steps // 2), dtype=str(dtype).removeprefix("torch."), device=device)
     found = []
     for title, text in METHODS.items():
         torch.manual_seed(0)
-        variant = build(text, parse_method(text), model, setting)
-        seconds = []
+        variant = build(text, parse_method(text), model, timing)
         for number, batch in zip(range(given.steps), batches(training, given.batch, device), strict=False):
-            taken, adjustment = variant.step(batch, setting.now)
-            if number >= WARMUP:
-                seconds.append(taken + (adjustment or 0.0))
+            variant.step(batch, timing.now, timed=number >= WARMUP)
             if number == WARMUP:
                 peak = peak_bytes(variant, batch, device)
         row = {
             "method": title,
-            "step_ms": 1000 * median(seconds),
+            "step_ms": 1000 * median(variant.seconds),
             "peak_bytes": peak,
             "parameters": sum(p.numel() for p in variant.model.parameters() if p.requires_grad),
             "loss": evaluated(variant.model, held, given.batch, device),
