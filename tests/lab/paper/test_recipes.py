@@ -167,7 +167,7 @@ def test_dry_run_on_a_tiny_model_of_the_same_architecture(name, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = [
         *(f"model.name={model}", "model.dtype=float32", "training.bf16=false"),
-        *(f"data.source={file}", "data.config=null", "data.validation=null", "data.extra_validation={}"),
+        *(f"data.source={file}", "data.config=null", "data.validation=null"),
         *("data.train_rows=null", "data.validation_fraction=0.2", "generate={}", f"output_dir={tmp_path / 'run'}"),
         f"training.max_steps={steps(name) if name in ROWS else one.training['max_steps']}",
     ]
