@@ -14,7 +14,7 @@ from pedyra.app.report.chart import Axes, Curve, Spec, curves
 from pedyra.app.report.figures import make_figures, notable
 from pedyra.app.report.records import read_run, read_runs
 
-ALL = "map history moves loss effective-rank spearman parameters".split()
+ALL = "map history types loss effective-rank spearman parameters".split()
 Figures = dict[str, Any]
 
 
@@ -138,11 +138,10 @@ def test_the_history_colours_the_layers_that_changed_most_and_holds_all(figures:
     assert columns(places.spec)[best.short_name]["y"][0] == 1
 
 
-def test_moves_count_what_was_added_and_pruned(figures: Figures, dynamic_run: Path):
-    bars = columns(figures["moves"].panels[0].spec)
-    adjustments = read_run(dynamic_run).adjustments
-    assert bars["added"]["y"] == [sum(record["added"].values()) for record in adjustments]
-    assert bars["pruned"]["y"] == [-len(record["pruned"]) for record in adjustments]
+def test_the_mean_rank_of_a_type_is_over_its_layers(figures: Figures, dynamic_run: Path):
+    run = read_run(dynamic_run)
+    ends = [run.final_ranks[layer.name] for layer in run.layers if layer.type == "key"]
+    assert columns(figures["types"].panels[0].spec)["key"]["y"][-1] == pytest.approx(sum(ends) / 6)
 
 
 def test_several_runs_share_axes_and_keep_their_colours(dynamic_run: Path, lora_run: Path):
@@ -158,5 +157,4 @@ def test_several_runs_share_axes_and_keep_their_colours(dynamic_run: Path, lora_
 
 def test_a_run_in_which_nothing_moved_says_so(still_run: Path):
     figures = figures_of(still_run)
-    assert "No rank was added or pruned." in figures["moves"].caption
     assert "No layer changed its rank." in figures["history"].caption

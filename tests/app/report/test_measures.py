@@ -9,7 +9,6 @@ import pytest
 from pedyra.app.report.measures import (
     importance_ranks,
     mean_by_layer,
-    pruned_counts,
     smoothed,
     spearman,
     thinned,
@@ -46,10 +45,6 @@ def test_utilisation_is_effective_rank_over_rank():
     assert utilisation({"effective_rank": {"a": 0.0}, "ranks": {"a": 0}}) is None
     assert utilisation({"effective_rank": {"a": math.nan}, "ranks": {"a": 2}}) is None
     assert utilisation({"ranks": {"a": 4}}) is None
-
-
-def test_pruned_counts_counts_triples_of_each_layer():
-    assert pruned_counts({"pruned": [["a", 0, 0.1], ["b", 3, 0.2], ["a", 1, 0.3]]}) == {"a": 2, "b": 1}
 
 
 def test_smoothed_corrects_the_start():

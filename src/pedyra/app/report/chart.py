@@ -108,18 +108,6 @@ def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> S
     return {"data": {"values": rows}, "layer": layers}
 
 
-def bars(several: Sequence[Curve], x: str, y: str) -> Spec:
-    """Counts at each x as bars from 0, one colour a curve; those to be told apart have different signs."""
-    encoding = {
-        "x": {"field": "x", "type": "ordinal", "title": x, "scale": {"padding": 0.4}}
-        | {"axis": {"labelAngle": 0, "labelOverlap": True}},
-        "y": {"field": "y", "type": "quantitative", "title": y, "stack": None},
-        "color": {"field": "name", "type": "nominal", "title": None},
-    }
-    rows = [row for curve in several for row in curve.rows()]
-    return {"data": {"values": rows}, "layer": [{"mark": {"type": "bar", "tooltip": True}, "encoding": encoding}]}
-
-
 def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> Spec:
     """Ranks as module type by depth, coloured by rank.
 

@@ -1,8 +1,9 @@
-"""The tables of the page as text: facts of a run, its adjustments, its layers."""
+"""What the page tells as text: facts of a run, runs side by side, and the layers of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,18 @@ ABSENT = "–"  # what a run did not record
 class Fact:
     """One property of a run: its value as text, and a second line that puts it in proportion."""
 
-    name: str
     value: str
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.value} ({self.detail})" if self.detail else self.value
+
 
 @dataclass(frozen=True)
-class Table:
+class FactTable:
     """Rows of text under a head; the first column names the row, those in `text` hold words rather than numbers."""
 
     title: str
-    note: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: Sequence[int] = ()
@@ -49,118 +51,79 @@ def description(run: RunRecords) -> dict[str, str]:
     return {name: str(value) for name, value in rows.items() if value not in (None, "")}
 
 
-def facts(run: RunRecords) -> list[Fact]:
-    """Result, size, rank, adjustments, time and memory: the cards of the header, the rows of a comparison.
+def facts(run: RunRecords) -> dict[str, Fact]:
+    """Result, size, rank, adjustments, time and memory, as far as they are known."""
+    final, found = run.final, {}
+    if isinstance(final.get("value"), int | float):
+        name = str(final.get("metric", "result")).replace("_", " ")
+        loss = final.get("eval_loss")
+        found[name[:1].upper() + name[1:]] = Fact(
+            _number(final["value"]), "" if loss is None else f"held-out loss {_number(loss)}"
+        )
+    elif not final:
+        found["Result"] = Fact(ABSENT, "the run is not finished")
+    if final.get("trainable_parameters") is not None:
+        found["Trainable parameters"] = Fact(f"{final['trainable_parameters']:,}", _budget(run))
+    if run.layers:
+        found["Total rank"] = _total_rank(run)
+    if run.fit and run.fit["share"] < 1:
+        share = f"parameters, {run.fit['share']:.0%} of the adapter"
+        found["Smaller adapter"] = Fact(f"{run.fit['parameters']:,}", share)
+    elif run.fit:
+        found["Smaller adapter"] = Fact("none", "everything is kept")
+    if run.adjustments:
+        pruned = sum(len(record["pruned"]) for record in run.adjustments)
+        added = sum(sum(record["added"].values()) for record in run.adjustments)
+        found["Adjustments"] = Fact(str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added")
+    if final.get("seconds") is not None:
+        speed = final.get("train_steps_per_second")
+        found["Training time"] = Fact(
+            format_seconds(final["seconds"]), f"{speed:.2f} steps per second" if speed else ""
+        )
+    if final.get("peak_memory_bytes") is not None:
+        device = str(run.environment.get("device", ""))
+        found["Peak memory"] = Fact(format_bytes(final["peak_memory_bytes"]), device)
+    return found
 
-    A value that is not known is `ABSENT`.
-    """
-    final = run.final
-    metric = str(final.get("metric", "result")).replace("_", " ")
-    name = metric[:1].upper() + metric[1:]
-    loss = f"held-out loss {_number(final['eval_loss'])}" if isinstance(final.get("eval_loss"), int | float) else ""
-    speed = final.get("train_steps_per_second")
-    time, peak = _told(final.get("seconds"), format_seconds), _told(final.get("peak_memory_bytes"), format_bytes)
-    return [
-        Fact(name, _number(final.get("value")), loss if final else "the run is not finished"),
-        Fact("Trainable parameters", _count(final.get("trainable_parameters")), _budget(run)),
-        _rank_fact(run),
-        _size_fact(run),
-        _adjustment_fact(run),
-        Fact("Training time", time, f"{speed:.2f} steps per second" if speed else ""),
-        Fact("Peak memory", peak, str(run.environment.get("device", ""))),
-    ]
 
-
-def _size_fact(run: RunRecords) -> Fact:
-    """The smaller adapter of a fit."""
-    fit = run.fit
-    if not fit:
-        return Fact("Smaller adapter", ABSENT)
-    if fit["share"] >= 1:
-        return Fact("Smaller adapter", "none", "everything is kept")
-    return Fact("Smaller adapter", f"{fit['parameters']:,}", f"parameters, {fit['share']:.0%} of the adapter")
-
-
-def comparison(runs: Sequence[RunRecords]) -> Table:
+def comparison(runs: Sequence[RunRecords]) -> FactTable:
     """One column a run: what was run, what came out; what no run recorded is left out."""
-    described = [description(run) for run in runs]
-    names = dict.fromkeys(name for each in described for name in each)
-    rows = [[name, *(each.get(name, ABSENT) for each in described)] for name in names]
-    for row in zip(*(facts(run) for run in runs), strict=True):
-        if any(fact.value != ABSENT for fact in row):
-            name = " / ".join(dict.fromkeys(fact.name for fact in row))
-            rows.append([name, *(f"{fact.value} ({fact.detail})" if fact.detail else fact.value for fact in row)])
-    return Table("Comparison of the runs", "", ["", *(run.label for run in runs)], rows, range(len(runs) + 1))
+    columns: list[dict[str, Any]] = [{**description(run), **facts(run)} for run in runs]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(str(column.get(name, ABSENT)) for column in columns)] for name in names]
+    return FactTable("Comparison of the runs", ["", *(run.label for run in runs)], rows, range(len(runs) + 1))
 
 
-def adjustments(run: RunRecords) -> Table:
-    """One row per adjustment: which layers lost and gained ranks, and what it left."""
-    names = {layer.name: layer.short_name for layer in run.layers}
-    rows = [
-        [
-            f"{record['step']:,}",
-            _layers(measures.pruned_counts(record), names),
-            _layers(record["added"], names),
-            f"{sum(record['ranks'].values()):,}",
-            _count(record.get("parameters")),
-            f"{1000 * record['seconds']:.1f} ms" if "seconds" in record else ABSENT,
-            str(record.get("skipped_steps", ABSENT)),
-        ]
-        for record in run.adjustments
-    ]
-    head = ["Step", "Pruned from", "Added to", "Total rank", "Parameters", "Time", "Steps skipped"]
-    return Table(f"All {len(rows)} adjustments", "which layers lost and gained ranks", head, rows, (1, 2))
-
-
-def layers(run: RunRecords) -> Table:
+def layers(run: RunRecords) -> FactTable:
     """One row per layer: rank at start and end, ranks lost and gained, importance, effective rank."""
-    pruned = [measures.pruned_counts(record) for record in run.adjustments]
-    scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
-    places = [measures.importance_ranks(record["layer_scores"]) for record in run.adjustments]
+    pruned, added = Counter[str](), Counter[str]()
+    for record in run.adjustments:
+        pruned.update(name for name, *_ in record["pruned"])
+        added.update(record["added"])
     recorded = [snapshot["effective_rank"] for snapshot in run.snapshots if snapshot.get("effective_rank")]
-
-    def shown(values: Mapping[str, float], name: str, form: str) -> str:
-        return format(values[name], form) if name in values else ABSENT
-
-    rows = [
-        [
-            layer.short_name,
-            str(layer.rank),
-            str(run.final_ranks[layer.name]),
-            str(sum(counts.get(layer.name, 0) for counts in pruned)),
-            str(sum(record["added"].get(layer.name, 0) for record in run.adjustments)),
-            shown(scores, layer.name, ".3g"),
-            shown(measures.mean_by_layer(places), layer.name, ".1f"),
-            shown(recorded[-1] if recorded else {}, layer.name, ".2f"),
-        ]
-        for layer in run.layers
+    told: list[tuple[Mapping[str, float], str]] = [
+        (measures.mean_by_layer([record["layer_scores"] for record in run.adjustments]), ".3g"),
+        (measures.mean_places(run), ".1f"),
+        (recorded[-1] if recorded else {}, ".2f"),
     ]
+    rows = []
+    for layer in run.layers:
+        ranks = (layer.rank, run.final_ranks[layer.name], pruned[layer.name], added[layer.name])
+        more = (format(values[layer.name], form) if layer.name in values else ABSENT for values, form in told)
+        rows.append([layer.short_name, *map(str, ranks), *more])
     head = ["Layer", "Rank at start", "at end", "Pruned", "Added", "Mean importance", "Mean place", "Effective rank"]
-    return Table(f"All {len(rows)} layers", "ranks, importance", head, rows, (0,))
+    return FactTable(f"All {len(rows)} layers", head, rows, (0,))
 
 
-def _told(value: float | None, text: Callable[[float], str]) -> str:
-    return ABSENT if value is None else text(value)
-
-
-def _rank_fact(run: RunRecords) -> Fact:
-    if not run.layers:
-        return Fact("Total rank", ABSENT)
-    start, end = sum(run.start_ranks.values()), sum(run.final_ranks.values())
-    each = " to ".join(map(str, sorted({min(run.final_ranks.values()), max(run.final_ranks.values())})))
-    value = f"{end:,}" if start == end else f"{start:,} → {end:,}"
-    return Fact("Total rank", value, f"{len(run.layers)} layers of rank {each}")
-
-
-def _adjustment_fact(run: RunRecords) -> Fact:
-    if not run.adjustments:
-        return Fact("Adjustments", ABSENT)
-    pruned = sum(len(record["pruned"]) for record in run.adjustments)
-    added = sum(sum(record["added"].values()) for record in run.adjustments)
-    return Fact("Adjustments", str(len(run.adjustments)), f"{pruned} ranks pruned, {added} added")
+def _total_rank(run: RunRecords) -> Fact:
+    start, ends = sum(run.start_ranks.values()), run.final_ranks.values()
+    each = " to ".join(map(str, sorted({min(ends), max(ends)})))
+    value = f"{start:,}" if start == sum(ends) else f"{start:,} → {sum(ends):,}"
+    return Fact(value, f"{len(run.layers)} layers of rank {each}")
 
 
 def _budget(run: RunRecords) -> str:
+    """The adapter's parameters at the end, by its budget."""
     budget = run.header.get("budget") or {}
     states = [s for s in run.snapshots + run.adjustments if isinstance(s.get("parameters"), int)]
     if not budget.get("parameters") or not states:
@@ -170,20 +133,10 @@ def _budget(run: RunRecords) -> str:
     return f"adapter {held:,}, {held / budget['parameters']:.1%} of {whole}"
 
 
-def _layers(counts: Mapping[str, int], names: Mapping[str, str]) -> str:
-    return ", ".join(f"{names[name]} ×{n}" if n > 1 else names[name] for name, n in counts.items() if n) or ABSENT
-
-
 def _words(section: Mapping[str, Any], *keys: str) -> str:
     return ", ".join(str(section[key]) for key in keys if section.get(key) not in (None, "none"))
 
 
-def _count(number: int | None) -> str:
-    return ABSENT if number is None else f"{number:,}"
-
-
-def _number(value: Any) -> str:
+def _number(value: float) -> str:
     """Four decimals, or four significant digits from 10 on: results of a table line up."""
-    if not isinstance(value, int | float):
-        return ABSENT
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"

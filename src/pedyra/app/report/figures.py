@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from pedyra.app.report import measures
-from pedyra.app.report.chart import Axes, Curve, Spec, bars, curves, rank_map
+from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
 STEP = "training step"
@@ -50,7 +50,7 @@ def make_figures(runs: Runs) -> list[Figure]:
         increase_by_size,
         rank_of_every_layer,
         history,
-        moves,
+        rank_by_type,
         loss_and_metrics,
         effective_rank,
         rank_against_importance,
@@ -221,17 +221,10 @@ def _changes(run: RunRecords) -> str:
     return " ".join(parts) or "No layer changed its rank."
 
 
-def moves(runs: Runs) -> Figure:
-    """Triples added (up) and pruned (down) at each adjustment, and the mean rank of each type, per run."""
-    panels, still = [], []
+def rank_by_type(runs: Runs) -> Figure:
+    """The mean rank of each type of layer, per run."""
+    panels = []
     for run in _adjusted(runs):
-        at = [record["step"] for record in run.adjustments]
-        added = [sum(record["added"].values()) for record in run.adjustments]
-        pruned = [-len(record["pruned"]) for record in run.adjustments]
-        if not any(added) and not any(pruned):
-            still.append(_titled(runs, run, "No rank was added or pruned."))
-        spec = bars([Curve("added", at, added), Curve("pruned", at, pruned)], STEP, "ranks")
-        panels.append(Panel(_titled(runs, run, "Ranks added and pruned"), spec))
         steps, states = _states(run)
         means = [
             Curve(kind, steps, [fmean(state[layer.name] for layer in layers) for state in states])
@@ -239,11 +232,8 @@ def moves(runs: Runs) -> Figure:
         ]
         spec = curves(means, Axes(STEP, "mean rank", step=True, from_zero=True))
         panels.append(Panel(_titled(runs, run, "Mean rank by module type"), spec))
-    caption = (
-        "How many ranks each adjustment added (up) and took away (down), and what that made of each kind of layer. "
-        f"The table below names the layers. {' '.join(still)}"
-    )
-    return Figure("moves", "Ranks", "Ranks added and pruned, and when", caption, panels)
+    caption = "What the adjustments made of each kind of layer: the mean of the ranks of its layers in all blocks."
+    return Figure("types", "Ranks", "Which kinds of layers gain ranks", caption, panels)
 
 
 def _by_type(layers: Sequence[Layer]) -> dict[str, list[Layer]]:

@@ -7,7 +7,6 @@ gap in the curve; it is never replaced by a number.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -66,11 +65,6 @@ def utilisation(record: Record) -> float | None:
     """That over the sum of the ranks (Fig. 1a); None if no rank is left."""
     effective, total = effective_rank(record), sum(record["ranks"].values())
     return effective / total if effective is not None and total else None
-
-
-def pruned_counts(adjustment: Mapping[str, Any]) -> dict[str, int]:
-    """Number of triples each layer lost in one adjustment."""
-    return dict(Counter(layer for layer, *_ in adjustment["pruned"]))
 
 
 def smoothed(values: Sequence[float], beta: float = 0.9) -> list[float]:

@@ -68,28 +68,28 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
     grid, found = comparison.grid, []
     for budget in grid.all_budgets:
         found.append(_values_table(comparison, budget))
-        if grid.judge == "loss":
-            found.append(_metrics_table(comparison, budget))
         if len(grid.methods) > 1:
             found.append(_differences_table(comparison, budget))
     return [*found, *([_curves_table(comparison)] if comparison.curves else [])]
 
 
 def _values_table(comparison: Comparison, budget: int) -> TextTable:
-    grid = comparison.grid
-    rows = []
+    """What is judged, the tasks' own metrics where that is the loss, and what each row takes."""
+    grid, rows = comparison.grid, []
+    own = {row["task"]: row["task_metric"] for row in comparison.rows} if grid.judge == "loss" else {}
     for method in grid.methods:
-        values = {task: list(comparison.values(method, task, budget).values()) for task in grid.tasks}
-        rows.append(
-            {"method": method}
-            | {_task_title(comparison, task): _mean_and_error(values[task], len(grid.seeds)) for task in grid.tasks}
-            | _resources(comparison, method, budget)
-        )
-    return TextTable(
-        f"{grid.name}: budget r = {budget}, equal {grid.match}",
-        rows,
-        f"Mean ± standard error over seeds {_listed(grid.seeds)}. Factors are relative to {comparison.reference}.",
-    )
+        row = {"method": method}
+        for task in grid.tasks:
+            values = list(comparison.values(method, task, budget).values())
+            row[_task_title(comparison, task)] = _mean_and_error(values, len(grid.seeds))
+        for task, metric in own.items():
+            found = comparison.values(method, task, budget, "metrics").values()
+            row[f"{task} ({metric})"] = _mean_and_error([metrics[metric] for metrics in found])
+        rows.append(row | _resources(comparison, method, budget))
+    note = f"Mean ± standard error over seeds {_listed(grid.seeds)}. Factors are relative to {comparison.reference}."
+    if own:
+        note += " Rates were chosen by the loss."
+    return TextTable(f"{grid.name}: budget r = {budget}, equal {grid.match}", rows, note)
 
 
 def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, str]:
@@ -110,20 +110,6 @@ def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, st
         if ratio is not None:
             cells[title] += f" ({ratio:.2f}×)"
     return cells
-
-
-def _metrics_table(comparison: Comparison, budget: int) -> TextTable:
-    """The tasks' own metrics, where the loss is judged."""
-    grid = comparison.grid
-    names = {row["task"]: row["task_metric"] for row in comparison.rows}
-    titles = {task: f"{task} ({names[task]})" if task in names else task for task in grid.tasks}
-    rows = []
-    for method in grid.methods:
-        found = {task: comparison.values(method, task, budget, "metrics").values() for task in grid.tasks}
-        texts = {titles[task]: _mean_and_error([m[names[task]] for m in each]) for task, each in found.items()}
-        rows.append({"method": method, **texts})
-    note = f"Mean ± standard error over seeds {_listed(grid.seeds)}. Rates were chosen by the loss."
-    return TextTable(f"The tasks' metrics in the same runs, budget r = {budget}", rows, note)
 
 
 def _differences_table(comparison: Comparison, budget: int) -> TextTable:
