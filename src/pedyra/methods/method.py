@@ -284,7 +284,7 @@ def setting(
             return default is None
         return value in choices if choices else least <= value and above < value < below
 
-    return field(default=default, metadata={"fits": fits, "rule": f"{why} {' or '.join(choices) or told}"})
+    return field(default=default, metadata={"fits": fits, "rule": f"{why} {told}"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def test_the_class_of_the_rank_settings_is_the_method():
     assert set_up(recipe(method="lora")).ranks is None
     ranks = set_up(recipe(method="pedyra", rank={"interval": 12})).ranks
     assert ranks is not None and isinstance(ranks.config, ScoredMethod)
-    assert ranks.config.settings == PeDyra(interval=12, seed=3)
+    assert ranks.config.to_dict() == PeDyra(interval=12, seed=3).to_dict()
     wide = set_up(recipe(method="wide", rank={"interval": 12})).ranks
     assert wide is not None and isinstance(wide.config, Wide) and wide.config.interval == 12
 
