@@ -244,10 +244,11 @@ def _axis(field: str, title: str, scale: Spec, values: Sequence[float]) -> Spec:
 
 def _named_line(name: str, value: float, at: Spec) -> list[Spec]:
     data = {"values": [{"y": value, "text": f"{name} {value:,}"}]}
-    words = {"type": "text", "style": "reference-label", "x": {"expr": "width"}}
+    words = {"type": "text", "style": "reference-label"}
+    place = {"x": {"value": "width"}, "y": at}
     return [
         {"data": data, "mark": {"type": "rule", "style": "reference"}, "encoding": {"y": at}},
-        {"data": data, "mark": words, "encoding": {"y": at, "text": {"field": "text"}}},
+        {"data": data, "mark": words, "encoding": {**place, "text": {"field": "text"}}},
     ]
 
 

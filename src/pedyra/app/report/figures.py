@@ -80,7 +80,8 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     smaller = sorted((row for row in rows if row["share"] < 1), key=lambda row: row["parameters"])
     sizes = [row["parameters"] for row in smaller]
     drawn = [
-        *_measured("measured", smaller, "measured_increase", "standard_error"),
+        *_measured("measured for the choice", _of(smaller, "choice"), "measured_increase", "standard_error"),
+        *_measured("measured for the proof", _of(smaller, "proof"), "measured_increase", "standard_error"),
         Curve("predicted", sizes, [row["predicted_increase"] for row in smaller]),
         *_measured("after recovery", smaller, "recovered_increase", "recovered_standard_error"),
     ]
@@ -88,6 +89,11 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
     axes = Axes("parameters of the adapter", "rise of the loss", log_x=True, linear_to=limit or None, line_at=line_at)
     return curves(drawn, axes)
+
+
+def _of(rows: Sequence[Mapping[str, Any]], which: str) -> list[Mapping[str, Any]]:
+    """The sizes that were measured on these rows: two sets of rows differ by their noise, and make two curves."""
+    return [row for row in rows if row.get("rows", "choice") == which]
 
 
 def _measured(name: str, rows: Sequence[Mapping[str, Any]], value: str, error: str) -> list[Curve]:

@@ -149,7 +149,12 @@ def cuts(
 @app.command()
 def bound(
     runs: Annotated[
-        list[Path], typer.Argument(help="Finished runs with a LoRA.", show_default=False, callback=_each(lambda path: RunFolder(path).check_holds_run()))
+        list[Path],
+        typer.Argument(
+            help="Finished runs with a LoRA.",
+            show_default=False,
+            callback=_each(lambda path: RunFolder(path).check_holds_run()),
+        ),
     ],
     fits: Annotated[int, typer.Option(min=1, help="Fits, each with held-out rows of its own.")] = 100,
     tolerance: Annotated[float, typer.Option(min=1e-6, max=0.999, help="Part of what was won.")] = 0.01,
