@@ -59,6 +59,15 @@ FirstSeed = Annotated[int, typer.Option("--first-seed", help="The others follow 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 TRANSFER, TARGETS = ("lora", "lora+:ratio=4", "wide"), ("code", "rot13")
 
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Finished runs with a LoRA.",
+        show_default=False,
+        callback=_each(lambda path: RunFolder(path).check_holds_run()),
+    ),
+]
+
 
 @app.command()
 def step(
@@ -123,14 +132,7 @@ def scale(device: Device = "cpu", threads: Threads = None, smoke: Smoke = False,
 
 @app.command()
 def cuts(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Finished runs with a LoRA.",
-            show_default=False,
-            callback=_each(lambda path: RunFolder(path).check_holds_run()),
-        ),
-    ],
+    runs: Runs,
     shares: Annotated[
         list[float] | None, _several("--share", "0.5, 0.25, 0.125", "Part of the parameters that is left")
     ] = None,
@@ -148,14 +150,7 @@ def cuts(
 
 @app.command()
 def bound(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Finished runs with a LoRA.",
-            show_default=False,
-            callback=_each(lambda path: RunFolder(path).check_holds_run()),
-        ),
-    ],
+    runs: Runs,
     fits: Annotated[int, typer.Option(min=1, help="Fits, each with held-out rows of its own.")] = 100,
     tolerance: Annotated[float, typer.Option(min=1e-6, max=0.999, help="Part of what was won.")] = 0.01,
     threads: Threads = None,
