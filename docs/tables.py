@@ -273,37 +273,39 @@ def rank_curve() -> Cells:
 # Results: fit.
 
 
-def _proofs() -> dict[str, Row]:
-    """Adapter -> what `pedyra fit` found; the last row is that of the demo's recipe."""
-    found = {row["adapter"]: row for row in where(rows("fit_adapters"), kind="proof")}
-    return found | {"film reviews": rows("fit_demo")[0]}
-
-
 @table("fit")
 def fit_of_adapters() -> Cells:
-    recovered = {row["adapter"]: row for row in where(rows("fit_recover"), kind="proof")}
-    cells = [
-        ["adapter", "won", "tolerance", "left", "loss increase", "left after recovery", "loss increase after recovery"]
-    ]
-    for adapter, row in _proofs().items():
-        after = recovered.get(adapter)
-        told = ["not run", ""] if after is None else [f"{after['share']:.1%}", _increase(after)]
-        cells.append(
-            [adapter, f"{row['won']:.4f}", f"{row['tolerance']:.4f}", f"{row['share']:.1%}", _increase(row), *told]
-        )
+    head = ["adapter", "won", "tolerance", "left", "loss increase", "left after recovery", "loss increase"]
+    cells = [[*head, "training", "fit", "fit with recovery"]]
+    recovered = {row["adapter"]: row for row in where(rows("fit"), kind="recovered")}
+    for row in where(rows("fit"), kind="fit"):
+        after = recovered.get(row["adapter"])
+        told = ["not run", ""] if after is None else [f"{after['share']:.0%}", _fit_increase(after)]
+        won = [f"{row['won']:.4f}", f"{row['tolerance']:.4f}", f"{row['share']:.0%}", _fit_increase(row)]
+        took = [_minutes(row, "training_seconds"), _minutes(row, "seconds"), _minutes(after, "seconds")]
+        cells.append([row["adapter"], *won, *told, *took])
     return cells
 
 
+def _minutes(row: Row | None, key: str) -> str:
+    return "" if row is None else f"{row[key] / 60:.1f} min"
+
+
+def _fit_increase(row: Row) -> str:
+    """Of the proof; a whole adapter has none."""
+    return "kept whole" if row["measured_increase"] is None else _increase(row)
+
+
 def _increase(row: Row) -> str:
-    """With its interval, of rows that say of how many batches; of others by 1.96 standard errors."""
-    half = (student(0.025, row["batches"]) if "batches" in row else 1.96) * row["standard_error"]
+    """With its interval."""
+    half = student(0.025, row["batches"]) * row["standard_error"]
     middle = row["measured_increase"]
     return f"{middle:+.4f} {ends(middle - half, middle + half)}"
 
 
 @table("predicted")
 def predicted() -> Cells:
-    curves = [*rows("fit_demo")[1:], *where(rows("fit_adapters"), kind="size")]
+    curves = rows("fit_curves")
     sizes = [row for row in curves if row["share"] < 1 and row["measured_increase"] is not None]
     clear = [row for row in sizes if row["measured_increase"] > 2 * row["standard_error"]]
     increases = [row["measured_increase"] for row in clear]
@@ -317,11 +319,10 @@ def predicted() -> Cells:
 def recovery() -> Cells:
     cells = [["left", "steps", "towards", "increase of the cut", "after the steps", "change"]]
     for row in rows("fit_recover"):
-        if row["kind"].startswith("held out"):
-            towards = "the labels" if "labels" in row["kind"] else "the whole adapter"
-            change = f"{row['change']:+.4f} ± {row['standard_error']:.4f}"
-            told = [f"{row['cut_increase']:.4f}", f"{row['recovered_increase']:.4f}", change]
-            cells.append([percent(row["share"]), str(row["recover_steps"]), towards, *told])
+        towards = "the labels" if "labels" in row["kind"] else "the whole adapter"
+        change = f"{row['change']:+.4f} ± {row['standard_error']:.4f}"
+        told = [f"{row['cut_increase']:.4f}", f"{row['recovered_increase']:.4f}", change]
+        cells.append([percent(row["share"]), str(row["recover_steps"]), towards, *told])
     return cells
 
 
