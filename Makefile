@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread a test worker: two workers with two threads each on two cores are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test versions lint docs dist gpu clean
+.PHONY: demo test versions works-with lint docs dist gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pedyra train recipes/demo.yaml --overwrite
@@ -16,6 +16,13 @@ test: lint
 # The tests with the lowest and the newest torch, peft, transformers, accelerate and numpy: hours and 10 GB.
 versions:
 	$(PYTHON) tests/versions.py
+
+# The tables of docs/works_with.md, by the tests that run each Trainer, optimizer and engine.
+works-with: $(VENV)/.dev
+	PEDYRA_WORKS_WITH=1 $(TEST_ENV) $(BIN)/python -m pytest -q tests/allocate/test_trainers.py \
+		tests/allocate/test_optimizers.py tests/allocate/test_data_parallel.py tests/allocate/test_sharded.py \
+		tests/allocate/test_callback.py tests/allocate/test_deepspeed.py tests/allocate/test_engines.py
+	$(BIN)/python docs/tables.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -584,6 +584,20 @@ def operations() -> Cells:
         [f"{found['layers']} layers", *names],
         ["seconds", *(f"{found[f'{name}_seconds']:.2f}" for name in names)],
     ]
+
+
+def _works_with(kind: str) -> Cells:
+    head = {"trainer": "Trainer", "optimizer": "optimizer", "engine": "engine"}[kind]
+    columns = ("ranks", "resume", "fit")
+    found = sorted(where(rows("works_with"), kind=kind), key=lambda row: row["ranks"] != "move")
+    return [
+        [head, "ranks", "a resume gives", "`pedyra.fit` afterwards"],
+        *([row["name"], *(row[each] or "-" for each in columns)] for row in found),
+    ]
+
+
+for _kind in ("trainer", "optimizer", "engine"):
+    table(f"works with {_kind}")(partial(_works_with, _kind))
 
 
 if __name__ == "__main__":

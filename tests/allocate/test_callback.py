@@ -11,10 +11,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 from closeness import same_bits
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
 from windows import inside, on_lora
+from works_with import note
 
 from pedyra import RankAllocator, RankCallback, attach
 from pedyra.allocate.callback import _unscale
-from pedyra.allocate.distributed import data_parallel
+from pedyra.allocate.distributed import check_engine, data_parallel
 
 
 class NanAt(Trainer):
@@ -191,7 +192,7 @@ def test_another_adapter_name_is_refused(make_trainer, quick, tmp_path):
     [
         ({"deepspeed": "zero2.json"}, "under DeepSpeed; train under DDP, without args.deepspeed"),
         ({"fsdp": "full_shard"}, "under Trainer's FSDP but for version 2 on an accelerator; see docs/processes.md, or"),
-        ({"world_size": 2}, "under 2 processes in a Linear; use DDP, without torch_compile, or one process"),
+        ({"world_size": 2}, "under 2 processes in a Linear; use DDP, or one process"),
         ({"n_gpu": 2}, "under DataParallel over 2 GPUs; set CUDA_VISIBLE_DEVICES"),
     ],
 )
@@ -199,6 +200,24 @@ def test_wrappers_in_which_a_resize_would_diverge_are_refused(faked, message):
     args: Any = SimpleNamespace(**{"deepspeed": None, "fsdp": "", "world_size": 1, "n_gpu": 1, **faked})
     with pytest.raises(ValueError, match=message):
         data_parallel(args, torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("deepspeed", "under DeepSpeed; train under DDP.*pedyra fit FOLDER"),
+        ("fsdp", "under FSDP1; use fsdp_config={'version': 2}, or DDP.*pedyra fit FOLDER"),
+    ],
+)
+def test_engines_that_would_cut_the_adapter_are_refused_before_they_are_set_up(engine, message):
+    plugin = SimpleNamespace(fsdp_version=1)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    check_engine(trainer)
+    setattr(trainer, f"is_{engine}_enabled", True)
+    with pytest.raises(ValueError, match=message):
+        check_engine(trainer)
+    if engine == "fsdp":
+        note("engine", "FSDP1", ranks="refused: training under FSDP1 (told by a stub)", resume="", fit="not run here")
 
 
 def test_one_process_on_one_device_is_accepted(make_trainer, tmp_path):

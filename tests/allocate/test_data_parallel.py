@@ -16,6 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from windows import forced, on_lora
+from works_with import note
 
 from pedyra import RankAllocator, RankCallback, Wide
 from pedyra.allocate.distributed import wrap_again
@@ -201,3 +202,4 @@ def test_a_trainer_of_two_processes_trains_as_one_and_resumes(tmp_path):
     assert Path(two, "ranks.jsonl").read_text().count("adjustment") == record.count("adjustment")
     (fewer,) = together(by_trainer, 1, NARROW, two, True)  # from what two have saved
     assert_the_same_decisions(fewer, first)
+    note("engine", "DDP, two processes", ranks="move", resume="the same bits", fit="not run here")

@@ -142,17 +142,15 @@ def with_fused_mlps(trainer: Any) -> Any:
 def test_a_trainer_with_such_a_kernel_from_training_to_the_smaller_adapter(tmp_path):
     pytest.importorskip("trl")
     config = PeDyra(alpha=1.0, interval=2, initial_warmup=1, final_warmup=3, moves=4)
+    callbacks: Any = [RankCallback(config), RankCallback(config)]
     settings: dict[str, Any] = dict(activation_checkpointing=False)
     called, fused = (
-        make_trainer("SFT", tmp_path / name, callbacks=[RankCallback(config)], **settings)
-        for name in ("called", "fused")
+        make_trainer("SFT", tmp_path / name, callbacks=[callback], **settings)
+        for name, callback in zip(("called", "fused"), callbacks, strict=True)
     )
     called.train()
     with_fused_mlps(fused).train()
-    histories = [
-        next(c for c in trainer.callback_handler.callbacks if isinstance(c, RankCallback)).allocator.history
-        for trainer in (called, fused)
-    ]
+    histories = [callback.allocator.history for callback in callbacks]
     assert [record["ranks"] for record in histories[1]] == [record["ranks"] for record in histories[0]]
     assert any(record["pruned"] for record in histories[1])
 

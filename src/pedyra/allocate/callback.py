@@ -22,7 +22,7 @@ from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, 
 from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankConfig, method_of
-from pedyra.allocate.distributed import data_parallel, wrap_again
+from pedyra.allocate.distributed import check_engine, data_parallel, wrap_again
 from pedyra.allocate.optimizer_checks import unwrapped
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -151,6 +151,8 @@ class RankCallback(TrainerCallback):
     def on_init_end(self, args, state, control, **kwargs) -> None:
         # Before the optimizer is built and before a checkpoint is loaded: slots that take any rank must be there.
         trainer = caller(Trainer)
+        if trainer is not None:
+            check_engine(trainer)
         self._attach(trainer, kwargs["model"], kwargs.get("optimizer"))
         if trainer is not None and trainer.model_init is not None:
             trainer.model_init = self._attaching(trainer)

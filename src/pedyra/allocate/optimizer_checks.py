@@ -11,8 +11,8 @@ from pedyra.allocate.bitsandbytes_state import ABOUT_BLOCKS, is_bitsandbytes, is
 from pedyra.allocate.optimizer_state import FIRST_MOMENTS, LARGEST, OTHER_AVERAGES, SECOND_MOMENTS, row_keys
 
 REPAIR = (
-    "use optim='adamw_torch' or 'paged_adamw_8bit' (docs/bases.md lists what works), or train plain LoRA with it and "
-    "cut that afterwards: pedyra.fit"
+    "use optim='adamw_torch' or 'paged_adamw_8bit' (docs/works_with.md lists what works), or train plain LoRA with it "
+    "and cut that afterwards: pedyra.fit"
 )
 _NOT_SEPARABLE = {
     "Adafactor": "factors its averages by rows and columns",

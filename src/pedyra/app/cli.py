@@ -71,6 +71,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
     ] = False,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="With --dry-run: plan from the model's config, without its weights.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -80,6 +83,8 @@ def train(
     from pedyra.app.recipe import load_recipe
     from pedyra.app.runs.processes import is_first
 
+    if no_weights and (resume or not dry_run):
+        raise ValueError("--no-weights plans a new run; give it with --dry-run, and without --resume")
     console = new_console(quiet=not is_first())
     checked = load_recipe(recipe, overrides or [])
     # Before the seconds that torch takes to load.
@@ -92,7 +97,12 @@ def train(
 
     diverged = False
     if dry_run:
-        plan = plan_run(checked, overwrite=overwrite, resume=resume)
+        if no_weights:
+            from pedyra.app.runs.unloaded import plan_unloaded
+
+            plan = plan_unloaded(checked, overwrite=overwrite)
+        else:
+            plan = plan_run(checked, overwrite=overwrite, resume=resume)
         print_plan(console, plan)
         rows = plan.rows()
     else:

@@ -100,6 +100,10 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"activations {format_bytes(memory.activations)}",
     )
     rows.append(("memory", f"about {format_bytes(memory.total)} beside the libraries' own: {', '.join(parts)}"))
+    if plan.exchanged is not None:
+        gradients, observed = (format_bytes(plan.exchanged[each]) for each in ("gradients", "observed"))
+        beside = f", and {observed} more in one that the method observes" if plan.exchanged["observed"] else ""
+        rows.append(("exchange", f"several processes average {gradients} of gradients in a step{beside}"))
     _print_named(console, rows)
     print_rank_map(console, plan.layers)
 

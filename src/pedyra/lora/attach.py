@@ -127,7 +127,7 @@ def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
     """Train E where A is, or leave it as it is: with E = 1 the triples then learn as a plain LoRA of the same ranks."""
     for layer in layers:
         layer.a.train_e(on)
-        layer.a.e_fixed_at_one = not on and bool((layer.a.E == 1).all())
+        layer.a.e_fixed_at_one = not on and (layer.a.E.is_meta or bool((layer.a.E == 1).all()))
 
 
 def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:

@@ -65,7 +65,8 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) 
 
 def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
     """Refuse to discard a start that is no plain one; ValueError."""
-    fresh = not all(layer.module.lora_B[layer.adapter].weight.any() for layer in layers)
+    weights = [layer.module.lora_B[layer.adapter].weight for layer in layers]
+    fresh = any(weight.is_meta or not weight.any() for weight in weights)  # a plan of a model without numbers
     if fresh and isinstance(init, str) and init != "gaussian":
         raise ValueError(
             f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora' to keep it"
@@ -87,6 +88,8 @@ def ends(base: nn.Module) -> tuple[Any, Any]:
 def start_svd(layer: AdaptedLayer, generator: torch.Generator) -> None:
     """A, B ~ N(0, 0.02^2), E = 0, as AdaLoRA; or, of an adapter that holds an update, its singular triples."""
     a, b = layer.a, layer.b
+    if a.A.is_meta:
+        return  # nothing but its shape is there
     if not a.A.any() and not b.weight.any():
         return  # rank 0 on disk, see `drop_empty`
     update = None

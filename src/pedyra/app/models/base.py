@@ -88,6 +88,30 @@ def load_model(
     return model
 
 
+def shape_of(section: ModelSection, kind: str, num_labels: int | None, vocabulary: int) -> PreTrainedModel:
+    """The model of `load_model` as its config alone has it, on the device in force; no file of weights is read.
+
+    Raises ValueError as `load_tokenizer`, and for a packaged network of numbers, which has no config.
+    """
+    if section.name.startswith("planted-"):
+        raise ValueError(f"model.name {section.name!r} has no config to plan from; leave --no-weights out")
+    head: dict[str, Any] = {} if kind in HEADS else {"num_labels": num_labels}
+    if section.name in TINY:
+        config = tiny_config(section.name, vocabulary)
+        config.update(head)
+    else:
+        config = _from_pretrained(AutoConfig, _source(section), section, **head)
+    arguments = _loading(section, kind)
+    arguments.pop("quantization_config", None)
+    dtype = arguments.pop("dtype")
+    if section.quantization != "none":
+        dtype = "float32"  # so `prepare_model_for_kbit_training` leaves what is not quantised
+    elif dtype == "auto":
+        dtype = getattr(config, "dtype", None) or "float32"
+    auto = HEADS.get(kind, _CLASSIFIER)[0]
+    return auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
+
+
 def positions(section: ModelSection) -> int | None:
     """Tokens of a row that the base takes; None for any number. Raises ValueError as `load_tokenizer`."""
     if section.name in TINY:

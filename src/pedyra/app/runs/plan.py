@@ -50,6 +50,9 @@ class Plan:
     """RankAllocator.describe()'s budget; None if the method keeps every rank."""
     schedule: dict[str, Any] | None
     memory: MemoryEstimate
+    exchanged: dict[str, int] | None = None
+    """Bytes that several processes average: "gradients" in a step, "observed" beside them in one that the method
+    observes. None: not reckoned."""
 
     def rows(self) -> list[dict[str, Any]]:
         """The plan as one row, then one row per layer."""
@@ -64,6 +67,7 @@ class Plan:
             "adjustments": len(schedule["adjustments"]),
             "moves": schedule.get("moves"),  # None of a method that cuts to a size
             "memory_bytes": self.memory.total,
+            **{f"{what}_bytes": count for what, count in (self.exchanged or {}).items()},
         }
         return [plan, *self.layers]
 

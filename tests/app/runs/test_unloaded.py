@@ -1,0 +1,83 @@
+"""A plan from a model's config alone says what the plan of the loaded model says, and has room for 70 billions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, TrainingArguments
+
+from pedyra.app.models.tiny import tiny_tokenizer
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.run import plan_run
+from pedyra.app.runs.unloaded import plan_unloaded
+
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")  # the second is the older one
+CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
+
+
+def recipe(out: Path, **settings: Any) -> Recipe:
+    given: dict[str, Any] = {
+        "name": "planned",
+        "model": {"name": "tiny-bert"},
+        "method": "pedyra",
+        "output_dir": str(out / "run"),
+        "data": {"source": "toy", "max_length": 40, "train_rows": 32, "eval_rows": 8},
+        "lora": {"r": 4},
+        "rank": {"interval": 10, "initial_warmup": 5, "final_warmup": 10},
+        "training": {"max_steps": 40, "per_device_train_batch_size": 4, "use_cpu": True},
+    }
+    return Recipe.model_validate({**given, **settings})
+
+
+@pytest.mark.parametrize("method", ["lora", "pedyra", "wide"])
+def test_it_is_the_plan_of_the_loaded_model(method, tmp_path):
+    rank = {"pedyra": {"interval": 10, "initial_warmup": 5, "final_warmup": 10}}.get(method, {})
+    settings: dict[str, Any] = dict(method=method, rank=rank)
+    if method == "wide":
+        settings |= dict(training={"max_steps": 100, "per_device_train_batch_size": 4, "use_cpu": True})
+    loaded, unloaded = (plan(recipe(tmp_path, **settings)) for plan in (plan_run, plan_unloaded))
+    for field in ("layers", "trainable_parameters", "total_parameters", "total_steps", "budget", "schedule", "classes"):
+        assert getattr(unloaded, field) == getattr(loaded, field), field
+    for field in ("weights", "gradients_and_optimizer"):
+        assert getattr(unloaded.memory, field) == getattr(loaded.memory, field), field
+    assert unloaded.memory.activations == pytest.approx(loaded.memory.activations, rel=0.25)  # it has no mask
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_reads_the_weights_says_so(tmp_path):
+    with pytest.raises(ValueError, match="method eva looks at the model's weights .*leave --no-weights out"):
+        plan_unloaded(recipe(tmp_path, method="eva", rank={}))
+
+
+def test_seventy_billion_parameters_are_planned_from_a_config(tmp_path):
+    """The shape of Llama 3 70B, with the bytes that docs/processes.md reckons by hand."""
+    folder = tmp_path / "base"
+    shape: dict[str, Any] = dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, vocab_size=128256)
+    shape |= dict(num_attention_heads=64, num_key_value_heads=8, max_position_embeddings=8192, dtype="bfloat16")
+    tiny_tokenizer("tiny-llama").save_pretrained(folder)
+    LlamaConfig(**shape, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    rows = [{"question": "one two three", "answer": "four"} for _ in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: dict[str, Any] = dict(
+        model={"name": str(folder), "quantization": "nf4", "dtype": "bfloat16"},
+        lora={"r": 16, "target_modules": "all-linear"},
+        data={
+            "kind": "causal_lm", "source": str(tmp_path / "rows.jsonl"), "max_length": 64, "eval_rows": 4,
+            "prompt": "question", "completion": "answer",
+        },
+        training={
+            "max_steps": 1000, "per_device_train_batch_size": 1, "use_cpu": True, CHECKPOINTING: True,
+        },
+    )  # fmt: skip
+    plan = plan_unloaded(recipe(tmp_path, rank={"alpha": 0.5}, **settings))
+    widths = [(8192, 8192), (8192, 1024), (8192, 1024), (8192, 8192), (8192, 28672), (8192, 28672), (28672, 8192)]
+    trained = 80 * sum(16 * (inputs + outputs + 1) for inputs, outputs in widths)  # a row, a column and an E
+    linear = 80 * sum(inputs * outputs for inputs, outputs in widths)
+    rest = 2 * 128256 * 8192 + (2 * 80 + 1) * 8192
+    assert plan.trainable_parameters == trained and plan.total_parameters == linear + rest + trained
+    assert plan.exchanged == {"gradients": 4 * trained, "observed": 80 * 4 * sum(inputs + 1 for inputs, _ in widths)}
+    assert plan.memory.weights == pytest.approx(linear * 4.127 / 8 + 4 * (rest + trained), rel=1e-3)
+    assert 0 < plan.memory.activations < 10e9
