@@ -186,7 +186,7 @@ def step(given: Any, device: str) -> list[dict[str, Any]]:
     rows = []
     for dtype in dtypes:
         timing = Timing(
-            rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device, run_steps=200
+            rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device
         )
         rows += bench_step(models, ("lora", "pedyra:fused=false", "pedyra:fused=true"), timing)
     return rows

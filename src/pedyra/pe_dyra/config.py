@@ -109,7 +109,6 @@ class RankSettings:
             raise ValueError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):
             check_number(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
@@ -117,6 +116,8 @@ class RankSettings:
             raise ValueError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
         if self.orth_weight < 0:
             raise ValueError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
+        for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
+            object.__setattr__(self, name, float(getattr(self, name)))
         check_switch("omega_ema", self.omega_ema)
         if self.fused != "auto":
             check_switch("fused", self.fused)

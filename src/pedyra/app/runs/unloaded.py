@@ -12,17 +12,23 @@ from torch import Tensor, nn
 
 from pedyra.allocate.contract import RankMethod
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.app.models import layer_ranks, load_tokenizer, lora_config, positions, shape_of
+from pedyra.app.models import check_names, load_tokenizer, positions, shape_of
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.plan import MemoryEstimate, Plan
-from pedyra.app.runs.resolve import resolve
+from pedyra.app.runs.plan import MemoryEstimate, Plan, longest_rows
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import check_targets, layer_rows, request, run_steps, tokens_of_rows, trainable_parameters
+from pedyra.app.runs.setup import (
+    layer_rows,
+    request,
+    resolve,
+    run_steps,
+    trainable_parameters,
+)
 from pedyra.app.tasks import Task, load_task
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.registry import get_method
 from pedyra.methods.wide import Wide
+from pedyra.pe_dyra.scored import ScoredMethod
 
 BITS = {"none": None, "nf4": 4.127, "int8": 8.0}
 """Of a weight that is quantised; of a 4-bit one with its part of the scales, which are quantised too."""
@@ -41,7 +47,7 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     with torch.device("meta"):
         base = shape_of(recipe.model, recipe.data.kind, task.num_labels, len(tokenizer))
-        check_targets(base, lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)))
+        check_names(base, recipe.lora)
         try:
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
         except (NotImplementedError, RuntimeError) as error:
@@ -104,10 +110,8 @@ def _activations(model: Any, task: Task, rows: int) -> int:
     The mask is left out, since transformers looks at its numbers; a decoder, which would then look at those of the
     positions, is given the whole one.
     """
-    lengths = tokens_of_rows(task.train)
-    longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[:rows]
     with torch.device("cpu"):
-        batch = task.collator([task.train[index] for index in longest])
+        batch = task.collator(longest_rows(task.train, rows))
     batch = {key: value.to("meta") for key, value in batch.items() if key != "attention_mask"}
     if task.kind == "causal_lm":
         count, length = batch["input_ids"].shape
@@ -132,5 +136,5 @@ def _observed(layers: list[AdaptedLayer], method: RankMethod) -> int:
     docs/processes.md."""
     if isinstance(method, Wide):
         return 4 * (1 + sum(3 * layer.rank**2 + 1 for layer in layers))
-    reads_inputs = getattr(getattr(method, "settings", None), "alpha", 1.0) < 1 and getattr(method, "scores", 0) is None
+    reads_inputs = isinstance(method, ScoredMethod) and method.alpha < 1 and method.scores is None
     return 4 * sum(layer.a.in_features + 1 for layer in layers) if reads_inputs else 0
