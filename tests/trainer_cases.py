@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
-WORDS = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>", *"abcdefgh", "yes", "no"]
+WORDS = ["<pad>", "<bos>", "<eos>", *"abcdefgh", "yes", "no"]
 CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}<assistant> {% generation %}"
-    "{{ message['content'] }} <eos>{% endgeneration %} {% else %}<user> {{ message['content'] }} {% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{ message['content'] }} <eos>{% endgeneration %} {% else %}<bos> {{ message['content'] }} {% endif %}"
     "{% endfor %}"
 )
 LORA: dict[str, Any] = dict(r=4, lora_alpha=8, target_modules="all-linear")
