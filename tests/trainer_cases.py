@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
-WORDS = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>", *"abcdefgh", "yes", "no"]
+WORDS = ["<pad>", "<bos>", "<eos>", *"abcdefgh", "yes", "no"]
 CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}<assistant> {% generation %}"
-    "{{ message['content'] }} <eos>{% endgeneration %} {% else %}<user> {{ message['content'] }} {% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{ message['content'] }} <eos>{% endgeneration %} {% else %}<bos> {{ message['content'] }} {% endif %}"
     "{% endfor %}"
 )
 LORA: dict[str, Any] = dict(r=4, lora_alpha=8, target_modules="all-linear")
@@ -126,11 +126,11 @@ def make_trainer(
     if task == "SEQ_CLS":
         head = dict(kind=LlamaForSequenceClassification, num_labels=1 if of_rows == "whole pair" else 2)
     if not kind.startswith("trl"):
-        made = get_peft_model(base(**head), lora)
+        model = get_peft_model(base(**head), lora) if model is None else model
         args = TrainingArguments(str(out), label_names=["labels"], **settings)
         of_loss = {"compute_loss_func": summed} if case.endswith("compute_loss_func") else {}
         trainer = {"Weighted": Weighted, "Trainer": Trainer}[kind]
-        return trainer(made if model is None else model, args, callbacks=[*callbacks], **given, **of_loss)
+        return trainer(model, args, callbacks=[*callbacks], **given, **of_loss)
     module, name = kind.rsplit(".", 1)
     package: Any = importlib.import_module(module)
     if of_rows == "question":

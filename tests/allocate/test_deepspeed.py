@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, PeftModel, get_peft_model
 from together import can_fork, together
-from trainer_cases import base, make_trainer
+from trainer_cases import LORA, base, make_trainer
+from transformers import LlamaForSequenceClassification
 from works_with import note
 
 import pedyra
@@ -28,11 +30,14 @@ def trained(rank: int, size: int, stage: int, out: str) -> str:
     config = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
     settings: dict[str, Any] = dict(deepspeed=config, label_smoothing_factor=0.2, max_steps=6, ddp_backend="gloo")
     case, told = "Trainer, label smoothing", ""
+    # Made before DeepSpeed's settings are: from then on transformers would cut every model that it makes.
+    lora: Any = LoraConfig(**LORA, task_type="SEQ_CLS")  # type: ignore[arg-type]
+    model = get_peft_model(base(LlamaForSequenceClassification, num_labels=2), lora)
     try:
-        make_trainer(case, Path(out), callbacks=[RankCallback(PeDyra(interval=2))], **settings).train()
+        make_trainer(case, Path(out), model=model, callbacks=[RankCallback(PeDyra(interval=2))], **settings).train()
     except ValueError as error:
         told = str(error)
-    trainer = make_trainer(case, Path(out), **settings)
+    trainer = make_trainer(case, Path(out), model=model, **settings)
     trainer.train()
     trainer.save_model(f"{out}/adapter")
     return told
@@ -42,9 +47,6 @@ def trained(rank: int, size: int, stage: int, out: str) -> str:
 def test_ranks_are_refused_and_the_adapter_is_fitted_from_its_folder(stage, tmp_path):
     for told in together(trained, 2, stage, str(tmp_path)):
         assert "does not support training under DeepSpeed; train under DDP" in told and "\n" not in told
-    from peft import PeftModel
-    from transformers import LlamaForSequenceClassification
-
     model = PeftModel.from_pretrained(
         base(LlamaForSequenceClassification, num_labels=2), tmp_path / "adapter", is_trainable=True
     )
