@@ -185,9 +185,7 @@ def step(given: Any, device: str) -> list[dict[str, Any]]:
     dtypes = ("float32", "bfloat16") if device == "cuda" else ("float32",)
     rows = []
     for dtype in dtypes:
-        timing = Timing(
-            rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device
-        )
+        timing = Timing(rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device)
         rows += bench_step(models, ("lora", "pedyra:fused=false", "pedyra:fused=true"), timing)
     return rows
 
