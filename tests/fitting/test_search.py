@@ -106,14 +106,14 @@ def test_over_a_hundred_splits_what_is_taken_is_within_tolerance_in_ninety_five(
 
 @pytest.mark.parametrize("truth", [steep, cliff, always, lambda share: 0.0], ids=["steep", "cliff", "always", "free"])
 @pytest.mark.parametrize("recovered", [None, lambda share: steep(share) / 5], ids=["cut", "recovered"])
-def test_at_most_eight_evaluations_of_the_held_out_rows_and_eleven_with_recovery(truth, recovered):
+def test_at_most_eight_evaluations_of_the_held_out_rows_and_twelve_with_recovery(truth, recovered):
     """With the whole adapter and the base model, of which each sees all of them once."""
     for seed in range(20):
         found, choice, proof = search(truth, seed, recovered)
         found.choose()
         asked = sum(64 * ((p.measured is not None) + (p.recovered is not None)) for p in found.curve)
         asked += sum(128 for p in found.curve if p.proof is not None)
-        assert 2 + asked / (choice.batches + proof.batches) <= (8 if recovered is None else 11)
+        assert 2 + asked / (choice.batches + proof.batches) <= (8 if recovered is None else 12)
 
 
 def test_the_whole_curve_is_measured_where_it_is_asked_for():
@@ -131,6 +131,20 @@ def test_the_proof_goes_from_the_largest_size_down_and_ends_at_the_first_that_is
         assert answers == sorted(answers, reverse=True) and answers.count(False) <= 1
         accepted = [point for point in asked if point.accepted]
         assert chosen == (accepted[-1] if accepted else None)
+
+
+def test_a_choice_that_was_too_hopeful_does_not_keep_everything():
+    """On the rows of the choice even a twentieth costs nothing; on those of the proof a fifth costs too much."""
+    found = Search(
+        Sizes(),  # type: ignore[arg-type]
+        LIMIT,
+        measure=lambda index: Increase(0.0 if Sizes().share(index) > 0.05 else 1.0, 1e-6, 40),
+        recover=None,
+        prove=lambda index, _: Increase(0.0 if Sizes().share(index) > 0.2 else 2 * LIMIT, 1e-6, 80),
+        ahead=(math.sqrt(0.5), 80),
+    )
+    chosen = found.choose()
+    assert chosen is not None and 0.2 < chosen.share < 0.3
 
 
 def test_steps_of_recovery_let_smaller_sizes_be_taken():

@@ -49,7 +49,7 @@ def fitted(trainer: Any, **wanted: Any) -> pedyra.Fit:
 @pytest.mark.parametrize("kind", ["SFT", "DPO", "KTO", "reward model"])
 def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Path):
     """What was won is what the Trainer's own evaluation says, on the same rows; of DPO and KTO against the base."""
-    trainer = make(kind, steps=90, per_device_eval_batch_size=3)
+    trainer = make(kind, steps=30, per_device_eval_batch_size=3)
     trainer.train()
     found = fitted(trainer)
     assert found.measure == "loss" and not found.is_whole and found.chosen.accepted

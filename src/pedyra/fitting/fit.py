@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 LEAST, FEW = 4, 8
 """Batches of the proof: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one."""
-EVALUATIONS, EVALUATIONS_WITH_RECOVERY = 8, 11
+EVALUATIONS, EVALUATIONS_WITH_RECOVERY = 8, 12
 """Of all held-out rows, at most, unless the whole curve is asked for."""
 
 Metrics = dict[str, float]
