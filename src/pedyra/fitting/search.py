@@ -31,7 +31,8 @@ SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 /
 """Those of the whole curve: about a factor of 1.4 apart."""
 STEPS = (4, 2, 2**0.5, 2**0.25, 1, 2**-0.5)
 """Sizes of the proof, as parts of the size that was found. The first is far above it: few rows for the choice are often
-too hopeful, and where the first size is rejected nothing is proved."""
+too hopeful, and where the first size is rejected nothing is proved. In the simulation of tests/fitting/test_search.py
+0.295 of the parameters stay on average, and 0.288 where the proof begins at twice the size."""
 NEAR = 1.2
 """Ratio of two sizes between which nothing is tried."""
 TRIES = 6

@@ -83,8 +83,9 @@ def test_the_rank_is_the_least_at_which_each_is_within_tolerance(outcomes: Any, 
     tried = outcomes({"a": 2, "b": 30, "c": 1})
     outs = {tmp_path / name: tmp_path / name / "fit" for name in "abc"}
     served = serve.fit_for_server(outs, Wanted(), Source())
-    # The second begins where the first ended, and whatever is within at 32 serves the third.
-    assert tried == [("a", 1), ("a", 8), ("b", 8), ("b", 16), ("b", 32), ("c", 32)]
+    # Each from its own rank down to the first that is refused, and none below what the others need anyway.
+    assert tried[:5] == [("a", 64), ("a", 32), ("a", 16), ("a", 8), ("a", 1)]
+    assert tried[5:] == [("b", 64), ("b", 32), ("b", 16), ("c", 64), ("c", 32)]
     assert (served.rank, served.rank_before, served.saved) == (32, 64, 3 * 100 * (64 - 32))
     assert served.line == vllm_line("owner/base", {name: tmp_path / name / "fit" for name in "abc"}, 32)
     assert "--max-lora-rank 32" in served.line and "--max-loras 3" in served.line

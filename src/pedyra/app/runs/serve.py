@@ -44,7 +44,7 @@ def fit_for_server(
 ) -> Served:
     """Fit each adapter at the least of vLLM's ranks at which all are within their tolerance, and write them.
 
-    Each rank that vLLM pads to is tried from the least on; an adapter whose own rank is no larger is always within.
+    The ranks that vLLM pads to are tried from the adapter's own down, until one is refused.
 
     Args:
         outs: folder of an adapter -> where its smaller one goes.
@@ -72,18 +72,25 @@ def fit_for_server(
 
 
 def _least(each: Opened, wanted: Wanted, at_least: int, told: Callable[[str], None]) -> tuple[int, Fit]:
-    """The least of vLLM's ranks, from `at_least` on, at which the adapter is within tolerance, and its fit there."""
-    highest = max(layer.rank for layer in each.lora.layers)
-    for rank in (rank for rank in VLLM_RANKS if rank >= at_least):
+    """The least of vLLM's ranks, from `at_least` on, at which the adapter is within tolerance, and its fit there.
+
+    Ranks are asked from the largest down to the first that is refused: an order that the rows have no part in, as in
+    the proof of a fit. From the least up, every further rank would be one more chance to be accepted by luck.
+    """
+    highest, found = max(layer.rank for layer in each.lora.layers), None
+    most = max(at_least, vllm_rank(highest) or VLLM_RANKS[-1])
+    refused: NotWithin | None = None
+    for rank in reversed([rank for rank in VLLM_RANKS if at_least <= rank <= most]):
         try:
-            found = fit_trainer(each.trainer, replace(wanted, max_rank=min(rank, highest)))
-        except NotWithin as refused:
+            found = rank, fit_trainer(each.trainer, replace(wanted, max_rank=min(rank, highest)))
+        except NotWithin as error:
             told(f"rank {rank} is not within the tolerance")
-            last = refused
-            continue
+            refused = error
+            break
         told(f"rank {rank} is within the tolerance")
-        return rank, found
-    raise ValueError(f"{each.lora.title}: vLLM takes ranks up to {VLLM_RANKS[-1]}, and {last}")
+    if found is None:
+        raise ValueError(f"{each.lora.title}: vLLM takes ranks up to {VLLM_RANKS[-1]}, and {refused}")
+    return found
 
 
 def _named(outs: Mapping[Path, Path]) -> dict[str, Path]:
