@@ -166,6 +166,24 @@ def bound(
 
 
 @app.command()
+def sizes(
+    comparison: Annotated[Path, typer.Argument(help="Folder of `pedyra compare` with lora at several budgets.")],
+    recoveries: Annotated[
+        list[int] | None, _several("--recover", "0, 160", "Steps of recovery after the cut", min=0)
+    ] = None,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut the largest LoRA of a comparison to the size of each smaller one, and compare it with that."""
+    _ready(threads)
+    from pedyra.lab.bench.sizes import bench_sizes
+
+    found = _kept(json_file, bench_sizes(comparison, recoveries or (0, 160)))
+    columns = ["task", "seed", "smaller_rank", "recover_steps", "loss", "lora_loss", "lora_less_cut", "seconds"]
+    _print(new_console(), found, [*columns, "sweep_seconds"])
+
+
+@app.command()
 def planted(
     chosen: Annotated[list[str] | None, _methods("all", "oracle")] = None,
     profiles: Annotated[

@@ -9,15 +9,12 @@ from typing import Any
 
 import torch
 
-from pedyra.app.models import load_tokenizer, positions
-from pedyra.app.runs.evaluate import adapted_model, finished_run
-from pedyra.app.tasks import load_task
-from pedyra.fitting.calibration import calibrate, disabled, evaluating, truncated
+from pedyra.app.runs.evaluate import finished_run
+from pedyra.fitting.calibration import calibrate, disabled, truncated
 from pedyra.fitting.curve import Ladder, Shape
-from pedyra.fitting.judge import Judge
 from pedyra.fitting.search import Search
 from pedyra.fitting.verdict import Increase, Tolerance, paired
-from pedyra.lab.bench.cuts import held_out_batches
+from pedyra.lab.bench.trained import TrainedLora
 
 
 def bench_bound(runs: Sequence[Path], fits: int = 100, tolerance: float = 0.01) -> Iterator[dict[str, Any]]:
@@ -53,24 +50,19 @@ class Population:
     """All held-out rows of a run, and what each size of its adapter costs on each batch of them."""
 
     def __init__(self, run: Path) -> None:
-        _, recipe, adapter = finished_run(run)
-        tokenizer = load_tokenizer(recipe.model)
-        task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-        self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
-        self.judge = Judge(self.model)
-        training, self.batches = held_out_batches(task, calibration=1024, held_out=len(task.eval), seed=recipe.seed)
-        self.calibration = calibrate(self.judge, training)
+        self.trained = TrainedLora(run, rows=1024)
+        self.calibration = calibrate(self.trained.judge, self.trained.training)
         self.ladder = Ladder(self.calibration, Shape())
-        self.weights = [self.judge.samples(batch) for batch in self.batches]
-        self.whole = list(self.judge.losses(self.batches, partial(evaluating, self.model)))
-        self.base = list(self.judge.losses(self.batches, partial(disabled, self.model)))
+        self.weights = self.trained.weights
+        self.whole = self.trained.losses()
+        self.base = self.trained.losses(partial(disabled, self.trained.model))
         self._cut: dict[int, list[float]] = {}
 
     def losses(self, place: int) -> list[float]:
         """Of each batch, with the size at this place of the ladder."""
         if place not in self._cut:
-            cut = partial(truncated, self.model, self.calibration, self.ladder.point(place).ranks)
-            self._cut[place] = list(self.judge.losses(self.batches, cut))
+            ranks = self.ladder.point(place).ranks
+            self._cut[place] = self.trained.losses(partial(truncated, self.trained.model, self.calibration, ranks))
         return self._cut[place]
 
     def increase(self, before: list[float], after: list[float], drawn: Sequence[int]) -> Increase:

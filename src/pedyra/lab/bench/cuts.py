@@ -10,22 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pedyra.app.models import load_tokenizer, positions
-from pedyra.app.runs.evaluate import adapted_model, finished_run
-from pedyra.app.tasks import Task, load_task
-from pedyra.fitting.calibration import calibrate, evaluating, lora_layers, truncated
+from pedyra.app.runs.evaluate import finished_run
+from pedyra.fitting.calibration import calibrate, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.cut import singular_basis
 from pedyra.fitting.gramians import Calibration, Measured
-from pedyra.fitting.judge import Batch, Judge
 from pedyra.fitting.verdict import paired
 from pedyra.fitting.worth import Balance, balance
+from pedyra.lab.bench.trained import TrainedLora
 
 SHARES = (0.5, 0.25, 0.125)
-BATCH = 8
-"""Rows of a batch: losses are paired batch by batch, so small ones make a better standard error."""
 
 
 def bench_cuts(
@@ -55,38 +50,21 @@ def bench_cuts(
 
 
 def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> Iterator[dict[str, Any]]:
-    _, recipe, adapter = finished_run(run)
-    tokenizer = load_tokenizer(recipe.model)
-    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
-    training, held_out = held_out_batches(task, calibration=rows, held_out=rows + rows // 2, seed=recipe.seed)
-    judge = Judge(model)
-    measured = calibrate(judge, training)
-    weights = [judge.samples(batch) for batch in held_out]
-    whole = list(judge.losses(held_out, partial(evaluating, model)))
+    trained = TrainedLora(run, rows, held_out=rows + rows // 2)
+    model, weights = trained.model, trained.weights
+    measured = calibrate(trained.judge, trained.training)
+    whole = trained.losses()
     loss = paired([0.0] * len(whole), whole, weights).mean
     for way, seed, calibration in ways(model, measured, random_seeds):
         ladder = Ladder(calibration, Shape())
         for share in shares:
             size = ladder.point(ladder.at(share))
             cut = partial(truncated, model, calibration, size.ranks)
-            increase = paired(whole, list(judge.losses(held_out, cut)), weights)
+            increase = paired(whole, trained.losses(cut), weights)
             yield {
                 "run": str(run), "way": way, "seed": seed, "share": size.share, "parameters": size.parameters,
                 "loss": loss, "increase": increase.mean, "standard_error": increase.error,
             }  # fmt: skip
-
-
-def held_out_batches(task: Task, *, calibration: int, held_out: int, seed: int) -> tuple[DataLoader[Any], list[Batch]]:
-    """Batches of so many training rows, and of so many that are held out."""
-    generator = torch.Generator().manual_seed(seed)
-    train = torch.randperm(len(task.train), generator=generator)[:calibration].tolist()
-    held = torch.randperm(len(task.eval), generator=generator)[:held_out].tolist()
-
-    def batches(part: Any) -> DataLoader[Any]:
-        return DataLoader(part, batch_size=BATCH, collate_fn=lambda found: dict(task.collator(found)))
-
-    return batches(task.train.select(train)), list(batches(task.eval.select(held)))
 
 
 def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple[str, int | None, Calibration]]:
