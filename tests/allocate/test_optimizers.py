@@ -1,4 +1,4 @@
-"""Trainer's optimizers by the names of `TrainingArguments(optim=)`: ranks move under them, or they are refused."""
+"""Trainer's optimizers: ranks move under them, or they are refused; and `pedyra.fit` answers after all of them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ pytestmark = [
 OF_TORCH = ["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad"]
 IN_BYTES = ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit"]
 IN_FLOATS = ["paged_adamw_32bit", "lion_32bit", "paged_lion_32bit"]
-REFUSED = ["adafactor", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"]
+ADEMAMIX = ["ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"]
+REFUSED = ["adafactor", "Muon", "schedule_free_adamw", *ADEMAMIX]
 BY_NAME = {
     "galore_adamw_8bit": "GaLoreAdamW8bit",
     "adalomo": "AdaLomo",
     "apollo_adamw": "APOLLOAdamW",
-    "schedule_free_adamw": "AdamWScheduleFree",
-    "Muon": "Muon",
 }
 """Those whose packages are not installed here, and the classes that they have there."""
 
@@ -74,9 +73,9 @@ def test_a_run_moves_ranks_and_resumes_bit_for_bit(
         arguments = dict(optim=optim, learning_rate=1e-3, save_strategy="steps", save_steps=at)
         trainer, callback = make_trainer(out, given, model=wider(), **arguments)
         trainer.train(resume_from_checkpoint=resume)
-        return run_state(trainer, callback)
+        return trainer, run_state(trainer, callback)
 
-    unbroken = run(tmp_path / "whole")
+    trainer, unbroken = run(tmp_path / "whole")
     assert any(record["pruned"] for record in unbroken["history"])
     states = [value for state in unbroken["optimizer"].values() for key, value in state.items() if key == "state1"]
     if optim in IN_BYTES:
@@ -84,18 +83,29 @@ def test_a_run_moves_ranks_and_resumes_bit_for_bit(
     elif optim in IN_FLOATS:
         assert {state.dtype for state in states} == {torch.float32}
     shutil.copytree(tmp_path / "whole" / f"checkpoint-{at}", tmp_path / "again" / f"checkpoint-{at}")
-    assert_equal(run(tmp_path / "again", str(tmp_path / "again" / f"checkpoint-{at}")), unbroken)
+    assert_equal(run(tmp_path / "again", str(tmp_path / "again" / f"checkpoint-{at}"))[1], unbroken)
+    trainer.eval_dataset = trainer.train_dataset
+    assert pedyra.fit(trainer, rows=16, tolerance=0.5).measure == "loss"
     if method == "pe_dyra":
-        note("optimizer", optim, ranks="move", resume="the same bits", fit="not run here")
+        note("optimizer", optim, ranks="move", resume="the same bits", fit="works")
 
 
 @pytest.mark.parametrize("optim", REFUSED)
 def test_what_cannot_follow_is_refused_before_the_first_step_and_fitted_afterwards(
     optim, wider, make_trainer, tmp_path
 ):
-    if optim != "adafactor":
+    arguments = {"optim": optim}
+    if optim in ADEMAMIX:
         pytest.importorskip("bitsandbytes")
-    trainer, callback = make_trainer(tmp_path, model=wider(), optim=optim)
+    elif optim == "schedule_free_adamw":
+        pytest.importorskip("schedulefree")
+        arguments["lr_scheduler_type"] = "constant"
+    elif optim == "Muon":  # of torch, which no name of `optim` gives
+        arguments = {}
+    trainer, callback = make_trainer(tmp_path, model=wider(), **arguments)
+    if optim == "Muon":
+        matrices = [p for p in trainer.model.parameters() if p.requires_grad and p.ndim == 2]
+        trainer.optimizer = torch.optim.Muon(matrices, lr=0.02)
     with pytest.raises(ValueError, match="cannot follow a rank change; use optim=.adamw_torch.*pedyra.fit") as told:
         trainer.train()
     assert trainer.state.global_step == 0
