@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pedyra.allocate.callback import RankCallback as RankCallback
     from pedyra.allocate.rank_allocator import RankAllocator as RankAllocator
     from pedyra.app.runs.export import export_adapter as export_adapter
-    from pedyra.fitting.fit import Fit as Fit
+    from pedyra.fitting.result import Fit as Fit
     from pedyra.fitting.trainer import fit as fit
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
@@ -24,7 +24,7 @@ _HOMES = {
     "RankCallback": "pedyra.allocate.callback",
     "RankAllocator": "pedyra.allocate.rank_allocator",
     "fit": "pedyra.fitting.trainer",
-    "Fit": "pedyra.fitting.fit",
+    "Fit": "pedyra.fitting.result",
     "attach": "pedyra.lora.attach",
     "detach": "pedyra.lora.attach",
     "export_adapter": "pedyra.app.runs.export",

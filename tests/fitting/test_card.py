@@ -10,8 +10,8 @@ from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 
 import pedyra
-from pedyra.fitting.card import fit_card
 from pedyra.fitting.cut import RECORD
+from pedyra.fitting.result import fit_card
 from pedyra.lora.card import CARD
 
 

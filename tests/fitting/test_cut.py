@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from pedyra.fitting.calibration import calibrate, lora_layers, truncated
 from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, singular_basis, write_cut
-from pedyra.fitting.fit import Fit, Rows, Wanted, fit_batches
+from pedyra.fitting.fit import Rows, Wanted, fit_batches
 from pedyra.fitting.judge import Judge
+from pedyra.fitting.result import Fit
 from pedyra.lora.attach import attach
 from pedyra.lora.folder import read_lora
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from pedyra.fitting.calibration import calibrate
 from pedyra.fitting.cut import cut_factors
-from pedyra.fitting.fit import Fit, Rows, Wanted, fit_batches
+from pedyra.fitting.fit import Rows, Wanted, fit_batches
 from pedyra.fitting.judge import DivergenceJudge, Judge, divergence, model_outputs
 from pedyra.fitting.recover import distill, evened, replaced
+from pedyra.fitting.result import Fit
 
 
 def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pedyra.fitting.curve import Point
 from pedyra.fitting.search import Search
-from pedyra.fitting.verdict import Increase, Tolerance, in_words, paired, student, verdict
+from pedyra.fitting.verdict import Increase, Point, Tolerance, in_words, paired, student, verdict
 
 LIMIT = 0.01
 

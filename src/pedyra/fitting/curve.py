@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.verdict import Increase
+from pedyra.fitting.verdict import Point, Ranks
 from pedyra.fitting.worth import predicted_increases
-
-Ranks = dict[str, int]
-"""Layer -> how many of its balanced directions stay: the first ones."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +48,6 @@ class Shape:
     def rounded(self, kept: int, most: int) -> int:
         """At least as many, in multiples."""
         return min(most, math.ceil(max(kept, self.least) / self.multiple_of) * self.multiple_of)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One size, and by how much the loss rises with it, against the adapter as it is."""
-
-    ranks: Ranks
-    parameters: int
-    share: float
-    """Of the parameters of the whole adapter."""
-    predicted: float
-    measured: Increase | None = None
-    """On the rows of the choice, cut and nothing more."""
-    recovered: Increase | None = None
-    """On the rows of the choice, after steps of recovery."""
-    proof: Increase | None = None
-    """On the rows of the proof, as this size would be taken."""
-    accepted: bool | None = None
-    """Whether the proof says that it is within tolerance; None: it was not asked."""
-
-    @property
-    def gains_by_recovery(self) -> bool:
-        """Whether the steps lowered the upper bound of the increase; where they did not, the cut stays as it was.
-
-        What recovers loses less, and it also says nearly what the whole adapter says, so that its loss is better known.
-        """
-        return self.recovered is not None and (self.measured is None or self.recovered.upper() < self.measured.upper())
-
-    @property
-    def best(self) -> Increase | None:
-        """On the rows of the choice, as this size would be taken; None before it was measured."""
-        return self.recovered if self.gains_by_recovery else self.measured
 
 
 def whole(calibration: Calibration) -> Ranks:

@@ -6,13 +6,10 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import constants
 from tqdm.auto import tqdm
 
 from pedyra.fitting.calibration import (
@@ -23,19 +20,14 @@ from pedyra.fitting.calibration import (
     seconds_a_batch,
     truncated,
 )
-from pedyra.fitting.card import fit_card
-from pedyra.fitting.curve import Ladder, Point, Shape, by_type, point, whole
-from pedyra.fitting.cut import Factors, check_out, cut_factors, cut_live, write_cut
-from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.curve import Ladder, Shape, by_type, point, whole
+from pedyra.fitting.cut import Factors, cut_factors
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
 from pedyra.fitting.processes import ALONE, Processes
 from pedyra.fitting.recover import distill, replaced
+from pedyra.fitting.result import Fit, Metrics
 from pedyra.fitting.search import RECOVERIES, Search
-from pedyra.fitting.text import told
-from pedyra.fitting.verdict import Increase, Tolerance, in_words, paired, verdict
-from pedyra.lora.export import saved_lora
-from pedyra.lora.folder import SavedLora
-from pedyra.lora.hub import push_folder
+from pedyra.fitting.verdict import Increase, Point, Tolerance, in_words, paired, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +35,6 @@ LEAST, FEW = 4, 8
 """Batches of the proof: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one."""
 EVALUATIONS, EVALUATIONS_WITH_RECOVERY = 8, 12
 """Of all held-out rows, at most, unless the whole curve is asked for."""
-
-Metrics = dict[str, float]
 
 
 class NotWithin(ValueError):
@@ -103,161 +93,6 @@ class Rows:
     """Other such batches."""
     told: str = ""
     """Which rows they are, in words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What a fit found. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
-
-    Increases are of the mean loss (`measure`), against the adapter as it was; positive is worse.
-    """
-
-    calibration: Calibration = field(repr=False)
-    curve: list[Point]
-    """The sizes that were measured, the largest first."""
-    chosen: Point
-    """The size taken; the whole adapter where none smaller is within tolerance."""
-    tolerance: Tolerance
-    asked: bool
-    """Whether the size was asked for, and taken whatever it does to the loss."""
-    recover_steps: int
-    """Steps after a cut; the sizes that were tried with them have an increase after recovery."""
-    factors: Factors = field(repr=False)
-    """A and B of each layer, as taken."""
-    verdict: str
-    """flat, capacity-limited or unknown."""
-    words: str
-    """The verdict as a sentence."""
-    measure: str = "loss"
-    """What rises."""
-    rows: str = ""
-    """Which rows it was measured on, in words."""
-    metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    """On the rows of the proof: base, whole and smaller -> metric -> value; empty where the task has none."""
-    model: Any = field(repr=False, default=None)
-    adapter: str = "default"
-    processes: Processes = field(repr=False, default=ALONE)
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """Layer -> directions kept; 0: the layer leaves the adapter."""
-        return self.chosen.ranks
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything is kept."""
-        return self.ranks == whole(self.calibration)
-
-    def row(self) -> dict[str, Any]:
-        """The result as one row of plain values."""
-        chosen, proof = self.chosen, self.chosen.proof
-        row = {
-            "kept": sum(self.ranks.values()),
-            "of": sum(whole(self.calibration).values()),
-            "parameters": chosen.parameters,
-            "share": chosen.share,
-            "predicted_increase": chosen.predicted,
-            "measured_increase": proof and proof.mean,
-            "standard_error": proof and proof.error,
-            "interval": proof and list(proof.interval()),
-            "batches": proof and proof.batches,
-            "tolerance": self.tolerance.loss,
-            "won": self.tolerance.won.mean,
-            "verdict": self.verdict,
-            "measure": self.measure,
-        }
-        if self.recover_steps:
-            row |= {"recover_steps": self.recover_steps, "recovered": chosen.gains_by_recovery}
-        if self.metrics:
-            row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
-        return {**row, "ranks": self.ranks}
-
-    def curve_rows(self) -> list[dict[str, Any]]:
-        """One row a size of the curve: as measured on the rows of the proof, where it was, else of the choice."""
-        rows = []
-        for each in self.curve:
-            cut = each.measured if each.proof is None or each.gains_by_recovery else each.proof
-            after = each.proof if each.proof is not None and each.gains_by_recovery else each.recovered
-            rows.append(
-                {
-                    "kept": sum(each.ranks.values()),
-                    "parameters": each.parameters,
-                    "share": each.share,
-                    "predicted_increase": each.predicted,
-                    "measured_increase": cut and cut.mean,
-                    "standard_error": cut and cut.error,
-                    "recovered_increase": after and after.mean,
-                    "recovered_standard_error": after and after.error,
-                    "rows": "choice" if each.proof is None else "proof",
-                    "accepted": each.accepted,
-                    "tolerance": self.tolerance.loss,
-                    "chosen": each.ranks == self.ranks,
-                }
-            )
-        return rows
-
-    def __str__(self) -> str:
-        return told(self)
-
-    def save(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the smaller adapter as an ordinary PEFT folder, with its record and the rows of its curve beside it.
-
-        What is no factor of the adapter (heads, biases, magnitudes) is saved as the live model has it now.
-
-        Args:
-            overwrite: replace an earlier fit in `out`.
-
-        Raises:
-            ValueError: `out` holds files, or is a link.
-        """
-        out = Path(out)
-        if self.processes.rank == 0:
-            check_out(out, overwrite)
-            with saved_lora(self.model, self.adapter) as lora:
-                self.write(lora, out)
-        self.processes.wait()
-        return out
-
-    def write(self, lora: SavedLora, out: Path, card: str | None = None) -> None:
-        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`.
-
-        Args:
-            card: its README.md; by default one that says what the fit knows.
-        """
-        card = card or fit_card(self, lora.config.get("base_model_name_or_path"))
-        write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows(), card=card)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-    ) -> str:
-        """Push the folder that `save` writes, with its model card, to a repository of the Hub; return its address.
-
-        Args:
-            private: of a repository that is made.
-            token: by default the one of `hf auth login` or HF_TOKEN.
-            revision: the branch, which is made where it is not there yet.
-
-        Raises:
-            ValueError: the Hub says no, in words.
-        """
-        with TemporaryDirectory() as scratch:
-            folder, message = self.save(Path(scratch, "adapter")), "Upload a LoRA that pedyra.fit made smaller"
-            address = f"{constants.ENDPOINT}/{repo_id}"
-            if self.processes.rank == 0:
-                address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)
-        self.processes.wait()
-        return address
-
-    def apply(self) -> None:
-        """Make the live model's adapter the smaller one: physically smaller factors in ordinary LoRA layers, and PEFT's
-        config says so. To train on, make a new Trainer: an optimizer still holds the factors that were there.
-        """
-        cut_live(self.model, self.factors, self.adapter)
 
 
 def fit_batches(

@@ -22,8 +22,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pedyra.fitting.curve import Ladder, Point
-from pedyra.fitting.verdict import CONFIDENCE, Increase
+from pedyra.fitting.curve import Ladder
+from pedyra.fitting.verdict import CONFIDENCE, Increase, Point
 
 COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters that are tried first; 0: one direction in all."""

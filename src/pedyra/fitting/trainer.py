@@ -22,9 +22,10 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
-from pedyra.fitting.fit import Fit, Rows, Wanted, fit_batches
+from pedyra.fitting.fit import Rows, Wanted, fit_batches
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
 from pedyra.fitting.processes import Processes
+from pedyra.fitting.result import Fit
 from pedyra.lora.export import active_adapter
 from pedyra.lora.folder import SavedLora, check_plain
 from pedyra.lora.start import takes_from_weight

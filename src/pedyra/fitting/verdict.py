@@ -1,4 +1,4 @@
-"""What was won, and whether the rank was too much, right or too little; decided by paired tests."""
+"""What was won, what each size costs, and whether the rank was too much, right or too little; by paired tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from pedyra.fitting.curve import Point
+from typing import NamedTuple
 
 CONFIDENCE = 0.95
 """Of every statement."""
@@ -83,6 +80,42 @@ class Tolerance:
     def learned(self) -> bool:
         """Whether anything was won at all: clear of zero by its noise."""
         return self.won.lower() > 0
+
+
+Ranks = dict[str, int]
+"""Layer -> how many of its balanced directions stay: the first ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One size, and by how much the loss rises with it, against the adapter as it is."""
+
+    ranks: Ranks
+    parameters: int
+    share: float
+    """Of the parameters of the whole adapter."""
+    predicted: float
+    measured: Increase | None = None
+    """On the rows of the choice, cut and nothing more."""
+    recovered: Increase | None = None
+    """On the rows of the choice, after steps of recovery."""
+    proof: Increase | None = None
+    """On the rows of the proof, as this size would be taken."""
+    accepted: bool | None = None
+    """Whether the proof says that it is within tolerance; None: it was not asked."""
+
+    @property
+    def gains_by_recovery(self) -> bool:
+        """Whether the steps lowered the upper bound of the increase; where they did not, the cut stays as it was.
+
+        What recovers loses less, and it also says nearly what the whole adapter says, so that its loss is better known.
+        """
+        return self.recovered is not None and (self.measured is None or self.recovered.upper() < self.measured.upper())
+
+    @property
+    def best(self) -> Increase | None:
+        """On the rows of the choice, as this size would be taken; None before it was measured."""
+        return self.recovered if self.gains_by_recovery else self.measured
 
 
 CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"

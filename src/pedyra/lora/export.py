@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,6 @@ import torch.nn.functional as F
 from peft import PeftModel, PeftType
 from torch import Tensor
 
-import pedyra
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora, save_lora, whole_number
 from pedyra.lora.layer_names import pattern_keys
@@ -193,7 +193,7 @@ def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
 
     def fill(part: Path) -> None:
         save(part)
-        text = json.dumps({"pedyra_version": pedyra.__version__, **record}, indent=2)
+        text = json.dumps({"pedyra_version": version("pedyra"), **record}, indent=2)
         (part / RECORD).write_text(text + "\n", encoding="utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)

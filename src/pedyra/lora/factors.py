@@ -6,17 +6,14 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedyra.lora.folder import ANOTHER_START, as_read, as_saved
-
-if TYPE_CHECKING:
-    from pedyra.lora.start import Start
-
 
 Observer = Callable[[Tensor, Tensor], None]
 """Is given h = x (E A)^T `(..., r)` and the gradient of the loss with respect to it, in the backward pass: once for
@@ -29,6 +26,20 @@ def observed(h: Tensor, observer: Observer | None) -> Tensor:
         seen = h.detach()  # a hook that held h itself would keep it alive
         h.register_hook(lambda g: observer(seen, g))
     return h
+
+
+@dataclass
+class Start:
+    """The triples of one layer as they began, and the weight beside them."""
+
+    A: Tensor
+    """`(r, in)`, with E in it."""
+    B: Tensor
+    """`(out, r)`, with the scaling in it."""
+    weight: Tensor | None = None
+    """The base weight beside these, on the host, once the layer's own is another one. That is always made from this
+    one: it depends on which triples are left and not on the order in which others went, and a resumed run has it to
+    the last bit."""
 
 
 class AFactor(nn.Module):

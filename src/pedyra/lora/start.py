@@ -9,29 +9,15 @@ s (B E A - B0 A0), which loads without pedyra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.utils.other import EMBEDDING_LAYER_NAMES, transpose
 from torch import Tensor, nn
 
+from pedyra.lora.factors import Start
 from pedyra.lora.folder import ANOTHER_START
 from pedyra.lora.layer import AdaptedLayer
-
-
-@dataclass
-class Start:
-    """The triples of one layer as they began, and the weight beside them."""
-
-    A: Tensor
-    """`(r, in)`, with E in it."""
-    B: Tensor
-    """`(out, r)`, with the scaling in it."""
-    weight: Tensor | None = None
-    """The base weight beside these, on the host, once the layer's own is another one. That is always made from this
-    one: it depends on which triples are left and not on the order in which others went, and a resumed run has it to
-    the last bit."""
 
 
 def takes_from_weight(init: object) -> bool:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
-from pedyra.fitting.curve import Point
+from pedyra.fitting.verdict import Point
 from pedyra.lab.bench.bound import Population, bench_bound
 
 

@@ -19,7 +19,8 @@ from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out, cut, singular_basis, write_cut
-from pedyra.fitting.fit import Fit, Wanted
+from pedyra.fitting.fit import Wanted
+from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.card import adapter_card, shown_name, shown_ranks
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora

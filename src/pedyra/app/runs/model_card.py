@@ -7,8 +7,7 @@ from typing import Any
 
 from pedyra.app.models.base import PACKAGED, TINY
 from pedyra.app.recipe import Recipe
-from pedyra.fitting.card import fit_card
-from pedyra.fitting.fit import Fit
+from pedyra.fitting.result import Fit, fit_card
 from pedyra.lora.card import adapter_card, shown_name, shown_ranks
 from pedyra.methods.registry import get_method
 

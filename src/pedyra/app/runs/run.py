@@ -26,7 +26,8 @@ from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
 from pedyra.app.runs.trackers import TrackerImages
 from pedyra.app.yaml_file import first_difference, read_settings
-from pedyra.fitting.fit import Fit, Wanted
+from pedyra.fitting.fit import Wanted
+from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pedyra.app.runs.fit import Opened, Source, opened
 from pedyra.fitting.cut import check_out
-from pedyra.fitting.fit import Fit, NotWithin, Wanted
+from pedyra.fitting.fit import NotWithin, Wanted
+from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.export import VLLM_RANKS, vllm_rank
 from pedyra.lora.folder import read_lora

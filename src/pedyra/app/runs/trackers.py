@@ -23,7 +23,7 @@ from pedyra.app.report.chart import Spec, rank_map
 from pedyra.app.report.figures import increase_curve
 from pedyra.app.report.images import save_image
 from pedyra.app.runs.setup import layer_rows
-from pedyra.fitting.fit import Fit
+from pedyra.fitting.result import Fit
 from pedyra.lora.layer_names import layer_place
 
 

@@ -1,0 +1,290 @@
+"""What a fit found: its curve, its verdict and its proof, as text and as a model card, and the smaller adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import constants
+
+from pedyra.fitting.curve import whole
+from pedyra.fitting.cut import Factors, check_out, cut_live, write_cut
+from pedyra.fitting.gramians import Calibration
+from pedyra.fitting.processes import ALONE, Processes
+from pedyra.fitting.verdict import Increase, Point, Tolerance
+from pedyra.lora.card import adapter_card, shown_name, shown_ranks
+from pedyra.lora.export import saved_lora
+from pedyra.lora.folder import SavedLora
+from pedyra.lora.hub import push_folder
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a fit found. `print` shows it, `save` writes the smaller adapter, `apply` makes the live model so.
+
+    Increases are of the mean loss (`measure`), against the adapter as it was; positive is worse.
+    """
+
+    calibration: Calibration = field(repr=False)
+    curve: list[Point]
+    """The sizes that were measured, the largest first."""
+    chosen: Point
+    """The size taken; the whole adapter where none smaller is within tolerance."""
+    tolerance: Tolerance
+    asked: bool
+    """Whether the size was asked for, and taken whatever it does to the loss."""
+    recover_steps: int
+    """Steps after a cut; the sizes that were tried with them have an increase after recovery."""
+    factors: Factors = field(repr=False)
+    """A and B of each layer, as taken."""
+    verdict: str
+    """flat, capacity-limited or unknown."""
+    words: str
+    """The verdict as a sentence."""
+    measure: str = "loss"
+    """What rises."""
+    rows: str = ""
+    """Which rows it was measured on, in words."""
+    metrics: Mapping[str, Metrics] = field(default_factory=dict)
+    """On the rows of the proof: base, whole and smaller -> metric -> value; empty where the task has none."""
+    model: Any = field(repr=False, default=None)
+    adapter: str = "default"
+    processes: Processes = field(repr=False, default=ALONE)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Layer -> directions kept; 0: the layer leaves the adapter."""
+        return self.chosen.ranks
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is kept."""
+        return self.ranks == whole(self.calibration)
+
+    def row(self) -> dict[str, Any]:
+        """The result as one row of plain values."""
+        chosen, proof = self.chosen, self.chosen.proof
+        row = {
+            "kept": sum(self.ranks.values()),
+            "of": sum(whole(self.calibration).values()),
+            "parameters": chosen.parameters,
+            "share": chosen.share,
+            "predicted_increase": chosen.predicted,
+            "measured_increase": proof and proof.mean,
+            "standard_error": proof and proof.error,
+            "interval": proof and list(proof.interval()),
+            "batches": proof and proof.batches,
+            "tolerance": self.tolerance.loss,
+            "won": self.tolerance.won.mean,
+            "verdict": self.verdict,
+            "measure": self.measure,
+        }
+        if self.recover_steps:
+            row |= {"recover_steps": self.recover_steps, "recovered": chosen.gains_by_recovery}
+        if self.metrics:
+            row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
+        return {**row, "ranks": self.ranks}
+
+    def curve_rows(self) -> list[dict[str, Any]]:
+        """One row a size of the curve: as measured on the rows of the proof, where it was, else of the choice."""
+        rows = []
+        for each in self.curve:
+            cut = each.measured if each.proof is None or each.gains_by_recovery else each.proof
+            after = each.proof if each.proof is not None and each.gains_by_recovery else each.recovered
+            rows.append(
+                {
+                    "kept": sum(each.ranks.values()),
+                    "parameters": each.parameters,
+                    "share": each.share,
+                    "predicted_increase": each.predicted,
+                    "measured_increase": cut and cut.mean,
+                    "standard_error": cut and cut.error,
+                    "recovered_increase": after and after.mean,
+                    "recovered_standard_error": after and after.error,
+                    "rows": "choice" if each.proof is None else "proof",
+                    "accepted": each.accepted,
+                    "tolerance": self.tolerance.loss,
+                    "chosen": each.ranks == self.ranks,
+                }
+            )
+        return rows
+
+    def __str__(self) -> str:
+        return told(self)
+
+    def save(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the smaller adapter as an ordinary PEFT folder, with its record and the rows of its curve beside it.
+
+        What is no factor of the adapter (heads, biases, magnitudes) is saved as the live model has it now.
+
+        Args:
+            overwrite: replace an earlier fit in `out`.
+
+        Raises:
+            ValueError: `out` holds files, or is a link.
+        """
+        out = Path(out)
+        if self.processes.rank == 0:
+            check_out(out, overwrite)
+            with saved_lora(self.model, self.adapter) as lora:
+                self.write(lora, out)
+        self.processes.wait()
+        return out
+
+    def write(self, lora: SavedLora, out: Path, card: str | None = None) -> None:
+        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`.
+
+        Args:
+            card: its README.md; by default one that says what the fit knows.
+        """
+        card = card or fit_card(self, lora.config.get("base_model_name_or_path"))
+        write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows(), card=card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Push the folder that `save` writes, with its model card, to a repository of the Hub; return its address.
+
+        Args:
+            private: of a repository that is made.
+            token: by default the one of `hf auth login` or HF_TOKEN.
+            revision: the branch, which is made where it is not there yet.
+
+        Raises:
+            ValueError: the Hub says no, in words.
+        """
+        with TemporaryDirectory() as scratch:
+            folder, message = self.save(Path(scratch, "adapter")), "Upload a LoRA that pedyra.fit made smaller"
+            address = f"{constants.ENDPOINT}/{repo_id}"
+            if self.processes.rank == 0:
+                address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)
+        self.processes.wait()
+        return address
+
+    def apply(self) -> None:
+        """Make the live model's adapter the smaller one: physically smaller factors in ordinary LoRA layers, and PEFT's
+        config says so. To train on, make a new Trainer: an optimizer still holds the factors that were there.
+        """
+        cut_live(self.model, self.factors, self.adapter)
+
+
+def told(fit: Fit) -> str:
+    """The table of the sizes that were measured, and what follows from them."""
+    tried = any(each.recovered for each in fit.curve)
+    head = ["", "parameters", "share", "directions", "predicted", "choice", *(["recovered"] if tried else []), "proof"]
+    cells = [
+        [
+            "->" if each.ranks == fit.ranks else "",
+            f"{each.parameters:,}",
+            f"{each.share:.1%}",
+            str(sum(each.ranks.values())),
+            f"{each.predicted:+.4f}",
+            _increase(each.measured),
+            *([_increase(each.recovered)] if tried else []),
+            _increase(each.proof) + {None: "", True: "  accepted", False: "  rejected"}[each.accepted],
+        ]
+        for each in fit.curve
+    ]
+    row, limit, proof = fit.row(), fit.tolerance, fit.chosen.proof
+    lines = [f"rise of the {fit.measure}, by number of parameters", *_table(head, cells), fit.words]
+    if fit.rows:
+        lines.append(f"rows        {fit.rows}")
+    won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f}"
+    lines.append(f"won         {won} of the {fit.measure}; {limit.part:.1%} of it is {limit.loss:.4f}")
+    if fit.is_whole:
+        return "\n".join([*lines, "kept        everything"])
+    if (cut := fit.chosen.measured) and (after := fit.chosen.recovered):
+        kept = "" if fit.chosen.gains_by_recovery else "; no gain, so the cut stays as it was"
+        change = f"rise of {cut.mean:+.4f} -> {after.mean:+.4f} in {fit.recover_steps} steps"
+        lines.append(f"recovered   {change}, on the rows of the choice{kept}")
+    size = f"{row['parameters']:,} parameters ({row['share']:.1%})"
+    lines.append(f"kept        {row['kept']} of {row['of']} directions, {size}")
+    if proof is not None:
+        low, high = proof.interval()
+        told = f"{proof.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %)"
+        lines.append(f"proof       the {fit.measure} rises by {told}, on {proof.batches} batches of its own")
+        if fit.asked and not fit.chosen.accepted:
+            lines.append("            not proved to be within the tolerance: the size was asked for")
+    for name in fit.metrics.get("smaller", {}):
+        values = {which: each[name] for which, each in fit.metrics.items() if name in each}
+        both = f"{values['whole']:.4f} -> {values['smaller']:.4f}" if "whole" in values else f"{values['smaller']:.4f}"
+        base = f" (base model {values['base']:.4f})" if "base" in values else ""
+        lines.append(f"metric      {name} {both}{base}, on the rows of the proof")
+    return "\n".join(lines)
+
+
+def _increase(found: Increase | None) -> str:
+    return "" if found is None else f"{found.mean:+.4f} ± {found.error:.4f}"
+
+
+def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as they need to be, flush right but for the last."""
+    rows = [head, *cells]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    last = len(head) - 1
+    lines = []
+    for row in rows:
+        padded = [
+            each.ljust(width) if column == last else each.rjust(width)
+            for column, (each, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def fit_card(
+    found: Fit, base: str | None, *, title: str = "A smaller LoRA", told: Mapping[str, str] | None = None, **data: Any
+) -> str:
+    """What was kept of the adapter, what proves it, and on which rows.
+
+    Args:
+        base: the name of the base model.
+        told: more rows of the card, shown first; one that has the name of a row of the fit takes its place.
+        data: what else the metadata says; see `adapter_card`.
+    """
+    row, proof = found.row(), found.chosen.proof
+    metrics = list(found.metrics.get("smaller") or found.metrics.get("whole", {}))
+    limit = f"{found.tolerance.part:.3g} of the {found.tolerance.won.mean:.4f} that fine-tuning won"
+    judged = ""
+    if proof is not None:
+        low, high = proof.interval()
+        judged = (
+            f"the {found.measure} rises by {proof.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), on {proof.batches} "
+            f"batches of its own; the tolerance is {found.tolerance.loss:.4f}, {limit}"
+        )
+        if found.asked and not found.chosen.accepted:
+            judged += "; not proved to be within the tolerance: the size was asked for"
+    recovery = f", then {found.recover_steps} steps of recovery" if found.chosen.gains_by_recovery else ""
+    rows = {
+        "base model": shown_name(base),
+        **(told or {}),
+        "fit": "nothing smaller was within the tolerance, so everything is kept"
+        if found.is_whole
+        else f"cut to {row['kept']} of {row['of']} directions{recovery}",
+        "adapted": shown_ranks([rank for rank in found.ranks.values() if rank]),
+        "parameters": f"{row['parameters']:,} in the LoRA factors, {row['share']:.1%} of the adapter it was cut from",
+        "proof": judged,
+        "verdict": found.words,
+        "rows of the fit": found.rows,
+        "metrics": _metrics(found, metrics),
+    }
+    return adapter_card(title, rows, base=base, metrics=metrics, **data)
+
+
+def _metrics(found: Fit, names: list[str]) -> str:
+    """Each metric on the rows of the proof: of the base model, of the adapter, and of the smaller one."""
+    parts = []
+    for name in names:
+        values = {which: each[name] for which, each in found.metrics.items() if name in each}
+        parts.append(f"{name} " + ", ".join(f"{value:.4f} ({which})" for which, value in values.items()))
+    return "; ".join(parts)
