@@ -15,7 +15,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from pedyra.allocate.trainer import why_not_fsdp2
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import METRICS
-from pedyra.app.runs.processes import is_launched
+from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.lora.spelling import did_you_mean
 
 PLAIN = {int, float, bool, str, type(None)}
@@ -43,6 +43,8 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_nan_inf_filter": False,  # a loss that is no number is shown as it is, not as 0
+        # Without it each of several processes on a CPU would train alone, and write into the same folder.
+        "use_cpu": is_launched() and not torch.accelerator.is_available(),
         **_checked(recipe.training),
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
@@ -59,6 +61,11 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations()) - untold
     if absent:
         raise ValueError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
+    if arguments.world_size != count_processes():
+        raise ValueError(
+            f"accelerate takes this for one of {arguments.world_size} processes, and {count_processes()} were started; "
+            f"set training.use_cpu to true, or start one"
+        )
     _check_fsdp(recipe, arguments)
     return arguments
 
@@ -124,8 +131,10 @@ def _check_fsdp(recipe: Recipe, arguments: TrainingArguments) -> None:
         )
     try:
         flaw = why_not_fsdp2(FullyShardedDataParallelPlugin(**given), arguments)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ValueError(f"training.fsdp_config: {' '.join(str(error).split())}") from error
+    except (KeyError, TypeError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"training.fsdp_config: accelerate does not take it: {' '.join(str(error).split())}"
+        ) from error
     if flaw is not None:
         raise ValueError(f"training.fsdp: a run of pedyra does not train under FSDP2 with {flaw}")
 
