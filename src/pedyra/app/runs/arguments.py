@@ -123,7 +123,7 @@ def asks_for_fsdp(recipe: Recipe) -> bool:
 def _check_fsdp(recipe: Recipe, arguments: TrainingArguments) -> None:
     if not (is_launched() and asks_for_fsdp(recipe)):
         return
-    given = arguments.fsdp_plugin_args or {}  # else accelerate takes all of them from the environment
+    given: dict[str, Any] = arguments.fsdp_plugin_args or {}  # else accelerate takes all of them from the environment
     if int(given.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1")) == 1:
         raise ValueError(
             "training.fsdp: a run of pedyra trains under FSDP2, not under FSDP1; set training.fsdp_config.version to "
