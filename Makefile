@@ -21,7 +21,8 @@ versions:
 works-with: $(VENV)/.dev
 	PEDYRA_WORKS_WITH=1 $(TEST_ENV) $(BIN)/python -m pytest -q tests/allocate/test_trainers.py \
 		tests/allocate/test_optimizers.py tests/allocate/test_data_parallel.py tests/allocate/test_sharded.py \
-		tests/allocate/test_callback.py tests/allocate/test_deepspeed.py tests/allocate/test_engines.py
+		tests/allocate/test_callback.py tests/allocate/test_deepspeed.py tests/allocate/test_engines.py \
+		tests/app/runs/test_fsdp2.py
 	$(BIN)/python docs/tables.py
 
 lint: $(VENV)/.dev

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import accelerate.accelerator
+import accelerate
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, DistributedType, PartialState
+from fsdp2 import cut_on_cpu
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_data_parallel import NARROW, PAPER, assert_the_same_decisions, ending, flat, given
@@ -126,18 +126,6 @@ def test_a_base_in_tensor_parallel_trains_as_one_process():
     assert flat(first["updates"]) == pytest.approx(flat(alone["updates"]), abs=1e-6)
 
 
-class Fsdp2OnCpu(AcceleratorState):
-    """As accelerate sets itself up on an accelerator; on a CPU it takes DDP, whatever it is told."""
-
-    def __init__(self, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if fsdp_plugin is not None:
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            self.fsdp_plugin = fsdp_plugin
-            if self._mixed_precision != "no":
-                fsdp_plugin.set_mixed_precision(self._mixed_precision)
-
-
 needs_ignored = pytest.mark.skipif(
     Version(accelerate.__version__) < Version("1.11"), reason="accelerate cuts what it is told to leave whole"
 )
@@ -147,7 +135,7 @@ def fsdp2_trainer(
     model: Any, out: str, callbacks: list[Any], size: int = 2, fsdp: Any = None, **arguments: Any
 ) -> Trainer:
     """Steps of eight rows in two micro-batches, clipped."""
-    accelerate.accelerator.AcceleratorState = Fsdp2OnCpu
+    cut_on_cpu()
     draw = torch.Generator().manual_seed(7)
     rows: Any = [{"input_ids": row, "labels": row} for row in torch.randint(0, 40, (64, 10), generator=draw)]
     if size > 1:
@@ -251,7 +239,7 @@ def told_by_trainer(rank: int, size: int, out: str) -> dict[str, str]:
 def test_what_trainers_fsdp2_cannot_do_is_told_before_training(tmp_path):
     expected = {
         "loading": "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config",
-        "checkpointing": "activation_checkpointing in fsdp_config, whose names PEFT does not save; set that of",
+        "checkpointing": "activation_checkpointing in fsdp_config, whose names PEFT does not save; set gradient_",
         "compile": "torch_compile; leave it out",
         "pissa": "a start that takes from the base weight",
         "head": "an adapter of lm_head, whose weight PEFT would save; leave it out of target_modules",

@@ -34,19 +34,18 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: (checkpoint_step(path), -len(path.name)))
 
 
-def last_complete_checkpoint(run: Path, *, with_ranks: bool, processes: int = 1) -> tuple[Path, list[tuple[Path, str]]]:
+def last_complete_checkpoint(run: Path, *, with_ranks: bool) -> tuple[Path, list[tuple[Path, str]]]:
     """The newest whole checkpoint, and the newer broken ones with what is wrong with each.
 
     Args:
         with_ranks: whether the run adapts ranks, and so needs RankCallback's side files.
-        processes: how many train; each of several leaves the state of its random numbers.
 
     Raises:
         ValueError: the run has no whole checkpoint.
     """
     broken: list[tuple[Path, str]] = []
     for checkpoint in reversed(list_checkpoints(run)):
-        flaw = find_flaw(checkpoint, with_ranks=with_ranks, processes=processes)
+        flaw = find_flaw(checkpoint, with_ranks=with_ranks)
         if flaw is None:
             return checkpoint, broken
         broken.append((checkpoint, flaw))
@@ -54,14 +53,16 @@ def last_complete_checkpoint(run: Path, *, with_ranks: bool, processes: int = 1)
     raise ValueError(f"{run} holds no complete checkpoint{reason}; start the run anew with --overwrite")
 
 
-def find_flaw(checkpoint: Path, *, with_ranks: bool, processes: int = 1) -> str | None:
+def find_flaw(checkpoint: Path, *, with_ranks: bool) -> str | None:
     """What makes a checkpoint unusable, as "file: what is wrong", or None if it is whole.
 
-    Every file must be there and be what SHA256SUMS says, and all be of the step in the folder's name.
+    Every file must be there and be what SHA256SUMS says, and all be of the step in the folder's name. One of several
+    processes has the state of its random numbers in `rng_state_<process>.pth`.
     """
-    each = [f"rng_state_{process}.pth" for process in range(processes)] if processes > 1 else ["rng_state.pth"]
-    needed = (*TRAINER_FILES, *each, *(RANK_FILES if with_ranks else ()))
+    needed = (*TRAINER_FILES, *(RANK_FILES if with_ranks else ()))
     try:
+        if not any(name.startswith("rng_state") for name in read_sums(checkpoint)):
+            needed = (*needed, "rng_state.pth")
         for name in needed:
             if not (checkpoint / name).is_file():
                 raise ValueError(f"{checkpoint / name} is missing")

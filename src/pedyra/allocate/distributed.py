@@ -135,7 +135,7 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
         if not any(hasattr(p, "placements") for p in wrapped.parameters() if p.requires_grad):
             return None  # `sharded.keep_whole` has seen to it
         wrapper, repair = "FSDP2 that has cut the adapter", "pass it to Trainer(callbacks=), with accelerate >= 1.11"
-    elif getattr(args, "fsdp", None) or kind == "FullyShardedDataParallel":
+    elif not isinstance(wrapped, DistributedDataParallel) and (args.fsdp or kind == "FullyShardedDataParallel"):
         wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/processes.md, or use DDP"
     elif args.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
         wrapper, repair = f"{args.world_size} processes in a {kind}", "use DDP, or one process"

@@ -27,11 +27,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from accelerate.utils import compare_versions
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import EMBEDDING_LAYER_NAMES
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint_folder import ASIDE, list_checkpoints
@@ -288,7 +290,7 @@ def keep_whole(trainer: Trainer | None, model: nn.Module, layers: Sequence[Adapt
     plugin = None if trainer is None else getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if trainer is None or plugin is None or plugin.fsdp_version != 2:
         return
-    _check(trainer, plugin, layers)
+    _check(trainer, plugin, model, layers)
     whole = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.a.to(trainer.args.device)  # where FSDP2 puts what it cuts; an E that is not trained is no Parameter
@@ -306,22 +308,38 @@ def keep_whole(trainer: Trainer | None, model: nn.Module, layers: Sequence[Adapt
         _put_around(trainer, name, _without_fsdp, trainer)
 
 
-def _check(trainer: Trainer, plugin: Any, layers: Sequence[AdaptedLayer]) -> None:
-    flaw, mesh = None, getattr(trainer.accelerator, "parallelism_config", None)
+def why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
+    """What these settings of accelerate and Trainer have that keeps `keep_whole` from its work, and the repair.
+
+    It needs no model, so that it can be asked before one is loaded.
+    """
     if plugin.cpu_ram_efficient_loading:
-        flaw = "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config"
-    elif plugin.activation_checkpointing:
-        flaw = "activation_checkpointing in fsdp_config, whose names PEFT does not save; set that of TrainingArguments"
-    elif trainer.args.torch_compile:
-        flaw = "torch_compile; leave it out"
+        return (
+            "cpu_ram_efficient_loading, which cuts the adapter too; set it to false in fsdp_config, or in a launch "
+            "--fsdp_cpu_ram_efficient_loading false"
+        )
+    if plugin.activation_checkpointing:
+        return "activation_checkpointing in fsdp_config, whose names PEFT does not save; set gradient_checkpointing"
+    if args.torch_compile:
+        return "torch_compile; leave it out"
+    if compare_versions("accelerate", "<", "1.11"):
+        return "accelerate below 1.11, which cuts the adapter too; install a newer one"
+    return None
+
+
+def _check(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
+    flaw, mesh = why_not_fsdp2(plugin, trainer.args), getattr(trainer.accelerator, "parallelism_config", None)
+    adapted = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    if flaw is not None:
+        pass
     elif mesh is not None and mesh.non_dp_dim_names:
         flaw = f"{', '.join(mesh.non_dp_dim_names)} parallelism, whose processes share a batch; leave it out"
-    elif heads := [layer.name for layer in layers if layer.name.split(".")[-1] in EMBEDDING_LAYER_NAMES]:
+    elif heads := [name.split(".")[-1] for name in adapted if name.split(".")[-1] in EMBEDDING_LAYER_NAMES]:
         flaw = f"an adapter of {heads[0]}, whose weight PEFT would save; leave it out of target_modules"
     elif any(layer.a.start is not None for layer in layers):
         flaw = "a start that takes from the base weight, which is cut (PiSSA, OLoRA); use init_lora_weights=True"
     if flaw is not None:
-        raise ValueError(f"RankCallback does not support Trainer's FSDP2 with {flaw}")
+        raise ValueError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
 
 
 def _put_around(owner: Any, name: str, around: Callable[..., Any], trainer: Trainer) -> None:
@@ -352,8 +370,14 @@ def _averaged(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwar
 
 def _without_fsdp(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
     """As under DDP: the adapter by PEFT, the optimizer's state by its first process."""
-    for module in [] if trainer.model is None else trainer.model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # the state dict of the first process does; after an evaluation it would be alone with it
+    if trainer.model is not None:
+        reshard(trainer.model)
     with replaced(trainer, "is_fsdp_enabled", False):
         return original(*args, **kwargs)
+
+
+def reshard(model: nn.Module) -> None:
+    """Before the first process saves `model`: after an evaluation the state dict does this, and it would be alone."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -33,10 +33,6 @@ def test_overrides_win():
     [
         ({"learning_rat": 1}, "training.learning_rat is no argument of .*; did you mean 'learning_rate'"),
         ({"qqqqqq": 1}, "training.qqqqqq is no argument of .*; see the documentation"),
-        (
-            {"fsdp": "full_shard"},
-            r"training.fsdp: a run of pedyra trains under DDP.* RankCallback in a Trainer of your own",
-        ),
         ({"deepspeed": "zero3.json"}, r"training.deepspeed: a run of pedyra trains under DDP.* pedyra fit"),
         ({"num_train_epochs": 0}, "training.num_train_epochs is 0.0; it is above 0"),
         ({"max_steps": "many"}, "training.max_steps is 'many': Input should be a valid integer"),

@@ -83,7 +83,7 @@ def test_two_processes_train_as_one_write_once_and_resume(tmp_path: Path):
     (two / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     (two / "run" / "checkpoint-8" / "rng_state_1.pth").unlink()  # as if killed while that was written
     assert train(two, 1, "--resume") == [2]
-    assert "was trained by 2 process(es) and this would be 1" in (two / "log0").read_text()
+    assert "has 8 rows, and would have 4 in 1 process(es)" in (two / "log0").read_text()
     assert train(two, 2, "--resume") == [0, 0], (two / "log0").read_text() + (two / "log1").read_text()
     assert (
         "continuing from" in (two / "log0").read_text() and "rng_state_1.pth is missing" in (two / "log0").read_text()

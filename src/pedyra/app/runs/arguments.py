@@ -7,12 +7,15 @@ import os
 from typing import Any, get_args, get_type_hints
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
+from pedyra.allocate.trainer import why_not_fsdp2
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import METRICS
+from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.lora.spelling import did_you_mean
 
 PLAIN = {int, float, bool, str, type(None)}
@@ -29,20 +32,26 @@ LEAST = {
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     """TrainingArguments of a recipe: its `training` section, output_dir and seed, then `overrides`.
 
+    `fsdp` is for processes that a launcher has started, and is left out in a process by itself.
+
     Raises ValueError for a name TrainingArguments does not have (with the nearest one), a value of another type,
-    and whatever TrainingArguments refuses itself.
+    whatever TrainingArguments refuses itself, and an engine under which no run trains.
     """
     _check_best(recipe)
-    _check_engine(recipe)
+    _check_deepspeed(recipe)
     settings = {
         # Pinning without an accelerator does nothing but warn.
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_nan_inf_filter": False,  # a loss that is no number is shown as it is, not as 0
+        # Without it each of several processes on a CPU would train alone, and write into the same folder.
+        "use_cpu": is_launched() and not torch.accelerator.is_available(),
         **_checked(recipe.training),
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         **overrides,
     }
+    if not is_launched():
+        settings.pop("fsdp", None)
     try:
         arguments = TrainingArguments(**settings)
         get_reporting_integration_callbacks(arguments.report_to)  # refuses an unknown name, as Trainer does much later
@@ -52,6 +61,12 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     absent = set(arguments.report_to or ()) - set(get_available_reporting_integrations()) - untold
     if absent:
         raise ValueError(f"training.report_to: {min(absent)} is not installed; install it, or leave it out")
+    if arguments.world_size != count_processes():
+        raise ValueError(
+            f"accelerate takes this for one of {arguments.world_size} processes, and {count_processes()} were started; "
+            f"set training.use_cpu to true, or start one"
+        )
+    _check_fsdp(recipe, arguments)
     return arguments
 
 
@@ -65,7 +80,8 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"training.{name} is no argument of transformers.TrainingArguments; {hint}")
         members = set(get_args(types[name])) or {types[name]}
         try:
-            checked[name] = TypeAdapter(types[name]).validate_python(value) if members <= PLAIN else value
+            plain = members <= PLAIN and name != "fsdp"  # which is said to be text, and takes true
+            checked[name] = TypeAdapter(types[name]).validate_python(value) if plain else value
         except ValidationError as error:
             raise ValueError(f"training.{name} is {value!r}: {error.errors()[0]['msg']}") from None
         _check_range(name, checked[name])
@@ -85,15 +101,42 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
 
 
-def _check_engine(recipe: Recipe) -> None:
+def _is_set_by_accelerate(engine: str) -> bool:
+    """Whether `accelerate launch` has been told to use this engine."""
+    return os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() == "true"
+
+
+def _check_deepspeed(recipe: Recipe) -> None:
     """Told before TrainingArguments looks for a package that may not be there."""
-    for engine, instead in (
-        ("fsdp", "under FSDP2 use RankCallback in a Trainer of your own (docs/processes.md)"),
-        ("deepspeed", "with DeepSpeed train in a Trainer of your own, and give pedyra fit the adapter's folder"),
-    ):
-        launched = os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() == "true"
-        if recipe.training.get(engine) or launched:
-            raise ValueError(f"training.{engine}: a run of pedyra trains under DDP or in one process; {instead}")
+    if recipe.training.get("deepspeed") or _is_set_by_accelerate("deepspeed"):
+        raise ValueError(
+            "training.deepspeed: a run of pedyra trains under DDP, FSDP2 or in one process; with DeepSpeed train in a "
+            "Trainer of your own, and give pedyra fit the adapter's folder"
+        )
+
+
+def asks_for_fsdp(recipe: Recipe) -> bool:
+    """Whether the recipe or `accelerate launch` asks that the base model be cut over the processes."""
+    return bool(recipe.training.get("fsdp")) or (is_launched() and _is_set_by_accelerate("fsdp"))
+
+
+def _check_fsdp(recipe: Recipe, arguments: TrainingArguments) -> None:
+    if not (is_launched() and asks_for_fsdp(recipe)):
+        return
+    given: dict[str, Any] = arguments.fsdp_plugin_args or {}  # else accelerate takes all of them from the environment
+    if int(given.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1")) == 1:
+        raise ValueError(
+            "training.fsdp: a run of pedyra trains under FSDP2, not under FSDP1; set training.fsdp_config.version to "
+            "2, or in a launch --fsdp_version 2"
+        )
+    try:
+        flaw = why_not_fsdp2(FullyShardedDataParallelPlugin(**given), arguments)
+    except (KeyError, TypeError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"training.fsdp_config: accelerate does not take it: {' '.join(str(error).split())}"
+        ) from error
+    if flaw is not None:
+        raise ValueError(f"training.fsdp: a run of pedyra does not train under FSDP2 with {flaw}")
 
 
 def _check_best(recipe: Recipe) -> None:

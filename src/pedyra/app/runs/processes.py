@@ -6,10 +6,15 @@ import os
 from typing import Any
 
 
+def is_launched() -> bool:
+    """Whether a launcher has started this process, of one or several."""
+    # WORLD_SIZE alone may be left over from a job scheduler, and Trainer does not go by it either.
+    return "LOCAL_RANK" in os.environ
+
+
 def count_processes() -> int:
     """How many processes train this run; 1 without a launcher."""
-    # WORLD_SIZE alone may be left over from a job scheduler, and Trainer does not go by it either.
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE", "1")) if is_launched() else 1
 
 
 def is_first() -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
-from pedyra.allocate.trainer import end_at_last_step
+from pedyra.allocate.trainer import end_at_last_step, reshard
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import FitSection
+from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.model_card import model_card, model_card_of_fit
@@ -126,6 +127,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
                 console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
                 remove(damaged)
             console.print(f"continuing from {checkpoint}", soft_wrap=True)
+            write_file(folder.recipe, recipe.to_yaml())  # which may share the rows of a step among other processes
         try:
             if not resume:
                 folder.begin(recipe.to_yaml())
@@ -147,20 +149,32 @@ def _last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tupl
         ValueError: there is none, or the run would not go on as it began.
     """
     before = read_settings(folder.recipe, [], what="recipe", starts_with="model")
-    changed = first_difference(before, recipe.model_dump(mode="json"))
+    now = recipe.model_dump(mode="json")
+    for each in (before, now):
+        each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
+    changed = first_difference(before, now)
     if changed:
         raise ValueError(
             f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
         )
     if not get_method(recipe.method).resumable:
         raise ValueError(f"--resume: method {recipe.method} cannot continue from a checkpoint; --overwrite starts anew")
-    processes = folder.recorded("processes") or 1
-    if processes != count_processes():
+    rows, here = folder.recorded("rows_per_step"), _rows_per_step(training_arguments(recipe))
+    if rows not in (None, here):
         raise ValueError(
-            f"--resume: the run in {folder.path} was trained by {processes} process(es) and this would be "
-            f"{count_processes()}, with other batches; start as many, or start anew with --overwrite"
+            f"--resume: a step of the run in {folder.path} has {rows} rows, and would have {here} in "
+            f"{count_processes()} process(es); start as many as before, or set training.per_device_train_batch_size or "
+            f"gradient_accumulation_steps so that it has {rows}"
         )
-    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file(), processes=count_processes())
+    return last_complete_checkpoint(folder.path, with_ranks=folder.ranks.is_file())
+
+
+SHARING = ("per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config")
+"""Of `training`: how the rows of a step are shared among the processes, which a resume may do otherwise."""
+
+
+def _rows_per_step(args: TrainingArguments) -> int:
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def _check_data(folder: RunFolder, setup: Setup) -> None:
@@ -184,10 +198,15 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     callbacks = [*setup.callbacks, images, log, *([progress] if is_first() else []), stop]
     trainer = setup.trainer(str(folder.path), callbacks)
     end_at_last_step(trainer)
+    if asks_for_fsdp(setup.recipe) and not trainer.is_fsdp_enabled:
+        where = "several processes on a CPU, where accelerate cuts nothing" if count_processes() > 1 else "one process"
+        console.print(f"FSDP is left out in {where}", soft_wrap=True)
     if is_first():
         device = trainer.args.device
         environment = describe_environment(setup.recipe.seed, device) | {
             "processes": count_processes(),
+            "fsdp2": trainer.is_fsdp_enabled,
+            "rows_per_step": _rows_per_step(trainer.args),
             "resumed_from": start_step or None,
             "data_sha256": setup.task.digest(),
             "train_sha256": setup.task.digest(train_only=True),
@@ -240,7 +259,7 @@ def _fit_seconds(trainer: Trainer, log: MetricsLog) -> float | None:
     """About what `pedyra fit` takes: eight evaluations of 1,536 rows, and the gradients of 1,024 (its defaults)."""
     evaluations = [entry["eval_runtime"] for entry in trainer.state.log_history if "eval_runtime" in entry]
     args, rows = trainer.args, len(trainer.eval_dataset)  # pyright: ignore[reportArgumentType]
-    trained = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    trained = trainer.state.global_step * _rows_per_step(args)
     if not evaluations or not trained:
         return None
     gradients = 1024 * max(0.0, log.seconds - sum(evaluations)) / trained
@@ -270,6 +289,7 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         setup.model.save_pretrained(str(part))
         write_file(part / CARD, model_card(setup.recipe, layer_rows(setup.model), {}))
 
+    reshard(setup.model)
     if is_first():
         write_folder(folder.adapter, save)
     evaluation = _final_evaluation(trainer, log if best else None)

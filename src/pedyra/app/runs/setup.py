@@ -14,11 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.trainer import save_whole
+from pedyra.allocate.trainer import keep_whole, save_whole
 from pedyra.app.models import check_names, layer_ranks, load_model, load_tokenizer, lora_config, positions
 from pedyra.app.recipe import Recipe
-from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.processes import count_processes
+from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
+from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.lora.layer import adapted_layers
@@ -67,11 +67,14 @@ class Setup:
         trainer = Trainer(
             model=self.model,
             args=args,
-            optimizers=(trainer_optimizer(self.adaptation, args), None),
             processing_class=self.tokenizer,
             callbacks=list(callbacks),
             **self.task.trainer_arguments(),
         )
+        if not any(isinstance(callback, RankCallback) for callback in callbacks):
+            # As RankCallback has it, so that the first process can save an adapter that any number of them can load.
+            keep_whole(trainer, self.model, adapted_layers(self.model))
+        trainer.optimizer = trainer_optimizer(self.adaptation, args)  # which Trainer does not take under FSDP2
         if self.recipe.data.kind != "causal_lm":
             # A head whose forward takes any keyword makes Trainer believe that it divides its loss by the rows of all
             # micro-batches. A classifier's is the mean of one, and would count as often as there are.
@@ -107,6 +110,8 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     """
     recipe = resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
+    if recipe.fit is not None and (count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe))):
+        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
@@ -133,8 +138,6 @@ def _check_fit(setup: Setup) -> None:
             f"fit asks how small a LoRA may be, and method {setup.recipe.method} trains an adapter of type {kind}; "
             f"remove the section fit"
         )
-    if count_processes() > 1:
-        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {setup.recipe.output_dir}")
 
 
 def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
