@@ -79,7 +79,7 @@ def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(ca
         for writes in (
             ["report", "runs/recipe"],
             ["export", "runs/recipe", "--target", "peft"],
-            ["fit", "runs/recipe/adapter", "--parameters", "300"],
+            ["fit", "runs/recipe", "--parameters", "300"],
             ["train", "recipe.yaml", "--overwrite"],
         ):
             code, _, stderr = call(*writes)

@@ -80,7 +80,7 @@ def fit(
     quiet_libraries()
     from pedyra.app.report.figures import increase_curve
     from pedyra.app.report.images import check_format, save_image
-    from pedyra.app.runs.fit import Source, fit_folder, truncate_folder
+    from pedyra.app.runs.fit import Source, fit_folder
     from pedyra.fitting.fit import Wanted
 
     if figure is not None:
@@ -102,24 +102,14 @@ def fit(
         return
     (adapter,) = adapters
     console, out = new_console(), out or adapter / "fit"
-    if data is None and run is None and not (adapter / "recipe.yaml").is_file():
-        ranks = truncate_folder(adapter, wanted, out, overwrite)
-        console.print(
-            f"warning: without rows nothing was measured; cut by singular values alone, to {sum(ranks.values())} "
-            f"directions\nadapter     {out}",
-            soft_wrap=True,
-        )
-        rows_of_it = [{"kept": sum(ranks.values()), "ranks": ranks, "measured_increase": None}]
-    else:
-        found = fit_folder(adapter, wanted, out, source, overwrite=overwrite, shown=console.is_terminal)
-        console.print(str(found), soft_wrap=True)
-        console.print(f"adapter     {out}", soft_wrap=True)
-        rows_of_it = [found.row(), *found.curve_rows()]
-        if figure is not None:
-            save_image({**increase_curve(found.curve_rows()), "width": 520, "height": 240}, figure)
-            console.print(f"figure      {figure}", soft_wrap=True)
+    found = fit_folder(adapter, wanted, out, source, overwrite=overwrite, shown=console.is_terminal)
+    console.print(str(found), soft_wrap=True)
+    console.print(f"adapter     {out}", soft_wrap=True)
+    if figure is not None:
+        save_image({**increase_curve(found.curve_rows()), "width": 520, "height": 240}, figure)
+        console.print(f"figure      {figure}", soft_wrap=True)
     if json_file:
-        write_json_lines(json_file, rows_of_it)
+        write_json_lines(json_file, [found.row(), *found.curve_rows()])
 
 
 def _for_server(

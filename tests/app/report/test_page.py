@@ -118,13 +118,6 @@ def test_of_a_run_that_was_fitted_the_verdict_comes_first_and_then_the_curve(fit
     assert main.index('id="fit-0"') < main.index('id="loss-0"')
 
 
-def test_a_cut_by_singular_values_alone_has_no_verdict(lora_run: Path, tmp_path: Path):
-    folder = Path(shutil.copytree(lora_run, tmp_path / "cut"))
-    (folder / "fit").mkdir()
-    (folder / "fit" / "pedyra_fit.json").write_text(json.dumps({"by": "singular values", "measured_increase": None}))
-    assert 'class="verdict"' not in build_report([folder]).read_text(encoding="utf-8")
-
-
 def test_a_plain_lora_run_shows_nothing_that_it_does_not_know(lora_run: Path):
     page = build_report([lora_run]).read_text(encoding="utf-8")
     header = page.split("<header>")[1].split("</header>")[0]

@@ -87,7 +87,7 @@ class RunRecords:
     snapshots: list[Record]
     adjustments: list[Record]
     samples: list[Record]  # what the model wrote, and to what
-    fit: Record  # what the run's fit found and took; {} where there was none, or one that had no rows to measure on
+    fit: Record  # what the run's fit found and took; {} where there was none
     curve: list[Record]  # the sizes that it measured, and the whole adapter
 
     @property
@@ -145,6 +145,7 @@ def read_run(path: Path, label: str | None = None) -> RunRecords:
     for record in states:
         _check_names(record, layers, path / "ranks.jsonl")
         record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
+    fit = path / "fit" / "pedyra_fit.json"
     return RunRecords(
         path=path,
         label=label or path.resolve().name,
@@ -157,18 +158,9 @@ def read_run(path: Path, label: str | None = None) -> RunRecords:
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
         samples=read_rows(path / "samples.jsonl", {"prompt": (str, None), "text": (str, None)}),
-        fit=_fit(path / "fit" / "pedyra_fit.json"),
+        fit=read_json(fit, _FIT) if fit.is_file() else {},
         curve=read_rows(path / "fit" / "pedyra_fit_curve.jsonl", _CURVE),
     )
-
-
-def _fit(path: Path) -> Record:
-    """The record of a fit; one that cut by singular values alone measured nothing."""
-    record = read_json(path) if path.is_file() else {}
-    if "verdict" not in record:
-        return {}
-    check_shape(record, _FIT, str(path))
-    return record
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
