@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -139,56 +138,6 @@ def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: s
     message = str(caught.value)
     assert told in message
     assert "\n" not in message
-
-
-def test_ranks_by_layer_are_read_from_the_recipe_or_a_file(recipe_file: Path, tmp_path: Path):
-    ranks = {"query": 4, "layer.0.attention.self.query": 0}
-    assert load_recipe(recipe_file, ["lora.ranks={query: 4, layer.0.attention.self.query: 0}"]).lora.ranks == ranks
-    (tmp_path / "mine.txt").write_text("query: 4\nlayer.0.attention.self.query: 0\n")
-    assert load_recipe(recipe_file, [f"lora.ranks={tmp_path}/mine.txt"]).lora.ranks == ranks
-    found = {"kept": 4, "ranks": {"up": 3, "block.up": 1}}  # as pedyra fit writes it
-    (tmp_path / "ranks.json").write_text(json.dumps(found))
-    recipe = load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.json"])
-    assert recipe.lora.ranks == {"up": 3, "block.up": 1}
-    resolved = tmp_path / "resolved.yaml"
-    resolved.write_text(recipe.to_yaml())
-    (tmp_path / "ranks.json").unlink()  # a run goes on with the ranks it began with
-    assert load_recipe(resolved) == recipe
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("- 3", "lora.ranks is [3]: Input should be a valid dictionary"),
-        ("query: 2.5", "lora.ranks is 2.5: Input should be a valid integer"),
-        ("query: true", "lora.ranks is True: Input should be a valid integer"),
-        ("{query: 2, key: -1}", "lora.ranks is -1: Input should be greater than or equal to 0"),
-        ("ranks: {query: many}", "lora.ranks is 'many': Input should be a valid integer"),
-        ("query: 0", "gives no layer a rank above 0"),
-        ("", "gives no layer a rank above 0"),
-        ("query: [", "ranks.yaml' is not valid YAML"),
-    ],
-)
-def test_a_mistake_in_a_file_of_ranks_is_one_line(recipe_file: Path, tmp_path: Path, text, told):
-    (tmp_path / "ranks.yaml").write_text(text)
-    with pytest.raises(ValueError) as caught:
-        load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.yaml"])
-    assert told in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "told"),
-    [
-        (["lora.ranks=nowhere.json"], "lora.ranks: there is no file 'nowhere.json'; give a YAML or JSON file of ranks"),
-        (["lora.ranks=3"], "lora.ranks is 3: Input should be a valid dictionary"),
-        (["lora.ranks={query: x}"], "lora.ranks is 'x': Input should be a valid integer"),
-        (["lora.ranks={query: 2}", "lora.use_rslora=true"], "lora.use_rslora makes the scaling depend on the rank"),
-    ],
-)
-def test_ranks_that_cannot_be_had_are_refused(recipe_file: Path, overrides: list[str], told: str):
-    with pytest.raises(ValueError) as caught:
-        load_recipe(recipe_file, overrides)
-    assert str(caught.value).startswith(f"mine.yaml: {told}")
 
 
 def test_several_mistakes_are_counted(recipe_file: Path):

@@ -194,8 +194,6 @@ class Method:
     """Whether a run can continue from a checkpoint."""
     moves_ranks: bool = False
     """Whether ranks change in training, on the schedule of `rank`."""
-    takes_ranks: bool = False
-    """Whether it keeps the ranks that `lora.ranks` gives the layers; others choose ranks themselves, or share them."""
 
     @property
     def setting_names(self) -> list[str]:

@@ -40,7 +40,7 @@ def _each(check: Callable[[Any], object]) -> Callable[[Any], Any]:
 
 def _methods(default: str, *more: str) -> Any:
     """--method: methods by name, and what else may be named."""
-    known = "As in a recipe, settings as NAME:key=value,...: lora+:ratio=4, pedyra:alpha=1.0, lora:ranks={q=1,v=3}"
+    known = "As in a recipe, settings as NAME:key=value,...: lora+:ratio=4, pedyra:alpha=1.0"
     return _several("--method", default, known, lambda text: check_methods(text, *more))
 
 

@@ -245,7 +245,7 @@ def build(text: str, spec: MethodSpec | None, model: BenchModel, timing: Timing)
     request = Request(
         method=spec.name,
         model=base,
-        lora=configured(lora, spec.lora, base),
+        lora=configured(lora, spec.lora),
         rank={**spec.rank, **timing.schedule},
         settings=spec.settings,
         steps=timing.total_steps,

@@ -120,15 +120,13 @@ class Grid(Section):
                 if key in row.training:
                     rule = f"methods.{name}.learning_rates" if key == "learning_rate" else f"training.{key} for all"
                     raise ValueError(f"methods.{name}.training.{key} would not be a fair comparison; set {rule}")
-            for key in ("r", "alpha", "ranks"):
+            for key in ("r", "alpha"):
                 if key in row.lora:
                     raise ValueError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
         return methods
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
-        if "ranks" in self.lora:
-            raise ValueError("lora.ranks cannot be made equal to a budget; remove it, or train it by `pedyra train`")
         for key in ("methods", "tasks", "seeds", "budgets"):
             values = getattr(self, key)
             if values is not None and not len(values):
