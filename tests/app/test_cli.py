@@ -67,7 +67,7 @@ def test_a_read_only_disk_is_one_line(call, monkeypatch):
 
 
 def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(call, tmp_path):
-    call("train", "recipe.yaml")
+    call("train", "recipe.yaml", "data.eval_rows=96", "training.per_device_eval_batch_size=8")
 
     def refuse(event):
         raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
