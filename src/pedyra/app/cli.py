@@ -112,7 +112,7 @@ def train(
         if result.interrupted:
             raise typer.Exit(130)
         if is_first():
-            console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+            console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
             if address := push_run(result):
                 console.print(f"pushed      {address}", soft_wrap=True)
             print_next(console, result)
@@ -191,19 +191,19 @@ def export(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the first run.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the run.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
     ] = None,
 ) -> None:
-    """Make one self-contained HTML page from one or several runs."""
+    """Make one self-contained HTML page of a run."""
     from pedyra.app.report import build_report, save_figures
 
     console = new_console()
-    console.print(f"report written to {build_report(runs, out)}", soft_wrap=True)
+    console.print(f"report written to {build_report(run, out)}", soft_wrap=True)
     if figures:
-        save_figures(runs, figures)
+        save_figures(run, figures)
         console.print(f"figures written to {figures}", soft_wrap=True)
 
 
