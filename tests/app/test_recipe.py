@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from pedyra.app.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
-from pedyra.app.recipe_page import recipe_page
-from pedyra.app.recipe_sections import DataSection, LoraSection, ModelSection
 from pedyra.methods.names import NAMES
-from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
+from pedyra.pe_dyra.config import RANK_FIELDS
 
 RECIPE = """
 model: {name: tiny-bert}
@@ -198,19 +195,6 @@ def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):
     with pytest.raises(ValueError, match=message):
         load_recipe(recipe_file, [*causal, f"data.template={template!r}"])
     assert load_recipe(recipe_file, [*causal, "data.template='{{{q}}}'"]).data.template == "{{{q}}}"
-
-
-def test_the_page_of_all_keys_is_that_of_the_schema():
-    """`pedyra schema --markdown` leaves no key without a word about it."""
-    page = recipe_page(recipe_schema())
-    rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
-    keys = {name for section in (ModelSection, DataSection, LoraSection, RankSettings) for name in field_names(section)}
-    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys
-    assert [row for row in rows if row.endswith("|  |")] == []
-
-
-def field_names(section: type) -> set[str]:
-    return set(getattr(section, "model_fields", None) or {field.name for field in dataclasses.fields(section)})
 
 
 def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):

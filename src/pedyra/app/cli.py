@@ -31,7 +31,7 @@ from pedyra.app.runs.run_folder import RunFolder
 app = typer.Typer(
     name="pedyra",
     help="Rank-adaptive LoRA fine-tuning: which rank, in which layers?",
-    epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys, and the folder recipes of "
+    epilog="A recipe is one training run as YAML: pedyra schema lists its keys, and the folder recipes of "
     "the repository has examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
