@@ -169,8 +169,6 @@ class Adaptation:
     hooks: Hooks = Hooks()
     finish: Callable[[], None] | None = None
     """Changes `model` in place after training, e.g. truncates its ranks; None: nothing is to be done."""
-    spent: Mapping[str, float] = field(default_factory=dict)
-    """What was done before the run, for its log: name -> number."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """TrainingArguments that the method cannot train under -> why, and the repair."""
 
