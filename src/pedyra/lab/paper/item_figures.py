@@ -84,9 +84,8 @@ def rank_against_importance(runs: Runs, found: Sequence[Result]) -> Panels:
     value = run_measures.rank_importance_correlation(run)
     scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
     ranks = measures.mean_ranks(run)
-    rows = [
-        {"x": scores[each.name], "y": ranks[each.name], "type": each.type, "layer": each.name} for each in run.layers
-    ]
+    rows = [{"x": scores[each.name], "y": ranks[each.name], "type": each.type} for each in run.layers]
+    scale = {"type": "log" if min(scores.values()) > 0 else "linear"}
     encoding = {
         "x": {"field": "x", "type": "quantitative", "title": "mean importance of the layer", "scale": scale},
         "y": {"field": "y", "type": "quantitative", "title": "mean rank"},
