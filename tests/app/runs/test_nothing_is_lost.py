@@ -1,4 +1,4 @@
-"""Neither a run that is there nor a whole checkpoint is lost: to a mistake, another process, a full disk."""
+"""Neither a run that is there nor a whole checkpoint is lost: to a mistake, a full disk."""
 
 import errno
 from pathlib import Path
@@ -8,7 +8,6 @@ import torch
 from short_runs import adapter, assert_same_tensors, run
 
 from pedyra.app.recipe import load_recipe
-from pedyra.app.runs.run_folder import RunFolder
 
 
 def test_a_mistake_in_the_new_recipe_leaves_the_old_run_alone(recipe):
@@ -75,20 +74,3 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(recipe, monkeypatch, metho
     assert error.value.errno == errno.ENOSPC
     resumed = run(recipe(method), resume=True)
     assert_same_tensors(adapter(resumed.folder.path), adapter(whole.folder.path))
-
-
-def test_two_processes_do_not_train_into_one_folder(recipe):
-    with RunFolder(Path(recipe().output_dir)).held():
-        with pytest.raises(ValueError, match="another process trains into .* now; wait for it, or choose another"):
-            run(recipe())
-    assert run(recipe()).step == 12  # what is left of a lock is no foreign file
-    assert not (Path(recipe().output_dir) / ".lock").exists()
-
-
-def test_where_nothing_can_be_locked_a_run_goes_on(recipe, monkeypatch, caplog):
-    def acquire(self, *args, **kwargs):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    assert run(recipe()).step == 12
-    assert "cannot be locked" in caplog.text

@@ -116,27 +116,26 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
     if not is_first():
         return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
     folder.check(overwrite=overwrite, resume=resume)
-    with folder.held():
-        checkpoint, broken = _last_checkpoint(folder, recipe) if resume else (None, [])
-        setup = set_up(recipe, record_to=folder.ranks)
-        if resume:
-            _check_data(folder, setup)
-            for damaged, flaw in broken:  # Trainer would count it as the newest
-                console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
-                remove(damaged)
-            console.print(f"continuing from {checkpoint}", soft_wrap=True)
-        try:
-            if not resume:
-                folder.begin(recipe.to_yaml())
-            return _train(setup, folder, from_first(checkpoint), console)
-        except BaseException as error:
-            if not _is_disk_full(error):
-                raise
-            then = "train again" if folder.is_blank() else f"continue with pedyra train {folder.recipe} --resume"
-            message = f"disk full while writing {folder.path}; free space, then {then}"
-            raise OSError(errno.ENOSPC, message) from error
-        finally:
-            folder.end()
+    checkpoint, broken = _last_checkpoint(folder, recipe) if resume else (None, [])
+    setup = set_up(recipe, record_to=folder.ranks)
+    if resume:
+        _check_data(folder, setup)
+        for damaged, flaw in broken:  # Trainer would count it as the newest
+            console.print(f"removing {damaged}, which is not whole: {flaw}", soft_wrap=True)
+            remove(damaged)
+        console.print(f"continuing from {checkpoint}", soft_wrap=True)
+    try:
+        if not resume:
+            folder.begin(recipe.to_yaml())
+        return _train(setup, folder, from_first(checkpoint), console)
+    except BaseException as error:
+        if not _is_disk_full(error):
+            raise
+        then = "train again" if folder.is_blank() else f"continue with pedyra train {folder.recipe} --resume"
+        message = f"disk full while writing {folder.path}; free space, then {then}"
+        raise OSError(errno.ENOSPC, message) from error
+    finally:
+        folder.end()
 
 
 def _last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:

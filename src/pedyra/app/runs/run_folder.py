@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from pedyra.allocate.checkpoint_folder import ASIDE, list_checkpoints
 from pedyra.lora.files import read_json, read_rows, refuse_link, remove, write_file
@@ -29,11 +25,6 @@ CONTENTS = (
     "runs",
     ASIDE,
 )
-
-logger = logging.getLogger(__name__)
-
-LOCK = ".lock"
-"""Locked by the process that trains here."""
 
 
 class RunFolder:
@@ -92,7 +83,7 @@ class RunFolder:
                     f"{self.path} holds another run; continue it with --resume, replace it with --overwrite, "
                     "or choose another output_dir"
                 )
-        elif self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+        elif self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(
                 f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
             )
@@ -111,38 +102,10 @@ class RunFolder:
         for entry in sorted(self.path.iterdir()) if self.path.is_dir() else ():
             refuse_link(entry)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from training into this folder, which is made if it is not there, and taken away again
-        if nothing is written into it. `check` has come before, so that no entry is a link.
-
-        Raises:
-            ValueError: another one does so now.
-        """
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ValueError(
-                f"another process trains into {self.path} now; wait for it, or choose another output_dir"
-            ) from None
-        except (OSError, NotImplementedError) as error:
-            logger.warning("%s cannot be locked (%s): no other process may train there now", self.path, error)
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # where a file that is open cannot be removed, it stays
-                (self.path / LOCK).unlink()
-            lock.release()
-            with suppress(OSError):  # they are not empty
-                for folder in made:
-                    folder.rmdir()
-
     def begin(self, recipe: str) -> None:
         """Put the run that is here aside, and write the recipe of a new one; `end` follows in any case."""
         self.end()  # of a run that was killed
+        self.path.mkdir(parents=True, exist_ok=True)
         if self.holds_run():
             self._aside.mkdir()
             for entry in self._entries():
@@ -163,6 +126,9 @@ class RunFolder:
         for entry in self._aside.glob("*"):
             entry.rename(self.path / entry.name)
         remove(self._aside)
+        if not self.holds_run():
+            with suppress(OSError):  # it is not empty
+                self.path.rmdir()
 
     @property
     def _aside(self) -> Path:
