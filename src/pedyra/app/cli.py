@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,15 +52,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-class Target(str, Enum):
-    """Formats of `pedyra export`."""
-
-    peft = "peft"
-    padded = "padded"
-    gguf = "gguf"
-    merged = "merged"
 
 
 @app.command()
@@ -163,7 +153,7 @@ def inspect(
 def export(
     run: FolderArgument,
     target: Annotated[
-        Target,
+        Literal["peft", "padded", "gguf", "merged"],
         typer.Option(
             help="peft: small, for PEFT and vLLM. padded: one rank everywhere, for any reader. gguf: for llama.cpp's "
             "converter. merged: the base model with the update in its weights.",
@@ -180,12 +170,12 @@ def export(
     from pedyra.lora.serving import serving_lines
 
     if out is None:
-        out = run / "export" / target.value
+        out = run / "export" / target
         refuse_link(out.parent)
-    export_adapter(run, target.value, out)
+    export_adapter(run, target, out)
     console = new_console()
-    console.print(f"{target.value} adapter written to {out}", soft_wrap=True)
-    for number, line in enumerate(serving_lines(out, target.value)):
+    console.print(f"{target} adapter written to {out}", soft_wrap=True)
+    for number, line in enumerate(serving_lines(out, target)):
         console.print(f"{'' if number else 'serve':12}{line}", soft_wrap=True, markup=False)
 
 

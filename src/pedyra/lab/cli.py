@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,23 +15,16 @@ from pedyra.lab.paper import paper_command
 __all__ = ["app", "main"]
 
 
-class Kind(str, Enum):
-    """Files that have a schema."""
-
-    recipe = "recipe"
-    grid = "grid"
-
-
 def schema(
     kind: Annotated[
-        Kind, typer.Argument(help="recipe: of pedyra train. grid: of pedyra compare.", metavar="[recipe|grid]")
-    ] = Kind.recipe,
+        Literal["recipe", "grid"], typer.Argument(help="recipe: of pedyra train. grid: of pedyra compare.")
+    ] = "recipe",
 ) -> None:
     """Print the JSON schema of recipes, for editors."""
     from pedyra.app.recipe import recipe_schema
     from pedyra.lab.compare.grid import grid_schema
 
-    print(json.dumps({Kind.recipe: recipe_schema, Kind.grid: grid_schema}[kind](), indent=2))
+    print(json.dumps((recipe_schema if kind == "recipe" else grid_schema)(), indent=2))
 
 
 app.add_typer(bench_command.app, name="bench")
