@@ -160,9 +160,8 @@ class Experiment:
             "method_settings": {**row.method_settings, **matched.method_settings},
             "training": {**grid.training, **row.training, "learning_rate": rate},
         }
-        fit = grid.fit_of(entry.method)
-        if purpose == "jobs" and fit is not None:
-            content["fit"] = fit
+        if purpose == "jobs" and grid.fit is not None:
+            content["fit"] = grid.fit
         return {**content, "generate": grid.generate} if grid.generate else content
 
 

@@ -43,8 +43,6 @@ class MethodRow(Section):
     rank: dict[str, Any] = Field(default_factory=dict)
     method_settings: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
-    fit: dict[str, Any] | None = None
-    """As a recipe's: how small may the trained adapter be? Default: the grid's; {} asks with every default."""
 
 
 class TuningSection(Section):
@@ -170,11 +168,6 @@ class Grid(Section):
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
-
-    def fit_of(self, method: str) -> dict[str, Any] | None:
-        """The section `fit` of a row's reported runs; None: nothing is asked of the trained adapter."""
-        own = self.methods[method].fit
-        return self.fit if own is None else own
 
     def to_yaml(self) -> str:
         """The resolved grid; `load_grid` of it gives an equal grid."""
