@@ -114,8 +114,6 @@ def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     [
         (("planted", "--noise", "nan"), "noise is nan; it is a finite number of at least 0"),
         (("planted", "--noise", "0", "--noise", "-1"), "noise is -1.0; it is a finite number of at least 0"),
-        (("planted", "--lr", "0"), "--lr is 0.0; a learning rate is a finite number above 0"),
-        (("scale", "--smoke", "--device", "foo"), "device 'foo' is unknown; choose cpu or cuda"),
     ],
 )
 def test_a_benchmark_refuses_what_cannot_be(call, command, told):
