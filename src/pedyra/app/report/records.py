@@ -138,7 +138,7 @@ def read_run(path: Path) -> RunRecords:
         record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
     fit = path / "fit" / "pedyra_fit.json"
     return RunRecords(
-        path=path,
+        path=path.resolve(),
         recipe=read_settings(path / "recipe.yaml", [], what="recipe", starts_with="method"),
         environment=environment,
         metrics=sorted((record for record in metrics if not record.get("final")), key=lambda record: record["step"]),
