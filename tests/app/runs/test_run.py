@@ -109,7 +109,7 @@ def test_a_run_and_a_plan_make_one_trainer_and_one_allocator(recipe, monkeypatch
 
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(recipe, tmp_path):
     with pytest.raises(ValueError, match="no rank could ever move"):  # told by the allocator, once the folder is made
-        run(recipe("pedyra", rank={"interval": 12}, output="run"))
+        run(recipe("pedyra", rank={"interval": 12}, output="deep/run"))
     assert list(tmp_path.iterdir()) == []
 
 

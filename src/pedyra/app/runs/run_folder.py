@@ -40,6 +40,8 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.adapter = path / "adapter"
         self.report = path / "report.html"
+        self._made: list[Path] = []
+        """Folders that `begin` has made, the deepest first."""
 
     def recorded(self, key: str) -> Any:
         """What environment.json says of the run here; None where it says nothing."""
@@ -105,6 +107,7 @@ class RunFolder:
     def begin(self, recipe: str) -> None:
         """Put the run that is here aside, and write the recipe of a new one; `end` follows in any case."""
         self.end()  # of a run that was killed
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         if self.holds_run():
             self._aside.mkdir()
@@ -126,9 +129,9 @@ class RunFolder:
         for entry in self._aside.glob("*"):
             entry.rename(self.path / entry.name)
         remove(self._aside)
-        if not self.holds_run():
-            with suppress(OSError):  # it is not empty
-                self.path.rmdir()
+        with suppress(OSError):  # they are not empty
+            for folder in self._made:
+                folder.rmdir()
 
     @property
     def _aside(self) -> Path:
