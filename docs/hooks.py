@@ -8,9 +8,9 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from recipe_page import recipe_page  # beside this file
 
 from pedyra.app.recipe import recipe_schema
-from pedyra.app.recipe_page import recipe_page
 
 
 def on_files(files: Files, config: Any) -> Files:

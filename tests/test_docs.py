@@ -74,3 +74,17 @@ def _defined(path: Path) -> set[str]:
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
     return found
+
+
+def test_the_page_of_all_keys_has_a_word_about_each(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    pytest.importorskip("pydantic", reason="needs pedyra[cli]")
+    from pedyra.app.recipe import recipe_schema
+
+    schema = recipe_schema()
+    page = __import__("recipe_page").recipe_page(schema)
+    rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
+    sections = ("ModelSection", "DataSection", "LoraSection", "RankSettings")
+    keys = {key for section in sections for key in schema["$defs"][section]["properties"]}
+    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys
+    assert [row for row in rows if row.endswith("|  |")] == []

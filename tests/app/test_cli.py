@@ -67,7 +67,7 @@ def test_a_read_only_disk_is_one_line(call, monkeypatch):
 
 
 def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(call, tmp_path):
-    call("train", "recipe.yaml")
+    call("train", "recipe.yaml", "data.eval_rows=96", "training.per_device_eval_batch_size=8")
 
     def refuse(event):
         raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
@@ -79,7 +79,7 @@ def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(ca
         for writes in (
             ["report", "runs/recipe"],
             ["export", "runs/recipe", "--target", "peft"],
-            ["fit", "runs/recipe/adapter", "--parameters", "300"],
+            ["fit", "runs/recipe", "--parameters", "300"],
             ["train", "recipe.yaml", "--overwrite"],
         ):
             code, _, stderr = call(*writes)
@@ -114,8 +114,6 @@ def test_a_diverged_run_says_so_and_still_has_its_report(call, tmp_path):
     [
         (("planted", "--noise", "nan"), "noise is nan; it is a finite number of at least 0"),
         (("planted", "--noise", "0", "--noise", "-1"), "noise is -1.0; it is a finite number of at least 0"),
-        (("planted", "--lr", "0"), "--lr is 0.0; a learning rate is a finite number above 0"),
-        (("scale", "--smoke", "--device", "foo"), "device 'foo' is unknown; choose cpu or cuda"),
     ],
 )
 def test_a_benchmark_refuses_what_cannot_be(call, command, told):

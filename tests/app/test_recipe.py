@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from pedyra.app.recipe import TRAINING_DEFAULTS, load_recipe, recipe_schema
-from pedyra.app.recipe_page import recipe_page
-from pedyra.app.recipe_sections import DataSection, LoraSection, ModelSection
 from pedyra.methods.names import NAMES
-from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
+from pedyra.pe_dyra.config import RANK_FIELDS
 
 RECIPE = """
 model: {name: tiny-bert}
@@ -141,56 +137,6 @@ def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: s
     assert "\n" not in message
 
 
-def test_ranks_by_layer_are_read_from_the_recipe_or_a_file(recipe_file: Path, tmp_path: Path):
-    ranks = {"query": 4, "layer.0.attention.self.query": 0}
-    assert load_recipe(recipe_file, ["lora.ranks={query: 4, layer.0.attention.self.query: 0}"]).lora.ranks == ranks
-    (tmp_path / "mine.txt").write_text("query: 4\nlayer.0.attention.self.query: 0\n")
-    assert load_recipe(recipe_file, [f"lora.ranks={tmp_path}/mine.txt"]).lora.ranks == ranks
-    found = {"kept": 4, "ranks": {"up": 3, "block.up": 1}}  # as pedyra fit writes it
-    (tmp_path / "ranks.json").write_text(json.dumps(found))
-    recipe = load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.json"])
-    assert recipe.lora.ranks == {"up": 3, "block.up": 1}
-    resolved = tmp_path / "resolved.yaml"
-    resolved.write_text(recipe.to_yaml())
-    (tmp_path / "ranks.json").unlink()  # a run goes on with the ranks it began with
-    assert load_recipe(resolved) == recipe
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("- 3", "lora.ranks is [3]: Input should be a valid dictionary"),
-        ("query: 2.5", "lora.ranks is 2.5: Input should be a valid integer"),
-        ("query: true", "lora.ranks is True: Input should be a valid integer"),
-        ("{query: 2, key: -1}", "lora.ranks is -1: Input should be greater than or equal to 0"),
-        ("ranks: {query: many}", "lora.ranks is 'many': Input should be a valid integer"),
-        ("query: 0", "gives no layer a rank above 0"),
-        ("", "gives no layer a rank above 0"),
-        ("query: [", "ranks.yaml' is not valid YAML"),
-    ],
-)
-def test_a_mistake_in_a_file_of_ranks_is_one_line(recipe_file: Path, tmp_path: Path, text, told):
-    (tmp_path / "ranks.yaml").write_text(text)
-    with pytest.raises(ValueError) as caught:
-        load_recipe(recipe_file, [f"lora.ranks={tmp_path}/ranks.yaml"])
-    assert told in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "told"),
-    [
-        (["lora.ranks=nowhere.json"], "lora.ranks: there is no file 'nowhere.json'; give a YAML or JSON file of ranks"),
-        (["lora.ranks=3"], "lora.ranks is 3: Input should be a valid dictionary"),
-        (["lora.ranks={query: x}"], "lora.ranks is 'x': Input should be a valid integer"),
-        (["lora.ranks={query: 2}", "lora.use_rslora=true"], "lora.use_rslora makes the scaling depend on the rank"),
-    ],
-)
-def test_ranks_that_cannot_be_had_are_refused(recipe_file: Path, overrides: list[str], told: str):
-    with pytest.raises(ValueError) as caught:
-        load_recipe(recipe_file, overrides)
-    assert str(caught.value).startswith(f"mine.yaml: {told}")
-
-
 def test_several_mistakes_are_counted(recipe_file: Path):
     with pytest.raises(ValueError, match=r"seed is -1: .* \(and mistakes in 2 more keys\)"):
         load_recipe(recipe_file, ["data.a=1", "lora.b=1", "seed=-1"])
@@ -249,19 +195,6 @@ def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):
     with pytest.raises(ValueError, match=message):
         load_recipe(recipe_file, [*causal, f"data.template={template!r}"])
     assert load_recipe(recipe_file, [*causal, "data.template='{{{q}}}'"]).data.template == "{{{q}}}"
-
-
-def test_the_page_of_all_keys_is_that_of_the_schema():
-    """`pedyra schema --markdown` leaves no key without a word about it."""
-    page = recipe_page(recipe_schema())
-    rows = [line for line in page.splitlines() if line.startswith("| `") and not line.startswith("| `training.")]
-    keys = {name for section in (ModelSection, DataSection, LoraSection, RankSettings) for name in field_names(section)}
-    assert {row.split("`")[1].rpartition(".")[2] for row in rows} >= keys
-    assert [row for row in rows if row.endswith("|  |")] == []
-
-
-def field_names(section: type) -> set[str]:
-    return set(getattr(section, "model_fields", None) or {field.name for field in dataclasses.fields(section)})
 
 
 def test_whole_numbers_may_be_written_as_floats(recipe_file: Path):

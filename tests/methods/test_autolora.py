@@ -140,9 +140,7 @@ def test_a_search_gives_weight_to_the_rank_that_explains_the_target():
     train, validation = itertools.cycle(losses[:3]), itertools.cycle(losses[3:])
     found = search(model, train, validation, steps=40, lower_learning_rate=0.05, upper_learning_rate=0.05)
     a = useful.lora_B["default"].a
-    assert a[0] > a[1] + 0.1 and found.ranks["useful"] == 1
-    assert found.weights["useful"] == a.softmax(0).tolist()
-    assert found.steps == 40 and found.seconds > 0
+    assert a[0] > a[1] + 0.1 and found["useful"] == 1
 
 
 def test_a_search_takes_adams_steps_on_a_and_b_and_no_others(make_net, net_batch):
@@ -209,9 +207,6 @@ def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base,
     loaded: Any = PeftModel.from_pretrained(base, tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
-    first = next(entry for entry in run.trainer.state.log_history if "loss" in entry)
-    assert first["search/steps"] == 3 and first["search/passes"] == 15 and first["search/seconds"] > 0
-    assert first["search/total_rank"] == sum(ranks)
 
 
 def test_two_searches_find_the_same(prepare):

@@ -40,8 +40,6 @@ def test_b_decays_as_one_minus_p_cubed(situation: Any):
     # p = (t - 2) / 13: round(4 (1 - p^3)) = 4, 3, 1 at t = 4, 10, 14
     moved = [sum(policy(SCORES, situation(ranks, step=t)).added.values()) for t in (4, 10, 14)]
     assert moved == [4, 3, 1]
-    constant = Elastic(moves=4, settings=ElaLoraSettings(decay=False))
-    assert sum(constant(SCORES, situation(ranks, step=14)).added.values()) == 4
 
 
 def test_new_triples_are_unit_orthogonal_and_as_good_as_silent(prepare: Any):

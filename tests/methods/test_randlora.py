@@ -52,13 +52,10 @@ def scales(run: Any) -> dict[tuple[int, int], float]:
     return {(layer.in_features, layer.out_features): layer.scaling["default"] for layer in layers}
 
 
-def test_the_scale_is_the_authors_or_pefts(prepare: Any):
-    settings = {"r": 4}
+def test_the_scale_is_the_authors(prepare: Any):
     # alpha 2 r: 2 / sqrt(n), with n = min(in, out) / 4 bases.
-    for (n_in, n_out), scale in scales(prepare("randlora", method_settings=settings)).items():
+    for (n_in, n_out), scale in scales(prepare("randlora", method_settings={"r": 4})).items():
         assert scale == pytest.approx(2 / (min(n_in, n_out) / 4) ** 0.5)
-    assert set(scales(prepare("randlora", method_settings={**settings, "scale": "peft"})).values()) == {20}
-    assert set(scales(prepare("randlora", method_settings={"r": 4, "scale": "peft", "alpha": 8})).values()) == {2}
 
 
 def test_layers_of_fewer_bases_train_at_their_own_scale_and_are_saved_at_pefts():
@@ -81,7 +78,6 @@ def test_layers_of_fewer_bases_train_at_their_own_scale_and_are_saved_at_pefts()
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"method_settings": {"scale": "ours"}}, "scale is 'ours'; it must be authors or peft"),
         ({"lora": {"use_dora": True}}, "lora.use_dora is True, but PEFT's RandLoRA does not have it"),
         ({"method_settings": {"r": 0}}, "method_settings.r is 0"),
     ],

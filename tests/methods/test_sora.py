@@ -17,7 +17,6 @@ from pedyra.methods.sora import (
     cut,
     gated,
     gates_of,
-    legacy_threshold,
     soft_threshold,
 )
 from pedyra.methods.trainer import check_arguments
@@ -26,21 +25,20 @@ XI = 0.25  # exact in binary, as are the gates below
 
 
 @pytest.mark.parametrize(
-    ("gate", "soft", "legacy"),
+    ("gate", "soft"),
     [
-        (1.0, 0.75, 0.75),
-        (-1.0, -0.75, -0.75),
-        (0.5, 0.25, 0.25),  # 2 xi: what is left is not below xi
-        (0.375, 0.125, 0.0),  # in (xi, 2 xi): dead in the authors' code
-        (-0.375, -0.125, 0.0),
-        (0.125, 0.0, 0.0),
-        (0.0, 0.0, 0.0),
+        (1.0, 0.75),
+        (-1.0, -0.75),
+        (0.5, 0.25),
+        (0.375, 0.125),  # in (xi, 2 xi): dead in the authors' code
+        (-0.375, -0.125),
+        (0.125, 0.0),
+        (0.0, 0.0),
     ],
 )
-def test_shrinkage_by_hand(gate: float, soft: float, legacy: float):
+def test_shrinkage_by_hand(gate: float, soft: float):
     value = torch.tensor([gate])
     assert soft_threshold(value, XI).item() == soft
-    assert legacy_threshold(value, XI).item() == legacy
 
 
 def test_soft_thresholding_minimises_its_proximal_problem():
@@ -124,10 +122,9 @@ def test_the_cut_leaves_out_zero_gates_and_nothing_else(make_net, net_batch):
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
-@pytest.mark.parametrize("legacy", [False, True])
-def test_what_is_saved_is_plain_lora_of_the_gates_that_are_left(prepare, make_base, tmp_path, kind: str, legacy: bool):
+def test_what_is_saved_is_plain_lora_of_the_gates_that_are_left(prepare, make_base, tmp_path, kind: str):
     # 12 steps of 0.1 close every gate below about 1.2.
-    settings = {"threshold": 0.1, "l1": 0.0, "legacy": legacy}
+    settings = {"threshold": 0.1, "l1": 0.0}
     run = prepare("sora", kind, method_settings=settings)
     run.trainer.train()
     expected = run.logits()
@@ -157,7 +154,6 @@ def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_p
     ("sections", "message"),
     [
         ({"method_settings": {"threshold": -1e-3}}, "threshold is -0.001; it must be at least 0"),
-        ({"method_settings": {"threshold": 0, "legacy": True}}, "legacy changes nothing at threshold 0"),
         ({"lora": {"init": "olora"}}, "lora.init is 'olora'"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -44,14 +43,13 @@ def test_with_identity_e_the_core_is_the_identity():
 
 
 def test_how_many_layers_grow_by_hand():
-    assert growing_layers(missing=28, part=0.25, layers=10, mode="linear") == 7
-    assert growing_layers(missing=28, part=0.01, layers=10, mode="linear") == 1
-    assert growing_layers(missing=28, part=0.9, layers=10, mode="linear") == 10
-    assert growing_layers(missing=28, part=0.5, layers=10, mode="nonlinear") == int(math.sqrt(28))
+    assert growing_layers(missing=28, part=0.25, layers=10) == 7
+    assert growing_layers(missing=28, part=0.01, layers=10) == 1
+    assert growing_layers(missing=28, part=0.9, layers=10) == 10
 
 
 def test_the_highest_increase_grows_and_the_scaling_follows(situation: Any):
-    policy = GrowByCore(final=3, add=1, mode="linear")
+    policy = GrowByCore(final=3, add=1)
     # Step 4: c = 2 / 18; 6 - 2 = 4 ranks are missing, so m = max(1, int(4 / 9)) = 1. Scores may be negative.
     plan = policy({"a": [-0.2], "b": [-0.1]}, situation({"a": 1, "b": 1}))
     assert plan.added == {"b": 1} and plan.rescale == {"b": 1 / 2}

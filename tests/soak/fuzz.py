@@ -79,7 +79,7 @@ class Fuzz:
             "inspect": ("run", "adapter/*", lambda p: self.command("inspect", p), 3),
             "export": ("run", "adapter/*", self._export, 4),
             "merged": ("run", "[ar]*/*", lambda p: self.command("export", p, "--target", "merged"), 0.3),
-            "fit": ("run", "adapter/*", lambda p: self.command("fit", p / "adapter", "--parameters", "500"), 2),
+            "fit": ("run", "adapter/*", lambda p: self.command("fit", p, "--parameters", "500"), 0.3),
             "report": ("run", "*.*", lambda p: self.command("report", p), 2),
             "eval": ("run", "*.*", lambda p: self.command("eval", p), 0.2),
             "eval adapter": ("run", "adapter/*", lambda p: self.command("eval", p), 0.2),
@@ -89,7 +89,6 @@ class Fuzz:
             "recipe": ("recipe", "*.yaml", self._recipe, 10),
             "dry run": ("recipe", "*.yaml", lambda p: self.command("train", p / "recipe.yaml", "--dry-run"), 0.3),
             "grid": ("grid", "*.yaml", lambda p: load_grid(p / "grid.yaml", []), 6),
-            "ranks": ("ranks", "*", self._ranks, 3),
         }
         self.tasks = {name: task for name, task in self.tasks.items() if wanted(name, task[3])}
         for source, _, read, _ in self.tasks.values():  # what is whole is read
@@ -104,11 +103,10 @@ class Fuzz:
 
     def _make(self) -> None:
         os.chdir(self.folder)
-        for name in ("recipe", "grid", "ranks"):
+        for name in ("recipe", "grid"):
             (self.folder / name).mkdir()
         (self.folder / "recipe" / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "output_dir": "nowhere"}))
         (self.folder / "grid" / "grid.yaml").write_text(yaml.safe_dump({**GRID, "output_dir": "comparison"}))
-        (self.folder / "ranks" / "ranks.yaml").write_text("query: 3\nvalue: 2\n")
         self.command("train", "recipe/recipe.yaml", "output_dir=run")
         shutil.copytree("run", "broken")
         shutil.rmtree("broken/adapter")
@@ -162,9 +160,6 @@ class Fuzz:
 
     def _recipe(self, folder: Path) -> None:
         training_arguments(load_recipe(folder / "recipe.yaml"))
-
-    def _ranks(self, folder: Path) -> None:
-        load_recipe(self.folder / "recipe" / "recipe.yaml", [f"lora.ranks={folder / 'ranks.yaml'}"])
 
     def one(self) -> None:
         """Spoil one file of one input, and have it read."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,7 +30,7 @@ from pedyra.app.runs.run_folder import RunFolder
 app = typer.Typer(
     name="pedyra",
     help="Rank-adaptive LoRA fine-tuning: which rank, in which layers?",
-    epilog="A recipe is one training run as YAML: pedyra schema --markdown lists its keys, and the folder recipes of "
+    epilog="A recipe is one training run as YAML: pedyra schema lists its keys, and the folder recipes of "
     "the repository has examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -53,15 +52,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-class Target(str, Enum):
-    """Formats of `pedyra export`."""
-
-    peft = "peft"
-    padded = "padded"
-    gguf = "gguf"
-    merged = "merged"
 
 
 @app.command()
@@ -112,7 +102,7 @@ def train(
         if result.interrupted:
             raise typer.Exit(130)
         if is_first():
-            console.print(f"report      {build_report([result.folder.path])}", soft_wrap=True)
+            console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
             if address := push_run(result):
                 console.print(f"pushed      {address}", soft_wrap=True)
             print_next(console, result)
@@ -163,7 +153,7 @@ def inspect(
 def export(
     run: FolderArgument,
     target: Annotated[
-        Target,
+        Literal["peft", "padded", "gguf", "merged"],
         typer.Option(
             help="peft: small, for PEFT and vLLM. padded: one rank everywhere, for any reader. gguf: for llama.cpp's "
             "converter. merged: the base model with the update in its weights.",
@@ -180,30 +170,30 @@ def export(
     from pedyra.lora.serving import serving_lines
 
     if out is None:
-        out = run / "export" / target.value
+        out = run / "export" / target
         refuse_link(out.parent)
-    export_adapter(run, target.value, out)
+    export_adapter(run, target, out)
     console = new_console()
-    console.print(f"{target.value} adapter written to {out}", soft_wrap=True)
-    for number, line in enumerate(serving_lines(out, target.value)):
+    console.print(f"{target} adapter written to {out}", soft_wrap=True)
+    for number, line in enumerate(serving_lines(out, target)):
         console.print(f"{'' if number else 'serve':12}{line}", soft_wrap=True, markup=False)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the first run.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html of the run.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as SVG and PNG.")
     ] = None,
 ) -> None:
-    """Make one self-contained HTML page from one or several runs."""
+    """Make one self-contained HTML page of a run."""
     from pedyra.app.report import build_report, save_figures
 
     console = new_console()
-    console.print(f"report written to {build_report(runs, out)}", soft_wrap=True)
+    console.print(f"report written to {build_report(run, out)}", soft_wrap=True)
     if figures:
-        save_figures(runs, figures)
+        save_figures(run, figures)
         console.print(f"figures written to {figures}", soft_wrap=True)
 
 

@@ -64,9 +64,6 @@ def fit(
         Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit; of several: DIR/NAME each.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier fit in DIR.")] = False,
-    figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the curve there (.svg, .png); RUN's report has it too.")
-    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -78,13 +75,9 @@ def fit(
     if len(adapters) > 1 and rank != AUTO:
         raise ValueError(f"{len(adapters)} adapters are fitted together with --max-rank auto; else give one")
     quiet_libraries()
-    from pedyra.app.report.figures import increase_curve
-    from pedyra.app.report.images import check_format, save_image
-    from pedyra.app.runs.fit import Source, fit_folder, truncate_folder
+    from pedyra.app.runs.fit import Source, fit_folder
     from pedyra.fitting.fit import Wanted
 
-    if figure is not None:
-        check_format(figure)
     try:
         share = float(part(tolerance))
     except ValueError:
@@ -96,41 +89,27 @@ def fit(
     )  # fmt: skip
     source = Source(data=data, run=run, max_length=max_length)
     if rank == AUTO:
-        rows_of_it = _for_server(adapters, wanted, source, out, overwrite, figure)
+        rows_of_it = _for_server(adapters, wanted, source, out, overwrite)
         if json_file:
             write_json_lines(json_file, rows_of_it)
         return
     (adapter,) = adapters
     console, out = new_console(), out or adapter / "fit"
-    if data is None and run is None and not (adapter / "recipe.yaml").is_file():
-        ranks = truncate_folder(adapter, wanted, out, overwrite)
-        console.print(
-            f"warning: without rows nothing was measured; cut by singular values alone, to {sum(ranks.values())} "
-            f"directions\nadapter     {out}",
-            soft_wrap=True,
-        )
-        rows_of_it = [{"kept": sum(ranks.values()), "ranks": ranks, "measured_increase": None}]
-    else:
-        found = fit_folder(adapter, wanted, out, source, overwrite=overwrite, shown=console.is_terminal)
-        console.print(str(found), soft_wrap=True)
-        console.print(f"adapter     {out}", soft_wrap=True)
-        rows_of_it = [found.row(), *found.curve_rows()]
-        if figure is not None:
-            save_image({**increase_curve(found.curve_rows()), "width": 520, "height": 240}, figure)
-            console.print(f"figure      {figure}", soft_wrap=True)
+    found = fit_folder(adapter, wanted, out, source, overwrite=overwrite, shown=console.is_terminal)
+    console.print(str(found), soft_wrap=True)
+    console.print(f"adapter     {out}", soft_wrap=True)
     if json_file:
-        write_json_lines(json_file, rows_of_it)
+        write_json_lines(json_file, [found.row(), *found.curve_rows()])
 
 
 def _for_server(
-    adapters: list[Path], wanted: Wanted, source: Source, out: Path | None, overwrite: bool, figure: Path | None
+    adapters: list[Path], wanted: Wanted, source: Source, out: Path | None, overwrite: bool
 ) -> list[dict[str, Any]]:
     """--max-rank auto: one padded rank for all of them; the rows of --json."""
     from pedyra.app.runs.serve import fit_for_server
 
-    if wanted.parameters is not None or figure is not None:
-        given = "--figure" if wanted.parameters is None else "--parameters"
-        raise ValueError(f"{given} goes with one size of one adapter, not with --max-rank auto")
+    if wanted.parameters is not None:
+        raise ValueError("--parameters goes with one size of one adapter, not with --max-rank auto")
     adapters = list(dict.fromkeys(adapters))
     names = [adapter.resolve().name for adapter in adapters]
     if out is not None and len(set(names)) < len(names):

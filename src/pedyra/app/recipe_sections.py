@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import string
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -16,13 +15,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-
-from pedyra.app.yaml_file import parse_yaml
 
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
@@ -42,27 +38,6 @@ MOST_LETTERS = 10_000
 
 MOST_CLASSES = 100_000
 """Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
-
-
-def _from_file(given: Any) -> Any:
-    """The ranks in a YAML or JSON file of this path, such as the `pedyra_fit.json` beside a cut adapter."""
-    if not isinstance(given, str):
-        return given
-    path = Path(given)
-    if not path.is_file():
-        raise ValueError(
-            f"lora.ranks: there is no file {given!r}; give a YAML or JSON file of ranks, or a fit's pedyra_fit.json"
-        )
-    content = parse_yaml(path.read_bytes(), f"lora.ranks, file {given!r}") or {}
-    return content["ranks"] if isinstance(content, dict) and isinstance(content.get("ranks"), dict) else content
-
-
-_RANKS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
-Ranks = Annotated[
-    dict[str, Annotated[int, Field(strict=True, ge=0)]] | None,
-    BeforeValidator(_from_file),
-    WithJsonSchema({"anyOf": [_RANKS, {"type": "string"}, {"type": "null"}]}),
-]
 
 
 class Section(BaseModel):
@@ -112,12 +87,6 @@ class LoraSection(Section):
 
     r: int = Field(default=8, ge=1)
     """Rank of each layer at the start; layers x r is the budget."""
-    ranks: Ranks = None
-    """Layer name or its last parts -> rank of a fixed-rank LoRA, or a file of these, such as a fit's
-    `pedyra_fit.json`; others get none.
-
-    Takes the place of target_modules; the scaling stays alpha / r.
-    """
     alpha: int | float = Field(default=16, gt=0, allow_inf_nan=False)
     """Scaling is alpha / r (alpha / sqrt(r) with use_rslora)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -137,23 +106,10 @@ class LoraSection(Section):
     modules_to_save: list[str] | None = None
     """Modules trained in full beside the adapter; a new classification head always is."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _named_as_in_peft(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "rank" in data:  # the nearest known key would be `ranks`, which is another thing
-            raise ValueError("unknown key 'lora.rank'; did you mean 'lora.r'?")
-        return data
-
     @model_validator(mode="after")
-    def _one_scaling(self) -> LoraSection:
+    def _eva_is_a_method(self) -> LoraSection:
         if self.init == "eva":  # PEFT would start like any LoRA until it is handed data
             raise ValueError("lora.init 'eva' looks at the data first, which is the method eva: set method to eva")
-        if self.ranks is not None and not any(self.ranks.values()):
-            raise ValueError("lora.ranks gives no layer a rank above 0; name at least one, e.g. {query: 4}")
-        if self.ranks is not None and self.use_rslora:
-            raise ValueError(
-                "lora.use_rslora makes the scaling depend on the rank, which lora.ranks gives by layer; turn one off"
-            )
         return self
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,28 +15,16 @@ from pedyra.lab.paper import paper_command
 __all__ = ["app", "main"]
 
 
-class Kind(str, Enum):
-    """Files that have a schema."""
-
-    recipe = "recipe"
-    grid = "grid"
-
-
 def schema(
     kind: Annotated[
-        Kind, typer.Argument(help="recipe: of pedyra train. grid: of pedyra compare.", metavar="[recipe|grid]")
-    ] = Kind.recipe,
-    markdown: Annotated[bool, typer.Option("--markdown", help="That of recipes as a page to read.")] = False,
+        Literal["recipe", "grid"], typer.Argument(help="recipe: of pedyra train. grid: of pedyra compare.")
+    ] = "recipe",
 ) -> None:
     """Print the JSON schema of recipes, for editors."""
     from pedyra.app.recipe import recipe_schema
-    from pedyra.app.recipe_page import recipe_page
     from pedyra.lab.compare.grid import grid_schema
 
-    if markdown and kind is not Kind.recipe:
-        raise ValueError("--markdown is the page of the keys of a recipe; leave it out")
-    made = {Kind.recipe: recipe_schema, Kind.grid: grid_schema}[kind]()
-    print(recipe_page(made) if markdown else json.dumps(made, indent=2))
+    print(json.dumps((recipe_schema if kind == "recipe" else grid_schema)(), indent=2))
 
 
 app.add_typer(bench_command.app, name="bench")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 BatchLoss = Callable[[nn.Module], Tensor]
 """A model's loss on one batch."""
-PASSES_PER_STEP = 5
-"""Forward and backward passes of a search step: two lower steps, validation, and both ends of the difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +37,6 @@ class AutoLoraSettings(Settings):
     """Of A and B, while searching."""
     upper_learning_rate: float = setting(3e-4, above=0)
     """Of the weights of the ranks."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to, and what it cost."""
-
-    ranks: dict[str, int]
-    """Layer name -> rank."""
-    weights: dict[str, list[float]]
-    """Layer name -> softmax(a), a weight per rank."""
-    steps: int
-    seconds: float
 
 
 class WeighedB(Slot):
@@ -81,13 +66,12 @@ def search(
     steps: int,
     lower_learning_rate: float,
     upper_learning_rate: float,
-) -> Found:
-    """Weigh the ranks of every LoRA layer of `model`, whose adapter is of no use afterwards.
+) -> dict[str, int]:
+    """Layer name -> rank, for every LoRA layer of `model`, whose adapter is of no use afterwards.
 
     One step, on the next batch of each side: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a
     lower step with the new a.
     """
-    began = time.perf_counter()
     layers = linear_slots(model)
     slots = [WeighedB(layer.b.weight) for layer in layers]
     lower = [factor for layer in layers for factor in (layer.a.A, layer.b.weight)]
@@ -112,12 +96,9 @@ def search(
         lower_optimizer.state.update(moments)
         _step(upper_optimizer, upper, gradients)
         lower_step()
-    return Found(
-        ranks={layer.name: rank_of(a) for layer, a in zip(layers, upper, strict=True)},
-        weights={layer.name: a.detach().softmax(0).tolist() for layer, a in zip(layers, upper, strict=True)},
-        steps=steps,
-        seconds=time.perf_counter() - began,
-    )
+    ranks = {layer.name: rank_of(a) for layer, a in zip(layers, upper, strict=True)}
+    logger.info("AutoLoRA's search: %d steps, ranks %s", steps, ranks)
+    return ranks
 
 
 def hypergradient(
@@ -187,22 +168,17 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     require(k >= 2, f"lora.r is {k}, which leaves AutoLoRA no choice; raise it, or give method_settings.search_rank")
     assert request.data is not None
     train, validation = request.data.parts(settings.validation_fraction)
-    steps = settings.search_steps or request.steps
     model = request.with_lora(r=k)
-    found = search(
+    ranks = search(
         model,
         _losses(train),
         _losses(validation),
-        steps=steps,
+        steps=settings.search_steps or request.steps,
         lower_learning_rate=settings.lower_learning_rate,
         upper_learning_rate=settings.upper_learning_rate,
     )
-    logger.info("AutoLoRA's search: %d steps, %.1f s, ranks %s", found.steps, found.seconds, found.ranks)
     base_model: Any = model.unload()  # type: ignore[operator]
-    spent = {"search/steps": found.steps, "search/passes": PASSES_PER_STEP * found.steps}
-    spent |= {"search/seconds": round(found.seconds, 3), "search/total_rank": sum(found.ranks.values())}
-    config = with_ranks(request.lora, found.ranks)
-    return Adaptation(model=request.with_adapter(config, base_model), spent=spent)
+    return Adaptation(model=request.with_adapter(with_ranks(request.lora, ranks), base_model))
 
 
 def _step(optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:

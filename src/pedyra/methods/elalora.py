@@ -26,8 +26,6 @@ class ElaLoraSettings(Settings):
 
     per_layer: int = setting(2, least=1)
     """k: candidates per layer, and so the most ranks it can lose or gain at once."""
-    decay: bool = True
-    """b(t) = round(b_0 (1 - p^3)) over the window, b_0 = `rank.moves` (4); false: b_0 throughout."""
 
 
 def candidates(scores: Scores, per_layer: int) -> list[tuple[float, int, int, str]]:
@@ -65,15 +63,14 @@ def exchange(
 
 @dataclass(frozen=True)
 class Elastic:
-    """ElaLoRA's policy, with b_0 = `moves`."""
+    """ElaLoRA's policy: b(t) = round(b_0 (1 - p^3)) over the window, with b_0 = `moves`."""
 
     moves: int
     settings: ElaLoraSettings
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        factor = 1 - now.elapsed**3 if self.settings.decay else 1.0
         ordered = candidates(scores, self.settings.per_layer)
-        moves = min(round(self.moves * factor), len(ordered))
+        moves = min(round(self.moves * (1 - now.elapsed**3)), len(ordered))
         spare = now.spare if now.budget == "parameters" else 0
         pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, now.units, spare)
         return make_plan(scores, pruned, added, layer_means(scores))

@@ -67,14 +67,8 @@ def loraplus(request: Request, settings: LoraPlusSettings) -> Adaptation:
     return Adaptation(model=model, optimizer=make_optimizer)
 
 
-LORA = Method("lora", "LoRA (Hu et al. 2021)", lora, takes_ranks=True)
-LORA_PLUS = Method(
-    "lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", loraplus, LoraPlusSettings, takes_ranks=True
-)
-PISSA = Method("pissa", "LoRA from the weight's top triples (Meng et al. 2024)", pissa, takes_ranks=True)
-DORA = Method(
-    "dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", lora, takes_ranks=True, lora={"use_dora": True}
-)
-QLORA = Method(
-    "qlora", "LoRA over weights in 4 bits (Dettmers et al. 2023)", qlora, takes_ranks=True, quantization="nf4"
-)
+LORA = Method("lora", "LoRA (Hu et al. 2021)", lora)
+LORA_PLUS = Method("lora+", "LoRA whose B learns faster than its A (Hayou et al. 2024)", loraplus, LoraPlusSettings)
+PISSA = Method("pissa", "LoRA from the weight's top triples (Meng et al. 2024)", pissa)
+DORA = Method("dora", "LoRA of a direction, and its magnitude (Liu et al. 2024)", lora, lora={"use_dora": True})
+QLORA = Method("qlora", "LoRA over weights in 4 bits (Dettmers et al. 2023)", qlora, quantization="nf4")

@@ -49,4 +49,4 @@ def prepare(request: Request) -> Adaptation:
     return Adaptation(model=model, finish=finish)
 
 
-METHOD = Method("graded", "LoRA whose first ranks do alone (after Modoranu et al. 2026)", prepare, takes_ranks=True)
+METHOD = Method("graded", "LoRA whose first ranks do alone (after Modoranu et al. 2026)", prepare)

@@ -62,6 +62,11 @@ class Loop:
 
         Returns the record of an adjustment (`RankAllocator.after_step`), or None.
         """
+        self.update()
+        return self.adjust()
+
+    def update(self) -> None:
+        """The first half of `step`: all but the adjustment."""
         if self.allocator is not None:
             self.allocator.before_step()
         self.adaptation.hooks.gradients_complete()
@@ -69,6 +74,9 @@ class Loop:
         self.adaptation.hooks.stepped(self.taken)
         self.optimizer.zero_grad()
         self.taken += 1
+
+    def adjust(self) -> dict[str, Any] | None:
+        """The second half."""
         return None if self.allocator is None else self.allocator.after_step()
 
     def finish(self) -> None:

@@ -49,23 +49,14 @@ class Request:
 
     def with_lora(self, **changes: Any) -> PeftModel:
         """The base model with the LoRA, some of its fields changed (e.g. r=12). Raises ValueError: PiSSA's start
-        on a quantised model; an unknown start."""
+        on a quantised model."""
         config = changed(self.lora, **changes)
-        init = config.init_lora_weights
-        if str(init).startswith("pissa") and is_quantised(self.model):
+        if str(config.init_lora_weights).startswith("pissa") and is_quantised(self.model):
             raise ValueError(
                 "the base model is quantised, but PiSSA decomposes the weight before it is quantised and rewrites it; "
                 "set model.quantization to none, or use another lora.init (method pissa: method qlora)"
             )
-        try:
-            return self.with_adapter(config)
-        except ValueError as error:
-            if "init_lora_weights" not in str(error):
-                raise
-            raise ValueError(
-                f"lora.init is {init!r}, which PEFT does not take ({error}); use true, or a start that it knows, "
-                f"e.g. gaussian, pissa, olora, orthogonal"
-            ) from error
+        return self.with_adapter(config)
 
     def with_adapter(self, config: PeftConfig, base: nn.Module | None = None) -> PeftModel:
         """The base model with the adapter of `config`, drawn with the seed, which the global seeds are set to."""
@@ -169,8 +160,6 @@ class Adaptation:
     hooks: Hooks = Hooks()
     finish: Callable[[], None] | None = None
     """Changes `model` in place after training, e.g. truncates its ranks; None: nothing is to be done."""
-    spent: Mapping[str, float] = field(default_factory=dict)
-    """What was done before the run, for its log: name -> number."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """TrainingArguments that the method cannot train under -> why, and the repair."""
 
@@ -194,8 +183,6 @@ class Method:
     """Whether a run can continue from a checkpoint."""
     moves_ranks: bool = False
     """Whether ranks change in training, on the schedule of `rank`."""
-    takes_ranks: bool = False
-    """Whether it keeps the ranks that `lora.ranks` gives the layers; others choose ranks themselves, or share them."""
 
     @property
     def setting_names(self) -> list[str]:
@@ -270,19 +257,14 @@ SCORE_FIELDS = (
 
 
 def setting(
-    default: Any, *, least: float = -inf, above: float = -inf, below: float = inf, choices: Sequence[str] = (),
-    why: str = "it must be",
+    default: Any, *, least: float = -inf, above: float = -inf, below: float = inf, why: str = "it must be",
 ) -> Any:  # fmt: skip
     """A field of `Settings` and the values it may have; None is one where it is the default."""
     limits = {"at least": least, "above": above, "below": below}
-    told = " or ".join(choices) or " and ".join(
-        f"{word} {limit:g}" for word, limit in limits.items() if isfinite(limit)
-    )
+    told = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if isfinite(limit))
 
     def fits(value: Any) -> bool:
-        if value is None:
-            return default is None
-        return value in choices if choices else least <= value and above < value < below
+        return default is None if value is None else least <= value and above < value < below
 
     return field(default=default, metadata={"fits": fits, "rule": f"{why} {told}"})
 

@@ -21,23 +21,20 @@ class ParaSettings(Settings):
 
     factor: int = setting(4, least=2, why="the trained rank must exceed lora.r:")
     """The LoRA that is trained has rank factor x lora.r; 4 to 10 are the authors' 75 to 90 % fewer parameters."""
-    budget: str = setting("parameters", choices=("parameters", "ranks"))
-    """What the cut may keep of the uniform rank lora.r: its "parameters", or its "ranks"."""
 
 
-def truncate(model: PeftModel, rank: int, budget: str) -> dict[str, int]:
-    """Keep the largest singular triples of the updates of all layers, to the budget of a uniform `rank`; in place.
+def truncate(model: PeftModel, rank: int) -> dict[str, int]:
+    """Keep the largest singular triples of the updates of all layers, to the parameters of a uniform `rank`; in place.
 
-    One threshold for all layers, on the singular values of s B A, or, at a budget of parameters, on these over the
-    parameters of a triple. A layer may lose all. Nothing is merged, so a quantised base is as good as any. A run that
-    diverged has no singular values: all its layers are cut to `rank`. Returns the ranks.
+    One threshold for all layers, on the singular values of s B A over the parameters of a triple. A layer may lose all.
+    Nothing is merged, so a quantised base is as good as any. A run that diverged has no singular values: all its layers
+    are cut to `rank`. Returns the ranks.
     """
     diverged = not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
     # The update's exact singular triples; E holds the values.
     layers = attach(model, start="lora" if diverged else "svd")
     scores: Scores = {layer.name: _singular_values(layer) for layer in layers}
-    widths = {layer.name: rank_parameters(layer.a.in_features, layer.b.out_features) for layer in layers}
-    costs = dict.fromkeys(widths, 1) if budget == "ranks" else widths
+    costs = {layer.name: rank_parameters(layer.a.in_features, layer.b.out_features) for layer in layers}
     excess = sum(len(values) * costs[name] for name, values in scores.items()) - rank * sum(costs.values())
     if diverged:
         pruned = {layer.name: tuple(range(rank, layer.rank)) for layer in layers}
@@ -72,7 +69,7 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
 
     @torch.no_grad()
     def finish() -> None:
-        truncate(model, request.lora.r, settings.budget)
+        truncate(model, request.lora.r)
 
     return Adaptation(model=model, finish=finish)
 

@@ -22,13 +22,6 @@ class RandLoraSettings(Settings):
 
     r: int | None = setting(None, least=1)
     """Rank of a basis. MORE means FEWER parameters. None: the one nearest to the parameters of LoRA with lora.r."""
-    scale: str = setting("authors", choices=("authors", "peft"))
-    """The update's factor: "authors", alpha / (r sqrt n) with the n bases of a layer, as in their code; "peft",
-    alpha / r, which is sqrt n times larger."""
-    alpha: float | None = None
-    """None: 2 r with the authors' scale, their README's; 20 r with PEFT's, its advice."""
-    sparse: bool = False
-    """Ternary bases."""
 
     @staticmethod
     def nearest(request: Request, parameters: int) -> list[dict[str, Any]]:
@@ -39,32 +32,30 @@ class RandLoraSettings(Settings):
 
 
 def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
-    """RandLoRA on the LoRA's target modules.
+    """RandLoRA on the LoRA's target modules, scaled by alpha / (r sqrt n) with the n bases of a layer, and alpha = 2 r.
 
-    PEFT has one alpha for all layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with
-    fewer trains at its own scaling, which `finish` folds into its lambda. Raises ValueError: a start, DoRA or rsLoRA,
-    which RandLoRA does not have.
+    So it is in the authors' code and README; PEFT's own scaling is sqrt n times larger. PEFT has one alpha for all
+    layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with fewer trains at its own
+    scaling, which `finish` folds into its lambda. Raises ValueError: a start, DoRA or rsLoRA, which RandLoRA does not
+    have.
     """
     request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
     lora = request.lora
     shapes = _shapes(request)
     r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))[0]
-    authors = settings.scale == "authors"
-    alpha = (2 if authors else 20) * r if settings.alpha is None else settings.alpha
-    most = max(bases_of(r, shape) for shape in shapes) if authors else 1
+    most = max(bases_of(r, shape) for shape in shapes)
     config = RandLoraConfig(
         task_type=lora.task_type,
         r=r,
-        randlora_alpha=alpha / most**0.5,  # type: ignore[arg-type]
+        randlora_alpha=2 * r / most**0.5,  # type: ignore[arg-type]
         randlora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
         bias={"lora_only": "randlora_only"}.get(lora.bias, lora.bias),
         modules_to_save=lora.modules_to_save,
-        sparse=settings.sparse,
         projection_prng_key=request.seed,
     )
     model = request.with_adapter(config)
-    factors = {layer: (most / layer.num_bases) ** 0.5 if authors else 1.0 for layer in _layers(model, RandLoraLayer)}
+    factors = {layer: (most / layer.num_bases) ** 0.5 for layer in _layers(model, RandLoraLayer)}
     for layer, factor in factors.items():
         layer.scaling["default"] *= factor
 

@@ -41,13 +41,3 @@ def get_method(name: str) -> Method:
     """The method of this name. Raises ValueError: there is none; the message names the nearest."""
     check_method(name)
     return METHODS[name]
-
-
-def check_ranks(name: str) -> None:
-    """Raise ValueError if the method does not keep ranks that are given by layer, with those that do."""
-    if not get_method(name).takes_ranks:
-        fitting = ", ".join(name for name, method in METHODS.items() if method.takes_ranks)
-        raise ValueError(
-            f"lora.ranks gives each layer its rank, but method {name} decides on ranks itself; "
-            f"add method=lora (or one of {fitting}), or remove lora.ranks"
-        )

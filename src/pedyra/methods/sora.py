@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting
+from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
 from pedyra.methods.own_factors import Factors, Slot, fill, groups_with_gates, linear, linear_slots, write_plain
 
 
@@ -24,14 +24,6 @@ class SoraSettings(Settings):
     """xi: how much every step takes off each gate's magnitude, whatever the learning rate. T steps take T xi."""
     l1: float = setting(10.0, least=0)
     """lambda of the term lambda sum |g| / (number of gates) in the loss."""
-    legacy: bool = False
-    """The authors' shrinkage, whose dead zone is 2 xi wide, instead of soft-thresholding."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.threshold > 0 or not self.legacy, "method_settings.legacy changes nothing at threshold 0; leave it out"
-        )
 
 
 class GatedA(Slot):
@@ -65,22 +57,12 @@ def soft_threshold(gate: Tensor, threshold: float) -> Tensor:
     return gate.sign() * (gate.abs() - threshold).clamp(min=0)
 
 
-def legacy_threshold(gate: Tensor, threshold: float) -> Tensor:
-    """The authors' three masks: xi off what exceeds xi, then zero for all that is now below xi.
-
-    So |g| in (xi, 2 xi) dies too, and a gate jumps from xi to zero.
-    """
-    shrunk = torch.where(gate.abs() > threshold, gate - threshold * gate.sign(), gate)
-    return torch.where(shrunk.abs() < threshold, 0.0, shrunk)
-
-
 def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings: SoraSettings) -> None:
     """Put the L1 term's gradient before, and the proximal step after, every step of `optimizer`.
 
     Hooks of the optimizer itself: they hold in any loop, and a step that is not taken shrinks nothing.
     """
     count = sum(gate.numel() for gate in gates)
-    shrink: Callable[[Tensor, float], Tensor] = legacy_threshold if settings.legacy else soft_threshold
 
     @torch.no_grad()
     def add_penalty(*_: Any) -> None:
@@ -91,7 +73,7 @@ def add_gate_steps(optimizer: Optimizer, gates: Sequence[nn.Parameter], settings
     @torch.no_grad()
     def shrink_gates(*_: Any) -> None:
         for gate in gates:
-            gate.copy_(shrink(gate, settings.threshold))
+            gate.copy_(soft_threshold(gate, settings.threshold))
 
     optimizer.register_step_pre_hook(add_penalty)
     optimizer.register_step_post_hook(shrink_gates)
@@ -118,11 +100,10 @@ def prepare(request: Request, settings: SoraSettings) -> Adaptation:
     Gates share the optimizer and its schedule with A and B, in a group without weight decay. A zero gate can open
     again, so all of lora.r is trained to the end; what is saved has the rank that is left.
 
-    Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi (`legacy` has theirs); the
-    L1 gradient is added in closed form at the step, so it is not clipped with the others, and the loss that is logged
-    is the task's; no LayerNorm is unfrozen, which makes theirs more than an adapter. Their schedule over xi with
-    retraining at each stage is a sequence of runs, and not part of one. Raises ValueError: DoRA, rsLoRA or another
-    start.
+    Departs from the authors' code, and why: soft-thresholding instead of a dead zone of 2 xi; the L1 gradient is added
+    in closed form at the step, so it is not clipped with the others, and the loss that is logged is the task's; no
+    LayerNorm is unfrozen, which makes theirs more than an adapter. Their schedule over xi with retraining at each stage
+    is a sequence of runs, and not part of one. Raises ValueError: DoRA, rsLoRA or another start.
     """
     request.refuse_lora("SoRA defines its own start and scaling", "init", "use_dora", "use_rslora")
     model = request.with_lora()

@@ -41,11 +41,10 @@ def check_arguments(refused: Mapping[str, str], args: TrainingArguments) -> None
 
 
 class MethodCallback(TrainerCallback):
-    """Calls a method's hooks at Trainer's events, and logs what the method spent before the run."""
+    """Calls a method's hooks at Trainer's events."""
 
     def __init__(self, adaptation: Adaptation, ranks: RankCallback | None = None) -> None:
         self.adaptation, self.ranks = adaptation, ranks
-        self._told = not adaptation.spent
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         check_arguments(self.adaptation.refused, args)
@@ -68,13 +67,6 @@ class MethodCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
         self.adaptation.hooks.stepped(state.global_step, skipped=skipped)  # Trainer counts the step only later
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if self._told or logs is None or "loss" not in logs:
-            return
-        self._told = True
-        logs.update(self.adaptation.spent)
-        state.log_history[-1].update(self.adaptation.spent)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.adaptation.hooks.end()

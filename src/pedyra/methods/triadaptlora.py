@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,8 +32,6 @@ class TriAdaptSettings(Settings):
 
     add: int | None = setting(None, least=1)
     """Ranks a growing layer gains. None: lora.r / 2, at least 1, the authors' default."""
-    mode: str = setting("linear", choices=("linear", "nonlinear"))
-    """How the number of growing layers follows the part c of the run that is over: linear R c, or nonlinear R^c."""
 
 
 class CoreFactor(AFactor):
@@ -93,10 +90,9 @@ class CoreNorms(ScoreState):
         self.state["previous"] = self._checked  # as it was before the growth
 
 
-def growing_layers(missing: int, part: float, layers: int, mode: str) -> int:
-    """m: int(R c) or int(R^c) of the R ranks that are missing, when the part c of the run is over; within [1, L]."""
-    wanted = int(missing * part) if mode == "linear" else int(math.exp(part * math.log(missing)))
-    return min(max(wanted, 1), layers)
+def growing_layers(missing: int, part: float, layers: int) -> int:
+    """m: int(R c) of the R ranks that are missing, when the part c of the run is over; within [1, L]."""
+    return min(max(int(missing * part), 1), layers)
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,6 @@ class GrowByCore:
 
     final: int
     add: int
-    mode: str
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)
@@ -119,7 +114,7 @@ class GrowByCore:
         else:
             warmup = now.schedule.initial_warmup
             part = (now.step - warmup) / (now.schedule.total_steps - warmup)
-            top = growing_layers(missing, part, len(scores), self.mode)
+            top = growing_layers(missing, part, len(scores))
             gains = growth(layer_scores, below, missing, top, self.add)
         rescale = {name: now.ranks[name] / (now.ranks[name] + gain) for name, gain in gains.items()}
         return make_plan(scores, {}, gains, layer_scores, rescale)
@@ -162,7 +157,7 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
         E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
-    policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add, settings.mode)
+    policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add)
     method = ScoredMethod(
         **config.to_dict(),
         policy=policy,

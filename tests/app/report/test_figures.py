@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pedyra.app.report.chart import Axes, Curve, Spec, curves
 from pedyra.app.report.figures import make_figures, notable
-from pedyra.app.report.records import read_run, read_runs
+from pedyra.app.report.records import read_run
 
-ALL = "map history types loss effective-rank spearman parameters".split()
+ALL = "map history loss effective-rank".split()
 Figures = dict[str, Any]
 
 
-def figures_of(*folders: Path) -> Figures:
-    return {figure.id: figure for figure in make_figures(read_runs(folders))}
+def figures_of(folder: Path) -> Figures:
+    return {figure.id: figure for figure in make_figures(read_run(folder))}
 
 
 def columns(spec: Spec) -> dict[str, dict[str, list[Any]]]:
@@ -41,26 +40,12 @@ def figures(dynamic_run: Path) -> Figures:
     return figures_of(dynamic_run)
 
 
-def with_method(run: Path, folder: Path, method: str) -> Path:
-    """A copy of the run, by another method."""
-    shutil.copytree(run, folder)
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "method": method}))
-    return folder
-
-
 def test_a_run_of_the_paper_has_every_figure(figures: Figures):
     assert list(figures) == ALL
 
 
-def test_what_means_nothing_for_a_method_is_not_drawn(dynamic_run: Path, tmp_path: Path):
-    """Ranks that follow no importance have no correlation with it."""
-    at_random = figures_of(with_method(dynamic_run, tmp_path / "random", "random"))
-    assert set(ALL) - at_random.keys() == {"spearman"}
-
-
 def test_a_plain_lora_run_shows_its_losses_alone(lora_run: Path):
-    (figure,) = make_figures(read_runs([lora_run]))
+    (figure,) = make_figures(read_run(lora_run))
     assert [panel.title for panel in figure.panels] == ["Training loss", "Held-out loss", "Held-out accuracy"]
 
 
@@ -139,23 +124,6 @@ def test_the_history_colours_the_layers_that_changed_most_and_holds_all(figures:
     scores = run.adjustments[0]["layer_scores"]
     best = max(run.layers, key=lambda layer: scores[layer.name])
     assert columns(places.spec)[best.short_name]["y"][0] == 1
-
-
-def test_the_mean_rank_of_a_type_is_over_its_layers(figures: Figures, dynamic_run: Path):
-    run = read_run(dynamic_run)
-    ends = [run.final_ranks[layer.name] for layer in run.layers if layer.type == "key"]
-    assert columns(figures["types"].panels[0].spec)["key"]["y"][-1] == pytest.approx(sum(ends) / 6)
-
-
-def test_several_runs_share_axes_and_keep_their_colours(dynamic_run: Path, lora_run: Path):
-    figures = figures_of(dynamic_run, lora_run)
-    held_out, total = figures["loss"].panels[1].spec, figures["parameters"].panels[1].spec
-    assert list(drawn(held_out)) == ["demo", "lora"] and list(drawn(total)) == ["demo"]
-    for spec in (held_out, total):
-        domains = [
-            layer["encoding"]["color"]["scale"]["domain"] for layer in spec["layer"] if "color" in layer["encoding"]
-        ]
-        assert domains and all(domain == ["demo", "lora"] for domain in domains)
 
 
 def test_a_run_in_which_nothing_moved_says_so(still_run: Path):

@@ -7,33 +7,19 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
 from pedyra.app.report import save_figures
 
 
 def test_every_figure_is_a_file(dynamic_run: Path, tmp_path: Path):
-    paths = save_figures([dynamic_run], tmp_path / "figures", formats=["svg"])
-    assert len(paths) == 7 and all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in paths)
+    paths = save_figures(dynamic_run, tmp_path / "figures", formats=["svg"])
+    assert len(paths) == 4 and all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in paths)
     texts = [node.text for node in ElementTree.parse(tmp_path / "figures/map.svg").iter() if node.text]
     assert texts.count("8") > 36  # all cells of the start, and some of the end
 
 
 def test_both_formats_are_written_unless_told_otherwise(lora_run: Path, tmp_path: Path):
-    assert save_figures([lora_run], tmp_path) == [tmp_path / "loss.svg", tmp_path / "loss.png"]
+    assert save_figures(lora_run, tmp_path) == [tmp_path / "loss.svg", tmp_path / "loss.png"]
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_several_runs_are_drawn_side_by_side(dynamic_run: Path, lora_run: Path, tmp_path: Path):
-    (path,) = (p for p in save_figures([lora_run, dynamic_run], tmp_path, formats=["svg"]) if p.stem == "loss")
-    texts = {node.text for node in ElementTree.parse(path).iter()}
-    assert {"demo", "lora", "Training loss", "Held-out accuracy"} <= texts
-
-
-def test_an_unknown_format_is_refused(dynamic_run: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="map.gif: figures are written as svg or png"):
-        save_figures([dynamic_run], tmp_path, formats=["gif"])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_importing_the_report_loads_nothing_that_draws():

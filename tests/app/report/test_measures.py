@@ -9,9 +9,7 @@ import pytest
 from pedyra.app.report.measures import (
     importance_ranks,
     mean_by_layer,
-    smoothed,
     spearman,
-    thinned,
     utilisation,
 )
 
@@ -45,15 +43,3 @@ def test_utilisation_is_effective_rank_over_rank():
     assert utilisation({"effective_rank": {"a": 0.0}, "ranks": {"a": 0}}) is None
     assert utilisation({"effective_rank": {"a": math.nan}, "ranks": {"a": 2}}) is None
     assert utilisation({"ranks": {"a": 4}}) is None
-
-
-def test_smoothed_corrects_the_start():
-    # With decay 0.5: 4; (0.25 * 4 + 0.5 * 1) / 0.75 = 2.
-    assert smoothed([4.0, 1.0], beta=0.5) == pytest.approx([4.0, 2.0])
-    assert smoothed([3.0] * 5) == pytest.approx([3.0] * 5)
-
-
-def test_thinned_keeps_the_ends_and_the_limit():
-    assert thinned(3) == [0, 1, 2]
-    kept = thinned(10_000, limit=600)
-    assert len(kept) == 600 and kept[0] == 0 and kept[-1] == 9_999

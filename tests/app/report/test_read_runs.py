@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.app.report.records import make_layers, read_run, read_runs
+from pedyra.app.report.records import make_layers, read_run
 
 
 @pytest.fixture
@@ -58,11 +58,6 @@ def test_of_a_step_written_twice_by_a_resume_the_later_line_counts(copy: Path):
     ranks.write_text(ranks.read_text() + json.dumps(again) + "\n")
     run = read_run(copy)
     assert [s["total_rank"] for s in run.snapshots if s["step"] == again["step"]] == [1]
-
-
-def test_labels_tell_runs_apart(dynamic_run: Path, tmp_path: Path):
-    twins = [Path(shutil.copytree(dynamic_run, tmp_path / seed / "demo")) for seed in ("seed0", "seed1")]
-    assert [run.label for run in read_runs(twins)] == ["seed0/demo", "seed1/demo"]
 
 
 def cut(line: str) -> str:
@@ -123,10 +118,6 @@ def test_an_empty_log_is_told(copy: Path):
         read_run(copy)
 
 
-def test_no_folder_the_wrong_folder_and_the_same_folder_twice(dynamic_run: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="run_dirs is empty"):
-        read_runs([])
+def test_the_wrong_folder_is_told(tmp_path: Path):
     with pytest.raises(ValueError, match="is not a folder"):
-        read_runs([tmp_path / "nowhere"])
-    with pytest.raises(ValueError, match="names a run twice"):
-        read_runs([dynamic_run, dynamic_run])
+        read_run(tmp_path / "nowhere")

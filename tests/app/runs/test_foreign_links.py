@@ -75,7 +75,7 @@ def test_a_run_folder_that_is_reached_by_a_link_is_the_users_own_choice(recipe, 
 def test_a_report_takes_the_place_of_a_link(foreign, victim):
     for name in ("report.html", ".report.html.part"):
         folder = foreign(name)
-        build_report([folder.path])
+        build_report(folder.path)
         assert unharmed(victim) and not folder.report.is_symlink()
         shutil.rmtree(folder.path)
 

@@ -79,33 +79,6 @@ def test_head_and_adapter_are_those_of_the_seed_for_every_method():
     assert all(same_bits(weights["lora"][name], weights["pedyra"][name]) for name in heads)
 
 
-@pytest.mark.parametrize("method", ["lora", "lora+", "dora", "pissa"])
-def test_ranks_by_layer_are_those_of_the_adapter_and_all_have_one_scaling(method):
-    first = "bert.encoder.layer.0.attention.self.query"
-    ranks = {"query": 3, first: 5, "bert.encoder.layer.1.attention.self.query": 0, "attention.output.dense": 1}
-    lora = {"r": 4, "alpha": 6, "target_modules": ["key"], "ranks": ranks}
-    model: Any = set_up(recipe(method=method, lora=lora)).model
-    layers = {name: module for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")}
-    found = {name: layer.lora_A["default"].weight.shape[0] for name, layer in layers.items()}
-    assert found == {first: 5, **{f"bert.encoder.layer.{depth}.attention.output.dense": 1 for depth in (0, 1)}}
-    assert {layer.scaling["default"] for layer in layers.values()} == {1.5}
-
-
-@pytest.mark.parametrize(
-    ("method", "ranks", "told"),
-    [
-        ("lora", {"quary": 3}, "lora.ranks: 'quary' is no layer of the model; did you mean 'query'?"),
-        ("lora", {"zzz": 3}, "lora.ranks: 'zzz' is no layer of the model; layers are called word_embeddings"),
-        ("pedyra", {"query": 3}, "method pedyra decides on ranks itself; add method=lora"),
-        ("randlora", {"query": 3}, "method randlora decides on ranks itself"),
-    ],
-)
-def test_ranks_of_unknown_layers_or_for_a_method_with_its_own_are_refused(method, ranks, told):
-    with pytest.raises(ValueError) as caught:
-        set_up(recipe(method=method, lora={"ranks": ranks}))
-    assert told in str(caught.value)
-
-
 @pytest.mark.parametrize("targets", ["all-linear", ["query", "value"], r".*\.(query|key)", ["layer.0.output.dense"]])
 def test_targets_that_match_are_accepted(targets):
     base: Any = set_up(recipe()).model.get_base_model()

@@ -62,7 +62,7 @@ def test_smoke_writes_a_row_for_every_model_and_method_that_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"rounds": 1}, "at least 8"), ({"dtype": "int8"}, "choose float32 or bfloat16"), ({"device": "foo"}, "'foo'")],
+    [({"rounds": 1}, "at least 8")],
 )
 def test_a_setting_that_cannot_be_is_told(setting: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):

@@ -42,7 +42,7 @@ def test_rotated_prose_is_the_prose_letter_by_letter():
 
 def test_an_unknown_target_is_refused():
     result = CliRunner().invoke(app, ["bench", "transfer", "--smoke", "--target", "latin"])
-    assert str(result.exception) == "--target is 'latin'; it must be one of code, rot13"
+    assert result.exit_code == 2 and "latin" in result.output
 
 
 def test_the_loss_is_nats_per_byte_and_uniform_logits_cost_log_256():

@@ -12,7 +12,6 @@ def test_a_key_goes_where_a_recipe_has_it():
     assert (spec.name, spec.rank) == ("pedyra", {"moves": 4, "orth_weight": 0.1, "max_rank": None})
     assert spec.lora == {"use_dora": True} and not spec.settings
     assert parse_method("lora+:ratio=4").settings == {"ratio": 4}
-    assert parse_method("lora:ranks={q=1,blocks.3.up=2}").lora == {"ranks": {"q": 1, "blocks.3.up": 2}}
     assert parse_method("gora:max_rank=9").settings == {"max_rank": 9}  # a method's own before those of `rank`
 
 
@@ -23,7 +22,6 @@ def test_a_key_goes_where_a_recipe_has_it():
         ("lora+:ration=4", "'ration' is no setting of lora.; did you mean 'ratio'"),
         ("pedyra:tolerance=1", "'tolerance' is no setting of pedyra"),
         ("lora:moves=4", "lora moves no ranks, so it has no setting 'moves'; drop it"),
-        ("sora:ranks={q=1}", "lora.ranks gives each layer its rank, but method sora decides on ranks itself"),
         ("pedyra:moves", "is not of the form NAME:key=value,key=value"),
         ("pedyra:", "is not of the form NAME:key=value,key=value"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from pathlib import Path
@@ -49,9 +48,8 @@ def test_the_tables_hold_the_statistics(make_grid, folder):
     assert "+0.1000 [+0.1000, +0.1000]" in text
     assert "0.01: 10.50, 0.1: 10.51" in text  # the whole curve
     assert "warning: lora on toy, r = 2: the best rate, 0.1, is the highest of its grid" in text
-    with (out / "comparison.csv").open() as file:
-        first, *_ = csv.DictReader(file)
-    assert (first["method"], first["value"], first["metrics.accuracy"]) == ("lora", "0.51", "0.51")
+    first = json.loads((out / "comparison.jsonl").read_text().splitlines()[0])
+    assert (first["method"], first["value"], first["metrics"]["accuracy"]) == ("lora", 0.51, 0.51)
 
 
 def test_where_the_loss_is_judged_the_metric_is_shown_beside_it(make_grid, folder):

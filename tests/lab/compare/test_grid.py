@@ -63,7 +63,6 @@ def test_without_rates_the_one_of_training_is_used_as_given(make_grid):
         ("tuning.seed=[1]", "unknown key 'tuning.seed'; did you mean 'tuning.seeds'?"),
         ("methods.lora.training.max_steps=3", "methods.lora.training.max_steps would not be a fair comparison"),
         ("methods.lora.lora.r=3", "methods.lora.lora.r follows from budgets and match"),
-        ("lora.ranks={query: 3}", "lora.ranks cannot be made equal to a budget"),
         ("tasks.mine={source: a.jsonl, folder: x}", "tasks.mine.folder is for named tasks"),
     ],
 )

@@ -71,13 +71,3 @@ def test_the_classes_are_told_where_a_part_of_the_rows_may_lack_one(tmp_path):
     assert splits.tuning["num_labels"] == splits.reported["num_labels"] == 3
     named = DataSection(source=path, labels=["a", "b", "c"])
     assert split_task("named", named, None, tmp_path / "named").tuning["labels"] == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("metric", ["matthews", "f1"])
-def test_a_metric_that_fails_on_one_class_is_refused(tmp_path, metric):
-    train, validation = write(tmp_path / "a.jsonl", [0, 1] * 20), write(tmp_path / "b.jsonl", [1, 1, 1])
-    data = DataSection(source=train, validation=validation, metric=metric)
-    with pytest.raises(ValueError, match=f"task mine: all 3 reported rows have the label 1, and {metric} is undefined"):
-        split_task("mine", data, None, tmp_path / "out")
-    assert not (tmp_path / "out" / "splits.json").exists()
-    split_task("mine", data.model_copy(update={"metric": "accuracy"}), None, tmp_path / "out")

@@ -17,7 +17,7 @@ def run(ranks: dict[str, int] | None = None, **records: Any) -> RunRecords:
     ranks = ranks or {"a": 2, "b": 2, "c": 2}
     layers = make_layers([{"name": name, "type": name, "depth": 0, "rank": rank} for name, rank in ranks.items()])
     empty = {field.name: {} if field.type == "Record" else [] for field in fields(RunRecords)}
-    return RunRecords(**{**empty, "path": Path("run"), "label": "run", "layers": layers, **records})
+    return RunRecords(**{**empty, "path": Path("run"), "layers": layers, **records})
 
 
 def adjustment(step: int, scores: Sequence[float], ranks: list[int], **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 Spec = dict[str, Any]
 Value = float | None
@@ -18,29 +18,29 @@ PALETTE = {
     "light": ["#0068A8", "#C8500A", "#00805C", "#A8447E", "#94700A", "#4A8FBE", "#5B5BB0", "#6B6B6B"],
     "dark": ["#5EB5EE", "#FF9557", "#38C8A0", "#E79AC8", "#E8C04F", "#A6D3F5", "#B3B2F5", "#B0B0B0"],
 }
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
+GREY, CHANGED = "#8a949e", "#C8500A"
 MARKED = 12  # points; a curve of so few shows each
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve, or one set of points: `y` against `x`, optionally from `low` to `high`, each point with a `label`."""
+    """One curve: `y` against `x`, with a band from `low` to `high` where they are given."""
 
     name: str
     x: Sequence[float]
     y: Sequence[Value]
     low: Sequence[Value] | None = None
     high: Sequence[Value] | None = None
-    labels: Sequence[str] | None = None
-    kind: Literal["drawn", "raw", "quiet"] = "drawn"
-    """raw: faint, under the curve of the same name. quiet: grey."""
+    quiet: bool = False
+    """Grey, under the others."""
 
     def rows(self) -> list[Spec]:
         """A row a point; a point without a number is left out."""
-        columns = {"x": self.x, "y": self.y, "low": self.low, "high": self.high, "label": self.labels}
+        columns = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
         known = {key: values for key, values in columns.items() if values is not None}
         points = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
-        return [{"name": self.name, "kind": self.kind, **point} for point in points if point["y"] is not None]
+        kind = "quiet" if self.quiet else "drawn"
+        return [{"name": self.name, "kind": kind, **point} for point in points if point["y"] is not None]
 
 
 @dataclass(frozen=True)
@@ -60,49 +60,36 @@ class Axes:
     """1 is at the top, for places in a ranking."""
     step: bool = False
     """A value holds until the next."""
-    points: bool = False
-    """Points with error bars instead of curves with bands."""
     line_at: tuple[str, float] | None = None
     """A named horizontal line."""
 
 
-def curves(several: Sequence[Curve], axes: Axes, names: Sequence[str] = ()) -> Spec:
-    """Curves with their bands, or points with their error bars, over one pair of axes.
-
-    Args:
-        names: all names that may occur, so that a name has one colour in every chart; default: those drawn.
-    """
+def curves(several: Sequence[Curve], axes: Axes) -> Spec:
+    """Curves with their bands over one pair of axes."""
     rows = [row for curve in several for row in curve.rows()]
     if axes.log_x or axes.log_y:
         rows = [row for row in rows if (row["x"] > 0 or not axes.log_x) and (row["y"] > 0 or not axes.log_y)]
     at = {"x": _x_axis(axes, rows), "y": _y_axis(axes, rows)}
-    drawn = [curve for curve in several if curve.kind == "drawn"]
-    domain = list(names or dict.fromkeys(curve.name for curve in drawn))
+    drawn = [curve for curve in several if not curve.quiet]
     legend = {"values": [curve.name for curve in drawn]} if len(drawn) > 1 else None
-    color = {"field": "name", "type": "nominal", "title": None, "legend": legend, "scale": {"domain": domain}}
+    scale = {"domain": [curve.name for curve in drawn]}
+    color = {"field": "name", "type": "nominal", "title": None, "legend": legend, "scale": scale}
     line = {"type": "line", "interpolate": "step-after" if axes.step else "linear"}
     who = {"field": "name", "type": "nominal", "title": " "}
     layers = []
-    if any(curve.kind == "quiet" for curve in several):
+    if len(drawn) < len(several):
         grey = {**at, "detail": {"field": "name"}, "tooltip": who}
-        layers.append(_of("quiet", {**line, "style": "quiet"}, grey))
-    if any(curve.kind == "raw" for curve in several):
-        layers.append(_of("raw", {**line, "style": "raw"}, {**at, "color": color}))
+        layers.append(_of("quiet", {**line, "color": GREY, "strokeWidth": 1, "opacity": 0.5}, grey))
     if any(curve.low for curve in drawn):
-        mark = {"type": "rule", "style": "error"} if axes.points else {"type": "area", "style": "band"}
         ends = {"x": at["x"], "y": {**at["y"], "field": "low"}, "y2": {"field": "high"}, "color": color}
-        layers.append(_of("drawn", mark, ends, "isValid(datum.low)"))
-    if drawn and not axes.points:
+        layers.append(_of("drawn", {"type": "area", "opacity": 0.17}, ends, "isValid(datum.low)"))
+    if drawn:
         few = max(len(curve.x) for curve in drawn) <= MARKED and not axes.step
         layers.append(_of("drawn", {**line, "point": few}, {**at, "color": color}))
-    if drawn:  # what the pointer reads: the points themselves, or invisible ones on a curve
         number = {"type": "quantitative", "format": ",.5~g"}
         told = [who, {"field": "x", "title": axes.x, **number}, {"field": "y", "title": axes.y, **number}]
-        if any(curve.labels for curve in drawn):
-            told.append({"field": "label", "type": "nominal", "title": "what"})
-        shape = {"shape": {**color, "scale": {"domain": domain, "range": SHAPES}}} if axes.points else {}
-        mark = {"type": "point", "style": "points" if axes.points else "reader"}
-        layers.append(_of("drawn", mark, {**at, "color": color, **shape, "tooltip": told}))
+        reader = {"type": "point", "filled": True, "size": 160, "opacity": 0}  # what the pointer reads
+        layers.append(_of("drawn", reader, {**at, "color": color, "tooltip": told}))
     if axes.line_at:
         layers += _named_line(*axes.line_at, at["y"])
     return {"data": {"values": rows}, "layer": layers}
@@ -120,14 +107,11 @@ def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> S
     mark = "datum.change > 0 ? '▲' : datum.change < 0 ? '▼' : ''"
     axis = {"ticks": False, "domain": False, "grid": False, "labelAngle": 0}
     place = {"type": "nominal", "sort": None, "axis": axis}
-    fill = {"field": "rank", "type": "quantitative", "scale": {"domain": [0, highest]}, "title": "rank"}
+    scale = {"domain": [0, highest], "scheme": "blues"}
+    fill = {"field": "rank", "type": "quantitative", "scale": scale, "title": "rank"}
     told = {"tooltip": [{"field": key, "type": "nominal"} for key in ("type", "depth", "rank", "change")]}
-    strong = f"datum.rank > {0.6 * highest}"
-
-    def where(test: str, mark: Spec, encoding: Spec) -> Spec:
-        return {"transform": [{"filter": test}], "mark": mark, "encoding": encoding}
-
-    text = {"text": {"field": "label"}, **told}
+    on_dark = {"condition": {"test": f"datum.rank > {0.6 * highest}", "value": "white"}, "value": "#14202b"}
+    changed = {"type": "rect", "filled": False, "color": CHANGED, "strokeWidth": 1.4}
     return {
         "data": {"values": list(cells)},
         "width": {"step": 30},
@@ -142,58 +126,36 @@ def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> S
             "y": {"field": "type", **place, "title": None},
         },
         "layer": [
-            {"mark": {"type": "rect", "style": "cell"}, "encoding": {"color": fill, **told}},
-            where("datum.change != 0", {"type": "rect", "style": "changed"}, told),
-            where(f"!({strong})", {"type": "text", "style": "rank"}, text),
-            where(strong, {"type": "text", "style": "rank-strong"}, text),
+            {"mark": "rect", "encoding": {"color": fill, **told}},
+            {"transform": [{"filter": "datum.change != 0"}], "mark": changed, "encoding": told},
+            {
+                "mark": {"type": "text", "fontSize": 11},
+                "encoding": {"text": {"field": "label"}, "color": on_dark, **told},
+            },
         ],
     }
 
 
 def theme(scheme: str) -> Spec:
-    """Vega-Lite's config for "light" or "dark": every colour and font of a chart."""
-    dark = scheme == "dark"
-    ink, muted, grid, grey, paper = (
-        ("#e5e8ea", "#9ca6af", "#262c32", "#6a747d", "#13161a")
-        if dark
-        else ("#1a1e23", "#5a636d", "#e8eaea", "#b4bac0", "#fcfcfa")
-    )
-    ramp = ["#1c2228", "#2f6f9c", "#bfe3fb"] if dark else ["#f4f6f3", "#7fb2d3", "#0b3c6e"]
-    words = {"labelColor": muted, "titleColor": muted, "labelFontSize": 12, "titleFontSize": 12}
-    words |= {"titleFontWeight": "normal"}
+    """Vega-Lite's config for "light" or "dark"."""
+    paper, ink, grid = ("#13161a", "#9ca6af", "#262c32") if scheme == "dark" else ("#fcfcfa", "#5a636d", "#e8eaea")
+    words = {
+        "labelColor": ink,
+        "titleColor": ink,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+    }
     return {
         "background": paper,
-        "font": 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif',
+        "font": 'system-ui, "Liberation Sans", Arial, sans-serif',
         "view": {"stroke": None},
-        "padding": 4,
         "title": {"color": ink, "fontSize": 13, "anchor": "start", "offset": 10},
-        "axis": {
-            **words,
-            "gridColor": grid,
-            "domainColor": muted,
-            "tickColor": muted,
-            "titlePadding": 8,
-            "tickCount": 5,
-        },
+        "axis": {**words, "gridColor": grid, "domainColor": ink, "tickColor": ink, "tickCount": 5},
         "axisX": {"grid": False},
         "axisY": {"domain": False, "ticks": False},
-        "legend": {**words, "orient": "top", "columns": 3, "symbolStrokeWidth": 2, "labelLimit": 220, "offset": 8}
-        | {"gradientLength": 120, "gradientThickness": 9},
-        "range": {"category": PALETTE[scheme], "heatmap": ramp, "ramp": ramp},
-        "style": {
-            "band": {"opacity": 0.17},
-            "raw": {"strokeWidth": 1, "opacity": 0.38},
-            "quiet": {"color": grey, "strokeWidth": 1, "opacity": 0.6},
-            "points": {"filled": True, "size": 70, "opacity": 0.85},
-            "reader": {"filled": True, "size": 160, "opacity": 0},
-            "error": {"strokeWidth": 1.6, "opacity": 0.75},
-            "reference": {"color": ink, "strokeDash": [5, 4], "strokeWidth": 1.2},
-            "reference-label": {"color": muted, "align": "right", "dy": -7, "fontSize": 12},
-            "cell": {"stroke": paper, "strokeWidth": 2},
-            "changed": {"color": ink, "filled": False, "strokeWidth": 1.4},
-            "rank": {"color": "#e5e8ea" if dark else "#14202b", "fontSize": 11},
-            "rank-strong": {"color": "#0d1a26" if dark else "#ffffff", "fontSize": 11},
-        },
+        "legend": {**words, "orient": "top", "columns": 3, "labelLimit": 220, "gradientLength": 120},
+        "range": {"category": PALETTE[scheme]},
     }
 
 
@@ -207,7 +169,7 @@ def plain(value: Any) -> Any:
 
 
 def _x_axis(axes: Axes, rows: Sequence[Spec]) -> Spec:
-    scale: Spec = {"zero": not axes.points, "nice": axes.points}
+    scale: Spec = {"zero": True, "nice": False}
     if axes.log_x:
         scale = {"type": "log", "nice": False, "padding": 8}
     return _axis("x", axes.x, scale, [row["x"] for row in rows])
@@ -244,10 +206,10 @@ def _axis(field: str, title: str, scale: Spec, values: Sequence[float]) -> Spec:
 
 def _named_line(name: str, value: float, at: Spec) -> list[Spec]:
     data = {"values": [{"y": value, "text": f"{name} {value:,}"}]}
-    words = {"type": "text", "style": "reference-label"}
+    words = {"type": "text", "align": "right", "dy": -7, "color": GREY}
     place = {"x": {"value": "width"}, "y": at}
     return [
-        {"data": data, "mark": {"type": "rule", "style": "reference"}, "encoding": {"y": at}},
+        {"data": data, "mark": {"type": "rule", "strokeDash": [5, 4], "color": GREY}, "encoding": {"y": at}},
         {"data": data, "mark": words, "encoding": {**place, "text": {"field": "text"}}},
     ]
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pedyra.app.packaged import prepared
 from pedyra.app.report.chart import Spec, plain, theme
 from pedyra.app.report.figures import make_figures
-from pedyra.app.report.records import read_runs
+from pedyra.app.report.records import read_run
 from pedyra.lora.files import write_file
 
 FORMATS = ("svg", "png")
@@ -19,29 +18,20 @@ RESOLUTION = 200  # dots per inch of a PNG
 _WIDTH, _HEIGHT = 380, 240  # of a panel, points
 
 
-def save_figures(run_dirs: Sequence[Path], out_dir: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write every figure of the report as `out_dir/<figure>.<format>`.
-
-    Args:
-        run_dirs: run folders, as for `build_report`.
-        out_dir: folder to write to, made if absent.
-        formats: "svg", "png" or both.
-
-    Returns:
-        The paths written.
+def save_figures(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write every figure of the report of a run as `out_dir/<figure>.<format>`; the paths written.
 
     Raises:
-        ValueError: an unknown format, or a damaged run folder as in `build_report`.
+        ValueError: a damaged run folder, as in `build_report`.
     """
-    figures = make_figures(read_runs(run_dirs))
-    drawn = {Path(out_dir) / f"{figure.id}.{name}": figure for figure in figures for name in formats}
-    for path in drawn:
-        check_format(path)
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    for path, figure in drawn.items():
-        stills = (panel.stills or [(panel.title, panel.spec)] for panel in figure.panels)
-        save_image(side_by_side(chain.from_iterable(stills)), path)
-    return list(drawn)
+    written = []
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for figure in make_figures(read_run(run_dir)):
+        stills = [still for panel in figure.panels for still in panel.stills or [(panel.title, panel.spec)]]
+        for name in formats:
+            written.append(out_dir / f"{figure.id}.{name}")
+            save_image(side_by_side(stills), written[-1])
+    return written
 
 
 def check_format(path: Path) -> None:

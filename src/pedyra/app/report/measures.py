@@ -65,19 +65,3 @@ def utilisation(record: Record) -> float | None:
     """That over the sum of the ranks (Fig. 1a); None if no rank is left."""
     effective, total = effective_rank(record), sum(record["ranks"].values())
     return effective / total if effective is not None and total else None
-
-
-def smoothed(values: Sequence[float], beta: float = 0.9) -> list[float]:
-    """Exponential moving average with its start-up bias removed, so that the first value is the first input."""
-    result, average = [], 0.0
-    for count, value in enumerate(values, start=1):
-        average = beta * average + (1 - beta) * value
-        result.append(average / (1 - beta**count))
-    return result
-
-
-def thinned(length: int, limit: int = 600) -> list[int]:
-    """Indices of at most `limit` evenly spread points of a curve, always with the first and the last."""
-    if length <= limit:
-        return list(range(length))
-    return sorted({round(index * (length - 1) / (limit - 1)) for index in range(limit)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -15,38 +14,37 @@ from pedyra.app.report import facts
 from pedyra.app.report.chart import PALETTE, plain, theme
 from pedyra.app.report.figures import Panel, make_figures
 from pedyra.app.report.images import vega_script
-from pedyra.app.report.records import RunRecords, read_runs
+from pedyra.app.report.records import RunRecords, read_run
 from pedyra.app.yaml_file import to_yaml
 from pedyra.lora.files import write_file
 
-SAMPLES = 5  # of what the model wrote, shown of each run
+SAMPLES = 5  # of what the model wrote
 
 
-def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of one run, or of several side by side.
+def build_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the report of a run.
 
     Args:
-        run_dirs: run folders; several are overlaid where they share axes, and compared in a table.
-        out: the HTML file to write; default `report.html` in the first run folder.
+        out: the HTML file to write; default `report.html` in the run folder.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: a run folder is missing or damaged; the message names the file, the line and the repair.
+        ValueError: the run folder is missing or damaged; the message names the file, the line and the repair.
     """
-    runs = read_runs(run_dirs)
-    target = Path(out) if out is not None else runs[0].path / "report.html"
+    run = read_run(run_dir)
+    target = run.path / "report.html" if out is None else out
     if target.is_dir():
         raise ValueError(f"out {target} is a folder; name the HTML file to write")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_file(target, render(runs))
+    write_file(target, render(run))
     return target
 
 
-def render(runs: Sequence[RunRecords]) -> str:
+def render(run: RunRecords) -> str:
     """The page as text."""
-    figures = make_figures(runs)
+    figures = make_figures(run)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -56,11 +54,11 @@ def render(runs: Sequence[RunRecords]) -> str:
         for i, panel in enumerate(figure.panels)
     }
     return environment.get_template("page.html").render(
-        runs=runs,
+        run=run,
         sections=[(name, list(group)) for name, group in groupby(figures, key=lambda figure: figure.section)],
         numbers={figure.id: number for number, figure in enumerate(figures, start=1)},
-        facts=facts,
-        palette=PALETTE,
+        described=facts.description(run),
+        cards=facts.facts(run),
         samples=SAMPLES,
         # Ours or Vega's and free of user text, so they go in unescaped.
         style=Markup(_asset("page.css")),

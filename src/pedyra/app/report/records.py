@@ -77,7 +77,6 @@ class RunRecords:
     """Everything the report knows about one run. Lists are in order of step; absent values are empty."""
 
     path: Path
-    label: str
     recipe: Record
     environment: Record
     metrics: list[Record]  # Trainer logs, without the final line
@@ -87,12 +86,17 @@ class RunRecords:
     snapshots: list[Record]
     adjustments: list[Record]
     samples: list[Record]  # what the model wrote, and to what
-    fit: Record  # what the run's fit found and took; {} where there was none, or one that had no rows to measure on
+    fit: Record  # what the run's fit found and took; {} where there was none
     curve: list[Record]  # the sizes that it measured, and the whole adapter
 
     @property
     def start_ranks(self) -> dict[str, int]:
         return {layer.name: layer.rank for layer in self.layers}
+
+    @property
+    def places(self) -> dict[str, tuple[str, int | None]]:
+        """Layer -> its module type and depth."""
+        return {layer.name: (layer.type, layer.depth) for layer in self.layers}
 
     @property
     def final_ranks(self) -> dict[str, int]:
@@ -102,26 +106,13 @@ class RunRecords:
         return next((state["ranks"] for state in reversed(states) if state["step"] <= last), self.start_ranks)
 
 
-def read_runs(run_dirs: Sequence[Path]) -> list[RunRecords]:
-    """Read run folders and give each a label that tells it from the others.
+def read_run(path: Path) -> RunRecords:
+    """Read a run folder.
 
     Raises:
-        ValueError: no folder given, a folder or one of its required files is missing, or a line is not what
-            the format says; the message names the file, the line and the repair.
+        ValueError: the folder or one of its required files is missing, or a line is not what the format says; the
+            message names the file, the line and the repair.
     """
-    if not run_dirs:
-        raise ValueError("run_dirs is empty: a report needs at least one run folder; pass one")
-    paths = [Path(run_dir).resolve() for run_dir in run_dirs]
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"{[str(path) for path in run_dirs]} names a run twice: runs must differ; drop the copy")
-    depth = 1  # the shortest tail of each path, the same number of parts for all, that makes the labels differ
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return [read_run(path, "/".join(path.parts[-depth:])) for path in paths]
-
-
-def read_run(path: Path, label: str | None = None) -> RunRecords:
-    """Read one run folder. Raises ValueError as `read_runs` does."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: a report is made from a run folder; check the path")
     environment = {}
@@ -145,9 +136,9 @@ def read_run(path: Path, label: str | None = None) -> RunRecords:
     for record in states:
         _check_names(record, layers, path / "ranks.jsonl")
         record |= {key: _with_nan(record[key]) for key in ("layer_scores", "effective_rank") if record.get(key)}
+    fit = path / "fit" / "pedyra_fit.json"
     return RunRecords(
-        path=path,
-        label=label or path.resolve().name,
+        path=path.resolve(),
         recipe=read_settings(path / "recipe.yaml", [], what="recipe", starts_with="method"),
         environment=environment,
         metrics=sorted((record for record in metrics if not record.get("final")), key=lambda record: record["step"]),
@@ -157,18 +148,9 @@ def read_run(path: Path, label: str | None = None) -> RunRecords:
         snapshots=[record for record in states if record["kind"] == "snapshot"],
         adjustments=[record for record in states if record["kind"] == "adjustment"],
         samples=read_rows(path / "samples.jsonl", {"prompt": (str, None), "text": (str, None)}),
-        fit=_fit(path / "fit" / "pedyra_fit.json"),
+        fit=read_json(fit, _FIT) if fit.is_file() else {},
         curve=read_rows(path / "fit" / "pedyra_fit_curve.jsonl", _CURVE),
     )
-
-
-def _fit(path: Path) -> Record:
-    """The record of a fit; one that cut by singular values alone measured nothing."""
-    record = read_json(path) if path.is_file() else {}
-    if "verdict" not in record:
-        return {}
-    check_shape(record, _FIT, str(path))
-    return record
 
 
 def make_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:

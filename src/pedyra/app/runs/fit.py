@@ -18,13 +18,11 @@ from pedyra.app.runs.setup import Setup
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.fitting.curve import Shape
-from pedyra.fitting.cut import check_out, cut, singular_basis, write_cut
+from pedyra.fitting.cut import check_out
 from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
-from pedyra.lora.card import adapter_card, shown_name, shown_ranks
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
-from pedyra.lora.layer import rank_parameters
 from pedyra.methods.method import Adaptation
 
 KINDS = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal_lm"}
@@ -97,6 +95,9 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
     """Load the adapter in `path`, its base and its rows; errors as of `fit_folder`."""
     lora = read_lora(path)
     check_plain(lora)
+    for layer in lora.layers:
+        if not all(lora.tensors[layer.keys[factor]].isfinite().all() for factor in "AB"):
+            raise ValueError(f"the adapter's {layer.name} has a weight that is not finite; it diverged, or is damaged")
     _shape(wanted, lora)
     recipe = _recipe(path, lora, source)
     tokenizer = load_tokenizer(recipe.model)
@@ -110,55 +111,6 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
         if recipe.data.kind == "question_answering":
             trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
         yield Opened(trainer=trainer, lora=lora, run=source.folder(path))
-
-
-def truncate_folder(path: Path, wanted: Wanted, out: Path, overwrite: bool = False) -> dict[str, int]:
-    """Without data: cut by the singular values of each layer's update, largest first per parameter; nothing is proved.
-
-    Raises:
-        ValueError: no size was given, which is all that there is to go by; steps of recovery, which take rows.
-    """
-    lora = read_lora(path)
-    if wanted.parameters is None and wanted.max_rank is None:
-        raise ValueError(
-            "there are no rows to measure the loss on; give --data ROWS.jsonl or --run RUN, or say the size: "
-            "--parameters N or --max-rank R"
-        )
-    if wanted.recover:
-        raise ValueError("--recover trains on rows, and there are none; give --data ROWS.jsonl or --run RUN")
-    check_out(out, overwrite)
-    check_plain(lora)
-    shape = _shape(wanted, lora)
-    bases = {}
-    entries: list[tuple[float, int, str]] = []
-    sizes = {}
-    for position, layer in enumerate(lora.layers):
-        A, B = lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]]
-        if not (A.isfinite().all() and B.isfinite().all()):
-            raise ValueError(
-                f"the adapter's {layer.name} has a weight that is not finite; it has diverged, or is damaged"
-            )
-        bases[layer.name] = singular_basis(A, B)
-        sizes[layer.name] = rank_parameters(A.shape[1], B.shape[0])
-        energies = (layer.scaling * bases[layer.name].values).square() / sizes[layer.name]
-        entries += [(float(value), position, layer.name) for value in energies]
-    ranks = {layer.name: shape.most(layer.name, layer.rank) for layer in lora.layers}
-    if wanted.same_rank:
-        common = min(rank for rank in ranks.values() if rank)
-        ranks = {name: min(rank, common) for name, rank in ranks.items()}
-    left = {layer.name: layer.rank for layer in lora.layers}
-    for _, _, name in sorted(entries):
-        if wanted.parameters is None or sum(sizes[n] * r for n, r in ranks.items()) <= wanted.parameters:
-            break
-        left[name] -= 1
-        ranks[name] = min(ranks[name], shape.rounded(left[name], ranks[name]))
-    pairs = {layer.name: (lora.tensors[layer.keys["A"]], lora.tensors[layer.keys["B"]]) for layer in lora.layers}
-    factors = {name: cut(A, B, bases[name], ranks[name]) for name, (A, B) in pairs.items()}
-    base = lora.config.get("base_model_name_or_path")
-    told = {"base model": shown_name(base), "fit": "cut by singular values alone; nothing was measured"}
-    card = adapter_card("A smaller LoRA", {**told, "adapted": shown_ranks([r for r in ranks.values() if r])}, base=base)
-    write_cut(lora, factors, out, {"ranks": ranks, "by": "singular values", "measured_increase": None}, card=card)
-    return ranks
 
 
 def _shape(wanted: Wanted, lora: SavedLora) -> Shape:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from peft import PeftModel
+from torch import Tensor, UntypedStorage, nn
+from transformers import TrainerCallback
 
+from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.app.recipe import Recipe
 from pedyra.app.runs.setup import Setup, layer_rows, trainable_parameters
+from pedyra.app.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +88,18 @@ def make_plan(setup: Setup) -> Plan:
         trainer = setup.trainer(folder, [*setup.callbacks, begun], report_to="none")
         with suppress(_StopAtBegin.Begun):
             trainer.train()
+    batch = trainer.data_collator(longest_rows(setup.task.train, trainer.args.train_batch_size))
+    batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
+
+    def forward() -> None:
+        with trainer.compute_loss_context_manager():
+            trainer.compute_loss(setup.model, batch)
+
     allocator = None if setup.ranks is None else setup.ranks.allocator
-    description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
-    return Plan(
-        name=setup.recipe.name,
-        method=setup.recipe.method,
-        output_dir=setup.recipe.output_dir,
-        layers=layer_rows(setup.model),
-        trainable_parameters=trainable_parameters(setup.model),
-        total_parameters=sum(parameter.numel() for parameter in setup.model.parameters()),
-        train_rows=len(setup.task.train),
-        eval_rows=len(setup.task.eval),
-        classes=setup.task.num_labels if setup.task.kind in ("classification", "pairs") else None,
-        total_steps=begun.total_steps,
-        budget=description["budget"],
-        schedule=description["schedule"],
-        memory=estimate_memory(trainer),
-    )
+    tensors = [*setup.model.parameters(), *setup.model.buffers()]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    activations = kept_bytes(setup.model, forward)
+    return read_plan(setup.recipe, setup.task, setup.model, allocator, begun.total_steps, weights, activations)
 
 
 class _StopAtBegin(TrainerCallback):
@@ -115,35 +115,56 @@ class _StopAtBegin(TrainerCallback):
         raise self.Begun
 
 
-def estimate_memory(trainer: Trainer) -> MemoryEstimate:
-    """Weights and states counted from the model, activations measured on the longest batch of the training data."""
-    model = trainer.model
-    assert model is not None
-    tensors = [*model.parameters(), *model.buffers()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return MemoryEstimate(
-        weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        gradients_and_optimizer=3 * sum(p.numel() * p.element_size() for p in trainable),
-        activations=_measure_activations(trainer, model),
+def read_plan(
+    recipe: Recipe,
+    task: Task,
+    model: PeftModel,
+    allocator: RankAllocator | None,
+    total_steps: int,
+    weights: int,
+    activations: int,
+    exchanged: dict[str, int] | None = None,
+) -> Plan:
+    """The plan of a run whose model is adapted, and whose memory is known."""
+    description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return Plan(
+        name=recipe.name,
+        method=recipe.method,
+        output_dir=recipe.output_dir,
+        layers=layer_rows(model),
+        trainable_parameters=trainable_parameters(model),
+        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        train_rows=len(task.train),
+        eval_rows=len(task.eval),
+        classes=task.num_labels if task.kind in ("classification", "pairs") else None,
+        total_steps=total_steps,
+        budget=description["budget"],
+        schedule=description["schedule"],
+        memory=MemoryEstimate(
+            weights=weights,
+            gradients_and_optimizer=3 * sum(p.numel() * p.element_size() for p in trained),
+            activations=activations,
+        ),
+        exchanged=exchanged,
     )
 
 
-def _measure_activations(trainer: Trainer, model: nn.Module) -> int:
-    batch = trainer.data_collator(longest_rows(trainer.train_dataset, trainer.args.train_batch_size))
-    batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
+    """What a forward pass in training keeps for the backward pass, beside the parameters."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, UntypedStorage] = {}  # the storages themselves: an address that is free again would be another's
 
-    def count(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
         return tensor
 
     model.train()
-    with trainer.compute_loss_context_manager(), torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
-        trainer.compute_loss(model, batch)
-    return sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def longest_rows(rows: Any, count: int) -> list[Any]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import keep_whole, save_whole
-from pedyra.app.models import check_names, layer_ranks, load_model, load_tokenizer, lora_config, positions
+from pedyra.app.models import check_names, load_model, load_tokenizer, lora_config, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
@@ -24,7 +24,7 @@ from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
-from pedyra.methods.registry import check_ranks, get_method
+from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer
 
 
@@ -88,11 +88,9 @@ def resolve(recipe: Recipe) -> Recipe:
     """The recipe with its method's quantization (qlora: nf4) where it names none.
 
     Raises:
-        ValueError: an unknown method, or `lora.ranks` with one that does not keep them.
+        ValueError: an unknown method.
     """
     method = get_method(recipe.method)
-    if recipe.lora.ranks is not None:
-        check_ranks(recipe.method)
     if method.quantization is None or recipe.model.quantization != "none":
         return recipe
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": method.quantization})})
@@ -105,8 +103,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     data, are equal for every method.
 
     Raises:
-        ValueError: an unknown method, data or model that cannot be had, names in `lora` that match no module,
-            `lora.ranks` with a method that cannot take them.
+        ValueError: an unknown method, data or model that cannot be had, names in `lora` that match no module.
     """
     recipe = resolve(recipe)
     training_arguments(recipe)  # a misspelt argument is told before the data is read
@@ -151,7 +148,7 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
     return Request(
         method=recipe.method,
         model=base,
-        lora=lora_config(recipe.lora, recipe.data.kind, layer_ranks(base, recipe.lora.ranks)),
+        lora=lora_config(recipe.lora, recipe.data.kind),
         rank=recipe.rank,
         settings=recipe.method_settings,
         seed=recipe.seed,

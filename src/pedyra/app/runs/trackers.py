@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers.trainer_callback import CallbackHandler
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import caller
 from pedyra.app.report.chart import Spec, rank_map
-from pedyra.app.report.figures import increase_curve
+from pedyra.app.report.figures import increase_curve, map_cells
 from pedyra.app.report.images import save_image
 from pedyra.app.runs.setup import layer_rows
 from pedyra.fitting.result import Fit
@@ -66,7 +65,8 @@ class TrackerImages(TrainerCallback):
                 run = trackio.context_vars.current_run.get()  # pyright: ignore
                 self._trackio_run = None if run is None else run.name
         if ranks:
-            cells = _cells(self._start, ranks)
+            start = {name: self._start.get(name, 0) for name in ranks}
+            cells = map_cells({name: layer_place(name) for name in ranks}, [start, ranks])
             self._send("ranks", {**rank_map(cells, at="1"), "width": {"step": 30}, "height": {"step": 24}})
 
     def log_curve(self, found: Fit) -> None:
@@ -132,18 +132,6 @@ _SENDERS: dict[type[TrainerCallback], Callable[[TrackerImages, Any, str, np.ndar
 
 def _ranks(model: Any) -> dict[str, int]:
     return {row["layer"]: row["rank"] for row in layer_rows(model)}
-
-
-def _cells(start: dict[str, int], ranks: dict[str, int]) -> list[dict[str, Any]]:
-    """Of every module type and depth the ranks at the start and at the end; their mean where layers share a place."""
-    places: dict[tuple[str, int], list[str]] = {}
-    for name in ranks:
-        places.setdefault(layer_place(name), []).append(name)
-    cells = []
-    for (kind, depth), names in sorted(places.items(), key=lambda item: item[0][1]):
-        before, after = (fmean(each.get(name, 0) for name in names) for each in (start, ranks))
-        cells.append({"type": kind, "depth": str(depth), "ranks": [before, after], "changes": [0, after - before]})
-    return cells
 
 
 def _drawn(spec: Spec) -> np.ndarray:

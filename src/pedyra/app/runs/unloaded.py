@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pedyra.allocate.contract import RankMethod
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.models import check_names, load_tokenizer, positions, shape_of
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.plan import MemoryEstimate, Plan, longest_rows
+from pedyra.app.runs.plan import Plan, kept_bytes, longest_rows, read_plan
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import (
-    layer_rows,
     request,
     resolve,
     run_steps,
-    trainable_parameters,
 )
 from pedyra.app.tasks import Task, load_task
 from pedyra.lora.layer import AdaptedLayer
@@ -60,34 +58,16 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
         if adaptation.ranks is not None:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             allocator = RankAllocator(model, torch.optim.SGD(trained), adaptation.ranks, steps)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        described = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
         if any(getattr(arguments, name, False) for name in ("activation_checkpointing", "gradient_checkpointing")):
             switch = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
             switch({"use_reentrant": False})
-        return Plan(
-            name=recipe.name,
-            method=recipe.method,
-            output_dir=recipe.output_dir,
-            layers=layer_rows(model),
-            trainable_parameters=trainable_parameters(model),
-            total_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            train_rows=len(task.train),
-            eval_rows=len(task.eval),
-            classes=task.num_labels if task.kind in ("classification", "pairs") else None,
-            total_steps=steps,
-            budget=described["budget"],
-            schedule=described["schedule"],
-            memory=MemoryEstimate(
-                weights=_weights(model, BITS[recipe.model.quantization]),
-                gradients_and_optimizer=3 * sum(p.numel() * p.element_size() for p in trained),
-                activations=_activations(model, task, recipe.training["per_device_train_batch_size"]),
-            ),
-            exchanged={
-                "gradients": sum(p.numel() * p.element_size() for p in trained),
-                "observed": 0 if allocator is None else _observed(allocator.layers, allocator.method),
-            },
-        )
+        weights = _weights(model, BITS[recipe.model.quantization])
+        activations = _activations(model, task, recipe.training["per_device_train_batch_size"])
+        exchanged = {
+            "gradients": sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
+            "observed": 0 if allocator is None else _observed(allocator.layers, allocator.method),
+        }
+        return read_plan(recipe, task, model, allocator, steps, weights, activations, exchanged)
 
 
 def _weights(model: nn.Module, bits: float | None) -> int:
@@ -116,19 +96,7 @@ def _activations(model: Any, task: Task, rows: int) -> int:
     if task.kind == "causal_lm":
         count, length = batch["input_ids"].shape
         batch["attention_mask"] = torch.ones(count, 1, length, length, dtype=torch.bool)
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Any] = {}  # the storages themselves: an address that is free again would be another's
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**batch)
-    return sum(storage.nbytes() for storage in kept.values())
+    return kept_bytes(model, lambda: model(**batch))
 
 
 def _observed(layers: list[AdaptedLayer], method: RankMethod) -> int:

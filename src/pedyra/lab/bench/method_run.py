@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from pedyra.allocate.claim import choose_forward
-from pedyra.app.models import layer_ranks
 from pedyra.app.models.quantized import keep_weight_layout
 from pedyra.lab.bench.spec import MethodSpec
 from pedyra.lora.attach import attach, drop_empty, train_e
@@ -132,7 +131,7 @@ def request(spec: MethodSpec, training: BenchTraining) -> Request:
     return Request(
         method=spec.name,
         model=base,
-        lora=configured(lora, spec.lora, base),
+        lora=configured(lora, spec.lora),
         rank={**_rank_settings(spec.name, training), **spec.rank},
         settings=spec.settings,
         seed=training.seed,
@@ -141,14 +140,18 @@ def request(spec: MethodSpec, training: BenchTraining) -> Request:
     )
 
 
-def configured(lora: LoraConfig, given: Mapping[str, Any], base: nn.Module) -> LoraConfig:
-    """The LoRA with what a `MethodSpec` gives it, in the words of a recipe; the scaling alpha / r stays."""
+def configured(lora: LoraConfig, given: Mapping[str, Any]) -> LoraConfig:
+    """The LoRA with what a `MethodSpec` gives it, in the words of a recipe; the scaling alpha / r stays.
+
+    The oracle gives `ranks`: layer -> rank; layers of rank 0 are left out.
+    """
     names, scaling = {"init": "init_lora_weights", "dropout": "lora_dropout"}, lora.lora_alpha / lora.r
     given = {names.get(key, key): value for key, value in given.items()}
-    rank, ranks = given.pop("r", lora.r), layer_ranks(base, given.pop("ranks", None))
+    rank, ranks = given.pop("r", lora.r), given.pop("ranks", None)
     lora = changed(lora, r=rank, lora_alpha=scaling * rank, **given)
     if ranks is None:
         return lora
+    ranks = {name: rank for name, rank in ranks.items() if rank}
     alphas = {name: scaling * rank for name, rank in ranks.items()}
     return changed(with_ranks(lora, ranks, alphas), target_modules=set(ranks))
 

@@ -68,7 +68,7 @@ def bench_scale(
     `repeats`. A fit has the `exponent` of these medians.
 
     Raises:
-        ValueError: an unknown device, or one that is not here.
+        ValueError: a device that is not here.
     """
     check_device(device)
     for axis, sizes in axes.items():

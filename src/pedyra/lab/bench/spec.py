@@ -10,10 +10,10 @@ from typing import Any
 
 from pedyra.app.yaml_file import parse_yaml
 from pedyra.lora.spelling import did_you_mean
-from pedyra.methods.registry import METHODS, check_ranks, get_method
+from pedyra.methods.registry import METHODS, get_method
 from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
 
-LORA = ("ranks", "r", "dropout", "init", "use_dora", "use_rslora")
+LORA = ("r", "dropout", "init", "use_dora", "use_rslora")
 """Keys of a recipe's `lora` that a benchmark leaves open; scaling and layers are its own, as is an r not given."""
 
 
@@ -42,7 +42,7 @@ class MethodSpec:
 
 
 def parse_method(text: str) -> MethodSpec:
-    """The method that is written so, e.g. `lora+:ratio=4`, `pedyra:moves=4` or `lora:ranks={q=1,v=3}`.
+    """The method that is written so, e.g. `lora+:ratio=4`, or `pedyra:moves=4`.
 
     A key is a setting of the method's own, else a field of RankSettings, else one of `LORA`. Values are YAML, and 1e-3
     is a number.
@@ -62,8 +62,6 @@ def parse_method(text: str) -> MethodSpec:
             raise ValueError(f"method {text!r}: {name} moves no ranks, so it has no setting {key!r}; drop it")
         hint = did_you_mean(key, known, otherwise=f"it has {', '.join(known)}")
         raise ValueError(f"method {text!r}: {key!r} is no setting of {name}; {hint}")
-    if "ranks" in given and "ranks" not in own:
-        check_ranks(name)
     return MethodSpec(
         text=text,
         name=name,

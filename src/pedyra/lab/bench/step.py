@@ -24,8 +24,8 @@ from pedyra.lab.bench.measuring import check_device, now, storages
 from pedyra.lab.bench.method_run import configured
 from pedyra.lab.bench.spec import MethodSpec, parse_method
 from pedyra.methods.data import Data, model_loss
-from pedyra.methods.loop import make_optimizer
-from pedyra.methods.method import SCHEDULE, Adaptation, Request, Running
+from pedyra.methods.loop import Loop, make_optimizer
+from pedyra.methods.method import SCHEDULE, Adaptation, Request
 from pedyra.methods.registry import get_method
 from pedyra.pe_dyra.config import RankSettings
 
@@ -50,7 +50,7 @@ class Timing:
     """How steps are timed, the same for every model and method.
 
     Raises:
-        ValueError: too few rounds, an unknown dtype or device, or one that is not here.
+        ValueError: too few rounds, or a device that is not here.
     """
 
     rounds: int = 20
@@ -67,8 +67,6 @@ class Timing:
     def __post_init__(self) -> None:
         if self.rounds < LEAST_ROUNDS:
             raise ValueError(f"rounds is {self.rounds}; what is measured takes at least {LEAST_ROUNDS}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype {self.dtype!r} is unknown; choose float32 or bfloat16")
         check_device(self.device)
 
     @property
@@ -172,31 +170,22 @@ class Variant:
 
 
 class MethodVariant(Variant):
-    """A method of the registry: what `pedyra.methods.loop` does around a step, in pieces, for adjustments are timed
-    apart."""
+    """A method of the registry, in `pedyra.methods.loop`; adjustments are timed apart."""
 
     def __init__(self, name: str, adaptation: Adaptation, timing: Timing) -> None:
         model = _trained(adaptation.model, timing)
         super().__init__(name, model, make_optimizer(adaptation, torch.optim.AdamW, lr=LR, fused=True))
-        self.hooks, self.taken, steps = adaptation.hooks, 0, timing.total_steps
-        if adaptation.ranks is not None:
-            self.allocator = RankAllocator(self.model, self.optimizer, adaptation.ranks, steps)
-        self.hooks.begin(Running(total_steps=steps, optimizer=self.optimizer, allocator=self.allocator))
+        self.loop = Loop(adaptation, self.optimizer, timing.total_steps)
+        self.allocator = self.loop.allocator
 
     def begin_step(self) -> None:
-        self.hooks.step_begins(self.taken)
+        self.loop.begin_step()
 
     def update(self) -> None:
-        if self.allocator is not None:
-            self.allocator.before_step()
-        self.hooks.gradients_complete()
-        self.optimizer.step()
-        self.hooks.stepped(self.taken)
-        self.optimizer.zero_grad()
-        self.taken += 1
+        self.loop.update()
 
     def adjust(self) -> bool:
-        return self.allocator is not None and self.allocator.after_step() is not None
+        return self.loop.adjust() is not None
 
     def state(self) -> Iterable[Tensor]:
         if self.allocator is not None:
@@ -245,7 +234,7 @@ def build(text: str, spec: MethodSpec | None, model: BenchModel, timing: Timing)
     request = Request(
         method=spec.name,
         model=base,
-        lora=configured(lora, spec.lora, base),
+        lora=configured(lora, spec.lora),
         rank={**spec.rank, **timing.schedule},
         settings=spec.settings,
         steps=timing.total_steps,

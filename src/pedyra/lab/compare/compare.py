@@ -22,7 +22,7 @@ from pedyra.lab.compare.matching import Matched, ParameterCount, match_parameter
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lab.compare.results import Comparison, RateCurve, collect
 from pedyra.lab.compare.splits import TaskSplits, split_task
-from pedyra.lab.compare.tables import comparison_tables, print_tables, write_rows, write_tables
+from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
 from pedyra.lora.files import write_file
 from pedyra.methods.method import SCHEDULE
 from pedyra.methods.wide import Wide
@@ -73,8 +73,8 @@ def _show(comparison: Comparison, folder: Path, console: Console) -> None:
         console.print(f"- {remark}", soft_wrap=True)
     tuned = [{**row, "chosen": row["learning_rate"] == c.chosen} for c in comparison.curves for row in c.rows]
     write_json_lines(folder / "tuning.jsonl", tuned)
-    for file in [write_tables(stem, comparison.grid.name, tables, remarks), *write_rows(stem, comparison.rows)]:
-        console.print(f"written     {file}", soft_wrap=True)
+    write_json_lines(stem.with_suffix(".jsonl"), comparison.rows)
+    console.print(f"written     {write_tables(stem, comparison.grid.name, tables, remarks)}", soft_wrap=True)
 
 
 def _changes(entry: Entry, matched: Matched) -> str:
@@ -160,9 +160,8 @@ class Experiment:
             "method_settings": {**row.method_settings, **matched.method_settings},
             "training": {**grid.training, **row.training, "learning_rate": rate},
         }
-        fit = grid.fit_of(entry.method)
-        if purpose == "jobs" and fit is not None:
-            content["fit"] = fit
+        if purpose == "jobs" and grid.fit is not None:
+            content["fit"] = grid.fit
         return {**content, "generate": grid.generate} if grid.generate else content
 
 

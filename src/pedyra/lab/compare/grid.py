@@ -43,8 +43,6 @@ class MethodRow(Section):
     rank: dict[str, Any] = Field(default_factory=dict)
     method_settings: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
-    fit: dict[str, Any] | None = None
-    """As a recipe's: how small may the trained adapter be? Default: the grid's; {} asks with every default."""
 
 
 class TuningSection(Section):
@@ -120,15 +118,13 @@ class Grid(Section):
                 if key in row.training:
                     rule = f"methods.{name}.learning_rates" if key == "learning_rate" else f"training.{key} for all"
                     raise ValueError(f"methods.{name}.training.{key} would not be a fair comparison; set {rule}")
-            for key in ("r", "alpha", "ranks"):
+            for key in ("r", "alpha"):
                 if key in row.lora:
                     raise ValueError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
         return methods
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
-        if "ranks" in self.lora:
-            raise ValueError("lora.ranks cannot be made equal to a budget; remove it, or train it by `pedyra train`")
         for key in ("methods", "tasks", "seeds", "budgets"):
             values = getattr(self, key)
             if values is not None and not len(values):
@@ -172,11 +168,6 @@ class Grid(Section):
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
-
-    def fit_of(self, method: str) -> dict[str, Any] | None:
-        """The section `fit` of a row's reported runs; None: nothing is asked of the trained adapter."""
-        own = self.methods[method].fit
-        return self.fit if own is None else own
 
     def to_yaml(self) -> str:
         """The resolved grid; `load_grid` of it gives an equal grid."""

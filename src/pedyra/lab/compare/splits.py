@@ -22,8 +22,6 @@ SEED = 0
 """Of the splits, which are the same for every method and seed."""
 TUNING = 0.1
 """Part of the training rows that judges tuning runs."""
-NEEDS_TWO_LABELS = ("matthews", "f1", "pearson", "spearman")
-"""Metrics that say nothing where all rows have one label."""
 WHICH_ROWS = {"source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows"}
 """Keys of `data` that are spent when the rows are split."""
 
@@ -46,8 +44,7 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
         tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
 
     Raises:
-        ValueError: whatever stops the data from being read, a metric that a split cannot be judged by, and a folder
-            with other rows.
+        ValueError: whatever stops the data from being read, and a folder with other rows.
     """
     summary, asked = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
     if not summary.is_file():
@@ -78,9 +75,6 @@ def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path)
         "tuning": sample(tuning, tuning_rows or data.eval_rows, SEED, "validation"),
     }
     metric = data.metric or METRICS[data.kind][0]
-    if metric in NEEDS_TWO_LABELS and data.kind in ("classification", "pairs", "regression"):
-        for name in ("reported", "tuning"):
-            _check_two_labels(label, metric, [row.get(data.label) for row in files[name]], name)
     for name, rows in files.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_file(folder / f"{name}.jsonl", "".join(lines))
@@ -94,11 +88,3 @@ def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> d
         return {}
     known = known_labels(train, data, class_names)
     return {"labels": list(known.names)} if known.names else {"num_labels": known.count}
-
-
-def _check_two_labels(label: str, metric: str, labels: list[Any], split: str) -> None:
-    if len(set(map(str, labels))) < 2:
-        raise ValueError(
-            f"task {label}: all {len(labels)} {split} rows have the label {labels[0]!r}, and {metric} is undefined "
-            f"there; give more rows (data.eval_rows, tuning.rows), or take the metric accuracy"
-        )

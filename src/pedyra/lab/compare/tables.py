@@ -1,4 +1,4 @@
-"""The tables of a comparison, and how tables are written: Markdown, CSV, JSON lines, and on the screen."""
+"""The tables of a comparison, and how tables are written: as Markdown, and on the screen."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-import pandas
 from rich.console import Console
 
-from pedyra.app.console import format_bytes, format_seconds, print_table, write_json_lines
+from pedyra.app.console import format_bytes, format_seconds, print_table
 from pedyra.lab.compare.results import Comparison, sign
 from pedyra.lab.compare.statistics import compare_paired, standard_error
 from pedyra.lora.files import write_file
@@ -41,14 +39,6 @@ def write_tables(stem: Path, title: str, tables: Sequence[TextTable], remarks: S
     file = stem.with_suffix(".md")
     write_file(file, "\n\n".join(parts) + "\n")
     return file
-
-
-def write_rows(stem: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """`stem`.csv and `stem`.jsonl, numbers unrounded; what is nested has a column for each part in the former."""
-    csv, lines = stem.with_suffix(".csv"), stem.with_suffix(".jsonl")
-    pandas.json_normalize([dict(row) for row in rows]).to_csv(csv, index=False)
-    write_json_lines(lines, rows)
-    return [csv, lines]
 
 
 def print_tables(console: Console, tables: Iterable[TextTable]) -> None:

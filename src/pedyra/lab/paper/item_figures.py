@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pedyra.app.report import measures
 from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
-from pedyra.app.report.figures import STEP, history_panels, importance_points, map_cells
+from pedyra.app.report.figures import STEP, history_panels, map_cells
 from pedyra.app.report.images import FORMATS, save_image, side_by_side
 from pedyra.app.report.records import RunRecords, read_run
 from pedyra.lab.paper import run_measures
@@ -39,9 +40,8 @@ def _lines(title: str, y: str, of: Callable[[RunRecords], run_measures.Series], 
 
 
 def _curves(several: Mapping[str, run_measures.Series], y: str, **options: Any) -> Spec:
-    """Curves by name; those without points are named all the same."""
     drawn = [Curve(name, [x for x, _ in points], [y for _, y in points]) for name, points in several.items() if points]
-    return curves(drawn, Axes(STEP, y, **options), list(several))
+    return curves(drawn, Axes(STEP, y, **options))
 
 
 def utilised(runs: Runs, found: Sequence[Result]) -> Panels:
@@ -73,7 +73,7 @@ def bars(runs: Runs, found: Sequence[Result]) -> Panels:
     ends = {"y": {"field": "low", **value}, "y2": {"field": "high"}}
     marks = [
         {"mark": "bar", "encoding": {**place, "y": {"field": "value", **value}, "color": color}},
-        {"mark": {"type": "rule", "style": "error"}, "encoding": {**place, **ends}},
+        {"mark": "rule", "encoding": {**place, **ends}},
     ]
     return {"Mean and 95 % interval": {"data": {"values": rows}, "layer": marks}}
 
@@ -82,12 +82,22 @@ def rank_against_importance(runs: Runs, found: Sequence[Result]) -> Panels:
     """Fig. 4b: mean rank of each layer against its mean importance."""
     run = next(iter(runs.values()))
     value = run_measures.rank_importance_correlation(run)
-    return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": importance_points(run)}
+    scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
+    ranks = measures.mean_ranks(run)
+    rows = [{"x": scores[each.name], "y": ranks[each.name], "type": each.type} for each in run.layers]
+    scale = {"type": "log" if min(scores.values()) > 0 else "linear"}
+    encoding = {
+        "x": {"field": "x", "type": "quantitative", "title": "mean importance of the layer", "scale": scale},
+        "y": {"field": "y", "type": "quantitative", "title": "mean rank"},
+        "color": {"field": "type", "type": "nominal", "title": None},
+    }
+    spec = {"data": {"values": rows}, "mark": {"type": "point", "filled": True, "size": 70}, "encoding": encoding}
+    return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": spec}
 
 
 def rank_maps(runs: Runs, found: Sequence[Result]) -> Panels:
     """Fig. 7: final rank by module type and depth, a map a row."""
-    maps = {row: rank_map(map_cells(run, [run.final_ranks]), at="0") for row, run in runs.items()}
+    maps = {row: rank_map(map_cells(run.places, [run.final_ranks]), at="0") for row, run in runs.items()}
     return {f"({letter}) {row}": spec for letter, (row, spec) in zip("ab", maps.items(), strict=False)}
 
 

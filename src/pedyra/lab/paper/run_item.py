@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from pedyra.app.console import write_json_lines
 from pedyra.lab.compare.compare import compare_grid
-from pedyra.lab.compare.tables import write_rows, write_tables
+from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.grids import Measurement, measurements, row_name
 from pedyra.lab.paper.item import Item, Scale
 from pedyra.lab.paper.item_results import Result, remarks, result_tables, results
@@ -75,8 +76,11 @@ def run_item(item: Item, scale: Scale, means: Means) -> MeasuredItem:
     done, folder = results(item, scale, values), means.out / scale / item.id
     folder.mkdir(parents=True, exist_ok=True)
     tables = result_tables(item, scale, done)
-    files = [write_tables(folder / item.id, item.title, tables, remarks(item, scale, done))]
-    files += write_rows(folder / item.id, [result.as_row() for result in done])
+    files = [
+        write_tables(folder / item.id, item.title, tables, remarks(item, scale, done)),
+        folder / f"{item.id}.jsonl",
+    ]
+    write_json_lines(files[-1], [result.as_row() for result in done])
     if item.is_figure:
         from pedyra.lab.paper.item_figures import save_figure
 

@@ -13,7 +13,7 @@ OPENING = """\
 
 A recipe is one training run, as YAML. `pedyra train recipe.yaml lora.r=4 seed=1` changes keys on the command line,
 where values are YAML too (quote what has braces: `data.template="'{question}'"`). `pedyra schema` prints the same as a
-JSON schema for editors, and `pedyra schema --markdown` this page. Only `model.name` and `data.source` must be given.
+JSON schema for editors. Only `model.name` and `data.source` must be given.
 """
 TITLES = {
     "model": "The base model",
