@@ -18,7 +18,7 @@ PALETTE = {
     "light": ["#0068A8", "#C8500A", "#00805C", "#A8447E", "#94700A", "#4A8FBE", "#5B5BB0", "#6B6B6B"],
     "dark": ["#5EB5EE", "#FF9557", "#38C8A0", "#E79AC8", "#E8C04F", "#A6D3F5", "#B3B2F5", "#B0B0B0"],
 }
-GREY, CHANGED = "#8a949e", "#C8500A"
+GREY, CHANGED = "#78828c", "#C8500A"
 MARKED = 12  # points; a curve of so few shows each
 
 
@@ -138,7 +138,8 @@ def rank_map(cells: Sequence[Mapping[str, Any]], *, at: str = "adjustment") -> S
 
 def theme(scheme: str) -> Spec:
     """Vega-Lite's config for "light" or "dark"."""
-    paper, ink, grid = ("#13161a", "#9ca6af", "#262c32") if scheme == "dark" else ("#fcfcfa", "#5a636d", "#e8eaea")
+    light, dark = ("#fcfcfa", "#1a1e23", "#5a636d", "#e8eaea"), ("#13161a", "#e5e8ea", "#9ca6af", "#262c32")
+    paper, strong, ink, grid = dark if scheme == "dark" else light
     words = {
         "labelColor": ink,
         "titleColor": ink,
@@ -150,11 +151,15 @@ def theme(scheme: str) -> Spec:
         "background": paper,
         "font": 'system-ui, "Liberation Sans", Arial, sans-serif',
         "view": {"stroke": None},
-        "title": {"color": ink, "fontSize": 13, "anchor": "start", "offset": 10},
+        "title": {"color": strong, "fontSize": 13, "anchor": "start", "offset": 10},
         "axis": {**words, "gridColor": grid, "domainColor": ink, "tickColor": ink, "tickCount": 5},
         "axisX": {"grid": False},
         "axisY": {"domain": False, "ticks": False},
-        "legend": {**words, "orient": "top", "columns": 3, "labelLimit": 220, "gradientLength": 120},
+        # The symbols are opaque, though the band under a curve is not.
+        "legend": {
+            **words,
+            **{"orient": "top", "columns": 3, "labelLimit": 220, "gradientLength": 120, "symbolOpacity": 1},
+        },
         "range": {"category": PALETTE[scheme]},
     }
 
@@ -209,7 +214,11 @@ def _named_line(name: str, value: float, at: Spec) -> list[Spec]:
     words = {"type": "text", "align": "right", "dy": -7, "color": GREY}
     place = {"x": {"value": "width"}, "y": at}
     return [
-        {"data": data, "mark": {"type": "rule", "strokeDash": [5, 4], "color": GREY}, "encoding": {"y": at}},
+        {
+            "data": data,
+            "mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY},
+            "encoding": {"y": at},
+        },
         {"data": data, "mark": words, "encoding": {**place, "text": {"field": "text"}}},
     ]
 
