@@ -303,6 +303,15 @@ def _increase(row: Row) -> str:
     return f"{middle:+.4f} {ends(middle - half, middle + half)}"
 
 
+@table("bound")
+def bound() -> Cells:
+    cells = [["adapter", "fits", "within the tolerance", "kept whole", "left on average", "least", "most"]]
+    for row in rows("bound"):
+        shares = [percent(row[key]) for key in ("share", "least_share", "most_share")]
+        cells.append([row["adapter"], *(str(row[key]) for key in ("fits", "within", "kept_whole")), *shares])
+    return cells
+
+
 @table("predicted")
 def predicted() -> Cells:
     curves = rows("fit_curves")

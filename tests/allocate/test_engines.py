@@ -68,6 +68,7 @@ def test_compiled_a_trainer_trains_as_it_does_otherwise(size, tmp_path):
 
 def test_the_docs_have_a_row_of_every_engine():
     compiled = ("one process", "two processes under DDP")
-    known = {"DDP, two processes", "FSDP2 in a Trainer, two processes", "FSDP1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3"}
+    sharded = {f"FSDP2 in {where}, two processes" for where in ("a Trainer", "`pedyra train`")}
+    known = {"DDP, two processes", *sharded, "FSDP1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3"}
     found = {row["name"] for row in rows() if row["kind"] == "engine"}
     assert found == known | {f"torch.compile, {each}" for each in compiled}, "run: make works-with"
