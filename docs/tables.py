@@ -284,6 +284,8 @@ def fit_of_adapters() -> Cells:
         won = [f"{row['won']:.4f}", f"{row['tolerance']:.4f}", f"{row['share']:.0%}", _fit_increase(row)]
         took = [_minutes(row, "training_seconds"), _minutes(row, "seconds"), _minutes(after, "seconds")]
         cells.append([row["adapter"], *won, *told, *took])
+    means = [mean(row["share"] for row in where(rows("fit"), kind=kind)) for kind in ("fit", "recovered")]
+    cells.append(["mean", "", "", f"{means[0]:.0%}", "", f"{means[1]:.0%}", "", "", "", ""])
     return cells
 
 
