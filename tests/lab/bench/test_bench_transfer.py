@@ -128,15 +128,12 @@ def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_the
 def test_the_command_prints_the_table_and_a_warning_at_the_edge(tmp_path):
     file = tmp_path / "rows.jsonl"
     arguments = ["--smoke", "--steps", "25", "--seeds", "1", "--json", str(file)]
-    methods = ["--method", "lora", "--method", "lora:ranks={q=0,up=3}"]
+    methods = ["--method", "lora", "--method", "lora+:ratio=4"]
     result = CliRunner().invoke(app, ["bench", "transfer", *methods, "--lr", "1e-4", "--lr", "1e-2", *arguments])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 4 and {row["steps"] for row in rows} == {25}
-    by_method = {row["method"]: row for row in rows}
+    assert {row["method"] for row in rows} == {"lora", "lora+:ratio=4"}
     # Width 32: a rank of q, k, v, o has 64 parameters, one of up and down 160; two blocks.
-    assert by_method["lora"]["parameters"] == 2 * 2 * (4 * 64 + 2 * 160)
-    static = by_method["lora:ranks={q=0,up=3}"]
-    assert static["parameters"] == 2 * 3 * 160  # layers that are not named get none
-    assert static["ranks"]["blocks.1.q"] == 0 and static["ranks"]["blocks.0.up"] == 3
+    assert {row["parameters"] for row in rows} == {2 * 2 * (4 * 64 + 2 * 160)}
     assert "less lora" in result.output and "ends the grid, so widen it: lora" in result.output
