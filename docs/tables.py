@@ -607,6 +607,16 @@ def _works_with(kind: str) -> Cells:
     ]
 
 
+@table("works with tool")
+def works_with_tools() -> Cells:
+    """A package's version stands beside what was run with it."""
+    cells = [["tool", "version", "run with it"]]
+    for row in sorted(where(rows("works_with"), kind="tool"), key=lambda row: row["run"].startswith("not")):
+        others = [version for name, version in row["versions"].items() if name not in ("torch", "transformers")]
+        cells.append([row["name"], *(others or [""]), row["run"]])
+    return cells
+
+
 for _kind in ("trainer", "optimizer", "engine"):
     table(f"works with {_kind}")(partial(_works_with, _kind))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from works_with import note, rows
 
 import pedyra
 from pedyra.lora.inspection import inspect_adapter
@@ -54,6 +55,7 @@ def run(make_llama: Any, monkeypatch: Any, tmp_path: Path):
 def test_a_loop(run: Any, title: str, micro: int):
     before, after = run(title, micro)
     assert sum(before.values()) == sum(after.values()) and before != after
+    note("tool", title, "accelerate" if title == "accelerate" else None, run="works")
 
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about workers and loggers
@@ -62,8 +64,23 @@ def test_lightning(run: Any, tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     before, after = run("Lightning")
     assert sum(before.values()) == sum(after.values()) and before != after
+    note("tool", "Lightning", "lightning", run="works")
 
 
-@pytest.mark.parametrize("title", ["LLaMA-Factory", "unsloth", "Trackers"])
+NOT_RUN = {
+    "LLaMA-Factory": "0.9.5 takes peft 0.18 at most, and pedyra takes 0.19 at least",
+    "unsloth": "it needs a GPU",
+}
+
+
+@pytest.mark.parametrize("title", [*NOT_RUN, "Trackers"])
 def test_what_is_not_run_is_at_least_python(title: str):
     compile(snippet(title), title, "exec")
+    if title in NOT_RUN:
+        note("tool", title, run=f"not run here: {NOT_RUN[title]}")
+
+
+def test_the_docs_have_a_row_of_every_tool():
+    trackers = {"TensorBoard", "W&B, offline", "MLflow", "trackio"}
+    known = {"A plain loop", "accelerate", "Lightning", "axolotl", *NOT_RUN, *trackers}
+    assert {row["name"] for row in rows() if row["kind"] == "tool"} == known, "run: make works-with"

@@ -1,4 +1,4 @@
-"""What the tests of trainers, optimizers and engines found, as rows of docs/results/works_with.jsonl: make works-with.
+"""What the tests of trainers, optimizers, engines and tools found: docs/results/works_with.jsonl, by make works-with.
 
 `note` is called by those tests, and writes where PEDYRA_WORKS_WITH is set; the table in docs/works_with.md is made from
 the rows.
@@ -13,23 +13,25 @@ from pathlib import Path
 from typing import Any
 
 ROWS = Path(__file__).parent.parent / "docs" / "results" / "works_with.jsonl"
-KINDS = {"trainer": "trl", "optimizer": "bitsandbytes", "engine": "accelerate"}
-"""Of a row, and the package whose version stands in it beside torch and transformers."""
+KINDS: dict[str, str | None] = {"trainer": "trl", "optimizer": "bitsandbytes", "engine": "accelerate", "tool": None}
+"""Of a row, and the package whose version stands in it beside torch and transformers; of a tool its own."""
 
 
 def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
 
 
-def note(kind: str, name: str, **found: str) -> None:
+def note(kind: str, name: str, package: str | None = None, **found: str) -> None:
     """Put this row in the place of an older one of the same name.
 
     Args:
+        package: of a tool, where it was run.
         found: column -> "works", "refused: why", or what else there is to say.
     """
     if not os.environ.get("PEDYRA_WORKS_WITH"):
         return
-    versions = {package: importlib.metadata.version(package) for package in ("torch", "transformers", KINDS[kind])}
+    packages = ("torch", "transformers", KINDS[kind] or package)
+    versions = {each: importlib.metadata.version(each) for each in packages if each is not None}
     row = {"kind": kind, "name": name, **found, "versions": versions}
     others = [each for each in rows() if (each["kind"], each["name"]) != (kind, name)]
     order = [*KINDS]

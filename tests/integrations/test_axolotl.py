@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from classifier_rows import rows
 from transformers import Trainer, TrainingArguments
+from works_with import note
 
 
 class StandInPlugin:
@@ -115,6 +116,8 @@ def test_a_run_moves_ranks_and_ends_with_a_smaller_adapter(plugin: Any, make_ber
 
     small = inspect_adapter(tmp_path / "fit")
     assert 0 < sum(layer.parameters for layer in small.layers) <= 200
+    if importlib.util.find_spec("axolotl") is not None:
+        note("tool", "axolotl", "axolotl", run="works: its plugin manager and hooks")
 
 
 def test_without_a_section_nothing_is_added(plugin: Any):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from short_runs import run
+from works_with import note
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.app.runs.trackers import TrackerImages
@@ -83,6 +84,7 @@ def test_tensorboard(tracked: Any, tmp_path: Path):
     assert images.keys() == {"ranks", "fit"}
     for data in images.values():
         check_image(data)
+    note("tool", "TensorBoard", "tensorboard", run="works")
 
 
 def test_wandb(tracked: Any, tmp_path: Path):
@@ -96,6 +98,7 @@ def test_wandb(tracked: Any, tmp_path: Path):
     assert files.keys() == {"ranks", "fit"}
     for path in files.values():
         check_image(path.read_bytes())
+    note("tool", "W&B, offline", "wandb", run="works")
 
 
 def test_mlflow(tracked: Any, tmp_path: Path):
@@ -108,6 +111,7 @@ def test_mlflow(tracked: Any, tmp_path: Path):
     assert mlflow.active_run() is None  # no run is left open
     for name in ("ranks.png", "fit.png"):
         check_image(Path(client.download_artifacts(last.info.run_id, name, str(tmp_path))).read_bytes())
+    note("tool", "MLflow", "mlflow-skinny", run="works")
 
 
 def test_trackio(tracked: Any, tmp_path: Path):
@@ -123,6 +127,7 @@ def test_trackio(tracked: Any, tmp_path: Path):
     folder = Path(trackio.utils.MEDIA_DIR)  # read when it was imported
     for name in ("ranks", "fit"):
         check_image((folder / told[name]["file_path"]).read_bytes())
+    note("tool", "trackio", "trackio", run="works")
 
 
 def test_a_tracker_that_refuses_an_image_does_not_end_the_run(recipe: Any, monkeypatch: Any):

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from rich.console import Console
 
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.run import train_run
 from pedyra.lab.bench.sizes import bench_sizes
-from pedyra.lab.compare.compare import compare_grid
-from pedyra.lab.compare.grid import check_grid
+from pedyra.lora.files import append_row
 
-GRID = {
-    "name": "tiny",
-    "model": {"name": "tiny-bert"},
-    "lora": {"r": 2, "alpha": 8},
-    "training": {"max_steps": 20, "per_device_train_batch_size": 16, "save_strategy": "no", "use_cpu": True},
-    "methods": ["lora"],
-    "tasks": {"toy": {"max_length": 40, "train_rows": 128, "eval_rows": 64}},
-    "seeds": [0],
-    "judge": "loss",
-}
+
+def row(run: Path, rank: int, seconds: float, **others: Any) -> dict[str, Any]:
+    """As a comparison keeps it."""
+    known = {"method": "lora", "task": "toy", "seed": 0, "learning_rate": 0.01}
+    return {**known, "budget": rank, "seconds": seconds, "run": str(run), **others}
+
+
+def train(out: Path, rank: int) -> None:
+    recipe = {
+        "name": "tiny", "output_dir": str(out), "method": "lora", "model": {"name": "tiny-bert"},
+        "data": {"source": "toy", "max_length": 40, "train_rows": 128, "eval_rows": 64},
+        "lora": {"r": rank, "alpha": 4 * rank},
+        "training": {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 0.01,
+                     "save_strategy": "no", "use_cpu": True},
+    }  # fmt: skip
+    train_run(Recipe.model_validate(recipe), console=Console(quiet=True))
 
 
 def test_the_larger_lora_is_cut_to_the_size_of_the_smaller(tmp_path):
-    settings = {"output_dir": str(tmp_path), "budgets": [1, 2], "learning_rates": [0.003, 0.01]}
-    comparison = compare_grid(check_grid(GRID | settings, "tiny"), 1, Console(quiet=True))
-    seconds = {row["budget"]: row["seconds"] for row in comparison.rows}
+    for rank in (1, 2):
+        train(tmp_path / f"r{rank}", rank)
+        append_row(tmp_path / "comparison.jsonl", row(tmp_path / f"r{rank}", rank, 10.0 * rank))
+        append_row(tmp_path / "tuning.jsonl", row(tmp_path, rank, 7.0, seed=1000))
     cut, recovered = bench_sizes(tmp_path, recoveries=(0, 4))
-    for row in (cut, recovered):
-        assert (row["rank"], row["smaller_rank"]) == (2, 1)
-        assert 0.9 * row["lora_parameters"] <= row["parameters"] <= row["lora_parameters"]
-        assert row["lora_less_cut"] == pytest.approx(row["lora_loss"] - row["loss"], abs=1e-9)
-        assert row["training_seconds"] == seconds[2]
-        assert row["sweep_seconds"] > seconds[1]
+    for found in (cut, recovered):
+        assert (found["rank"], found["smaller_rank"]) == (2, 1)
+        assert 0.9 * found["lora_parameters"] <= found["parameters"] <= found["lora_parameters"]
+        assert found["lora_less_cut"] == pytest.approx(found["lora_loss"] - found["loss"], abs=1e-9)
+        assert found["training_seconds"] == 20
+        assert found["sweep_seconds"] == 17
     assert cut["lora_loss"] == recovered["lora_loss"] and cut["loss"] != recovered["loss"]
 
 
 def test_one_rank_alone_is_refused(tmp_path):
-    settings = {"output_dir": str(tmp_path), "learning_rates": [0.01]}
-    compare_grid(check_grid(GRID | settings, "tiny"), 1, Console(quiet=True))
+    append_row(tmp_path / "comparison.jsonl", row(tmp_path, 8, 1.0))
     with pytest.raises(ValueError, match="has LoRAs of 1 ranks, and it takes two"):
         next(bench_sizes(tmp_path))
