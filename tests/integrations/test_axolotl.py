@@ -14,6 +14,8 @@ from classifier_rows import rows
 from transformers import Trainer, TrainingArguments
 from works_with import note
 
+IS_INSTALLED = importlib.util.find_spec("axolotl") is not None
+
 
 class StandInPlugin:
     """axolotl.integrations.base.BasePlugin of axolotl 0.19: the hooks that are used, which do nothing."""
@@ -37,7 +39,7 @@ class StandInPlugin:
 @pytest.fixture
 def plugin(monkeypatch: Any) -> Any:
     """The plugin as axolotl makes it from its name."""
-    if importlib.util.find_spec("axolotl") is not None:
+    if IS_INSTALLED:
         from axolotl.integrations.base import BasePlugin, load_plugin
 
         made = load_plugin("pedyra.integrations.axolotl.PedyraPlugin")
@@ -116,7 +118,7 @@ def test_a_run_moves_ranks_and_ends_with_a_smaller_adapter(plugin: Any, make_ber
 
     small = inspect_adapter(tmp_path / "fit")
     assert 0 < sum(layer.parameters for layer in small.layers) <= 200
-    if importlib.util.find_spec("axolotl") is not None:
+    if IS_INSTALLED:
         note("tool", "axolotl", "axolotl", run="works: its plugin manager and hooks")
 
 
