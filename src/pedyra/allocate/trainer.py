@@ -328,18 +328,22 @@ def why_not_fsdp2(plugin: Any, args: TrainingArguments) -> str | None:
 
 
 def _check(trainer: Trainer, plugin: Any, model: nn.Module, layers: Sequence[AdaptedLayer]) -> None:
-    flaw, mesh = why_not_fsdp2(plugin, trainer.args), getattr(trainer.accelerator, "parallelism_config", None)
-    adapted = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    if flaw is not None:
-        pass
-    elif mesh is not None and mesh.non_dp_dim_names:
-        flaw = f"{', '.join(mesh.non_dp_dim_names)} parallelism, whose processes share a batch; leave it out"
-    elif heads := [name.split(".")[-1] for name in adapted if name.split(".")[-1] in EMBEDDING_LAYER_NAMES]:
-        flaw = f"an adapter of {heads[0]}, whose weight PEFT would save; leave it out of target_modules"
-    elif any(layer.a.start is not None for layer in layers):
-        flaw = "a start that takes from the base weight, which is cut (PiSSA, OLoRA); use init_lora_weights=True"
+    flaw = why_not_fsdp2(plugin, trainer.args) or _why_not_whole(trainer, model, layers)
     if flaw is not None:
         raise ValueError(f"pedyra does not train under Trainer's FSDP2 with {flaw}")
+
+
+def _why_not_whole(trainer: Trainer, model: nn.Module, layers: Sequence[AdaptedLayer]) -> str | None:
+    """What the model, or the way its processes share a batch, has that keeps `keep_whole` from its work."""
+    mesh = getattr(trainer.accelerator, "parallelism_config", None)
+    if mesh is not None and mesh.non_dp_dim_names:
+        return f"{', '.join(mesh.non_dp_dim_names)} parallelism, whose processes share a batch; leave it out"
+    adapted = [name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    if heads := [name for name in adapted if name in EMBEDDING_LAYER_NAMES]:
+        return f"an adapter of {heads[0]}, whose weight PEFT would save; leave it out of target_modules"
+    if any(layer.a.start is not None for layer in layers):
+        return "a start that takes from the base weight, which is cut (PiSSA, OLoRA); use init_lora_weights=True"
+    return None
 
 
 def _put_around(owner: Any, name: str, around: Callable[..., Any], trainer: Trainer) -> None:

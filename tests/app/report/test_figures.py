@@ -49,6 +49,16 @@ def test_a_plain_lora_run_shows_its_losses_alone(lora_run: Path):
     assert [panel.title for panel in figure.panels] == ["Training loss", "Held-out loss", "Held-out accuracy"]
 
 
+def test_a_long_run_is_drawn_by_few_points_from_its_first_to_its_last(lora_run: Path, tmp_path: Path):
+    folder = shutil.copytree(lora_run, tmp_path / "long")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    logged = [json.dumps({"step": step, "loss": 1 / step}) for step in range(1, 20_001)]
+    (folder / "metrics.jsonl").write_text("\n".join([*logged, lines[-1]]) + "\n")
+    (curve,) = columns(figures_of(folder)["loss"].panels[0].spec).values()
+    assert len(curve["x"]) < 1000 and (curve["x"][0], curve["x"][-1]) == (1, 20_000)
+    assert curve["y"] == pytest.approx([1 / step for step in curve["x"]])
+
+
 def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     figures = figures_of(fitted_run)
     assert next(iter(figures)) == "fit"

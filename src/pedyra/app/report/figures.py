@@ -13,6 +13,7 @@ from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
 STEP = "training step"
+MOST_POINTS = 600  # of a curve
 SHOWN = 3  # layers in colour at each end of the ranking by change of rank
 # What Trainer logs beside the metrics at an evaluation.
 _BOOKKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
@@ -262,13 +263,19 @@ def effective_rank(run: RunRecords) -> Figure:
 def _panel(
     title: str, records: Iterable[Record], measure: Callable[[Record], Any], y: str, **options: Any
 ) -> list[Panel]:
-    """`[the panel]` of the finite measures over the steps, the last of a step; [] where there is none."""
+    """`[the panel]` of the finite measures over the steps, the last of a step; [] where there is none.
+
+    A long run has more of them than a page can draw: then `MOST_POINTS` of them, and the last, spread evenly.
+    """
     points = {}
     for record in records:
         value = measure(record)
         if isinstance(value, int | float) and math.isfinite(value):
             points[record["step"]] = value
-    curve = Curve(y, list(points), list(points.values()))
+    shown = list(points.items())
+    if len(shown) > MOST_POINTS:
+        shown = [shown[round(n * (len(shown) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
+    curve = Curve(y, [step for step, _ in shown], [value for _, value in shown])
     return [Panel(title, curves([curve], Axes(STEP, y, **options)))] if points else []
 
 

@@ -9,14 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, UntypedStorage, nn
 from transformers import TrainerCallback
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.app.recipe import Recipe
 from pedyra.app.runs.setup import Setup, layer_rows, trainable_parameters
-from pedyra.app.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +96,7 @@ def make_plan(setup: Setup) -> Plan:
     tensors = [*setup.model.parameters(), *setup.model.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     activations = kept_bytes(setup.model, forward)
-    return read_plan(setup.recipe, setup.task, setup.model, allocator, begun.total_steps, weights, activations)
+    return read_plan(setup, allocator, begun.total_steps, weights, activations)
 
 
 class _StopAtBegin(TrainerCallback):
@@ -116,16 +113,15 @@ class _StopAtBegin(TrainerCallback):
 
 
 def read_plan(
-    recipe: Recipe,
-    task: Task,
-    model: PeftModel,
+    setup: Setup,
     allocator: RankAllocator | None,
     total_steps: int,
     weights: int,
     activations: int,
     exchanged: dict[str, int] | None = None,
 ) -> Plan:
-    """The plan of a run whose model is adapted, and whose memory is known."""
+    """The plan of a run whose model is adapted, and whose bytes of weights and of activations are known."""
+    recipe, task, model = setup.recipe, setup.task, setup.model
     description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return Plan(

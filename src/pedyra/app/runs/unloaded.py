@@ -17,11 +17,7 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.plan import Plan, kept_bytes, longest_rows, read_plan
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import (
-    request,
-    resolve,
-    run_steps,
-)
+from pedyra.app.runs.setup import Setup, request, resolve, run_steps
 from pedyra.app.tasks import Task, load_task
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.registry import get_method
@@ -67,7 +63,8 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
             "gradients": sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
             "observed": 0 if allocator is None else _observed(allocator.layers, allocator.method),
         }
-        return read_plan(recipe, task, model, allocator, steps, weights, activations, exchanged)
+        setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
+        return read_plan(setup, allocator, steps, weights, activations, exchanged)
 
 
 def _weights(model: nn.Module, bits: float | None) -> int:
