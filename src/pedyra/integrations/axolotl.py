@@ -20,7 +20,7 @@ KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embeddin
 """Of axolotl: they read the factors themselves and never call the layers, so that nobody sees their inputs."""
 
 
-class Section(BaseModel, extra="forbid"):
+class PedyraSection(BaseModel, extra="forbid"):
     """What stands under `pedyra`."""
 
     method: Literal["pedyra", "wide"] | None = None
@@ -31,7 +31,7 @@ class Section(BaseModel, extra="forbid"):
     """Arguments of pedyra.fit, {} for its defaults: the smaller adapter goes to the folder `fit` of output_dir."""
 
     @model_validator(mode="after")
-    def _check(self) -> Section:
+    def _check(self) -> PedyraSection:
         if self.method is None and self.settings:
             raise ValueError("pedyra.settings is given without pedyra.method: pedyra or wide")
         self.config(), Wanted(**(self.fit or {}))  # to have a mistake told before anything is loaded
@@ -48,7 +48,7 @@ class Section(BaseModel, extra="forbid"):
 class PedyraArgs(BaseModel):
     """What the plugin adds to axolotl's own keys."""
 
-    pedyra: Section = Section()
+    pedyra: PedyraSection = PedyraSection()
 
 
 class PedyraPlugin(BasePlugin):
@@ -60,12 +60,12 @@ class PedyraPlugin(BasePlugin):
         return "pedyra.integrations.axolotl.PedyraArgs"
 
     def register(self, cfg: dict) -> None:
-        if Section(**(cfg.get("pedyra") or {})).sees_layers():
+        if PedyraSection(**(cfg.get("pedyra") or {})).sees_layers():
             LOG.info("pedyra has to see the layers: %s are off", ", ".join(KERNELS))
             cfg |= dict.fromkeys(KERNELS, False)  # axolotl would switch on those that are not named
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
-        config = Section(**(cfg.pedyra or {})).config()
+        config = PedyraSection(**(cfg.pedyra or {})).config()
         return [] if config is None else [RankCallback(config)]
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
@@ -73,7 +73,7 @@ class PedyraPlugin(BasePlugin):
 
     def post_train(self, cfg: Any, model: Any) -> None:
         trainer, self.trainer = self.trainer, None  # axolotl calls it twice
-        section = Section(**(cfg.pedyra or {}))
+        section = PedyraSection(**(cfg.pedyra or {}))
         if trainer is not None and section.fit is not None:
             found = fit_trainer(trainer, Wanted(**section.fit))
             LOG.info("%s\nadapter     %s", found, found.save(Path(cfg.output_dir, "fit"), overwrite=True))

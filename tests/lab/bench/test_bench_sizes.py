@@ -50,3 +50,8 @@ def test_one_rank_alone_is_refused(tmp_path):
     append_row(tmp_path / "comparison.jsonl", row(tmp_path, 8, 1.0))
     with pytest.raises(ValueError, match="has LoRAs of 1 ranks, and it takes two"):
         next(bench_sizes(tmp_path))
+
+
+def test_a_folder_of_no_comparison_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no comparison\.jsonl"):
+        next(bench_sizes(tmp_path))

@@ -35,6 +35,8 @@ def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160)) -> Itera
         ValueError: `comparison` is no folder of `pedyra compare` that has `lora` at two ranks or more, or a run of it
             is gone; told before anything is measured.
     """
+    if not (comparison / "comparison.jsonl").is_file():
+        raise ValueError(f"{comparison} has no comparison.jsonl; it takes a folder of `pedyra compare`")
     rows = [row for row in read_rows(comparison / "comparison.jsonl", _SHAPE | {"run": str}) if row["method"] == "lora"]
     ranks = sorted({row["budget"] for row in rows})
     if len(ranks) < 2:
