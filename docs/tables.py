@@ -305,6 +305,22 @@ def _increase(row: Row) -> str:
     return f"{middle:+.4f} {ends(middle - half, middle + half)}"
 
 
+@table("sizes")
+def sizes() -> Cells:
+    """One run that is cut, against LoRAs of the smaller sizes from the start; positive where the cut one is better."""
+    steps = (0, 40, 160)
+    heads = [f"cut, {count} steps" if count else "cut" for count in steps]
+    cells = [["task", "r", "LoRA from the start", *heads, "cut and 160 steps", "tuning and training"]]
+    every = rows("sizes")
+    for task, r in dict.fromkeys((row["task"], row["smaller_rank"]) for row in every):
+        of = {count: where(every, task=task, smaller_rank=r, recover_steps=count) for count in steps}
+        told = [difference([row["lora_less_cut"] for row in of[count]]) for count in steps]
+        took = [f"{mean(row[key] for row in of[160]) / 60:.1f} min" for key in ("seconds", "sweep_seconds")]
+        shown = next(name for name, folder in TASKS.items() if folder == task)
+        cells.append([shown, str(r), spread(by_seed(of[0], "lora_loss").values()), *told, *took])
+    return cells
+
+
 @table("bound")
 def bound() -> Cells:
     cells = [["adapter", "fits", "within the tolerance", "kept whole", "left on average", "least", "most"]]
@@ -487,6 +503,31 @@ FIGURES: dict[str, tuple[str, str]] = {
 }
 """Figure -> what the paper says of it, and the verdict, in which {column: row, other row} is their difference."""
 HIGHER_IS_CLAIMED = ("stability", "Gini coefficient of the ranks")
+
+
+@table("rates")
+def rates() -> Cells:
+    """MRPC at r = 8: both methods at the same rates, and each at its own best, in points of accuracy and in loss."""
+    every = where(rows("compare_rates"), kind="reported")
+    named: dict[float, dict[str, list[Row]]] = defaultdict(dict)
+    for method in ("lora", "pedyra"):
+        for rate in sorted({row["learning_rate"] for row in every}):
+            own = [row for row in every if row["method"].startswith(method + " ") and row["learning_rate"] == rate]
+            named[rate][method] = own
+    best = {
+        method: min((named[rate][method] for rate in named), key=lambda own: mean(row["eval_loss"] for row in own))
+        for method in ("lora", "pedyra")
+    }
+    cells = [["rate of both", "LoRA", "PE-DyRA", "PE-DyRA less LoRA", "loss: LoRA", "LoRA less PE-DyRA"]]
+    for rate, pair in (*((f"{rate:g}", pair) for rate, pair in named.items()), ("each at its best", best)):
+        points = {m: {seed: 100 * v for seed, v in by_seed(own, "accuracy").items()} for m, own in pair.items()}
+        losses = {m: by_seed(own, "eval_loss") for m, own in pair.items()}
+        shown = [spread(points[m].values(), 1) for m in ("lora", "pedyra")]
+        gained = gain(points["pedyra"], points["lora"], 1)  # a metric: higher is better
+        cells.append(
+            [rate, *shown, gained, spread(losses["lora"].values()), gain(losses["lora"], losses["pedyra"])]
+        )
+    return cells
 
 
 @table("figures")
