@@ -132,18 +132,37 @@ def test_the_proof_goes_from_the_largest_size_down_and_ends_at_the_first_that_is
         assert chosen == (accepted[-1] if accepted else None)
 
 
-def test_a_choice_that_was_too_hopeful_does_not_keep_everything():
-    """On the rows of the choice even a twentieth costs nothing; on those of the proof a fifth costs too much."""
+MPNET = {
+    1 / 2: (-0.0018, 0.0009), 1 / 4: (-0.0089, 0.0026), 1 / 8: (-0.0295, 0.0078),
+    1 / 16: (-0.0531, 0.0192), 1 / 32: (-0.0483, 0.0335), 1 / 64: (0.0299, 0.0447),
+}  # fmt: skip
+"""Share -> increase and standard error on 37 batches of the choice, of a LoRA of MPNet on SST-2, whose tolerance is
+0.0043: a few rows seem to gain much by a cut."""
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+def test_a_choice_that_was_too_hopeful_does_not_keep_everything(recovers):
+    """What it found is a thirtieth. On the rows of the proof, of which there are twice as many, the truth is nothing."""
+
+    def noise(index: int) -> float:
+        share = Sizes().share(index)
+        return float(np.exp(np.interp(np.log(share), *np.log([[*MPNET][::-1], [e for _, e in MPNET.values()][::-1]]))))
+
+    def measure(index: int) -> Increase:
+        share, known = Sizes().share(index), sorted(MPNET)
+        return Increase(float(np.interp(share, known, [MPNET[each][0] for each in known])), noise(index), 37)
+
     found = Search(
         Sizes(),  # type: ignore[arg-type]
-        LIMIT,
-        measure=lambda index: Increase(0.0 if Sizes().share(index) > 0.05 else 1.0, 1e-6, 40),
-        recover=None,
-        prove=lambda index, _: Increase(0.0 if Sizes().share(index) > 0.2 else 2 * LIMIT, 1e-6, 80),
-        ahead=(math.sqrt(0.5), 80),
+        0.0043,
+        measure=measure,
+        recover=(lambda index: Increase(1.0, 0.1, 37)) if recovers else None,
+        prove=lambda index, _: Increase(0.0, noise(index) / math.sqrt(2), 73),
+        ahead=(math.sqrt(0.5), 73),
     )
     chosen = found.choose()
-    assert chosen is not None and 0.2 < chosen.share < 0.3
+    assert chosen is not None and chosen.share < 0.3
+    assert min(point.share for point in found.curve if point.proof is not None and not point.accepted) < 0.3
 
 
 def test_steps_of_recovery_let_smaller_sizes_be_taken():

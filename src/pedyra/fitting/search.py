@@ -4,9 +4,9 @@
 it and the last that was accepted, by halving the ratio. These measurements prove nothing and need no correction for how
 many there are: they only say where to begin.
 
-**Proof.** Other rows, and an order of sizes that is fixed before they are looked at: from four times the size that was
-found down, past it, to the first whose upper bound (95 %) is beyond tolerance. The last one before it is taken. Asked
-in an order that the rows have no part in, each size may be held to the whole 5 % of doubt, and still the probability
+**Proof.** Other rows, and an order of sizes that is fixed before they are looked at: from one that the rows of the
+choice call safe down, past the one that was found, to the first whose upper bound (95 %) is beyond tolerance. The last
+one before it is taken. Asked in an order that the rows have no part in, each size may be held to the whole 5 % of doubt, and still the probability
 that one is taken which is beyond tolerance is 5 % at most (fixed-sequence test; Westfall and Krishen 2001, "Optimally
 weighted, fixed sequence and gatekeeper multiple testing procedures"): the first such size in the order is accepted in 5
 % of cases, and where it is not, nothing after it is asked.
@@ -29,10 +29,14 @@ COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters that are tried first; 0: one direction in all."""
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
 """Those of the whole curve: about a factor of 1.4 apart."""
-STEPS = (4, 2, 2**0.5, 2**0.25, 1, 2**-0.5)
-"""Sizes of the proof, as parts of the size that was found. The first is far above it: few rows for the choice are often
-too hopeful, and where the first size is rejected nothing is proved. In the simulation of tests/fitting/test_search.py
-0.295 of the parameters stay on average, and 0.288 where the proof begins at twice the size."""
+PROOFS, WITH_RECOVERY = 6, 5
+"""Sizes of the proof at most, as they are cut; fewer where others are proved after recovery."""
+ABOVE, BELOW = 2.0, 2**-0.5
+"""The first size of the proof is at least so many times the one that was found, and the last one is this part of it. In
+the simulation of tests/fitting/test_search.py, at its noise and at six times that, 0.292 and 0.434 of the parameters
+stay on average. Where the first size is four times the one that was found, whatever is safe, it is 0.294 and 0.454."""
+SAFEST = 3 / 4
+"""Part of the parameters at which a proof begins at most, unless nearly all of them were found to be needed."""
 NEAR = 1.2
 """Ratio of two sizes between which nothing is tried."""
 TRIES = 6
@@ -111,11 +115,32 @@ class Search:
             wholly: measure the whole curve on the rows of the choice.
         """
         found = self._found(SHARES if wholly else COARSE, wholly)
-        steps = STEPS if self._recover is None else [step for step in STEPS if step >= 1]
-        chosen = self._last_accepted([self.ladder.at(step * self.ladder.share(found)) for step in steps])
-        if self._recover is not None:
-            chosen = self._last_accepted(self._promising_after_recovery(found)) or chosen
-        return chosen
+        share, safe = self.ladder.share(found), self._safe()
+        if self._recover is None:
+            return self._last_accepted(self._order(max(ABOVE * share, safe), BELOW * share, PROOFS))
+        chosen = self._last_accepted(self._order(max(ABOVE * share, safe), share, WITH_RECOVERY))
+        return self._last_accepted(self._promising_after_recovery(self.ladder.at(max(share, safe)))) or chosen
+
+    def _order(self, first: float, last: float, count: int) -> list[int]:
+        """Places of so many sizes from this part of the parameters to that one, in equal ratios."""
+        first = min(first, 0.98)
+        return [self.ladder.at(first * (last / first) ** (step / (count - 1))) for step in range(count)]
+
+    def _safe(self) -> float:
+        """Part of the parameters of the smallest size that is within tolerance on the rows of the choice, and all that
+        were measured above it, even if a cut gains nothing.
+
+        What was found may be far too hopeful: where few rows seem to gain by a cut, that is mostly their noise.
+        """
+        safe = SAFEST
+        for index in sorted(self.points):
+            measured = self.points[index].measured
+            if measured is None:
+                continue
+            if measured._replace(mean=max(0.0, measured.mean)).upper(doubt=self._doubt) > self.limit:
+                break
+            safe = min(safe, self.ladder.share(index))
+        return safe
 
     def _last_accepted(self, order: Sequence[int]) -> Point | None:
         """The last of these sizes, from the largest down, that the proof accepts before it rejects one."""
