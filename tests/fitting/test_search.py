@@ -142,7 +142,7 @@ MPNET = {
 
 @pytest.mark.parametrize("recovers", [False, True])
 def test_a_choice_that_was_too_hopeful_does_not_keep_everything(recovers):
-    """What it found is a thirtieth. On the rows of the proof, of which there are twice as many, the truth is nothing."""
+    """What it found is a thirtieth. On the rows of the proof, which are twice as many, no size costs anything."""
 
     def noise(index: int) -> float:
         share = Sizes().share(index)

@@ -6,10 +6,10 @@ many there are: they only say where to begin.
 
 **Proof.** Other rows, and an order of sizes that is fixed before they are looked at: from one that the rows of the
 choice call safe down, past the one that was found, to the first whose upper bound (95 %) is beyond tolerance. The last
-one before it is taken. Asked in an order that the rows have no part in, each size may be held to the whole 5 % of doubt, and still the probability
-that one is taken which is beyond tolerance is 5 % at most (fixed-sequence test; Westfall and Krishen 2001, "Optimally
-weighted, fixed sequence and gatekeeper multiple testing procedures"): the first such size in the order is accepted in 5
-% of cases, and where it is not, nothing after it is asked.
+one before it is taken. Asked in an order that the rows have no part in, each size may be held to the whole 5 % of
+doubt, and still the probability that one is taken which is beyond tolerance is 5 % at most (fixed-sequence test;
+Westfall and Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper multiple testing procedures"): the first
+such size in the order is accepted in 5 % of cases, and where it is not, nothing after it is asked.
 
 **With recovery** there are two such orders, and each has half of the doubt (Bonferroni): the sizes as they are cut, and
 smaller ones after recovery. So steps that do not help, which add noise of their own, cannot stop a cut that is good
