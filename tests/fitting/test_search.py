@@ -174,6 +174,15 @@ def test_steps_of_recovery_let_smaller_sizes_be_taken():
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.9 * LIMIT, 3 * LIMIT])
+def test_the_smallest_size_that_either_order_accepts_is_taken(loss):
+    for seed in range(30):
+        found, _, _ = search(steep, seed, lambda share: loss)
+        chosen = found.choose()
+        accepted = [point for point in found.curve if point.accepted]
+        assert chosen is min(accepted, key=lambda point: point.share)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.9 * LIMIT, 3 * LIMIT])
 def test_steps_that_do_not_help_do_not_stop_a_cut_that_is_good_enough(loss):
     """Every size loses as much after recovery, or nearly as much as may be lost, or more than that."""
     for seed in range(20):

@@ -116,10 +116,14 @@ class Search:
         """
         found = self._found(SHARES if wholly else COARSE, wholly)
         share, safe = self.ladder.share(found), self._safe()
-        if self._recover is None:
-            return self._last_accepted(self._order(max(ABOVE * share, safe), BELOW * share, PROOFS))
-        chosen = self._last_accepted(self._order(max(ABOVE * share, safe), share, WITH_RECOVERY))
-        return self._last_accepted(self._promising_after_recovery(self.ladder.at(max(share, safe)))) or chosen
+        first, count = max(ABOVE * share, safe), WITH_RECOVERY if self._recover else PROOFS
+        cut = self._order(first, share if self._recover else BELOW * share, count)
+        taken = [self._last_accepted(cut)]
+        if self._recover is not None:
+            promising = self._promising_after_recovery(self.ladder.at(max(share, safe)))
+            taken.append(self._last_accepted([index for index in promising if index not in cut]))
+        chosen = max((index for index in taken if index is not None), default=None)
+        return None if chosen is None else self.points[chosen]
 
     def _order(self, first: float, last: float, count: int) -> list[int]:
         """Places of so many sizes from this part of the parameters to that one, in equal ratios."""
@@ -142,14 +146,14 @@ class Search:
             safe = min(safe, self.ladder.share(index))
         return safe
 
-    def _last_accepted(self, order: Sequence[int]) -> Point | None:
-        """The last of these sizes, from the largest down, that the proof accepts before it rejects one."""
+    def _last_accepted(self, order: Sequence[int]) -> int | None:
+        """The place of the last of these sizes, from the largest down, that the proof accepts before it rejects one."""
         chosen = None
         for index in self._smaller(order):
             if not self.proved(index).accepted:
                 break
             chosen = index
-        return None if chosen is None else self.points[chosen]
+        return chosen
 
     def _smaller(self, order: Sequence[int]) -> list[int]:
         """Those places that lose something, each once, the largest size first."""
