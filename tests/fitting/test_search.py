@@ -173,6 +173,22 @@ def test_steps_of_recovery_let_smaller_sizes_be_taken():
     assert any(p is not None and p.gains_by_recovery for p in found)
 
 
+@pytest.mark.parametrize("truth", [steep, cliff, lambda share: 0.0], ids=["steep", "cliff", "free"])
+def test_what_is_taken_is_what_was_proved(truth):
+    """A size that was proved as it is cut is not taken after recovery, nor the other way round."""
+    for seed in range(40):
+        found, _, _ = search(truth, seed, lambda share: truth(share) / 5)
+        proofs: list[tuple[int, bool]] = []
+        prove = found._prove
+        found._prove = lambda index, recovers, prove=prove, proofs=proofs: (
+            proofs.append((index, recovers)) or prove(index, recovers)
+        )
+        chosen = found.choose()
+        assert chosen is not None
+        (taken,) = [index for index, point in found.points.items() if point is chosen]
+        assert [recovers for index, recovers in proofs if index == taken] == [chosen.gains_by_recovery]
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.9 * LIMIT, 3 * LIMIT])
 def test_the_smallest_size_that_either_order_accepts_is_taken(loss):
     for seed in range(30):

@@ -4,12 +4,13 @@
 it and the last that was accepted, by halving the ratio. These measurements prove nothing and need no correction for how
 many there are: they only say where to begin.
 
-**Proof.** Other rows, and an order of sizes that is fixed before they are looked at: from one that the rows of the
-choice call safe down, past the one that was found, to the first whose upper bound (95 %) is beyond tolerance. The last
-one before it is taken. Asked in an order that the rows have no part in, each size may be held to the whole 5 % of
-doubt, and still the probability that one is taken which is beyond tolerance is 5 % at most (fixed-sequence test;
-Westfall and Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper multiple testing procedures"): the first
-such size in the order is accepted in 5 % of cases, and where it is not, nothing after it is asked.
+**Proof.** Other rows, and an order of sizes that is fixed before they are looked at: from four times the size that was
+found, or a larger one that the rows of the choice call safe, down past the one that was found, to the first whose upper
+bound (95 %) is beyond tolerance. The last one before it is taken. Asked in an order that the rows have no part in, each
+size may be held to the whole 5 % of doubt, and still the probability that one is taken which is beyond tolerance is 5 %
+at most (fixed-sequence test; Westfall and Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper multiple
+testing procedures"): the first such size in the order is accepted in 5 % of cases, and where it is not, nothing after
+it is asked.
 
 **With recovery** there are two such orders, and each has half of the doubt (Bonferroni): the sizes as they are cut, and
 smaller ones after recovery. So steps that do not help, which add noise of their own, cannot stop a cut that is good
@@ -29,15 +30,15 @@ COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters that are tried first; 0: one direction in all."""
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
 """Those of the whole curve: about a factor of 1.4 apart."""
-PROOFS, WITH_RECOVERY = 6, 5
+PROOFS, PROOFS_WITH_RECOVERY = 6, 5
 """Sizes of the proof at most, as they are cut; fewer where others are proved after recovery."""
 ABOVE, BELOW = 4.0, 2**-0.5
 """The first size of the proof is at least so many times the one that was found, and the last one is this part of it.
 The first is far above, because where it is rejected nothing is proved, and few rows for the choice are often too
 hopeful. In the simulation of tests/fitting/test_search.py, at its noise and at six times that, 0.315 and 0.434 of the
 parameters stay on average; 0.292 and 0.434 where it is twice, with which a fit of ten batches kept everything."""
-SAFEST = 3 / 4
-"""Part of the parameters at which a proof begins at most, unless nearly all of them were found to be needed."""
+LARGEST = 3 / 4
+"""Part of the parameters at which a proof begins at most, unless more were found to be needed."""
 NEAR = 1.2
 """Ratio of two sizes between which nothing is tried."""
 TRIES = 6
@@ -116,20 +117,19 @@ class Search:
             wholly: measure the whole curve on the rows of the choice.
         """
         found = self._found(SHARES if wholly else COARSE, wholly)
-        share, safe = self.ladder.share(found), self._safe()
-        first, count = max(ABOVE * share, safe), WITH_RECOVERY if self._recover else PROOFS
-        cut = self._order(first, share if self._recover else BELOW * share, count)
-        taken = [self._last_accepted(cut)]
-        if self._recover is not None:
-            promising = self._promising_after_recovery(self.ladder.at(max(share, safe)))
-            taken.append(self._last_accepted([index for index in promising if index not in cut]))
-        chosen = max((index for index in taken if index is not None), default=None)
-        return None if chosen is None else self.points[chosen]
+        last = self.ladder.share(found) * (BELOW if self._recover is None else 1)
+        chosen = self._last_accepted(self._order(found, last))
+        if self._recover is not None:  # of sizes below all of that order: what was proved as it is cut stays so
+            chosen = self._last_accepted(self._promising_after_recovery(found)) or chosen
+        return chosen
 
-    def _order(self, first: float, last: float, count: int) -> list[int]:
-        """Places of so many sizes from this part of the parameters to that one, in equal ratios."""
-        first = min(first, 0.98)
-        return [self.ladder.at(first * (last / first) ** (step / (count - 1))) for step in range(count)]
+    def _order(self, found: int, last: float) -> list[int]:
+        """Places of the proof, in equal ratios from a size that is safe down to this part of the parameters."""
+        share = self.ladder.share(found)
+        first = max(share, min(LARGEST, max(ABOVE * share, self._safe())))
+        count = PROOFS if self._recover is None else PROOFS_WITH_RECOVERY
+        shares = [first * (last / first) ** (step / (count - 1)) for step in range(count - 1)]
+        return [self.ladder.at(each) for each in (*shares, last)]
 
     def _safe(self) -> float:
         """Part of the parameters of the smallest size that is within tolerance on the rows of the choice, and all that
@@ -137,7 +137,7 @@ class Search:
 
         What was found may be far too hopeful: where few rows seem to gain by a cut, that is mostly their noise.
         """
-        safe = SAFEST
+        safe = LARGEST
         for index in sorted(self.points):
             measured = self.points[index].measured
             if measured is None:
@@ -147,14 +147,14 @@ class Search:
             safe = min(safe, self.ladder.share(index))
         return safe
 
-    def _last_accepted(self, order: Sequence[int]) -> int | None:
-        """The place of the last of these sizes, from the largest down, that the proof accepts before it rejects one."""
+    def _last_accepted(self, order: Sequence[int]) -> Point | None:
+        """The last of these sizes, from the largest down, that the proof accepts before it rejects one."""
         chosen = None
         for index in self._smaller(order):
             if not self.proved(index).accepted:
                 break
             chosen = index
-        return chosen
+        return None if chosen is None else self.points[chosen]
 
     def _smaller(self, order: Sequence[int]) -> list[int]:
         """Those places that lose something, each once, the largest size first."""
