@@ -57,12 +57,19 @@ class Rows:
 
 
 def search(
-    truth: Callable[[float], float], seed: int, recovered: Callable[[float], float] | None = None, batches: int = 64
+    truth: Callable[[float], float],
+    seed: int,
+    recovered: Callable[[float], float] | None = None,
+    batches: int = 64,
+    proofs: list[tuple[int, bool]] | None = None,
 ) -> tuple[Search, Rows, Rows]:
+    """A search, and the rows of its choice and of its proof. `proofs` gets what is proved: place, whether it recovers."""
     choice, proof = Rows(truth, batches, 2 * seed), Rows(truth, 2 * batches, 2 * seed + 1)
     after = [Rows(recovered, count, 10**6 + seed + count) for count in (batches, 2 * batches)] if recovered else []
 
     def prove(index: int, recovers: bool) -> Increase:
+        if proofs is not None:
+            proofs.append((index, recovers))
         return (after[1] if recovers else proof).measure(index)
 
     found = Search(
@@ -177,12 +184,8 @@ def test_steps_of_recovery_let_smaller_sizes_be_taken():
 def test_what_is_taken_is_what_was_proved(truth):
     """A size that was proved as it is cut is not taken after recovery, nor the other way round."""
     for seed in range(40):
-        found, _, _ = search(truth, seed, lambda share: truth(share) / 5)
         proofs: list[tuple[int, bool]] = []
-        prove = found._prove
-        found._prove = lambda index, recovers, prove=prove, proofs=proofs: (
-            proofs.append((index, recovers)) or prove(index, recovers)
-        )
+        found, _, _ = search(truth, seed, lambda share: truth(share) / 5, proofs=proofs)
         chosen = found.choose()
         assert chosen is not None
         (taken,) = [index for index, point in found.points.items() if point is chosen]

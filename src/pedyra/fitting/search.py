@@ -35,7 +35,7 @@ PROOFS, PROOFS_WITH_RECOVERY = 6, 5
 ABOVE, BELOW = 4.0, 2**-0.5
 """The first size of the proof is at least so many times the one that was found, and the last one is this part of it.
 The first is far above, because where it is rejected nothing is proved, and few rows for the choice are often too
-hopeful. In the simulation of tests/fitting/test_search.py, at its noise and at six times that, 0.315 and 0.434 of the
+hopeful. In the simulation of tests/fitting/test_search.py, at its noise and at six times that, 0.306 and 0.434 of the
 parameters stay on average; 0.292 and 0.434 where it is twice, with which a fit of ten batches kept everything."""
 LARGEST = 3 / 4
 """Part of the parameters at which a proof begins at most, unless more were found to be needed."""
