@@ -63,7 +63,7 @@ def search(
     batches: int = 64,
     proofs: list[tuple[int, bool]] | None = None,
 ) -> tuple[Search, Rows, Rows]:
-    """A search, and the rows of its choice and of its proof. `proofs` gets what is proved: place, whether it recovers."""
+    """A search, and the rows of its choice and its proof. `proofs` gets what is proved: place, whether it recovers."""
     choice, proof = Rows(truth, batches, 2 * seed), Rows(truth, 2 * batches, 2 * seed + 1)
     after = [Rows(recovered, count, 10**6 + seed + count) for count in (batches, 2 * batches)] if recovered else []
 
