@@ -1,0 +1,70 @@
+"""Rows on which the rank of a LoRA may bind, for a small decoder that knows English.
+
+    python recipes/rows.py language nb-NO data/language   Debian's handbook in Norwegian: apt install debian-handbook
+    python recipes/rows.py facts 500 data/facts           a phone book of 500 names that nobody has
+
+Each writes train.jsonl and test.jsonl with the columns `prompt` and `text`. Of the handbook every fifth page is held
+out. A fact cannot be inferred from others, so that the test rows of the phone book are its training rows.
+"""
+
+import json
+import random
+import re
+import sys
+from collections.abc import Iterable
+from html import unescape
+from pathlib import Path
+
+BOOK = Path("/usr/share/doc/debian-handbook/html")
+SHORTEST = 200  # letters of a paragraph; what is shorter is a caption or an entry of a list
+
+
+def paragraphs(page: Path) -> list[str]:
+    """The text of each paragraph of a page, without its markup."""
+    marked_up = re.findall(r'<div class="para">(.*?)</div>', page.read_text(encoding="utf-8"), re.DOTALL)
+    return [" ".join(unescape(re.sub(r"<[^>]+>", "", text)).split()) for text in marked_up]
+
+
+def language(name: str) -> dict[str, list[tuple[str, str]]]:
+    pages = sorted((BOOK / name).glob("*.html"))
+    if not pages:
+        raise SystemExit(f"{BOOK / name} has no pages; install debian-handbook, or name one of its languages")
+    rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    # What is still in English is left out. A paragraph that two pages share stays on the side of the first.
+    seen = {text for page in (BOOK / "en-US").glob("*.html") for text in paragraphs(page)}
+    for number, page in enumerate(pages):
+        for text in paragraphs(page):
+            if len(text) >= SHORTEST and text not in seen:
+                seen.add(text)
+                rows["train" if number % 5 else "test"].append(("", text))
+    return rows
+
+
+def facts(count: int) -> dict[str, list[tuple[str, str]]]:
+    draw = random.Random(0)
+    syllables = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
+
+    def name(length: int) -> str:
+        return "".join(draw.choices(syllables, k=length)).capitalize()
+
+    names: dict[str, str] = {}
+    while len(names) < count:
+        names[f"{name(2)} {name(3)}"] = "".join(draw.choices("0123456789", k=8))
+    rows = [(f"Telephone of {name}:", f" {number}") for name, number in names.items()]
+    return {"train": rows, "test": rows}
+
+
+def write(folder: Path, split: str, rows: Iterable[tuple[str, str]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
+    (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    print(f"{folder}/{split}.jsonl: {len(lines)} rows")
+
+
+def main(kind: str, what: str, folder: str) -> None:
+    for split, rows in (language(what) if kind == "language" else facts(int(what))).items():
+        write(Path(folder), split, rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
