@@ -153,7 +153,7 @@ def bound(
 ) -> None:
     """Fit trained LoRAs again and again, and count the fits whose size costs no more than their tolerance."""
     _ready(threads)
-    from pedyra.lab.bench.bound import bench_bound
+    from pedyra.lab.bench.cuts import bench_bound
 
     found = _kept(json_file, bench_bound(runs, fits, tolerance))
     columns = ["run", "fits", "within", "kept_whole", "share", "least_share", "most_share", "tolerance"]
@@ -171,7 +171,7 @@ def sizes(
 ) -> None:
     """Cut the largest LoRA of a comparison to the size of each smaller one, and compare it with that."""
     _ready(threads)
-    from pedyra.lab.bench.sizes import bench_sizes
+    from pedyra.lab.bench.cuts import bench_sizes
 
     found = _kept(json_file, bench_sizes(comparison, recoveries or (0, 160)))
     columns = ["task", "seed", "smaller_rank", "recover_steps", "loss", "lora_loss", "lora_less_cut", "seconds"]
