@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from pedyra.lab.paper.grids import measurements
 from pedyra.lab.paper.item import get_item, items
 from pedyra.lab.paper.places import Places
-from pedyra.lab.paper.run_item import Means, run_item, with_generated
+from pedyra.lab.paper.run_item import Means, measurements, run_item, with_generated
 
 
 @pytest.mark.parametrize("name", items())
