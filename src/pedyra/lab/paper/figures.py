@@ -18,7 +18,7 @@ from pedyra.app.report.figures import STEP, history_panels, map_cells
 from pedyra.app.report.images import FORMATS, save_image, side_by_side
 from pedyra.app.report.records import Record, RunRecords, read_run
 from pedyra.lab.paper.item import Item
-from pedyra.lab.paper.item_results import Result
+from pedyra.lab.paper.item_results import Row
 
 Measure = Callable[[RunRecords], float | None]
 Series = list[tuple[int, float]]
@@ -174,10 +174,10 @@ Runs = Mapping[str, RunRecords]
 """Row -> its run with the first seed, which curves show."""
 Panels = Mapping[str, Spec]
 """Title -> chart, side by side."""
-Drawing = Callable[[Runs, Sequence[Result]], Panels]
+Drawing = Callable[[Runs, Sequence[Row]], Panels]
 
 
-def save_figure(item: Item, found: Sequence[Result], runs: Mapping[str, Path], folder: Path) -> list[Path]:
+def save_figure(item: Item, found: Sequence[Row], runs: Mapping[str, Path], folder: Path) -> list[Path]:
     """Write `<id>.svg` and `.png`; the files. Nothing where no run is there to draw."""
     if not runs:
         return []
@@ -198,41 +198,35 @@ def _curves(several: Mapping[str, Series], y: str, **options: Any) -> Spec:
     return curves(drawn, Axes(STEP, y, **options))
 
 
-def utilised(runs: Runs, found: Sequence[Result]) -> Panels:
+def utilised(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 1a: effective rank, and its share of the ranks, over the steps."""
     total = _lines("Effective rank", "sum over layers", effective_ranks, from_zero=True)
     share = _lines("Utilisation", "effective rank / rank", utilisations, from_zero=True)
     return {**total(runs, found), **share(runs, found)}
 
 
-def dynamics(runs: Runs, found: Sequence[Result]) -> Panels:
+def dynamics(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 3: rank and place by importance, in colour the layers whose rank changed most."""
     return {panel.title: panel.spec for panel in history_panels(next(iter(runs.values())))}
 
 
-def bars(runs: Runs, found: Sequence[Result]) -> Panels:
+def bars(runs: Runs, found: Sequence[Row]) -> Panels:
     """Figs. 4a and 6: a group of bars a column, a bar a row, with 95 % intervals."""
-    rows = []
-    for result in found:
-        if result.measured is not None:
-            low, high = result.interval or (None, None)
-            rows.append(
-                {"row": result.row, "column": result.column, "value": result.measured, "low": low, "high": high}
-            )
+    rows = [row for row in found if row["measured"] is not None]
     names = list(dict.fromkeys(row["row"] for row in rows))
     place = {"x": {"field": "column", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": 0}}}
     place |= {"xOffset": {"field": "row", "sort": names}}
     color = {"field": "row", "type": "nominal", "title": None, "sort": names}
     value = {"type": "quantitative", "title": "score"}
-    ends = {"y": {"field": "low", **value}, "y2": {"field": "high"}}
+    ends = {"y": {"field": "interval_low", **value}, "y2": {"field": "interval_high"}}
     marks = [
-        {"mark": "bar", "encoding": {**place, "y": {"field": "value", **value}, "color": color}},
+        {"mark": "bar", "encoding": {**place, "y": {"field": "measured", **value}, "color": color}},
         {"mark": "rule", "encoding": {**place, **ends}},
     ]
     return {"Mean and 95 % interval": {"data": {"values": rows}, "layer": marks}}
 
 
-def rank_against_importance(runs: Runs, found: Sequence[Result]) -> Panels:
+def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 4b: mean rank of each layer against its mean importance."""
     run = next(iter(runs.values()))
     value = rank_importance_correlation(run)
@@ -249,13 +243,13 @@ def rank_against_importance(runs: Runs, found: Sequence[Result]) -> Panels:
     return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": spec}
 
 
-def rank_maps(runs: Runs, found: Sequence[Result]) -> Panels:
+def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 7: final rank by module type and depth, a map a row."""
     maps = {row: rank_map(map_cells(run.places, [run.final_ranks]), at="0") for row, run in runs.items()}
     return {f"({letter}) {row}": spec for letter, (row, spec) in zip("ab", maps.items(), strict=False)}
 
 
-def mask_maps(runs: Runs, found: Sequence[Result]) -> Panels:
+def mask_maps(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 8: which triples are masked after each adjustment, a panel a weighting; those that came back stand out."""
     return {f"({letter}) {row}": _mask_map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
 
@@ -274,7 +268,7 @@ def _mask_map(run: RunRecords) -> Spec:
     return {"data": {"values": cells}, "mark": "rect", "encoding": encoding}
 
 
-def orthogonality(runs: Runs, found: Sequence[Result]) -> Panels:
+def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 10: the term of (a) one layer's A, the first feed-forward's as in the paper, and (b) all factors."""
     run = next(iter(runs.values()))
     layer = next((layer for layer in run.layers if "intermediate" in layer.name), run.layers[0])
@@ -285,7 +279,7 @@ def orthogonality(runs: Runs, found: Sequence[Result]) -> Panels:
     }
 
 
-def gradients(runs: Runs, found: Sequence[Result]) -> Panels:
+def gradients(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 11: norms of the gradients of A, E and B, averaged over layers."""
     run = next(iter(runs.values()))
     points = {factor: gradient_norms(run, factor) for factor in FACTORS}

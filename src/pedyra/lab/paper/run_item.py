@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from pedyra.lab.compare.grid import Grid, check_grid
 from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.figures import MEASURES, measure, save_figure
 from pedyra.lab.paper.item import Cell, CellPart, Item, Scale
-from pedyra.lab.paper.item_results import Result, remarks, result_tables, results
+from pedyra.lab.paper.item_results import Row, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
 from pedyra.lora.files import read_json, write_file
 
@@ -42,50 +42,49 @@ TUNING_ROWS = 1000
 """That tuning runs are judged on: a tenth of SST-2 would take longer to read than the training."""
 
 
-@dataclass(frozen=True)
-class Means:
-    """What items are measured with."""
-
-    out: Path
-    """Folder of runs, which all items of a scale share, and of tables."""
-    places: Places = field(default_factory=Places)
-    """Where models and data are; default: where the recipes say."""
-    workers: int = 1
-    allow_code_execution: bool = False
-    """Run the programs that a model wrote, for HumanEval and MBPP."""
-    console: Console | None = None
-
-
-@dataclass(frozen=True)
-class MeasuredItem:
+class MeasuredItem(NamedTuple):
     """What a run of an item came to."""
 
-    item: Item
+    results: list[Row]
     """With the columns that the scale measures."""
-    results: list[Result]
     files: list[Path]
     """Tables and figures."""
     failed: list[str]
     """Runs that failed, and why."""
 
 
-def run_item(item: Item, scale: Scale, means: Means) -> MeasuredItem:
+def run_item(
+    item: Item,
+    scale: Scale,
+    out: Path,
+    places: Places,
+    workers: int = 1,
+    allow_code_execution: bool = False,
+    console: Console | None = None,
+) -> MeasuredItem:
     """Run what is missing of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
 
     Finished runs are kept, for every item of the scale that shares them; interrupted ones go on.
+
+    Args:
+        out: folder of runs, which all items of a scale share, and of tables.
+        places: where models and data are.
+        workers: runs at once.
+        allow_code_execution: run the programs that a model wrote, for HumanEval and MBPP.
+        console: where progress is shown; None: nowhere.
 
     Raises:
         ValueError: as `Places.check`, before anything runs.
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
-    means.places.check(item, scale, allow_code_execution=means.allow_code_execution)
+    places.check(item, scale, allow_code_execution=allow_code_execution)
     values: dict[tuple[str, str], dict[int, float]] = {}
     runs: dict[str, Path] = {}
     failed: list[str] = []
-    for each in measurements(item, scale, means.out, means.places):
-        comparison = compare_grid(each.grid, means.workers, means.console)
+    for each in measurements(item, scale, out, places):
+        comparison = compare_grid(each.grid, workers, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
-        found = [with_generated(row, each, means) for row in comparison.rows]
+        found = [with_generated(row, each, allow_code_execution, console) for row in comparison.rows]
         for cell in each.cells:
             mine = [row for row in found if row["method"] == row_name(cell.part)]
             if mine:
@@ -95,20 +94,22 @@ def run_item(item: Item, scale: Scale, means: Means) -> MeasuredItem:
             if kept:
                 values[cell.row, cell.column] = kept
     item = item.at(scale)
-    done, folder = results(item, scale, values), means.out / scale / item.id
+    done, folder = results(item, scale, values), out / scale / item.id
     folder.mkdir(parents=True, exist_ok=True)
     tables = result_tables(item, scale, done)
     files = [
         write_tables(folder / item.id, item.title, tables, remarks(item, scale, done)),
         folder / f"{item.id}.jsonl",
     ]
-    write_json_lines(files[-1], [result.as_row() for result in done])
+    write_json_lines(files[-1], done)
     if item.is_figure:
         files += save_figure(item, done, runs, folder)
-    return MeasuredItem(item, done, files, failed)
+    return MeasuredItem(done, files, failed)
 
 
-def with_generated(row: dict[str, Any], each: Measurement, means: Means) -> dict[str, Any]:
+def with_generated(
+    row: dict[str, Any], each: Measurement, allow_code_execution: bool, console: Console | None = None
+) -> dict[str, Any]:
     """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder.
 
     Only the test sets that the cells name are answered, and those that were answered before are not again.
@@ -123,8 +124,8 @@ def with_generated(row: dict[str, Any], each: Measurement, means: Means) -> dict
 
     found = evaluate_run(
         Path(row["run"]),
-        console=means.console,
-        allow_code_execution=means.allow_code_execution,
+        console=console,
+        allow_code_execution=allow_code_execution,
         test_sets=wanted & set(each.recipe.generate) or None,  # a set of its own has metrics of other names
     )
     write_file(file, json.dumps({**kept, **found}, indent=2) + "\n")
