@@ -157,7 +157,7 @@ def sizes(
 
 @app.command()
 def planted(
-    chosen: Annotated[list[str] | None, _methods("all, and the oracle")] = None,
+    chosen: Annotated[list[str] | None, _methods("all but qlora, and the oracle")] = None,
     profiles: Annotated[
         list[str] | None, _several("--profile", "design", "design, sparse, linear, uniform, random")
     ] = None,

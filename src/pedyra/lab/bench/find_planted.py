@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import product
 from statistics import fmean
 from typing import Any
@@ -16,7 +15,7 @@ from pedyra.lab.bench.method_run import BenchTraining, run_method
 from pedyra.lab.bench.planted_problem import DEPTH, RANK, WIDTH, Problem, batches, make_problem, relative_error
 from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile, rates_by_method, summary
 from pedyra.lab.bench.spec import MethodSpec, parse_method
-from pedyra.methods.names import NAMES
+from pedyra.methods.registry import METHODS
 
 BATCH = 128
 SMOKE_STEPS = 24
@@ -26,8 +25,8 @@ ORACLE = "oracle"
 
 
 def every_method() -> list[str]:
-    """The methods that run here, and the oracle."""
-    return [*(name for name in NAMES if name != "qlora" or find_spec("bitsandbytes")), ORACLE]
+    """The methods but those that need quantised weights, and the oracle."""
+    return [*(name for name, method in METHODS.items() if method.quantization is None), ORACLE]
 
 
 @dataclass(frozen=True, kw_only=True)

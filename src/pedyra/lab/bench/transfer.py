@@ -77,7 +77,6 @@ def bench_transfer(
             seed=job["seed"],
             warmup=size.steps // 20,
             clip=1.0,
-            fused=True,
         )
         done = run_method(specs[job["method"]], training)
         return {
