@@ -178,18 +178,19 @@ def planted(
     """Let every method look for the ranks of a planted update, and compare with the oracle that knows them."""
     file = RowFile(json_file, PLANTED_KEY)
     _ready(threads)
-    from pedyra.lab.bench.find_planted import SMOKE_STEPS, Problems, bench_planted, every_method, summarise_planted
+    from pedyra.lab.bench.planted import SMOKE_STEPS, bench_planted, every_method, summarise_planted
 
-    problems = Problems(
+    console, rows = new_console(), []
+    for row in bench_planted(
+        chosen or every_method(),
         profiles=profiles or ["design"],
         seeds=range(first_seed, first_seed + (seeds or (1 if smoke else 5))),
         noises=noises or [0.0],
         lrs=lrs or [5e-3],
         architectures=architectures or ["mlp"],
-        steps=steps or (SMOKE_STEPS if smoke else Problems.steps),
-    )
-    console, rows = new_console(), []
-    for row in bench_planted(chosen or every_method(), problems, file):
+        steps=steps or (SMOKE_STEPS if smoke else 1500),
+        file=file,
+    ):
         rows.append(row)
         ranks = " ".join(map(str, row["ranks"] or ["no ranks"]))
         where = f"{row['architecture']}, {row['profile']}, noise {row['noise']:g}, seed {row['seed']}, {ranks}"
