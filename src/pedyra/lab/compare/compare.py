@@ -21,7 +21,7 @@ from pedyra.lab.compare.jobs import Entry, Job, JobEnd, Purpose, final_row, is_d
 from pedyra.lab.compare.matching import Matched, ParameterCount, match_parameters
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lab.compare.results import Comparison, RateCurve, collect
-from pedyra.lab.compare.splits import TaskSplits, split_task
+from pedyra.lab.compare.splits import split_task
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
 from pedyra.lora.files import write_file
 from pedyra.methods.method import SCHEDULE
@@ -108,7 +108,8 @@ class Experiment:
 
     grid: Grid
     folder: Path
-    splits: Mapping[str, TaskSplits]
+    splits: Mapping[str, Mapping[str, Any]]
+    """Task -> purpose of a job -> its `data` section."""
     matched: Mapping[Entry, Matched]
 
     @property
@@ -145,7 +146,6 @@ class Experiment:
     def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
         """A recipe: the grid's sections, the row's own over them, and what was matched."""
         grid, row = self.grid, self.grid.methods[entry.method]
-        data = getattr(self.splits[entry.task], "tuning" if purpose == "tuning" else "reported")
         matched = self.matched.get(entry, Matched(entry.budget))
         alpha = grid.lora.get("alpha", LoraSection().alpha)
         if matched.r != grid.base_rank:
@@ -154,7 +154,7 @@ class Experiment:
         content = {
             "method": row.method,
             "model": grid.model | bits,
-            "data": dict(data),
+            "data": dict(self.splits[entry.task][purpose]),
             "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
             "rank": {**grid.rank, **row.rank},
             "method_settings": {**row.method_settings, **matched.method_settings},

@@ -8,7 +8,6 @@ reported rows ───────────────────── wh
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,8 @@ WHICH_ROWS = {"source", "validation", "config", "split", "validation_fraction", 
 """Keys of `data` that are spent when the rows are split."""
 
 
-@dataclass(frozen=True)
-class TaskSplits:
-    """The `data` sections of one task's jobs."""
-
-    reported: dict[str, Any]
-    tuning: dict[str, Any]
-
-
-def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> TaskSplits:
-    """Load and split a task, or find it split in `folder` from an earlier call.
+def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
+    """Load and split a task, or find it split in `folder` from an earlier call: `Job.purpose` -> the `data` section.
 
     `data.validation` is what is reported; without it, `data.validation_fraction` of the rows is held out, the
     same rows for every run. The tuning rows come off the training rows. `group_by` holds at both cuts.
@@ -56,10 +47,10 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
         raise ValueError(f"{folder} holds other rows: {difference}; choose another output_dir")
     # Paths are not in the file, so that the folder can be moved.
     paths = {name: str(folder / f"{name}.jsonl") for name in ("train", "reported", "tuning-train", "tuning")}
-    return TaskSplits(
-        reported={**found["data"], "source": paths["train"], "validation": paths["reported"]},
-        tuning={**found["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
-    )
+    return {
+        "jobs": {**found["data"], "source": paths["train"], "validation": paths["reported"]},
+        "tuning": {**found["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
+    }
 
 
 def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:

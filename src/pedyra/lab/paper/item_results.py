@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from pedyra.lab.compare.statistics import compare_paired, interval, standard_error
+from pedyra.lab.compare.statistics import differences, interval, standard_error
 from pedyra.lab.compare.tables import NOTHING, TextTable
 from pedyra.lab.paper.item import Item, Scale
 
@@ -60,8 +60,8 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
 
 def result_tables(item: Item, scale: Scale, found: Sequence[Row]) -> list[TextTable]:
     """The values, and the differences between rows."""
-    differences = difference_table(item, scale, found)
-    return [result_table(item, scale, found), *([differences] if differences else [])]
+    between_rows = difference_table(item, scale, found)
+    return [result_table(item, scale, found), *([between_rows] if between_rows else [])]
 
 
 def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
@@ -111,11 +111,12 @@ def _difference(ours: Row, theirs: Row) -> str:
     published = ""
     if ours["published"] is not None and theirs["published"] is not None:
         published = f" ({ours['published'] - theirs['published']:+.4g})"
-    difference = compare_paired(ours["values"], theirs["values"])
-    if difference is None:
+    found = differences(ours["values"], theirs["values"])
+    if not found:
         return f"{NOTHING}{published}"
-    ends = "" if difference.interval is None else " [{}, {}]".format(*map(number, difference.interval))
-    return f"{'+' if difference.mean > 0 else ''}{number(difference.mean)}{ends}{published}"
+    mean, between = fmean(found), interval(found)
+    ends = "" if between is None else " [{}, {}]".format(*map(number, between))
+    return f"{'+' if mean > 0 else ''}{number(mean)}{ends}{published}"
 
 
 def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
