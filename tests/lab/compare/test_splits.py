@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pedyra.app.recipe_sections import DataSection
-from pedyra.lab.compare.splits import split_task
+from pedyra.lab.compare.prepare import split_task
 
 GROUPED = DataSection(source="toy", group_by="group", validation_fraction=0.25)
 
