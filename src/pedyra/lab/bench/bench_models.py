@@ -55,11 +55,7 @@ class BenchModel:
 
 
 def bench_model(name: str, dtype: torch.dtype = torch.float32) -> BenchModel:
-    """minilm, or llama-WIDTHxDEPTH, e.g. llama-256x8.
-
-    Raises:
-        ValueError: another name. ImportError: the package that carries MiniLM is missing.
-    """
+    """minilm, or llama-WIDTHxDEPTH, e.g. llama-256x8."""
     if name == "minilm":
         load = partial(AutoModelForSequenceClassification.from_pretrained, minilm_folder(), dtype=dtype)
         return BenchModel(name, load, "SEQ_CLS", 30_000, batch=32, length=64)

@@ -102,15 +102,12 @@ def bench_cuts(
     Args:
         shares: parts of the parameters that are left.
         rows: of training, to calibrate with, at most; 1.5 times as many of those held out are measured on.
-
-    Raises:
-        ValueError: one of `runs` is no finished run, or a share is no part; told before anything is measured.
     """
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"--share is {share}; it is the part that is left, above 0 and at most 1")
     for run in runs:
-        finished_run(run)
+        finished_run(run)  # told before anything is measured
     for run in runs:
         yield from _cuts(run, shares, rows, random_seeds)
 
@@ -171,12 +168,9 @@ def bench_bound(runs: Sequence[Path], fits: int = 100, tolerance: float = 0.01) 
     The batches of all held-out rows are taken for the whole population. A fit draws its rows from them, with
     replacement: a third for the choice and two thirds for the proof. What a size truly costs is then its mean over the
     population, so that a fit that takes a size beyond its tolerance is known. Each size is measured once, on all rows.
-
-    Raises:
-        ValueError: one of `runs` is no finished run; told before anything is measured.
     """
     for run in runs:
-        finished_run(run)
+        finished_run(run)  # told before anything is measured
     for run in runs:
         population = Population(TrainedLora(run))
         found = [population.fit(seed, tolerance) for seed in range(fits)]
@@ -244,10 +238,6 @@ def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160)) -> Itera
     steps. Both are judged by the mean loss on the same held-out batches, all of those of the comparison. `seconds` are
     of the cut and its recovery, calibration included; `training_seconds` of the run that is cut; `sweep_seconds` of the
     smaller LoRA from the start: its runs at every rate of the grid, and this one.
-
-    Raises:
-        ValueError: `comparison` is no folder of `pedyra compare` that has `lora` at two ranks or more, or a run of it
-            is gone; told before anything is measured.
     """
     if not (comparison / "comparison.jsonl").is_file():
         raise ValueError(f"{comparison} has no comparison.jsonl; it takes a folder of `pedyra compare`")
@@ -259,7 +249,7 @@ def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160)) -> Itera
             f"and budgets: [1, 2, 4, 8]"
         )
     for row in rows:
-        finished_run(Path(row["run"]))
+        finished_run(Path(row["run"]))  # told before anything is measured
     tuning = read_rows(comparison / "tuning.jsonl", _SHAPE)
     for large in rows:
         if large["budget"] == ranks[-1]:

@@ -105,11 +105,7 @@ class Blocks(PlantedModel):
 
 
 def profile_ranks(profile: str, seed: int) -> tuple[int, ...]:
-    """The true ranks of a named profile; "random" draws the layers' shares, and then the ranks from them.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+    """The true ranks of a named profile; "random" draws the layers' shares, and then the ranks from them."""
     if profile == "random":
         generator = torch.Generator().manual_seed(seed)
         shares = torch.rand(DEPTH, generator=generator) ** 3
@@ -128,9 +124,6 @@ def make_problem(
     Planted directions have singular values about 1, a base weight's typical one. The tail is a full-rank Gaussian
     update of every layer, `tail` times as large (Frobenius, all layers together): no allocation reaches it, so errors
     end at a floor near tail^2 where they can be compared.
-
-    Raises:
-        ValueError: an unknown profile or architecture, or a noise that is none.
     """
     generator = torch.Generator().manual_seed(seed)
     ranks = profile_ranks(profile, seed)

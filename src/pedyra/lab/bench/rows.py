@@ -20,11 +20,7 @@ TRANSFER_KEY = ("method", "config", "rank", "lr", "seed", "steps", "batch", "bas
 
 
 class RowFile:
-    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields.
-
-    Raises:
-        ValueError: the file's folder does not exist, or it holds something else than rows with the first of these.
-    """
+    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields."""
 
     def __init__(self, path: Path | None, key: Sequence[str]) -> None:
         self.path, self.key = path, tuple(key)

@@ -46,11 +46,7 @@ _WARMUP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How steps are timed, the same for every model and method.
-
-    Raises:
-        ValueError: too few rounds, or a device that is not here.
-    """
+    """How steps are timed, the same for every model and method."""
 
     rounds: int = 20
     """Half of the timed steps: those that a method observes, and as many that it does not."""

@@ -125,11 +125,7 @@ def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
-    """Split the data, check every row's recipe, and match the rows.
-
-    Raises:
-        ValueError: a mistake in a recipe, or a row that cannot be matched within 5 %.
-    """
+    """Split the data, check every row's recipe, and match the rows."""
     sections = {label: _data_section(grid, label) for label in grid.tasks}
     write_file(folder / "grid.yaml", grid.to_yaml())
     splits = {
@@ -192,9 +188,6 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
 
     Args:
         tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
-
-    Raises:
-        ValueError: whatever stops the data from being read, and a folder with other rows.
     """
     summary, asked = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
     if not summary.is_file():
@@ -279,9 +272,6 @@ def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, c
 
     Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
     had at its end is in the results.
-
-    Raises:
-        ValueError: it cannot within 5 %; with the closest two.
     """
     target = count.lora(baseline, budget)
     at_budget = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": budget})})
