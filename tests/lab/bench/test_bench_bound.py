@@ -11,7 +11,7 @@ from rich.console import Console
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.verdict import Point
-from pedyra.lab.bench.bound import Population, bench_bound
+from pedyra.lab.bench.cuts import Population, bench_bound
 
 
 class HandMadeLadder:
@@ -31,13 +31,11 @@ class HandMadeLadder:
 
 def population(cost: Any) -> Population:
     """Forty batches whose loss rises by `cost(share)` and a noise that differs from batch to batch."""
-    made = Population.__new__(Population)
-    made.ladder, made.weights = HandMadeLadder(), [1.0] * 40  # type: ignore[assignment]
-    made.whole, made.base = [1.0] * 40, [2.0] * 40
     noise = [0.01 * (-1) ** i for i in range(40)]
-    losses = SimpleNamespace(of=lambda place: [1.0 + cost(made.ladder.share(place)) + each for each in noise])
-    made.losses = losses.of  # type: ignore[method-assign]
-    return made
+    trained: Any = SimpleNamespace(ladder=HandMadeLadder(), weights=[1.0] * 40, whole=[1.0] * 40, model=None)
+    trained.losses = lambda disabled: [2.0] * 40
+    trained.losses_at = lambda ranks: [1.0 + cost(ranks["layer"] / 100) + each for each in noise]
+    return Population(trained)
 
 
 def test_a_size_is_taken_that_costs_what_may_be_given_up():

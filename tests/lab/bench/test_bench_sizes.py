@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
-from pedyra.lab.bench.sizes import bench_sizes
+from pedyra.lab.bench.cuts import bench_sizes
 from pedyra.lora.files import append_row
 
 

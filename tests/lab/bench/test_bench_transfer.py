@@ -13,9 +13,17 @@ import torch.nn.functional as F
 from closeness import same_bits
 from typer.testing import CliRunner
 
-from pedyra.lab.bench.bytes import CONTEXT, ByteTransformer, code, held_out_loss, pretrained, prose, rot13
 from pedyra.lab.bench.rows import TRANSFER_KEY, RowFile, rates_by_method, shown, summary
-from pedyra.lab.bench.transfer import SMOKE, bench_transfer
+from pedyra.lab.bench.transfer import (
+    CONTEXT,
+    SMOKE,
+    ByteTransformer,
+    bench_transfer,
+    code,
+    held_out_loss,
+    pretrained,
+    prose,
+)
 from pedyra.lab.cli import app
 
 
@@ -33,7 +41,7 @@ def test_held_out_text_is_not_in_the_training_text():
 
 
 def test_rotated_prose_is_the_prose_letter_by_letter():
-    plain, turned = prose(), rot13()
+    plain, turned = prose(), prose(rotated=True)
     assert bytes(turned.train[:200].tolist()).decode() == codecs.encode(
         bytes(plain.train[:200].tolist()).decode(), "rot13"
     )
@@ -65,7 +73,7 @@ def test_no_byte_sees_a_later_one():
 
 def test_the_pretrained_model_comes_from_the_cache_the_second_time(monkeypatch):
     first = pretrained(prose(), steps=2, width=8, depth=1)
-    monkeypatch.setattr("pedyra.lab.bench.bytes.pretrain", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr("pedyra.lab.bench.transfer.pretrain", lambda *args, **kwargs: pytest.fail("trained again"))
     second = pretrained(prose(), steps=2, width=8, depth=1)
     assert all(same_bits(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not any(p.requires_grad for p in second.parameters())

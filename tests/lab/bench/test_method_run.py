@@ -47,10 +47,9 @@ def run(text: str, *, rank: int = 2, steps: int = 40, lr: float = 1e-2, **change
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' and PEFT's own
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "rasa"])  # which wants two layers of one type
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("rasa", "qlora")])
 def test_every_method_learns_within_the_budget(name: str):
-    if name == "qlora":
-        pytest.importorskip("bitsandbytes")
+    # rasa wants two layers of one type, qlora a quantised model.
     outcome = run("autolora:search_steps=3" if name == "autolora" else name, steps=60, lr=5e-2)
     x = torch.randn(64, 32)
     with torch.no_grad():
@@ -64,8 +63,7 @@ def test_every_method_learns_within_the_budget(name: str):
     assert spent <= 2 * 2 * 72 or name == "eva"  # whose budget is one of ranks
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_lora_here_is_peft_lora(fused: bool):
+def test_lora_here_is_peft_lora():
     base: Any = TwoLayers()
     torch.manual_seed(0)
     expected: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=2, target_modules=["q", "up"]))  # type: ignore[arg-type]
@@ -76,7 +74,7 @@ def test_lora_here_is_peft_lora(fused: bool):
         optimizer.step()
         optimizer.zero_grad()
     x = torch.randn(7, 32)
-    torch.testing.assert_close(run("lora", steps=10, fused=fused).model(x), expected(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run("lora", steps=10).model(x), expected(x), rtol=1e-4, atol=1e-5)
 
 
 def test_lora_plus_moves_b_faster_by_its_ratio():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.recipe import Recipe
-from pedyra.lab.compare.matching import ParameterCount, check_match, match_parameters, nearest_ranks
+from pedyra.lab.compare.prepare import ParameterCount, check_match, match_parameters, nearest_ranks
 
 TARGETS = ["query", "value"]
 

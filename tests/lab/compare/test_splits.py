@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pedyra.app.recipe_sections import DataSection
-from pedyra.lab.compare.splits import split_task
+from pedyra.lab.compare.prepare import split_task
 
 GROUPED = DataSection(source="toy", group_by="group", validation_fraction=0.25)
 
@@ -25,10 +25,10 @@ def write(path: Path, labels: list[int]) -> str:
 def test_no_group_is_on_two_sides(tmp_path):
     splits = split_task("toy", GROUPED, None, tmp_path)
     files = {
-        "train": splits.reported["source"],
-        "reported": splits.reported["validation"],
-        "tuning-train": splits.tuning["source"],
-        "tuning": splits.tuning["validation"],
+        "train": splits["jobs"]["source"],
+        "reported": splits["jobs"]["validation"],
+        "tuning-train": splits["tuning"]["source"],
+        "tuning": splits["tuning"]["validation"],
     }
     groups = {name: {row["group"] for row in texts(file)} for name, file in files.items()}
     assert groups["train"] == groups["tuning-train"] | groups["tuning"]
@@ -43,20 +43,20 @@ def test_no_group_is_on_two_sides(tmp_path):
 def test_the_given_validation_is_reported_and_tuning_comes_off_the_training_rows(tmp_path):
     train, validation = write(tmp_path / "a.jsonl", [0, 1] * 20), write(tmp_path / "b.jsonl", [1, 0, 1])
     splits = split_task("mine", DataSection(source=train, validation=validation), None, tmp_path / "out")
-    assert [row["label"] for row in texts(splits.reported["validation"])] == [1, 0, 1]
-    assert len(texts(splits.reported["source"])) == 40
-    assert (len(texts(splits.tuning["source"])), len(texts(splits.tuning["validation"]))) == (36, 4)
+    assert [row["label"] for row in texts(splits["jobs"]["validation"])] == [1, 0, 1]
+    assert len(texts(splits["jobs"]["source"])) == 40
+    assert (len(texts(splits["tuning"]["source"])), len(texts(splits["tuning"]["validation"]))) == (36, 4)
 
 
 def test_the_split_is_made_once_and_can_be_moved(tmp_path):
     path = write(tmp_path / "rows.jsonl", [0, 1] * 20)
     data = DataSection(source=path)
-    first = texts(split_task("mine", data, None, tmp_path / "a").reported["source"])
+    first = texts(split_task("mine", data, None, tmp_path / "a")["jobs"]["source"])
     write(tmp_path / "rows.jsonl", [1, 1] * 20)  # what is split is kept
     (tmp_path / "a").rename(tmp_path / "b")
     again = split_task("mine", data, None, tmp_path / "b")
-    assert again.reported["source"] == str(tmp_path / "b" / "train.jsonl")
-    assert texts(again.reported["source"]) == first
+    assert again["jobs"]["source"] == str(tmp_path / "b" / "train.jsonl")
+    assert texts(again["jobs"]["source"]) == first
 
 
 def test_a_folder_with_other_rows_is_refused(tmp_path):
@@ -68,6 +68,6 @@ def test_a_folder_with_other_rows_is_refused(tmp_path):
 def test_the_classes_are_told_where_a_part_of_the_rows_may_lack_one(tmp_path):
     path = write(tmp_path / "three.jsonl", [0, 1] * 20 + [2])
     splits = split_task("three", DataSection(source=path), None, tmp_path / "out")
-    assert splits.tuning["num_labels"] == splits.reported["num_labels"] == 3
+    assert splits["tuning"]["num_labels"] == splits["jobs"]["num_labels"] == 3
     named = DataSection(source=path, labels=["a", "b", "c"])
-    assert split_task("named", named, None, tmp_path / "named").tuning["labels"] == ["a", "b", "c"]
+    assert split_task("named", named, None, tmp_path / "named")["tuning"]["labels"] == ["a", "b", "c"]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pedyra.lab.compare.statistics import compare_paired, interval, standard_error
+from pedyra.lab.compare.statistics import differences, interval, standard_error
 
 
 def test_the_standard_error_by_hand():
@@ -33,12 +33,11 @@ def test_equal_values_have_no_width_and_one_has_no_interval():
 
 
 def test_only_shared_seeds_are_paired():
-    found = compare_paired({0: 5.0, 1: 7.0, 3: 1.0}, {1: 4.0, 0: 5.5, 2: 0.0})
-    assert found is not None and (found.pairs, found.mean) == (2, 1.25)  # -0.5 and 3
-    assert compare_paired({0: 1.0}, {1: 1.0}) is None
+    assert differences({0: 5.0, 1: 7.0, 3: 1.0}, {1: 4.0, 0: 5.5, 2: 0.0}) == [-0.5, 3.0]
+    assert differences({0: 1.0}, {1: 1.0}) == []
 
 
 def test_a_run_that_diverged_leaves_no_interval():
     for lost in (math.nan, math.inf):
-        found = compare_paired({0: lost, 1: 1.0}, {0: 1.0, 1: 1.0})
-        assert found is not None and found.interval is None
+        found = differences({0: lost, 1: 1.0}, {0: 1.0, 1: 1.0})
+        assert len(found) == 2 and interval(found) is None

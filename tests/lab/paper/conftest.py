@@ -13,7 +13,8 @@ from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.run import train_run
 from pedyra.lab.compare.jobs import Job, JobEnd
 from pedyra.lab.paper.item import get_item
-from pedyra.lab.paper.run_item import Means, MeasuredItem, run_item
+from pedyra.lab.paper.places import Places
+from pedyra.lab.paper.run_item import MeasuredItem, run_item
 
 
 def run_in_this_process(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int = 1) -> None:
@@ -37,6 +38,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], MeasuredI
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a run's own process has no filters
             patch.setattr("pedyra.lab.compare.compare.run_jobs", run_in_this_process)
-            return run_item(get_item(name), "smoke", Means(out))
+            return run_item(get_item(name), "smoke", out, Places())
 
     return run

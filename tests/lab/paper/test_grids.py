@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pedyra.lab.paper.grids import measurements
 from pedyra.lab.paper.item import get_item
 from pedyra.lab.paper.places import Places
+from pedyra.lab.paper.run_item import measurements
 
 
 def planned(name, scale, tmp_path, rows=()):

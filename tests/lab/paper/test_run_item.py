@@ -6,17 +6,16 @@ import json
 
 import pytest
 
-from pedyra.lab.paper.grids import measurements
 from pedyra.lab.paper.item import get_item, items
 from pedyra.lab.paper.places import Places
-from pedyra.lab.paper.run_item import Means, run_item, with_generated
+from pedyra.lab.paper.run_item import measurements, run_item, with_generated
 
 
 @pytest.mark.parametrize("name", items())
 def test_every_id_runs_at_scale_smoke(name, smoke):
     item, outcome = get_item(name), smoke(name)
     assert not outcome.failed
-    measured = {(result.row, result.column) for result in outcome.results if result.measured is not None}
+    measured = {(row["row"], row["column"]) for row in outcome.results if row["measured"] is not None}
     assert {(cell.row, cell.column) for cell in item.cells("smoke")} <= measured
     assert len(outcome.results) == len(item.rows) * len(item.at("smoke").columns)
     suffixes = ["md", "jsonl", *(["svg", "png"] if item.is_figure else [])]
@@ -31,7 +30,7 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatc
         assert not jobs
 
     monkeypatch.setattr("pedyra.lab.compare.compare.run_jobs", ran)
-    again = run_item(get_item("table14"), "smoke", Means(before.files[0].parents[2]))
+    again = run_item(get_item("table14"), "smoke", before.files[0].parents[2], Places())
     assert again.results == before.results
 
 
@@ -63,6 +62,6 @@ def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_pa
     row = {"run": str(tmp_path), "metrics": {"loss": 1.0}}
     for columns in (["HumanEval"], ["HumanEval", "MBPP+"], ["HumanEval"]):
         (each,) = measurements(get_item("table6").only(columns=columns), "small", tmp_path / "out", Places())
-        found = with_generated(row, each, Means(tmp_path, allow_code_execution=True))
+        found = with_generated(row, each, allow_code_execution=True)
         assert found["metrics"]["humaneval"] == 0.25 and found["metrics"]["loss"] == 1.0
     assert calls == [{"humaneval"}, {"mbppplus"}]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.report.records import RunRecords, make_layers
-from pedyra.lab.paper.run_measures import MEASURES
+from pedyra.lab.paper.figures import MEASURES
 
 
 def run(ranks: dict[str, int] | None = None, **records: Any) -> RunRecords:

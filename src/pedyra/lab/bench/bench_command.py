@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +11,6 @@ from rich.console import Console
 
 from pedyra.app.console import new_console, print_table, quiet_libraries, write_json_lines
 from pedyra.app.options import JsonFile, json_option
-from pedyra.app.runs.run_folder import RunFolder
-from pedyra.lab.bench.known_names import check_methods, check_model
 from pedyra.lab.bench.rows import PLANTED_KEY, TRANSFER_KEY, Row, RowFile, shown, summary
 
 app = typer.Typer(
@@ -20,28 +18,16 @@ app = typer.Typer(
 )
 
 
-def _several(flag: str, default: str, help: str, check: Callable[[Any], object] | None = None, **more: Any) -> Any:
-    """An option that may be repeated; `default` is what an empty list stands for.
-
-    Each value is checked at once, before the seconds that the libraries take.
-    """
-    callback = _each(check) if check else None
-    return typer.Option(flag, help=f"{help}; repeat.", show_default=default, callback=callback, **more)
+def _several(flag: str, default: str, help: str, **more: Any) -> Any:
+    """An option that may be repeated; `default` is what an empty list stands for."""
+    return typer.Option(flag, help=f"{help}; repeat.", show_default=default, **more)
 
 
-def _each(check: Callable[[Any], object]) -> Callable[[Any], Any]:
-    def checked(values: Any) -> Any:
-        for value in values or ():
-            check(value)
-        return values
-
-    return checked
-
-
-def _methods(default: str, *more: str) -> Any:
-    """--method: methods by name, and what else may be named."""
-    known = "As in a recipe, settings as NAME:key=value,...: lora+:ratio=4, pedyra:alpha=1.0"
-    return _several("--method", default, known, lambda text: check_methods(text, *more))
+def _methods(default: str) -> Any:
+    """--method: methods by name, with settings."""
+    return _several(
+        "--method", default, "As in a recipe, settings as NAME:key=value,...: lora+:ratio=4, pedyra:alpha=1.0"
+    )
 
 
 RowsFile = Annotated[
@@ -54,25 +40,16 @@ FirstSeed = Annotated[int, typer.Option("--first-seed", help="The others follow 
 Device = Annotated[Literal["cpu", "cuda"], typer.Option()]
 TRANSFER = ("lora", "lora+:ratio=4", "wide")
 
-Runs = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Finished runs with a LoRA.",
-        show_default=False,
-        callback=_each(lambda path: RunFolder(path).check_holds_run()),
-    ),
-]
+Runs = Annotated[list[Path], typer.Argument(help="Finished runs with a LoRA.", show_default=False)]
 
 
 @app.command()
 def step(
     models: Annotated[
-        list[str] | None,
-        typer.Argument(help="minilm, or llama-WIDTHxDEPTH.", show_default="minilm", callback=_each(check_model)),
+        list[str] | None, typer.Argument(help="minilm, or llama-WIDTHxDEPTH.", show_default="minilm")
     ] = None,
     methods: Annotated[
-        list[str] | None,
-        _methods("floor, lora, adalora, dora, direct; pedyra with alpha 0.5 and 1, fused and not", "floor", "direct"),
+        list[str] | None, _methods("floor, lora, adalora, dora, direct; pedyra with alpha 0.5 and 1, fused and not")
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(help="Half of the timed steps: observed ones, and idle ones.", show_default="20")
@@ -153,7 +130,7 @@ def bound(
 ) -> None:
     """Fit trained LoRAs again and again, and count the fits whose size costs no more than their tolerance."""
     _ready(threads)
-    from pedyra.lab.bench.bound import bench_bound
+    from pedyra.lab.bench.cuts import bench_bound
 
     found = _kept(json_file, bench_bound(runs, fits, tolerance))
     columns = ["run", "fits", "within", "kept_whole", "share", "least_share", "most_share", "tolerance"]
@@ -171,7 +148,7 @@ def sizes(
 ) -> None:
     """Cut the largest LoRA of a comparison to the size of each smaller one, and compare it with that."""
     _ready(threads)
-    from pedyra.lab.bench.sizes import bench_sizes
+    from pedyra.lab.bench.cuts import bench_sizes
 
     found = _kept(json_file, bench_sizes(comparison, recoveries or (0, 160)))
     columns = ["task", "seed", "smaller_rank", "recover_steps", "loss", "lora_loss", "lora_less_cut", "seconds"]
@@ -180,7 +157,7 @@ def sizes(
 
 @app.command()
 def planted(
-    chosen: Annotated[list[str] | None, _methods("all", "oracle")] = None,
+    chosen: Annotated[list[str] | None, _methods("all but qlora, and the oracle")] = None,
     profiles: Annotated[
         list[str] | None, _several("--profile", "design", "design, sparse, linear, uniform, random")
     ] = None,
@@ -201,18 +178,19 @@ def planted(
     """Let every method look for the ranks of a planted update, and compare with the oracle that knows them."""
     file = RowFile(json_file, PLANTED_KEY)
     _ready(threads)
-    from pedyra.lab.bench.find_planted import SMOKE_STEPS, Problems, bench_planted, every_method, summarise_planted
+    from pedyra.lab.bench.planted import SMOKE_STEPS, bench_planted, every_method, summarise_planted
 
-    problems = Problems(
+    console, rows = new_console(), []
+    for row in bench_planted(
+        chosen or every_method(),
         profiles=profiles or ["design"],
         seeds=range(first_seed, first_seed + (seeds or (1 if smoke else 5))),
         noises=noises or [0.0],
         lrs=lrs or [5e-3],
         architectures=architectures or ["mlp"],
-        steps=steps or (SMOKE_STEPS if smoke else Problems.steps),
-    )
-    console, rows = new_console(), []
-    for row in bench_planted(chosen or every_method(), problems, file):
+        steps=steps or (SMOKE_STEPS if smoke else 1500),
+        file=file,
+    ):
         rows.append(row)
         ranks = " ".join(map(str, row["ranks"] or ["no ranks"]))
         where = f"{row['architecture']}, {row['profile']}, noise {row['noise']:g}, seed {row['seed']}, {ranks}"

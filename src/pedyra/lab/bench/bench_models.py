@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, set_seed
 
 from pedyra.app.models.packaged import minilm_folder
-from pedyra.lab.bench.known_names import MINILM, llama_shape
 
 _VOCABULARY = 1000
 
@@ -55,15 +55,17 @@ class BenchModel:
 
 
 def bench_model(name: str, dtype: torch.dtype = torch.float32) -> BenchModel:
-    """minilm, or llama-WIDTHxDEPTH, e.g. llama-256x8.
-
-    Raises:
-        ValueError: another name. ImportError: the package that carries MiniLM is missing.
-    """
-    if name == MINILM:
+    """minilm, or llama-WIDTHxDEPTH, e.g. llama-256x8."""
+    if name == "minilm":
         load = partial(AutoModelForSequenceClassification.from_pretrained, minilm_folder(), dtype=dtype)
         return BenchModel(name, load, "SEQ_CLS", 30_000, batch=32, length=64)
-    width, depth = llama_shape(name)
+    match = re.fullmatch(r"llama-(\d+)x(\d+)", name)
+    width, depth = map(int, match.groups()) if match else (0, 0)
+    if not width or width % 32 or not depth:
+        raise ValueError(
+            f"model {name!r} is unknown; choose minilm, or llama-WIDTHxDEPTH with a width that is a multiple of 32 and "
+            f"a depth of at least 1, e.g. llama-256x8"
+        )
     config = LlamaConfig(
         vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=depth, intermediate_size=4 * width,
         num_attention_heads=width // 32, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2,

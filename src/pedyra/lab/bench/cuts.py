@@ -1,26 +1,92 @@
-"""`pedyra bench cuts`: what a trained LoRA loses when it is cut to one size in different ways."""
+"""Trained LoRAs that are cut: in different ways to one size (`pedyra bench cuts`), by fits whose promise is counted
+(`pedyra bench bound`), and to the sizes of smaller ones that were trained from the start (`pedyra bench sizes`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from statistics import mean  # exact: the mean of ten equal shares is that share, to the last bit
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pedyra.app.runs.evaluate import finished_run
-from pedyra.fitting.calibration import calibrate, lora_layers, truncated
+from pedyra.app.models import load_tokenizer, positions
+from pedyra.app.runs.evaluate import adapted_model, finished_run
+from pedyra.app.tasks import load_task
+from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
-from pedyra.fitting.cut import singular_basis
+from pedyra.fitting.cut import Factors, cut_factors, singular_basis
 from pedyra.fitting.gramians import Calibration, Measured
-from pedyra.fitting.verdict import paired
+from pedyra.fitting.judge import Cut, Judge
+from pedyra.fitting.recover import distill, replaced
+from pedyra.fitting.search import Search
+from pedyra.fitting.verdict import Increase, Tolerance, paired
 from pedyra.fitting.worth import Balance, balance
-from pedyra.lab.bench.trained import TrainedLora
+from pedyra.lab.bench.rows import Row
+from pedyra.lora.files import read_rows
 
+BATCH = 8
+"""Rows of a batch: losses are paired batch by batch, so small ones make a better standard error."""
 SHARES = (0.5, 0.25, 0.125)
+_SHAPE = {"method": str, "task": str, "seed": int, "budget": int, "learning_rate": float, "seconds": float}
+
+
+class TrainedLora:
+    """The LoRA of a finished run with its base, and held-out batches to be judged by.
+
+    Args:
+        rows: of training, to calibrate with, at most; the default is that of `pedyra fit`.
+        held_out: rows to be judged by, at most; None: all of them.
+    """
+
+    def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None) -> None:
+        _, recipe, adapter = finished_run(run)
+        tokenizer = load_tokenizer(recipe.model)
+        task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+        self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
+        self.judge = Judge(self.model)
+        generator = torch.Generator().manual_seed(recipe.seed)
+
+        def batches(part: Any, count: int) -> DataLoader[Any]:
+            drawn = part.select(torch.randperm(len(part), generator=generator)[:count].tolist())
+            return DataLoader(drawn, batch_size=BATCH, collate_fn=lambda found: dict(task.collator(found)))
+
+        self.training = batches(task.train, rows)
+        self.batches = list(batches(task.eval, len(task.eval) if held_out is None else held_out))
+        self.weights = [self.judge.samples(batch) for batch in self.batches]
+        self.whole = self.losses()
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return calibrate(self.judge, self.training)
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        return Ladder(self.calibration, Shape())
+
+    @property
+    def parameters(self) -> int:
+        """Of all factors A and B."""
+        slots = [(module.lora_A["default"], module.lora_B["default"]) for module in lora_layers(self.model).values()]
+        return sum(A.weight.numel() + B.weight.numel() for A, B in slots)
+
+    def losses(self, cut: Cut | None = None) -> list[float]:
+        """Of each held-out batch, with the model that `cut` makes; by default the adapter as it was trained."""
+        return list(self.judge.losses(self.batches, cut or (lambda: evaluating(self.model))))
+
+    def losses_at(self, ranks: Mapping[str, int], calibration: Calibration | None = None) -> list[float]:
+        """Of each held-out batch, with so many ranks of each layer, in the order of a calibration; default: its own."""
+        return self.losses(partial(truncated, self.model, calibration or self.calibration, ranks))
+
+    def mean(self, losses: Sequence[float]) -> float:
+        """Over the samples of all held-out batches."""
+        return paired([0.0] * len(losses), losses, self.weights).mean
 
 
 def bench_cuts(
@@ -36,34 +102,26 @@ def bench_cuts(
     Args:
         shares: parts of the parameters that are left.
         rows: of training, to calibrate with, at most; 1.5 times as many of those held out are measured on.
-
-    Raises:
-        ValueError: one of `runs` is no finished run, or a share is no part; told before anything is measured.
     """
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"--share is {share}; it is the part that is left, above 0 and at most 1")
     for run in runs:
-        finished_run(run)
+        finished_run(run)  # told before anything is measured
     for run in runs:
         yield from _cuts(run, shares, rows, random_seeds)
 
 
 def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> Iterator[dict[str, Any]]:
     trained = TrainedLora(run, rows, held_out=rows + rows // 2)
-    model, weights = trained.model, trained.weights
-    measured = calibrate(trained.judge, trained.training)
-    whole = trained.losses()
-    loss = paired([0.0] * len(whole), whole, weights).mean
-    for way, seed, calibration in ways(model, measured, random_seeds):
+    for way, seed, calibration in ways(trained.model, trained.calibration, random_seeds):
         ladder = Ladder(calibration, Shape())
         for share in shares:
             size = ladder.point(ladder.at(share))
-            cut = partial(truncated, model, calibration, size.ranks)
-            increase = paired(whole, trained.losses(cut), weights)
+            increase = paired(trained.whole, trained.losses_at(size.ranks, calibration), trained.weights)
             yield {
                 "run": str(run), "way": way, "seed": seed, "share": size.share, "parameters": size.parameters,
-                "loss": loss, "increase": increase.mean, "standard_error": increase.error,
+                "loss": trained.mean(trained.whole), "increase": increase.mean, "standard_error": increase.error,
             }  # fmt: skip
 
 
@@ -102,3 +160,135 @@ def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple
 def _ordered(layer: Measured, basis: Balance, values: Tensor) -> Measured:
     """A layer whose directions are those of `basis` and go by the squares of `values` per parameter."""
     return replace(layer, basis=basis._replace(values=values.double()), tokens_per_sample=1.0)
+
+
+def bench_bound(runs: Sequence[Path], fits: int = 100, tolerance: float = 0.01) -> Iterator[dict[str, Any]]:
+    """One row for each run: of so many fits, each with held-out rows of its own, how many kept their promise.
+
+    The batches of all held-out rows are taken for the whole population. A fit draws its rows from them, with
+    replacement: a third for the choice and two thirds for the proof. What a size truly costs is then its mean over the
+    population, so that a fit that takes a size beyond its tolerance is known. Each size is measured once, on all rows.
+    """
+    for run in runs:
+        finished_run(run)  # told before anything is measured
+    for run in runs:
+        population = Population(TrainedLora(run))
+        found = [population.fit(seed, tolerance) for seed in range(fits)]
+        shares = [share for share, _, _ in found]
+        yield {
+            "run": str(run),
+            "fits": fits,
+            "within": sum(increase <= limit for _, increase, limit in found),
+            "kept_whole": shares.count(1.0),
+            "share": mean(shares),
+            "least_share": min(shares),
+            "most_share": max(shares),
+            "tolerance": mean(limit for _, _, limit in found),
+            "batches": len(population.base),
+        }
+
+
+class Population:
+    """All held-out batches of a run, and what each size of its adapter costs on each of them."""
+
+    def __init__(self, trained: TrainedLora) -> None:
+        self.trained = trained
+        self.base = trained.losses(partial(disabled, trained.model))
+        self._cut: dict[int, list[float]] = {}
+
+    def losses(self, place: int) -> list[float]:
+        """Of each batch, with the size at this place of the ladder."""
+        if place not in self._cut:
+            self._cut[place] = self.trained.losses_at(self.trained.ladder.point(place).ranks)
+        return self._cut[place]
+
+    def increase(self, losses: Sequence[float], drawn: Sequence[int]) -> Increase:
+        """From the whole adapter's to these, over the batches that were drawn."""
+        before, after, weights = (
+            [each[i] for i in drawn] for each in (self.trained.whole, losses, self.trained.weights)
+        )
+        return paired(before, after, weights)
+
+    def fit(self, seed: int, tolerance: float) -> tuple[float, float, float]:
+        """The share that a fit with the rows of this seed keeps, by how much the loss truly rises, and its limit."""
+        count = len(self.base)
+        drawn = torch.randint(count, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+        choice, proof = drawn[: count // 3], drawn[count // 3 :]
+        limit = Tolerance(self.increase(self.base, drawn), tolerance)
+        samples = [sum(self.trained.weights[i] for i in part) for part in (choice, proof)]
+        search = Search(
+            self.trained.ladder,
+            limit.loss,
+            measure=lambda place: self.increase(self.losses(place), choice),
+            recover=None,
+            prove=lambda place, _: self.increase(self.losses(place), proof),
+            ahead=((samples[0] / samples[1]) ** 0.5, len(proof)),
+        )
+        chosen = search.choose() if limit.learned else None
+        if chosen is None:
+            return 1.0, 0.0, limit.loss
+        place = next(place for place, point in search.points.items() if point is chosen)
+        return chosen.share, self.increase(self.losses(place), range(count)).mean, limit.loss
+
+
+def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160)) -> Iterator[Row]:
+    """One row for each task, seed, smaller rank and number of steps of recovery.
+
+    The largest rank of `lora` in the comparison is cut to the parameters of each smaller one, and recovers for so many
+    steps. Both are judged by the mean loss on the same held-out batches, all of those of the comparison. `seconds` are
+    of the cut and its recovery, calibration included; `training_seconds` of the run that is cut; `sweep_seconds` of the
+    smaller LoRA from the start: its runs at every rate of the grid, and this one.
+    """
+    if not (comparison / "comparison.jsonl").is_file():
+        raise ValueError(f"{comparison} has no comparison.jsonl; it takes a folder of `pedyra compare`")
+    rows = [row for row in read_rows(comparison / "comparison.jsonl", _SHAPE | {"run": str}) if row["method"] == "lora"]
+    ranks = sorted({row["budget"] for row in rows})
+    if len(ranks) < 2:
+        raise ValueError(
+            f"{comparison} has LoRAs of {len(ranks)} ranks, and it takes two: run `pedyra compare` with method lora "
+            f"and budgets: [1, 2, 4, 8]"
+        )
+    for row in rows:
+        finished_run(Path(row["run"]))  # told before anything is measured
+    tuning = read_rows(comparison / "tuning.jsonl", _SHAPE)
+    for large in rows:
+        if large["budget"] == ranks[-1]:
+            same = [row for row in rows if (row["task"], row["seed"]) == (large["task"], large["seed"])]
+            yield from _against(large, [row for row in same if row is not large], tuning, recoveries)
+
+
+def _against(large: Row, smaller: Sequence[Row], tuning: Sequence[Row], recoveries: Sequence[int]) -> Iterator[Row]:
+    trained = TrainedLora(Path(large["run"]))
+    began = time.perf_counter()
+    calibration = trained.calibration
+    calibrating = time.perf_counter() - began
+    batches = list(trained.training)
+    for row in sorted(smaller, key=lambda each: -each["budget"]):
+        other = TrainedLora(Path(row["run"]))
+        size = trained.ladder.point(trained.ladder.within(other.parameters))
+        tuned = [each for each in tuning if all(each[key] == row[key] for key in ("method", "task", "budget"))]
+        for steps in recoveries:
+            began = time.perf_counter()
+            factors = cut_factors(trained.model, calibration, size.ranks)
+            if steps:
+                factors = distill(trained.judge, factors, batches, steps)
+            seconds = calibrating + time.perf_counter() - began
+            cut = trained.losses(partial(_with, trained, factors))
+            less = paired(cut, other.whole, trained.weights)
+            yield {
+                **{key: large[key] for key in ("task", "seed")},
+                "rank": large["budget"], "smaller_rank": row["budget"], "recover_steps": steps,
+                "parameters": size.parameters, "lora_parameters": other.parameters,
+                "loss": trained.mean(cut), "lora_loss": trained.mean(other.whole),
+                "whole_loss": trained.mean(trained.whole),
+                "lora_less_cut": less.mean, "standard_error": less.error,
+                "seconds": seconds, "training_seconds": large["seconds"],
+                "sweep_seconds": row["seconds"] + sum(each["seconds"] for each in tuned),
+            }  # fmt: skip
+
+
+@contextmanager
+def _with(trained: TrainedLora, factors: Factors) -> Iterator[None]:
+    """While it lasts, the model has these factors, and is in evaluation mode."""
+    with evaluating(trained.model), replaced(trained.model, factors):
+        yield

@@ -12,10 +12,12 @@ import torch
 from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor, nn
 
+from pedyra.methods.method import Hooks
+
 _BETA = 0.85
 
 
-class MaskedReference:
+class MaskedReference(Hooks):
     """Eqs. 3 to 7 and Algorithm 2 on masks over the E of every layer. `rank` triples per layer start unmasked."""
 
     def __init__(self, model: nn.Module, *, rank: int, interval: int, moves: int = 12) -> None:
@@ -32,7 +34,7 @@ class MaskedReference:
             layer.register_forward_pre_hook(lambda module, args, name=name: self._see(name, args[0]))
 
     @torch.no_grad()
-    def observe(self) -> None:
+    def gradients_complete(self) -> None:
         """Eq. 3, from the gradients of this step."""
         for name, layer in self.layers.items():
             for kind, parameter in self._factors(layer):

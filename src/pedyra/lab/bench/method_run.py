@@ -13,10 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from pedyra.allocate.claim import choose_forward
-from pedyra.app.models.quantized import keep_weight_layout
 from pedyra.lab.bench.spec import MethodSpec
-from pedyra.lora.attach import attach, drop_empty, train_e
+from pedyra.lora.attach import attach, drop_empty
 from pedyra.lora.layer import rank_parameters
 from pedyra.methods.data import Data
 from pedyra.methods.loop import Loop, make_optimizer
@@ -40,7 +38,6 @@ class BenchTraining:
         rank: the uniform rank whose parameters are the budget.
         lr: the peak; it rises linearly for `warmup` steps and falls linearly to zero at the last.
         clip: largest norm of the gradient; None: any.
-        fused: compute base and adapter together where that is exact; worth it from about a thousand tokens a step.
     """
 
     base: nn.Module
@@ -53,7 +50,6 @@ class BenchTraining:
     seed: int
     warmup: int = 0
     clip: float | None = None
-    fused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +80,8 @@ def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
     began = time.perf_counter()
     adaptation = get_method(spec.name).prepare(request(spec, training))
     _check_effect(spec, adaptation)
-    model, lr = adaptation.model, training.lr
-    if training.fused and adaptation.ranks is None and _is_plain(adaptation):
-        layers = attach(model)
-        train_e(layers, False)
-        choose_forward(layers, True)
-    if adaptation.optimizer is None:
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(_by_factor(model), lr=lr, fused=True)
-    else:
-        optimizer = make_optimizer(adaptation, torch.optim.Adam, lr=lr, fused=True)
+    model = adaptation.model
+    optimizer = make_optimizer(adaptation, torch.optim.Adam, lr=training.lr, fused=True)
     loop = Loop(adaptation, optimizer, training.steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / (training.warmup + 1)) * (1 - step / training.steps)
@@ -123,14 +112,11 @@ def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
 
 
 def request(spec: MethodSpec, training: BenchTraining) -> Request:
-    """What the benchmark asks of the method; the base is copied, and quantised where the method needs it."""
-    base = copy.deepcopy(training.base)
-    if get_method(spec.name).quantization is not None:
-        quantise_linears(base, training.layers)
+    """What the benchmark asks of the method; the base is copied."""
     lora = LoraConfig(r=training.rank, lora_alpha=training.rank, target_modules=list(training.layers))
     return Request(
         method=spec.name,
-        model=base,
+        model=copy.deepcopy(training.base),
         lora=configured(lora, spec.lora),
         rank={**_rank_settings(spec.name, training), **spec.rank},
         settings=spec.settings,
@@ -158,7 +144,7 @@ def configured(lora: LoraConfig, given: Mapping[str, Any]) -> LoraConfig:
 
 def _rank_settings(name: str, training: BenchTraining) -> dict[str, Any]:
     """Equal parameters, and a schedule that is the same for all but `wide` and L1RA, which define theirs."""
-    settings: dict[str, Any] = {"fused": training.fused, "seed": training.seed}
+    settings: dict[str, Any] = {"seed": training.seed}
     if name == "wide":
         return settings
     if name != "l1ra":
@@ -182,25 +168,6 @@ def _check_effect(spec: MethodSpec, adaptation: Adaptation) -> None:
             )
 
 
-def _is_plain(adaptation: Adaptation) -> bool:
-    """Whether the adapter is LoRA as PEFT has it, from the first step to the last."""
-    if adaptation.finish is not None or adaptation.model.peft_config["default"].peft_type != "LORA":
-        return False
-    slots = [slot for module in adaptation.model.modules() for slot in getattr(module, "lora_A", {}).values()]
-    return all(type(slot) is nn.Linear for slot in slots)
-
-
-def _by_factor(model: nn.Module) -> list[dict[str, Any]]:
-    """All that is trained: every A, then every B, then the rest. The norm that is clipped is summed in this order."""
-    groups: dict[str, list[nn.Parameter]] = {".lora_A": [], ".lora_B": [], "rest": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            factor = next((part for part in (".lora_A", ".lora_B") if part in name and not name.endswith(".E")), "rest")
-            groups[factor].append(parameter)
-    first, *others = groups.values()
-    return [{"params": first}, {"params": [parameter for group in others for parameter in group]}]
-
-
 def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[dict[str, int] | None, int]:
     """The ranks at the end, and the parameters of the adapter as it is saved, where E is folded into A."""
     base: Any = model.get_base_model()
@@ -222,22 +189,3 @@ def _final_size(model: PeftModel, layers: Sequence[str]) -> tuple[dict[str, int]
     of = {name: base.get_submodule(name) for name in layers}
     spent = sum(rank * rank_parameters(of[name].in_features, of[name].out_features) for name, rank in ranks.items())
     return ranks, others + spent
-
-
-def quantise_linears(model: nn.Module, names: Sequence[str]) -> None:
-    """Put nf4 weights in the place of these nn.Linear, for a model that transformers did not load; in place."""
-    bnb: Any
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise ImportError('weights in 4 bits need bitsandbytes; run in a checkout: pip install ".[quant]"') from None
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        linear: Any = model.get_submodule(name)
-        bias = linear.bias is not None
-        packed: Any = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias)
-        packed.weight = bnb.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
-        packed.bias = linear.bias
-        setattr(model.get_submodule(parent), last, packed.to(linear.weight.device))
-    keep_weight_layout(model)
-    model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]

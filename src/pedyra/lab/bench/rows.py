@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pedyra.lab.compare.statistics import compare_paired, standard_error
+from pedyra.lab.compare.statistics import differences, interval, standard_error
 from pedyra.lora.files import append_row, json_line, read_rows
 
 Row = dict[str, Any]
@@ -20,11 +20,7 @@ TRANSFER_KEY = ("method", "config", "rank", "lr", "seed", "steps", "batch", "bas
 
 
 class RowFile:
-    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields.
-
-    Raises:
-        ValueError: the file's folder does not exist, or it holds something else than rows with the first of these.
-    """
+    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields."""
 
     def __init__(self, path: Path | None, key: Sequence[str]) -> None:
         self.path, self.key = path, tuple(key)
@@ -100,11 +96,8 @@ def summary(rows: Sequence[Row], value: str, baseline: str = "lora") -> list[Row
         own = list(values[method].values())
         edge = {min(rates): "lowest", max(rates): "highest"}.get(best[method], "") if len(rates) > 1 else ""
         line = {"method": method, value: fmean(own), "s.e.": standard_error(own), "lr": best[method], "edge": edge}
-        difference = None
-        if method != baseline and baseline in values:
-            difference = compare_paired(values[method], values[baseline])
-        line["less lora"] = difference and difference.mean
-        line["95 %"] = difference and difference.interval
+        less = differences(values[method], values[baseline]) if method != baseline and baseline in values else []
+        line |= {"less lora": fmean(less) if less else None, "95 %": interval(less)}
         lines.append(line | {"seeds": len(own)})
     return lines
 

@@ -66,9 +66,6 @@ def bench_scale(
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
     what the sums of method wide add, of one adjustment, and the bytes of the score state; each the median over
     `repeats`. A fit has the `exponent` of these medians.
-
-    Raises:
-        ValueError: a device that is not here.
     """
     check_device(device)
     for axis, sizes in axes.items():

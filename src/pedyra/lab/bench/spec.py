@@ -46,9 +46,6 @@ def parse_method(text: str) -> MethodSpec:
 
     A key is a setting of the method's own, else a field of RankSettings, else one of `LORA`. Values are YAML, and 1e-3
     is a number.
-
-    Raises:
-        ValueError: an unknown method or key, with the nearest, or a key that has no part in the method.
     """
     name, colon, rest = text.partition(":")
     method = get_method(name)

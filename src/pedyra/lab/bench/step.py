@@ -7,7 +7,7 @@ a ratio is the median over rounds of a method's step by LoRA's (or the floor's) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from random import Random
 from statistics import median, quantiles
 from typing import Any
@@ -16,7 +16,6 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.lab.bench.bench_models import BenchModel, bench_model
 from pedyra.lab.bench.direct import MaskedReference
@@ -47,11 +46,7 @@ _WARMUP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How steps are timed, the same for every model and method.
-
-    Raises:
-        ValueError: too few rounds, or a device that is not here.
-    """
+    """How steps are timed, the same for every model and method."""
 
     rounds: int = 20
     """Half of the timed steps: those that a method observes, and as many that it does not."""
@@ -121,28 +116,29 @@ def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
     return resolve_schedule(total_steps, **{name: getattr(settings, name) for name in SCHEDULE})
 
 
-@dataclass
 class Variant:
-    """One way to train, and what its steps took. Subclasses say what happens around a step."""
+    """One way to train, in `pedyra.methods.loop`, and what its steps took."""
 
-    name: str
-    model: Any
-    optimizer: torch.optim.Optimizer
-    allocator: RankAllocator | None = None
-    seconds: list[float] = field(default_factory=list)
-    """Of each timed step, without its adjustment."""
-    observed: list[bool] = field(default_factory=list)
-    """Whether the method observed each timed step."""
-    adjustments: list[float] = field(default_factory=list)
-    """Seconds of each."""
+    def __init__(self, adaptation: Adaptation, timing: Timing) -> None:
+        self.model: Any = adaptation.model.to(timing.device).train()
+        # The Trainer's default optimizer; AdamW's own default is a loop over the parameters on a CPU.
+        self.optimizer = make_optimizer(adaptation, torch.optim.AdamW, lr=LR, fused=True)
+        self.loop = Loop(adaptation, self.optimizer, timing.total_steps)
+        self.allocator = self.loop.allocator
+        self.seconds: list[float] = []
+        """Of each timed step, without its adjustment."""
+        self.observed: list[bool] = []
+        """Whether the method observed each timed step."""
+        self.adjustments: list[float] = []
+        """Seconds of each."""
 
     def step(self, batch: dict[str, Tensor], clock: Callable[[], float], *, timed: bool = True) -> None:
         """Run one training step, and the adjustment that follows it."""
         observes = self.allocator is not None and self.allocator.tracks(self.allocator.step + 1)
         began = clock()
-        self.begin_step()
+        self.loop.begin_step()
         self.model(**batch).loss.backward()
-        self.update()
+        self.loop.update()
         stepped = clock()
         adjusted = self.adjust()
         ended = clock()
@@ -152,42 +148,12 @@ class Variant:
             self.seconds.append((stepped if adjusted else ended) - began)
             self.observed.append(observes)
 
-    def begin_step(self) -> None:
-        """Before the forward pass."""
-
-    def update(self) -> None:
-        """Gradients are complete: the optimizer's step, and what the method does around it."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
     def adjust(self) -> bool:
         """What the method does after the optimizer; returns whether it adjusted ranks."""
-        return False
-
-    def state(self) -> Iterable[Tensor]:
-        """The tensors that the method keeps from step to step beside the optimizer's."""
-        return ()
-
-
-class MethodVariant(Variant):
-    """A method of the registry, in `pedyra.methods.loop`; adjustments are timed apart."""
-
-    def __init__(self, name: str, adaptation: Adaptation, timing: Timing) -> None:
-        model = _trained(adaptation.model, timing)
-        super().__init__(name, model, make_optimizer(adaptation, torch.optim.AdamW, lr=LR, fused=True))
-        self.loop = Loop(adaptation, self.optimizer, timing.total_steps)
-        self.allocator = self.loop.allocator
-
-    def begin_step(self) -> None:
-        self.loop.begin_step()
-
-    def update(self) -> None:
-        self.loop.update()
-
-    def adjust(self) -> bool:
         return self.loop.adjust() is not None
 
     def state(self) -> Iterable[Tensor]:
+        """The tensors that the method keeps from step to step beside the optimizer's."""
         if self.allocator is not None:
             return self.allocator.run.tensors().values()
         scores = getattr(self.model.base_model, "rankallocator", None)  # PEFT's AdaLoRA
@@ -204,13 +170,9 @@ class DirectVariant(Variant):
             init_r=round(1.5 * RANK), target_r=RANK, lora_alpha=2 * RANK, total_step=timing.total_steps,
             orth_reg_weight=0.1,
         )  # fmt: skip
-        adapted = _trained(get_peft_model(model.build(), config), timing)  # type: ignore[arg-type]
-        super().__init__(DIRECT, adapted, _adamw(adapted))
+        adapted: Any = get_peft_model(model.build(), config).to(timing.device)  # type: ignore[arg-type]
         self.reference = MaskedReference(adapted, rank=RANK, interval=timing.schedule["interval"])
-
-    def update(self) -> None:
-        self.reference.observe()
-        super().update()
+        super().__init__(Adaptation(model=adapted, hooks=self.reference), timing)
 
     def adjust(self) -> bool:
         return self.reference.adjust()
@@ -229,7 +191,7 @@ def build(text: str, spec: MethodSpec | None, model: BenchModel, timing: Timing)
         exclude_modules=model.exclude,
     )  # fmt: skip
     if spec is None:
-        return _floor(get_peft_model(base, lora), timing)
+        return Variant(Adaptation(model=_floor(get_peft_model(base, lora))), timing)
     examples = [model.example(seed) for seed in range(8)]
     request = Request(
         method=spec.name,
@@ -240,28 +202,16 @@ def build(text: str, spec: MethodSpec | None, model: BenchModel, timing: Timing)
         steps=timing.total_steps,
         data=Data(batches=lambda: iter(examples), loss=model_loss),
     )
-    return MethodVariant(text, get_method(spec.name).prepare(request), timing)
+    return Variant(get_method(spec.name).prepare(request), timing)
 
 
-def _floor(model: Any, timing: Timing) -> Variant:
+def _floor(model: Any) -> Any:
     """No adapter at work, but gradients that flow through the whole base: the least that any LoRA can cost."""
-    model = _trained(model, timing)
     model.base_model.disable_adapter_layers()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("modules_to_save.default" in name)
     model.enable_input_require_grads()
-    return Variant(FLOOR, model, _adamw(model))
-
-
-def _trained(model: Any, timing: Timing) -> Any:
-    """The model on its device, ready to be trained."""
-    return model.to(timing.device).train()
-
-
-def _adamw(model: nn.Module) -> torch.optim.AdamW:
-    """The Trainer's default optimizer; AdamW's own default is a loop over the parameters on a CPU."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained or [nn.Parameter(torch.zeros(1))], lr=LR, fused=True)
+    return model
 
 
 def measure(built: Mapping[str, Variant], batch: dict[str, Tensor], timing: Timing) -> dict[str, int]:

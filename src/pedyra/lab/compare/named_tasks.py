@@ -79,10 +79,8 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
         label: the task's name in the grid; the name of a known task unless `settings` say otherwise.
         settings: keys of `data`. With `source` they are a task of their own; without, they change the named task
             `task` (default: the label), whose local files are in the folder `folder` (default: that name).
-        data_dir: where local files of named tasks are; None: from the Hub.
-
-    Raises:
-        ValueError: no such task, with the nearest. Whether its files are there is seen when they are read.
+        data_dir: where local files of named tasks are; None: from the Hub. Whether they are there is seen when they
+            are read.
     """
     changes = dict(settings or {})
     if "source" in changes:
@@ -106,11 +104,7 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
 
 
 def known_test_set(name: str, data_dir: str | None = None) -> dict[str, Any]:
-    """The `generate.<name>` section of a known test set; its file is `<data_dir>/<name>/test.jsonl`, also .gz.
-
-    Raises:
-        ValueError: no such test set, with those that there are.
-    """
+    """The `generate.<name>` section of a known test set; its file is `<data_dir>/<name>/test.jsonl`, also .gz."""
     if name not in TEST_SETS:
         raise ValueError(f"test set {name!r} is unknown; known are {', '.join(TEST_SETS)}")
     known = dict(TEST_SETS[name])

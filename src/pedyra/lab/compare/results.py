@@ -14,7 +14,7 @@ import pandas
 from pedyra.fitting.cut import RECORD
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
-from pedyra.lab.compare.matching import TOLERANCE
+from pedyra.lab.compare.prepare import TOLERANCE
 from pedyra.lora.files import read_json, read_rows
 
 LOWER_IS_BETTER = ("loss", "perplexity", "relative_error")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
@@ -33,19 +32,6 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return fmean(values) - reach, fmean(values) + reach
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """How much higher one mean is than another, over the seeds that both have."""
-
-    pairs: int
-    mean: float
-    interval: tuple[float, float] | None
-    """95 %; None for fewer than two pairs, or where a run diverged."""
-
-
-def compare_paired(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> PairedDifference | None:
-    """The paired difference ours - theirs; None if no key is shared."""
-    differences = [value - theirs[key] for key, value in ours.items() if key in theirs]
-    if not differences:
-        return None
-    return PairedDifference(len(differences), fmean(differences), interval(differences))
+def differences(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> list[float]:
+    """ours - theirs, for the seeds that both have."""
+    return [value - theirs[key] for key, value in ours.items() if key in theirs]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pedyra.app.console import format_bytes, format_seconds, print_table
 from pedyra.lab.compare.results import Comparison, sign
-from pedyra.lab.compare.statistics import compare_paired, standard_error
+from pedyra.lab.compare.statistics import differences, interval, standard_error
 from pedyra.lora.files import write_file
 
 NOTHING = "–"
@@ -121,13 +121,13 @@ def _difference(comparison: Comparison, method: str, task: str, budget: int) -> 
         {seed: better * value for seed, value in comparison.values(name, task, budget).items()}
         for name in (method, comparison.grid.baseline)
     )
-    difference = compare_paired(ours, theirs)
-    if difference is None:
+    found = differences(ours, theirs)
+    if not found:
         return NOTHING
-    interval = "[one seed]" if difference.pairs == 1 else "[diverged]"
-    if difference.interval is not None:
-        interval = "[{}, {}]".format(*(number(end, signed=True) for end in difference.interval))
-    return f"{number(difference.mean, signed=True)} {interval}"
+    between = "[one seed]" if len(found) == 1 else "[diverged]"
+    if (ends := interval(found)) is not None:
+        between = "[{}, {}]".format(*(number(end, signed=True) for end in ends))
+    return f"{number(fmean(found), signed=True)} {between}"
 
 
 def _curves_table(comparison: Comparison) -> TextTable:

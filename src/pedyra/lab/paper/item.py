@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.recipe_sections import Section
-from pedyra.app.yaml_file import one_line, read_settings
+from pedyra.app.yaml_file import read_settings
 from pedyra.lora.spelling import did_you_mean
 
 Scale = Literal["full", "small", "smoke"]
@@ -32,7 +32,7 @@ class CellPart(Section):
     model: str | None = None
     """Put before the recipe's key: llama2 and python make llama2_python."""
     metric: str | None = None
-    """A metric of the run's last evaluation or generation, or one of `pedyra.lab.paper.run_measures`."""
+    """A metric of the run's last evaluation or generation, or one of `pedyra.lab.paper.figures`."""
     factor: float = 1.0
     """From the measured unit to the published one, e.g. 100."""
     r: int | None = None
@@ -102,10 +102,6 @@ class Item(Section):
         """The list of a row's published values -> column -> value."""
         published, columns = {}, list(content["columns"])
         for row, values in content.get("published", {}).items():
-            if row not in content["rows"]:
-                raise ValueError(f"published.{row} is no row")
-            if len(values) != len(columns):
-                raise ValueError(f"published.{row} has {len(values)} values for {len(columns)} columns")
             published[row] = dict(zip(columns, values, strict=True))
         return {**content, "published": published}
 
@@ -148,7 +144,8 @@ class Item(Section):
 @cache
 def items() -> dict[str, Item]:
     """Every table and figure by id: tables first, each in the paper's order."""
-    found = [_load(path) for path in TABLES.glob("*.yaml")]
+    contents = (read_settings(path, (), what="table", starts_with="id") for path in TABLES.glob("*.yaml"))
+    found = [Item.model_validate(content) for content in contents]
     return {item.id: item for item in sorted(found, key=_order)}
 
 
@@ -167,14 +164,6 @@ def get_item(name: str) -> Item:
 def recipe(name: str) -> Recipe:
     """The recipe of this name, e.g. sst2 or smoke_encoder."""
     return load_recipe(RECIPES / f"{name}.yaml")
-
-
-def _load(path: Path) -> Item:
-    content = read_settings(path, (), what="table", starts_with="id")
-    try:
-        return Item.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(f"{path.name}: {one_line(error, Item, depth=3)}") from None
 
 
 def _order(item: Item) -> tuple[bool, int, str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pedyra.lab.compare.statistics import compare_paired, interval, standard_error
+from pedyra.lab.compare.statistics import differences, interval, standard_error
 from pedyra.lab.compare.tables import NOTHING, TextTable
 from pedyra.lab.paper.item import Item, Scale
 
@@ -15,49 +14,33 @@ Values = Mapping[tuple[str, str], Mapping[int, float]]
 """(row, column) -> seed -> value, in the published unit."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One row x column."""
-
-    id: str
-    row: str
-    column: str
-    published: float | None
-    values: dict[int, float]
-    """By seed; empty where nothing was measured."""
-    scale: Scale
-
-    @property
-    def measured(self) -> float | None:
-        return fmean(self.values.values()) if self.values else None
-
-    @property
-    def standard_error(self) -> float | None:
-        return standard_error(list(self.values.values()))
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        return interval(list(self.values.values()))
-
-    def as_row(self) -> dict[str, Any]:
-        """For JSON."""
-        low, high = self.interval or (None, None)
-        return {
-            "id": self.id,
-            "row": self.row,
-            "column": self.column,
-            "published": self.published,
-            "measured": self.measured,
-            "standard_error": self.standard_error,
-            "interval_low": low,
-            "interval_high": high,
-            "seeds": len(self.values),
-            "scale": self.scale,
-            "values": {str(seed): value for seed, value in self.values.items()},
-        }
+Row = dict[str, Any]
+"""Of one row x column of an item, as it stands in the JSON file; see `result_row`."""
 
 
-def results(item: Item, scale: Scale, values: Values) -> list[Result]:
+def result_row(item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float]) -> Row:
+    """What was published and measured, with the mean, its standard error and its 95 % interval over the seeds.
+
+    `values` by seed are empty, and what follows from them None, where nothing was measured.
+    """
+    measured = list(values.values())
+    low, high = interval(measured) or (None, None)
+    return {
+        "id": item.id,
+        "row": row,
+        "column": column,
+        "published": item.value(row, column),
+        "measured": fmean(measured) if measured else None,
+        "standard_error": standard_error(measured),
+        "interval_low": low,
+        "interval_high": high,
+        "seeds": len(measured),
+        "scale": scale,
+        "values": {str(seed): value for seed, value in values.items()},
+    }
+
+
+def results(item: Item, scale: Scale, values: Values) -> list[Row]:
     """Every row x column of the item, with averages over the columns that were measured."""
     found = []
     for row in item.rows:
@@ -65,7 +48,7 @@ def results(item: Item, scale: Scale, values: Values) -> list[Result]:
             mine = dict(values.get((row, column), {}))
             if part.average:
                 mine = _average([values[row, name] for name in part.over or item.columns if (row, name) in values])
-            found.append(Result(item.id, row, column, item.value(row, column), mine, scale))
+            found.append(result_row(item, scale, row, column, mine))
     return found
 
 
@@ -75,16 +58,16 @@ def _average(columns: list[Mapping[int, float]]) -> dict[int, float]:
     return {seed: fmean(column[seed] for column in columns) for seed in seeds}
 
 
-def result_tables(item: Item, scale: Scale, found: Sequence[Result]) -> list[TextTable]:
+def result_tables(item: Item, scale: Scale, found: Sequence[Row]) -> list[TextTable]:
     """The values, and the differences between rows."""
-    differences = difference_table(item, scale, found)
-    return [result_table(item, scale, found), *([differences] if differences else [])]
+    between_rows = difference_table(item, scale, found)
+    return [result_table(item, scale, found), *([between_rows] if between_rows else [])]
 
 
-def result_table(item: Item, scale: Scale, found: Sequence[Result]) -> TextTable:
+def result_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable:
     """Rows x columns of the item; each cell what was measured, and what was published in parentheses."""
-    cells = {(result.row, result.column): _text(result) for result in found}
-    counts = sorted({len(result.values) for result in found if result.values}) or [0]
+    cells = {(each["row"], each["column"]): _text(each) for each in found}
+    counts = sorted({each["seeds"] for each in found if each["seeds"]}) or [0]
     seeds = "one seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
     return TextTable(
         title=f"{item.id}: {item.title}",
@@ -94,10 +77,10 @@ def result_table(item: Item, scale: Scale, found: Sequence[Result]) -> TextTable
     )
 
 
-def difference_table(item: Item, scale: Scale, found: Sequence[Result]) -> TextTable | None:
+def difference_table(item: Item, scale: Scale, found: Sequence[Row]) -> TextTable | None:
     """How far each row is from the first of its group; where each row is a task of its own, how far each column is
     from the first. None where nothing can be compared."""
-    cells = {(result.row, result.column): result for result in found}
+    cells = {(each["row"], each["column"]): each for each in found}
     first: dict[tuple[str, str | None], str] = {}
     for row in item.rows:
         first.setdefault(_group(item, row), row)
@@ -124,24 +107,27 @@ def _group(item: Item, row: str) -> tuple[str, str | None]:
     return part.group or row.rpartition(", ")[0], part.recipe
 
 
-def _difference(ours: Result, theirs: Result) -> str:
+def _difference(ours: Row, theirs: Row) -> str:
     published = ""
-    if ours.published is not None and theirs.published is not None:
-        published = f" ({ours.published - theirs.published:+.4g})"
-    difference = compare_paired(ours.values, theirs.values)
-    if difference is None:
+    if ours["published"] is not None and theirs["published"] is not None:
+        published = f" ({ours['published'] - theirs['published']:+.4g})"
+    found = differences(ours["values"], theirs["values"])
+    if not found:
         return f"{NOTHING}{published}"
-    ends = "" if difference.interval is None else " [{}, {}]".format(*map(number, difference.interval))
-    return f"{'+' if difference.mean > 0 else ''}{number(difference.mean)}{ends}{published}"
+    mean, between = fmean(found), interval(found)
+    ends = "" if between is None else " [{}, {}]".format(*map(number, between))
+    return f"{'+' if mean > 0 else ''}{number(mean)}{ends}{published}"
 
 
-def remarks(item: Item, scale: Scale, found: Sequence[Result]) -> list[str]:
+def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
     """The claim, what is not as published at this scale, and what is to be known of the published numbers."""
     told = [f"The paper's claim: {item.claim}"]
     if scale != "full":
         recipes = ", ".join(dict.fromkeys(item.scales[scale].recipes.values()))
         told.append(f"Scale {scale} has other models, data and steps ({recipes}): compare rows, not levels.")
-    unmeasured = [column for column in item.columns if not any(r.values for r in found if r.column == column)]
+    unmeasured = [
+        column for column in item.columns if not any(each["seeds"] for each in found if each["column"] == column)
+    ]
     if unmeasured:
         told.append(f"Not measured: {', '.join(unmeasured)}.")
         if any(part.average for part in item.columns.values()):
@@ -149,14 +135,14 @@ def remarks(item: Item, scale: Scale, found: Sequence[Result]) -> list[str]:
     return told + item.notes
 
 
-def _text(result: Result) -> str:
-    published = "" if result.published is None else f" ({result.published:.10g})"
-    if result.measured is None:
+def _text(row: Row) -> str:
+    published = "" if row["published"] is None else f" ({row['published']:.10g})"
+    if row["measured"] is None:
         return f"{NOTHING}{published}"
-    text = number(result.measured)
-    if result.standard_error is not None and result.interval is not None:
-        low, high = map(number, result.interval)
-        text += f" ± {number(result.standard_error)} [{low}, {high}]"
+    text = number(row["measured"])
+    if row["standard_error"] is not None:
+        low, high = number(row["interval_low"]), number(row["interval_high"])
+        text += f" ± {number(row['standard_error'])} [{low}, {high}]"
     return text + published
 
 

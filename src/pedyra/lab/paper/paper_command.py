@@ -97,18 +97,19 @@ def run(
     quiet_libraries()
     from pedyra.lab.compare.tables import print_tables
     from pedyra.lab.paper.item_results import remarks, result_tables
-    from pedyra.lab.paper.run_item import Means, run_item
+    from pedyra.lab.paper.run_item import run_item
 
     console = new_console()
     with stoppable(console):
-        found = run_item(item, scale, Means(out, places, workers, allow_code_execution, console))
-    print_tables(console, result_tables(found.item, scale, found.results))
-    for remark in remarks(found.item, scale, found.results):
+        found = run_item(item, scale, out, places, workers, allow_code_execution, console)
+    item = item.at(scale)
+    print_tables(console, result_tables(item, scale, found.results))
+    for remark in remarks(item, scale, found.results):
         console.print(f"- {remark}", soft_wrap=True)
     for file in found.files:
         console.print(f"written     {file}", soft_wrap=True)
     if json_file:
-        write_json_lines(json_file, [result.as_row() for result in found.results])
+        write_json_lines(json_file, found.results)
     for failure in found.failed:
         console.print(f"failed      {failure}", soft_wrap=True)
     if found.failed:

@@ -97,11 +97,7 @@ class Places:
         return list(found)
 
     def check(self, item: Item, scale: Scale, *, allow_code_execution: bool) -> None:
-        """Refuse, before anything is done, what cannot be: a model or data that is missing, code to run without leave.
-
-        Raises:
-            ValueError: with what is missing, and how to give it.
-        """
+        """Refuse, before anything is done, what cannot be: a model or data that is missing, code without leave."""
         missing = self.missing(item, scale)
         if missing:
             raise ValueError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(told(missing))}")

@@ -1,69 +1,90 @@
-"""`pedyra paper run`: the comparisons of a table or figure, and its numbers beside the published ones."""
+"""`pedyra paper run`: the comparisons that measure a table or figure, one grid for each recipe and rank, shared by all
+items of a scale; and its numbers beside the published ones."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from pedyra.app.console import write_json_lines
+from pedyra.app.recipe import Recipe
+from pedyra.app.recipe_sections import GENERATED
 from pedyra.lab.compare.compare import compare_grid
+from pedyra.lab.compare.grid import Grid, check_grid
 from pedyra.lab.compare.tables import write_tables
-from pedyra.lab.paper.grids import Measurement, measurements, row_name
-from pedyra.lab.paper.item import Item, Scale
-from pedyra.lab.paper.item_results import Result, remarks, result_tables, results
+from pedyra.lab.paper.figures import MEASURES, measure, save_figure
+from pedyra.lab.paper.item import Cell, CellPart, Item, Scale
+from pedyra.lab.paper.item_results import Row, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
-from pedyra.lab.paper.run_measures import MEASURES, measure
 from pedyra.lora.files import read_json, write_file
 
+RATES = (0.1, 0.3, 1.0, 3.0)
+"""Of encoders at scale small: rates that each method chooses from on tuning rows, relative to the recipe's.
 
-@dataclass(frozen=True)
-class Means:
-    """What items are measured with."""
+At scale full there is one rate, as the paper gives one a task and none for its baselines; language models, whose runs
+are long, have one at every scale.
+"""
 
-    out: Path
-    """Folder of runs, which all items of a scale share, and of tables."""
-    places: Places = field(default_factory=Places)
-    """Where models and data are; default: where the recipes say."""
-    workers: int = 1
-    allow_code_execution: bool = False
-    """Run the programs that a model wrote, for HumanEval and MBPP."""
-    console: Console | None = None
+FROM_ZERO = 10.0
+"""Times the rates at scale small, for a method that starts with no gradient in A and B (found by
+`recipes/compare_short.yaml`). At LoRA's rate PE-DyRA learns nothing in 50 steps of Qwen2.5-Coder-0.5B: perplexity 2.55,
+LoRA's 1.74."""
+
+STARTS_FROM_ZERO = (  # but where `lora.init` gives them an update to begin with
+    "adalora", "adalora-svd", "increlora", "triadaptlora", "pedyra", "prune", "expand", "random", "mask",
+)  # fmt: skip
+TUNING_ROWS = 1000
+"""That tuning runs are judged on: a tenth of SST-2 would take longer to read than the training."""
 
 
-@dataclass(frozen=True)
-class MeasuredItem:
+class MeasuredItem(NamedTuple):
     """What a run of an item came to."""
 
-    item: Item
+    results: list[Row]
     """With the columns that the scale measures."""
-    results: list[Result]
     files: list[Path]
     """Tables and figures."""
     failed: list[str]
     """Runs that failed, and why."""
 
 
-def run_item(item: Item, scale: Scale, means: Means) -> MeasuredItem:
+def run_item(
+    item: Item,
+    scale: Scale,
+    out: Path,
+    places: Places,
+    workers: int = 1,
+    allow_code_execution: bool = False,
+    console: Console | None = None,
+) -> MeasuredItem:
     """Run what is missing of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
 
     Finished runs are kept, for every item of the scale that shares them; interrupted ones go on.
+
+    Args:
+        out: folder of runs, which all items of a scale share, and of tables.
+        places: where models and data are.
+        workers: runs at once.
+        allow_code_execution: run the programs that a model wrote, for HumanEval and MBPP.
+        console: where progress is shown; None: nowhere.
 
     Raises:
         ValueError: as `Places.check`, before anything runs.
         KeyboardInterrupt: Ctrl-C; running jobs have saved a checkpoint.
     """
-    means.places.check(item, scale, allow_code_execution=means.allow_code_execution)
+    places.check(item, scale, allow_code_execution=allow_code_execution)
     values: dict[tuple[str, str], dict[int, float]] = {}
     runs: dict[str, Path] = {}
     failed: list[str] = []
-    for each in measurements(item, scale, means.out, means.places):
-        comparison = compare_grid(each.grid, means.workers, means.console)
+    for each in measurements(item, scale, out, places):
+        comparison = compare_grid(each.grid, workers, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
-        found = [with_generated(row, each, means) for row in comparison.rows]
+        found = [with_generated(row, each, allow_code_execution, console) for row in comparison.rows]
         for cell in each.cells:
             mine = [row for row in found if row["method"] == row_name(cell.part)]
             if mine:
@@ -73,22 +94,22 @@ def run_item(item: Item, scale: Scale, means: Means) -> MeasuredItem:
             if kept:
                 values[cell.row, cell.column] = kept
     item = item.at(scale)
-    done, folder = results(item, scale, values), means.out / scale / item.id
+    done, folder = results(item, scale, values), out / scale / item.id
     folder.mkdir(parents=True, exist_ok=True)
     tables = result_tables(item, scale, done)
     files = [
         write_tables(folder / item.id, item.title, tables, remarks(item, scale, done)),
         folder / f"{item.id}.jsonl",
     ]
-    write_json_lines(files[-1], [result.as_row() for result in done])
+    write_json_lines(files[-1], done)
     if item.is_figure:
-        from pedyra.lab.paper.item_figures import save_figure
-
         files += save_figure(item, done, runs, folder)
-    return MeasuredItem(item, done, files, failed)
+    return MeasuredItem(done, files, failed)
 
 
-def with_generated(row: dict[str, Any], each: Measurement, means: Means) -> dict[str, Any]:
+def with_generated(
+    row: dict[str, Any], each: Measurement, allow_code_execution: bool, console: Console | None = None
+) -> dict[str, Any]:
     """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder.
 
     Only the test sets that the cells name are answered, and those that were answered before are not again.
@@ -103,9 +124,78 @@ def with_generated(row: dict[str, Any], each: Measurement, means: Means) -> dict
 
     found = evaluate_run(
         Path(row["run"]),
-        console=means.console,
-        allow_code_execution=means.allow_code_execution,
+        console=console,
+        allow_code_execution=allow_code_execution,
         test_sets=wanted & set(each.recipe.generate) or None,  # a set of its own has metrics of other names
     )
     write_file(file, json.dumps({**kept, **found}, indent=2) + "\n")
     return {**row, "metrics": {**row["metrics"], **found}}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A grid, and the cells of the item that its rows measure."""
+
+    grid: Grid
+    recipe: Recipe
+    cells: list[Cell]
+
+
+def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Measurement]:
+    """The grids of an item, in folders below `out` that other items of the scale share."""
+    groups: dict[tuple[str, int | None], list[Cell]] = {}
+    for cell in item.cells(scale):
+        groups.setdefault((cell.recipe, cell.part.r), []).append(cell)
+    found = []
+    for (name, r), cells in groups.items():
+        recipe = places.resolve(name)
+        cells = [_without_the_recipes_own(cell, recipe) for cell in cells]
+        r = r or recipe.lora.r
+        folder = out / scale / "runs" / f"{name}_r{r}"
+        content = grid_content(recipe, [cell.part for cell in cells], scale, r, folder)
+        content["seeds"] = item.scales[scale].seeds
+        found.append(Measurement(check_grid(content, item.id), recipe, cells))
+    return found
+
+
+def _without_the_recipes_own(cell: Cell, recipe: Recipe) -> Cell:
+    """The cell without rank settings that its recipe has too: one run for both."""
+    rank = {key: value for key, value in cell.part.rank.items() if recipe.rank.get(key) != value}
+    return replace(cell, part=cell.part.model_copy(update={"rank": rank}))
+
+
+def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int, folder: Path) -> dict[str, Any]:
+    """The grid with these rows, but for its seeds."""
+    content = recipe.model_dump(mode="json", exclude_unset=True)
+    training = dict(content["training"])
+    rate = training.pop("learning_rate")
+    alpha = recipe.lora.alpha * r / recipe.lora.r  # the scaling alpha / r is the recipe's at every rank
+    factors = RATES if scale == "small" and recipe.data.kind not in GENERATED else (1.0,)
+    rates = [rate * factor for factor in factors]
+    return {
+        "name": folder.name,
+        "output_dir": str(folder),
+        "model": content["model"],
+        "lora": {**content.get("lora", {}), "r": r, "alpha": alpha},
+        "rank": content.get("rank", {}),
+        "training": training,
+        "methods": {row_name(part): _row(part, rates, scale) for part in parts},
+        "tasks": {recipe.name: content["data"]},
+        "learning_rates": rates,
+        **({"tuning": {"rows": TUNING_ROWS}} if len(rates) > 1 else {}),
+        "match": "rank",  # as the paper compares
+        **({"generate": content["generate"]} if content.get("generate") else {}),
+    }
+
+
+def row_name(part: CellPart) -> str:
+    """The grid's name of a method with its settings: the same for the same settings, and good as a folder's name."""
+    settings = {**part.lora, **part.rank, **({"quantization": part.quantization} if part.quantization else {})}
+    return "_".join([str(part.method), *(f"{key}={settings[key]}" for key in sorted(settings))])
+
+
+def _row(part: CellPart, rates: list[float], scale: Scale) -> dict[str, Any]:
+    keys = ("method", "match", "quantization", "lora", "rank")
+    row = {key: value for key in keys if (value := getattr(part, key))}
+    slow = part.method in STARTS_FROM_ZERO and "init" not in part.lora
+    return {**row, **({"learning_rates": [rate * FROM_ZERO for rate in rates]} if slow and scale == "small" else {})}

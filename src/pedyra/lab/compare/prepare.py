@@ -1,0 +1,319 @@
+"""What is prepared before a comparison runs: its data is split, its recipes are checked, its rows are made equal.
+
+The rows of a task are split once and written down, equal for every job:
+
+training rows ──┬── tuning-train ── what a tuning run trains on
+                └── tuning ──────── what it is judged on, to choose a learning rate
+reported rows ───────────────────── what a reported run is judged on; it trains on all training rows
+
+Equal is the number of trained parameters: each row gets the rank at which it has the baseline's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.recipe import Recipe, check_recipe
+from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
+from pedyra.app.runs.arguments import training_arguments
+from pedyra.app.runs.setup import request, resolve
+from pedyra.app.tasks.sources import Rows, held_out, load_rows, sample
+from pedyra.app.tasks.text import known_labels
+from pedyra.app.yaml_file import first_difference, read_settings
+from pedyra.lab.compare.grid import Grid
+from pedyra.lab.compare.jobs import Entry, Job, Purpose
+from pedyra.lab.compare.named_tasks import task_data
+from pedyra.lora.files import read_json, write_file
+from pedyra.methods.method import SCHEDULE
+from pedyra.methods.registry import get_method
+from pedyra.methods.wide import Wide
+from pedyra.pe_dyra.method import PeDyra
+
+SEED = 0
+"""Of the splits, which are the same for every method and seed."""
+TUNING = 0.1
+"""Part of the training rows that judges tuning runs."""
+WHICH_ROWS = {"source", "validation", "config", "split", "validation_fraction", "group_by", "eval_rows"}
+"""Keys of `data` that are spent when the rows are split."""
+TOLERANCE = 0.05
+"""How far from the baseline's the number of parameters may be, relative to it."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What matching decided for one row, kind of task and budget."""
+
+    r: int
+    """lora.r of its recipes; alpha goes along, so that alpha / r stays."""
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    """Of methods whose own settings decide on their parameters (RandLoRA)."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A grid whose data is split and whose rows are matched."""
+
+    grid: Grid
+    folder: Path
+    splits: Mapping[str, Mapping[str, Any]]
+    """Task -> purpose of a job -> its `data` section."""
+    matched: Mapping[Entry, Matched]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Rows x tasks x budgets."""
+        grid = self.grid
+        return [
+            Entry(method, task, budget) for budget in grid.all_budgets for task in grid.tasks for method in grid.methods
+        ]
+
+    def tuning_jobs(self, entry: Entry) -> list[Job]:
+        """One per rate and tuning seed; none where there is nothing to choose."""
+        rates = self.grid.rates(entry.method)
+        seeds = self.grid.tuning.seeds if len(rates) > 1 else []
+        return [self.job(entry, rate, seed, "tuning") for rate in rates for seed in seeds]
+
+    def reported_jobs(self, entry: Entry, chosen: Mapping[Entry, float | None]) -> list[Job]:
+        """One per seed, at the chosen rate, or the only one; none where tuning chose none."""
+        rate = chosen.get(entry, self.grid.rates(entry.method)[0])
+        return [] if rate is None else [self.job(entry, rate, seed, "jobs") for seed in self.grid.seeds]
+
+    def job(self, entry: Entry, rate: float, seed: int, purpose: Purpose) -> Job:
+        """A run. Raises ValueError where its folder holds one of another recipe."""
+        job = Job(entry, rate, seed, purpose, self.folder, {})
+        name = {"name": entry.task, "output_dir": str(job.run), "seed": seed}
+        job.recipe.update(name | self.content(entry, rate, purpose))
+        if job.recipe_file.is_file():
+            before = read_settings(job.recipe_file, (), what="recipe", starts_with="method")
+            difference = first_difference(_identity(before), _identity(job.recipe))
+            if difference is not None:
+                raise ValueError(f"{job.run} is a run of another grid: {difference}; choose another output_dir")
+        return job
+
+    def content(self, entry: Entry, rate: float, purpose: Purpose) -> dict[str, Any]:
+        """A recipe: the grid's sections, the row's own over them, and what was matched."""
+        grid, row = self.grid, self.grid.methods[entry.method]
+        matched = self.matched.get(entry, Matched(entry.budget))
+        alpha = grid.lora.get("alpha", LoraSection().alpha)
+        if matched.r != grid.base_rank:
+            alpha = alpha * matched.r / grid.base_rank  # the scaling alpha / r stays
+        bits = {} if row.quantization is None else {"quantization": row.quantization}
+        content = {
+            "method": row.method,
+            "model": grid.model | bits,
+            "data": dict(self.splits[entry.task][purpose]),
+            "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
+            "rank": {**grid.rank, **row.rank},
+            "method_settings": {**row.method_settings, **matched.method_settings},
+            "training": {**grid.training, **row.training, "learning_rate": rate},
+        }
+        if purpose == "jobs" and grid.fit is not None:
+            content["fit"] = grid.fit
+        return {**content, "generate": grid.generate} if grid.generate else content
+
+
+def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
+    kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
+    paths = ("source", "validation")
+    return {**kept, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
+
+
+def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
+    """Split the data, check every row's recipe, and match the rows."""
+    sections = {label: _data_section(grid, label) for label in grid.tasks}
+    write_file(folder / "grid.yaml", grid.to_yaml())
+    splits = {
+        label: split_task(label, section, grid.tuning.rows, folder / "data" / label)
+        for label, section in sections.items()
+    }
+    bare = Experiment(grid, folder, splits, {})
+    recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
+    return Experiment(grid, folder, splits, _match(grid, recipes))
+
+
+def _data_section(grid: Grid, label: str) -> Any:
+    """The task's section, checked as part of a recipe, which tells a mistake in one line."""
+    data = task_data(label, grid.tasks[label], grid.data_dir)
+    return check_recipe({"name": label, "model": grid.model, "data": data}, f"tasks.{label}").data
+
+
+def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
+    """The recipe of a row, as its method resolves it; ValueError for what can be told from the recipe alone."""
+    where = f"methods.{entry.method} on {entry.task}"
+    content = experiment.content(entry, experiment.grid.rates(entry.method)[0], "jobs")
+    recipe = check_recipe({"name": entry.task, **content}, where)
+    try:
+        recipe = resolve(recipe)
+        training_arguments(recipe)
+        if (steps := recipe.training.get("max_steps", -1)) > 0 and recipe.method in ("pedyra", "wide"):
+            schedule = {name: value for name, value in recipe.rank.items() if name in SCHEDULE}
+            config = PeDyra(**schedule) if recipe.method == "pedyra" else Wide(rank=recipe.lora.r, **schedule)
+            config.method().schedule(steps)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return recipe
+
+
+def _match(grid: Grid, recipes: Mapping[Entry, Recipe]) -> dict[Entry, Matched]:
+    """What is matched for every entry; tasks of one kind are matched alike, for the head is left out."""
+    counts: dict[str, ParameterCount] = {}
+    known: dict[tuple[str, str, int], Matched] = {}
+    found = {}
+    for entry, recipe in recipes.items():
+        if grid.match_of(entry.method) == "rank":
+            found[entry] = Matched(entry.budget)
+            continue
+        kind = recipe.data.kind
+        key = (entry.method, kind, entry.budget)
+        if key not in known:
+            baseline = recipes[Entry(grid.baseline, entry.task, entry.budget)]
+            if kind not in counts:
+                counts[kind] = ParameterCount(baseline)
+            known[key] = match_parameters(entry.method, recipe, entry.budget, baseline, counts[kind])
+        found[entry] = known[key]
+    return found
+
+
+def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
+    """Load and split a task, or find it split in `folder` from an earlier call: `Job.purpose` -> the `data` section.
+
+    `data.validation` is what is reported; without it, `data.validation_fraction` of the rows is held out, the
+    same rows for every run. The tuning rows come off the training rows. `group_by` holds at both cuts.
+
+    Args:
+        tuning_rows: at most this many judge tuning runs; None: as many as `data.eval_rows` says.
+    """
+    summary, asked = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
+    if not summary.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        section = _split(label, data, tuning_rows, folder)
+        write_file(summary, json.dumps({"asked": asked, "data": section}, indent=2) + "\n")
+    found = read_json(summary, {"asked": dict, "data": dict})
+    if (difference := first_difference(found["asked"], asked)) is not None:
+        raise ValueError(f"{folder} holds other rows: {difference}; choose another output_dir")
+    # Paths are not in the file, so that the folder can be moved.
+    paths = {name: str(folder / f"{name}.jsonl") for name in ("train", "reported", "tuning-train", "tuning")}
+    return {
+        "jobs": {**found["data"], "source": paths["train"], "validation": paths["reported"]},
+        "tuning": {**found["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
+    }
+
+
+def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:
+    """Write the rows into the folder; what the `data` sections of all jobs have in common."""
+    train, reported, class_names = load_rows(data)
+    if reported is None:
+        train, reported = held_out(train, data.validation_fraction, data.group_by, SEED)
+    tuning_train, tuning = held_out(train, TUNING, data.group_by, SEED)
+    files = {
+        "train": train,
+        "reported": sample(reported, data.eval_rows, SEED, "validation"),
+        "tuning-train": tuning_train,
+        "tuning": sample(tuning, tuning_rows or data.eval_rows, SEED, "validation"),
+    }
+    metric = data.metric or METRICS[data.kind][0]
+    for name, rows in files.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_file(folder / f"{name}.jsonl", "".join(lines))
+    common = data.model_dump(mode="json", exclude_defaults=True, exclude={*WHICH_ROWS})
+    return {**common, "metric": metric, **_classes(train, data, class_names)}
+
+
+def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> dict[str, Any]:
+    """What the classes are: a part of the rows might lack one, and a file does not carry the Hub's names."""
+    if data.kind not in ("classification", "pairs"):
+        return {}
+    known = known_labels(train, data, class_names)
+    return {"labels": list(known.names)} if known.names else {"num_labels": known.count}
+
+
+class ParameterCount:
+    """Trainable parameters of adapters on one base model, counted on the model itself; a head is left out.
+
+    Args:
+        recipe: the baseline's; for the model, its tokenizer and the kind of data.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        kind = recipe.data.kind
+        classes = {"causal_lm": None, "regression": 1}.get(kind, 2)
+        # Quantised weights are packed, but their adapter is the same.
+        section = recipe.model.model_copy(update={"quantization": "none"})
+        self.base = load_model(section, kind, classes, load_tokenizer(section), recipe.seed)
+        self._known: dict[str, int] = {}
+
+    def request(self, recipe: Recipe) -> Any:
+        """What the recipe asks of its method, on this base model."""
+        return request(recipe, self.base, None)
+
+    def lora(self, recipe: Recipe, r: int) -> int:
+        """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
+        lora = recipe.lora.model_copy(update={"r": r, "init": True, **get_method(recipe.method).lora})
+        key = lora.model_dump_json()
+        if key not in self._known:
+            wanted = self.request(recipe.model_copy(update={"lora": lora}))
+            self._known[key] = _trained(wanted.with_lora())
+        return self._known[key]
+
+    def prepared(self, recipe: Recipe, settings: Mapping[str, Any]) -> int:
+        """Of what the recipe's method makes with these settings of its own."""
+        recipe = recipe.model_copy(update={"method_settings": {**recipe.method_settings, **settings}})
+        return _trained(get_method(recipe.method).prepare(self.request(recipe)).model)
+
+
+def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: ParameterCount) -> Matched:
+    """The rank at which a row has the trainable parameters of the baseline at lora.r = budget.
+
+    Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
+    had at its end is in the results.
+    """
+    target = count.lora(baseline, budget)
+    at_budget = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": budget})})
+    if own := get_method(recipe.method).nearest_settings(count.request(at_budget), target):
+        (setting,) = own[0]
+        counts = {values[setting]: count.prepared(at_budget, values) for values in own}
+        check_match(name, f"method_settings.{setting}", target, counts)
+        return Matched(budget, own[0])
+    ranks = nearest_ranks(lambda r: count.lora(recipe, r), target, budget)
+    check_match(name, "lora.r", target, {r: count.lora(recipe, r) for r in ranks})
+    return Matched(ranks[0])
+
+
+def nearest_ranks(count: Callable[[int], int], target: int, start: int) -> list[int]:
+    """The two ranks whose counts are nearest to `target`, the nearest first; of two equally near, the smaller.
+
+    Args:
+        count: rank -> number of parameters, which grows linearly.
+        start: any rank.
+    """
+    low = max(1, start + (target - count(start)) // (count(start + 1) - count(start)))
+    return sorted((low, low + 1), key=lambda r: (abs(count(r) - target), r))
+
+
+def check_match(name: str, setting: str, target: int, counts: Mapping[int, int]) -> None:
+    """Raise ValueError where the nearest number of parameters is more than 5 % off.
+
+    Args:
+        setting: what was varied.
+        counts: its values -> numbers of parameters, nearest first.
+    """
+    if abs(next(iter(counts.values())) - target) <= TOLERANCE * target:
+        return
+    closest = " and ".join(f"{count:,} at {setting} {value}" for value, count in counts.items())
+    raise ValueError(
+        f"method {name} cannot match the baseline's {target:,} parameters within {TOLERANCE:.0%}: "
+        f"the closest are {closest}; choose other budgets, or methods.{name}.match: rank to compare it as it is"
+    )
+
+
+def _trained(model: Any) -> int:
+    """Parameters that are trained, but for a head; the adapter is taken off the base again."""
+    named = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    model.unload()
+    return sum(count for name, count in named if "modules_to_save" not in name)

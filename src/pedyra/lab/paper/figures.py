@@ -1,0 +1,303 @@
+"""What the paper's figures and Table 10 show of a run: as one number, and in the paper's layout.
+
+A measure takes the records of a run folder; `None` stands for "this run has no such number". Names are those of
+`metric` in tables/. Figures are charts of `pedyra.app.report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from pedyra.app.report import measures
+from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
+from pedyra.app.report.figures import STEP, history_panels, map_cells
+from pedyra.app.report.images import FORMATS, save_image, side_by_side
+from pedyra.app.report.records import Record, RunRecords, read_run
+from pedyra.lab.paper.item import Item
+from pedyra.lab.paper.item_results import Row
+
+Measure = Callable[[RunRecords], float | None]
+Series = list[tuple[int, float]]
+"""(step, value)."""
+FACTORS = ("A", "E", "B")
+
+
+def measure(row: Mapping[str, Any], metric: str) -> float | None:
+    """A metric of a comparison's row: one of its evaluation's, a cost, or one of `MEASURES` on its run folder."""
+    for known in (row["metrics"], row):
+        if metric in known:
+            return known[metric]
+    return MEASURES[metric](read_run(Path(row["run"]))) if metric in MEASURES else None
+
+
+def series(records: Iterable[Record], value: Callable[[Record], float | None]) -> Series:
+    """The records that have the value."""
+    return [(record["step"], found) for record in records if (found := value(record)) is not None]
+
+
+def effective_ranks(run: RunRecords) -> Series:
+    """Sum of the layers' effective ranks (Fig. 1a)."""
+    return series(run.snapshots, measures.effective_rank)
+
+
+def utilisations(run: RunRecords) -> Series:
+    """That over the sum of the ranks (Fig. 1a)."""
+    return series(run.snapshots, measures.utilisation)
+
+
+def stabilities(run: RunRecords) -> Series:
+    """Spearman's correlation of the layers' scores with those of the adjustment before (Fig. 1b)."""
+    found = []
+    for before, now in pairwise(run.adjustments):
+        old, new = before["layer_scores"], now["layer_scores"]
+        found.append({"step": now["step"], "value": measures.spearman([old[name] for name in new], list(new.values()))})
+    return series(found, lambda record: record["value"])
+
+
+def log_variances(run: RunRecords) -> Series:
+    """Log variance over layers of G^(2/3) / r, where scores were followed (Fig. 5)."""
+    return series(run.snapshots, lambda record: record.get("two_thirds_log_variance"))
+
+
+def orthogonalities(run: RunRecords) -> Series:
+    """The orthogonality term averaged over all A and B (Fig. 10)."""
+    return series(run.snapshots, lambda record: fmean(x for pair in record["orthogonality"].values() for x in pair))
+
+
+def training_losses(run: RunRecords) -> Series:
+    """The loss as logged (Fig. 9)."""
+    return series(run.metrics, lambda record: record.get("loss"))
+
+
+def gradient_norms(run: RunRecords, factor: str) -> Series:
+    """Mean over layers of the norms of the gradients of A, E or B, where they were followed (Fig. 11)."""
+    place = FACTORS.index(factor)
+    followed = (record for record in run.snapshots if record.get("grad_norms"))
+    return series(followed, lambda record: fmean(norms[place] for norms in record["grad_norms"].values()))
+
+
+def masks(run: RunRecords) -> list[tuple[int, set[tuple[str, int]]]]:
+    """(step, the triples that are masked from there on), of a run whose method masks (Fig. 8)."""
+    return [(r["step"], {(name, i) for name, i in r["masked"]}) for r in run.adjustments if "masked" in r]
+
+
+def _seconds_per_epoch(run: RunRecords) -> float | None:
+    """Training time over the epochs trained (Table 10)."""
+    epochs = max((row["epoch"] for row in run.metrics if "epoch" in row), default=0.0)
+    return run.final["seconds"] / epochs if epochs else None
+
+
+def _trainable_share(run: RunRecords) -> float | None:
+    """Trained parameters over all (Table 3); as there, two weights of 4 bits count as one."""
+    total = run.final.get("total_parameters")
+    return run.final["trainable_parameters"] / total if total else None
+
+
+def _peak_memory_difference(run: RunRecords) -> float | None:
+    """Peak memory in bytes less what was held when training began (Table 10)."""
+    before = run.environment.get("memory_before_bytes")
+    return run.final["peak_memory_bytes"] - before if before is not None else None
+
+
+def rank_importance_correlation(run: RunRecords) -> float | None:
+    """Of the layers' mean rank with importance (Fig. 4b)."""
+    return measures.correlation_with_importance(run, measures.mean_ranks(run))
+
+
+def _change_importance_correlation(run: RunRecords) -> float | None:
+    """Of the change of the layers' rank with importance (Fig. 3)."""
+    changes = {name: run.final_ranks[name] - rank for name, rank in run.start_ranks.items()}
+    return measures.correlation_with_importance(run, changes)
+
+
+def _rank_gini(run: RunRecords) -> float | None:
+    """Gini coefficient of the final ranks: 0 if all layers have the same, near 1 if one has all (Fig. 7)."""
+    ranks = sorted(run.final_ranks.values())
+    total, count = sum(ranks), len(ranks)
+    return None if not total else sum((2 * i - count - 1) * rank for i, rank in enumerate(ranks, 1)) / (count * total)
+
+
+def _reactivated_share(run: RunRecords) -> float | None:
+    """Mean share of the masked triples that the next adjustment no longer masks (Fig. 8)."""
+    return _mean(len(old - new) / len(old) for (_, old), (_, new) in pairwise(masks(run)) if old)
+
+
+def _loss_roughness(run: RunRecords) -> float | None:
+    """Standard deviation of the change of the loss from one log to the next (Fig. 9)."""
+    changes = [now - before for (_, before), (_, now) in pairwise(training_losses(run))]
+    return pstdev(changes) if len(changes) > 1 else None
+
+
+def _at(place: int, of: Callable[[RunRecords], Series]) -> Measure:
+    """The first (0) or last (-1) value; None of none."""
+    return lambda run: of(run)[place][1] if of(run) else None
+
+
+def _mean_of(of: Callable[[RunRecords], Series]) -> Measure:
+    return lambda run: _mean(value for _, value in of(run))
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None
+
+
+MEASURES: dict[str, Measure] = {
+    "seconds_per_epoch": _seconds_per_epoch,
+    "trainable_share": _trainable_share,
+    "peak_memory_difference": _peak_memory_difference,
+    "effective_rank": _at(-1, effective_ranks),
+    "utilisation": _at(-1, utilisations),
+    "ranking_stability": _mean_of(stabilities),
+    "rank_importance_correlation": rank_importance_correlation,
+    "change_importance_correlation": _change_importance_correlation,
+    "first_log_variance": _at(0, log_variances),
+    "last_log_variance": _at(-1, log_variances),
+    "largest_rank": lambda run: max(run.final_ranks.values(), default=None),  # Fig. 7
+    "rank_gini": _rank_gini,
+    "reactivated_share": _reactivated_share,
+    "mean_training_loss": _mean_of(training_losses),  # lower where it falls faster
+    "loss_roughness": _loss_roughness,
+    "first_orthogonality": _at(0, orthogonalities),
+    "last_orthogonality": _at(-1, orthogonalities),
+    "gradient_norm_A": _mean_of(lambda run: gradient_norms(run, "A")),
+    "gradient_norm_E": _mean_of(lambda run: gradient_norms(run, "E")),
+    "gradient_norm_B": _mean_of(lambda run: gradient_norms(run, "B")),
+}
+
+
+Runs = Mapping[str, RunRecords]
+"""Row -> its run with the first seed, which curves show."""
+Panels = Mapping[str, Spec]
+"""Title -> chart, side by side."""
+Drawing = Callable[[Runs, Sequence[Row]], Panels]
+
+
+def save_figure(item: Item, found: Sequence[Row], runs: Mapping[str, Path], folder: Path) -> list[Path]:
+    """Write `<id>.svg` and `.png`; the files. Nothing where no run is there to draw."""
+    if not runs:
+        return []
+    panels = FIGURES[item.id]({row: read_run(path) for row, path in runs.items()}, found)
+    files = [folder / f"{item.id}.{suffix}" for suffix in FORMATS]
+    for file in files:
+        save_image(side_by_side(panels.items()), file)
+    return files
+
+
+def _lines(title: str, y: str, of: Callable[[RunRecords], Series], **options: Any) -> Drawing:
+    """A panel with a curve for each row."""
+    return lambda runs, found: {title: _curves({row: of(run) for row, run in runs.items()}, y, **options)}
+
+
+def _curves(several: Mapping[str, Series], y: str, **options: Any) -> Spec:
+    drawn = [Curve(name, [x for x, _ in points], [y for _, y in points]) for name, points in several.items() if points]
+    return curves(drawn, Axes(STEP, y, **options))
+
+
+def utilised(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Fig. 1a: effective rank, and its share of the ranks, over the steps."""
+    total = _lines("Effective rank", "sum over layers", effective_ranks, from_zero=True)
+    share = _lines("Utilisation", "effective rank / rank", utilisations, from_zero=True)
+    return {**total(runs, found), **share(runs, found)}
+
+
+def dynamics(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Fig. 3: rank and place by importance, in colour the layers whose rank changed most."""
+    return {panel.title: panel.spec for panel in history_panels(next(iter(runs.values())))}
+
+
+def bars(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Figs. 4a and 6: a group of bars a column, a bar a row, with 95 % intervals."""
+    rows = [row for row in found if row["measured"] is not None]
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    place = {"x": {"field": "column", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": 0}}}
+    place |= {"xOffset": {"field": "row", "sort": names}}
+    color = {"field": "row", "type": "nominal", "title": None, "sort": names}
+    value = {"type": "quantitative", "title": "score"}
+    ends = {"y": {"field": "interval_low", **value}, "y2": {"field": "interval_high"}}
+    marks = [
+        {"mark": "bar", "encoding": {**place, "y": {"field": "measured", **value}, "color": color}},
+        {"mark": "rule", "encoding": {**place, **ends}},
+    ]
+    return {"Mean and 95 % interval": {"data": {"values": rows}, "layer": marks}}
+
+
+def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Fig. 4b: mean rank of each layer against its mean importance."""
+    run = next(iter(runs.values()))
+    value = rank_importance_correlation(run)
+    scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
+    ranks = measures.mean_ranks(run)
+    rows = [{"x": scores[each.name], "y": ranks[each.name], "type": each.type} for each in run.layers]
+    scale = {"type": "log" if min(scores.values()) > 0 else "linear"}
+    encoding = {
+        "x": {"field": "x", "type": "quantitative", "title": "mean importance of the layer", "scale": scale},
+        "y": {"field": "y", "type": "quantitative", "title": "mean rank"},
+        "color": {"field": "type", "type": "nominal", "title": None},
+    }
+    spec = {"data": {"values": rows}, "mark": {"type": "point", "filled": True, "size": 70}, "encoding": encoding}
+    return {"Rank and importance" if value is None else f"Spearman's correlation {value:.2f}": spec}
+
+
+def rank_maps(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Fig. 7: final rank by module type and depth, a map a row."""
+    maps = {row: rank_map(map_cells(run.places, [run.final_ranks]), at="0") for row, run in runs.items()}
+    return {f"({letter}) {row}": spec for letter, (row, spec) in zip("ab", maps.items(), strict=False)}
+
+
+def mask_maps(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Fig. 8: which triples are masked after each adjustment, a panel a weighting; those that came back stand out."""
+    return {f"({letter}) {row}": _mask_map(run) for letter, (row, run) in zip("ab", runs.items(), strict=False)}
+
+
+def _mask_map(run: RunRecords) -> Spec:
+    masked = masks(run)
+    cells = [{"step": step, "triple": f"{name} {i}", "state": "masked"} for step, each in masked for name, i in each]
+    for (_, before), (step, now) in pairwise(masked):
+        cells += [{"step": step, "triple": f"{name} {i}", "state": "came back"} for name, i in before - now]
+    shades = {"domain": ["masked", "came back"], "range": ["#b4bac0", "#C8500A"]}
+    encoding = {
+        "x": {"field": "step", "type": "ordinal", "title": "adjustment after step", "axis": {"labelAngle": 0}},
+        "y": {"field": "triple", "type": "nominal", "title": "triple", "axis": {"labels": False, "ticks": False}},
+        "color": {"field": "state", "type": "nominal", "title": None, "scale": shades},
+    }
+    return {"data": {"values": cells}, "mark": "rect", "encoding": encoding}
+
+
+def orthogonality(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Fig. 10: the term of (a) one layer's A, the first feed-forward's as in the paper, and (b) all factors."""
+    run = next(iter(runs.values()))
+    layer = next((layer for layer in run.layers if "intermediate" in layer.name), run.layers[0])
+    own = series(run.snapshots, lambda record: record["orthogonality"][layer.name][0])
+    return {
+        f"(a) A of {layer.short_name}": _curves({"A": own}, "R"),
+        "(b) Mean over all factors": _curves({"all": orthogonalities(run)}, "R"),
+    }
+
+
+def gradients(runs: Runs, found: Sequence[Row]) -> Panels:
+    """Fig. 11: norms of the gradients of A, E and B, averaged over layers."""
+    run = next(iter(runs.values()))
+    points = {factor: gradient_norms(run, factor) for factor in FACTORS}
+    return {"Gradients of the factors": _curves(points, "mean norm", log_y=True)}
+
+
+FIGURES: dict[str, Drawing] = {
+    "figure1a": utilised,
+    "figure1b": _lines("Stability of the importance ranking", "Spearman to the one before", stabilities),
+    "figure3": dynamics,
+    "figure4a": bars,
+    "figure4b": rank_against_importance,
+    "figure5": _lines("Cross-layer variance of G^(2/3) / r", "log variance", log_variances),
+    "figure6": bars,
+    "figure7": rank_maps,
+    "figure8": mask_maps,
+    "figure9": _lines("Training loss", "loss", training_losses),
+    "figure10": orthogonality,
+    "figure11": gradients,
+}
+"""Id -> its panels."""
