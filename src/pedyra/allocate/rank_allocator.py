@@ -115,11 +115,6 @@ class RankAllocator:
         """Number of trainable parameters of the adapted triples, now."""
         return sum(layer.parameters for layer in self.layers)
 
-    @property
-    def settled(self) -> bool:
-        """Whether nothing will move any more: the rest is a plain LoRA of these ranks."""
-        return self.run.settled
-
     def triples(self) -> list[Tensor]:
         """A, E, B of every layer, now; E may be no Parameter, see `AFactor.train_e`."""
         return self._trained.now
@@ -198,7 +193,7 @@ class RankAllocator:
                 if self.run.moves_ranks:
                     check_state(self.optimizer, self.triples())
                 self.run.check_state()
-        adjusts = self.schedule.is_adjustment(step) and not self.settled
+        adjusts = self.schedule.is_adjustment(step) and not self.run.settled
         if adjusts or self._trained.renewed:
             check_same(self.triples(), self._process_group, step)
             self._trained.renewed = False
@@ -235,7 +230,7 @@ class RankAllocator:
         self._end.detach()
 
     def describe(self) -> dict[str, Any]:
-        """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
+        """The run as it was set up: layers, budget, schedule, config; plain values for JSON."""
         total = sum(self.initial_ranks.values())
         return {
             "kind": "layers",
@@ -244,10 +239,7 @@ class RankAllocator:
                     "name": layer.name,
                     "type": layer_place(layer.name)[0],
                     "depth": layer_place(layer.name)[1],
-                    "in_features": layer.a.in_features,
-                    "out_features": layer.b.out_features,
                     "rank": layer.rank,
-                    "direction_parameters": layer.direction_parameters,
                 }
                 for layer in self.layers
             ],
@@ -257,9 +249,7 @@ class RankAllocator:
                 "adjustments": list(self.schedule.adjustments),
                 **self.run.describe(),
             },
-            "scaling": {layer.name: layer.scaling for layer in self.layers},
             "config": self.method.to_dict(),
-            "fused_layers": self.fused_layers,
         }
 
     @torch.no_grad()
