@@ -269,12 +269,9 @@ class RankCallback(TrainerCallback):
             raise ValueError(f"two RankCallbacks write to {self.record_to}; give each its own record_to")
 
     def _take_over(self, model: Any) -> None:
-        """Have allocators of this model release it: this callback's, of an earlier `train`, and that of an interrupted
-        training with another Trainer, which no one may have in hand; but not one of the same training."""
-        handler = caller(CallbackHandler)
-        beside = () if handler is None else handler.callbacks
-        for callback in [self, *(other for other in _CALLBACKS if other not in beside)]:
-            made = callback.allocator
+        """Have a callback's allocator of this adapter release it: that of an earlier `train`, or of an interrupted
+        training with another Trainer, which no one may have in hand."""
+        for made in [callback.allocator for callback in {self, *_CALLBACKS}]:
             if made is not None and made.model is model and made.adapter_name == self.adapter_name:
                 made.release()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable, unobserved_after
+from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable
 from pedyra.allocate.contract import Decision, MethodRun, RankConfig, RankMethod, Run, Situation, method_of
 from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
@@ -92,7 +92,6 @@ class RankAllocator:
         )
         self.method.check(run, self.situation())
         claim(self.layers, self)
-        self._end = unobserved_after(self, self.layers)
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
@@ -227,7 +226,6 @@ class RankAllocator:
         for handle in self._saving:
             handle.remove()
         give_up(self.layers)
-        self._end.detach()
 
     def describe(self) -> dict[str, Any]:
         """The run as it was set up: layers, budget, schedule, config; plain values for JSON."""
