@@ -22,8 +22,7 @@ from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankConfig, method_of
 from pedyra.allocate.distributed import check_engine, data_parallel, wrap_again
-from pedyra.allocate.optimizer_checks import unwrapped
-from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
+from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.trainer import (
     caller,

@@ -16,8 +16,16 @@ from torch.optim import Optimizer
 from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable
 from pedyra.allocate.contract import Decision, MethodRun, RankConfig, RankMethod, Run, Situation, method_of
 from pedyra.allocate.distributed import averaging, check_same
-from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
-from pedyra.allocate.optimizer_state import TrainedTriples, adopt, move_state, rekey_state, save_as_on_disk
+from pedyra.allocate.optimizer_state import (
+    TrainedTriples,
+    adopt,
+    check_optimizer,
+    check_state,
+    move_state,
+    rekey_state,
+    save_as_on_disk,
+    unwrapped,
+)
 from pedyra.allocate.schedule import Schedule
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
 from pedyra.lora.layer import AdaptedLayer

@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import layer_means, make_plan
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
-from pedyra.allocate.optimizer_checks import check_turnable
-from pedyra.allocate.optimizer_state import turn_state
+from pedyra.allocate.optimizer_state import check_turnable, turn_state
 from pedyra.allocate.schedule import Schedule, check_count, check_steps, resolve_schedule
 from pedyra.fitting.curve import num_parameters, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Gramians
