@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 import pedyra
 from pedyra.fitting.cut import RECORD
 from pedyra.fitting.result import fit_card
-from pedyra.lora.card import CARD
+from pedyra.lora.hub import CARD
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ from pedyra.fitting.cut import Factors, check_out, cut_live, write_cut
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.processes import ALONE, Processes
 from pedyra.fitting.verdict import Increase, Point, Tolerance
-from pedyra.lora.card import adapter_card, shown_name, shown_ranks
 from pedyra.lora.export import saved_lora
 from pedyra.lora.folder import SavedLora
-from pedyra.lora.hub import push_folder
+from pedyra.lora.hub import adapter_card, push_folder, shown_name, shown_ranks
 
 Metrics = dict[str, float]
 

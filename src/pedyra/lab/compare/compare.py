@@ -26,7 +26,7 @@ from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tab
 from pedyra.lora.files import write_file
 from pedyra.methods.method import SCHEDULE
 from pedyra.methods.wide import Wide
-from pedyra.pe_dyra.method import PeDyra
+from pedyra.pe_dyra.scored import PeDyra
 
 
 def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -> Comparison:
