@@ -32,7 +32,7 @@ def test_the_card_says_how_much_is_left_and_what_proves_it(found: pedyra.Fit, tm
         f"{row['share']:.1%}",
         f"{row['measured_increase']:+.4f}",
         f"{row['tolerance']:.4f}",
-        f"{row['metrics']['smaller']['accuracy']:.4f} (smaller)",
+        f"-> {row['metrics']['smaller']['accuracy']:.4f}",
         row["verdict"],
     ):
         assert told in card.text

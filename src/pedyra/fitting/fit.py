@@ -27,7 +27,7 @@ from pedyra.fitting.processes import ALONE, Processes
 from pedyra.fitting.recover import distill, replaced
 from pedyra.fitting.result import Fit, Metrics
 from pedyra.fitting.search import RECOVERIES, Search
-from pedyra.fitting.verdict import Increase, Point, Tolerance, in_words, paired, verdict
+from pedyra.fitting.verdict import Increase, Point, Tolerance, paired, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ class _Fitting:
         curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
         ranks = {layer.rank for layer in self.calibration.layers.values()}
         rank = ranks.pop() if len(ranks) == 1 else None
-        kind, words = verdict(chosen, curve, limit), in_words(chosen, curve, limit, rank, self.judge.measure)
+        kind, words = verdict(chosen, curve, limit, rank, self.judge.measure)
         if self.wanted.parameters is not None and chosen.share == 1:
             words = (
                 f"unknown: the adapter has {chosen.parameters:,} parameters, no more than the "

@@ -174,6 +174,7 @@ def adapter_card(
     title: str,
     rows: Mapping[str, str],
     *,
+    text: str = "",
     base: str | None = None,
     dataset: str | None = None,
     metrics: Sequence[str] = (),
@@ -183,6 +184,7 @@ def adapter_card(
 
     Args:
         rows: what was done, as name -> value; an empty value is left out.
+        text: more of it, in Markdown, below them.
         base: the base model, and `dataset` the data, of which only a name of the Hub goes into the metadata.
         pipeline: the Hub's name of the task.
     """
@@ -195,8 +197,8 @@ def adapter_card(
         tags=["pedyra", "lora"],
     )
     table = [f"| {name} | {' '.join(told.split()).replace('|', ' ')} |" for name, told in rows.items() if told]
-    text = "\n".join([f"# {title}", "", _LOADING, "| | |", "| --- | --- |", *table, ""])
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+    body = "\n".join([f"# {title}", "", _LOADING, "| | |", "| --- | --- |", *table, *(["", text] if text else []), ""])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
 def names_repository(name: str | None) -> bool:
