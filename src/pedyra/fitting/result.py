@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from accelerate import PartialState
 from huggingface_hub import constants
 
 from pedyra.fitting.curve import whole
 from pedyra.fitting.cut import Factors, check_out, cut_live, write_cut
 from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.processes import ALONE, Processes
 from pedyra.fitting.verdict import Increase, Point, Tolerance
 from pedyra.lora.export import saved_lora
 from pedyra.lora.folder import SavedLora
@@ -53,7 +53,6 @@ class Fit:
     """On the rows of the proof: base, whole and smaller -> metric -> value; empty where the task has none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
-    processes: Processes = field(repr=False, default=ALONE)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -128,11 +127,11 @@ class Fit:
             ValueError: `out` holds files, or is a link.
         """
         out = Path(out)
-        if self.processes.rank == 0:
+        if PartialState().is_main_process:
             check_out(out, overwrite)
             with saved_lora(self.model, self.adapter) as lora:
                 self.write(lora, out)
-        self.processes.wait()
+        PartialState().wait_for_everyone()
         return out
 
     def write(self, lora: SavedLora, out: Path, card: str | None = None) -> None:
@@ -165,9 +164,9 @@ class Fit:
         with TemporaryDirectory() as scratch:
             folder, message = self.save(Path(scratch, "adapter")), "Upload a LoRA that pedyra.fit made smaller"
             address = f"{constants.ENDPOINT}/{repo_id}"
-            if self.processes.rank == 0:
+            if PartialState().is_main_process:
                 address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)
-        self.processes.wait()
+        PartialState().wait_for_everyone()
         return address
 
     def apply(self) -> None:
