@@ -164,7 +164,7 @@ def test_accelerate_no_longer_leaves_whole_what_fsdp2_is_told_to_ignore():
 
 
 def test_accelerate_wraps_an_optimizer_otherwise(recorded):
-    """`optimizer_checks.unwrapped`, `callback._unscale`: state and groups are those of the optimizer inside."""
+    """`optimizer_state.unwrapped`, `callback._unscale`: state and groups are those of the optimizer inside."""
     _, recorder = recorded
     optimizer = recorder.optimizer
     assert isinstance(optimizer, AcceleratedOptimizer) and isinstance(optimizer.optimizer, torch.optim.Optimizer)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from windows import forced, trainable
 
 from pedyra import RankAllocator
-from pedyra.allocate.optimizer_checks import check_optimizer, check_state
-from pedyra.allocate.optimizer_state import drop_unfit_state, move_state, turn_state
+from pedyra.allocate.optimizer_state import check_optimizer, check_state, drop_unfit_state, move_state, turn_state
 from pedyra.lora.resize import Replacement
 
 # What bitsandbytes says without a GPU: of its import, and that a processor has no pages.

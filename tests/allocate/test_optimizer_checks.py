@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
+from pedyra.allocate.optimizer_state import check_optimizer, check_state, unwrapped
 from pedyra.lora.resize import Replacement
 
 

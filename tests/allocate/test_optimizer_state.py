@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 from windows import on_lora
 
 from pedyra import RankAllocator
-from pedyra.allocate.optimizer_checks import check_optimizer, check_state
-from pedyra.allocate.optimizer_state import adopt, move_state
+from pedyra.allocate.optimizer_state import adopt, check_optimizer, check_state, move_state
 from pedyra.lora.attach import attach
 from pedyra.lora.resize import Replacement
 

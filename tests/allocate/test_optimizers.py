@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from works_with import note, refused, rows
 
 import pedyra
-from pedyra.allocate.optimizer_checks import check_optimizer
+from pedyra.allocate.optimizer_state import check_optimizer
 from pedyra.methods.wide import Wide
 
 # What bitsandbytes says without a GPU: of its import, and that a CPU has no pages.

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 import pedyra
 from pedyra.fitting.cut import RECORD
 from pedyra.fitting.result import fit_card
-from pedyra.lora.card import CARD
+from pedyra.lora.hub import CARD
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_card_says_how_much_is_left_and_what_proves_it(found: pedyra.Fit, tm
         f"{row['share']:.1%}",
         f"{row['measured_increase']:+.4f}",
         f"{row['tolerance']:.4f}",
-        f"{row['metrics']['smaller']['accuracy']:.4f} (smaller)",
+        f"-> {row['metrics']['smaller']['accuracy']:.4f}",
         row["verdict"],
     ):
         assert told in card.text

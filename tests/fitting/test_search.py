@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from pedyra.fitting.search import Search
-from pedyra.fitting.verdict import Increase, Point, Tolerance, in_words, paired, student, verdict
+from pedyra.fitting.verdict import Increase, Point, Tolerance, paired, student, verdict
 
 LIMIT = 0.01
 
@@ -248,26 +248,26 @@ def test_bounds_are_students(batches, level):
 
 def test_a_rank_that_was_more_than_enough_is_told():
     chosen = size(0.25, 0.002, proof=increase(0.002, 0.001), accepted=True)
-    assert verdict(chosen, [WHOLE, chosen], LEARNED) == "flat"
-    assert in_words(chosen, [WHOLE, chosen], LEARNED, 8) == "flat: r = 8 is 4 times what this task needs"
+    told = "flat: r = 8 is 4 times what this task needs"
+    assert verdict(chosen, [WHOLE, chosen], LEARNED, 8) == ("flat", told)
 
 
 def test_ranks_that_differ_are_not_told_as_one_rank():
     chosen = size(0.25, 0.002, proof=increase(0.002, 0.001), accepted=True)
-    assert "r =" not in in_words(chosen, [WHOLE, chosen], LEARNED, None)
+    assert "r =" not in verdict(chosen, [WHOLE, chosen], LEARNED, None)[1]
 
 
 def test_a_rank_that_binds_is_told_with_what_twice_as_much_might_lower():
     """With half the loss rises by 0.12, with the next half by 0.16 more: each doubling lowers it by 3/4 of the one
     before, so the next by 0.09."""
     binding = [WHOLE, size(0.5, 0.12, 0.01), size(0.25, 0.28, 0.01)]
-    assert verdict(WHOLE, binding, LEARNED) == "capacity-limited"
-    words = in_words(WHOLE, binding, LEARNED, 8)
+    kind, words = verdict(WHOLE, binding, LEARNED, 8)
+    assert kind == "capacity-limited"
     assert "r = 8 binds" in words and "0.12" in words and "0.09" in words
 
 
 def test_what_cannot_be_told_is_unknown():
-    assert verdict(WHOLE, [WHOLE, size(0.5, 0.01, 0.01)], LEARNED) == "unknown"
+    assert verdict(WHOLE, [WHOLE, size(0.5, 0.01, 0.01)], LEARNED, 8)[0] == "unknown"
     nothing = Tolerance(increase(0.001, 0.01), 0.01)
-    assert verdict(WHOLE, [WHOLE, size(0.1, 0.0)], nothing) == "unknown"
-    assert "everything is kept" in in_words(WHOLE, [WHOLE], nothing, 8)
+    assert verdict(WHOLE, [WHOLE, size(0.1, 0.0)], nothing, 8)[0] == "unknown"
+    assert "everything is kept" in verdict(WHOLE, [WHOLE], nothing, 8)[1]

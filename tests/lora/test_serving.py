@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pedyra.app.runs.export import export_adapter
+from pedyra.lora.export import reserved_bytes, serving_lines
 from pedyra.lora.folder import read_lora
-from pedyra.lora.serving import reserved_bytes, serving_lines
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pedyra.methods.pedyra import Expand, Prune, RandomMoves, random_triples
+from pedyra.methods.adalora import Prune
+from pedyra.methods.pedyra import Expand, RandomMoves, random_triples
 
 
 def test_prune_removes_the_lowest_at_an_even_pace(situation: Any):

@@ -139,11 +139,3 @@ def test_a_layer_without_gradient_is_named(prepare: Any):
 def test_runs_that_would_crash_or_lose_the_penalty_are_refused(prepare: Any, training: Any, message: str):
     with pytest.raises(ValueError, match=message):
         prepare("adalora", training=training).train()
-
-
-def test_a_resume_after_pruning_is_refused_in_words(prepare: Any):
-    arguments = {"save_strategy": "steps", "save_steps": 6}
-    run = prepare("adalora", training=arguments).train()
-    again = prepare("adalora", training=arguments)
-    with pytest.raises(ValueError, match="cannot resume from a checkpoint that was written after its first pruning"):
-        again.trainer.train(resume_from_checkpoint=f"{run.recipe.output_dir}/checkpoint-6")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.lora.attach import attach
-from pedyra.methods.adalora_svd import CubicPruning, cubic_budget
+from pedyra.methods.adalora import Prune, cubic_budget
 
 
 def test_the_cubic_budget_by_hand():
@@ -17,7 +17,7 @@ def test_the_cubic_budget_by_hand():
 
 def test_the_lowest_triples_of_all_layers_go_and_a_layer_may_lose_all(situation: Any):
     # Step 4: 2 of 13 steps are over; b = int(4 + 4 (11/13)^3) = 6 of 8 ranks, so the two lowest go.
-    policy = CubicPruning(initial=4, final=2)
+    policy = Prune(initial=4, final=2, cubic=True)
     scores = {"a": [0.5, 0.1, 0.7, 0.9], "b": [0.3, 0.2, 0.8, 0.6]}
     plan = policy(scores, situation({"a": 4, "b": 4}, min_rank=0))
     assert plan.pruned == {"a": (1,), "b": (1,)} and plan.ranks == {"a": 3, "b": 3} and not plan.added
@@ -31,7 +31,7 @@ def test_the_lowest_triples_of_all_layers_go_and_a_layer_may_lose_all(situation:
 def test_a_budget_of_parameters_prunes_by_score_per_parameter(situation: Any):
     # Triples cost 10 and 30; final 2: 80 parameters. The costly triples are worth least per parameter.
     now = situation({"a": 2, "b": 3}, step=14, min_rank=0, budget="parameters", parameters={"a": 10, "b": 30})
-    plan = CubicPruning(initial=3, final=2)({"a": [0.3, 0.4], "b": [0.6, 0.9, 1.2]}, now)
+    plan = Prune(initial=3, final=2, cubic=True)({"a": [0.3, 0.4], "b": [0.6, 0.9, 1.2]}, now)
     assert plan.ranks == {"a": 2, "b": 2}
 
 

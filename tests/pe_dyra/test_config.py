@@ -86,7 +86,6 @@ def test_other_choices_are_refused_with_the_possible_ones(name: str):
         ("orth_weight", float("nan")),
         ("orth_weight", float("inf")),
         ("orth_weight", "0.1"),
-        ("omega_ema", "no"),
         ("fused", "yes"),
         ("seed", 1.5),
         ("seed", None),
@@ -130,7 +129,7 @@ def test_the_defaults_are_the_paper_where_it_speaks():
     assert paper.moves == 12  # k, Tables 7 to 9
     assert paper.budget == "ranks" and paper.min_rank == 1  # Algorithm 2
     assert paper.orth_weight == 0.1  # gamma, Table 7
-    assert paper.omega == "gradient" and not paper.omega_ema  # Eq. (5)
+    assert paper.omega == "gradient"  # Eq. (5)
     assert paper.input_norm == "mean_square"  # Eq. (6)
     # Silent there; the readings of AdaLoRA's lineage.
     assert (paper.start, paper.beta1, paper.beta2, paper.orth_form, paper.alpha) == ("svd", 0.85, 0.85, "norm", 0.5)

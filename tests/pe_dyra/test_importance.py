@@ -119,24 +119,13 @@ def test_literal_mixing_is_the_plain_sum():
     assert mix_scores(gradient, inputs, alpha=0.25, norm="none").tolist() == [6.25, 0.75]
 
 
-def test_percentiles_ignore_the_scale_and_give_ties_the_lowest_rank():
-    gradient, inputs = torch.tensor([5.0, 1.0, 1.0, 9.0, 7.0]), torch.zeros(5)
-    expected = [0.5, 0.0, 0.0, 1.0, 0.75]
-    for scale in (1e-9, 1.0, 1e9):
-        assert mix_scores(gradient * scale, inputs, alpha=1.0, norm="rank").tolist() == expected
-
-
-@pytest.mark.parametrize("norm", ["mean", "rank", "none"])
+@pytest.mark.parametrize("norm", ["mean", "none"])
 def test_alpha_at_its_ends_orders_by_one_score_alone(norm):
     gradient, inputs = torch.rand(20), torch.rand(20) * 1e7
     for alpha, alone in ((1.0, gradient), (0.0, inputs)):
         assert same_bits(mix_scores(gradient, inputs, alpha=alpha, norm=norm).argsort(), alone.argsort())
 
 
-@pytest.mark.parametrize("norm", ["mean", "rank", "none"])
+@pytest.mark.parametrize("norm", ["mean", "none"])
 def test_all_zero_scores_stay_zero(norm):
     assert mix_scores(torch.zeros(4), torch.zeros(4), alpha=0.5, norm=norm).tolist() == [0.0] * 4
-
-
-def test_one_triple_mixes_without_dividing_by_zero():
-    assert mix_scores(torch.ones(1), torch.ones(1), alpha=0.5, norm="rank").tolist() == [0.0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,8 +22,7 @@ from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankConfig, method_of
 from pedyra.allocate.distributed import check_engine, data_parallel, wrap_again
-from pedyra.allocate.optimizer_checks import unwrapped
-from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state
+from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.trainer import (
     caller,
@@ -104,7 +102,6 @@ class RankCallback(TrainerCallback):
         adapter_name: which of the model's adapters to adapt.
         record_to: a JSON-lines file that gets the set-up, a snapshot at every log, and every adjustment; begun anew by
             a training that is no resume.
-        resume_from: the checkpoint folder, when it is not the one that Trainer resumes from.
         whole_checkpoints: have checkpoints appear whole or not at all (`trainer.save_whole`); what else it changes in
             a Trainer stands in `pedyra.allocate.trainer`.
 
@@ -120,17 +117,14 @@ class RankCallback(TrainerCallback):
         config: RankConfig,
         adapter_name: str = "default",
         record_to: str | Path | None = None,
-        resume_from: str | Path | None = None,
         *,
         whole_checkpoints: bool = True,
     ) -> None:
         self.config, self.method = config, method_of(config)
         self.adapter_name, self.whole_checkpoints = adapter_name, whole_checkpoints
         self.record_to = None if record_to is None else Path(record_to)
-        self.resume_from = None if resume_from is None else Path(resume_from)
         self.allocator: RankAllocator | None = None
         self._result: RankResult | None = None
-        self._tracked_seconds: list[float] = []
         self._wrapper: DistributedDataParallel | None = None
         _CALLBACKS.add(self)
         self._writes = True
@@ -184,11 +178,7 @@ class RankCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         assert self.allocator is not None
-        scale = _unscale(kwargs["optimizer"])
-        began = time.perf_counter()
-        self.allocator.before_step(loss_scale=scale)
-        if self.allocator.tracks(self.allocator.step + 1):
-            self._tracked_seconds.append(time.perf_counter() - began)
+        self.allocator.before_step(loss_scale=_unscale(kwargs["optimizer"]))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         assert self.allocator is not None
@@ -278,12 +268,9 @@ class RankCallback(TrainerCallback):
             raise ValueError(f"two RankCallbacks write to {self.record_to}; give each its own record_to")
 
     def _take_over(self, model: Any) -> None:
-        """Have allocators of this model release it: this callback's, of an earlier `train`, and that of an interrupted
-        training with another Trainer, which no one may have in hand; but not one of the same training."""
-        handler = caller(CallbackHandler)
-        beside = () if handler is None else handler.callbacks
-        for callback in [self, *(other for other in _CALLBACKS if other not in beside)]:
-            made = callback.allocator
+        """Have a callback's allocator of this adapter release it: that of an earlier `train`, or of an interrupted
+        training with another Trainer, which no one may have in hand."""
+        for made in [callback.allocator for callback in {self, *_CALLBACKS}]:
             if made is not None and made.model is model and made.adapter_name == self.adapter_name:
                 made.release()
 
@@ -295,7 +282,7 @@ class RankCallback(TrainerCallback):
         self._attached = []
 
     def _resume(self, allocator: RankAllocator, args: TrainingArguments, step: int) -> None:
-        folder = self.resume_from or resumed_from() or Path(str(args.output_dir)) / f"checkpoint-{step}"
+        folder = resumed_from() or Path(str(args.output_dir)) / f"checkpoint-{step}"
         check_loaded(folder)
         try:
             restore(allocator, folder)
@@ -325,7 +312,7 @@ class RankCallback(TrainerCallback):
             write_ranks(model, self.adapter_name)
 
     def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:
-        """Flat numbers for the log: ranks and scores, by module type too, orthogonality, cost of a tracked step."""
+        """Flat numbers for the log: ranks and scores, by module type too, and orthogonality."""
         by_type: dict[str, list[int]] = {}
         for name, rank in snapshot["ranks"].items():
             by_type.setdefault(layer_place(name)[0], []).append(rank)
@@ -345,9 +332,6 @@ class RankCallback(TrainerCallback):
             for name, score in snapshot["layer_scores"].items():
                 scored.setdefault(layer_place(name)[0], []).append(score)
             metrics |= {f"scores/mean_{kind}": sum(scores) / len(scores) for kind, scores in scored.items()}
-        if self._tracked_seconds:
-            metrics["ranks/tracked_step_ms"] = 1000 * sum(self._tracked_seconds) / len(self._tracked_seconds)
-            self._tracked_seconds.clear()
         if self.adapter_name != "default":  # beside another's callback
             return {f"{self.adapter_name}/{key}": value for key, value in metrics.items()}
         return metrics

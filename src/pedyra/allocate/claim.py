@@ -59,29 +59,13 @@ def claim(layers: Sequence[AdaptedLayer], owner: object) -> None:
             )
     for layer in layers:
         _OWNERS[layer.a] = weakref.ref(owner)
+        layer.a.observer = None  # that of an owner which is gone without a release
 
 
 def give_up(layers: Sequence[AdaptedLayer]) -> None:
     """The inverse of `claim`."""
     for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         _OWNERS.pop(layer.a, None)
-
-
-def unobserved_after(owner: object, layers: Sequence[AdaptedLayer]) -> weakref.finalize:
-    """When the owner is gone, as after an interrupted run, nobody observes its layers any more.
-
-    Returns what does it, to be detached where the owner has done so itself.
-    """
-    end = weakref.finalize(owner, _unobserve_ownerless, layers)
-    end.atexit = False
-    return end
-
-
-def _unobserve_ownerless(layers: Sequence[AdaptedLayer]) -> None:
-    for layer in filter(holds_triples, layers):  # not deleted since, nor detached
-        owner = _OWNERS.get(layer.a)
-        if owner is None or owner() is None:
-            layer.a.observer = None
 
 
 def choose_forward(layers: Sequence[AdaptedLayer], fused: bool | str) -> int:

@@ -1,8 +1,15 @@
-"""The optimizer's state by triples: it follows them through a resize, and a turn to other directions."""
+"""An optimizer's state by triples: which optimizers can follow a rank change, and how their state follows its rows,
+through a resize and a turn to other directions.
+
+A parameter of 4,096 elements or more has, under bitsandbytes' 8-bit optimizers, one byte an element, an index into a
+table (`qmap1`, `qmap2`), and the largest number of each block of 256 elements in a row (`absmax1`, `absmax2`). Rows of
+a factor do not end where blocks do, so that a block has to be unpacked before one of its rows can go.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +17,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from pedyra.allocate.bitsandbytes_state import ABOUT_BLOCKS, is_bitsandbytes, is_packed, renew, unpack
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import Replacement, rows_kept
+
+REPAIR = (
+    "use optim='adamw_torch' or 'paged_adamw_8bit' (docs/works_with.md lists what works), or train plain LoRA with it "
+    "and cut that afterwards: pedyra.fit"
+)
+_NOT_SEPARABLE = {
+    "Adafactor": "factors its averages by rows and columns",
+    "Muon": "makes each update of a whole matrix",
+    "LBFGS": "keeps one flat history of all parameters",
+    "ScheduleFree": "keeps a second copy of the weights, and what a new triple's is cannot be known",
+    "GaLore": "keeps its averages in a projection of the whole gradient",
+    "APOLLO": "keeps its averages in a projection of the whole gradient",
+    "Lomo": "steps inside the backward pass, so that no gradient is ever complete",
+    "RiemannianPreconditionedOptimizer": "knows the first pairs of A and B alone",
+    "ZeroRedundancyOptimizer": "has each process keep the state of some of the old parameters",
+}
+"""Parts of the names of optimizers whose state is not separable by triples: to reset it would change the method."""
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 """Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
@@ -27,6 +50,76 @@ OTHER_AVERAGES = (
 )
 """What begins at zero, and may for a new row: averages of updates (Adadelta), of differences of gradients (Adan), a
 slower one (AdEMAMix), of variances (AdaBelief), of curvature (Sophia), of gradients (Grokfast); what rounding took."""
+
+BLOCK = 256
+ABOUT_BLOCKS = re.compile(r"(qmap|absmax)[12]")
+"""Entries of the state that describe the bytes of another one."""
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The torch optimizer inside accelerate's wrapper, or the optimizer itself."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse, before training, an optimizer whose state cannot follow a rank change.
+
+    Raises:
+        ValueError: naming the optimizer and what to use instead.
+    """
+    kind = type(optimizer)
+    for base in kind.__mro__:
+        for name, reason in _NOT_SEPARABLE.items():
+            if name.lower() in base.__name__.lower():
+                raise ValueError(f"{kind.__name__} {reason}, which cannot follow a rank change; {REPAIR}")
+    if kind.__module__.startswith("torchao"):
+        raise ValueError(f"{kind.__name__} of torchao packs its averages, which cannot follow a rank change; {REPAIR}")
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            f"{kind.__name__} has maximize=True, but what triples are worth is told by a loss that falls; minimise the "
+            f"negative of what you maximise"
+        )
+    if is_bitsandbytes(optimizer):
+        if getattr(optimizer, "optimizer_name", "") == "ademamix":
+            raise ValueError(f"{kind.__name__} keeps two averages in one, which cannot follow a rank change; {REPAIR}")
+        if not getattr(getattr(optimizer, "args", None), "block_wise", True):  # of older versions
+            raise ValueError(f"{kind.__name__} has block_wise=False, which cannot follow a rank change; leave it out")
+
+
+def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Raise ValueError if some state of these parameters cannot follow a rank change; changes nothing.
+
+    It must be a scalar, or row-wise and an average, which begins at zero for a new row. A copy of the weights
+    (schedule-free optimizers) does not: from zero it would draw the new row there.
+    """
+    for parameter in parameters:
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if is_packed(optimizer, state) and ABOUT_BLOCKS.fullmatch(key):
+                continue
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
+                    f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: {REPAIR}"
+                )
+    known = (*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST, *OTHER_AVERAGES)
+    _refuse_others(optimizer, parameters, known, "and what a new triple's is cannot be known")
+
+
+def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Raise ValueError if the optimizer keeps more than averages of gradients and of their squares.
+
+    Of other state of a parameter's shape (averages of updates) nobody knows how it turns with the rows.
+    """
+    known = (*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST)
+    _refuse_others(optimizer, parameters, known, "which cannot follow the turning of a layer's triples")
+
+
+def _refuse_others(optimizer: Optimizer, parameters: Sequence[Tensor], known: Collection[str], why: str) -> None:
+    for parameter in parameters:
+        for key in row_keys(optimizer, parameter, parameter.shape):
+            if key not in known:
+                raise ValueError(f"{type(optimizer).__name__} keeps {key!r}, {why}; {REPAIR}")
 
 
 def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
@@ -65,7 +158,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
     New rows start with zero moments. With Adam's old step count their first updates would then be up to 6 lr, so
     `new_moments="seed"` gives their second moments (`exp_avg_sq` and its like, the entries that are never negative
     by construction) the mean of the kept rows, of what is finite in them: a built-in warm-up. Call
-    `optimizer_checks.check_state` first.
+    `check_state` first.
     """
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
@@ -250,3 +343,60 @@ class TrainedTriples:
         drop_unfit_state(self.optimizer, list(loaded.values()))
         self.hold()
         return any(old.numel() or new.numel() for old, new in loaded.items())
+
+
+def is_bitsandbytes(optimizer: Optimizer) -> bool:
+    return any(
+        base.__name__ == "Optimizer8bit" and base.__module__.startswith("bitsandbytes")
+        for base in type(optimizer).__mro__
+    )
+
+
+def is_packed(optimizer: Optimizer, state: Mapping[str, Any]) -> bool:
+    """Whether a parameter's state is in bytes."""
+    return is_bitsandbytes(optimizer) and "absmax1" in state
+
+
+def unpack(state: Mapping[str, Any], key: str, device: torch.device) -> Tensor:
+    """The numbers of `state[key]`, in float32 on `device`: pages that CPU and GPU share are on neither to torch."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    absmax, code = (state[f"{name}{key[-1]}"].to(device) for name in ("absmax", "qmap"))
+    return dequantize_blockwise(state[key].to(device), absmax=absmax, code=code, blocksize=BLOCK)
+
+
+def renew(optimizer: Any, parameter: Tensor, values: Mapping[str, Tensor]) -> None:
+    """Have bitsandbytes make the state of `parameter`, whose shape may be another now, and put these numbers into it.
+
+    It decides, by the number of elements and its own overrides, whether the state is in bytes. It never frees a page,
+    so that the new state of a paged optimizer is in ordinary memory, as it is after a checkpoint was loaded.
+    """
+    from bitsandbytes.functional import quantize_blockwise
+
+    old, pages = optimizer.state[parameter], optimizer.is_paged
+    of_group, place = _place_of(optimizer, parameter)
+    optimizer.state[parameter] = {}
+    optimizer.is_paged = False
+    try:
+        optimizer.init_state(optimizer.param_groups[of_group], parameter, of_group, place)
+    finally:
+        optimizer.is_paged = pages
+    new = optimizer.state[parameter]
+    for key, value in values.items():
+        if new[key].dtype == torch.uint8:
+            number = key[-1]
+            packed, made = quantize_blockwise(value.float(), code=new[f"qmap{number}"], blocksize=BLOCK)
+            new[key].copy_(packed)
+            new[f"absmax{number}"].copy_(made.absmax)
+        else:
+            new[key].copy_(value)
+    new.update({key: value for key, value in old.items() if key not in values and not ABOUT_BLOCKS.fullmatch(key)})
+
+
+def _place_of(optimizer: Optimizer, parameter: Tensor) -> tuple[int, int]:
+    """Its group's index, and its own in there."""
+    for of_group, group in enumerate(optimizer.param_groups):
+        for place, held in enumerate(group["params"]):
+            if held is parameter:
+                return of_group, place
+    raise AssertionError("the optimizer has the state of a parameter that it does not hold")

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable, unobserved_after
+from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable
 from pedyra.allocate.contract import Decision, MethodRun, RankConfig, RankMethod, Run, Situation, method_of
 from pedyra.allocate.distributed import averaging, check_same
-from pedyra.allocate.optimizer_checks import check_optimizer, check_state, unwrapped
-from pedyra.allocate.optimizer_state import TrainedTriples, adopt, move_state, rekey_state, save_as_on_disk
+from pedyra.allocate.optimizer_state import (
+    TrainedTriples,
+    adopt,
+    check_optimizer,
+    check_state,
+    move_state,
+    rekey_state,
+    save_as_on_disk,
+    unwrapped,
+)
 from pedyra.allocate.schedule import Schedule
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
 from pedyra.lora.layer import AdaptedLayer
@@ -92,7 +100,6 @@ class RankAllocator:
         )
         self.method.check(run, self.situation())
         claim(self.layers, self)
-        self._end = unobserved_after(self, self.layers)
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
@@ -114,11 +121,6 @@ class RankAllocator:
     def parameters(self) -> int:
         """Number of trainable parameters of the adapted triples, now."""
         return sum(layer.parameters for layer in self.layers)
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing will move any more: the rest is a plain LoRA of these ranks."""
-        return self.run.settled
 
     def triples(self) -> list[Tensor]:
         """A, E, B of every layer, now; E may be no Parameter, see `AFactor.train_e`."""
@@ -198,7 +200,7 @@ class RankAllocator:
                 if self.run.moves_ranks:
                     check_state(self.optimizer, self.triples())
                 self.run.check_state()
-        adjusts = self.schedule.is_adjustment(step) and not self.settled
+        adjusts = self.schedule.is_adjustment(step) and not self.run.settled
         if adjusts or self._trained.renewed:
             check_same(self.triples(), self._process_group, step)
             self._trained.renewed = False
@@ -232,10 +234,9 @@ class RankAllocator:
         for handle in self._saving:
             handle.remove()
         give_up(self.layers)
-        self._end.detach()
 
     def describe(self) -> dict[str, Any]:
-        """The run as it was set up: layers, budget, schedule, scaling, config; plain values for JSON."""
+        """The run as it was set up: layers, budget, schedule, config; plain values for JSON."""
         total = sum(self.initial_ranks.values())
         return {
             "kind": "layers",
@@ -244,10 +245,7 @@ class RankAllocator:
                     "name": layer.name,
                     "type": layer_place(layer.name)[0],
                     "depth": layer_place(layer.name)[1],
-                    "in_features": layer.a.in_features,
-                    "out_features": layer.b.out_features,
                     "rank": layer.rank,
-                    "direction_parameters": layer.direction_parameters,
                 }
                 for layer in self.layers
             ],
@@ -257,9 +255,7 @@ class RankAllocator:
                 "adjustments": list(self.schedule.adjustments),
                 **self.run.describe(),
             },
-            "scaling": {layer.name: layer.scaling for layer in self.layers},
             "config": self.method.to_dict(),
-            "fused_layers": self.fused_layers,
         }
 
     @torch.no_grad()

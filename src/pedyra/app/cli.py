@@ -166,8 +166,8 @@ def export(
     """Write an adapter in the form that another program reads."""
     quiet_libraries()
     from pedyra.app.runs.export import export_adapter
+    from pedyra.lora.export import serving_lines
     from pedyra.lora.files import refuse_link
-    from pedyra.lora.serving import serving_lines
 
     if out is None:
         out = run / "export" / target

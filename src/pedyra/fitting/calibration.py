@@ -8,11 +8,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge
-from pedyra.fitting.processes import ALONE, Processes
 from pedyra.lora.factors import AFactor, observed
 from pedyra.lora.layer import lora_layers as all_lora_layers
 from pedyra.lora.layer import rank_parameters
@@ -32,13 +32,10 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     return found
 
 
-def calibrate(
-    judge: Judge, batches: Iterable[Batch], *, adapter: str = "default", processes: Processes = ALONE
-) -> Calibration:
+def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default") -> Calibration:
     """One forward and backward pass per batch, in evaluation mode; no weight and no gradient of the model changes.
 
-    Args:
-        processes: those that have other batches, as many each; all of them are given the same.
+    The processes of accelerate have other batches, as many each; all of them are given the same.
 
     Raises:
         ValueError: no batch, or none whose loss is finite; a layer that was not seen.
@@ -58,13 +55,13 @@ def calibrate(
         name: rank_parameters(slots[name].weight.shape[1], module.lora_B[adapter].weight.shape[0])
         for name, module in layers.items()
     }
-    found = gramians.calibration(sizes, processes)
-    total = sum(processes.joined([total]))
+    found = gramians.calibration(sizes, gather_object)
+    total = sum(gather_object([total]))
     if len(found.samples) < 2:
         raise ValueError(
             f"{len(found.samples)} of {total} calibration batches have a finite loss, and it takes two; give more rows"
         )
-    _check_seen(found, layers, adapter, set(processes.joined([*called])))
+    _check_seen(found, layers, adapter, set(gather_object([*called])))
     return found
 
 

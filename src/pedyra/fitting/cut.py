@@ -16,10 +16,10 @@ from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import detach
-from pedyra.lora.card import CARD
 from pedyra.lora.factors import linear
 from pedyra.lora.files import json_line, write_folder
 from pedyra.lora.folder import SavedLora, check_plain, save_lora, whole_number
+from pedyra.lora.hub import CARD
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from pedyra.fitting.calibration import (
@@ -23,11 +24,10 @@ from pedyra.fitting.calibration import (
 from pedyra.fitting.curve import Ladder, Shape, by_type, point, whole
 from pedyra.fitting.cut import Factors, cut_factors
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
-from pedyra.fitting.processes import ALONE, Processes
 from pedyra.fitting.recover import distill, replaced
 from pedyra.fitting.result import Fit, Metrics
 from pedyra.fitting.search import RECOVERIES, Search
-from pedyra.fitting.verdict import Increase, Point, Tolerance, in_words, paired, verdict
+from pedyra.fitting.verdict import Increase, Point, Tolerance, paired, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +101,19 @@ def fit_batches(
     wanted: Wanted,
     *,
     adapter: str = "default",
-    processes: Processes = ALONE,
     shown: bool = False,
 ) -> Fit:
     """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
 
+    The processes of accelerate hold other batches of the same rows, as many each; all of them find the same.
+
     Args:
-        processes: those that hold other batches of the same rows, as many each; all of them find the same.
         shown: a progress bar, and an estimate before it begins.
 
     Raises:
         ValueError: too few batches, a layer that was not seen, a shape that cannot be had within tolerance.
     """
-    batches = sum(processes.joined([len(rows.proof)]))
+    batches = sum(gather_object([len(rows.proof)]))
     if batches < LEAST or len(rows.choice) < 2 or len(rows.calibration) < 2:
         raise ValueError(
             f"calibration, choice and proof have {len(rows.calibration)}, {len(rows.choice)} and {batches} batches; "
@@ -121,7 +121,7 @@ def fit_batches(
         )
     if batches < FEW:
         warnings.warn(f"the proof has {batches} batches, so its interval is wide; give more rows", stacklevel=3)
-    fitting = _Fitting(judge, rows, wanted, adapter, processes)
+    fitting = _Fitting(judge, rows, wanted, adapter)
     try:
         return fitting.run(shown)
     finally:
@@ -136,7 +136,7 @@ class _Held:
     def __init__(self, fitting: _Fitting, batches: Sequence[Batch], predicts: bool = False) -> None:
         self._fitting, self._batches, self._predicts = fitting, batches, predicts
         self._judge = fitting.judge
-        self.weights = fitting.processes.joined([self._judge.samples(batch) for batch in batches])
+        self.weights = gather_object([self._judge.samples(batch) for batch in batches])
         self.metrics: Metrics = {}
         """Of the last pass."""
         self.whole = self._all(self._judge.whole, partial(evaluating, fitting.model))
@@ -145,8 +145,8 @@ class _Held:
         predictions: Predictions | None = [] if self._predicts else None
         losses = list(self._fitting.counted(judged(self._batches, cut, predictions)))
         if predictions is not None:
-            self.metrics = self._judge.metrics(self._fitting.processes.joined(predictions))
-        return self._fitting.processes.joined(losses)
+            self.metrics = self._judge.metrics(gather_object(predictions))
+        return gather_object(losses)
 
     def losses(self, cut: Cut) -> list[float]:
         """Of each batch, of all processes, with the model that `cut` makes."""
@@ -160,9 +160,9 @@ class _Held:
 class _Fitting:
     """One fit."""
 
-    def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str, processes: Processes) -> None:
+    def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
-        self.processes, self.bar = processes, tqdm(disable=True)
+        self.bar = tqdm(disable=True)
         self.layers = lora_layers(self.model, adapter)
         self.more = any(
             adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
@@ -179,7 +179,7 @@ class _Fitting:
         self._estimate(shown)
         self.bar.set_description("calibration")
         seen = self.counted(self.rows.calibration)
-        self.calibration = calibrate(self.judge, seen, adapter=self.adapter, processes=self.processes)
+        self.calibration = calibrate(self.judge, seen, adapter=self.adapter)
         self.ladder = Ladder(self.calibration, self.shape)
         asked = None if wanted.parameters is None else self.ladder.within(wanted.parameters)
         self.bar.set_description("whole adapter")
@@ -252,7 +252,7 @@ class _Fitting:
         curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
         ranks = {layer.rank for layer in self.calibration.layers.values()}
         rank = ranks.pop() if len(ranks) == 1 else None
-        kind, words = verdict(chosen, curve, limit), in_words(chosen, curve, limit, rank, self.judge.measure)
+        kind, words = verdict(chosen, curve, limit, rank, self.judge.measure)
         if self.wanted.parameters is not None and chosen.share == 1:
             words = (
                 f"unknown: the adapter has {chosen.parameters:,} parameters, no more than the "
@@ -273,7 +273,6 @@ class _Fitting:
             metrics={name: each for name, each in {**metrics, "smaller": smaller}.items() if each},
             model=self.model,
             adapter=self.adapter,
-            processes=self.processes,
         )
 
     def _refusal(self, search: Search, limit: Tolerance) -> str:
@@ -326,12 +325,7 @@ class _Fitting:
         self.bar.set_description(f"recovery, {self.ladder.share(index):.1%}")
         factors = cut_factors(self.model, self.calibration, self.ladder.point(index).ranks, self.adapter)
         self.recovered[index] = distill(
-            self.judge,
-            factors,
-            self.rows.calibration,
-            self.wanted.recover,
-            adapter=self.adapter,
-            processes=self.processes,
+            self.judge, factors, self.rows.calibration, self.wanted.recover, adapter=self.adapter
         )
         return self.choice.increase(self._cut(index, True))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pedyra.fitting.processes import ALONE, Processes
 from pedyra.fitting.worth import Balance, balance, gate_slopes, removal_increases
 
 BLOCKS = 128
@@ -175,23 +175,25 @@ class Gramians:
         tokens = torch.stack([sums.tokens.to(self._device) for sums in self._layers.values()]).tolist()
         return [name for name, count in zip(self._layers, tokens, strict=True) if count == 0]
 
-    def calibration(self, parameters: Mapping[str, int], processes: Processes = ALONE) -> Calibration:
+    def calibration(
+        self, parameters: Mapping[str, int], joined: Callable[[list[Any]], list[Any]] = list
+    ) -> Calibration:
         """What the window tells. Waits for the device.
 
         Args:
             parameters: layer -> number of parameters of one direction.
-            processes: those that saw other steps of the same window, each its own as a process without `total` does;
-                all of them are given the same.
+            joined: what joins the lists of processes that saw other steps of the same window, each its own as a process
+                without `total` does; all of them are given the same.
         """
         own = {name: (each.P.cpu(), each.Q.cpu(), each.tokens.cpu()) for name, each in self._layers.items()}
-        every = processes.joined([own])
+        every = joined([own])
         bases, tokens = {}, {}
         for name in own:
             P, Q, count = (torch.stack(parts).sum(0) for parts in zip(*(each[name] for each in every), strict=True))
             tokens[name] = float(count)
             bases[name] = balance(P / max(tokens[name], 1e-3), Q / max(tokens[name], 1e-3))
         slopes = {name: gate_slopes(torch.stack(self._layers[name].K).cpu(), basis) for name, basis in bases.items()}
-        parts = processes.joined([(torch.stack(self._samples).double().cpu(), slopes, int(self._skipped))])
+        parts = joined([(torch.stack(self._samples).double().cpu(), slopes, int(self._skipped))])
         samples = torch.cat([part[0] for part in parts])
         kept, total = samples > 0, max(float(samples.sum()), 1.0)
         layers = {}

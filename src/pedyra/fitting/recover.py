@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from itertools import cycle, islice
 
 import torch
+from accelerate.utils import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
 from pedyra.fitting.cut import Factors
 from pedyra.fitting.judge import Batch, Judge, gap
-from pedyra.fitting.processes import ALONE, Processes
 from pedyra.lora.factors import BFactor
 
 RATE = 0.01
@@ -43,16 +43,15 @@ def distill(
     *,
     adapter: str = "default",
     rate: float = RATE,
-    processes: Processes = ALONE,
 ) -> Factors:
     """These factors after so many steps of Adam towards what the model says with its own; the model stays as it is.
 
     A step takes one of the batches, from the first again after the last. Without dropout and weight decay, at a rate
-    that is a part of each factor's size and falls to 0. A step whose gradient is not finite is left out.
+    that is a part of each factor's size and falls to 0. A step whose gradient is not finite is left out. The processes
+    of accelerate take other batches at the same time, and a step then has the mean of their gradients.
 
     Args:
         factors: of every layer.
-        processes: those that take other batches at the same time; a step then has the mean of their gradients.
 
     Raises:
         ValueError: the model gives no logits for a batch.
@@ -75,7 +74,7 @@ def distill(
             optimizer.zero_grad()
             with torch.enable_grad(), replaced(model, trained, adapter):
                 gap(judge.outputs(batch), teacher, numbers=_are_numbers(batch, teacher)).backward()
-            given = processes.mean([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+            given = reduce([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters], "mean")
             finite = all(bool(each.isfinite().all()) for each in given)
             for parameter, gradient in zip(parameters, given, strict=True):
                 parameter.grad = gradient if finite else None  # Adam leaves out what has none

@@ -8,17 +8,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from accelerate import PartialState
 from huggingface_hub import constants
 
 from pedyra.fitting.curve import whole
 from pedyra.fitting.cut import Factors, check_out, cut_live, write_cut
 from pedyra.fitting.gramians import Calibration
-from pedyra.fitting.processes import ALONE, Processes
 from pedyra.fitting.verdict import Increase, Point, Tolerance
-from pedyra.lora.card import adapter_card, shown_name, shown_ranks
 from pedyra.lora.export import saved_lora
 from pedyra.lora.folder import SavedLora
-from pedyra.lora.hub import push_folder
+from pedyra.lora.hub import adapter_card, push_folder, shown_name, shown_ranks
 
 Metrics = dict[str, float]
 
@@ -54,7 +53,6 @@ class Fit:
     """On the rows of the proof: base, whole and smaller -> metric -> value; empty where the task has none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
-    processes: Processes = field(repr=False, default=ALONE)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -129,11 +127,11 @@ class Fit:
             ValueError: `out` holds files, or is a link.
         """
         out = Path(out)
-        if self.processes.rank == 0:
+        if PartialState().is_main_process:
             check_out(out, overwrite)
             with saved_lora(self.model, self.adapter) as lora:
                 self.write(lora, out)
-        self.processes.wait()
+        PartialState().wait_for_everyone()
         return out
 
     def write(self, lora: SavedLora, out: Path, card: str | None = None) -> None:
@@ -166,9 +164,9 @@ class Fit:
         with TemporaryDirectory() as scratch:
             folder, message = self.save(Path(scratch, "adapter")), "Upload a LoRA that pedyra.fit made smaller"
             address = f"{constants.ENDPOINT}/{repo_id}"
-            if self.processes.rank == 0:
+            if PartialState().is_main_process:
                 address = push_folder(folder, repo_id, private=private, token=token, revision=revision, message=message)
-        self.processes.wait()
+        PartialState().wait_for_everyone()
         return address
 
     def apply(self) -> None:
@@ -202,7 +200,7 @@ def told(fit: Fit) -> str:
     won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f}"
     lines.append(f"won         {won} of the {fit.measure}; {limit.part:.1%} of it is {limit.loss:.4f}")
     if fit.is_whole:
-        return "\n".join([*lines, "kept        everything"])
+        return "\n".join([*lines, "kept        everything", *_metrics(fit.metrics)])
     if (cut := fit.chosen.measured) and (after := fit.chosen.recovered):
         kept = "" if fit.chosen.gains_by_recovery else "; no gain, so the cut stays as it was"
         change = f"rise of {cut.mean:+.4f} -> {after.mean:+.4f} in {fit.recover_steps} steps"
@@ -215,12 +213,18 @@ def told(fit: Fit) -> str:
         lines.append(f"proof       the {fit.measure} rises by {told}, on {proof.batches} batches of its own")
         if fit.asked and not fit.chosen.accepted:
             lines.append("            not proved to be within the tolerance: the size was asked for")
-    for name in fit.metrics.get("smaller", {}):
-        values = {which: each[name] for which, each in fit.metrics.items() if name in each}
-        both = f"{values['whole']:.4f} -> {values['smaller']:.4f}" if "whole" in values else f"{values['smaller']:.4f}"
+    return "\n".join([*lines, *_metrics(fit.metrics)])
+
+
+def _metrics(found: Mapping[str, Metrics]) -> list[str]:
+    """A line for each metric on the rows of the proof."""
+    lines = []
+    for name in found.get("smaller") or found.get("whole", {}):
+        values = {which: each[name] for which, each in found.items() if name in each}
+        both = " -> ".join(f"{values[which]:.4f}" for which in ("whole", "smaller") if which in values)
         base = f" (base model {values['base']:.4f})" if "base" in values else ""
         lines.append(f"metric      {name} {both}{base}, on the rows of the proof")
-    return "\n".join(lines)
+    return lines
 
 
 def _increase(found: Increase | None) -> str:
@@ -245,46 +249,14 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
 def fit_card(
     found: Fit, base: str | None, *, title: str = "A smaller LoRA", told: Mapping[str, str] | None = None, **data: Any
 ) -> str:
-    """What was kept of the adapter, what proves it, and on which rows.
+    """The model card of the smaller adapter: what was kept, what proves it, and on which rows.
 
     Args:
         base: the name of the base model.
-        told: more rows of the card, shown first; one that has the name of a row of the fit takes its place.
+        told: more rows of the card; a "base model" among them takes the place of that name.
         data: what else the metadata says; see `adapter_card`.
     """
-    row, proof = found.row(), found.chosen.proof
+    adapted = shown_ranks([rank for rank in found.ranks.values() if rank])
+    rows = {"base model": shown_name(base), **(told or {}), "adapted": adapted}
     metrics = list(found.metrics.get("smaller") or found.metrics.get("whole", {}))
-    limit = f"{found.tolerance.part:.3g} of the {found.tolerance.won.mean:.4f} that fine-tuning won"
-    judged = ""
-    if proof is not None:
-        low, high = proof.interval()
-        judged = (
-            f"the {found.measure} rises by {proof.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), on {proof.batches} "
-            f"batches of its own; the tolerance is {found.tolerance.loss:.4f}, {limit}"
-        )
-        if found.asked and not found.chosen.accepted:
-            judged += "; not proved to be within the tolerance: the size was asked for"
-    recovery = f", then {found.recover_steps} steps of recovery" if found.chosen.gains_by_recovery else ""
-    rows = {
-        "base model": shown_name(base),
-        **(told or {}),
-        "fit": "nothing smaller was within the tolerance, so everything is kept"
-        if found.is_whole
-        else f"cut to {row['kept']} of {row['of']} directions{recovery}",
-        "adapted": shown_ranks([rank for rank in found.ranks.values() if rank]),
-        "parameters": f"{row['parameters']:,} in the LoRA factors, {row['share']:.1%} of the adapter it was cut from",
-        "proof": judged,
-        "verdict": found.words,
-        "rows of the fit": found.rows,
-        "metrics": _metrics(found, metrics),
-    }
-    return adapter_card(title, rows, base=base, metrics=metrics, **data)
-
-
-def _metrics(found: Fit, names: list[str]) -> str:
-    """Each metric on the rows of the proof: of the base model, of the adapter, and of the smaller one."""
-    parts = []
-    for name in names:
-        values = {which: each[name] for which, each in found.metrics.items() if name in each}
-        parts.append(f"{name} " + ", ".join(f"{value:.4f} ({which})" for which, value in values.items()))
-    return "; ".join(parts)
+    return adapter_card(title, rows, text=f"```\n{found}\n```", base=base, metrics=metrics, **data)

@@ -7,8 +7,9 @@ import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
 from pedyra.fitting.fit import Rows, Wanted, fit_batches
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
-from pedyra.fitting.processes import Processes
 from pedyra.fitting.result import Fit
 from pedyra.lora.export import active_adapter
 from pedyra.lora.folder import SavedLora, check_plain
@@ -107,14 +107,13 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, adapter: 
     adapter = adapter or active_adapter(model)
     _check_live(model, adapter)
     wanted.shape([*lora_layers(model, adapter)], more=False)  # before anything is measured
-    processes = Processes(trainer.accelerator.num_processes, trainer.accelerator.process_index)
     with _untouched(trainer, model):
-        rows = _rows(trainer, data, wanted, processes)
+        rows = _rows(trainer, data, wanted)
         judge = judged = TrainerJudge(trainer, model)
         if _completions(trainer) or getattr(trainer.args, "loss_type", None) == "dft":
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
         shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
-        return fit_batches(judge, rows, wanted, adapter=adapter, processes=processes, shown=shown)
+        return fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
 
 
 class TrainerJudge(Judge):
@@ -224,7 +223,7 @@ def _check_live(model: Any, adapter: str) -> None:
     check_plain(SavedLora(title, Path(), config, {}, []))
 
 
-def _rows(trainer: Any, data: Any, wanted: Wanted, processes: Processes) -> Rows:
+def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
     """The batches of a fit: of the held-out rows a third is for the choice, which has to say where the proof begins,
     and the rest is for the proof, which has to tell sizes apart from the tolerance."""
     completions = _completions(trainer)
@@ -241,7 +240,8 @@ def _rows(trainer: Any, data: Any, wanted: Wanted, processes: Processes) -> Rows
 
     def shared(rows: list[int], size: int) -> list[int]:
         """As many batches in every process, and no row twice."""
-        step = max(1, size * processes.size // (completions or 1)) if processes.size > 1 else 1
+        processes = trainer.accelerator.num_processes
+        step = max(1, size * processes // (completions or 1)) if processes > 1 else 1
         return rows[: len(rows) // step * step]
 
     choice = shared(left[: len(left) // 3], size)
@@ -254,7 +254,7 @@ def _rows(trainer: Any, data: Any, wanted: Wanted, processes: Processes) -> Rows
     for part, (dataset, indices, size) in parts.items():
         if not indices:
             raise ValueError(f"{name} leaves no rows for the {part} of a fit ({len(left)} are held out); give more")
-        batches[part] = _batches(trainer, _selected(dataset, indices), size, processes, bool(completions))
+        batches[part] = _batches(trainer, _selected(dataset, indices), size, bool(completions))
         counts[part] = f"{len(indices):,}"
     told = (
         f"{counts['calibration']} to calibrate; of {name} {counts['choice']} for the choice and {counts['proof']} for "
@@ -300,7 +300,7 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     return name, every, order[:half], every, order[half : half + most + most // 2]
 
 
-def _batches(trainer: Any, dataset: Any, size: int, processes: Processes, generates: bool) -> list[Batch]:
+def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Batch]:
     """This process's batches of a data set as the Trainer's own evaluation makes them, in the host's memory."""
     settings = {
         "per_device_eval_batch_size": size,
@@ -320,7 +320,7 @@ def _batches(trainer: Any, dataset: Any, size: int, processes: Processes, genera
     if generates:
         # Completions of the whole adapter: it is to say again what it says.
         return [_completed(trainer, batch) for batch in batches]
-    if len(batches) != math.ceil(len(dataset) / (size * processes.size)):
+    if len(batches) != math.ceil(len(dataset) / (size * trainer.accelerator.num_processes)):
         raise ValueError(
             f"{type(trainer).__name__}.get_eval_dataloader gives {len(batches)} batches for {len(dataset)} rows in "
             f"batches of {size}, so rows for the choice and for the proof cannot be kept apart; let it take the data "
@@ -395,8 +395,8 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         for held in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
-            stack.callback(_kept(held))
-        stack.callback(_kept(trainer.accelerator))
+            stack.enter_context(_on_copies(held))
+        stack.enter_context(_on_copies(trainer.accelerator))
         stack.enter_context(frozen(model))
         stack.enter_context(evaluating(model))
         stack.enter_context(_averaged(trainer.optimizer))
@@ -426,40 +426,27 @@ def _averaged(optimizer: Any) -> Iterator[None]:
 _LARGE = ("train_dataset", "eval_dataset")
 
 
-def _kept(held: Any) -> Callable[[], None]:
-    """What puts an object's attributes back as they are now, and what containers among them hold."""
-    attributes = dict(vars(held))
-    contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
-
-    def restore() -> None:
+@contextmanager
+def _on_copies(held: Any) -> Iterator[None]:
+    """While it lasts, an object's containers and small tensors are copies; what becomes of its attributes is undone."""
+    before = dict(vars(held))
+    vars(held).update({name: _copied(value) for name, value in before.items() if name not in _LARGE})
+    try:
+        yield
+    finally:
         vars(held).clear()
-        vars(held).update(attributes)
-        for put_back in contents:
-            put_back()
-
-    return restore
+        vars(held).update(before)
 
 
-def _contents(value: Any) -> Callable[[], None]:
-    """What puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
+def _copied(value: Any) -> Any:
+    """A dict, list, set or deque, with those inside, or a small tensor, anew; anything else as it is."""
     if isinstance(value, dict | list | deque | set):
-        held = dict(value) if isinstance(value, dict) else list(value)
-        inner = [_contents(each) for each in (held.values() if isinstance(held, dict) else held)]
-
-        def put_back() -> None:
-            value.clear()
-            (value.update if isinstance(value, dict | set) else value.extend)(held)
-            for each in inner:
-                each()
-
-        return put_back
-    if type(value) is Tensor and value.numel() <= 1024:
-        saved = value.detach().clone()
-        return lambda: _copy(value, saved)
-    return lambda: None
-
-
-@torch.no_grad()
-def _copy(value: Tensor, saved: Tensor) -> None:
-    if not torch.equal(value, saved):
-        value.copy_(saved)
+        anew = copy(value)
+        if isinstance(anew, dict):
+            for key, each in value.items():
+                anew[key] = _copied(each)
+        elif not isinstance(anew, set):  # what is in a set does not change
+            anew.clear()
+            anew.extend(map(_copied, value))
+        return anew
+    return value.detach().clone() if type(value) is Tensor and value.numel() <= 1024 else value

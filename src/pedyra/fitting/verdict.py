@@ -121,58 +121,48 @@ class Point:
 CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"
 
 
-def verdict(chosen: Point, curve: Sequence[Point], tolerance: Tolerance) -> str:
-    """flat: half of the parameters or less is proved to be within tolerance. capacity-limited: half clearly raises the
-    loss by more. unknown: neither can be told from these rows, or nothing was learned."""
-    if not tolerance.learned:
-        return UNKNOWN
-    if chosen.accepted and chosen.share <= 0.5:
-        return FLAT
-    half = _half(curve)
-    best = None if half is None else half.best
-    return CAPACITY_LIMITED if best is not None and best.lower() > tolerance.loss else UNKNOWN
-
-
-def _half(curve: Sequence[Point], share: float = 0.5) -> Point | None:
-    below = [point for point in curve if point.measured is not None and 0 < point.share <= share]
-    return max(below, key=lambda point: point.share, default=None)
-
-
-def in_words(
+def verdict(
     chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: int | None, measure: str = "loss"
-) -> str:
-    """The verdict as a sentence or two for whoever chose this rank.
+) -> tuple[str, str]:
+    """Whether the rank was too much, right or too little, and the same in words for whoever chose it.
+
+    flat: half of the parameters or less is proved to be within tolerance. capacity-limited: half clearly raises the
+    loss by more. unknown: neither can be told from these rows, or nothing was learned.
 
     Args:
         rank: that every layer of the adapter has; None: they differ.
         measure: what rises.
     """
     adapter, whole = ("its rank", "this adapter") if rank is None else (f"r = {rank}", f"r = {rank}")
-    kind = verdict(chosen, curve, tolerance)
     if not tolerance.learned:
         won = f"{tolerance.won.mean:+.4f} ± {tolerance.won.error:.4f}"
-        return (
+        return UNKNOWN, (
             f"unknown: the adapter has not lowered the {measure} beyond its noise ({won}), so nothing tells what is "
             f"needed; everything is kept"
         )
-    if kind == FLAT:
-        return f"flat: {whole} is {1 / chosen.share:.3g} times what this task needs"
-    half, quarter = _half(curve), _half(curve, 0.25)
-    if kind == CAPACITY_LIMITED:
-        assert half is not None and half.measured is not None
+    if chosen.accepted and chosen.share <= 0.5:
+        return FLAT, f"flat: {whole} is {1 / chosen.share:.3g} times what this task needs"
+    half, quarter = _largest(curve, 0.5), _largest(curve, 0.25)
+    if half is not None and half.measured is not None and half.best is not None and half.best.lower() > tolerance.loss:
         ratio, rise = 1.0, half.measured.mean
         if quarter is not None and quarter.measured is not None and quarter.measured.mean > rise:
             ratio = min(1.0, rise / (quarter.measured.mean - rise))
-        return (
+        return CAPACITY_LIMITED, (
             f"capacity-limited: {adapter} binds; with half of it the {measure} rises by {rise:.3g}, and twice as much "
             f"might lower it by about {rise * ratio:.2g}; raise r"
         )
     if chosen.accepted:
-        return (
+        return UNKNOWN, (
             f"unknown: {chosen.share:.0%} of {whole} is enough, and these rows do not tell whether half is; give "
             f"more rows, or a larger tolerance"
         )
-    return (
+    return UNKNOWN, (
         "unknown: these rows tell neither that half is enough nor that it is too little; give more rows, or a larger "
         "tolerance"
     )
+
+
+def _largest(curve: Sequence[Point], share: float) -> Point | None:
+    """The largest measured size of at most this share of the parameters."""
+    below = [point for point in curve if point.measured is not None and 0 < point.share <= share]
+    return max(below, key=lambda point: point.share, default=None)

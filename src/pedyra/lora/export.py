@@ -1,4 +1,5 @@
-"""An adapter for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling, or merged weights.
+"""An adapter for other readers: the same update under PEFT's, vLLM's and llama.cpp's scaling, or merged weights; and
+the lines that serve it.
 
 The three readers disagree on the scaling of a layer whose rank is not the rank `r` of the whole adapter: PEFT takes
 alpha_i / r_i from its patterns, vLLM alpha / r for every layer, llama.cpp alpha / r_i (docs/export.md).
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora, save_lora, whole_number
+from pedyra.lora.inspection import read_adapter_config
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
 
@@ -34,6 +37,8 @@ RECORD = "pedyra_export.json"
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """To which vLLM pads every adapter: vllm/config/lora.py, MaxLoRARanks."""
+SERVED_BYTES = 2
+"""Of a parameter as vLLM holds it: bfloat16 or float16."""
 
 
 def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
@@ -199,3 +204,58 @@ def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)
     return out
+
+
+def vllm_line(base: str, adapters: Mapping[str, Path], rank: int) -> str:
+    """The command that serves these adapters, name -> folder, on their base model."""
+    modules = " ".join(f"{shlex.quote(name)}={shlex.quote(str(folder))}" for name, folder in adapters.items())
+    several = f" --max-loras {len(adapters)}" if len(adapters) > 1 else ""
+    return f"vllm serve {shlex.quote(base)} --enable-lora{several} --max-lora-rank {rank} --lora-modules {modules}"
+
+
+def why_not_in_vllm(config: Mapping[str, Any]) -> str | None:
+    """Why vLLM refuses an adapter of this adapter_config.json, in words; None where it takes it."""
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        return f"it serves adapters of language models, and this one has the task_type {config['task_type']}"
+    refused = [name for name in ("use_dora", "modules_to_save") if config.get(name)]
+    return f"it refuses {' and '.join(refused)}" if refused else None
+
+
+def serving_lines(folder: Path, target: str) -> list[str]:
+    """Lines of a shell that serve what an export for this target has written to `folder`, the usual one first."""
+    quoted = shlex.quote(str(folder))
+    if target == "merged":
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+        if architectures[0].endswith("ForCausalLM"):
+            return [f"vllm serve {quoted}"]
+        return [_python(f"from transformers import {architectures[0] or 'AutoModel'} as Model", folder)]
+    config = read_adapter_config(folder)
+    base = config.get("base_model_name_or_path") or "BASE"
+    if target == "gguf":
+        return [
+            f"python convert_lora_to_gguf.py {quoted} --base {shlex.quote(base)} --outfile adapter.gguf",
+            "llama-server -m base.gguf --lora adapter.gguf",
+        ]
+    rank = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vllm"]["max_lora_rank"]
+    lines = []
+    if rank is not None and why_not_in_vllm(config) is None:
+        lines.append(vllm_line(base, {folder.name: folder}, rank))
+    kind = {"SEQ_CLS": "AutoPeftModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM"}
+    kind |= {"TOKEN_CLS": "AutoPeftModelForTokenClassification", "QUESTION_ANS": "AutoPeftModelForQuestionAnswering"}
+    name = kind.get(str(config.get("task_type")), "AutoPeftModelForCausalLM")
+    return [*lines, _python(f"from peft import {name} as Model", folder)]
+
+
+def _python(imported: str, folder: Path) -> str:
+    """A line of a shell that loads the folder by Python."""
+    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r})')}"
+
+
+def reserved_bytes(loras: Sequence[SavedLora], rank: int) -> int:
+    """What vLLM reserves for these adapters at once, each padded to one rank, over the layers that any of them has."""
+    widths = {}
+    for lora in loras:
+        for layer in lora.layers:
+            A, B = (lora.tensors[layer.keys[slot]] for slot in "AB")
+            widths[layer.name] = A.flatten(1).shape[1] + B.flatten(1).shape[0]
+    return len(loras) * rank * sum(widths.values()) * SERVED_BYTES

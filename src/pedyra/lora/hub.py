@@ -1,5 +1,5 @@
-"""The Hugging Face Hub: is a repository there, what does an error of it mean, may its code be run, and how a folder is
-pushed to it.
+"""The Hugging Face Hub: is a repository there, what does an error of it mean, may its code be run, how a folder is
+pushed to it, and the model card of an adapter's folder, which says what was done, for a person and for the Hub.
 
 The first is asked once and briefly: its clients ask six times, for each file of a repository.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -24,6 +25,16 @@ PATIENCE = 10.0
 """Seconds that the Hub has for its answer."""
 _TRUST = "PEDYRA_TRUST_REMOTE_CODE"
 """Handed on to child processes, such as the runs of a comparison."""
+CARD = "README.md"
+
+_LOADING = """A LoRA adapter that was trained with pedyra, and that loads without it:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "this/folder")  # base: the base model named below
+```
+"""
 
 
 def trust_remote_code() -> None:
@@ -157,3 +168,57 @@ def _is_cached(name: str, kind: str, revision: str | None) -> bool:
 def _plain(name: str) -> str:
     """Of a data set's name what its folder in the cache keeps: capitals become small ones after an underscore there."""
     return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def adapter_card(
+    title: str,
+    rows: Mapping[str, str],
+    *,
+    text: str = "",
+    base: str | None = None,
+    dataset: str | None = None,
+    metrics: Sequence[str] = (),
+    pipeline: str | None = None,
+) -> str:
+    """The card as Markdown, with the Hub's metadata on top.
+
+    Args:
+        rows: what was done, as name -> value; an empty value is left out.
+        text: more of it, in Markdown, below them.
+        base: the base model, and `dataset` the data, of which only a name of the Hub goes into the metadata.
+        pipeline: the Hub's name of the task.
+    """
+    data = ModelCardData(
+        base_model=base if names_repository(base) else None,
+        datasets=[dataset] if dataset is not None and names_repository(dataset) else None,
+        library_name="peft",
+        metrics=list(metrics) or None,
+        pipeline_tag=pipeline,
+        tags=["pedyra", "lora"],
+    )
+    table = [f"| {name} | {' '.join(told.split()).replace('|', ' ')} |" for name, told in rows.items() if told]
+    body = "\n".join([f"# {title}", "", _LOADING, "| | |", "| --- | --- |", *table, *(["", text] if text else []), ""])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def names_repository(name: str | None) -> bool:
+    """Whether this is the name of a repository as the Hub has them, owner/name, and no path of this machine."""
+    if name is None or name.startswith((".", "/", "~")) or Path(name).exists():
+        return False
+    return name.count("/") == 1 and "\\" not in name
+
+
+def shown_name(name: str | None) -> str:
+    """A base model's name as others may read it: of a path of this machine only the last part."""
+    if not name:
+        return ""
+    return name if names_repository(name) else Path(name).name
+
+
+def shown_ranks(ranks: Sequence[int]) -> str:
+    """The ranks of an adapter's layers in one line."""
+    if not ranks:
+        return ""
+    low, high = min(ranks), max(ranks)
+    each = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    return f"{len(ranks)} layers of {each}, {sum(ranks)} in total"

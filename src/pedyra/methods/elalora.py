@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +11,9 @@ from torch import Tensor
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
-from pedyra.methods import adalora_svd
+from pedyra.methods.adalora import RANK_SETTINGS
 from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
-
-RANK_SETTINGS: dict[str, Any] = adalora_svd.RANK_SETTINGS
-"""Of RankSettings: AdaLoRA's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,7 +250,7 @@ SCORED: dict[str, Any] = dict(
 """What the rivals that score triples start from, where they do not say otherwise: one schedule for all of them."""
 
 SCORE_FIELDS = (
-    *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "omega_ema", "layer_score", "orth_form"),
+    *("alpha", "beta1", "beta2", "score_norm", "input_norm", "omega", "layer_score", "orth_form"),
     *("orth_weight", "start", "budget", "min_rank", "max_rank"),
 )
 """What an ablation of PE-DyRA shares with it: all but what moves and how many."""

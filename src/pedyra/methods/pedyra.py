@@ -6,21 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from random import Random
 
-from pedyra.allocate.allocation import (
-    RankPlan,
-    Scores,
-    layer_means,
-    lowest,
-    lowest_worth,
-    make_plan,
-    prunable,
-    round_robin,
-    spent,
-)
-from pedyra.methods.adalora import AdaLoraSettings, first_and_last_rank
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
+from pedyra.methods.adalora import AdaLoraSettings, Prune, first_and_last_rank
 from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
-from pedyra.pe_dyra.method import PeDyra
-from pedyra.pe_dyra.scored import ScoredSituation, unchecked
+from pedyra.pe_dyra.scored import PeDyra, ScoredSituation, unchecked
 
 
 def prepare(request: Request) -> Adaptation:
@@ -29,21 +18,6 @@ def prepare(request: Request) -> Adaptation:
     It goes on top of DoRA, PiSSA (`lora.use_dora`, `lora.init`) and QLoRA (`model.quantization`), Tables 11 and 12.
     """
     return adaptive(request.with_lora(), PeDyra(**{"seed": request.seed, **request.rank}).method())
-
-
-@dataclass(frozen=True)
-class Prune:
-    """From a uniform rank `initial` to the budget of a uniform rank `final`, the same amount at every adjustment."""
-
-    initial: int
-    final: int
-
-    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        costs = now.units
-        first, last = self.initial * sum(costs.values()), self.final * sum(costs.values())
-        budget = last + int((first - last) * (1 - now.part_done))
-        pruned = lowest_worth(scores, costs, spent(now.ranks, costs) - budget, now.min_rank)
-        return make_plan(scores, pruned, {}, layer_means(scores))
 
 
 def prepare_prune(request: Request, settings: AdaLoraSettings) -> Adaptation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pedyra.methods import (
     adalora,
-    adalora_svd,
     autolora,
     dylora,
     elalora,
@@ -30,7 +29,7 @@ METHODS: dict[str, Method] = {
     for method in (
         *(from_peft.LORA, from_peft.LORA_PLUS, from_peft.PISSA, from_peft.DORA, from_peft.QLORA, graded.METHOD),
         *(randlora.METHOD, eva.METHOD, gora.METHOD, para.METHOD),
-        *(adalora.METHOD, adalora_svd.METHOD, increlora.METHOD, triadaptlora.METHOD, elalora.METHOD, l1ra.METHOD),
+        *(adalora.METHOD, adalora.SVD, increlora.METHOD, triadaptlora.METHOD, elalora.METHOD, l1ra.METHOD),
         *(dylora.METHOD, rasa.METHOD, sora.METHOD, autolora.METHOD),
         *(*pedyra.ABLATIONS, wide.METHOD, pedyra.METHOD),
     )

@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import layer_means, make_plan
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
-from pedyra.allocate.optimizer_checks import check_turnable
-from pedyra.allocate.optimizer_state import turn_state
+from pedyra.allocate.optimizer_state import check_turnable, turn_state
 from pedyra.allocate.schedule import Schedule, check_count, check_steps, resolve_schedule
 from pedyra.fitting.curve import num_parameters, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Gramians
@@ -60,18 +59,16 @@ class Wide(RankMethod):
     """LENGTH of the last phase, without cuts; a float below 1 is a fraction of the run."""
     fused: bool | Literal["auto"] = "auto"
     """As in `RankSettings.fused`."""
-    seed: int = 0
-    """As in `RankSettings.seed`; nothing is drawn here."""
 
     start = "lora"
     trains_e = False
+    seed = 0  # nothing is drawn
     budget = "size"
     needs_history = True
     compiles = False
 
     def __post_init__(self) -> None:
         check_count("rank", self.rank, 1)
-        check_count("seed", self.seed, 0)
         for name in ("interval", "initial_warmup", "final_warmup"):
             check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
         if self.fused != "auto":
@@ -294,7 +291,7 @@ def prepare(request: Request) -> Adaptation:
     names = ("interval", "initial_warmup", "final_warmup", "fused")
     given = {name: value for name, value in request.rank.items() if name in names}
     model = request.with_lora(r=TIMES * r, lora_alpha=TIMES * alpha)
-    return adaptive(model, Wide(**{"rank": r, "seed": request.seed, **given}))
+    return adaptive(model, Wide(**{"rank": r, **given}))
 
 
 METHOD = Method("wide", "begins at 4 lora.r, is cut early to lora.r's parameters", prepare, moves_ranks=True)

@@ -15,7 +15,7 @@ from pedyra.lora.spelling import did_you_mean
 CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("ranks", "parameters"),
     "start": ("svd", "lora"),
-    "score_norm": ("mean", "rank", "none"),
+    "score_norm": ("mean", "none"),
     "input_norm": ("mean_square", "rms"),
     "omega": ("gradient", "uniform"),
     "layer_score": ("before", "after"),
@@ -65,14 +65,12 @@ class RankSettings:
     beta2: float = 0.85
     """beta_2: EMA of the uncertainty, Eq. (3). AdaLoRA's value; the paper names none."""
     score_norm: str = "mean"
-    """Before mixing, divide each score by its mean over all triples ("mean"), replace it by its percentile ("rank"),
-    or mix it as it is ("none", literal; then the input score decides alone, see docs/decisions.md)."""
+    """Before mixing, divide each score by its mean over all triples ("mean"), or mix it as it is ("none", literal; then
+    the input score decides alone, see docs/decisions.md)."""
     input_norm: str = "mean_square"
     """||X_j|| of Eq. (6): "mean_square" as the paper writes it, "rms" its square root."""
     omega: str = "gradient"
     """omega, the weights of A, E, B in Eq. (4): "gradient" is Eq. (5), "uniform" the plain sum of AdaLoRA."""
-    omega_ema: bool = False
-    """Smooth the gradient norms of Eq. (5) with beta_1, instead of taking those of the adjustment step (literal)."""
     layer_score: str = "before"
     """Eq. (7) on the triples "before" or "after" the pruning of the same adjustment."""
 
@@ -118,7 +116,6 @@ class RankSettings:
             raise ValueError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
             object.__setattr__(self, name, float(getattr(self, name)))
-        check_switch("omega_ema", self.omega_ema)
         if self.fused != "auto":
             check_switch("fused", self.fused)
 

@@ -82,23 +82,16 @@ def mix_scores(
     """Algorithm 1, step 3, over ALL triples of the model: alpha * S_grad + (1 - alpha) * S_inp.
 
     `norm` makes the two comparable first; the literal sum ("none") is degenerate, for S_inp is 1e8 to 1e12 times
-    S_grad: "mean" divides each by its mean over all triples, "rank" takes percentiles (ties share the lowest).
+    S_grad: "mean" divides each by its mean over all triples.
     """
     if norm == "mean":
         gradient, inputs = _over_mean(gradient), _over_mean(inputs)
-    elif norm == "rank":
-        gradient, inputs = _percentile(gradient), _percentile(inputs)
     return alpha * gradient + (1 - alpha) * inputs
 
 
 def _over_mean(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     mean = scores.mean()
     return torch.where(mean > 0, scores / mean.clamp_min(torch.finfo(scores.dtype).tiny), torch.zeros_like(scores))
-
-
-def _percentile(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    below = torch.searchsorted(scores.sort().values, scores, right=False)
-    return below.to(scores.dtype) / max(1, len(scores) - 1)
 
 
 def plan_adjustment(

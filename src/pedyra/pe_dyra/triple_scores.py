@@ -127,8 +127,6 @@ class TripleScores(ScoreState):
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
             update_sensitivity_(sensitivity, uncertainty, product, beta1=beta1, beta2=beta2, finite=finite)
         self.skipped += ~finite
-        if self.settings.omega_ema:
-            norms = torch.lerp(self.norms, norms, 1 - beta1)
         self.norms = torch.where(finite, norms, self.norms)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 from pedyra.app.models.base import PACKAGED, TINY
 from pedyra.app.recipe import Recipe
 from pedyra.fitting.result import Fit, fit_card
-from pedyra.lora.card import adapter_card, shown_name, shown_ranks
+from pedyra.lora.hub import adapter_card, shown_name, shown_ranks
 from pedyra.methods.registry import get_method
 
 _PIPELINES = {

@@ -31,12 +31,11 @@ from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
-from pedyra.lora.card import CARD
-from pedyra.lora.export import vllm_rank
+from pedyra.lora.export import vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.files import append_row, remove, write_file, write_folder
+from pedyra.lora.hub import CARD
 from pedyra.lora.inspection import read_adapter_config
 from pedyra.lora.layer import adapted_layers
-from pedyra.lora.serving import vllm_line, why_not_in_vllm
 from pedyra.methods.registry import get_method
 
 

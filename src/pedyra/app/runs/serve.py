@@ -11,9 +11,8 @@ from pedyra.fitting.cut import check_out
 from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
-from pedyra.lora.export import VLLM_RANKS, vllm_rank
+from pedyra.lora.export import VLLM_RANKS, reserved_bytes, vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.folder import read_lora
-from pedyra.lora.serving import reserved_bytes, vllm_line, why_not_in_vllm
 
 
 @dataclass(frozen=True, kw_only=True)
