@@ -7,9 +7,8 @@ import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -395,8 +394,8 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         for held in (trainer, trainer.args, trainer.state, trainer.control, trainer.callback_handler):
-            stack.enter_context(_on_copies(held))
-        stack.enter_context(_on_copies(trainer.accelerator))
+            stack.callback(_kept(held))
+        stack.callback(_kept(trainer.accelerator))
         stack.enter_context(frozen(model))
         stack.enter_context(evaluating(model))
         stack.enter_context(_averaged(trainer.optimizer))
@@ -426,27 +425,40 @@ def _averaged(optimizer: Any) -> Iterator[None]:
 _LARGE = ("train_dataset", "eval_dataset")
 
 
-@contextmanager
-def _on_copies(held: Any) -> Iterator[None]:
-    """While it lasts, an object's containers and small tensors are copies; what becomes of its attributes is undone."""
-    before = dict(vars(held))
-    vars(held).update({name: _copied(value) for name, value in before.items() if name not in _LARGE})
-    try:
-        yield
-    finally:
+def _kept(held: Any) -> Callable[[], None]:
+    """What puts an object's attributes back as they are now, and what containers among them hold."""
+    attributes = dict(vars(held))
+    contents = [_contents(value) for name, value in attributes.items() if name not in _LARGE]
+
+    def restore() -> None:
         vars(held).clear()
-        vars(held).update(before)
+        vars(held).update(attributes)
+        for put_back in contents:
+            put_back()
+
+    return restore
 
 
-def _copied(value: Any) -> Any:
-    """A dict, list, set or deque, with those inside, or a small tensor, anew; anything else as it is."""
+def _contents(value: Any) -> Callable[[], None]:
+    """What puts back the contents of a dict, list, set or deque, and of those inside; and of a small tensor."""
     if isinstance(value, dict | list | deque | set):
-        anew = copy(value)
-        if isinstance(anew, dict):
-            for key, each in value.items():
-                anew[key] = _copied(each)
-        elif not isinstance(anew, set):  # what is in a set does not change
-            anew.clear()
-            anew.extend(map(_copied, value))
-        return anew
-    return value.detach().clone() if type(value) is Tensor and value.numel() <= 1024 else value
+        held = dict(value) if isinstance(value, dict) else list(value)
+        inner = [_contents(each) for each in (held.values() if isinstance(held, dict) else held)]
+
+        def put_back() -> None:
+            value.clear()
+            (value.update if isinstance(value, dict | set) else value.extend)(held)
+            for each in inner:
+                each()
+
+        return put_back
+    if type(value) is Tensor and value.numel() <= 1024:
+        saved = value.detach().clone()
+        return lambda: _copy(value, saved)
+    return lambda: None
+
+
+@torch.no_grad()
+def _copy(value: Tensor, saved: Tensor) -> None:
+    if not torch.equal(value, saved):
+        value.copy_(saved)
