@@ -81,7 +81,7 @@ def train(
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
 
     quiet_libraries()
-    from pedyra.app.report import build_report
+    from pedyra.app.report.page import build_report
     from pedyra.app.runs.push import push_run, ready_to_push
     from pedyra.app.runs.run import plan_run, train_run
 
@@ -188,7 +188,8 @@ def report(
     ] = None,
 ) -> None:
     """Make one self-contained HTML page of a run."""
-    from pedyra.app.report import build_report, save_figures
+    from pedyra.app.report.images import save_figures
+    from pedyra.app.report.page import build_report
 
     console = new_console()
     console.print(f"report written to {build_report(run, out)}", soft_wrap=True)

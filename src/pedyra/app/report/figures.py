@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pedyra.app.report import measures
 from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
@@ -171,13 +170,20 @@ def history_panels(run: RunRecords) -> list[Panel]:
     """Rank and place by importance of every layer."""
     steps, states = _states(run)
     at = [record["step"] for record in run.adjustments]
-    places = [measures.importance_ranks(record["layer_scores"]) for record in run.adjustments]
+    places = [importance_ranks(record["layer_scores"]) for record in run.adjustments]
     return [
         Panel("Rank", _by_layer(run, steps, states, Axes(STEP, "rank", step=True, from_zero=True))),
         Panel(
             "Place by importance", _by_layer(run, at, places, Axes(STEP, "place (1 = most important)", reverse=True))
         ),
     ]
+
+
+def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
+    """Place of each layer by importance, 1 = most important (Fig. 3b); ties go by the order of the layers."""
+    order = sorted(scores, key=lambda name: -scores[name])
+    place = {name: index + 1 for index, name in enumerate(order)}
+    return {name: place[name] for name in scores}
 
 
 def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Spec:
@@ -249,8 +255,8 @@ def _evaluation_keys(run: RunRecords) -> list[str]:
 
 def effective_rank(run: RunRecords) -> Figure:
     """Effective rank and utilisation against the step."""
-    panels = _panel("Effective rank", run.snapshots, measures.effective_rank, "sum over the layers", from_zero=True)
-    panels += _panel("Utilisation", run.snapshots, measures.utilisation, "effective rank / rank", from_zero=True)
+    panels = _panel("Effective rank", run.snapshots, total_effective_rank, "sum over the layers", from_zero=True)
+    panels += _panel("Utilisation", run.snapshots, utilisation, "effective rank / rank", from_zero=True)
     caption = (
         "How many directions the layers really use, and which share of their ranks that is. The effective rank of an "
         "update is exp(−Σ p ln p), p being its singular values over their sum (Roy and Vetterli, 2007): 1 for a single "
@@ -258,6 +264,18 @@ def effective_rank(run: RunRecords) -> Figure:
         "over the sum of the ranks."
     )
     return Figure("effective-rank", "Capacity", "How much of the ranks is used", caption, panels)
+
+
+def total_effective_rank(record: Record) -> float | None:
+    """Sum of the layers' effective ranks in a snapshot (Fig. 1a); None where it has none."""
+    effective = [value for value in (record.get("effective_rank") or {}).values() if math.isfinite(value)]
+    return sum(effective) if effective else None
+
+
+def utilisation(record: Record) -> float | None:
+    """That over the sum of the ranks (Fig. 1a); None if no rank is left."""
+    used, total = total_effective_rank(record), sum(record["ranks"].values())
+    return used / total if used is not None and total else None
 
 
 def _panel(

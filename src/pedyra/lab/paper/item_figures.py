@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pedyra.app.report import measures
 from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
 from pedyra.app.report.figures import STEP, history_panels, map_cells
 from pedyra.app.report.images import FORMATS, save_image, side_by_side
@@ -82,8 +81,8 @@ def rank_against_importance(runs: Runs, found: Sequence[Result]) -> Panels:
     """Fig. 4b: mean rank of each layer against its mean importance."""
     run = next(iter(runs.values()))
     value = run_measures.rank_importance_correlation(run)
-    scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
-    ranks = measures.mean_ranks(run)
+    scores = run_measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
+    ranks = run_measures.mean_ranks(run)
     rows = [{"x": scores[each.name], "y": ranks[each.name], "type": each.type} for each in run.layers]
     scale = {"type": "log" if min(scores.values()) > 0 else "linear"}
     encoding = {
