@@ -34,6 +34,7 @@ from pedyra.lora.attach import detach
 from pedyra.lora.card import CARD
 from pedyra.lora.export import vllm_rank
 from pedyra.lora.files import append_row, remove, write_file, write_folder
+from pedyra.lora.hub import made_repository, push_folder
 from pedyra.lora.inspection import read_adapter_config
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.serving import vllm_line, why_not_in_vllm
@@ -338,3 +339,44 @@ def _is_disk_full(error: BaseException) -> bool:
         return True
     below = error.__cause__ or error.__context__
     return below is not None and _is_disk_full(below)
+
+
+def ready_to_push(recipe: Recipe) -> None:
+    """training.push_to_hub: make the repository before the training, so that a login that lacks is told before it.
+
+    Raises:
+        ValueError: the recipe asks for a push, and the Hub says no.
+    """
+    training = recipe.training
+    if training.get("push_to_hub") and is_first():
+        made_repository(_repository(recipe), private=training.get("hub_private_repo"), token=training.get("hub_token"))
+
+
+def push_run(result: RunResult) -> str | None:
+    """Push the adapter of a run that has ended, and its fit into the folder `fit`, where the recipe asks for it.
+
+    Returns:
+        The address of the repository; None where nothing is pushed: it was not asked for, or the run diverged.
+
+    Raises:
+        ValueError: the Hub says no; the adapter stays in the run folder, and the message says how to push it.
+    """
+    recipe, run = result.recipe, result.folder
+    if not recipe.training.get("push_to_hub") or result.interrupted or result.diverged:
+        return None
+    given: dict[str, Any] = {"token": recipe.training.get("hub_token"), "revision": recipe.training.get("hub_revision")}
+    given |= {"private": recipe.training.get("hub_private_repo")}
+    try:
+        address = push_folder(run.adapter, _repository(recipe), **given)
+        if result.found is not None:
+            push_folder(run.path / "fit", _repository(recipe), path_in_repo="fit", **given)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The run itself is whole; push its adapter with: hf upload {_repository(recipe)} {run.adapter}"
+        ) from error
+    return address
+
+
+def _repository(recipe: Recipe) -> str:
+    """Its name; as Trainer names it, after the output folder, where the recipe does not."""
+    return recipe.training.get("hub_model_id") or Path(recipe.output_dir).absolute().name
