@@ -85,13 +85,13 @@ def train(
 
     quiet_libraries()
     from pedyra.app.report.page import build_report
-    from pedyra.app.runs.run import plan_run, push_run, ready_to_push, train_run
+    from pedyra.app.runs.run import push_run, ready_to_push, train_run
 
     diverged = False
     if dry_run:
-        if no_weights:
-            from pedyra.app.runs.unloaded import plan_unloaded
+        from pedyra.app.runs.plan import plan_run, plan_unloaded
 
+        if no_weights:
             plan = plan_unloaded(checked, overwrite=overwrite)
         else:
             plan = plan_run(checked, overwrite=overwrite, resume=resume)

@@ -19,7 +19,6 @@ from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.model_card import model_card, model_card_of_fit
-from pedyra.app.runs.plan import Plan, make_plan
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
@@ -87,19 +86,6 @@ class RunResult:
         return [{"run": str(self.folder.path), **recipe, "steps": self.step, **result}, *self.layers]
 
 
-def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> Plan:
-    """Check everything `train_run` would check, and return the plan; nothing is trained or written.
-
-    Raises:
-        ValueError: whatever would stop the run.
-    """
-    folder = RunFolder(Path(recipe.output_dir))
-    folder.check(overwrite=overwrite, resume=resume)
-    if resume:
-        _last_checkpoint(folder, recipe)
-    return make_plan(set_up(recipe))
-
-
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
     """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
 
@@ -117,7 +103,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
     folder.check(overwrite=overwrite, resume=resume)
     with folder.held():
-        checkpoint, broken = _last_checkpoint(folder, recipe) if resume else (None, [])
+        checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             _check_data(folder, setup)
@@ -134,7 +120,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
             folder.end()
 
 
-def _last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
+def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
     """The checkpoint to resume from, and the broken ones that are newer, with their flaws.
 
     Raises:
