@@ -136,13 +136,9 @@ class Fit:
         self.processes.wait()
         return out
 
-    def write(self, lora: SavedLora, out: Path, card: str | None = None) -> None:
-        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`.
-
-        Args:
-            card: its README.md; by default one that says what the fit knows.
-        """
-        card = card or fit_card(self, lora.config.get("base_model_name_or_path"))
+    def write(self, lora: SavedLora, out: Path) -> None:
+        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`."""
+        card = fit_card(self, lora.config.get("base_model_name_or_path"))
         write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows(), card=card)
 
     def push_to_hub(
@@ -242,16 +238,8 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def fit_card(
-    found: Fit, base: str | None, *, title: str = "A smaller LoRA", told: Mapping[str, str] | None = None, **data: Any
-) -> str:
-    """What was kept of the adapter, what proves it, and on which rows.
-
-    Args:
-        base: the name of the base model.
-        told: more rows of the card, shown first; one that has the name of a row of the fit takes its place.
-        data: what else the metadata says; see `adapter_card`.
-    """
+def fit_card(found: Fit, base: str | None) -> str:
+    """What was kept of the adapter to the base model of this name, what proves it, and on which rows."""
     row, proof = found.row(), found.chosen.proof
     metrics = list(found.metrics.get("smaller") or found.metrics.get("whole", {}))
     limit = f"{found.tolerance.part:.3g} of the {found.tolerance.won.mean:.4f} that fine-tuning won"
@@ -267,7 +255,6 @@ def fit_card(
     recovery = f", then {found.recover_steps} steps of recovery" if found.chosen.gains_by_recovery else ""
     rows = {
         "base model": shown_name(base),
-        **(told or {}),
         "fit": "nothing smaller was within the tolerance, so everything is kept"
         if found.is_whole
         else f"cut to {row['kept']} of {row['of']} directions{recovery}",
@@ -278,7 +265,7 @@ def fit_card(
         "rows of the fit": found.rows,
         "metrics": _metrics(found, metrics),
     }
-    return adapter_card(title, rows, base=base, metrics=metrics, **data)
+    return adapter_card("A smaller LoRA", rows, base=base, metrics=metrics)
 
 
 def _metrics(found: Fit, names: list[str]) -> str:

@@ -62,14 +62,15 @@ def outcomes(monkeypatch: Any):
 
         @contextmanager
         def opened(path: Path, *_: Any, **__: Any) -> Any:
-            yield SimpleNamespace(trainer=path.name, lora=lora(path), write=lambda found, out: None)
+            yield SimpleNamespace(trainer=path.name, lora=lora(path))
 
         def fit_trainer(trainer: Any, wanted: Wanted) -> Any:
             assert wanted.max_rank is not None
             tried.append((trainer, wanted.max_rank))
             if wanted.max_rank < least[trainer]:
                 raise NotWithin("too small")
-            return SimpleNamespace(row=lambda: {"parameters": wanted.max_rank, "share": 0.5})
+            row = {"parameters": wanted.max_rank, "share": 0.5}
+            return SimpleNamespace(row=lambda: row, write=lambda lora, out: None)
 
         for name, stand_in in (("read_lora", lora), ("opened", opened), ("fit_trainer", fit_trainer)):
             monkeypatch.setattr(folder_fit, name, stand_in)

@@ -16,7 +16,6 @@ from transformers import Trainer
 from pedyra.app.console import format_bytes
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
-from pedyra.app.runs.model_card import model_card_of_fit
 from pedyra.app.runs.setup import Setup
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
@@ -76,7 +75,7 @@ def fit_folder(
     check_out(out, overwrite)
     with opened(path, wanted, source, shown=shown) as adapter:
         found = fit_trainer(adapter.trainer, wanted)
-        adapter.write(found, out)
+        found.write(adapter.lora, out)
     return found
 
 
@@ -86,13 +85,6 @@ class Opened:
 
     trainer: Trainer
     lora: SavedLora
-    run: Path | None
-    """The run folder that says model and data."""
-
-    def write(self, found: Fit, out: Path) -> None:
-        """Write the smaller adapter, with a card that knows how the run has trained it."""
-        recipe = None if self.run is None else load_recipe(self.run / "recipe.yaml")
-        found.write(self.lora, out, None if recipe is None else model_card_of_fit(recipe, found))
 
 
 @contextmanager
@@ -115,7 +107,7 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
         trainer.args.disable_tqdm = not shown
         if recipe.data.kind == "question_answering":
             trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
-        yield Opened(trainer=trainer, lora=lora, run=source.folder(path))
+        yield Opened(trainer=trainer, lora=lora)
 
 
 def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
@@ -203,7 +195,7 @@ def fit_for_server(
     for path, out in outs.items():
         with opened(path, wanted, source, shown=shown) as each:
             rank, found = _least(each, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
-            each.write(found, out)
+            found.write(each.lora, out)
         rows.append({"adapter": str(path), **found.row()})
         told(f"{path}: {rows[-1]['parameters']:,} parameters ({rows[-1]['share']:.1%}), in {out}")
     told(f"max rank    {rank}, where they needed {'more than vLLM takes' if before is None else before}")

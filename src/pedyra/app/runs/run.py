@@ -18,7 +18,6 @@ from pedyra.app.recipe_sections import FitSection
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
-from pedyra.app.runs.model_card import model_card, model_card_of_fit
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
@@ -28,7 +27,7 @@ from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
-from pedyra.lora.card import CARD
+from pedyra.lora.card import CARD, adapter_card, shown_name, shown_ranks
 from pedyra.lora.export import vllm_rank
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 from pedyra.lora.hub import made_repository, push_folder
@@ -199,7 +198,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         final = _finish(setup, folder, trainer, log)
     layers = layer_rows(setup.model)
     if setup.recipe.fit is not None and final is not None:
-        found = _fit(setup.recipe, setup.recipe.fit, folder, trainer)
+        found = _fit(setup.recipe.fit, folder, trainer)
         images.log_curve(found)
     return RunResult(
         recipe=setup.recipe,
@@ -214,14 +213,13 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     )
 
 
-def _fit(recipe: Recipe, wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
+def _fit(wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
     """Ask how small the adapter may be, and write the smaller one beside it."""
     model: Any = trainer.model
     if adapted_layers(model):  # a start that took from the weight is then a part of the factors
         detach(model)
     found = fit_trainer(trainer, Wanted(**wanted.model_dump()))
-    saved = found.save(folder.path / "fit", overwrite=True)
-    write_file(saved / CARD, model_card_of_fit(recipe, found))
+    found.save(folder.path / "fit", overwrite=True)
     return found
 
 
@@ -245,13 +243,9 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
 
-    def save(part: Path) -> None:
-        setup.model.save_pretrained(str(part))
-        write_file(part / CARD, model_card(setup.recipe, layer_rows(setup.model), {}))
-
     reshard(setup.model)
     if is_first():
-        write_folder(folder.adapter, save)
+        write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
     evaluation = _final_evaluation(trainer, log if best else None)
     final = {
         "step": trainer.state.global_step,
@@ -268,9 +262,25 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "eval_loss": evaluation["eval_loss"],
     }
     if is_first():
-        write_file(folder.adapter / CARD, model_card(setup.recipe, layer_rows(setup.model), final))
+        write_file(folder.adapter / CARD, _card(setup, final))
         append_row(folder.metrics, final)
     return final
+
+
+def _card(setup: Setup, final: dict[str, Any]) -> str:
+    """The model card of the adapter. PEFT's own may name a path of this machine as the base, which the Hub refuses."""
+    recipe, layers = setup.recipe, layer_rows(setup.model)
+    base, quantised = recipe.model.name, recipe.model.quantization
+    rows = {
+        "method": f"`{recipe.method}`: {get_method(recipe.method).summary}",
+        "base model": shown_name(base) + ("" if quantised == "none" else f", in {quantised}"),
+        "data": f"{shown_name(recipe.data.source)} ({recipe.data.kind})",
+        "adapted": shown_ranks([layer["rank"] for layer in layers]),
+        "parameters": f"{sum(layer['parameters'] for layer in layers):,} in the LoRA factors" if layers else "",
+        "training": f"{final['step']:,} steps, seed {recipe.seed}",
+        "held-out rows": f"{final['metric']} {final['value']:.4f}, loss {final['eval_loss']:.4f}",
+    }
+    return adapter_card(recipe.name, rows, base=base, dataset=recipe.data.source, metrics=[final["metric"]])
 
 
 def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, float]:
