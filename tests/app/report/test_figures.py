@@ -74,9 +74,7 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     assert "low" not in curves["predicted"]  # it has no band
     recovered = curves["after recovery"]
     assert (recovered["x"], recovered["y"]) == ([50, 100], [0.4, 0.1])
-    caption = figures["fit"].caption
-    for told in ("500 parameters (50% of the adapter)", "+0.02", "accuracy", "base model 0.5000", "0.8100"):
-        assert told in caption
+    assert figures["fit"].caption.endswith("flat: r = 8 is 2 times what this task needs.")
 
 
 @pytest.mark.parametrize(("values", "within"), [([0.773], (0.69, 0.86)), ([0.0], (-1, 1)), ([-2.0], (-2.3, -1.7))])

@@ -55,7 +55,7 @@ def increase_by_size(run: RunRecords) -> Figure:
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
         "gradients, and as measured on held-out rows, each time against the whole adapter (band: 95 %). Below the "
         "dashed line, from which on the scale is logarithmic, a size is within tolerance. "
-        + (_taken(run) if run.fit else "")
+        + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
@@ -87,24 +87,6 @@ def _measured(name: str, rows: Sequence[Mapping[str, Any]], value: str, error: s
     low, high = ([row[value] + sign * 1.96 * row[error] for row in rows] for sign in (-1, 1))
     sizes, increases = [row["parameters"] for row in rows], [row[value] for row in rows]
     return [Curve(name, sizes, increases, low, high)] if rows else []
-
-
-def _taken(run: RunRecords) -> str:
-    """What was taken, what it does to the loss, and the metric of the task before and after; what is known of it."""
-    fit = run.fit
-    told = f"Taken: {fit['parameters']:,} parameters ({fit['share']:.0%} of the adapter)"
-    if fit.get("measured_increase") is not None and fit.get("interval"):
-        rise, low, high = (_signed(value, ".2g") for value in (fit["measured_increase"], *fit["interval"]))
-        told += f"; the loss changes by {rise} ({low} to {high} with 95 % confidence)"
-    if fit.get("tolerance") is not None:
-        told += f", and {fit['tolerance']:.2g} is the tolerance"
-    values = {which: each for which, each in (fit.get("metrics") or {}).items() if each}
-    name = str(run.final.get("metric"))
-    if any(name in each for each in values.values()):
-        titles = {"base": "base model", "whole": "whole adapter", "smaller": "smaller adapter"}
-        each = [f"{titles[which]} {values[which][name]:.4f}" for which in titles if name in values.get(which, {})]
-        told += f"; {name} on the rows that prove it: {', '.join(each)}"
-    return f"{told}."
 
 
 # Where the ranks are, and how they got there.
@@ -295,7 +277,3 @@ def _panel(
         shown = [shown[round(n * (len(shown) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
     curve = Curve(y, [step for step, _ in shown], [value for _, value in shown])
     return [Panel(title, curves([curve], Axes(STEP, y, **options)))] if points else []
-
-
-def _signed(value: float, form: str) -> str:
-    return format(value, f"+{form}").replace("-", "−")
