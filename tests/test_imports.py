@@ -122,7 +122,7 @@ def test_pure_functions_know_tensors_but_no_modules_files_or_clocks(module):
         ("import pedyra.methods.names", ("torch", "transformers", "peft", "numpy")),
         ("import pedyra.app.recipe", ("torch", "transformers", "peft", "datasets")),
         ("import pedyra.lab.cli", ("torch", "transformers", "peft", "datasets", "vl_convert")),
-        ("import pedyra.app.report", ("torch", "transformers", "peft")),
+        ("import pedyra.app.report.page, pedyra.app.report.images", ("torch", "transformers", "peft")),
         ("import pedyra.pe_dyra.equations, pedyra.allocate.allocation", ("transformers", "peft")),
     ],
 )

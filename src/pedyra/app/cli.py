@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,9 +24,11 @@ from pedyra.app.console import (
     quiet_libraries,
     write_json_lines,
 )
-from pedyra.app.fit_command import fit
 from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode
+from pedyra.app.recipe_sections import part
 from pedyra.app.runs.run_folder import RunFolder
+
+AUTO: Literal["auto"] = "auto"
 
 app = typer.Typer(
     name="pedyra",
@@ -81,15 +84,14 @@ def train(
     RunFolder(Path(checked.output_dir)).check(overwrite=overwrite, resume=resume)
 
     quiet_libraries()
-    from pedyra.app.report import build_report
-    from pedyra.app.runs.push import push_run, ready_to_push
-    from pedyra.app.runs.run import plan_run, train_run
+    from pedyra.app.report.page import build_report
+    from pedyra.app.runs.run import push_run, ready_to_push, train_run
 
     diverged = False
     if dry_run:
-        if no_weights:
-            from pedyra.app.runs.unloaded import plan_unloaded
+        from pedyra.app.runs.plan import plan_run, plan_unloaded
 
+        if no_weights:
             plan = plan_unloaded(checked, overwrite=overwrite)
         else:
             plan = plan_run(checked, overwrite=overwrite, resume=resume)
@@ -188,7 +190,8 @@ def report(
     ] = None,
 ) -> None:
     """Make one self-contained HTML page of a run."""
-    from pedyra.app.report import build_report, save_figures
+    from pedyra.app.report.images import save_figures
+    from pedyra.app.report.page import build_report
 
     console = new_console()
     console.print(f"report written to {build_report(run, out)}", soft_wrap=True)
@@ -197,7 +200,112 @@ def report(
         console.print(f"figures written to {figures}", soft_wrap=True)
 
 
-app.command()(fit)
+@app.command()
+def fit(
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER...", help="Run folder, or any PEFT LoRA folder.", show_default=False),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ROWS", help="Rows (.jsonl, .csv, ...): text and label, prompt and completion, or messages."
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The run that says model and data, where ADAPTER is none.")
+    ] = None,
+    tolerance: Annotated[
+        str, typer.Option(metavar="PART", help="Part of what fine-tuning won that may be given up, 1% or 0.01.")
+    ] = "1%",
+    parameters: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Take at most N parameters, whatever the loss does.")
+    ] = None,
+    max_rank: Annotated[
+        str | None,
+        typer.Option(
+            "--max-rank",
+            metavar="R",
+            help="No layer keeps more: vLLM pads to the largest. auto: the least of vLLM's for all ADAPTERs together.",
+        ),
+    ] = None,
+    same_rank: Annotated[bool, typer.Option("--same-rank", help="Every layer keeps the same rank.")] = False,
+    multiple_of: Annotated[int, typer.Option("--multiple-of", metavar="M", help="Ranks are multiples of M.")] = 1,
+    drop_types: Annotated[
+        str,
+        typer.Option("--drop-types", metavar="TYPE,...", help="Module types to empty, e.g. q_proj,k_proj."),
+    ] = "",
+    recover: Annotated[
+        int, typer.Option(metavar="STEPS", help="Steps after a cut, towards what the whole says; also tries smaller.")
+    ] = 0,
+    rows: Annotated[int, typer.Option(min=64, help="Rows at most to calibrate and to prove; half to choose.")] = 1024,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Of --data: cut rows to N tokens; default: as the base can.")
+    ] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="Measure the whole curve, not only what is needed.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit; of several: DIR/NAME each.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier fit in DIR.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut a trained adapter to the smallest that does the job, and prove it on rows of its own."""
+    for adapter in adapters:
+        if not adapter.is_dir():
+            raise ValueError(f"{adapter} is no folder; give a run folder, or an adapter folder as PEFT saves it")
+    rank = _rank(max_rank)
+    if len(adapters) > 1 and rank != AUTO:
+        raise ValueError(f"{len(adapters)} adapters are fitted together with --max-rank auto; else give one")
+    if parameters is not None and rank == AUTO:
+        raise ValueError("--parameters goes with one size of one adapter, not with --max-rank auto")
+    outs = _outs(adapters, out)
+    quiet_libraries()
+    from pedyra.app.runs.fit import Source, fit_folder, fit_for_server
+    from pedyra.fitting.fit import Wanted
+
+    try:
+        share = float(part(tolerance))
+    except ValueError:
+        raise ValueError(f"--tolerance is {tolerance!r}; give a part such as 1% or 0.01") from None
+    wanted = Wanted(
+        tolerance=share, parameters=parameters, max_rank=None if rank == AUTO else rank,
+        same_rank=same_rank, multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
+        recover=recover, rows=rows, curve=curve,
+    )  # fmt: skip
+    source = Source(data=data, run=run, max_length=max_length)
+    console = new_console()
+    how: dict[str, Any] = {"overwrite": overwrite, "shown": console.is_terminal}
+    if rank == AUTO:
+        told = partial(console.print, soft_wrap=True, markup=False)
+        result = fit_for_server(outs, wanted, source, told=told, **how)
+    else:
+        (adapter,) = adapters
+        out = out or adapter / "fit"
+        found = fit_folder(adapter, wanted, out, source, **how)
+        console.print(str(found), soft_wrap=True)
+        console.print(f"adapter     {out}", soft_wrap=True)
+        result = [found.row(), *found.curve_rows()]
+    if json_file:
+        write_json_lines(json_file, result)
+
+
+def _outs(adapters: list[Path], out: Path | None) -> dict[Path, Path]:
+    """Folder of an adapter -> where its smaller one goes, of those that are fitted together."""
+    adapters = list(dict.fromkeys(adapters))
+    names = [adapter.resolve().name for adapter in adapters]
+    if out is not None and len(set(names)) < len(names):
+        raise ValueError(f"with --out the folders need names of their own, but they are {', '.join(names)}")
+    return {each: each / "fit" if out is None else out / name for each, name in zip(adapters, names, strict=True)}
+
+
+def _rank(text: str | None) -> int | Literal["auto"] | None:
+    """A rank of at least 1, or auto; ValueError for anything else."""
+    if text is None or text == AUTO:
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"--max-rank is {text!r}; give a rank of at least 1, or auto")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -80,30 +80,22 @@ def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
 
 def print_plan(console: Console, plan: Plan) -> None:
     """The plan of a run: layers, budget, parameters, steps, adjustments, memory."""
-    share = 100 * plan.trainable_parameters / plan.total_parameters
-    classes = "" if plan.classes is None else f", {plan.classes} classes"
+    row, memory = plan.row, {what: format_bytes(count) for what, count in plan.memory.items()}
+    share = 100 * row["trainable_parameters"] / row["total_parameters"]
+    classes = "" if row["classes"] is None else f", {row['classes']} classes"
     rows = [
-        ("method", plan.method),
-        ("output", plan.output_dir),
-        ("rows", f"{plan.train_rows:,} to train, {plan.eval_rows:,} held out{classes}"),
-        ("layers", f"{len(plan.layers)}, total rank {sum(layer['rank'] for layer in plan.layers)}"),
-        ("parameters", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} ({share:.2f} %) are trained"),
-        ("steps", f"{plan.total_steps:,}"),
+        ("method", row["method"]),
+        ("output", row["output_dir"]),
+        ("rows", f"{row['train_rows']:,} to train, {row['eval_rows']:,} held out{classes}"),
+        ("layers", f"{row['layers']}, total rank {row['total_rank']}"),
+        ("parameters", f"{row['trainable_parameters']:,} of {row['total_parameters']:,} ({share:.2f} %) are trained"),
+        ("steps", f"{row['total_steps']:,}"),
     ]
     if plan.budget and plan.schedule:
         rows.append(("budget", _budget_line(plan.budget)))
         rows.append(("adjustments", _adjustments_line(plan.schedule, plan.budget["kind"])))
-    memory = plan.memory
-    parts = (
-        f"weights {format_bytes(memory.weights)}",
-        f"gradients and optimizer {format_bytes(memory.gradients_and_optimizer)}",
-        f"activations {format_bytes(memory.activations)}",
-    )
-    rows.append(("memory", f"about {format_bytes(memory.total)} beside the libraries' own: {', '.join(parts)}"))
-    if plan.exchanged is not None:
-        gradients, observed = (format_bytes(plan.exchanged[each]) for each in ("gradients", "observed"))
-        beside = f", and {observed} more in one that the method observes" if plan.exchanged["observed"] else ""
-        rows.append(("exchange", f"several processes average {gradients} of gradients in a step{beside}"))
+    parts = ", ".join(f"{what.replace('_', ' ')} {size}" for what, size in memory.items())
+    rows.append(("memory", f"about {format_bytes(row['memory_bytes'])} beside the libraries' own: {parts}"))
     _print_named(console, rows)
     print_rank_map(console, plan.layers)
 

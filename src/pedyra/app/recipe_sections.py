@@ -36,9 +36,6 @@ GENERATED = ("causal_lm", "seq2seq")
 MOST_LETTERS = 10_000
 """Of one place of a template; a wider one is no prompt, and would fill the memory."""
 
-MOST_CLASSES = 100_000
-"""Numbers beyond it are no class numbers, and a head of so many outputs would fill the memory."""
-
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -144,7 +141,7 @@ class DataSection(Section):
     """Class number or class name; a number for `regression`."""
     labels: list[str] | None = None
     """Class names in the order of their numbers; default: the names found, sorted."""
-    num_labels: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
+    num_labels: int | None = Field(default=None, ge=2, le=100_000)  # a head of more outputs would fill the memory
     """Number of classes; default: as found in the training rows."""
     question: str = "question"
     """question_answering: column of the question."""

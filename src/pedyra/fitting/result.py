@@ -134,13 +134,9 @@ class Fit:
         PartialState().wait_for_everyone()
         return out
 
-    def write(self, lora: SavedLora, out: Path, card: str | None = None) -> None:
-        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`.
-
-        Args:
-            card: its README.md; by default one that says what the fit knows.
-        """
-        card = card or fit_card(self, lora.config.get("base_model_name_or_path"))
+    def write(self, lora: SavedLora, out: Path) -> None:
+        """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`."""
+        card = fit_card(self, lora.config.get("base_model_name_or_path"))
         write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows(), card=card)
 
     def push_to_hub(
@@ -246,17 +242,9 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def fit_card(
-    found: Fit, base: str | None, *, title: str = "A smaller LoRA", told: Mapping[str, str] | None = None, **data: Any
-) -> str:
-    """The model card of the smaller adapter: what was kept, what proves it, and on which rows.
-
-    Args:
-        base: the name of the base model.
-        told: more rows of the card; a "base model" among them takes the place of that name.
-        data: what else the metadata says; see `adapter_card`.
-    """
+def fit_card(found: Fit, base: str | None) -> str:
+    """The model card of the smaller adapter to the base model of this name: what was kept, and what proves it."""
     adapted = shown_ranks([rank for rank in found.ranks.values() if rank])
-    rows = {"base model": shown_name(base), **(told or {}), "adapted": adapted}
     metrics = list(found.metrics.get("smaller") or found.metrics.get("whole", {}))
-    return adapter_card(title, rows, text=f"```\n{found}\n```", base=base, metrics=metrics, **data)
+    rows = {"base model": shown_name(base), "adapted": adapted}
+    return adapter_card("A smaller LoRA", rows, text=f"```\n{found}\n```", base=base, metrics=metrics)

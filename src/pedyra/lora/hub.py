@@ -178,7 +178,6 @@ def adapter_card(
     base: str | None = None,
     dataset: str | None = None,
     metrics: Sequence[str] = (),
-    pipeline: str | None = None,
 ) -> str:
     """The card as Markdown, with the Hub's metadata on top.
 
@@ -186,14 +185,12 @@ def adapter_card(
         rows: what was done, as name -> value; an empty value is left out.
         text: more of it, in Markdown, below them.
         base: the base model, and `dataset` the data, of which only a name of the Hub goes into the metadata.
-        pipeline: the Hub's name of the task.
     """
     data = ModelCardData(
         base_model=base if names_repository(base) else None,
         datasets=[dataset] if dataset is not None and names_repository(dataset) else None,
         library_name="peft",
         metrics=list(metrics) or None,
-        pipeline_tag=pipeline,
         tags=["pedyra", "lora"],
     )
     table = [f"| {name} | {' '.join(told.split()).replace('|', ' ')} |" for name, told in rows.items() if told]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.report.chart import Axes, Curve, Spec, curves
-from pedyra.app.report.figures import make_figures, notable
+from pedyra.app.report.figures import importance_ranks, make_figures, notable, utilisation
 from pedyra.app.report.records import read_run
 
 ALL = "map history loss effective-rank".split()
@@ -73,9 +74,7 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     assert "low" not in curves["predicted"]  # it has no band
     recovered = curves["after recovery"]
     assert (recovered["x"], recovered["y"]) == ([50, 100], [0.4, 0.1])
-    caption = figures["fit"].caption
-    for told in ("500 parameters (50% of the adapter)", "+0.02", "accuracy", "base model 0.5000", "0.8100"):
-        assert told in caption
+    assert figures["fit"].caption.endswith("flat: r = 8 is 2 times what this task needs.")
 
 
 @pytest.mark.parametrize(("values", "within"), [([0.773], (0.69, 0.86)), ([0.0], (-1, 1)), ([-2.0], (-2.3, -1.7))])
@@ -139,3 +138,14 @@ def test_the_history_colours_the_layers_that_changed_most_and_holds_all(figures:
 def test_a_run_in_which_nothing_moved_says_so(still_run: Path):
     figures = figures_of(still_run)
     assert "No layer changed its rank." in figures["history"].caption
+
+
+def test_importance_ranks_begin_at_one_and_break_ties_by_layer_order():
+    assert importance_ranks({"a": 0.2, "b": 0.9, "c": 0.2, "d": 0.5}) == {"a": 3, "b": 1, "c": 4, "d": 2}
+
+
+def test_utilisation_is_effective_rank_over_rank():
+    assert utilisation({"effective_rank": {"a": 3.0, "b": 1.5}, "ranks": {"a": 4, "b": 2}}) == pytest.approx(0.75)
+    assert utilisation({"effective_rank": {"a": 0.0}, "ranks": {"a": 0}}) is None
+    assert utilisation({"effective_rank": {"a": math.nan}, "ranks": {"a": 2}}) is None
+    assert utilisation({"ranks": {"a": 4}}) is None

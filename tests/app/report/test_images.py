@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from pedyra.app.report import save_figures
+from pedyra.app.report.images import save_figures
 
 
 def test_every_figure_is_a_file(dynamic_run: Path, tmp_path: Path):
@@ -23,6 +23,7 @@ def test_both_formats_are_written_unless_told_otherwise(lora_run: Path, tmp_path
 
 
 def test_importing_the_report_loads_nothing_that_draws():
-    code = "import sys, pedyra.app.report; print([m for m in ('vl_convert', 'torch') if m in sys.modules])"
+    code = "import sys, pedyra.app.report.images, pedyra.app.report.page\n"
+    code += "print([m for m in ('vl_convert', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.app.report import build_report
 from pedyra.app.report.images import vega_script
+from pedyra.app.report.page import build_report, facts
+from pedyra.app.report.records import read_run
 
 
 def embedded(page: str) -> dict:
@@ -122,3 +123,13 @@ def test_samples_are_shown_where_there_are_some(lora_run: Path, tmp_path: Path):
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = build_report(folder).read_text(encoding="utf-8")
     assert "four &amp; &lt;b&gt;4" in page and "&lt;b&gt;5" not in page
+
+
+def test_what_a_run_does_not_know_is_left_out(lora_run: Path):
+    known = facts(read_run(lora_run))
+    assert list(known) == ["Accuracy", "Trainable parameters", "Training time", "Peak memory"]
+
+
+def test_a_fit_tells_the_size_that_is_left(fitted_run: Path):
+    size = facts(read_run(fitted_run))["Smaller adapter"]
+    assert size[0] == "500" and "50%" in size[1]

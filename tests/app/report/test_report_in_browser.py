@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.app.report import build_report
+from pedyra.app.report.page import build_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")

@@ -7,7 +7,7 @@ from short_runs import RECIPE, run
 
 from pedyra.app.cli import main
 from pedyra.app.recipe import Recipe
-from pedyra.app.report import build_report
+from pedyra.app.report.page import build_report
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.lora.files import append_row, remove, write_file, write_folder
 

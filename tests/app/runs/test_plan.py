@@ -46,7 +46,7 @@ def test_steps_are_those_trainer_takes(training, tmp_path):
     setup = set_up_toy(eval_strategy="no", **training)
     trainer = setup.trainer(str(tmp_path))
     trainer.train()
-    planned = make_plan(set_up_toy(eval_strategy="no", **training)).total_steps
+    planned = make_plan(set_up_toy(eval_strategy="no", **training)).row["total_steps"]
     assert planned == run_steps(30, setup.recipe) == trainer.state.global_step
 
 
@@ -55,16 +55,16 @@ def test_memory_counts_weights_and_adam_exactly_and_activations_by_size():
     memory = make_plan(setup).memory
     parameters = list(setup.model.parameters())
     buffers = list(setup.model.buffers())
-    assert memory.weights == sum(4 * p.numel() for p in parameters) + sum(b.nbytes for b in buffers)
-    assert memory.gradients_and_optimizer == 12 * sum(p.numel() for p in parameters if p.requires_grad)
+    assert memory["weights"] == sum(4 * p.numel() for p in parameters) + sum(b.nbytes for b in buffers)
+    assert memory["gradients_and_optimizer"] == 12 * sum(p.numel() for p in parameters if p.requires_grad)
     # At least the input of each of 13 linears, 4 rows of the longest length, width 64; at most 30 such tensors a block.
     one = 4 * max(len(ids) for ids in setup.task.train["input_ids"]) * 64 * 4
-    assert 13 * one < memory.activations < 2 * 30 * one
+    assert 13 * one < memory["activations"] < 2 * 30 * one
 
 
 def test_twice_the_batch_keeps_about_twice_the_activations():
     small, large = (
-        make_plan(set_up_toy(rows=60, per_device_train_batch_size=size)).memory.activations for size in (8, 16)
+        make_plan(set_up_toy(rows=60, per_device_train_batch_size=size)).memory["activations"] for size in (8, 16)
     )
     assert 1.7 < large / small < 2.1
 

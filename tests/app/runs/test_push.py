@@ -43,10 +43,7 @@ def test_the_smaller_adapter_is_pushed_beside_it(train: Any, monkeypatch: Any):
     run = train(fit={"parameters": 2000, "rows": 32}, hub_model_id="me/toy", per_device_eval_batch_size=2)
     assert hub.files["fit/adapter_model.safetensors"] == (run / "fit" / "adapter_model.safetensors").read_bytes()
     card = ModelCard(hub.files["fit/README.md"].decode())
-    data = card.data.to_dict()
-    assert data["pipeline_tag"] == "text-classification" and data["tags"] == ["pedyra", "lora"]
-    for told in ("`lora`", "tiny-bert", "toy (classification)", "proof"):
-        assert told in card.text
+    assert card.data.to_dict()["tags"] == ["pedyra", "lora"] and "proof" in card.text
 
 
 def test_a_hub_that_says_no_is_told_before_the_training(train: Any, monkeypatch: Any, tmp_path: Path):

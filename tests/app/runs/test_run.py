@@ -12,7 +12,7 @@ from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.recipe import load_recipe
 from pedyra.app.report.records import read_run
 from pedyra.app.runs.evaluate import evaluate_run
-from pedyra.app.runs.run import plan_run
+from pedyra.app.runs.plan import plan_run
 from pedyra.lora.files import read_rows
 from pedyra.lora.inspection import inspect_adapter
 
@@ -89,7 +89,7 @@ def test_the_best_checkpoint_is_judged_by_the_metric_of_the_task(recipe):
 def test_a_plan_trains_nothing_and_leaves_nothing(recipe, tmp_path, method):
     plan = plan_run(recipe(method))
     assert list(tmp_path.iterdir()) == []
-    assert (plan.total_steps, len(plan.layers), plan.rows()[0]["total_rank"]) == (12, 13, 52)
+    assert (plan.row["total_steps"], len(plan.layers), plan.rows()[0]["total_rank"]) == (12, 13, 52)
     assert plan.rows()[0]["adjustments"] == (0 if method == "lora" else 3)
 
 

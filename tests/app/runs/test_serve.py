@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from short_runs import run
 
-import pedyra.app.runs.serve as serve
+import pedyra.app.runs.fit as folder_fit
 from pedyra.app.runs.fit import Source
 from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.lab.cli import main
@@ -62,18 +62,19 @@ def outcomes(monkeypatch: Any):
 
         @contextmanager
         def opened(path: Path, *_: Any, **__: Any) -> Any:
-            yield SimpleNamespace(trainer=path.name, lora=lora(path), write=lambda found, out: None)
+            yield SimpleNamespace(trainer=path.name, lora=lora(path))
 
         def fit_trainer(trainer: Any, wanted: Wanted) -> Any:
             assert wanted.max_rank is not None
             tried.append((trainer, wanted.max_rank))
             if wanted.max_rank < least[trainer]:
                 raise NotWithin("too small")
-            return f"{trainer} at {wanted.max_rank}"
+            row = {"parameters": wanted.max_rank, "share": 0.5}
+            return SimpleNamespace(row=lambda: row, write=lambda lora, out: None)
 
         for name, stand_in in (("read_lora", lora), ("opened", opened), ("fit_trainer", fit_trainer)):
-            monkeypatch.setattr(serve, name, stand_in)
-        monkeypatch.setattr(serve, "reserved_bytes", lambda loras, rank: 100 * len(loras) * rank)
+            monkeypatch.setattr(folder_fit, name, stand_in)
+        monkeypatch.setattr(folder_fit, "reserved_bytes", lambda loras, rank: 100 * len(loras) * rank)
         return tried
 
     return fake
@@ -82,19 +83,23 @@ def outcomes(monkeypatch: Any):
 def test_the_rank_is_the_least_at_which_each_is_within_tolerance(outcomes: Any, tmp_path: Path):
     tried = outcomes({"a": 2, "b": 30, "c": 1})
     outs = {tmp_path / name: tmp_path / name / "fit" for name in "abc"}
-    served = serve.fit_for_server(outs, Wanted(), Source())
+    lines: list[str] = []
+    server, *found = folder_fit.fit_for_server(outs, Wanted(), Source(), told=lines.append)
     # Each from its own rank down to the first that is refused, and none below what the others need anyway.
     assert tried[:5] == [("a", 64), ("a", 32), ("a", 16), ("a", 8), ("a", 1)]
     assert tried[5:] == [("b", 64), ("b", 32), ("b", 16), ("c", 64), ("c", 32)]
-    assert (served.rank, served.rank_before, served.saved) == (32, 64, 3 * 100 * (64 - 32))
-    assert served.line == vllm_line("owner/base", {name: tmp_path / name / "fit" for name in "abc"}, 32)
-    assert "--max-lora-rank 32" in served.line and "--max-loras 3" in served.line
+    assert server == {"max_rank": 32, "rank_before": 64, "saved_bytes": 3 * 100 * (64 - 32)}
+    assert [(row["adapter"], row["parameters"]) for row in found] == [
+        (str(tmp_path / name), kept) for name, kept in (("a", 8), ("b", 32), ("c", 32))
+    ]
+    line = vllm_line("owner/base", {name: tmp_path / name / "fit" for name in "abc"}, 32)
+    assert "--max-lora-rank 32" in line and "--max-loras 3" in line and lines[-1] == f"serve       {line}"
 
 
 def test_an_adapter_beyond_what_vllm_takes_and_that_needs_it_is_refused(outcomes: Any, tmp_path: Path):
     outcomes({"a": 1000}, rank=1024)
     with pytest.raises(ValueError, match="a: vLLM takes ranks up to 512, and too small"):
-        serve.fit_for_server({tmp_path / "a": tmp_path / "out"}, Wanted(), Source())
+        folder_fit.fit_for_server({tmp_path / "a": tmp_path / "out"}, Wanted(), Source())
 
 
 @pytest.mark.parametrize(

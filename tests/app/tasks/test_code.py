@@ -26,7 +26,7 @@ def sandbox() -> Sandbox:
         pytest.skip(str(refusal))
 
 
-# --------------------------------------------------------------------------- the four files
+# --------------------------------------------------------------------------- the files
 
 HUMAN_EVAL = {
     "task_id": "HumanEval/38",
@@ -54,6 +54,38 @@ MBPP_PLUS = {
     "atol": 0,
     "assertion": "assert f((1, 2), (2, 3)) == (2,)",
 }
+MBPP_PLUS_OF_THE_HUB = {
+    "task_id": 98,
+    "code": "\ndef product(numbers):\n    return math.prod(numbers) / len(numbers)\nimport math\n",
+    "prompt": "Write a function to divide the product of all numbers by how many there are.",
+    "source_file": "Benchmark Questions Verification V2.ipynb",
+    "test_imports": ["import math", "from math import isclose"],
+    "test_list": ["assert isclose(product((8, 2)), 8.0)", "assert isclose(product((-10, -20)), 100.0)"],
+    "test": """\
+from math import inf
+import numpy as np
+
+def is_floats(x) -> bool:
+    if isinstance(x, float):
+        return True
+    if isinstance(x, (list, tuple)):
+        return all(isinstance(i, float) for i in x)
+    return isinstance(x, np.ndarray) and x.dtype == np.float64
+
+def assertion(out, exp, atol):
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if out != exp and atol != 0:
+        np.testing.assert_allclose(out, exp, atol=atol)
+    else:
+        assert out == exp
+
+inputs = [[(8, 2)], [(-10, -20)], [[3, 1, 0.1]], [[inf, 1]]]
+results = [8.0, 100.0, 0.1, inf]
+for i, (inp, exp) in enumerate(zip(inputs, results)):
+    assertion(product(*inp), exp, 0)
+""",
+}
 HUMAN_EVAL_PLUS = {
     **{name: HUMAN_EVAL[name] for name in ("task_id", "prompt", "entry_point", "test")},
     "canonical_solution": "    return x - 1.0\n",
@@ -65,14 +97,24 @@ WRONG = {
     "back": "def back(x):\n    return x\n",
     "count": "def count(t):\n    return 2\nclass Node:\n    def __init__(self, v): pass\n",
     "f": "def f(a, b):\n    return ()\n",
+    "product": "def product(numbers):\n    return numbers[0] * numbers[1] / 2\n",  # right by test_list
 }
 
 
-@pytest.mark.parametrize("row", [HUMAN_EVAL, MBPP, MBPP_PLUS, HUMAN_EVAL_PLUS])
+@pytest.mark.parametrize("row", [HUMAN_EVAL, MBPP, MBPP_PLUS, MBPP_PLUS_OF_THE_HUB, HUMAN_EVAL_PLUS])
 def test_the_reference_of_each_format_passes_and_a_wrong_one_fails(sandbox: Sandbox, row: dict[str, Any]) -> None:
     (problem,) = problems_of([row], "x")
     assert check(problem, extract(problem.solution, problem), sandbox).passed
     assert check(problem, WRONG[problem.entry_point], sandbox).status == "failed"
+
+
+def test_mbpp_plus_of_the_hub_is_asked_as_that_of_its_release() -> None:
+    (problem,) = problems_of([MBPP_PLUS_OF_THE_HUB], "x")
+    assert problem.task_id == "Mbpp/98"
+    assert problem.prompt == (
+        '"""\nWrite a function to divide the product of all numbers by how many there are.\n'
+        'assert isclose(product((8, 2)), 8.0)\n"""\n'
+    )
 
 
 def test_inputs_of_mbpp_plus_have_the_types_of_its_asserts() -> None:

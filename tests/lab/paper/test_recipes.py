@@ -26,7 +26,7 @@ from transformers import (
 from pedyra.app.models import load_tokenizer, lora_config
 from pedyra.app.recipe import load_recipe
 from pedyra.app.recipe_sections import ModelSection
-from pedyra.app.runs.run import plan_run
+from pedyra.app.runs.plan import plan_run
 from pedyra.app.tasks.test_sets import load_test_sets
 from pedyra.lab.paper.item import RECIPES, recipe
 

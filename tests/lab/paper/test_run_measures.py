@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.report.records import RunRecords, make_layers
-from pedyra.lab.paper.figures import MEASURES
+from pedyra.lab.paper.figures import MEASURES, mean_by_layer, spearman
 
 
 def run(ranks: dict[str, int] | None = None, **records: Any) -> RunRecords:
@@ -75,3 +76,23 @@ def test_gradient_norms_and_losses_are_averages_over_what_was_logged():
     assert [MEASURES[f"gradient_norm_{name}"](one) for name in "AEB"] == [3.0, 4.0, 5.0]
     assert MEASURES["mean_training_loss"](one) == pytest.approx(8 / 3)
     assert MEASURES["loss_roughness"](one) == pytest.approx(1.0)  # changes -2 and 0, around -1
+
+
+def test_mean_by_layer():
+    assert mean_by_layer([{"a": 1, "b": 4}, {"a": 3, "b": 4}]) == {"a": 2.0, "b": 4.0}
+    assert mean_by_layer([]) == {}
+
+
+def test_spearman_is_one_minus_six_sum_d_squared_over_n_cubed_minus_n():
+    # Places 1 2 3 4 5 against 2 1 4 3 5: d^2 sums to 4, 1 - 6 * 4 / 120 = 0.8.
+    assert spearman([10, 20, 30, 40, 50], [0.2, 0.1, 0.4, 0.3, 0.5]) == pytest.approx(0.8)
+
+
+def test_spearman_gives_ties_their_mean_place():
+    # Places 1, 2.5, 2.5, 4 against 1 2 3 4: Pearson of those is 4.5 / sqrt(4.5 * 5).
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+@pytest.mark.parametrize(("x", "y"), [([8, 8, 8], [1, 2, 3]), ([1, 2, 3], [0, 0, 0]), ([1, 2], [2, 1])])
+def test_spearman_is_undefined_for_a_constant_or_two_points(x, y):
+    assert spearman(x, y) is None

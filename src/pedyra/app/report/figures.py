@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pedyra.app.report import measures
 from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
 from pedyra.app.report.records import Layer, Record, RunRecords
 
@@ -56,7 +55,7 @@ def increase_by_size(run: RunRecords) -> Figure:
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
         "gradients, and as measured on held-out rows, each time against the whole adapter (band: 95 %). Below the "
         "dashed line, from which on the scale is logarithmic, a size is within tolerance. "
-        + (_taken(run) if run.fit else "")
+        + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 
@@ -88,24 +87,6 @@ def _measured(name: str, rows: Sequence[Mapping[str, Any]], value: str, error: s
     low, high = ([row[value] + sign * 1.96 * row[error] for row in rows] for sign in (-1, 1))
     sizes, increases = [row["parameters"] for row in rows], [row[value] for row in rows]
     return [Curve(name, sizes, increases, low, high)] if rows else []
-
-
-def _taken(run: RunRecords) -> str:
-    """What was taken, what it does to the loss, and the metric of the task before and after; what is known of it."""
-    fit = run.fit
-    told = f"Taken: {fit['parameters']:,} parameters ({fit['share']:.0%} of the adapter)"
-    if fit.get("measured_increase") is not None and fit.get("interval"):
-        rise, low, high = (_signed(value, ".2g") for value in (fit["measured_increase"], *fit["interval"]))
-        told += f"; the loss changes by {rise} ({low} to {high} with 95 % confidence)"
-    if fit.get("tolerance") is not None:
-        told += f", and {fit['tolerance']:.2g} is the tolerance"
-    values = {which: each for which, each in (fit.get("metrics") or {}).items() if each}
-    name = str(run.final.get("metric"))
-    if any(name in each for each in values.values()):
-        titles = {"base": "base model", "whole": "whole adapter", "smaller": "smaller adapter"}
-        each = [f"{titles[which]} {values[which][name]:.4f}" for which in titles if name in values.get(which, {})]
-        told += f"; {name} on the rows that prove it: {', '.join(each)}"
-    return f"{told}."
 
 
 # Where the ranks are, and how they got there.
@@ -171,13 +152,20 @@ def history_panels(run: RunRecords) -> list[Panel]:
     """Rank and place by importance of every layer."""
     steps, states = _states(run)
     at = [record["step"] for record in run.adjustments]
-    places = [measures.importance_ranks(record["layer_scores"]) for record in run.adjustments]
+    places = [importance_ranks(record["layer_scores"]) for record in run.adjustments]
     return [
         Panel("Rank", _by_layer(run, steps, states, Axes(STEP, "rank", step=True, from_zero=True))),
         Panel(
             "Place by importance", _by_layer(run, at, places, Axes(STEP, "place (1 = most important)", reverse=True))
         ),
     ]
+
+
+def importance_ranks(scores: Mapping[str, float]) -> dict[str, int]:
+    """Place of each layer by importance, 1 = most important (Fig. 3b); ties go by the order of the layers."""
+    order = sorted(scores, key=lambda name: -scores[name])
+    place = {name: index + 1 for index, name in enumerate(order)}
+    return {name: place[name] for name in scores}
 
 
 def _by_layer(run: RunRecords, steps: Sequence[int], values: Sequence[Mapping[str, Any]], axes: Axes) -> Spec:
@@ -249,8 +237,8 @@ def _evaluation_keys(run: RunRecords) -> list[str]:
 
 def effective_rank(run: RunRecords) -> Figure:
     """Effective rank and utilisation against the step."""
-    panels = _panel("Effective rank", run.snapshots, measures.effective_rank, "sum over the layers", from_zero=True)
-    panels += _panel("Utilisation", run.snapshots, measures.utilisation, "effective rank / rank", from_zero=True)
+    panels = _panel("Effective rank", run.snapshots, total_effective_rank, "sum over the layers", from_zero=True)
+    panels += _panel("Utilisation", run.snapshots, utilisation, "effective rank / rank", from_zero=True)
     caption = (
         "How many directions the layers really use, and which share of their ranks that is. The effective rank of an "
         "update is exp(−Σ p ln p), p being its singular values over their sum (Roy and Vetterli, 2007): 1 for a single "
@@ -258,6 +246,18 @@ def effective_rank(run: RunRecords) -> Figure:
         "over the sum of the ranks."
     )
     return Figure("effective-rank", "Capacity", "How much of the ranks is used", caption, panels)
+
+
+def total_effective_rank(record: Record) -> float | None:
+    """Sum of the layers' effective ranks in a snapshot (Fig. 1a); None where it has none."""
+    effective = [value for value in (record.get("effective_rank") or {}).values() if math.isfinite(value)]
+    return sum(effective) if effective else None
+
+
+def utilisation(record: Record) -> float | None:
+    """That over the sum of the ranks (Fig. 1a); None if no rank is left."""
+    used, total = total_effective_rank(record), sum(record["ranks"].values())
+    return used / total if used is not None and total else None
 
 
 def _panel(
@@ -277,7 +277,3 @@ def _panel(
         shown = [shown[round(n * (len(shown) - 1) / MOST_POINTS)] for n in range(MOST_POINTS + 1)]
     curve = Curve(y, [step for step, _ in shown], [value for _, value in shown])
     return [Panel(title, curves([curve], Axes(STEP, y, **options)))] if points else []
-
-
-def _signed(value: float, form: str) -> str:
-    return format(value, f"+{form}").replace("-", "−")

@@ -46,10 +46,7 @@ _RANKS: dict[str, dict[str, Any]] = {
         "seconds": _NUMBER,
     },
 }
-_FIT = {
-    **{"words": str, "verdict": str, "parameters": int, "share": float, "measured_increase": _NUMBER},
-    **{"interval": ([float], None), "tolerance": _NUMBER, "metrics": ({str: {str: _NUMBER}}, None)},
-}
+_FIT = {"words": str, "parameters": int, "share": float}
 _CURVE = {
     **{"parameters": int, "share": float, "predicted_increase": float},
     **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},

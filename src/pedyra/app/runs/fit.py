@@ -1,27 +1,30 @@
-"""`pedyra fit`: from an adapter on disk, and rows, to the smaller adapter on disk with its proof."""
+"""`pedyra fit`: from an adapter on disk, and rows, to the smaller adapter on disk with its proof.
+
+Of several, `--max-rank auto` finds the least rank that a vLLM server can hold all of them at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import Trainer
 
+from pedyra.app.console import format_bytes
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
-from pedyra.app.runs.model_card import model_card_of_fit
 from pedyra.app.runs.setup import Setup
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out
-from pedyra.fitting.fit import Wanted
+from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
+from pedyra.lora.export import VLLM_RANKS, reserved_bytes, vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.methods.method import Adaptation
 
@@ -71,7 +74,7 @@ def fit_folder(
     check_out(out, overwrite)
     with opened(path, wanted, source, shown=shown) as adapter:
         found = fit_trainer(adapter.trainer, wanted)
-        adapter.write(found, out)
+        found.write(adapter.lora, out)
     return found
 
 
@@ -81,13 +84,6 @@ class Opened:
 
     trainer: Trainer
     lora: SavedLora
-    run: Path | None
-    """The run folder that says model and data."""
-
-    def write(self, found: Fit, out: Path) -> None:
-        """Write the smaller adapter, with a card that knows how the run has trained it."""
-        recipe = None if self.run is None else load_recipe(self.run / "recipe.yaml")
-        found.write(self.lora, out, None if recipe is None else model_card_of_fit(recipe, found))
 
 
 @contextmanager
@@ -110,7 +106,7 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
         trainer.args.disable_tqdm = not shown
         if recipe.data.kind == "question_answering":
             trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
-        yield Opened(trainer=trainer, lora=lora, run=source.folder(path))
+        yield Opened(trainer=trainer, lora=lora)
 
 
 def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
@@ -160,3 +156,83 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
         },
     }
     return check_recipe(content, str(data))
+
+
+def fit_for_server(
+    outs: Mapping[Path, Path],
+    wanted: Wanted,
+    source: Source,
+    *,
+    overwrite: bool = False,
+    shown: bool = False,
+    told: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Fit each adapter at the least of vLLM's ranks at which all are within their tolerance, and write them.
+
+    The ranks that vLLM pads to are tried from the adapter's own down, until one is refused.
+
+    Args:
+        outs: folder of an adapter -> where its smaller one goes.
+        told: gets a line about each attempt, what came of it, and the line that serves them.
+
+    Returns:
+        A row of the server: `max_rank`, its `--max-lora-rank`; `rank_before`, the one that the adapters needed as they
+        were, None where vLLM takes none so large; `saved_bytes`, which a server that holds all of them at once no
+        longer reserves, None where it could not hold them. Then a row of each adapter's fit.
+
+    Raises:
+        ValueError: as `fit_folder`; an adapter of a rank that no server takes, and that no allowed one is within.
+    """
+    for out in outs.values():
+        check_out(out, overwrite)
+    loras = [read_lora(path) for path in outs]
+    bases = {str(lora.config.get("base_model_name_or_path")) for lora in loras}
+    if len(bases) > 1:
+        raise ValueError(f"one server has one base model, but these adapters name {' and '.join(sorted(bases))}")
+    before = vllm_rank(max(layer.rank for lora in loras for layer in lora.layers))
+    rank, rows = VLLM_RANKS[0], []
+    for path, out in outs.items():
+        with opened(path, wanted, source, shown=shown) as each:
+            rank, found = _least(each, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
+            found.write(each.lora, out)
+        rows.append({"adapter": str(path), **found.row()})
+        told(f"{path}: {rows[-1]['parameters']:,} parameters ({rows[-1]['share']:.1%}), in {out}")
+    told(f"max rank    {rank}, where they needed {'more than vLLM takes' if before is None else before}")
+    saved = None if before is None else reserved_bytes(loras, before) - reserved_bytes(loras, rank)
+    if saved is not None:
+        told(f"saved       {format_bytes(saved)} of a server that holds {len(outs)} at once")
+    refused = next(filter(None, (why_not_in_vllm(lora.config) for lora in loras)), None)
+    line = vllm_line(bases.pop(), _named(outs), rank) if refused is None else f"not in vLLM: {refused}"
+    told(f"serve       {line}")
+    return [{"max_rank": rank, "rank_before": before, "saved_bytes": saved}, *rows]
+
+
+def _least(each: Opened, wanted: Wanted, at_least: int, told: Callable[[str], None]) -> tuple[int, Fit]:
+    """The least of vLLM's ranks, from `at_least` on, at which the adapter is within tolerance, and its fit there.
+
+    Ranks are asked from the largest down to the first that is refused: an order that the rows have no part in, as in
+    the proof of a fit. From the least up, every further rank would be one more chance to be accepted by luck.
+    """
+    highest, found = max(layer.rank for layer in each.lora.layers), None
+    most = max(at_least, vllm_rank(highest) or VLLM_RANKS[-1])
+    refused: NotWithin | None = None
+    for rank in reversed([rank for rank in VLLM_RANKS if at_least <= rank <= most]):
+        try:
+            found = rank, fit_trainer(each.trainer, replace(wanted, max_rank=min(rank, highest)))
+        except NotWithin as error:
+            told(f"rank {rank} is not within the tolerance")
+            refused = error
+            break
+        told(f"rank {rank} is within the tolerance")
+    if found is None:
+        raise ValueError(f"{each.lora.title}: vLLM takes ranks up to {VLLM_RANKS[-1]}, and {refused}")
+    return found
+
+
+def _named(outs: Mapping[Path, Path]) -> dict[str, Path]:
+    """The adapters by the names that a server calls them by: of the run or the folder, and where two are alike, of the
+    whole path."""
+    short = [each.parent.name if each.name == "adapter" else each.name for each in (path.resolve() for path in outs)]
+    if len(set(short)) < len(short):
+        short = [str(path).strip("/").replace("/", "-") for path in outs]
+    return dict(zip(short, outs.values(), strict=True))

@@ -1,10 +1,16 @@
-"""What a run will do, read off the run itself: it is set up and begun, and stopped before its first step."""
+"""What a run will do, read off the run itself: it is set up and begun, and stopped before its first step.
+
+Where its base is not loaded, the plan is read off the model's config, on torch's meta device, where tensors have shapes
+but no numbers. So a plan of any size fits on any machine.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -13,65 +19,57 @@ from torch import Tensor, UntypedStorage, nn
 from transformers import TrainerCallback
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.app.runs.setup import Setup, layer_rows, trainable_parameters
+from pedyra.app.models import check_names, load_tokenizer, positions, shape_of
+from pedyra.app.recipe import Recipe
+from pedyra.app.runs.arguments import training_arguments
+from pedyra.app.runs.run import last_checkpoint
+from pedyra.app.runs.run_folder import RunFolder
+from pedyra.app.runs.setup import Setup, layer_rows, request, resolve, run_steps, set_up, trainable_parameters
+from pedyra.app.tasks import Task, load_task
+from pedyra.methods.registry import get_method
 
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
-    """Bytes training holds at its fullest moment, without what the framework itself needs."""
-
-    weights: int
-    gradients_and_optimizer: int
-    """One gradient and, as in Adam, two moments per trainable parameter."""
-    activations: int
-    """What one forward pass over the longest batch keeps for the backward pass, measured."""
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients_and_optimizer + self.activations
+BITS = {"none": None, "nf4": 4.127, "int8": 8.0}
+"""Of a weight that is quantised; of a 4-bit one with its part of the scales, which are quantised too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One run as it would be trained."""
 
-    name: str
-    method: str
-    output_dir: str
+    row: dict[str, Any]
+    """The whole run in numbers.
+
+    `trainable_parameters`: factors, and a head or other modules trained in full; `classes`: of the head, None for any
+    other task; `budget`: its kind, None if the method keeps every rank; `moves`: None of a method that cuts to a size.
+    """
     layers: list[dict[str, Any]]
     """Per adapted layer: layer (its name), rank, parameters (of its factors)."""
-    trainable_parameters: int
-    """Factors, and a head or other modules trained in full."""
-    total_parameters: int
-    train_rows: int
-    eval_rows: int
-    classes: int | None
-    """Classes of the head; None for any other task."""
-    total_steps: int
     budget: dict[str, Any] | None
     """RankAllocator.describe()'s budget; None if the method keeps every rank."""
     schedule: dict[str, Any] | None
-    memory: MemoryEstimate
-    exchanged: dict[str, int] | None = None
-    """Bytes that several processes average: "gradients" in a step, "observed" beside them in one that the method
-    observes. None: not reckoned."""
+    memory: dict[str, int]
+    """Bytes training holds at its fullest moment, without what the framework itself needs.
+
+    `weights`; `gradients_and_optimizer`: one gradient and, as in Adam, two moments per trainable parameter;
+    `activations`: what one forward pass over the longest batch keeps for the backward pass, measured.
+    """
 
     def rows(self) -> list[dict[str, Any]]:
         """The plan as one row, then one row per layer."""
-        own = ("method", "output_dir", "trainable_parameters", "total_parameters", "train_rows", "eval_rows", "classes")
-        schedule = self.schedule or {"adjustments": [], "moves": 0}
-        plan = {
-            "plan": self.name,
-            **{key: getattr(self, key) for key in (*own, "total_steps")},
-            "layers": len(self.layers),
-            "total_rank": sum(layer["rank"] for layer in self.layers),
-            "budget": self.budget["kind"] if self.budget else None,
-            "adjustments": len(schedule["adjustments"]),
-            "moves": schedule.get("moves"),  # None of a method that cuts to a size
-            "memory_bytes": self.memory.total,
-            **{f"{what}_bytes": count for what, count in (self.exchanged or {}).items()},
-        }
-        return [plan, *self.layers]
+        return [self.row, *self.layers]
+
+
+def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> Plan:
+    """Check everything `train_run` would check, and return the plan; nothing is trained or written.
+
+    Raises:
+        ValueError: whatever would stop the run.
+    """
+    folder = RunFolder(Path(recipe.output_dir))
+    folder.check(overwrite=overwrite, resume=resume)
+    if resume:
+        last_checkpoint(folder, recipe)
+    return make_plan(set_up(recipe))
 
 
 def make_plan(setup: Setup) -> Plan:
@@ -85,7 +83,7 @@ def make_plan(setup: Setup) -> Plan:
         trainer = setup.trainer(folder, [*setup.callbacks, begun], report_to="none")
         with suppress(_StopAtBegin.Begun):
             trainer.train()
-    batch = trainer.data_collator(longest_rows(setup.task.train, trainer.args.train_batch_size))
+    batch = trainer.data_collator(_longest_rows(setup.task.train, trainer.args.train_batch_size))
     batch = {key: value.to(trainer.args.device) for key, value in batch.items()}
 
     def forward() -> None:
@@ -95,8 +93,8 @@ def make_plan(setup: Setup) -> Plan:
     allocator = None if setup.ranks is None else setup.ranks.allocator
     tensors = [*setup.model.parameters(), *setup.model.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    activations = kept_bytes(setup.model, forward)
-    return read_plan(setup, allocator, begun.total_steps, weights, activations)
+    activations = _kept_bytes(setup.model, forward)
+    return _read_plan(setup, allocator, begun.total_steps, weights, activations)
 
 
 class _StopAtBegin(TrainerCallback):
@@ -112,41 +110,102 @@ class _StopAtBegin(TrainerCallback):
         raise self.Begun
 
 
-def read_plan(
-    setup: Setup,
-    allocator: RankAllocator | None,
-    total_steps: int,
-    weights: int,
-    activations: int,
-    exchanged: dict[str, int] | None = None,
-) -> Plan:
+def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
+    """The plan, of the model's config and the rows alone; nothing is read of weights, trained or written.
+
+    Raises:
+        ValueError: what would stop the run, as far as it can be known, or a method that looks at the weights.
+    """
+    RunFolder(Path(recipe.output_dir)).check(overwrite=overwrite, resume=False)
+    recipe = resolve(recipe)
+    arguments = training_arguments(recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+    with torch.device("meta"):
+        base = shape_of(recipe.model, recipe.data.kind, task.num_labels, len(tokenizer))
+        check_names(base, recipe.lora)
+        try:
+            adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
+        except (NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"method {recipe.method} looks at the model's weights before it trains, so nothing can be planned "
+                f"without them: leave --no-weights out"
+            ) from error
+        model, steps = adaptation.model, run_steps(len(task.train), recipe)
+        allocator = None
+        if adaptation.ranks is not None:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            allocator = RankAllocator(model, torch.optim.SGD(trained), adaptation.ranks, steps)
+        if any(getattr(arguments, name, False) for name in ("activation_checkpointing", "gradient_checkpointing")):
+            switch = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+            switch({"use_reentrant": False})
+        weights = _weights(model, BITS[recipe.model.quantization])
+        activations = _activations(model, task, recipe.training["per_device_train_batch_size"])
+        setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
+        return _read_plan(setup, allocator, steps, weights, activations)
+
+
+def _weights(model: nn.Module, bits: float | None) -> int:
+    """Bytes of all that the model holds; with `bits`, of a base whose linear layers but the head are quantised."""
+    total = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    if bits is None:
+        return total
+    frozen = [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad and "lora_" not in name
+        if not name.endswith(("lm_head", "score", "classifier", "qa_outputs"))
+    ]
+    return total - sum(math.floor(w.numel() * (w.element_size() - bits / 8)) for w in frozen)
+
+
+def _activations(model: Any, task: Task, rows: int) -> int:
+    """What a forward pass over the longest batch keeps for the backward pass.
+
+    The mask is left out, since transformers looks at its numbers; a decoder, which would then look at those of the
+    positions, is given the whole one.
+    """
+    with torch.device("cpu"):
+        batch = task.collator(_longest_rows(task.train, rows))
+    batch = {key: value.to("meta") for key, value in batch.items() if key != "attention_mask"}
+    if task.kind == "causal_lm":
+        count, length = batch["input_ids"].shape
+        batch["attention_mask"] = torch.ones(count, 1, length, length, dtype=torch.bool)
+    return _kept_bytes(model, lambda: model(**batch))
+
+
+def _read_plan(setup: Setup, allocator: RankAllocator | None, total_steps: int, weights: int, activations: int) -> Plan:
     """The plan of a run whose model is adapted, and whose bytes of weights and of activations are known."""
-    recipe, task, model = setup.recipe, setup.task, setup.model
+    recipe, task, layers = setup.recipe, setup.task, layer_rows(setup.model)
     description = {"budget": None, "schedule": None} if allocator is None else allocator.describe()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return Plan(
-        name=recipe.name,
-        method=recipe.method,
-        output_dir=recipe.output_dir,
-        layers=layer_rows(model),
-        trainable_parameters=trainable_parameters(model),
-        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        train_rows=len(task.train),
-        eval_rows=len(task.eval),
-        classes=task.num_labels if task.kind in ("classification", "pairs") else None,
-        total_steps=total_steps,
-        budget=description["budget"],
-        schedule=description["schedule"],
-        memory=MemoryEstimate(
-            weights=weights,
-            gradients_and_optimizer=3 * sum(p.numel() * p.element_size() for p in trained),
-            activations=activations,
-        ),
-        exchanged=exchanged,
-    )
+    budget, schedule = description["budget"], description["schedule"]
+    trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
+    memory = {
+        "weights": weights,
+        "gradients_and_optimizer": 3 * sum(p.numel() * p.element_size() for p in trained),
+        "activations": activations,
+    }
+    row = {
+        "plan": recipe.name,
+        "method": recipe.method,
+        "output_dir": recipe.output_dir,
+        "trainable_parameters": trainable_parameters(setup.model),
+        "total_parameters": sum(parameter.numel() for parameter in setup.model.parameters()),
+        "train_rows": len(task.train),
+        "eval_rows": len(task.eval),
+        "classes": task.num_labels if task.kind in ("classification", "pairs") else None,
+        "total_steps": total_steps,
+        "layers": len(layers),
+        "total_rank": sum(layer["rank"] for layer in layers),
+        "budget": budget["kind"] if budget else None,
+        "adjustments": len(schedule["adjustments"]) if schedule else 0,
+        "moves": schedule.get("moves") if schedule else 0,
+        "memory_bytes": sum(memory.values()),
+    }
+    return Plan(row=row, layers=layers, budget=budget, schedule=schedule, memory=memory)
 
 
-def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
+def _kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     """What a forward pass in training keeps for the backward pass, beside the parameters."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, UntypedStorage] = {}  # the storages themselves: an address that is free again would be another's
@@ -163,7 +222,7 @@ def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def longest_rows(rows: Any, count: int) -> list[Any]:
+def _longest_rows(rows: Any, count: int) -> list[Any]:
     """So many rows of a data set, those with the most tokens."""
     # Counted in Arrow: row by row, 60,000 rows take five seconds.
     chunks = rows.with_format("arrow")[:]["input_ids"].chunks

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
@@ -20,8 +18,6 @@ from pedyra.app.recipe_sections import FitSection
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
-from pedyra.app.runs.model_card import model_card, model_card_of_fit
-from pedyra.app.runs.plan import Plan, make_plan
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
@@ -33,7 +29,7 @@ from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
 from pedyra.lora.export import vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.files import append_row, remove, write_file, write_folder
-from pedyra.lora.hub import CARD
+from pedyra.lora.hub import CARD, adapter_card, made_repository, push_folder, shown_name, shown_ranks
 from pedyra.lora.inspection import read_adapter_config
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
@@ -87,19 +83,6 @@ class RunResult:
         return [{"run": str(self.folder.path), **recipe, "steps": self.step, **result}, *self.layers]
 
 
-def plan_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> Plan:
-    """Check everything `train_run` would check, and return the plan; nothing is trained or written.
-
-    Raises:
-        ValueError: whatever would stop the run.
-    """
-    folder = RunFolder(Path(recipe.output_dir))
-    folder.check(overwrite=overwrite, resume=resume)
-    if resume:
-        _last_checkpoint(folder, recipe)
-    return make_plan(set_up(recipe))
-
-
 def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, console: Console) -> RunResult:
     """Train a recipe into its run folder, save the adapter and judge it on the held-out rows.
 
@@ -111,14 +94,13 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
     Raises:
         ValueError: a mistake in the recipe, or an output folder that must not be written.
-        OSError: the disk is full (ENOSPC); the message says how to go on.
     """
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
         return _train(set_up(recipe), folder, from_first(None), console)  # which has made the folder ready by then
     folder.check(overwrite=overwrite, resume=resume)
     with folder.held():
-        checkpoint, broken = _last_checkpoint(folder, recipe) if resume else (None, [])
+        checkpoint, broken = last_checkpoint(folder, recipe) if resume else (None, [])
         setup = set_up(recipe, record_to=folder.ranks)
         if resume:
             _check_data(folder, setup)
@@ -131,17 +113,11 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
             if not resume:
                 folder.begin(recipe.to_yaml())
             return _train(setup, folder, from_first(checkpoint), console)
-        except BaseException as error:
-            if not _is_disk_full(error):
-                raise
-            then = "train again" if folder.is_blank() else f"continue with pedyra train {folder.recipe} --resume"
-            message = f"disk full while writing {folder.path}; free space, then {then}"
-            raise OSError(errno.ENOSPC, message) from error
         finally:
             folder.end()
 
 
-def _last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
+def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
     """The checkpoint to resume from, and the broken ones that are newer, with their flaws.
 
     Raises:
@@ -213,22 +189,14 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         }
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except Exception as error:
-            if checkpoint and (refused := _refused_file(checkpoint)):
-                raise ValueError(
-                    f"torch refuses to read {checkpoint / refused}: it is damaged, or holds more than tensors; remove "
-                    f"{checkpoint} to resume from the one before, or start anew with --overwrite"
-                ) from error
-            raise
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     final, found = None, None
     if step >= total_steps or not stop.requested:
         final = _finish(setup, folder, trainer, log)
     layers = layer_rows(setup.model)
     if setup.recipe.fit is not None and final is not None:
-        found = _fit(setup.recipe, setup.recipe.fit, folder, trainer)
+        found = _fit(setup.recipe.fit, folder, trainer)
         images.log_curve(found)
     return RunResult(
         recipe=setup.recipe,
@@ -243,14 +211,13 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     )
 
 
-def _fit(recipe: Recipe, wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
+def _fit(wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
     """Ask how small the adapter may be, and write the smaller one beside it."""
     model: Any = trainer.model
     if adapted_layers(model):  # a start that took from the weight is then a part of the factors
         detach(model)
     found = fit_trainer(trainer, Wanted(**wanted.model_dump()))
-    saved = found.save(folder.path / "fit", overwrite=True)
-    write_file(saved / CARD, model_card_of_fit(recipe, found))
+    found.save(folder.path / "fit", overwrite=True)
     return found
 
 
@@ -265,16 +232,6 @@ def _fit_seconds(trainer: Trainer, log: MetricsLog) -> float | None:
     return gradients + 8 * evaluations[-1] * min(1.0, 1536 / rows)
 
 
-def _refused_file(checkpoint: Path) -> str | None:
-    """The first of the files with Trainer's state that torch does not read, None if it reads them all."""
-    for name in ("optimizer.pt", "scheduler.pt"):
-        try:
-            torch.load(checkpoint / name, map_location="cpu", weights_only=True)
-        except Exception:  # whatever torch and pickle raise: UnpicklingError, RuntimeError, EOFError, ...
-            return name
-    return None
-
-
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
     """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
     trained = trainable_parameters(setup.model)
@@ -284,13 +241,9 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
 
-    def save(part: Path) -> None:
-        setup.model.save_pretrained(str(part))
-        write_file(part / CARD, model_card(setup.recipe, layer_rows(setup.model), {}))
-
     reshard(setup.model)
     if is_first():
-        write_folder(folder.adapter, save)
+        write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
     evaluation = _final_evaluation(trainer, log if best else None)
     final = {
         "step": trainer.state.global_step,
@@ -307,9 +260,25 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "eval_loss": evaluation["eval_loss"],
     }
     if is_first():
-        write_file(folder.adapter / CARD, model_card(setup.recipe, layer_rows(setup.model), final))
+        write_file(folder.adapter / CARD, _card(setup, final))
         append_row(folder.metrics, final)
     return final
+
+
+def _card(setup: Setup, final: dict[str, Any]) -> str:
+    """The model card of the adapter. PEFT's own may name a path of this machine as the base, which the Hub refuses."""
+    recipe, layers = setup.recipe, layer_rows(setup.model)
+    base, quantised = recipe.model.name, recipe.model.quantization
+    rows = {
+        "method": f"`{recipe.method}`: {get_method(recipe.method).summary}",
+        "base model": shown_name(base) + ("" if quantised == "none" else f", in {quantised}"),
+        "data": f"{shown_name(recipe.data.source)} ({recipe.data.kind})",
+        "adapted": shown_ranks([layer["rank"] for layer in layers]),
+        "parameters": f"{sum(layer['parameters'] for layer in layers):,} in the LoRA factors" if layers else "",
+        "training": f"{final['step']:,} steps, seed {recipe.seed}",
+        "held-out rows": f"{final['metric']} {final['value']:.4f}, loss {final['eval_loss']:.4f}",
+    }
+    return adapter_card(recipe.name, rows, base=base, dataset=recipe.data.source, metrics=[final["metric"]])
 
 
 def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, float]:
@@ -325,15 +294,42 @@ def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, 
     return trainer.evaluate()
 
 
-# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
-_FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
+def ready_to_push(recipe: Recipe) -> None:
+    """training.push_to_hub: make the repository before the training, so that a login that lacks is told before it.
+
+    Raises:
+        ValueError: the recipe asks for a push, and the Hub says no.
+    """
+    training = recipe.training
+    if training.get("push_to_hub") and is_first():
+        made_repository(_repository(recipe), private=training.get("hub_private_repo"), token=training.get("hub_token"))
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether a write that found no space is at the bottom of it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    if any(sign in str(error) for sign in _FAILED_WRITES):
-        return True
-    below = error.__cause__ or error.__context__
-    return below is not None and _is_disk_full(below)
+def push_run(result: RunResult) -> str | None:
+    """Push the adapter of a run that has ended, and its fit into the folder `fit`, where the recipe asks for it.
+
+    Returns:
+        The address of the repository; None where nothing is pushed: it was not asked for, or the run diverged.
+
+    Raises:
+        ValueError: the Hub says no; the adapter stays in the run folder, and the message says how to push it.
+    """
+    recipe, run = result.recipe, result.folder
+    if not recipe.training.get("push_to_hub") or result.interrupted or result.diverged:
+        return None
+    given: dict[str, Any] = {"token": recipe.training.get("hub_token"), "revision": recipe.training.get("hub_revision")}
+    given |= {"private": recipe.training.get("hub_private_repo")}
+    try:
+        address = push_folder(run.adapter, _repository(recipe), **given)
+        if result.found is not None:
+            push_folder(run.path / "fit", _repository(recipe), path_in_repo="fit", **given)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The run itself is whole; push its adapter with: hf upload {_repository(recipe)} {run.adapter}"
+        ) from error
+    return address
+
+
+def _repository(recipe: Recipe) -> str:
+    """Its name; as Trainer names it, after the output folder, where the recipe does not."""
+    return recipe.training.get("hub_model_id") or Path(recipe.output_dir).absolute().name

@@ -4,7 +4,6 @@ One file a family: text (classes and numbers; glue), question_answering, seq2seq
 `generation` judge what a model writes.
 """
 
-from pedyra.app.tasks.load import load_task
-from pedyra.app.tasks.task import Task
+from pedyra.app.tasks.task import Task, load_task
 
 __all__ = ["Task", "load_task"]

@@ -87,18 +87,19 @@ def _human_eval(row: dict[str, Any]) -> CodeProblem:
 
 
 def _mbpp(row: dict[str, Any]) -> CodeProblem:
+    """MBPP's files, and the Hub's of MBPP+: MBPP's sanitized columns, and in `test` an assertion over all inputs."""
     tests, solution = row["test_list"], row["code"].replace("\r\n", "\n")
     defined = {node.name for node in parse(solution).body if isinstance(node, ast.FunctionDef)}
     called = [call.func.id for call in _calls(tests[0])]
     return CodeProblem(
         task_id=f"Mbpp/{row['task_id']}",
         # The form of MBPP+: the text and one test, in a docstring.
-        prompt=f'"""\n{row["text"]}\n{tests[0]}\n"""\n',
+        prompt=f'"""\n{row["text"] if "text" in row else row["prompt"]}\n{tests[0]}\n"""\n',
         entry_point=next(name for name in called if name in defined),
         solution=solution,
         stop=STOP_WHOLE,
-        setup=row.get("test_setup_code", "").replace("\r\n", "\n"),
-        tests="\n".join(tests),
+        setup="\n".join([*row.get("test_imports", ()), row.get("test_setup_code", "").replace("\r\n", "\n")]),
+        tests=row.get("test") or "\n".join(tests),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
-from pedyra.app.tasks.task import Compute
 
 BEST, LONGEST = 20, 30
 """Starts and ends of a part that are looked at, and tokens of an answer, as in the script of BERT's authors."""
@@ -147,7 +146,9 @@ def answers_of(start: np.ndarray, end: np.ndarray, parts: Sequence[ContextPart],
     return ["" if lost > found else text for lost, (found, text) in zip(null, best, strict=True)]
 
 
-def metrics(rows: Rows, parts: Sequence[ContextPart], data: DataSection) -> Compute:
+def metrics(
+    rows: Rows, parts: Sequence[ContextPart], data: DataSection
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's compute_metrics for features of `encode`: `squad_scores` of the answers."""
     contexts = [row[data.context] for row in rows]
     references = [row[data.answers]["text"] for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.app.recipe_sections import MOST_CLASSES, DataSection
+from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
 from pedyra.app.tasks.tokens import num_cut, tell_cut
 
@@ -32,15 +33,10 @@ class Labels:
         found = self.numbers.get(_written(value))
         if found is not None:
             return found
-        if self.names is not None:
-            raise ValueError(f"label {value!r} is none of the classes {', '.join(self.names)}; see data.labels")
-        if _integer(value) is None:
-            raise ValueError(
-                f"label {value!r} is no class number; give names in data.labels or set data.kind regression"
-            )
+        known = f"0 to {self.count - 1}" if self.names is None else ", ".join(self.names)
         raise ValueError(
-            f"label {value!r} is out of range: the classes are 0 to {self.count - 1}; correct the rows, data.label or "
-            f"data.num_labels"
+            f"label {value!r} is none of the classes {known}; correct the rows, data.labels or data.num_labels, or set "
+            f"data.kind regression"
         )
 
 
@@ -79,17 +75,11 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
 def _count(values: list[Any], data: DataSection) -> int:
     """The number of classes of labels that are class numbers, which begin at 0 and leave none out."""
     numbers = {number for value in values if (number := _integer(value)) is not None}
-    highest = max(numbers, default=0)
-    if highest >= MOST_CLASSES:
+    highest, absent = max(numbers, default=0), next(number for number in itertools.count() if number not in numbers)
+    if numbers and absent < highest:
         raise ValueError(
-            f"column {data.label!r} holds {highest}, which is no class number (0 to {MOST_CLASSES - 1}); give another "
-            f"data.label, names in data.labels, or data.kind regression"
-        )
-    absent = sorted(set(range(highest + 1)) - numbers)
-    if numbers and absent:
-        raise ValueError(
-            f"column {data.label!r} has class numbers up to {highest}, but none is {absent[0]}; classes are counted "
-            f"from 0: give data.num_labels if some are rare, or data.labels with their names"
+            f"column {data.label!r} has class numbers up to {highest}, but none is {absent}; classes are counted from "
+            f"0: give data.num_labels if some are rare, names in data.labels, or data.kind regression"
         )
     return highest + 1
 

@@ -12,9 +12,17 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from pedyra.app.report import measures
+from scipy import stats
+
 from pedyra.app.report.chart import Axes, Curve, Spec, curves, rank_map
-from pedyra.app.report.figures import STEP, history_panels, map_cells
+from pedyra.app.report.figures import (
+    STEP,
+    history_panels,
+    importance_ranks,
+    map_cells,
+    total_effective_rank,
+    utilisation,
+)
 from pedyra.app.report.images import FORMATS, save_image, side_by_side
 from pedyra.app.report.records import Record, RunRecords, read_run
 from pedyra.lab.paper.item import Item
@@ -41,12 +49,12 @@ def series(records: Iterable[Record], value: Callable[[Record], float | None]) -
 
 def effective_ranks(run: RunRecords) -> Series:
     """Sum of the layers' effective ranks (Fig. 1a)."""
-    return series(run.snapshots, measures.effective_rank)
+    return series(run.snapshots, total_effective_rank)
 
 
 def utilisations(run: RunRecords) -> Series:
     """That over the sum of the ranks (Fig. 1a)."""
-    return series(run.snapshots, measures.utilisation)
+    return series(run.snapshots, utilisation)
 
 
 def stabilities(run: RunRecords) -> Series:
@@ -54,7 +62,7 @@ def stabilities(run: RunRecords) -> Series:
     found = []
     for before, now in pairwise(run.adjustments):
         old, new = before["layer_scores"], now["layer_scores"]
-        found.append({"step": now["step"], "value": measures.spearman([old[name] for name in new], list(new.values()))})
+        found.append({"step": now["step"], "value": spearman([old[name] for name in new], list(new.values()))})
     return series(found, lambda record: record["value"])
 
 
@@ -103,15 +111,42 @@ def _peak_memory_difference(run: RunRecords) -> float | None:
     return run.final["peak_memory_bytes"] - before if before is not None else None
 
 
+def mean_by_layer(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each layer's value over the records."""
+    return {name: fmean(record[name] for record in records) for name in records[0]} if records else {}
+
+
+def mean_ranks(run: RunRecords) -> dict[str, float]:
+    """Layer -> its mean rank over the adjustments."""
+    return mean_by_layer([record["ranks"] for record in run.adjustments])
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties by mean rank (Fig. 4b); None if a side is constant or has < 3 points."""
+    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    result: Any = stats.spearmanr(x, y)  # its declared type hides the fields
+    return float(result.statistic)
+
+
+def _correlation_with_importance(run: RunRecords, values: Mapping[str, float]) -> float | None:
+    """Spearman's correlation of the layers' values with their mean importance: positive where important ones have more.
+
+    Importance is a place, for scores of different adjustments are of different size.
+    """
+    places = mean_by_layer([importance_ranks(record["layer_scores"]) for record in run.adjustments])
+    return spearman([-place for place in places.values()], [values[name] for name in places])
+
+
 def rank_importance_correlation(run: RunRecords) -> float | None:
     """Of the layers' mean rank with importance (Fig. 4b)."""
-    return measures.correlation_with_importance(run, measures.mean_ranks(run))
+    return _correlation_with_importance(run, mean_ranks(run))
 
 
 def _change_importance_correlation(run: RunRecords) -> float | None:
     """Of the change of the layers' rank with importance (Fig. 3)."""
     changes = {name: run.final_ranks[name] - rank for name, rank in run.start_ranks.items()}
-    return measures.correlation_with_importance(run, changes)
+    return _correlation_with_importance(run, changes)
 
 
 def _rank_gini(run: RunRecords) -> float | None:
@@ -230,8 +265,8 @@ def rank_against_importance(runs: Runs, found: Sequence[Row]) -> Panels:
     """Fig. 4b: mean rank of each layer against its mean importance."""
     run = next(iter(runs.values()))
     value = rank_importance_correlation(run)
-    scores = measures.mean_by_layer([record["layer_scores"] for record in run.adjustments])
-    ranks = measures.mean_ranks(run)
+    scores = mean_by_layer([record["layer_scores"] for record in run.adjustments])
+    ranks = mean_ranks(run)
     rows = [{"x": scores[each.name], "y": ranks[each.name], "type": each.type} for each in run.layers]
     scale = {"type": "log" if min(scores.values()) > 0 else "linear"}
     encoding = {
