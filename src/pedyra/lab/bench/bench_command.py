@@ -143,6 +143,7 @@ def sizes(
     recoveries: Annotated[
         list[int] | None, _several("--recover", "0, 160", "Steps of recovery after the cut", min=0)
     ] = None,
+    rows: Annotated[int, typer.Option(min=16, help="To calibrate and to recover with.")] = 1024,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -150,7 +151,7 @@ def sizes(
     _ready(threads)
     from pedyra.lab.bench.cuts import bench_sizes
 
-    found = _kept(json_file, bench_sizes(comparison, recoveries or (0, 160)))
+    found = _kept(json_file, bench_sizes(comparison, recoveries or (0, 160), rows))
     columns = ["task", "seed", "smaller_rank", "recover_steps", "loss", "lora_loss", "lora_less_cut", "seconds"]
     _print(new_console(), found, [*columns, "sweep_seconds"])
 

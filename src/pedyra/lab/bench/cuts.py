@@ -231,34 +231,40 @@ class Population:
         return chosen.share, self.increase(self.losses(place), range(count)).mean, limit.loss
 
 
-def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160)) -> Iterator[Row]:
+def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160), rows: int = 1024) -> Iterator[Row]:
     """One row for each task, seed, smaller rank and number of steps of recovery.
 
     The largest rank of `lora` in the comparison is cut to the parameters of each smaller one, and recovers for so many
     steps. Both are judged by the mean loss on the same held-out batches, all of those of the comparison. `seconds` are
     of the cut and its recovery, calibration included; `training_seconds` of the run that is cut; `sweep_seconds` of the
     smaller LoRA from the start: its runs at every rate of the grid, and this one.
+
+    Args:
+        rows: of training, to calibrate and to recover with, at most.
     """
     if not (comparison / "comparison.jsonl").is_file():
         raise ValueError(f"{comparison} has no comparison.jsonl; it takes a folder of `pedyra compare`")
-    rows = [row for row in read_rows(comparison / "comparison.jsonl", _SHAPE | {"run": str}) if row["method"] == "lora"]
-    ranks = sorted({row["budget"] for row in rows})
+    found = read_rows(comparison / "comparison.jsonl", _SHAPE | {"run": str})
+    loras = [row for row in found if row["method"] == "lora"]
+    ranks = sorted({row["budget"] for row in loras})
     if len(ranks) < 2:
         raise ValueError(
             f"{comparison} has LoRAs of {len(ranks)} ranks, and it takes two: run `pedyra compare` with method lora "
             f"and budgets: [1, 2, 4, 8]"
         )
-    for row in rows:
+    for row in loras:
         finished_run(Path(row["run"]))  # told before anything is measured
     tuning = read_rows(comparison / "tuning.jsonl", _SHAPE)
-    for large in rows:
+    for large in loras:
         if large["budget"] == ranks[-1]:
-            same = [row for row in rows if (row["task"], row["seed"]) == (large["task"], large["seed"])]
-            yield from _against(large, [row for row in same if row is not large], tuning, recoveries)
+            same = [row for row in loras if (row["task"], row["seed"]) == (large["task"], large["seed"])]
+            yield from _against(large, [row for row in same if row is not large], tuning, recoveries, rows)
 
 
-def _against(large: Row, smaller: Sequence[Row], tuning: Sequence[Row], recoveries: Sequence[int]) -> Iterator[Row]:
-    trained = TrainedLora(Path(large["run"]))
+def _against(
+    large: Row, smaller: Sequence[Row], tuning: Sequence[Row], recoveries: Sequence[int], rows: int
+) -> Iterator[Row]:
+    trained = TrainedLora(Path(large["run"]), rows)
     began = time.perf_counter()
     calibration = trained.calibration
     calibrating = time.perf_counter() - began
