@@ -270,6 +270,22 @@ def rank_curve() -> Cells:
     return [head, loss, better]
 
 
+@table("language")
+def language() -> Cells:
+    """A language that the model hardly knows, each method at its best rate."""
+    rates, found = (0.001, 0.003, 0.01, 0.03), rows("language")
+    cells = [["method", "r", *(f"rate {rate:g}" for rate in rates), "loss at the best", "lower than LoRA's, r = 1, by"]]
+    narrow = by_seed(where(found, kind="reported", method="lora", budget=1), "eval_loss")
+    for method, r in dict.fromkeys((row["method"], row["budget"]) for row in found):
+        tried = where(found, kind="tuning", method=method, budget=r)
+        tuned = {row["learning_rate"]: f"{row['eval_loss']:.3f}" for row in tried}
+        losses = by_seed(where(found, kind="reported", method=method, budget=r), "eval_loss")
+        lower = "" if losses == narrow else gain(narrow, losses)
+        name = "LoRA" if method == "lora" else method
+        cells.append([name, str(r), *(tuned.get(rate, "") for rate in rates), spread(losses.values()), lower])
+    return cells
+
+
 # Results: fit.
 
 
@@ -290,7 +306,7 @@ def fit_of_adapters() -> Cells:
 
 
 def _minutes(row: Row | None, key: str) -> str:
-    return "" if row is None else f"{row[key] / 60:.1f} min"
+    return "" if row is None or key not in row else f"{row[key] / 60:.1f} min"
 
 
 def _fit_increase(row: Row) -> str:
@@ -308,16 +324,14 @@ def _increase(row: Row) -> str:
 @table("sizes")
 def sizes() -> Cells:
     """One run that is cut, against LoRAs of the smaller sizes from the start; positive where the cut one is better."""
-    steps = (0, 40, 160)
-    heads = [f"cut, {count} steps" if count else "cut" for count in steps]
-    cells = [["task", "r", "LoRA from the start", *heads, "cut and 160 steps", "tuning and training"]]
-    every = rows("sizes")
-    for task, r in dict.fromkeys((row["task"], row["smaller_rank"]) for row in every):
-        of = {count: where(every, task=task, smaller_rank=r, recover_steps=count) for count in steps}
-        told = [difference([row["lora_less_cut"] for row in of[count]]) for count in steps]
-        took = [f"{mean(row[key] for row in of[160]) / 60:.1f} min" for key in ("seconds", "sweep_seconds")]
-        shown = next(name for name, folder in TASKS.items() if folder == task)
-        cells.append([shown, str(r), spread(by_seed(of[0], "lora_loss").values()), *told, *took])
+    heads = ["task", "r", "whole", "LoRA from the start", "steps", "LoRA less cut", "cut and steps", "from the start"]
+    cells, every = [heads], rows("sizes")
+    for task, r, steps in dict.fromkeys((row["task"], row["smaller_rank"], row["recover_steps"]) for row in every):
+        of = where(every, task=task, smaller_rank=r, recover_steps=steps)
+        shown = next((name for name, folder in TASKS.items() if folder == task), "Norwegian")
+        losses = [spread(by_seed(of, key).values()) for key in ("whole_loss", "lora_loss")]
+        took = [f"{mean(row[key] for row in of) / 60:.1f} min" for key in ("seconds", "sweep_seconds")]
+        cells.append([shown, str(r), *losses, str(steps), difference([row["lora_less_cut"] for row in of]), *took])
     return cells
 
 
@@ -363,6 +377,7 @@ def cuts() -> Cells:
         "film reviews, graded": (rows("graded_cuts"), "loss", (0.5, 0.25, 0.125)),
         "French, LoRA": (where(smollm2, method="lora"), "eval_loss", (0.5,)),
         "French, graded": (where(smollm2, method="graded"), "eval_loss", (0.5,)),
+        "rsLoRA, SST-2": (rows("cuts_rslora"), "loss", (0.71, 0.24, 0.12)),
     }
     for adapter, (found, loss, shares) in adapters.items():
         for share in shares:
