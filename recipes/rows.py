@@ -67,4 +67,6 @@ def main(kind: str, what: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[1] not in ("language", "facts"):
+        raise SystemExit(__doc__)
     main(*sys.argv[1:])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
@@ -94,6 +96,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
 
     Raises:
         ValueError: a mistake in the recipe, or an output folder that must not be written.
+        OSError: the disk is full (ENOSPC); the message says how to go on.
     """
     folder = RunFolder(Path(recipe.output_dir))
     if not is_first():
@@ -113,6 +116,12 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
             if not resume:
                 folder.begin(recipe.to_yaml())
             return _train(setup, folder, from_first(checkpoint), console)
+        except BaseException as error:
+            if not _is_disk_full(error):
+                raise
+            then = "train again" if folder.is_blank() else f"continue with pedyra train {folder.recipe} --resume"
+            message = f"disk full while writing {folder.path}; free space, then {then}"
+            raise OSError(errno.ENOSPC, message) from error
         finally:
             folder.end()
 
@@ -189,7 +198,15 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         }
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")
     with stop, progress:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if checkpoint and (refused := _refused_file(checkpoint)):
+                raise ValueError(
+                    f"torch refuses to read {checkpoint / refused}: it is damaged, or holds more than tensors; remove "
+                    f"{checkpoint} to resume from the one before, or start anew with --overwrite"
+                ) from error
+            raise
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
     final, found = None, None
     if step >= total_steps or not stop.requested:
@@ -230,6 +247,16 @@ def _fit_seconds(trainer: Trainer, log: MetricsLog) -> float | None:
         return None
     gradients = 1024 * max(0.0, log.seconds - sum(evaluations)) / trained
     return gradients + 8 * evaluations[-1] * min(1.0, 1536 / rows)
+
+
+def _refused_file(checkpoint: Path) -> str | None:
+    """The first of the files with Trainer's state that torch does not read, None if it reads them all."""
+    for name in ("optimizer.pt", "scheduler.pt"):
+        try:
+            torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+        except Exception:  # whatever torch and pickle raise: UnpicklingError, RuntimeError, EOFError, ...
+            return name
+    return None
 
 
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
@@ -292,6 +319,20 @@ def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, 
     if silent is not None:
         trainer.remove_callback(silent)
     return trainer.evaluate()
+
+
+# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
+_FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether a write that found no space is at the bottom of it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if any(sign in str(error) for sign in _FAILED_WRITES):
+        return True
+    below = error.__cause__ or error.__context__
+    return below is not None and _is_disk_full(below)
 
 
 def ready_to_push(recipe: Recipe) -> None:
