@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.pe_dyra.scored import Algorithm2, PeDyra, ScoredMethod
+from pedyra.pe_dyra.method import Algorithm2, PeDyra
+from pedyra.pe_dyra.scored import ScoredMethod
 
 STEPS = 30
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}

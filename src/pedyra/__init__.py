@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pedyra.lora.attach import attach as attach
     from pedyra.lora.attach import detach as detach
     from pedyra.methods.wide import Wide as Wide
-    from pedyra.pe_dyra.scored import PeDyra as PeDyra
+    from pedyra.pe_dyra.method import PeDyra as PeDyra
 
 # Loaded on first use, so that `import pedyra` and `pedyra --help` load neither torch nor transformers.
 _HOMES = {
-    "PeDyra": "pedyra.pe_dyra.scored",
+    "PeDyra": "pedyra.pe_dyra.method",
     "Wide": "pedyra.methods.wide",
     "RankCallback": "pedyra.allocate.callback",
     "RankAllocator": "pedyra.allocate.rank_allocator",

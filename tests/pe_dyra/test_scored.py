@@ -12,7 +12,8 @@ from windows import SCHEDULE, STEPS, allocate, forced
 from pedyra.allocate.allocation import RankPlan
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.scored import Algorithm2, ScoredMethod, ema_window, most_moves
+from pedyra.pe_dyra.method import Algorithm2
+from pedyra.pe_dyra.scored import ScoredMethod, ema_window, most_moves
 from pedyra.pe_dyra.triple_scores import ScoreState
 
 

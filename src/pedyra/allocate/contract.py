@@ -1,7 +1,7 @@
 """What a rank-adaptive method is: it observes a run, decides at every adjustment, and keeps its own state.
 
-`RankAllocator` knows no method by name. PE-DyRA and most rivals score triples and plan by the scores
-(`pedyra.pe_dyra.scored`); `pedyra.methods.wide` measures what directions are worth, and cuts.
+`RankAllocator` knows no method by name. PE-DyRA (`pedyra.pe_dyra.method`) and most rivals score triples and plan by the
+scores (`pedyra.pe_dyra.scored`); `pedyra.methods.wide` measures what directions are worth, and cuts.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pedyra.allocate.callback import RankCallback
 from pedyra.fitting.fit import Wanted
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.methods.wide import Wide
-from pedyra.pe_dyra.scored import PeDyra
+from pedyra.pe_dyra.method import PeDyra
 
 LOG = get_logger("axolotl.pedyra")  # a child of the logger whose level axolotl sets
 KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel")

@@ -9,7 +9,8 @@ from random import Random
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
 from pedyra.methods.adalora import AdaLoraSettings, Prune, first_and_last_rank
 from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
-from pedyra.pe_dyra.scored import PeDyra, ScoredSituation, unchecked
+from pedyra.pe_dyra.method import PeDyra
+from pedyra.pe_dyra.scored import ScoredSituation, unchecked
 
 
 def prepare(request: Request) -> Adaptation:

@@ -17,7 +17,7 @@ from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.pe_dyra.config import RankSettings
-from pedyra.pe_dyra.equations import plan_adjustment, two_thirds_log_variance
+from pedyra.pe_dyra.equations import two_thirds_log_variance
 from pedyra.pe_dyra.input_energy import InputEnergy
 from pedyra.pe_dyra.orthogonality import add_orthogonality_gradient, layer_orthogonality
 from pedyra.pe_dyra.triple_scores import ScoreState, TripleScores
@@ -315,33 +315,3 @@ def ema_window(beta: float, tolerance: float = 1e-6) -> int:
     while (1 + window * (1 - beta)) * beta**window > tolerance:
         window += 1
     return window
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeDyra(RankSettings):
-    """The paper's method, and its settings: `RankCallback(PeDyra())` moves ranks between the layers of a LoRA while it
-    trains. Every field, with the paper's symbol, is one of `RankSettings`."""
-
-    def method(self) -> ScoredMethod:
-        """The method with these settings."""
-        return ScoredMethod(**self.to_dict(), policy=Algorithm2(self.layer_score), conserves=True)
-
-
-@dataclass(frozen=True)
-class Algorithm2:
-    """The paper's policy."""
-
-    layer_score: str = "before"
-    """Eq. (7) on the triples "before" or "after" the pruning of the same adjustment."""
-
-    def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        of_parameters = now.budget == "parameters"
-        return plan_adjustment(
-            scores,
-            moves=now.moves,
-            min_rank=now.min_rank,
-            max_ranks=now.max_ranks,
-            layer_score=self.layer_score,
-            costs=now.parameters if of_parameters else None,
-            spare=now.spare if of_parameters else 0,
-        )

@@ -11,7 +11,8 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import LoraSection
 from pedyra.app.runs.setup import set_up
 from pedyra.methods.wide import Wide
-from pedyra.pe_dyra.scored import PeDyra, ScoredMethod
+from pedyra.pe_dyra.method import PeDyra
+from pedyra.pe_dyra.scored import ScoredMethod
 
 
 def recipe(**changes):

@@ -26,7 +26,7 @@ from pedyra.fitting.gramians import Gramians
 from pedyra.lab.bench.measuring import check_device, now, storages, timed
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.pe_dyra.scored import PeDyra
+from pedyra.pe_dyra.method import PeDyra
 
 LARGEST_EXPONENT = 1.05
 """Linear, and what noise may add."""

@@ -32,7 +32,7 @@ from pedyra.lora.files import read_json, write_file
 from pedyra.methods.method import SCHEDULE
 from pedyra.methods.registry import get_method
 from pedyra.methods.wide import Wide
-from pedyra.pe_dyra.scored import PeDyra
+from pedyra.pe_dyra.method import PeDyra
 
 SEED = 0
 """Of the splits, which are the same for every method and seed."""
