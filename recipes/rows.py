@@ -1,12 +1,14 @@
 """Rows on which the rank of a LoRA may bind, for a small decoder that knows English.
 
     python recipes/rows.py language nb-NO data/language   Debian's handbook in Norwegian: apt install debian-handbook
+    python recipes/rows.py letters en-US data/letters     the same book in English, in other letters (rot13)
     python recipes/rows.py facts 500 data/facts           a phone book of 500 names that nobody has
 
 Each writes train.jsonl and test.jsonl with the columns `prompt` and `text`. Of the handbook every fifth page is held
 out. A fact cannot be inferred from others, so that the test rows of the phone book are its training rows.
 """
 
+import codecs
 import json
 import random
 import re
@@ -30,8 +32,9 @@ def language(name: str) -> dict[str, list[tuple[str, str]]]:
     if not pages:
         raise SystemExit(f"{BOOK / name} has no pages; install debian-handbook, or name one of its languages")
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
-    # What is still in English is left out. A paragraph that two pages share stays on the side of the first.
-    seen = {text for page in (BOOK / "en-US").glob("*.html") for text in paragraphs(page)}
+    # What a translation still has in English is left out. A paragraph of two pages stays on the side of the first.
+    english = (BOOK / "en-US").glob("*.html") if name != "en-US" else ()
+    seen = {text for page in english for text in paragraphs(page)}
     for number, page in enumerate(pages):
         for text in paragraphs(page):
             if len(text) >= SHORTEST and text not in seen:
@@ -40,7 +43,12 @@ def language(name: str) -> dict[str, list[tuple[str, str]]]:
     return rows
 
 
-def facts(count: int) -> dict[str, list[tuple[str, str]]]:
+def letters(name: str) -> dict[str, list[tuple[str, str]]]:
+    return {split: [("", codecs.encode(text, "rot13")) for _, text in rows] for split, rows in language(name).items()}
+
+
+def facts(number: str) -> dict[str, list[tuple[str, str]]]:
+    count = int(number)
     draw = random.Random(0)
     syllables = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
 
@@ -61,12 +69,15 @@ def write(folder: Path, split: str, rows: Iterable[tuple[str, str]]) -> None:
     print(f"{folder}/{split}.jsonl: {len(lines)} rows")
 
 
+KINDS = {"language": language, "letters": letters, "facts": facts}
+
+
 def main(kind: str, what: str, folder: str) -> None:
-    for split, rows in (language(what) if kind == "language" else facts(int(what))).items():
+    for split, rows in KINDS[kind](what).items():
         write(Path(folder), split, rows)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[1] not in ("language", "facts"):
+    if len(sys.argv) != 4 or sys.argv[1] not in KINDS:
         raise SystemExit(__doc__)
     main(*sys.argv[1:])

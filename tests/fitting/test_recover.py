@@ -180,7 +180,7 @@ def test_steps_that_do_harm_are_undone(make_net: Any):
         sign = 1 if torch.is_grad_enabled() else -1
         return [sign * model(batch["x"])]
 
-    cut = fitted(model, rows, parameters=120)
+    cut = fitted(model, rows, parameters=120, recover=0)
     found = fitted(model, rows, nonsense, parameters=120, recover=30)
     recovered, measured = found.chosen.recovered, found.chosen.measured
     assert recovered is not None and measured is not None and recovered.mean > measured.mean
@@ -200,11 +200,24 @@ def test_a_step_that_is_not_finite_changes_nothing(make_net: Any):
         assert close(with_nan[name][1] @ with_nan[name][0], B @ A)
 
 
-def test_a_model_that_says_nothing_cannot_recover(make_net: Any):
+def unknown(model: nn.Module, batch: Any) -> list[Tensor]:
+    raise TypeError("no such argument")
+
+
+@pytest.mark.parametrize("says, why", [(lambda model, batch: [], "gives no logits"), (unknown, "raises TypeError")])
+def test_a_model_that_says_nothing_cannot_recover(make_net: Any, caplog: pytest.LogCaptureFixture, says: Any, why: str):
     model = make_net(trained=True)
     rows = [batches(model, 10, seed) for seed in (1, 2, 3)]
-    with pytest.raises(ValueError, match="gives no logits"):
-        fitted(model, rows, lambda model, batch: [], parameters=120, recover=3)
+    with pytest.raises(ValueError, match=why):
+        fitted(model, rows, says, parameters=120, recover=3)
+    found = fitted(model, rows, says, parameters=120)  # by default it is cut alone, and this is told
+    assert why in caplog.text and found.chosen.recovered is None and "recover_steps" not in found.row()
+
+
+def test_by_default_recovery_takes_each_calibration_batch_once(make_net: Any):
+    model = make_net(trained=True)
+    rows = [batches(model, count, seed) for count, seed in ((14, 1), (10, 2), (10, 3))]
+    assert fitted(model, rows, parameters=120).row()["recover_steps"] == 14
 
 
 def test_an_output_that_is_one_number_is_compared_as_a_number(make_net: Any):
@@ -240,7 +253,9 @@ def test_the_divergence_is_predicted_by_what_the_model_itself_would_say(make_net
 
     judge = DivergenceJudge(model, outputs, nullcontext)
     rows = [[{"x": each["x"]} for each in batches(model, 150, seed)] for seed in (1, 2, 3)]
-    fit = fit_batches(judge, Rows(calibration=rows[0], choice=rows[1], proof=rows[2]), Wanted(parameters=100))
+    fit = fit_batches(
+        judge, Rows(calibration=rows[0], choice=rows[1], proof=rows[2]), Wanted(parameters=100, recover=0)
+    )
     assert fit.measure == "divergence from the whole adapter" and fit.measure in str(fit)
     assert proof(fit) > 0
     assert 1 / 4 < fit.chosen.predicted / proof(fit) < 4

@@ -122,13 +122,16 @@ def test_nothing_of_the_trainer_changes(make_trainer: Any):
     assert state_of(trainer) == before
 
 
-def test_at_most_128_batches_of_calibration_and_eight_evaluations(make_trainer: Any):
+@pytest.mark.parametrize("recover, evaluations", [(0, 8), (None, 12)])
+def test_at_most_128_batches_of_calibration_and_twelve_evaluations(
+    make_trainer: Any, recover: int | None, evaluations: int
+):
     trainer = make_trainer(Counting)
     COUNT.update(loss=0, prediction=0)
-    found = pedyra.fit(trainer)
+    found = pedyra.fit(trainer, recover=recover)
     held = 32 // 4 + 64 // 4  # of 96 rows in batches of 4, 32 for the choice and 64 for the proof
     assert found.row()["batches"] == 16
-    assert COUNT["loss"] <= 128 + 2 and COUNT["prediction"] <= 8 * held + 2  # and one pass each, to be timed
+    assert COUNT["loss"] <= 128 + 2 and COUNT["prediction"] <= evaluations * held + 2  # and one pass each, to be timed
 
 
 def test_losses_are_those_of_the_trainers_own_evaluation(make_trainer: Any):
@@ -339,4 +342,4 @@ def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_train
     assert capsys.readouterr() == ("", "")
     fit(make_trainer(trains=False, disable_tqdm=False))
     out, err = capsys.readouterr()
-    assert "at most 8 evaluations" in out and "batch" in err
+    assert "at most 12 evaluations" in out and "batch" in err

@@ -236,8 +236,12 @@ def fit(
         typer.Option("--drop-types", metavar="TYPE,...", help="Module types to empty, e.g. q_proj,k_proj."),
     ] = "",
     recover: Annotated[
-        int, typer.Option(metavar="STEPS", help="Steps after a cut, towards what the whole says; also tries smaller.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Of recovery, where a cut leaves over a quarter; 0: none; default: as calibration batches.",
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option(min=64, help="Rows at most to calibrate and to prove; half to choose.")] = 1024,
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="Of --data: cut rows to N tokens; default: as the base can.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
@@ -51,8 +52,9 @@ class Wanted(Shape):
     """Take the largest size of at most so many parameters instead, whatever it does to the loss."""
     drop_types: Sequence[str] = ()
     """Module types that keep none, e.g. q_proj."""
-    recover: int = 0
-    """Steps, of one calibration batch each, that train a cut adapter to say what the whole one says."""
+    recover: int | None = None
+    """Steps, of one calibration batch each, that train a cut adapter to say what the whole one says, where the cut
+    alone leaves more than a quarter; 0: none. None: as many as there are calibration batches."""
     rows: int = 1024
     """To calibrate with, and for the proof, at most; half as many for the choice."""
     curve: bool = False
@@ -61,7 +63,7 @@ class Wanted(Shape):
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
-        if self.recover < 0:
+        if self.recover is not None and self.recover < 0:
             raise ValueError(f"recover is {self.recover}; it is a number of steps, 0 or more")
         if self.parameters is not None and self.parameters < 1:
             raise ValueError(f"parameters is {self.parameters}; an adapter has at least one")
@@ -163,6 +165,7 @@ class _Fitting:
     def __init__(self, judge: Judge, rows: Rows, wanted: Wanted, adapter: str) -> None:
         self.judge, self.model, self.rows, self.wanted, self.adapter = judge, judge.model, rows, wanted, adapter
         self.bar = tqdm(disable=True)
+        self.steps = self._steps()
         self.layers = lora_layers(self.model, adapter)
         self.more = any(
             adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
@@ -173,6 +176,24 @@ class _Fitting:
         """Place on the ladder -> factors after recovery."""
         self.metrics: dict[int, Metrics] = {}
         """Place on the ladder -> metrics on the rows of the proof."""
+
+    def _steps(self) -> int:
+        """Of recovery; none by default where the model gives nothing that can be compared."""
+        steps, batches = self.wanted.recover, self.rows.calibration
+        if steps == 0:
+            return 0
+        why = "it gives no logits"
+        try:
+            with evaluating(self.model), torch.no_grad():
+                gives = bool(self.judge.outputs(batches[0]))
+        except Exception as error:  # of a model whose loss its Trainer computes in a way of its own
+            gives, why = False, f"its forward pass raises {type(error).__name__}: {error}"
+        if not gives and steps is not None:
+            raise ValueError(f"recovery compares what the model says, and {why}; leave recover out")
+        if not gives:
+            logger.warning("fit: no recovery, which compares what the model says, because %s", why)
+            return 0
+        return len(batches) if steps is None else steps
 
     def run(self, shown: bool) -> Fit:
         wanted = self.wanted
@@ -195,7 +216,7 @@ class _Fitting:
             self.ladder,
             limit.loss,
             measure=self._measure,
-            recover=self._recover if wanted.recover else None,
+            recover=self._recover if self.steps else None,
             prove=self._prove,
             ahead=self._ahead(),
         )
@@ -217,8 +238,8 @@ class _Fitting:
         """Tell how long it takes at most, by one batch of each kind."""
         calibrated, evaluated = seconds_a_batch(self.judge, self.rows.choice[0], self.adapter)
         calibration, held = len(self.rows.calibration), len(self.rows.choice) + len(self.rows.proof)
-        recovery = RECOVERIES * self.wanted.recover * (calibrated + evaluated)
-        evaluations = EVALUATIONS_WITH_RECOVERY if self.wanted.recover else EVALUATIONS
+        recovery = RECOVERIES * self.steps * (calibrated + evaluated)
+        evaluations = EVALUATIONS_WITH_RECOVERY if self.steps else EVALUATIONS
         seconds = calibration * calibrated + evaluations * held * evaluated + recovery
         time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         text = (
@@ -264,7 +285,7 @@ class _Fitting:
             chosen=chosen,
             tolerance=limit,
             asked=self.wanted.parameters is not None,
-            recover_steps=self.wanted.recover,
+            recover_steps=self.steps if self.recovered else 0,
             factors={name: (A.clone(), B.clone()) for name, (A, B) in factors.items()},
             verdict=kind,
             words=words,
@@ -324,9 +345,7 @@ class _Fitting:
     def _recover(self, index: int) -> Increase:
         self.bar.set_description(f"recovery, {self.ladder.share(index):.1%}")
         factors = cut_factors(self.model, self.calibration, self.ladder.point(index).ranks, self.adapter)
-        self.recovered[index] = distill(
-            self.judge, factors, self.rows.calibration, self.wanted.recover, adapter=self.adapter
-        )
+        self.recovered[index] = distill(self.judge, factors, self.rows.calibration, self.steps, adapter=self.adapter)
         return self.choice.increase(self._cut(index, True))
 
     def _prove(self, index: int, recovered: bool) -> Increase:

@@ -197,9 +197,10 @@ def told(fit: Fit) -> str:
     lines.append(f"won         {won} of the {fit.measure}; {limit.part:.1%} of it is {limit.loss:.4f}")
     if fit.is_whole:
         return "\n".join([*lines, "kept        everything", *_metrics(fit.metrics)])
-    if (cut := fit.chosen.measured) and (after := fit.chosen.recovered):
+    if after := fit.chosen.recovered:
         kept = "" if fit.chosen.gains_by_recovery else "; no gain, so the cut stays as it was"
-        change = f"rise of {cut.mean:+.4f} -> {after.mean:+.4f} in {fit.recover_steps} steps"
+        cut = f"{fit.chosen.measured.mean:+.4f} -> " if fit.chosen.measured else ""
+        change = f"rise of {cut}{after.mean:+.4f} in {fit.recover_steps} steps"
         lines.append(f"recovered   {change}, on the rows of the choice{kept}")
     size = f"{row['parameters']:,} parameters ({row['share']:.1%})"
     lines.append(f"kept        {row['kept']} of {row['of']} directions, {size}")

@@ -12,9 +12,10 @@ at most (fixed-sequence test; Westfall and Krishen 2001, "Optimally weighted, fi
 testing procedures"): the first such size in the order is accepted in 5 % of cases, and where it is not, nothing after
 it is asked.
 
-**With recovery** there are two such orders, and each has half of the doubt (Bonferroni): the sizes as they are cut, and
-smaller ones after recovery. So steps that do not help, which add noise of their own, cannot stop a cut that is good
-enough by itself.
+**Recovery** is tried where more than `ENOUGH` of the parameters is left by that order, for sizes below the one it took:
+each half of the one before, as long as the rows of the choice promise that the proof accepts it. So there are two
+orders, and they share the doubt (Bonferroni): `DOUBTS`. Steps that do not help, which add noise of their own, cannot
+stop a cut that is good enough by itself.
 """
 
 from __future__ import annotations
@@ -30,8 +31,14 @@ COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """Parts of the parameters that are tried first; 0: one direction in all."""
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
 """Those of the whole curve: about a factor of 1.4 apart."""
-PROOFS, PROOFS_WITH_RECOVERY = 6, 5
-"""Sizes of the proof at most, as they are cut; fewer where others are proved after recovery."""
+PROOFS = 6
+"""Sizes of the proof at most, as they are cut."""
+ENOUGH = 1 / 4
+"""Part of the parameters that is small enough: recovery is for what is left above it, since it costs more time than the
+cut itself."""
+DOUBTS = (0.03, 0.02)
+"""Of the sizes as they are cut and of those after recovery, where both may be asked; together 1 - CONFIDENCE. Of eleven
+fits at the whole doubt two would have kept more at 0.03 and three more at 0.025."""
 ABOVE, BELOW = 4.0, 2**-0.5
 """The first size of the proof is at least so many times the one that was found, and the last one is this part of it.
 The first is far above, because where it is rejected nothing is proved, and few rows for the choice are often too
@@ -72,8 +79,8 @@ class Search:
     ) -> None:
         self.ladder, self.limit = ladder, limit
         self._measure, self._recover, self._prove, self._ahead = measure, recover, prove, ahead
-        self._doubt = (1 - CONFIDENCE) / (1 if recover is None else 2)
-        """Of each order of sizes."""
+        whole = 1 - CONFIDENCE
+        self._doubt, self._doubt_after_recovery = (whole, 0.0) if recover is None else DOUBTS
         self.points: dict[int, Point] = {}
         """Place -> what was measured of this size."""
 
@@ -99,16 +106,15 @@ class Search:
             self.points[index] = replace(self.point(index), recovered=self._recover(index))
         return self.points[index]
 
-    def proved(self, index: int) -> Point:
+    def proved(self, index: int, doubt: float = 1 - CONFIDENCE) -> Point:
         """This size, measured on the rows of the proof as it would be taken."""
         found = self._prove(index, self.point(index).gains_by_recovery)
-        accepted = found.upper(doubt=self._doubt) <= self.limit
-        self.points[index] = replace(self.point(index), proof=found, accepted=accepted)
+        self.points[index] = replace(self.point(index), proof=found, accepted=found.upper(doubt=doubt) <= self.limit)
         return self.points[index]
 
-    def promises(self, point: Point) -> bool:
+    def promises(self, point: Point, doubt: float) -> bool:
         """Whether the proof would accept it, were its mean on those rows the same."""
-        return point.best is not None and point.best.upper(*self._ahead, doubt=self._doubt) <= self.limit
+        return point.best is not None and point.best.upper(*self._ahead, doubt=doubt) <= self.limit
 
     def choose(self, wholly: bool = False) -> Point | None:
         """The smallest size that the proof accepts in its order; None: there is none.
@@ -117,18 +123,18 @@ class Search:
             wholly: measure the whole curve on the rows of the choice.
         """
         found = self._found(SHARES if wholly else COARSE, wholly)
-        last = self.ladder.share(found) * (BELOW if self._recover is None else 1)
-        chosen = self._last_accepted(self._order(found, last))
-        if self._recover is not None:  # of sizes below all of that order: what was proved as it is cut stays so
-            chosen = self._last_accepted(self._promising_after_recovery(found)) or chosen
-        return chosen
+        chosen = self._last_accepted(self._order(found), self._doubt)
+        if self._recover is not None and (chosen is None or self.ladder.share(chosen) > ENOUGH):
+            promising = self._promising_after_recovery(chosen or 0)
+            recovered = self._last_accepted(promising, self._doubt_after_recovery)
+            chosen = chosen if recovered is None else recovered
+        return None if chosen is None else self.points[chosen]
 
-    def _order(self, found: int, last: float) -> list[int]:
-        """Places of the proof, in equal ratios from a size that is safe down to this part of the parameters."""
+    def _order(self, found: int) -> list[int]:
+        """Places of the proof, in equal ratios from a size that is safe down to a little below the one at `found`."""
         share = self.ladder.share(found)
-        first = max(share, min(LARGEST, max(ABOVE * share, self._safe())))
-        count = PROOFS if self._recover is None else PROOFS_WITH_RECOVERY
-        shares = [first * (last / first) ** (step / (count - 1)) for step in range(count - 1)]
+        first, last = max(share, min(LARGEST, max(ABOVE * share, self._safe()))), BELOW * share
+        shares = [first * (last / first) ** (step / (PROOFS - 1)) for step in range(PROOFS - 1)]
         return [self.ladder.at(each) for each in (*shares, last)]
 
     def _safe(self) -> float:
@@ -147,14 +153,14 @@ class Search:
             safe = min(safe, self.ladder.share(index))
         return safe
 
-    def _last_accepted(self, order: Sequence[int]) -> Point | None:
-        """The last of these sizes, from the largest down, that the proof accepts before it rejects one."""
+    def _last_accepted(self, order: Sequence[int], doubt: float) -> int | None:
+        """The last of these places, from the largest size down, that the proof accepts before it rejects one."""
         chosen = None
         for index in self._smaller(order):
-            if not self.proved(index).accepted:
+            if not self.proved(index, doubt).accepted:
                 break
             chosen = index
-        return None if chosen is None else self.points[chosen]
+        return chosen
 
     def _smaller(self, order: Sequence[int]) -> list[int]:
         """Those places that lose something, each once, the largest size first."""
@@ -164,13 +170,13 @@ class Search:
         """The place of the smallest size that promises to be within tolerance before the first that does not; the
         first place, where none does."""
         accepted, rejected = 0, None
-        if self.ladder.share(0) < 1 and not self.promises(self.measured(0)):
+        if self.ladder.share(0) < 1 and not self.promises(self.measured(0), self._doubt):
             return 0
         for share in shares:
             index = self.ladder.at(share)
             if index == accepted or (not wholly and len(self.points) >= TRIES):
                 continue
-            promises = self.promises(self.measured(index))
+            promises = self.promises(self.measured(index), self._doubt)
             if promises and rejected is None:
                 accepted = index
             elif not promises:
@@ -181,7 +187,7 @@ class Search:
             between = self._between(accepted, rejected)
             if between is None:
                 break
-            if self.promises(self.measured(between)):
+            if self.promises(self.measured(between), self._doubt):
                 accepted = between
             else:
                 rejected = between
@@ -202,7 +208,7 @@ class Search:
             index = half if rejected is None else self._between(accepted, rejected)
             if index is None or index == accepted:
                 break
-            if self.promises(self.recovered(index)):
+            if self.promises(self.recovered(index), self._doubt_after_recovery):
                 accepted = index
                 promising.append(index)
             else:

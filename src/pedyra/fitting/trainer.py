@@ -45,7 +45,7 @@ def fit(
     trainer: Trainer,
     *,
     tolerance: float = 0.01,
-    recover: int = 0,
+    recover: int | None = None,
     parameters: int | None = None,
     max_rank: int | None = None,
     same_rank: bool = False,
@@ -66,7 +66,8 @@ def fit(
 
     Args:
         tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
-        recover: also try smaller sizes, each after so many steps towards what the whole adapter says.
+        recover: steps towards what the whole adapter says, after which smaller sizes are tried where a cut alone leaves
+            more than a quarter; 0: none. By default one for each calibration batch, which are 128 at most.
         parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
         max_rank: no layer keeps more.
         same_rank: every layer keeps the same rank.
