@@ -243,6 +243,9 @@ def fit(
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=64, help="Rows at most to calibrate and to prove; half to choose.")] = 1024,
+    general: Annotated[
+        Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="Of --data: cut rows to N tokens; default: as the base can.")
     ] = None,
@@ -261,6 +264,8 @@ def fit(
     rank = _rank(max_rank)
     if len(adapters) > 1 and rank != AUTO:
         raise ValueError(f"{len(adapters)} adapters are fitted together with --max-rank auto; else give one")
+    if general is not None and rank == AUTO:
+        raise ValueError("--general goes with one size of one adapter, not with --max-rank auto")
     if parameters is not None and rank == AUTO:
         raise ValueError("--parameters goes with one size of one adapter, not with --max-rank auto")
     outs = _outs(adapters, out)
@@ -277,7 +282,7 @@ def fit(
         same_rank=same_rank, multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
         recover=recover, rows=rows, curve=curve,
     )  # fmt: skip
-    source = Source(data=data, run=run, max_length=max_length)
+    source = Source(data=data, run=run, max_length=max_length, general=general)
     console = new_console()
     how: dict[str, Any] = {"overwrite": overwrite, "shown": console.is_terminal}
     if rank == AUTO:

@@ -24,11 +24,12 @@ from pedyra.fitting.calibration import (
 )
 from pedyra.fitting.curve import Ladder, Shape, by_type, point, whole
 from pedyra.fitting.cut import Factors, cut_factors
+from pedyra.fitting.general import Forgetting, Slopes, harm_first, slopes_at_half
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
 from pedyra.fitting.recover import distill, replaced
 from pedyra.fitting.result import Fit, Metrics
 from pedyra.fitting.search import RECOVERIES, Search
-from pedyra.fitting.verdict import Increase, Point, Tolerance, paired, verdict
+from pedyra.fitting.verdict import Increase, Point, Ranks, Tolerance, paired, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,18 @@ class Rows:
     """Other such batches."""
     told: str = ""
     """Which rows they are, in words."""
+    general: GeneralRows | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralRows:
+    """Batches of text that the adapter should not make the model forget, on this process."""
+
+    judge: Judge
+    slopes: Sequence[Batch]
+    """For gradients."""
+    proof: Sequence[Batch]
+    """Of other rows."""
 
 
 def fit_batches(
@@ -135,9 +148,11 @@ def fit_batches(
 class _Held:
     """Held-out rows on which any size is compared with the whole adapter, batch by batch."""
 
-    def __init__(self, fitting: _Fitting, batches: Sequence[Batch], predicts: bool = False) -> None:
+    def __init__(
+        self, fitting: _Fitting, batches: Sequence[Batch], predicts: bool = False, judge: Judge | None = None
+    ) -> None:
         self._fitting, self._batches, self._predicts = fitting, batches, predicts
-        self._judge = fitting.judge
+        self._judge = judge or fitting.judge
         self.weights = gather_object([self._judge.samples(batch) for batch in batches])
         self.metrics: Metrics = {}
         """Of the last pass."""
@@ -180,7 +195,9 @@ class _Fitting:
     def _steps(self) -> int:
         """Of recovery; none by default where the model gives nothing that can be compared."""
         steps, batches = self.wanted.recover, self.rows.calibration
-        if steps == 0:
+        if steps and self.rows.general:
+            raise ValueError("recovery learns what the whole adapter says, and what it forgets too; leave recover out")
+        if steps == 0 or self.rows.general:
             return 0
         why = "it gives no logits"
         try:
@@ -201,6 +218,10 @@ class _Fitting:
         self.bar.set_description("calibration")
         seen = self.counted(self.rows.calibration)
         self.calibration = calibrate(self.judge, seen, adapter=self.adapter)
+        if general := self.rows.general:
+            self.bar.set_description("what harms general text")
+            task = self._slopes(self.judge, self.rows.calibration)
+            self.calibration = harm_first(self.calibration, task, self._slopes(general.judge, general.slopes))
         self.ladder = Ladder(self.calibration, self.shape)
         asked = None if wanted.parameters is None else self.ladder.within(wanted.parameters)
         self.bar.set_description("whole adapter")
@@ -228,6 +249,9 @@ class _Fitting:
                 raise NotWithin(self._refusal(search, limit))
         return self._found(search, chosen, limit, metrics)
 
+    def _slopes(self, judge: Judge, batches: Sequence[Batch]) -> Slopes:
+        return slopes_at_half(judge, self.counted(batches), self.calibration, adapter=self.adapter)
+
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items, each told as a batch that is done."""
         for item in items:
@@ -241,6 +265,8 @@ class _Fitting:
         recovery = RECOVERIES * self.steps * (calibrated + evaluated)
         evaluations = EVALUATIONS_WITH_RECOVERY if self.steps else EVALUATIONS
         seconds = calibration * calibrated + evaluations * held * evaluated + recovery
+        if general := self.rows.general:
+            seconds += (calibration + len(general.slopes)) * calibrated + 3 * len(general.proof) * evaluated
         time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         text = (
             f"fit: {calibration} batches of calibration and at most {evaluations} evaluations of {held} held-out "
@@ -270,10 +296,13 @@ class _Fitting:
             factors = self.recovered[place]
         else:
             factors = cut_factors(self.model, self.calibration, chosen.ranks, self.adapter)
+        forgetting = self._forgetting(chosen.ranks)
         curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
         ranks = {layer.rank for layer in self.calibration.layers.values()}
         rank = ranks.pop() if len(ranks) == 1 else None
         kind, words = verdict(chosen, curve, limit, rank, self.judge.measure)
+        if forgetting is not None and limit.learned:
+            kind, words = forgetting.verdict()
         if self.wanted.parameters is not None and chosen.share == 1:
             words = (
                 f"unknown: the adapter has {chosen.parameters:,} parameters, no more than the "
@@ -290,10 +319,25 @@ class _Fitting:
             verdict=kind,
             words=words,
             measure=self.judge.measure,
+            forgetting=forgetting,
             rows=self.rows.told,
             metrics={name: each for name, each in {**metrics, "smaller": smaller}.items() if each},
             model=self.model,
             adapter=self.adapter,
+        )
+
+    def _forgetting(self, ranks: Ranks) -> Forgetting | None:
+        """What this size does to general text, where there is some."""
+        if self.rows.general is None:
+            return None
+        self.bar.set_description("general text")
+        held = _Held(self, self.rows.general.proof, judge=self.rows.general.judge)
+        base = held.losses(partial(disabled, self.model))
+        smaller = held.losses(partial(truncated, self.model, self.calibration, ranks, self.adapter))
+        return Forgetting(
+            whole=paired(base, held.whole, held.weights),
+            smaller=paired(base, smaller, held.weights),
+            undone=paired(held.whole, smaller, held.weights),
         )
 
     def _refusal(self, search: Search, limit: Tolerance) -> str:

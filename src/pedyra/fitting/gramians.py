@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,13 @@ class Measured:
     def increases(self) -> Float[Tensor, " r"]:
         """By how much the loss of a sample rises, about, without each direction alone."""
         return removal_increases(self.basis.values, self.tokens_per_sample)
+
+    def reordered(self, worth: Float[Tensor, " r"]) -> Measured:
+        """The same directions, the one of least worth last, whose `worth` per parameter says when they go among all."""
+        order = worth.argsort(descending=True)
+        values = (worth[order] * self.parameters).sqrt()
+        basis = Balance(self.basis.T[order], self.basis.inverse[:, order], values)
+        return replace(self, basis=basis, slopes=self.slopes[:, order], tokens_per_sample=2.0)
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,24 @@ class Gramians:
             found = torch.cat([part[1][name] for part in parts])[kept]
             layers[name] = Measured(basis, found, tokens[name] / total, parameters[name])
         return Calibration(layers, samples[kept], sum(part[2] for part in parts))
+
+    def mean_slopes(
+        self, bases: Mapping[str, Balance], joined: Callable[[list[Any]], list[Any]] = list
+    ) -> dict[str, Tensor]:
+        """Layer -> the slope of the mean loss over all samples along the gate of each direction of these bases `(r,)`.
+        Waits for the device.
+
+        Args:
+            joined: as in `calibration`.
+        """
+        samples = torch.stack(self._samples).double().cpu()
+        sums = {
+            name: (samples[:, None] * gate_slopes(torch.stack(self._layers[name].K).cpu(), basis)).sum(0)
+            for name, basis in bases.items()
+        }
+        parts = joined([(samples.sum(), sums)])
+        total = torch.stack([count for count, _ in parts]).sum()
+        return {name: torch.stack([part[name] for _, part in parts]).sum(0) / total for name in bases}
 
     def tensors(self) -> dict[str, Tensor]:
         """The state between two steps, for a checkpoint."""

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from pedyra.fitting.curve import whole
 from pedyra.fitting.cut import Factors, check_out, cut_live, write_cut
+from pedyra.fitting.general import Forgetting
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.verdict import Increase, Point, Tolerance
 from pedyra.lora.export import saved_lora
@@ -42,11 +43,13 @@ class Fit:
     factors: Factors = field(repr=False)
     """A and B of each layer, as taken."""
     verdict: str
-    """flat, capacity-limited or unknown."""
+    """flat, capacity-limited or unknown; with general text forgets less or unknown."""
     words: str
     """The verdict as a sentence."""
     measure: str = "loss"
     """What rises."""
+    forgetting: Forgetting | None = None
+    """What this size does to general text, where some was given."""
     rows: str = ""
     """Which rows it was measured on, in words."""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
@@ -84,6 +87,10 @@ class Fit:
         }
         if self.recover_steps:
             row |= {"recover_steps": self.recover_steps, "recovered": chosen.gains_by_recovery}
+        if self.forgetting is not None:
+            for name in ("whole", "smaller", "undone"):
+                found: Increase = getattr(self.forgetting, name)
+                row |= {f"general_{name}": found.mean, f"general_{name}_standard_error": found.error}
         if self.metrics:
             row["metrics"] = {key: dict(values) for key, values in self.metrics.items()}
         return {**row, "ranks": self.ranks}
@@ -195,6 +202,8 @@ def told(fit: Fit) -> str:
         lines.append(f"rows        {fit.rows}")
     won = f"{limit.won.mean:.4f} ± {limit.won.error:.4f}"
     lines.append(f"won         {won} of the {fit.measure}; {limit.part:.1%} of it is {limit.loss:.4f}")
+    if fit.forgetting is not None:
+        lines += _forgetting(fit.forgetting)
     if fit.is_whole:
         return "\n".join([*lines, "kept        everything", *_metrics(fit.metrics)])
     if after := fit.chosen.recovered:
@@ -211,6 +220,17 @@ def told(fit: Fit) -> str:
         if fit.asked and not fit.chosen.accepted:
             lines.append("            not proved to be within the tolerance: the size was asked for")
     return "\n".join([*lines, *_metrics(fit.metrics)])
+
+
+def _forgetting(found: Forgetting) -> list[str]:
+    """What general text loses with the whole adapter and with the smaller one."""
+    rises = f"the loss rises by {found.whole.mean:+.4f} ± {found.whole.error:.4f} with the whole adapter"
+    low, high = found.undone.interval()
+    batches = f"on {found.undone.batches} batches of its own"
+    return [
+        f"general     {rises}, by {found.smaller.mean:+.4f} ± {found.smaller.error:.4f} with the smaller one",
+        f"            a difference of {found.undone.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %), {batches}",
+    ]
 
 
 def _metrics(found: Mapping[str, Metrics]) -> list[str]:

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
-from pedyra.fitting.fit import Rows, Wanted, fit_batches
-from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
+from pedyra.fitting.fit import LEAST, GeneralRows, Rows, Wanted, fit_batches
+from pedyra.fitting.general import text_batches, texts_of
+from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite, shifts
 from pedyra.fitting.result import Fit
 from pedyra.lora.export import active_adapter
 from pedyra.lora.folder import SavedLora, check_plain
@@ -37,6 +39,8 @@ CALIBRATION = 128
 """Batches of calibration at most."""
 GENERATED_ROWS = 128
 """Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
+GENERAL_TOKENS = 256
+"""Of a general text, at most."""
 FP16_SCALE = 1024.0
 """Of a loss whose gradients are half precision: they would underflow."""
 
@@ -52,6 +56,7 @@ def fit(
     multiple_of: int = 1,
     drop_types: Sequence[str] = (),
     data: Any = None,
+    general: Any = None,
     rows: int = 1024,
     curve: bool = False,
     adapter: str | None = None,
@@ -75,6 +80,9 @@ def fit(
         drop_types: module types that keep none, e.g. ("q_proj", "k_proj").
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
             trained on, with a warning.
+        general: texts that the model should not forget, as a list or as rows with the column `text`, for a model that
+            writes. What goes is then what harms them most for what it does for the task, and half of them tell what
+            came of it. Without recovery, which would bring back what was forgotten.
         rows: to calibrate with and for the proof, at most; half as many for the choice.
         curve: measure the whole curve, not only what the choice needs.
         adapter: its name, where several are active.
@@ -97,10 +105,12 @@ def fit(
         rows=rows,
         curve=curve,
     )
-    return fit_trainer(trainer, wanted, data=data, adapter=adapter)
+    return fit_trainer(trainer, wanted, data=data, general=general, adapter=adapter)
 
 
-def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, adapter: str | None = None) -> Fit:
+def fit_trainer(
+    trainer: Trainer, wanted: Wanted, *, data: Any = None, general: Any = None, adapter: str | None = None
+) -> Fit:
     """`fit` of a record."""
     _check_whole(trainer)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -108,9 +118,15 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, adapter: 
     _check_live(model, adapter)
     wanted.shape([*lora_layers(model, adapter)], more=False)  # before anything is measured
     with _untouched(trainer, model):
-        rows = _rows(trainer, data, wanted)
+        texts = None if general is None else _general_rows(trainer, model, general, wanted.rows)
+        rows = replace(_rows(trainer, data, wanted), general=texts)
         judge = judged = TrainerJudge(trainer, model)
         if _completions(trainer) or getattr(trainer.args, "loss_type", None) == "dft":
+            if texts is not None:
+                raise ValueError(
+                    f"general text is weighed against the loss of the task, and that of {type(trainer).__name__} says "
+                    f"nothing about held-out rows; leave general out"
+                )
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
         shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
         return fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
@@ -261,6 +277,49 @@ def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
         f"the proof"
     )
     return Rows(**batches, told=told)
+
+
+class TextJudge(Judge):
+    """Judges text by the loss of a language model, at the precision at which a Trainer trains."""
+
+    def __init__(self, trainer: Any, model: Any) -> None:
+        super().__init__(model, loss=self._of_text)
+        self._trainer = trainer
+        self.loss_scale = FP16_SCALE if trainer.args.fp16 else 1.0
+
+    def _of_text(self, model: Any, batch: Batch) -> Tensor:
+        with self._trainer.accelerator.autocast():
+            return model(**send_to_device(dict(batch), self._trainer.args.device)).loss
+
+    def trained_loss(self, batch: Batch) -> Tensor:
+        return super().trained_loss(batch) * self.loss_scale
+
+
+def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
+    """Half of the general texts for gradients, and half for the proof: this process's batches of them."""
+    if not shifts(model):
+        kind = type(model.get_base_model()).__name__
+        raise ValueError(f"general text is for a model that writes, and this is {kind}; leave general out")
+    if trainer.processing_class is None:
+        raise ValueError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
+    texts = texts_of(general)
+    processes, process = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    size = min(BATCH, trainer.args.per_device_eval_batch_size)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(trainer.args.seed))
+    step = size * processes  # as many in every process
+    half = min(max(most // 4, LEAST * step), len(texts) // 2) // step * step
+    if half < LEAST * step:
+        raise ValueError(
+            f"general has {len(texts)} texts, and it takes {LEAST} batches of {step} for gradients and {LEAST} for the "
+            f"proof; give at least {2 * LEAST * step}"
+        )
+
+    def batches(part: Tensor) -> list[Batch]:
+        every = text_batches(trainer.processing_class, [texts[index] for index in part], size, GENERAL_TOKENS)
+        return every[process::processes]
+
+    slopes, proof = (batches(part) for part in (order[:half], order[half : 2 * half]))
+    return GeneralRows(judge=TextJudge(trainer, model), slopes=slopes, proof=proof)
 
 
 def _completions(trainer: Any) -> int:

@@ -118,7 +118,7 @@ class Point:
         return self.recovered if self.gains_by_recovery else self.measured
 
 
-CAPACITY_LIMITED, FLAT, UNKNOWN = "capacity-limited", "flat", "unknown"
+CAPACITY_LIMITED, FLAT, UNKNOWN, FORGETS_LESS = "capacity-limited", "flat", "unknown", "forgets less"
 
 
 def verdict(

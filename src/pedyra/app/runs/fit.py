@@ -48,6 +48,16 @@ class Source:
     """The run folder that says model and data: its training rows calibrate, and those held out are for the rest."""
     max_length: int | None = None
     """Tokens of a row of `data`, at most; None: as many as the base and its tokenizer take."""
+    general: Path | None = None
+    """A file of rows with the column `text`, which the model should not forget."""
+
+    def texts(self) -> list[Any] | None:
+        """The general text, if there is some. ValueError for a file that cannot be read."""
+        return (
+            None
+            if self.general is None
+            else list(read_test_rows(str(self.general), None, "train", ["text"], "--general"))
+        )
 
     def folder(self, path: Path) -> Path | None:
         """The run folder that says model and data, if there is one. ValueError where `run` is none."""
@@ -72,8 +82,9 @@ def fit_folder(
             shape that cannot be had within tolerance.
     """
     check_out(out, overwrite)
+    general = source.texts()
     with opened(path, wanted, source, shown=shown) as adapter:
-        found = fit_trainer(adapter.trainer, wanted)
+        found = fit_trainer(adapter.trainer, wanted, general=general)
         found.write(adapter.lora, out)
     return found
 

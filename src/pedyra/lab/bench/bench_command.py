@@ -157,6 +157,24 @@ def sizes(
 
 
 @app.command()
+def forgetting(
+    runs: Runs,
+    general: Annotated[Path, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")],
+    rows: Annotated[int, typer.Option(min=16, help="Of training, to calibrate with.")] = 1024,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Cut trained LoRAs so that they forget less, and scale them down; the loss of the task and of general text."""
+    _ready(threads)
+    from pedyra.app.tasks.sources import read_test_rows
+    from pedyra.lab.bench.cuts import bench_forgetting
+
+    texts = read_test_rows(str(general), None, "train", ["text"], "--general")
+    found = _kept(json_file, bench_forgetting(runs, texts, rows))
+    _print(new_console(), found, ["run", "way", "amount", "loss", "general_loss"])
+
+
+@app.command()
 def planted(
     chosen: Annotated[list[str] | None, _methods("all but qlora, and the oracle")] = None,
     profiles: Annotated[

@@ -1,10 +1,11 @@
 """Trained LoRAs that are cut: in different ways to one size (`pedyra bench cuts`), by fits whose promise is counted
-(`pedyra bench bound`), and to the sizes of smaller ones that were trained from the start (`pedyra bench sizes`)."""
+(`pedyra bench bound`), to the sizes of smaller ones that were trained from the start (`pedyra bench sizes`), and so
+that they forget less (`pedyra bench forgetting`)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -22,8 +23,9 @@ from pedyra.app.tasks import load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.cut import Factors, cut_factors, singular_basis
+from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.gramians import Calibration, Measured
-from pedyra.fitting.judge import Cut, Judge
+from pedyra.fitting.judge import Batch, Cut, Judge, model_loss, model_outputs, shifts
 from pedyra.fitting.recover import distill, replaced
 from pedyra.fitting.search import Search
 from pedyra.fitting.verdict import Increase, Tolerance, paired
@@ -50,7 +52,10 @@ class TrainedLora:
         tokenizer = load_tokenizer(recipe.model)
         task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
-        self.judge = Judge(self.model)
+        self.tokenizer = tokenizer
+        self.judge = Judge(
+            self.model, *((in_bf16(model_loss), in_bf16(model_outputs)) if recipe.training.get("bf16") else ())
+        )
         generator = torch.Generator().manual_seed(recipe.seed)
 
         def batches(part: Any, count: int) -> DataLoader[Any]:
@@ -61,6 +66,11 @@ class TrainedLora:
         self.batches = list(batches(task.eval, len(task.eval) if held_out is None else held_out))
         self.weights = [self.judge.samples(batch) for batch in self.batches]
         self.whole = self.losses()
+
+    @property
+    def kind(self) -> str:
+        """What its class is called."""
+        return type(self.model.get_base_model()).__name__
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -87,6 +97,16 @@ class TrainedLora:
     def mean(self, losses: Sequence[float]) -> float:
         """Over the samples of all held-out batches."""
         return paired([0.0] * len(losses), losses, self.weights).mean
+
+
+def in_bf16(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, as a run with `training.bf16` computes it."""
+
+    def call(*args: Any) -> Any:
+        with torch.autocast(args[0].device.type, torch.bfloat16):
+            return function(*args)
+
+    return call
 
 
 def bench_cuts(
@@ -291,6 +311,69 @@ def _against(
                 "seconds": seconds, "training_seconds": large["seconds"],
                 "sweep_seconds": row["seconds"] + sum(each["seconds"] for each in tuned),
             }  # fmt: skip
+
+
+SCALES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
+CUT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.7)
+GENERAL_ROWS, GENERAL_TOKENS = 192, 128
+
+
+def bench_forgetting(
+    runs: Sequence[Path], general: Sequence[Any], rows: int = 1024, held_out: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """One row for each run and way to forget less: the loss of the task, and that of general text.
+
+    Ways: `base` and `whole`; `scaled`, the whole adapter times `amount`; `task` and `general`, what is left of a cut to
+    this part of the parameters, in the order of `pedyra fit` and in that of `pedyra fit --general`.
+
+    Args:
+        general: texts, or rows with the column `text`; half of them say what harms them, and half are measured on.
+        rows: of training, to calibrate with, at most.
+        held_out: rows of the task to be judged by, at most; None: all of them.
+    """
+    texts = texts_of(general)[:GENERAL_ROWS]
+    if len(texts) < 4 * BATCH:
+        raise ValueError(f"general has {len(texts)} texts, and it takes at least {4 * BATCH}; give more")
+    for run in runs:
+        finished_run(run)  # told before anything is measured
+    for run in runs:
+        trained = TrainedLora(run, rows, held_out)
+        if not shifts(trained.model):
+            raise ValueError(f"{run}: general text is for a model that writes, and this is {trained.kind}")
+        batches = text_batches(trained.tokenizer, texts, BATCH, GENERAL_TOKENS)
+        yield from _forgetting(str(run), trained, batches[::2], batches[1::2])
+
+
+def _forgetting(
+    run: str, trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Batch]
+) -> Iterator[dict[str, Any]]:
+    weights = [trained.judge.samples(batch) for batch in held]
+    none = [0.0] * len(held)
+
+    def row(way: str, amount: float, cut: Cut) -> dict[str, Any]:
+        general = list(trained.judge.losses(held, cut))
+        losses = trained.mean(trained.losses(cut)), paired(none, general, weights).mean
+        return {"run": run, "way": way, "amount": amount, "loss": losses[0], "general_loss": losses[1]}
+
+    yield row("base", 0.0, partial(disabled, trained.model))
+    yield row("whole", 1.0, partial(evaluating, trained.model))
+    for scale in SCALES:
+        yield row("scaled", scale, partial(_scaled, trained, scale))
+    training = list(trained.training)
+    of_task, of_text = (slopes_at_half(trained.judge, each, trained.calibration) for each in (training, slopes))
+    for way, shares in (("general", CUT_SHARES), ("task", SHARES[:2])):
+        calibration = harm_first(trained.calibration, of_task, of_text) if way == "general" else trained.calibration
+        ladder = Ladder(calibration, Shape())
+        for share in shares:
+            size = ladder.point(ladder.at(share))
+            yield row(way, size.share, partial(truncated, trained.model, calibration, size.ranks))
+
+
+@contextmanager
+def _scaled(trained: TrainedLora, scale: float) -> Iterator[None]:
+    """While it lasts, each layer adds this part of what the adapter gives."""
+    with evaluating(trained.model), scaled(trained.model, scale):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""General text: what a fine-tuned model should not forget, and which directions of its adapter make it forget.
+
+An adapter lowers the loss of its task, and often raises that of other text. Half of the adapter lies in the middle of
+the straight path from the base model to the whole one. There the slope of a loss along each direction's gate tells what
+part of the loss's change over the path is that direction's (integrated gradients by the midpoint rule; Sundararajan,
+Taly, Yan 2017, "Axiomatic attribution for deep networks"). A direction that harms general text much for what it does
+for the task goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from jaxtyping import Float
+from torch import Tensor
+
+from pedyra.fitting.calibration import lora_layers, measuring
+from pedyra.fitting.gramians import Calibration, Gramians
+from pedyra.fitting.judge import Batch, Judge
+from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Increase
+
+Slopes = dict[str, Float[Tensor, " r"]]
+"""Layer -> dL/dz_i of each of its directions, in the order of a calibration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    """By how much the loss of general text rises, on rows that had no part in the choice."""
+
+    whole: Increase
+    """From the base model to the whole adapter."""
+    smaller: Increase
+    """From the base model to the size that was taken."""
+    undone: Increase
+    """From the whole adapter to that size; negative where it forgets less."""
+
+    def verdict(self) -> tuple[str, str]:
+        """Whether the smaller adapter forgets less, clear of noise, and the same in words."""
+        low, high = self.undone.interval()
+        told = f"{self.undone.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %)"
+        if self.whole.lower() <= 0:
+            return UNKNOWN, (
+                f"unknown: the adapter has not raised the loss of general text beyond its noise "
+                f"({self.whole.mean:+.4f} ± {self.whole.error:.4f}), so there is nothing to undo"
+            )
+        if high >= 0:
+            return UNKNOWN, f"unknown: these rows do not tell whether less is forgotten ({told}); give more of them"
+        left = max(0.0, self.smaller.mean / self.whole.mean)
+        return FORGETS_LESS, f"forgets less: {left:.0%} of what the adapter costs general text is left"
+
+
+@contextmanager
+def scaled(model: Any, part: float, adapter: str = "default") -> Iterator[None]:
+    """While it lasts, each layer adds this part of what the adapter gives."""
+    layers = lora_layers(model, adapter).values()
+    before = [layer.scaling[adapter] for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling[adapter] *= part
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[adapter] = scaling
+
+
+def slopes_at_half(
+    judge: Judge, batches: Iterable[Batch], calibration: Calibration, *, adapter: str = "default"
+) -> Slopes:
+    """The slope of the mean loss of these batches along the gate of each direction, where every gate is at a half.
+
+    A forward and a backward pass per batch, in evaluation mode; nothing of the model changes. The processes of
+    accelerate have other batches, as many each; all of them are given the same.
+    """
+    slots = {name: layer.lora_A[adapter] for name, layer in lora_layers(judge.model, adapter).items()}
+    gramians = Gramians({name: slot.weight for name, slot in slots.items()})
+    with scaled(judge.model, 0.5, adapter), measuring(judge, slots, gramians, set()) as measure:
+        for batch in batches:
+            measure(batch)
+    found = gramians.mean_slopes({name: layer.basis for name, layer in calibration.layers.items()}, gather_object)
+    return {name: 2 * slopes for name, slopes in found.items()}  # what was seen is z dL/dz, at z = 1/2
+
+
+def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> Calibration:
+    """The same directions, in the order in which they go: first those whose part in the fall of the task's loss is the
+    least for their part in the rise of the general one. Those that do no harm follow, by their worth to the task for
+    each parameter.
+    """
+    entries = []
+    for name, layer in calibration.layers.items():
+        for index, (gain, harm) in enumerate(zip((-task[name]).tolist(), general[name].tolist(), strict=True)):
+            ratio = gain / harm if harm > 0 else gain / layer.parameters
+            entries.append(((harm <= 0, ratio), name, index))
+    place = {(name, index): number for number, (_, name, index) in enumerate(sorted(entries), 1)}
+    layers = {
+        name: layer.reordered(torch.tensor([float(place[name, index]) for index in range(layer.rank)]).double())
+        for name, layer in calibration.layers.items()
+    }
+    return replace(calibration, layers=layers)
+
+
+def text_batches(tokenizer: Any, texts: Sequence[str], size: int, length: int) -> list[Batch]:
+    """Texts as a language model is judged on them, at most `length` tokens of each, in batches of `size` rows."""
+    rows = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
+    pad = tokenizer.pad_token_id or 0
+    batches = []
+    for start in range(0, len(rows), size):
+        ids = [torch.tensor(row) for row in rows[start : start + size]]
+        padded, labels = (
+            torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=value) for value in (pad, -100)
+        )
+        batches.append({"input_ids": padded, "attention_mask": (labels != -100).long(), "labels": labels})
+    return batches
+
+
+def texts_of(rows: Any) -> list[str]:
+    """The texts of a list of them, or of rows with the column `text`. Raises ValueError: a row has none."""
+    texts: list[str] = []
+    for number, row in enumerate(rows, 1):
+        text = row.get("text") if isinstance(row, Mapping) else row
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"general row {number} has no text: {text!r}; give texts, or rows with a column text")
+        texts.append(text)
+    return texts
