@@ -272,17 +272,20 @@ def rank_curve() -> Cells:
 
 @table("language")
 def language() -> Cells:
-    """A language that the model hardly knows, each method at its best rate."""
-    rates, found = (0.001, 0.003, 0.01, 0.03), rows("language")
-    cells = [["method", "r", *(f"rate {rate:g}" for rate in rates), "loss at the best", "lower than LoRA's, r = 1, by"]]
-    narrow = by_seed(where(found, kind="reported", method="lora", budget=1), "eval_loss")
-    for method, r in dict.fromkeys((row["method"], row["budget"]) for row in found):
+    """Text that a real decoder hardly knows, each method at its best rate."""
+    rates, every = (0.001, 0.003, 0.01, 0.03), rows("language")
+    heads = [*(f"rate {rate:g}" for rate in rates), "loss at the best", "lower than LoRA's, r = 1, by"]
+    cells = [["text", "method", "r", *heads]]
+    for task, method, r in dict.fromkeys((row["task"], row["method"], row["budget"]) for row in every):
+        found = where(every, task=task)
+        narrow = by_seed(where(found, kind="reported", method="lora", budget=1), "eval_loss")
         tried = where(found, kind="tuning", method=method, budget=r)
         tuned = {row["learning_rate"]: f"{row['eval_loss']:.3f}" for row in tried}
         losses = by_seed(where(found, kind="reported", method=method, budget=r), "eval_loss")
         lower = "" if losses == narrow else gain(narrow, losses)
         name = "LoRA" if method == "lora" else method
-        cells.append([name, str(r), *(tuned.get(rate, "") for rate in rates), spread(losses.values()), lower])
+        told = [*(tuned.get(rate, "") for rate in rates), spread(losses.values()), lower]
+        cells.append([TEXTS[task], name, str(r), *told])
     return cells
 
 
@@ -333,6 +336,39 @@ def sizes() -> Cells:
         took = [f"{mean(row[key] for row in of) / 60:.1f} min" for key in ("seconds", "sweep_seconds")]
         cells.append([shown, str(r), *losses, str(steps), difference([row["lora_less_cut"] for row in of]), *took])
     return cells
+
+
+@table("forgetting")
+def forgetting() -> Cells:
+    """What a cut for general text undoes, against the whole adapter times a factor, at no more loss of the task."""
+    cells = [["way", "amount", "rise of the task's loss", "rise of the general loss", "less than scaled by"]]
+    every = rows("forgetting")
+    runs = {run: where(every, run=run) for run in dict.fromkeys(row["run"] for row in every)}
+    of = {run: {(row["way"], round(20 * row["amount"])): row for row in found} for run, found in runs.items()}
+    for way, amount in dict.fromkeys((row["way"], round(20 * row["amount"])) for row in every):
+        if way == "base":
+            continue
+        rises = {"loss": [], "general_loss": []}
+        ahead = []
+        for run, known in of.items():
+            row = known[way, amount]
+            rises["loss"].append(row["loss"] - known["whole", 20]["loss"])
+            rises["general_loss"].append(row["general_loss"] - known["base", 0]["general_loss"])
+            ahead.append(_scaled_general(runs[run], row["loss"]) - row["general_loss"])
+        told = [f"{mean(rises[key]):+.4f} ± {standard_error(rises[key]):.4f}" for key in rises]
+        cells.append([way, f"{amount / 20:g}", *told, difference(ahead) if way in ("task", "general") else ""])
+    return cells
+
+
+def _scaled_general(run: list[Row], loss: float) -> float:
+    """The least general loss of the scaled adapter whose loss of the task is no more than this: between its measured
+    scales by a straight line, and where none has so little, that of the scale with the least loss."""
+    line = sorted((row for row in run if row["way"] in ("whole", "scaled")), key=lambda row: -row["amount"])
+    for above, below in reversed([*pairwise(line)]):
+        if above["loss"] <= loss < below["loss"]:
+            part = (loss - above["loss"]) / (below["loss"] - above["loss"])
+            return above["general_loss"] + part * (below["general_loss"] - above["general_loss"])
+    return min(line, key=lambda row: row["loss"])["general_loss"]
 
 
 @table("bound")

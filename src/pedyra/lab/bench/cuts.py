@@ -313,8 +313,8 @@ def _against(
             }  # fmt: skip
 
 
-SCALES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
-CUT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.7)
+SCALES = (0.9, 0.8, 0.7)
+CUT_SHARES = (0.9, 0.85, 0.8)
 GENERAL_ROWS, GENERAL_TOKENS = 192, 128
 
 
@@ -361,7 +361,7 @@ def _forgetting(
         yield row("scaled", scale, partial(_scaled, trained, scale))
     training = list(trained.training)
     of_task, of_text = (slopes_at_half(trained.judge, each, trained.calibration) for each in (training, slopes))
-    for way, shares in (("general", CUT_SHARES), ("task", SHARES[:2])):
+    for way, shares in (("general", CUT_SHARES), ("task", SHARES[:1])):
         calibration = harm_first(trained.calibration, of_task, of_text) if way == "general" else trained.calibration
         ladder = Ladder(calibration, Shape())
         for share in shares:
