@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -221,6 +222,7 @@ def _transfers() -> Iterable[tuple[str, int, dict[int, float], dict[int, float],
 
 # Results: usual tasks.
 
+TEXTS = {"language": "Norwegian", "letters": "letters"}
 TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 
 
@@ -338,6 +340,14 @@ def sizes() -> Cells:
     return cells
 
 
+WAYS = {
+    "whole": "the whole adapter",
+    "scaled": "the whole adapter, scaled down",
+    "task": "cut for its size",
+    "general": "cut to forget less",
+}
+
+
 @table("forgetting")
 def forgetting() -> Cells:
     """What a cut for general text undoes, against the whole adapter times a factor, at no more loss of the task."""
@@ -356,19 +366,20 @@ def forgetting() -> Cells:
             rises["general_loss"].append(row["general_loss"] - known["base", 0]["general_loss"])
             ahead.append(_scaled_general(runs[run], row["loss"]) - row["general_loss"])
         told = [f"{mean(rises[key]):+.4f} ± {standard_error(rises[key]):.4f}" for key in rises]
-        cells.append([way, f"{amount / 20:g}", *told, difference(ahead) if way in ("task", "general") else ""])
+        compared = way in ("task", "general") and not any(map(math.isnan, ahead))
+        cells.append([WAYS[way], f"{amount / 20:g}", *told, difference(ahead) if compared else ""])
     return cells
 
 
 def _scaled_general(run: list[Row], loss: float) -> float:
-    """The least general loss of the scaled adapter whose loss of the task is no more than this: between its measured
-    scales by a straight line, and where none has so little, that of the scale with the least loss."""
+    """The general loss of the adapter scaled down so far that the loss of the task is this: between its measured scales
+    by a straight line. NaN where it is beyond the last of them."""
     line = sorted((row for row in run if row["way"] in ("whole", "scaled")), key=lambda row: -row["amount"])
     for above, below in reversed([*pairwise(line)]):
         if above["loss"] <= loss < below["loss"]:
             part = (loss - above["loss"]) / (below["loss"] - above["loss"])
             return above["general_loss"] + part * (below["general_loss"] - above["general_loss"])
-    return min(line, key=lambda row: row["loss"])["general_loss"]
+    return math.nan
 
 
 @table("bound")
