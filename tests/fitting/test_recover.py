@@ -214,10 +214,11 @@ def test_a_model_that_says_nothing_cannot_recover(make_net: Any, caplog: pytest.
     assert why in caplog.text and found.chosen.recovered is None and "recover_steps" not in found.row()
 
 
-def test_by_default_recovery_takes_each_calibration_batch_once(make_net: Any):
+@pytest.mark.parametrize("count, steps", [(14, 28), (100, 160)])
+def test_by_default_recovery_takes_no_batch_more_than_twice(make_net: Any, count: int, steps: int):
     model = make_net(trained=True)
-    rows = [batches(model, count, seed) for count, seed in ((14, 1), (10, 2), (10, 3))]
-    assert fitted(model, rows, parameters=120).row()["recover_steps"] == 14
+    rows = [batches(model, number, seed) for number, seed in ((count, 1), (10, 2), (10, 3))]
+    assert fitted(model, rows, parameters=120).row()["recover_steps"] == steps
 
 
 def test_an_output_that_is_one_number_is_compared_as_a_number(make_net: Any):

@@ -239,7 +239,7 @@ def fit(
         int | None,
         typer.Option(
             metavar="STEPS",
-            help="Of recovery, where a cut leaves over a quarter; 0: none; default: as calibration batches.",
+            help="Of recovery, where a cut leaves over a quarter; 0: none; default: 160 at most.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=64, help="Rows at most to calibrate and to prove; half to choose.")] = 1024,

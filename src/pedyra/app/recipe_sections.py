@@ -303,7 +303,7 @@ class FitSection(Section):
     tolerance: Annotated[float, BeforeValidator(part)] = Field(default=0.01, gt=0, lt=1)
     """Part of what fine-tuning won that may be given up: 0.01, or 1%."""
     recover: int | None = Field(default=None, ge=0)
-    """Steps of recovery where a cut leaves more than a quarter; 0: none; null: one for each calibration batch."""
+    """Steps of recovery where a cut leaves more than a quarter; 0: none; null: 160, and each batch twice at most."""
     parameters: int | None = Field(default=None, ge=1)
     """Take the largest size of at most so many parameters instead, whatever it does to the loss."""
     max_rank: int | None = Field(default=None, ge=1)

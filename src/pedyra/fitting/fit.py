@@ -35,6 +35,11 @@ logger = logging.getLogger(__name__)
 
 LEAST, FEW = 4, 8
 """Batches of the proof: fewer than `LEAST` give no interval worth the name, and fewer than `FEW` a wide one."""
+RECOVERY, PASSES = 160, 2
+"""Steps of recovery by default: at most so many, and at most so many over the calibration batches. With 160 steps
+fourteen adapters were measured, and on a language two passes over 16 batches were enough. More are no better: on two
+adapters of SST-2, cut to a quarter, 128, 160 and 256 steps end 0.0064, -0.0007, 0.0016 and -0.0006, -0.0039, 0.0011
+above the whole one."""
 EVALUATIONS, EVALUATIONS_WITH_RECOVERY = 8, 12
 """Of all held-out rows, at most, unless the whole curve is asked for."""
 
@@ -55,7 +60,7 @@ class Wanted(Shape):
     """Module types that keep none, e.g. q_proj."""
     recover: int | None = None
     """Steps, of one calibration batch each, that train a cut adapter to say what the whole one says, where the cut
-    alone leaves more than a quarter; 0: none. None: as many as there are calibration batches."""
+    alone leaves more than a quarter; 0: none. None: 160, and each batch twice at most."""
     rows: int = 1024
     """To calibrate with, and for the proof, at most; half as many for the choice."""
     curve: bool = False
@@ -210,7 +215,7 @@ class _Fitting:
         if not gives:
             logger.warning("fit: no recovery, which compares what the model says, because %s", why)
             return 0
-        return len(batches) if steps is None else steps
+        return min(RECOVERY, PASSES * len(batches)) if steps is None else steps
 
     def run(self, shown: bool) -> Fit:
         wanted = self.wanted

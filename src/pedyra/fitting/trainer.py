@@ -72,7 +72,8 @@ def fit(
     Args:
         tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
         recover: steps towards what the whole adapter says, after which smaller sizes are tried where a cut alone leaves
-            more than a quarter; 0: none. By default one for each calibration batch, which are 128 at most.
+            more than a quarter; 0: none. By default 160, or fewer where these would take a calibration batch more than
+            twice.
         parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
         max_rank: no layer keeps more.
         same_rank: every layer keeps the same rank.

@@ -240,13 +240,13 @@ def _fit(wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
 
 def _fit_seconds(trainer: Trainer, log: MetricsLog) -> float | None:
     """About what `pedyra fit` takes by its defaults: eleven evaluations of 1,536 rows, and the gradients of 1,024 rows
-    once to calibrate and for three sizes that recover, each with the outputs of the whole adapter too."""
+    to calibrate and of 1,280 for each of three sizes that recover, with the outputs of the whole adapter for those."""
     evaluations = [entry["eval_runtime"] for entry in trainer.state.log_history if "eval_runtime" in entry]
     args, rows = trainer.args, len(trainer.eval_dataset)  # pyright: ignore[reportArgumentType]
     trained = trainer.state.global_step * _rows_per_step(args)
     if not evaluations or not trained:
         return None
-    gradients = 1024 * (1 + 3 * 4 / 3) * max(0.0, log.seconds - sum(evaluations)) / trained
+    gradients = (1024 + 3 * 1280 * 4 / 3) * max(0.0, log.seconds - sum(evaluations)) / trained
     return gradients + 11 * evaluations[-1] * min(1.0, 1536 / rows)
 
 
