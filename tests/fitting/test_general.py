@@ -69,13 +69,13 @@ def of_general(model: nn.Module, batch: Any) -> Tensor:
     return model(batch["x"])[:, 3].square().mean()
 
 
-def fitted(general: bool, **wanted: Any) -> Fit:
+def fitted(general: bool, recover: int | None = 0) -> Fit:
     model = planted()
     rows = Rows(calibration=batches(60, 1), choice=batches(60, 2), proof=batches(120, 3))
     if general:
         of_text = GeneralRows(judge=Judge(model, of_general), slopes=batches(20, 4), proof=batches(20, 5))
         rows = Rows(calibration=rows.calibration, choice=rows.choice, proof=rows.proof, general=of_text)
-    return fit_batches(Judge(model, of_task), rows, Wanted(tolerance=0.019, **({"recover": 0} | wanted)))
+    return fit_batches(Judge(model, of_task), rows, Wanted(tolerance=0.019, recover=recover))
 
 
 def delta(found: Fit) -> Tensor:
