@@ -19,7 +19,7 @@ from pedyra.app.recipe_sections import ModelSection
 from pedyra.fitting.calibration import calibrate, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.fit import Fit, GeneralRows, Rows, Wanted, fit_batches
-from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.general import HarmLadder, harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.judge import Judge, model_loss
 from pedyra.lab.cli import main
 
@@ -142,7 +142,10 @@ def test_harmless_directions_go_last_and_the_whole_says_the_same(trained_bert: A
         {n: torch.randn(each.rank, generator=generator).double() for n, each in calibration.layers.items()}
         for _ in range(2)
     )
-    found = harm_first(calibration, task, general)
+    found, harm = harm_first(calibration, task, general)
+    assert {name: sorted(each.tolist()) for name, each in harm.items()} == {
+        name: sorted(each.tolist()) for name, each in general.items()
+    }
     expected = sorted(
         (harm <= 0, gain / (harm if harm > 0 else calibration.layers[name].parameters), name)
         for name in task
@@ -157,6 +160,24 @@ def test_harmless_directions_go_last_and_the_whole_says_the_same(trained_bert: A
     said = model(**rows[0]).logits
     with truncated(model, found, {name: layer.rank for name, layer in found.layers.items()}):
         assert close(model(**rows[0]).logits, said)
+
+
+def test_sizes_are_searched_by_the_harm_that_is_left(trained_bert: Any, tokens: dict[str, Tensor]):
+    """One direction does 8 of 11 parts of the harm, and three do one part each; the others do good."""
+    rows = [{**tokens, "labels": torch.tensor([0, 1, 0, 1])}]
+    calibration = calibrate(Judge(trained_bert.eval()), rows * 2)
+    task = {name: -torch.ones(layer.rank).double() for name, layer in calibration.layers.items()}
+    general = {name: -torch.ones(layer.rank).double() for name, layer in calibration.layers.items()}
+    first, *others = general
+    general[first][2] = 8.0
+    for name in others[:3]:
+        general[name][0] = 1.0
+    found, harm = harm_first(calibration, task, general)
+    ladder = HarmLadder(found, Shape(), harm)
+    assert [ladder.share(index) for index in range(4)] == pytest.approx([1, 3 / 11, 2 / 11, 1 / 11])
+    assert ladder.share(4) == ladder.share(len(ladder) - 1) == 1 / 256
+    assert [ladder.at(part) for part in (1.0, 0.5, 3 / 11, 0.2, 0.0)] == [0, 1, 1, 2, 4]
+    assert ladder.point(1).ranks[first] == 3  # of four
 
 
 TEXTS = [

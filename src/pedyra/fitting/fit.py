@@ -24,7 +24,7 @@ from pedyra.fitting.calibration import (
 )
 from pedyra.fitting.curve import Ladder, Shape, by_type, point, whole
 from pedyra.fitting.cut import Factors, cut_factors
-from pedyra.fitting.general import Forgetting, Slopes, harm_first, slopes_at_half
+from pedyra.fitting.general import Forgetting, HarmLadder, Slopes, harm_first, slopes_at_half
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
 from pedyra.fitting.recover import distill, replaced
 from pedyra.fitting.result import Fit, Metrics
@@ -226,8 +226,11 @@ class _Fitting:
         if general := self.rows.general:
             self.bar.set_description("what harms general text")
             task = self._slopes(self.judge, self.rows.calibration)
-            self.calibration = harm_first(self.calibration, task, self._slopes(general.judge, general.slopes))
-        self.ladder = Ladder(self.calibration, self.shape)
+            harm = self._slopes(general.judge, general.slopes)
+            self.calibration, harm = harm_first(self.calibration, task, harm)
+            self.ladder = HarmLadder(self.calibration, self.shape, harm)
+        else:
+            self.ladder = Ladder(self.calibration, self.shape)
         asked = None if wanted.parameters is None else self.ladder.within(wanted.parameters)
         self.bar.set_description("whole adapter")
         self.choice, self.proof = _Held(self, self.rows.choice), _Held(self, self.rows.proof, predicts=True)

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pedyra.fitting.calibration import lora_layers, measuring
+from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.judge import Batch, Judge
 from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Increase
@@ -85,10 +86,10 @@ def slopes_at_half(
     return {name: 2 * slopes for name, slopes in found.items()}  # what was seen is z dL/dz, at z = 1/2
 
 
-def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> Calibration:
+def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> tuple[Calibration, Slopes]:
     """The same directions, in the order in which they go: first those whose part in the fall of the task's loss is the
     least for their part in the rise of the general one. Those that do no harm follow, by their worth to the task for
-    each parameter.
+    each parameter. And the general slopes in that order.
     """
     entries = []
     for name, layer in calibration.layers.items():
@@ -96,11 +97,40 @@ def harm_first(calibration: Calibration, task: Slopes, general: Slopes) -> Calib
             ratio = gain / harm if harm > 0 else gain / layer.parameters
             entries.append(((harm <= 0, ratio), name, index))
     place = {(name, index): number for number, (_, name, index) in enumerate(sorted(entries), 1)}
-    layers = {
-        name: layer.reordered(torch.tensor([float(place[name, index]) for index in range(layer.rank)]).double())
+    worth = {
+        name: torch.tensor([float(place[name, index]) for index in range(layer.rank)]).double()
         for name, layer in calibration.layers.items()
     }
-    return replace(calibration, layers=layers)
+    layers = {name: layer.reordered(worth[name]) for name, layer in calibration.layers.items()}
+    harm = {name: general[name][worth[name].argsort(descending=True)] for name in layers}
+    return replace(calibration, layers=layers), harm
+
+
+class HarmLadder(Ladder):
+    """The sizes in the order of `harm_first`. What a search goes by is not the part of the parameters that is left, but
+    the part of the harm: most of it is done by few of them."""
+
+    def __init__(self, calibration: Calibration, shape: Shape, harm: Slopes) -> None:
+        super().__init__(calibration, shape)
+        left = {name: slopes.clamp(min=0).cumsum(0) for name, slopes in harm.items()}
+        total = sum(float(sums[-1]) for sums in left.values())
+        ranks: dict[str, int] = {}
+        self._left: list[float] = []
+        """Part of the harm, at each size."""
+        for change in self._changes:
+            ranks |= change
+            kept = sum(float(left[name][rank - 1]) for name, rank in ranks.items() if rank)
+            self._left.append(kept / total if total > 0 else 1.0)
+
+    def share(self, index: int) -> float:
+        """Part of the harm that is left; never below 1/256, from where on one size is as good as the other."""
+        return max(self._left[index], 1 / 256)
+
+    def at(self, share: float) -> int:
+        """The place of the largest size that leaves at most this part of the harm; of all, where none leaves so little,
+        the one that leaves the least."""
+        least = max(share, min(self._left))
+        return next(index for index, left in enumerate(self._left) if left <= least)
 
 
 def text_batches(tokenizer: Any, texts: Sequence[str], size: int, length: int) -> list[Batch]:

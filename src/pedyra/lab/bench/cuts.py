@@ -362,7 +362,9 @@ def _forgetting(
     training = list(trained.training)
     of_task, of_text = (slopes_at_half(trained.judge, each, trained.calibration) for each in (training, slopes))
     for way, shares in (("general", CUT_SHARES), ("task", SHARES[:1])):
-        calibration = harm_first(trained.calibration, of_task, of_text) if way == "general" else trained.calibration
+        calibration = trained.calibration
+        if way == "general":
+            calibration, _ = harm_first(calibration, of_task, of_text)
         ladder = Ladder(calibration, Shape())
         for share in shares:
             size = ladder.point(ladder.at(share))
