@@ -1,4 +1,4 @@
-"""Rows on which the rank of a LoRA may bind, for a small decoder that knows English.
+"""Rows on which the rank of a LoRA may bind, for a small decoder that knows English, and text that it may forget.
 
     python recipes/rows.py language nb-NO data/language   Debian's handbook in Norwegian: apt install debian-handbook
     python recipes/rows.py letters en-US data/letters     the same book in English, in other letters (rot13)
@@ -66,13 +66,6 @@ def facts(number: str) -> dict[str, list[tuple[str, str]]]:
     return {"train": rows, "test": rows}
 
 
-def write(folder: Path, split: str, rows: Iterable[tuple[str, str]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
-    (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    print(f"{folder}/{split}.jsonl: {len(lines)} rows")
-
-
 def general(news: str) -> dict[str, list[tuple[str, str]]]:
     with gzip.open(news, "rt", encoding="utf-8") as lines:
         documents = [json.loads(line)["document"] for line in lines]
@@ -84,6 +77,13 @@ def general(news: str) -> dict[str, list[tuple[str, str]]]:
 
 
 KINDS = {"language": language, "letters": letters, "facts": facts, "general": general}
+
+
+def write(folder: Path, split: str, rows: Iterable[tuple[str, str]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows]
+    (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    print(f"{folder}/{split}.jsonl: {len(lines)} rows")
 
 
 def main(kind: str, what: str, folder: str) -> None:

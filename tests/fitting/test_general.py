@@ -69,13 +69,13 @@ def of_general(model: nn.Module, batch: Any) -> Tensor:
     return model(batch["x"])[:, 3].square().mean()
 
 
-def fitted(general: bool, recover: int | None = 0) -> Fit:
+def fitted(general: bool, recover: int | None = 0, parameters: int | None = None, tolerance: float = 0.019) -> Fit:
     model = planted()
     rows = Rows(calibration=batches(60, 1), choice=batches(60, 2), proof=batches(120, 3))
     if general:
         of_text = GeneralRows(judge=Judge(model, of_general), slopes=batches(20, 4), proof=batches(20, 5))
         rows = Rows(calibration=rows.calibration, choice=rows.choice, proof=rows.proof, general=of_text)
-    return fit_batches(Judge(model, of_task), rows, Wanted(tolerance=0.019, recover=recover))
+    return fit_batches(Judge(model, of_task), rows, Wanted(tolerance=tolerance, recover=recover, parameters=parameters))
 
 
 def delta(found: Fit) -> Tensor:
@@ -106,6 +106,13 @@ def test_an_adapter_that_harms_nothing_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(globals(), "of_general", lambda model, batch: (model(batch["x"]) * 0).sum() + 1)
     found = fitted(general=True)
     assert found.verdict == "unknown" and "nothing to undo" in found.words
+    assert fitted(general=True, parameters=14).chosen.parameters == 14  # of 21
+
+
+def test_where_no_smaller_size_is_good_enough_nothing_is_undone():
+    """The tolerance is smaller than what any direction is worth."""
+    found = fitted(general=True, tolerance=0.001)
+    assert found.is_whole and found.verdict == "unknown" and "is undone" in found.words
 
 
 @pytest.mark.parametrize("part", [0.5, 1.0])
@@ -240,8 +247,8 @@ def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tm
 
 def test_padding_is_neither_seen_nor_judged():
     tokenizer = load_tokenizer(ModelSection(name="tiny-llama"))
-    (batch,) = text_batches(tokenizer, ["one two three four", "one"], size=8, length=3)
-    lengths = [len(tokenizer("one two three four")["input_ids"][:3]), len(tokenizer("one")["input_ids"])]
-    assert batch["attention_mask"].sum(1).tolist() == lengths and batch["input_ids"].shape[1] == 3
+    (batch,) = text_batches(tokenizer, ["one two three four " * 60, "one"], size=8)
+    lengths = [128, len(tokenizer("one")["input_ids"])]
+    assert batch["attention_mask"].sum(1).tolist() == lengths and batch["input_ids"].shape[1] == 128
     assert (batch["labels"] != -100).sum(1).tolist() == lengths
     assert batch["labels"][0].tolist() == batch["input_ids"][0].tolist()

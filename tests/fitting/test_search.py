@@ -25,6 +25,9 @@ class Sizes:
     def __len__(self) -> int:
         return len(self.parameters)
 
+    def is_whole(self, index: int) -> bool:
+        return index == 0
+
     def share(self, index: int) -> float:
         return self.parameters[index] / self.parameters[0]
 

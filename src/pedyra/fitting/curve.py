@@ -124,6 +124,10 @@ class Ladder:
         """The place of the largest size of at most this part of the parameters; the smallest, where none has so few."""
         return self.within(max(share * self.everything, self.parameters[-1]))
 
+    def is_whole(self, index: int) -> bool:
+        """Whether the size at this place is the whole adapter."""
+        return self.parameters[index] == self.everything
+
     def share(self, index: int) -> float:
         """Part of the parameters of the whole adapter."""
         return self.parameters[index] / self.everything

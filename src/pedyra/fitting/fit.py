@@ -253,7 +253,7 @@ class _Fitting:
             chosen = self._taken(search, asked)
         else:
             chosen = search.choose(wanted.curve) if limit.learned else None
-            if chosen is None and self.ladder.share(0) < 1:
+            if chosen is None and not self.ladder.is_whole(0):
                 raise NotWithin(self._refusal(search, limit))
         return self._found(search, chosen, limit, metrics)
 
@@ -287,7 +287,7 @@ class _Fitting:
 
     def _taken(self, search: Search, index: int) -> Point | None:
         """The size that was asked for, measured and proved; None where it is the whole adapter."""
-        if self.ladder.share(index) == 1:
+        if self.ladder.is_whole(index):
             return None
         search.measured(index)
         search.recovered(index)
@@ -310,7 +310,7 @@ class _Fitting:
         rank = ranks.pop() if len(ranks) == 1 else None
         kind, words = verdict(chosen, curve, limit, rank, self.judge.measure)
         if forgetting is not None and limit.learned:
-            kind, words = forgetting.verdict()
+            kind, words = forgetting.verdict(cut=place is not None)
         if self.wanted.parameters is not None and chosen.share == 1:
             words = (
                 f"unknown: the adapter has {chosen.parameters:,} parameters, no more than the "

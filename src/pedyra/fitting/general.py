@@ -22,9 +22,11 @@ from torch import Tensor
 from pedyra.fitting.calibration import lora_layers, measuring
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.gramians import Calibration, Gramians
-from pedyra.fitting.judge import Batch, Judge
+from pedyra.fitting.judge import Batch, Judge, shifts
 from pedyra.fitting.verdict import FORGETS_LESS, UNKNOWN, Increase
 
+TOKENS = 128
+"""Of a general text, at most: what every result of docs/results.md was measured with."""
 Slopes = dict[str, Float[Tensor, " r"]]
 """Layer -> dL/dz_i of each of its directions, in the order of a calibration."""
 
@@ -40,14 +42,23 @@ class Forgetting:
     undone: Increase
     """From the whole adapter to that size; negative where it forgets less."""
 
-    def verdict(self) -> tuple[str, str]:
-        """Whether the smaller adapter forgets less, clear of noise, and the same in words."""
+    def verdict(self, cut: bool) -> tuple[str, str]:
+        """Whether the smaller adapter forgets less, clear of noise, and the same in words.
+
+        Args:
+            cut: whether there is a smaller one.
+        """
         low, high = self.undone.interval()
         told = f"{self.undone.mean:+.4f} [{low:+.4f}, {high:+.4f}] (95 %)"
         if self.whole.lower() <= 0:
             return UNKNOWN, (
                 f"unknown: the adapter has not raised the loss of general text beyond its noise "
                 f"({self.whole.mean:+.4f} ± {self.whole.error:.4f}), so there is nothing to undo"
+            )
+        if not cut:
+            return UNKNOWN, (
+                "unknown: no smaller size is proved to be within the tolerance, so nothing of what was forgotten is "
+                "undone; give more rows, or a larger tolerance"
             )
         if high >= 0:
             return UNKNOWN, f"unknown: these rows do not tell whether less is forgotten ({told}); give more of them"
@@ -133,9 +144,16 @@ class HarmLadder(Ladder):
         return next(index for index, left in enumerate(self._left) if left <= least)
 
 
-def text_batches(tokenizer: Any, texts: Sequence[str], size: int, length: int) -> list[Batch]:
-    """Texts as a language model is judged on them, at most `length` tokens of each, in batches of `size` rows."""
-    rows = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
+def check_writes(model: Any) -> None:
+    """Raise ValueError for a model that is no causal language model: no loss tells what it makes of general text."""
+    if not shifts(model):
+        kind = type(model.get_base_model()).__name__
+        raise ValueError(f"general text is for a model that writes, and this is {kind}; leave general out")
+
+
+def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]:
+    """Texts as a language model is judged on them, at most `TOKENS` of each, in batches of `size` rows."""
+    rows = [tokenizer(text, truncation=True, max_length=TOKENS)["input_ids"] for text in texts]
     pad = tokenizer.pad_token_id or 0
     batches = []
     for start in range(0, len(rows), size):

@@ -28,7 +28,7 @@ from pedyra.fitting.curve import Ladder
 from pedyra.fitting.verdict import CONFIDENCE, Increase, Point
 
 COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
-"""Parts of the parameters that are tried first; 0: one direction in all."""
+"""Parts that are tried first, of the parameters or, in a fit for general text, of the harm; 0: the least there is."""
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64, 0.0)
 """Those of the whole curve: about a factor of 1.4 apart."""
 PROOFS = 6
@@ -38,7 +38,7 @@ ENOUGH = 1 / 4
 cut itself."""
 DOUBTS = (0.03, 0.02)
 """Of the sizes as they are cut and of those after recovery, where both may be asked; together 1 - CONFIDENCE. Of eleven
-fits at the whole doubt two would have kept more at 0.03 and three more at 0.025."""
+fits at the whole doubt two would have kept more at 0.03, and four at 0.025."""
 ABOVE, BELOW = 4.0, 2**-0.5
 """The first size of the proof is at least so many times the one that was found, and the last one is this part of it.
 The first is far above, because where it is rejected nothing is proved, and few rows for the choice are often too
@@ -79,8 +79,7 @@ class Search:
     ) -> None:
         self.ladder, self.limit = ladder, limit
         self._measure, self._recover, self._prove, self._ahead = measure, recover, prove, ahead
-        whole = 1 - CONFIDENCE
-        self._doubt, self._doubt_after_recovery = (whole, 0.0) if recover is None else DOUBTS
+        self._doubt, self._doubt_after_recovery = DOUBTS if recover is not None else (1 - CONFIDENCE, 0.0)
         self.points: dict[int, Point] = {}
         """Place -> what was measured of this size."""
 
@@ -164,13 +163,13 @@ class Search:
 
     def _smaller(self, order: Sequence[int]) -> list[int]:
         """Those places that lose something, each once, the largest size first."""
-        return sorted({index for index in order if self.ladder.share(index) < 1})
+        return sorted({index for index in order if not self.ladder.is_whole(index)})
 
     def _found(self, shares: Sequence[float], wholly: bool) -> int:
         """The place of the smallest size that promises to be within tolerance before the first that does not; the
         first place, where none does."""
         accepted, rejected = 0, None
-        if self.ladder.share(0) < 1 and not self.promises(self.measured(0), self._doubt):
+        if not self.ladder.is_whole(0) and not self.promises(self.measured(0), self._doubt):
             return 0
         for share in shares:
             index = self.ladder.at(share)

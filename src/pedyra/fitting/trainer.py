@@ -24,8 +24,8 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
 from pedyra.fitting.fit import LEAST, GeneralRows, Rows, Wanted, fit_batches
-from pedyra.fitting.general import text_batches, texts_of
-from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite, shifts
+from pedyra.fitting.general import check_writes, text_batches, texts_of
+from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
 from pedyra.fitting.result import Fit
 from pedyra.lora.export import active_adapter
 from pedyra.lora.folder import SavedLora, check_plain
@@ -39,8 +39,6 @@ CALIBRATION = 128
 """Batches of calibration at most."""
 GENERATED_ROWS = 128
 """Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
-GENERAL_TOKENS = 256
-"""Of a general text, at most."""
 FP16_SCALE = 1024.0
 """Of a loss whose gradients are half precision: they would underflow."""
 
@@ -298,9 +296,7 @@ class TextJudge(Judge):
 
 def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
     """Half of the general texts for gradients, and half for the proof: this process's batches of them."""
-    if not shifts(model):
-        kind = type(model.get_base_model()).__name__
-        raise ValueError(f"general text is for a model that writes, and this is {kind}; leave general out")
+    check_writes(model)
     if trainer.processing_class is None:
         raise ValueError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
     texts = texts_of(general)
@@ -316,7 +312,7 @@ def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralR
         )
 
     def batches(part: Tensor) -> list[Batch]:
-        every = text_batches(trainer.processing_class, [texts[index] for index in part], size, GENERAL_TOKENS)
+        every = text_batches(trainer.processing_class, [texts[index] for index in part], size)
         return every[process::processes]
 
     slopes, proof = (batches(part) for part in (order[:half], order[half : 2 * half]))

@@ -52,12 +52,10 @@ class Source:
     """A file of rows with the column `text`, which the model should not forget."""
 
     def texts(self) -> list[Any] | None:
-        """The general text, if there is some. ValueError for a file that cannot be read."""
-        return (
-            None
-            if self.general is None
-            else list(read_test_rows(str(self.general), None, "train", ["text"], "--general"))
-        )
+        """The rows of general text, if there are some. ValueError for a file that cannot be read."""
+        if self.general is None:
+            return None
+        return read_test_rows(str(self.general), None, "train", ["text"], "--general")
 
     def folder(self, path: Path) -> Path | None:
         """The run folder that says model and data, if there is one. ValueError where `run` is none."""

@@ -23,9 +23,9 @@ from pedyra.app.tasks import load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.cut import Factors, cut_factors, singular_basis
-from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.general import check_writes, harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.gramians import Calibration, Measured
-from pedyra.fitting.judge import Batch, Cut, Judge, model_loss, model_outputs, shifts
+from pedyra.fitting.judge import Batch, Cut, Judge, model_loss, model_outputs
 from pedyra.fitting.recover import distill, replaced
 from pedyra.fitting.search import Search
 from pedyra.fitting.verdict import Increase, Tolerance, paired
@@ -53,9 +53,8 @@ class TrainedLora:
         task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
-        self.judge = Judge(
-            self.model, *((in_bf16(model_loss), in_bf16(model_outputs)) if recipe.training.get("bf16") else ())
-        )
+        bf16 = recipe.training.get("bf16", False)
+        self.judge = Judge(self.model, in_precision(model_loss, bf16), in_precision(model_outputs, bf16))
         generator = torch.Generator().manual_seed(recipe.seed)
 
         def batches(part: Any, count: int) -> DataLoader[Any]:
@@ -66,11 +65,6 @@ class TrainedLora:
         self.batches = list(batches(task.eval, len(task.eval) if held_out is None else held_out))
         self.weights = [self.judge.samples(batch) for batch in self.batches]
         self.whole = self.losses()
-
-    @property
-    def kind(self) -> str:
-        """What its class is called."""
-        return type(self.model.get_base_model()).__name__
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -99,12 +93,12 @@ class TrainedLora:
         return paired([0.0] * len(losses), losses, self.weights).mean
 
 
-def in_bf16(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, as a run with `training.bf16` computes it."""
+def in_precision(function: Callable[..., Any], bf16: bool) -> Callable[..., Any]:
+    """The same function of a model and a batch, as a run with this `training.bf16` computes it."""
 
-    def call(*args: Any) -> Any:
-        with torch.autocast(args[0].device.type, torch.bfloat16):
-            return function(*args)
+    def call(model: Any, batch: Batch) -> Any:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            return function(model, batch)
 
     return call
 
@@ -171,9 +165,8 @@ def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple
         layers = {}
         for name, layer in singular.items():
             order = torch.randperm(layer.rank, generator=generator)
-            basis = Balance(layer.basis.T[order], layer.basis.inverse[:, order], layer.basis.values)
-            values = torch.rand(layer.rank, generator=generator).double().sort(descending=True).values
-            layers[name] = _ordered(layer, basis, (values * layer.parameters).sqrt())
+            worth = torch.rand(layer.rank, generator=generator).double().sort(descending=True).values
+            layers[name] = layer.reordered(worth[order.argsort()])
         yield "random", seed, replace(measured, layers=layers)
 
 
@@ -315,12 +308,10 @@ def _against(
 
 SCALES = (0.9, 0.8, 0.7)
 CUT_SHARES = (0.9, 0.85, 0.8)
-GENERAL_ROWS, GENERAL_TOKENS = 192, 128
+GENERAL_ROWS = 192
 
 
-def bench_forgetting(
-    runs: Sequence[Path], general: Sequence[Any], rows: int = 1024, held_out: int | None = None
-) -> Iterator[dict[str, Any]]:
+def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 1024) -> Iterator[dict[str, Any]]:
     """One row for each run and way to forget less: the loss of the task, and that of general text.
 
     Ways: `base` and `whole`; `scaled`, the whole adapter times `amount`; `task` and `general`, what is left of a cut to
@@ -329,7 +320,6 @@ def bench_forgetting(
     Args:
         general: texts, or rows with the column `text`; half of them say what harms them, and half are measured on.
         rows: of training, to calibrate with, at most.
-        held_out: rows of the task to be judged by, at most; None: all of them.
     """
     texts = texts_of(general)[:GENERAL_ROWS]
     if len(texts) < 4 * BATCH:
@@ -337,10 +327,9 @@ def bench_forgetting(
     for run in runs:
         finished_run(run)  # told before anything is measured
     for run in runs:
-        trained = TrainedLora(run, rows, held_out)
-        if not shifts(trained.model):
-            raise ValueError(f"{run}: general text is for a model that writes, and this is {trained.kind}")
-        batches = text_batches(trained.tokenizer, texts, BATCH, GENERAL_TOKENS)
+        trained = TrainedLora(run, rows)
+        check_writes(trained.model)
+        batches = text_batches(trained.tokenizer, texts, BATCH)
         yield from _forgetting(str(run), trained, batches[::2], batches[1::2])
 
 
