@@ -25,6 +25,9 @@ class HandMadeLadder:
     def share(self, index: int) -> float:
         return self.parameters[index] / 100
 
+    def is_whole(self, index: int) -> bool:
+        return self.parameters[index] == 100
+
     def point(self, index: int) -> Point:
         return Point(ranks={"layer": 100 - index}, parameters=100 - index, share=self.share(index), predicted=0.0)
 
