@@ -14,7 +14,8 @@ from pedyra.app.options import JsonFile, json_option
 from pedyra.lab.bench.rows import PLANTED_KEY, TRANSFER_KEY, Row, RowFile, shown, summary
 
 app = typer.Typer(
-    help="Benchmarks: step time, memory and growth; allocation against a known answer.", no_args_is_help=True
+    help="Benchmarks: time and memory of a step, what a cut costs, and allocation against a known answer.",
+    no_args_is_help=True,
 )
 
 
