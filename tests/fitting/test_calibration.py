@@ -10,7 +10,7 @@ import torch
 from closeness import close, same_bits
 from torch import Tensor
 
-from pedyra.fitting.calibration import calibrate, disabled, lora_layers, truncated
+from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.judge import Judge, model_loss
 
 
@@ -156,3 +156,15 @@ def test_checkpointed_activations_change_nothing(model, batches, checkpoint_acti
     for name, measured in expected.layers.items():
         torch.testing.assert_close(found.layers[name].basis.values, measured.basis.values, rtol=1e-4, atol=1e-9)
         torch.testing.assert_close(found.layers[name].slopes.abs(), measured.slopes.abs(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_in_evaluation_mode_checkpoints_what_it_was_told_to(model, batches, checkpoint_activations):
+    """Its user's Trainer is put in this mode before the calibration, which must not take more memory for it."""
+    checkpoint_activations(model, False)
+    model.train()
+    layer = model.get_base_model().bert.encoder.layer[0]
+    with evaluating(model):
+        assert not layer.training
+        with evaluating(model, checkpointing=True):
+            assert layer.training and not layer.attention.self.query.training
+        assert not layer.training

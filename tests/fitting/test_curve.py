@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,6 +68,15 @@ def test_the_largest_size_of_so_many_parameters_or_of_such_a_part(calibration):
     assert [ladder.share(index) for index in (0, 3)] == [1, 30 / 70]
     with pytest.raises(ValueError, match="parameters is 9, but the smallest such adapter has 10; raise it"):
         ladder.within(9)
+
+
+def test_the_part_that_a_size_has_is_that_size(calibration):
+    """Whatever a float makes of the part: 41 / 50 * 50 is less than 41."""
+    layer = calibration.layers["q"]
+    eye, values = torch.eye(50).double(), torch.arange(50, 0, -1).double()
+    wide = Measured(Balance(eye, eye, values), layer.slopes[:, :1].expand(2, 50), 1.0, 1)
+    ladder = Ladder(replace(calibration, layers={"q": wide}), Shape())
+    assert [ladder.at(ladder.share(index)) for index in range(len(ladder))] == [*range(len(ladder))]
 
 
 def test_module_types_that_are_not_there_or_are_all_there_is_are_refused():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,11 @@ from pedyra.fitting.calibration import calibrate, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.fit import Fit, GeneralRows, Rows, Wanted, fit_batches
 from pedyra.fitting.general import HarmLadder, harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.judge import Judge, model_loss
+from pedyra.fitting.search import Search
+from pedyra.fitting.verdict import Increase, Tolerance
+from pedyra.fitting.worth import Balance
 from pedyra.lab.cli import main
 
 
@@ -221,7 +227,7 @@ def test_a_folder_is_cut_so_that_it_forgets_less(folder: Path, tmp_path: Path, c
     row = json.loads((tmp_path / "fit.jsonl").read_text().splitlines()[0])
     assert row["general_undone"] == pytest.approx(row["general_smaller"] - row["general_whole"], abs=1e-6)
     out = capsys.readouterr().out
-    assert "general  " in out and "scaled" in out
+    assert "of general 64 to say what harms them and 64 for its proof" in out and "scaled" in out
     with pytest.raises(SystemExit) as stopped:
         main(["fit", str(folder), str(folder), "--max-rank", "auto", "--general", str(general)])
     assert stopped.value.code == 2 and "--general goes with one size" in capsys.readouterr().err
@@ -243,6 +249,51 @@ def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tm
         pedyra.fit(trainer, general=TEXTS[:40])
     with pytest.raises(ValueError, match="general row 2 has no text: None"):
         texts_of([{"text": "a"}, {"words": "b"}])
+    with pytest.raises(ValueError, match="the general text '' has fewer than two tokens"):
+        text_batches(tokenizer, ["one two", ""], size=8)
+    with pytest.raises(ValueError, match="leaves no rows for"):  # of the task; and a stream of texts has no end
+        pedyra.fit(trainer, general=cycle(TEXTS), rows=256)
+
+
+def test_where_no_batch_counts_no_slope_is_made_up():
+    model = planted()
+    calibration = calibrate(Judge(model, of_task), batches(4, 1))
+    with pytest.raises(ValueError, match="no batch has a finite loss"):
+        slopes_at_half(
+            Judge(model, lambda model, batch: of_general(model, batch) * float("inf")), batches(4, 2), calibration
+        )
+
+
+def test_a_layer_that_is_empty_does_no_harm():
+    model = planted()
+    calibration = calibrate(Judge(model, of_task), batches(4, 1))
+    (name, layer) = next(iter(calibration.layers.items()))
+    zero = torch.zeros(0, 0).double()
+    none = Measured(Balance(zero, zero, zero.flatten()), layer.slopes[:, :0], 0.0, 7)
+    ladder = HarmLadder(
+        replace(calibration, layers={name: layer, "empty": none}),
+        Shape(),
+        {name: torch.tensor([3.0, 2.0, 1.0]), "empty": torch.zeros(0)},
+    )
+    assert [ladder.share(index) for index in range(3)] == pytest.approx([1.0, 5 / 6, 3 / 6])
+
+
+def test_sizes_before_a_direction_that_has_to_stay_are_found():
+    """Nine directions do a thousandth of the harm each. The next does the rest, and without it the task is lost. The
+    last does none."""
+    layer = calibrate(Judge(planted(), of_task), batches(4, 1)).layers["linear"]
+    eye, values = torch.eye(11).double(), torch.arange(11, 0, -1).double()
+    wide = Measured(Balance(eye, eye, values), layer.slopes[:, :1].expand(-1, 11), 1.0, 1)
+    harm = torch.tensor([0.0, 0.991] + [0.001] * 9)
+    calibration = Calibration({"linear": wide}, torch.ones(len(layer.slopes)).double(), 0)
+    ladder = HarmLadder(calibration, Shape(), {"linear": harm})
+
+    def rise(index: int, *recovers: bool) -> Increase:
+        return Increase(0.0 if ladder.point(index).ranks["linear"] > 1 else 1.0, 1e-6, 64)
+
+    limit = Tolerance(Increase(0.01, 0.0, 64), 1.0)
+    found = Search(ladder, limit, measure=rise, recover=None, prove=rise, ahead=(1.0, 64)).choose()
+    assert found is not None and found.ranks["linear"] < 8
 
 
 def test_padding_is_neither_seen_nor_judged():

@@ -13,7 +13,7 @@ from closeness import close, same_bits
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from pedyra.fitting.calibration import calibrate
+from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.cut import cut_factors
 from pedyra.fitting.fit import Rows, Wanted, fit_batches
 from pedyra.fitting.judge import DivergenceJudge, Judge, divergence, model_outputs
@@ -260,3 +260,21 @@ def test_the_divergence_is_predicted_by_what_the_model_itself_would_say(make_net
     assert fit.measure == "divergence from the whole adapter" and fit.measure in str(fit)
     assert proof(fit) > 0
     assert 1 / 4 < fit.chosen.predicted / proof(fit) < 4
+
+
+def test_a_loss_that_is_scaled_for_half_precision_says_the_same(make_net: Any):
+    model = make_net(trained=True).eval()
+    rows = batches(model, 20, 1)
+    judges = [Judge(model, loss, outputs), DivergenceJudge(model, outputs, nullcontext)]
+    for judge in judges:
+        torch.manual_seed(0)
+        once = judge.trained_loss(rows[0])
+        judge.loss_scale = 1024.0
+        torch.manual_seed(0)
+        assert close(judge.trained_loss(rows[0]), 1024 * once)
+    scaled, plain = judges[0], Judge(model, loss, outputs)
+    factors = cut_factors(model, calibrate(plain, rows), {name: 1 for name in lora_layers(model)}, "default")
+    found = [distill(judge, factors, rows, 20) for judge in (plain, scaled)]
+    for name, pair in found[0].items():
+        for one, other in zip(pair, found[1][name], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

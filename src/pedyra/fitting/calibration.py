@@ -165,10 +165,8 @@ def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
             switched off all the same.)
     """
     training = {module: module.training for module in model.modules()}
-    for module, on in training.items():
-        module.training = _is_packable(module) or (
-            on and checkpointing and getattr(module, "gradient_checkpointing", False)
-        )
+    for module in training:
+        module.training = _is_packable(module) or (checkpointing and getattr(module, "gradient_checkpointing", False))
     try:
         yield
     finally:
@@ -192,15 +190,26 @@ def _unpack(model: Any) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """While it lasts, nothing is trained. Afterwards the same is as before, and has the gradients that it had: a loss
-    that switches adapters (DPO's reference) makes their Parameters trainable meanwhile."""
+    """While it lasts, nothing is trained. Afterwards the same is as before, and has the gradients that it had.
+
+    A loss that switches adapters (DPO's reference) makes their Parameters trainable meanwhile. They are frozen again
+    before they are used, since a checkpointed layer has to run the same twice.
+    """
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     for parameter, _, _ in before:
-        parameter.requires_grad_(False)
         parameter.grad = None
+
+    def freeze(module: nn.Module, *_: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+
+    model.apply(freeze)
+    handles = [module.register_forward_pre_hook(freeze) for module in model.modules()]
     try:
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for parameter, trained, gradient in before:
             parameter.requires_grad_(trained)
             parameter.grad = gradient

@@ -122,7 +122,8 @@ class Ladder:
 
     def at(self, share: float) -> int:
         """The place of the largest size of at most this part of the parameters; the smallest, where none has so few."""
-        return self.within(max(share * self.everything, self.parameters[-1]))
+        slack = 1 + 1e-9  # the share of a size is that size again, whatever a float makes of it
+        return self.within(max(share * self.everything * slack, self.parameters[-1]))
 
     def is_whole(self, index: int) -> bool:
         """Whether the size at this place is the whole adapter."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from pedyra.fitting.curve import Ladder, Shape, by_type, point, whole
 from pedyra.fitting.cut import Factors, cut_factors
 from pedyra.fitting.general import Forgetting, HarmLadder, Slopes, harm_first, slopes_at_half
 from pedyra.fitting.judge import Batch, Cut, Judge, Predictions
-from pedyra.fitting.recover import distill, replaced
+from pedyra.fitting.recover import distill, recovered
 from pedyra.fitting.result import Fit, Metrics
 from pedyra.fitting.search import RECOVERIES, Search
 from pedyra.fitting.verdict import Increase, Point, Ranks, Tolerance, paired, verdict
@@ -60,7 +59,7 @@ class Wanted(Shape):
     """Module types that keep none, e.g. q_proj."""
     recover: int | None = None
     """Steps, of one calibration batch each, that train a cut adapter to say what the whole one says, where the cut
-    alone leaves more than a quarter; 0: none. None: 160, and each batch twice at most."""
+    alone leaves more than a quarter, or a size is asked for; 0: none. None: 160, and each batch twice at most."""
     rows: int = 1024
     """To calibrate with, and for the proof, at most; half as many for the choice."""
     curve: bool = False
@@ -113,6 +112,8 @@ class GeneralRows:
     """For gradients."""
     proof: Sequence[Batch]
     """Of other rows."""
+    told: str = ""
+    """How many texts they are, in words."""
 
 
 def fit_batches(
@@ -208,8 +209,11 @@ class _Fitting:
         try:
             with evaluating(self.model), torch.no_grad():
                 gives = bool(self.judge.outputs(batches[0]))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # of a model whose loss its Trainer computes in a way of its own
             gives, why = False, f"its forward pass raises {type(error).__name__}: {error}"
+        gives = all(gather_object([gives]))
         if not gives and steps is not None:
             raise ValueError(f"recovery compares what the model says, and {why}; leave recover out")
         if not gives:
@@ -243,7 +247,7 @@ class _Fitting:
         limit = Tolerance(won, wanted.tolerance)
         search = Search(
             self.ladder,
-            limit.loss,
+            limit,
             measure=self._measure,
             recover=self._recover if self.steps else None,
             prove=self._prove,
@@ -350,7 +354,7 @@ class _Fitting:
 
     def _refusal(self, search: Search, limit: Tolerance) -> str:
         """Why no size of the wanted shape is taken: what the largest does to the loss, and the nearest that can be."""
-        wanted, top = self.wanted, search.measured(0)
+        wanted, top = self.wanted, search.point(0)
         named = {"max_rank": wanted.max_rank, "drop_types": ",".join(wanted.drop_types)}
         shape = " and ".join(f"{name} {value}" for name, value in named.items() if value)
         what = f"with {shape} at most {top.parameters:,} of {self.ladder.everything:,} parameters are left"
@@ -359,7 +363,7 @@ class _Fitting:
                 f"{what}, but the adapter has not lowered the {self.judge.measure} beyond its noise, so no size can be "
                 f"held to a tolerance; give parameters {top.parameters} to take it whatever it does"
             )
-        rise = top.proof or top.best
+        rise = top.proof or search.measured(0).best
         assert rise is not None
         repairs, rank = ["a larger tolerance", "more rows"], wanted.max_rank
         highest = max(layer.rank for layer in self.calibration.layers.values())
@@ -367,7 +371,7 @@ class _Fitting:
             rank *= 2
             ladder = Ladder(self.calibration, replace(self.shape, max_rank=rank))
             cut = partial(truncated, self.model, self.calibration, ladder.point(0).ranks, self.adapter)
-            if self.choice.increase(cut).upper(*self._ahead()) <= limit.loss:
+            if limit.allows(self.choice.increase(cut), *self._ahead()):
                 repairs.insert(0, f"max_rank {rank} (it seems to be within)")
                 break
         return (
@@ -380,15 +384,10 @@ class _Fitting:
         """Of the proof, its standard error as a part of that of the choice, by their samples; and its batches."""
         return (sum(self.choice.weights) / sum(self.proof.weights)) ** 0.5, len(self.proof.weights)
 
-    def _cut(self, index: int, recovered: bool) -> Cut:
-        if recovered:
-            return partial(self._with_factors, self.recovered[index])
+    def _cut(self, index: int, recovers: bool) -> Cut:
+        if recovers:
+            return partial(recovered, self.model, self.recovered[index], self.adapter)
         return partial(truncated, self.model, self.calibration, self.ladder.point(index).ranks, self.adapter)
-
-    @contextmanager
-    def _with_factors(self, factors: Factors) -> Iterator[None]:
-        with evaluating(self.model), replaced(self.model, factors, self.adapter):
-            yield
 
     def _measure(self, index: int) -> Increase:
         self.bar.set_description(f"choice, {self.ladder.share(index):.1%}")
@@ -400,8 +399,8 @@ class _Fitting:
         self.recovered[index] = distill(self.judge, factors, self.rows.calibration, self.steps, adapter=self.adapter)
         return self.choice.increase(self._cut(index, True))
 
-    def _prove(self, index: int, recovered: bool) -> Increase:
+    def _prove(self, index: int, recovers: bool) -> Increase:
         self.bar.set_description(f"proof, {self.ladder.share(index):.1%}")
-        found = self.proof.increase(self._cut(index, recovered))
+        found = self.proof.increase(self._cut(index, recovers))
         self.metrics[index] = self.proof.metrics
         return found

@@ -87,6 +87,12 @@ def slopes_at_half(
 
     A forward and a backward pass per batch, in evaluation mode; nothing of the model changes. The processes of
     accelerate have other batches, as many each; all of them are given the same.
+
+    Half of a DoRA, or of an adapter with a bias, is half of its product B A alone. The order is then a rougher one, and
+    what is measured of it is as right as ever.
+
+    Raises:
+        ValueError: no batch has a finite loss.
     """
     slots = {name: layer.lora_A[adapter] for name, layer in lora_layers(judge.model, adapter).items()}
     gramians = Gramians({name: slot.weight for name, slot in slots.items()})
@@ -124,7 +130,7 @@ class HarmLadder(Ladder):
     def __init__(self, calibration: Calibration, shape: Shape, harm: Slopes) -> None:
         super().__init__(calibration, shape)
         left = {name: slopes.clamp(min=0).cumsum(0) for name, slopes in harm.items()}
-        total = sum(float(sums[-1]) for sums in left.values())
+        total = sum(float(slopes.clamp(min=0).sum()) for slopes in harm.values())
         ranks: dict[str, int] = {}
         self._left: list[float] = []
         """Part of the harm, at each size."""
@@ -152,8 +158,12 @@ def check_writes(model: Any) -> None:
 
 
 def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]:
-    """Texts as a language model is judged on them, at most `TOKENS` of each, in batches of `size` rows."""
+    """Texts as a language model is judged on them, at most `TOKENS` of each, in batches of `size` rows. Raises
+    ValueError: a text has fewer than two tokens."""
     rows = [tokenizer(text, truncation=True, max_length=TOKENS)["input_ids"] for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) < 2:
+            raise ValueError(f"the general text {text!r} has fewer than two tokens, so none is predicted; leave it out")
     pad = tokenizer.pad_token_id or 0
     batches = []
     for start in range(0, len(rows), size):

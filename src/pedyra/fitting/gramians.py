@@ -217,6 +217,9 @@ class Gramians:
 
         Args:
             joined: as in `calibration`.
+
+        Raises:
+            ValueError: no batch has a sample and a finite loss.
         """
         samples = torch.stack(self._samples).double().cpu()
         sums = {
@@ -225,6 +228,8 @@ class Gramians:
         }
         parts = joined([(samples.sum(), sums)])
         total = torch.stack([count for count, _ in parts]).sum()
+        if not total > 0:
+            raise ValueError("no batch has a finite loss, so no slope is known; give other rows, or train in bfloat16")
         return {name: torch.stack([part[name] for _, part in parts]).sum(0) / total for name in bases}
 
     def tensors(self) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ class Judge:
 
     def trained_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch `()`, to be differentiated; times `loss_scale`."""
-        return self._loss(self.model, batch)
+        return self._loss(self.model, batch) * self.loss_scale
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """What the model says of a batch."""
@@ -123,7 +123,7 @@ class DivergenceJudge(Judge):
         (logits,) = self.outputs(batch)
         logits = logits.float().flatten(0, -2)
         said = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(-1)
-        return nn.functional.cross_entropy(logits, said)
+        return nn.functional.cross_entropy(logits, said) * self.loss_scale
 
     def whole(self, batches: Sequence[Batch], cut: Cut, predictions: Predictions | None = None) -> Iterator[float]:
         yield from (0.0 for _ in batches)

@@ -68,7 +68,8 @@ def distill(
                 teacher = judge.outputs(batch)
             optimizer.zero_grad()
             with torch.enable_grad(), replaced(model, trained, adapter):
-                gap(judge.outputs(batch), teacher, numbers=_are_numbers(batch, teacher)).backward()
+                distance = gap(judge.outputs(batch), teacher, numbers=_are_numbers(batch, teacher))
+                (distance * judge.loss_scale).backward()  # to which Adam is indifferent, and half precision is not
             given = reduce([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters], "mean")
             finite = all(bool(each.isfinite().all()) for each in given)
             for parameter, gradient in zip(parameters, given, strict=True):
@@ -98,6 +99,13 @@ def replaced(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter:
     finally:
         for name, layer in layers.items():
             layer.lora_A[adapter], layer.lora_B[adapter] = own[name]
+
+
+@contextmanager
+def recovered(model: nn.Module, factors: Mapping[str, Sequence[Tensor]], adapter: str = "default") -> Iterator[None]:
+    """While it lasts, the model is in evaluation mode, with these factors in the place of the adapter's."""
+    with evaluating(model), replaced(model, factors, adapter):
+        yield
 
 
 def _slot(weight: Tensor, bias: nn.Parameter | None = None) -> BFactor:

@@ -96,11 +96,12 @@ class Fit:
         return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """One row a size of the curve: as measured on the rows of the proof, where it was, else of the choice."""
+        """One row a size of the curve. What was asked in the proof is told as it was measured on those rows, and the
+        rest as on the rows of the choice."""
         rows = []
         for each in self.curve:
-            cut = each.measured if each.proof is None or each.gains_by_recovery else each.proof
-            after = each.proof if each.proof is not None and each.gains_by_recovery else each.recovered
+            cut = each.measured if each.proof is None or each.proof_after_recovery else each.proof
+            after = each.proof if each.proof is not None and each.proof_after_recovery else each.recovered
             rows.append(
                 {
                     "kept": sum(each.ranks.values()),

@@ -14,8 +14,9 @@ it is asked.
 
 **Recovery** is tried where more than `ENOUGH` of the parameters is left by that order, for sizes below the one it took:
 each half of the one before, as long as the rows of the choice promise that the proof accepts it. So there are two
-orders, and they share the doubt (Bonferroni): `DOUBTS`. Steps that do not help, which add noise of their own, cannot
-stop a cut that is good enough by itself.
+orders, and they share the doubt (Bonferroni): `DOUBTS`. Where the second one begins is known from the proof of the
+first. That makes it wrong no more often, by the simulation of tests/fitting/test_search.py. Steps that do not help,
+which add noise of their own, cannot stop a cut that is good enough by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pedyra.fitting.curve import Ladder
-from pedyra.fitting.verdict import CONFIDENCE, Increase, Point
+from pedyra.fitting.verdict import CONFIDENCE, Increase, Point, Tolerance
 
 COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """Parts that are tried first, of the parameters or, in a fit for general text, of the harm; 0: the least there is."""
@@ -60,7 +61,7 @@ class Search:
 
     Args:
         ladder: every size.
-        limit: by how much the loss may rise.
+        limit: by how much the loss may rise, and how well that is known.
         measure: place -> increase on the rows of the choice, cut and nothing more.
         recover: the same after steps of recovery; None: there are none.
         prove: place, and whether it recovers -> increase on the rows of the proof.
@@ -70,7 +71,7 @@ class Search:
     def __init__(
         self,
         ladder: Ladder,
-        limit: float,
+        limit: Tolerance,
         *,
         measure: Callable[[int], Increase],
         recover: Callable[[int], Increase] | None,
@@ -107,13 +108,19 @@ class Search:
 
     def proved(self, index: int, doubt: float = 1 - CONFIDENCE) -> Point:
         """This size, measured on the rows of the proof as it would be taken."""
-        found = self._prove(index, self.point(index).gains_by_recovery)
-        self.points[index] = replace(self.point(index), proof=found, accepted=found.upper(doubt=doubt) <= self.limit)
+        recovers = self.point(index).gains_by_recovery
+        found = self._prove(index, recovers)
+        self.points[index] = replace(
+            self.point(index),
+            proof=found,
+            proof_after_recovery=recovers,
+            accepted=self.limit.allows(found, doubt=doubt),
+        )
         return self.points[index]
 
     def promises(self, point: Point, doubt: float) -> bool:
         """Whether the proof would accept it, were its mean on those rows the same."""
-        return point.best is not None and point.best.upper(*self._ahead, doubt=doubt) <= self.limit
+        return point.best is not None and self.limit.allows(point.best, *self._ahead, doubt=doubt)
 
     def choose(self, wholly: bool = False) -> Point | None:
         """The smallest size that the proof accepts in its order; None: there is none.
@@ -124,15 +131,15 @@ class Search:
         found = self._found(SHARES if wholly else COARSE, wholly)
         chosen = self._last_accepted(self._order(found), self._doubt)
         if self._recover is not None and (chosen is None or self.ladder.share(chosen) > ENOUGH):
-            promising = self._promising_after_recovery(chosen or 0)
+            promising = self._promising_after_recovery(chosen)
             recovered = self._last_accepted(promising, self._doubt_after_recovery)
             chosen = chosen if recovered is None else recovered
         return None if chosen is None else self.points[chosen]
 
     def _order(self, found: int) -> list[int]:
         """Places of the proof, in equal ratios from a size that is safe down to a little below the one at `found`."""
-        share = self.ladder.share(found)
-        first, last = max(share, min(LARGEST, max(ABOVE * share, self._safe()))), BELOW * share
+        share, most = self.ladder.share(found), min(LARGEST, self.ladder.share(0))
+        first, last = max(share, min(most, max(ABOVE * share, self._safe()))), BELOW * share
         shares = [first * (last / first) ** (step / (PROOFS - 1)) for step in range(PROOFS - 1)]
         return [self.ladder.at(each) for each in (*shares, last)]
 
@@ -147,7 +154,7 @@ class Search:
             measured = self.points[index].measured
             if measured is None:
                 continue
-            if measured._replace(mean=max(0.0, measured.mean)).upper(doubt=self._doubt) > self.limit:
+            if not self.limit.allows(measured._replace(mean=max(0.0, measured.mean)), doubt=self._doubt):
                 break
             safe = min(safe, self.ladder.share(index))
         return safe
@@ -193,23 +200,33 @@ class Search:
         return accepted
 
     def _between(self, larger: int, smaller: int) -> int | None:
-        """The place halfway, by the ratio of their parameters; None where they are near to each other."""
+        """The place halfway, by the ratio of their parameters, or where none is there by their number; None where they
+        are near to each other."""
         high, low = self.ladder.share(larger), self.ladder.share(smaller)
         middle = self.ladder.at(math.sqrt(high * low))
+        if middle in (larger, smaller):
+            middle = (larger + smaller) // 2
         return None if high / low <= NEAR or middle in (larger, smaller) else middle
 
-    def _promising_after_recovery(self, above: int) -> list[int]:
-        """Sizes below that at `above` which promise to be within tolerance after recovery: each half of the one before
-        is tried until one does not, then between."""
-        accepted, rejected, promising = above, None, []
+    def _promising_after_recovery(self, above: int | None) -> list[int]:
+        """Sizes below that at `above` (None: of all that lose something) which promise to be within tolerance after
+        recovery: each half of the one before is tried until one does not, then between."""
+        accepted = 0 if above is None and self.ladder.is_whole(0) else above
+        rejected, promising = None, []
         for _ in range(RECOVERIES):
-            half = self.ladder.at(self.ladder.share(accepted) / 2)
-            index = half if rejected is None else self._between(accepted, rejected)
+            if accepted is None:
+                index = 0
+            elif rejected is None:
+                index = self.ladder.at(self.ladder.share(accepted) / 2)
+            else:
+                index = self._between(accepted, rejected)
             if index is None or index == accepted:
                 break
             if self.promises(self.recovered(index), self._doubt_after_recovery):
                 accepted = index
                 promising.append(index)
+            elif accepted is None:
+                break
             else:
                 rejected = index
         return promising

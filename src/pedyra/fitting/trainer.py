@@ -70,8 +70,8 @@ def fit(
     Args:
         tolerance: part of what fine-tuning won (loss of the base model less the adapter's) that may be given up.
         recover: steps towards what the whole adapter says, after which smaller sizes are tried where a cut alone leaves
-            more than a quarter; 0: none. By default 160, or fewer where these would take a calibration batch more than
-            twice.
+            more than a quarter, and the size that `parameters` names; 0: none. By default 160, or fewer where these
+            would take a calibration batch more than twice.
         parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
         max_rank: no layer keeps more.
         same_rank: every layer keeps the same rank.
@@ -118,7 +118,9 @@ def fit_trainer(
     wanted.shape([*lora_layers(model, adapter)], more=False)  # before anything is measured
     with _untouched(trainer, model):
         texts = None if general is None else _general_rows(trainer, model, general, wanted.rows)
-        rows = replace(_rows(trainer, data, wanted), general=texts)
+        rows = _rows(trainer, data, wanted)
+        if texts is not None:
+            rows = replace(rows, general=texts, told=f"{rows.told}; of general {texts.told}")
         judge = judged = TrainerJudge(trainer, model)
         if _completions(trainer) or getattr(trainer.args, "loss_type", None) == "dft":
             if texts is not None:
@@ -127,6 +129,7 @@ def fit_trainer(
                     f"nothing about held-out rows; leave general out"
                 )
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
+            judge.loss_scale = judged.loss_scale
         shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
         return fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
 
@@ -290,18 +293,15 @@ class TextJudge(Judge):
         with self._trainer.accelerator.autocast():
             return model(**send_to_device(dict(batch), self._trainer.args.device)).loss
 
-    def trained_loss(self, batch: Batch) -> Tensor:
-        return super().trained_loss(batch) * self.loss_scale
-
 
 def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralRows:
     """Half of the general texts for gradients, and half for the proof: this process's batches of them."""
     check_writes(model)
     if trainer.processing_class is None:
         raise ValueError("general text has to be tokenised; give the Trainer its tokenizer as processing_class")
-    texts = texts_of(general)
     processes, process = trainer.accelerator.num_processes, trainer.accelerator.process_index
     size = min(BATCH, trainer.args.per_device_eval_batch_size)
+    texts = texts_of(general if hasattr(general, "__len__") else islice(general, most))
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(trainer.args.seed))
     step = size * processes  # as many in every process
     half = min(max(most // 4, LEAST * step), len(texts) // 2) // step * step
@@ -316,7 +316,8 @@ def _general_rows(trainer: Any, model: Any, general: Any, most: int) -> GeneralR
         return every[process::processes]
 
     slopes, proof = (batches(part) for part in (order[:half], order[half : 2 * half]))
-    return GeneralRows(judge=TextJudge(trainer, model), slopes=slopes, proof=proof)
+    told = f"{half:,} to say what harms them and {half:,} for its proof"
+    return GeneralRows(judge=TextJudge(trainer, model), slopes=slopes, proof=proof, told=told)
 
 
 def _completions(trainer: Any) -> int:

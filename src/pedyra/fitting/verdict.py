@@ -77,9 +77,32 @@ class Tolerance:
         return self.part * max(0.0, self.won.mean)
 
     @property
+    def error(self) -> float:
+        """Its standard error."""
+        return self.part * self.won.error
+
+    @property
     def learned(self) -> bool:
         """Whether anything was won at all: clear of zero by its noise."""
         return self.won.lower() > 0
+
+    def allows(
+        self, rise: Increase, shrink: float = 1.0, batches: int | None = None, *, doubt: float = 1 - CONFIDENCE
+    ) -> bool:
+        """Whether a true rise beyond the tolerance would look like this with probability `doubt` at most.
+
+        What was won is itself a measurement, so the noise of both counts, as that of independent ones.
+
+        Args:
+            shrink: times the standard error of the rise: that of more rows, were its mean the same.
+            batches: of those rows.
+        """
+        error = math.hypot(shrink * rise.error, self.error)
+        return rise.mean + student(doubt, batches or rise.batches) * error <= self.loss
+
+    def forbids(self, rise: Increase) -> bool:
+        """Whether a true rise within the tolerance would look like this with probability 1 - CONFIDENCE at most."""
+        return rise.mean - student(1 - CONFIDENCE, rise.batches) * math.hypot(rise.error, self.error) > self.loss
 
 
 Ranks = dict[str, int]
@@ -101,6 +124,8 @@ class Point:
     """On the rows of the choice, after steps of recovery."""
     proof: Increase | None = None
     """On the rows of the proof, as this size would be taken."""
+    proof_after_recovery: bool = False
+    """Whether `proof` is of what has recovered."""
     accepted: bool | None = None
     """Whether the proof says that it is within tolerance; None: it was not asked."""
 
@@ -138,12 +163,12 @@ def verdict(
         won = f"{tolerance.won.mean:+.4f} ± {tolerance.won.error:.4f}"
         return UNKNOWN, (
             f"unknown: the adapter has not lowered the {measure} beyond its noise ({won}), so nothing tells what is "
-            f"needed; everything is kept"
+            f"needed{'; everything is kept' if chosen.share == 1 else ''}"
         )
     if chosen.accepted and chosen.share <= 0.5:
         return FLAT, f"flat: {whole} is {1 / chosen.share:.3g} times what this task needs"
     half, quarter = _largest(curve, 0.5), _largest(curve, 0.25)
-    if half is not None and half.measured is not None and half.best is not None and half.best.lower() > tolerance.loss:
+    if half is not None and half.measured is not None and half.best is not None and tolerance.forbids(half.best):
         ratio, rise = 1.0, half.measured.mean
         if quarter is not None and quarter.measured is not None and quarter.measured.mean > rise:
             ratio = min(1.0, rise / (quarter.measured.mean - rise))
@@ -163,6 +188,6 @@ def verdict(
 
 
 def _largest(curve: Sequence[Point], share: float) -> Point | None:
-    """The largest measured size of at most this share of the parameters."""
-    below = [point for point in curve if point.measured is not None and 0 < point.share <= share]
+    """The largest measured size of about this share of the parameters, and no more."""
+    below = [point for point in curve if point.measured is not None and share / 1.5 < point.share <= share]
     return max(below, key=lambda point: point.share, default=None)

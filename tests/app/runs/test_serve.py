@@ -65,11 +65,11 @@ def outcomes(monkeypatch: Any):
             yield SimpleNamespace(trainer=path.name, lora=lora(path))
 
         def fit_trainer(trainer: Any, wanted: Wanted) -> Any:
-            assert wanted.max_rank is not None
-            tried.append((trainer, wanted.max_rank))
-            if wanted.max_rank < least[trainer]:
+            asked = wanted.max_rank or rank  # None: no layer has to give up any
+            tried.append((trainer, asked))
+            if asked < least[trainer]:
                 raise NotWithin("too small")
-            row = {"parameters": wanted.max_rank, "share": 0.5}
+            row = {"parameters": asked, "share": 0.5}
             return SimpleNamespace(row=lambda: row, write=lambda lora, out: None)
 
         for name, stand_in in (("read_lora", lora), ("opened", opened), ("fit_trainer", fit_trainer)):
@@ -94,6 +94,13 @@ def test_the_rank_is_the_least_at_which_each_is_within_tolerance(outcomes: Any, 
     ]
     line = vllm_line("owner/base", {name: tmp_path / name / "fit" for name in "abc"}, 32)
     assert "--max-lora-rank 32" in line and "--max-loras 3" in line and lines[-1] == f"serve       {line}"
+
+
+def test_ranks_below_a_multiple_that_they_have_to_be_are_not_tried(outcomes: Any, tmp_path: Path):
+    for rank, asked in ((64, [64, 32, 16, 8]), (4, [4])):
+        tried = outcomes({"a": 1}, rank=rank)
+        (server, _) = folder_fit.fit_for_server({tmp_path / "a": tmp_path / "fit"}, Wanted(multiple_of=8), Source())
+        assert [each for _, each in tried] == asked and server["max_rank"] == 8
 
 
 def test_an_adapter_beyond_what_vllm_takes_and_that_needs_it_is_refused(outcomes: Any, tmp_path: Path):

@@ -22,11 +22,11 @@ from pedyra.app.runs.evaluate import adapted_model, finished_run
 from pedyra.app.tasks import load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
-from pedyra.fitting.cut import Factors, cut_factors, singular_basis
+from pedyra.fitting.cut import cut_factors, singular_basis
 from pedyra.fitting.general import check_writes, harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.judge import Batch, Cut, Judge, model_loss, model_outputs
-from pedyra.fitting.recover import distill, replaced
+from pedyra.fitting.recover import distill, recovered
 from pedyra.fitting.search import Search
 from pedyra.fitting.verdict import Increase, Tolerance, paired
 from pedyra.fitting.worth import Balance, balance
@@ -223,7 +223,8 @@ class Population:
         return paired(before, after, weights)
 
     def fit(self, seed: int, tolerance: float) -> tuple[float, float, float]:
-        """The share that a fit with the rows of this seed keeps, by how much the loss truly rises, and its limit."""
+        """The share that a fit with the rows of this seed keeps, by how much the loss truly rises, and by how much it
+        may."""
         count = len(self.base)
         drawn = torch.randint(count, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
         choice, proof = drawn[: count // 3], drawn[count // 3 :]
@@ -231,17 +232,18 @@ class Population:
         samples = [sum(self.trained.weights[i] for i in part) for part in (choice, proof)]
         search = Search(
             self.trained.ladder,
-            limit.loss,
+            limit,
             measure=lambda place: self.increase(self.losses(place), choice),
             recover=None,
             prove=lambda place, _: self.increase(self.losses(place), proof),
             ahead=((samples[0] / samples[1]) ** 0.5, len(proof)),
         )
         chosen = search.choose() if limit.learned else None
+        allowed = tolerance * self.increase(self.base, range(count)).mean
         if chosen is None:
-            return 1.0, 0.0, limit.loss
+            return 1.0, 0.0, allowed
         place = next(place for place, point in search.points.items() if point is chosen)
-        return chosen.share, self.increase(self.losses(place), range(count)).mean, limit.loss
+        return chosen.share, self.increase(self.losses(place), range(count)).mean, allowed
 
 
 def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160), rows: int = 1024) -> Iterator[Row]:
@@ -292,7 +294,7 @@ def _against(
             if steps:
                 factors = distill(trained.judge, factors, batches, steps)
             seconds = calibrating + time.perf_counter() - began
-            cut = trained.losses(partial(_with, trained, factors))
+            cut = trained.losses(partial(recovered, trained.model, factors))
             less = paired(cut, other.whole, trained.weights)
             yield {
                 **{key: large[key] for key in ("task", "seed")},
@@ -364,11 +366,4 @@ def _forgetting(
 def _scaled(trained: TrainedLora, scale: float) -> Iterator[None]:
     """While it lasts, each layer adds this part of what the adapter gives."""
     with evaluating(trained.model), scaled(trained.model, scale):
-        yield
-
-
-@contextmanager
-def _with(trained: TrainedLora, factors: Factors) -> Iterator[None]:
-    """While it lasts, the model has these factors, and is in evaluation mode."""
-    with evaluating(trained.model), replaced(trained.model, factors):
         yield
