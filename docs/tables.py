@@ -296,17 +296,21 @@ def language() -> Cells:
 
 @table("fit")
 def fit_of_adapters() -> Cells:
-    head = ["adapter", "won", "tolerance", "left", "loss increase", "left after recovery", "loss increase"]
-    cells = [[*head, "training", "fit", "fit with recovery"]]
-    recovered = {row["adapter"]: row for row in where(rows("fit"), kind="recovered")}
-    for row in where(rows("fit"), kind="fit"):
-        after = recovered.get(row["adapter"])
-        told = ["not run", ""] if after is None else [f"{after['share']:.0%}", _fit_increase(after)]
+    head = ["adapter", "won", "tolerance", "cut alone", "loss increase", "by default", "loss increase", "recovered"]
+    cells = [[*head, "training", "cut alone", "by default"]]
+    default = {row["adapter"]: row for row in where(rows("fit"), kind="default")}
+    alone = where(rows("fit"), kind="fit")
+    for row in alone:
+        other = default.get(row["adapter"])
         won = [f"{row['won']:.4f}", f"{row['tolerance']:.4f}", f"{row['share']:.0%}", _fit_increase(row)]
-        took = [_minutes(row, "training_seconds"), _minutes(row, "seconds"), _minutes(after, "seconds")]
+        told = ["not run", "", ""]
+        if other is not None:
+            told = [f"{other['share']:.0%}", _fit_increase(other), "yes" if other.get("recovered") else "no"]
+        took = [_minutes(row, "training_seconds"), _minutes(row, "seconds"), _minutes(other, "seconds")]
         cells.append([row["adapter"], *won, *told, *took])
-    means = [mean(row["share"] for row in where(rows("fit"), kind=kind)) for kind in ("fit", "recovered")]
-    cells.append(["mean", "", "", f"{means[0]:.0%}", "", f"{means[1]:.0%}", "", "", "", ""])
+    both = [(row["share"], default[row["adapter"]]["share"]) for row in alone if row["adapter"] in default]
+    means = [f"{mean(shares):.0%}" for shares in zip(*both, strict=True)]
+    cells.append([f"mean of {len(both)}", "", "", means[0], "", means[1], "", "", "", "", ""])
     return cells
 
 

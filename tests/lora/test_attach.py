@@ -282,3 +282,26 @@ def test_the_svd_start_of_a_layer_narrower_than_its_rank_keeps_the_function(make
         assert torch.count_nonzero(layer.a.E[:found]) == found and torch.count_nonzero(layer.a.E[found:]) == 0
         assert bool(layer.a.A[found:].any()) and bool(layer.b.weight[:, found:].any())  # can learn
     assert torch.allclose(model(x), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_e_that_is_trained_no_longer_is_folded_into_a(value, make_net):
+    """A method with E = 1 takes over what one with a trained E has left, or has only begun."""
+    model, x = make_net(r=2), torch.randn(4, 8)
+    layers = attach(model, start="svd")
+    with torch.no_grad():
+        for layer in layers:
+            layer.a.E.fill_(value)
+    before = model(x)
+    train_e(layers, False)
+    assert torch.allclose(model(x), before, atol=1e-6)
+    assert all(layer.a.e_fixed_at_one and bool((layer.a.E == 1).all()) for layer in layers)
+    model(x).square().mean().backward()
+    assert all(bool(layer.a.A.grad.any()) for layer in layers)
+
+
+def test_triples_with_e_at_one_are_no_start_for_a_trained_e(make_net):
+    model = make_net()
+    train_e(attach(model), False)
+    with pytest.raises(ValueError, match=r"holds triples with E = 1 already.*pedyra.detach"):
+        attach(model, start="svd")

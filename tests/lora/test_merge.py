@@ -13,7 +13,14 @@ from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from test_export import FLAVOURS, logits, mixed_ranks
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from pedyra import export_adapter
 from pedyra.app.models import load_model, load_tokenizer
@@ -256,3 +263,15 @@ def test_what_peft_cannot_merge_is_told(make_llama, tmp_path):
     make_llama().unload().save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="cannot be merged: .*lora_bias=True.*export target peft"):
         export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=str(tmp_path / "base"))
+
+
+def test_a_lora_of_the_parameters_of_experts_is_merged(tokens, tmp_path):
+    shape: dict[str, Any] = dict(vocab_size=40, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
+    shape |= dict(num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1)
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["gate_up_proj", "down_proj"])
+    config.init_lora_weights = False
+    model = get_peft_model(MixtralForCausalLM(MixtralConfig(**shape)).eval(), config)
+    expected = logits(model, tokens)
+    merged = AutoModelForCausalLM.from_pretrained(export_adapter(model, "merged", tmp_path / "out"))
+    assert torch.allclose(logits(merged, tokens), expected, atol=1e-5)

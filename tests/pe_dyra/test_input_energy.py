@@ -129,6 +129,17 @@ def test_gradient_checkpointing_is_counted_once(reentrant, make_llama, tokens, c
     assert agree(energy.collect(), [value for value in plain if value is not None])
 
 
+def test_text_that_is_written_in_a_training_step_is_not_seen(make_llama, tokens):
+    """As by GRPO, whose model stays in training mode for it."""
+    model = make_llama().train()
+    _, energy, _ = watched(model)
+    model(**tokens, labels=tokens["input_ids"]).loss.backward()
+    before = [float(count) for count in energy._counts if count is not None]
+    with torch.no_grad():
+        model.generate(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], max_new_tokens=3)
+    assert model.training and [float(count) for count in energy._counts if count is not None] == before
+
+
 def test_dropout_comes_after(make_net):
     model = make_net(lora_dropout=0.5).train()
     _, energy, _ = watched(model)

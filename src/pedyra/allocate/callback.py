@@ -346,7 +346,7 @@ class RankCallback(TrainerCallback):
         if self.record_to is None or not self._records:
             return
         known = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
-        kept = [row for row in known if row.get("step", 0) <= step]
+        kept = [row for row in known if (row.get("step") or 0) <= step]
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
         self.record_to.write_text("".join(map(json_line, kept)))
         if not kept:

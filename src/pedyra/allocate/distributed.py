@@ -133,7 +133,7 @@ def data_parallel(args: TrainingArguments, wrapped: Any) -> DistributedDataParal
         wrapper, repair = "DeepSpeed", DEEPSPEED
     elif isinstance(wrapped, FSDPModule) and isinstance(wrapped, nn.Module):
         if not any(hasattr(p, "placements") for p in wrapped.parameters() if p.requires_grad):
-            return None  # `sharded.keep_whole` has seen to it
+            return None  # `trainer.keep_whole` has seen to it
         wrapper, repair = "FSDP2 that has cut the adapter", "pass it to Trainer(callbacks=), with accelerate >= 1.11"
     elif not isinstance(wrapped, DistributedDataParallel) and (args.fsdp or kind == "FullyShardedDataParallel"):
         wrapper, repair = "Trainer's FSDP but for version 2 on an accelerator", "see docs/processes.md, or use DDP"

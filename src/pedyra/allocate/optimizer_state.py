@@ -183,9 +183,9 @@ def turn_state(optimizer: Optimizer, parameter: Tensor, mix: Tensor, dim: int) -
     turned = {}
     for key, value in _without_overflow(optimizer, row_state(optimizer, parameter, parameter.shape)).items():
         by = mix.square() if _is_of_squares(optimizer, key) else mix.abs() if key in LARGEST else mix
-        mixed = by @ value.to(by.dtype) if dim == 0 else value.to(by.dtype) @ by.T
+        mixed = by @ value.to(by) if dim == 0 else value.to(by) @ by.T
         largest = torch.finfo(value.dtype).max
-        turned[key] = mixed.nan_to_num_(0.0, largest, -largest).to(value.dtype)  # the largest numbers may overflow
+        turned[key] = mixed.nan_to_num_(0.0, largest, -largest).to(value)  # the largest numbers may overflow
     _put(optimizer, parameter, turned)
 
 

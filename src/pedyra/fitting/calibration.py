@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from pedyra.fitting.gramians import Calibration, Gramians
@@ -199,9 +200,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
     for parameter, _, _ in before:
         parameter.grad = None
 
+    own = {parameter for parameter, _, _ in before}
+
     def freeze(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
+        # A LoRA layer may read its slots without calling them.
+        for parameter in module.parameters(recurse=isinstance(module, BaseTunerLayer)):
+            if parameter in own:
+                parameter.requires_grad_(False)
 
     model.apply(freeze)
     handles = [module.register_forward_pre_hook(freeze) for module in model.modules()]

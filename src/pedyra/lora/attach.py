@@ -35,8 +35,8 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
     Returns the adapted layers, in the model's order.
 
     Raises:
-        ValueError: no such adapter, a layer that cannot hold triples (embedding, convolution, MoE parameter), or a
-            start such as PiSSA on a quantised weight.
+        ValueError: no such adapter, a layer that cannot hold triples (embedding, convolution, MoE parameter), a start
+            such as PiSSA on a quantised weight, or start="svd" for triples of the other start.
     """
     if isinstance(getattr(model, "module", None), PeftModel):  # DistributedDataParallel, DataParallel
         raise ValueError(f"the model is inside a {type(model).__name__}; give the PEFT model itself, its .module")
@@ -47,6 +47,11 @@ def attach(model: nn.Module, adapter_name: str = "default", start: str = "lora",
             f"peft.get_peft_model(model, LoraConfig(...)) first, or pass the adapter's name"
         )
     if all(holds_triples(layer) for layer in layers):
+        if start == "svd" and any(layer.a.e_fixed_at_one for layer in layers):
+            raise ValueError(
+                f"adapter {adapter_name!r} holds triples with E = 1 already, and a method that trains E begins them "
+                f"anew; call pedyra.detach(model, {adapter_name!r}) first, or give the method start='lora'"
+            )
         return layers
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     init = getattr(config, "init_lora_weights", True)
@@ -124,10 +129,15 @@ def check_supported(config: PeftConfig, layers: Sequence[AdaptedLayer]) -> None:
 
 
 def train_e(layers: Iterable[AdaptedLayer], on: bool) -> None:
-    """Train E where A is, or leave it as it is: with E = 1 the triples then learn as a plain LoRA of the same ranks."""
+    """Train E where A is, or not at all. Then it is folded into A, so that E = 1: the layer gives what it gave, and its
+    triples learn as a plain LoRA of the same ranks."""
     for layer in layers:
         layer.a.train_e(on)
-        layer.a.e_fixed_at_one = not on and (layer.a.E.is_meta or bool((layer.a.E == 1).all()))
+        if not on and not layer.a.E.is_meta and not (layer.a.E == 1).all():
+            with torch.no_grad():
+                layer.a.A.mul_(layer.a.E[:, None])
+                layer.a.E.fill_(1)
+        layer.a.e_fixed_at_one = not on
 
 
 def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:

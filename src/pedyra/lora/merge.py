@@ -130,7 +130,8 @@ def _check_unshared(base: Any, adapter_name: str) -> None:
 
 
 def _weight(module: Any) -> Any:
-    return (module.get_base_layer() if isinstance(module, BaseTunerLayer) else module).weight
+    layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return getattr(layer, getattr(module, "parameter_name", "weight"))
 
 
 def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:

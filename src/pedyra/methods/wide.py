@@ -268,16 +268,17 @@ def balanced_turn(basis: Balance, layer: AdaptedLayer) -> Tensor:
     lengths = (basis.T @ A).norm(dim=1)
     mean = A.norm(dim=1).mean()
     factors = torch.where(lengths > 1e-12 * mean, mean / lengths, torch.ones_like(lengths))
-    return (factors[:, None] * basis.T).to(layer.a.A.device)
+    return factors[:, None] * basis.T
 
 
 @torch.no_grad()
 def turn_layer(layer: AdaptedLayer, optimizer: Optimizer, W: Tensor) -> None:
-    """A becomes W A and B becomes B W^-1, for W `(r, r)` and in its precision; their moments turn too. E must be 1."""
+    """A becomes W A and B becomes B W^-1, and their moments turn too. W `(r, r)` is on the processor, since not every
+    device has its float64. E must be 1."""
     inverse = torch.linalg.inv_ex(W).inverse
     A, B = layer.a.A, layer.b.weight
-    A.copy_(W @ A.to(W.dtype))
-    B.copy_(B.to(W.dtype) @ inverse)
+    A.copy_(W @ A.to(W))
+    B.copy_(B.to(W) @ inverse)
     turn_state(optimizer, A, inverse.T, dim=0)  # a gradient of A turns against A,
     turn_state(optimizer, B, W, dim=1)  # and one of B with it
 

@@ -124,11 +124,22 @@ class InputEnergy:
             mask = args[position]
         self._forget_forward()
         self._outermost, self._mask = place, _two_dimensional(mask)
+        self._with_gradients = torch.is_grad_enabled()
         if any(self._of_target):
             target, labels = kwargs.get("decoder_attention_mask"), _two_dimensional(kwargs.get("labels"))
             if target is None and labels is not None:
                 target = labels != IGNORED
             self._target_mask = _two_dimensional(target)
+
+    def _trains(self, module: nn.Module) -> bool:
+        """Whether this forward is one of training, and not one that writes text or asks a reference.
+
+        A model may be trained in its evaluation mode, without dropout. And layers whose activations are checkpointed
+        run a first time without gradients, in a model that has them.
+        """
+        if torch.is_grad_enabled():
+            return True
+        return module.training and (self._outermost is None or self._with_gradients)
 
     def _leave(self, *_: Any, place: str) -> None:
         if self._outermost == place:
@@ -136,13 +147,13 @@ class InputEnergy:
 
     def _forget_forward(self) -> None:
         self._last = self._mask = self._target_mask = self._outermost = None
+        self._with_gradients = False
         self._real = {}
 
     def _see_layer(self, module: nn.Module, args: tuple[Tensor, ...], *, index: int) -> None:
         module_: Any = module
         x = args[0]
-        # A model may be trained in its evaluation mode, without dropout.
-        if not self.active or not (module.training or torch.is_grad_enabled()):
+        if not self.active or not self._trains(module):
             return
         if module_.disable_adapters or self._adapter not in module_.active_adapters:
             return  # a reference model runs (DPO), the base or another adapter

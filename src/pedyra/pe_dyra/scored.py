@@ -303,15 +303,19 @@ def gaussian_triples(layer: AdaptedLayer, num: int, *, start: str, generator: to
     return NewTriples(rows, torch.zeros(num), (torch.randn(num, out, generator=generator) * std).T)
 
 
-def ema_window(beta: float, tolerance: float = 1e-6) -> int:
-    """Steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before to `tolerance`.
+FORGOTTEN = 1e-6
+"""What is left of a value in an average that has forgotten it."""
+
+
+def ema_window(beta: float) -> int:
+    """Steps W after which an EMA with `beta`, and an EMA of its deviations, have forgotten all before.
 
     Sensitivity forgets as beta^W. The uncertainty of Eq. (3) follows the sensitivity's own start-up error, which
-    adds a factor 1 + W (1 - beta). For 0.85 and 1e-6 this gives 103 steps.
+    adds a factor 1 + W (1 - beta). For 0.85 this gives 103 steps.
     """
     if beta == 0:
         return 1
-    window = math.ceil(math.log(tolerance) / math.log(beta))
-    while (1 + window * (1 - beta)) * beta**window > tolerance:
+    window = math.ceil(math.log(FORGOTTEN) / math.log(beta))
+    while (1 + window * (1 - beta)) * beta**window > FORGOTTEN:
         window += 1
     return window
