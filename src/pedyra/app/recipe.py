@@ -104,6 +104,11 @@ class Recipe(Section):
                 raise ValueError(f"training.{key} is set by the recipe's top-level key {key!r}; move it there")
         if training.get("resume_from_checkpoint"):
             raise ValueError("training.resume_from_checkpoint is not read; pedyra train --resume continues a run")
+        if training.get("hub_token"):
+            raise ValueError(
+                "training.hub_token would be written into the run folder and its report; log in with `hf auth login`, "
+                "or set HF_TOKEN"
+            )
         if training.get("push_to_hub") and training.get("hub_strategy", "end") != "end":
             raise ValueError(
                 f"training.hub_strategy is {training['hub_strategy']!r}; a run pushes its adapter at the end: leave it "

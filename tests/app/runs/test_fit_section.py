@@ -49,6 +49,19 @@ def test_an_adapter_that_is_no_lora_is_told_before_training(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"drop_types": ["nonsense"]}, "nonsense"),
+        ({"max_rank": 2, "multiple_of": 4}, "max_rank is 2, below multiple_of 4"),
+    ],
+)
+def test_a_shape_that_no_adapter_has_is_told_before_training(tmp_path, given, told):
+    with pytest.raises(ValueError, match=told):
+        train_run(recipe(tmp_path / "run", fit=given), console=Console(quiet=True))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("given", [{"tolerance": "101%"}, {"tolerance": "much"}, {"recover": -1}, {"tolerence": 0.1}])
 def test_a_mistake_names_the_key(given, tmp_path):
     with pytest.raises(ValueError, match=rf"fit\.{next(iter(given))}"):

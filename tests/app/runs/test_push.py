@@ -31,11 +31,16 @@ def train(recipe: Any, tmp_path: Path):
 
 def test_a_run_pushes_its_adapter_and_not_its_folder(train: Any, monkeypatch: Any, capsys: Any):
     hub = HubStandIn().install(monkeypatch)
-    run = train(hub_private_repo=True, hub_token="secret")
+    run = train(hub_private_repo=True)
     assert hub.repositories == {"somebody/run": True}  # named after the output folder, as Trainer names it
-    assert set(hub.tokens) == {"secret"}
+    assert set(hub.tokens) == {None}  # that of the login
     assert hub.files == {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
     assert "https://huggingface.co/somebody/run" in capsys.readouterr().out
+
+
+def test_a_token_is_written_nowhere(train: Any):
+    with pytest.raises(ValueError, match="training.hub_token would be written .*HF_TOKEN"):
+        train(hub_token="secret")
 
 
 def test_the_smaller_adapter_is_pushed_beside_it(train: Any, monkeypatch: Any):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from closeness import same_bits
 from typer.testing import CliRunner
 
-from pedyra.lab.bench.rows import TRANSFER_KEY, RowFile, rates_by_method, shown, summary
+from pedyra.lab.bench.rows import PLANTED_KEY, TRANSFER_KEY, RowFile, rates_by_method, shown, summary
 from pedyra.lab.bench.transfer import (
     CONTEXT,
     SMOKE,
@@ -95,9 +95,10 @@ def test_a_killed_grid_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"metric": "loss"}\n')
-    with pytest.raises(ValueError, match="rows of something else; name another file"):
-        RowFile(path, TRANSFER_KEY)
+    for row in ({"metric": "loss"}, dict.fromkeys(PLANTED_KEY, 1)):
+        path.write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match="rows of something else; name another file"):
+            RowFile(path, TRANSFER_KEY)
     with pytest.raises(ValueError, match="does not exist; create it first"):
         RowFile(tmp_path / "absent" / "rows.jsonl", TRANSFER_KEY)
 

@@ -35,6 +35,13 @@ def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
     assert any(remark.startswith("Not measured: MNLI, QNLI") for remark in told)
 
 
+def test_rows_are_averaged_over_the_same_columns():
+    values = {("LoRA", "SST-2"): {0: 90.0}, ("LoRA", "CoLA"): {0: 60.0}, ("PE-DyRA", "SST-2"): {0: 91.0}}
+    found = results(get_item("table2"), "small", values)
+    averages = {row["row"]: row["values"] for row in found if row["column"] == "All" and row["values"]}
+    assert averages == {"LoRA": {"0": 90.0}, "PE-DyRA": {"0": 91.0}}
+
+
 def test_differences_are_paired_by_seed_and_to_the_first_row_of_a_group():
     item = get_item("table12")
     rows = ("LLaMA2-7B, DoRA", "LLaMA2-7B, PE-DyRA+DoRA", "LLaMA3-8B, QLoRA", "LLaMA3-8B, PE-DyRA+QLoRA")

@@ -142,5 +142,5 @@ def _check_fsdp(recipe: Recipe, arguments: TrainingArguments) -> None:
 def _check_best(recipe: Recipe) -> None:
     """A metric that no evaluation gives would fail at the first one."""
     wanted, known = recipe.training.get("metric_for_best_model"), ("loss", *METRICS[recipe.data.kind])
-    if wanted is not None and wanted.removeprefix("eval_") not in known:
+    if wanted is not None and str(wanted).removeprefix("eval_") not in known:
         raise ValueError(f"training.metric_for_best_model is {wanted!r}; this task has {', '.join(known)}")

@@ -344,7 +344,7 @@ def ready_to_push(recipe: Recipe) -> None:
     """
     training = recipe.training
     if training.get("push_to_hub") and is_first():
-        made_repository(_repository(recipe), private=training.get("hub_private_repo"), token=training.get("hub_token"))
+        made_repository(_repository(recipe), private=training.get("hub_private_repo"))
 
 
 def push_run(result: RunResult) -> str | None:
@@ -359,8 +359,7 @@ def push_run(result: RunResult) -> str | None:
     recipe, run = result.recipe, result.folder
     if not recipe.training.get("push_to_hub") or result.interrupted or result.diverged:
         return None
-    given: dict[str, Any] = {"token": recipe.training.get("hub_token"), "revision": recipe.training.get("hub_revision")}
-    given |= {"private": recipe.training.get("hub_private_repo")}
+    given = {"revision": recipe.training.get("hub_revision"), "private": recipe.training.get("hub_private_repo")}
     try:
         address = push_folder(run.adapter, _repository(recipe), **given)
         if result.found is not None:

@@ -21,6 +21,7 @@ CONTENTS = (
     "ranks.jsonl",
     "environment.json",
     "samples.jsonl",
+    "evaluation.json",
     "report.html",
     "adapter",
     "fit",

@@ -21,6 +21,7 @@ from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
+from pedyra.fitting.fit import Wanted
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
@@ -128,13 +129,21 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
 
 def _check_fit(setup: Setup) -> None:
     """Raise ValueError, before anything is trained, where the fit that the recipe asks for cannot be had."""
-    if setup.recipe.fit is None:
+    wanted = wanted_fit(setup.recipe)
+    if wanted is None:
         return
     if (kind := setup.model.peft_config["default"].peft_type) != PeftType.LORA:
         raise ValueError(
             f"fit asks how small a LoRA may be, and method {setup.recipe.method} trains an adapter of type {kind}; "
             f"remove the section fit"
         )
+    layers = {name: each for name, each in setup.model.named_modules() if isinstance(each, LoraLayer)}
+    wanted.shape([*layers], any("default" in layer.lora_magnitude_vector for layer in layers.values()))
+
+
+def wanted_fit(recipe: Recipe) -> Wanted | None:
+    """What the section `fit` asks for; None: there is none. ValueError for what goes with no adapter."""
+    return None if recipe.fit is None else Wanted(**recipe.fit.model_dump())
 
 
 def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:
@@ -159,13 +168,13 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
 
 def run_steps(rows: int, recipe: Recipe) -> int:
     """Optimizer steps of the recipe's run by Trainer's rule, for the methods that ask before there is a Trainer."""
-    training = recipe.training
-    if training.get("max_steps", -1) > 0:
-        return training["max_steps"]
-    rounded = math.floor if training.get("dataloader_drop_last") else math.ceil
-    batches = rounded(rows / (training["per_device_train_batch_size"] * count_processes()))
-    per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
-    return math.ceil(training["num_train_epochs"] * per_epoch)
+    args = training_arguments(recipe)
+    if args.max_steps > 0:
+        return args.max_steps
+    rounded = math.floor if args.dataloader_drop_last else math.ceil
+    batches = rounded(rows / (args.per_device_train_batch_size * count_processes()))
+    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * per_epoch)
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -78,12 +78,11 @@ class TrackerImages(TrainerCallback):
     def _send(self, name: str, spec: Spec) -> None:
         if not self._trackers:
             return
-        image = _drawn(spec)
         for tracker in self._trackers:
             send = next(send for kind, send in _SENDERS.items() if isinstance(tracker, kind))
             try:
-                send(self, tracker, name, image)
-            except Exception as error:  # of a tracker's server, say: the run itself is whole
+                send(self, tracker, name, _drawn(spec))
+            except Exception as error:  # of a tracker's server, or of what draws: the run itself is whole
                 title = type(tracker).__name__.removesuffix("Callback")
                 warnings.warn(f"{title} took no image {name!r}: {type(error).__name__}: {error}", stacklevel=3)
 

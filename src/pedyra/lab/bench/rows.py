@@ -33,7 +33,7 @@ class RowFile:
             self.rows = read_rows(path)
         except ValueError as error:
             raise ValueError(f"--json {path} is no file of JSON lines ({error}); name another file") from error
-        if any(self.key[0] not in row for row in self.rows):
+        if any(field not in row for row in self.rows for field in self.key if field != "config"):
             raise ValueError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
             path.write_text("".join(map(json_line, self.rows)), encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
-from pedyra.app.recipe_sections import Section
+from pedyra.app.recipe_sections import LoraSection, Section
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.methods.names import check_method
@@ -24,8 +24,10 @@ Judge = Literal["metric", "loss"]
 EQUAL_FOR_ALL = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "data_seed", "learning_rate"),
+    *("dataloader_drop_last", "train_sampling_strategy", "load_best_model_at_end", "metric_for_best_model"),
 )
-"""Arguments of `training` that a method cannot have for itself: the comparison is at equal steps and data order."""
+"""Arguments of `training` that a method cannot have for itself: the comparison is at equal steps and data order, and no
+row alone may choose its best step on the rows that are reported."""
 
 
 class MethodRow(Section):
@@ -122,6 +124,15 @@ class Grid(Section):
                 if key in row.lora:
                     raise ValueError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
         return methods
+
+    @field_validator("lora")
+    @classmethod
+    def _lora_settings(cls, lora: dict[str, Any]) -> dict[str, Any]:
+        try:
+            LoraSection.model_validate(lora)
+        except ValidationError as error:
+            raise ValueError(f"lora: {one_line(error, LoraSection, depth=1)}") from None
+        return lora
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:

@@ -21,7 +21,7 @@ from pedyra.app.models import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
 from pedyra.app.runs.arguments import training_arguments
-from pedyra.app.runs.setup import request, resolve
+from pedyra.app.runs.setup import request, resolve, wanted_fit
 from pedyra.app.tasks.sources import Rows, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
@@ -151,6 +151,7 @@ def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     try:
         recipe = resolve(recipe)
         training_arguments(recipe)
+        wanted_fit(recipe)
         if (steps := recipe.training.get("max_steps", -1)) > 0 and recipe.method in ("pedyra", "wide"):
             schedule = {name: value for name, value in recipe.rank.items() if name in SCHEDULE}
             config = PeDyra(**schedule) if recipe.method == "pedyra" else Wide(rank=recipe.lora.r, **schedule)

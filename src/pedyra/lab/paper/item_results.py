@@ -41,13 +41,17 @@ def result_row(item: Item, scale: Scale, row: str, column: str, values: Mapping[
 
 
 def results(item: Item, scale: Scale, values: Values) -> list[Row]:
-    """Every row x column of the item, with averages over the columns that were measured."""
+    """Every row x column of the item. An average is over the columns that every row has which has any of them: else
+    rows would be compared over other tasks."""
     found = []
     for row in item.rows:
         for column, part in item.columns.items():
             mine = dict(values.get((row, column), {}))
             if part.average:
-                mine = _average([values[row, name] for name in part.over or item.columns if (row, name) in values])
+                over = part.over or item.columns
+                rows = [each for each in item.rows if any((each, name) in values for name in over)]
+                shared = [name for name in over if all((each, name) in values for each in rows)]
+                mine = _average([values[row, name] for name in shared]) if row in rows else {}
             found.append(result_row(item, scale, row, column, mine))
     return found
 
