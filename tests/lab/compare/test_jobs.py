@@ -78,6 +78,15 @@ def test_what_cannot_resume_starts_anew(job, calls):
     assert calls() == ["pedyra 0 0.1", "pedyra 0 0.1 --resume", "pedyra 0 0.1 --overwrite"]
 
 
+def test_a_refusal_that_passes_keeps_the_checkpoint(job, calls, monkeypatch):
+    """A full disk, say, or another process that trains the run now."""
+    run_all([job("pedyra")])
+    found = (Path("checkpoint-5"), [])
+    monkeypatch.setattr("pedyra.lab.compare.jobs.last_complete_checkpoint", lambda run, with_ranks: found)
+    assert run_all([job("pedyra")])["pedyra", 0].status == "failed"
+    assert calls() == ["pedyra 0 0.1", "pedyra 0 0.1 --resume"]
+
+
 @pytest.fixture
 def ignored_interrupts():
     """SIGINT is ignored, as a process inherits it that a script has started in the background."""

@@ -359,7 +359,10 @@ def push_run(result: RunResult) -> str | None:
     recipe, run = result.recipe, result.folder
     if not recipe.training.get("push_to_hub") or result.interrupted or result.diverged:
         return None
-    given = {"revision": recipe.training.get("hub_revision"), "private": recipe.training.get("hub_private_repo")}
+    given: dict[str, Any] = {
+        "revision": recipe.training.get("hub_revision"),
+        "private": recipe.training.get("hub_private_repo"),
+    }
     try:
         address = push_folder(run.adapter, _repository(recipe), **given)
         if result.found is not None:

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pedyra.allocate.checkpoint_folder import last_complete_checkpoint
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.yaml_file import to_yaml
 from pedyra.lora.files import check_shape, read_rows, write_file
+from pedyra.methods.registry import get_method
 
 POLL_SECONDS = 0.5
 Purpose = Literal["jobs", "tuning"]
@@ -145,9 +147,8 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
-        # What cannot be resumed (exit code 2: no whole checkpoint, a method that cannot) starts anew.
         for flags in [["--resume"], ["--overwrite"]] if (job.run / "recipe.yaml").is_file() else [[]]:
-            if stop.level or is_done(job):
+            if stop.level or is_done(job) or (flags == ["--overwrite"] and _may_resume(job)):
                 break
             command = [sys.executable, "-m", "pedyra", "train", str(job.recipe_file), *flags]
             with job.log.open("ab") as out:
@@ -160,6 +161,16 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
     if is_done(job):
         return JobEnd(job, "done")
     return JobEnd(job, "stopped") if stop.level else JobEnd(job, "failed", _reason(code, job.log))
+
+
+def _may_resume(job: Job) -> bool:
+    """Whether a later call can go on where this job was stopped. One that cannot starts anew; what was refused for a
+    reason that passes (a full disk, another process that trains it) keeps its checkpoint."""
+    try:
+        last_complete_checkpoint(job.run, with_ranks=(job.run / "ranks.jsonl").is_file())
+    except ValueError:
+        return False
+    return get_method(job.recipe["method"]).resumable
 
 
 def _wait(child: subprocess.Popen[bytes], stop: Stop) -> int:
