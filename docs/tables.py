@@ -337,7 +337,7 @@ def sizes() -> Cells:
     cells, every = [heads], rows("sizes")
     for task, r, steps in dict.fromkeys((row["task"], row["smaller_rank"], row["recover_steps"]) for row in every):
         of = where(every, task=task, smaller_rank=r, recover_steps=steps)
-        shown = next((name for name, folder in TASKS.items() if folder == task), "Norwegian")
+        shown = TEXTS.get(task) or next(name for name, folder in TASKS.items() if folder == task)
         losses = [spread(by_seed(of, key).values()) for key in ("whole_loss", "lora_loss")]
         took = [f"{mean(row[key] for row in of) / 60:.1f} min" for key in ("seconds", "sweep_seconds")]
         cells.append([shown, str(r), *losses, str(steps), difference([row["lora_less_cut"] for row in of]), *took])
