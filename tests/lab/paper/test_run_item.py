@@ -32,6 +32,10 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatc
     monkeypatch.setattr("pedyra.lab.compare.compare.run_jobs", ran)
     again = run_item(get_item("table14"), "smoke", before.files[0].parents[2], Places())
     assert again.results == before.results
+    table = before.files[1].read_text()
+    part = run_item(get_item("table14").only(columns=["k=4", "k=12"]), "smoke", before.files[0].parents[2], Places())
+    assert len(part.results) < len(before.results) and before.files[1].read_text() == table
+    assert part.files[1] == before.files[1].parent / "part" / "table14.jsonl" and part.files[1].is_file()
 
 
 def test_runs_are_shared_between_items(smoke):

@@ -18,7 +18,7 @@ from pedyra.lab.compare.compare import compare_grid
 from pedyra.lab.compare.grid import Grid, check_grid
 from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.figures import MEASURES, measure, save_figure
-from pedyra.lab.paper.item import Cell, CellPart, Item, Scale
+from pedyra.lab.paper.item import Cell, CellPart, Item, Scale, get_item
 from pedyra.lab.paper.item_results import Row, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
 from pedyra.lora.files import read_json, write_file
@@ -64,6 +64,8 @@ def run_item(
 ) -> MeasuredItem:
     """Run what is missing of an item's comparisons and write its table, and its figure, into `out/<scale>/<id>`.
 
+    Of some rows or columns alone (`Item.only`) they go into the folder `part` there, so that a whole table stays.
+
     Finished runs are kept, for every item of the scale that shares them; interrupted ones go on.
 
     Args:
@@ -93,8 +95,11 @@ def run_item(
             kept = {seed: value * cell.part.factor for seed, value in measured.items() if value is not None}
             if kept:
                 values[cell.row, cell.column] = kept
+    whole, folder = get_item(item.id), out / scale / item.id
+    if (item.rows.keys(), item.columns.keys()) != (whole.rows.keys(), whole.columns.keys()):
+        folder /= "part"
     item = item.at(scale)
-    done, folder = results(item, scale, values), out / scale / item.id
+    done = results(item, scale, values)
     folder.mkdir(parents=True, exist_ok=True)
     tables = result_tables(item, scale, done)
     files = [
