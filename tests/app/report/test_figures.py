@@ -65,11 +65,11 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     assert next(iter(figures)) == "fit"
     (panel,) = figures["fit"].panels
     curves = drawn(panel.spec)
-    assert (curves["measured for the choice"]["x"], curves["measured for the choice"]["y"]) == (
+    assert (curves["choice"]["x"], curves["choice"]["y"]) == (
         [100, 500],
         [0.25, 0.02],
     )
-    assert curves["measured for the choice"]["low"] == pytest.approx([0.2108, 0.0004])  # 1.96 standard errors
+    assert curves["choice"]["low"] == pytest.approx([0.2108, 0.0004])  # 1.96 standard errors
     assert (curves["predicted"]["x"], curves["predicted"]["y"]) == ([50, 100, 500], [0.9, 0.3, 0.01])
     assert "low" not in curves["predicted"]  # it has no band
     recovered = curves["after recovery"]

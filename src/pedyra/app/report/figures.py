@@ -53,7 +53,8 @@ def increase_by_size(run: RunRecords) -> Figure:
     panels = [Panel("The loss with a smaller adapter", increase_curve(run.curve))] if run.curve else []
     caption = (
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
-        "gradients, and as measured on held-out rows, each time against the whole adapter (band: 95 %). Below the "
+        "gradients, and as measured on the held-out rows of the choice and of the proof, each time against the whole "
+        "adapter (band: 95 %). Below the "
         "dashed line, from which on the scale is logarithmic, a size is within tolerance. "
         + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
@@ -65,8 +66,8 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     smaller = sorted((row for row in rows if row["share"] < 1), key=lambda row: row["parameters"])
     sizes = [row["parameters"] for row in smaller]
     drawn = [
-        *_measured("measured for the choice", _of(smaller, "choice"), "measured_increase", "standard_error"),
-        *_measured("measured for the proof", _of(smaller, "proof"), "measured_increase", "standard_error"),
+        *_measured("choice", _of(smaller, "choice"), "measured_increase", "standard_error"),
+        *_measured("proof", _of(smaller, "proof"), "measured_increase", "standard_error"),
         Curve("predicted", sizes, [row["predicted_increase"] for row in smaller]),
         *_measured("after recovery", smaller, "recovered_increase", "recovered_standard_error"),
     ]
