@@ -200,8 +200,8 @@ class Search:
         return accepted
 
     def _between(self, larger: int, smaller: int) -> int | None:
-        """The place halfway, by the ratio of their parameters, or where none is there by their number; None where they
-        are near to each other."""
+        """The place halfway: where their ratio is halved, or, where no other place is, in the middle of the places
+        between. None where the two are near to each other."""
         high, low = self.ladder.share(larger), self.ladder.share(smaller)
         middle = self.ladder.at(math.sqrt(high * low))
         if middle in (larger, smaller):

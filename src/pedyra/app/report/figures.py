@@ -54,9 +54,8 @@ def increase_by_size(run: RunRecords) -> Figure:
     caption = (
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
         "gradients, and as measured on the held-out rows of the choice and of the proof, each time against the whole "
-        "adapter (band: 95 %). Below the "
-        "dashed line, from which on the scale is logarithmic, a size is within tolerance. "
-        + (f"The verdict: {run.fit['words']}." if run.fit else "")
+        "adapter (band: 95 %). Below the dashed line, from which on the scale is logarithmic, a size is within "
+        "tolerance. " + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 

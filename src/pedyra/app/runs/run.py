@@ -16,13 +16,12 @@ from transformers import Trainer, TrainingArguments
 from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
 from pedyra.allocate.trainer import end_at_last_step, reshard
 from pedyra.app.recipe import Recipe
-from pedyra.app.recipe_sections import FitSection
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters
+from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters, wanted_fit
 from pedyra.app.runs.trackers import TrackerImages
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.fit import Wanted
@@ -212,8 +211,8 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     if step >= total_steps or not stop.requested:
         final = _finish(setup, folder, trainer, log)
     layers = layer_rows(setup.model)
-    if setup.recipe.fit is not None and final is not None:
-        found = _fit(setup.recipe.fit, folder, trainer)
+    if (wanted := wanted_fit(setup.recipe)) is not None and final is not None:
+        found = _fit(wanted, folder, trainer)
         images.log_curve(found)
     return RunResult(
         recipe=setup.recipe,
@@ -228,12 +227,12 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     )
 
 
-def _fit(wanted: FitSection, folder: RunFolder, trainer: Trainer) -> Fit:
+def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer) -> Fit:
     """Ask how small the adapter may be, and write the smaller one beside it."""
     model: Any = trainer.model
     if adapted_layers(model):  # a start that took from the weight is then a part of the factors
         detach(model)
-    found = fit_trainer(trainer, Wanted(**wanted.model_dump()))
+    found = fit_trainer(trainer, wanted)
     found.save(folder.path / "fit", overwrite=True)
     return found
 
