@@ -171,6 +171,20 @@ def test_what_recovers_is_chosen_smaller_and_proved_after_its_steps(make_net: An
     assert found.chosen.parameters in tried
 
 
+def test_the_curve_says_on_which_rows_a_size_was_measured_as_cut_and_after_recovery(make_net: Any):
+    model = make_net(trained=True)
+    rows = [batches(model, 30, seed) for seed in (1, 2, 3)]
+    found = fitted(model, rows, tolerance=0.1, recover=200)
+    (chosen,) = (row for row in found.curve_rows() if row["chosen"])
+    assert (chosen["rows"], chosen["recovered_rows"]) == ("choice", "proof")
+    with torch.no_grad():
+        whole = [float(loss(model, each)) for each in rows[1]]
+        with replaced(model, cut_factors(model, found.calibration, found.ranks)):
+            rises = [float(loss(model, each)) - before for each, before in zip(rows[1], whole, strict=True)]
+    assert chosen["measured_increase"] == pytest.approx(sum(rises) / len(rises), rel=1e-3)
+    assert chosen["recovered_increase"] == found.row()["measured_increase"]
+
+
 def test_steps_that_do_harm_are_undone(make_net: Any):
     """Toward outputs that have nothing to do with the loss: the cut stays, and this is told."""
     model = make_net(trained=True)

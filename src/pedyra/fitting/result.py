@@ -96,12 +96,14 @@ class Fit:
         return {**row, "ranks": self.ranks}
 
     def curve_rows(self) -> list[dict[str, Any]]:
-        """One row a size of the curve. What was asked in the proof is told as it was measured on those rows, and the
-        rest as on the rows of the choice."""
+        """One row a size of the curve, as cut and after recovery. What was asked in the proof is told as it was
+        measured on those rows, and the rest as on the rows of the choice: `rows` and `recovered_rows` say which."""
         rows = []
         for each in self.curve:
-            cut = each.measured if each.proof is None or each.proof_after_recovery else each.proof
-            after = each.proof if each.proof is not None and each.proof_after_recovery else each.recovered
+            proved = each.proof is not None
+            cut_proved, recovery_proved = proved and not each.proof_after_recovery, proved and each.proof_after_recovery
+            cut = each.proof if cut_proved else each.measured
+            after = each.proof if recovery_proved else each.recovered
             rows.append(
                 {
                     "kept": sum(each.ranks.values()),
@@ -110,9 +112,10 @@ class Fit:
                     "predicted_increase": each.predicted,
                     "measured_increase": cut and cut.mean,
                     "standard_error": cut and cut.error,
+                    "rows": "proof" if cut_proved else "choice",
                     "recovered_increase": after and after.mean,
                     "recovered_standard_error": after and after.error,
-                    "rows": "choice" if each.proof is None else "proof",
+                    "recovered_rows": "proof" if recovery_proved else "choice",
                     "accepted": each.accepted,
                     "tolerance": self.tolerance.loss,
                     "chosen": each.ranks == self.ranks,

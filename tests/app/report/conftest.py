@@ -190,6 +190,8 @@ def fitted_run(lora_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     rows = [dict(zip(keys, size, strict=True)) | {"tolerance": 0.05, "chosen": size[0] == 500} for size in sizes]
     for row in rows:
         row["recovered_standard_error"] = None if row["recovered_increase"] is None else 0.01
+        row["rows"] = "proof" if row["parameters"] == 500 else "choice"
+        row["recovered_rows"] = "proof" if row["parameters"] == 100 else "choice"
     record = {"parameters": 500, "share": 0.5, "measured_increase": 0.02, "interval": [0.0, 0.04], "tolerance": 0.05}
     record |= {"verdict": "flat", "words": "flat: r = 8 is 2 times what this task needs"}
     record |= {"metrics": {"base": {"accuracy": 0.5}, "whole": {"accuracy": 0.81}, "smaller": {"accuracy": 0.805}}}

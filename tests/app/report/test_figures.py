@@ -65,15 +65,15 @@ def test_of_a_run_that_was_fitted_the_curve_comes_first(fitted_run: Path):
     assert next(iter(figures)) == "fit"
     (panel,) = figures["fit"].panels
     curves = drawn(panel.spec)
-    assert (curves["choice"]["x"], curves["choice"]["y"]) == (
-        [100, 500],
-        [0.25, 0.02],
-    )
-    assert curves["choice"]["low"] == pytest.approx([0.2108, 0.0004])  # 1.96 standard errors
-    assert (curves["predicted"]["x"], curves["predicted"]["y"]) == ([50, 100, 500], [0.9, 0.3, 0.01])
+    assert {name: (curve["x"], curve["y"]) for name, curve in curves.items()} == {
+        "choice": ([100], [0.25]),
+        "proof": ([500], [0.02]),
+        "predicted": ([50, 100, 500], [0.9, 0.3, 0.01]),
+        "choice, recovered": ([50], [0.4]),
+        "proof, recovered": ([100], [0.1]),
+    }
+    assert curves["proof"]["low"] == pytest.approx([0.0004])  # 1.96 standard errors
     assert "low" not in curves["predicted"]  # it has no band
-    recovered = curves["after recovery"]
-    assert (recovered["x"], recovered["y"]) == ([50, 100], [0.4, 0.1])
     assert figures["fit"].caption.endswith("flat: r = 8 is 2 times what this task needs.")
 
 

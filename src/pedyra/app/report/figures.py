@@ -65,10 +65,11 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     smaller = sorted((row for row in rows if row["share"] < 1), key=lambda row: row["parameters"])
     sizes = [row["parameters"] for row in smaller]
     drawn = [
-        *_measured("choice", _of(smaller, "choice"), "measured_increase", "standard_error"),
-        *_measured("proof", _of(smaller, "proof"), "measured_increase", "standard_error"),
+        *_measured(smaller, "choice"),
+        *_measured(smaller, "proof"),
         Curve("predicted", sizes, [row["predicted_increase"] for row in smaller]),
-        *_measured("after recovery", smaller, "recovered_increase", "recovered_standard_error"),
+        *_measured(smaller, "choice", recovered=True),
+        *_measured(smaller, "proof", recovered=True),
     ]
     limit = next((row["tolerance"] for row in rows if row.get("tolerance") is not None), None)
     line_at = None if limit is None else ("tolerance", float(f"{limit:.3g}"))
@@ -76,16 +77,16 @@ def increase_curve(rows: Sequence[Mapping[str, Any]]) -> Spec:
     return curves(drawn, axes)
 
 
-def _of(rows: Sequence[Mapping[str, Any]], which: str) -> list[Mapping[str, Any]]:
-    """The sizes that were measured on these rows: two sets of rows differ by their noise, and make two curves."""
-    return [row for row in rows if row.get("rows", "choice") == which]
-
-
-def _measured(name: str, rows: Sequence[Mapping[str, Any]], value: str, error: str) -> list[Curve]:
-    """`[the curve]` of the sizes that were measured so, with its 95 % interval; [] where none was."""
-    rows = [row for row in rows if row.get(value) is not None and row.get(error) is not None]
+def _measured(rows: Sequence[Mapping[str, Any]], which: str, recovered: bool = False) -> list[Curve]:
+    """`[the curve]` of the sizes that were measured on the rows of the choice or of the proof, with its 95 % interval;
+    [] where none was. The two sets of rows differ by their noise, so they make two curves."""
+    value, error, of = ("measured_increase", "standard_error", "rows")
+    if recovered:
+        value, error, of = ("recovered_increase", "recovered_standard_error", "recovered_rows")
+    rows = [row for row in rows if row[of] == which and row.get(value) is not None and row.get(error) is not None]
     low, high = ([row[value] + sign * 1.96 * row[error] for row in rows] for sign in (-1, 1))
     sizes, increases = [row["parameters"] for row in rows], [row[value] for row in rows]
+    name = f"{which}, recovered" if recovered else which
     return [Curve(name, sizes, increases, low, high)] if rows else []
 
 

@@ -49,8 +49,8 @@ _RANKS: dict[str, dict[str, Any]] = {
 _FIT = {"words": str, "parameters": int, "share": float}
 _CURVE = {
     **{"parameters": int, "share": float, "predicted_increase": float},
-    **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "tolerance": _NUMBER},
-    **{"recovered_increase": _NUMBER, "recovered_standard_error": _NUMBER},
+    **{"measured_increase": _NUMBER, "standard_error": _NUMBER, "rows": str, "tolerance": _NUMBER},
+    **{"recovered_increase": _NUMBER, "recovered_standard_error": _NUMBER, "recovered_rows": str},
 }
 
 
