@@ -84,13 +84,16 @@ def test_a_row_whose_tuning_failed_has_no_rate_and_is_not_run(make_grid, calls, 
 
 def test_a_folder_with_runs_of_another_grid_is_refused(make_grid, calls, folder):
     compare_grid(make_grid())
-    done = len(calls())
+    done, kept = len(calls()), (folder / "runs/grid/grid.yaml").read_text()
     with pytest.raises(
         ValueError, match=r"seed1000 is a run of another grid: lora.dropout was None and is now 0.5; cho"
     ):
         compare_grid(make_grid("lora.dropout=0.5"))
     with pytest.raises(ValueError, match=r"data/toy holds other rows: eval_rows was None and is now 9; choose another"):
         compare_grid(make_grid("tasks.toy.eval_rows=9"))
+    with pytest.raises(ValueError, match=r"jobs/lora/toy/\S+ is a run of another grid: lora.dropout was None"):
+        compare_grid(make_grid("lora.dropout=0.5", "learning_rates=[0.1]"))  # nothing is tuned, but runs were reported
+    assert (folder / "runs/grid/grid.yaml").read_text() == kept
     (folder / "photos").mkdir()
     (folder / "photos" / "a.jpg").touch()
     with pytest.raises(ValueError, match="photos holds no comparison"):

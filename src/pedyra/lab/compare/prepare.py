@@ -125,16 +125,29 @@ def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
-    """Split the data, check every row's recipe, and match the rows."""
+    """Split the data, check every row's recipe, and match the rows.
+
+    The folder's grid.yaml becomes this grid when nothing in the folder speaks against it.
+
+    Raises:
+        ValueError: a mistake in the grid, or a folder with rows or runs of another grid.
+    """
     sections = {label: _data_section(grid, label) for label in grid.tasks}
-    write_file(folder / "grid.yaml", grid.to_yaml())
+    if not (folder / "grid.yaml").is_file():  # by which a folder is known as a comparison
+        write_file(folder / "grid.yaml", grid.to_yaml())
     splits = {
         label: split_task(label, section, grid.tuning.rows, folder / "data" / label)
         for label, section in sections.items()
     }
     bare = Experiment(grid, folder, splits, {})
     recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
-    return Experiment(grid, folder, splits, _match(grid, recipes))
+    experiment = Experiment(grid, folder, splits, _match(grid, recipes))
+    for entry in experiment.entries:
+        experiment.tuning_jobs(entry)
+        for rate in grid.rates(entry.method):
+            experiment.reported_jobs(entry, {entry: rate})
+    write_file(folder / "grid.yaml", grid.to_yaml())
+    return experiment
 
 
 def _data_section(grid: Grid, label: str) -> Any:
