@@ -268,6 +268,16 @@ class TestInATrainer:
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", again / f"checkpoint-{step}")
         assert_equal(run(again, step), whole)
 
+    def test_a_run_whose_layers_all_ended_at_its_rank_resumes(self, make_trainer, make_llama, rows, tmp_path):
+        for row in rows:
+            row["labels"] = row["input_ids"].clone()
+        for resume in (None, str(tmp_path / "checkpoint-33")):
+            model = make_llama(target_modules=["1.mlp.down_proj"])  # one layer: where else could a rank go?
+            saves = {"save_strategy": "steps", "save_steps": 33}
+            trainer, callback = make_trainer(tmp_path, IN_TRAINER, model=model, **TRAINER, **saves)
+            trainer.train(resume_from_checkpoint=resume)
+            assert list(callback.result.ranks.values()) == [1]
+
     def test_no_label_in_the_whole_run_keeps_all_ranks_and_is_said(self, make_trainer, make_llama, rows, tmp_path):
         for row in rows:
             row["labels"] = torch.full_like(row["input_ids"], -100)
@@ -384,8 +394,15 @@ class TestWhatItCannotDo:
             Wide(**{"rank": 2, **settings})
 
     def test_a_rank_that_leaves_nothing_to_cut(self, make_heads):
-        with pytest.raises(ValueError, match=r"rank 6, and no layer starts above 6, .*raise the adapter's r \(24 "):
+        total = 6 * sum(PARAMETERS.values())
+        with pytest.raises(
+            ValueError, match=rf"ends with the {total:,} parameters of a LoRA of rank 6, .* {total:,}, .*24"
+        ):
             train(make_heads(), rank=6)
+
+    def test_one_layer_above_the_rank_does_not_make_an_adapter_that_is_wide(self, make_heads):
+        with pytest.raises(ValueError, match="nothing is left to cut"):
+            train(make_heads(r=1, rank_pattern={"c": 4}), rank=3)
 
     def test_an_interval_too_short_to_measure_in(self, make_heads):
         with pytest.raises(ValueError, match="interval is 5, but .* takes 10 steps"):

@@ -87,17 +87,11 @@ class Wide(RankMethod):
         )
 
     def check(self, run: Run, now: Situation) -> None:
-        """Raise ValueError where nothing could be cut, or what is cut would be a part of the base weight."""
+        """Raise ValueError where what is cut would be a part of the base weight."""
         if any(layer.a.origin is not None for layer in run.layers):
             raise ValueError(
                 "Wide cuts directions, but the adapter began as a part of the weight (PiSSA), and its directions hold "
                 "what the base knows; use another start, or PeDyra(), or cut it after training: pedyra fit"
-            )
-        highest = max(now.ranks.values())
-        if self.rank >= highest:
-            raise ValueError(
-                f"Wide ends with the size of rank {self.rank}, and no layer starts above {highest}, so nothing is left "
-                f"to cut; raise the adapter's r ({TIMES * self.rank} does well), or lower rank"
             )
 
     def begin(self, run: Run) -> WideRun:
@@ -152,6 +146,8 @@ class WideRun(MethodRun):
         self.gramians = None
 
     def before_step(self, step: int, loss_scale: float) -> None:
+        if step == 1:  # a run that is resumed may have been cut to its end
+            self._check_wide()
         if self.gramians is None:
             return
         self.gramians.close(None, loss_scale)
@@ -163,6 +159,16 @@ class WideRun(MethodRun):
         finite = torch.stack([norm.isfinite() for norm in norms]).all()
         for name, norm in zip(found, norms, strict=True):
             self._trained[name] |= finite & (norm > 0)  # else the step counts for nothing
+
+    def _check_wide(self) -> None:
+        """Raise ValueError where nothing can be cut."""
+        start = sum(layer.parameters for layer in self.run.layers)
+        if start <= self.target:
+            raise ValueError(
+                f"Wide ends with the {self.target:,} parameters of a LoRA of rank {self.config.rank}, and this one "
+                f"starts with {start:,}, so nothing is left to cut; raise the adapter's r "
+                f"({TIMES * self.config.rank} does well), or lower rank"
+            )
 
     def skip_step(self) -> None:
         if self.gramians is not None:
