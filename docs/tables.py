@@ -62,21 +62,10 @@ def _markdown(cells: Cells) -> str:
 
 # Rows, and numbers as the tables show them.
 
-OLD_NAMES = {"pedyra-paper": "pedyra"}
-"""Names of methods in rows that were measured under another one."""
-
-
 @cache
 def rows(name: str) -> list[Row]:
-    """The rows of docs/results/NAME.jsonl, with today's names of methods."""
-    found = [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
-    for row in found:
-        method = row.get("method", "")
-        if "target_rank" in method:  # begin wide, end narrow
-            row["method"] = "wide"
-        elif method in OLD_NAMES:
-            row["method"] = OLD_NAMES[method]
-    return found
+    """The rows of docs/results/NAME.jsonl."""
+    return [json.loads(line) for line in (DOCS / "results" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def where(found: Iterable[Row], **wanted: Any) -> list[Row]:
