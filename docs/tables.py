@@ -322,13 +322,14 @@ def _increase(row: Row) -> str:
 @table("sizes")
 def sizes() -> Cells:
     """One run that is cut, against LoRAs of the smaller sizes from the start; positive where the cut one is better."""
-    heads = ["task", "r", "whole", "LoRA from the start", "steps", "LoRA less cut", "cut and steps", "from the start"]
+    heads = ["task", "r", "whole", "LoRA from the start", "steps", "LoRA less cut"]
+    heads += ["training r = 8", "cut and steps", "from the start"]
     cells, every = [heads], rows("sizes")
     for task, r, steps in dict.fromkeys((row["task"], row["smaller_rank"], row["recover_steps"]) for row in every):
         of = where(every, task=task, smaller_rank=r, recover_steps=steps)
         shown = TEXTS.get(task) or next(name for name, folder in TASKS.items() if folder == task)
         losses = [spread(by_seed(of, key).values()) for key in ("whole_loss", "lora_loss")]
-        took = [f"{mean(row[key] for row in of) / 60:.1f} min" for key in ("seconds", "sweep_seconds")]
+        took = [f"{mean(row[key] for row in of) / 60:.1f} min" for key in ("training_seconds", "seconds", "sweep_seconds")]
         cells.append([shown, str(r), *losses, str(steps), difference([row["lora_less_cut"] for row in of]), *took])
     return cells
 
