@@ -62,6 +62,7 @@ def _markdown(cells: Cells) -> str:
 
 # Rows, and numbers as the tables show them.
 
+
 @cache
 def rows(name: str) -> list[Row]:
     """The rows of docs/results/NAME.jsonl."""
@@ -329,7 +330,9 @@ def sizes() -> Cells:
         of = where(every, task=task, smaller_rank=r, recover_steps=steps)
         shown = TEXTS.get(task) or next(name for name, folder in TASKS.items() if folder == task)
         losses = [spread(by_seed(of, key).values()) for key in ("whole_loss", "lora_loss")]
-        took = [f"{mean(row[key] for row in of) / 60:.1f} min" for key in ("training_seconds", "seconds", "sweep_seconds")]
+        took = [
+            f"{mean(row[key] for row in of) / 60:.1f} min" for key in ("training_seconds", "seconds", "sweep_seconds")
+        ]
         cells.append([shown, str(r), *losses, str(steps), difference([row["lora_less_cut"] for row in of]), *took])
     return cells
 

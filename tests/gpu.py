@@ -1,7 +1,7 @@
 """What a machine with CUDA says of pedyra: `make gpu`, or `python tests/gpu.py [--model NAME] [--out FOLDER]`.
 
-Parity (the same run on the CPU and on the device, float32 and bfloat16), `bench step` with PEFT's forward and the fused
-one, two processes over NCCL where there are two devices, and one table of methods on a real text: step time, peak
+Parity (the same run on the CPU and on the device, float32 and bfloat16), `bench step`, two
+processes over NCCL where there are two devices, and one table of methods on a real text: step time, peak
 memory, loss. It writes gpu.json and gpu.md. With --cpu the device is the CPU, which tests the script itself.
 """
 
@@ -39,8 +39,7 @@ METHODS = {
     "LoRA": "lora",
     "DoRA": "dora",
     "AdaLoRA": "adalora",
-    "PE-DyRA": "pedyra:fused=false",
-    "PE-DyRA, fused": "pedyra:fused=true",
+    "PE-DyRA": "pedyra",
 }
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 """Of a loss, relative, between the CPU in float32 and the device, while both have the same ranks."""
@@ -102,7 +101,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def trained(
-    device: str, dtype: torch.dtype, *, fused: bool, steps: int = 24, rank: int = 0, size: int = 1, rate: float = 1e-2
+    device: str, dtype: torch.dtype, *, steps: int = 24, rank: int = 0, size: int = 1, rate: float = 1e-2
 ) -> dict[str, Any]:
     """Losses and ranks of PE-DyRA on a small random Llama, whose weights and batches are those of the CPU.
 
@@ -117,7 +116,7 @@ def trained(
         autocast_adapter_dtype=False,
     ).to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
-    config = PeDyra(interval=4, initial_warmup=2, final_warmup=8, moves=6, start="lora", fused=fused)
+    config = PeDyra(interval=4, initial_warmup=2, final_warmup=8, moves=6, start="lora")
     allocator = RankAllocator(model, optimizer, config, total_steps=steps)
     wrapped = DistributedDataParallel(model) if size > 1 else model
     losses, adjusted, moved = [], [], 0
@@ -152,41 +151,39 @@ def parity(device: str) -> list[dict[str, Any]]:
     losses are held to the tolerance up to that step.
     """
     rows = []
-    reference = trained("cpu", torch.float32, fused=False)
+    reference = trained("cpu", torch.float32)
     for name, tolerance in TOLERANCES.items():
-        for fused in (False, True):
-            found = trained(device, getattr(torch, name), fused=fused)
-            pairs = list(zip(found["losses"], reference["losses"], strict=True))
-            adjustments = zip(found["steps"], found["adjusted"], reference["adjusted"], strict=True)
-            parted = next((step for step, ours, theirs in adjustments if ours != theirs), len(pairs))
-            apart = [abs(a - b) / abs(b) for a, b in pairs]
-            difference = max(apart[:parted])
-            others = sum(found["ranks"][layer] != rank for layer, rank in reference["ranks"].items())
-            rows.append(
-                {
-                    "dtype": name,
-                    "forward": "fused" if fused else "PEFT's",
-                    "same_ranks_for_steps": parted,
-                    "largest_difference": difference,
-                    "over_all_steps": max(apart),
-                    "tolerance": tolerance,
-                    "within": difference <= tolerance,
-                    "moved": found["moved"],
-                    "layers_of_another_rank": others,
-                    "layers": len(found["ranks"]),
-                }
-            )
+        found = trained(device, getattr(torch, name))
+        pairs = list(zip(found["losses"], reference["losses"], strict=True))
+        adjustments = zip(found["steps"], found["adjusted"], reference["adjusted"], strict=True)
+        parted = next((step for step, ours, theirs in adjustments if ours != theirs), len(pairs))
+        apart = [abs(a - b) / abs(b) for a, b in pairs]
+        difference = max(apart[:parted])
+        others = sum(found["ranks"][layer] != rank for layer, rank in reference["ranks"].items())
+        rows.append(
+            {
+                "dtype": name,
+                "same_ranks_for_steps": parted,
+                "largest_difference": difference,
+                "over_all_steps": max(apart),
+                "tolerance": tolerance,
+                "within": difference <= tolerance,
+                "moved": found["moved"],
+                "layers_of_another_rank": others,
+                "layers": len(found["ranks"]),
+            }
+        )
     return rows
 
 
 def step(given: Any, device: str) -> list[dict[str, Any]]:
-    """`pedyra bench step`, with PEFT's forward and the fused one."""
+    """`pedyra bench step`."""
     models = [given.model] if not is_named(given.model) else ["llama-256x8"]
     dtypes = ("float32", "bfloat16") if device == "cuda" else ("float32",)
     rows = []
     for dtype in dtypes:
         timing = Timing(rounds=given.rounds, batch=given.batch, length=given.length, dtype=dtype, device=device)
-        rows += bench_step(models, ("lora", "pedyra:fused=false", "pedyra:fused=true"), timing)
+        rows += bench_step(models, ("lora", "pedyra"), timing)
     return rows
 
 
@@ -200,7 +197,7 @@ def processes(device: str, count: int) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-2000:])
     several = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    alone = trained(device, torch.float32, fused=False)
+    alone = trained(device, torch.float32)
     pairs = zip(several["losses"], alone["losses"], strict=True)
     return {
         "processes": count,
@@ -216,7 +213,7 @@ def worker(device: str) -> dict[str, Any]:
     rank, size = dist.get_rank(), dist.get_world_size()
     if device == "cuda":
         torch.cuda.set_device(rank)
-    found = trained(device, torch.float32, fused=False, rank=rank, size=size)
+    found = trained(device, torch.float32, rank=rank, size=size)
     if rank == 0:
         print(json.dumps(found), flush=True)
     dist.destroy_process_group()

@@ -178,7 +178,7 @@ def test_the_first_update_on_loras_start_is_plain_loras(make_net, train_net, net
     slots = [module for module in plain.modules() if hasattr(module, "lora_A")]
     for layer, slot in zip(allocator.layers, slots, strict=True):
         assert same_bits(layer.a.A, slot.lora_A["default"].weight)  # B was 0: the first gradients of A and E are 0
-        assert close(layer.b.weight, slot.lora_B["default"].weight)  # by the fused forward's gradient, and PEFT's
+        assert close(layer.b.weight, slot.lora_B["default"].weight)
         assert same_bits(layer.a.E, torch.ones(4))
 
 

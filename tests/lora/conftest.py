@@ -1,4 +1,4 @@
-"""Adapters at any ranks without an allocator, and which fused functions run."""
+"""Adapters at any ranks without an allocator."""
 
 from __future__ import annotations
 
@@ -28,28 +28,3 @@ def set_ranks() -> Callable[..., None]:
         write_ranks(model)
 
     return change
-
-
-@pytest.fixture
-def fuse_small_layers_too(monkeypatch) -> None:
-    from pedyra.lora import fused
-
-    monkeypatch.setattr(fused, "_LEAST_ELEMENTS", (0, 0))
-
-
-@pytest.fixture
-def calls(monkeypatch) -> list[str]:
-    """The names of the fused functions that run, in order."""
-    from pedyra.lora import fused
-
-    seen: list[str] = []
-    for name in ("AddedToWeight", "AddedToOutput"):
-        function = getattr(fused, name)
-        original = function.forward
-
-        def forward(ctx, *args, original=original, name=name):
-            seen.append(name)
-            return original(ctx, *args)
-
-        monkeypatch.setattr(function, "forward", staticmethod(forward))
-    return seen

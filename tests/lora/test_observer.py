@@ -1,4 +1,4 @@
-"""An observer sees h = x (E A)^T and its gradient, whatever forward computes a layer, and once."""
+"""An observer sees h = x (E A)^T and its gradient, of every token once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from fused_pairs import pair
 from torch import Tensor
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import adapted_layers
 
-pytestmark = pytest.mark.usefixtures("fuse_small_layers_too")
+
+@pytest.fixture
+def model(make_net) -> Any:
+    """An attached model, with E off its start."""
+    model = make_net(trained=True)
+    for layer in attach(model):
+        with torch.no_grad():
+            layer.a.E.copy_(torch.linspace(0.5, 1.5, len(layer.a.E)))
+    return model
 
 
 def watch(model: Any) -> dict[str, list[Tensor]]:
@@ -31,28 +38,16 @@ def watch(model: Any) -> dict[str, list[Tensor]]:
 
 
 @pytest.mark.parametrize("rows", [2, 40, (8, 5)])
-def test_h_and_its_gradient_give_the_gradient_of_A(rows, make_net, calls):
-    """h^T g = E A (dL/d(E A))^T, which autograd knows, in PEFT's forward and in both fused ones."""
+def test_h_and_its_gradient_give_the_gradient_of_A(rows, model):
+    """h^T g = E A (dL/d(E A))^T, which autograd knows."""
     shape = (rows, 8) if isinstance(rows, int) else (*rows, 8)
-    for model in pair(make_net, trained=True):
-        seen = watch(model)
-        model(torch.randn(*shape, generator=torch.Generator().manual_seed(4))).square().sum().backward()
-        assert len(seen) == 3
-        for layer in adapted_layers(model):
-            A, E = layer.a.A, layer.a.E.detach()[:, None]
-            assert A.grad is not None
-            torch.testing.assert_close(seen[layer.name][0], (E * A.detach()) @ (A.grad / E).T, rtol=1e-4, atol=1e-5)
-    assert calls  # the second of the pair is fused
-
-
-def test_the_squares_are_the_same_in_every_forward(make_net):
-    plain, fused = pair(make_net, trained=True)
-    x, seen = torch.randn(40, 8), []
-    for model in (plain, fused):
-        seen.append(watch(model))
-        model(x).square().sum().backward()
-    for name, (_, squares) in seen[0].items():
-        torch.testing.assert_close(seen[1][name][1], squares, rtol=1e-4, atol=1e-5)
+    seen = watch(model)
+    model(torch.randn(*shape, generator=torch.Generator().manual_seed(4))).square().sum().backward()
+    assert len(seen) == 3
+    for layer in adapted_layers(model):
+        A, E = layer.a.A, layer.a.E.detach()[:, None]
+        assert A.grad is not None
+        torch.testing.assert_close(seen[layer.name][0], (E * A.detach()) @ (A.grad / E).T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -72,8 +67,7 @@ def test_activation_checkpointing_shows_every_token_once(reentrant, make_bert, t
             torch.testing.assert_close(again, value, rtol=1e-4, atol=1e-7)
 
 
-def test_nothing_is_seen_without_a_gradient_or_in_a_copy(make_net):
-    _, model = pair(make_net, trained=True)
+def test_nothing_is_seen_without_a_gradient_or_in_a_copy(model):
     seen = watch(model)
     with torch.no_grad():
         model(torch.randn(4, 8))

@@ -386,7 +386,6 @@ class TestWhatItCannotDo:
             ({"interval": 0}, "interval is 0"),
             ({"initial_warmup": -1}, "initial_warmup is -1"),
             ({"final_warmup": 1.0}, "final_warmup is 1.0"),
-            ({"fused": "yes"}, "fused is 'yes'"),
         ],
     )
     def test_settings_out_of_range(self, settings, message):
@@ -428,8 +427,8 @@ class TestInARecipe:
         assert {layer.scaling for layer in run.allocator.layers} == {32 / 4}
 
     def test_it_takes_the_schedule_of_a_recipe_that_methods_share(self, prepare: Any):
-        config = prepare("wide", rank={"moves": 3, "alpha": 0.3, "fused": False}).ranks.config
-        assert config == Wide(rank=4, interval=10, initial_warmup=1, final_warmup=0, fused=False)
+        config = prepare("wide", rank={"moves": 3, "alpha": 0.3}).ranks.config
+        assert config == Wide(rank=4, interval=10, initial_warmup=1, final_warmup=0)
         assert Wide(**json.loads(json.dumps(config.to_dict()))) == config
 
     @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own

@@ -16,7 +16,7 @@ from pedyra import PeDyra, RankAllocator, RankCallback
 from pedyra.methods.wide import Wide
 
 STEPS = 12
-SETTINGS: dict[str, Any] = dict(interval=2, initial_warmup=2, final_warmup=3, moves=3, fused=False)
+SETTINGS: dict[str, Any] = dict(interval=2, initial_warmup=2, final_warmup=3, moves=3)
 
 
 def fused_kernel(model: Any, bypassed: tuple[int, ...] = (0, 1, 2)) -> Any:

@@ -86,7 +86,6 @@ def test_other_choices_are_refused_with_the_possible_ones(name: str):
         ("orth_weight", float("nan")),
         ("orth_weight", float("inf")),
         ("orth_weight", "0.1"),
-        ("fused", "yes"),
         ("seed", 1.5),
         ("seed", None),
     ],

@@ -1,21 +1,13 @@
-"""Which layers an allocator adapts, that no second one adapts them too, and which forward they take."""
+"""Which layers an allocator adapts, and that no second one adapts them too."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 import weakref
 from collections.abc import Sequence
 
 from pedyra.lora.attach import check_whole
 from pedyra.lora.factors import AFactor
-from pedyra.lora.fused import fuse, unfuse
 from pedyra.lora.layer import AdaptedLayer, holds_triples
-
-logger = logging.getLogger(__name__)
-
-MEASURED_ON = ("cpu",)
-"""Devices on which the fused forward has been timed (docs/performance.md), and which "auto" means."""
 
 _OWNERS: weakref.WeakKeyDictionary[AFactor, weakref.ref[object]] = weakref.WeakKeyDictionary()
 
@@ -66,25 +58,3 @@ def give_up(layers: Sequence[AdaptedLayer]) -> None:
     """The inverse of `claim`."""
     for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         _OWNERS.pop(layer.a, None)
-
-
-def choose_forward(layers: Sequence[AdaptedLayer], fused: bool | str) -> int:
-    """Fuse every layer that can be, or none; how many are, which is logged. See `RankSettings.fused`.
-
-    A fused layer takes PEFT's forward wherever its own would not be exact, as under torch.compile.
-    """
-    measured = all(layer.a.A.device.type in MEASURED_ON for layer in layers)
-    if not fused or (fused == "auto" and not measured):
-        for layer in layers:
-            unfuse(layer.module)
-        logger.info("PEFT's forward runs in all %d layers (fused=%r)", len(layers), fused)
-        return 0
-    count = sum([fuse(layer.module) for layer in layers])
-    if fused is True and not count:
-        warnings.warn(
-            "fused is on, but no layer can be fused: that takes a plain nn.Linear base, no dropout and no DoRA; "
-            "PEFT's own forward runs",
-            stacklevel=4,
-        )
-    logger.info("the fused forward runs in %d of %d layers, PEFT's in the others", count, len(layers))
-    return count

@@ -150,8 +150,6 @@ class RankMethod:
     """How triples begin, see `attach`: "lora" or "svd"."""
     trains_e: bool
     """Whether E is a parameter."""
-    fused: bool | Literal["auto"]
-    """Which forward the layers take, see `claim.choose_forward`."""
     seed: int
     """Of the new triples."""
     budget: str

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pedyra.allocate.claim import check_device, choose_forward, claim, give_up, trainable
+from pedyra.allocate.claim import check_device, claim, give_up, trainable
 from pedyra.allocate.contract import Decision, MethodRun, RankConfig, RankMethod, Run, Situation, method_of
 from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_state import (
@@ -78,8 +78,6 @@ class RankAllocator:
         self.layers = trainable(attached)
         check_device(self.layers)
         train_e(self.layers, self.method.trains_e)
-        self.fused_layers = choose_forward(self.layers, self.method.fused)
-        """Layers with the fused forward; the others take PEFT's."""
         self._process_group = process_group
         self.step = 0
         """Optimizer steps taken."""

@@ -11,7 +11,6 @@ from peft import PeftConfig, PeftModel, PeftType
 from torch import Tensor, nn
 
 from pedyra.lora.factors import AFactor, BFactor, linear, renewed
-from pedyra.lora.fused import unfuse
 from pedyra.lora.layer import AdaptedLayer, adapted_layers, holds_triples, lora_layers
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.start import (
@@ -248,4 +247,3 @@ def _detach_layer(layer: AdaptedLayer) -> None:
         slots[adapter] = linear(nn.Parameter(weight, requires_grad=trainable), factor.bias).train(factor.training)
     module.r[adapter] = module.lora_A[adapter].out_features
     module.lora_alpha[adapter] = layer.scaling * module.r[adapter]
-    unfuse(module)

@@ -82,7 +82,7 @@ class Request:
         part in the method and are passed over, as method lora does with all of them: recipes of a comparison share
         them. Raises ValueError: `rank` contradicts a field that makes the method what it is.
         """
-        free = {*SCHEDULE, "fused", "seed", *open_fields}
+        free = {*SCHEDULE, "seed", *open_fields}
         for name, value in self.rank.items():
             if name in fixed and name not in free and value != fixed[name]:
                 raise ValueError(
@@ -92,7 +92,7 @@ class Request:
 
     def ablation(self, policy: Policy, *open_fields: str, **more: Any) -> ScoredMethod:
         """PE-DyRA with another policy: the paper's settings, and what `rank` gives of `SCORE_FIELDS` and of these."""
-        given = self._given({*SCHEDULE, "fused", "seed", *SCORE_FIELDS, *open_fields})
+        given = self._given({*SCHEDULE, "seed", *SCORE_FIELDS, *open_fields})
         return ScoredMethod(**{"seed": self.seed, **given}, policy=policy, **more)
 
     def _given(self, free: Collection[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from pedyra.fitting.gramians import Calibration, Gramians
 from pedyra.fitting.worth import Balance
 from pedyra.lora.layer import AdaptedLayer, holds_triples
 from pedyra.methods.method import Adaptation, Method, Request, adaptive
-from pedyra.pe_dyra.config import check_switch
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +56,6 @@ class Wide(RankMethod):
     the loss is 1.861 with 0.15 and 1.872 with 0.30."""
     final_warmup: int | float = 0.1
     """LENGTH of the last phase, without cuts; a float below 1 is a fraction of the run."""
-    fused: bool | Literal["auto"] = "auto"
-    """As in `RankSettings.fused`."""
 
     start = "lora"
     trains_e = False
@@ -71,8 +68,6 @@ class Wide(RankMethod):
         check_count("rank", self.rank, 1)
         for name in ("interval", "initial_warmup", "final_warmup"):
             check_steps(name, getattr(self, name), least=1 if name == "interval" else 0)
-        if self.fused != "auto":
-            check_switch("fused", self.fused)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -295,7 +290,7 @@ def prepare(request: Request) -> Adaptation:
     Of `request.rank` it takes the schedule. It goes on top of DoRA and QLoRA (`lora.use_dora`, `model.quantization`).
     """
     r, alpha = request.lora.r, request.lora.lora_alpha
-    names = ("interval", "initial_warmup", "final_warmup", "fused")
+    names = ("interval", "initial_warmup", "final_warmup")
     given = {name: value for name, value in request.rank.items() if name in names}
     model = request.with_lora(r=TIMES * r, lora_alpha=TIMES * alpha)
     return adaptive(model, Wide(**{"rank": r, **given}))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 from pedyra.allocate.schedule import check_count, check_steps
 from pedyra.lora.spelling import did_you_mean
@@ -84,10 +84,6 @@ class RankSettings:
     """Eq. (2) as AdaLoRA's code has it, the un-squared norm averaged over the 2 L matrices ("norm"; the published
     weights were tuned for it), or as it is written ("squared")."""
 
-    fused: bool | Literal["auto"] = "auto"
-    """Compute base layer and triples together where that is exact (plain linear base, no dropout, no DoRA): faster,
-    in less memory; PEFT's own forward runs elsewhere. Roundings differ, and no gradient of a gradient is there.
-    "auto": on a CPU; on a GPU, where it has not been measured, PEFT's forward runs. False: PEFT's, to the last bit."""
     seed: int = 0
     """Seed of the new triples; they never draw from torch's global generator."""
 
@@ -116,8 +112,6 @@ class RankSettings:
             raise ValueError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
             object.__setattr__(self, name, float(getattr(self, name)))
-        if self.fused != "auto":
-            check_switch("fused", self.fused)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON."""
@@ -143,9 +137,3 @@ def check_number(name: str, value: Any) -> None:
     """Raise ValueError unless the value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; it must be a finite number")
-
-
-def check_switch(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is true or false."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it must be true or false")

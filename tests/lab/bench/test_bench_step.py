@@ -38,7 +38,7 @@ def built(text: str) -> tuple[Variant, dict[str, torch.Tensor]]:
 
 
 def test_smoke_writes_a_row_for_every_model_and_method_that_is_named(tmp_path):
-    file, methods = tmp_path / "rows.jsonl", ["floor", "lora", "direct", "adalora", "pedyra:alpha=1.0,fused=false"]
+    file, methods = tmp_path / "rows.jsonl", ["floor", "lora", "direct", "adalora", "pedyra:alpha=1.0"]
     arguments = ["llama-64x1", "llama-32x1", "--smoke", "--threads", "1", "--json", str(file)]
     named = [part for method in methods for part in ("--method", method)]
     result = CliRunner().invoke(app, ["bench", "step", *arguments, *named])

@@ -50,7 +50,7 @@ def step(
         list[str] | None, typer.Argument(help="minilm, or llama-WIDTHxDEPTH.", show_default="minilm")
     ] = None,
     methods: Annotated[
-        list[str] | None, _methods("floor, lora, adalora, dora, direct; pedyra with alpha 0.5 and 1, fused and not")
+        list[str] | None, _methods("floor, lora, adalora, dora, direct; pedyra with alpha 0.5 and 1")
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(help="Half of the timed steps: observed ones, and idle ones.", show_default="20")

@@ -30,10 +30,7 @@ from pedyra.pe_dyra.config import RankSettings
 
 FLOOR, DIRECT = "floor", "direct"
 """No adapter at work, and PE-DyRA as a direct implementation does it: what is timed beside the methods."""
-DEFAULT = (
-    *(FLOOR, "lora", "adalora", "dora", DIRECT),
-    *(f"pedyra:{alpha}fused={fused}" for alpha in ("", "alpha=1.0,") for fused in ("false", "true")),
-)
+DEFAULT = (FLOOR, "lora", "adalora", "dora", DIRECT, "pedyra", "pedyra:alpha=1.0")
 KINDS = ("observed", "idle")
 """Of the steps of a method that observes some of them."""
 LEAST_ROUNDS = 8
