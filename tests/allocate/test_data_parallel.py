@@ -202,4 +202,4 @@ def test_a_trainer_of_two_processes_trains_as_one_and_resumes(tmp_path):
     assert Path(two, "ranks.jsonl").read_text().count("adjustment") == record.count("adjustment")
     (fewer,) = together(by_trainer, 1, NARROW, two, True)  # from what two have saved
     assert_the_same_decisions(fewer, first)
-    note("engine", "DDP, two processes", ranks="move", resume="the same bits", fit="not run here")
+    note("engine", "DDP, two processes", ranks="move", resume="the same bits", fit="works")  # test_fit_processes.py

@@ -52,6 +52,13 @@ def test_the_rank_map_has_a_row_a_type_and_a_column_a_depth():
     ]
 
 
+def test_layers_at_one_place_of_the_rank_map_show_their_mean():
+    ranks = {"encoder.layers.0.q": 12, "decoder.layers.0.q": 1, "encoder.layers.1.q": 4, "decoder.layers.1.q": 2}
+    screen = StringIO()
+    print_rank_map(Console(file=screen, width=80), [{"layer": name, "rank": rank} for name, rank in ranks.items()])
+    assert [line.split() for line in screen.getvalue().splitlines()][1] == ["q", "6.5", "3"]
+
+
 def test_json_lines_hold_no_nan(tmp_path):
     write_json_lines(
         tmp_path / "rows.jsonl", [{"metric": "loss", "value": float("nan")}, {"metric": "f1", "value": 0.5}]

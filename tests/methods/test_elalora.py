@@ -92,6 +92,8 @@ def test_an_adjustment_changes_the_function_only_by_what_it_prunes(prepare: Any)
 def test_rank_one_is_refused(prepare: Any):
     with pytest.raises(ValueError, match="lora.r is 1, but ElaLoRA never takes a layer's last rank"):
         prepare("elalora", lora={"r": 1})
+    with pytest.raises(ValueError, match="rank.moves is null, but ElaLoRA's b_0 is a number of ranks"):
+        prepare("elalora", rank={"moves": None})
 
 
 def test_a_least_rank_of_a_shared_recipe_is_passed_over(prepare: Any):

@@ -90,7 +90,7 @@ def train(
     """By hand, with `Wide(rank=2)`; a step whose gradients are not finite is skipped, as a GradScaler does."""
     model, teacher = heads
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
-    allocator = RankAllocator(model, optimizer, Wide(**{"rank": 2, "fused": False, **settings}), STEPS)
+    allocator = RankAllocator(model, optimizer, Wide(**{"rank": 2, **settings}), STEPS)
     first = 0 if resume is None else resume(allocator)
     for _, x, y in batches(teacher, first, stop):
         for part_x, part_y in zip(x.chunk(micro), y.chunk(micro), strict=True):
@@ -449,6 +449,16 @@ class TestInARecipe:
         with torch.no_grad():
             loaded = PeftModel.from_pretrained(base, tmp_path).eval()(**run.inputs()).logits
         torch.testing.assert_close(loaded, expected, rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize("use_rslora", [False, True])
+    def test_the_scaling_is_that_of_the_final_rank(self, use_rslora, prepare: Any):
+        lora = {"r": 2, "alpha": 8, "use_rslora": use_rslora}
+        plain, wide = (prepare(method, lora=lora).model for method in ("lora", "wide"))
+        scalings = [
+            {module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")}
+            for model in (plain, wide)
+        ]
+        assert len(scalings[0]) == 1 and [*scalings[0]] == pytest.approx([*scalings[1]])
 
     def test_pissa_is_refused(self, prepare: Any):
         with pytest.raises(ValueError, match="began as a part of the weight"):

@@ -242,7 +242,7 @@ def fit(
             help="Of recovery, where a cut leaves over a quarter; 0: none; default: 160 at most.",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=64, help="Rows at most to calibrate and to prove; half to choose.")] = 1024,
+    rows: Annotated[int, typer.Option(min=16, help="Rows at most to calibrate and to prove; half to choose.")] = 1024,
     general: Annotated[
         Path | None, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")
     ] = None,

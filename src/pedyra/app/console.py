@@ -59,23 +59,30 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 def print_rank_map(console: Console, layers: Sequence[Row]) -> None:
     """Ranks as module type (down, by name) x depth (across), in as many bands as the width asks for.
 
-    `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA.
+    `layers` are `{"layer", "rank"}`; nothing where there are none, as with methods that are no LoRA. Layers at one
+    place (of an encoder and a decoder, or the experts of a block) share a cell, which has their mean.
     """
     if not layers:
         return
     places = {layer["layer"]: layer_place(layer["layer"]) for layer in layers}
     depths = sorted({depth for _, depth in places.values()})
-    ranks: dict[str, dict[int, int]] = {}
+    found: dict[str, dict[int, list[int]]] = {}
     for layer in layers:
         kind, depth = places[layer["layer"]]
-        ranks.setdefault(kind, {})[depth] = layer["rank"]
-    widest = max(len(str(rank)) for by_depth in ranks.values() for rank in (*by_depth.values(), depths[-1]))
+        found.setdefault(kind, {}).setdefault(depth, []).append(layer["rank"])
+    ranks = {kind: {depth: _mean(each) for depth, each in by_depth.items()} for kind, by_depth in found.items()}
+    widest = max(len(rank) for by_depth in ranks.values() for rank in (*by_depth.values(), str(depths[-1])))
     room = console.width - max(len("rank by depth"), *map(len, ranks))
     per_band = max(1, room // (widest + 2))  # two blanks between columns
     for start in range(0, len(depths), per_band):
         band = depths[start : start + per_band]
         rows = [[kind, *(by_depth.get(depth, ".") for depth in band)] for kind, by_depth in sorted(ranks.items())]
         print_table(console, ["rank by depth", *map(str, band)], rows)
+
+
+def _mean(ranks: Sequence[int]) -> str:
+    mean = sum(ranks) / len(ranks)
+    return f"{mean:.0f}" if mean.is_integer() else f"{mean:.1f}"
 
 
 def print_plan(console: Console, plan: Plan) -> None:

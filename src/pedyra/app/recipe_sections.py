@@ -30,6 +30,9 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 """Metrics of each kind of data on held-out rows; the first is the default of `data.metric`."""
 
+LOWER_IS_BETTER = ("loss", "perplexity")
+"""The numbers of an evaluation of which the lowest is the best."""
+
 GENERATED = ("causal_lm", "seq2seq")
 """Kinds whose models write text, so that `generate` can judge what they write."""
 

@@ -118,7 +118,8 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
         **RANK_SETTINGS,
         moves=4,
     )
-    assert config.moves is not None
+    if config.moves is None:
+        raise ValueError("rank.moves is null, but ElaLoRA's b_0 is a number of ranks; the paper's is 4")
     method = ScoredMethod(
         **config.to_dict(), policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
     )

@@ -8,6 +8,7 @@ worth most. A cut turns a layer's triples to its balanced directions and removes
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -290,9 +291,10 @@ def prepare(request: Request) -> Adaptation:
     Of `request.rank` it takes the schedule. It goes on top of DoRA and QLoRA (`lora.use_dora`, `model.quantization`).
     """
     r, alpha = request.lora.r, request.lora.lora_alpha
+    times = math.sqrt(TIMES) if request.lora.use_rslora else TIMES  # whose scaling is alpha / sqrt(r)
     names = ("interval", "initial_warmup", "final_warmup")
     given = {name: value for name, value in request.rank.items() if name in names}
-    model = request.with_lora(r=TIMES * r, lora_alpha=TIMES * alpha)
+    model = request.with_lora(r=TIMES * r, lora_alpha=times * alpha)
     return adaptive(model, Wide(**{"rank": r, **given}))
 
 

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from pedyra.app.models import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_config
 from pedyra.app.recipe_sections import ModelSection
+from pedyra.app.runs import fit as runs_fit
+from pedyra.app.tasks import task
 from pedyra.app.tasks.toy import toy
 from pedyra.lab.cli import main
 
@@ -224,3 +226,59 @@ def test_rows_longer_than_the_base_are_cut_where_it_ends(call: Any, tmp_path: Pa
     for more in ((), ("--max-length", 8)):
         code, _, err = call(*arguments, *more, "--out", tmp_path / f"out{len(more)}")
         assert code == 0, err
+
+
+def test_rows_that_were_trained_on_are_no_held_out_rows(call: Any, tmp_path: Path):
+    """A row that is added to the file moves the split of all."""
+    rows = "".join(json.dumps(row) + "\n" for row in toy()[:120])
+    (tmp_path / "rows.jsonl").write_text(rows)
+    data = {"source": str(tmp_path / "rows.jsonl"), "max_length": 40}
+    recipe = {**RECIPE, "data": data, "output_dir": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(tmp_path / "recipe.yaml")])
+    assert not stopped.value.code
+    (tmp_path / "rows.jsonl").write_text(rows + json.dumps(toy()[120]) + "\n")
+    code, _, err = call(tmp_path / "run", "--parameters", 400)
+    assert code == 2 and "are not those of" in err and not (tmp_path / "run" / "fit").exists()
+
+
+def test_classes_keep_their_numbers_in_a_file_that_names_them(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The Hub's ClassLabel names are in no order; those of a file would be sorted."""
+    original = task.load_rows
+    monkeypatch.setattr(task, "load_rows", lambda data: (*original(data)[:2], ["positive", "negative"]))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path / "run")}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(tmp_path / "recipe.yaml")])
+    assert not stopped.value.code
+    monkeypatch.undo()
+    losses = []
+    for names in ([0, 1], ["positive", "negative"]):
+        rows = [{**row, "label": names[row["label"]]} for row in toy()[:128]]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        more = ("--out", tmp_path / f"out_{names[0]}", "--json", tmp_path / "fit.jsonl")
+        code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--parameters", 400, *more)
+        assert code == 0, err
+        losses.append(json.loads((tmp_path / "fit.jsonl").read_text().splitlines()[0])["won"])
+    assert losses[0] == losses[1]
+
+
+def test_a_run_of_qlora_is_fitted_on_its_quantised_base(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
+    (copied / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "method": "qlora"}))
+    asked: list[str] = []
+
+    def load(section: ModelSection, *_: Any) -> Any:
+        asked.append(section.quantization)
+        raise ValueError("enough is known")
+
+    monkeypatch.setattr(runs_fit, "load_model", load)
+    with (
+        pytest.raises(ValueError, match="enough is known"),
+        runs_fit.opened(copied, runs_fit.Wanted(), runs_fit.Source()),
+    ):
+        pass
+    assert asked == ["nf4"]

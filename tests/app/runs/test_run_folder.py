@@ -14,6 +14,7 @@ from pedyra.lora.files import append_row, read_rows, write_file, write_folder
 def run(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
+    write_file(folder.environment, '{"of": "first"}\n')
     write_file(folder.recipe, "name: first\n")
     return folder
 
@@ -37,6 +38,15 @@ def test_another_run_is_refused_with_both_ways_out(run):
 
 def test_foreign_files_are_never_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no run of pedyra"):
+        RunFolder(tmp_path).check(overwrite=True, resume=False)
+
+
+def test_a_folder_with_a_recipe_of_its_owner_is_no_run(tmp_path):
+    """A project may keep its recipe beside folders that are called as those of a run."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "paper.pdf").write_text("years of work")
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
     with pytest.raises(ValueError, match="holds no run of pedyra"):
         RunFolder(tmp_path).check(overwrite=True, resume=False)
 
@@ -73,16 +83,17 @@ def test_a_new_run_takes_the_place_of_what_a_run_wrote_and_of_nothing_else(run, 
     run.begin("name: new\n")
     append_row(run.metrics, {"step": 2})
     run.end()
-    assert contents() == {"recipe.yaml": "name: new\n", "metrics.jsonl": '{"step": 2}\n', "my-plots/file": "old"}
+    new = {"recipe.yaml": "name: new\n", "environment.json": "{}\n", "metrics.jsonl": '{"step": 2}\n'}
+    assert contents() == new | {"my-plots/file": "old"}
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("changes", range(12))
+@pytest.mark.parametrize("changes", range(14))
 def test_a_run_comes_back_where_the_new_one_has_logged_and_saved_nothing(run, contents, changes, monkeypatch):
-    """Also where a kill came after so many changes to the folder; eight are made."""
+    """Also where a kill came after so many changes to the folder; ten are made."""
     before, left = contents(), changes
 
     def counted(original):

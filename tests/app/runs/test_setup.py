@@ -97,3 +97,28 @@ def test_a_target_that_matches_nothing_is_told_with_candidates(targets, named):
 def test_a_pattern_that_is_none_is_told():
     with pytest.raises(ValueError, match=r"lora.target_modules: '\(' is no regular expression"):
         set_up(recipe(lora={"target_modules": "("}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "best", "greater"),
+    [
+        ("causal_lm", {}, False),
+        ("causal_lm", {"metric_for_best_model": "perplexity"}, False),
+        ("causal_lm", {"metric_for_best_model": "eval_loss"}, False),
+        ("classification", {}, True),
+        ("classification", {"metric_for_best_model": "f1"}, True),
+        ("classification", {"metric_for_best_model": "loss"}, False),
+        ("classification", {"metric_for_best_model": "loss", "greater_is_better": True}, True),  # asked for
+    ],
+)
+def test_the_best_perplexity_is_the_lowest(kind, best, greater, tmp_path):
+    changes: dict[str, Any] = {"training": {"use_cpu": True, "load_best_model_at_end": True, **best}}
+    changes["training"] |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    if kind == "causal_lm":
+        data = {"source": "toy", "kind": kind, "prompt": "prompt", "completion": "completion", "max_length": 40}
+        changes |= {"model": {"name": "tiny-llama"}, "data": {**data, "train_rows": 16, "eval_rows": 8}}
+    args = set_up(recipe(**changes)).trainer(str(tmp_path)).args
+    assert args.greater_is_better is greater
+    assert args.metric_for_best_model == best.get(
+        "metric_for_best_model", "perplexity" if kind == "causal_lm" else "accuracy"
+    )

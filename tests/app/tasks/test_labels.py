@@ -98,7 +98,14 @@ def test_names_that_are_numbers_are_those_in_the_data():
     stars = labels([1, 5, 3], labels=["1", "2", "3", "4", "5"])
     assert [stars.number(value) for value in (1, 5, 3.0)] == [0, 4, 2]
     declared = labels([0, 1], class_names=["1", "2"])  # by the source, whose rows hold class numbers
-    assert declared.number(1) == 1
+    assert (declared.number(1), declared.count, declared.as_labels) == (1, 2, ["0", "1"])
+
+
+def test_as_labels_of_a_file_classes_keep_their_numbers():
+    for values, names in (([0, 1, 2], None), ([0, 1], ["pos", "neg"]), (["b", "a"], None), ([0, 1], ["1", "2"])):
+        first = labels(values, class_names=names)
+        again = labels(values, labels=first.as_labels)
+        assert [again.number(value) for value in values] == [first.number(value) for value in values]
 
 
 def test_numbers_among_names_are_names():

@@ -35,6 +35,8 @@ from pedyra.app.tasks import math
         ("They ate 5 and then 7 apples, 12 in all.", "12"),
         ("It costs .5 dollars", ".5"),
         ("#### none, but 8 are left", "8"),
+        ("#### 42\n\n### Instruction:\nWhat is 3 + 4 = 7", "42"),  # a model that goes on
+        ("####\n42", "42"),
         ("I do not know.", None),
         ("", None),
     ],

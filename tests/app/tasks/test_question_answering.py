@@ -133,3 +133,10 @@ def test_rows_that_are_no_questions_are_told(tokenizer: Any, row: dict[str, Any]
 def test_a_stride_that_does_not_move_on_is_told():
     with pytest.raises(ValueError, match="data.doc_stride 128 is not below data.max_length 100"):
         section(max_length=100, doc_stride=128)
+
+
+@pytest.mark.parametrize(("metric", "answer"), [("NoAns_f1", "good"), ("HasAns_exact", "")])
+def test_a_metric_of_questions_that_are_not_there_is_told(metric: str, answer: str):
+    question_answering.check_metric(section(metric=metric), [asked("good"), asked("")])
+    with pytest.raises(ValueError, match=f"data.metric is {metric}, but no held-out row is a question with"):
+        question_answering.check_metric(section(metric=metric), [asked(answer)])

@@ -32,22 +32,20 @@ def toy_task(seed: int = 0, model: str = "tiny-bert", **data: Any) -> Task:
 
 
 @pytest.mark.parametrize(
-    ("kind", "num_labels", "metric", "greater"),
+    ("kind", "num_labels", "metric"),
     [
-        ("classification", 2, "accuracy", True),
-        ("pairs", 2, "f1", True),
-        ("regression", 1, "spearman", True),
-        ("causal_lm", None, "perplexity", False),
-        ("seq2seq", None, "perplexity", False),
-        ("question_answering", None, "f1", True),
+        ("classification", 2, "accuracy"),
+        ("pairs", 2, "f1"),
+        ("regression", 1, "spearman"),
+        ("causal_lm", None, "perplexity"),
+        ("seq2seq", None, "perplexity"),
+        ("question_answering", None, "f1"),
     ],
 )
-def test_every_kind_evaluates_in_a_stock_trainer(
-    kind: str, num_labels: int | None, metric: str, greater: bool, tmp_path: Path
-):
+def test_every_kind_evaluates_in_a_stock_trainer(kind: str, num_labels: int | None, metric: str, tmp_path: Path):
     name = MODELS.get(kind, "tiny-bert")
     task = toy_task(model=name, **KINDS[kind])
-    assert (task.kind, task.num_labels, task.metric, task.greater_is_better) == (kind, num_labels, metric, greater)
+    assert (task.kind, task.num_labels, task.metric) == (kind, num_labels, metric)
     section = ModelSection(name=name)
     tokenizer = load_tokenizer(section)
     model = load_model(section, task.kind, task.num_labels, tokenizer, seed=0)

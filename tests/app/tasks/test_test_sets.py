@@ -68,6 +68,8 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
     (found,) = load(trained, {"gsm8k": {"source": source}})
     assert decoded(found) == ["<s>Q 1+1? A", "<s>Q 2+2? A"]
     assert (found.settings.score, found.settings.max_new_tokens, found.own) == ("gsm8k", 512, False)
+    (found,) = load({**trained, "template": "Q {query:.90} A"}, {"gsm8k": {"source": source}})
+    assert decoded(found) == ["<s>Q 1+1? A", "<s>Q 2+2? A"]
     (found,) = load({"messages": "messages"}, {"gsm8k": {"source": source, "rows": 1}})
     assert decoded(found)[0].startswith("<s>user\nQuestion: ") and decoded(found)[0].endswith("<s>assistant\n")
     (found,) = load(trained, {"gsm8k": {"source": source, "template": "{question}!", "max_new_tokens": 5}})
@@ -199,6 +201,11 @@ def test_code_is_asked_as_it_stands_and_judged_by_its_tests(tmp_path: Path, monk
     assert decoded(instructed)[0] == asked and "\ndef " in (instructed.settings.stop or [])
     (replied,) = load(TEMPLATE, {"humaneval": {"source": source, "template": "{prompt}!"}})
     assert decoded(replied)[0] == "<s>def add(a, b):\n!" and replied.settings.stop is None
+
+    with pytest.raises(
+        ValueError, match=r"generate.humaneval.template has a place \{instruction\}; a problem of a code"
+    ):
+        load(TEMPLATE, {"humaneval": {"source": source, "template": "### {instruction}"}})
 
     statuses = {"    return a + b": "passed", "    return a": "failed", "nothing": "unparsable"}
 

@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from pedyra.lab.compare.compare import compare_grid
+from pedyra.lab.compare.prepare import prepare_experiment
 
 
 def rows(path: Path) -> list[dict]:
@@ -99,6 +100,17 @@ def test_a_folder_with_runs_of_another_grid_is_refused(make_grid, calls, folder)
     with pytest.raises(ValueError, match="photos holds no comparison"):
         compare_grid(make_grid("output_dir=photos"))
     assert len(calls()) == done
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_the_scaling_is_the_same_at_every_budget(use_rslora, make_grid, folder):
+    lora = {"r": 2, "alpha": 4, "use_rslora": use_rslora}
+    experiment = prepare_experiment(make_grid(lora=lora, budgets=[2, 8, 32]), folder)
+    scalings = set()
+    for entry in experiment.entries:
+        found = experiment.content(entry, 0.1, "jobs")["lora"]
+        scalings.add(round(found["alpha"] / (found["r"] ** 0.5 if use_rslora else found["r"]), 9))
+    assert len(scalings) == 1 and len(experiment.entries) == 6
 
 
 def test_a_grown_grid_keeps_what_is_done(make_grid, calls):

@@ -18,7 +18,7 @@ from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, resolve
-from pedyra.app.tasks import load_task
+from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
 from pedyra.lora.folder import load_adapter
@@ -53,11 +53,7 @@ def evaluate_run(
     folder, recipe, adapter = finished_run(run)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-    if folder.recorded("train_sha256") not in (None, task.digest(train_only=True)):
-        raise ValueError(
-            f"the training rows of {recipe.data.source}, or their tokens, are not those of {run}: what is held out of "
-            f"them may have been trained on, and labels may have other numbers; bring them back"
-        )
+    check_training_rows(folder, recipe, task)
     generate = {name: asked for name, asked in recipe.generate.items() if test_sets is None or name in test_sets}
     asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     sandbox = _sandbox(asked_sets, allow_code_execution)
@@ -66,7 +62,7 @@ def evaluate_run(
         check_lengths(test_set, model.config)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
-        trainer = setup.trainer(scratch)
+        trainer = setup.trainer(scratch, report_to="none")
         metrics = {
             key.removeprefix("eval_"): value
             for key, value in trainer.evaluate().items()
@@ -91,6 +87,15 @@ def evaluate_run(
             console.print(f"{test_set.name}: {note}", soft_wrap=True)
         metrics |= scores.metrics
     return metrics
+
+
+def check_training_rows(folder: RunFolder, recipe: Recipe, task: Task) -> None:
+    """Raise ValueError where the run was trained on other rows than those that its recipe names now."""
+    if folder.recorded("train_sha256") not in (None, task.digest(train_only=True)):
+        raise ValueError(
+            f"the training rows of {recipe.data.source}, or their tokens, are not those of {folder.path}: what is held "
+            f"out of them may have been trained on, and labels may have other numbers; bring them back"
+        )
 
 
 def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:

@@ -68,8 +68,9 @@ def _recipe_of(source: Path) -> Recipe | None:
     for folder in (place, *((place.parent,) if of_run else ())):
         if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
             from pedyra.app.recipe import load_recipe
+            from pedyra.app.runs.setup import resolve
 
-            return load_recipe(folder / "recipe.yaml")
+            return resolve(load_recipe(folder / "recipe.yaml"))
     return None
 
 

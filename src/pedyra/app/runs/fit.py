@@ -16,7 +16,9 @@ from transformers import Trainer
 from pedyra.app.console import format_bytes
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
-from pedyra.app.runs.setup import Setup
+from pedyra.app.runs.evaluate import check_training_rows
+from pedyra.app.runs.run_folder import RunFolder
+from pedyra.app.runs.setup import Setup, resolve
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.fitting.curve import Shape
@@ -107,11 +109,13 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
     recipe = _recipe(path, lora, source)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+    if source.data is None and (folder := source.folder(path)) is not None:
+        check_training_rows(RunFolder(folder), recipe, task)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     model = load_adapter(base, lora.folder)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
-        trainer = setup.trainer(scratch)
+        trainer = setup.trainer(scratch, report_to="none")
         trainer.args.disable_tqdm = not shown
         if recipe.data.kind == "question_answering":
             trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
@@ -128,12 +132,13 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
     """Model and data: a run's, or those that the adapter and the rows name."""
     folder, data = source.folder(path), source.data
     if folder is not None:
-        recipe = load_recipe(folder / "recipe.yaml")
+        recipe = resolve(load_recipe(folder / "recipe.yaml"))
         if data is None:
             return recipe
         content = recipe.model_dump()
         content["data"] |= {
             "max_length": source.max_length or recipe.data.max_length,
+            "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else by the order of their names
             "source": str(data),
             "validation": None,
             "validation_fraction": 0.5,

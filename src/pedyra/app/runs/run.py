@@ -193,6 +193,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
             "resumed_from": start_step or None,
             "data_sha256": setup.task.digest(),
             "train_sha256": setup.task.digest(train_only=True),
+            "classes": setup.task.classes,
             "memory_before_bytes": memory_bytes(device),
         }
         write_file(folder.environment, json.dumps(environment, indent=2) + "\n")

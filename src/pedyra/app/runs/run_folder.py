@@ -56,14 +56,16 @@ class RunFolder:
         return read_json(self.environment).get(key) if self.environment.is_file() else None
 
     def holds_run(self) -> bool:
-        """Whether a run was started here; the resolved recipe is the first thing a run writes."""
-        return self.recipe.is_file()
+        """Whether a run was started here. Anyone's folder may have a recipe.yaml; what a run writes before it is its
+        environment.json, which is beside it but while the run is replaced."""
+        return self.recipe.is_file() and (self.environment.is_file() or self._aside.is_dir())
 
     def check_holds_run(self) -> None:
         """Raise ValueError where no run was started here."""
         if not self.holds_run():
             raise ValueError(
-                f"{self.path} is no run folder (it has no recipe.yaml); give the output_dir of a training run"
+                f"{self.path} is no run folder (it lacks recipe.yaml or environment.json); give the output_dir of a "
+                f"training run"
             )
 
     def is_finished(self) -> bool:
@@ -93,7 +95,9 @@ class RunFolder:
                     f"{self.path} holds another run; continue it with --resume, replace it with --overwrite, "
                     "or choose another output_dir"
                 )
-        elif self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+        elif self.path.is_dir() and any(
+            entry.name not in (LOCK, self.environment.name) for entry in self.path.iterdir()
+        ):
             raise ValueError(
                 f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
             )
@@ -150,6 +154,7 @@ class RunFolder:
                 if entry != self.recipe:  # without one the folder would count as foreign
                     entry.rename(self._aside / entry.name)
             write_file(self._aside / self.recipe.name, self.recipe.read_bytes())  # with it all is put aside
+        write_file(self.environment, "{}\n")  # until there is a device to tell of
         write_file(self.recipe, recipe)
 
     def end(self) -> None:

@@ -17,6 +17,7 @@ from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import keep_whole, save_whole
 from pedyra.app.models import check_names, load_model, load_tokenizer, lora_config, positions
 from pedyra.app.recipe import Recipe
+from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks import Task, load_task
@@ -61,9 +62,11 @@ class Setup:
         overrides |= {"push_to_hub": False}  # Trainer would push the run folder; the adapter is pushed at the end
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
-        if best and "metric_for_best_model" not in training:
-            overrides["metric_for_best_model"] = f"eval_{self.task.metric}"
-            overrides["greater_is_better"] = self.task.greater_is_better
+        if best:
+            metric = training.get("metric_for_best_model") or self.task.metric
+            lower = metric.removeprefix("eval_") in LOWER_IS_BETTER  # transformers knows it of a loss alone
+            known = {"metric_for_best_model": metric, "greater_is_better": not lower}
+            overrides |= {name: value for name, value in known.items() if training.get(name) is None}
         args = training_arguments(self.recipe, **overrides)
         trainer = Trainer(
             model=self.model,
@@ -107,7 +110,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         ValueError: an unknown method, data or model that cannot be had, names in `lora` that match no module.
     """
     recipe = resolve(recipe)
-    training_arguments(recipe)  # a misspelt argument is told before the data is read
+    args = training_arguments(recipe)  # a misspelt argument is told before the data is read
     if recipe.fit is not None and (count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe))):
         raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     tokenizer = load_tokenizer(recipe.model)
@@ -117,6 +120,8 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     for test_set in test_sets:  # a mistake in them is told before the training
         check_lengths(test_set, base.config)
     check_names(base, recipe.lora)
+    if recipe.model.quantization == "none" and not asks_for_fsdp(recipe):
+        base.to(args.device)  # a method may look at data before there is a Trainer (GoRA, EVA, AutoLoRA)
     set_seed(recipe.seed)
     adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
     callbacks = trainer_callbacks(adaptation, record_to)

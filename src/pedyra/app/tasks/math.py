@@ -33,7 +33,7 @@ def extract_gsm8k(text: str) -> str | None:
     """
     stated = _stated(text)
     places = [
-        text.rpartition("####")[2] if "####" in text else "",
+        text.rpartition("####")[2].strip().partition("\n")[0] if "####" in text else "",
         stated[-1] if stated else "",
         _last_box(text) or "",
     ]

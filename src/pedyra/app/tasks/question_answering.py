@@ -85,6 +85,16 @@ def encode(
     return features, parts
 
 
+def check_metric(data: DataSection, rows: Rows) -> None:
+    """Raise ValueError where the metric is of a kind of question that these rows have none of."""
+    metric, answered = data.metric or "", {bool(row[data.answers]["text"]) for row in rows}
+    if metric.startswith("HasAns") and True not in answered or metric.startswith("NoAns") and False not in answered:
+        having = "an" if metric.startswith("HasAns") else "no"
+        raise ValueError(
+            f"data.metric is {metric}, but no held-out row is a question with {having} answer; choose f1 or exact"
+        )
+
+
 def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
     answers, shape = row[data.answers], "{text: [...], answer_start: [...]}, both empty where there is no answer"
     if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):

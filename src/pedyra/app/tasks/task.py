@@ -36,7 +36,8 @@ class Task:
     """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
     metric: str
     """The metric that counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
-    greater_is_better: bool
+    classes: list[str] | None = None
+    """Of a classification: `data.labels` with which rows of another file get the same numbers."""
     targets: tuple[str, ...] = ("labels",)
     """The columns that are targets; Trainer cannot see through PEFT which they are."""
     held_out: Rows = field(default_factory=list)
@@ -79,6 +80,8 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
     family = _family(data, tokenizer, every, class_names)
     judged, compute_metrics = family.encode(evaluation, "validation")
+    if data.kind == "question_answering":
+        question_answering.check_metric(data, evaluation)
     return Task(
         kind=data.kind,
         train=Dataset.from_list(family.encode(train, "training")[0]),
@@ -88,7 +91,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
         compute_metrics=compute_metrics,
         preprocess_logits=family.preprocess_logits,
         metric=data.metric or METRICS[data.kind][0],
-        greater_is_better=data.kind not in GENERATED,
+        classes=family.labels.as_labels if family.labels and data.kind != "regression" else None,
         targets=family.targets,
         held_out=evaluation,
     )

@@ -5,6 +5,7 @@ The section `generate` of a recipe names them. A set without a source is made of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,10 @@ class _Trained:
         settings = self._settings(name, known, section)
         problems: list[Any] = []
         if settings.score == "code":
+            if foreign := set(template_columns(settings.template or "")) - {"prompt"}:
+                raise ValueError(
+                    f"generate.{name}.template has a place {{{min(foreign)}}}; a problem of a code set has {{prompt}}"
+                )
             problems = problems_of(self._rows(name, settings, None), f"generate.{name}")
             whole = bool(self.data.messages) or settings.template is not None
             if settings.stop is None and not whole:  # a reply to an instruction may well hold a def at the margin
@@ -132,12 +137,12 @@ class _Trained:
         columns = template_columns(trained)
         if len(columns) != 1:
             return {}
-        place = "{" + columns[0] + "}"
+        place = re.compile(rf"{{{re.escape(columns[0])}(?:![rsa])?(?::[^{{}}]*)?}}")  # with a width, if it has one
         if name in COMPLETED:
             question, begins = COMPLETE
-            return {"template": trained.replace(place, question) + begins, "stop": COMPLETE_STOP}
+            return {"template": place.sub(lambda _: question, trained) + begins, "stop": COMPLETE_STOP}
         question = template_columns(known.get("template", "{prompt}"))[0]
-        return {"template": trained.replace(place, "{" + question + "}")}
+        return {"template": place.sub(lambda _: "{" + question + "}", trained)}
 
     def _rows(self, name: str, settings: GenerateSection, columns: list[str] | None) -> Rows:
         key = f"generate.{name}.source"

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pedyra.app.models import load_tokenizer, positions
-from pedyra.app.runs.evaluate import adapted_model, finished_run
+from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
 from pedyra.app.tasks import load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
@@ -48,9 +48,10 @@ class TrainedLora:
     """
 
     def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None) -> None:
-        _, recipe, adapter = finished_run(run)
+        folder, recipe, adapter = finished_run(run)
         tokenizer = load_tokenizer(recipe.model)
         task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+        check_training_rows(folder, recipe, task)
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
         bf16 = recipe.training.get("bf16", False)

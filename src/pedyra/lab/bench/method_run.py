@@ -102,7 +102,7 @@ def run_method(spec: MethodSpec, training: BenchTraining) -> FinishedRun:
     loop.finish()
     ranks, parameters = _final_size(model, training.layers)
     return FinishedRun(
-        model=model,
+        model=model.eval(),  # to be judged
         ranks=ranks,
         parameters=parameters,
         diverged=diverged,

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pedyra.allocate.checkpoint_folder import last_complete_checkpoint
 from pedyra.app.interrupts import on_interrupt
 from pedyra.app.yaml_file import to_yaml
+from pedyra.fitting.cut import RECORD
 from pedyra.lora.files import check_shape, read_rows, write_file
 from pedyra.methods.registry import get_method
 
@@ -109,7 +110,8 @@ def final_row(run: Path) -> dict[str, Any] | None:
 
 
 def is_done(job: Job) -> bool:
-    return final_row(job.run) is not None
+    """Whether the run has come to its end, and to that of the fit that its recipe asks for."""
+    return final_row(job.run) is not None and (job.recipe.get("fit") is None or (job.run / "fit" / RECORD).is_file())
 
 
 def run_jobs(jobs: Sequence[Job], report: Callable[[JobEnd], None], workers: int = 1) -> None:
@@ -147,10 +149,10 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
-        for flags in [["--resume"], ["--overwrite"]] if (job.run / "recipe.yaml").is_file() else [[]]:
-            if stop.level or is_done(job) or (flags == ["--overwrite"] and _may_resume(job)):
+        for arguments in _attempts(job):
+            if stop.level or (arguments[-1] == "--overwrite" and _may_resume(job)):
                 break
-            command = [sys.executable, "-m", "pedyra", "train", str(job.recipe_file), *flags]
+            command = [sys.executable, "-m", "pedyra", *arguments]
             with job.log.open("ab") as out:
                 child = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
             code = _wait(child, stop)
@@ -161,6 +163,28 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
     if is_done(job):
         return JobEnd(job, "done")
     return JobEnd(job, "stopped") if stop.level else JobEnd(job, "failed", _reason(code, job.log))
+
+
+def _attempts(job: Job) -> list[list[str]]:
+    """Arguments of pedyra that bring a job to its end, of which the next follows where one is refused."""
+    train = ["train", str(job.recipe_file)]
+    if is_done(job):
+        return []
+    if final_row(job.run) is not None:  # it was trained, and its fit failed or was stopped
+        return [["fit", "--overwrite", str(job.run), *_fit_options(job.recipe["fit"])]]
+    return [[*train, "--resume"], [*train, "--overwrite"]] if (job.run / "recipe.yaml").is_file() else [train]
+
+
+def _fit_options(section: Mapping[str, Any]) -> list[str]:
+    """The section `fit` of a recipe as options of `pedyra fit`."""
+    options = []
+    for key, value in section.items():
+        if value in (None, False, []):
+            continue
+        options.append(f"--{key.replace('_', '-')}")
+        if value is not True:
+            options.append(",".join(value) if isinstance(value, list) else str(value))
+    return options
 
 
 def _may_resume(job: Job) -> bool:

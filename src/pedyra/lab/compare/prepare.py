@@ -12,6 +12,7 @@ Equal is the number of trained parameters: each row gets the rank at which it ha
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,8 +101,9 @@ class Experiment:
         grid, row = self.grid, self.grid.methods[entry.method]
         matched = self.matched.get(entry, Matched(entry.budget))
         alpha = grid.lora.get("alpha", LoraSection().alpha)
-        if matched.r != grid.base_rank:
-            alpha = alpha * matched.r / grid.base_rank  # the scaling alpha / r stays
+        if matched.r != grid.base_rank:  # the scaling stays: alpha / r, or alpha / sqrt(r)
+            ratio = matched.r / grid.base_rank
+            alpha *= math.sqrt(ratio) if {**grid.lora, **row.lora}.get("use_rslora") else ratio
         bits = {} if row.quantization is None else {"quantization": row.quantization}
         content = {
             "method": row.method,
