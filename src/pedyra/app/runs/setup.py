@@ -121,7 +121,8 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         check_lengths(test_set, base.config)
     check_names(base, recipe.lora)
     if recipe.model.quantization == "none" and not asks_for_fsdp(recipe):
-        base.to(args.device)  # a method may look at data before there is a Trainer (GoRA, EVA, AutoLoRA)
+        # A method may look at data before there is a Trainer (GoRA, EVA, AutoLoRA).
+        base.to(args.device)  # pyright: ignore[reportArgumentType]
     set_seed(recipe.seed)
     adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
     callbacks = trainer_callbacks(adaptation, record_to)
