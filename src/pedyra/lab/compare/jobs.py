@@ -150,7 +150,7 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
         write_file(job.recipe_file, to_yaml(job.recipe))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ}
         for arguments in _attempts(job):
-            if stop.level or (arguments[-1] == "--overwrite" and _may_resume(job)):
+            if stop.level or (arguments[-1] == "--overwrite" and (final_row(job.run) is not None or _may_resume(job))):
                 break
             command = [sys.executable, "-m", "pedyra", *arguments]
             with job.log.open("ab") as out:
