@@ -53,15 +53,14 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
     for number, value in enumerate(values, start=1):
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
+    declared = len(class_names) if class_names else None
     if class_names and all(_integer(name) is not None for name in class_names):
-        class_names, of_source = None, len(class_names)  # "1" and "2" of classes that the rows call 0 and 1
-    else:
-        of_source = None
+        class_names = None  # "1" and "2", of classes that the rows call 0 and 1
     names, found = data.labels or class_names, False
     if names is None and any(isinstance(value, str) and _integer(value) is None for value in values):
         names, found = sorted({_written(value) for value in values}), True
     if names is None:
-        count = data.num_labels or of_source or _count(values, data)
+        count = data.num_labels or declared or _count(values, data)
     elif data.num_labels in (None, len(names)):
         count = len(names)
     else:
