@@ -65,6 +65,20 @@ def test_a_callback_added_after_construction_trains_the_same(make_trainer, make_
     assert all(same_bits(value, right["parameters"][name]) for name, value in left["parameters"].items())
 
 
+def test_what_a_late_callback_has_saved_is_resumed_by_one_of_the_constructor(
+    make_trainer, quick, tmp_path, run_state, assert_equal
+):
+    """E has the place in the optimizer that it has there: state is loaded by places."""
+    saves = {"save_strategy": "steps", "save_steps": 6}
+    late, _ = make_trainer(tmp_path, callback=TrainerCallback(), **saves)
+    callback = RankCallback(**quick())
+    late.add_callback(callback)
+    late.train()
+    again, other = make_trainer(tmp_path, **saves)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert_equal(run_state(again, other), run_state(late, callback))
+
+
 def test_a_second_training_goes_on_from_the_ranks_of_the_first(make_trainer, tmp_path):
     trainer, callback = make_trainer(tmp_path)
     trainer.train()

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from closeness import close, same_bits
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
 
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.judge import Judge, model_loss
@@ -168,3 +170,19 @@ def test_a_model_in_evaluation_mode_checkpoints_what_it_was_told_to(model, batch
         with evaluating(model, checkpointing=True):
             assert layer.training and not layer.attention.self.query.training
         assert not layer.training
+
+
+def test_layers_that_checkpoint_drop_nothing_out_in_their_own_forward(checkpoint_activations: Any):
+    """Those of OPT call dropout themselves, where they are `training`."""
+    torch.manual_seed(0)
+    shape: Any = dict(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)
+    base = OPTForCausalLM(OPTConfig(**shape, max_position_embeddings=32, word_embed_proj_dim=16, dropout=0.5))
+    model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))  # type: ignore[arg-type]
+    checkpoint_activations(model, False)
+    model.train()
+    tokens = torch.randint(3, 40, (4, 8))
+    with evaluating(model):
+        expected = model(input_ids=tokens, labels=tokens).loss
+    with evaluating(model, checkpointing=True):
+        assert close(model(input_ids=tokens, labels=tokens).loss, expected)
+    assert model.training and base.model.decoder.layers[0].dropout == 0.5

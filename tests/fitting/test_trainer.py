@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from classifier_rows import logits, rows
+from classifier_rows import accuracy, logits, rows
 from closeness import same_bits
-from peft import PeftModel
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -343,3 +344,81 @@ def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_train
     fit(make_trainer(trains=False, disable_tqdm=False))
     out, err = capsys.readouterr()
     assert "at most 12 evaluations" in out and "batch" in err
+
+
+def test_what_another_active_adapter_has_won_is_no_gain_of_this_one(make_trainer: Any):
+    """Tolerance is a part of what the adapter itself has won."""
+    trainer = make_trainer(lora={"task_type": None})
+    model = trainer.model
+    torch.manual_seed(1)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    model.base_model.set_adapter(["default", "second"])
+    held = rows(96, 2)
+    labels = torch.tensor([each["labels"] for each in held])
+    both = torch.nn.functional.cross_entropy(logits(model, held), labels, reduction="none")
+    found = fit(trainer, adapter="second", recover=0)
+    assert model.active_adapters == ["default", "second"]
+    model.base_model.set_adapter("default")
+    alone = torch.nn.functional.cross_entropy(logits(model, held), labels, reduction="none")
+    assert found.tolerance.won.mean == pytest.approx(float((alone - both).mean()), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias")
+def test_biases_that_are_trained_are_saved_with_the_smaller_adapter(make_trainer: Any, make_bert: Any, tmp_path: Path):
+    """PEFT ignores the bias of a layer that is no target, so every layer keeps a direction, as under DoRA."""
+    trainer = make_trainer(lora={"bias": "lora_only"})
+    with pytest.raises(ValueError, match="drop_types empties layers, but each layer .* a bias too"):
+        fit(trainer, drop_types="dense")
+    found = fit(trainer, parameters=352, recover=0)
+    assert set(found.ranks.values()) == {1}
+    found.save(tmp_path / "small")
+    found.apply()
+    held = rows(32, 3)
+    loaded = PeftModel.from_pretrained(make_bert().unload(), str(tmp_path / "small"))
+    torch.testing.assert_close(logits(loaded, held), logits(trainer.model, held))
+
+
+def test_a_fit_of_layers_that_another_fit_has_taken_out_is_told(make_trainer: Any, tmp_path: Path):
+    trainer = make_trainer()
+    large, small = (fit(trainer, parameters=count, recover=0) for count in (1000, 60))
+    small.apply()
+    for act in (large.apply, lambda: large.save(tmp_path / "large")):
+        with pytest.raises(ValueError, match="has no layer .* any more, .*: another fit was applied to it"):
+            act()
+    assert not (tmp_path / "large").exists()
+
+
+def test_a_trainer_trains_on_what_was_applied(make_trainer: Any):
+    trainer = make_trainer(max_steps=2)
+    trainer.train()
+    fit(trainer, parameters=500, recover=0).apply()
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if "lora_" in name}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if "lora_" in name}
+    assert changed == before.keys()
+    assert any(not torch.equal(before[name], dict(trainer.model.named_parameters())[name]) for name in changed)
+
+
+@pytest.mark.parametrize("more", [{"report": "text"}, {"each": {"a": 1.0}}, {"none": None}])
+def test_what_compute_metrics_gives_beside_numbers_is_left_out(make_trainer: Any, more: dict[str, Any]):
+    def judge(prediction: Any) -> dict[str, Any]:
+        return accuracy(prediction) | more
+
+    row = fit(make_trainer(given={"compute_metrics": judge}), recover=0).row()
+    assert row["metrics"]["whole"].keys() == {"accuracy"}
+
+
+def test_held_out_sets_by_name_are_taken_together_streams_too(make_trainer: Any):
+    held = Dataset.from_list(
+        [{key: torch.as_tensor(each).tolist() for key, each in row.items()} for row in rows(96, 2)]
+    )
+    halves = {"one": held.select(range(48)), "other": held.select(range(48, 96))}
+    streams = {name: half.to_iterable_dataset() for name, half in halves.items()}
+    for given, more in (({"eval_dataset": streams}, {}), ({"eval_dataset": None}, {"data": halves})):
+        found = fit(make_trainer(given=given), recover=0, **more)
+        assert "32 for the choice and 64 for the proof" in found.rows
+
+
+def test_an_adapter_that_is_not_there_is_told(make_trainer: Any):
+    with pytest.raises(ValueError, match="typo"):
+        fit(make_trainer(), adapter="typo")

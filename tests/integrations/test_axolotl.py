@@ -86,6 +86,7 @@ def test_kernels_are_off_where_the_method_has_to_see_the_layers(plugin: Any, sec
         ({"settings": {"alpha": 1}}, "pedyra.settings is given without"),
         ({"method": "pedyra", "settings": {"alpha": 2}}, "alpha is 2; it weighs two scores"),
         ({"fit": {"tolerance": 3}}, "tolerance is 3; it is a part of what was won"),
+        ({"fit": {"data": "rows.jsonl"}}, "pedyra.fit has no data; it has"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_loaded(plugin: Any, section: Any, told: str):
@@ -120,6 +121,22 @@ def test_a_run_moves_ranks_and_ends_with_a_smaller_adapter(plugin: Any, make_ber
     assert 0 < sum(layer.parameters for layer in small.layers) <= 200
     if IS_INSTALLED:
         note("tool", "axolotl", "axolotl", run="works: its plugin manager and hooks")
+
+
+def test_a_fit_that_is_refused_does_not_keep_axolotl_from_saving(
+    plugin: Any, make_bert: Any, tmp_path: Path, caplog: Any
+):
+    config = {"pedyra": {"fit": {"drop_types": "dense", "rows": 48}}}
+    plugin.register(config)
+    cfg = SimpleNamespace(**config, output_dir=str(tmp_path))
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True
+    )
+    trainer = Trainer(make_bert(use_dora=True), args, train_dataset=rows(64, 1), eval_dataset=rows(48, 2))
+    plugin.post_trainer_create(cfg, trainer)
+    with caplog.at_level("ERROR"):
+        plugin.post_train(cfg, trainer.model)
+    assert "drop_types empties layers" in caplog.text and "pedyra fit" in caplog.text
 
 
 def test_without_a_section_nothing_is_added(plugin: Any):

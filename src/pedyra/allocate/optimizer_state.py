@@ -123,10 +123,10 @@ def _refuse_others(optimizer: Optimizer, parameters: Sequence[Tensor], known: Co
 
 
 def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
-    """Put the layer's E, if it is trained, into the param group of its B, as LoRA+ does.
+    """Put the layer's E, if it is trained, into the param group of its B, as LoRA+ does; behind A, if that is there.
 
-    An E that some group holds already stays there: an optimizer built after `attach` has placed it (that of LoRA+
-    beside B, with B's learning rate). `add_param_group` would break schedulers that are already built.
+    So an optimizer built after `attach` has its parameters, and a checkpoint of either fits the other. An E that some
+    group holds already stays there. `add_param_group` would break schedulers that are already built.
 
     Raises:
         ValueError: no group holds its A, or none its B.
@@ -141,9 +141,10 @@ def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
     if not E.requires_grad or _group_of(optimizer, E) is not None:
         return
     assert group is not None  # that of B
-    group["params"].append(E)
+    place = next((place for place, each in enumerate(group["params"], start=1) if each is A), len(group["params"]))
+    group["params"].insert(place, E)
     if "param_names" in group:
-        group["param_names"].append(f"{layer.name}.lora_A.{layer.adapter}.E")
+        group["param_names"].insert(place, f"{layer.name}.lora_A.{layer.adapter}.E")
 
 
 def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:

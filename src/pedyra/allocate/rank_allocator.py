@@ -212,6 +212,7 @@ class RankAllocator:
         self.step, self.history, self.recorded_since = record["step"], record["history"], record["recorded_since"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._adopt_triples()
+        check_state(self.optimizer, self.triples())
         self.run.load(self.step, record["method"], tensors)
         self.run.prepare(self.step)
 

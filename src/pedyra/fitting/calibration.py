@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from pedyra.fitting.gramians import Calibration, Gramians
@@ -156,23 +157,35 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
             slot.observer = observer
 
 
+DROPS = ("dropout", "activation_dropout", "layerdrop")
+"""Rates by which layers of BART, OPT and their like drop out in their own forward, where they are `training`."""
+
+
 @contextmanager
 def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     """While it lasts, the model is in evaluation mode.
 
     Args:
         checkpointing: layers that were told to checkpoint their activations go on to do so, for a backward pass that
-            needs no more memory than training did. (transformers asks their own `training`; dropout modules inside are
-            switched off all the same.)
+            needs no more memory than training did. (transformers asks their own `training`; their dropout, and dropout
+            modules inside, are switched off all the same.)
     """
     training = {module: module.training for module in model.modules()}
+    drops: list[tuple[nn.Module, str, float]] = []
     for module in training:
-        module.training = _is_packable(module) or (checkpointing and getattr(module, "gradient_checkpointing", False))
+        checkpoints = checkpointing and getattr(module, "gradient_checkpointing", False)
+        module.training = _is_packable(module) or checkpoints
+        if checkpoints:
+            drops += [(module, name, rate) for name in DROPS if isinstance(rate := getattr(module, name, None), float)]
+    for module, name, _ in drops:
+        setattr(module, name, 0.0)
     try:
         yield
     finally:
         for module, on in training.items():
             module.training = on
+        for module, name, rate in drops:
+            setattr(module, name, rate)
 
 
 def _is_packable(module: nn.Module) -> bool:
@@ -244,9 +257,29 @@ def _projecting(projection: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def disabled(model: Any) -> Iterator[None]:
-    """While it lasts, the base model stands alone, in evaluation mode. What disables the adapter for a while itself
-    (the reference of DPO) leaves it disabled."""
+def _without(model: nn.Module, adapter: str) -> Iterator[None]:
+    """While it lasts, one of several active adapters is off. PEFT's set_adapter would also say what is trained."""
+    before: list[tuple[Any, Any]] = []
+    for module in model.modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and adapter in module.active_adapters:
+            before.append((module, module._active_adapter))
+            module._active_adapter = [name for name in module.active_adapters if name != adapter]
+    try:
+        yield
+    finally:
+        for module, active in before:
+            module._active_adapter = active
+
+
+@contextmanager
+def disabled(model: Any, adapter: str = "default") -> Iterator[None]:
+    """While it lasts, the model is without this adapter, in evaluation mode: the base model, or, where other adapters
+    are active too, the base model with those. What disables the adapter for a while itself (the reference of DPO)
+    leaves it disabled."""
+    if set(model.active_adapters) - {adapter}:
+        with evaluating(model), _without(model, adapter):
+            yield
+        return
     with evaluating(model), model.disable_adapter():
         model.disable_adapter = nullcontext
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ def write_cut(
         ValueError: `lora` is no plain LoRA, or no direction is left.
     """
     check_plain(lora)
+    _check_there(factors, [layer.name for layer in lora.layers])
     kept = [layer for layer in lora.layers if len(factors[layer.name][0])]
     if not kept:
         raise ValueError("no direction is left in any layer, and PEFT knows no adapter of none; keep one at least")
@@ -107,6 +108,7 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
     if adapted_layers(model, adapter):
         detach(model, adapter)
     layers = lora_layers(model, adapter)
+    _check_there(factors, layers)
     for name, module in layers.items():
         if not len(factors[name][0]):
             # Not PEFT's delete_adapter, which would make another adapter of the layer the active one.
@@ -127,6 +129,16 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
     for key, value in _sizes(kept).items():
         setattr(config, key, set(value) if key == "target_modules" else value)
     model.peft_config[adapter] = config
+
+
+def _check_there(factors: Factors, layers: Collection[str]) -> None:
+    """Raise ValueError where the adapter lacks a layer that has directions here."""
+    gone = [name for name, (A, _) in factors.items() if len(A) and name not in layers]
+    if gone:
+        raise ValueError(
+            f"the adapter has no layer {gone[0]} any more, of which this fit keeps {len(factors[gone[0]][0])} "
+            f"directions: another fit was applied to it; load the adapter anew, and fit it"
+        )
 
 
 def singular_basis(A: Tensor, B: Tensor) -> Balance:

@@ -66,6 +66,8 @@ class Wanted(Shape):
     """Measure the whole curve, not only what the choice needs."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.drop_types, str):
+            object.__setattr__(self, "drop_types", (self.drop_types,))
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
         if self.recover is not None and self.recover < 0:
@@ -188,7 +190,7 @@ class _Fitting:
         self.bar = tqdm(disable=True)
         self.steps = self._steps()
         self.layers = lora_layers(self.model, adapter)
-        self.more = any(
+        self.more = self.model.peft_config[adapter].bias != "none" or any(
             adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
             for module in self.layers.values()
         )
@@ -240,7 +242,7 @@ class _Fitting:
         self.choice, self.proof = _Held(self, self.rows.choice), _Held(self, self.rows.proof, predicts=True)
         metrics = {"base": {}, "whole": self.proof.metrics}
         self.bar.set_description("base model")
-        base = partial(disabled, self.model)
+        base = partial(disabled, self.model, self.adapter)
         losses = self.choice.losses(base) + self.proof.losses(base)
         metrics["base"] = self.proof.metrics
         won = paired(self.choice.whole + self.proof.whole, losses, self.choice.weights + self.proof.weights)

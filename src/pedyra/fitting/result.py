@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import ref
 
 from accelerate import PartialState
 from huggingface_hub import constants
@@ -56,6 +57,8 @@ class Fit:
     """On the rows of the proof: base, whole and smaller -> metric -> value; empty where the task has none."""
     model: Any = field(repr=False, default=None)
     adapter: str = "default"
+    trainer: ref[Any] | None = field(repr=False, default=None)
+    """The one that was asked, if there was one."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -178,9 +181,16 @@ class Fit:
 
     def apply(self) -> None:
         """Make the live model's adapter the smaller one: physically smaller factors in ordinary LoRA layers, and PEFT's
-        config says so. To train on, make a new Trainer: an optimizer still holds the factors that were there.
+        config says so. The Trainer that was fitted makes its optimizer anew if it trains on; any other one still holds
+        the factors that were there, so make it anew.
         """
         cut_live(self.model, self.factors, self.adapter)
+        trainer: Any = None if self.trainer is None else self.trainer()
+        if trainer is not None and trainer.optimizer is not None:
+            live = {id(parameter) for parameter in self.model.parameters()}
+            held = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
+            if any(id(parameter) not in live for parameter in held):
+                trainer.optimizer = trainer.lr_scheduler = None
 
 
 def told(fit: Fit) -> str:

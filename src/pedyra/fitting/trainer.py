@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def fit(
         max_rank=max_rank,
         same_rank=same_rank,
         multiple_of=multiple_of,
-        drop_types=[drop_types] if isinstance(drop_types, str) else list(drop_types),
+        drop_types=drop_types,
         recover=recover,
         rows=rows,
         curve=curve,
@@ -114,8 +115,10 @@ def fit_trainer(
     _check_whole(trainer)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = adapter or active_adapter(model)
+    lora_layers(model, adapter)  # an adapter that is not there is told
     _check_live(model, adapter)
-    wanted.shape([*lora_layers(model, adapter)], more=False)  # before anything is measured
+    more = model.peft_config[adapter].bias != "none"
+    wanted.shape([*lora_layers(model, adapter)], more)  # before anything is measured
     with _untouched(trainer, model):
         texts = None if general is None else _general_rows(trainer, model, general, wanted.rows)
         rows = _rows(trainer, data, wanted)
@@ -131,7 +134,8 @@ def fit_trainer(
             judge = DivergenceJudge(model, lambda _, batch: judged.outputs(batch), lambda: evaluating(model))
             judge.loss_scale = judged.loss_scale
         shown = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
-        return fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
+        found = fit_batches(judge, rows, wanted, adapter=adapter, shown=shown)
+    return replace(found, trainer=ref(trainer))
 
 
 class TrainerJudge(Judge):
@@ -200,7 +204,8 @@ class TrainerJudge(Judge):
             )
             self._judges_parts = False
             return {}
-        return {str(name): float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+        numbers = (int, float, np.number)
+        return {str(name): float(value) for name, value in metrics.items() if isinstance(value, numbers)}
 
 
 def _check_whole(trainer: Any) -> None:
@@ -335,7 +340,8 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     """
     training = trainer.train_dataset
     if data is not None:
-        held, name = _prepared(trainer, data), "data"
+        parts = data if isinstance(data, Mapping) else {"": data}
+        held, name = _joined({key: _prepared(trainer, part) for key, part in parts.items()}), "data"
     elif trainer.eval_dataset is not None:
         held, name = _joined(trainer.eval_dataset), "eval_dataset"
     else:
@@ -405,18 +411,34 @@ def _prepared(trainer: Any, data: Any) -> Any:
     """Rows as the Trainer takes them. TRL's Trainers tokenise what they are given themselves; rows that are tokenised
     already they leave alone."""
     prepare = getattr(trainer, "_prepare_dataset", None)
+    eval_packing = getattr(trainer.args, "eval_packing", None)
     known = {
         "dataset": data,
         "processing_class": trainer.processing_class,
         "args": trainer.args,
-        "packing": getattr(trainer.args, "eval_packing", None) or getattr(trainer.args, "packing", False),
+        "packing": getattr(trainer.args, "packing", False) if eval_packing is None else eval_packing,
         "formatting_func": None,
         "dataset_name": "fit",
     }
     takes = () if prepare is None else inspect.signature(prepare).parameters
     if prepare is None or not set(takes) <= known.keys() or getattr(trainer, "_is_vision_dataset", False):
         return data
-    return prepare(**{name: known[name] for name in takes})
+    prepared = prepare(**{name: known[name] for name in takes})
+    if getattr(trainer, "precompute_ref_logps", False):  # of DPO's reference, as its own evaluation does
+        prepared = trainer._precompute_ref_logps(prepared, "fit", trainer.args.per_device_eval_batch_size)
+    return prepared
+
+
+class _Alternating:
+    """Several streams as one: a row of each in turn, until all have ended."""
+
+    def __init__(self, streams: Sequence[Any]) -> None:
+        self._streams = streams
+
+    def __iter__(self) -> Iterator[Any]:
+        end = object()
+        for rows in zip_longest(*self._streams, fillvalue=end):
+            yield from (row for row in rows if row is not end)
 
 
 def _joined(dataset: Any) -> Any:
@@ -424,6 +446,10 @@ def _joined(dataset: Any) -> Any:
     if not isinstance(dataset, Mapping) or not dataset:
         return dataset
     parts = list(dataset.values())
+    if len(parts) == 1:
+        return parts[0]
+    if any(isinstance(part, IterableDataset) or not hasattr(part, "__len__") for part in parts):
+        return _Alternating(parts)
     if hasattr(parts[0], "select"):
         from datasets import concatenate_datasets
 
@@ -457,6 +483,9 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.enter_context(frozen(model))
         stack.enter_context(evaluating(model))
         stack.enter_context(_averaged(trainer.optimizer))
+        if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
+            asked = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
+            trainer._gen_kwargs = {name: value for name, value in asked.items() if value is not None}
         # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
         vars(trainer.args)["average_tokens_across_devices"] = False
         if trainer.args.n_gpu > 1:

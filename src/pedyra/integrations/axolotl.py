@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,12 @@ class PedyraSection(BaseModel, extra="forbid"):
     def _check(self) -> PedyraSection:
         if self.method is None and self.settings:
             raise ValueError("pedyra.settings is given without pedyra.method: pedyra or wide")
-        self.config(), Wanted(**(self.fit or {}))  # to have a mistake told before anything is loaded
+        self.config()  # to have a mistake told before anything is loaded
+        if unknown := (self.fit or {}).keys() - {field.name for field in fields(Wanted)}:
+            raise ValueError(
+                f"pedyra.fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}"
+            )
+        Wanted(**(self.fit or {}))
         return self
 
     def config(self) -> PeDyra | Wide | None:
@@ -75,5 +81,8 @@ class PedyraPlugin(BasePlugin):
         trainer, self.trainer = self.trainer, None  # axolotl calls it twice
         section = PedyraSection(**(cfg.pedyra or {}))
         if trainer is not None and section.fit is not None:
-            found = fit_trainer(trainer, Wanted(**section.fit))
-            LOG.info("%s\nadapter     %s", found, found.save(Path(cfg.output_dir, "fit"), overwrite=True))
+            try:
+                found = fit_trainer(trainer, Wanted(**section.fit))
+                LOG.info("%s\nadapter     %s", found, found.save(Path(cfg.output_dir, "fit"), overwrite=True))
+            except ValueError as error:  # axolotl saves the trained adapter after this
+                LOG.error("pedyra.fit: %s; ask the saved adapter: pedyra fit %s --data ROWS", error, cfg.output_dir)

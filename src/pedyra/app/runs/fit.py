@@ -124,7 +124,9 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
 
 def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
     """What the ranks of this adapter have to look like."""
-    more = any({"magnitude", "bias"} & layer.keys.keys() for layer in lora.layers)
+    more = lora.config.get("bias", "none") != "none" or any(
+        {"magnitude", "bias"} & layer.keys.keys() for layer in lora.layers
+    )
     return wanted.shape([layer.name for layer in lora.layers], more)
 
 

@@ -144,7 +144,8 @@ def _check_fit(setup: Setup) -> None:
             f"remove the section fit"
         )
     layers = {name: each for name, each in setup.model.named_modules() if isinstance(each, LoraLayer)}
-    wanted.shape([*layers], any("default" in layer.lora_magnitude_vector for layer in layers.values()))
+    more = setup.recipe.lora.bias != "none" or any("default" in each.lora_magnitude_vector for each in layers.values())
+    wanted.shape([*layers], more)
 
 
 def wanted_fit(recipe: Recipe) -> Wanted | None:
