@@ -212,7 +212,7 @@ def _transfers() -> Iterable[tuple[str, int, dict[int, float], dict[int, float],
 
 # Results: usual tasks.
 
-TEXTS = {"language": "Norwegian", "letters": "letters"}
+TEXTS = {"language": "Norwegian", "letters": "letters", "gsm8k": "GSM8K"}
 TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 
 
