@@ -13,10 +13,17 @@ import torch
 from classifier_rows import accuracy, logits, rows
 from closeness import same_bits
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+)
 
 import pedyra
 from pedyra.fitting.calibration import lora_layers
@@ -422,3 +429,26 @@ def test_held_out_sets_by_name_are_taken_together_streams_too(make_trainer: Any)
 def test_an_adapter_that_is_not_there_is_told(make_trainer: Any):
     with pytest.raises(ValueError, match="typo"):
         fit(make_trainer(), adapter="typo")
+
+
+def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path):
+    """Seq2SeqTrainer hands it on in its own evaluate() alone, which need not have run."""
+    torch.manual_seed(0)
+    shape: Any = dict(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    shape |= dict(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    base = T5ForConditionalGeneration(T5Config(**shape))
+    lora = LoraConfig(r=2, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")  # type: ignore[arg-type]
+    held: Any = [{**row, "labels": row["input_ids"].clone()} for row in rows(48, 2)]
+    arguments = Seq2SeqTrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+        predict_with_generate=True, generation_max_length=5,
+    )  # fmt: skip
+
+    def length(prediction: Any) -> dict[str, float]:
+        return {"length": float((prediction.predictions != 0).sum(1).max())}  # 0 begins each, and fills it up
+
+    model: Any = get_peft_model(base, lora)  # type: ignore[arg-type]
+    trainer = Seq2SeqTrainer(model, arguments, train_dataset=held, eval_dataset=held, compute_metrics=length)
+    trainer.train()
+    assert fit(trainer, recover=0, rows=32, parameters=200).row()["metrics"]["whole"]["length"] <= 4
+    assert not hasattr(trainer, "_gen_kwargs")

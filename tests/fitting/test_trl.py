@@ -144,3 +144,22 @@ def test_a_4_bit_base_with_an_8_bit_optimizer(tmp_path: Path):
     assert again.tolerance.won.mean == pytest.approx(found.tolerance.won.mean, rel=1e-3)
     found.apply()
     trainer.model.save_pretrained(tmp_path / "small")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_are_given_get_the_reference_that_dpo_has_computed_before(make: Any):
+    """Judged by the same rows, a fit wins what it wins on the Trainer's own."""
+    trainer = make("DPO", steps=6, precompute_ref_log_probs=True)
+    trainer.train()
+    held = data("pair", 72, 5)
+    evaluated = trainer.evaluate(held)["eval_loss"]
+    found = fitted(trainer, data=held, recover=0, parameters=200)
+    assert found.tolerance.won.mean == pytest.approx(0.6931 - evaluated, abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_are_given_are_packed_only_where_the_evaluation_packs(make: Any):
+    trainer = make("SFT", steps=2, packing=True, eval_packing=False)
+    trainer.train()
+    found = fitted(trainer, data=data("completion", 72, 5), recover=0, parameters=200)
+    assert "24 for the choice and 48 for the proof" in found.rows

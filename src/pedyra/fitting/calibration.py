@@ -157,7 +157,7 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
             slot.observer = observer
 
 
-DROPS = ("dropout", "activation_dropout", "layerdrop")
+DROPOUT_RATES = ("dropout", "activation_dropout", "layerdrop")
 """Rates by which layers of BART, OPT and their like drop out in their own forward, where they are `training`."""
 
 
@@ -171,20 +171,22 @@ def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
             modules inside, are switched off all the same.)
     """
     training = {module: module.training for module in model.modules()}
-    drops: list[tuple[nn.Module, str, float]] = []
+    dropped: list[tuple[nn.Module, str, float]] = []
     for module in training:
         checkpoints = checkpointing and getattr(module, "gradient_checkpointing", False)
         module.training = _is_packable(module) or checkpoints
         if checkpoints:
-            drops += [(module, name, rate) for name in DROPS if isinstance(rate := getattr(module, name, None), float)]
-    for module, name, _ in drops:
+            dropped += [
+                (module, name, rate) for name in DROPOUT_RATES if isinstance(rate := getattr(module, name, None), float)
+            ]
+    for module, name, _ in dropped:
         setattr(module, name, 0.0)
     try:
         yield
     finally:
         for module, on in training.items():
             module.training = on
-        for module, name, rate in drops:
+        for module, name, rate in dropped:
             setattr(module, name, rate)
 
 

@@ -484,8 +484,9 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.enter_context(evaluating(model))
         stack.enter_context(_averaged(trainer.optimizer))
         if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
-            asked = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
-            trainer._gen_kwargs = {name: value for name, value in asked.items() if value is not None}
+            # By its own evaluate() only, which may never have run.
+            given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
+            trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
         # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
         vars(trainer.args)["average_tokens_across_devices"] = False
         if trainer.args.n_gpu > 1:

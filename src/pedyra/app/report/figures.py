@@ -51,11 +51,13 @@ def make_figures(run: RunRecords) -> list[Figure]:
 def increase_by_size(run: RunRecords) -> Figure:
     """Rise of the loss against parameters, predicted and measured."""
     panels = [Panel("The loss with a smaller adapter", increase_curve(run.curve))] if run.curve else []
+    tried = any(row.get("recovered_increase") is not None for row in run.curve)
+    recovered = "A size that has recovered was trained after the cut to give the outputs of the whole adapter. "
     caption = (
         "How much the loss rises when only the most useful directions of the adapter stay: as predicted from "
         "gradients, and as measured on the held-out rows of the choice and of the proof, each time against the whole "
-        "adapter (band: 95 %). Below the dashed line, from which on the scale is logarithmic, a size is within "
-        "tolerance. " + (f"The verdict: {run.fit['words']}." if run.fit else "")
+        "adapter (band: 95 %). " + (recovered if tried else "") + "Below the dashed line, from which on the scale is "
+        "logarithmic, a size is within tolerance. " + (f"The verdict: {run.fit['words']}." if run.fit else "")
     )
     return Figure("fit", "Size", "How small may the adapter be?", caption, panels)
 

@@ -144,7 +144,7 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     bare = Experiment(grid, folder, splits, {})
     recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
     experiment = Experiment(grid, folder, splits, _match(grid, recipes))
-    for entry in experiment.entries:
+    for entry in experiment.entries:  # each job refuses a run of another grid in its folder
         experiment.tuning_jobs(entry)
         for rate in grid.rates(entry.method):
             experiment.reported_jobs(entry, {entry: rate})
