@@ -20,14 +20,9 @@ class Increase(NamedTuple):
     """Standard error; infinite with fewer than two batches."""
     batches: int
 
-    def upper(self, shrink: float = 1.0, batches: int | None = None, *, doubt: float = 1 - CONFIDENCE) -> float:
-        """The bound that the true increase lies above with probability `doubt` at most.
-
-        Args:
-            shrink: times the standard error: that of more rows, were their mean the same.
-            batches: of those rows.
-        """
-        return self.mean + student(doubt, batches or self.batches) * shrink * self.error
+    def upper(self) -> float:
+        """The bound that the true increase lies above with probability 1 - CONFIDENCE at most."""
+        return self.mean + student(1 - CONFIDENCE, self.batches) * self.error
 
     def lower(self) -> float:
         """The bound that it lies below with probability 1 - CONFIDENCE at most."""

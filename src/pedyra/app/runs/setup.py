@@ -189,25 +189,25 @@ def trainable_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def layer_rows(model: nn.Module, adapter_name: str = "default") -> list[dict[str, Any]]:
+def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
     """Name, rank and parameters of every LoRA layer now, as they are saved; empty for an adapter of another kind.
 
     E is folded away on disk. Parameters that several layers share (RaSA's pools) are counted at the first.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    with_triples = {layer.name: layer.rank for layer in adapted_layers(model, adapter_name)}
+    with_triples = {layer.name: layer.rank for layer in adapted_layers(model)}
     found: list[dict[str, Any]] = []
     seen: set[int] = set()
     for name, module in base.named_modules():
-        if isinstance(module, LoraLayer) and adapter_name in module.r:
+        if isinstance(module, LoraLayer) and "default" in module.r:
             layer: Any = module
             own = {
                 id(parameter): parameter.numel()
                 for path, parameter in layer.named_parameters()
-                if "lora_" in path and adapter_name in path.split(".") and parameter.requires_grad and path[-2:] != ".E"
+                if "lora_" in path and "default" in path.split(".") and parameter.requires_grad and path[-2:] != ".E"
             }
             parameters = sum(count for key, count in own.items() if key not in seen)
             seen |= own.keys()
-            rank = with_triples.get(name, module.r[adapter_name])
+            rank = with_triples.get(name, module.r["default"])
             found.append({"layer": name, "rank": rank, "parameters": parameters})
     return found

@@ -21,17 +21,12 @@ from pedyra.methods.names import check_method
 Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
 
-EQUAL_FOR_ALL = (
-    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "data_seed", "learning_rate"),
-    *("dataloader_drop_last", "train_sampling_strategy", "load_best_model_at_end", "metric_for_best_model"),
-)
-"""Arguments of `training` that a method cannot have for itself: the comparison is at equal steps and data order, and no
-row alone may choose its best step on the rows that are reported."""
-
 
 class MethodRow(Section):
     """One row of the table: a method and what it has for itself."""
+
+    # `training` is the grid's alone: the comparison is at equal steps and data order, and no row may choose its best
+    # step on the rows that are reported.
 
     method: str
     """Name of the method; default: the row's own name."""
@@ -44,7 +39,6 @@ class MethodRow(Section):
     lora: dict[str, Any] = Field(default_factory=dict)
     rank: dict[str, Any] = Field(default_factory=dict)
     method_settings: dict[str, Any] = Field(default_factory=dict)
-    training: dict[str, Any] = Field(default_factory=dict)
 
 
 class TuningSection(Section):
@@ -116,10 +110,6 @@ class Grid(Section):
     def _known_methods(cls, methods: dict[str, MethodRow]) -> dict[str, MethodRow]:
         for name, row in methods.items():
             check_method(row.method)
-            for key in EQUAL_FOR_ALL:
-                if key in row.training:
-                    rule = f"methods.{name}.learning_rates" if key == "learning_rate" else f"training.{key} for all"
-                    raise ValueError(f"methods.{name}.training.{key} would not be a fair comparison; set {rule}")
             for key in ("r", "alpha"):
                 if key in row.lora:
                     raise ValueError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")

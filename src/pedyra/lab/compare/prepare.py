@@ -112,7 +112,7 @@ class Experiment:
             "lora": {**grid.lora, **row.lora, "r": matched.r, "alpha": alpha},
             "rank": {**grid.rank, **row.rank},
             "method_settings": {**row.method_settings, **matched.method_settings},
-            "training": {**grid.training, **row.training, "learning_rate": rate},
+            "training": {**grid.training, "learning_rate": rate},
         }
         if purpose == "jobs" and grid.fit is not None:
             content["fit"] = grid.fit
