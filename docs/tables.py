@@ -219,7 +219,7 @@ TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 def _minilm(task: str, steps: int, r: int, value: str) -> dict[str, dict[int, float]]:
     """Method -> seed -> value."""
     case = where(rows("minilm"), kind="reported", task=TASKS[task], steps=steps, budget=r)
-    return {m: by_seed(where(case, method=m), value) for m in ("lora", "adalora", "pedyra", "random")}
+    return {m: by_seed(where(case, method=m), value) for m in ("lora", "adalora", "pedyra")}
 
 
 def _usual() -> Iterable[tuple[str, int, int]]:
@@ -231,7 +231,7 @@ def _usual() -> Iterable[tuple[str, int, int]]:
 
 @table("usual tasks")
 def usual_tasks() -> Cells:
-    cells = [["task, steps", "r", "LoRA", "AdaLoRA", "PE-DyRA", "random moves"]]
+    cells = [["task, steps", "r", "LoRA", "AdaLoRA", "PE-DyRA"]]
     for task, steps, r in _usual():
         found = _minilm(task, steps, r, "eval_loss")
         lora = found.pop("lora")

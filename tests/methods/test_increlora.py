@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
@@ -145,6 +146,25 @@ def test_a_scaled_loss_has_the_same_scores():
         scores.append(source.layer_scores())
     assert scores[0] > 0
     torch.testing.assert_close(scores[1], scores[0])
+
+
+def test_what_is_seen_in_a_step_that_is_thrown_away_is_not_scored():
+    torch.manual_seed(0)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(r=2, target_modules=["0"]))  # type: ignore[arg-type]
+    (layer,) = attach(model)
+    torch.nn.init.normal_(layer.b.weight)
+    scores, x = [], torch.randn(5, 4)
+    for thrown_away in (False, True):
+        source = DenseSensitivity(model.eval(), [layer], RankSettings())  # trained without dropout
+        source.watch(True)
+        if thrown_away:
+            (1e3 * model(x).square().sum()).backward()
+            source.forget()
+        model(x).square().sum().backward()
+        source.observe_gradients()
+        source.watch(False)
+        scores.append(source.layer_scores())
+    assert scores[0] > 0 and same_bits(scores[1], scores[0])
 
 
 @pytest.mark.parametrize("method", ["increlora", "triadaptlora"])

@@ -16,6 +16,12 @@ def test_closed_gates_go_but_never_the_most_open():
     assert closed_gates(scores, 1e-6) == {"a": (0, 1), "b": (0,)}
 
 
+def test_a_layer_whose_only_gate_is_closed_does_not_grow(situation: Any):
+    scores = {"a": [0.0], "b": [0.0, 0.9], "c": [0.7, 0.8]}
+    plan = MoveClosed(rank=2, threshold=1e-6)(scores, situation({"a": 1, "b": 2, "c": 2}))
+    assert plan.pruned == {"b": (0,)} and plan.added == {"c": 2}
+
+
 def test_ranks_go_round_robin_to_the_layers_that_lost_none(situation: Any):
     scores = {"a": [0.0, 0.0, 0.0, 0.9], "b": [0.4, 0.8], "c": [0.7, 0.5], "d": [0.3, 0.2]}
     ranks = {name: len(gates) for name, gates in scores.items()}
@@ -72,9 +78,9 @@ def test_b_learns_at_the_first_step_and_new_triples_are_silent(prepare: Any):
     assert all(bool(g.any()) == ("lora_B" in name) for name, g in gradients.items())
     run.train()
     layer = run.allocator.layers[0]
-    new = gated_triples(layer, 2, torch.Generator().manual_seed(0))
-    assert not new.B.any() and new.E.tolist() == [1, 1]
-    assert float(new.A.std()) == pytest.approx(1 / layer.rank, rel=0.2)
+    new = gated_triples(layer, 200, torch.Generator().manual_seed(0), rank=4)
+    assert not new.B.any() and new.E.tolist() == [1] * 200
+    assert float(new.A.std()) == pytest.approx(1 / 4, rel=0.05)
 
 
 def test_settings_out_of_range_are_told(prepare: Any):

@@ -24,17 +24,15 @@ WIDTHS = {"layers.0": 20, "layers.1": 18, "layers.2": 12}
 
 
 def check_cut(values: dict[str, torch.Tensor], ranks: dict[str, int], budget: int) -> None:
-    """What is left is worth most for its parameters, within the budget, and with the best of the rest beyond it."""
-    worth = [
-        (float(S[i]) / WIDTHS[name], i < ranks[name], WIDTHS[name]) for name, S in values.items() for i in range(len(S))
-    ]
-    kept, gone = ([each for each in worth if each[1] is which] for which in (True, False))
+    """What is left has the largest singular values, within the budget, and with the best of the rest beyond it."""
+    of_all = [(float(S[i]), i < ranks[name], WIDTHS[name]) for name, S in values.items() for i in range(len(S))]
+    kept, gone = ([each for each in of_all if each[1] is which] for which in (True, False))
     assert min(kept)[0] >= max(gone)[0]
     spent = sum(width for _, _, width in kept)
     assert spent <= budget < spent + max(gone)[2]
 
 
-def test_the_cut_keeps_what_is_worth_most_of_all_layers(make_net: Any):
+def test_the_cut_keeps_the_largest_singular_values_of_all_layers(make_net: Any):
     model = make_net(trained=True, alpha_pattern={"layers.0": 40})  # its update counts with its own scaling
     factors = {name: torch.linalg.svd(update, full_matrices=False) for name, update in updates(model).items()}
     ranks = truncate(model, rank=2)

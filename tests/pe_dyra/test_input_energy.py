@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import BartConfig, BartForConditionalGeneration, DebertaV2Config, DebertaV2ForSequenceClassification
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
@@ -279,3 +279,23 @@ def test_float64_throughout(make_net):
         assert agree(energy.collect()[:1], [x.square().mean(0).float()])
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_deberta_embeddings_of_positions_are_no_tokens(rows, tokens):
+    """With `share_att_key` it calls its queries and keys with the tokens first, and then with these."""
+    config = DebertaV2Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        relative_attention=True, position_buckets=8, share_att_key=True, pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm", max_relative_positions=16, max_position_embeddings=32,
+    )  # fmt: skip
+    names = ["query_proj", "key_proj", "value_proj"]
+    model = get_peft_model(DebertaV2ForSequenceClassification(config), LoraConfig(target_modules=names)).train()
+    layers, energy, seen = watched(model)
+    batch = {key: value[:rows] for key, value in tokens.items()}
+    model(**batch)
+    assert {layer.name.split(".")[-1]: len(each) for layer, each in zip(layers, seen, strict=True)} == {
+        "query_proj": 2, "key_proj": 2, "value_proj": 1
+    }  # fmt: skip
+    expected = [literal_mean_square(each[:1], [batch["attention_mask"]]) for each in seen]
+    assert agree(energy.collect(), expected)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,6 @@ class Decision:
     """Those that the plan was made from, one a triple, the triples being those that the plan counts."""
     new_triples: MakeTriples | None = None
     """How new triples begin; None where none comes."""
-    new_moments: Literal["zero", "seed"] = "zero"
-    """Adam's second moments of new rows: see `optimizer_state.move_state`."""
     reasons: Mapping[str, Any] = field(default_factory=dict)
     """More fields of the adjustment's record: plain values that say why."""
 

@@ -153,13 +153,13 @@ def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new_moments: str) -> None:
+def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> None:
     """Replace the old Parameters by the new ones, in place in their groups, and slice their state with the kept rows.
 
-    New rows start with zero moments. With Adam's old step count their first updates would then be up to 6 lr, so
-    `new_moments="seed"` gives their second moments (`exp_avg_sq` and its like, the entries that are never negative
-    by construction) the mean of the kept rows, of what is finite in them: a built-in warm-up. Call
-    `check_state` first.
+    New rows start with zero moments. Under Adam's old step count their first updates are of 1 to 3 learning rates for
+    gradients like those of training, and up to 6 for constant ones. With the second moment of the kept rows, whose
+    gradients are far larger than those of a row that begins at zero, a new row would hardly move for the hundreds of
+    steps that Adam remembers. Call `check_state` first.
     """
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:
@@ -167,7 +167,7 @@ def move_state(optimizer: Optimizer, replacements: Sequence[Replacement], *, new
         if is_packed(optimizer, optimizer.state.get(replacement.new, {})):
             values = _without_overflow(optimizer, values)  # a block that has overflowed would spoil those of its rows
         moved = {
-            key: _follow(value, replacement, seed=new_moments == "seed" and _is_never_negative(optimizer, key))
+            key: rows_kept(value, replacement.dim, replacement.kept, replacement.num_new)
             for key, value in values.items()
         }
         _put(optimizer, replacement.new, moved)
@@ -295,16 +295,6 @@ def _padded(value: Any) -> Any:
     if not isinstance(value, Tensor) or value.numel():
         return value
     return value.new_zeros([max(1, size) for size in value.shape])
-
-
-def _follow(value: Tensor, replacement: Replacement, *, seed: bool) -> Tensor:
-    dim, fresh = replacement.dim, None
-    if seed and replacement.num_new and len(replacement.kept):
-        kept = value.index_select(dim, replacement.kept)
-        finite = kept.isfinite()
-        mean = torch.where(finite, kept, 0.0).sum(dim, keepdim=True) / finite.sum(dim, keepdim=True).clamp_min(1)
-        fresh = mean.repeat_interleave(replacement.num_new, dim)
-    return rows_kept(value, dim, replacement.kept, replacement.num_new, fresh)
 
 
 class TrainedTriples:

@@ -395,7 +395,7 @@ def resize_layers(
     install((layer, changes[layer.name]) for layer in layers if layer.name in changes)
     for layer in layers:
         layer.rescale(plan.rescale.get(layer.name, 1.0))
-    move_state(optimizer, replacements, new_moments=decision.new_moments)
+    move_state(optimizer, replacements)
     return changes
 
 

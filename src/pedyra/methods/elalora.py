@@ -104,7 +104,7 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     Start, scaling (alpha / lora.r) and scores are AdaLoRA's. Each layer offers its k lowest triples, never its last;
     the b lowest of all offers go, and the layers of the b highest, whose weakest triples are still strong, grow.
 
-    Departs from the authors' code, and why: Adam's state follows the kept rows (theirs builds a new optimizer at each
+    Departs from the authors' code, and why: Adam's state follows the kept rows, and that of new ones begins at zero (theirs builds a new optimizer at each
     adjustment, which loses all of it, drops the weight-decay groups, and leaves the schedule on the old one, so
     that the learning rate stays at its peak); exactly b triples go (their `<=` takes all ties); new rows are
     orthogonal to the span of the old ones (their single Gram-Schmidt pass is so only for orthonormal rows); the scores
@@ -120,9 +120,7 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     )
     if config.moves is None:
         raise ValueError("rank.moves is null, but ElaLoRA's b_0 is a number of ranks; the paper's is 4")
-    method = ScoredMethod(
-        **config.to_dict(), policy=Elastic(config.moves, settings), new_triples=orthogonal_triples, new_moments="seed"
-    )
+    method = ScoredMethod(**config.to_dict(), policy=Elastic(config.moves, settings), new_triples=orthogonal_triples)
     return adaptive(request.with_lora(), method)
 
 

@@ -90,6 +90,9 @@ class DenseSensitivity(ScoreState):
         for value in self.state.values():
             value.zero_()
 
+    def forget(self) -> None:
+        self.now = torch.zeros_like(self.now)
+
     @torch.no_grad()
     def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
         sensitivity, uncertainty = self.state["sensitivity"], self.state["uncertainty"]
@@ -99,7 +102,7 @@ class DenseSensitivity(ScoreState):
 
     def _see_output(self, index: int, output: Tensor) -> None:
         x = self._inputs.pop(index, None)
-        if x is None or not output.requires_grad or not self.layers[index].module.training:
+        if x is None or not output.requires_grad:
             return
         layer = self.layers[index]
 
@@ -224,9 +227,9 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     contribution. Score: `DenseSensitivity`.
 
     Departs from the authors' code, and why: exactly the top h layers grow (their threshold overshoots the budget at
-    ties, after which their clean-up never runs); new rows follow the run's learning rate with Adam's second moment
-    seeded from the kept rows (theirs join as new groups with a restarted warm-up each, for which schedulers have no
-    place); growth follows the optimizer step; the dense gradient of a layer is formed in blocks and never kept; the
+    ties, after which their clean-up never runs); new rows follow the run's learning rate and step count from zero
+    moments, and so does the E of a rank that is activated (theirs join as new groups with a restarted warm-up each, for
+    which schedulers have no place); growth follows the optimizer step; the dense gradient of a layer is formed in blocks and never kept; the
     orthogonality term is of a layer's whole matrix, as AdaLoRA's is, where theirs takes each entry of a ParameterList
     alone: one row at the default start, so that it holds lengths and no angles, and is 2.2 times smaller there.
     `rank.orth_weight: 0` switches it off.
@@ -248,7 +251,6 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
         scores=DenseSensitivity,
         new_triples=reserve_triples,
         check_start=policy.check,
-        new_moments="seed",
         needs_history=True,
     )
     adaptation = adaptive(model, method, hooks=ReserveHooks(policy))

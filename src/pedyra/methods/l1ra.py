@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,14 +56,13 @@ class Gates(ScoreState):
 
 
 def closed_gates(scores: Scores, threshold: float) -> dict[str, tuple[int, ...]]:
-    """The triples whose gate is below the threshold, but for each layer's most open one."""
-    pruned = {}
+    """Of each layer with a gate below the threshold those triples, but for its most open one: perhaps none is left."""
+    closed = {}
     for name, gates in scores.items():
-        best = max(range(len(gates)), key=lambda index: gates[index])
-        closed = tuple(index for index, gate in enumerate(gates) if gate < threshold and index != best)
-        if closed:
-            pruned[name] = closed
-    return pruned
+        if min(gates) < threshold:
+            best = max(range(len(gates)), key=lambda index: gates[index])
+            closed[name] = tuple(index for index, gate in enumerate(gates) if gate < threshold and index != best)
+    return closed
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ class MoveClosed:
     threshold: float
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        pruned = closed_gates(scores, self.threshold)
+        closed = closed_gates(scores, self.threshold)
+        pruned = {name: indices for name, indices in closed.items() if indices}
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         lowest = {name: min(gates) for name, gates in scores.items()}
-        ranking = sorted((name for name in scores if name not in pruned), key=lambda name: -lowest[name])
+        ranking = sorted((name for name in scores if name not in closed), key=lambda name: -lowest[name])
         costs = now.units
         spare = self.rank * sum(costs.values()) - spent(left, costs)
         return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, costs, spare), lowest)
@@ -87,9 +88,9 @@ def shrink_gates(gates: Tensor, learning_rate: float, l1: float) -> None:
     gates.sub_(learning_rate * l1 * gates.sign()).clamp_(0, 1)
 
 
-def gated_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
-    """An open gate, a ~ N(0, 1 / r^2) with the layer's rank now, b = 0: the function does not change."""
-    A = torch.randn(num, layer.a.in_features, generator=generator) / max(1, layer.rank)
+def gated_triples(layer: AdaptedLayer, num: int, generator: torch.Generator, *, rank: int) -> NewTriples:
+    """An open gate, a ~ N(0, 1 / r^2) with the initial rank, b = 0: the function does not change."""
+    A = torch.randn(num, layer.a.in_features, generator=generator) / rank
     return NewTriples(A, torch.ones(num), torch.zeros(layer.b.out_features, num))
 
 
@@ -111,6 +112,8 @@ class GateHooks(Hooks):
 
     @torch.no_grad()
     def stepped(self, step: int, *, skipped: bool = False) -> None:
+        if skipped:
+            return
         for layer in adapted_layers(self.model):
             shrink_gates(layer.a.E, self.settings.gate_learning_rate, self.settings.l1)
 
@@ -120,9 +123,10 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
 
     dW = (alpha / r) B diag(c) A with the initial r; c = 1, A ~ N(0, 1 / r^2) (`lora.init` gaussian), B = 0. Every
     `rank.interval` (0.1 of the run) the ranks with a closed gate are removed, and as many are handed round-robin to
-    the layers that lost none, the one with the highest lowest gate first.
+    the layers without a closed gate, the one with the highest lowest gate first.
 
-    Departs from the authors' code, and why: Adam's state follows the kept rows, theirs is dropped at every update;
+    Departs from the authors' code, and why: Adam's state follows the kept rows, and that of new ones begins at zero (theirs is
+    dropped at every update);
     when every layer loses a rank, the ranks wait for the next adjustment.
     """
     request.refuse_lora("L1RA defines its own scaling", "use_rslora")
@@ -137,9 +141,8 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
         **config.to_dict(),
         policy=policy,
         scores=Gates,
-        new_triples=gated_triples,
+        new_triples=partial(gated_triples, rank=request.lora.r),
         always_trains_e=True,
-        new_moments="seed",
     )
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from pedyra.allocate.allocation import Scores, lowest_worth
+from pedyra.allocate.allocation import lowest_worth
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
@@ -26,25 +26,27 @@ class ParaSettings(Settings):
 def truncate(model: PeftModel, rank: int) -> dict[str, int]:
     """Keep the largest singular triples of the updates of all layers, to the parameters of a uniform `rank`; in place.
 
-    One threshold for all layers, on the singular values of s B A over the parameters of a triple. A layer may lose all.
+    One threshold for all layers, on the singular values of s B A. A layer may lose all.
     Nothing is merged, so a quantised base is as good as any. A run that diverged has no singular values: all its layers
     are cut to `rank`. Returns the ranks.
     """
     diverged = not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
     # The update's exact singular triples; E holds the values.
     layers = attach(model, start="lora" if diverged else "svd")
-    scores: Scores = {layer.name: _singular_values(layer) for layer in layers}
-    costs = {layer.name: rank_parameters(layer.a.in_features, layer.b.out_features) for layer in layers}
-    excess = sum(len(values) * costs[name] for name, values in scores.items()) - rank * sum(costs.values())
+    values = {layer.name: _singular_values(layer) for layer in layers}
+    sizes = {layer.name: rank_parameters(layer.a.in_features, layer.b.out_features) for layer in layers}
+    excess = sum(len(found) * sizes[name] for name, found in values.items()) - rank * sum(sizes.values())
+    # `lowest_worth` orders by worth per parameter, and the threshold is on the values themselves.
+    worth = {name: [sizes[name] * value for value in found] for name, found in values.items()}
     if diverged:
         pruned = {layer.name: tuple(range(rank, layer.rank)) for layer in layers}
     else:
-        pruned = lowest_worth(scores, costs, excess, min_rank=0)
+        pruned = lowest_worth(worth, sizes, excess, min_rank=0)
     changes = ((layer, resized(layer, pruned.get(layer.name, ()), None)) for layer in layers)
     install(changes)
     write_ranks(model)
     detach(model)
-    return {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
+    return {name: len(found) - len(pruned.get(name, ())) for name, found in values.items()}
 
 
 def _singular_values(layer: AdaptedLayer) -> list[float]:

@@ -42,8 +42,8 @@ class RankSettings:
     interval: int | float = 0.023
     """Delta_T: optimizer steps between adjustments; a float below 1 is a fraction of the run."""
     moves: int | None = 12
-    """k: triples moved per adjustment at most. None: 2 % of the total rank, as 12 of 576 is. 0: ranks stay as they are,
-    and only scores are recorded."""
+    """k: triples pruned per adjustment at most. As many are added, or, with `budget` "parameters", as many as fit. None:
+    2 % of the total rank, as 12 of 576 is. 0: ranks stay as they are, and only scores are recorded."""
     initial_warmup: int | float = 0.06
     """t_i: steps before the first interval begins; a float below 1 is a fraction of the run."""
     final_warmup: int | float = 0.64

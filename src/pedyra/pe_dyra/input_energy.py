@@ -36,7 +36,9 @@ class InputEnergy:
 
     Padding is known by `attention_mask`, in the decoder of an encoder-decoder model by `decoder_attention_mask` or the
     labels that count, whether the PEFT model is called, the base model inside, or that without its head. The input is
-    taken before LoRA's dropout. Layers that receive the very same tensor (q, k, v) share one sum. The recomputation of
+    taken before LoRA's dropout. A layer that is called with the batch's tokens, and then with something else, as
+    DeBERTa calls its queries and keys with the embeddings of relative positions, is seen the first time alone. Layers
+    that receive the very same tensor (q, k, v) share one sum. The recomputation of
     gradient checkpointing runs inside the backward pass and is not counted again.
     """
 
@@ -49,6 +51,8 @@ class InputEnergy:
         self._mask: Tensor | None = None
         self._target_mask: Tensor | None = None
         self._real: dict[tuple[torch.Size, bool], Tensor] = {}
+        self._had_tokens: set[int] = set()
+        """The layers that were given the tokens of the batch in this forward."""
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, its energy, its token count
         decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
@@ -149,6 +153,7 @@ class InputEnergy:
         self._last = self._mask = self._target_mask = self._outermost = None
         self._with_gradients = False
         self._real = {}
+        self._had_tokens = set()
 
     def _see_layer(self, module: nn.Module, args: tuple[Tensor, ...], *, index: int) -> None:
         module_: Any = module
@@ -157,6 +162,10 @@ class InputEnergy:
             return
         if module_.disable_adapters or self._adapter not in module_.active_adapters:
             return  # a reference model runs (DPO), the base or another adapter
+        if self._is_of_batch(x, index):
+            self._had_tokens.add(index)
+        elif index in self._had_tokens:
+            return
         if torch.compiler.is_compiling():  # the compiler itself merges equal sums, and must not keep inputs alive
             real = self._real_tokens_of(x, self._of_target[index])
             self._add(index, _energy(x.detach(), real), real.sum())
@@ -186,6 +195,10 @@ class InputEnergy:
         if key not in self._real:
             self._real[key] = self._real_tokens_of(x, of_target)
         return self._real[key]
+
+    def _is_of_batch(self, x: Tensor, index: int) -> bool:
+        mask = self._target_mask if self._of_target[index] else self._mask
+        return mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape
 
     def _real_tokens_of(self, x: Tensor, of_target: bool) -> Tensor:
         """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,6 @@ class ScoredMethod(RankSettings, RankMethod):
     """Whether a new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
     always_trains_e: bool = False
     """E is trained whatever the start; else where it starts at 0 (`RankSettings.start` "svd")."""
-    new_moments: Literal["zero", "seed"] = "zero"
-    """Adam's second moments of new rows: see `optimizer_state.move_state`."""
     needs_history: bool = False
 
     @property
@@ -239,13 +237,16 @@ class ScoredRun(MethodRun):
                 )
 
     def skip_step(self) -> None:
+        self.scores.forget()
         if self.inputs is not None:
             self.inputs.forget()
 
-    def decide(self, now: Situation) -> Decision:
+    def decide(self, now: Situation) -> Decision | None:
+        if not self.scores.observed:
+            return None
         scores = self.scores.triple_scores()
         plan = self.method.policy(scores, situated(now, self.method, self.moves, self.max_ranks))
-        return Decision(plan=plan, scores=scores, new_triples=self._new_triples, new_moments=self.method.new_moments)
+        return Decision(plan=plan, scores=scores, new_triples=self._new_triples)
 
     def _new_triples(self, layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
         if self.method.new_triples is not None:

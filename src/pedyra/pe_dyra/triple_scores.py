@@ -54,6 +54,14 @@ class ScoreState:
     def observe_gradients(self, *, loss_scale: float = 1.0) -> None:
         """One optimizer step, its gradients complete; what was seen beside them is `loss_scale` times as large."""
 
+    def forget(self) -> None:
+        """Told of a step that is skipped: what was seen for it beside its gradients is of nothing."""
+
+    @property
+    def observed(self) -> bool:
+        """Whether there is anything to judge the triples by."""
+        return True
+
     @torch.no_grad()
     def triple_scores(self) -> dict[str, list[float]]:
         """The score of every triple by layer name, in the model's order; changes nothing."""
@@ -128,6 +136,11 @@ class TripleScores(ScoreState):
             update_sensitivity_(sensitivity, uncertainty, product, beta1=beta1, beta2=beta2, finite=finite)
         self.skipped += ~finite
         self.norms = torch.where(finite, norms, self.norms)
+
+    @property
+    def observed(self) -> bool:
+        """False where no step of the window had a finite gradient: Eqs. (3) and (6) are then unknown, not zero."""
+        return bool(self.norms.any())
 
     @torch.no_grad()
     def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
