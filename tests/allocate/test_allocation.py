@@ -78,9 +78,9 @@ def test_a_layer_at_its_cap_is_skipped():
 
 def test_parameters_by_hand_a_move_is_ranked_by_its_score_per_parameter():
     scores = {"wide": [4.0, 8.0], "slim": [1.0, 3.0]}
-    costs = {"wide": 10, "slim": 2}
+    sizes = {"wide": 10, "slim": 2}
     # Per parameter: wide 0.4, 0.8; slim 0.5, 1.5. The first wide triple goes, though its score is not the lowest.
-    plan = plan_adjustment(scores, moves=1, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=0)
+    plan = plan_adjustment(scores, moves=1, min_rank=1, max_ranks=unlimited(scores), parameters=sizes, spare=0)
     assert plan.pruned == {"wide": (0,)}
     assert plan.added == {"slim": 5}  # layer scores per parameter: wide 0.6, slim 1.0; the 10 freed buy five
     assert plan.ranks == {"wide": 1, "slim": 7}
@@ -88,19 +88,24 @@ def test_parameters_by_hand_a_move_is_ranked_by_its_score_per_parameter():
 
 def test_what_buys_no_triple_is_carried_and_used_later():
     scores = {"wide": [9.0, 9.0], "slim": [0.1, 0.2]}
-    costs = {"wide": 10, "slim": 4}
-    first = plan_adjustment(scores, moves=1, min_rank=1, max_ranks={"wide": 9, "slim": 2}, costs=costs, spare=0)
-    assert first.pruned == {"slim": (0,)} and first.added == {}  # 4 freed, the best layer costs 10: 4 to spare
+    sizes = {"wide": 10, "slim": 4}
+    first = plan_adjustment(scores, moves=1, min_rank=1, max_ranks={"wide": 9, "slim": 2}, parameters=sizes, spare=0)
+    assert first.pruned == {"slim": (0,)} and first.added == {}  # 4 freed, the best layer sizes 10: 4 to spare
     second = plan_adjustment(
-        {"wide": [9.0, 9.0], "slim": [0.2]}, moves=1, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=6 + 4
+        {"wide": [9.0, 9.0], "slim": [0.2]},
+        moves=1,
+        min_rank=1,
+        max_ranks=unlimited(scores),
+        parameters=sizes,
+        spare=6 + 4,
     )
     assert second.pruned == {"wide": (0,)} and second.added == {"wide": 2}
 
 
 def test_no_moves_no_change():
     scores = {"a": [0.1, 0.2], "b": [0.5]}
-    costs = {"a": 1, "b": 1}
+    sizes = {"a": 1, "b": 1}
     by_rank = plan_adjustment(scores, moves=0, min_rank=1, max_ranks=unlimited(scores))
-    by_parameter = plan_adjustment(scores, moves=0, min_rank=1, max_ranks=unlimited(scores), costs=costs, spare=9)
+    by_parameter = plan_adjustment(scores, moves=0, min_rank=1, max_ranks=unlimited(scores), parameters=sizes, spare=9)
     for plan in (by_rank, by_parameter):
         assert (plan.pruned, plan.added, plan.ranks) == ({}, {}, {"a": 2, "b": 1})

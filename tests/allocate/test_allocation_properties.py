@@ -50,14 +50,14 @@ def one_by_one(scores: Triples, moves: int, min_rank: int) -> Triples:
     return {name: sorted(indices) for name, indices in gone.items()}
 
 
-def dealt(ranking, ranks, caps, costs, available: int) -> dict[str, int]:
+def dealt(ranking, ranks, caps, sizes, available: int) -> dict[str, int]:
     """A queue: who can take one goes to its end, who cannot leaves it, for there is never more to take."""
     queue, taken = deque(ranking), dict.fromkeys(ranking, 0)
     while queue:
         name = queue.popleft()
-        if costs[name] <= available and ranks[name] + taken[name] < caps[name]:
+        if sizes[name] <= available and ranks[name] + taken[name] < caps[name]:
             taken[name] += 1
-            available -= costs[name]
+            available -= sizes[name]
             queue.append(name)
     return {name: count for name, count in taken.items() if count}
 
@@ -89,14 +89,14 @@ def test_eq7_is_the_exact_mean_of_what_stays(data, scores):
 
 @given(st.data(), NAMES, st.integers(0, 60))
 def test_triples_are_dealt_in_turn_while_one_is_affordable(data, names, available):
-    costs = {name: data.draw(st.integers(1, 20)) for name in names}
+    sizes = {name: data.draw(st.integers(1, 20)) for name in names}
     ranks = {name: data.draw(st.integers(0, 6)) for name in names}
     caps = {name: data.draw(st.integers(0, 12)) for name in names}
-    added = round_robin(names, ranks, caps, costs, available)
-    assert added == dealt(names, ranks, caps, costs, available)
-    rest = available - sum(costs[name] * count for name, count in added.items())
+    added = round_robin(names, ranks, caps, sizes, available)
+    assert added == dealt(names, ranks, caps, sizes, available)
+    rest = available - sum(sizes[name] * count for name, count in added.items())
     assert rest >= 0
-    assert all(costs[n] > rest or ranks[n] + added.get(n, 0) >= caps[n] for n in names)  # nothing more would fit
+    assert all(sizes[n] > rest or ranks[n] + added.get(n, 0) >= caps[n] for n in names)  # nothing more would fit
 
 
 @given(st.data(), drawn_scores(least=1))
@@ -119,15 +119,17 @@ def test_the_sum_of_ranks_is_conserved(data, scores, moves, min_rank, layer_scor
 
 @given(st.data(), drawn_scores(), MIN_RANKS)
 def test_parameters_never_exceed_the_budget_over_a_chain_of_adjustments(data, scores, min_rank):
-    costs = {name: data.draw(st.sampled_from([3, 7, 20, 51])) for name in scores}
+    sizes = {name: data.draw(st.sampled_from([3, 7, 20, 51])) for name in scores}
     caps = data.draw(drawn_caps(scores))
-    budget = sum(len(values) * costs[name] for name, values in scores.items())
+    budget = sum(len(values) * sizes[name] for name, values in scores.items())
     for _ in range(4):
-        moves, used = data.draw(st.integers(0, 8)), sum(len(values) * costs[name] for name, values in scores.items())
-        plan = plan_adjustment(scores, moves=moves, min_rank=min_rank, max_ranks=caps, costs=costs, spare=budget - used)
+        moves, used = data.draw(st.integers(0, 8)), sum(len(values) * sizes[name] for name, values in scores.items())
+        plan = plan_adjustment(
+            scores, moves=moves, min_rank=min_rank, max_ranks=caps, parameters=sizes, spare=budget - used
+        )
         check_consistent(plan, scores, min_rank, caps)
         assert sum(map(len, plan.pruned.values())) <= moves
-        assert sum(rank * costs[name] for name, rank in plan.ranks.items()) <= budget
+        assert sum(rank * sizes[name] for name, rank in plan.ranks.items()) <= budget
         if not moves:
             assert not plan.pruned and not plan.added
         scores = {name: data.draw(st.lists(ANY, min_size=rank, max_size=rank)) for name, rank in plan.ranks.items()}

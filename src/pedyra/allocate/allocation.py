@@ -49,21 +49,21 @@ def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[st
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
-def lowest_worth(scores: Scores, costs: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
+def lowest_worth(scores: Scores, units: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
     """The triples with the lowest score per unit that free at least `excess` units; fewer where min_rank forbids."""
-    per_unit = {name: [value / costs[name] for value in values] for name, values in scores.items()}
+    per_unit = {name: [value / units[name] for value in values] for name, values in scores.items()}
     pruned: dict[str, list[int]] = {}
     for _, _, index, name in sorted(prunable(per_unit, min_rank)):
         if excess <= 0:
             break
         pruned.setdefault(name, []).append(index)
-        excess -= costs[name]
+        excess -= units[name]
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
-def spent(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
+def spent(ranks: Mapping[str, int], units: Mapping[str, int]) -> int:
     """The budget that these ranks take up."""
-    return sum(rank * costs[name] for name, rank in ranks.items())
+    return sum(rank * units[name] for name, rank in ranks.items())
 
 
 def layer_means(scores: Scores, pruned: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, float]:
@@ -79,7 +79,7 @@ def round_robin(
     ranking: Sequence[str],
     ranks: Mapping[str, int],
     max_ranks: Mapping[str, int],
-    costs: Mapping[str, int],
+    units: Mapping[str, int],
     available: int,
 ) -> dict[str, int]:
     """One triple to each layer down the ranking, again and again, while one is affordable and below its cap."""
@@ -88,9 +88,9 @@ def round_robin(
     while placed:
         placed = False
         for name in ranking:
-            if costs[name] <= available and ranks[name] + added.get(name, 0) < max_ranks[name]:
+            if units[name] <= available and ranks[name] + added.get(name, 0) < max_ranks[name]:
                 added[name] = added.get(name, 0) + 1
-                available -= costs[name]
+                available -= units[name]
                 placed = True
     return added
 

@@ -162,13 +162,13 @@ class Prune:
     cubic: bool = False
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        costs = now.units
-        first, last = self.initial * sum(costs.values()), self.final * sum(costs.values())
+        units = now.units
+        first, last = self.initial * sum(units.values()), self.final * sum(units.values())
         if self.cubic:
             budget = cubic_budget(first, last, 1.0 if now.is_last else now.elapsed)
         else:
             budget = last + int((first - last) * (1 - now.part_done))
-        pruned = lowest_worth(scores, costs, spent(now.ranks, costs) - budget, now.min_rank)
+        pruned = lowest_worth(scores, units, spent(now.ranks, units) - budget, now.min_rank)
         return make_plan(scores, pruned, {}, layer_means(scores))
 
 

@@ -38,22 +38,22 @@ def exchange(
     moves: int,
     ranks: Mapping[str, int],
     max_ranks: Mapping[str, int],
-    costs: Mapping[str, int],
+    units: Mapping[str, int],
     spare: int,
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Prune the `moves` lowest candidates; the highest ones bring their layers a rank each, while affordable."""
     pruned: dict[str, list[int]] = {}
     for _, _, index, name in ordered[:moves]:
         pruned.setdefault(name, []).append(index)
-        spare += costs[name]
+        spare += units[name]
     added: dict[str, int] = {}
     for _, _, _, name in sorted(ordered, key=lambda candidate: -candidate[0]):
         if sum(added.values()) == moves:
             break
         rank = ranks[name] - len(pruned.get(name, ())) + added.get(name, 0)
-        if costs[name] <= spare and rank < max_ranks[name]:
+        if units[name] <= spare and rank < max_ranks[name]:
             added[name] = added.get(name, 0) + 1
-            spare -= costs[name]
+            spare -= units[name]
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}, added
 
 
@@ -104,11 +104,11 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     Start, scaling (alpha / lora.r) and scores are AdaLoRA's. Each layer offers its k lowest triples, never its last;
     the b lowest of all offers go, and the layers of the b highest, whose weakest triples are still strong, grow.
 
-    Departs from the authors' code, and why: Adam's state follows the kept rows, and that of new ones begins at zero (theirs builds a new optimizer at each
-    adjustment, which loses all of it, drops the weight-decay groups, and leaves the schedule on the old one, so
-    that the learning rate stays at its peak); exactly b triples go (their `<=` takes all ties); new rows are
-    orthogonal to the span of the old ones (their single Gram-Schmidt pass is so only for orthonormal rows); the scores
-    read the weight before the optimizer step.
+    Departs from the authors' code, and why: Adam's state follows the kept rows, and that of new ones begins at zero
+    (theirs builds a new optimizer at each adjustment, which loses all of it, drops the weight-decay groups, and leaves
+    the schedule on the old one, so that the learning rate stays at its peak); exactly b triples go (their `<=` takes
+    all ties); new rows are orthogonal to the span of the old ones (their single Gram-Schmidt pass is so only for
+    orthonormal rows); the scores read the weight before the optimizer step.
     """
     request.refuse_lora("ElaLoRA defines its own start and scaling", "init", "use_rslora")
     if request.lora.r < 2:

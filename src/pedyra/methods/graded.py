@@ -36,7 +36,8 @@ def prepare(request: Request) -> Adaptation:
 
     Departs from the authors: their factor of a rank is in how many of the nested ranks it is (or the sum of 1 / r or of
     1 / sqrt r over these), and here it is the square of that, 16 to 1 for r = 8 and not 4 to 1. They take it away after
-    training; here it is folded into A, so that what is saved is what was trained. `pedyra bench cuts` keeps the first ranks of each layer. Raises ValueError: DoRA or another start.
+    training; here it is folded into A, so that what is saved is what was trained. `pedyra bench cuts` keeps the first
+    ranks of each layer. Raises ValueError: DoRA or another start.
     """
     request.refuse_lora("graded ranks scale LoRA's own start", "init", "use_dora")
     model = request.with_lora()

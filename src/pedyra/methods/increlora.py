@@ -229,10 +229,10 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
     Departs from the authors' code, and why: exactly the top h layers grow (their threshold overshoots the budget at
     ties, after which their clean-up never runs); new rows follow the run's learning rate and step count from zero
     moments, and so does the E of a rank that is activated (theirs join as new groups with a restarted warm-up each, for
-    which schedulers have no place); growth follows the optimizer step; the dense gradient of a layer is formed in blocks and never kept; the
-    orthogonality term is of a layer's whole matrix, as AdaLoRA's is, where theirs takes each entry of a ParameterList
-    alone: one row at the default start, so that it holds lengths and no angles, and is 2.2 times smaller there.
-    `rank.orth_weight: 0` switches it off.
+    which schedulers have no place); growth follows the optimizer step; the dense gradient of a layer is formed in
+    blocks and never kept; the orthogonality term is of a layer's whole matrix, as AdaLoRA's is, where theirs takes each
+    entry of a ParameterList alone: one row at the default start, so that it holds lengths and no angles, and is 2.2
+    times smaller there. `rank.orth_weight: 0` switches it off.
     """
     request.refuse_lora("IncreLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r

@@ -78,9 +78,9 @@ class MoveClosed:
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         lowest = {name: min(gates) for name, gates in scores.items()}
         ranking = sorted((name for name in scores if name not in closed), key=lambda name: -lowest[name])
-        costs = now.units
-        spare = self.rank * sum(costs.values()) - spent(left, costs)
-        return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, costs, spare), lowest)
+        units = now.units
+        spare = self.rank * sum(units.values()) - spent(left, units)
+        return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, units, spare), lowest)
 
 
 def shrink_gates(gates: Tensor, learning_rate: float, l1: float) -> None:
@@ -125,9 +125,8 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     `rank.interval` (0.1 of the run) the ranks with a closed gate are removed, and as many are handed round-robin to
     the layers without a closed gate, the one with the highest lowest gate first.
 
-    Departs from the authors' code, and why: Adam's state follows the kept rows, and that of new ones begins at zero (theirs is
-    dropped at every update);
-    when every layer loses a rank, the ranks wait for the next adjustment.
+    Departs from the authors' code, and why: Adam's state follows the kept rows, and that of new ones begins at zero
+    (theirs is dropped at every update); when every layer loses a rank, the ranks wait for the next adjustment.
     """
     request.refuse_lora("L1RA defines its own scaling", "use_rslora")
     if request.lora.init_lora_weights not in (True, "gaussian"):

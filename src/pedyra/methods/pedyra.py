@@ -42,12 +42,12 @@ class Expand:
     final: int
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        costs = now.units
-        first, last = self.initial * sum(costs.values()), self.final * sum(costs.values())
+        units = now.units
+        first, last = self.initial * sum(units.values()), self.final * sum(units.values())
         budget = first + int((last - first) * now.part_done)
         layer_scores = layer_means(scores)
-        ranking = sorted(scores, key=lambda name: -layer_scores[name] / costs[name])  # stable: ties in layer order
-        added = round_robin(ranking, now.ranks, now.max_ranks, costs, budget - spent(now.ranks, costs))
+        ranking = sorted(scores, key=lambda name: -layer_scores[name] / units[name])  # stable: ties in layer order
+        added = round_robin(ranking, now.ranks, now.max_ranks, units, budget - spent(now.ranks, units))
         return make_plan(scores, {}, added, layer_scores)
 
 
@@ -85,14 +85,14 @@ class RandomMoves:
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         random = Random(f"{self.seed}/{now.step}")
-        costs = now.units
+        units = now.units
         pruned = random_triples(now.ranks, now.moves, now.min_rank, random)
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
-        freed = sum(len(indices) * costs[name] for name, indices in pruned.items())
+        freed = sum(len(indices) * units[name] for name, indices in pruned.items())
         ranking = random.sample(list(left), len(left))
         if now.budget == "parameters":  # as in `plan_adjustment`
             ranking, freed = ranking[: max(now.moves, 1)], freed + now.spare
-        added = round_robin(ranking, left, now.max_ranks, costs, freed) if now.moves else {}
+        added = round_robin(ranking, left, now.max_ranks, units, freed) if now.moves else {}
         return make_plan(scores, pruned, added, layer_means(scores))
 
 

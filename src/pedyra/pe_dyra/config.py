@@ -42,15 +42,15 @@ class RankSettings:
     interval: int | float = 0.023
     """Delta_T: optimizer steps between adjustments; a float below 1 is a fraction of the run."""
     moves: int | None = 12
-    """k: triples pruned per adjustment at most. As many are added, or, with `budget` "parameters", as many as fit. None:
-    2 % of the total rank, as 12 of 576 is. 0: ranks stay as they are, and only scores are recorded."""
+    """k: triples pruned per adjustment at most. As many are added, or, with `budget` "parameters", as many as fit.
+    None: 2 % of the total rank, as 12 of 576 is. 0: ranks stay as they are, and only scores are recorded."""
     initial_warmup: int | float = 0.06
     """t_i: steps before the first interval begins; a float below 1 is a fraction of the run."""
     final_warmup: int | float = 0.64
     """t_f: the LENGTH of the last phase, without adjustments; a float below 1 is a fraction of the run."""
     budget: str = "ranks"
     """What an adjustment conserves: the sum of the "ranks" (paper), or the number of "parameters", which never exceeds
-    the initial one: a rank costs 2.5 times more in a feed-forward layer than in attention."""
+    the initial one: a rank has 2.5 times more of them in a feed-forward layer than in attention."""
     min_rank: int = 1
     """No layer falls below this rank."""
     max_rank: int | None = None

@@ -101,28 +101,28 @@ def plan_adjustment(
     min_rank: int,
     max_ranks: Mapping[str, int],
     layer_score: str = "before",
-    costs: Mapping[str, int] | None = None,
+    parameters: Mapping[str, int] | None = None,
     spare: int = 0,
 ) -> RankPlan:
     """Algorithm 2: prune the `moves` lowest triples, give one to each best layer. The sum of the ranks is conserved, or
-    with `costs` the parameters.
+    with `parameters` their number.
 
     A layer's best `min_rank` triples are never pruned; when fewer than `moves` can go, fewer move. When `moves`
     exceeds the number of layers, the ranking is walked again (round-robin), so that the sum is conserved exactly.
 
     Args:
-        costs: the parameters of one triple of a layer. Triples and layers are then ranked by their score per
+        parameters: those of one triple of a layer. Triples and layers are then ranked by their score per
             parameter; what the pruned ones free, with the spare, buys triples for the `moves` best layers in turn, as
             long as one fits. What is left over is carried to the next adjustment.
         spare: parameters left unused by earlier adjustments.
     """
-    units = dict.fromkeys(scores, 1) if costs is None else costs
+    units = dict.fromkeys(scores, 1) if parameters is None else parameters
     per_unit = {name: [value / units[name] for value in values] for name, values in scores.items()}
     pruned = lowest(prunable(per_unit, min_rank), moves)
     ranking_scores = layer_means(scores, pruned if layer_score == "after" else {})
     ranks = {name: len(values) - len(pruned.get(name, ())) for name, values in scores.items()}
     ranking = sorted(ranks, key=lambda name: -ranking_scores[name] / units[name])  # stable: ties in layer order
-    if costs is not None:
+    if parameters is not None:
         ranking = ranking[: max(moves, 1)]
     freed = spare + sum(units[name] * len(indices) for name, indices in pruned.items())
     added = round_robin(ranking, ranks, max_ranks, units, freed) if moves else {}

@@ -35,6 +35,6 @@ class Algorithm2:
             min_rank=now.min_rank,
             max_ranks=now.max_ranks,
             layer_score=self.layer_score,
-            costs=now.parameters if of_parameters else None,
+            parameters=now.parameters if of_parameters else None,
             spare=now.spare if of_parameters else 0,
         )

@@ -37,7 +37,7 @@ class ScoredSituation(Situation):
 
     @property
     def units(self) -> dict[str, int]:
-        """What a triple of each layer costs: 1 where the budget counts ranks, its parameters where it counts those."""
+        """What a triple of each layer takes of the budget: 1 of the "ranks", or its "parameters"."""
         return dict.fromkeys(self.parameters, 1) if self.budget == "ranks" else self.parameters
 
     @property
