@@ -284,11 +284,12 @@ def test_float64_throughout(make_net):
 @pytest.mark.parametrize("rows", [1, 4])
 def test_deberta_embeddings_of_positions_are_no_tokens(rows, tokens):
     """With `share_att_key` it calls its queries and keys with the tokens first, and then with these."""
-    config = DebertaV2Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        relative_attention=True, position_buckets=8, share_att_key=True, pos_att_type=["p2c", "c2p"],
-        norm_rel_ebd="layer_norm", max_relative_positions=16, max_position_embeddings=32,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        **dict(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
+        **dict(relative_attention=True, position_buckets=8, share_att_key=True, pos_att_type=["p2c", "c2p"]),
+        **dict(norm_rel_ebd="layer_norm", max_relative_positions=16, max_position_embeddings=32),
+    }
+    config = DebertaV2Config(**settings)
     names = ["query_proj", "key_proj", "value_proj"]
     model = get_peft_model(DebertaV2ForSequenceClassification(config), LoraConfig(target_modules=names)).train()
     layers, energy, seen = watched(model)
