@@ -95,8 +95,9 @@ class TripleScores(ScoreState):
 
     A piece is some whole layers, when it is cut (`restart`) of `PIECE` elements or one layer more, so that a resize
     makes anew only those that hold a layer that changed. `norms (layers, 3)` are the gradient norms of (A, E, B) that
-    Eq. (5) uses, `energies` the EMA of the inputs' mean square per layer, `skipped` the number of steps left out for a
-    gradient beyond `SPIKE`. At alpha = 0 there is no Eq. (3), and no state of the parameters' size.
+    Eq. (5) uses, `energies` the EMA of the inputs' mean square per layer, `seen` whether any step of the window was
+    observed, `skipped` the number of steps left out for a gradient beyond `SPIKE`. At alpha = 0 there is no Eq. (3),
+    and no state of the parameters' size.
     """
 
     def __init__(self, layers: Sequence[AdaptedLayer], settings: RankSettings) -> None:
@@ -111,6 +112,7 @@ class TripleScores(ScoreState):
         self.sensitivity = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.uncertainty = [torch.zeros(_elements(piece), device=device) for piece in self._pieces]
         self.norms = torch.zeros(len(self.layers), 3, device=device)
+        self.seen = torch.zeros((), dtype=torch.bool, device=device)
         self.energies = [torch.zeros(layer.a.in_features, device=device) for layer in self.layers]
         self._inputs: Tensor | None = None
         """Eq. (6) of the weights that `read_weights` saw, until the next step."""
@@ -135,12 +137,13 @@ class TripleScores(ScoreState):
             product = torch.cat([value.reshape(-1) for value in products]).abs_()
             update_sensitivity_(sensitivity, uncertainty, product, beta1=beta1, beta2=beta2, finite=finite)
         self.skipped += ~finite
+        self.seen = self.seen | finite
         self.norms = torch.where(finite, norms, self.norms)
 
     @property
     def observed(self) -> bool:
         """False where no step of the window had a finite gradient: Eqs. (3) and (6) are then unknown, not zero."""
-        return bool(self.norms.any())
+        return bool(self.seen)
 
     @torch.no_grad()
     def observe_inputs(self, mean_squares: Sequence[Tensor | None]) -> None:
@@ -208,6 +211,7 @@ class TripleScores(ScoreState):
             "sensitivity": torch.cat([self.norms.new_zeros(0), *self.sensitivity]),
             "uncertainty": torch.cat([self.norms.new_zeros(0), *self.uncertainty]),
             "norms": self.norms,
+            "seen": self.seen,
             "skipped": self.skipped,
             **energies,
         }
@@ -215,7 +219,7 @@ class TripleScores(ScoreState):
     def _load(self, tensors: dict[str, Tensor]) -> None:
         for name, averages in (("sensitivity", self.sensitivity), ("uncertainty", self.uncertainty)):
             averages[:] = [part.clone() for part in tensors[name].split([len(piece) for piece in averages])]
-        self.norms, self.skipped = tensors["norms"], tensors["skipped"]
+        self.norms, self.seen, self.skipped = tensors["norms"], tensors["seen"], tensors["skipped"]
         self.energies = [tensors[f"energy.{layer.name}"] for layer in self.layers]
 
 
