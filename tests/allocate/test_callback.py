@@ -108,7 +108,7 @@ def test_bf16_autocast_keeps_the_triples_and_their_scores_in_float32(make_traine
     trainer.train()
     assert {p.dtype for p in callback.allocator.triples()} == {torch.float32}
     scores = inside(callback.allocator).scores.tensors()
-    assert all(value.dtype in (torch.float32, torch.long) for value in scores.values())
+    assert {value.dtype for value in scores.values() if value.is_floating_point()} == {torch.float32}
     assert any(record["pruned"] for record in callback.allocator.history)
 
 
