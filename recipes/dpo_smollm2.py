@@ -56,13 +56,13 @@ def main(data: Path, folder: Path, recover: int | None) -> None:
             use_cpu=True,
         ),
         train_dataset=pairs(data / "train.jsonl.gz", 2000),
-        eval_dataset=pairs(data / "validation.jsonl.gz", 400),
+        eval_dataset=pairs(data / "validation.jsonl.gz", 600),
         processing_class=tokenizer,
     )
     if not adapter.is_dir():
         trainer.train()
         trainer.save_model(str(adapter))
-    found = pedyra.fit(trainer, tolerance=0.01, recover=recover, rows=256)
+    found = pedyra.fit(trainer, tolerance=0.01, recover=recover, rows=400)
     print(found)
     found.save(str(folder / ("cut" if recover == 0 else "fit")), overwrite=True)
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from pedyra.allocate.checkpoint import RECORD
 from pedyra.lora.attach import attach
+from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.increlora import DenseSensitivity, GrowFromReserve, dense_sensitivity, growth
 from pedyra.pe_dyra.config import RankSettings
 
@@ -131,12 +132,18 @@ def test_weight_decay_leaves_the_reserve_as_it_is(prepare: Any):
     assert stop and all(E[1:].tolist() == [torch.tensor(1e-5).item()] * 2 for E in stop)
 
 
-def test_a_scaled_loss_has_the_same_scores():
+def one_trained_layer() -> tuple[Any, AdaptedLayer, torch.Tensor]:
+    """A model of one layer, that layer, and an input."""
     torch.manual_seed(0)
     model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(r=2, target_modules=["0"]))  # type: ignore[arg-type]
     (layer,) = attach(model)
     torch.nn.init.normal_(layer.b.weight)
-    scores, x = [], torch.randn(5, 4)
+    return model, layer, torch.randn(5, 4)
+
+
+def test_a_scaled_loss_has_the_same_scores():
+    model, layer, x = one_trained_layer()
+    scores = []
     for scale in (1.0, 1024.0):
         source = DenseSensitivity(model, [layer], RankSettings())
         source.watch(True)
@@ -149,11 +156,8 @@ def test_a_scaled_loss_has_the_same_scores():
 
 
 def test_what_is_seen_in_a_step_that_is_thrown_away_is_not_scored():
-    torch.manual_seed(0)
-    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(r=2, target_modules=["0"]))  # type: ignore[arg-type]
-    (layer,) = attach(model)
-    torch.nn.init.normal_(layer.b.weight)
-    scores, x = [], torch.randn(5, 4)
+    model, layer, x = one_trained_layer()
+    scores = []
     for thrown_away in (False, True):
         source = DenseSensitivity(model.eval(), [layer], RankSettings())  # trained without dropout
         source.watch(True)

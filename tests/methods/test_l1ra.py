@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import same_bits
 from transformers import TrainerCallback
 
 from pedyra.methods.l1ra import MoveClosed, closed_gates, gated_triples, shrink_gates
@@ -61,6 +62,16 @@ def test_gates_have_a_constant_rate_and_stay_in_zero_one(prepare: Any):
     assert any(record["pruned"] for record in run.allocator.history)  # so high a rate closes some
     total = [record["total_rank"] for record in run.allocator.history]
     assert max(total) <= 4 * len(run.allocator.layers)
+
+
+def test_a_step_that_is_skipped_shrinks_no_gate(prepare: Any):
+    run = prepare("l1ra")
+    hooks, gates = run.adaptation.hooks, run.model.get_base_model()
+    before = [E.detach().clone() for name, E in gates.named_parameters() if name.endswith(".E")]
+    for skipped, same in ((True, True), (False, False)):
+        hooks.stepped(1, skipped=skipped)
+        now = [E.detach() for name, E in gates.named_parameters() if name.endswith(".E")]
+        assert before and all(same_bits(a, b) for a, b in zip(now, before, strict=True)) == same
 
 
 def test_every_parameter_is_in_one_group_and_gates_are_not_decayed(prepare: Any):

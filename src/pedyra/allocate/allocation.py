@@ -49,11 +49,10 @@ def lowest(candidates: list[tuple[float, int, int, str]], moves: int) -> dict[st
     return {name: tuple(sorted(indices)) for name, indices in pruned.items()}
 
 
-def lowest_worth(scores: Scores, units: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
-    """The triples with the lowest score per unit that free at least `excess` units; fewer where min_rank forbids."""
-    per_unit = {name: [value / units[name] for value in values] for name, values in scores.items()}
+def lowest_to_free(scores: Scores, units: Mapping[str, int], excess: int, min_rank: int) -> dict[str, tuple[int, ...]]:
+    """The triples with the lowest scores that free at least `excess` units; fewer where min_rank forbids."""
     pruned: dict[str, list[int]] = {}
-    for _, _, index, name in sorted(prunable(per_unit, min_rank)):
+    for _, _, index, name in sorted(prunable(scores, min_rank)):
         if excess <= 0:
             break
         pruned.setdefault(name, []).append(index)

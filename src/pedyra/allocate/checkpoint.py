@@ -167,8 +167,7 @@ def _restore_factors(
         each = zip(olds, values, strict=True)
         news = [renewed(old, value.to(old.device, old.dtype, copy=True)) for old, value in each]
         put([(layer, news)])
-        saved = record["scaling"][layer.name]
-        layer.rescale(saved / layer.scaling, to=saved)
+        layer.rescale(record["scaling"][layer.name])
         if layer.a.start is not None:
             set_origin(layer, *(tensors[f"origin_{kind}.{layer.name}"] for kind in "AB"))
         if optimizer is not None:

@@ -156,10 +156,10 @@ def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:
 def move_state(optimizer: Optimizer, replacements: Sequence[Replacement]) -> None:
     """Replace the old Parameters by the new ones, in place in their groups, and slice their state with the kept rows.
 
-    New rows start with zero moments. Under Adam's old step count their first updates are of 1 to 3 learning rates for
-    gradients like those of training, and up to 6 for constant ones. With the second moment of the kept rows, whose
-    gradients are far larger than those of a row that begins at zero, a new row would hardly move for the hundreds of
-    steps that Adam remembers. Call `check_state` first.
+    New rows start with zero moments. Under Adam's old step count their first updates are of two learning rates where
+    gradients are noise, which falls to one within a dozen steps, and of up to six where they are constant. With the
+    second moment of the kept rows, whose gradients are far larger than those of a row that begins at zero, a new row
+    would hardly move for the hundreds of steps that Adam remembers. Call `check_state` first.
     """
     rekey_state(optimizer, {replacement.old: replacement.new for replacement in replacements})
     for replacement in replacements:

@@ -394,7 +394,7 @@ def resize_layers(
     check_state(optimizer, [replacement.old for replacement in replacements])
     install((layer, changes[layer.name]) for layer in layers if layer.name in changes)
     for layer in layers:
-        layer.rescale(plan.rescale.get(layer.name, 1.0))
+        layer.rescale(layer.scaling * plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements)
     return changes
 

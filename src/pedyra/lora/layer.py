@@ -77,15 +77,11 @@ class AdaptedLayer:
         A, E, B = self.factors
         return A.numel() + B.numel() + (E.numel() if E.requires_grad else 0)
 
-    def rescale(self, factor: float, to: float | None = None) -> None:
-        """Multiply the scaling, for the methods that define it by the current rank; see `write_ranks`.
-
-        Args:
-            to: what it becomes to the last bit, where that is known.
-        """
-        self.module.scaling[self.adapter] = self.scaling * factor if to is None else to
+    def rescale(self, scaling: float) -> None:
+        """Set the scaling, for the methods that define it by the current rank; see `write_ranks`."""
         if self.b.origin is not None:  # what the base weight is without does not change
-            self.b.origin = self.b.origin / factor
+            self.b.origin = self.b.origin / (scaling / self.scaling)
+        self.module.scaling[self.adapter] = scaling
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> list[AdaptedLayer]:

@@ -9,7 +9,7 @@ from typing import Any
 from peft import AdaLoraConfig, PeftModel
 from torch import nn
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_worth, make_plan, spent
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest_to_free, make_plan, spent
 from pedyra.allocate.schedule import resolve_schedule
 from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, require, setting
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
@@ -168,7 +168,8 @@ class Prune:
             budget = cubic_budget(first, last, 1.0 if now.is_last else now.elapsed)
         else:
             budget = last + int((first - last) * (1 - now.part_done))
-        pruned = lowest_worth(scores, units, spent(now.ranks, units) - budget, now.min_rank)
+        per_unit = {name: [value / units[name] for value in values] for name, values in scores.items()}
+        pruned = lowest_to_free(per_unit, units, spent(now.ranks, units) - budget, now.min_rank)
         return make_plan(scores, pruned, {}, layer_means(scores))
 
 

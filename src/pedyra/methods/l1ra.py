@@ -56,7 +56,8 @@ class Gates(ScoreState):
 
 
 def closed_gates(scores: Scores, threshold: float) -> dict[str, tuple[int, ...]]:
-    """Of each layer with a gate below the threshold those triples, but for its most open one: perhaps none is left."""
+    """Layer with a gate below the threshold -> the triples of such gates, without the layer's most open one: none where
+    it has only that."""
     closed = {}
     for name, gates in scores.items():
         if min(gates) < threshold:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from pedyra.allocate.allocation import lowest_worth
+from pedyra.allocate.allocation import lowest_to_free
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
@@ -26,9 +26,9 @@ class ParaSettings(Settings):
 def truncate(model: PeftModel, rank: int) -> dict[str, int]:
     """Keep the largest singular triples of the updates of all layers, to the parameters of a uniform `rank`; in place.
 
-    One threshold for all layers, on the singular values of s B A. A layer may lose all.
-    Nothing is merged, so a quantised base is as good as any. A run that diverged has no singular values: all its layers
-    are cut to `rank`. Returns the ranks.
+    One threshold for all layers, on the singular values of s B A. A layer may lose all. Nothing is merged, so a
+    quantised base is as good as any. A run that diverged has no singular values: all its layers are cut to `rank`.
+    Returns the ranks.
     """
     diverged = not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
     # The update's exact singular triples; E holds the values.
@@ -36,12 +36,10 @@ def truncate(model: PeftModel, rank: int) -> dict[str, int]:
     values = {layer.name: _singular_values(layer) for layer in layers}
     sizes = {layer.name: rank_parameters(layer.a.in_features, layer.b.out_features) for layer in layers}
     excess = sum(len(found) * sizes[name] for name, found in values.items()) - rank * sum(sizes.values())
-    # `lowest_worth` orders by worth per parameter, and the threshold is on the values themselves.
-    worth = {name: [sizes[name] * value for value in found] for name, found in values.items()}
     if diverged:
         pruned = {layer.name: tuple(range(rank, layer.rank)) for layer in layers}
     else:
-        pruned = lowest_worth(worth, sizes, excess, min_rank=0)
+        pruned = lowest_to_free(values, sizes, excess, min_rank=0)
     changes = ((layer, resized(layer, pruned.get(layer.name, ()), None)) for layer in layers)
     install(changes)
     write_ranks(model)

@@ -143,8 +143,8 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
     Departs from the authors' code, and why: the norm is divided by the rank in all cases (their block variants divide
     by the number of blocks); the layers with the highest scores grow, not all at the threshold, and the last one only
     by what is missing, so that the budget is met exactly; what is still missing at the last adjustment is then given
-    out one rank each down the ranking; new parameters follow the run's learning rate and Adam's step count,
-    from zero moments. The orthogonality term has the authors' weight 0.5 (`rank.orth_weight`).
+    out one rank each down the ranking; new parameters follow the run's learning rate and Adam's step count, from zero
+    moments. The orthogonality term has the authors' weight 0.5 (`rank.orth_weight`).
     """
     request.refuse_lora("TriAdaptLoRA defines its own start and scaling", "init", "use_rslora")
     final = request.lora.r

@@ -104,16 +104,16 @@ def plan_adjustment(
     parameters: Mapping[str, int] | None = None,
     spare: int = 0,
 ) -> RankPlan:
-    """Algorithm 2: prune the `moves` lowest triples, give one to each best layer. The sum of the ranks is conserved, or
-    with `parameters` their number.
+    """Algorithm 2: prune the `moves` lowest triples, give one to each best layer. The sum of the ranks is conserved;
+    with `parameters` it is the number of these.
 
     A layer's best `min_rank` triples are never pruned; when fewer than `moves` can go, fewer move. When `moves`
     exceeds the number of layers, the ranking is walked again (round-robin), so that the sum is conserved exactly.
 
     Args:
-        parameters: those of one triple of a layer. Triples and layers are then ranked by their score per
-            parameter; what the pruned ones free, with the spare, buys triples for the `moves` best layers in turn, as
-            long as one fits. What is left over is carried to the next adjustment.
+        parameters: those of one triple of a layer. Triples and layers are then ranked by their score per parameter.
+            What the pruned ones free, with the spare, goes to new triples of the `moves` best layers in turn, as long
+            as one fits. What is left over is carried to the next adjustment.
         spare: parameters left unused by earlier adjustments.
     """
     units = dict.fromkeys(scores, 1) if parameters is None else parameters

@@ -38,8 +38,8 @@ class InputEnergy:
     labels that count, whether the PEFT model is called, the base model inside, or that without its head. The input is
     taken before LoRA's dropout. A layer that is called with the batch's tokens, and then with something else, as
     DeBERTa calls its queries and keys with the embeddings of relative positions, is seen the first time alone. Layers
-    that receive the very same tensor (q, k, v) share one sum. The recomputation of
-    gradient checkpointing runs inside the backward pass and is not counted again.
+    that receive the very same tensor (q, k, v) share one sum. The recomputation of gradient checkpointing runs inside
+    the backward pass and is not counted again.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], average: Average = one_process) -> None:
@@ -162,7 +162,7 @@ class InputEnergy:
             return
         if module_.disable_adapters or self._adapter not in module_.active_adapters:
             return  # a reference model runs (DPO), the base or another adapter
-        if self._is_of_batch(x, index):
+        if self._mask_of(x, self._of_target[index]) is not None:
             self._had_tokens.add(index)
         elif index in self._had_tokens:
             return
@@ -196,14 +196,14 @@ class InputEnergy:
             self._real[key] = self._real_tokens_of(x, of_target)
         return self._real[key]
 
-    def _is_of_batch(self, x: Tensor, index: int) -> bool:
-        mask = self._target_mask if self._of_target[index] else self._mask
-        return mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape
+    def _mask_of(self, x: Tensor, of_target: bool) -> Tensor | None:
+        """The mask of x `(rows, tokens, in)`; None where none is known, or x holds something else than these tokens."""
+        mask = self._target_mask if of_target else self._mask
+        return mask if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape else None
 
     def _real_tokens_of(self, x: Tensor, of_target: bool) -> Tensor:
         """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""
-        mask = self._target_mask if of_target else self._mask
-        if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+        if (mask := self._mask_of(x, of_target)) is not None:
             return (mask != 0).reshape(-1).to(x.device, torch.float32)
         return torch.ones(x.shape[:-1].numel(), device=x.device, dtype=torch.float32)
 
