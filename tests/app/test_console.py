@@ -5,7 +5,9 @@ import logging
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from pedyra.app.console import (
     _adjustments_line,
@@ -134,11 +136,19 @@ def test_a_base_model_that_was_evaluated_first_is_told_beside_the_adapter(tmp_pa
         ({"base_model_name_or_path": "org/base", "use_dora": True}, False),
         ({"base_model_name_or_path": "org/base", "modules_to_save": ["lm_head"]}, False),
         ({"base_model_name_or_path": None}, False),
+        ({"base_model_name_or_path": "org/base", "peft_type": "ADALORA"}, False),
     ],
 )
 def test_a_language_model_that_vllm_can_serve_comes_with_its_line(tmp_path, config, served):
-    out = shown(ended(tmp_path, kind="causal_lm", name="my run", config=config))
-    assert ("vllm serve org/base --enable-lora --max-lora-rank 8" in out) == served
+    result = ended(tmp_path, kind="causal_lm", name="my run", config={"r": 12, "lora_alpha": 12, **config})
+    factors = {"h.0.q.lora_A.weight": torch.ones(12, 4), "h.0.q.lora_B.weight": torch.ones(4, 12)}
+    save_file(
+        {f"base_model.model.{name}": each for name, each in factors.items()},
+        result.folder.adapter / "adapter_model.safetensors",
+    )
+    out = shown(result)
+    # By the 12 ranks on disk (vLLM takes 8 or 16), which are more than it had while it trained.
+    assert ("vllm serve org/base --enable-lora --max-lora-rank 16" in out) == served
     assert not served or f"--lora-modules 'my run'={tmp_path}/export/peft" in out
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
@@ -57,6 +58,20 @@ def test_pissa_is_saved_against_the_pristine_weight(prepare: Any, tmp_path: Path
     run.model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert {t.shape[0] for name, t in tensors.items() if "lora_A" in name} == {8}  # trained minus initial: 2 r
+
+
+@pytest.mark.parametrize("method", ["lora", "lora+", "dora"])
+@pytest.mark.parametrize("init", ["pissa_niter_1", "olora"])
+def test_what_is_saved_of_a_start_from_the_weight_is_what_was_trained(
+    prepare: Any, make_base: Any, tmp_path: Path, method: str, init: str
+):
+    run = prepare(method, lora={"init": init}).train()
+    run.model.save_pretrained(tmp_path)
+    base, _, _ = make_base(run.recipe)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    with torch.no_grad():
+        found = loaded(**run.inputs()).logits
+    torch.testing.assert_close(found, run.logits(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("init", ["olora", "gaussian", False])

@@ -107,9 +107,15 @@ class LoraSection(Section):
     """Modules trained in full beside the adapter; a new classification head always is."""
 
     @model_validator(mode="after")
-    def _eva_is_a_method(self) -> LoraSection:
-        if self.init == "eva":  # PEFT would start like any LoRA until it is handed data
+    def _looks_at_no_data(self) -> LoraSection:
+        # PEFT would start like any LoRA until it is handed data, or, for CorDA, tell of one of its own functions.
+        if self.init == "eva":
             raise ValueError("lora.init 'eva' looks at the data first, which is the method eva: set method to eva")
+        if self.init in ("lora_ga", "corda"):
+            raise ValueError(
+                f"lora.init {self.init!r} looks at the data first, which a recipe cannot ask for; the methods that do "
+                f"are eva and gora"
+            )
         return self
 
 

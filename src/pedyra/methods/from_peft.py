@@ -5,32 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.optim import Optimizer
 
 from pedyra.lora.attach import attach, train_e
+from pedyra.lora.start import takes_from_weight
 from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, setting
+
+
+def _plain(request: Request, **changes: Any) -> PeftModel:
+    """The base with the LoRA of the run.
+
+    A start that takes from the weight (PiSSA, OLoRA) is attached, with E frozen at 1. It trains exactly as PEFT does,
+    and what is saved is an ordinary LoRA against the pristine weight, of rank 2r. PEFT's own folder needs the start
+    again when it is loaded, and a random SVD (pissa_niter_4) does not come out twice.
+    """
+    model = request.with_lora(**changes)
+    if takes_from_weight(changes.get("init_lora_weights", request.lora.init_lora_weights)):
+        train_e(attach(model), False)
+    return model
 
 
 def lora(request: Request) -> Adaptation:
     """LoRA (Hu et al. 2021), as the run asks for it; DoRA (Liu et al. 2024) where it has `use_dora`."""
-    return Adaptation(model=request.with_lora())
+    return Adaptation(model=_plain(request))
 
 
 def pissa(request: Request) -> Adaptation:
     """PiSSA (Meng et al. 2024): LoRA from the top singular triples of the weight; the frozen weight is the rest.
 
-    The triples are attached with E frozen at 1, which trains exactly as PEFT does, for what attaching adds on disk:
-    an ordinary LoRA against the pristine weight (of rank 2r), where PEFT's own folder needs the SVD again. The
-    authors set alpha = r; the recipe decides, and W - s B A keeps the function whatever the scaling s.
+    The authors set alpha = r; the recipe decides, and W - s B A keeps the function whatever the scaling s.
     """
     init = request.lora.init_lora_weights
     own = isinstance(init, str) and init.startswith("pissa")
     if not own and init is not True:
         raise ValueError(f"lora.init is {init!r}, but method pissa is a start of its own; give pissa or pissa_niter_16")
-    model = request.with_lora(init_lora_weights=init if own else "pissa")
-    train_e(attach(model), False)
-    return Adaptation(model=model)
+    return Adaptation(model=_plain(request, init_lora_weights=init if own else "pissa"))
 
 
 def qlora(request: Request) -> Adaptation:
@@ -42,7 +53,7 @@ def qlora(request: Request) -> Adaptation:
     """
     if not is_quantised(request.model):
         raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")
-    return Adaptation(model=request.with_lora())
+    return Adaptation(model=_plain(request))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +69,7 @@ def loraplus(request: Request, settings: LoraPlusSettings) -> Adaptation:
 
     Departs from the authors' code in nothing; it is PEFT's `create_loraplus_optimizer` with `training.weight_decay`.
     """
-    model = request.with_lora()
+    model = _plain(request)
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         arguments = {**arguments, "loraplus_weight_decay": weight_decay}

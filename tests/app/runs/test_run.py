@@ -47,6 +47,21 @@ def test_the_adapter_comes_with_a_card_that_says_what_was_done(recipe):
     assert "site-packages" not in text and "[More Information Needed]" not in text
 
 
+def test_the_card_tells_the_ranks_on_disk(recipe):
+    result = run(recipe("pissa"))
+    assert {layer.rank for layer in inspect_adapter(result.folder.path).layers} == {8}  # twice lora.r
+    assert "rank 8," in (result.folder.adapter / "README.md").read_text()
+
+
+def test_a_dropped_last_batch_drops_no_held_out_row(recipe):
+    training = {"dataloader_drop_last": True, "per_device_eval_batch_size": 12}  # of 16 rows
+    result = run(recipe(training=training))
+    metrics = evaluate_run(result.folder.path)
+    assert metrics["loss"] == pytest.approx(result.final["eval_loss"], abs=1e-5)
+    everything = run(recipe(output="all", training={"per_device_eval_batch_size": 12}))
+    assert result.final["eval_loss"] == pytest.approx(everything.final["eval_loss"], abs=1e-5)  # 64 rows, 4 a batch
+
+
 def test_trainable_parameters_are_counted_by_hand(recipe):
     # tiny-bert: 2 blocks of four 64 x 64 linears, 64 x 128 and 128 x 64; a 64 x 64 pooler; a head of 2 x 64 + 2.
     final = run(recipe()).final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -38,8 +39,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held so far: on a GPU that of torch's allocator, on a CPU the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kibibytes
+    # Where Linux keeps it, VmHWM: its ru_maxrss begins at the peak of the process that started this one.
+    status = Path("/proc/self/status")
+    if status.is_file() and (peak := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(peak[1]) * 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024  # other systems than macOS count kibibytes
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftType
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
@@ -30,8 +31,9 @@ from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
 from pedyra.lora.export import vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.files import append_row, remove, write_file, write_folder
+from pedyra.lora.folder import read_lora
 from pedyra.lora.hub import CARD, adapter_card, made_repository, push_folder, shown_name, shown_ranks
-from pedyra.lora.inspection import read_adapter_config
+from pedyra.lora.inspection import inspect_adapter, read_adapter_config
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
 
@@ -58,11 +60,15 @@ class RunResult:
     @property
     def server(self) -> str | None:
         """The line that serves the adapter once it is exported; None where vLLM cannot, or the base has no name."""
-        if self.recipe.data.kind != "causal_lm" or not self.layers or not self.folder.adapter.is_dir():
+        if self.recipe.data.kind != "causal_lm" or not self.folder.adapter.is_dir():
             return None
-        config, rank = read_adapter_config(self.folder.adapter), vllm_rank(max(layer["rank"] for layer in self.layers))
+        config = read_adapter_config(self.folder.adapter)
         base = config.get("base_model_name_or_path")
-        if not base or rank is None or why_not_in_vllm(config) is not None:
+        if not base or config["peft_type"] != PeftType.LORA or why_not_in_vllm(config) is not None:
+            return None
+        # On disk, where PiSSA's layers have twice the rank that they train with.
+        rank = vllm_rank(max(layer.rank for layer in read_lora(self.folder.adapter).layers))
+        if rank is None:
             return None
         return vllm_line(base, {self.recipe.name: self.folder.path / "export" / "peft"}, rank)
 
@@ -288,21 +294,22 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "eval_loss": evaluation["eval_loss"],
     }
     if is_first():
-        write_file(folder.adapter / CARD, _card(setup, final))
+        write_file(folder.adapter / CARD, _card(setup, folder, final))
         append_row(folder.metrics, final)
     return final
 
 
-def _card(setup: Setup, final: dict[str, Any]) -> str:
-    """The model card of the adapter. PEFT's own may name a path of this machine as the base, which the Hub refuses."""
-    recipe, layers = setup.recipe, layer_rows(setup.model)
+def _card(setup: Setup, folder: RunFolder, final: dict[str, Any]) -> str:
+    """The model card of the adapter, as it was saved. PEFT's own may name a path of this machine as the base, which the
+    Hub refuses."""
+    recipe, layers = setup.recipe, inspect_adapter(folder.adapter).layers if layer_rows(setup.model) else []
     base, quantised = recipe.model.name, recipe.model.quantization
     rows = {
         "method": f"`{recipe.method}`: {get_method(recipe.method).summary}",
         "base model": shown_name(base) + ("" if quantised == "none" else f", in {quantised}"),
         "data": f"{shown_name(recipe.data.source)} ({recipe.data.kind})",
-        "adapted": shown_ranks([layer["rank"] for layer in layers]),
-        "parameters": f"{sum(layer['parameters'] for layer in layers):,} in the LoRA factors" if layers else "",
+        "adapted": shown_ranks([layer.rank for layer in layers]),
+        "parameters": f"{sum(layer.parameters for layer in layers):,} in the LoRA factors" if layers else "",
         "training": f"{final['step']:,} steps, seed {recipe.seed}",
         "held-out rows": f"{final['metric']} {final['value']:.4f}, loss {final['eval_loss']:.4f}",
     }

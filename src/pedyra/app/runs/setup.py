@@ -68,7 +68,7 @@ class Setup:
             known = {"metric_for_best_model": metric, "greater_is_better": not lower}
             overrides |= {name: value for name, value in known.items() if training.get(name) is None}
         args = training_arguments(self.recipe, **overrides)
-        trainer = Trainer(
+        trainer = _Trainer(
             model=self.model,
             args=args,
             processing_class=self.tokenizer,
@@ -86,6 +86,17 @@ class Setup:
         trainer.remove_callback(PrinterCallback)
         save_whole(trainer)
         return trainer
+
+
+class _Trainer(Trainer):
+    """transformers' Trainer, which would leave out held-out rows as well where training drops its last batch."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
 
 
 def resolve(recipe: Recipe) -> Recipe:
