@@ -74,6 +74,12 @@ def test_a_local_folder_is_a_model(tmp_path: Path):
     assert loaded.config._attn_implementation == "eager"
 
 
+def test_a_toy_model_takes_the_attention_that_is_asked_for_and_refuses_a_revision():
+    assert load(attn_implementation="eager").config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="model.revision is 'v2', but model.name 'tiny-bert' comes with a package"):
+        load(revision="v2")
+
+
 def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path):
     tokenizer = load_tokenizer(ModelSection(name="tiny-llama"))
     tokenizer.pad_token = None

@@ -129,6 +129,14 @@ def test_packaged_data_has_one_split():
         rows("toy", validation="test")
 
 
+@pytest.mark.parametrize("key", ["config", "split"])
+def test_a_file_has_neither_configurations_nor_splits(tmp_path: Path, key: str):
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    for source in ("toy", str(tmp_path / "d.jsonl")):
+        with pytest.raises(ValueError, match=f"data.{key} is 'other', but data.source '{source}' is no Hub data set"):
+            rows(source, **{key: "other"})
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """A Hub that holds one data set; the list of what it was asked."""

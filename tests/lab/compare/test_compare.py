@@ -168,5 +168,5 @@ def test_what_fit_left_is_a_column(make_grid, folder):
         (fit / "pedyra_fit.json").write_text(json.dumps({"parameters": parameters, "measured_increase": increase}))
     comparison = compare_grid(grid)
     assert [row["fit_parameters"] for row in comparison.rows] == [10, 20, None, None]
-    assert "| left by fit | loss increase |" in (folder / "runs/grid/comparison.md").read_text()
+    assert "| left by fit, without a head | loss increase |" in (folder / "runs/grid/comparison.md").read_text()
     assert "| 15 | +0.0100 |" in (folder / "runs/grid/comparison.md").read_text()

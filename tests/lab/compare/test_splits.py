@@ -52,7 +52,7 @@ def test_the_split_is_made_once_and_can_be_moved(tmp_path):
     path = write(tmp_path / "rows.jsonl", [0, 1] * 20)
     data = DataSection(source=path)
     first = texts(split_task("mine", data, None, tmp_path / "a")["jobs"]["source"])
-    write(tmp_path / "rows.jsonl", [1, 1] * 20)  # what is split is kept
+    (tmp_path / "rows.jsonl").unlink()  # what is split is kept
     (tmp_path / "a").rename(tmp_path / "b")
     again = split_task("mine", data, None, tmp_path / "b")
     assert again["jobs"]["source"] == str(tmp_path / "b" / "train.jsonl")
@@ -63,6 +63,17 @@ def test_a_folder_with_other_rows_is_refused(tmp_path):
     split_task("toy", GROUPED, None, tmp_path / "a")
     with pytest.raises(ValueError, match="a holds other rows: eval_rows was None and is now 5; choose another"):
         split_task("toy", GROUPED.model_copy(update={"eval_rows": 5}), None, tmp_path / "a")
+
+
+@pytest.mark.parametrize("changed", ["train.jsonl", "held.jsonl"])
+def test_a_file_that_has_changed_since_it_was_split_is_told(tmp_path, changed):
+    files = {name: write(tmp_path / name, [0, 1] * 20) for name in ("train.jsonl", "held.jsonl")}
+    data = DataSection(source=files["train.jsonl"], validation=files["held.jsonl"])
+    split_task("mine", data, None, tmp_path / "a")
+    split_task("mine", data, None, tmp_path / "a")
+    write(tmp_path / changed, [0, 1] * 19 + [1, 1])
+    with pytest.raises(ValueError, match=f"{changed} has changed since .*a was made of it; choose another output_dir"):
+        split_task("mine", data, None, tmp_path / "a")
 
 
 def test_the_classes_are_told_where_a_part_of_the_rows_may_lack_one(tmp_path):

@@ -46,8 +46,14 @@ _WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right, with the end token as padding where it has none of its own.
 
-    Raises ValueError if there is no such model, ImportError if the package that carries it is missing.
+    Raises ValueError if there is no such model, or none of this revision, ImportError if the package that carries it is
+    missing.
     """
+    if section.revision is not None and (section.name in TINY or section.name in PACKAGED):
+        raise ValueError(
+            f"model.revision is {section.revision!r}, but model.name {section.name!r} comes with a package and has no "
+            f"revisions; remove model.revision"
+        )
     if section.tokenizer is None and section.name in TINY:
         return tiny_tokenizer(section.name)
     if section.tokenizer is None:
@@ -210,7 +216,8 @@ def _tiny_model(auto: Any, section: ModelSection, kind: str, head: dict[str, Any
     for key, value in head.items():
         setattr(config, key, value)
     if section.quantization == "none":
-        return auto.from_config(config, dtype="float32" if section.dtype == "auto" else section.dtype)
+        dtype = "float32" if section.dtype == "auto" else section.dtype
+        return auto.from_config(config, **_loading(section, kind) | {"dtype": dtype})
     # By way of a folder, since weights are quantised as they are read.
     with TemporaryDirectory() as folder:
         auto.from_config(config).save_pretrained(folder)

@@ -54,6 +54,13 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     Rows hold the columns that `data` names and no others. Raises ValueError for a source or column that is not there.
     """
     columns, names = _columns(data), None
+    if data.source in PACKAGED or _format(data.source):
+        for key, default in (("config", None), ("split", "train")):
+            if (given := getattr(data, key)) != default:
+                raise ValueError(
+                    f"data.{key} is {given!r}, but data.source {data.source!r} is no Hub data set, and has none; "
+                    f"remove data.{key}"
+                )
     if data.source in PACKAGED:
         if data.validation is not None:
             raise ValueError(f"data.source {data.source} has no other split; remove data.validation")

@@ -11,6 +11,7 @@ Equal is the number of trained parameters: each row gets the rank at which it ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -208,17 +209,27 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
     summary, asked = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
     if not summary.is_file():
         folder.mkdir(parents=True, exist_ok=True)
+        files = _digests(data)
         section = _split(label, data, tuning_rows, folder)
-        write_file(summary, json.dumps({"asked": asked, "data": section}, indent=2) + "\n")
-    found = read_json(summary, {"asked": dict, "data": dict})
+        write_file(summary, json.dumps({"asked": asked, "files": files, "data": section}, indent=2) + "\n")
+    found = read_json(summary, {"asked": dict, "files": dict, "data": dict})
     if (difference := first_difference(found["asked"], asked)) is not None:
         raise ValueError(f"{folder} holds other rows: {difference}; choose another output_dir")
+    for file, digest in _digests(data).items():
+        if found["files"].get(file) != digest:
+            raise ValueError(f"{file} has changed since {folder} was made of it; choose another output_dir")
     # Paths are not in the file, so that the folder can be moved.
     paths = {name: str(folder / f"{name}.jsonl") for name in ("train", "reported", "tuning-train", "tuning")}
     return {
         "jobs": {**found["data"], "source": paths["train"], "validation": paths["reported"]},
         "tuning": {**found["data"], "source": paths["tuning-train"], "validation": paths["tuning"]},
     }
+
+
+def _digests(data: DataSection) -> dict[str, str]:
+    """Local file of the task -> SHA-256 of its bytes; one that is gone is left out, for its rows are in the folder."""
+    files = [file for file in (data.source, data.validation) if file is not None and Path(file).expanduser().is_file()]
+    return {file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
 
 
 def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path) -> dict[str, Any]:

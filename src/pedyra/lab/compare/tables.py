@@ -90,7 +90,7 @@ def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, st
         "peak memory": ("peak_memory_bytes", format_bytes),
     }
     if any(row["fit_parameters"] is not None for row in comparison.rows):
-        shown["left by fit"] = ("fit_parameters", lambda count: f"{count:,.0f}")
+        shown["left by fit, without a head"] = ("fit_parameters", lambda count: f"{count:,.0f}")
         shown["loss increase"] = ("fit_increase", lambda increase: number(increase, signed=True))
     cells = {}
     for title, (key, text) in shown.items():
