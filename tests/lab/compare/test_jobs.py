@@ -50,6 +50,29 @@ def test_one_that_fails_does_not_stop_the_rest_and_says_why(job):
     assert "killed by SIGKILL" in outcomes["dora", 0].message
 
 
+def test_the_reason_is_that_of_the_last_attempt(job):
+    """The first one said why it failed. The second is killed without a word, while a child of the first, whose
+    comparison was killed, says more."""
+    run_all([job("pedyra")])
+    again = job("pedyra")
+    again.recipe["method"] = "dora"  # which is killed
+    (again.run / "recipe.yaml").unlink()
+    told, ended = [], threading.Event()
+    with again.log.open("a") as log:
+
+        def go_on():
+            while not ended.wait(0.01):
+                print("step 7 of 40", file=log, flush=True)
+
+        child = threading.Thread(target=go_on)
+        child.start()
+        run_jobs([again], told.append)
+        ended.set()
+        child.join()
+    assert told[0].message.startswith("it said nothing (killed by SIGKILL")
+    assert "out of luck" in again.log.read_text()  # of the first
+
+
 def test_a_job_that_cannot_start_fails_alone(job, monkeypatch):
     def start(*arguments, **more):
         raise OSError("no space left on device")
@@ -68,10 +91,11 @@ def test_what_is_done_is_skipped(job, calls):
 
 def test_a_run_whose_fit_is_missing_is_not_done_and_is_fitted_the_next_time(job, calls):
     asked = job("lora")
-    asked.recipe["fit"] = {"tolerance": 0.02, "drop_types": ["q_proj", "k_proj"], "curve": True, "same_rank": False}
+    asked.recipe["fit"] = {"tolerance": 0.02, "recover": 0, "drop_types": ["q_proj", "k_proj"], "curve": True}
+    asked.recipe["fit"] |= {"same_rank": False, "max_rank": None}
     assert run_all([asked])["lora", 0].status == "failed"  # this trainer makes none
     assert run_all([asked])["lora", 0].status == "done"
-    options = "--tolerance 0.02 --drop-types q_proj,k_proj --curve"
+    options = "--tolerance 0.02 --recover 0 --drop-types q_proj,k_proj --curve"
     assert calls() == ["lora 0 0.1", f"fit --overwrite {asked.run} {options}"]
 
 

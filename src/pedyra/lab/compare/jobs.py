@@ -144,7 +144,7 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
     """Run a job to its end in a child process, from its last checkpoint if there is one; None if it did not begin."""
     if stop.level:
         return None
-    code = 0
+    code = begins = 0
     try:
         job.run.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.recipe_file, to_yaml(job.recipe))
@@ -153,6 +153,10 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
             if stop.level or (arguments[-1] == "--overwrite" and (final_row(job.run) is not None or _may_resume(job))):
                 break
             command = [sys.executable, "-m", "pedyra", *arguments]
+            said_before = job.log.read_bytes() if job.log.is_file() else b""
+            begins = len(said_before)
+            # A file of its own: the child of a comparison that was killed may still write into the one that was here.
+            write_file(job.log, said_before)
             with job.log.open("ab") as out:
                 child = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
             code = _wait(child, stop)
@@ -162,7 +166,7 @@ def _run(job: Job, threads: int, stop: Stop) -> JobEnd | None:
         return JobEnd(job, "failed", str(error))
     if is_done(job):
         return JobEnd(job, "done")
-    return JobEnd(job, "stopped") if stop.level else JobEnd(job, "failed", _reason(code, job.log))
+    return JobEnd(job, "stopped") if stop.level else JobEnd(job, "failed", _reason(code, job.log, begins))
 
 
 def _attempts(job: Job) -> list[list[str]]:
@@ -179,7 +183,7 @@ def _fit_options(section: Mapping[str, Any]) -> list[str]:
     """The section `fit` of a recipe as options of `pedyra fit`."""
     options = []
     for key, value in section.items():
-        if value in (None, False, []):
+        if value is None or value is False or value == []:  # 0 is a value
             continue
         options.append(f"--{key.replace('_', '-')}")
         if value is not True:
@@ -211,9 +215,9 @@ def _wait(child: subprocess.Popen[bytes], stop: Stop) -> int:
                 child.kill()
 
 
-def _reason(code: int, log: Path) -> str:
-    """The last thing a failed job said, and where it says more."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""  # killed before it had one
+def _reason(code: int, log: Path, begins: int) -> str:
+    """The last thing a failed job said in its last attempt, whose lines begin at this byte, and where it says more."""
+    text = log.read_bytes()[begins:].decode(errors="replace") if log.is_file() else ""  # killed before it had one
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
