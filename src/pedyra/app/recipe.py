@@ -19,6 +19,7 @@ from pydantic import (
 
 from pedyra.app.recipe_sections import (
     GENERATED,
+    LARGEST_SEED,
     DataSection,
     FitSection,
     GenerateSection,
@@ -54,7 +55,7 @@ class Recipe(Section):
     """Fine-tuning method: lora, pedyra, wide, adalora, ..."""
     output_dir: str
     """Run folder; default: runs/<name>."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of the split, the head, the adapter, the data order and the allocator."""
     model: ModelSection
     data: DataSection

@@ -40,6 +40,10 @@ MOST_LETTERS = 10_000
 """Of one place of a template; a wider one is no prompt, and would fill the memory."""
 
 
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

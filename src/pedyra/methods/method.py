@@ -183,6 +183,8 @@ class Method:
     """Whether a run can continue from a checkpoint."""
     moves_ranks: bool = False
     """Whether ranks change in training, on the schedule of `rank`."""
+    adapter: str = "LORA"
+    """PEFT's type of what it trains; only a LoRA can be fitted."""
 
     @property
     def setting_names(self) -> list[str]:

@@ -98,4 +98,10 @@ def _layers(model: nn.Module, kind: type) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
-METHOD = Method("randlora", "full-rank from scaled random bases (Albert et al. 2025)", prepare, RandLoraSettings)
+METHOD = Method(
+    "randlora",
+    "full-rank from scaled random bases (Albert et al. 2025)",
+    prepare,
+    RandLoraSettings,
+    adapter="RANDLORA",
+)

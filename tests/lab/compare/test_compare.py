@@ -143,6 +143,14 @@ def test_a_mistake_in_a_row_is_told_before_anything_runs(make_grid, calls):
     assert calls() == []
 
 
+def test_a_fit_of_a_method_that_trains_no_lora_is_told_before_anything_runs(make_grid, calls):
+    with pytest.raises(
+        ValueError, match="methods.randlora on toy: fit asks how small a LoRA may be, and method randlora"
+    ):
+        compare_grid(make_grid(methods=["lora", "randlora"], fit={}))
+    assert calls() == []
+
+
 def test_a_grid_that_was_refused_can_be_corrected_in_its_folder(make_grid, calls):
     with pytest.raises(ValueError, match="rank.intervall"):
         compare_grid(make_grid(methods={"lora": {}, "pedyra": {"rank": {"intervall": 3}}}))

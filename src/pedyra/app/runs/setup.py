@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
@@ -149,19 +149,22 @@ def _check_fit(setup: Setup) -> None:
     wanted = wanted_fit(setup.recipe)
     if wanted is None:
         return
-    if (kind := setup.model.peft_config["default"].peft_type) != PeftType.LORA:
-        raise ValueError(
-            f"fit asks how small a LoRA may be, and method {setup.recipe.method} trains an adapter of type {kind}; "
-            f"remove the section fit"
-        )
     layers = {name: each for name, each in setup.model.named_modules() if isinstance(each, LoraLayer)}
     more = setup.recipe.lora.bias != "none" or any("default" in each.lora_magnitude_vector for each in layers.values())
     wanted.shape([*layers], more)
 
 
 def wanted_fit(recipe: Recipe) -> Wanted | None:
-    """What the section `fit` asks for; None: there is none. ValueError for what goes with no adapter."""
-    return None if recipe.fit is None else Wanted(**recipe.fit.model_dump())
+    """What the section `fit` asks for; None: there is none. ValueError for what goes with no adapter, and for a method
+    that trains no LoRA."""
+    if recipe.fit is None:
+        return None
+    if (kind := get_method(recipe.method).adapter) != "LORA":
+        raise ValueError(
+            f"fit asks how small a LoRA may be, and method {recipe.method} trains an adapter of type {kind}; "
+            f"remove the section fit"
+        )
+    return Wanted(**recipe.fit.model_dump())
 
 
 def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
-from pedyra.app.recipe_sections import LoraSection, Section
+from pedyra.app.recipe_sections import LARGEST_SEED, LoraSection, Section
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.methods.names import check_method
@@ -130,6 +130,13 @@ class Grid(Section):
             values = getattr(self, key)
             if values is not None and not len(values):
                 raise ValueError(f"the grid has no jobs: {key} is empty; give at least one")
+        for key in ("methods", "tasks"):
+            for name in getattr(self, key):
+                if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+                    raise ValueError(
+                        f"{key} has the name {name!r}, which a folder gets too; give one without / and \\ that is not "
+                        f"empty, . or .."
+                    )
         for key in ("seeds", "budgets"):
             _refuse_repeats(getattr(self, key) or (), key)
         _refuse_repeats(self.tuning.seeds, "tuning.seeds")
@@ -139,8 +146,9 @@ class Grid(Section):
             _refuse_repeats(rates or (), where)
             if any(rate <= 0 for rate in rates or ()):
                 raise ValueError(f"{where} is {rates}; a learning rate is above 0")
-        if any(seed < 0 for seed in (*self.seeds, *self.tuning.seeds)):
-            raise ValueError("a seed is below 0; seeds and tuning.seeds are 0 or more")
+        for seed in (*self.seeds, *self.tuning.seeds):
+            if not 0 <= seed <= LARGEST_SEED:
+                raise ValueError(f"seed {seed} is none; seeds and tuning.seeds are from 0 to {LARGEST_SEED}")
         shared = set(self.seeds) & set(self.tuning.seeds)
         if shared and any(len(self.rates(name)) > 1 for name in self.methods):
             raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
