@@ -67,6 +67,24 @@ def test_a_folder_of_data_and_a_copy_of_a_model_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["table2", "--column", "SST-2", "--column", "MNLI"], "column 'MNLI' at scale smoke; choose from 'SST-2', or"),
+        (["table2", "--column", "All"], "table2 does not measure column 'All' at scale smoke"),
+        (["table6", "--column", "MBPP"], "table6 does not measure column 'MBPP' at scale smoke; leave --column out"),
+        (["table13", "--row", "STS-B, LoRA"], "table13 does not measure row 'STS-B, LoRA' at scale smoke"),
+    ],
+)
+def test_a_part_that_the_scale_does_not_measure_is_refused_and_nothing_is_written(arguments, told, capsys, tmp_path):
+    assert told in refusal(capsys, "run", *arguments, "--scale", "smoke", "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_average_of_what_is_measured_may_be_asked_for():
+    get_item("table2").only(columns=["SST-2", "All"]).check_part("smoke")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
         (["--model", "bart"], "--model is 'bart'; it is NAME=PATH"),
         (["--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
     ],

@@ -125,6 +125,24 @@ class Item(Section):
         }
         return self.model_copy(update=kept)
 
+    def check_part(self, scale: Scale) -> None:
+        """Raise ValueError where the scale does not measure a row or column that `only` has kept."""
+        whole, cells = get_item(self.id), list(self.cells(scale))
+        for what in ("row", "column"):
+            kept, known = ((each.rows if what == "row" else each.columns) for each in (self, whole))
+            if kept.keys() == known.keys():
+                continue
+            measured = {getattr(cell, what) for cell in cells}
+            for name, part in kept.items():
+                if name in measured or (part.average and measured & {*(part.over or kept)}):
+                    continue
+                of_scale = {getattr(cell, what) for cell in whole.cells(scale)}
+                choices = [each for each in known if each in of_scale]
+                repair = f"choose from {', '.join(map(repr, choices))}" if choices else f"leave --{what} out"
+                raise ValueError(
+                    f"{self.id} does not measure {what} {name!r} at scale {scale}; {repair}, or take another scale"
+                )
+
     def at(self, scale: Scale) -> Item:
         """The item with the columns that the scale measures."""
         columns = self.scales[scale].columns

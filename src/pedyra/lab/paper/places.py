@@ -97,7 +97,9 @@ class Places:
         return list(found)
 
     def check(self, item: Item, scale: Scale, *, allow_code_execution: bool) -> None:
-        """Refuse, before anything is done, what cannot be: a model or data that is missing, code without leave."""
+        """Refuse, before anything is done, what cannot be: a part that the scale does not measure, a model or data that
+        is missing, code without leave."""
+        item.check_part(scale)
         missing = self.missing(item, scale)
         if missing:
             raise ValueError(f"{item.id} at scale {scale} needs what is not here: {'; '.join(told(missing))}")
