@@ -23,7 +23,8 @@ from pedyra.lab.bench.step import (
     measure,
     over_a_run,
     peak_bytes,
-    ratio_by_kind,
+    quartiles_by_kind,
+    quartiles_over_a_run,
     run_schedule,
 )
 from pedyra.lab.cli import app, main
@@ -116,6 +117,7 @@ def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
     assert ratio == pytest.approx((92 * 1 + 8 * 2 + 3) / 100)
 
 
+        (["step", "--method", "lora", "--method", "wide"], "20 rounds have 5; give --rounds 40"),
 def test_the_measured_steps_are_of_both_kinds_and_adjusted():
     variant, batch = built("pedyra")
     measure({"pedyra": variant}, batch, SHORT)
@@ -169,5 +171,24 @@ def test_the_direct_implementation_conserves_the_number_of_open_triples():
         assert torch.all(layer.lora_E["default"][~masks[name]] == 0)
 
 
-def test_the_ratio_of_a_kind_is_the_median_of_its_steps():
-    assert ratio_by_kind([False, True, False, True, False], [1.0, 5.0, 3.0, 7.0, 2.0]) == {"idle": 2.0, "observed": 6.0}
+def test_the_ratios_of_a_kind_are_those_of_its_steps():
+    observed, ratios = [False, True] * 3 + [False] * 4, [1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 4.0, 5.0, 6.0, 7.0]
+    assert quartiles_by_kind(observed, ratios) == {"idle": [2.0, 4.0, 6.0], "observed": [10.0, 20.0, 30.0]}
+
+
+def test_the_ratio_of_a_run_lies_between_its_quartiles():
+    """Half of the measured steps are slow, and 8 of the 100 of the run."""
+    schedule = run_schedule(parse_method("pedyra:interval=10,initial_warmup=20,final_warmup=60"), 100)
+    by_kind = {"observed": [9.0, 10.0, 12.0], "idle": [1.0, 1.1, 1.5]}
+    low, ratio, high = quartiles_over_a_run(by_kind, 3.0, schedule, window=8)
+    assert low == pytest.approx((92 * 1.0 + 8 * 9 + 3) / 100)
+    assert ratio == pytest.approx((92 * 1.1 + 8 * 10 + 3) / 100)
+    assert high == pytest.approx((92 * 1.5 + 8 * 12 + 3) / 100)
+
+
+def test_wide_is_timed_with_rounds_enough_for_its_cuts():
+    timing = Timing(rounds=40, batch=2, length=8)
+    (row,) = bench_step(["llama-32x1"], ["wide"], timing)
+    assert row["adjustment_seconds"] > 0
+    low, high = row["ratio_quartiles"]
+    assert low <= row["ratio_to_lora"] <= high

@@ -26,6 +26,7 @@ from pedyra.methods.data import Data, model_loss
 from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.method import SCHEDULE, Adaptation, Request
 from pedyra.methods.registry import get_method
+from pedyra.methods.wide import LEAST_INTERVAL
 from pedyra.pe_dyra.config import RankSettings
 
 FLOOR, DIRECT = "floor", "direct"
@@ -82,14 +83,21 @@ def bench_step(
 
     PE-DyRA and its like observe the first `rounds` steps, with four adjustments, and have nothing to do in the other.
     Their `ratio_to_lora` weighs both kinds of step, and adds the adjustments, as they occur in a run of `RUN_STEPS` at
-    the paper's median schedule, or the method's own; `ratio_by_kind` has the two apart. Of a method whose size changes
-    (wide, prune) the sizes of the measured steps are told.
+    the paper's median schedule, or the method's own; `ratio_quartiles` weigh the quartiles of both kinds alike, and
+    `ratio_by_kind` has their medians apart. Of a method whose size changes (wide, prune) the sizes of the measured
+    steps are told.
 
     Raises:
         ValueError: an unknown model or method, or a run too short for an adjustment.
     """
     timing = timing or Timing()
     specs = {text: None if text in (FLOOR, DIRECT) else parse_method(text) for text in methods}
+    for text, spec in specs.items():
+        if spec and spec.name == "wide" and timing.schedule["interval"] < LEAST_INTERVAL:
+            raise ValueError(
+                f"method {text!r} measures {LEAST_INTERVAL} steps before each cut, and {timing.rounds} rounds have "
+                f"{timing.schedule['interval']}; give --rounds {4 * LEAST_INTERVAL}"
+            )
     every: dict[str, MethodSpec | None] = {"lora": parse_method("lora"), FLOOR: None, **specs}
     runs = {text: run_schedule(spec) for text, spec in specs.items() if spec and spec.moves_ranks}
     dtype = getattr(torch, timing.dtype)
@@ -283,20 +291,32 @@ def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | Non
     row: dict[str, Any] = {"adjustment_seconds": adjustment, "step_seconds": median(variant.seconds)}
     for name, other in (("lora", lora), ("floor", floor)):
         ratios = [own / theirs for own, theirs in zip(variant.seconds, other.seconds, strict=True)]
-        row[f"ratio_to_{name}"] = median(ratios)
-        if other is lora:
-            low, _, high = quantiles(ratios, n=4)
-            row["ratio_quartiles"] = [low, high]
+        found = quantiles(ratios, n=4)
         if run is not None and variant.allocator is not None:
-            by_kind = ratio_by_kind(variant.observed, ratios)
+            by_kind = quartiles_by_kind(variant.observed, ratios)
             window: int = variant.allocator.run.window  # type: ignore[attr-defined]
-            row[f"ratio_to_{name}"] = over_a_run(by_kind, (adjustment or 0.0) / median(other.seconds), run, window)
+            took = (adjustment or 0.0) / median(other.seconds)
+            found = quartiles_over_a_run(by_kind, took, run, window)
             if other is lora:
-                row["ratio_by_kind"] = by_kind
+                row["ratio_by_kind"] = {kind: quartiles[1] for kind, quartiles in by_kind.items()}
+        low, row[f"ratio_to_{name}"], high = found
+        if other is lora:
+            row["ratio_quartiles"] = [low, high]
     return row
 
 
-def ratio_by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict[str, float]:
-    """The median ratio of each of `KINDS`."""
+def quartiles_by_kind(observed: Sequence[bool], ratios: Sequence[float]) -> dict[str, list[float]]:
+    """The quartiles of the ratios of each of `KINDS`; the middle one is their median."""
     pairs = list(zip(observed, ratios, strict=True))
-    return {kind: median(ratio for seen, ratio in pairs if seen is (kind == "observed")) for kind in KINDS}
+    return {kind: quantiles([ratio for seen, ratio in pairs if seen is (kind == "observed")], n=4) for kind in KINDS}
+
+
+def quartiles_over_a_run(
+    by_kind: Mapping[str, Sequence[float]], adjustment: float, run: Schedule, window: int
+) -> list[float]:
+    """`over_a_run` of the first quartiles of each kind, of their medians, and of their third quartiles, so that what is
+    told of a run lies between its quartiles."""
+    return [
+        over_a_run({kind: quartiles[i] for kind, quartiles in by_kind.items()}, adjustment, run, window)
+        for i in range(3)
+    ]
