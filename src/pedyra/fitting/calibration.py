@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -22,9 +23,14 @@ from pedyra.lora.layer import rank_parameters
 
 def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     """Name in the base model -> PEFT's LoraLayer, for every linear layer that holds the adapter. Raises ValueError: no
-    such adapter, or a layer (embedding, convolution) whose directions are not measured."""
+    such adapter, or a layer (embedding, convolution, AdaLoRA's) whose directions are not measured."""
     found = {layer.name: layer.module for layer in all_lora_layers(model, adapter)}
     for name, module in found.items():
+        if isinstance(module, AdaLoraLayer):
+            raise ValueError(
+                f"{name} is a layer of PEFT's AdaLoRA, whose directions are not measured; train it with method "
+                f"adalora-svd, which ends with a LoRA"
+            )
         if adapter in module.lora_embedding_A:
             raise ValueError(f"{name} is an embedding, whose directions are not measured; take it out of the adapter")
         if getattr(module.lora_A[adapter], "kernel_size", None) is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from pedyra.app.runs.run import train_run
 from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.judge import Judge
-from pedyra.lab.bench.cuts import bench_cuts, ways
+from pedyra.lab.bench.cuts import bench_bound, bench_cuts, bench_forgetting, ways
 
 WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
 
@@ -75,17 +78,37 @@ def test_every_way_leaves_the_update_where_nothing_is_cut(model, found):
     assert list(found) == WAYS
 
 
-def test_a_run_is_cut_in_every_way_to_the_same_size(tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a LoRA."""
+    out = tmp_path_factory.mktemp("runs") / "run"
     recipe = {
-        "name": "tiny", "output_dir": str(tmp_path / "run"), "method": "lora", "model": {"name": "tiny-bert"},
+        "name": "tiny", "output_dir": str(out), "method": "lora", "model": {"name": "tiny-bert"},
         "data": {"source": "toy", "max_length": 40, "train_rows": 64, "eval_rows": 64}, "lora": {"r": 2},
         "training": {"max_steps": 2, "per_device_train_batch_size": 8, "save_strategy": "no", "use_cpu": True},
     }  # fmt: skip
     train_run(Recipe.model_validate(recipe), console=Console(quiet=True))
-    rows = list(bench_cuts([tmp_path / "run"], [1.0, 0.5], rows=32, random_seeds=1))
+    return out
+
+
+def test_a_run_is_cut_in_every_way_to_the_same_size(run):
+    rows = list(bench_cuts([run], [1.0, 0.5], rows=32, random_seeds=1))
     assert [row["way"] for row in rows[::2]] == WAYS
     assert all(row["increase"] == pytest.approx(0, abs=1e-6) and row["share"] == 1 for row in rows[::2])
     assert all(0.3 < row["share"] <= 0.5 for row in rows[1::2])
+
+
+def test_every_run_is_checked_before_the_first_is_measured(run, tmp_path, monkeypatch):
+    other = tmp_path / "adalora"
+    shutil.copytree(run, other)
+    config = other / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": "ADALORA"}))
+    monkeypatch.setattr("pedyra.lab.bench.cuts.TrainedLora", lambda *a, **k: pytest.fail("measured"))
+    for bench in (bench_cuts, bench_bound):
+        with pytest.raises(ValueError, match=r"/adalora has an adapter of type ADALORA, and what is cut is a LoRA"):
+            next(bench([run, other]))
+    with pytest.raises(ValueError, match=r"/run is of data.kind classification, and general text is for a model that"):
+        next(bench_forgetting([run], ["some text"] * 32))
 
 
 @pytest.mark.parametrize(("shares", "message"), [([0.5, 2.0], "--share is 2.0"), ([0.5], "is no run folder")])

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pedyra.app.models import load_tokenizer, positions
+from pedyra.app.recipe import Recipe
 from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
-from pedyra.app.tasks import load_task
+from pedyra.app.tasks import Task, load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.cut import cut_factors, singular_basis
-from pedyra.fitting.general import check_writes, harm_first, scaled, slopes_at_half, text_batches, texts_of
+from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.judge import Batch, Cut, Judge, model_loss, model_outputs
 from pedyra.fitting.recover import distill, recovered
@@ -32,6 +33,7 @@ from pedyra.fitting.verdict import Increase, Tolerance, paired
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lab.bench.rows import Row
 from pedyra.lora.files import read_rows
+from pedyra.lora.inspection import read_adapter_config
 
 BATCH = 8
 """Rows of a batch: losses are paired batch by batch, so small ones make a better standard error."""
@@ -48,10 +50,7 @@ class TrainedLora:
     """
 
     def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None) -> None:
-        folder, recipe, adapter = finished_run(run)
-        tokenizer = load_tokenizer(recipe.model)
-        task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
-        check_training_rows(folder, recipe, task)
+        recipe, adapter, tokenizer, task = opened(run)
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
         bf16 = recipe.training.get("bf16", False)
@@ -94,6 +93,23 @@ class TrainedLora:
         return paired([0.0] * len(losses), losses, self.weights).mean
 
 
+def opened(run: Path) -> tuple[Recipe, Path, Any, Task]:
+    """The recipe of a finished run, its adapter folder, its tokenizer and its task.
+
+    Raises:
+        ValueError: it is no finished run, its adapter is no LoRA, or its rows are not those that it was trained on.
+    """
+    folder, recipe, adapter = finished_run(run)
+    if (kind := read_adapter_config(adapter)["peft_type"]) != "LORA":
+        raise ValueError(
+            f"{run} has an adapter of type {kind}, and what is cut is a LoRA; give the run of another method"
+        )
+    tokenizer = load_tokenizer(recipe.model)
+    task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+    check_training_rows(folder, recipe, task)
+    return recipe, adapter, tokenizer, task
+
+
 def in_precision(function: Callable[..., Any], bf16: bool) -> Callable[..., Any]:
     """The same function of a model and a batch, as a run with this `training.bf16` computes it."""
 
@@ -122,7 +138,7 @@ def bench_cuts(
         if not 0 < share <= 1:
             raise ValueError(f"--share is {share}; it is the part that is left, above 0 and at most 1")
     for run in runs:
-        finished_run(run)  # told before anything is measured
+        opened(run)  # what is wrong with one is told before anything is measured
     for run in runs:
         yield from _cuts(run, shares, rows, random_seeds)
 
@@ -184,7 +200,7 @@ def bench_bound(runs: Sequence[Path], fits: int = 100, tolerance: float = 0.01) 
     population, so that a fit that takes a size beyond its tolerance is known. Each size is measured once, on all rows.
     """
     for run in runs:
-        finished_run(run)  # told before anything is measured
+        opened(run)  # what is wrong with one is told before anything is measured
     for run in runs:
         population = Population(TrainedLora(run))
         found = [population.fit(seed, tolerance) for seed in range(fits)]
@@ -269,7 +285,7 @@ def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160), rows: in
             f"and budgets: [1, 2, 4, 8]"
         )
     for row in loras:
-        finished_run(Path(row["run"]))  # told before anything is measured
+        opened(Path(row["run"]))  # what is wrong with one is told before anything is measured
     tuning = read_rows(comparison / "tuning.jsonl", _SHAPE)
     for large in loras:
         if large["budget"] == ranks[-1]:
@@ -327,11 +343,16 @@ def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 1
     texts = texts_of(general)[:GENERAL_ROWS]
     if len(texts) < 4 * BATCH:
         raise ValueError(f"general has {len(texts)} texts, and it takes at least {4 * BATCH}; give more")
-    for run in runs:
-        finished_run(run)  # told before anything is measured
+    for run in runs:  # what is wrong with one is told before anything is measured
+        recipe, _, tokenizer, _ = opened(run)
+        if recipe.data.kind != "causal_lm":
+            raise ValueError(
+                f"{run} is of data.kind {recipe.data.kind}, and general text is for a model that writes; give runs of "
+                f"causal_lm"
+            )
+        text_batches(tokenizer, texts, BATCH)
     for run in runs:
         trained = TrainedLora(run, rows)
-        check_writes(trained.model)
         batches = text_batches(trained.tokenizer, texts, BATCH)
         yield from _forgetting(str(run), trained, batches[::2], batches[1::2])
 
