@@ -12,6 +12,7 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.fitting.verdict import Point
 from pedyra.lab.bench.cuts import Population, bench_bound
+from pedyra.lab.bench.rows import BOUND_KEY
 
 
 class HandMadeLadder:
@@ -60,6 +61,7 @@ def test_a_run_is_fitted_with_rows_of_each_fits_own(tmp_path):
     }  # fmt: skip
     train_run(Recipe.model_validate(recipe), console=Console(quiet=True))
     (row,) = bench_bound([tmp_path / "run"], fits=10, tolerance=0.5)
+    assert set(BOUND_KEY) <= row.keys()
     assert row["fits"] == 10 and 0 <= row["within"] <= 10
     assert 0 < row["least_share"] <= row["share"] <= row["most_share"] <= 1
 

@@ -19,6 +19,7 @@ from pedyra.fitting.calibration import calibrate, lora_layers
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.judge import Judge
 from pedyra.lab.bench.cuts import bench_bound, bench_cuts, bench_forgetting, ways
+from pedyra.lab.bench.rows import CUTS_KEY
 
 WAYS = ["fit", "singular values", "energy", "inputs", "first", "random"]
 
@@ -94,6 +95,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_cut_in_every_way_to_the_same_size(run):
     rows = list(bench_cuts([run], [1.0, 0.5], rows=32, random_seeds=1))
     assert [row["way"] for row in rows[::2]] == WAYS
+    assert len({tuple(row[field] for field in CUTS_KEY) for row in rows}) == len(rows)
     assert all(row["increase"] == pytest.approx(0, abs=1e-6) and row["share"] == 1 for row in rows[::2])
     assert all(0.3 < row["share"] <= 0.5 for row in rows[1::2])
 

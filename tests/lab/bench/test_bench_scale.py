@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pedyra.lab.bench import scale
+from pedyra.lab.bench.rows import SCALE_KEY, SCALE_KEY_OF_SOME
 from pedyra.lab.bench.scale import MEASURES, ChainSize, growth, operation_seconds
 from pedyra.lab.cli import app
 
@@ -25,6 +26,8 @@ def test_smoke_writes_sizes_fits_and_operations(tmp_path):
     fits = [row for row in rows if row["kind"] == "fit"]
     assert [(row["axis"], row["measure"]) for row in fits] == [(a, m) for a in ("layers", "rank") for m in MEASURES]
     assert [row["layers"] for row in rows if row["kind"] == "operations"] == [16]
+    ids = {json.dumps([row.get(field) for field in (*SCALE_KEY, *SCALE_KEY_OF_SOME)]) for row in rows}
+    assert len(ids) == len(rows)
 
 
 @pytest.mark.parametrize("command", ["scale", "step"])

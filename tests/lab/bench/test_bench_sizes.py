@@ -11,6 +11,7 @@ from rich.console import Console
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.run import train_run
 from pedyra.lab.bench.cuts import bench_sizes
+from pedyra.lab.bench.rows import SIZES_KEY
 from pedyra.lora.files import append_row
 
 
@@ -43,6 +44,7 @@ def test_the_larger_lora_is_cut_to_the_size_of_the_smaller(tmp_path):
         assert found["lora_less_cut"] == pytest.approx(found["lora_loss"] - found["loss"], abs=1e-9)
         assert found["training_seconds"] == 20
         assert found["sweep_seconds"] == 17
+        assert set(SIZES_KEY) <= found.keys()
     assert cut["lora_loss"] == recovered["lora_loss"] and cut["loss"] != recovered["loss"]
 
 

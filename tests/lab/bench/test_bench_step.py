@@ -58,6 +58,35 @@ def test_smoke_writes_a_row_for_every_model_and_method_that_is_named(tmp_path):
         assert row["peak_bytes"] > 4 * row["trainable_parameters"]
 
 
+def test_the_file_keeps_rows_of_other_settings_and_replaces_those_of_the_same(tmp_path):
+    file = tmp_path / "rows.jsonl"
+
+    def run(method: str, batch: str) -> list[Any]:
+        arguments = ["--smoke", "--threads", "1", "--json", str(file), "--batch", batch, "--method", method]
+        result = CliRunner().invoke(app, ["bench", "step", *arguments])
+        assert result.exit_code == 0, result.output
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    (first,) = run("floor", "2")
+    assert [(row["variant"], row["batch"]) for row in run("lora", "2")] == [("floor", 2), ("lora", 2)]
+    assert [(row["variant"], row["batch"]) for row in run("floor", "1")][2:] == [("floor", 1)]
+    *others, last = run("floor", "2")
+    assert [(row["variant"], row["batch"]) for row in others] == [("lora", 2), ("floor", 1)]
+    assert last["variant"] == "floor" and last["step_seconds"] != first["step_seconds"]
+
+
+@pytest.mark.parametrize(
+    "bench", [["step", "--smoke"], ["scale", "--smoke"], ["cuts", "x"], ["bound", "x"], ["sizes", "x"]]
+)
+def test_a_file_of_other_rows_is_refused_and_left_as_it_is(bench, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"loss": 1.0}\n')
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *bench, "--json", str(tmp_path / "rows.jsonl")])
+    assert ended.value.code == 2
+    assert "holds rows of something else; name another file" in capsys.readouterr().err
+    assert (tmp_path / "rows.jsonl").read_text() == '{"loss": 1.0}\n'
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [({"rounds": 1}, "at least 8")],
@@ -88,9 +117,11 @@ def test_a_model_of_no_size_is_refused(name):
         (["planted", "--method", "lora", "--method", "pedira:alpha=1"], "did you mean 'pedyra'"),
         (["transfer", "--method", "oracle"], "method 'oracle' is unknown"),
         (["cuts", "nowhere"], "nowhere is no run folder"),
+        (["step", "--smoke", "--rounds", "0"], "rounds is 0; what is measured takes at least 8"),
+        (["step", "--method", "lora", "--method", "wide"], "20 rounds have 5; give --rounds 40"),
     ],
 )
-def test_a_wrong_name_is_told_in_one_line(arguments, told, capsys):
+def test_what_cannot_be_is_told_in_one_line(arguments, told, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["bench", *arguments])
     assert ended.value.code == 2
@@ -117,7 +148,6 @@ def test_the_ratio_of_a_run_weighs_its_steps_and_adds_its_adjustments():
     assert ratio == pytest.approx((92 * 1 + 8 * 2 + 3) / 100)
 
 
-        (["step", "--method", "lora", "--method", "wide"], "20 rounds have 5; give --rounds 40"),
 def test_the_measured_steps_are_of_both_kinds_and_adjusted():
     variant, batch = built("pedyra")
     measure({"pedyra": variant}, batch, SHORT)

@@ -107,6 +107,15 @@ def _row(method, lr, seed, loss):
     return {"method": method, "lr": lr, "seed": seed, "loss": loss}
 
 
+def test_a_row_takes_the_place_of_that_with_the_same_key(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"run": "a", "share": 0.5, "loss": 1.0}, {"run": "a", "share": 0.25, "loss": 2.0}]
+    assert list(RowFile(path, ("run", "share")).keep(rows)) == rows
+    again = {**rows[0], "loss": 3.0}
+    list(RowFile(path, ("run", "share")).keep([again]))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [rows[1], again]
+
+
 def test_each_method_is_compared_at_its_own_best_rate():
     rows = [
         *(_row("lora", lr, seed, loss + seed) for lr, loss in ((1, 3.0), (2, 2.0), (4, 2.5)) for seed in (0, 1, 2)),
@@ -132,6 +141,20 @@ def test_rows_of_older_defaults_are_neither_kept_for_new_ones_nor_mixed_with_the
     assert made == [new] and file.rows == [old, new]
     assert rates_by_method(file.rows) == {"pedyra": {1: {0: new}}}
     assert rates_by_method([{**old, "lr": 9}, new]) == {"pedyra": {1: {0: new}}}
+
+
+def test_what_is_printed_is_of_the_rates_that_were_asked_for(tmp_path):
+    """The file holds a lower rate that did best; it stays there, and has no part in the table."""
+    file = tmp_path / "rows.jsonl"
+    arguments = ["--smoke", "--steps", "25", "--method", "lora", "--json", str(file)]
+    assert CliRunner().invoke(app, ["bench", "transfer", *arguments, "--lr", "1e-4"]).exit_code == 0
+    (row,) = map(json.loads, file.read_text().splitlines())
+    file.write_text(json.dumps({**row, "loss": 0.5}) + "\n")
+    result = CliRunner().invoke(app, ["bench", "transfer", *arguments, "--lr", "1e-2"])
+    assert result.exit_code == 0, result.output
+    table = result.output.partition("held-out loss")[2]
+    assert "0.01" in table and "0.0001" not in table and "ends the grid" not in table
+    assert [json.loads(line)["lr"] for line in file.read_text().splitlines()] == [1e-4, 1e-2]
 
 
 def test_the_command_prints_the_table_and_a_warning_at_the_edge(tmp_path):

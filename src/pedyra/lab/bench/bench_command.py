@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from pedyra.app.console import new_console, print_table, quiet_libraries, write_json_lines
-from pedyra.app.options import JsonFile, json_option
-from pedyra.lab.bench.rows import PLANTED_KEY, TRANSFER_KEY, Row, RowFile, shown, summary
+from pedyra.app.console import new_console, print_table, quiet_libraries
+from pedyra.app.options import json_option
+from pedyra.lab.bench.rows import (
+    BOUND_KEY,
+    CUTS_KEY,
+    FORGETTING_KEY,
+    PLANTED_KEY,
+    SCALE_KEY,
+    SCALE_KEY_OF_SOME,
+    SIZES_KEY,
+    STEP_KEY,
+    TRANSFER_KEY,
+    Row,
+    RowFile,
+    shown,
+    summary,
+)
 
 app = typer.Typer(
     help="Benchmarks: time and memory of a step, what a cut costs, and allocation against a known answer.",
@@ -33,6 +47,10 @@ def _methods(default: str) -> Any:
 
 RowsFile = Annotated[
     Path | None, json_option("Append each row there when it is done; rows that it holds are not made again.")
+]
+KeptFile = Annotated[
+    Path | None,
+    json_option("Write each row there when it is done, in the place of one of the same settings; others stay."),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.", min=1, show_default=False)]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Tiny and quick: does it run at all? What is given is kept.")]
@@ -64,18 +82,19 @@ def step(
     ] = False,
     threads: Threads = None,
     smoke: Smoke = False,
-    json_file: JsonFile = None,
+    json_file: KeptFile = None,
 ) -> None:
     """Time one training step of PE-DyRA against PEFT's methods, step by step in turn."""
+    file = RowFile(json_file, STEP_KEY)
     _ready(threads)
     from pedyra.lab.bench.step import DEFAULT, KINDS, LEAST_ROUNDS, Timing, bench_step
 
     if smoke:
-        models, rounds, batch, length = models or ["llama-32x1"], rounds or LEAST_ROUNDS, batch or 2, length or 16
-    timing = Timing(
-        rounds=rounds or 20, batch=batch, length=length, dtype=dtype, device=device, cpu_time=cpu_time
-    )  # fmt: skip
-    rows = _kept(json_file, bench_step(models or ["minilm"], methods or DEFAULT, timing))
+        models, batch, length = models or ["llama-32x1"], batch or 2, length or 16
+    if rounds is None:
+        rounds = LEAST_ROUNDS if smoke else 20
+    timing = Timing(rounds=rounds, batch=batch, length=length, dtype=dtype, device=device, cpu_time=cpu_time)
+    rows = list(file.keep(bench_step(models or ["minilm"], methods or DEFAULT, timing)))
     for row in rows:
         row["quartiles"] = "{:.3f} to {:.3f}".format(*row["ratio_quartiles"])
         row |= row.get("ratio_by_kind", {})
@@ -84,13 +103,14 @@ def step(
 
 
 @app.command()
-def scale(device: Device = "cpu", threads: Threads = None, smoke: Smoke = False, json_file: JsonFile = None) -> None:
+def scale(device: Device = "cpu", threads: Threads = None, smoke: Smoke = False, json_file: KeptFile = None) -> None:
     """Fit how the cost of adaptation grows with layers, rank, triples, sequence length and batch."""
+    file = RowFile(json_file, SCALE_KEY, SCALE_KEY_OF_SOME)
     _ready(threads)
     from pedyra.lab.bench.scale import AXES, LARGEST_EXPONENT, MEASURES, SMOKE_AXES, bench_scale
 
     axes, operations = (SMOKE_AXES, 16) if smoke else (AXES, 512)
-    rows, console = _kept(json_file, bench_scale(axes, device=device, operations=operations)), new_console()
+    rows, console = list(file.keep(bench_scale(axes, device=device, operations=operations))), new_console()
     _print(console, [row for row in rows if row["kind"] == "size"], ["axis", "value", *MEASURES])
     growths = [row for row in rows if row["kind"] == "fit"]
     _print(console, growths, ["axis", "measure", "exponent"])
@@ -111,13 +131,14 @@ def cuts(
     ] = None,
     rows: Annotated[int, typer.Option(min=16, help="To calibrate with; 1.5 times are measured on.")] = 1024,
     threads: Threads = None,
-    json_file: JsonFile = None,
+    json_file: KeptFile = None,
 ) -> None:
     """Cut trained LoRAs to one size in different ways, and measure by how much the loss rises with each."""
+    file = RowFile(json_file, CUTS_KEY)
     _ready(threads)
     from pedyra.lab.bench.cuts import SHARES, bench_cuts
 
-    found = _kept(json_file, bench_cuts(runs, shares or SHARES, rows))
+    found = list(file.keep(bench_cuts(runs, shares or SHARES, rows)))
     _print(new_console(), found, ["run", "way", "share", "parameters", "increase", "standard_error"])
 
 
@@ -127,13 +148,14 @@ def bound(
     fits: Annotated[int, typer.Option(min=1, help="Fits, each with held-out rows of its own.")] = 100,
     tolerance: Annotated[float, typer.Option(min=1e-6, max=0.999, help="Part of what was won.")] = 0.01,
     threads: Threads = None,
-    json_file: JsonFile = None,
+    json_file: KeptFile = None,
 ) -> None:
     """Fit trained LoRAs again and again, and count the fits whose size costs no more than their tolerance."""
+    file = RowFile(json_file, BOUND_KEY)
     _ready(threads)
     from pedyra.lab.bench.cuts import bench_bound
 
-    found = _kept(json_file, bench_bound(runs, fits, tolerance))
+    found = list(file.keep(bench_bound(runs, fits, tolerance)))
     columns = ["run", "fits", "within", "kept_whole", "share", "least_share", "most_share", "tolerance"]
     print_table(new_console(), columns, [[row[name] for name in columns] for row in found])
 
@@ -146,13 +168,14 @@ def sizes(
     ] = None,
     rows: Annotated[int, typer.Option(min=16, help="To calibrate and to recover with.")] = 1024,
     threads: Threads = None,
-    json_file: JsonFile = None,
+    json_file: KeptFile = None,
 ) -> None:
     """Cut the largest LoRA of a comparison to the size of each smaller one, and compare it with that."""
+    file = RowFile(json_file, SIZES_KEY)
     _ready(threads)
     from pedyra.lab.bench.cuts import bench_sizes
 
-    found = _kept(json_file, bench_sizes(comparison, recoveries or (0, 160), rows))
+    found = list(file.keep(bench_sizes(comparison, recoveries or (0, 160), rows)))
     columns = ["task", "seed", "smaller_rank", "recover_steps", "loss", "lora_loss", "lora_less_cut", "seconds"]
     _print(new_console(), found, [*columns, "sweep_seconds"])
 
@@ -163,15 +186,17 @@ def forgetting(
     general: Annotated[Path, typer.Option(metavar="ROWS", help="Text that should not be forgotten, in a column text.")],
     rows: Annotated[int, typer.Option(min=16, help="Of training, to calibrate with.")] = 1024,
     threads: Threads = None,
-    json_file: JsonFile = None,
+    json_file: KeptFile = None,
 ) -> None:
     """Cut trained LoRAs so that they forget less, and scale them down; the loss of the task and of general text."""
+    file = RowFile(json_file, FORGETTING_KEY)
     _ready(threads)
     from pedyra.app.tasks.sources import read_test_rows
     from pedyra.lab.bench.cuts import bench_forgetting
 
     texts = read_test_rows(str(general), None, "train", ["text"], "--general")
-    found = _kept(json_file, bench_forgetting(runs, texts, rows))
+    made = ({"general": str(general), **row} for row in bench_forgetting(runs, texts, rows))
+    found = list(file.keep(made))
     _print(new_console(), found, ["run", "way", "amount", "loss", "general_loss"])
 
 
@@ -253,9 +278,8 @@ def transfer(
         rows.append(row)
         where = f"r = {row['rank']}, lr {row['lr']:g}, seed {row['seed']}, {row['parameters']:,} parameters"
         _print_row(console, row, "loss", where)
-    same = [row for row in file.rows if all(row[name] == rows[-1][name] for name in ("steps", "batch", "base"))]
     for rank in sorted({row["rank"] for row in rows}):
-        lines = summary([row for row in same if row["rank"] == rank], "loss")
+        lines = summary([row for row in rows if row["rank"] == rank], "loss")
         _print(console, lines, list(lines[0]), f"held-out loss, r = {rank}")
         if edges := [line["method"] for line in lines if line["edge"]]:
             console.print(f"! the best rate ends the grid, so widen it: {', '.join(edges)}", soft_wrap=True)
@@ -268,16 +292,6 @@ def _ready(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _kept(file: Path | None, rows: Iterable[Row]) -> list[Row]:
-    """The rows; each is in the file as soon as it is there, so that a benchmark that is stopped leaves what it has."""
-    kept = []
-    for row in rows:
-        kept.append(row)
-        if file:
-            write_json_lines(file, kept)
-    return kept
 
 
 def _print(console: Console, rows: Sequence[Row], columns: Sequence[str], title: str = "") -> None:

@@ -151,7 +151,8 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
             size = ladder.point(ladder.at(share))
             increase = paired(trained.whole, trained.losses_at(size.ranks, calibration), trained.weights)
             yield {
-                "run": str(run), "way": way, "seed": seed, "share": size.share, "parameters": size.parameters,
+                "run": str(run), "way": way, "seed": seed, "asked": share, "rows": rows,
+                "share": size.share, "parameters": size.parameters,
                 "loss": trained.mean(trained.whole), "increase": increase.mean, "standard_error": increase.error,
             }  # fmt: skip
 
@@ -208,6 +209,7 @@ def bench_bound(runs: Sequence[Path], fits: int = 100, tolerance: float = 0.01) 
         yield {
             "run": str(run),
             "fits": fits,
+            "asked": tolerance,
             "within": sum(increase <= limit for _, increase, limit in found),
             "kept_whole": shares.count(1.0),
             "share": mean(shares),
@@ -290,7 +292,8 @@ def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160), rows: in
     for large in loras:
         if large["budget"] == ranks[-1]:
             same = [row for row in loras if (row["task"], row["seed"]) == (large["task"], large["seed"])]
-            yield from _against(large, [row for row in same if row is not large], tuning, recoveries, rows)
+            for row in _against(large, [row for row in same if row is not large], tuning, recoveries, rows):
+                yield {"comparison": str(comparison), "rows": rows, **row}
 
 
 def _against(
@@ -354,19 +357,19 @@ def bench_forgetting(runs: Sequence[Path], general: Sequence[Any], rows: int = 1
     for run in runs:
         trained = TrainedLora(run, rows)
         batches = text_batches(trained.tokenizer, texts, BATCH)
-        yield from _forgetting(str(run), trained, batches[::2], batches[1::2])
+        for row in _forgetting(trained, batches[::2], batches[1::2]):
+            yield {"run": str(run), "rows": rows, **row}
 
 
-def _forgetting(
-    run: str, trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Batch]
-) -> Iterator[dict[str, Any]]:
+def _forgetting(trained: TrainedLora, slopes: Sequence[Batch], held: Sequence[Batch]) -> Iterator[Row]:
     weights = [trained.judge.samples(batch) for batch in held]
     none = [0.0] * len(held)
 
-    def row(way: str, amount: float, cut: Cut) -> dict[str, Any]:
+    def row(way: str, asked: float, cut: Cut, share: float | None = None) -> Row:
         general = list(trained.judge.losses(held, cut))
         losses = trained.mean(trained.losses(cut)), paired(none, general, weights).mean
-        return {"run": run, "way": way, "amount": amount, "loss": losses[0], "general_loss": losses[1]}
+        amount = asked if share is None else share
+        return {"way": way, "asked": asked, "amount": amount, "loss": losses[0], "general_loss": losses[1]}
 
     yield row("base", 0.0, partial(disabled, trained.model))
     yield row("whole", 1.0, partial(evaluating, trained.model))
@@ -381,7 +384,7 @@ def _forgetting(
         ladder = Ladder(calibration, Shape())
         for share in shares:
             size = ladder.point(ladder.at(share))
-            yield row(way, size.share, partial(truncated, trained.model, calibration, size.ranks))
+            yield row(way, share, partial(truncated, trained.model, calibration, size.ranks), size.share)
 
 
 @contextmanager

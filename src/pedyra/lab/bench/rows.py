@@ -10,20 +10,31 @@ from statistics import fmean
 from typing import Any
 
 from pedyra.lab.compare.statistics import differences, interval, standard_error
-from pedyra.lora.files import append_row, json_line, read_rows
+from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
 Row = dict[str, Any]
 
-PLANTED_KEY = ("method", "config", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
-TRANSFER_KEY = ("method", "config", "rank", "lr", "seed", "steps", "batch", "base")
+PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
+TRANSFER_KEY = ("method", "rank", "lr", "seed", "steps", "batch", "base")
 """What makes two rows of a benchmark the same run; `base` names the texts and the pre-trained model."""
+CUTS_KEY = ("run", "way", "seed", "asked", "rows")
+BOUND_KEY = ("run", "fits", "asked")
+SIZES_KEY = ("comparison", "rows", "task", "seed", "rank", "smaller_rank", "recover_steps")
+FORGETTING_KEY = ("run", "general", "rows", "way", "asked")
+STEP_KEY = (
+    "model", "variant", "rounds", "batch", "length", "dtype", "device", "cpu_time", "threads", "rank", "run_steps",
+)  # fmt: skip
+SCALE_KEY = ("kind", "device", "threads")
+SCALE_KEY_OF_SOME = ("axis", "value", "values", "measure", "layers", "rank", "width", "length", "batch")
+"""`asked` is the share or the tolerance that was given, of which a row has what came of it too."""
 
 
 class RowFile:
-    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields."""
+    """Rows in memory and, with a `path`, in a file too. A row is known by its values of the `key` fields, and of those
+    `of_some`, which not every row has."""
 
-    def __init__(self, path: Path | None, key: Sequence[str]) -> None:
-        self.path, self.key = path, tuple(key)
+    def __init__(self, path: Path | None, key: Sequence[str], of_some: Sequence[str] = ("config",)) -> None:
+        self.path, self.key = path, (*key, *of_some)
         self.rows: list[Row] = []
         if path is None:
             return
@@ -33,7 +44,7 @@ class RowFile:
             self.rows = read_rows(path)
         except ValueError as error:
             raise ValueError(f"--json {path} is no file of JSON lines ({error}); name another file") from error
-        if any(field not in row for row in self.rows for field in self.key if field != "config"):
+        if any(field not in row for row in self.rows for field in key):
             raise ValueError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
             path.write_text("".join(map(json_line, self.rows)), encoding="utf-8")
@@ -49,6 +60,17 @@ class RowFile:
                 self.rows.append(row)
                 if self.path is not None:
                     append_row(self.path, row)
+            yield row
+
+    def keep(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows; each is in the file as soon as it is there, in the place of one of the same key."""
+        for row in rows:
+            others = [each for each in self.rows if self._id(each) != self._id(row)]
+            replaces, self.rows = len(others) < len(self.rows), [*others, row]
+            if self.path is not None and replaces:
+                write_file(self.path, "".join(map(json_line, self.rows)))
+            elif self.path is not None:
+                append_row(self.path, row)
             yield row
 
     def _id(self, row: Mapping[str, Any]) -> str:

@@ -68,17 +68,18 @@ def bench_scale(
     `repeats`. A fit has the `exponent` of these medians.
     """
     check_device(device)
+    where = {"device": device, "threads": torch.get_num_threads()}
     for axis, sizes in axes.items():
         runs = [[measure(size, device=device) for size in sizes] for _ in range(repeats)]
         medians = [{name: median(run[name] for run in each) for name in MEASURES} for each in zip(*runs, strict=True)]
         values = [size.layers * size.rank if axis == "triples" else getattr(size, axis) for size in sizes]
         for value, size, found in zip(values, sizes, medians, strict=True):
             row = {"axis": axis, "value": value, **asdict(size), "triples": size.layers * size.rank}
-            yield {"kind": "size", **row, **found}
+            yield {"kind": "size", **where, **row, **found}
         for name in MEASURES:
             exponent = growth(values, [found[name] for found in medians])
-            yield {"kind": "fit", "axis": axis, "measure": name, "exponent": exponent}
-    yield {"kind": "operations", "layers": operations, **operation_seconds(operations)}
+            yield {"kind": "fit", **where, "axis": axis, "values": values, "measure": name, "exponent": exponent}
+    yield {"kind": "operations", **where, "layers": operations, **operation_seconds(operations)}
 
 
 class Chain(nn.Module):
