@@ -89,7 +89,7 @@ def active_adapter(model: Any) -> str:
         raise ValueError(f"the model has {len(names)} active adapters {names}; choose one with model.set_adapter(name)")
     kind = model.peft_config[names[0]].peft_type
     if kind != PeftType.LORA:
-        raise ValueError(f"adapter {names[0]!r} is of type {PeftType(kind).value}; only LoRA adapters can be exported")
+        raise ValueError(f"adapter {names[0]!r} is of type {PeftType(kind).value}; what is read here is a LoRA")
     return names[0]
 
 

@@ -119,7 +119,7 @@ def read_lora(path: Path, title: str | None = None) -> SavedLora:
     folder = find_adapter(path)
     config = read_adapter_config(folder)
     if config["peft_type"] != "LORA":
-        raise ValueError(f"{folder} holds an adapter of type {config['peft_type']}; only LoRA adapters can be exported")
+        raise ValueError(f"{folder} holds an adapter of type {config['peft_type']}; what is read here is a LoRA")
     check_shape(config, _OF_LORA, str(folder / "adapter_config.json"))
     if (least := min([config["r"], *(config.get("rank_pattern") or {}).values()])) < 1:
         raise ValueError(f"{folder / 'adapter_config.json'} is damaged: a rank is {least}, and PEFT has none below 1")
