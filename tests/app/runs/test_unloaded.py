@@ -48,6 +48,39 @@ def test_it_is_the_plan_of_the_loaded_model(method, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        ("tiny-deberta", {}),
+        ("tiny-deberta", {"kind": "question_answering", "doc_stride": 4}),
+        ("tiny-bart", {"kind": "seq2seq", "prompt": "document", "completion": "summary"}),
+        ("tiny-t5", {"kind": "seq2seq", "prompt": "document", "completion": "summary"}),
+        ("tiny-llama", {}),
+    ],
+)
+def test_a_base_that_looks_for_padding_is_planned(tmp_path, model, data):
+    data = {"source": "toy", "max_length": 40, "train_rows": 32, "eval_rows": 8, **data}
+    settings: dict[str, Any] = dict(model={"name": model}, data=data, method="lora", rank={})
+    loaded, unloaded = (plan(recipe(tmp_path, **settings)) for plan in (plan_run, plan_unloaded))
+    for field in loaded.row.keys() - {"memory_bytes"}:
+        assert unloaded.row[field] == loaded.row[field], field
+    assert unloaded.memory["activations"] == pytest.approx(loaded.memory["activations"], rel=0.25)
+
+
+def test_a_base_that_chooses_by_the_numbers_of_a_batch_says_so(tmp_path):
+    with pytest.raises(ValueError, match="model.name 'tiny-bart' looks at the numbers .*leave --no-weights out"):
+        plan_unloaded(recipe(tmp_path, model={"name": "tiny-bart"}, method="lora", rank={}))
+
+
+def test_a_decoder_without_a_padding_token_of_its_own_is_planned_as_a_classifier(tmp_path):
+    folder = tmp_path / "base"
+    tiny_tokenizer("tiny-llama").save_pretrained(folder)
+    shape: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    LlamaConfig(**shape, vocab_size=600, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    plan = plan_unloaded(recipe(tmp_path, model={"name": str(folder)}, method="lora", rank={}))
+    assert plan.row["classes"] == 2
+
+
 def test_a_method_that_reads_the_weights_says_so(tmp_path):
     with pytest.raises(ValueError, match="method eva looks at the model's weights .*leave --no-weights out"):
         plan_unloaded(recipe(tmp_path, method="eva", rank={}))

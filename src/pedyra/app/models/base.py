@@ -75,11 +75,7 @@ def load_model(
     training. Raises ValueError and ImportError as `load_tokenizer`.
     """
     set_seed(seed)
-    head: dict[str, Any] = {}
-    auto = HEADS.get(kind, _CLASSIFIER)[0]
-    if kind not in HEADS:
-        problem = "regression" if kind == "regression" else "single_label_classification"
-        head = dict(num_labels=num_labels, problem_type=problem)
+    auto, head = HEADS.get(kind, _CLASSIFIER)[0], _head(kind, num_labels)
     if section.name in TINY:
         model = _tiny_model(auto, section, kind, head, len(tokenizer))
     else:
@@ -94,16 +90,18 @@ def load_model(
     return model
 
 
-def shape_of(section: ModelSection, kind: str, num_labels: int | None, vocabulary: int) -> PreTrainedModel:
+def shape_of(
+    section: ModelSection, kind: str, num_labels: int | None, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
     """The model of `load_model` as its config alone has it, on the device in force; no file of weights is read.
 
     Raises ValueError as `load_tokenizer`, and for a packaged network of numbers, which has no config.
     """
     if section.name.startswith("planted-"):
         raise ValueError(f"model.name {section.name!r} has no config to plan from; leave --no-weights out")
-    head: dict[str, Any] = {} if kind in HEADS else {"num_labels": num_labels}
+    head = _head(kind, num_labels)
     if section.name in TINY:
-        config = tiny_config(section.name, vocabulary)
+        config = tiny_config(section.name, len(tokenizer))
         config.update(head)
     else:
         config = _from_pretrained(AutoConfig, _source(section), section, **head)
@@ -115,7 +113,9 @@ def shape_of(section: ModelSection, kind: str, num_labels: int | None, vocabular
     elif dtype == "auto":
         dtype = getattr(config, "dtype", None) or "float32"
     auto = HEADS.get(kind, _CLASSIFIER)[0]
-    return auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
+    model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model
 
 
 def positions(section: ModelSection) -> int | None:
@@ -128,6 +128,12 @@ def positions(section: ModelSection) -> int | None:
 def task_type(kind: str) -> TaskType | None:
     """PEFT's task type of a kind of data."""
     return HEADS.get(kind, _CLASSIFIER)[1]
+
+
+def _head(kind: str, num_labels: int | None) -> dict[str, Any]:
+    """What the config of a classifier says of its head; nothing for other kinds."""
+    problem = "regression" if kind == "regression" else "single_label_classification"
+    return {} if kind in HEADS else {"num_labels": num_labels, "problem_type": problem}
 
 
 def _source(section: ModelSection) -> str:

@@ -7,8 +7,8 @@ but no numbers. So a plan of any size fits on any machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from pedyra.allocate.rank_allocator import RankAllocator
@@ -122,15 +123,10 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     with torch.device("meta"):
-        base = shape_of(recipe.model, recipe.data.kind, task.num_labels, len(tokenizer))
+        base = shape_of(recipe.model, recipe.data.kind, task.num_labels, tokenizer)
         check_names(base, recipe.lora)
-        try:
+        with _refusing_numbers(f"method {recipe.method} looks at the model's weights before it trains"):
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
-        except (NotImplementedError, RuntimeError) as error:
-            raise ValueError(
-                f"method {recipe.method} looks at the model's weights before it trains, so nothing can be planned "
-                f"without them: leave --no-weights out"
-            ) from error
         model, steps = adaptation.model, run_steps(len(task.train), recipe)
         allocator = None
         if adaptation.ranks is not None:
@@ -140,9 +136,28 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
             switch = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
             switch({"use_reentrant": False})
         weights = _weights(model, BITS[recipe.model.quantization])
-        activations = _activations(model, task, recipe.training["per_device_train_batch_size"])
+        with _refusing_numbers(f"model.name {recipe.model.name!r} looks at the numbers of a batch"):
+            activations = _activations(model, task, recipe.training["per_device_train_batch_size"])
         setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
         return _read_plan(setup, allocator, steps, weights, activations)
+
+
+@contextmanager
+def _refusing_numbers(reason: str) -> Iterator[None]:
+    """Tell it in one line where tensors without numbers do not suffice."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        raise ValueError(f"{reason}, so nothing can be planned without them: leave --no-weights out") from error
+
+
+class _NoNumbers(TorchDispatchMode):
+    """Answers 0, or false, where a model reads one number of a tensor that has none: is there padding?"""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 0
+        return func(*args, **(kwargs or {}))
 
 
 def _weights(model: nn.Module, bits: float | None) -> int:
@@ -171,7 +186,8 @@ def _activations(model: Any, task: Task, rows: int) -> int:
     if task.kind == "causal_lm":
         count, length = batch["input_ids"].shape
         batch["attention_mask"] = torch.ones(count, 1, length, length, dtype=torch.bool)
-    return _kept_bytes(model, lambda: model(**batch))
+    with _NoNumbers():
+        return _kept_bytes(model, lambda: model(**batch))
 
 
 def _read_plan(setup: Setup, allocator: RankAllocator | None, total_steps: int, weights: int, activations: int) -> Plan:
