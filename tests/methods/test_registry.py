@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from closeness import same_bits
@@ -90,6 +91,33 @@ def test_a_setting_that_the_method_does_not_have_is_told(method: str, prepare: A
         pytest.importorskip("bitsandbytes")
     with pytest.raises(ValueError, match=r"method_settings\.bogus"):
         prepare(method, method_settings={"bogus": 1})
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.settings])
+def test_a_setting_of_another_type_is_told(method: str):
+    settings: Any = METHODS[method].settings
+    for name in METHODS[method].setting_names:
+        with pytest.raises(ValueError, match=f"^method_settings.{name} is 'abc'; it must be "):
+            settings(**{name: "abc"})
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "told"),
+    [
+        ("lora+", {"ratio": True}, "ratio is True; it must be a number"),
+        ("adalora", {"initial_rank": 12.5}, "initial_rank is 12.5; it must be a whole number or none"),
+        ("dylora", {"frozen": 1}, "frozen is 1; it must be true or false"),
+    ],
+)
+def test_a_fraction_is_no_rank_and_true_is_no_number(method: str, given: dict[str, Any], told: str):
+    settings: Any = METHODS[method].settings
+    with pytest.raises(ValueError, match=told):
+        settings(**given)
+
+
+def test_a_number_of_numpy_is_one():
+    settings: Any = METHODS["adalora"].settings
+    assert settings(initial_rank=np.int64(4)).initial_rank == 4
 
 
 REFUSES_4_BIT = {

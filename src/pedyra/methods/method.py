@@ -9,7 +9,8 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf, isfinite
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -271,13 +272,29 @@ def setting(
     return field(default=default, metadata={"fits": fits, "rule": f"{why} {told}"})
 
 
+KINDS: dict[type, tuple[type, str]] = {
+    **{int: (Integral, "a whole number"), float: (Real, "a number"), bool: (bool, "true or false")},
+    type(None): (type(None), "none"),
+}
+"""Type of a field of `Settings` -> what its values are (NumPy's numbers too), and how that is told."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings that only one method has; ValueError for a value that its `setting` does not allow."""
+    """The settings that only one method has; ValueError for a value of another type, or that its `setting` does not
+    allow."""
 
     def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
         for each in fields(self):
             value = getattr(self, each.name)
+            kinds = get_args(types[each.name]) or (types[each.name],)
+            # true is no 1
+            if not any(
+                isinstance(value, KINDS[kind][0]) and isinstance(value, bool) == (kind is bool) for kind in kinds
+            ):
+                told = " or ".join(KINDS[kind][1] for kind in kinds)
+                raise ValueError(f"method_settings.{each.name} is {value!r}; it must be {told}")
             if each.metadata and not each.metadata["fits"](value):
                 raise ValueError(f"method_settings.{each.name} is {value!r}; {each.metadata['rule']}")
 
