@@ -96,14 +96,19 @@ def check_metric(data: DataSection, rows: Rows) -> None:
 
 
 def _check(row: dict[str, Any], data: DataSection, where: str) -> None:
-    answers, shape = row[data.answers], "{text: [...], answer_start: [...]}, both empty where there is no answer"
+    if not isinstance(row[data.context], str):
+        raise ValueError(f"{where} has {row[data.context]!r:.80} in column {data.context!r}; a context is a text")
+    shape = "{text: [...], answer_start: [...]}, texts and whole numbers, both empty where there is no answer"
+    answers = row[data.answers]
     if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
         raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
     texts, starts = answers["text"], answers["answer_start"]
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
         raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
+    if not all(isinstance(text, str) for text in texts) or not all(type(start) is int for start in starts):
+        raise ValueError(f"{where} has {answers!r:.80} in column {data.answers!r}; answers are {shape}")
     for text, start in zip(texts, starts, strict=True):
-        if not text or row[data.context][start : start + len(text)] != text:
+        if not text or start < 0 or row[data.context][start : start + len(text)] != text:
             raise ValueError(
                 f"{where} has the answer {text!r:.60}, which does not stand at character {start} of its context; "
                 f"correct answer_start or remove the row"
