@@ -88,6 +88,15 @@ def test_the_limit_of_the_tokenizer_counts_where_positions_end():
     assert with_limit(DataSection(source="toy", max_length=768), tokenizer, None).max_length == 768
 
 
+def test_an_answer_has_no_more_tokens_than_there_are_positions(tmp_path: Path):
+    assert max(map(len, loaded(tmp_path, "seq2seq", max_target_length=512).train["labels"])) <= 512
+    with pytest.raises(ValueError, match="data.max_target_length is 513, but the base takes 512 .*; set it to 512"):
+        loaded(tmp_path, "seq2seq", max_target_length=513)
+    tokenizer = load_tokenizer(ModelSection(name="tiny-t5"))  # whose positions have no end
+    section = DataSection(source="toy", kind="seq2seq", prompt="document", completion="summary", max_target_length=900)
+    assert with_limit(section, tokenizer, positions(ModelSection(name="tiny-t5"))).max_target_length == 900
+
+
 def test_parts_of_a_context_have_a_length():
     with pytest.raises(ValueError, match="max_length is null, but question_answering"):
         DataSection(source="toy", kind="question_answering", max_length=None)

@@ -28,7 +28,13 @@ def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions:
     """The section with a max_length that base and tokenizer both take; None is left where nothing has a limit.
 
     The tokenizer's counts where positions have an end: RoBERTa's table of 514 begins after its padding, and takes 512.
+    Raises ValueError where an answer (seq2seq) may have more tokens than the base takes.
     """
+    if data.kind == "seq2seq" and positions is not None and data.max_target_length > positions:
+        raise ValueError(
+            f"data.max_target_length is {data.max_target_length}, but the base takes {positions} tokens of an answer; "
+            f"set it to {positions} or less"
+        )
     if data.max_length is not None and positions is None:
         return data
     own = tokenizer.model_max_length if tokenizer.model_max_length < NO_LIMIT else None
