@@ -55,6 +55,12 @@ def test_a_template_is_filled_from_the_columns(tokenizer: Any):
     assert (whole, losses) == ("<s>Question: 1+1\nAnswer: 2</s>", ["2</s>"])
 
 
+@pytest.mark.parametrize("place", ["{q!x}", "{q:.3d}", "{q.x}", "{a.b}"])
+def test_a_place_that_a_row_cannot_fill_is_told(tokenizer: Any, place: str):
+    with pytest.raises(ValueError, match=f"the template 'Question: {place}' cannot be filled from a row"):
+        encoded(tokenizer, {"q": "1+1", "a": "2", "a.b": "3"}, template=f"Question: {place}", completion="a")
+
+
 def test_a_prompt_is_tokenised_as_it_will_be_at_generation(tokenizer: Any):
     section = DataSection(source="toy", kind="causal_lm", prompt="p", completion="c")
     (row,) = encode([{"p": "is it ", "c": "worth it"}], section, tokenizer, "training")
@@ -88,6 +94,25 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any):
     template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="the chat template rewrites earlier turns"):
         encoded(tokenizer, {"m": CHAT}, messages="m", chat_template=template)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ messages + 1 }}", "the chat template fails on a row of data.messages .TypeError"),
+        ("{{ 1 / 0 }}", "the chat template fails on a row of data.messages .ZeroDivisionError"),
+        (
+            "{% for m in messages %}{{ m.content }}",
+            "the chat template refuses a row .* give another data.chat_template",
+        ),
+    ],
+)
+def test_a_template_that_fails_is_told(tokenizer: Any, template: str, told: str):
+    with pytest.raises(ValueError, match=told):
+        encoded(tokenizer, {"m": CHAT}, messages="m", chat_template=template)
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=told):
+        encoded(tokenizer, {"m": CHAT}, messages="m")
 
 
 def test_what_the_template_refuses_is_told(tokenizer: Any):

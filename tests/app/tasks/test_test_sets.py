@@ -84,16 +84,28 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
             "generate: a and b have no source, and a run has its held-out rows once; known sets are gsm",
         ),
         ({"mine": {"source": "FILE"}}, "generate.mine needs template, as it is no known set; those are gsm8k, math"),
-        ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a"),
+        ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a, n"),
         ({"gsm8k": {"source": "none.jsonl"}}, "generate.gsm8k.source 'none.jsonl' does not exist"),
         (
             {"mine": {"source": "FILE", "template": "{q}", "reference": "a", "score": "exact"}},
             "row 2 of the test set mine has an empty reference; remove the row or fill it",
         ),
+        (
+            {"mine": {"source": "FILE", "template": "{q}", "reference": "n", "score": "gsm8k"}},
+            "row 2 of the test set mine: the reference 'none' holds no number",
+        ),
+        (
+            {"mine": {"source": "FILE", "template": "{q}", "reference": "n", "score": "math"}},
+            r"row 1 of the test set mine: the reference '#### 4' holds no .boxed",
+        ),
+        ({"mine": {"template": "{q} {document}"}}, "mine.template has a place {q}, and the held-out rows hold text, "),
+        ({"mine": {"template": "{document.x}"}}, "mine.template has a place {document.x}, and the held-out rows hold "),
+        ({"mine": {"template": "{document:d}"}}, "the template '{document:d}' cannot be filled from a row"),
+        ({"mine": {"template": "{document!x}"}}, "the template '{document!x}' cannot be filled from a row"),
     ],
 )
 def test_what_cannot_be_asked_is_told(tmp_path: Path, generate: dict[str, Any], told: str):
-    source = file_of(tmp_path, [{"q": "x", "a": "y"}, {"q": "z", "a": " "}])
+    source = file_of(tmp_path, [{"q": "x", "a": "y", "n": "#### 4"}, {"q": "z", "a": " ", "n": "none"}])
     named = {name: {k: source if v == "FILE" else v for k, v in keys.items()} for name, keys in generate.items()}
     with pytest.raises(ValueError, match=told):
         load(TEMPLATE, named)

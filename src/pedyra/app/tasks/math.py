@@ -108,14 +108,28 @@ def _plain(text: str) -> str:
     return re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text).rstrip(".")
 
 
+def gsm8k_reference(answer: str) -> str:
+    """The number of GSM8K's `answer` column. Raises ValueError if it holds none."""
+    reference = extract_gsm8k(answer)
+    if reference is None:
+        raise ValueError(f"the reference {answer[-80:]!r} holds no number; GSM8K's answers end in '#### number'")
+    return reference
+
+
+def math_reference(solution: str) -> str:
+    r"""The answer of MATH's `solution` column. Raises ValueError if it holds no \boxed{}."""
+    reference = extract_boxed(solution)
+    if reference is None:
+        raise ValueError(f"the reference {solution[-80:]!r} holds no \\boxed{{}}; MATH's solutions do")
+    return reference
+
+
 def grade_gsm8k(text: str, answer: str) -> Grade:
     """A model's text against GSM8K's `answer` column, which ends in "#### number". Equal as numbers: 18 is 18.0.
 
     Raises ValueError if the reference holds no number.
     """
-    reference = extract_gsm8k(answer)
-    if reference is None:
-        raise ValueError(f"the reference {answer[-80:]!r} holds no number; GSM8K's answers end in '#### number'")
+    reference = gsm8k_reference(answer)
     found = extract_gsm8k(text)
     if found is None:
         return "unparsable"
@@ -130,9 +144,7 @@ def grade_math(text: str, solution: str) -> Grade:
 
     Raises ValueError if the reference holds no box.
     """
-    reference = extract_boxed(solution)
-    if reference is None:
-        raise ValueError(f"the reference {solution[-80:]!r} holds no \\boxed{{}}; MATH's solutions do")
+    reference = math_reference(solution)
     found = extract_boxed(text)
     if found is None:
         return "unparsable"

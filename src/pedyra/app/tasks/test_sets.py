@@ -18,7 +18,7 @@ from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.code import check_all, extract
 from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.generation import Written
-from pedyra.app.tasks.math import grade_gsm8k, grade_math
+from pedyra.app.tasks.math import grade_gsm8k, grade_math, gsm8k_reference, math_reference
 from pedyra.app.tasks.seq2seq import rouge
 from pedyra.app.tasks.sources import Rows, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens
@@ -63,7 +63,7 @@ def load_test_sets(
     """The test sets of a recipe, read and turned into prompts. An encoder-decoder has its held-out rows without any.
 
     Raises ValueError, one line, for a set that is not known and has no source, columns that are missing, references
-    that are empty, two sets of the same held-out rows.
+    that are empty or that its score cannot judge by, two sets of the same held-out rows.
     """
     if not generate and data.kind == "seq2seq":
         generate = {"held_out": GenerateSection()}
@@ -103,6 +103,12 @@ class _Trained:
             texts, references = [self._question(text) for text in texts], []
         elif own:
             rows = sample(self.held_out, settings.rows, self.seed, "validation")
+            absent = [place for place in template_columns(settings.template or "") if place not in rows[0]]
+            if absent and not self.data.messages:  # a chat is asked as it stands
+                raise ValueError(
+                    f"generate.{name}.template has a place {{{absent[0]}}}, and the held-out rows hold "
+                    f"{', '.join(rows[0])}, which `data` names; use one of them, or give the set a source"
+                )
             texts, references = map(list, zip(*(self._own(row, settings) for row in rows), strict=True))
         else:
             for key in ("template", "reference", "score"):
@@ -116,6 +122,7 @@ class _Trained:
         empty = next((number for number, text in enumerate(references, start=1) if not text.strip()), None)
         if empty is not None:
             raise ValueError(f"row {empty} of the test set {name} has an empty reference; remove the row or fill it")
+        _check_references(name, settings, references)
         prompts = [self._tokens(text) for text in texts]
         return TestSet(name=name, prompts=prompts, settings=settings, references=references, problems=problems, own=own)
 
@@ -177,6 +184,18 @@ class _Trained:
         if self.data.messages:  # the chat template has written the special tokens
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return prompt_tokens(text, self.tokenizer)
+
+
+def _check_references(name: str, settings: GenerateSection, references: Sequence[str]) -> None:
+    """Refuse right answers that the score finds none in, before any text is written."""
+    read = {"gsm8k": gsm8k_reference, "math": math_reference}.get(settings.score or "")
+    if read is None:
+        return
+    for number, reference in enumerate(references, start=1):
+        try:
+            read(reference)
+        except ValueError as error:
+            raise ValueError(f"row {number} of the test set {name}: {error}") from None
 
 
 def check_lengths(test_set: TestSet, config: Any) -> None:

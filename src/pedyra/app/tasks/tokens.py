@@ -54,8 +54,19 @@ def tell_cut(cut: int, rows: int, side: str, limit: int | None) -> None:
 
 
 def prompt_text(row: dict[str, Any], column: str | None, template: str | None) -> str:
-    """The template filled from the row's columns, or the row's prompt column."""
-    return template.format_map(row) if template else str(row[column or ""])
+    """The template filled from the row's columns, or the row's prompt column.
+
+    Raises ValueError where a place asks for more than a column, or in a way that its value has not.
+    """
+    if not template:
+        return str(row[column or ""])
+    try:
+        return template.format_map(row)
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"the template {template!r:.120} cannot be filled from a row ({type(error).__name__}: {error}); a place is "
+            f"a column's name in braces, and {{column:.500}} cuts a text"
+        ) from error
 
 
 def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -71,7 +82,7 @@ def chat_text(
 ) -> str:
     """A chat as its template writes it; with `ask`, up to where the assistant begins to answer.
 
-    Raises ValueError where there is no chat template, or it refuses the messages.
+    Raises ValueError where there is no chat template, or it refuses the messages or is no whole one.
     """
     if chat_template is None and tokenizer.chat_template is None:
         raise ValueError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
@@ -80,6 +91,14 @@ def chat_text(
             messages, chat_template=chat_template, tokenize=False, add_generation_prompt=ask
         )
     except TemplateError as error:
-        raise ValueError(f"the chat template refuses a row of data.messages: {error}") from error
+        raise ValueError(
+            f"the chat template refuses a row of data.messages: {' '.join(str(error).split())}; correct the row, or "
+            f"give another data.chat_template"
+        ) from error
+    except Exception as error:  # a template is a program, with errors of any kind
+        raise ValueError(
+            f"the chat template fails on a row of data.messages ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); correct it, or give another data.chat_template"
+        ) from error
     assert isinstance(text, str)
     return text
