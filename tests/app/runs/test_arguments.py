@@ -43,6 +43,7 @@ def test_overrides_win():
         ({"per_device_train_batch_size": 0}, "training.per_device_train_batch_size is 0; it is at least 1"),
         ({"per_device_eval_batch_size": -1}, "training.per_device_eval_batch_size is -1; it is at least 1"),
         ({"max_steps": 0}, "training.max_steps is 0; a run has at least one step"),
+        ({"max_steps": -5}, "training.max_steps is -5; a run has at least one step"),
         ({"prediction_loss_only": True}, "training.prediction_loss_only is on, but a run is judged by its metric"),
         (
             {"metric_for_best_model": "eval_bleu"},

@@ -192,6 +192,14 @@ def test_a_row_with_too_many_cells_is_told(tmp_path: Path):
         rows(tmp_path / "long.csv")
 
 
+def test_a_name_of_two_columns_is_told(tmp_path: Path):
+    (tmp_path / "twice.csv").write_text("text,label,text\na,0,b\n")
+    with pytest.raises(ValueError, match="twice.csv' cannot be read as csv: 2 columns are called 'text'"):
+        rows(tmp_path / "twice.csv")
+    (tmp_path / "nameless.csv").write_text("text,label,,\na,0,,\n")  # as spreadsheets write empty columns
+    assert rows(tmp_path / "nameless.csv") == [{"text": "a", "label": "0"}]
+
+
 def test_a_list_is_no_text(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"q": "one", "a": ["two"]}\n')
     with pytest.raises(ValueError, match="row 1 of .* has a list in column 'a', where text is expected"):

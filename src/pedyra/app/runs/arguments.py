@@ -95,8 +95,8 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"training.{name} is {value}; it is at least {LEAST[name]}")
     if name == "num_train_epochs" and value <= 0:
         raise ValueError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
-    if name == "max_steps" and value == 0:
-        raise ValueError("training.max_steps is 0; a run has at least one step (-1: those of num_train_epochs)")
+    if name == "max_steps" and value < 1 and value != -1:
+        raise ValueError(f"training.max_steps is {value}; a run has at least one step (-1: those of num_train_epochs)")
     if name == "prediction_loss_only" and value:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
 

@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import lzma
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -177,10 +178,19 @@ def _read_file(source: str, key: str) -> Rows:
             text = file.read()
         if kind in (".csv", ".tsv"):
             lines = StringIO(text, newline="")
-            return _whole(list(csv.DictReader(lines, delimiter="," if kind == ".csv" else "\t", strict=True)), source)
+            reader = csv.DictReader(lines, delimiter="," if kind == ".csv" else "\t", strict=True)
+            _check_names(reader.fieldnames or ())
+            return _whole(list(reader), source)
     except Exception as error:  # each library that unpacks or reads has errors of its own
         raise ValueError(f"{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
     return _json_rows(text, source)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse a name that two columns have, of which only the last would be read; a table may have nameless ones."""
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{names.count(twice)} columns are called {twice!r}; give each a name of its own")
 
 
 def _whole(rows: Rows, source: str) -> Rows:
