@@ -41,6 +41,15 @@ def test_the_file_name_becomes_the_run_name_and_folder(recipe_file: Path):
     assert (recipe.name, recipe.output_dir, recipe.method, recipe.seed) == ("mine", "runs/mine", "lora", 0)
 
 
+def test_a_path_may_begin_at_home(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    recipe = load_recipe(recipe_file, ["output_dir='~/run'", "model.name='~/base'", "model.tokenizer='~/tokens'"])
+    assert [Path(each) for each in (recipe.output_dir, recipe.model.name, recipe.model.tokenizer or "")] == [
+        tmp_path / "run", tmp_path / "base", tmp_path / "tokens",
+    ]  # fmt: skip
+
+
 def test_numbers_and_words_are_read_as_yaml_1_2_does(recipe_file: Path):
     training = load_recipe(recipe_file, ["training.weight_decay=1E-2", "training.bf16=false"]).training
     assert training["learning_rate"] == 0.001  # YAML 1.1: the text "1e-3"

@@ -23,6 +23,7 @@ from pedyra.app.recipe_sections import (
     DataSection,
     FitSection,
     GenerateSection,
+    HomePath,
     LoraSection,
     ModelSection,
     Section,
@@ -53,7 +54,7 @@ class Recipe(Section):
     """Title of the run; default: the recipe's file name."""
     method: str = "lora"
     """Fine-tuning method: lora, pedyra, wide, adalora, ..."""
-    output_dir: str
+    output_dir: HomePath
     """Run folder; default: runs/<name>."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of the split, the head, the adapter, the data order and the allocator."""

@@ -5,11 +5,13 @@ Nothing heavy is imported here, as in `pedyra.app.recipe`.
 
 from __future__ import annotations
 
+import os.path
 import re
 import string
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -57,14 +59,18 @@ class Section(BaseModel):
         return value
 
 
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or a name, that may begin with ~, the user's home."""
+
+
 class ModelSection(Section):
     """The base model."""
 
-    name: str
+    name: HomePath
     """Hub id, local folder, or a packaged name: minilm, smollm2, tiny-<bert|bart|...>."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
-    tokenizer: str | None = None
+    tokenizer: HomePath | None = None
     """Hub id or local folder of the tokenizer; default: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the frozen weights; the compute type when they are quantised."""
