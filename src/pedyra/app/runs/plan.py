@@ -25,7 +25,16 @@ from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.run import last_checkpoint
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, layer_rows, request, resolve, run_steps, set_up, trainable_parameters
+from pedyra.app.runs.setup import (
+    Setup,
+    check_tokens,
+    layer_rows,
+    request,
+    resolve,
+    run_steps,
+    set_up,
+    trainable_parameters,
+)
 from pedyra.app.tasks import Task, load_task
 from pedyra.methods.registry import get_method
 
@@ -124,6 +133,7 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     with torch.device("meta"):
         base = shape_of(recipe.model, recipe.data.kind, task.num_labels, tokenizer)
+        check_tokens(recipe, base, tokenizer, task)
         check_names(base, recipe.lora)
         with _refusing_numbers(f"method {recipe.method} looks at the model's weights before it trains"):
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))

@@ -128,6 +128,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
+    check_tokens(recipe, base, tokenizer, task, test_sets)
     for test_set in test_sets:  # a mistake in them is told before the training
         check_lengths(test_set, base.config)
     check_names(base, recipe.lora)
@@ -142,6 +143,34 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     )
     _check_fit(setup)
     return setup
+
+
+def check_tokens(
+    recipe: Recipe,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    test_sets: Sequence[TestSet] = (),
+) -> None:
+    """Raise ValueError where the tokenizer, as that of another model may, gives a token that the base does not embed.
+
+    Of the tokens that are there: a tokenizer may know more than its own model does (Gemma 3's, of an image).
+    """
+    prompts = [max(ids) for test_set in test_sets for ids in test_set.prompts if ids]
+    padding: Any = tokenizer.pad_token_id
+    highest = max(task.highest_token(), *prompts, -1 if padding is None else padding)
+    embeddings: Any = base.get_input_embeddings()
+    known = embeddings.weight.shape[0]
+    if highest < known:
+        return
+    base_name, given = f"model.name {recipe.model.name!r}", recipe.model.tokenizer
+    who, repair = f"the tokenizer of {base_name}", "name the right one as model.tokenizer"
+    if given is not None:
+        who, repair = f"model.tokenizer {given!r}", "remove it, for the model's own"
+    raise ValueError(
+        f"{who} gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but {base_name} has embeddings "
+        f"of {known:,} tokens; {repair}"
+    )
 
 
 def _check_fit(setup: Setup) -> None:
