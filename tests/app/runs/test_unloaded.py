@@ -81,6 +81,18 @@ def test_a_decoder_without_a_padding_token_of_its_own_is_planned_as_a_classifier
     assert plan.row["classes"] == 2
 
 
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"max_steps": 1}, "no rank could ever move"),
+        ({"max_steps": 40, "load_best_model_at_end": True, "eval_strategy": "epoch"}, "load_best_model_at_end is True"),
+    ],
+)
+def test_what_a_method_of_peft_refuses_of_a_run_is_told(tmp_path, training, told):
+    with pytest.raises(ValueError, match=told):
+        plan_unloaded(recipe(tmp_path, method="adalora", rank={}, training={"use_cpu": True, **training}))
+
+
 def test_a_method_that_reads_the_weights_says_so(tmp_path):
     with pytest.raises(ValueError, match="method eva looks at the model's weights .*leave --no-weights out"):
         plan_unloaded(recipe(tmp_path, method="eva", rank={}))

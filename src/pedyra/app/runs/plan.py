@@ -36,7 +36,9 @@ from pedyra.app.runs.setup import (
     trainable_parameters,
 )
 from pedyra.app.tasks import Task, load_task
+from pedyra.methods.loop import Loop
 from pedyra.methods.registry import get_method
+from pedyra.methods.trainer import check_arguments
 
 BITS = {"none": None, "nf4": 4.127, "int8": 8.0}
 """Of a weight that is quantised; of a 4-bit one with its part of the scales, which are quantised too."""
@@ -137,11 +139,10 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
         check_names(base, recipe.lora)
         with _refusing_numbers(f"method {recipe.method} looks at the model's weights before it trains"):
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
+        check_arguments(adaptation.refused, arguments)
         model, steps = adaptation.model, run_steps(len(task.train), recipe)
-        allocator = None
-        if adaptation.ranks is not None:
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            allocator = RankAllocator(model, torch.optim.SGD(trained), adaptation.ranks, steps)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        allocator = Loop(adaptation, torch.optim.SGD(trained), steps).allocator  # refuses what the run would
         if any(getattr(arguments, name, False) for name in ("activation_checkpointing", "gradient_checkpointing")):
             switch = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
             switch({"use_reentrant": False})
