@@ -35,13 +35,14 @@ def pairs(file: Path, count: int) -> Dataset:
 def main(data: Path, folder: Path, recover: int | None) -> None:
     section = ModelSection(name="smollm2")
     tokenizer, adapter = load_tokenizer(section), folder / "adapter"
-    base = load_model(section, "causal_lm", None, tokenizer, seed=0)
+    base, reference = (load_model(section, "causal_lm", None, tokenizer, seed=0) for _ in range(2))
     if adapter.is_dir():
         model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     else:
         model = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     trainer = DPOTrainer(
         model,
+        ref_model=reference,  # else the reference of an adapter that was trained before would be that adapter
         args=DPOConfig(
             str(folder),
             max_steps=100,
