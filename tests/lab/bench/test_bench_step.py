@@ -187,6 +187,15 @@ def test_peak_memory_counts_every_storage_once():
     assert list(storages([x, x[2:], x.view(2, 5)]).values()) == [40]
 
 
+def test_peak_memory_counts_the_scores_once(monkeypatch):
+    variant, batch = built("pedyra")
+    measure({"pedyra": variant}, batch, SHORT)
+    scores = sum(tensor.numel() * tensor.element_size() for tensor in variant.state())
+    peak = peak_bytes(variant, batch, "cpu")
+    monkeypatch.setattr(variant, "state", list)
+    assert scores > 0 and peak - peak_bytes(variant, batch, "cpu") == scores
+
+
 def test_the_direct_implementation_conserves_the_number_of_open_triples():
     variant, batch = built(DIRECT)
     assert isinstance(variant, DirectVariant)

@@ -56,6 +56,13 @@ def test_a_run_that_diverged_is_chosen_last_and_one_that_is_missing_never():
     assert choose_rate([]) is None and not RateCurve(CELL, [1, 3], []).edge
 
 
+def test_rates_are_compared_over_the_same_seeds():
+    """A run of the lower rate that failed leaves the easier seed."""
+    first = [result(1, 0.40), result(1, 0.60)]
+    assert choose_rate([*first, result(3, 0.45), result(3, 0.62)]) == 3
+    assert choose_rate([*first, result(3, 0.62)]) == 1
+
+
 def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     """It predicts one class for all rows, which may be the accuracy of a model that has learned nothing yet."""
     jobs = [Job(CELL, rate, 0, "tuning", tmp_path, {}) for rate in (0.1, 1e10)]
@@ -64,6 +71,7 @@ def test_a_run_whose_loss_is_no_number_is_no_result_however_accurate(tmp_path):
     write_run(jobs[1].run, {**costs, "metric": "accuracy", "value": 0.6, "eval_loss": None})
     learned, diverged = collect(jobs, "metric")
     assert learned["value"] == 0.4 and math.isnan(diverged["value"]) and math.isnan(diverged["eval_loss"])
+    assert learned["metrics"] == {"accuracy": 0.4} and math.isnan(diverged["metrics"]["accuracy"])
     assert choose_rate([learned, diverged]) == 0.1
     by_loss = collect(jobs, "loss")
     assert choose_rate(by_loss) == 0.1 and math.isnan(by_loss[1]["value"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from pedyra.app.recipe_sections import GenerateSection
 from pedyra.lab.paper.item import get_item, items
 from pedyra.lab.paper.places import Places
 from pedyra.lab.paper.run_item import measurements, run_item, with_generated
@@ -58,9 +60,9 @@ def test_the_files_tell_what_was_measured_beside_what_was_published(smoke):
 def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_path, monkeypatch):
     calls = []
 
-    def evaluate(run, *, test_sets, **_):
-        calls.append(set(test_sets))
-        return {name: 0.25 for name in test_sets}
+    def evaluate(run, *, generate, **_):
+        calls.append(set(generate))
+        return {name: 0.25 for name in generate}
 
     monkeypatch.setattr("pedyra.app.runs.evaluate.evaluate_run", evaluate)
     row = {"run": str(tmp_path), "metrics": {"loss": 1.0}}
@@ -69,3 +71,7 @@ def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_pa
         found = with_generated(row, each, allow_code_execution=True)
         assert found["metrics"]["humaneval"] == 0.25 and found["metrics"]["loss"] == 1.0
     assert calls == [{"humaneval"}, {"mbppplus"}]
+    asked = each.recipe.generate | {"humaneval": GenerateSection(rows=each.recipe.generate["humaneval"].rows + 1)}
+    other = replace(each, recipe=each.recipe.model_copy(update={"generate": asked}))
+    with_generated(row, other, allow_code_execution=True)  # as the recipe asks now
+    assert calls[2:] == [{"humaneval"}]

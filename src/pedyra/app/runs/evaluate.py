@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.models import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
+from pedyra.app.recipe_sections import GenerateSection
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, resolve
 from pedyra.app.tasks import Task, load_task
@@ -35,7 +36,7 @@ def evaluate_run(
     *,
     console: Console | None = None,
     allow_code_execution: bool = False,
-    test_sets: Collection[str] | None = None,
+    generate: Mapping[str, GenerateSection] | None = None,
 ) -> dict[str, float]:
     """Metric name -> value: those of the task, the loss, and those of the test sets that the model answers.
 
@@ -45,7 +46,7 @@ def evaluate_run(
     Args:
         console: shows how far the texts are, and what of them could not be judged.
         allow_code_execution: run, in a sandbox, what the model writes where a test set judges code.
-        test_sets: only these of the recipe's `generate`; None: all.
+        generate: the test sets, by name; None: those of the run's recipe.
 
     Raises:
         ValueError: `run` is no run folder, or holds no saved adapter yet; code would have to be run and may not.
@@ -54,8 +55,9 @@ def evaluate_run(
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     check_training_rows(folder, recipe, task)
-    generate = {name: asked for name, asked in recipe.generate.items() if test_sets is None or name in test_sets}
-    asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    asked_sets = load_test_sets(
+        recipe.generate if generate is None else generate, recipe.data, tokenizer, task.held_out, recipe.seed
+    )
     sandbox = _sandbox(asked_sets, allow_code_execution)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     for test_set in asked_sets:

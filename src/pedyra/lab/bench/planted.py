@@ -284,7 +284,7 @@ def _lines(rows: Sequence[Row]) -> list[Row]:
         own = methods[line["method"]][line["lr"]].values()
         wrong = [row["rank_distance"] for row in own if row["rank_distance"] is not None]
         times = {f"x {other}": line["relative_error"] / errors[other] for other in (ORACLE, "lora") if other in errors}
-        kept = {key: line[key] for key in ("method", "relative_error", "s.e.", "lr", "seeds")}
+        kept = {key: line[key] for key in ("method", "relative_error", "s.e.", "lr", "edge", "seeds")}
         ranks = {"ranks wrong": fmean(wrong) if wrong else None}
         found.append({**kept, **times, **ranks, "seconds": fmean(row["seconds"] for row in own)})
     return found

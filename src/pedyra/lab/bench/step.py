@@ -239,7 +239,8 @@ def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
     `max_memory_allocated`, less what other variants hold.
     """
     variant.model(**batch).loss.backward()  # gradients exist, as they do when the next forward ends at its peak
-    held = storages(_static(variant))
+    static = list(_static(variant))  # kept alive: what autograd saves could have the address of one that is gone
+    held = storages(static)
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -256,6 +257,7 @@ def peak_bytes(variant: Variant, batch: dict[str, Tensor], device: str) -> int:
             loss = variant.model(**batch).loss
         peak = sum(held.values())
         del loss
+    del static
     variant.optimizer.zero_grad()
     return peak
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,22 +41,21 @@ def result_row(job: Job, final: Mapping[str, Any], judge: Judge) -> Row:
     evaluation. `fit_parameters` are those of the smaller adapter that the run's fit found, and `fit_increase` is what
     the loss rose by with it, on rows that had no part in the choice; both None where nothing was fitted.
     """
-    loss, own = _number(final["eval_loss"]), _number(final["value"])
-    value = loss if judge == "loss" else own
+    loss, own, metrics = _number(final["eval_loss"]), _number(final["value"]), _last_metrics(job.run, final)
     if not math.isfinite(loss):  # a model whose loss is no number still has an accuracy, of the class it always says
-        value = math.nan
+        own, metrics = math.nan, dict.fromkeys(metrics, math.nan)
     return {
         "method": job.entry.method,
         "task": job.entry.task,
         "seed": job.seed,
         "metric": "loss" if judge == "loss" else final["metric"],
-        "value": value,
+        "value": loss if judge == "loss" else own,
         **{key: final[key] for key in ("trainable_parameters", "seconds", "peak_memory_bytes")},
         "learning_rate": job.rate,
         "budget": job.entry.budget,
         "eval_loss": loss,
         "task_metric": final["metric"],
-        "metrics": _last_metrics(job.run, final),
+        "metrics": metrics,
         "run": str(job.run),
         **_fit(job.run),
     }
@@ -92,9 +92,11 @@ def _number(value: float | None) -> float:
 def choose_rate(rows: Sequence[Row]) -> float | None:
     """The rate with the best mean value over the tuning runs of an entry; None where no run has ended.
 
-    A tie goes to the lower loss, then to the lower rate. A rate whose runs diverged is chosen last. Rates are compared
-    by the seeds they have: a run that failed is reported elsewhere.
+    A tie goes to the lower loss, then to the lower rate. A rate whose runs diverged is chosen last. Only the rates with
+    the most seeds are compared: a run that failed is reported elsewhere.
     """
+    seeds = Counter(row["learning_rate"] for row in rows)
+    compared = [rate for rate, count in seeds.items() if count == max(seeds.values())]
 
     def order(rate: float) -> tuple[float, float, float]:
         mine = [row for row in rows if row["learning_rate"] == rate]
@@ -102,7 +104,7 @@ def choose_rate(rows: Sequence[Row]) -> float | None:
         loss = fmean(row["eval_loss"] for row in mine)
         return (value if math.isfinite(value) else math.inf, loss if math.isfinite(loss) else math.inf, rate)
 
-    return min({row["learning_rate"] for row in rows}, key=order, default=None)
+    return min(compared, key=order, default=None)
 
 
 @dataclass(frozen=True)

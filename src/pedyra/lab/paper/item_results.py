@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -152,4 +153,6 @@ def _text(row: Row) -> str:
 
 def number(value: float) -> str:
     """Two decimals from 1 on, four significant digits below."""
+    if not math.isfinite(value):
+        return "diverged"
     return f"{value:,.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4g}"

@@ -83,9 +83,11 @@ def run_item(
     values: dict[tuple[str, str], dict[int, float]] = {}
     runs: dict[str, Path] = {}
     failed: list[str] = []
+    notes: list[str] = []
     for each in measurements(item, scale, out, places):
         comparison = compare_grid(each.grid, workers, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
+        notes += comparison.remarks()
         found = [with_generated(row, each, allow_code_execution, console) for row in comparison.rows]
         for cell in each.cells:
             mine = [row for row in found if row["method"] == row_name(cell.part)]
@@ -103,7 +105,7 @@ def run_item(
     folder.mkdir(parents=True, exist_ok=True)
     tables = result_tables(item, scale, done)
     files = [
-        write_tables(folder / item.id, item.title, tables, remarks(item, scale, done)),
+        write_tables(folder / item.id, item.title, tables, [*remarks(item, scale, done), *notes]),
         folder / f"{item.id}.jsonl",
     ]
     write_json_lines(files[-1], done)
@@ -117,10 +119,12 @@ def with_generated(
 ) -> dict[str, Any]:
     """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder.
 
-    Only the test sets that the cells name are answered, and those that were answered before are not again.
+    Only the test sets that the cells name are answered, and those that were answered before, as the recipe asks now,
+    are not again.
     """
-    file = Path(row["run"]) / "evaluation.json"
-    kept = read_json(file, {str: (float, None)}) if file.is_file() else {}
+    file, asked = Path(row["run"]) / "evaluation.json", each.recipe.model_dump(mode="json")["generate"]
+    before = read_json(file, {"generate": dict, "metrics": {str: (float, None)}}) if file.is_file() else {}
+    kept = before["metrics"] if before.get("generate") == asked else {}
     row = {**row, "metrics": {**row["metrics"], **kept}}
     wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
     if not each.recipe.generate or not wanted:
@@ -131,9 +135,10 @@ def with_generated(
         Path(row["run"]),
         console=console,
         allow_code_execution=allow_code_execution,
-        test_sets=wanted & set(each.recipe.generate) or None,  # a set of its own has metrics of other names
+        # A set of its own has metrics of other names: then all are answered.
+        generate={name: of for name, of in each.recipe.generate.items() if name in wanted} or each.recipe.generate,
     )
-    write_file(file, json.dumps({**kept, **found}, indent=2) + "\n")
+    write_file(file, json.dumps({"generate": asked, "metrics": {**kept, **found}}, indent=2) + "\n")
     return {**row, "metrics": {**row["metrics"], **found}}
 
 
