@@ -219,7 +219,7 @@ TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 def _minilm(task: str, steps: int, r: int, value: str) -> dict[str, dict[int, float]]:
     """Method -> seed -> value."""
     case = where(rows("minilm"), kind="reported", task=TASKS[task], steps=steps, budget=r)
-    return {m: by_seed(where(case, method=m), value) for m in ("lora", "adalora", "pedyra")}
+    return {m: by_seed(where(case, method=m), value) for m in ("lora", "adalora", "adalora from r", "pedyra")}
 
 
 def _usual() -> Iterable[tuple[str, int, int]]:
@@ -231,7 +231,7 @@ def _usual() -> Iterable[tuple[str, int, int]]:
 
 @table("usual tasks")
 def usual_tasks() -> Cells:
-    cells = [["task, steps", "r", "LoRA", "AdaLoRA", "PE-DyRA"]]
+    cells = [["task, steps", "r", "LoRA", "AdaLoRA, 1.5 times as large", "AdaLoRA of LoRA's size", "PE-DyRA"]]
     for task, steps, r in _usual():
         found = _minilm(task, steps, r, "eval_loss")
         lora = found.pop("lora")
@@ -243,7 +243,7 @@ def usual_tasks() -> Cells:
 
 @table("gsm8k")
 def gsm8k() -> Cells:
-    cells = [["steps", "LoRA", "AdaLoRA", "PE-DyRA"]]
+    cells = [["steps", "LoRA", "AdaLoRA, 1.5 times as large", "PE-DyRA"]]
     for steps, name, value in ((150, "compare_gsm8k", "value"), (300, "gsm8k_300", "eval_loss")):
         reported = where(rows(name), kind="reported")
         lora, *others = (by_seed(where(reported, method=m), value) for m in ("lora", "adalora", "pedyra"))
