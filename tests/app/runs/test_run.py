@@ -1,10 +1,12 @@
 """train_run: a recipe becomes a run folder."""
 
 import json
+from io import StringIO
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from short_runs import run, steps_of
 from transformers import Trainer
 
@@ -13,6 +15,7 @@ from pedyra.app.recipe import load_recipe
 from pedyra.app.report.records import read_run
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.plan import plan_run
+from pedyra.app.tasks.toy import toy
 from pedyra.lora.files import read_rows
 from pedyra.lora.inspection import inspect_adapter
 
@@ -60,6 +63,31 @@ def test_a_dropped_last_batch_drops_no_held_out_row(recipe):
     assert metrics["loss"] == pytest.approx(result.final["eval_loss"], abs=1e-5)
     everything = run(recipe(output="all", training={"per_device_eval_batch_size": 12}))
     assert result.final["eval_loss"] == pytest.approx(everything.final["eval_loss"], abs=1e-5)  # 64 rows, 4 a batch
+
+
+def test_smoothed_labels_are_of_the_training_alone(recipe):
+    """At a rate of zero both runs have the same model."""
+    still = {"learning_rate": 0.0}
+    plain = run(recipe(training=still))
+    smooth = run(recipe(output="smooth", training={**still, "label_smoothing_factor": 0.5}))
+    losses = [read_rows(each.folder.metrics)[0]["loss"] for each in (plain, smooth)]
+    assert losses[0] != losses[1]
+    assert smooth.final["eval_loss"] == pytest.approx(plain.final["eval_loss"], abs=1e-6)
+
+
+def test_an_evaluation_of_other_held_out_rows_says_so(recipe, tmp_path):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "held")}
+    rows = toy()
+    files["train"].write_text("".join(json.dumps(row) + "\n" for row in rows[:64]))
+    section = {"source": str(files["train"]), "validation": str(files["held"]), "train_rows": None, "eval_rows": None}
+    said = []
+    for count in (16, 16, 24):
+        files["held"].write_text("".join(json.dumps(row) + "\n" for row in rows[-count:]))
+        if not said:
+            folder = run(recipe(data=section)).folder.path
+        evaluate_run(folder, console=Console(file=(screen := StringIO())))
+        said.append("the held-out rows are not those" in screen.getvalue())
+    assert said == [False, False, True]
 
 
 def test_trainable_parameters_are_counted_by_hand(recipe):

@@ -1,5 +1,6 @@
 """set_up: a recipe's model, adapter and method, or a message that says what to change."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,18 @@ def test_a_target_that_matches_nothing_is_told_with_candidates(targets, named):
 def test_a_pattern_that_is_none_is_told():
     with pytest.raises(ValueError, match=r"lora.target_modules: '\(' is no regular expression"):
         set_up(recipe(lora={"target_modules": "("}))
+
+
+def test_held_out_rows_are_judged_in_their_order_however_those_of_training_are_taken(tmp_path):
+    """An answer to a question is found by the place of its row."""
+    rows = [{"text": "plot " * (1 + 7 * number % 11), "label": number % 2} for number in range(40)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": str(tmp_path / "d.jsonl"), "validation_fraction": 0.5}
+    setup = set_up(recipe(data=data, training={"train_sampling_strategy": "group_by_length", "use_cpu": True}))
+    trainer = setup.trainer(str(tmp_path))
+    seen = [int(mask.sum()) for batch in trainer.get_eval_dataloader() for mask in batch["attention_mask"]]
+    lengths = [len(row["input_ids"]) for row in setup.task.eval]
+    assert len(set(lengths)) > 5 and seen == lengths
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def test_a_tokenizer_that_closes_texts_does_not_close_a_prompt():
     assert encoded(bert, {"p": "the", "c": "plot"}, prompt="p", completion="c") == ("[CLS]theplot", ["plot"])
 
 
+def test_spaces_within_an_answer_have_a_loss_where_a_tokenizer_leaves_them_out_of_its_offsets(tokenizer: Any):
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    chat = [{"role": "user", "content": "loop"}, {"role": "assistant", "content": "for x:\n        y   "}]
+    assert encoded(tokenizer, {"m": chat}, messages="m")[1] == ["for x:\n        y   </s>\n"]
+
+
 def test_every_turn_of_the_assistant_has_a_loss(tokenizer: Any):
     whole, losses = encoded(tokenizer, {"m": CHAT}, messages="m")
     assert whole == ("<s>user\nhi</s>\n<s>assistant\nhello</s>\n<s>user\nbye</s>\n<s>assistant\nso long</s>\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import logging
 import lzma
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks import sources
-from pedyra.app.tasks.sources import load_rows
+from pedyra.app.tasks.sources import check_apart, load_rows
 
 ROWS = [{"text": 'a "quoted", text\r\nof two lines \u2028', "label": 0}, {"text": "NA", "label": 1}]
 
@@ -127,6 +128,21 @@ def test_a_file_that_does_not_exist_is_told_with_the_folder():
 def test_packaged_data_has_one_split():
     with pytest.raises(ValueError, match="data.source toy has no other split; remove data.validation"):
         rows("toy", validation="test")
+
+
+def test_a_quotation_mark_in_a_tsv_is_a_letter(tmp_path: Path):
+    texts = ['"Good film , he said .', "A plain row", 'an awful film"', "nice"]
+    (tmp_path / "d.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts)))
+    assert [row["text"] for row in rows(tmp_path / "d.tsv")] == texts
+
+
+def test_a_group_on_both_sides_of_given_rows_is_refused_and_equal_rows_are_counted(caplog: pytest.LogCaptureFixture):
+    train = [{"text": "a", "film": 1}, {"text": "b", "film": 2}]
+    with pytest.raises(ValueError, match="data.group_by film: 1 of its values are in data.validation and in the"):
+        check_apart(train, [{"text": "c", "film": 2}], "film")
+    with caplog.at_level(logging.WARNING):
+        check_apart(train, [{"text": "b", "film": 3}, {"text": "c", "film": 3}], "film")
+    assert "1 of 2 validation rows stand among the training rows" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["config", "split"])

@@ -38,6 +38,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
     whatever TrainingArguments refuses itself, and an engine under which no run trains.
     """
     _check_best(recipe)
+    _check_smoothing(recipe)
     _check_deepspeed(recipe)
     settings = {
         # Pinning without an accelerator does nothing but warn.
@@ -137,6 +138,13 @@ def _check_fsdp(recipe: Recipe, arguments: TrainingArguments) -> None:
         ) from error
     if flaw is not None:
         raise ValueError(f"training.fsdp: a run of pedyra does not train under FSDP2 with {flaw}")
+
+
+def _check_smoothing(recipe: Recipe) -> None:
+    """Trainer smooths the labels of a class or a token, and fails in training, or does nothing, with others."""
+    factor, kind = recipe.training.get("label_smoothing_factor"), recipe.data.kind
+    if factor and kind in ("regression", "seq2seq", "question_answering"):
+        raise ValueError(f"training.label_smoothing_factor is {factor}, but data.kind {kind} takes none; leave it out")
 
 
 def _check_best(recipe: Recipe) -> None:

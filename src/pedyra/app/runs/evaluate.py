@@ -55,9 +55,11 @@ def evaluate_run(
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     check_training_rows(folder, recipe, task)
-    asked_sets = load_test_sets(
-        recipe.generate if generate is None else generate, recipe.data, tokenizer, task.held_out, recipe.seed
-    )
+    console = console or Console(quiet=True)
+    if folder.recorded("data_sha256") not in (None, task.digest()):
+        console.print("the held-out rows are not those that the run was judged on", soft_wrap=True)
+    generate = recipe.generate if generate is None else generate
+    asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     sandbox = _sandbox(asked_sets, allow_code_execution)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     for test_set in asked_sets:
@@ -71,7 +73,6 @@ def evaluate_run(
             if key.startswith("eval_") and key.removeprefix("eval_") not in _TIMINGS
         }
     by_adapter = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
-    console = console or Console(quiet=True)
     for test_set in asked_sets:
         settings = test_set.settings.model_dump(mode="json", include=WRITING)
         # DoRA's norm of a weight is the same for every token. What caching takes is more than a whole 4-bit base.

@@ -89,14 +89,31 @@ class Setup:
 
 
 class _Trainer(Trainer):
-    """transformers' Trainer, which would leave out held-out rows as well where training drops its last batch."""
+    """transformers' Trainer, which would do with held-out rows what `training` asks for those of training.
+
+    It would leave out the last batch, take them by their lengths, though answers are found by their place, and smooth
+    their labels.
+    """
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        given = {name: getattr(self.args, name) for name in _HELD_OUT}
+        vars(self.args).update(_HELD_OUT)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = drops
+            vars(self.args).update(given)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss of held-out rows is that of their labels, not of smoothed ones, whatever is trained."""
+        smoother, self.label_smoother = self.label_smoother, None
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            self.label_smoother = smoother
+
+
+_HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
+"""TrainingArguments of an evaluation."""
 
 
 def resolve(recipe: Recipe) -> Recipe:

@@ -77,8 +77,9 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
                 )
             spans.append((len(before), len(after)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    # Some tokenizers tell where a token's text is without its spaces: of spaces alone only where they end is left.
     labels = [
-        token if any(start <= first and last <= end and first < last for start, end in spans) else IGNORED
+        token if any(start <= first - (first == last) and last <= end for start, end in spans) else IGNORED
         for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
     return encoded["input_ids"], labels

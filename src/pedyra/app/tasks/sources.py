@@ -10,6 +10,7 @@ import bz2
 import csv
 import gzip
 import json
+import logging
 import lzma
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ from pedyra.app.recipe_sections import GENERATED, DataSection, template_columns
 from pedyra.app.tasks.toy import toy
 from pedyra.lora.hub import told_by_hub, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 """A data set in memory: one dict a row, column name to value."""
@@ -115,6 +118,23 @@ def held_out(rows: Rows, fraction: float, group_by: str | None, seed: int) -> tu
     return train, [rows[index] for index in sorted(held)]
 
 
+def check_apart(train: Rows, held: Rows, group_by: str | None) -> None:
+    """Refuse held-out rows with a value of `group_by` that training rows have, and log how many rows are the same."""
+    shared = {row[group_by] for row in train} & {row[group_by] for row in held} if group_by else set()
+    if shared:
+        raise ValueError(
+            f"data.group_by {group_by}: {len(shared)} of its values are in data.validation and in the training rows, "
+            f"for example {min(map(str, shared))!r}; take their rows out of one of the two, or remove data.group_by"
+        )
+    trained = {_content(row, group_by) for row in train}
+    if twins := sum(_content(row, group_by) in trained for row in held):
+        logger.warning("%d of %d validation rows stand among the training rows, too", twins, len(held))
+
+
+def _content(row: dict[str, Any], group_by: str | None) -> str:
+    return json.dumps({key: value for key, value in row.items() if key != group_by}, sort_keys=True, default=str)
+
+
 def sample(rows: Rows, count: int | None, seed: int, side: str) -> Rows:
     """`count` of the rows in their order, drawn with `seed`; all of them if there are no more. Raises if none."""
     if not rows:
@@ -177,13 +197,26 @@ def _read_file(source: str, key: str) -> Rows:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             text = file.read()
         if kind in (".csv", ".tsv"):
-            lines = StringIO(text, newline="")
-            reader = csv.DictReader(lines, delimiter="," if kind == ".csv" else "\t", strict=True)
+            form: Any = {"delimiter": "," if kind == ".csv" else "\t"}
+            if kind == ".tsv" and not _is_quoted(text):
+                form["quoting"] = csv.QUOTE_NONE
+            reader = csv.DictReader(StringIO(text, newline=""), strict=True, **form)
             _check_names(reader.fieldnames or ())
             return _whole(list(reader), source)
     except Exception as error:  # each library that unpacks or reads has errors of its own
         raise ValueError(f"{key} {source!r} cannot be read as {kind[1:]}: {error}") from error
     return _json_rows(text, source)
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether quotation marks hold the cells of a .tsv together, as those of a .csv do.
+
+    In GLUE's files they are letters: not every cell that has one begins and ends with one, and no line is cut.
+    """
+    lines = [line.removesuffix("\r").split("\t") for line in text.split("\n") if line]
+    marked = [cell for line in lines for cell in line if '"' in cell]
+    whole = all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in marked)
+    return bool(marked) and (whole or len({len(line) for line in lines}) > 1)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPr
 
 from pedyra.app.recipe_sections import GENERATED, METRICS, DataSection
 from pedyra.app.tasks import causal_lm, metrics, question_answering, seq2seq, text
-from pedyra.app.tasks.sources import Rows, held_out, load_rows, sample
+from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.tokens import with_limit
 
 Compute = Callable[[EvalPrediction], dict[str, float]]
@@ -83,6 +83,7 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     every = train  # classes are those of all rows, whatever is drawn and held out
     if evaluation is None:
         train, evaluation = held_out(train, data.validation_fraction, data.group_by, seed)
+    check_apart(train, evaluation, data.group_by)
     train = sample(train, data.train_rows, seed, "training")
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
     family = _family(data, tokenizer, every, class_names)

@@ -24,7 +24,7 @@ from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.setup import request, resolve, wanted_fit
-from pedyra.app.tasks.sources import Rows, held_out, load_rows, sample
+from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.lab.compare.grid import Grid
@@ -237,6 +237,7 @@ def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path)
     train, reported, class_names = load_rows(data)
     if reported is None:
         train, reported = held_out(train, data.validation_fraction, data.group_by, SEED)
+    check_apart(train, reported, data.group_by)
     tuning_train, tuning = held_out(train, TUNING, data.group_by, SEED)
     files = {
         "train": train,
