@@ -198,6 +198,27 @@ def test_the_program_in_a_text(text: str, program: str) -> None:
     assert extract(text, CONTINUED).replace("'''", '"""').replace("\n\n\n", "\n\n") == program
 
 
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("sys.setrecursionlimit(10 ** 6)", True),
+        ("k.append(0)", True),
+        ("'about the program'", False),
+        ("Explanation", False),  # a word of prose, which Python reads as a name
+        ("print(k)", False),
+        ("input('a radius? ')", False),
+        ("area(1)", False),
+        ("k.append(area(1))", False),
+        ("assert area(1) > 3", False),
+    ],
+)
+def test_of_the_lines_at_the_margin_only_demonstrations_are_left_out(line: str, kept: bool) -> None:
+    program = extract(f"```python\nimport sys\nk = []\n{line}\ndef area(r):\n    return r\n```", CONTINUED)
+    before = ["import math", "import sys", "k = []"]
+    after = ["def area(r):", "    return r"]
+    assert program.replace("\n\n", "\n").splitlines() == [*before, *[line] * kept, *after]
+
+
 # --------------------------------------------------------------------------- verdicts
 
 

@@ -44,7 +44,6 @@ class Judged:
 
 _FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _CODE_STARTS = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
-_DEMONSTRATION = (ast.Expr, ast.Assert)
 _MOST_LINES = 1000
 """Of a text that are read: the time to find the part that parses grows with their square."""
 
@@ -54,7 +53,7 @@ def extract(text: str, problem: CodeProblem) -> str:
 
     In this order: a fenced block that defines the entry point; the text from its first function, class or import, and
     the constants before it, if that defines it; the text as a continuation of the prompt, up to a stop string. What
-    does not parse at the end (a function that was cut short, or prose) is left out, and so are calls and asserts at the
+    does not parse at the end (a function that was cut short, or prose) is left out, and so are demonstrations at the
     margin. Imports and helper functions of the prompt are put before.
     """
     blocks = _FENCE.findall(text)
@@ -63,12 +62,12 @@ def extract(text: str, problem: CodeProblem) -> str:
         if program is not None and _defines(program, problem.entry_point):
             preamble = _longest(problem.prompt + "    pass\n") or ast.Module([], [])
             body = [node for node in preamble.body if not _is_entry(node, problem.entry_point)]
-            return _unparse(body + program.body)
+            return _unparse(body + program.body, problem.entry_point)
     cut = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
     for continuation in (text[:cut], *blocks):
         program = _longest(problem.prompt + continuation, len(problem.prompt.splitlines()))
         if program is not None and _has_body(program, problem.entry_point):
-            return _unparse(program.body)
+            return _unparse(program.body, problem.entry_point)
     return ""
 
 
@@ -115,8 +114,17 @@ def _has_body(program: ast.Module, entry_point: str) -> bool:
     )
 
 
-def _unparse(body: list[ast.stmt]) -> str:
-    kept = [node for node in body if not isinstance(node, _DEMONSTRATION)]
+def _demonstrates(node: ast.stmt, entry_point: str) -> bool:
+    """Whether the statement is an assert, an expression that calls nothing, or one that prints, asks or is a trial."""
+    if not isinstance(node, ast.Expr):
+        return isinstance(node, ast.Assert)
+    called = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+    shown = ("print", "input", entry_point)
+    return not called or any(isinstance(function, ast.Name) and function.id in shown for function in called)
+
+
+def _unparse(body: list[ast.stmt], entry_point: str) -> str:
+    kept = [node for node in body if not _demonstrates(node, entry_point)]
     try:
         return ast.unparse(ast.Module(body=kept, type_ignores=[]))
     except RecursionError:  # an expression thousands deep
