@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pedyra.app.tasks import code_judge
@@ -232,6 +233,33 @@ def test_of_the_lines_at_the_margin_only_demonstrations_are_left_out(line: str, 
 def test_plain_data_comes_over_as_it_is(value: Any) -> None:
     got = code_judge.decode(json.loads(json.dumps(code_judge.encode(value))), lambda reference: None)
     assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("scalar", "plain"),
+    [
+        (np.bool_(True), True),
+        (np.int8(-3), -3),
+        (np.uint64(1 << 63), 1 << 63),
+        (np.float16(0.5), 0.5),
+        (np.float32(0.25), 0.25),
+        (np.float64("inf"), float("inf")),
+        (np.complex64(1 + 2j), 1 + 2j),
+        (np.str_("a"), "a"),
+        (np.bytes_(b"a"), b"a"),
+    ],
+)
+def test_a_scalar_of_numpy_comes_over_as_the_plain_value_that_it_equals(scalar: Any, plain: Any) -> None:
+    sent = json.dumps(code_judge.encode([scalar, {scalar: 1}]))
+    value, (key,) = code_judge.decode(json.loads(sent), lambda reference: None)
+    assert (value, key) == (plain, plain) and type(value) is type(key) is type(plain)
+
+
+def test_a_solution_may_return_a_scalar_of_numpy(sandbox: Sandbox) -> None:
+    tests = "assert even(2) == True\nassert even(3) == False"
+    problem = CodeProblem(task_id="", prompt="", entry_point="even", solution="", stop=(), tests=tests)
+    program = "import numpy as np\ndef even(n):\n    return np.mod(n, 2) == 0\n"
+    assert check(problem, program, sandbox).passed
 
 
 @pytest.mark.parametrize(

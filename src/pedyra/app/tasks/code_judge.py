@@ -33,6 +33,8 @@ class CandidateError(Exception):
 
 def encode(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
     """What JSON can hold, with a tag where JSON has no such type. keep: numbers the objects that are no plain data."""
+    if isinstance(value, getattr(sys.modules.get("numpy"), "generic", ())):
+        value = value.item()  # a scalar of NumPy, which compares as the plain one does
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral):
