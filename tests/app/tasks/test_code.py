@@ -290,3 +290,9 @@ def test_results_agree_as_evalplus_has_it(
 def test_a_root_is_judged_by_its_polynomial() -> None:
     assert code_judge.agrees(2.0, -2.0, [[-4, 0, 1]], 1e-4, "root")  # x^2 - 4
     assert not code_judge.agrees(1.9, -2.0, [[-4, 0, 1]], 1e-4, "root")
+
+
+@pytest.mark.parametrize(("area", "right"), [(96, True), (84, True), (95, False), (84.5, False)])
+def test_the_height_of_a_pyramid_may_be_its_own_or_that_of_its_sides(area: float, right: bool) -> None:
+    # The base is 6 by 6. A side 4 high makes 36 + 4 * 12. Under an apex 4 above, a side is 5 high: 36 + 4 * 15.
+    assert code_judge.agrees(area, 84, [6, 4], 0, "pyramid") is right

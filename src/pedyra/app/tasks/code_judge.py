@@ -279,7 +279,7 @@ def agrees(result: Any, expected: Any, arguments: list[Any], tolerance: float, o
         return True
     if oracle == "pyramid":  # the height may be read as the perpendicular one
         base, height = arguments
-        expected = round(base**2 + 2 * base * math.hypot(base / 2, height))
+        return abs(result - round(base**2 + 2 * base * math.hypot(base / 2, height))) <= tolerance
     if oracle == "digits":  # the numbers may be padded to one length
         first, second = (str(number).zfill(max(map(len, map(str, arguments)))) for number in arguments)
         return result == sum(abs(int(a) - int(b)) for a, b in zip(first, second, strict=True))
