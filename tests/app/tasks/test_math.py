@@ -37,6 +37,33 @@ from pedyra.app.tasks import math
         ("#### none, but 8 are left", "8"),
         ("#### 42\n\n### Instruction:\nWhat is 3 + 4 = 7", "42"),  # a model that goes on
         ("####\n42", "42"),
+        # A heading of Markdown is no answer.
+        ("#### Step 1: eggs\n16 - 3 - 4 = 9\n#### Step 2: money\n9 * 2. The answer is 18.", "18"),
+        ("#### Step 2: the total\nso it is \\boxed{42}", "42"),
+        ("#### 42\n#### Check of all 3 steps", "42"),
+        ("#### **18** eggs in 3 days", "18"),
+        # An equation after the answer does not change it.
+        ("The answer is 12 (x = 4).", "12"),
+        ("The answer is 12 when x = 4", "12"),
+        ("The answer is 18. Check: 1 + 2 = 3", "18"),
+        ("The answer is 18. 1 + 2 = 3", "18"),
+        ("The answer is 18, and 1 + 2 = 3", "18"),
+        ("The answer is 18 dollars per 7 days = 1 week", "18"),
+        # An equation that leads to it does.
+        ("The answer is 3 * 6 = 18", "18"),
+        ("The answer is 9 eggs * $2 per egg = $18", "18"),
+        ("The answer is 20% of 90 = 18", "18"),
+        ("\\boxed{3 \\times 6 = 18}", "18"),
+        ("Answer: She sold 48 / 2 = 24 clips in May. In all she sold 48 + 24 = 72 clips.", "72"),
+        # Signs and separators.
+        ("#### -$5", "-5"),
+        ("The answer is -$5.", "-5"),
+        ("The answer is - $5.", "-5"),
+        ("She has -$5", "-5"),
+        ("They pay $20-$25", "25"),
+        ("Left:\n- 16 eggs\n- 9 eggs", "9"),
+        ("It costs 1 000 dollars", "1000"),
+        ("It costs 12{,}000 dollars", "12000"),
         ("I do not know.", None),
         ("", None),
     ],

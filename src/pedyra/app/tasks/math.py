@@ -22,6 +22,14 @@ _GROUPED = re.compile(r"\b\d{1,3}(?:[ \u00a0\u202f]\d{3})+\b")
 """1 000, with a space, a no-break one or a narrow one."""
 _RESULT = re.compile(rf".*=\s*\$?({_NUMBER.pattern})(?!\s*[-+*/^\u00d7\u00f7\d])", re.DOTALL)
 """What comes after the last equals sign that gives a value: 7 of "3 + 4 = 7", and nothing of "18 (=9*2)"."""
+_RECKONED = re.compile(
+    r"(?<!,)(?:(?!\b[b-z]\b)[^\d.,:;(])*?"
+    r"(?:[-+*/^x=\u00d7\u00f7]|\b(?:and|of|by|times|plus|minus|cdot|div)\b)[\s$({\\]*-?\.?\d",
+    re.IGNORECASE,
+)
+"""What follows a number that is reckoned with, up to the next one: " eggs * $2", " hours and 20", but not " per 7"."""
+_MARKED = re.compile(r"####([^\w#]*\d.*)")
+"""The line after "####", where no word stands before its number: headings of Markdown begin with the same sign."""
 _STATEMENT = re.compile(r"answer\s*(?:is|:|=)+\s*:?", re.IGNORECASE)
 """MetaMathQA ends in "The answer is: 42", other training sets in "the answer is 42" or "Answer: 42"."""
 
@@ -31,21 +39,25 @@ def extract_gsm8k(text: str) -> str | None:
 
     The last "#### 42", else the last "The answer is: 42", else the last \boxed{42}, else the last number.
     """
-    stated = _stated(text)
-    places = [
-        text.rpartition("####")[2].strip().partition("\n")[0] if "####" in text else "",
-        stated[-1] if stated else "",
-        _last_box(text) or "",
-    ]
-    for place in places:
-        plain = place.replace("\\$", "").replace("{,}", ",").replace("\u2212", "-").replace("- ", "-")
-        plain = _GROUPED.sub(lambda grouped: re.sub(r"\s", "", grouped.group()), plain)
-        if result := _RESULT.match(plain):
-            return result.group(1).replace(",", "")
-        if found := _NUMBER.search(plain):
-            return found.group().replace(",", "")
-    numbers = _NUMBER.findall(text.replace("\u2212", "-"))
+    text = text.replace("\\$", "").replace("{,}", ",").replace("\u2212", "-")
+    text = re.sub(r"(?<!\w)-\$", "-", text)
+    text = _GROUPED.sub(lambda grouped: re.sub(r"\s", "", grouped.group()), text)
+    marked, stated = _MARKED.findall(text), _stated(text)
+    for place in (*marked[-1:], *stated[-1:], _last_box(text) or ""):
+        if number := _number_stated(re.sub(r"- ?\$?", "-", place)):
+            return number.replace(",", "")
+    numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "") if numbers else None
+
+
+def _number_stated(place: str) -> str | None:
+    """The number at the beginning, if it is not reckoned with; else the last result, else the first number."""
+    first = _NUMBER.search(place)
+    if first is None:
+        return None
+    alone = not re.search(r"\w", place[: first.start()]) and not _RECKONED.match(place, first.end())
+    result = None if alone else _RESULT.match(place)
+    return result.group(1) if result else first.group()
 
 
 def extract_boxed(text: str) -> str | None:
