@@ -141,7 +141,7 @@ def test_held_out_rows_are_judged_in_their_order_however_those_of_training_are_t
     setup = set_up(recipe(data=data, training={"train_sampling_strategy": "group_by_length", "use_cpu": True}))
     trainer = setup.trainer(str(tmp_path))
     seen = [int(mask.sum()) for batch in trainer.get_eval_dataloader() for mask in batch["attention_mask"]]
-    lengths = [len(row["input_ids"]) for row in setup.task.eval]
+    lengths = [len(tokens) for tokens in setup.task.eval["input_ids"]]
     assert len(set(lengths)) > 5 and seen == lengths
 
 

@@ -71,7 +71,8 @@ def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_pa
         found = with_generated(row, each, allow_code_execution=True)
         assert found["metrics"]["humaneval"] == 0.25 and found["metrics"]["loss"] == 1.0
     assert calls == [{"humaneval"}, {"mbppplus"}]
-    asked = each.recipe.generate | {"humaneval": GenerateSection(rows=each.recipe.generate["humaneval"].rows + 1)}
+    assert each.recipe.generate["humaneval"].rows == 20
+    asked = each.recipe.generate | {"humaneval": GenerateSection(rows=21)}
     other = replace(each, recipe=each.recipe.model_copy(update={"generate": asked}))
     with_generated(row, other, allow_code_execution=True)  # as the recipe asks now
     assert calls[2:] == [{"humaneval"}]
