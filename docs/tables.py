@@ -490,6 +490,22 @@ def sst2() -> Cells:
     return cells
 
 
+@table("table 10")
+def time_and_memory() -> Cells:
+    """SST-2's rows of Table 10; published numbers are of DeBERTa-v3-base on a GPU."""
+    found = rows("paper_table10")
+    columns = list(dict.fromkeys(row["column"] for row in found))
+    cells = [["method", *(text for column in columns for text in (column, "published"))]]
+    for name in dict.fromkeys(row["row"] for row in found):
+        line = [name.removeprefix("SST-2, ")]
+        for column in columns:
+            (row,) = where(found, row=name, column=column)
+            error = row["standard_error"]
+            line += [f"{row['measured']:.4g}" + (f" ± {error:.2g}" if error else ""), f"{row['published']:g}"]
+        cells.append(line)
+    return cells
+
+
 @table("code")
 def code() -> Cells:
     models = {
