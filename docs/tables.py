@@ -347,9 +347,18 @@ WAYS = {
 
 @table("forgetting")
 def forgetting() -> Cells:
+    return _forgetting("forgetting")
+
+
+@table("forgetting, GSM8K")
+def forgetting_of_gsm8k() -> Cells:
+    return _forgetting("forgetting_gsm8k")
+
+
+def _forgetting(name: str) -> Cells:
     """What a cut for general text undoes, against the whole adapter times a factor, at no more loss of the task."""
     cells = [["way", "amount", "rise of the task's loss", "rise of the general loss", "less than scaled by"]]
-    every = rows("forgetting")
+    every = rows(name)
     runs = {run: where(every, run=run) for run in dict.fromkeys(row["run"] for row in every)}
     of = {run: {(row["way"], round(20 * row["amount"])): row for row in found} for run, found in runs.items()}
     for way, amount in dict.fromkeys((row["way"], round(20 * row["amount"])) for row in every):
