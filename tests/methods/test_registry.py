@@ -67,7 +67,7 @@ def test_in_a_hand_written_loop_too(method: str, make_recipe: Any, make_base: An
     base, task, _ = make_base(recipe)
     wanted = request(recipe, base, task)
     adaptation = METHODS[method].prepare(wanted)
-    assert adaptation.model.peft_config["default"].peft_type == METHODS[method].adapter
+    assert adaptation.model.peft_config["default"].peft_type == METHODS[method].peft_type
     loop = Loop(adaptation, make_optimizer(adaptation, lr=1e-2), total_steps=12)
     assert wanted.data is not None
     for _, batch in zip(range(12), wanted.data.batches(), strict=False):

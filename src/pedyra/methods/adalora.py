@@ -204,6 +204,6 @@ METHOD = Method(
     AdaLoraSettings,
     resumable=False,
     moves_ranks=True,
-    adapter="ADALORA",
+    peft_type="ADALORA",
 )
 SVD = Method("adalora-svd", "AdaLoRA with ranks that are removed", prepare_svd, AdaLoraSettings, moves_ranks=True)

@@ -184,8 +184,8 @@ class Method:
     """Whether a run can continue from a checkpoint."""
     moves_ranks: bool = False
     """Whether ranks change in training, on the schedule of `rank`."""
-    adapter: str = "LORA"
-    """PEFT's type of what it trains; only a LoRA can be fitted."""
+    peft_type: str = "LORA"
+    """Of the adapter that it trains; only a LoRA can be fitted."""
 
     @property
     def setting_names(self) -> list[str]:
@@ -289,10 +289,9 @@ class Settings:
         for each in fields(self):
             value = getattr(self, each.name)
             kinds = get_args(types[each.name]) or (types[each.name],)
-            # true is no 1
-            if not any(
-                isinstance(value, KINDS[kind][0]) and isinstance(value, bool) == (kind is bool) for kind in kinds
-            ):
+            # Python counts true as the whole number 1.
+            same = (isinstance(value, KINDS[kind][0]) and isinstance(value, bool) == (kind is bool) for kind in kinds)
+            if not any(same):
                 told = " or ".join(KINDS[kind][1] for kind in kinds)
                 raise ValueError(f"method_settings.{each.name} is {value!r}; it must be {told}")
             if each.metadata and not each.metadata["fits"](value):

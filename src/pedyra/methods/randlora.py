@@ -103,5 +103,5 @@ METHOD = Method(
     "full-rank from scaled random bases (Albert et al. 2025)",
     prepare,
     RandLoraSettings,
-    adapter="RANDLORA",
+    peft_type="RANDLORA",
 )

@@ -105,7 +105,7 @@ def plan_adjustment(
     spare: int = 0,
 ) -> RankPlan:
     """Algorithm 2: prune the `moves` lowest triples, give one to each best layer. The sum of the ranks is conserved;
-    with `parameters` it is the number of these.
+    with `parameters`, the number of parameters is.
 
     A layer's best `min_rank` triples are never pruned; when fewer than `moves` can go, fewer move. When `moves`
     exceeds the number of layers, the ranking is walked again (round-robin), so that the sum is conserved exactly.

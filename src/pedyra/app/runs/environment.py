@@ -43,8 +43,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     status = Path("/proc/self/status")
     if status.is_file() and (peak := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
         return int(peak[1]) * 1024
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * 1024  # other systems than macOS count kibibytes
+    maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return maxrss if sys.platform == "darwin" else maxrss * 1024  # other systems than macOS count kibibytes
 
 
 def memory_bytes(device: torch.device) -> int:

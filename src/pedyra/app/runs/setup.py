@@ -205,7 +205,7 @@ def wanted_fit(recipe: Recipe) -> Wanted | None:
     that trains no LoRA."""
     if recipe.fit is None:
         return None
-    if (kind := get_method(recipe.method).adapter) != "LORA":
+    if (kind := get_method(recipe.method).peft_type) != "LORA":
         raise ValueError(
             f"fit asks how small a LoRA may be, and method {recipe.method} trains an adapter of type {kind}; "
             f"remove the section fit"
