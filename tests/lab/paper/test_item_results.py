@@ -12,13 +12,14 @@ from pedyra.lab.paper.item_results import difference_table, remarks, result_tabl
 
 def test_a_mean_its_error_and_its_interval_by_hand():
     values = {("with input-based", "MBPP"): {0: 38.0, 1: 40.0, 2: 42.0}}
-    found = results(get_item("table6"), "full", values)
+    found = results(get_item("table6"), "full", values, {("with input-based", "MBPP"): 2e-4})
     one = next(row for row in found if row["values"])
     error = 2 / math.sqrt(3)  # standard deviation 2, three seeds
     assert one == {
         **{"id": "table6", "row": "with input-based", "column": "MBPP", "published": 38.9, "measured": 40.0},
         **{"standard_error": pytest.approx(error), "seeds": 3, "scale": "full"},
         **{"interval_low": pytest.approx(40 - 4.302653 * error), "interval_high": pytest.approx(40 + 4.302653 * error)},
+        "learning_rate": 2e-4,
         "values": {"0": 38.0, "1": 40.0, "2": 42.0},
     }
     table = result_table(get_item("table6"), "full", found)
@@ -27,7 +28,7 @@ def test_a_mean_its_error_and_its_interval_by_hand():
 
 def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
     values = {("PE-DyRA", "SST-2"): {0: 90.0, 1: 92.0}, ("PE-DyRA", "CoLA"): {1: 60.0, 2: 70.0}}
-    found = results(get_item("table2"), "small", values)
+    found = results(get_item("table2"), "small", values, {})
     average = next(row for row in found if (row["row"], row["column"]) == ("PE-DyRA", "All"))
     assert average["values"] == {"1": 76.0} and average["interval_low"] is None
     told = remarks(get_item("table2"), "small", found)
@@ -37,7 +38,7 @@ def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
 
 def test_rows_are_averaged_over_the_same_columns():
     values = {("LoRA", "SST-2"): {0: 90.0}, ("LoRA", "CoLA"): {0: 60.0}, ("PE-DyRA", "SST-2"): {0: 91.0}}
-    found = results(get_item("table2"), "small", values)
+    found = results(get_item("table2"), "small", values, {})
     averages = {row["row"]: row["values"] for row in found if row["column"] == "All" and row["values"]}
     assert averages == {"LoRA": {"0": 90.0}, "PE-DyRA": {"0": 91.0}}
 
@@ -46,7 +47,7 @@ def test_differences_are_paired_by_seed_and_to_the_first_row_of_a_group():
     item = get_item("table12")
     rows = ("LLaMA2-7B, DoRA", "LLaMA2-7B, PE-DyRA+DoRA", "LLaMA3-8B, QLoRA", "LLaMA3-8B, PE-DyRA+QLoRA")
     values = {(row, "MBPP"): {0: 30.0 + i, 1: 40.0 + i} for i, row in enumerate(rows)}
-    table = difference_table(item, "full", results(item, "full", values))
+    table = difference_table(item, "full", results(item, "full", values, {}))
     assert table is not None
     texts = {row[""]: row["MBPP"] for row in table.rows}
     assert texts == {
@@ -64,22 +65,22 @@ def test_a_scale_may_have_columns_of_its_own_with_nothing_published():
         ("perplexity", "perplexity", 1.0)
     }
     whole = get_item("table3")
-    table = result_table(whole.at("smoke"), "smoke", results(whole.at("smoke"), "smoke", {}))
+    table = result_table(whole.at("smoke"), "smoke", results(whole.at("smoke"), "smoke", {}, {}))
     assert list(table.rows[0]) == ["", "perplexity"] and whole.at("full") is whole
 
 
 def test_an_item_of_one_row_has_no_differences():
-    assert difference_table(get_item("figure11"), "smoke", results(get_item("figure11"), "smoke", {})) is None
+    assert difference_table(get_item("figure11"), "smoke", results(get_item("figure11"), "smoke", {}, {})) is None
 
 
 def test_where_rows_are_tasks_settings_are_compared_with_the_first():
     item = get_item("table14")
     values = {("SST-2 (Acc.)", "k=4"): {0: 79.0, 1: 80.0}, ("SST-2 (Acc.)", "k=12"): {0: 78.0, 1: 81.0}}
-    table = difference_table(item, "full", results(item, "full", values))
+    table = difference_table(item, "full", results(item, "full", values, {}))
     assert (
         table is not None and table.title == "Difference to k=4" and list(table.rows[0]) == ["", "k=8", "k=12", "k=24"]
     )
     first = table.rows[0]
     assert first[""] == "SST-2 (Acc.)" and first["k=8"] == "– (+0.34)" and first["k=12"].startswith("0.00 [")
     one_column = item.only(columns=["k=4"])
-    assert difference_table(one_column, "full", results(one_column, "full", {})) is None
+    assert difference_table(one_column, "full", results(one_column, "full", {}, {})) is None

@@ -53,6 +53,7 @@ def test_the_files_tell_what_was_measured_beside_what_was_published(smoke):
     assert keys <= set(rows[0])
     one = next(row for row in rows if (row["row"], row["column"]) == ("SST-2 (Acc.)", "k=12"))
     assert one["published"] == 95.98 and 0 <= one["measured"] <= 100 and one["seeds"] == 1
+    assert one["learning_rate"] == 1e-2  # of the recipe smoke_encoder
     text = (folder / "table14.md").read_text()
     assert "(95.98)" in text and "The paper's claim: Of 4, 8, 12 and 24 triples" in text
 

@@ -14,15 +14,20 @@ from pedyra.lab.paper.item import Item, Scale
 Values = Mapping[tuple[str, str], Mapping[int, float]]
 """(row, column) -> seed -> value, in the published unit."""
 
+Rates = Mapping[tuple[str, str], float]
+"""(row, column) -> the learning rate of its runs."""
 
 Row = dict[str, Any]
 """Of one row x column of an item, as it stands in the JSON file; see `result_row`."""
 
 
-def result_row(item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float]) -> Row:
+def result_row(
+    item: Item, scale: Scale, row: str, column: str, values: Mapping[int, float], learning_rate: float | None
+) -> Row:
     """What was published and measured, with the mean, its standard error and its 95 % interval over the seeds.
 
-    `values` by seed are empty, and what follows from them None, where nothing was measured.
+    `values` by seed are empty, and what follows from them None, where nothing was measured. The learning rate of an
+    average over tasks is None.
     """
     measured = list(values.values())
     low, high = interval(measured) or (None, None)
@@ -37,11 +42,12 @@ def result_row(item: Item, scale: Scale, row: str, column: str, values: Mapping[
         "interval_high": high,
         "seeds": len(measured),
         "scale": scale,
+        "learning_rate": learning_rate,
         "values": {str(seed): value for seed, value in values.items()},
     }
 
 
-def results(item: Item, scale: Scale, values: Values) -> list[Row]:
+def results(item: Item, scale: Scale, values: Values, rates: Rates) -> list[Row]:
     """Every row x column of the item. An average is over the columns that every row has which has any of them: else
     rows would be compared over other tasks."""
     found = []
@@ -53,7 +59,7 @@ def results(item: Item, scale: Scale, values: Values) -> list[Row]:
                 rows = [each for each in item.rows if any((each, name) in values for name in over)]
                 shared = [name for name in over if all((each, name) in values for each in rows)]
                 mine = _average([values[row, name] for name in shared]) if row in rows else {}
-            found.append(result_row(item, scale, row, column, mine))
+            found.append(result_row(item, scale, row, column, mine, rates.get((row, column))))
     return found
 
 

@@ -81,6 +81,7 @@ def run_item(
     """
     places.check(item, scale, allow_code_execution=allow_code_execution)
     values: dict[tuple[str, str], dict[int, float]] = {}
+    rates: dict[tuple[str, str], float] = {}
     runs: dict[str, Path] = {}
     failed: list[str] = []
     notes: list[str] = []
@@ -97,11 +98,12 @@ def run_item(
             kept = {seed: value * cell.part.factor for seed, value in measured.items() if value is not None}
             if kept:
                 values[cell.row, cell.column] = kept
+                rates[cell.row, cell.column] = mine[0]["learning_rate"]  # one for all seeds
     whole, folder = get_item(item.id), out / scale / item.id
     if (item.rows.keys(), item.columns.keys()) != (whole.rows.keys(), whole.columns.keys()):
         folder /= "part"
     item = item.at(scale)
-    done = results(item, scale, values)
+    done = results(item, scale, values, rates)
     folder.mkdir(parents=True, exist_ok=True)
     tables = result_tables(item, scale, done)
     files = [
