@@ -32,7 +32,7 @@ AUTO: Literal["auto"] = "auto"
 
 app = typer.Typer(
     name="pedyra",
-    help="Rank-adaptive LoRA fine-tuning: which rank, in which layers?",
+    help="The rank of a LoRA: fit says how small a trained one may be, and PE-DyRA moves ranks while one trains.",
     epilog="A recipe is one training run as YAML: pedyra schema lists its keys, and the folder recipes of "
     "the repository has examples.",
     no_args_is_help=True,

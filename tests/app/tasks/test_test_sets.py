@@ -83,6 +83,7 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
             {"a": {}, "b": {}},
             "generate: a and b have no source, and a run has its held-out rows once; known sets are gsm",
         ),
+        ({"mine": {"score": "code"}}, "generate.mine has the score code, and held-out rows have no tests to run; give"),
         ({"mine": {"source": "FILE"}}, "generate.mine needs template, as it is no known set; those are gsm8k, math"),
         ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a, n"),
         ({"gsm8k": {"source": "none.jsonl"}}, "generate.gsm8k.source 'none.jsonl' does not exist"),

@@ -91,6 +91,11 @@ class _Trained:
         settings = self._settings(name, known, section)
         problems: list[Any] = []
         if settings.score == "code":
+            if own:
+                raise ValueError(
+                    f"generate.{name} has the score code, and held-out rows have no tests to run; give it a source of "
+                    "problems"
+                )
             if foreign := set(template_columns(settings.template or "")) - {"prompt"}:
                 raise ValueError(
                     f"generate.{name}.template has a place {{{min(foreign)}}}; a problem of a code set has {{prompt}}"
