@@ -5,16 +5,13 @@ import logging
 from io import StringIO
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
 from pedyra.app.console import (
     _adjustments_line,
     format_bytes,
     format_seconds,
     new_console,
-    print_next,
     print_rank_map,
     print_result,
     print_table,
@@ -75,14 +72,13 @@ def test_sizes_and_times_for_people():
     assert [format_seconds(s) for s in (4.26, 95, 7260)] == ["4.3 s", "1 min 35 s", "2 h 1 min"]
 
 
-def ended(tmp_path, kind="classification", name="toy", **changes):
+def ended(tmp_path, **changes):
     """The result of a run, with these changes."""
     folder = RunFolder(tmp_path)
     folder.adapter.mkdir()
     (folder.adapter / "adapter_model.safetensors").write_bytes(bytes(2048))
-    write_file(folder.adapter / "adapter_config.json", json.dumps({"peft_type": "LORA", **changes.pop("config", {})}))
-    data = {"source": "toy", "kind": kind} | ({"prompt": "p", "completion": "c"} if kind == "causal_lm" else {})
-    content = {"name": name, "model": {"name": "m"}, "data": data}
+    write_file(folder.adapter / "adapter_config.json", json.dumps({"peft_type": "LORA"}))
+    content = {"name": "toy", "model": {"name": "m"}, "data": {"source": "toy"}}
     final = {"metric": "accuracy", "value": 0.9, "eval_loss": 0.3, "seconds": 65.0, "peak_memory_bytes": 3 * 2**20}
     layers = [{"layer": f"h.{depth}.q", "rank": 3 + depth, "parameters": 20 * (3 + depth)} for depth in range(2)]
     start = [{**layer, "rank": 8, "parameters": 160} for layer in layers]
@@ -92,34 +88,19 @@ def ended(tmp_path, kind="classification", name="toy", **changes):
 
 def shown(result):
     screen = StringIO()
-    for told in (print_result, print_next):
-        told(Console(file=screen, width=200), result)
+    print_result(Console(file=screen, width=200), result)
     return screen.getvalue()
 
 
-def test_a_run_ends_with_what_changed_and_what_comes_next(tmp_path):
-    out = shown(ended(tmp_path, fit_seconds=130.0))
+def test_a_run_ends_with_what_changed(tmp_path):
+    out = shown(ended(tmp_path))
     for told in ("accuracy 0.9000\n", "16 at the start, 7 at the end", "320 at the start, 140 at the end", "2.0 KiB"):
         assert told in out
-    assert f"pedyra fit {tmp_path}" in out and "2 min 10 s" in out and f"pedyra export {tmp_path}" in out
-
-
-@pytest.mark.parametrize(
-    ("verdict", "share", "told"),
-    [("flat", 0.3, "lora.r=3 is enough: 30% of r = 8 was needed"), ("flat", 0.95, None), ("tight", 0.7, None)],
-)
-def test_a_fit_says_which_rank_to_begin_with_next_time(tmp_path, verdict, share, told):
-    class Found:
-        def row(self):
-            return {"verdict": verdict, "share": share}
-
-    out = shown(ended(tmp_path, found=Found()))
-    assert (told or "") in out and ("next time" in out) == (told is not None)
 
 
 def test_what_a_run_does_not_know_is_left_out(tmp_path):
     out = shown(ended(tmp_path, layers=[], start=[]))
-    assert "rank" not in out and "pedyra fit" not in out and "None" not in out and "?" not in out
+    assert "rank" not in out and "None" not in out and "?" not in out
 
 
 def test_a_base_model_that_was_evaluated_first_is_told_beside_the_adapter(tmp_path):
@@ -127,29 +108,6 @@ def test_a_base_model_that_was_evaluated_first_is_told_beside_the_adapter(tmp_pa
     assert result.final is not None
     result.final["value_before"] = 0.5
     assert "0.9000 (0.5000 before training)" in shown(result)
-
-
-@pytest.mark.parametrize(
-    ("config", "served"),
-    [
-        ({"base_model_name_or_path": "org/base"}, True),
-        ({"base_model_name_or_path": "org/base", "use_dora": True}, False),
-        ({"base_model_name_or_path": "org/base", "modules_to_save": ["lm_head"]}, False),
-        ({"base_model_name_or_path": None}, False),
-        ({"base_model_name_or_path": "org/base", "peft_type": "ADALORA"}, False),
-    ],
-)
-def test_a_language_model_that_vllm_can_serve_comes_with_its_line(tmp_path, config, served):
-    result = ended(tmp_path, kind="causal_lm", name="my run", config={"r": 12, "lora_alpha": 12, **config})
-    factors = {"h.0.q.lora_A.weight": torch.ones(12, 4), "h.0.q.lora_B.weight": torch.ones(4, 12)}
-    save_file(
-        {f"base_model.model.{name}": each for name, each in factors.items()},
-        result.folder.adapter / "adapter_model.safetensors",
-    )
-    out = shown(result)
-    # By the 12 ranks on disk (vLLM takes 8 or 16), which are more than it had while it trained.
-    assert ("vllm serve org/base --enable-lora --max-lora-rank 16" in out) == served
-    assert not served or f"--lora-modules 'my run'={tmp_path}/export/peft" in out
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import typer
 
 from pedyra.app.console import (
     new_console,
-    print_next,
     print_plan,
     print_result,
     print_summary,
@@ -107,7 +106,6 @@ def train(
             console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
             if address := push_run(result):
                 console.print(f"pushed      {address}", soft_wrap=True)
-            print_next(console, result)
         rows, diverged = result.rows(), result.diverged
     if json_file and is_first():
         write_json_lines(json_file, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from pedyra.fitting.verdict import FLAT
 from pedyra.lora.files import json_line
 from pedyra.lora.layer_names import layer_place
 
@@ -134,25 +132,6 @@ def print_result(console: Console, result: RunResult) -> None:
         smaller = result.folder.path / "fit"
         size = sum(file.stat().st_size for file in smaller.glob("adapter_model.*"))
         _print_named(console, [("smaller", f"{smaller}, {format_bytes(size)}")])
-
-
-def print_next(console: Console, result: RunResult) -> None:
-    """The commands for what comes next: a smaller adapter, another reader, a server."""
-    if result.final is None or result.diverged or not result.layers:
-        return
-    run = result.folder.path
-    if result.found is None:
-        takes = "" if result.fit_seconds is None else f", in about {format_seconds(result.fit_seconds)}"
-        lines = [("next", f"pedyra fit {run}   finds out how small the adapter may be{takes}")]
-        lines.append(("", f"pedyra export {run} --target peft   writes it for PEFT and vLLM"))
-    else:
-        found, r = result.found.row(), result.recipe.lora.r
-        lines = [("next", f"pedyra export {run / 'fit'} --target peft   writes the smaller one for PEFT and vLLM")]
-        if found["verdict"] == FLAT and (enough := math.ceil(r * found["share"])) < r:
-            lines.insert(0, ("next time", f"lora.r={enough} is enough: {found['share']:.0%} of r = {r} was needed"))
-    if result.server:
-        lines.append(("", result.server))
-    _print_named(console, lines)
 
 
 def _print_named(console: Console, lines: Iterable[tuple[str, str]]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftType
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
@@ -29,11 +28,9 @@ from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
-from pedyra.lora.export import vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.files import append_row, remove, write_file, write_folder
-from pedyra.lora.folder import read_lora
 from pedyra.lora.hub import CARD, adapter_card, made_repository, push_folder, shown_name, shown_ranks
-from pedyra.lora.inspection import inspect_adapter, read_adapter_config
+from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
 
@@ -54,23 +51,6 @@ class RunResult:
     """The last line of metrics.jsonl; None for a run that was interrupted."""
     found: Fit | None = None
     """What the fit at the end of the run has found; None where the recipe asks for none."""
-    fit_seconds: float | None = None
-    """About what `pedyra fit` takes of this run; None where that is not known."""
-
-    @property
-    def server(self) -> str | None:
-        """The line that serves the adapter once it is exported; None where vLLM cannot, or the base has no name."""
-        if self.recipe.data.kind != "causal_lm" or not self.folder.adapter.is_dir():
-            return None
-        config = read_adapter_config(self.folder.adapter)
-        base = config.get("base_model_name_or_path")
-        if not base or config["peft_type"] != PeftType.LORA or why_not_in_vllm(config) is not None:
-            return None
-        # On disk, where PiSSA's layers have twice the rank that they train with.
-        rank = vllm_rank(max(layer.rank for layer in read_lora(self.folder.adapter).layers))
-        if rank is None:
-            return None
-        return vllm_line(base, {self.recipe.name: self.folder.path / "export" / "peft"}, rank)
 
     @property
     def interrupted(self) -> bool:
@@ -230,7 +210,6 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         found=found,
         start=start,
         final=final,
-        fit_seconds=_fit_seconds(trainer, log),
     )
 
 
@@ -242,18 +221,6 @@ def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer) -> Fit:
     found = fit_trainer(trainer, wanted)
     found.save(folder.path / "fit", overwrite=True)
     return found
-
-
-def _fit_seconds(trainer: Trainer, log: MetricsLog) -> float | None:
-    """About what `pedyra fit` takes by its defaults: eleven evaluations of 1,536 rows, and the gradients of 1,024 rows
-    to calibrate and of 1,280 for each of three sizes that recover, with the outputs of the whole adapter for those."""
-    evaluations = [entry["eval_runtime"] for entry in trainer.state.log_history if "eval_runtime" in entry]
-    args, rows = trainer.args, len(trainer.eval_dataset)  # pyright: ignore[reportArgumentType]
-    trained = trainer.state.global_step * _rows_per_step(args)
-    if not evaluations or not trained:
-        return None
-    gradients = (1024 + 3 * 1280 * 4 / 3) * max(0.0, log.seconds - sum(evaluations)) / trained
-    return gradients + 11 * evaluations[-1] * min(1.0, 1536 / rows)
 
 
 def _refused_file(checkpoint: Path) -> str | None:
