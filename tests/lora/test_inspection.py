@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pedyra.lora.inspection import inspect_adapter
 
@@ -39,14 +39,6 @@ def test_ranks_parameters_and_effective_ranks(adapter):
     assert first["effective_rank"] == pytest.approx(2) and second["effective_rank"] == pytest.approx(1)
     assert (total["layer"], total["rank"], total["parameters"], total["other_parameters"]) == ("total", 4, 22, 6)
     assert total["bytes"] == 4 * (22 + 6)
-
-
-def test_a_run_folder_is_read_with_its_budget(adapter):
-    run = adapter.parent
-    budget = {"kind": "parameters", "total_rank": 4, "parameters": 26}
-    (run / "ranks.jsonl").write_text(json.dumps({"kind": "layers", "budget": budget}) + "\n")
-    total = inspect_adapter(run).rows()[-1]
-    assert (total["budget_rank"], total["budget_parameters"]) == (4, 26)
 
 
 def test_dora_magnitudes_belong_to_their_layer_and_convolutions_are_read_flat(tmp_path):
@@ -105,24 +97,3 @@ def test_a_layer_of_rank_0_counts_as_none(tmp_path):
     first, second, total = inspect_adapter(write_adapter(tmp_path, tensors)).rows()
     assert (first["rank"], first["parameters"], second["rank"], second["parameters"]) == (0, 0, 1, 7)
     assert (total["rank"], total["parameters"], total["other_parameters"], total["bytes"]) == (1, 7, 0, 4 * 14)
-
-
-def test_what_makes_a_file_larger_than_its_ranks_explain_is_named(adapter):
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    prefix = "base_model.model."
-    tensors |= {
-        f"{prefix}model.embed_tokens.weight": torch.zeros(10, 4),
-        f"{prefix}lm_head.weight": torch.zeros(10, 4, dtype=torch.float16),
-        "exp_avg.0": torch.zeros(100),
-    }
-    before = inspect_adapter(adapter).others
-    save_file(tensors, adapter / "adapter_model.safetensors")
-    (adapter / "optimizer.pt").write_bytes(b"0" * 77)
-    found = {told: size for told, size in inspect_adapter(adapter).others.items() if told not in before}
-    assert found == {
-        "exp_avg (optimizer state)": 400,
-        "model.embed_tokens (embeddings)": 160,
-        "lm_head (head)": 80,
-        "optimizer.pt (optimizer state, a file of its own)": 77,
-    }
-    assert inspect_adapter(adapter).rows()[-1]["others"] == inspect_adapter(adapter).others

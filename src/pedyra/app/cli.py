@@ -140,7 +140,7 @@ def inspect(
     path: FolderArgument,
     json_file: JsonFile = None,
 ) -> None:
-    """Show ranks, budget, parameters, effective ranks and memory of an adapter."""
+    """Show ranks, parameters, effective ranks and memory of an adapter."""
     from pedyra.lora.inspection import inspect_adapter
 
     summary = inspect_adapter(path)

@@ -144,25 +144,14 @@ def _change(start: int, end: int) -> str:
     return f"{end:,} as at the start" if start == end else f"{start:,} at the start, {end:,} at the end"
 
 
-SHOWN_OTHERS = 6
-"""Of what is beside an adapter's factors, lines that are printed."""
-
-
 def print_summary(console: Console, summary: AdapterSummary) -> None:
     """An adapter's layers as a table, its ranks as a map, and what it comes to."""
     *layers, total = summary.rows()
     columns = ("layer", "rank", "parameters", "effective_rank")
     print_table(console, columns, [[row[column] for column in columns] for row in [*layers, total]])
     print_rank_map(console, layers)
-    if summary.budget:
-        console.print(f"budget      {_budget_line(summary.budget)}", soft_wrap=True)
-    for number, (told, size) in enumerate(summary.others.items()):
-        if number == SHOWN_OTHERS:
-            left = list(summary.others.values())[SHOWN_OTHERS:]
-            console.print(f"{'':12}{len(left)} more, {format_bytes(sum(left))} together")
-            break
-        console.print(f"{'' if number else 'beside it':12}{told}: {format_bytes(size)}", soft_wrap=True)
-    console.print(f"memory      {format_bytes(summary.bytes)}")
+    others = f", with {summary.other_parameters:,} parameters of no layer" if summary.other_parameters else ""
+    console.print(f"memory      {format_bytes(summary.bytes)}{others}")
 
 
 def _budget_line(budget: Mapping[str, Any]) -> str:

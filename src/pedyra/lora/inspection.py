@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pedyra.lora.files import parse_json, read_json
+from pedyra.lora.files import read_json
 from pedyra.lora.spectrum import effective_rank, singular_values
 
 
@@ -32,16 +32,11 @@ class LayerSummary:
 class AdapterSummary:
     """All layers of one adapter, by name, block 2 before block 10."""
 
-    path: Path
     layers: list[LayerSummary]
     other_parameters: int
     """Parameters saved beside the LoRA factors: a classification head, biases."""
-    others: dict[str, int]
-    """What is in the adapter's file beside the factors of its layers, or in other files of its folder -> bytes."""
     bytes: int
     """Of all tensors together."""
-    budget: dict[str, Any] | None
-    """Total rank and parameters the run may use while it trains, counting E; None for an adapter of no run."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer, then `total`."""
@@ -50,14 +45,8 @@ class AdapterSummary:
             "layer": "total",
             **{key: sum(row[key] for row in rows) for key in ("rank", "parameters", "effective_rank")},
             "other_parameters": self.other_parameters,
-            "others": self.others,
             "bytes": self.bytes,
         }
-        if self.budget is not None:
-            total |= {
-                "budget_rank": self.budget["total_rank"],
-                "budget_parameters": self.budget["parameters"],
-            }
         return [*rows, total]
 
 
@@ -78,52 +67,10 @@ def inspect_adapter(path: Path) -> AdapterSummary:
     if not layers:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} holds no LoRA factors")
     return AdapterSummary(
-        path=folder,
         layers=layers,
         other_parameters=sum(t.numel() for t in tensors.values()) - in_layers,
-        others={**_others(tensors, factors), **_other_files(folder)},
         bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
-        budget=_budget(path),
     )
-
-
-_KINDS = (
-    ("optimizer state", ("exp_avg", "momentum_buffer", "optimizer")),
-    ("embeddings", ("embed", "wte", "wpe")),
-    ("head", ("lm_head", "classifier", "score", "qa_outputs", "pre_classifier", "cls")),
-    ("bias", ("bias",)),
-)
-"""What a tensor is by a part of its name; the first that fits."""
-_FILES = {
-    **dict.fromkeys(("optimizer.pt", "optimizer.bin"), "optimizer state"),
-    **dict.fromkeys(("pytorch_model.bin", "model.safetensors"), "weights of a whole model"),
-    "adapter_model.bin": "the same adapter in another format",
-}
-"""Files of a folder that are larger than the adapter beside them -> what they hold."""
-
-
-def _others(tensors: dict[str, Tensor], factors: dict[str, dict[str, Tensor]]) -> dict[str, int]:
-    """Module and what it is -> bytes, of the tensors that are no factor, the largest first."""
-    ours = {id(tensor) for parts in factors.values() for tensor in parts.values()}
-    found: dict[str, int] = {}
-    for key, tensor in tensors.items():
-        if id(tensor) in ours:
-            continue
-        parts = key.removeprefix("base_model.model.").split(".")
-        known = (kind for kind, signs in _KINDS if any(part.startswith(sign) for part in parts for sign in signs))
-        module = ".".join(parts[:-1]) or key
-        title = f"{module} ({next(known, 'trained whole')})"
-        found[title] = found.get(title, 0) + tensor.numel() * tensor.element_size()
-    return dict(sorted(found.items(), key=lambda each: -each[1]))
-
-
-def _other_files(folder: Path) -> dict[str, int]:
-    """File and what it is -> bytes, of the files of a training beside the adapter."""
-    return {
-        f"{file.name} ({_FILES[file.name]}, a file of its own)": file.stat().st_size
-        for file in sorted(folder.iterdir())
-        if file.name in _FILES and file.is_file()
-    }
 
 
 def find_adapter(path: Path) -> Path:
@@ -200,15 +147,3 @@ def _summarise(name: str, parts: dict[str, Tensor]) -> LayerSummary:
         parameters=sum(part.numel() for slot, part in parts.items() if not (empty and slot in ("A", "E", "B"))),
         effective_rank=effective_rank(singular_values(A, E, B)),
     )
-
-
-def _budget(run: Path) -> dict[str, Any] | None:
-    ranks = run / "ranks.jsonl"
-    if not ranks.is_file():
-        return None
-    with ranks.open("rb") as file:
-        first = file.readline()
-    if not first.endswith(b"\n"):
-        return None
-    budget = {"total_rank": int, "parameters": int}
-    return parse_json(first, f"{ranks}, line 1", {"budget": (budget, None)}).get("budget")
