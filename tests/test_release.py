@@ -52,7 +52,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel: zipfile.ZipFile):
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == wanted
     suffixes = {Path(name).suffix for name in found}
-    assert {".py", ".yaml", ".html", ".js", ".css", ".json"} <= suffixes and "pedyra/py.typed" in found
+    assert {".py", ".yaml", ".html", ".js", ".css"} <= suffixes and "pedyra/py.typed" in found
 
 
 def test_no_tests_and_no_data_are_in_the_wheel_or_the_sdist(built: Path, wheel: zipfile.ZipFile):
