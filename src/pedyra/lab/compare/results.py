@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pandas
-
 from pedyra.fitting.cut import RECORD
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
@@ -159,13 +157,14 @@ class Comparison:
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
         """A number relative to the reference's, summed over the tasks and seeds where both have runs."""
-        known = [row for row in self.rows if row["budget"] == budget and row["method"] in (method, self.reference)]
-        if not known:
-            return None
-        table = pandas.DataFrame(known).pivot_table(index=["task", "seed"], columns="method", values=key).dropna()
-        if method not in table or self.reference not in table or not table[self.reference].sum():
-            return None
-        return float(table[method].sum() / table[self.reference].sum())
+        known = [row for row in self.rows if row["budget"] == budget and row[key] is not None]
+        ours, theirs = (
+            {(row["task"], row["seed"]): row[key] for row in known if row["method"] == of}
+            for of in (method, self.reference)
+        )
+        shared = ours.keys() & theirs.keys()
+        total = sum(theirs[run] for run in shared)
+        return sum(ours[run] for run in shared) / total if total else None
 
     def remarks(self) -> list[str]:
         """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
