@@ -13,7 +13,6 @@ import ast
 import json
 import os
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,8 +33,7 @@ class Judged:
     status: Status
     """passed; failed: a wrong result; error: it raised or ended; timeout; unparsable: no program was found."""
     reason: str = ""
-    """One line; empty where it passed."""
-    seconds: float = 0.0
+    """What the judge says of a wrong result or an error, in words that may be the solution's own."""
 
     @property
     def passed(self) -> bool:
@@ -139,24 +137,15 @@ def check(problem: CodeProblem, program: str, sandbox: Sandbox) -> Judged:
 
     Raises SandboxRefused where the sandbox cannot be set up, never for what the program does.
     """
-    started = time.monotonic()
-    if not program.strip():
-        return Judged("unparsable", "no function was found in the text")
     try:
-        parse(program)
-    except SyntaxError as error:
-        return Judged("unparsable", f"line {error.lineno}: {error.msg}")
+        if not parse(program).body:
+            return Judged("unparsable")
+    except SyntaxError:
+        return Judged("unparsable")
     job = {name: getattr(problem, name) for name in ("entry_point", "setup", "tests", "inputs", "tolerance", "oracle")}
     job |= {"program": program, "reference": problem.solution}
     in_time, verdict = _hear(json.dumps(job).encode(), sandbox)
-    seconds = time.monotonic() - started
-    if not in_time:
-        limits = sandbox.limits
-        reason = f"no result within {limits.cpu_seconds} s of processor time, {limits.seconds:g} s of wall clock"
-        return Judged("timeout", reason, seconds)
-    # The solution's own words: no control sequence of a terminal, no half of a character.
-    reason = "".join(sign if sign.isprintable() else " " for sign in verdict["reason"])
-    return Judged(verdict["status"], " ".join(reason.split()), seconds)
+    return Judged(**verdict) if in_time else Judged("timeout")
 
 
 def check_all(problems: Sequence[CodeProblem], programs: Sequence[str], sandbox: Sandbox) -> list[Judged]:
