@@ -149,7 +149,7 @@ def test_help_loads_nothing_heavy():
 def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
     code, out, _ = call("train", "recipe.yaml", "seed=1", "--json", "train.jsonl")
     assert code == 0
-    for shown in ("held-out accuracy", "runs/recipe", "query"):
+    for shown in ("held-out accuracy", "runs/recipe", "query", "pedyra fit runs/recipe "):
         assert shown in out
     trained, *layers = rows(tmp_path / "train.jsonl")
     assert (trained["method"], trained["seed"], trained["metric"]) == ("lora", 1, "accuracy")

@@ -106,6 +106,9 @@ def train(
             console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
             if address := push_run(result):
                 console.print(f"pushed      {address}", soft_wrap=True)
+            if result.layers and result.found is None and not result.diverged:
+                told = f"pedyra fit {result.folder.path}   finds out how small the adapter may be"
+                console.print(f"next        {told}", soft_wrap=True)
         rows, diverged = result.rows(), result.diverged
     if json_file and is_first():
         write_json_lines(json_file, rows)
