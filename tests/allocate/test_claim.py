@@ -6,6 +6,7 @@ import gc
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 from windows import SCHEDULE, allocate, forced
 
@@ -32,6 +33,20 @@ def test_an_allocator_that_is_gone_holds_nothing(make_net):
     model = make_net()
     allocate(model, forced(**SCHEDULE))  # dropped at once
     assert allocate(model, forced(**SCHEDULE)).step == 0
+
+
+def test_a_refused_allocator_holds_nothing_though_its_exception_is_kept(make_net, make_llama):
+    """As a notebook keeps the last one, for its debugger."""
+    model = make_net()
+    with pytest.raises(ValueError, match="does not hold lora_A") as kept:
+        allocate(model, forced(**SCHEDULE), torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]))
+    assert allocate(model, forced(**SCHEDULE)).step == 0
+    compiled = make_llama()
+    compiled.compile(backend="eager")
+    with pytest.raises(ValueError, match="train without torch.compile") as too:
+        allocate(compiled, MEASURING)
+    assert allocate(compiled, forced(**SCHEDULE, alpha=1.0)).step == 0
+    assert kept.tb is not None and too.tb is not None
 
 
 def test_release_takes_every_hook_off_and_keeps_the_triples(make_net, train_net):

@@ -131,20 +131,29 @@ def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
     Raises:
         ValueError: no group holds its A, or none its B.
     """
+    check_held(optimizer, [layer])
     A, E, B = layer.factors
-    for factor, parameter in (("lora_A", A), ("lora_B", B)):
-        if (group := _group_of(optimizer, parameter)) is None:
-            raise ValueError(
-                f"the optimizer does not hold {factor} of {layer.name}; build one from all parameters of the model "
-                f"with its adapter, after get_peft_model"
-            )
     if not E.requires_grad or _group_of(optimizer, E) is not None:
         return
-    assert group is not None  # that of B
+    group = _group_of(optimizer, B)
+    assert group is not None
     place = next((place for place, each in enumerate(group["params"], start=1) if each is A), len(group["params"]))
     group["params"].insert(place, E)
     if "param_names" in group:
         group["param_names"].insert(place, f"{layer.name}.lora_A.{layer.adapter}.E")
+
+
+def check_held(optimizer: Optimizer, layers: Sequence[AdaptedLayer]) -> None:
+    """Raise ValueError where no group of the optimizer holds a layer's A, or none its B; changes nothing."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for layer in layers:
+        A, _, B = layer.factors
+        for factor, parameter in (("lora_A", A), ("lora_B", B)):
+            if id(parameter) not in held:
+                raise ValueError(
+                    f"the optimizer does not hold {factor} of {layer.name}; build one from all parameters of the model "
+                    f"with its adapter, after get_peft_model"
+                )
 
 
 def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any] | None:

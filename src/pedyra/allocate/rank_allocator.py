@@ -19,6 +19,7 @@ from pedyra.allocate.distributed import averaging, check_same
 from pedyra.allocate.optimizer_state import (
     TrainedTriples,
     adopt,
+    check_held,
     check_optimizer,
     check_state,
     move_state,
@@ -97,7 +98,11 @@ class RankAllocator:
             average=averaging(process_group),
         )
         self.method.check(run, self.situation())
-        claim(self.layers, self)
+        compiled = _is_compiled(model)
+        if compiled:
+            self._check_compiles()
+        check_held(self.optimizer, self.layers)
+        claim(self.layers, self)  # last of all that may raise: an exception that someone keeps would keep the claim
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
@@ -106,7 +111,7 @@ class RankAllocator:
         self.run: MethodRun = self.method.begin(run)
         """The method in this run."""
         self._compiled = False
-        if _is_compiled(model):
+        if compiled:
             self.expect_compilation()
         self.run.prepare(0)
 
@@ -137,11 +142,7 @@ class RankAllocator:
         Raises:
             ValueError: a method that sees nothing inside a compiled model.
         """
-        if not self.method.compiles:
-            raise ValueError(
-                f"{type(self.method).__name__} reads gradients inside the layers, where a compiled model shows none; "
-                f"train without torch.compile, or with PeDyra(), or train plain LoRA and cut it afterwards: pedyra fit"
-            )
+        self._check_compiles()
         self._compiled = True
         _mark_ranks(self.layers)
 
@@ -288,6 +289,13 @@ class RankAllocator:
             parameters={layer.name: layer.direction_parameters for layer in self.layers},
             spare=self.initial_parameters - self.parameters,
         )
+
+    def _check_compiles(self) -> None:
+        if not self.method.compiles:
+            raise ValueError(
+                f"{type(self.method).__name__} reads gradients inside the layers, where a compiled model shows none; "
+                f"train without torch.compile, or with PeDyra(), or train plain LoRA and cut it afterwards: pedyra fit"
+            )
 
     def _count(self) -> int:
         """One more step is taken; its number."""
