@@ -167,6 +167,14 @@ def test_two_runs_have_the_same_bits_whatever_the_global_generator(base, make_ne
     assert all(same_bits(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
+def test_a_seed_of_64_bits_is_a_seed(make_net, train_net):
+    """Such as `torch.initial_seed()`: new triples are drawn with it, and with the step."""
+    model = make_net()
+    allocator = allocate(model, forced(**SCHEDULE, seed=2**64 - 1))
+    train_net(model, allocator.optimizer, allocator, 6)
+    assert allocator.history
+
+
 def test_the_first_update_on_loras_start_is_plain_loras(make_net, train_net, net_batch):
     plain, model = make_net(), make_net()
     x, y = net_batch(1)

@@ -352,7 +352,7 @@ class RankAllocator:
         for layer in self.layers:  # in place: they and their state in the optimizer stay
             layer.a.E[list(plan.masked.get(layer.name, ()))] = 0.0
         if plan.pruned or plan.added or plan.rescale:
-            generator = torch.Generator().manual_seed(self.method.seed * 1_000_003 + self.step)
+            generator = torch.Generator().manual_seed((self.method.seed * 1_000_003 + self.step) % 2**64)
             replacements = resize_layers(decision, self.layers, self.optimizer, generator)
             self._trained.hold()
             if self._compiled:
