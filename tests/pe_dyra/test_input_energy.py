@@ -10,7 +10,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import BartConfig, BartForConditionalGeneration, DebertaV2Config, DebertaV2ForSequenceClassification
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
@@ -101,6 +108,22 @@ def test_what_padding_holds_does_not_matter(make_llama, tokens):
     model(input_ids=padded, attention_mask=tokens["attention_mask"])
     second = energy.collect()
     assert all(a is not None and b is not None and torch.allclose(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_padding_is_known_where_a_model_puts_all_rows_in_one(tokens):
+    """OPT does so before its feed-forward layers, and routers of experts do."""
+    settings: dict[str, Any] = {
+        **dict(vocab_size=64, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=1, num_attention_heads=2),
+        **dict(ffn_dim=24, max_position_embeddings=32, dropout=0.0),
+    }
+    model = OPTForCausalLM(OPTConfig(**settings))
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "fc1", "fc2"])).train()
+    _, energy, seen = watched(model)
+    model(**tokens)
+    mask = tokens["attention_mask"]
+    assert [x.dim() for [x] in seen] == [3, 2, 2]
+    expected = [literal_mean_square([x.view(*mask.shape, -1)], [mask]) for [x] in seen]
+    assert agree(energy.collect(), expected)
 
 
 def test_micro_batches_are_averaged_by_their_tokens(make_llama, tokens):

@@ -197,9 +197,10 @@ class InputEnergy:
         return self._real[key]
 
     def _mask_of(self, x: Tensor, of_target: bool) -> Tensor | None:
-        """The mask of x `(rows, tokens, in)`; None where none is known, or x holds something else than these tokens."""
+        """The mask of x `(rows, tokens, in)` or, as OPT and routers of experts have it, `(rows * tokens, in)`; None
+        where none is known, or x holds something else than these tokens."""
         mask = self._target_mask if of_target else self._mask
-        return mask if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape else None
+        return mask if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)) else None
 
     def _real_tokens_of(self, x: Tensor, of_target: bool) -> Tensor:
         """1 for each token of x `(..., in)` that is real and 0 for padding, `(tokens,)`."""
