@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -39,6 +40,28 @@ def test_a_language_model_that_divides_by_all_tokens_goes_on_doing_so(make_llama
     trainer = Trainer(make_llama(), arguments, train_dataset=rows, callbacks=[RankCallback(**quick(final_warmup=1))])  # type: ignore[arg-type]
     trainer.train()
     assert trainer.model_accepts_loss_kwargs
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_trainer_with_a_loss_of_its_own_leaves_no_hook(interrupted, make_trainer, tmp_path):
+    """It gives the model no labels; a hook would hold the Trainer, and its optimizer, as long as there is the model."""
+
+    class Weighted(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **others):
+            labels = inputs.pop("labels")
+            if interrupted and self.state.global_step == 4:
+                raise KeyboardInterrupt
+            outputs = model(**inputs)
+            loss = torch.nn.functional.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 3.0]))
+            return (loss, outputs) if return_outputs else loss
+
+    trainer, _ = make_trainer(tmp_path, trainer_class=Weighted)
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        trainer.train()
+    model = trainer.model
+    assert model is not None
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
 
 
 def test_the_model_can_be_sent_to_a_worker_that_loads_data(make_trainer, tmp_path):

@@ -25,6 +25,7 @@ from pedyra.allocate.distributed import check_engine, data_parallel, wrap_again
 from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.trainer import (
+    FirstForward,
     caller,
     end_at_last_step,
     expect_mean_loss,
@@ -126,6 +127,7 @@ class RankCallback(TrainerCallback):
         self.allocator: RankAllocator | None = None
         self._result: RankResult | None = None
         self._wrapper: DistributedDataParallel | None = None
+        self.first_forward: FirstForward | None = None
         _CALLBACKS.add(self)
         self._writes = True
         self._attached: list[tuple[AdaptedLayer, tuple[Tensor, ...]]] = []
@@ -173,7 +175,7 @@ class RankCallback(TrainerCallback):
         if self._wrapper is not None:  # attaching and resuming may have renewed parameters
             wrap_again(self._wrapper)
         if trainer is not None:
-            expect_mean_loss(trainer, model)
+            self.first_forward = expect_mean_loss(trainer, model)
         self._start_record(self.allocator, state.global_step)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
@@ -212,6 +214,8 @@ class RankCallback(TrainerCallback):
             self._restore_best(kwargs["model"], Path(state.best_model_checkpoint))
         self._result = self._conclude(self.allocator)
         self.allocator.release()
+        if self.first_forward is not None:
+            self.first_forward.remove()
         if self._writes:
             logger.info("%s", self._result)
             if not args.disable_tqdm:  # where Trainer prints its progress

@@ -81,9 +81,11 @@ def _run_epoch(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwa
     try:
         return original(*args, **kwargs)
     except BaseException:  # Ctrl-C in a notebook, say
-        for made in (getattr(callback, "allocator", None) for callback in trainer.callback_handler.callbacks):
-            if isinstance(made, RankAllocator):
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(made := getattr(callback, "allocator", None), RankAllocator):
                 made.release()
+            if isinstance(watch := getattr(callback, "first_forward", None), FirstForward):
+                watch.remove()
         raise
 
 
@@ -226,18 +228,19 @@ def is_ignored(items: Any) -> bool:
     return isinstance(items, _Watched) and not items.used
 
 
-def expect_mean_loss(trainer: Trainer, model: nn.Module) -> None:
+def expect_mean_loss(trainer: Trainer, model: nn.Module) -> FirstForward | None:
     """At the model's next forward with labels: have Trainer treat a loss that ignores `num_items_in_batch` as a mean.
 
     A step's gradient is then the mean over micro-batches and processes, whatever their number. A model that is
-    compiled is left as it is.
+    compiled is left as it is, and so is a Trainer that computes the loss itself, which knows what it divides by.
+    Returns what to `remove` from the model when training ends.
     """
     if not trainer.model_accepts_loss_kwargs or trainer.args.torch_compile:
-        return
-    _FirstForward(trainer, model)
+        return None
+    return FirstForward(trainer, model)
 
 
-class _FirstForward:
+class FirstForward:
     """The hooks, until they have judged; those of a copy of the model, or of a pickle (for workers that load data), do
     nothing."""
 
@@ -251,6 +254,12 @@ class _FirstForward:
     def __getstate__(self) -> dict[str, Any]:
         return {"trainer": None, "hooks": []}
 
+    def remove(self) -> None:
+        """They may not have been called: a Trainer with a loss of its own gives the model no labels."""
+        for hook in self.hooks:
+            hook.remove()
+        self.trainer, self.hooks = None, []
+
     def watch(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         number = kwargs.get(ITEMS)
         if self.trainer is not None and isinstance(number, Tensor) and kwargs.get("labels") is not None:
@@ -261,8 +270,7 @@ class _FirstForward:
         number, trainer = kwargs.get(ITEMS), self.trainer
         if trainer is None or not isinstance(number, _Watched):
             return
-        for hook in self.hooks:
-            hook.remove()
+        self.remove()
         if not is_ignored(number):
             return
         trainer.model_accepts_loss_kwargs = False
