@@ -42,20 +42,43 @@ def test_a_language_model_that_divides_by_all_tokens_goes_on_doing_so(make_llama
     assert trainer.model_accepts_loss_kwargs
 
 
+class OwnMean(Trainer):
+    """Computes a mean itself, as the one with class weights in docs/works_with.md."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **others):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_a_mean_of_the_trainers_own_is_averaged_where_it_says_so(make_trainer, tmp_path):
+    """By the line that docs/works_with.md has; else Trainer adds up those of the micro-batches."""
+    norms = []
+    for accumulation, told in ((1, True), (4, True), (4, False)):
+        trainer, _ = make_trainer(
+            tmp_path / f"{accumulation}{told}", trainer_class=OwnMean, logging_strategy="steps", logging_steps=1,
+            per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        if told:
+            trainer.model_accepts_loss_kwargs = False
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    assert norms[2] == pytest.approx(4 * norms[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_trainer_with_a_loss_of_its_own_leaves_no_hook(interrupted, make_trainer, tmp_path):
     """It gives the model no labels; a hook would hold the Trainer, and its optimizer, as long as there is the model."""
 
-    class Weighted(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, **others):
-            labels = inputs.pop("labels")
+    class Stopped(OwnMean):
+        def compute_loss(self, *args, **kwargs):
             if interrupted and self.state.global_step == 4:
                 raise KeyboardInterrupt
-            outputs = model(**inputs)
-            loss = torch.nn.functional.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 3.0]))
-            return (loss, outputs) if return_outputs else loss
+            return super().compute_loss(*args, **kwargs)
 
-    trainer, _ = make_trainer(tmp_path, trainer_class=Weighted)
+    trainer, _ = make_trainer(tmp_path, trainer_class=Stopped)
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         trainer.train()
     model = trainer.model
