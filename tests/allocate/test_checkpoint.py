@@ -16,6 +16,7 @@ import torch
 from closeness import close
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from windows import SCHEDULE, STEPS, allocate, forced
 
 from pedyra import RankCallback
 from pedyra.allocate import checkpoint
@@ -237,3 +238,25 @@ def test_two_adapters_are_trained_side_by_side_each_with_its_own_callback(make_t
         assert callback.allocator is not None and record["ranks"] == callback.allocator.ranks
         assert logged[f"{prefix}ranks/total"] == sum(callback.allocator.ranks.values())
         assert all(tensors[f"A.{name}"].shape[0] == rank for name, rank in record["ranks"].items())
+
+
+def test_a_run_that_is_made_longer_is_told_and_its_scores_begin_anew(make_net, train_net, net_batch, tmp_path):
+    """Its new schedule may look at the step before, which the old one did not: what is known is of long ago."""
+    model = make_net(trained=True)
+    allocator = allocate(model, forced(**SCHEDULE))
+    train_net(model, allocator.optimizer, allocator, STEPS)
+    checkpoint.save_state(allocator, tmp_path)
+    assert allocator.schedule.adjustments[-1] == 20 and not allocator.tracks(STEPS)
+    longer = make_net(trained=True).train()
+    resumed = allocate(longer, forced(**SCHEDULE), total_steps=2 * STEPS)
+    assert resumed.tracks(STEPS)
+    told = rf"the run has 60 steps, and had 30 when {re.escape(str(tmp_path))} was saved: .* next .* follows step 32"
+    with pytest.warns(UserWarning, match=told):
+        checkpoint.restore(resumed, tmp_path)
+    x, y = net_batch(STEPS + 1)
+    (longer(x) - y).square().mean().backward()
+    A = resumed.layers[0].a.A
+    resumed.before_step()
+    assert A.grad is not None
+    expected = (A * A.grad).abs().flatten() * (1 - 0.85)
+    assert torch.allclose(resumed.run.tensors()["sensitivity"][: A.numel()], expected, rtol=1e-5)

@@ -8,6 +8,7 @@ of the adapter beside them, so that files that do not belong together are recogn
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def run_record(allocator: RankAllocator) -> dict[str, Any]:
     """What an exact resume needs besides tensors: plain values for JSON."""
     return {
         "step": allocator.step,
+        "total_steps": allocator.schedule.total_steps,
         "adapter": allocator.adapter_name,
         "initial_ranks": allocator.initial_ranks,
         "initial_parameters": allocator.initial_parameters,
@@ -97,6 +99,15 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
     if old != new:
         changed = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key])
         raise SideFileError(f"{folder / RECORD} was written with other rank settings ({changed}); resume with the same")
+    before, now = record.get("total_steps"), allocator.schedule
+    if before not in (None, now.total_steps):  # of an older version, it is not there
+        left = [step for step in now.adjustments if step > record["step"]]
+        when = f"the next adjustment follows step {left[0]}" if left else "no adjustment is left"
+        warnings.warn(
+            f"the run has {now.total_steps} steps, and had {before} when {folder} was saved: ranks move by the "
+            f"schedule of {now.total_steps} steps from here, in which {when}",
+            stacklevel=2,
+        )
     _restore_factors(allocator.model, allocator.adapter_name, record, tensors, folder, allocator.optimizer)
     prefix = "scores."
     scores = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -175,6 +175,8 @@ class ScoredRun(MethodRun):
         """Steps before an adjustment that an EMA still remembers at it."""
         reads_inputs = method.scores is None and method.alpha < 1
         self.inputs = InputEnergy(run.model, run.layers, run.average) if reads_inputs else None
+        self.last_observed: int | None = None
+        """The step that the scores were last told of; the next one goes on from it, and any other begins anew."""
         self._trained_unseen: dict[str, Tensor] = {}
         """Layer whose input was not seen in some step of the window -> whether it had a gradient there, `()`."""
 
@@ -203,7 +205,8 @@ class ScoredRun(MethodRun):
             add_orthogonality_gradient(self.run.layers, weight=self.method.orth_weight, form=form)
 
     def _observe(self, step: int, loss_scale: float) -> None:
-        begins, adjusts = step == 1 or not self.observes(step - 1), self.run.schedule.is_adjustment(step)
+        begins, adjusts = self.last_observed != step - 1, self.run.schedule.is_adjustment(step)
+        self.last_observed = step
         if begins:
             self.scores.restart()
             self._trained_unseen = {}
@@ -257,6 +260,7 @@ class ScoredRun(MethodRun):
         self.scores.resize(replacements)
 
     def restart(self, step: int) -> None:
+        self.last_observed = None
         self.scores.restart()
 
     def describe(self) -> dict[str, Any]:
@@ -280,10 +284,12 @@ class ScoredRun(MethodRun):
 
     def values(self) -> dict[str, Any]:
         # The limits too: a layer that began above its width may come back to where it began.
-        return {"moves": self.moves, "max_ranks": self.max_ranks}
+        return {"moves": self.moves, "max_ranks": self.max_ranks, "last_observed": self.last_observed}
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.moves, self.max_ranks = values["moves"], values["max_ranks"]
+        # Of a run of another length, whose windows were others, or saved before this was: as far as its schedule tells.
+        self.last_observed = values.get("last_observed", step if step > 0 and self.observes(step) else None)
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:
