@@ -28,12 +28,13 @@ from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 10
+FORMAT = 11
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SHAPE = {
     "adapter": str,
     "config": dict,
     "step": int,
+    "total_steps": int,
     "method": dict,
     "scaling": {str: float},
     "history": [{"step": int, "ranks": {str: int}}],
@@ -99,8 +100,8 @@ def restore(allocator: RankAllocator, folder: Path) -> None:
     if old != new:
         changed = ", ".join(f"{key} {old.get(key)!r} -> {new[key]!r}" for key in new if old.get(key) != new[key])
         raise SideFileError(f"{folder / RECORD} was written with other rank settings ({changed}); resume with the same")
-    before, now = record.get("total_steps"), allocator.schedule
-    if before not in (None, now.total_steps):  # of an older version, it is not there
+    before, now = record["total_steps"], allocator.schedule
+    if before != now.total_steps:
         left = [step for step in now.adjustments if step > record["step"]]
         when = f"the next adjustment follows step {left[0]}" if left else "no adjustment is left"
         warnings.warn(

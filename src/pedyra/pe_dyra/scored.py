@@ -288,8 +288,7 @@ class ScoredRun(MethodRun):
 
     def load(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.moves, self.max_ranks = values["moves"], values["max_ranks"]
-        # Of a run of another length, whose windows were others, or saved before this was: as far as its schedule tells.
-        self.last_observed = values.get("last_observed", step if step > 0 and self.observes(step) else None)
+        self.last_observed = values["last_observed"]
         self.scores.load_tensors(tensors)
 
     def release(self) -> None:
