@@ -25,8 +25,9 @@ def layer_place(name: str) -> tuple[str, int]:
 def pattern_keys(names: Iterable[str]) -> dict[str, str]:
     """Layer name -> its key in `rank_pattern`, which means this layer alone.
 
-    PEFT takes keys as regular expressions for the end of a name. One that ends another name too is anchored, and its
-    dots are escaped where they could be other characters ("enc.q" is also "enc_q").
+    PEFT takes keys as regular expressions for the end of a name. One that ends another name too is anchored, its dots
+    are escaped where they could be other characters ("enc.q" is also "enc_q"), and all of it is where a character means
+    something else ("c++.q" is "ccc.q", and not itself).
     """
     names = tuple(names)
     return dict(zip(names, _keys(names), strict=True))
@@ -91,7 +92,7 @@ def _keys(names: tuple[str, ...]) -> tuple[str, ...]:
             alike = blurred[(len(name), *places)] = {}
             for end in ends[len(name)]:
                 alike.setdefault(_without(end, places), set()).add(end)
-        if len(alike[_without(name, places)]) > 1:
+        if len(alike[_without(name, places)]) > 1 or not re.fullmatch(r"[\w.-]+", name):
             keys.append("^" + re.escape(name))
         else:
             keys.append("^" + name if counts[name] > 1 else name)
