@@ -8,8 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from transformers import T5Config, T5ForConditionalGeneration
 
 from pedyra.methods.eva import _check_layers
+from pedyra.methods.method import Request
+from pedyra.methods.registry import get_method
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's own
 
@@ -69,3 +72,17 @@ def test_a_layer_that_takes_no_part_is_named():
 def test_another_start_is_refused(prepare: Any):
     with pytest.raises(ValueError, match="lora.init is 'gaussian', but EVA is a start of its own"):
         prepare("eva", lora={"init": "gaussian"})
+
+
+def test_all_factors_train_in_float32_on_a_base_in_bfloat16(prepare: Any):
+    run = prepare("eva", model={"dtype": "bfloat16"}, lora={"exclude_modules": ["bert.pooler.dense"]})
+    layers: list[Any] = [module for module in run.model.modules() if isinstance(module, LoraLayer)]
+    assert len({layer.r["default"] for layer in layers}) > 1  # some were made anew
+    assert {p.dtype for name, p in run.model.named_parameters() if "lora_" in name} == {torch.float32}
+
+
+def test_an_encoder_decoder_is_refused():
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    base, lora = T5ForConditionalGeneration(config), LoraConfig(target_modules=["q"])
+    with pytest.raises(ValueError, match="the base model is an encoder-decoder, but EVA"):
+        get_method("eva").prepare(Request(method="eva", model=base, lora=lora))

@@ -32,10 +32,15 @@ def prepare(request: Request, settings: EvaSettings) -> Adaptation:
 
     The budget of layers x r ranks goes, once, to the components that explain most variance over all layers; a layer
     that gets none is not adapted. The scaling stays alpha / r. Padding, and for causal_lm the prompt (label -100), are
-    left out, as in PEFT. Raises ValueError: another start, a batch with fewer vectors than rho r for some layer, or a
-    layer with narrower inputs or none.
+    left out, as in PEFT. Raises ValueError: another start, an encoder-decoder, a batch with fewer vectors than rho r
+    for some layer, or a layer with narrower inputs or none.
     """
     request.refuse_lora("EVA is a start of its own", "init")
+    if getattr(getattr(request.model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            "the base model is an encoder-decoder, but EVA leaves out the padding of one sequence, and its decoder "
+            "sees another; use an encoder or a decoder, or method gora"
+        )
     data = request.data
     assert data is not None
     start = EvaConfig(rho=settings.rho, tau=settings.tau, whiten=settings.whiten)
@@ -67,6 +72,10 @@ def prepare(request: Request, settings: EvaSettings) -> Adaptation:
         prepare_layer_inputs_fn=vectors,
         show_progress_bar=False,
     )
+    # PEFT makes a layer whose rank has changed anew, in the base's dtype; it trains in float32, as the others do.
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     return Adaptation(model=model)
 
 
