@@ -177,6 +177,42 @@ def test_without_a_fitting_base_one_line_says_what_to_do(make_llama, make_bert, 
         assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
 
 
+def test_a_base_is_of_the_revision_that_its_adapter_names(make_llama, tmp_path, monkeypatch):
+    make_llama().unload().save_pretrained(tmp_path / "base")
+    model = make_llama(revision="v1")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    asked: list[str] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def spy(name: str, **options: Any) -> Any:
+        asked.append(options["revision"])
+        return load(name, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    export_adapter(tmp_path / "adapter", "merged", tmp_path / "out")
+    export_adapter(tmp_path / "adapter", "merged", tmp_path / "other", base=tmp_path / "base")
+    assert asked == ["v1", "main"]
+
+
+@pytest.mark.parametrize("damage", ["weights", "pickle", "config"])
+def test_a_base_with_a_damaged_file_is_told_in_one_line(damage, make_llama, tmp_path):
+    base = tmp_path / "base"
+    make_llama().unload().save_pretrained(base)
+    make_llama().save_pretrained(tmp_path / "adapter")
+    if damage == "weights":
+        (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:500])
+    elif damage == "pickle":
+        (base / "model.safetensors").unlink()
+        torch.save({"a": Path("no weights")}, base / "pytorch_model.bin")
+    else:
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    with pytest.raises(ValueError, match="base' of .*adapter cannot be loaded: ") as refusal:
+        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+
+
 def test_layers_the_base_lacks_are_not_dropped_in_silence(make_llama, tmp_path):
     make_llama().save_pretrained(tmp_path / "adapter")
     shallow = make_llama().unload()

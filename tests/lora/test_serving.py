@@ -39,6 +39,13 @@ def test_vllm_gets_a_rank_that_it_allows_and_peft_a_line_that_loads(llama: Path,
     assert done.returncode == 0, done.stderr
 
 
+def test_vllm_loads_the_revision_that_the_adapter_names(make_llama: Any, tmp_path: Path):
+    make_llama(revision="a b").save_pretrained(tmp_path / "adapter")
+    out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
+    words = shlex.split(serving_lines(out, "peft")[0])
+    assert words[words.index("--revision") + 1] == "a b"
+
+
 def test_llama_cpp_converts_and_then_serves(llama: Path, tmp_path: Path):
     out = export_adapter(llama, "gguf", tmp_path / "gguf")
     convert, server = (shlex.split(line) for line in serving_lines(out, "gguf"))

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from pedyra.app.runs.setup import request
+from pedyra.methods.method import Request
 from pedyra.methods.registry import get_method
 
 
@@ -27,6 +28,14 @@ def test_lora_has_r_times_in_plus_out_parameters(prepare: Any):
     model = prepare("lora").model
     expected = sum(4 * (layer.in_features + layer.out_features) for layer in lora_layers(model))
     assert trainable(model) == expected
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "randlora"])
+def test_an_adapter_names_the_revision_of_its_base(method: str, prepare: Any):
+    run = prepare("lora")
+    lora = LoraConfig(target_modules=["query"], revision="v1")
+    request = Request(method=method, model=run.model.unload(), lora=lora)
+    assert get_method(method).prepare(request).model.peft_config["default"].revision == "v1"
 
 
 def test_dora_adds_one_magnitude_per_output(prepare: Any):

@@ -206,11 +206,12 @@ def write_export(out: Path, record: dict[str, Any], save: Any) -> Path:
     return out
 
 
-def vllm_line(base: str, adapters: Mapping[str, Path], rank: int) -> str:
-    """The command that serves these adapters, name -> folder, on their base model."""
+def vllm_line(base: str, adapters: Mapping[str, Path], rank: int, revision: str | None = None) -> str:
+    """The command that serves these adapters, name -> folder, on their base model of this revision."""
+    which = shlex.quote(base) + (f" --revision {shlex.quote(revision)}" if revision else "")
     modules = " ".join(f"{shlex.quote(name)}={shlex.quote(str(folder))}" for name, folder in adapters.items())
     several = f" --max-loras {len(adapters)}" if len(adapters) > 1 else ""
-    return f"vllm serve {shlex.quote(base)} --enable-lora{several} --max-lora-rank {rank} --lora-modules {modules}"
+    return f"vllm serve {which} --enable-lora{several} --max-lora-rank {rank} --lora-modules {modules}"
 
 
 def why_not_in_vllm(config: Mapping[str, Any]) -> str | None:
@@ -239,7 +240,7 @@ def serving_lines(folder: Path, target: str) -> list[str]:
     rank = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vllm"]["max_lora_rank"]
     lines = []
     if rank is not None and why_not_in_vllm(config) is None:
-        lines.append(vllm_line(base, {folder.name: folder}, rank))
+        lines.append(vllm_line(base, {folder.name: folder}, rank, config.get("revision")))
     kind = {"SEQ_CLS": "AutoPeftModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM"}
     kind |= {"TOKEN_CLS": "AutoPeftModelForTokenClassification", "QUESTION_ANS": "AutoPeftModelForQuestionAnswering"}
     name = kind.get(str(config.get("task_type")), "AutoPeftModelForCausalLM")

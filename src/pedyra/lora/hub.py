@@ -26,6 +26,8 @@ PATIENCE = 10.0
 _TRUST = "PEDYRA_TRUST_REMOTE_CODE"
 """Handed on to child processes, such as the runs of a comparison."""
 CARD = "README.md"
+NO_PICKLES = "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
+"""Why a model is refused whose file of weights would run code."""
 
 _LOADING = """A LoRA adapter that was trained with pedyra, and that loads without it:
 

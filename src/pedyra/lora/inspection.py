@@ -95,6 +95,7 @@ def find_adapter(path: Path) -> Path:
 _CONFIG = {
     "peft_type": str,
     "base_model_name_or_path": (str, None),
+    "revision": (str, None),
     "task_type": (str, None),
     "target_modules": (str, [str], None),
     "exclude_modules": (str, [str], None),

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import transformers
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pedyra.lora.folder import SavedLora, load_adapter
-from pedyra.lora.hub import told_by_hub, trusts_remote_code
+from pedyra.lora.hub import NO_PICKLES, told_by_hub, trusts_remote_code
 from pedyra.lora.layer import lora_layers
 from pedyra.lora.start import ends
 
@@ -136,8 +137,9 @@ def _weight(module: Any) -> Any:
 
 def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """The base model that `name`, or the adapter's own config, says, and the tokenizer beside either."""
-    config = lora.config
-    name = name or config.get("base_model_name_or_path")
+    config, revision = lora.config, None
+    if name is None:
+        name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         raise ValueError(
             f"{lora.title} does not name its base model (base_model_name_or_path is empty); pass it: "
@@ -147,11 +149,13 @@ def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrain
     if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and (labels := num_labels(lora)) is not None:
         head = {"num_labels": labels, "ignore_mismatched_sizes": True}  # the saved head takes the base's place
     auto: Any = getattr(transformers, _class_name(lora))
+    which: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
     try:
-        model = auto.from_pretrained(name, dtype="auto", trust_remote_code=trusts_remote_code(), **head)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the base model {name!r} of {lora.title} cannot be loaded: {told_by_hub(error)}") from error
-    return model, _find_tokenizer(str(lora.folder), str(name))
+        model = auto.from_pretrained(name, dtype="auto", **which, **head)
+    except Exception as error:  # what reads a file of settings or weights has errors of its own
+        why = NO_PICKLES if isinstance(error, UnpicklingError) else told_by_hub(error)
+        raise ValueError(f"the base model {name!r} of {lora.title} cannot be loaded: {why}") from error
+    return model, _find_tokenizer(str(lora.folder)) or _find_tokenizer(str(name), revision=revision)
 
 
 def _class_name(lora: SavedLora) -> str:
@@ -187,10 +191,11 @@ def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:
     return model
 
 
-def _find_tokenizer(*places: str) -> PreTrainedTokenizerBase | None:
-    for place in filter(None, places):
-        try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=trusts_remote_code())
-        except (OSError, ValueError, ImportError):  # none there, or none that can be read here
-            continue
-    return None
+def _find_tokenizer(place: str, *, revision: str | None = None) -> PreTrainedTokenizerBase | None:
+    if not place:
+        return None
+    which: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
+    try:
+        return AutoTokenizer.from_pretrained(place, **which)
+    except (OSError, ValueError, ImportError):  # none there, or none that can be read here
+        return None

@@ -61,6 +61,7 @@ class Request:
 
     def with_adapter(self, config: PeftConfig, base: nn.Module | None = None) -> PeftModel:
         """The base model with the adapter of `config`, drawn with the seed, which the global seeds are set to."""
+        config.revision = self.lora.revision
         set_seed(self.seed)
         model = get_peft_model(self.model if base is None else base, config)  # type: ignore[arg-type]
         assert isinstance(model, PeftModel)

@@ -113,6 +113,7 @@ def test_lora_settings_reach_peft_and_the_head_is_trained():
     assert sum("classifier" in name for name in trained) == 2  # weight and bias
     assert len(trained) == 2 + 2 + 2
     assert lora_config(LoraSection(), "causal_lm").task_type == "CAUSAL_LM"
+    assert lora_config(LoraSection(), "causal_lm", "v1").revision == "v1"
 
 
 def test_all_linear_layers_but_the_head_are_adapted_by_default():

@@ -29,7 +29,7 @@ from pedyra.app.models.quantized import keep_weight_layout, quantization_config
 from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
-from pedyra.lora.hub import told_by_hub, trusts_remote_code, why_not_on_hub
+from pedyra.lora.hub import NO_PICKLES, told_by_hub, trusts_remote_code, why_not_on_hub
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
@@ -168,7 +168,7 @@ def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str 
         return auto.from_pretrained(source, **given_by_user, **arguments)
     except Exception as error:  # what reads a file of settings or weights has errors of its own
         if isinstance(error, UnpicklingError):
-            why = "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
+            why = NO_PICKLES
         elif "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
             why = (
                 f"its weights are of other sizes than the task's model, such as a head of another number of classes "

@@ -12,9 +12,14 @@ from pedyra.app.recipe_sections import LoraSection
 from pedyra.lora.layer_names import check_patterns
 
 
-def lora_config(section: LoraSection, kind: str) -> LoraConfig:
-    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved."""
+def lora_config(section: LoraSection, kind: str, revision: str | None = None) -> LoraConfig:
+    """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
+
+    Args:
+        revision: of the base model, which whoever loads the adapter has to load too.
+    """
     return LoraConfig(
+        revision=revision,
         task_type=task_type(kind),
         r=section.r,
         lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] (PEFT takes fractions too)

@@ -162,7 +162,7 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
         columns = {"messages": "messages"}
     content = {
         "name": "fit",
-        "model": {"name": name},
+        "model": {"name": name, "revision": lora.config.get("revision")},
         "data": {
             "source": str(data),
             "kind": kind,
@@ -202,9 +202,11 @@ def fit_for_server(
     for out in outs.values():
         check_out(out, overwrite)
     loras = [read_lora(path) for path in outs]
-    bases = {str(lora.config.get("base_model_name_or_path")) for lora in loras}
+    bases = {(str(lora.config.get("base_model_name_or_path")), lora.config.get("revision")) for lora in loras}
     if len(bases) > 1:
-        raise ValueError(f"one server has one base model, but these adapters name {' and '.join(sorted(bases))}")
+        named = sorted(name if revision is None else f"{name} at {revision}" for name, revision in bases)
+        raise ValueError(f"one server has one base model, but these adapters name {' and '.join(named)}")
+    ((base, revision),) = bases
     before = vllm_rank(max(layer.rank for lora in loras for layer in lora.layers))
     rank, rows = VLLM_RANKS[0], []
     for path, out in outs.items():
@@ -218,7 +220,7 @@ def fit_for_server(
     if saved is not None:
         told(f"saved       {format_bytes(saved)} of a server that holds {len(outs)} at once")
     refused = next(filter(None, (why_not_in_vllm(lora.config) for lora in loras)), None)
-    line = vllm_line(bases.pop(), _named(outs), rank) if refused is None else f"not in vLLM: {refused}"
+    line = vllm_line(base, _named(outs), rank, revision) if refused is None else f"not in vLLM: {refused}"
     told(f"serve       {line}")
     return [{"max_rank": rank, "rank_before": before, "saved_bytes": saved}, *rows]
 

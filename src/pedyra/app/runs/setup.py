@@ -224,7 +224,7 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
     return Request(
         method=recipe.method,
         model=base,
-        lora=lora_config(recipe.lora, recipe.data.kind),
+        lora=lora_config(recipe.lora, recipe.data.kind, recipe.model.revision),
         rank=recipe.rank,
         settings=recipe.method_settings,
         seed=recipe.seed,
