@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -51,6 +52,24 @@ def test_llama_cpp_converts_and_then_serves(llama: Path, tmp_path: Path):
     convert, server = (shlex.split(line) for line in serving_lines(out, "gguf"))
     assert convert[1:3] == ["convert_lora_to_gguf.py", str(out)]
     assert convert[convert.index("--outfile") + 1] == server[server.index("--lora") + 1]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "owner/base"])
+def test_llama_cpp_gets_a_base_on_the_hub_by_the_option_for_one(llama: Path, tmp_path: Path, name: str):
+    config = json.loads((llama / "adapter_config.json").read_text())
+    (llama / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": name}))
+    words = shlex.split(serving_lines(export_adapter(llama, "gguf", tmp_path / "gguf"), "gguf")[0])
+    assert words[words.index("--base-model-id") + 1] == name and "--base" not in words
+
+
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
+@pytest.mark.parametrize(
+    ("field", "value"), [("bias", "all"), ("lora_bias", True), ("trainable_token_indices", [1]), ("use_dora", True)]
+)
+def test_what_is_no_factor_is_refused_by_vllm(make_llama: Any, tmp_path: Path, field: str, value: Any):
+    out = export_adapter(make_llama(**{field: value}), "peft", tmp_path / "out")
+    assert json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"] == [field]
+    assert not any("vllm" in line for line in serving_lines(out, "peft"))
 
 
 def test_a_merged_language_model_is_served_without_an_adapter(llama: Path, tmp_path: Path):

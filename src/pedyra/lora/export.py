@@ -180,8 +180,7 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
         )
     ranks = {layer.name: layer.rank for layer in lora.layers}
     largest = max(ranks.values())
-    refused = [name for name in ("use_dora", "modules_to_save") if lora.config.get(name)]
-    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": refused}
+    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": _refused_by_vllm(lora.config)}
     return {
         "target": target,
         "scaling": scaling,
@@ -218,8 +217,15 @@ def why_not_in_vllm(config: Mapping[str, Any]) -> str | None:
     """Why vLLM refuses an adapter of this adapter_config.json, in words; None where it takes it."""
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         return f"it serves adapters of language models, and this one has the task_type {config['task_type']}"
-    refused = [name for name in ("use_dora", "modules_to_save") if config.get(name)]
+    refused = _refused_by_vllm(config)
     return f"it refuses {' and '.join(refused)}" if refused else None
+
+
+def _refused_by_vllm(config: Mapping[str, Any]) -> list[str]:
+    """Fields of an adapter_config.json for which vLLM refuses an adapter: it takes factors, and no other tensor."""
+    names = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+    biases = ["bias"] if config.get("bias") not in (None, "none") else []
+    return [*(name for name in names if config.get(name)), *biases]
 
 
 def serving_lines(folder: Path, target: str) -> list[str]:
@@ -233,8 +239,11 @@ def serving_lines(folder: Path, target: str) -> list[str]:
     config = read_adapter_config(folder)
     base = config.get("base_model_name_or_path") or "BASE"
     if target == "gguf":
+        # --base takes a folder; a repository on the Hub has an option of its own.
+        here = base == "BASE" or base.startswith((".", "/", "~")) or Path(base).exists()
+        option = "--base" if here else "--base-model-id"
         return [
-            f"python convert_lora_to_gguf.py {quoted} --base {shlex.quote(base)} --outfile adapter.gguf",
+            f"python convert_lora_to_gguf.py {quoted} {option} {shlex.quote(base)} --outfile adapter.gguf",
             "llama-server -m base.gguf --lora adapter.gguf",
         ]
     rank = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vllm"]["max_lora_rank"]
