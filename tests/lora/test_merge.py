@@ -295,10 +295,12 @@ def test_a_saved_head_takes_the_place_of_one_of_another_size(task_type, auto, to
 
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # of biases where the base has none
 def test_what_peft_cannot_merge_is_told(make_llama, tmp_path):
-    make_llama(lora_bias=True).save_pretrained(tmp_path / "adapter")
+    model = make_llama(lora_bias=True)
+    model.save_pretrained(tmp_path / "adapter")
     make_llama().unload().save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="cannot be merged: .*lora_bias=True.*export target peft"):
-        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=str(tmp_path / "base"))
+    for source, base in ((tmp_path / "adapter", str(tmp_path / "base")), (model, None)):
+        with pytest.raises(ValueError, match="cannot be merged: .*lora_bias=True.*export target peft"):
+            export_adapter(source, "merged", tmp_path / "out", base=base)
 
 
 def test_a_lora_of_the_parameters_of_experts_is_merged(tokens, tmp_path):

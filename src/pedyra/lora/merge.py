@@ -65,7 +65,7 @@ def merge_live(model: PeftModel, adapter_name: str) -> Merged:
     _check_unshared(base, adapter_name)
     # A hook may hold its allocator and optimizer, which must not be copied along.
     memo: dict[int, Any] = {id(vars(module)[kind]): OrderedDict() for module in model.modules() for kind in _HOOKS}
-    merged = copy.deepcopy(model, memo).merge_and_unload(safe_merge=True, adapter_names=[adapter_name])  # type: ignore[operator]
+    merged = _merged(copy.deepcopy(model, memo), f"adapter {adapter_name!r}", [adapter_name])
     return Merged(merged, _find_tokenizer(str(getattr(base, "name_or_path", ""))))
 
 
@@ -76,10 +76,14 @@ def merge_into(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None, lora:
     _check_base(base)
     adapted = _adapted(base, lora)
     _check_unshared(adapted.get_base_model(), "default")
+    return Merged(_merged(adapted, lora.title), tokenizer)
+
+
+def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> PreTrainedModel:
     try:
-        return Merged(adapted.merge_and_unload(safe_merge=True), tokenizer)  # type: ignore[operator]
+        return adapted.merge_and_unload(safe_merge=True, adapter_names=names)  # type: ignore[operator]
     except RuntimeError as error:  # lora_bias on a layer that has no bias
-        raise ValueError(f"{lora.title} cannot be merged: {error}; export target peft") from error
+        raise ValueError(f"{title} cannot be merged: {error}; export target peft") from error
 
 
 def check_repeatable(lora: SavedLora) -> None:
