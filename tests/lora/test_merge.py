@@ -20,6 +20,8 @@ from transformers import (
     BertConfig,
     MixtralConfig,
     MixtralForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
 )
 
 from pedyra import export_adapter
@@ -253,6 +255,28 @@ def test_layers_that_share_one_weight_are_refused(make_llama, tmp_path):
     model = make_llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]])
     with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj and .*layers.1.self_attn.q_proj share one weight"):
         export_adapter(model, "merged", tmp_path / "out")
+
+
+def test_a_layer_without_a_weight_of_its_own_is_merged(tmp_path):
+    class Attends(PreTrainedModel):
+        config_class = PretrainedConfig
+
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.post_init()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x)[0]
+
+    model = get_peft_model(Attends(PretrainedConfig()), LoraConfig(r=2, target_modules=["attention"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    x = torch.randn(1, 3, 8)
+    expected = model.eval()(x)
+    merged = Attends.from_pretrained(export_adapter(model, "merged", tmp_path / "out")).eval()
+    torch.testing.assert_close(merged(x), expected)
 
 
 def test_a_shared_head_matters_only_to_the_adapter_that_changes_it(make_llama, tmp_path):

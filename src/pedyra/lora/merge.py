@@ -135,8 +135,9 @@ def _check_unshared(base: Any, adapter_name: str) -> None:
 
 
 def _weight(module: Any) -> Any:
+    """The weight of a layer; the layer itself where it has none of this name, as a torch.nn.MultiheadAttention."""
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return getattr(layer, getattr(module, "parameter_name", "weight"))
+    return getattr(layer, getattr(module, "parameter_name", "weight"), layer)
 
 
 def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
