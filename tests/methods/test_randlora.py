@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
 from pedyra.methods.method import Request
@@ -56,6 +57,13 @@ def test_the_scale_is_the_authors(prepare: Any):
     # alpha 2 r: 2 / sqrt(n), with n = min(in, out) / 4 bases.
     for (n_in, n_out), scale in scales(prepare("randlora", method_settings={"r": 4})).items():
         assert scale == pytest.approx(2 / (min(n_in, n_out) / 4) ** 0.5)
+
+
+def test_what_is_excluded_is_left_out():
+    base = nn.ModuleDict({"q": nn.Linear(16, 16), "head": nn.ModuleDict({"q": nn.Linear(16, 16)})})
+    lora = LoraConfig(r=2, target_modules=["q"], exclude_modules=["head.q"])
+    model = get_method("randlora").prepare(Request(method="randlora", model=base, lora=lora)).model
+    assert [name for name, each in model.get_base_model().named_modules() if isinstance(each, RandLoraLayer)] == ["q"]
 
 
 def test_layers_of_fewer_bases_train_at_their_own_scale_and_are_saved_at_pefts():

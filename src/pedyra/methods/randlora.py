@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import RandLoraConfig
-from peft.tuners.lora import LoraLayer
 from peft.tuners.randlora.layer import RandLoraLayer
-from torch import nn
 
+from pedyra.lora.layer import lora_layers
 from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
 
 
@@ -28,7 +28,7 @@ class RandLoraSettings(Settings):
         """The two r with the nearest counts of parameters, the nearest first; none where the request gives its r."""
         if "r" in request.settings:
             return []
-        return [{"r": r} for r in nearest_r(_shapes(request), parameters)]
+        return [{"r": r} for r in nearest_r([*_shapes(request).values()], parameters)]
 
 
 def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
@@ -36,12 +36,13 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
 
     So it is in the authors' code and README; PEFT's own scaling is sqrt n times larger. PEFT has one alpha for all
     layers, so that of the layers with the most bases carries their 1 / sqrt n. A layer with fewer trains at its own
-    scaling, which `finish` folds into its lambda. Raises ValueError: a start, DoRA or rsLoRA, which RandLoRA does not
-    have.
+    scaling, which `finish` folds into its lambda. PEFT's RandLoRA knows no excluded modules: with some, all others are
+    named. Raises ValueError: a start, DoRA or rsLoRA, which RandLoRA does not have.
     """
-    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora", "exclude_modules")
+    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora")
     lora = request.lora
-    shapes = _shapes(request)
+    targets = _shapes(request)
+    shapes = [*targets.values()]
     r = settings.r or nearest_r(shapes, lora.r * sum(map(sum, shapes)))[0]
     most = max(bases_of(r, shape) for shape in shapes)
     config = RandLoraConfig(
@@ -49,13 +50,14 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
         r=r,
         randlora_alpha=2 * r / most**0.5,  # type: ignore[arg-type]
         randlora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
+        target_modules="|".join(map(re.escape, targets)) if lora.exclude_modules else lora.target_modules,
         bias={"lora_only": "randlora_only"}.get(lora.bias, lora.bias),
         modules_to_save=lora.modules_to_save,
         projection_prng_key=request.seed,
     )
     model = request.with_adapter(config)
-    factors = {layer: (most / layer.num_bases) ** 0.5 for layer in _layers(model, RandLoraLayer)}
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, RandLoraLayer)]
+    factors = {layer: (most / layer.num_bases) ** 0.5 for layer in layers}
     for layer, factor in factors.items():
         layer.scaling["default"] *= factor
 
@@ -86,16 +88,12 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> list[int]:
     )[:2]
 
 
-def _shapes(request: Request) -> list[tuple[int, int]]:
-    """(in, out) of every target, found by wrapping it in LoRA for a moment."""
+def _shapes(request: Request) -> dict[str, tuple[int, int]]:
+    """Name and (in, out) of every target, found by wrapping it in LoRA for a moment."""
     model: Any = request.with_lora()
-    shapes = [(layer.in_features, layer.out_features) for layer in _layers(model, LoraLayer)]
+    layers = {layer.name: layer.module for layer in lora_layers(model, "default")}
     model.unload()
-    return shapes
-
-
-def _layers(model: nn.Module, kind: type) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, kind)]
+    return {name: (module.in_features, module.out_features) for name, module in layers.items()}
 
 
 METHOD = Method(
