@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pedyra import attach, export_adapter
+from pedyra import attach, detach, export_adapter
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import NewTriples, install, resized
@@ -240,6 +240,24 @@ def test_the_active_adapter_is_written_also_under_another_name(make_llama, tmp_p
     model.set_adapter("second")
     folder = export_adapter(model, "peft", tmp_path / "out")
     assert json.loads((folder / "pedyra_export.json").read_text())["max_rank"] == 5
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_an_adapter_on_weights_that_another_has_changed_is_refused(attached, make_llama, tokens, tmp_path):
+    model = make_llama(init_lora_weights="pissa")
+    if attached:
+        attach(model)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    if attached:
+        export_adapter(model, "peft", tmp_path / "first")
+    model.set_adapter("second")
+    with pytest.raises(ValueError, match="'default' began as a part of the weights .*use target merged"):
+        export_adapter(model, "padded", tmp_path / "out")
+    if attached:
+        detach(model)  # which gives the weights back
+        folder = export_adapter(model, "padded", tmp_path / "out")
+        loaded = PeftModel.from_pretrained(make_llama().unload(), folder)
+        assert torch.allclose(logits(loaded, tokens), logits(model, tokens), atol=1e-5)
 
 
 def test_a_failed_write_leaves_nothing(make_llama, tmp_path, monkeypatch):

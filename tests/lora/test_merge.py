@@ -197,6 +197,14 @@ def test_a_base_is_of_the_revision_that_its_adapter_names(make_llama, tmp_path, 
     assert asked == ["v1", "main"]
 
 
+def test_a_base_that_an_adapter_has_changed_is_refused(make_llama, tmp_path):
+    model = make_llama(init_lora_weights="pissa")
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"the base has an adapter in it already, at model.layers.0.*load it anew"):
+        export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=model.get_base_model())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("damage", ["weights", "pickle", "config"])
 def test_a_base_with_a_damaged_file_is_told_in_one_line(damage, make_llama, tmp_path):
     base = tmp_path / "base"

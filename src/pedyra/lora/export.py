@@ -26,8 +26,10 @@ from torch import Tensor
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora, save_lora, whole_number
 from pedyra.lora.inspection import read_adapter_config
+from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
+from pedyra.lora.start import takes_from_weight
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ SERVED_BYTES = 2
 
 def export_lora(source: PeftModel | str | Path, target: str, out: Path) -> Path:
     """Write the adapter of a live model or a folder for the readers of `target`, which is not "merged"."""
+    if isinstance(source, PeftModel):
+        _check_base_unchanged(source, active_adapter(source))
     with saved_lora(source) as lora:
         _check_convertible(lora, target)
         tensors, config, record = _converted(lora, target)
@@ -91,6 +95,17 @@ def active_adapter(model: Any) -> str:
     if kind != PeftType.LORA:
         raise ValueError(f"adapter {names[0]!r} is of type {PeftType(kind).value}; what is read here is a LoRA")
     return names[0]
+
+
+def _check_base_unchanged(model: PeftModel, name: str) -> None:
+    """Refuse an adapter that stands on weights which another one has changed, and its readers have not; ValueError."""
+    for other, config in model.peft_config.items():
+        starts = [layer.a.start for layer in adapted_layers(model, other)]
+        if other != name and (takes_from_weight(getattr(config, "init_lora_weights", True)) or any(starts)):
+            raise ValueError(
+                f"adapter {other!r} began as a part of the weights (PiSSA), which are others under {name!r} now than "
+                f"its readers have; use target merged, or load {name!r} into a model without {other!r}"
+            )
 
 
 def _check_convertible(lora: SavedLora, target: str) -> None:

@@ -97,8 +97,15 @@ def check_repeatable(lora: SavedLora) -> None:
 
 
 def copied_base(base: nn.Module) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """A copy of a base model that somebody goes on using, and the tokenizer it came with."""
+    """A copy of a base model that somebody goes on using, and the tokenizer it came with. Raises ValueError: it has an
+    adapter in it, whose start (PiSSA) or merging may have changed its weights."""
     _check_base(base)
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            raise ValueError(
+                f"the base has an adapter in it already, at {name} (get_peft_model changes the model that it is "
+                f"given); give its name, or load it anew, or export the live model"
+            )
     return copy.deepcopy(base), _find_tokenizer(str(getattr(base, "name_or_path", "")))
 
 
