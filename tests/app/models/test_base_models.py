@@ -103,6 +103,20 @@ def _load_model(name: str) -> Any:
     return load_model(ModelSection(name=name), "classification", 2, load_tokenizer(ModelSection(name="tiny-bert")), 0)
 
 
+def test_the_revision_is_that_of_the_model_and_not_of_another_repository(monkeypatch):
+    asked: dict[str, str] = {}
+
+    def spy(name: str, **options: Any) -> Any:
+        asked[name] = options["revision"]
+        return load_tokenizer(ModelSection(name="tiny-bert"))
+
+    monkeypatch.setattr(base, "why_not_on_hub", lambda *_: None)
+    monkeypatch.setattr(base.AutoTokenizer, "from_pretrained", spy)
+    for tokenizer in (None, "owner/model", "owner/other"):
+        load_tokenizer(ModelSection(name="owner/model", revision="v1", tokenizer=tokenizer))
+    assert asked == {"owner/model": "v1", "owner/other": "main"}
+
+
 def test_lora_settings_reach_peft_and_the_head_is_trained():
     section = LoraSection(r=4, alpha=6, dropout=0.25, target_modules=["query"], init="orthogonal", use_rslora=True)
     config = lora_config(section, "pairs")

@@ -158,12 +158,13 @@ def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
 
 def _from_pretrained(auto: Any, source: str, section: ModelSection, *, key: str = "name", **arguments: Any) -> Any:
     given = getattr(section, key)
-    if not Path(source).exists() and (reason := why_not_on_hub(source, "model", section.revision)) is not None:
+    revision = section.revision if given == section.name else None  # of the model, not of another repository
+    if not Path(source).exists() and (reason := why_not_on_hub(source, "model", revision)) is not None:
         hint = did_you_mean(given, [*PACKAGED, *TINY], otherwise="") if key == "name" else ""
         raise ValueError(f"model.{key} {given!r} is no folder from {Path.cwd()}, and {reason}{hint and '; '}{hint}")
     if auto in _WITH_HEAD and not trusts_remote_code():
         _check_head(auto, _from_pretrained(AutoConfig, source, section, key=key), section)
-    given_by_user = {"revision": section.revision or "main", "trust_remote_code": trusts_remote_code()}
+    given_by_user = {"revision": revision or "main", "trust_remote_code": trusts_remote_code()}
     try:
         return auto.from_pretrained(source, **given_by_user, **arguments)
     except Exception as error:  # what reads a file of settings or weights has errors of its own
