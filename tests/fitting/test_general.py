@@ -47,14 +47,14 @@ WHOLE = torch.tensor([[1.0, 0, 0], [0, 0.12, 0], [0, 0, 0.1], [0, 1, 0]])
 least, and for both together x_1 is."""
 
 
-def planted() -> Any:
-    model: Any = get_peft_model(Line(), LoraConfig(r=3, lora_alpha=3, target_modules=["linear"]))
+def planted(adapter: str = "default") -> Any:
+    model: Any = get_peft_model(Line(), LoraConfig(r=3, lora_alpha=3, target_modules=["linear"]), adapter)
     torch.manual_seed(4)
     mixed = torch.randn(3, 3)  # no direction is one of the stored ones
     layer = model.base_model.model.linear
     with torch.no_grad():
-        layer.lora_A["default"].weight.copy_(mixed)
-        layer.lora_B["default"].weight.copy_(WHOLE @ mixed.inverse())
+        layer.lora_A[adapter].weight.copy_(mixed)
+        layer.lora_B[adapter].weight.copy_(WHOLE @ mixed.inverse())
     return model
 
 
@@ -75,13 +75,20 @@ def of_general(model: nn.Module, batch: Any) -> Tensor:
     return model(batch["x"])[:, 3].square().mean()
 
 
-def fitted(general: bool, recover: int | None = 0, parameters: int | None = None, tolerance: float = 0.019) -> Fit:
-    model = planted()
+def fitted(
+    general: bool,
+    recover: int | None = 0,
+    parameters: int | None = None,
+    tolerance: float = 0.019,
+    adapter: str = "default",
+) -> Fit:
+    model = planted(adapter)
     rows = Rows(calibration=batches(60, 1), choice=batches(60, 2), proof=batches(120, 3))
     if general:
         of_text = GeneralRows(judge=Judge(model, of_general), slopes=batches(20, 4), proof=batches(20, 5))
         rows = Rows(calibration=rows.calibration, choice=rows.choice, proof=rows.proof, general=of_text)
-    return fit_batches(Judge(model, of_task), rows, Wanted(tolerance=tolerance, recover=recover, parameters=parameters))
+    wanted = Wanted(tolerance=tolerance, recover=recover, parameters=parameters)
+    return fit_batches(Judge(model, of_task), rows, wanted, adapter=adapter)
 
 
 def delta(found: Fit) -> Tensor:
@@ -100,6 +107,11 @@ def test_of_two_that_may_go_the_one_that_harms_general_rows_goes():
     assert found.forgetting.smaller.mean == pytest.approx(0.0, abs=0.01)
     assert found.row()["general_undone"] == pytest.approx(-found.forgetting.whole.mean, abs=0.01)
     assert "general" in str(found)
+
+
+def test_what_an_adapter_of_another_name_harms_is_told():
+    found, named = fitted(general=True), fitted(general=True, adapter="norwegian")
+    assert named.forgetting == found.forgetting and named.words == found.words
 
 
 def test_recovery_would_bring_back_what_was_forgotten():

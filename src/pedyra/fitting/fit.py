@@ -346,7 +346,7 @@ class _Fitting:
             return None
         self.bar.set_description("general text")
         held = _Held(self, self.rows.general.proof, judge=self.rows.general.judge)
-        base = held.losses(partial(disabled, self.model))
+        base = held.losses(partial(disabled, self.model, self.adapter))
         smaller = held.losses(partial(truncated, self.model, self.calibration, ranks, self.adapter))
         return Forgetting(
             whole=paired(base, held.whole, held.weights),
