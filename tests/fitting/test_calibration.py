@@ -10,7 +10,16 @@ import torch
 from closeness import close, same_bits
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+)
 
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.judge import Judge, model_loss
@@ -179,17 +188,57 @@ def test_layers_of_adalora_are_refused():
         lora_layers(get_peft_model(base, config))  # type: ignore[arg-type]
 
 
-def test_layers_that_checkpoint_drop_nothing_out_in_their_own_forward(checkpoint_activations: Any):
-    """Those of OPT call dropout themselves, where they are `training`."""
-    torch.manual_seed(0)
+def opt() -> Any:
+    """Its layers call dropout themselves, where they are `training`."""
     shape: Any = dict(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)
-    base = OPTForCausalLM(OPTConfig(**shape, max_position_embeddings=32, word_embed_proj_dim=16, dropout=0.5))
-    model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))  # type: ignore[arg-type]
+    return OPTForCausalLM(OPTConfig(**shape, max_position_embeddings=32, word_embed_proj_dim=16, dropout=0.5))
+
+
+def starcoder() -> Any:
+    """So does the model around the layers, at a rate of another name."""
+    shape: Any = dict(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    return Starcoder2ForCausalLM(Starcoder2Config(**shape, num_key_value_heads=1, embedding_dropout=0.5))
+
+
+def falcon() -> Any:
+    """Its layers read the rate from their config."""
+    shape: Any = dict(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    return FalconForCausalLM(FalconConfig(**shape, hidden_dropout=0.5))
+
+
+@pytest.mark.parametrize("make", [opt, starcoder, falcon])
+def test_layers_that_checkpoint_drop_nothing_out_in_their_own_forward(make: Any, checkpoint_activations: Any):
+    torch.manual_seed(0)
+    base = make()
+    model: Any = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))  # type: ignore[arg-type]
     checkpoint_activations(model, False)
     model.train()
-    tokens = torch.randint(3, 40, (4, 8))
+    tokens, before = torch.randint(3, 40, (4, 8)), repr(base.config)
     with evaluating(model):
         expected = model(input_ids=tokens, labels=tokens).loss
     with evaluating(model, checkpointing=True):
         assert close(model(input_ids=tokens, labels=tokens).loss, expected)
-    assert model.training and base.model.decoder.layers[0].dropout == 0.5
+    assert model.training and repr(base.config) == before
+    with torch.no_grad():
+        assert model(input_ids=tokens, labels=tokens).loss != model(input_ids=tokens, labels=tokens).loss
+
+
+def test_layers_that_checkpoint_are_all_there(checkpoint_activations: Any):
+    """Wav2Vec2 leaves out whole layers where it is `training`, at a rate of its config."""
+    torch.manual_seed(0)
+    shape: Any = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    front: Any = dict(conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1)
+    more: Any = dict(num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, apply_spec_augment=False)
+    config = Wav2Vec2Config(**shape, **front, **more, layerdrop=0.5)
+    model: Any = get_peft_model(
+        Wav2Vec2ForSequenceClassification(config),  # type: ignore[arg-type]
+        LoraConfig(r=2, target_modules=["q_proj"]),
+    )
+    checkpoint_activations(model, False)
+    sound = torch.randn(2, 200)
+    with evaluating(model), torch.no_grad():
+        expected = model(input_values=sound).logits
+    with evaluating(model, checkpointing=True), torch.no_grad():
+        for _ in range(8):
+            assert close(model(input_values=sound).logits, expected)
+    assert config.layerdrop == 0.5

@@ -163,37 +163,38 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
             slot.observer = observer
 
 
-DROPOUT_RATES = ("dropout", "activation_dropout", "layerdrop")
-"""Rates by which layers of BART, OPT and their like drop out in their own forward, where they are `training`."""
-
-
 @contextmanager
 def evaluating(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     """While it lasts, the model is in evaluation mode.
 
     Args:
         checkpointing: layers that were told to checkpoint their activations go on to do so, for a backward pass that
-            needs no more memory than training did. (transformers asks their own `training`; their dropout, and dropout
-            modules inside, are switched off all the same.)
+            needs no more memory than training did. transformers asks their own `training`, by which some of them also
+            drop out in their own forward, at a rate of their own (BART, T5, Starcoder2) or of their config (Falcon,
+            and the layers of Wav2Vec2): all rates are 0 meanwhile. Dropout modules inside are in evaluation mode.
     """
     training = {module: module.training for module in model.modules()}
-    dropped: list[tuple[nn.Module, str, float]] = []
+    rates: dict[tuple[int, str], tuple[Any, float]] = {}
     for module in training:
         checkpoints = checkpointing and getattr(module, "gradient_checkpointing", False)
         module.training = _is_packable(module) or checkpoints
         if checkpoints:
-            dropped += [
-                (module, name, rate) for name in DROPOUT_RATES if isinstance(rate := getattr(module, name, None), float)
-            ]
-    for module, name, _ in dropped:
-        setattr(module, name, 0.0)
+            for held in (module, getattr(module, "config", None)):
+                found = getattr(held, "__dict__", {}).items()
+                rates |= {(id(held), name): (held, rate) for name, rate in found if _is_drop_rate(name, rate)}
+    for (_, name), (held, _) in rates.items():
+        setattr(held, name, 0.0)
     try:
         yield
     finally:
         for module, on in training.items():
             module.training = on
-        for module, name, rate in dropped:
-            setattr(module, name, rate)
+        for (_, name), (held, rate) in rates.items():
+            setattr(held, name, rate)
+
+
+def _is_drop_rate(name: str, value: Any) -> bool:
+    return "drop" in name and isinstance(value, float)
 
 
 def _is_packable(module: nn.Module) -> bool:
