@@ -426,6 +426,18 @@ def test_held_out_sets_by_name_are_taken_together_streams_too(make_trainer: Any)
         assert "32 for the choice and 64 for the proof" in found.rows
 
 
+def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
+    """Its loss is a mean of nothing, which the Trainer's own evaluation leaves out too."""
+    held = [{**row, "labels": -100} if number % 4 == 0 else row for number, row in enumerate(rows(96, 2))]
+    trainer = make_trainer(given={"eval_dataset": held}, per_device_eval_batch_size=1)
+    found = fit(trainer, tolerance=0.05)
+    assert found.row()["batches"] < 64 and found.chosen.accepted
+    assert found.tolerance.won.batches == 72
+    with trainer.model.disable_adapter():
+        base = trainer.evaluate()["eval_loss"]
+    assert found.tolerance.won.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
+
+
 def test_an_adapter_that_is_not_there_is_told(make_trainer: Any):
     with pytest.raises(ValueError, match="typo"):
         fit(make_trainer(), adapter="typo")

@@ -128,7 +128,8 @@ def fit_batches(
 ) -> Fit:
     """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
 
-    The processes of accelerate hold other batches of the same rows, as many each; all of them find the same.
+    The processes of accelerate hold other batches of the same rows, as many each; all of them find the same. A held-out
+    batch in which nothing has a label (prompts that were cut before their completion) has no loss and is left out.
 
     Args:
         shown: a progress bar, and an estimate before it begins.
@@ -136,10 +137,12 @@ def fit_batches(
     Raises:
         ValueError: too few batches, a layer that was not seen, a shape that cannot be had within tolerance.
     """
-    batches = sum(gather_object([len(rows.proof)]))
-    if batches < LEAST or len(rows.choice) < 2 or len(rows.calibration) < 2:
+    choice, proof = ([each for each in part if judge.samples(each) > 0] for part in (rows.choice, rows.proof))
+    rows = replace(rows, choice=choice, proof=proof)
+    batches, fewest = sum(gather_object([len(proof)])), min(gather_object([len(choice)]))
+    if batches < LEAST or fewest < 2 or len(rows.calibration) < 2:
         raise ValueError(
-            f"calibration, choice and proof have {len(rows.calibration)}, {len(rows.choice)} and {batches} batches; "
+            f"calibration, choice and proof have {len(rows.calibration)}, {fewest} and {batches} batches; "
             f"they take 2, 2 and {LEAST}, and 30 make them good: give more rows"
         )
     if batches < FEW:
