@@ -260,7 +260,8 @@ def truncated(model: nn.Module, calibration: Calibration, ranks: Mapping[str, in
 
 def _projecting(projection: Tensor) -> Callable[..., Tensor]:
     def project(module: nn.Module, args: tuple[Any, ...], h: Tensor) -> Tensor:
-        return (h.float() @ projection.T.to(h.device, torch.float32)).to(h.dtype)
+        with torch.autocast(h.device.type, enabled=False):  # which would round the projection
+            return (h.float() @ projection.T.to(h.device, torch.float32)).to(h.dtype)
 
     return project
 
