@@ -443,6 +443,18 @@ def test_an_adapter_that_is_not_there_is_told(make_trainer: Any):
         fit(make_trainer(), adapter="typo")
 
 
+def test_an_adapter_that_does_nothing_at_the_moment_is_told_with_the_repair(make_trainer: Any):
+    trainer = make_trainer(Counting)
+    trainer.model.add_adapter("other", LoraConfig(r=2, target_modules=["query"]))
+    COUNT.update(loss=0, prediction=0)
+    with pytest.raises(ValueError, match=r"'other' is not active in .*; call model.set_adapter\('other'\) first"):
+        fit(trainer, adapter="other")
+    trainer.model.base_model.disable_adapter_layers()
+    with pytest.raises(ValueError, match=r"'default' is switched off in .*; call model.base_model.enable_adapter"):
+        fit(trainer)
+    assert COUNT == {"loss": 0, "prediction": 0}
+
+
 def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path):
     """Seq2SeqTrainer hands it on in its own evaluate() alone, which need not have run."""
     torch.manual_seed(0)

@@ -230,6 +230,10 @@ def _check_live(model: Any, adapter: str) -> None:
     title = f"adapter {adapter!r}"
     layers = lora_layers(model, adapter)
     for name, module in layers.items():
+        if module.disable_adapters:
+            raise ValueError(f"{title} is switched off in {name}; call model.base_model.enable_adapter_layers() first")
+        if adapter not in module.active_adapters:
+            raise ValueError(f"{title} is not active in {name}; call model.set_adapter({adapter!r}) first")
         if adapter in module.merged_adapters:
             raise ValueError(f"{title} is merged into {name}; call model.unmerge_adapter() first")
         if getattr(module.lora_A[adapter], "origin", None) is not None:
