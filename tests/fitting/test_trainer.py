@@ -426,6 +426,16 @@ def test_held_out_sets_by_name_are_taken_together_streams_too(make_trainer: Any)
         assert "32 for the choice and 64 for the proof" in found.rows
 
 
+@pytest.mark.parametrize("as_data", [False, True])
+def test_rows_that_were_trained_on_are_not_taken_twice(make_trainer: Any, as_data: bool):
+    """What calibrates, and is learned from in recovery, proves nothing."""
+    same = rows(96, 1)
+    trainer = make_trainer(given={"train_dataset": same, "eval_dataset": None if as_data else same})
+    with pytest.warns(UserWarning, match=r"data(set)? is the train_dataset itself, so the fit is judged by rows that"):
+        found = fit(trainer, recover=0, data=same if as_data else None)
+    assert "48 to calibrate" in found.rows and "16 for the choice and 32 for the proof" in found.rows
+
+
 def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     """Its loss is a mean of nothing, which the Trainer's own evaluation leaves out too."""
     held = [{**row, "labels": -100} if number % 4 == 0 else row for number, row in enumerate(rows(96, 2))]

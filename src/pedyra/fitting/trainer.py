@@ -352,17 +352,20 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
         held, name = None, "train_dataset"
         if training is None:
             raise ValueError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
+    if held is None or held is training:
+        why = "there is no eval_dataset" if held is None else f"{name} is the train_dataset itself"
         warnings.warn(
-            "there is no eval_dataset, so the fit is judged by rows that the adapter was trained on, which it knows "
-            "better than others; give rows of its task as data=",
+            f"{why}, so the fit is judged by rows that the adapter was trained on, which it knows better than others; "
+            f"give other rows of its task as data=",
             stacklevel=5,
         )
+        held, training = training, None
     generator = torch.Generator().manual_seed(trainer.args.seed)
-    if held is not None and training is not None:
+    if training is not None:
         training, seen = _shuffled(training, most, generator)
         held, left = _shuffled(held, most + most // 2, generator)
         return name, training, seen, held, left
-    every, order = _shuffled(training if held is None else held, 2 * most + most // 2, generator)
+    every, order = _shuffled(held, 2 * most + most // 2, generator)
     half = min(most, len(order) // 2)  # one set of rows, of which half calibrates
     return name, every, order[:half], every, order[half : half + most + most // 2]
 
