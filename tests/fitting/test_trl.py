@@ -16,7 +16,7 @@ import pedyra
 
 pytest.importorskip("trl")
 
-from trainer_cases import LORA, base, data, make_trainer  # noqa: E402
+from trainer_cases import LORA, base, data, make_trainer, tokenizer  # noqa: E402
 
 
 @pytest.fixture
@@ -108,6 +108,30 @@ def test_rows_that_are_given_are_tokenised_by_the_trainer(make: Any):
     trainer = make("SFT", steps=10)
     trainer.train()
     assert "of data 24 for the choice" in fitted(trainer, data=data("completion", 72, 5)).rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_are_given_are_formatted_as_those_that_were_trained_on(tmp_path: Path):
+    """Whether the Trainer would have understood them without that, or not."""
+    import trl
+
+    def written(row: Any) -> str:
+        return f"a b {row['said']}"
+
+    rows, held = (data("question", 72, seed).rename_column("prompt", "said") for seed in (1, 5))
+    args = trl.SFTConfig(
+        str(tmp_path), max_steps=2, learning_rate=2e-2, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
+        disable_tqdm=True, max_length=16,
+    )  # fmt: skip
+    lora: Any = LoraConfig(**LORA, task_type="CAUSAL_LM")
+    trainer: Any = trl.SFTTrainer(
+        base(), args, train_dataset=rows, processing_class=tokenizer(), peft_config=lora, formatting_func=written
+    )
+    trainer.train()
+    losses = []
+    for given in (held, held.add_column("text", ["e e e e e e"] * len(held))):
+        losses.append(fitted(trainer, data=given, recover=0, parameters=200).tolerance.won.mean)
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -424,7 +424,7 @@ def _prepared(trainer: Any, data: Any) -> Any:
         "processing_class": trainer.processing_class,
         "args": trainer.args,
         "packing": getattr(trainer.args, "packing", False) if eval_packing is None else eval_packing,
-        "formatting_func": None,
+        "formatting_func": getattr(trainer, "_formatting_func", None),
         "dataset_name": "fit",
     }
     takes = () if prepare is None else inspect.signature(prepare).parameters
