@@ -110,28 +110,47 @@ def test_rows_that_are_given_are_tokenised_by_the_trainer(make: Any):
     assert "of data 24 for the choice" in fitted(trainer, data=data("completion", 72, 5)).rows
 
 
+def questions(count: int, seed: int) -> Any:
+    """Rows that SFTTrainer does not understand by itself."""
+    return data("question", count, seed).rename_column("prompt", "said")
+
+
+def sft(out: Path, given: dict[str, Any], **settings: Any) -> Any:
+    """An SFTTrainer of questions, after two steps."""
+    import trl
+
+    args = trl.SFTConfig(
+        str(out), max_steps=2, learning_rate=2e-2, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
+        disable_tqdm=True, max_length=16, **settings,
+    )  # fmt: skip
+    lora: Any = LoraConfig(**LORA, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    given = {"train_dataset": questions(72, 1), "processing_class": tokenizer(), "peft_config": lora, **given}
+    trainer: Any = trl.SFTTrainer(base(), args, **given)
+    trainer.train()
+    return trainer
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_rows_that_are_given_are_formatted_as_those_that_were_trained_on(tmp_path: Path):
     """Whether the Trainer would have understood them without that, or not."""
-    import trl
-
-    def written(row: Any) -> str:
-        return f"a b {row['said']}"
-
-    rows, held = (data("question", 72, seed).rename_column("prompt", "said") for seed in (1, 5))
-    args = trl.SFTConfig(
-        str(tmp_path), max_steps=2, learning_rate=2e-2, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
-        disable_tqdm=True, max_length=16,
-    )  # fmt: skip
-    lora: Any = LoraConfig(**LORA, task_type="CAUSAL_LM")
-    trainer: Any = trl.SFTTrainer(
-        base(), args, train_dataset=rows, processing_class=tokenizer(), peft_config=lora, formatting_func=written
-    )
-    trainer.train()
-    losses = []
-    for given in (held, held.add_column("text", ["e e e e e e"] * len(held))):
-        losses.append(fitted(trainer, data=given, recover=0, parameters=200).tolerance.won.mean)
+    trainer = sft(tmp_path, {"formatting_func": lambda row: f"a b {row['said']}"})
+    held, losses = questions(72, 5), []
+    for rows in (held, held.add_column("text", ["e e e e e e"] * len(held))):
+        losses.append(fitted(trainer, data=rows, recover=0, parameters=200).tolerance.won.mean)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_a_collator_tokenises_are_left_to_it(tmp_path: Path):
+    def collate(rows: Any) -> Any:
+        read = tokenizer()([f"a b {row['said']}" for row in rows], return_tensors="pt", padding=True)
+        labels = read["input_ids"].masked_fill(read["attention_mask"] == 0, -100)
+        return {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"], "labels": labels}
+
+    skips: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    trainer = sft(tmp_path, {"data_collator": collate}, **skips)
+    found = fitted(trainer, data=questions(72, 5), recover=0, parameters=200)
+    assert "24 for the choice and 48 for the proof" in found.rows
 
 
 @pytest.mark.filterwarnings("ignore")

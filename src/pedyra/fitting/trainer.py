@@ -415,8 +415,8 @@ def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
 
 
 def _prepared(trainer: Any, data: Any) -> Any:
-    """Rows as the Trainer takes them. TRL's Trainers tokenise what they are given themselves; rows that are tokenised
-    already they leave alone."""
+    """Rows as the Trainer takes them. TRL's Trainers tokenise what they are given themselves, unless they are told to
+    leave that to the collator; rows that are tokenised already they leave alone."""
     prepare = getattr(trainer, "_prepare_dataset", None)
     eval_packing = getattr(trainer.args, "eval_packing", None)
     known = {
@@ -428,7 +428,8 @@ def _prepared(trainer: Any, data: Any) -> Any:
         "dataset_name": "fit",
     }
     takes = () if prepare is None else inspect.signature(prepare).parameters
-    if prepare is None or not set(takes) <= known.keys() or getattr(trainer, "_is_vision_dataset", False):
+    skips = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
+    if prepare is None or not set(takes) <= known.keys() or skips:
         return data
     prepared = prepare(**{name: known[name] for name in takes})
     if getattr(trainer, "precompute_ref_logps", False):  # of DPO's reference, as its own evaluation does
