@@ -243,6 +243,15 @@ def test_rows_that_were_trained_on_are_no_held_out_rows(call: Any, tmp_path: Pat
     assert code == 2 and "are not those of" in err and not (tmp_path / "run" / "fit").exists()
 
 
+def test_all_rows_of_a_file_are_taken_however_few_the_run_took(run: Path, call: Any, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy()[:384]))
+    assert RECIPE["data"]["train_rows"] == RECIPE["data"]["eval_rows"] == 64  # type: ignore[index]
+    out = ("--out", tmp_path / "small")
+    code, told, err = call(run, "--data", tmp_path / "rows.jsonl", "--parameters", 400, "--recover", 0, *out)
+    assert code == 0, err
+    assert "192 to calibrate; of eval_dataset 64 for the choice and 128 for the proof" in told
+
+
 def test_classes_keep_their_numbers_in_a_file_that_names_them(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -144,6 +144,8 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
             "source": str(data),
             "validation": None,
             "validation_fraction": 0.5,
+            "train_rows": None,  # which were of the run's own rows
+            "eval_rows": None,
         }
         return check_recipe(content, str(folder))
     if data is None:
