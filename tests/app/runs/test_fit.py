@@ -252,6 +252,15 @@ def test_all_rows_of_a_file_are_taken_however_few_the_run_took(run: Path, call: 
     assert "192 to calibrate; of eval_dataset 64 for the choice and 128 for the proof" in told
 
 
+def test_a_run_of_a_configuration_of_the_hub_is_fitted_on_a_file(run: Path, call: Any, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    hub = {"source": "nyu-mll/glue", "config": "sst2", "split": "train[:50%]", "validation": "validation"}
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "data": {**hub, "max_length": 40}}))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy()[:128]))
+    code, _, err = call(tmp_path / "run", "--data", tmp_path / "rows.jsonl", "--parameters", 400, "--recover", 0)
+    assert code == 0, err
+
+
 def test_classes_keep_their_numbers_in_a_file_that_names_them(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

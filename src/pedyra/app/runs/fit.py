@@ -142,9 +142,12 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
             "max_length": source.max_length or recipe.data.max_length,
             "labels": recipe.data.labels or RunFolder(folder).recorded("classes"),  # else by the order of their names
             "source": str(data),
+            # What the run took of its own data set, which may be one of the Hub.
+            "config": None,
+            "split": "train",
             "validation": None,
             "validation_fraction": 0.5,
-            "train_rows": None,  # which were of the run's own rows
+            "train_rows": None,
             "eval_rows": None,
         }
         return check_recipe(content, str(folder))
