@@ -213,6 +213,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["eval", "absent"], ["absent is no run folder"]),
         (["inspect", "absent"], ["absent does not exist"]),
         (["report", "absent"], ["absent"]),
+        (["fit", ".", "--max-length", "9"], ["--max-length cuts rows of --data, and there is none"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, arguments, parts):

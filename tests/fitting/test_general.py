@@ -261,6 +261,8 @@ def test_what_is_wrong_is_told_before_anything_is_measured(make_trainer: Any, tm
         pedyra.fit(trainer, general=TEXTS[:40])
     with pytest.raises(ValueError, match="general row 2 has no text: None"):
         texts_of([{"text": "a"}, {"words": "b"}])
+    with pytest.raises(ValueError, match="general is one text, a long text...; give a list of texts"):
+        texts_of("a long text")
     with pytest.raises(ValueError, match="the general text '' has fewer than two tokens"):
         text_batches(tokenizer, ["one two", ""], size=8)
     with pytest.raises(ValueError, match="leaves no rows for"):  # of the task; and a stream of texts has no end

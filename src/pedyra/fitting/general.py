@@ -176,7 +176,10 @@ def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]
 
 
 def texts_of(rows: Any) -> list[str]:
-    """The texts of a list of them, or of rows with the column `text`. Raises ValueError: a row has none."""
+    """The texts of a list of them, or of rows with the column `text`. Raises ValueError: a row has none, or it is one
+    text alone."""
+    if isinstance(rows, str):
+        raise ValueError(f"general is one text, {rows:.40}...; give a list of texts, or rows with a column text")
     texts: list[str] = []
     for number, row in enumerate(rows, 1):
         text = row.get("text") if isinstance(row, Mapping) else row

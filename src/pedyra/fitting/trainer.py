@@ -75,7 +75,7 @@ def fit(
             would take a calibration batch more than twice.
         parameters: take the largest size of at most so many parameters instead, whatever it does to the loss.
         max_rank: no layer keeps more.
-        same_rank: every layer keeps the same rank.
+        same_rank: every layer keeps the same rank, and one that has fewer keeps all of its own.
         multiple_of: ranks are multiples of it.
         drop_types: module types that keep none, e.g. ("q_proj", "k_proj").
         data: held-out rows, as the Trainer takes an eval_dataset; by default its own, else a part of those it was
