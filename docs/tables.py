@@ -143,7 +143,7 @@ def other_methods() -> Cells:
     letters: dict[str, Row] = {}
     of_letters = [*rows("letters_methods"), *rows("rot13"), *rows("wide_rot13")]
     for row in sorted(where(of_letters, rank=2, seed=0), key=lambda row: -row["loss"]):
-        letters["lora+" if row["method"].startswith("lora+") else row["method"]] = row
+        letters["lora+" if row["method"].startswith("lora+") else row["method"].partition(":")[0]] = row
     del letters["moved"]
     lines = []
     for method in {*letters, *(row["method"] for row in rows("planted_methods"))}:
