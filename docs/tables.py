@@ -212,7 +212,7 @@ def _transfers() -> Iterable[tuple[str, int, dict[int, float], dict[int, float],
 
 # Results: usual tasks.
 
-TEXTS = {"language": "Norwegian", "letters": "letters", "gsm8k": "GSM8K"}
+TEXTS = {"language": "Norwegian", "letters": "letters", "facts": "facts", "gsm8k": "GSM8K"}
 TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 
 
@@ -265,7 +265,7 @@ def rank_curve() -> Cells:
 @table("language")
 def language() -> Cells:
     """Text that a real decoder hardly knows, each method at its best rate."""
-    rates, every = (0.001, 0.003, 0.01, 0.03), rows("language")
+    rates, every = (0.001, 0.003, 0.01, 0.03, 0.1), rows("language")
     heads = [*(f"rate {rate:g}" for rate in rates), "loss at the best", "lower than LoRA's, r = 1, by"]
     cells = [["text", "method", "r", *heads]]
     for task, method, r in dict.fromkeys((row["task"], row["method"], row["budget"]) for row in every):
@@ -274,9 +274,11 @@ def language() -> Cells:
         tried = where(found, kind="tuning", method=method, budget=r)
         tuned = {row["learning_rate"]: f"{row['eval_loss']:.3f}" for row in tried}
         losses = by_seed(where(found, kind="reported", method=method, budget=r), "eval_loss")
-        lower = "" if losses == narrow else gain(narrow, losses)
-        name = "LoRA" if method == "lora" else method
-        told = [*(tuned.get(rate, "") for rate in rates), spread(losses.values()), lower]
+        reported = ["not run", ""]
+        if losses:
+            reported = [spread(losses.values()), "" if losses == narrow else gain(narrow, losses)]
+        name = {"lora": "LoRA", "pedyra": "PE-DyRA"}.get(method, method)
+        told = [*(tuned.get(rate, "") for rate in rates), *reported]
         cells.append([TEXTS[task], name, str(r), *told])
     return cells
 
