@@ -107,7 +107,10 @@ def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kin
 def test_rows_that_are_given_are_tokenised_by_the_trainer(make: Any):
     trainer = make("SFT", steps=10)
     trainer.train()
-    assert "of data 24 for the choice" in fitted(trainer, data=data("completion", 72, 5)).rows
+    held = data("completion", 72, 5)
+    found = [fitted(trainer, data=rows, recover=0) for rows in (held, [*held])]
+    assert "of data 24 for the choice" in found[0].rows
+    assert found[0].row() == found[1].row()
 
 
 def questions(count: int, seed: int) -> Any:

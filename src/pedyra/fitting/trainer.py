@@ -431,6 +431,10 @@ def _prepared(trainer: Any, data: Any) -> Any:
     skips = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
     if prepare is None or not set(takes) <= known.keys() or skips:
         return data
+    if isinstance(data, list):  # of rows, which TRL takes as a data set alone
+        from datasets import Dataset
+
+        known["dataset"] = Dataset.from_list(data)
     prepared = prepare(**{name: known[name] for name in takes})
     if getattr(trainer, "precompute_ref_logps", False):  # of DPO's reference, as its own evaluation does
         prepared = trainer._precompute_ref_logps(prepared, "fit", trainer.args.per_device_eval_batch_size)
