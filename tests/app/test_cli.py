@@ -159,11 +159,13 @@ def test_train_eval_inspect_report_one_after_the_other(call, tmp_path):
     assert call("eval", "runs/recipe", "--json", "eval.jsonl")[0] == 0
     assert {"metric": "accuracy", "value": trained["value"]} in rows(tmp_path / "eval.jsonl")
 
-    assert call("inspect", "runs/recipe", "--json", "inspect.jsonl")[0] == 0
+    code, out, _ = call("inspect", "runs/recipe", "--json", "inspect.jsonl")
+    assert code == 0
     *inspected, total = rows(tmp_path / "inspect.jsonl")
     assert [row["layer"] for row in inspected] != [] and total["layer"] == "total"
     assert total["parameters"] == sum(row["parameters"] for row in inspected)
     assert {"layer", "rank", "parameters"} <= inspected[0].keys()
+    assert total["other_parameters"] > 0 and f"{total['other_parameters']:,} other parameters" in out  # the head
 
     code, out, _ = call("report", "runs/recipe", "--out", "page.html")
     assert code == 0 and "page.html" in out and (tmp_path / "page.html").is_file()
@@ -213,7 +215,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         (["eval", "absent"], ["absent is no run folder"]),
         (["inspect", "absent"], ["absent does not exist"]),
         (["report", "absent"], ["absent"]),
-        (["fit", ".", "--max-length", "9"], ["--max-length cuts rows of --data, and there is none"]),
+        (["fit", ".", "--max-length", "9"], ["--max-length cuts the rows of --data, and there is no --data"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, arguments, parts):

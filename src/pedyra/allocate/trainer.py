@@ -255,7 +255,8 @@ class FirstForward:
         return {"trainer": None, "hooks": []}
 
     def remove(self) -> None:
-        """They may not have been called: a Trainer with a loss of its own gives the model no labels."""
+        """Take the hooks off the model. Where a Trainer computes the loss itself and gives the model no labels, they
+        never judge, and would stay."""
         for hook in self.hooks:
             hook.remove()
         self.trainer, self.hooks = None, []

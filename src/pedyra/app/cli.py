@@ -85,7 +85,6 @@ def train(
     quiet_libraries()
     from pedyra.app.report.page import build_report
     from pedyra.app.runs.run import push_run, ready_to_push, train_run
-    from pedyra.methods.registry import get_method
 
     diverged = False
     if dry_run:
@@ -107,8 +106,7 @@ def train(
             console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
             if address := push_run(result):
                 console.print(f"pushed      {address}", soft_wrap=True)
-            lora = get_method(checked.method).peft_type == "LORA"  # another adapter is not fitted
-            if lora and result.layers and result.found is None and not result.diverged:
+            if result.awaits_fit:
                 told = f"pedyra fit {result.folder.path}   finds out how small the adapter may be"
                 console.print(f"next        {told}", soft_wrap=True)
         rows, diverged = result.rows(), result.diverged
@@ -274,7 +272,9 @@ def fit(
     if parameters is not None and rank == AUTO:
         raise ValueError("--parameters goes with one size of one adapter, not with --max-rank auto")
     if max_length is not None and data is None:
-        raise ValueError("--max-length cuts rows of --data, and there is none; a run has its own data.max_length")
+        raise ValueError(
+            "--max-length cuts the rows of --data, and there is no --data; leave it out: a run has a data.max_length"
+        )
     outs = _outs(adapters, out)
     quiet_libraries()
     from pedyra.app.runs.fit import Source, fit_folder, fit_for_server

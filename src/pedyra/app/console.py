@@ -150,8 +150,9 @@ def print_summary(console: Console, summary: AdapterSummary) -> None:
     columns = ("layer", "rank", "parameters", "effective_rank")
     print_table(console, columns, [[row[column] for column in columns] for row in [*layers, total]])
     print_rank_map(console, layers)
-    others = f", with {summary.other_parameters:,} parameters of no layer" if summary.other_parameters else ""
-    console.print(f"memory      {format_bytes(summary.bytes)}{others}")
+    console.print(f"memory      {format_bytes(summary.bytes)}")
+    if summary.other_parameters:
+        console.print(f"beside it   {summary.other_parameters:,} other parameters: a head, biases")
 
 
 def _budget_line(budget: Mapping[str, Any]) -> str:

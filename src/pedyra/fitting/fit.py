@@ -128,8 +128,8 @@ def fit_batches(
 ) -> Fit:
     """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
 
-    The processes of accelerate hold other batches of the same rows, as many each; all of them find the same. A held-out
-    batch in which nothing has a label (prompts that were cut before their completion) has no loss and is left out.
+    The processes of accelerate hold other batches of the same rows, and all of them find the same. A held-out batch in
+    which nothing has a label (prompts that were cut before their completion) has no loss and is left out.
 
     Args:
         shown: a progress bar, and an estimate before it begins.

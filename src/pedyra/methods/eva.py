@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, PeftModel, initialize_lora_eva_weights
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor
 
 from pedyra.lora.layer import lora_layers
@@ -73,9 +74,7 @@ def prepare(request: Request, settings: EvaSettings) -> Adaptation:
         show_progress_bar=False,
     )
     # PEFT makes a layer whose rank has changed anew, in the base's dtype; it trains in float32, as the others do.
-    for name, parameter in model.named_parameters():
-        if "lora_" in name and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
+    cast_adapter_dtype(model, "default")
     return Adaptation(model=model)
 
 

@@ -62,6 +62,12 @@ class RunResult:
         """Whether the loss on the held-out rows is no finite number."""
         return self.final is not None and not math.isfinite(self.final["eval_loss"])
 
+    @property
+    def awaits_fit(self) -> bool:
+        """Whether `pedyra fit` takes what was trained, and the run has not fitted it itself."""
+        is_lora = get_method(self.recipe.method).peft_type == "LORA"
+        return is_lora and bool(self.layers) and self.found is None and not self.interrupted and not self.diverged
+
     def rows(self) -> list[dict[str, Any]]:
         """The result as one row, then one row per layer."""
         shown = ("metric", "value", "eval_loss", "trainable_parameters", "seconds", "peak_memory_bytes")
