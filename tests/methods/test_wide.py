@@ -253,6 +253,12 @@ class TestInATrainer:
         assert result.adjustments == 3 and max(result.ranks.values()) > 1
         assert f"it has the size of a LoRA of rank 1 ({target:,} parameters)" in str(result)
 
+    def test_what_is_due_after_its_last_cut_is_not_counted(self, make_trainer, tmp_path):
+        trainer, callback = make_trainer(tmp_path, IN_TRAINER, **{**TRAINER, "max_steps": 60})
+        trainer.train()
+        assert len(callback.allocator.schedule.adjustments) == 5
+        assert callback.result.adjustments == callback.result.planned == 3
+
     @pytest.mark.parametrize("step", [5, 16, 33])
     def test_it_resumes_to_the_last_bit(self, step, make_trainer, tmp_path, run_state, assert_equal):
         """From a checkpoint inside the first window, inside the second, and after the cuts."""

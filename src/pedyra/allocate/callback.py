@@ -56,7 +56,7 @@ class RankResult:
     adjustments: int
     """Adjustments that were made since."""
     planned: int
-    """Adjustments of the schedule since."""
+    """Adjustments of the schedule since; none after the last one of a method that has come to its end before."""
     first: int | None
     """The step after which the first of these is due."""
     moved: int
@@ -228,7 +228,7 @@ class RankCallback(TrainerCallback):
             steps=allocator.step,
             since=since,
             adjustments=len(made),
-            planned=len(planned),
+            planned=len(made) if allocator.run.settled else len(planned),
             first=next(iter(planned), None),
             moved=sum(len(record["pruned"]) + sum(record["added"].values()) for record in made),
             ranks_before=allocator.initial_ranks,
