@@ -87,6 +87,19 @@ def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(ca
             assert_one_line(stderr, "Read-only file system")
 
 
+def test_the_base_of_merged_weights_may_be_another(call, tmp_path, monkeypatch):
+    call("train", "recipe.yaml")
+    asked = []
+    monkeypatch.setattr("pedyra.app.runs.export._base_of_recipe", lambda *given: asked.append(given[2]) or 1 / 0)
+    for arguments in ([], ["--base", "elsewhere"]):
+        with pytest.raises(ZeroDivisionError):
+            call("export", "runs/recipe", "--target", "merged", "--out", "merged", *arguments)
+    assert asked == [None, "elsewhere"]
+    code, _, stderr = call("export", "runs/recipe", "--target", "peft", "--base", "elsewhere")
+    assert code == 2
+    assert_one_line(stderr, "base is given, but target peft needs no base model")
+
+
 def test_a_damaged_adapter_config_is_one_line(call, tmp_path):
     call("train", "recipe.yaml")
     told_by = {"{": "is damaged", "[1]": "must be an object", "{}": "peft_type is nothing, must be text"}
@@ -255,7 +268,9 @@ def test_schema_is_json_schema(call):
     assert code == 0 and {"model", "data", "lora", "rank", "training"} <= json.loads(out)["properties"].keys()
 
 
-def test_ctrl_c_exits_130_and_says_how_to_go_on(call, monkeypatch):
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Ctrl-C while the second step is taken."""
     from pedyra.app.runs.callbacks import MetricsLog
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -263,8 +278,19 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(call, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(MetricsLog, "on_step_end", on_step_end)
+
+
+def test_ctrl_c_exits_130_and_says_how_to_go_on(call, interrupt):
     code, out, _ = call("train", "recipe.yaml")
     assert code == 130 and "pedyra train runs/recipe/recipe.yaml --resume" in out
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own, of AdaLoRA
+@pytest.mark.parametrize("option", ["method=adalora", "training.save_only_model=true"])
+def test_a_run_that_cannot_go_on_is_not_said_to(option, call, interrupt):
+    code, out, _ = call("train", "recipe.yaml", option, "rank={}")
+    assert code == 130 and "--resume" not in out and "--overwrite" in out
+    assert call("train", "recipe.yaml", option, "rank={}", "--resume")[0] == 2
 
 
 def test_a_message_with_a_long_value_is_short_and_keeps_the_repair(call):

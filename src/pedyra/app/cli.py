@@ -86,7 +86,7 @@ def train(
     from pedyra.app.report.page import build_report
     from pedyra.app.runs.run import push_run, ready_to_push, train_run
 
-    diverged = False
+    diverged, unfitted = False, None
     if dry_run:
         from pedyra.app.runs.plan import plan_run, plan_unloaded
 
@@ -109,12 +109,14 @@ def train(
             if result.awaits_fit:
                 told = f"pedyra fit {result.folder.path}   finds out how small the adapter may be"
                 console.print(f"next        {told}", soft_wrap=True)
-        rows, diverged = result.rows(), result.diverged
+        rows, diverged, unfitted = result.rows(), result.diverged, result.unfitted
     if json_file and is_first():
         write_json_lines(json_file, rows)
     if diverged:
         console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
         raise typer.Exit(1)
+    if unfitted:
+        raise ValueError(f"the run is whole, but its fit is refused: {unfitted}")
 
 
 @app.command("eval")
@@ -164,6 +166,10 @@ def export(
         ),
     ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: RUN/export/TARGET.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Of merged: another base than the adapter's own."),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write an adapter in the form that another program reads."""
@@ -175,7 +181,7 @@ def export(
     if out is None:
         out = run / "export" / target
         refuse_link(out.parent)
-    export_adapter(run, target, out)
+    export_adapter(run, target, out, base=base)
     console = new_console()
     console.print(f"{target} adapter written to {out}", soft_wrap=True)
     for number, line in enumerate(serving_lines(out, target)):
@@ -319,7 +325,7 @@ def _rank(text: str | None) -> int | Literal["auto"] | None:
     """A rank of at least 1, or auto; ValueError for anything else."""
     if text is None or text == AUTO:
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"--max-rank is {text!r}; give a rank of at least 1, or auto")
     return int(text)
 

@@ -106,10 +106,10 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def print_result(console: Console, result: RunResult) -> None:
-    """How a run ended: metric, ranks, parameters, files; of one that was interrupted, the command to go on with."""
+    """How a run ended: metric, ranks, parameters, files; of one that was interrupted, how to go on."""
     if result.final is None:
-        console.print(f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved. Continue with")
-        console.print(f"  pedyra train {result.folder.recipe} --resume", soft_wrap=True)
+        stopped = f"Stopped after step {result.step} of {result.total_steps}; a checkpoint is saved."
+        console.print(f"{stopped} To go on, {result.goes_on}", soft_wrap=True)
         return
     final = result.final
     print_rank_map(console, result.layers)

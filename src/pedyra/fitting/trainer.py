@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import islice, zip_longest
+from itertools import count, islice, zip_longest
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -288,6 +288,12 @@ def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
         f"the proof"
     )
     return Rows(**batches, told=told)
+
+
+def least_held_out(eval_batch_size: int) -> int:
+    """Held-out rows of which a fit makes enough batches: two for the choice, and `LEAST` for the proof."""
+    size = min(2, eval_batch_size)  # of so few rows, each batch
+    return next(rows for rows in count(1) if rows // 3 > size and rows - rows // 3 > (LEAST - 1) * size)
 
 
 class TextJudge(Judge):

@@ -182,12 +182,17 @@ def _class_name(lora: SavedLora) -> str:
     return name
 
 
+MORE_HEADS = ("classification_head", "logits_proj", "pooler", "sequence_summary")
+"""What a classifier draws anew beside the heads that PEFT knows: those of BART and T5, of XLNet, DeBERTa and XLM."""
+
+
 def num_labels(lora: SavedLora) -> int | None:
     """Outputs of the saved classification head; None where none was saved."""
+    last = (*SEQ_CLS_HEAD_NAMES, "classification_head", "logits_proj")  # what is before them has other outputs
     heads = [
         lora.tensors[key]
         for key in sorted(lora.others)  # classifier.dense before classifier.out_proj
-        if key.endswith(".weight") and any(f".{head}." in key for head in SEQ_CLS_HEAD_NAMES)
+        if key.endswith(".weight") and any(f".{head}." in key for head in last)
     ]
     return heads[-1].shape[0] if heads else None
 

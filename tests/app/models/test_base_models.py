@@ -12,6 +12,7 @@ import pytest
 import torch
 from closeness import same_bits
 from peft import get_peft_model
+from torch import nn
 from transformers import BertForSequenceClassification, LlamaForCausalLM, LlamaForSequenceClassification
 
 from pedyra.app.models import base, load_model, load_tokenizer, lora_config
@@ -119,19 +120,20 @@ def test_the_revision_is_that_of_the_model_and_not_of_another_repository(monkeyp
 
 def test_lora_settings_reach_peft_and_the_head_is_trained():
     section = LoraSection(r=4, alpha=6, dropout=0.25, target_modules=["query"], init="orthogonal", use_rslora=True)
-    config = lora_config(section, "pairs")
+    config = lora_config(section, "pairs", load())
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (4, 6, 0.25, True)
     assert config.init_lora_weights == "orthogonal"
     trained = {n for n, p in get_peft_model(load(), config).named_parameters() if p.requires_grad}
     assert sum("lora_A" in name for name in trained) == 2  # one query a layer
     assert sum("classifier" in name for name in trained) == 2  # weight and bias
     assert len(trained) == 2 + 2 + 2
-    assert lora_config(LoraSection(), "causal_lm").task_type == "CAUSAL_LM"
-    assert lora_config(LoraSection(), "causal_lm", "v1").revision == "v1"
+    assert lora_config(LoraSection(), "causal_lm", nn.Module()).task_type == "CAUSAL_LM"
+    assert lora_config(LoraSection(), "causal_lm", nn.Module(), "v1").revision == "v1"
 
 
 def test_all_linear_layers_but_the_head_are_adapted_by_default():
-    model = get_peft_model(load("causal_lm", None, name="tiny-llama"), lora_config(LoraSection(r=2), "causal_lm"))
+    base = load("causal_lm", None, name="tiny-llama")
+    model = get_peft_model(base, lora_config(LoraSection(r=2), "causal_lm", base))
     adapted = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in model.named_modules() if "lora_A" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

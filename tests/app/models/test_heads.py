@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from peft import get_peft_model
+import torch
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from pedyra.app.models import load_model, load_tokenizer, lora_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
+from pedyra.lora.folder import read_lora
+from pedyra.lora.merge import num_labels
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "head"),
+    ("name", "kind", "heads"),
     [
-        ("tiny-bart", "seq2seq", "lm_head"),
-        ("tiny-t5", "seq2seq", "lm_head"),
-        ("tiny-deberta", "question_answering", "qa_outputs"),
-        ("tiny-deberta", "classification", "classifier"),
+        ("tiny-bart", "seq2seq", {"lm_head"}),
+        ("tiny-t5", "seq2seq", {"lm_head"}),
+        ("tiny-deberta", "question_answering", {"qa_outputs"}),
+        ("tiny-deberta", "classification", {"classifier", "pooler.dense"}),
+        ("tiny-bart", "classification", {"classification_head.dense", "classification_head.out_proj"}),
+        ("tiny-bert", "regression", {"classifier"}),
     ],
 )
-def test_all_linear_is_all_but_the_head(name: str, kind: str, head: str):
+def test_all_linear_is_all_but_the_head(name: str, kind: str, heads: set[str]):
     section = ModelSection(name=name)
     base = load_model(section, kind, 2, load_tokenizer(section), seed=0)
     linear = {path for path, module in base.named_modules() if isinstance(module, nn.Linear)}
-    assert head in linear
-    model = get_peft_model(base, lora_config(LoraSection(r=2), kind))
+    assert heads <= linear
+    model = get_peft_model(base, lora_config(LoraSection(r=2), kind, base))
     adapted = {
         path.removeprefix("base_model.model.")
         for path, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }
-    assert linear - adapted == {head}
+    assert linear - adapted == heads
     trained = {path for path, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in path}
-    assert all(head in path for path in trained) and bool(trained) == (kind != "seq2seq")
+    tops = {head.partition(".")[0] for head in heads}
+    assert {path.split(".")[2] for path in trained} == (set() if kind == "seq2seq" else tops)
+
+
+@pytest.mark.parametrize("name", ["tiny-deberta", "tiny-bart", "tiny-bert"])
+def test_an_adapter_brings_its_heads_whatever_the_base_has_drawn_for_them(name: str, tmp_path: Path):
+    section = ModelSection(name=name)
+    tokenizer = load_tokenizer(section)
+    first, second = (load_model(section, "classification", 3, tokenizer, seed=seed) for seed in (0, 1))
+    body = first.base_model_prefix
+    second.get_submodule(body).load_state_dict(first.get_submodule(body).state_dict())  # of one checkpoint
+    batch = tokenizer(["a good plot", "bad"], return_tensors="pt", padding=True)
+    model = get_peft_model(first, lora_config(LoraSection(r=2, init="gaussian"), "classification", first)).eval()
+    model.save_pretrained(str(tmp_path))
+    assert num_labels(read_lora(tmp_path)) == 3
+    loaded = PeftModel.from_pretrained(second, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)

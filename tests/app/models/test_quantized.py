@@ -28,7 +28,7 @@ def test_a_quantised_base_trains_its_adapter_alone(quantization: Any):
     base = load_model(section, "causal_lm", None, load_tokenizer(section), seed=0)
     kind = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}[quantization]
     assert type(base.get_submodule("model.layers.0.mlp.up_proj")) is kind
-    model = get_peft_model(base, lora_config(LoraSection(r=2), "causal_lm"))
+    model = get_peft_model(base, lora_config(LoraSection(r=2), "causal_lm", base))
     tokens = torch.arange(12).reshape(2, 6)
     model.train()
     model(input_ids=tokens, labels=tokens).loss.backward()

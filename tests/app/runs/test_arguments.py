@@ -24,6 +24,14 @@ def test_names_pass_through_with_the_recipes_folder_and_seed():
     assert arguments.report_to == []
 
 
+def test_settings_of_a_schedule_reach_it():
+    kinds = {"cosine_with_restarts": {"num_cycles": 2}, "warmup_stable_decay": {"num_decay_steps": 5}, "constant": {}}
+    for kind, settings in kinds.items():
+        assert (
+            training_arguments(recipe(lr_scheduler_type=kind, lr_scheduler_kwargs=settings)).lr_scheduler_type == kind
+        )
+
+
 def test_overrides_win():
     assert training_arguments(recipe(max_steps=7), max_steps=9, output_dir="elsewhere").max_steps == 9
 
@@ -45,6 +53,14 @@ def test_overrides_win():
         ({"max_steps": 0}, "training.max_steps is 0; a run has at least one step"),
         ({"max_steps": -5}, "training.max_steps is -5; a run has at least one step"),
         ({"prediction_loss_only": True}, "training.prediction_loss_only is on, but a run is judged by its metric"),
+        ({"label_names": ["foo"]}, r"training.label_names is \['foo'\], but a run's task says what its labels are"),
+        ({"optim_args": "bogus"}, "training.optim_args is 'bogus'; give name=value"),
+        ({"eval_do_concat_batches": False}, "training.eval_do_concat_batches is off, but metrics are of all rows"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            "warmup_stable_decay does not take .*None: .*num_decay_steps",
+        ),
+        ({"lr_scheduler_kwargs": {"bogus": 1}}, "lr_scheduler_type linear does not take .*bogus"),
         (
             {"metric_for_best_model": "eval_bleu"},
             "is 'eval_bleu'; this task has loss, accuracy, f1, matthews",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs import fit as runs_fit
 from pedyra.app.tasks import task
 from pedyra.app.tasks.toy import toy
+from pedyra.fitting.trainer import TrainerJudge
 from pedyra.lab.cli import main
+from pedyra.lora.folder import read_lora
 
 RECIPE = {
     "model": {"name": "tiny-bert"},
@@ -176,6 +179,53 @@ def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_pa
     assert (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
 
 
+class TestRowsWithoutARecipe:
+    """Which number a class has, for the head that the adapter was trained with."""
+
+    @pytest.fixture
+    def adapter(self, tmp_path: Path) -> Callable[..., Path]:
+        """adapter(names, count): a folder with an adapter of a head of so many classes, whose base calls them so."""
+
+        def make(names: list[str], count: int) -> Path:
+            tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
+            config = tiny_config("tiny-bert", len(tokenizer))
+            config.num_labels = count
+            if names:
+                config.id2label = dict(enumerate(names))
+            AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "base")
+            tokenizer.save_pretrained(tmp_path / "base")
+            base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+            lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+            get_peft_model(base, lora).save_pretrained(str(tmp_path / "adapter"))
+            return tmp_path / "adapter"
+
+        return make
+
+    @staticmethod
+    def recipe(folder: Path, labels: list[Any]) -> Any:
+        rows = [{"text": "words", "label": label} for label in labels]
+        (folder.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = runs_fit.Source(data=folder.parent / "rows.jsonl")
+        return runs_fit._recipe(folder, read_lora(folder), source).data
+
+    def test_names_are_numbered_as_the_base_numbers_them(self, adapter: Any):
+        found = self.recipe(adapter(["pos", "neg"], 2), ["neg", "pos"])
+        assert found.labels == ["pos", "neg"]
+
+    def test_names_that_the_base_does_not_know_are_numbered_by_the_alphabet_and_that_is_said(self, adapter: Any):
+        with pytest.warns(UserWarning, match=r"in the order of the alphabet \(neg = 0, pos = 1\)"):
+            found = self.recipe(adapter([], 2), ["pos", "neg"])
+        assert found.labels == ["neg", "pos"]
+
+    def test_a_class_that_no_row_has_is_a_class_of_the_head(self, adapter: Any):
+        assert self.recipe(adapter([], 4), [0, 1, "1"]).num_labels == 4
+        assert self.recipe(adapter(["a", "b", "c", "d"], 4), ["b", "d"]).labels == ["a", "b", "c", "d"]
+
+    def test_fewer_names_than_the_head_has_classes_are_refused(self, adapter: Any):
+        with pytest.raises(ValueError, match=r"2 classes \(neg, pos\), but the head .* has 4.* 0 to 3, as label"):
+            self.recipe(adapter([], 4), ["pos", "neg"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -204,6 +254,18 @@ def test_a_weight_that_is_not_finite_is_told(run: Path, call: Any, tmp_path: Pat
     save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
     code, _, err = call(adapter, "--run", run, "--max-rank", 1, "--out", tmp_path / "out")
     assert code == 2 and "has a weight that is not finite" in err and err.count("\n") == 1
+
+
+def test_gradients_and_proof_are_of_one_loss_where_labels_are_smoothed(run: Path, tmp_path: Path):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe: Any = {**RECIPE, "training": {**RECIPE["training"], "label_smoothing_factor": 0.5}}  # type: ignore[dict-item]
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with runs_fit.opened(copied, runs_fit.Wanted(), runs_fit.Source()) as adapter:
+        model: Any = adapter.trainer.model
+        judge = TrainerJudge(adapter.trainer, model.eval())
+        batch = next(iter(adapter.trainer.get_eval_dataloader()))
+        (proved,) = judge.losses([batch], nullcontext)
+        assert float(judge.trained_loss(batch)) == pytest.approx(proved, rel=1e-5)
 
 
 def test_an_adapter_without_rows_is_refused(run: Path, call: Any, tmp_path: Path):

@@ -62,6 +62,36 @@ def test_a_shape_that_no_adapter_has_is_told_before_training(tmp_path, given, to
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_too_few_held_out_rows_are_told_before_training(tmp_path):
+    data = {"source": "toy", "max_length": 48, "train_rows": 96, "eval_rows": 9}
+    with pytest.raises(ValueError, match="fit takes 10 held-out rows or more, and data has 9"):
+        train_run(recipe(tmp_path / "run", data=data), console=Console(quiet=True))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_ten_held_out_rows_are_enough(tmp_path):
+    data = {"source": "toy", "max_length": 48, "train_rows": 96, "eval_rows": 10}
+    with pytest.warns(UserWarning, match="the proof has 4 batches"):
+        result = train_run(recipe(tmp_path / "run", data=data), console=Console(quiet=True))
+    assert result.found is not None
+
+
+def test_a_fit_that_is_refused_loses_nothing_of_the_run(tmp_path, monkeypatch):
+    def refuse(*_: Any) -> Any:
+        raise ValueError("no size is small enough")
+
+    monkeypatch.setattr("pedyra.app.runs.run.fit_trainer", refuse)
+    result = train_run(recipe(tmp_path / "run"), console=Console(quiet=True))
+    assert result.found is None and result.unfitted == "no size is small enough" and result.awaits_fit
+    assert result.final is not None and (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_run_that_diverged_is_not_fitted(tmp_path):
+    training = {"max_steps": 8, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "no"}
+    result = train_run(recipe(tmp_path / "run", training=training), console=Console(quiet=True))
+    assert result.diverged and result.found is None and result.unfitted is None
+
+
 @pytest.mark.parametrize("given", [{"tolerance": "101%"}, {"tolerance": "much"}, {"recover": -1}, {"tolerence": 0.1}])
 def test_a_mistake_names_the_key(given, tmp_path):
     with pytest.raises(ValueError, match=rf"fit\.{next(iter(given))}"):

@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.recipe import load_recipe
+from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.plan import plan_run
@@ -190,3 +191,20 @@ def test_the_report_tells_the_ranks_and_losses_of_a_best_adapter_and_of_the_last
     layers = inspect_adapter(folder).layers
     assert {layer.layer: layer.rank for layer in layers} == read.final_ranks
     assert read.final_ranks != read.adjustments[-1]["ranks"]
+    (panel,) = next(figure.panels for figure in make_figures(read) if figure.id == "map")
+    cells = panel.spec["data"]["values"]
+    assert f"the adapter of step {final['best_step']}" in panel.frames[-1]
+    of_layer = {(cell["type"], cell["depth"]): cell["ranks"][-1] for cell in cells}
+    kept = {
+        (kind, str(depth)): read.final_ranks[name] for name, (kind, depth) in read.places.items() if depth is not None
+    }
+    assert {place: of_layer[place] for place in kept} == kept
+    assert {len(cell["ranks"]) for cell in cells} == {len(panel.frames)}
+
+
+def test_the_adapter_of_a_schedule_free_optimizer_is_saved_as_it_was_judged(recipe):
+    pytest.importorskip("schedulefree")
+    training = {"optim": "schedule_free_adamw", "eval_strategy": "no", "save_strategy": "no"}
+    folder = run(recipe("lora", training=training)).folder.path
+    final = read_rows(folder / "metrics.jsonl")[-1]
+    assert evaluate_run(folder)["loss"] == pytest.approx(final["eval_loss"], rel=1e-5)

@@ -70,7 +70,7 @@ def outcomes(monkeypatch: Any):
             if asked < least[trainer]:
                 raise NotWithin("too small")
             row = {"parameters": asked, "share": 0.5}
-            return SimpleNamespace(row=lambda: row, write=lambda lora, out: None)
+            return SimpleNamespace(row=lambda: row, write=lambda lora, out: out.mkdir(parents=True))
 
         for name, stand_in in (("read_lora", lora), ("opened", opened), ("fit_trainer", fit_trainer)):
             monkeypatch.setattr(folder_fit, name, stand_in)
@@ -99,7 +99,8 @@ def test_the_rank_is_the_least_at_which_each_is_within_tolerance(outcomes: Any, 
 def test_ranks_below_a_multiple_that_they_have_to_be_are_not_tried(outcomes: Any, tmp_path: Path):
     for rank, asked in ((64, [64, 32, 16, 8]), (4, [4])):
         tried = outcomes({"a": 1}, rank=rank)
-        (server, _) = folder_fit.fit_for_server({tmp_path / "a": tmp_path / "fit"}, Wanted(multiple_of=8), Source())
+        outs = {tmp_path / "a": tmp_path / f"fit{rank}"}
+        (server, _) = folder_fit.fit_for_server(outs, Wanted(multiple_of=8), Source())
         assert [each for _, each in tried] == asked and server["max_rank"] == 8
 
 
@@ -107,6 +108,14 @@ def test_an_adapter_beyond_what_vllm_takes_and_that_needs_it_is_refused(outcomes
     outcomes({"a": 1000}, rank=1024)
     with pytest.raises(ValueError, match="a: vLLM takes ranks up to 512, and too small"):
         folder_fit.fit_for_server({tmp_path / "a": tmp_path / "out"}, Wanted(), Source())
+
+
+def test_where_one_adapter_fails_none_is_written(outcomes: Any, tmp_path: Path):
+    outcomes({"a": 1, "b": 1000}, rank=1024)
+    outs = {tmp_path / name: tmp_path / name / "fit" for name in "ab"}
+    with pytest.raises(ValueError, match="b: vLLM takes ranks up to 512"):
+        folder_fit.fit_for_server(outs, Wanted(), Source())
+    assert not (tmp_path / "a" / "fit").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,33 @@ def test_a_base_that_looks_for_padding_is_planned(tmp_path, model, data):
     assert unloaded.memory["activations"] == pytest.approx(loaded.memory["activations"], rel=0.25)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"method": "lora", "rank": {}, "fit": {"drop_types": ["nothing"]}}, "drop_types names 'nothing'"),
+        ({"method": "randlora", "rank": {}, "fit": {}}, "fit asks how small a LoRA may be, and method randlora"),
+        ({"method": "lora", "rank": {}, "fit": {}}, "fit takes 10 held-out rows or more, and data has 8"),
+        ({"model": {"name": "tiny-llama", "head_dropout": 0.1}}, "model.head_dropout is 0.1, but Llama"),
+    ],
+)
+def test_what_the_run_refuses_the_plan_refuses_too(settings, told, tmp_path):
+    for plan in (plan_run, plan_unloaded):
+        with pytest.raises(ValueError, match=told):
+            plan(recipe(tmp_path, **settings))
+
+
+def test_test_sets_that_are_not_there_are_told_by_the_plan(tmp_path):
+    data = {"source": "toy", "kind": "causal_lm", "prompt": "text", "completion": "label", "max_length": 40}
+    asks = {
+        "model": {"name": "tiny-llama"},
+        "data": data,
+        "generate": {"gsm8k": {"source": str(tmp_path / "no.jsonl")}},
+    }
+    for plan in (plan_run, plan_unloaded):
+        with pytest.raises(ValueError, match=r"generate.gsm8k.* '.*no.jsonl' does not exist"):
+            plan(recipe(tmp_path, **asks))
+
+
 def test_a_base_that_chooses_by_the_numbers_of_a_batch_says_so(tmp_path):
     with pytest.raises(ValueError, match="model.name 'tiny-bart' looks at the numbers .*leave --no-weights out"):
         plan_unloaded(recipe(tmp_path, model={"name": "tiny-bart"}, method="lora", rank={}))

@@ -124,7 +124,7 @@ def counts(config_name: str, recipe_name: str) -> tuple[int, int, int]:
     with torch.device("meta"):
         base: Any = auto.from_config(config)
         total = base.num_parameters()
-        model = get_peft_model(base, lora_config(one.lora, one.data.kind), low_cpu_mem_usage=True)
+        model = get_peft_model(base, lora_config(one.lora, one.data.kind, base), low_cpu_mem_usage=True)
     factors = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     return len(factors) // 2, sum(factor.numel() for factor in factors), total
 

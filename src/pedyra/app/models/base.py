@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import TaskType, prepare_model_for_kbit_training
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -30,6 +31,7 @@ from pedyra.app.models.tiny import TINY, tiny_config, tiny_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.tasks.tokens import positions_of
 from pedyra.lora.hub import NO_PICKLES, told_by_hub, trusts_remote_code, why_not_on_hub
+from pedyra.lora.merge import MORE_HEADS
 from pedyra.lora.spelling import did_you_mean
 
 PACKAGED = {"minilm": minilm_folder, "smollm2": smollm2_folder}
@@ -115,6 +117,8 @@ def shape_of(
     auto = HEADS.get(kind, _CLASSIFIER)[0]
     model = auto.from_config(config, dtype=dtype, trust_remote_code=trusts_remote_code(), **arguments)
     model.config.pad_token_id = tokenizer.pad_token_id
+    if section.head_dropout is not None:
+        _set_head_dropout(model, section)
     return model
 
 
@@ -123,6 +127,15 @@ def positions(section: ModelSection) -> int | None:
     if section.name in TINY:
         return positions_of(tiny_config(section.name, 1))
     return positions_of(_from_pretrained(AutoConfig, _source(section), section))
+
+
+def class_names(section: ModelSection) -> list[str] | None:
+    """What the base's config calls its classes, in the order of their numbers; None where it has no names of its own.
+    Raises ValueError as `load_tokenizer`."""
+    if section.name in TINY:
+        return None
+    names = list(_from_pretrained(AutoConfig, _source(section), section).id2label.values())
+    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
 
 
 def task_type(kind: str) -> TaskType | None:
@@ -151,7 +164,7 @@ def _loading(section: ModelSection, kind: str) -> dict[str, Any]:
         arguments["attn_implementation"] = section.attn_implementation
     if section.quantization != "none":
         compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
-        heads = None if kind in ("causal_lm", "seq2seq") else ["classifier", "score", "qa_outputs"]
+        heads = None if kind in ("causal_lm", "seq2seq") else [*SEQ_CLS_HEAD_NAMES, "qa_outputs", *MORE_HEADS]
         arguments["quantization_config"] = quantization_config(section.quantization, compute, heads=heads)
     return arguments
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 
-from peft import LoraConfig
+from peft import LoraConfig, TaskType
 from torch import nn
 
 from pedyra.app.models.base import task_type
 from pedyra.app.recipe_sections import LoraSection
 from pedyra.lora.layer_names import check_patterns
+from pedyra.lora.merge import MORE_HEADS
 
 
-def lora_config(section: LoraSection, kind: str, revision: str | None = None) -> LoraConfig:
+def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str | None = None) -> LoraConfig:
     """PEFT's LoraConfig; the task type follows from the kind of data, so that a new head is trained and saved.
 
     Args:
+        model: the base that it is for.
         revision: of the base model, which whoever loads the adapter has to load too.
     """
+    saved = [*(section.modules_to_save or ()), *_new_heads(model, kind)]
     return LoraConfig(
         revision=revision,
         task_type=task_type(kind),
@@ -30,8 +33,14 @@ def lora_config(section: LoraSection, kind: str, revision: str | None = None) ->
         use_dora=section.use_dora,
         use_rslora=section.use_rslora,
         bias=section.bias,
-        modules_to_save=section.modules_to_save,
+        modules_to_save=saved or None,
     )
+
+
+def _new_heads(model: nn.Module, kind: str) -> list[str]:
+    """Heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
+    weights, so they have to be trained, and to be in the adapter's file."""
+    return [name for name, _ in model.named_children() if name in MORE_HEADS and task_type(kind) == TaskType.SEQ_CLS]
 
 
 def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:

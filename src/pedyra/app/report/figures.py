@@ -106,12 +106,17 @@ def rank_of_every_layer(run: RunRecords) -> Figure:
 
 
 def _map(run: RunRecords, title: str) -> Panel:
-    cells = map_cells(run.places, [run.start_ranks, *(record["ranks"] for record in run.adjustments)])
+    states = [run.start_ranks, *(record["ranks"] for record in run.adjustments)]
     told = [f"Start: {_total(run.start_ranks, run.header.get('budget'))}"]
     for number, record in enumerate(run.adjustments, start=1):
         moved = f"{len(record['pruned'])} pruned, {sum(record['added'].values())} added"
         where = f"Adjustment {number} of {len(run.adjustments)}, step {record['step']:,}"
         told.append(f"{where}: {moved}; {_total(record['ranks'], record)}")
+    best = run.final.get("best_step")
+    if best is not None and run.adjustments and best < run.adjustments[-1]["step"]:
+        states.append(run.final_ranks)
+        told.append(f"Saved, as the best: the adapter of step {best:,}; {_total(run.final_ranks, None)}")
+    cells = map_cells(run.places, states)
     last = len(told) - 1
     stills = [(f"{title}, start", rank_map(cells, at="0")), (f"{title}, end", rank_map(cells, at=str(last)))]
     return Panel(title, rank_map(cells), told, stills if last else stills[:1])

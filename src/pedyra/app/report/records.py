@@ -98,7 +98,8 @@ class RunRecords:
     @property
     def final_ranks(self) -> dict[str, int]:
         """Of the adapter that was saved: the best one's, where that is an earlier step's."""
-        last = self.final.get("best_step", math.inf)
+        best = self.final.get("best_step")
+        last = math.inf if best is None else best
         states = sorted(self.snapshots + self.adjustments, key=lambda record: record["step"])
         return next((state["ranks"] for state in reversed(states) if state["step"] <= last), self.start_ranks)
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from pydantic import TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from pedyra.allocate.trainer import why_not_fsdp2
@@ -68,6 +68,7 @@ def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
             f"set training.use_cpu to true, or start one"
         )
     _check_fsdp(recipe, arguments)
+    _check_scheduler(arguments)
     return arguments
 
 
@@ -98,8 +99,32 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
     if name == "max_steps" and value < 1 and value != -1:
         raise ValueError(f"training.max_steps is {value}; a run has at least one step (-1: those of num_train_epochs)")
+    if name == "label_names" and value is not None:
+        raise ValueError(f"training.label_names is {value!r}, but a run's task says what its labels are; leave it out")
+    if name == "optim_args" and value and not all(part.count("=") == 1 for part in str(value).split(",")):
+        raise ValueError(f"training.optim_args is {value!r}; give name=value, and several with commas between them")
+    if name == "eval_do_concat_batches" and not value:
+        raise ValueError("training.eval_do_concat_batches is off, but metrics are of all rows together; leave it out")
     if name == "prediction_loss_only" and value:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
+
+
+def _check_scheduler(arguments: TrainingArguments) -> None:
+    """Make the schedule of the learning rate for an optimizer of nothing: it takes settings of its own."""
+    optimizer, steps = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate), 100
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # pyright: ignore[reportArgumentType]
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"training.lr_scheduler_type {SchedulerType(arguments.lr_scheduler_type).value} does not take "
+            f"training.lr_scheduler_kwargs {arguments.lr_scheduler_kwargs}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _is_set_by_accelerate(engine: str) -> bool:

@@ -83,7 +83,7 @@ def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[
     if section.quantization != "none":
         raise ValueError(
             f"the run's base model {section.name} is quantised ({section.quantization}), and merged weights would be "
-            f"rounded to its few bits again; name the base to be loaded in float: "
+            f"rounded to its few bits again; name the base to be loaded in float: --base {section.name}, in Python "
             f"export_adapter(run, 'merged', out, base={section.name!r})"
         )
     tokenizer = load_tokenizer(section)

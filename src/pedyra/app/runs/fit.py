@@ -4,6 +4,7 @@ Of several, `--max-rank auto` finds the least rank that a vLLM server can hold a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,13 +15,15 @@ from typing import Any
 from transformers import Trainer
 
 from pedyra.app.console import format_bytes
-from pedyra.app.models import load_model, load_tokenizer, positions
+from pedyra.app.models import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
+from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.evaluate import check_training_rows
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, resolve
+from pedyra.app.runs.setup import Setup, ready_to_fit, resolve
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
+from pedyra.app.tasks.text import class_number
 from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out
 from pedyra.fitting.fit import NotWithin, Wanted
@@ -28,6 +31,7 @@ from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.export import VLLM_RANKS, reserved_bytes, vllm_line, vllm_rank, why_not_in_vllm
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
+from pedyra.lora.merge import num_labels
 from pedyra.methods.method import Adaptation
 
 KINDS = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal_lm"}
@@ -117,8 +121,7 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch, report_to="none")
         trainer.args.disable_tqdm = not shown
-        if recipe.data.kind == "question_answering":
-            trainer.compute_metrics = None  # which is of all rows together, and knows no part of them
+        ready_to_fit(recipe, trainer)
         yield Opened(trainer=trainer, lora=lora)
 
 
@@ -165,10 +168,13 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
     columns = COLUMNS[kind]
     if kind == "causal_lm" and "messages" in next(iter(read_test_rows(str(data), None, "train", None, "--data")), ()):
         columns = {"messages": "messages"}
+    model = {"name": name, "revision": lora.config.get("revision")}
+    classes = _classes(ModelSection(**model), lora, data) if kind == "classification" else {}
     content = {
         "name": "fit",
-        "model": {"name": name, "revision": lora.config.get("revision")},
+        "model": model,
         "data": {
+            **classes,
             "source": str(data),
             "kind": kind,
             **columns,
@@ -177,6 +183,33 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
         },
     }
     return check_recipe(content, str(data))
+
+
+def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]:
+    """`num_labels`, or `labels` in the order of their numbers, of rows that no recipe tells of.
+
+    Names are those of the base's config. Where it has others, they are numbered in the order of the alphabet, and that
+    is said. ValueError for names of which the head has more or fewer.
+    """
+    count = num_labels(lora)
+    labels = {row["label"] for row in read_test_rows(str(data), None, "train", ["label"], "--data")}
+    if all(class_number(label) is not None for label in labels):
+        return {"num_labels": count}
+    names, known = sorted(map(str, labels)), class_names(model)
+    if known is not None and set(names) <= set(known):
+        return {"num_labels": count, "labels": known}
+    if count not in (None, len(names)):
+        raise ValueError(
+            f"the rows of {data} name {len(names)} classes ({', '.join(names)}), but the head of {lora.title} has "
+            f"{count}, so their numbers are unknown; write the numbers of the classes, 0 to {count - 1}, as label"
+        )
+    numbered = ", ".join(f"{name} = {number}" for number, name in enumerate(names))
+    warnings.warn(
+        f"the base does not say which class is which, so the rows' labels are numbered in the order of the alphabet "
+        f"({numbered}); if the adapter was trained with others, write those numbers as label",
+        stacklevel=2,
+    )
+    return {"labels": names}
 
 
 def fit_for_server(
@@ -213,11 +246,13 @@ def fit_for_server(
         raise ValueError(f"one server has one base model, but these adapters name {' and '.join(named)}")
     ((base, revision),) = bases
     before = vllm_rank(max(layer.rank for lora in loras for layer in lora.layers))
-    rank, rows = VLLM_RANKS[0], []
-    for path, out in outs.items():
+    rank, rows, fits = VLLM_RANKS[0], [], []
+    for path in outs:
         with opened(path, wanted, source, shown=shown) as each:
             rank, found = _least(each, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
-            found.write(each.lora, out)
+        fits.append((each.lora, found))
+    for (path, out), (lora, found) in zip(outs.items(), fits, strict=True):  # all of them, or none
+        found.write(lora, out)
         rows.append({"adapter": str(path), **found.row()})
         told(f"{path}: {rows[-1]['parameters']:,} parameters ({rows[-1]['share']:.1%}), in {out}")
     told(f"max rank    {rank}, where they needed {'more than vLLM takes' if before is None else before}")

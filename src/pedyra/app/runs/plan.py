@@ -20,14 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.app.models import check_names, load_tokenizer, positions, shape_of
+from pedyra.app.models import load_tokenizer, positions, shape_of
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.run import last_checkpoint
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import (
     Setup,
-    check_tokens,
+    check_base,
+    check_fit,
     layer_rows,
     request,
     resolve,
@@ -36,6 +37,7 @@ from pedyra.app.runs.setup import (
     trainable_parameters,
 )
 from pedyra.app.tasks import Task, load_task
+from pedyra.app.tasks.test_sets import load_test_sets
 from pedyra.methods.loop import Loop
 from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import check_arguments
@@ -133,10 +135,10 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
     arguments = training_arguments(recipe)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
+    test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     with torch.device("meta"):
         base = shape_of(recipe.model, recipe.data.kind, task.num_labels, tokenizer)
-        check_tokens(recipe, base, tokenizer, task)
-        check_names(base, recipe.lora)
+        check_base(recipe, base, tokenizer, task, test_sets)
         with _refusing_numbers(f"method {recipe.method} looks at the model's weights before it trains"):
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
         check_arguments(adaptation.refused, arguments)
@@ -150,6 +152,7 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
         with _refusing_numbers(f"model.name {recipe.model.name!r} looks at the numbers of a batch"):
             activations = _activations(model, task, recipe.training["per_device_train_batch_size"])
         setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation)
+        check_fit(setup)
         return _read_plan(setup, allocator, steps, weights, activations)
 
 

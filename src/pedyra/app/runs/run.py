@@ -21,7 +21,7 @@ from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgr
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
-from pedyra.app.runs.setup import Setup, layer_rows, set_up, trainable_parameters, wanted_fit
+from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters, wanted_fit
 from pedyra.app.runs.trackers import TrackerImages
 from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.fitting.fit import Wanted
@@ -51,6 +51,8 @@ class RunResult:
     """The last line of metrics.jsonl; None for a run that was interrupted."""
     found: Fit | None = None
     """What the fit at the end of the run has found; None where the recipe asks for none."""
+    unfitted: str | None = None
+    """Why the fit that the recipe asks for could not be had; None where it was had, or none was asked for."""
 
     @property
     def interrupted(self) -> bool:
@@ -60,7 +62,12 @@ class RunResult:
     @property
     def diverged(self) -> bool:
         """Whether the loss on the held-out rows is no finite number."""
-        return self.final is not None and not math.isfinite(self.final["eval_loss"])
+        return self.final is not None and _diverged(self.final)
+
+    @property
+    def goes_on(self) -> str:
+        """How to go on after an interruption."""
+        return how_to_go_on(self.recipe, self.folder)
 
     @property
     def awaits_fit(self) -> bool:
@@ -110,11 +117,26 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
         except BaseException as error:
             if not _is_disk_full(error):
                 raise
-            then = "train again" if folder.is_blank() else f"continue with pedyra train {folder.recipe} --resume"
+            then = "train again" if folder.is_blank() else how_to_go_on(recipe, folder)
             message = f"disk full while writing {folder.path}; free space, then {then}"
             raise OSError(errno.ENOSPC, message) from error
         finally:
             folder.end()
+
+
+def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
+    """What to do about a run that has ended before its last step."""
+    if why := _why_not_resumable(recipe):
+        return f"start it anew with --overwrite, for {why}"
+    return f"continue with pedyra train {folder.recipe} --resume"
+
+
+def _why_not_resumable(recipe: Recipe) -> str | None:
+    if not get_method(recipe.method).resumable:
+        return f"method {recipe.method} cannot continue from a checkpoint"
+    if recipe.training.get("save_only_model"):
+        return "training.save_only_model leaves the optimizer out of its checkpoints"
+    return None
 
 
 def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple[Path, str]]]:
@@ -132,8 +154,8 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
         raise ValueError(
             f"--resume: {changed}; continue with the run's own recipe, {folder.recipe}, or start anew with --overwrite"
         )
-    if not get_method(recipe.method).resumable:
-        raise ValueError(f"--resume: method {recipe.method} cannot continue from a checkpoint; --overwrite starts anew")
+    if why := _why_not_resumable(recipe):
+        raise ValueError(f"--resume: {why}; --overwrite starts anew")
     rows, here = folder.recorded("rows_per_step"), _rows_per_step(training_arguments(recipe))
     if rows not in (None, here):
         raise ValueError(
@@ -200,13 +222,17 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
                 ) from error
             raise
     step, total_steps = trainer.state.global_step, trainer.state.max_steps
-    final, found = None, None
+    final, found, unfitted = None, None, None
     if step >= total_steps or not stop.requested:
         final = _finish(setup, folder, trainer, log)
     layers = layer_rows(setup.model)
-    if (wanted := wanted_fit(setup.recipe)) is not None and final is not None:
-        found = _fit(wanted, folder, trainer)
-        images.log_curve(found)
+    if (wanted := wanted_fit(setup.recipe)) is not None and final is not None and not _diverged(final):
+        try:
+            ready_to_fit(setup.recipe, trainer)
+            found = _fit(wanted, folder, trainer)
+            images.log_curve(found)
+        except ValueError as error:  # the run itself is whole, and its result is not to be lost
+            unfitted = str(error)
     return RunResult(
         recipe=setup.recipe,
         folder=folder,
@@ -214,9 +240,14 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         total_steps=total_steps,
         layers=layers,
         found=found,
+        unfitted=unfitted,
         start=start,
         final=final,
     )
+
+
+def _diverged(final: dict[str, Any]) -> bool:
+    return not math.isfinite(final["eval_loss"])
 
 
 def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer) -> Fit:
@@ -249,6 +280,9 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
     before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
 
     reshard(setup.model)
+    optimizer: Any = trainer.optimizer
+    if callable(getattr(optimizer, "eval", None)):
+        optimizer.eval()  # a schedule-free one has two sets of weights, of which this is the one that is judged
     if is_first():
         write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
     evaluation = _final_evaluation(trainer, log if best else None)

@@ -23,6 +23,7 @@ from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
 from pedyra.fitting.fit import Wanted
+from pedyra.fitting.trainer import least_held_out
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.data import rows_data
 from pedyra.methods.method import Adaptation, Request
@@ -112,6 +113,14 @@ class _Trainer(Trainer):
             self.label_smoother = smoother
 
 
+def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:
+    """Have a fit take its gradients of the loss that it is proved by, and leave out metrics that know all held-out rows
+    together and no part of them."""
+    trainer.label_smoother = None
+    if recipe.data.kind == "question_answering":
+        trainer.compute_metrics = None
+
+
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
 """TrainingArguments of an evaluation."""
 
@@ -139,16 +148,11 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     """
     recipe = resolve(recipe)
     args = training_arguments(recipe)  # a misspelt argument is told before the data is read
-    if recipe.fit is not None and (count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe))):
-        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
-    check_tokens(recipe, base, tokenizer, task, test_sets)
-    for test_set in test_sets:  # a mistake in them is told before the training
-        check_lengths(test_set, base.config)
-    check_names(base, recipe.lora)
+    check_base(recipe, base, tokenizer, task, test_sets)
     if recipe.model.quantization == "none" and not asks_for_fsdp(recipe):
         # A method may look at data before there is a Trainer (GoRA, EVA, AutoLoRA).
         base.to(args.device)  # pyright: ignore[reportArgumentType]
@@ -158,16 +162,30 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     setup = Setup(
         recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation, callbacks=callbacks, test_sets=test_sets
     )
-    _check_fit(setup)
+    check_fit(setup)
     return setup
 
 
-def check_tokens(
+def check_base(
     recipe: Recipe,
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
-    test_sets: Sequence[TestSet] = (),
+    test_sets: Sequence[TestSet],
+) -> None:
+    """Raise ValueError, before anything is trained, where the recipe asks for what this base cannot do."""
+    _check_tokens(recipe, base, tokenizer, task, test_sets)
+    for test_set in test_sets:
+        check_lengths(test_set, base.config)
+    check_names(base, recipe.lora)
+
+
+def _check_tokens(
+    recipe: Recipe,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    test_sets: Sequence[TestSet],
 ) -> None:
     """Raise ValueError where the tokenizer, as that of another model may, gives a token that the base does not embed.
 
@@ -190,14 +208,22 @@ def check_tokens(
     )
 
 
-def _check_fit(setup: Setup) -> None:
+def check_fit(setup: Setup) -> None:
     """Raise ValueError, before anything is trained, where the fit that the recipe asks for cannot be had."""
-    wanted = wanted_fit(setup.recipe)
+    wanted, recipe = wanted_fit(setup.recipe), setup.recipe
     if wanted is None:
         return
+    if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
+        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     layers = {name: each for name, each in setup.model.named_modules() if isinstance(each, LoraLayer)}
-    more = setup.recipe.lora.bias != "none" or any("default" in each.lora_magnitude_vector for each in layers.values())
+    more = recipe.lora.bias != "none" or any("default" in each.lora_magnitude_vector for each in layers.values())
     wanted.shape([*layers], more)
+    least = least_held_out(training_arguments(recipe).per_device_eval_batch_size)
+    if (held := len(setup.task.eval)) < least:
+        raise ValueError(
+            f"fit takes {least} held-out rows or more, and data has {held}; give more (data.eval_rows, "
+            f"data.validation_fraction), or remove the section fit"
+        )
 
 
 def wanted_fit(recipe: Recipe) -> Wanted | None:
@@ -224,7 +250,7 @@ def request(recipe: Recipe, base: PreTrainedModel, task: Task | None) -> Request
     return Request(
         method=recipe.method,
         model=base,
-        lora=lora_config(recipe.lora, recipe.data.kind, recipe.model.revision),
+        lora=lora_config(recipe.lora, recipe.data.kind, base, recipe.model.revision),
         rank=recipe.rank,
         settings=recipe.method_settings,
         seed=recipe.seed,

@@ -54,10 +54,10 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
     declared = len(class_names) if class_names else None
-    if class_names and all(_integer(name) is not None for name in class_names):
+    if class_names and all(class_number(name) is not None for name in class_names):
         class_names = None  # "1" and "2", of classes that the rows call 0 and 1
     names, found = data.labels or class_names, False
-    if names is None and any(isinstance(value, str) and _integer(value) is None for value in values):
+    if names is None and any(isinstance(value, str) and class_number(value) is None for value in values):
         names, found = sorted({_written(value) for value in values}), True
     if names is None:
         count = data.num_labels or declared or _count(values, data)
@@ -74,7 +74,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
         )
     by_number = {str(number): number for number in range(count)}
     by_name = {name: number for number, name in enumerate(names or ())}
-    if found or (data.labels and all(_integer(name) is not None for name in data.labels)):
+    if found or (data.labels and all(class_number(name) is not None for name in data.labels)):
         by_number = {}  # a number in the data is a name
     first, then = (by_number, by_name) if data.labels is None else (by_name, by_number)
     return Labels(count, None if names is None else tuple(names), {**then, **first})
@@ -82,7 +82,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
 
 def _count(values: list[Any], data: DataSection) -> int:
     """The number of classes of labels that are class numbers, which begin at 0 and leave none out."""
-    numbers = {number for value in values if (number := _integer(value)) is not None}
+    numbers = {number for value in values if (number := class_number(value)) is not None}
     highest, absent = max(numbers, default=0), next(number for number in itertools.count() if number not in numbers)
     if numbers and absent < highest:
         raise ValueError(
@@ -92,7 +92,7 @@ def _count(values: list[Any], data: DataSection) -> int:
     return highest + 1
 
 
-def _integer(value: Any) -> int | None:
+def class_number(value: Any) -> int | None:
     """A class number, also written as text (CSV) or as a float without a fraction; None for anything else."""
     try:
         number = float(value)
@@ -102,7 +102,7 @@ def _integer(value: Any) -> int | None:
 
 
 def _written(value: Any) -> str:
-    number = _integer(value)
+    number = class_number(value)
     return str(value if number is None else number)
 
 
