@@ -85,8 +85,12 @@ def test_kernels_are_off_where_the_method_has_to_see_the_layers(plugin: Any, sec
         ({"metod": "pedyra"}, "metod"),
         ({"settings": {"alpha": 1}}, "pedyra.settings is given without"),
         ({"method": "pedyra", "settings": {"alpha": 2}}, "alpha is 2; it weighs two scores"),
-        ({"fit": {"tolerance": 3}}, "tolerance is 3; it is a part of what was won"),
+        ({"fit": {"tolerance": 3}}, "tolerance is 3.0; it is a part of what was won"),
         ({"fit": {"data": "rows.jsonl"}}, "pedyra.fit has no data; it has"),
+        ({"fit": {"tolerance": "1%"}}, "tolerance"),
+        ({"fit": {"rows": "many"}}, "rows"),
+        ({"method": "pedyra", "settings": {"nope": 1}}, "pedyra.settings of method pedyra: .*nope"),
+        ({"method": "wide"}, "pedyra.settings of method wide: .*rank"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_loaded(plugin: Any, section: Any, told: str):
@@ -137,6 +141,17 @@ def test_a_fit_that_is_refused_does_not_keep_axolotl_from_saving(
     with caplog.at_level("ERROR"):
         plugin.post_train(cfg, trainer.model)
     assert "drop_types empties layers" in caplog.text and "pedyra fit" in caplog.text
+
+
+def test_a_fit_that_breaks_does_not_keep_axolotl_from_saving(plugin: Any, monkeypatch: Any, caplog: Any):
+    def fill_disk(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["pedyra.integrations.axolotl"], "fit_trainer", fill_disk)
+    plugin.post_trainer_create(SimpleNamespace(), object())
+    with caplog.at_level("ERROR"):
+        plugin.post_train(SimpleNamespace(pedyra={"fit": {}}, output_dir="out"), None)
+    assert "No space left on device" in caplog.text
 
 
 def test_without_a_section_nothing_is_added(plugin: Any):

@@ -55,7 +55,7 @@ class Wanted(Shape):
     """Part of what fine-tuning won (loss of the base model less the adapter's) that may be given up, in (0, 1)."""
     parameters: int | None = None
     """Take the largest size of at most so many parameters instead, whatever it does to the loss."""
-    drop_types: Sequence[str] = ()
+    drop_types: str | Sequence[str] = ()
     """Module types that keep none, e.g. q_proj."""
     recover: int | None = None
     """Steps, of one calibration batch each, that train a cut adapter to say what the whole one says, where the cut

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, TypeAdapter, model_validator
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.fitting.fit import Wanted
@@ -36,15 +36,25 @@ class PedyraSection(BaseModel, extra="forbid"):
         if self.method is None and self.settings:
             raise ValueError("pedyra.settings is given without pedyra.method: pedyra or wide")
         self.config()  # to have a mistake told before anything is loaded
-        if unknown := (self.fit or {}).keys() - {field.name for field in fields(Wanted)}:
+        self.wanted()
+        return self
+
+    def wanted(self) -> Wanted | None:
+        if self.fit is None:
+            return None
+        if unknown := self.fit.keys() - {field.name for field in fields(Wanted)}:
             raise ValueError(
                 f"pedyra.fit has no {min(unknown)}; it has {', '.join(each.name for each in fields(Wanted))}"
             )
-        Wanted(**(self.fit or {}))
-        return self
+        return TypeAdapter(Wanted).validate_python(self.fit)  # with the types of its fields
 
     def config(self) -> PeDyra | Wide | None:
-        return None if self.method is None else {"pedyra": PeDyra, "wide": Wide}[self.method](**self.settings)
+        if self.method is None:
+            return None
+        try:
+            return {"pedyra": PeDyra, "wide": Wide}[self.method](**self.settings)
+        except TypeError as error:  # a field that is missing, unknown, or of another type
+            raise ValueError(f"pedyra.settings of method {self.method}: {error}") from error
 
     def sees_layers(self) -> bool:
         """Whether inputs of the layers are needed: by the input score, by the Gramians of Wide, and by a fit."""
@@ -67,7 +77,8 @@ class PedyraPlugin(BasePlugin):
 
     def register(self, cfg: dict) -> None:
         if PedyraSection(**(cfg.get("pedyra") or {})).sees_layers():
-            LOG.info("pedyra has to see the layers: %s are off", ", ".join(KERNELS))
+            tell = LOG.warning if any(cfg.get(kernel) for kernel in KERNELS) else LOG.info
+            tell("pedyra has to see the layers: %s are off", ", ".join(KERNELS))
             cfg |= dict.fromkeys(KERNELS, False)  # axolotl would switch on those that are not named
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
@@ -79,10 +90,10 @@ class PedyraPlugin(BasePlugin):
 
     def post_train(self, cfg: Any, model: Any) -> None:
         trainer, self.trainer = self.trainer, None  # axolotl calls it twice
-        section = PedyraSection(**(cfg.pedyra or {}))
-        if trainer is not None and section.fit is not None:
+        wanted = PedyraSection(**(cfg.pedyra or {})).wanted()
+        if trainer is not None and wanted is not None:
             try:
-                found = fit_trainer(trainer, Wanted(**section.fit))
+                found = fit_trainer(trainer, wanted)
                 LOG.info("%s\nadapter     %s", found, found.save(Path(cfg.output_dir, "fit"), overwrite=True))
-            except ValueError as error:  # axolotl saves the trained adapter after this
+            except Exception as error:  # whatever it is, axolotl saves the trained adapter after this
                 LOG.error("pedyra.fit: %s; ask the saved adapter: pedyra fit %s --data ROWS", error, cfg.output_dir)

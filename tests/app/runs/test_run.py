@@ -1,6 +1,7 @@
 """train_run: a recipe becomes a run folder."""
 
 import json
+import time
 from io import StringIO
 
 import pytest
@@ -14,6 +15,7 @@ from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.app.recipe import load_recipe
 from pedyra.app.report.figures import make_figures
 from pedyra.app.report.records import read_run
+from pedyra.app.runs import setup
 from pedyra.app.runs.evaluate import evaluate_run
 from pedyra.app.runs.plan import plan_run
 from pedyra.app.tasks.toy import toy
@@ -208,3 +210,16 @@ def test_the_adapter_of_a_schedule_free_optimizer_is_saved_as_it_was_judged(reci
     folder = run(recipe("lora", training=training)).folder.path
     final = read_rows(folder / "metrics.jsonl")[-1]
     assert evaluate_run(folder)["loss"] == pytest.approx(final["eval_loss"], rel=1e-5)
+
+
+def test_the_time_of_a_run_counts_what_its_method_did_before_the_first_step(recipe, monkeypatch):
+    original = setup.request
+
+    def slow(*given):
+        time.sleep(0.5)
+        return original(*given)
+
+    monkeypatch.setattr(setup, "request", slow)
+    rows = read_rows(run(recipe("lora")).folder.path / "metrics.jsonl")
+    trained = max(row["seconds"] for row in rows if "final" not in row)
+    assert rows[-1]["seconds"] >= trained + 0.5

@@ -290,7 +290,7 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
         "step": trainer.state.global_step,
         "final": True,
         **({} if best is None else {"best_step": checkpoint_step(Path(best))}),
-        "seconds": round(log.seconds, 3),
+        "seconds": round(setup.preparation_seconds + log.seconds, 3),
         "train_steps_per_second": round(log.steps_per_second, 4),
         "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
         "trainable_parameters": trained,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Setup:
     """What the model answers in its own words, in `pedyra eval`."""
     callbacks: Sequence[TrainerCallback] = ()
     """The method's."""
+    preparation_seconds: float = 0.0
+    """What the method did before the first step: AutoLoRA's search, GoRA's gradients, EVA's singular vectors."""
 
     @property
     def model(self) -> PeftModel:
@@ -157,10 +160,16 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         # A method may look at data before there is a Trainer (GoRA, EVA, AutoLoRA).
         base.to(args.device)  # pyright: ignore[reportArgumentType]
     set_seed(recipe.seed)
+    began = time.perf_counter()
     adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
-    callbacks = trainer_callbacks(adaptation, record_to)
     setup = Setup(
-        recipe=recipe, tokenizer=tokenizer, task=task, adaptation=adaptation, callbacks=callbacks, test_sets=test_sets
+        recipe=recipe,
+        tokenizer=tokenizer,
+        task=task,
+        adaptation=adaptation,
+        preparation_seconds=time.perf_counter() - began,
+        callbacks=trainer_callbacks(adaptation, record_to),
+        test_sets=test_sets,
     )
     check_fit(setup)
     return setup
