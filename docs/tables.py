@@ -277,7 +277,8 @@ def language() -> Cells:
         reported = ["not run", ""]
         if losses:
             reported = [spread(losses.values()), "" if losses == narrow else gain(narrow, losses)]
-        name = {"lora": "LoRA", "pedyra": "PE-DyRA"}.get(method, method)
+        names = {"lora": "LoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA", "adalora": "AdaLoRA"}
+        name = names.get(method, method)
         told = [*(tuned.get(rate, "") for rate in rates), *reported]
         cells.append([TEXTS[task], name, str(r), *told])
     return cells
