@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, DebertaV2Config, T5Config
+from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, T5Config, XLNetConfig
 
 from pedyra.app.models import load_tokenizer, positions
 from pedyra.app.recipe_sections import DataSection, ModelSection
@@ -71,6 +71,10 @@ def test_a_shorter_limit_holds_and_rows_that_fit_are_not_spoken_of(
     [
         (BertConfig(max_position_embeddings=40), 40),
         (T5Config(), None),
+        (T5Config.from_dict({"n_positions": 512}), None),  # as it is published
+        (MPNetConfig(max_position_embeddings=514), 514),
+        (GPT2Config(n_positions=1024), 1024),
+        (XLNetConfig(), None),
         (DebertaV2Config(relative_attention=True, position_biased_input=False), None),
     ],
 )

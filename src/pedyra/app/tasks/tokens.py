@@ -21,7 +21,12 @@ def positions_of(config: Any) -> int | None:
     relative = getattr(config, "position_embedding_type", None) == "relative"
     if relative or not getattr(config, "position_biased_input", True):  # the second is DeBERTa's name for it
         return None
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    count = getattr(config, "max_position_embeddings", None)
+    # T5 publishes the length that it was trained with as n_positions, though its positions are relative. MPNet's are
+    # relative too, but it also has a table of max_position_embeddings.
+    if count is None and not hasattr(config, "relative_attention_num_buckets"):
+        count = getattr(config, "n_positions", None)
+    return count if count and count > 0 else None  # XLNet, which has no limit, says -1
 
 
 def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> DataSection:
