@@ -91,6 +91,15 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path):
     assert (loaded.pad_token, loaded.padding_side) == ("</s>", "right")
 
 
+def test_rows_are_cut_at_their_end_whatever_side_the_tokenizer_cuts(tmp_path: Path):
+    load_tokenizer(ModelSection(name="tiny-bert")).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
+    loaded = load_tokenizer(ModelSection(name="anything", tokenizer=str(tmp_path)))
+    ids = loaded("the plot is good", truncation=True, max_length=4)["input_ids"]
+    assert loaded.decode(ids) == "[CLS]the plot[SEP]"
+
+
 def test_a_model_that_is_nowhere_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -46,7 +46,7 @@ _WITH_HEAD = [auto for auto, _ in (*HEADS.values(), _CLASSIFIER)]
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the right, with the end token as padding where it has none of its own.
+    """The model's tokenizer, padding and cutting on the right, with the end token as padding where it has none.
 
     Raises ValueError if there is no such model, or none of this revision, ImportError if the package that carries it is
     missing.
@@ -62,7 +62,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         tokenizer = _from_pretrained(AutoTokenizer, _source(section), section)
     else:
         tokenizer = _from_pretrained(AutoTokenizer, section.tokenizer, section, key="tokenizer")
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -97,10 +97,8 @@ def shape_of(
 ) -> PreTrainedModel:
     """The model of `load_model` as its config alone has it, on the device in force; no file of weights is read.
 
-    Raises ValueError as `load_tokenizer`, and for a packaged network of numbers, which has no config.
+    Raises ValueError as `load_tokenizer`.
     """
-    if section.name.startswith("planted-"):
-        raise ValueError(f"model.name {section.name!r} has no config to plan from; leave --no-weights out")
     head = _head(kind, num_labels)
     if section.name in TINY:
         config = tiny_config(section.name, len(tokenizer))
