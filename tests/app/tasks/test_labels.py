@@ -102,7 +102,14 @@ def test_names_that_are_numbers_are_those_in_the_data():
 
 
 def test_as_labels_of_a_file_classes_keep_their_numbers():
-    for values, names in (([0, 1, 2], None), ([0, 1], ["pos", "neg"]), (["b", "a"], None), ([0, 1], ["1", "2"])):
+    for values, names in (
+        ([0, 1, 2], None),
+        ([0, 1], ["pos", "neg"]),
+        (["b", "a"], None),
+        ([0, 1], ["1", "2"]),
+        ([0, 1, 2], ["1", "2", "other"]),
+        (["1", "2", "other"], None),
+    ):
         first = labels(values, class_names=names)
         again = labels(values, labels=first.as_labels)
         assert [again.number(value) for value in values] == [first.number(value) for value in values]
@@ -115,3 +122,17 @@ def test_numbers_among_names_are_names():
     assert (flags.number(True), flags.number("false")) == (0, 1)
     with pytest.raises(ValueError, match="label 0 is none of the classes 1, 2, unk"):
         mixed.number(0)
+
+
+def test_no_number_of_a_class_is_a_label_where_names_are_numbers():
+    found = labels(["1", "2", "other"])
+    for known in (found, labels(["1", "2"], labels=found.as_labels)):
+        with pytest.raises(ValueError, match="label '0' is none of the classes 1, 2, other"):
+            known.number("0")
+
+
+def test_names_of_numbers_may_be_written_as_the_rows_write_them():
+    found = labels(["1.0", "2.0", 1], labels=["1.0", "2.0"])
+    assert [found.number(value) for value in ("1.0", "2", 1.0)] == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"data.labels is \['1', '1.0'\]; two of them are one number, so remove one"):
+        labels(["1"], labels=["1", "1.0"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,7 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"training row {number} has no label (column {data.label!r}); remove the row or fill it")
     declared = len(class_names) if class_names else None
-    if class_names and all(class_number(name) is not None for name in class_names):
+    if class_names and _has_numbers(class_names):
         class_names = None  # "1" and "2", of classes that the rows call 0 and 1
     names, found = data.labels or class_names, False
     if names is None and any(isinstance(value, str) and class_number(value) is None for value in values):
@@ -73,8 +73,10 @@ def known_labels(train: Rows, data: DataSection, class_names: list[str] | None) 
             f"other rows, or data.num_labels"
         )
     by_number = {str(number): number for number in range(count)}
-    by_name = {name: number for number, name in enumerate(names or ())}
-    if found or (data.labels and all(class_number(name) is not None for name in data.labels)):
+    by_name = {_written(name): number for number, name in enumerate(names or ())}
+    if names is not None and len(by_name) < len(names):
+        raise ValueError(f"data.labels is {names}; two of them are one number, so remove one")
+    if found or _has_numbers(data.labels or ()):
         by_number = {}  # a number in the data is a name
     first, then = (by_number, by_name) if data.labels is None else (by_name, by_number)
     return Labels(count, None if names is None else tuple(names), {**then, **first})
@@ -101,7 +103,12 @@ def class_number(value: Any) -> int | None:
     return int(number) if number.is_integer() else None
 
 
+def _has_numbers(names: Sequence[str]) -> bool:
+    return any(class_number(name) is not None for name in names)
+
+
 def _written(value: Any) -> str:
+    """A label as text, of which 1, 1.0 and "1.0" have the same."""
     number = class_number(value)
     return str(value if number is None else number)
 
