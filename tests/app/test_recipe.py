@@ -137,6 +137,8 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
         ("lora.init=eva", "lora.init 'eva' looks at the data first, which is the method eva: set method to eva"),
         ("data.labels=[pos,neg,pos]", "['pos', 'neg', 'pos']; it names two classes or more, each once"),
         ("data.labels=[pos]", "it names two classes or more, each once"),
+        ("data={source: q.jsonl, kind: question_answering, group_by: answers}", "data.group_by answers is a column of"),
+        ("data={source: q.jsonl, kind: causal_lm, messages: m, group_by: m}", "data.group_by m is a column of answers"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(recipe_file: Path, override: str, told: str):

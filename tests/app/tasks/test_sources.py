@@ -222,3 +222,16 @@ def test_a_list_is_no_text(tmp_path: Path):
         rows(tmp_path / "a.jsonl", kind="causal_lm", prompt="q", completion="a")
     (tmp_path / "m.jsonl").write_text('{"chat": [{"role": "user", "content": "hi"}]}\n')
     assert rows(tmp_path / "m.jsonl", kind="causal_lm", messages="chat")
+
+
+@pytest.mark.parametrize("data", [{"text": "answers"}, {"group_by": "answers"}])
+def test_answers_are_no_text_but_for_question_answering(tmp_path: Path, data: dict[str, str]):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "label": 0, "answers": {"text": ["one"], "answer_start": [0]}}')
+    with pytest.raises(ValueError, match="row 1 of .* has a dict in column 'answers', where text is expected"):
+        rows(tmp_path / "a.jsonl", **data)
+
+
+def test_a_cell_may_hold_a_book(tmp_path: Path):
+    book = "a word " * 20_000
+    (tmp_path / "d.csv").write_text(f"text,label\n{book},1\n")
+    assert rows(tmp_path / "d.csv") == [{"text": book, "label": "1"}]

@@ -75,7 +75,7 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
     else:
         train, names = _read_hub(data.source, data.config, data.split, "data.source", data.label)
         held = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
-    structured = (data.answers, data.messages)
+    structured = (data.messages, data.answers if data.kind == "question_answering" else None)
     return (
         _select(train, columns, data.source, structured),
         None if held is None else _select(held, columns, data.validation or "", structured),
@@ -200,6 +200,7 @@ def _read_file(source: str, key: str) -> Rows:
             form: Any = {"delimiter": "," if kind == ".csv" else "\t"}
             if kind == ".tsv" and not _is_quoted(text):
                 form["quoting"] = csv.QUOTE_NONE
+            csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # it would refuse cells of 131,072 letters
             reader = csv.DictReader(StringIO(text, newline=""), strict=True, **form)
             _check_names(reader.fieldnames or ())
             return _whole(list(reader), source)
