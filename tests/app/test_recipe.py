@@ -136,6 +136,12 @@ def test_settings_of_methods_that_move_ranks_may_stand_in_a_recipe_of_any_method
         ("lora.init=lora_ga", "lora.init 'lora_ga' looks at the data first, which a recipe cannot ask for"),
         ("lora.init=eva", "lora.init 'eva' looks at the data first, which is the method eva: set method to eva"),
         ("data.labels=[pos,neg,pos]", "['pos', 'neg', 'pos']; it names two classes or more, each once"),
+        ("data={source: d.csv, kind: regression, num_labels: 3}", "data.num_labels has no meaning for data.kind regr"),
+        ("data={source: d.csv, kind: regression, labels: [a, b]}", "data.labels has no meaning for data.kind regr"),
+        (
+            "data={source: d.csv, kind: causal_lm, prompt: p, completion: c, chat_template: t}",
+            "data.chat_template writes the chats of data.messages, which is not given; remove it",
+        ),
         ("data.labels=[pos]", "it names two classes or more, each once"),
         ("data={source: q.jsonl, kind: question_answering, group_by: answers}", "data.group_by answers is a column of"),
         ("data={source: q.jsonl, kind: causal_lm, messages: m, group_by: m}", "data.group_by m is a column of answers"),
@@ -199,7 +205,7 @@ def test_the_schema_describes_every_key_and_forbids_others():
         ("Question:", r"has no \{column\} place"),
         ("{q", r"data.template '\{q': .*; a brace itself is written twice"),
         ("{q:>99999999999}", r"data.template: the place \{q:>99999999999\} says more than a width of at most 10000"),
-        ("{q:{width}}", r"data.template: the place \{q:\{width\}\} says more than a width"),
+        ("{q:{width}}", r"data.template: the place \{q:\{width\}\} holds another place; write its width as a number"),
     ],
 )
 def test_a_template_has_a_place(template: str, message: str, recipe_file: Path):

@@ -230,6 +230,8 @@ class DataSection(Section):
                 raise ValueError(f"data.kind {self.kind} takes one of {known}; given: {given}")
             if (self.completion is None) != (prompts == ["messages"]):
                 raise ValueError("data.completion goes with data.prompt or data.template, not with data.messages")
+            if self.chat_template is not None and self.messages is None:
+                raise ValueError("data.chat_template writes the chats of data.messages, which is not given; remove it")
             check_template(self.template, "data.template")
         return self
 
@@ -238,6 +240,7 @@ _PROMPTS = ("prompt", "template", "messages", "completion", "chat_template")
 _LABELLED = ("text", "text_pair", "label", "labels", "num_labels")
 _ANSWERED = ("question", "context", "answers", "doc_stride")
 _OWN_KEYS = {
+    "regression": ("text", "text_pair", "label"),
     "question_answering": _ANSWERED,
     "causal_lm": _PROMPTS,
     "seq2seq": (*_PROMPTS[:2], "completion", "max_target_length"),
@@ -260,14 +263,17 @@ def template_columns(template: str, key: str = "data.template") -> list[str]:
     """The columns that a template has places for.
 
     Raises:
-        ValueError: braces that do not pair, or a place that is to be filled up to more letters than MOST_LETTERS.
+        ValueError: braces that do not pair, a place within a place, or one that is to be filled up to more letters than
+            MOST_LETTERS.
     """
     try:
         places = [(name, spec or "") for _, name, spec, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"{key} {template!r}: {error}; a brace itself is written twice") from None
     for name, spec in places:
-        if "{" in spec or any(int(number) > MOST_LETTERS for number in re.findall(r"\d{1,99}", spec)):
+        if "{" in spec:
+            raise ValueError(f"{key}: the place {{{name}:{spec}}} holds another place; write its width as a number")
+        if any(int(number) > MOST_LETTERS for number in re.findall(r"\d{1,99}", spec)):
             raise ValueError(f"{key}: the place {{{name}:{spec}}} says more than a width of at most {MOST_LETTERS}")
     return [name for name, _ in places]
 
