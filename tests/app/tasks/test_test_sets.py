@@ -112,6 +112,18 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path, generate: dict[str, Any], 
         load(TEMPLATE, named)
 
 
+@pytest.mark.parametrize("key", ["config", "split", "template", "reference"])
+def test_keys_that_would_be_passed_over_are_refused(tmp_path: Path, key: str):
+    with pytest.raises(ValueError, match=f"generate.mine.{key} has no meaning for a set of held-out chats; remove it"):
+        load({"messages": "messages"}, {"mine": {key: "{document}"}})
+    if key in ("config", "split"):
+        with pytest.raises(ValueError, match=f"generate.mine.{key} has no meaning for a set of held-out rows; remove"):
+            load(TEMPLATE, {"mine": {key: "x"}})
+        source = file_of(tmp_path, [{"question": "1+1?", "answer": "#### 2"}])
+        with pytest.raises(ValueError, match=f"generate.gsm8k.{key} is 'x', but .*rows.jsonl' is no Hub data set, and"):
+            load(TEMPLATE, {"gsm8k": {"source": source, key: "x"}})
+
+
 def test_prompts_leave_room_for_an_answer():
     (found,) = load(TEMPLATE, {"mine": {"max_new_tokens": 500}})
 

@@ -20,7 +20,7 @@ from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.math import grade_gsm8k, grade_math, gsm8k_reference, math_reference
 from pedyra.app.tasks.seq2seq import rouge
-from pedyra.app.tasks.sources import Rows, read_test_rows, sample
+from pedyra.app.tasks.sources import Rows, check_hub_keys, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens
 
 TOKENS = 128
@@ -89,6 +89,7 @@ class _Trained:
     def load(self, name: str, section: GenerateSection) -> TestSet:
         known, own = TEST_SETS.get(name, {}), section.source is None and name not in TEST_SETS
         settings = self._settings(name, known, section)
+        self._check_keys(name, section, own)
         problems: list[Any] = []
         if settings.score == "code":
             if own:
@@ -109,7 +110,7 @@ class _Trained:
         elif own:
             rows = sample(self.held_out, settings.rows, self.seed, "validation")
             absent = [place for place in template_columns(settings.template or "") if place not in rows[0]]
-            if absent and not self.data.messages:  # a chat is asked as it stands
+            if absent:
                 raise ValueError(
                     f"generate.{name}.template has a place {{{absent[0]}}}, and the held-out rows hold "
                     f"{', '.join(rows[0])}, which `data` names; use one of them, or give the set a source"
@@ -155,6 +156,17 @@ class _Trained:
             return {"template": place.sub(lambda _: question, trained) + begins, "stop": COMPLETE_STOP}
         question = template_columns(known.get("template", "{prompt}"))[0]
         return {"template": place.sub(lambda _: "{" + question + "}", trained)}
+
+    def _check_keys(self, name: str, section: GenerateSection, own: bool) -> None:
+        """Refuse keys that would be passed over: a held-out row is one of `data`, and a chat is asked as it stands."""
+        foreign, rows = ["config", "split"], "held-out rows"
+        if self.data.messages:
+            foreign, rows = [*foreign, "template", "reference"], "held-out chats"
+        for key in foreign if own else ():
+            if getattr(section, key) is not None:
+                raise ValueError(f"generate.{name}.{key} has no meaning for a set of {rows}; remove it")
+        if section.source is not None:
+            check_hub_keys(f"generate.{name}", section.source, config=section.config, split=section.split)
 
     def _rows(self, name: str, settings: GenerateSection, columns: list[str] | None) -> Rows:
         key = f"generate.{name}.source"
