@@ -70,6 +70,8 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
     assert (found.settings.score, found.settings.max_new_tokens, found.own) == ("gsm8k", 512, False)
     (found,) = load({**trained, "template": "Q {query:.90} A"}, {"gsm8k": {"source": source}})
     assert decoded(found) == ["<s>Q 1+1? A", "<s>Q 2+2? A"]
+    (found,) = load({**trained, "template": "Q {{query}} {query} A"}, {"gsm8k": {"source": source}})
+    assert decoded(found) == ["<s>Q {query} 1+1? A", "<s>Q {query} 2+2? A"]
     (found,) = load({"messages": "messages"}, {"gsm8k": {"source": source, "rows": 1}})
     assert decoded(found)[0].startswith("<s>user\nQuestion: ") and decoded(found)[0].endswith("<s>assistant\n")
     (found,) = load(trained, {"gsm8k": {"source": source, "template": "{question}!", "max_new_tokens": 5}})

@@ -5,7 +5,7 @@ The section `generate` of a recipe names them. A set without a source is made of
 
 from __future__ import annotations
 
-import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,12 +150,11 @@ class _Trained:
         columns = template_columns(trained)
         if len(columns) != 1:
             return {}
-        place = re.compile(rf"{{{re.escape(columns[0])}(?:![rsa])?(?::[^{{}}]*)?}}")  # with a width, if it has one
         if name in COMPLETED:
             question, begins = COMPLETE
-            return {"template": place.sub(lambda _: question, trained) + begins, "stop": COMPLETE_STOP}
+            return {"template": _with_place(trained, question) + begins, "stop": COMPLETE_STOP}
         question = template_columns(known.get("template", "{prompt}"))[0]
-        return {"template": place.sub(lambda _: "{" + question + "}", trained)}
+        return {"template": _with_place(trained, "{" + question + "}")}
 
     def _check_keys(self, name: str, section: GenerateSection, own: bool) -> None:
         """Refuse keys that would be passed over: a held-out row is one of `data`, and a chat is asked as it stands."""
@@ -201,6 +200,14 @@ class _Trained:
         if self.data.messages:  # the chat template has written the special tokens
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return prompt_tokens(text, self.tokenizer)
+
+
+def _with_place(template: str, place: str) -> str:
+    """The template with this text where it has a place; braces that are no place stay written twice."""
+    parts = []
+    for text, column, _, _ in string.Formatter().parse(template):
+        parts += [text.replace("{", "{{").replace("}", "}}"), "" if column is None else place]
+    return "".join(parts)
 
 
 def _check_references(name: str, settings: GenerateSection, references: Sequence[str]) -> None:
