@@ -269,8 +269,17 @@ def test_gradients_and_proof_are_of_one_loss_where_labels_are_smoothed(run: Path
 
 
 def test_an_adapter_without_rows_is_refused(run: Path, call: Any, tmp_path: Path):
-    code, _, err = call(run / "adapter", "--max-rank", 1, "--out", tmp_path / "out")
+    shutil.copytree(run / "adapter", tmp_path / "adapter")
+    code, _, err = call(tmp_path / "adapter", "--max-rank", 1, "--out", tmp_path / "out")
     assert code == 2 and "says nothing of its data; give --data ROWS.jsonl, or --run RUN" in err
+
+
+def test_the_adapter_of_a_run_has_the_rows_of_the_run(run: Path, call: Any, tmp_path: Path):
+    for name, path in (("whole", run), ("adapter", run / "adapter")):
+        code, _, err = call(path, "--parameters", 400, "--recover", 0, "--out", tmp_path / name)
+        assert code == 0, err
+    whole, adapter = (read_lora(tmp_path / name).tensors for name in ("whole", "adapter"))
+    assert whole.keys() == adapter.keys() and all(torch.equal(whole[key], adapter[key]) for key in whole)
 
 
 def test_rows_longer_than_the_base_are_cut_where_it_ends(call: Any, tmp_path: Path):

@@ -62,16 +62,15 @@ def _base(lora: SavedLora, recipe: Recipe | None, base: Any) -> tuple[nn.Module,
 
 
 def _recipe_of(source: Path) -> Recipe | None:
-    """The recipe of the run that `source` is, or is the adapter or a checkpoint of; others write such files, too."""
-    place = source.resolve()
-    of_run = place.name == "adapter" or place.name.startswith("checkpoint-")
-    for folder in (place, *((place.parent,) if of_run else ())):
-        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
-            from pedyra.app.recipe import load_recipe
-            from pedyra.app.runs.setup import resolve
+    """The recipe of the run that `source` is, or is the adapter or a checkpoint of."""
+    from pedyra.app.runs.run_folder import run_of
 
-            return resolve(load_recipe(folder / "recipe.yaml"))
-    return None
+    if (folder := run_of(source)) is None:
+        return None
+    from pedyra.app.recipe import load_recipe
+    from pedyra.app.runs.setup import resolve
+
+    return resolve(load_recipe(folder / "recipe.yaml"))
 
 
 def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -19,7 +19,7 @@ from pedyra.app.models import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.evaluate import check_training_rows
-from pedyra.app.runs.run_folder import RunFolder
+from pedyra.app.runs.run_folder import RunFolder, run_of
 from pedyra.app.runs.setup import Setup, ready_to_fit, resolve
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
@@ -65,11 +65,13 @@ class Source:
 
     def folder(self, path: Path) -> Path | None:
         """The run folder that says model and data, if there is one. ValueError where `run` is none."""
-        if self.run is not None and not (self.run / "recipe.yaml").is_file():
+        if self.run is None:
+            return run_of(path)
+        if not (self.run / "recipe.yaml").is_file():
             raise ValueError(
                 f"{self.run} is no run folder (it has no recipe.yaml); give the output_dir of a training run"
             )
-        return next((each for each in (self.run, path) if each is not None and (each / "recipe.yaml").is_file()), None)
+        return self.run
 
 
 def fit_folder(

@@ -37,6 +37,17 @@ LOCK = ".lock"
 """Locked by the process that trains here."""
 
 
+def run_of(path: Path) -> Path | None:
+    """The run folder that `path` is, or is the adapter or a checkpoint of; None where there is none: others write files
+    of the name recipe.yaml, too."""
+    place = path.resolve()
+    of_run = place.name == "adapter" or place.name.startswith("checkpoint-")
+    for folder in (path, *((place.parent,) if of_run else ())):
+        if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+            return folder
+    return None
+
+
 class RunFolder:
     """Paths inside one run folder, and the rules of writing into it."""
 
