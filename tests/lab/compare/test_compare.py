@@ -158,6 +158,17 @@ def test_a_grid_that_was_refused_can_be_corrected_in_its_folder(make_grid, calls
     assert not comparison.missing and len(calls()) == 6
 
 
+def test_a_job_that_never_began_does_not_hold_its_folder_against_a_corrected_grid(make_grid, calls, monkeypatch):
+    def start(*arguments, **more):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pedyra.lab.compare.jobs.subprocess.Popen", start)
+        assert len(compare_grid(make_grid("learning_rates=[0.1]")).failed) == 6
+    comparison = compare_grid(make_grid("learning_rates=[0.1]", "lora.dropout=0.5"))
+    assert not comparison.missing and len(calls()) == 6
+
+
 def test_progress_is_a_line_a_run(make_grid):
     out = io.StringIO()
     compare_grid(make_grid("learning_rates=[0.1]"), console=Console(file=out, width=200))

@@ -90,7 +90,7 @@ class Experiment:
         job = Job(entry, rate, seed, purpose, self.folder, {})
         name = {"name": entry.task, "output_dir": str(job.run), "seed": seed}
         job.recipe.update(name | self.content(entry, rate, purpose))
-        if job.recipe_file.is_file():
+        if (job.run / "recipe.yaml").is_file() and job.recipe_file.is_file():  # else it has not begun
             before = read_settings(job.recipe_file, (), what="recipe", starts_with="method")
             difference = first_difference(_identity(before), _identity(job.recipe))
             if difference is not None:
