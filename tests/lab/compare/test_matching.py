@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.recipe import Recipe
-from pedyra.lab.compare.prepare import ParameterCount, check_match, match_parameters, nearest_ranks
+from pedyra.lab.compare.prepare import BareModel, check_match, match_parameters, nearest_ranks
 
 TARGETS = ["query", "value"]
 
@@ -19,8 +19,8 @@ def recipe(method: str, r: int = 8, **settings: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def count() -> ParameterCount:
-    return ParameterCount(recipe("lora"))
+def count() -> BareModel:
+    return BareModel(recipe("lora"))
 
 
 @pytest.fixture(scope="module")

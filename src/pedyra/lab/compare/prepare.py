@@ -11,15 +11,19 @@ Equal is the number of trained parameters: each row gets the rank at which it ha
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pedyra.app.models import load_model, load_tokenizer
+import torch
+
+from pedyra.app.models import check_names, load_tokenizer, shape_of
 from pedyra.app.recipe import Recipe, check_recipe
 from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
 from pedyra.app.runs.arguments import training_arguments
@@ -30,11 +34,10 @@ from pedyra.app.yaml_file import first_difference, read_settings
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
+from pedyra.lab.refusals import check_refusals
 from pedyra.lora.files import read_json, write_file
-from pedyra.methods.method import SCHEDULE
 from pedyra.methods.registry import get_method
-from pedyra.methods.wide import Wide
-from pedyra.pe_dyra.method import PeDyra
+from pedyra.methods.trainer import check_arguments
 
 SEED = 0
 """Of the splits, which are the same for every method and seed."""
@@ -144,7 +147,13 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     }
     bare = Experiment(grid, folder, splits, {})
     recipes = {entry: _row_recipe(bare, entry) for entry in bare.entries}
-    experiment = Experiment(grid, folder, splits, _match(grid, recipes))
+    of_kinds = {recipe.data.kind: recipe for recipe in recipes.values()}
+    models = {kind: BareModel(recipe) for kind, recipe in of_kinds.items()}
+    for entry, recipe in recipes.items():
+        with _told_of(_where(entry)):
+            check_names(models[recipe.data.kind].base, recipe.lora)
+    experiment = Experiment(grid, folder, splits, _match(grid, recipes, models))
+    _check_methods(experiment, models)
     for entry in experiment.entries:  # each job refuses a run of another grid in its folder
         experiment.tuning_jobs(entry)
         for rate in grid.rates(entry.method):
@@ -161,25 +170,43 @@ def _data_section(grid: Grid, label: str) -> Any:
 
 def _row_recipe(experiment: Experiment, entry: Entry) -> Recipe:
     """The recipe of a row, as its method resolves it; ValueError for what can be told from the recipe alone."""
-    where = f"methods.{entry.method} on {entry.task}"
+    where = _where(entry)
     content = experiment.content(entry, experiment.grid.rates(entry.method)[0], "jobs")
     recipe = check_recipe({"name": entry.task, **content}, where)
-    try:
+    with _told_of(where):
         recipe = resolve(recipe)
         training_arguments(recipe)
         wanted_fit(recipe)
-        if (steps := recipe.training.get("max_steps", -1)) > 0 and recipe.method in ("pedyra", "wide"):
-            schedule = {name: value for name, value in recipe.rank.items() if name in SCHEDULE}
-            config = PeDyra(**schedule) if recipe.method == "pedyra" else Wide(rank=recipe.lora.r, **schedule)
-            config.method().schedule(steps)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
     return recipe
 
 
-def _match(grid: Grid, recipes: Mapping[Entry, Recipe]) -> dict[Entry, Matched]:
+def _where(entry: Entry) -> str:
+    return f"methods.{entry.method} on {entry.task}"
+
+
+@contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """A mistake is one line, whoever tells it, and begins with the row that makes it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def _check_methods(experiment: Experiment, models: Mapping[str, BareModel]) -> None:
+    """Raise ValueError for what the method of a matched row refuses; tasks of one kind are alike to it."""
+    known = set()
+    for entry in experiment.entries:
+        recipe = _row_recipe(experiment, entry)
+        key = (entry.method, recipe.data.kind, entry.budget)
+        if key not in known:
+            known.add(key)
+            with _told_of(_where(entry)):
+                models[recipe.data.kind].check(recipe)
+
+
+def _match(grid: Grid, recipes: Mapping[Entry, Recipe], models: Mapping[str, BareModel]) -> dict[Entry, Matched]:
     """What is matched for every entry; tasks of one kind are matched alike, for the head is left out."""
-    counts: dict[str, ParameterCount] = {}
     known: dict[tuple[str, str, int], Matched] = {}
     found = {}
     for entry, recipe in recipes.items():
@@ -190,9 +217,7 @@ def _match(grid: Grid, recipes: Mapping[Entry, Recipe]) -> dict[Entry, Matched]:
         key = (entry.method, kind, entry.budget)
         if key not in known:
             baseline = recipes[Entry(grid.baseline, entry.task, entry.budget)]
-            if kind not in counts:
-                counts[kind] = ParameterCount(baseline)
-            known[key] = match_parameters(entry.method, recipe, entry.budget, baseline, counts[kind])
+            known[key] = match_parameters(entry.method, recipe, entry.budget, baseline, models[kind])
         found[entry] = known[key]
     return found
 
@@ -261,11 +286,12 @@ def _classes(train: Rows, data: DataSection, class_names: list[str] | None) -> d
     return {"labels": list(known.names)} if known.names else {"num_labels": known.count}
 
 
-class ParameterCount:
-    """Trainable parameters of adapters on one base model, counted on the model itself; a head is left out.
+class BareModel:
+    """The base model of a comparison without its weights, on torch's meta device: it tells how many parameters an
+    adapter trains, where a head is left out, and what a method refuses.
 
     Args:
-        recipe: the baseline's; for the model, its tokenizer and the kind of data.
+        recipe: any; for the model, its tokenizer and the kind of data.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -273,7 +299,9 @@ class ParameterCount:
         classes = {"causal_lm": None, "regression": 1}.get(kind, 2)
         # Quantised weights are packed, but their adapter is the same.
         section = recipe.model.model_copy(update={"quantization": "none"})
-        self.base = load_model(section, kind, classes, load_tokenizer(section), recipe.seed)
+        tokenizer = load_tokenizer(section)
+        with torch.device("meta"):
+            self.base = shape_of(section, kind, classes, tokenizer)
         self._known: dict[str, int] = {}
 
     def request(self, recipe: Recipe) -> Any:
@@ -286,16 +314,30 @@ class ParameterCount:
         key = lora.model_dump_json()
         if key not in self._known:
             wanted = self.request(recipe.model_copy(update={"lora": lora}))
-            self._known[key] = _trained(wanted.with_lora())
+            with torch.device("meta"):
+                self._known[key] = _trained(wanted.with_lora())
         return self._known[key]
 
     def prepared(self, recipe: Recipe, settings: Mapping[str, Any]) -> int:
         """Of what the recipe's method makes with these settings of its own."""
         recipe = recipe.model_copy(update={"method_settings": {**recipe.method_settings, **settings}})
-        return _trained(get_method(recipe.method).prepare(self.request(recipe)).model)
+        with torch.device("meta"):
+            return _trained(get_method(recipe.method).prepare(self.request(recipe)).model)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ValueError for what the recipe's method refuses, as far as it is known without weights and rows."""
+        base: Any = copy.deepcopy(self.base)
+        base.is_quantized = recipe.model.quantization != "none"
+        # Without `max_steps` their number follows from the rows.
+        steps = max(0, recipe.training.get("max_steps", 0))
+        with torch.device("meta"):
+            check_refusals(
+                replace(request(recipe, base, None), steps=steps),
+                lambda adaptation: check_arguments(adaptation.refused, training_arguments(recipe)),
+            )
 
 
-def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: ParameterCount) -> Matched:
+def match_parameters(name: str, recipe: Recipe, budget: int, baseline: Recipe, count: BareModel) -> Matched:
     """The rank at which a row has the trainable parameters of the baseline at lora.r = budget.
 
     Counted at the start of training. A dynamic method keeps that count or ends at it by its own budget; what each run
