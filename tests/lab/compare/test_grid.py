@@ -81,6 +81,15 @@ def test_a_mistake_is_one_line(make_grid, override: str, told: str):
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_row_that_trains_other_modules_in_full_is_not_matched(make_grid):
+    methods = {"lora": {}, "big": {"method": "lora", "lora": {"modules_to_save": ["word_embeddings"]}}}
+    with pytest.raises(ValueError, match="methods.big trains other modules in full than the baseline .*match: rank"):
+        make_grid(methods=methods, match="parameters")
+    assert make_grid("methods.big.match=rank", methods=methods, match="parameters").match_of("big") == "rank"
+    everywhere = {"r": 2, "modules_to_save": ["word_embeddings"]}
+    assert make_grid(methods=methods, match="parameters", lora=everywhere).match_of("big") == "parameters"
+
+
 def test_a_resolved_grid_is_read_back_equal(make_grid, folder: Path):
     grid = make_grid(budgets=[2, 4], tasks=["toy", "cola"]).model_copy(update={"name": "5e-4"})
     (folder / "again.yaml").write_text(grid.to_yaml())

@@ -156,6 +156,12 @@ class Grid(Section):
             raise ValueError("training.learning_rate and learning_rates are both given; keep learning_rates")
         if self.baseline not in self.methods:
             raise ValueError(f"baseline {self.baseline!r} is no row; choose from {', '.join(self.methods)}")
+        for name in self.methods:
+            if self.match_of(name) == "parameters" and self._in_full(name) != self._in_full(self.baseline):
+                raise ValueError(
+                    f"methods.{name} trains other modules in full than the baseline (lora.modules_to_save), which are "
+                    f"not matched; give lora.modules_to_save for all rows, or methods.{name}.match: rank"
+                )
         for label, settings in self.tasks.items():
             task_data(label, settings, self.data_dir)
         return self
@@ -177,6 +183,10 @@ class Grid(Section):
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
+
+    def _in_full(self, method: str) -> Any:
+        """The modules that a row trains beside its adapter."""
+        return {**self.lora, **self.methods[method].lora}.get("modules_to_save") or []
 
     def to_yaml(self) -> str:
         """The resolved grid; `load_grid` of it gives an equal grid."""
