@@ -40,6 +40,22 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatc
     assert part.files[1] == before.files[1].parent / "part" / "table14.jsonl" and part.files[1].is_file()
 
 
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_a_run_that_cannot_be_asked_to_write_leaves_the_table_to_the_others(error, smoke, monkeypatch):
+    before, asked = smoke("table14"), []
+
+    def write(row, *_):
+        asked.append(row["run"])
+        if len(asked) == 1:
+            raise error("no test set")
+        return row
+
+    monkeypatch.setattr("pedyra.lab.paper.run_item.with_generated", write)
+    again = run_item(get_item("table14"), "smoke", before.files[0].parents[2], Places())
+    assert again.failed == [f"{asked[0]}: no test set"] and len(asked) > 1
+    assert again.results == before.results  # which need no writing
+
+
 def test_runs_are_shared_between_items(smoke):
     smoke("figure11")  # has the paper's method on table14's recipe
     runs = smoke("table14").files[0].parents[1] / "runs"

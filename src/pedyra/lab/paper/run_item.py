@@ -50,7 +50,7 @@ class MeasuredItem(NamedTuple):
     files: list[Path]
     """Tables and figures."""
     failed: list[str]
-    """Runs that failed, and why."""
+    """Runs that failed, or could not be asked to write, and why."""
 
 
 def run_item(
@@ -89,7 +89,13 @@ def run_item(
         comparison = compare_grid(each.grid, workers, console)
         failed += [f"{end.job.label}: {end.message}" for end in comparison.failed]
         notes += comparison.remarks()
-        found = [with_generated(row, each, allow_code_execution, console) for row in comparison.rows]
+        found = []
+        for row in comparison.rows:
+            try:
+                found.append(with_generated(row, each, allow_code_execution, console))
+            except (ValueError, OSError) as error:  # of this run: the others, and what was measured of it, are kept
+                failed.append(f"{row['run']}: {error}")
+                found.append(row)
         for cell in each.cells:
             mine = [row for row in found if row["method"] == row_name(cell.part)]
             if mine:
