@@ -90,6 +90,11 @@ def test_a_row_that_trains_other_modules_in_full_is_not_matched(make_grid):
     assert make_grid(methods=methods, match="parameters", lora=everywhere).match_of("big") == "parameters"
 
 
+def test_the_folder_of_a_comparison_may_be_in_the_users_home(make_grid, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert make_grid("output_dir=~/x").output_dir == "/home/ada/x"  # where every one of its runs is, too
+
+
 def test_a_resolved_grid_is_read_back_equal(make_grid, folder: Path):
     grid = make_grid(budgets=[2, 4], tasks=["toy", "cola"]).model_copy(update={"name": "5e-4"})
     (folder / "again.yaml").write_text(grid.to_yaml())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
-from pedyra.app.recipe_sections import LARGEST_SEED, LoraSection, Section
+from pedyra.app.recipe_sections import LARGEST_SEED, HomePath, LoraSection, Section
 from pedyra.app.yaml_file import one_line, read_settings, to_yaml
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.methods.names import check_method
@@ -55,7 +55,7 @@ class Grid(Section):
 
     name: str
     """Title; default: the grid's file name."""
-    output_dir: str
+    output_dir: HomePath
     """Folder of the comparison; default: runs/<name>."""
     model: dict[str, Any]
     lora: dict[str, Any] = Field(default_factory=dict)
