@@ -105,6 +105,22 @@ def test_smoke_writes_a_row_for_every_method(tmp_path):
     assert "x oracle" in result.output
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("lora+:ratio=-1", "method_settings.ratio is -1"),
+        ("gora:min_rank=9", "method_settings.min_rank 9 and max_rank 16 must enclose lora.r 4"),
+        ("pedyra:interval=1000", "no rank could ever move"),
+        ("prune:budget=ranks,moves=3", "prune has no use for moves"),
+        ("pedyra:max_rank=1", "starts at rank 4; raise max_rank"),
+    ],
+)
+def test_what_a_method_refuses_is_told_before_another_is_trained(method, told, monkeypatch):
+    monkeypatch.setattr("pedyra.lab.bench.planted.run_method", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=told):
+        next(bench_planted(["lora", method], steps=SHORT))
+
+
 def test_rows_are_not_made_twice(tmp_path, monkeypatch):
     def run():
         file = RowFile(tmp_path / "rows.jsonl", PLANTED_KEY)

@@ -93,6 +93,13 @@ def test_a_killed_grid_goes_on_where_it_was(tmp_path, monkeypatch):
     list(bench_transfer(["lora", "pedyra:moves=2"], **arguments, file=RowFile(path, TRANSFER_KEY)))
 
 
+def test_what_a_method_refuses_at_some_rank_is_told_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr("pedyra.lab.bench.transfer.pretrained", lambda *a, **k: pytest.fail("trained"))
+    arguments: dict[str, Any] = dict(lrs=[0.01], seeds=[0], ranks=[2, 4], size=SMOKE)
+    with pytest.raises(ValueError, match="starts at rank 4; raise max_rank"):
+        next(bench_transfer(["lora", "pedyra:max_rank=3"], **arguments, file=RowFile(None, TRANSFER_KEY)))
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     for row in ({"metric": "loss"}, dict.fromkeys(PLANTED_KEY, 1)):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedyra.lab.bench.method_run import BenchTraining, run_method
+from pedyra.lab.bench.method_run import BenchTraining, check_run, run_method
 from pedyra.lab.bench.rows import PLANTED_KEY, Row, RowFile, rates_by_method, summary
 from pedyra.lab.bench.spec import MethodSpec, parse_method
 from pedyra.methods.registry import METHODS
@@ -199,7 +199,8 @@ def bench_planted(
     that stand in a wrong layer: half the sum of |rank - true rank|; None, as `ranks`, for an adapter without ranks.
 
     Raises:
-        ValueError: an unknown method, setting, profile or architecture, before anything is trained.
+        ValueError: an unknown method, setting, profile or architecture, or a setting that the method refuses, before
+            anything is trained.
     """
     file = file or RowFile(None, PLANTED_KEY)
     specs = {text: parse_method("lora" if text == ORACLE else text) for text in methods}
@@ -218,6 +219,8 @@ def bench_planted(
         for architecture, profile, noise in cases
         for seed, lr, text in product(seeds, lrs, methods)
     ]
+    for text in methods:
+        check_run(specs[text], _training(problem_of(*cases[0], seeds[0]), jobs[0]))
 
     def run(job: Row) -> Row:
         problem = problem_of(job["architecture"], job["profile"], job["noise"], job["seed"])
@@ -230,7 +233,7 @@ def bench_planted(
     yield from file.complete(jobs, run)
 
 
-def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
+def _training(problem: Problem, job: Row) -> BenchTraining:
     def drawn() -> Iterator[tuple[Tensor, Tensor]]:
         draw = batches(problem, job["seed"] + 1000, BATCH)
         while True:
@@ -240,7 +243,7 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         x, target = batch
         return (model(x) - target).square().mean()
 
-    training = BenchTraining(
+    return BenchTraining(
         base=problem.base,
         layers=problem.layer_names,
         loss=loss,
@@ -250,7 +253,10 @@ def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
         steps=job["steps"],
         seed=job["seed"],
     )
-    done = run_method(spec, training)
+
+
+def _run(problem: Problem, spec: MethodSpec, job: Row) -> Row:
+    done = run_method(spec, _training(problem, job))
     ranks, wrong = None, None
     if done.ranks is not None:
         ranks = [done.ranks[name] for name in problem.layer_names]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pedyra.app.packaged import prepared
-from pedyra.lab.bench.method_run import BenchTraining, run_method
+from pedyra.lab.bench.method_run import BenchTraining, check_run, run_method
 from pedyra.lab.bench.rows import Row, RowFile
 from pedyra.lab.bench.spec import parse_method
 
@@ -202,28 +202,20 @@ def bench_transfer(
     The pre-trained model comes from the cache, or takes a few minutes.
 
     Raises:
-        ValueError: an unknown method or setting, before anything is trained.
+        ValueError: an unknown method or setting, or one that the method refuses, before anything is trained.
     """
     specs = {text: parse_method(text) for text in methods}
     source, corpus = prose(), TARGETS[size.target]()
-    model = pretrained(source, steps=size.pretraining_steps, width=size.width, depth=size.depth)
-    judged = corpus.windows(size.held_out)
-    base = f"{source.digest}-{corpus.digest}-{size.width}x{size.depth}-{size.pretraining_steps}"
-    jobs = [
-        {"method": text, "config": specs[text].digest, "rank": rank, "lr": lr, "seed": seed}
-        | {"steps": size.steps, "batch": size.batch, "base": base}
-        for rank, seed, lr, text in product(ranks, seeds, lrs, methods)
-    ]
 
-    def run(job: Row) -> Row:
+    def training(job: Row, base: ByteTransformer) -> BenchTraining:
         def windows() -> Iterator[Tensor]:
             generator = torch.Generator().manual_seed(1000 + job["seed"])
             while True:
                 yield corpus.batch(size.batch, generator)
 
-        training = BenchTraining(
-            base=model,
-            layers=model.layer_names,
+        return BenchTraining(
+            base=base,
+            layers=base.layer_names,
             loss=next_byte_loss,
             batches=windows,
             rank=job["rank"],
@@ -233,7 +225,21 @@ def bench_transfer(
             warmup=size.steps // 20,
             clip=1.0,
         )
-        done = run_method(specs[job["method"]], training)
+
+    for text, rank in product(methods, ranks):
+        untrained = ByteTransformer(size.width, size.depth).requires_grad_(False)
+        check_run(specs[text], training({"rank": rank, "lr": lrs[0], "seed": seeds[0]}, untrained))
+    model = pretrained(source, steps=size.pretraining_steps, width=size.width, depth=size.depth)
+    judged = corpus.windows(size.held_out)
+    name = f"{source.digest}-{corpus.digest}-{size.width}x{size.depth}-{size.pretraining_steps}"
+    jobs = [
+        {"method": text, "config": specs[text].digest, "rank": rank, "lr": lr, "seed": seed}
+        | {"steps": size.steps, "batch": size.batch, "base": name}
+        for rank, seed, lr, text in product(ranks, seeds, lrs, methods)
+    ]
+
+    def run(job: Row) -> Row:
+        done = run_method(specs[job["method"]], training(job, model))
         return {
             "loss": float("nan") if done.diverged else held_out_loss(done.model, judged),
             "parameters": done.parameters,
