@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ def row(run: Path, rank: int, seconds: float, **others: Any) -> dict[str, Any]:
     return {**known, "budget": rank, "seconds": seconds, "run": str(run), **others}
 
 
-def train(out: Path, rank: int) -> None:
+def train(out: Path, rank: int, **data: Any) -> None:
     recipe = {
         "name": "tiny", "output_dir": str(out), "method": "lora", "model": {"name": "tiny-bert"},
-        "data": {"source": "toy", "max_length": 40, "train_rows": 128, "eval_rows": 64},
+        "data": {"source": "toy", "max_length": 40, "train_rows": 128, "eval_rows": 64} | data,
         "lora": {"r": rank, "alpha": 4 * rank},
         "training": {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 0.01,
                      "save_strategy": "no", "use_cpu": True},
@@ -46,6 +47,22 @@ def test_the_larger_lora_is_cut_to_the_size_of_the_smaller(tmp_path):
         assert found["sweep_seconds"] == 17
         assert set(SIZES_KEY) <= found.keys()
     assert cut["lora_loss"] == recovered["lora_loss"] and cut["loss"] != recovered["loss"]
+
+
+def test_a_comparison_may_have_been_moved(tmp_path):
+    """Its rows name their runs from its folder on, and a run's recipe names the rows where they were."""
+    before, data = tmp_path / "before", tmp_path / "before/data/toy"
+    data.mkdir(parents=True)
+    for name, count in (("train", 48), ("reported", 24)):
+        lines = (json.dumps({"text": f"{name} {i}", "label": i % 2}) + "\n" for i in range(count))
+        (data / f"{name}.jsonl").write_text("".join(lines))
+    files = {"source": str(data / "train.jsonl"), "validation": str(data / "reported.jsonl")}
+    for rank in (1, 2):
+        train(before / f"r{rank}", rank, **files)
+        append_row(before / "comparison.jsonl", row(Path(f"r{rank}"), rank, 10.0))
+    before.rename(tmp_path / "after")
+    (found,) = bench_sizes(tmp_path / "after", recoveries=(0,))
+    assert (found["rank"], found["smaller_rank"]) == (2, 1)
 
 
 def test_one_rank_alone_is_refused(tmp_path):

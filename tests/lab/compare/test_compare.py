@@ -130,6 +130,31 @@ def test_a_folder_can_be_moved(make_grid, calls, folder):
     assert len(compare_grid(make_grid("output_dir=elsewhere")).rows) == 6 and len(calls()) == done
 
 
+def test_a_narrower_call_leaves_the_rows_of_the_others(make_grid, calls, folder):
+    def key(row):
+        return row["method"], row["seed"], row["learning_rate"]
+
+    compare_grid(make_grid())
+    reported, tuning = (folder / "runs/grid" / name for name in ("comparison.jsonl", "tuning.jsonl"))
+    before, tuned, done = {key(row): row for row in rows(reported)}, rows(tuning), len(calls())
+    comparison = compare_grid(make_grid("methods=[lora]", "seeds=[0, 1]"))
+    assert len(comparison.rows) == 2 and len(calls()) == done
+    assert {key(row): row for row in rows(reported)} == before
+    assert sorted(map(key, rows(tuning))) == sorted(map(key, tuned))
+    compare_grid(make_grid("methods=[lora]", "seeds=[0]", "learning_rates=[0.01]"))
+    lora = [key(row) for row in rows(reported) if row["method"] == "lora"]
+    assert lora == [("lora", 0, 0.01)]  # those at the other rate would be of another comparison
+    assert len(rows(reported)) == 4
+
+
+def test_rows_name_their_runs_from_the_folder_on(make_grid, folder):
+    compare_grid(make_grid())
+    (folder / "runs/grid").rename(folder / "elsewhere")
+    for name, count in (("comparison.jsonl", 6), ("tuning.jsonl", 4)):
+        runs = [folder / "elsewhere" / row["run"] / "metrics.jsonl" for row in rows(folder / "elsewhere" / name)]
+        assert len(runs) == count and all(run.is_file() for run in runs)
+
+
 def test_a_wider_grid_of_rates_keeps_what_is_done(make_grid, calls):
     compare_grid(make_grid())
     done = len(calls())

@@ -47,10 +47,11 @@ class TrainedLora:
     Args:
         rows: of training, to calibrate with, at most; the default is that of `pedyra fit`.
         held_out: rows to be judged by, at most; None: all of them.
+        data: as `opened`.
     """
 
-    def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None) -> None:
-        recipe, adapter, tokenizer, task = opened(run)
+    def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None, data: Path | None = None) -> None:
+        recipe, adapter, tokenizer, task = opened(run, data)
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
         bf16 = recipe.training.get("bf16", False)
@@ -93,8 +94,11 @@ class TrainedLora:
         return paired([0.0] * len(losses), losses, self.weights).mean
 
 
-def opened(run: Path) -> tuple[Recipe, Path, Any, Task]:
+def opened(run: Path, data: Path | None = None) -> tuple[Recipe, Path, Any, Task]:
     """The recipe of a finished run, its adapter folder, its tokenizer and its task.
+
+    Args:
+        data: a folder that has the files of the run's rows, though they may have been elsewhere when it was trained.
 
     Raises:
         ValueError: it is no finished run, its adapter is no LoRA, or its rows are not those that it was trained on.
@@ -104,6 +108,10 @@ def opened(run: Path) -> tuple[Recipe, Path, Any, Task]:
         raise ValueError(
             f"{run} has an adapter of type {kind}, and what is cut is a LoRA; give the run of another method"
         )
+    if data is not None:
+        files = {key: data / Path(getattr(recipe.data, key) or "").name for key in ("source", "validation")}
+        found = {key: str(file) for key, file in files.items() if file.is_file()}
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     check_training_rows(folder, recipe, task)
@@ -286,8 +294,9 @@ def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160), rows: in
             f"{comparison} has LoRAs of {len(ranks)} ranks, and it takes two: run `pedyra compare` with method lora "
             f"and budgets: [1, 2, 4, 8]"
         )
-    for row in loras:
-        opened(Path(row["run"]))  # what is wrong with one is told before anything is measured
+    for row in loras:  # runs are named from the folder on, which may have been moved
+        row |= {"run": comparison / row["run"], "data": comparison / "data" / row["task"]}
+        opened(row["run"], row["data"])  # what is wrong with one is told before anything is measured
     tuning = read_rows(comparison / "tuning.jsonl", _SHAPE)
     for large in loras:
         if large["budget"] == ranks[-1]:
@@ -299,13 +308,13 @@ def bench_sizes(comparison: Path, recoveries: Sequence[int] = (0, 160), rows: in
 def _against(
     large: Row, smaller: Sequence[Row], tuning: Sequence[Row], recoveries: Sequence[int], rows: int
 ) -> Iterator[Row]:
-    trained = TrainedLora(Path(large["run"]), rows)
+    trained = TrainedLora(large["run"], rows, data=large["data"])
     began = time.perf_counter()
     calibration = trained.calibration
     calibrating = time.perf_counter() - began
     batches = list(trained.training)
     for row in sorted(smaller, key=lambda each: -each["budget"]):
-        other = TrainedLora(Path(row["run"]))
+        other = TrainedLora(row["run"], data=row["data"])
         size = trained.ladder.point(trained.ladder.within(other.parameters))
         tuned = [each for each in tuning if all(each[key] == row[key] for key in ("method", "task", "budget"))]
         for steps in recoveries:

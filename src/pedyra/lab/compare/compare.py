@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -12,8 +13,13 @@ from pedyra.app.console import write_json_lines
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row, is_done, run_jobs
 from pedyra.lab.compare.prepare import Matched, prepare_experiment
-from pedyra.lab.compare.results import Comparison, RateCurve, collect
+from pedyra.lab.compare.results import Comparison, RateCurve, Row, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
+from pedyra.lora.files import read_rows
+
+REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
+"""Rows of the runs in the folder."""
+_KEY = {"method": str, "task": str, "budget": int, "seed": int, "learning_rate": float}
 
 
 def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -> Comparison:
@@ -34,6 +40,7 @@ def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "grid.yaml").is_file():
         raise ValueError(f"{folder} holds no comparison (it has no grid.yaml); choose another output_dir")
     folder.mkdir(parents=True, exist_ok=True)
+    before = {name: read_rows(folder / name, _KEY) for name in (REPORTED, TUNING)}
     experiment = prepare_experiment(grid, folder)
     tuning = {entry: jobs for entry in experiment.entries if (jobs := experiment.tuning_jobs(entry))}
     reported = len(experiment.entries) * len(grid.seeds)
@@ -48,20 +55,46 @@ def compare_grid(grid: Grid, workers: int = 1, console: Console | None = None) -
     failed += _run_missing(jobs, workers, console)
     rows = collect(jobs, grid.judge)
     comparison = Comparison(grid, rows, curves, failed, reported - len(rows))
-    _show(comparison, folder, console)
+    _show(comparison, console)
+    _keep(comparison, before)
     return comparison
 
 
-def _show(comparison: Comparison, folder: Path, console: Console) -> None:
-    """Print the tables, and write them and the rows into the folder."""
-    tables, remarks, stem = comparison_tables(comparison), comparison.remarks(), folder / "comparison"
+def _show(comparison: Comparison, console: Console) -> None:
+    """Print the tables, and write them into the folder."""
+    tables, remarks = comparison_tables(comparison), comparison.remarks()
     print_tables(console, tables)
     for remark in remarks:
         console.print(f"- {remark}", soft_wrap=True)
-    tuned = [{**row, "chosen": row["learning_rate"] == c.chosen} for c in comparison.curves for row in c.rows]
-    write_json_lines(folder / "tuning.jsonl", tuned)
-    write_json_lines(stem.with_suffix(".jsonl"), comparison.rows)
+    stem = Path(comparison.grid.output_dir) / "comparison"
     console.print(f"written     {write_tables(stem, comparison.grid.name, tables, remarks)}", soft_wrap=True)
+
+
+def _keep(comparison: Comparison, before: Mapping[str, Sequence[Row]]) -> None:
+    """Write the rows into the folder, with those that it had `before` of runs that this grid has not: an earlier call
+    may have had more methods, tasks, budgets or seeds. A run is named from the folder on, which can be moved."""
+    grid, folder = comparison.grid, Path(comparison.grid.output_dir)
+    entries = {Entry(*each) for each in product(grid.methods, grid.tasks, grid.all_budgets)}
+    rates = {_entry(row): row["learning_rate"] for row in comparison.rows}
+
+    def is_other(row: Row) -> bool:
+        mine = _entry(row)
+        return mine not in entries or (row["seed"] not in grid.seeds and row["learning_rate"] == rates.get(mine))
+
+    tuned = [
+        {**row, "chosen": row["learning_rate"] == curve.chosen} for curve in comparison.curves for row in curve.rows
+    ]
+    others = {
+        REPORTED: [row for row in before[REPORTED] if is_other(row)],
+        TUNING: [row for row in before[TUNING] if _entry(row) not in entries],
+    }
+    for name, rows in ((REPORTED, comparison.rows), (TUNING, tuned)):
+        named = [{**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows]
+        write_json_lines(folder / name, [*named, *others[name]])
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(row["method"], row["task"], row["budget"])
 
 
 def _changes(entry: Entry, matched: Matched) -> str:
