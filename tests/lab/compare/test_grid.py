@@ -41,6 +41,20 @@ def test_without_rates_the_one_of_training_is_used_as_given(make_grid):
     assert make_grid(learning_rates=None).rates("lora") == [2e-4]  # the recipes' default
 
 
+@pytest.mark.parametrize("rate", ["'1e-3'", "null", "true", "-1", ".nan"])
+def test_a_rate_of_training_is_a_number_above_0(make_grid, rate):
+    with pytest.raises(ValueError, match=r"training.learning_rate is .*; it must be a number above 0"):
+        make_grid(f"training.learning_rate={rate}", learning_rates=None)
+
+
+def test_numbers_of_lora_may_be_written_as_texts(make_grid):
+    grid = make_grid(
+        lora={"r": 2.0, "alpha": "4"}, methods={"lora": {}, "x": {"method": "dora", "lora": {"dropout": "0"}}}
+    )
+    assert (grid.lora, grid.methods["x"].lora) == ({"r": 2, "alpha": 4}, {"dropout": 0.0})
+    assert isinstance(grid.base_rank, int)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -61,6 +75,15 @@ def test_without_rates_the_one_of_training_is_used_as_given(make_grid):
         ("tasks={..: {source: toy}}", "tasks has the name '..'"),
         ("tasks={'a\\b': {source: toy}}", "which a folder gets too"),
         ("learning_rates=[0]", "a learning rate is above 0"),
+        ("learning_rates=[.nan]", "a learning rate is above 0"),
+        ("learning_rates=[.inf]", "a learning rate is above 0"),
+        ("learning_rates=[true]", "learning_rates is [True]: Input should be numbers, not true or false"),
+        ("budgets=[true]", "budgets is [True]: Input should be numbers"),
+        ("seeds=[true, 0]", "seeds is [True, 0]: Input should be numbers"),
+        ("tuning.seeds=[true]", "tuning.seeds is [True]: Input should be numbers"),
+        ("methods.lora.lora.use_rslora=x", "methods.lora.lora: use_rslora is 'x'"),
+        ("tasks={toy: {task: cola, folder: 5}}", "tasks.toy.folder is 5; it must be a text"),
+        ("tasks={toy: {task: [1]}}", "tasks.toy.task is [1]; it must be a text"),
         ("training.learning_rate=1", "training.learning_rate and learning_rates are both given"),
         ("baseline=dora", "baseline 'dora' is no row; choose from lora, pedyra"),
         ("match=memory", "match is 'memory': Input should be 'parameters' or 'rank'"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pedyra.app.yaml_file import parse_yaml
+from pedyra.lab.compare.grid import lora_settings
 from pedyra.lora.spelling import did_you_mean
 from pedyra.methods.registry import METHODS, get_method
 from pedyra.pe_dyra.config import RANK_FIELDS, RankSettings
@@ -64,7 +65,9 @@ def parse_method(text: str) -> MethodSpec:
         name=name,
         settings={key: value for key, value in given.items() if key in own},
         rank={key: value for key, value in given.items() if key not in own and key in rank},
-        lora={key: value for key, value in given.items() if key not in own and key not in rank},
+        lora=lora_settings(
+            {key: value for key, value in given.items() if key not in own and key not in rank}, f"method {text!r}"
+        ),
     )
 
 

@@ -6,11 +6,13 @@ A grid looks like a recipe (`model`, `lora`, `rank`, `training` mean the same an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
 from pedyra.app.recipe_sections import LARGEST_SEED, HomePath, LoraSection, Section
@@ -22,7 +24,17 @@ Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
 
 
-class MethodRow(Section):
+class _GridSection(Section):
+    @field_validator("seeds", "budgets", "learning_rates", mode="before", check_fields=False)
+    @classmethod
+    def _no_yes_among_numbers(cls, value: Any) -> Any:
+        """As a recipe has it of a single number."""
+        if isinstance(value, list) and any(isinstance(each, bool) for each in value):
+            raise PydanticCustomError("number", "Input should be numbers, not true or false")
+        return value
+
+
+class MethodRow(_GridSection):
     """One row of the table: a method and what it has for itself."""
 
     # `training` is the grid's alone: the comparison is at equal steps and data order, and no row may choose its best
@@ -41,7 +53,7 @@ class MethodRow(Section):
     method_settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class TuningSection(Section):
+class TuningSection(_GridSection):
     """How learning rates are chosen: on rows split off the training rows, never on the reported ones."""
 
     seeds: list[int] = Field(default=[1000], min_length=1)
@@ -50,7 +62,7 @@ class TuningSection(Section):
     """A tuning run trains on nine tenths of the training rows, and is judged on at most so many of the others."""
 
 
-class Grid(Section):
+class Grid(_GridSection):
     """One comparison."""
 
     name: str
@@ -113,16 +125,15 @@ class Grid(Section):
             for key in ("r", "alpha"):
                 if key in row.lora:
                     raise ValueError(f"methods.{name}.lora.{key} follows from budgets and match; remove it")
-        return methods
+        return {
+            name: row.model_copy(update={"lora": lora_settings(row.lora, f"methods.{name}.lora")})
+            for name, row in methods.items()
+        }
 
     @field_validator("lora")
     @classmethod
     def _lora_settings(cls, lora: dict[str, Any]) -> dict[str, Any]:
-        try:
-            LoraSection.model_validate(lora)
-        except ValidationError as error:
-            raise ValueError(f"lora: {one_line(error, LoraSection, depth=1)}") from None
-        return lora
+        return lora_settings(lora, "lora")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
@@ -144,8 +155,11 @@ class Grid(Section):
             where = f"methods.{name}.learning_rates" if name else "learning_rates"
             rates = self.methods[name].learning_rates if name else self.learning_rates
             _refuse_repeats(rates or (), where)
-            if any(rate <= 0 for rate in rates or ()):
-                raise ValueError(f"{where} is {rates}; a learning rate is above 0")
+            if not all(0 < rate < math.inf for rate in rates or ()):
+                raise ValueError(f"{where} is {rates}; a learning rate is above 0 and finite")
+        alone = self.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"])
+        if isinstance(alone, bool) or not isinstance(alone, (int, float)) or not 0 < alone < math.inf:
+            raise ValueError(f"training.learning_rate is {alone!r}; it must be a number above 0, such as 1e-3")
         for seed in (*self.seeds, *self.tuning.seeds):
             if not 0 <= seed <= LARGEST_SEED:
                 raise ValueError(f"seed {seed} is none; seeds and tuning.seeds are from 0 to {LARGEST_SEED}")
@@ -191,6 +205,15 @@ class Grid(Section):
     def to_yaml(self) -> str:
         """The resolved grid; `load_grid` of it gives an equal grid."""
         return to_yaml(self.model_dump(mode="json"))
+
+
+def lora_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values that a recipe would have of these keys of `lora`. Raises ValueError, one line that begins so."""
+    try:
+        section = LoraSection.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {one_line(error, LoraSection, depth=1)}") from None
+    return {key: getattr(section, key) for key in given}
 
 
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:

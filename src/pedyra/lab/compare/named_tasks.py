@@ -83,6 +83,9 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
             are read.
     """
     changes = dict(settings or {})
+    for key in ("task", "folder"):
+        if not isinstance(changes.get(key, ""), str):
+            raise ValueError(f"tasks.{label}.{key} is {changes[key]!r}; it must be a text")
     if "source" in changes:
         for key in ("task", "folder"):
             if key in changes:
