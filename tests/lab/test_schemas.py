@@ -50,6 +50,8 @@ def content(path: Path) -> Any:
         ("smoke", {"rank": {"budget": "money"}}),
         ("compare_smoke", {"methods": {"lora": {"rate": 1}}}),
         ("compare_smoke", {"seeds": "0"}),
+        ("compare_smoke", {"tasks": ["toy", {"mine": {"source": "mine.csv"}}]}),
+        ("compare_smoke", {"methods": ["lora", {"pedyra": {}}]}),
     ],
 )
 def test_an_editor_shows_a_fault(name: str, change: Any):

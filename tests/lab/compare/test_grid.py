@@ -77,6 +77,8 @@ def test_numbers_of_lora_may_be_written_as_texts(make_grid):
         ("learning_rates=[0]", "a learning rate is above 0"),
         ("learning_rates=[.nan]", "a learning rate is above 0"),
         ("learning_rates=[.inf]", "a learning rate is above 0"),
+        ("learning_rates=[0.00123456, 0.001234561]", "learning_rates, to six digits, has '0.00123456' twice"),
+        ("methods.lora.learning_rates=[1, 1]", "methods.lora.learning_rates, to six digits, has '1' twice"),
         ("learning_rates=[true]", "learning_rates is [True]: Input should be numbers, not true or false"),
         ("budgets=[true]", "budgets is [True]: Input should be numbers"),
         ("seeds=[true, 0]", "seeds is [True, 0]: Input should be numbers"),
@@ -127,3 +129,11 @@ def test_a_resolved_grid_is_read_back_equal(make_grid, folder: Path):
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("compare_*.yaml")), ids=lambda path: path.stem)
 def test_shipped_grids_are_valid(path: Path):
     assert load_grid(path).name == path.stem
+
+
+@pytest.mark.parametrize("name", ["compare_short", "compare_minilm"])
+def test_the_ablations_choose_from_the_rates_of_pedyra(name):
+    """All of them start from E = 0."""
+    grid = load_grid(RECIPES / f"{name}.yaml")
+    for ablation in ("prune", "expand", "random"):
+        assert grid.rates(ablation) == grid.rates("pedyra")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pedyra.lab.compare.grid import Grid
-from pedyra.lab.compare.jobs import Entry, Job
+from pedyra.lab.compare.jobs import Entry, Job, JobEnd
 from pedyra.lab.compare.results import Comparison, RateCurve, choose_rate, collect
 
 CELL = Entry("lora", "toy", 2)
@@ -164,3 +165,10 @@ def test_the_head_of_a_run_is_counted_where_its_adapter_is_saved(tmp_path, make_
     make_bert().save_pretrained(job.run / "adapter")
     (row,) = collect([job], "metric")
     assert row["head_parameters"] == 16 * 2 + 2
+
+
+def test_a_run_whose_fit_failed_is_not_missing(make_grid, tmp_path):
+    failed = Job(Entry("lora", "toy", 2), 0.1, 0, "jobs", tmp_path, {})
+    ends = [JobEnd(failed, "failed", "its fit"), JobEnd(replace(failed, seed=1), "failed", "crashed")]
+    comparison = Comparison(make_grid(), [counted("lora", "toy", 0, 1000, 0)], [], ends, missing=5)
+    assert "4 reported runs are missing" in comparison.remarks()

@@ -154,7 +154,8 @@ class Grid(_GridSection):
         for name in (None, *self.methods):
             where = f"methods.{name}.learning_rates" if name else "learning_rates"
             rates = self.methods[name].learning_rates if name else self.learning_rates
-            _refuse_repeats(rates or (), where)
+            # A folder is named by them so.
+            _refuse_repeats([f"{rate:g}" for rate in rates or ()], f"{where}, to six digits,")
             if not all(0 < rate < math.inf for rate in rates or ()):
                 raise ValueError(f"{where} is {rates}; a learning rate is above 0 and finite")
         alone = self.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"])
@@ -260,5 +261,5 @@ def grid_schema() -> dict[str, Any]:
         nothing = {"type": "null"}
         rows = {"type": "object", "additionalProperties": {"anyOf": [named.pop("additionalProperties"), nothing]}}
         named.pop("type")
-        named["anyOf"] = [rows, {"type": "array", "items": {"anyOf": [{"type": "string"}, rows]}}]
+        named["anyOf"] = [rows, {"type": "array", "items": {"type": "string"}}]
     return schema

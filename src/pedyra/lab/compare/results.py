@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.fitting.cut import RECORD
 from pedyra.lab.compare.grid import Grid, Judge
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row
@@ -18,7 +19,6 @@ from pedyra.lab.compare.prepare import TOLERANCE
 from pedyra.lora.files import read_json, read_rows
 from pedyra.lora.inspection import read_adapter_config, read_tensors
 
-LOWER_IS_BETTER = ("loss", "perplexity", "relative_error")
 NOT_A_METRIC = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 Row = dict[str, Any]
 """Of a finished run; see `result_row`."""
@@ -182,7 +182,10 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What a reader must know: failures, missing runs, rates at an edge, parameters that are not equal."""
         found = [f"failed: {end.job.label}: {end.message}" for end in self.failed]
-        waiting = self.missing - sum(end.job.purpose == "jobs" for end in self.failed)
+        ended = {(Entry(row["method"], row["task"], row["budget"]), row["seed"]) for row in self.rows}
+        jobs = [end.job for end in self.failed if end.job.purpose == "jobs"]
+        # One whose fit failed is not missing: it has a row.
+        waiting = self.missing - sum((job.entry, job.seed) not in ended for job in jobs)
         if waiting > 0:
             found.append(f"{waiting} reported runs are missing")
         for row in self.rows:
