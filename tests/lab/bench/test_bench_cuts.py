@@ -36,7 +36,7 @@ def found(model: Any) -> dict[str, Any]:
     for _ in range(3):
         ids = torch.randint(3, 40, (6, 6), generator=generator)
         batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": (ids[:, 0] > 20).long()})
-    return {way: calibration for way, _, calibration in ways(model, calibrate(Judge(model), batches), 1)}
+    return {way: calibration for way, _, calibration in ways(model, calibrate(Judge(model), batches))}
 
 
 def singular_values(model: Any) -> dict[str, Tensor]:
@@ -93,8 +93,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_cut_in_every_way_to_the_same_size(run):
-    rows = list(bench_cuts([run], [1.0, 0.5], rows=32, random_seeds=1))
-    assert [row["way"] for row in rows[::2]] == WAYS
+    rows = list(bench_cuts([run], [1.0, 0.5], rows=32))
+    assert [row["way"] for row in rows[::2]] == [*WAYS, "random", "random"]
     assert len({tuple(row[field] for field in CUTS_KEY) for row in rows}) == len(rows)
     assert all(row["increase"] == pytest.approx(0, abs=1e-6) and row["share"] == 1 for row in rows[::2])
     assert all(0.3 < row["share"] <= 0.5 for row in rows[1::2])

@@ -258,7 +258,7 @@ def transfer(
     smoke: Smoke = False,
     json_file: RowsFile = None,
 ) -> None:
-    """Adapt a byte transformer from prose to another text: held-out loss of every method at equal parameters."""
+    """Adapt a byte transformer from prose to another text: held-out loss of every method, given one budget."""
     file = RowFile(json_file, TRANSFER_KEY)
     _ready(threads)
     from dataclasses import replace

@@ -38,6 +38,8 @@ from pedyra.lora.inspection import read_adapter_config
 BATCH = 8
 """Rows of a batch: losses are paired batch by batch, so small ones make a better standard error."""
 SHARES = (0.5, 0.25, 0.125)
+RANDOM_SEEDS = 3
+"""Draws of random directions."""
 _SHAPE = {"method": str, "task": str, "seed": int, "budget": int, "learning_rate": float, "seconds": float}
 
 
@@ -128,9 +130,7 @@ def in_precision(function: Callable[..., Any], bf16: bool) -> Callable[..., Any]
     return call
 
 
-def bench_cuts(
-    runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int = 1024, random_seeds: int = 3
-) -> Iterator[dict[str, Any]]:
+def bench_cuts(runs: Sequence[Path], shares: Sequence[float] = SHARES, rows: int = 1024) -> Iterator[dict[str, Any]]:
     """One row for each run, way and size: the rise of the held-out loss, in pairs with the whole adapter.
 
     Ways: `fit`, as `pedyra fit` orders and cuts; `singular values`, of s B A, by their squares per parameter; `energy`,
@@ -148,12 +148,12 @@ def bench_cuts(
     for run in runs:
         opened(run)  # what is wrong with one is told before anything is measured
     for run in runs:
-        yield from _cuts(run, shares, rows, random_seeds)
+        yield from _cuts(run, shares, rows)
 
 
-def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> Iterator[dict[str, Any]]:
+def _cuts(run: Path, shares: Sequence[float], rows: int) -> Iterator[dict[str, Any]]:
     trained = TrainedLora(run, rows, held_out=rows + rows // 2)
-    for way, seed, calibration in ways(trained.model, trained.calibration, random_seeds):
+    for way, seed, calibration in ways(trained.model, trained.calibration):
         ladder = Ladder(calibration, Shape())
         for share in shares:
             size = ladder.point(ladder.at(share))
@@ -165,7 +165,7 @@ def _cuts(run: Path, shares: Sequence[float], rows: int, random_seeds: int) -> I
             }  # fmt: skip
 
 
-def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple[str, int | None, Calibration]]:
+def ways(model: Any, measured: Calibration) -> Iterator[tuple[str, int | None, Calibration]]:
     """Name, seed, and bases with values by which the directions are ordered."""
     yield "fit", None, measured
     singular, energy, inputs, first = {}, {}, {}, {}
@@ -186,7 +186,7 @@ def ways(model: Any, measured: Calibration, random_seeds: int) -> Iterator[tuple
     yield "energy", None, replace(measured, layers=energy)
     yield "inputs", None, replace(measured, layers=inputs)
     yield "first", None, replace(measured, layers=first)
-    for seed in range(random_seeds):
+    for seed in range(RANDOM_SEEDS):
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for name, layer in singular.items():

@@ -1,4 +1,7 @@
-"""`pedyra bench transfer`: methods x learning rates x seeds on bytes of text, at equal parameters.
+"""`pedyra bench transfer`: methods x learning rates x seeds on bytes of text, with one budget.
+
+A method has the parameters of a uniform rank. IncreLoRA and AdaLoRA, whose budget is one of ranks, may end with more,
+as their rows tell.
 
 A byte transformer, pre-trained on English prose, is adapted to program code or to other letters: small enough for a run
 a minute, with a steep curve of quality over rank, which is what an allocation needs to show anything. Both texts come
