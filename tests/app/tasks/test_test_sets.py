@@ -85,6 +85,8 @@ def test_a_known_set_takes_the_template_of_training(tmp_path: Path):
             {"a": {}, "b": {}},
             "generate: a and b have no source, and a run has its held-out rows once; known sets are gsm",
         ),
+        ({"perplexity": {}}, "generate.perplexity has the name of a metric of the run; give the test set another name"),
+        ({"loss": {"source": "FILE"}}, "generate.loss has the name of a metric of the run; give"),
         ({"mine": {"score": "code"}}, "generate.mine has the score code, and held-out rows have no tests to run; give"),
         ({"mine": {"source": "FILE"}}, "generate.mine needs template, as it is no known set; those are gsm8k, math"),
         ({"gsm8k": {"source": "FILE"}}, r"has no column 'question' \(row 1\); its columns are q, a, n"),
@@ -112,6 +114,14 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path, generate: dict[str, Any], 
     named = {name: {k: source if v == "FILE" else v for k, v in keys.items()} for name, keys in generate.items()}
     with pytest.raises(ValueError, match=told):
         load(TEMPLATE, named)
+
+
+def test_an_empty_prompt_is_told_where_the_tokenizer_begins_no_text():
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "", "completion": "b"}]
+    data = {"prompt": "prompt", "completion": "completion"}
+    assert decoded(load(data, {"mine": {}}, rows=rows)[0]) == ["<s>a", "<s>"]
+    with pytest.raises(ValueError, match="row 2 of the test set mine has an empty prompt; remove the row or fill it"):
+        load(data, {"mine": {}}, "tiny-t5", rows)
 
 
 @pytest.mark.parametrize("key", ["config", "split", "template", "reference"])

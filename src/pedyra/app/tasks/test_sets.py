@@ -19,12 +19,15 @@ from pedyra.app.tasks.code import check_all, extract
 from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.math import grade_gsm8k, grade_math, gsm8k_reference, math_reference
-from pedyra.app.tasks.seq2seq import rouge
+from pedyra.app.tasks.seq2seq import ROUGE, rouge
 from pedyra.app.tasks.sources import Rows, check_hub_keys, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens
 
 TOKENS = 128
 """generate.<set>.max_new_tokens of a set that is not known."""
+
+TAKEN = {"loss", "token_loss", "perplexity", "accuracy", "exact_match", "unfinished", "unparsable", *ROUGE}
+"""Metrics of a run and of its held-out rows. A test set of the same name would overwrite one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,8 @@ def load_test_sets(
     """The test sets of a recipe, read and turned into prompts. An encoder-decoder has its held-out rows without any.
 
     Raises ValueError, one line, for a set that is not known and has no source, columns that are missing, references
-    that are empty or that its score cannot judge by, two sets of the same held-out rows.
+    that are empty or that its score cannot judge by, prompts without tokens, two sets of the same held-out rows, a name
+    that is taken.
     """
     if not generate and data.kind == "seq2seq":
         generate = {"held_out": GenerateSection()}
@@ -73,6 +77,8 @@ def load_test_sets(
             f"generate: {' and '.join(own)} have no source, and a run has its held-out rows once; known sets are "
             f"{', '.join(TEST_SETS)}"
         )
+    if taken := sorted(TAKEN & generate.keys()):
+        raise ValueError(f"generate.{taken[0]} has the name of a metric of the run; give the test set another name")
     trained = _Trained(data, tokenizer, held_out, seed)
     return [trained.load(name, section) for name, section in generate.items()]
 
@@ -130,6 +136,9 @@ class _Trained:
             raise ValueError(f"row {empty} of the test set {name} has an empty reference; remove the row or fill it")
         _check_references(name, settings, references)
         prompts = [self._tokens(text) for text in texts]
+        empty = next((number for number, ids in enumerate(prompts, start=1) if not ids), None)
+        if empty is not None:  # the tokenizer begins no text with a token, so there is nothing to go on from
+            raise ValueError(f"row {empty} of the test set {name} has an empty prompt; remove the row or fill it")
         return TestSet(name=name, prompts=prompts, settings=settings, references=references, problems=problems, own=own)
 
     def _settings(self, name: str, known: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
