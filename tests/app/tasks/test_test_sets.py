@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,17 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path, generate: dict[str, Any], 
     named = {name: {k: source if v == "FILE" else v for k, v in keys.items()} for name, keys in generate.items()}
     with pytest.raises(ValueError, match=told):
         load(TEMPLATE, named)
+
+
+@pytest.mark.parametrize(("score", "package"), [("rouge", "rouge_score"), ("math", "math_verify")])
+def test_a_scorer_that_is_not_installed_is_told(score: str, package: str, monkeypatch: pytest.MonkeyPatch):
+    for name in [each for each in sys.modules if each.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ImportError, match=package.replace("_", "-") + r'; run in a checkout: pip install "\.\[tasks\]"'
+    ):
+        load(TEMPLATE, {"mine": {"score": score}})
 
 
 def test_an_empty_prompt_is_told_where_the_tokenizer_begins_no_text():

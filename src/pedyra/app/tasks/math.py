@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from decimal import Decimal, InvalidOperation
-from typing import Literal
+from typing import Any, Literal
 
 Grade = Literal["correct", "wrong", "unparsable"]
 """unparsable: no answer was found in the text."""
@@ -103,14 +103,20 @@ def equivalent(answer: str, reference: str) -> bool:
         return False
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("math.equivalent bounds its time by a signal; call it in the main thread")
+    by_value = math_verify()
+    right, given = (by_value.parse(f"${side}$", parsing_timeout=_SECONDS) for side in (reference, answer))
+    return bool(right and given and by_value.verify(right, given, timeout_seconds=_SECONDS))
+
+
+def math_verify() -> Any:
+    """The package that compares answers. Raises ImportError with the line that installs it."""
     try:
-        from math_verify import parse, verify
+        import math_verify
     except ImportError:
         raise ImportError(
             'the equivalence of answers needs math-verify; run in a checkout: pip install ".[tasks]"'
         ) from None
-    right, given = (parse(f"${side}$", parsing_timeout=_SECONDS) for side in (reference, answer))
-    return bool(right and given and verify(right, given, timeout_seconds=_SECONDS))
+    return math_verify
 
 
 def _plain(text: str) -> str:

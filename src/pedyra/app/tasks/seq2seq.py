@@ -6,6 +6,7 @@ The loss is the plain one of the model, on the tokens of the answer. ROUGE judge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -49,12 +50,17 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
 
     For Lsum each line is a sentence, as in the scripts of transformers; neither side is split into sentences first.
 
-    Raises ImportError with the line that installs rouge-score.
+    Raises ImportError as `rouge_scorer`.
     """
+    scorer = rouge_scorer()
+    scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
+    return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
+
+
+def rouge_scorer() -> Any:
+    """What compares two texts. Raises ImportError with the line that installs rouge-score."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise ImportError('ROUGE needs rouge-score; run in a checkout: pip install ".[tasks]"') from None
-    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
-    scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
-    return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
+    return RougeScorer(list(ROUGE), use_stemmer=True)

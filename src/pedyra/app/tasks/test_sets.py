@@ -18,13 +18,16 @@ from pedyra.app.tasks.causal_lm import messages_of
 from pedyra.app.tasks.code import check_all, extract
 from pedyra.app.tasks.code_problems import problems_of
 from pedyra.app.tasks.generation import Written
-from pedyra.app.tasks.math import grade_gsm8k, grade_math, gsm8k_reference, math_reference
-from pedyra.app.tasks.seq2seq import ROUGE, rouge
+from pedyra.app.tasks.math import grade_gsm8k, grade_math, gsm8k_reference, math_reference, math_verify
+from pedyra.app.tasks.seq2seq import ROUGE, rouge, rouge_scorer
 from pedyra.app.tasks.sources import Rows, check_hub_keys, read_test_rows, sample
 from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens
 
 TOKENS = 128
 """generate.<set>.max_new_tokens of a set that is not known."""
+
+SCORERS = {"rouge": rouge_scorer, "math": math_verify}
+"""Score -> what raises ImportError where its package is not installed."""
 
 TAKEN = {"loss", "token_loss", "perplexity", "accuracy", "exact_match", "unfinished", "unparsable", *ROUGE}
 """Metrics of a run and of its held-out rows. A test set of the same name would overwrite one."""
@@ -67,7 +70,7 @@ def load_test_sets(
 
     Raises ValueError, one line, for a set that is not known and has no source, columns that are missing, references
     that are empty or that its score cannot judge by, prompts without tokens, two sets of the same held-out rows, a name
-    that is taken.
+    that is taken. Raises ImportError where the package of a score is not installed.
     """
     if not generate and data.kind == "seq2seq":
         generate = {"held_out": GenerateSection()}
@@ -96,6 +99,8 @@ class _Trained:
         known, own = TEST_SETS.get(name, {}), section.source is None and name not in TEST_SETS
         settings = self._settings(name, known, section)
         self._check_keys(name, section, own)
+        if settings.score in SCORERS:
+            SCORERS[settings.score]()
         problems: list[Any] = []
         if settings.score == "code":
             if own:
