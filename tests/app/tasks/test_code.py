@@ -6,6 +6,8 @@ import collections
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,7 @@ def test_of_the_lines_at_the_margin_only_demonstrations_are_left_out(line: str, 
     [
         None, True, 3, 10**400, -(1 << 64), 0.5, float("inf"), 1 + 2j, "\u00e9\ud800\n", b"\x00", [], [1, [2]],
         (1, (2, [3])), {1, 2}, frozenset("a"), {"a": {1: (2,)}, (1, 2): None}, int, collections.deque([1]),
+        Decimal("0.10"), Decimal("-Infinity"), Fraction(-1, 3), Fraction(10**400, 7),
     ],
 )  # fmt: skip
 def test_plain_data_comes_over_as_it_is(value: Any) -> None:
@@ -260,6 +263,56 @@ def test_a_solution_may_return_a_scalar_of_numpy(sandbox: Sandbox) -> None:
     problem = CodeProblem(task_id="", prompt="", entry_point="even", solution="", stop=(), tests=tests)
     program = "import numpy as np\ndef even(n):\n    return np.mod(n, 2) == 0\n"
     assert check(problem, program, sandbox).passed
+
+
+def asked(sandbox: Sandbox, program: str, tests: str) -> Any:
+    """The verdict on a program of which `f` is tested."""
+    problem = CodeProblem(task_id="", prompt="", entry_point="f", solution="", stop=(), tests=tests)
+    return check(problem, program, sandbox)
+
+
+FAILS = "try:\n    f(-1)\nexcept {}:\n    pass\nelse:\n    assert False\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        ("from decimal import Decimal\ndef f(x): return Decimal(x)\n", "assert f(3) == 3\nassert f(0.5) == 0.5"),
+        ("from fractions import Fraction\ndef f(x): return Fraction(x, 2)\n", "assert f(3) == 1.5"),
+        (
+            "def f(x): return range(x)\n",
+            "assert len(f(3)) == 3 and f(3)[-1] == 2 and list(f(2)) == [0, 1]\nassert not f(0)",
+        ),
+        ("import numpy as np\ndef f(x): return np.arange(x)\n", "assert len(f(3)) == 3 and f(3)[1] == 1"),
+        ("def f(x): return dict.fromkeys(range(x)).keys()\n", "assert len(f(3)) == 3 and 2 in f(3)"),
+        ("def f(x): return (n for n in range(x))\n", "assert list(f(3)) == [0, 1, 2]\nassert f(0)"),
+        ("def f(x): raise ValueError(x)\n", FAILS.format("ValueError")),
+        ("class Own(KeyError): pass\ndef f(x): raise Own\n", FAILS.format("LookupError")),
+        ("def f(x): return b'\\xff'.decode()\n", FAILS.format("ValueError")),
+    ],
+)
+def test_a_right_solution_may_give_what_python_takes_for_the_answer(sandbox: Sandbox, program: str, tests: str) -> None:
+    assert asked(sandbox, program, tests).passed
+
+
+@pytest.mark.parametrize(
+    ("program", "tests", "status"),
+    [
+        ("def f(x): raise StopIteration\n", "assert all(map(f, [1]))", "error"),  # which would end the loop
+        ("def f(x): raise KeyError(x)\n", FAILS.format("ValueError"), "error"),
+        ("class Any:\n    def __len__(self): return 'x'\ndef f(x): return Any()\n", "assert len(f(3)) == 3", "error"),
+        (
+            "class Any:\n    def __eq__(self, other): return True\ndef f(x): return [Any()]\n",
+            "assert f(1)[0] == 1",
+            "failed",
+        ),
+        ("def f(x): return range(x)\n", "assert len(f(3)) == 2", "failed"),
+    ],
+)
+def test_what_a_solution_says_of_its_objects_is_compared_by_the_judge(
+    sandbox: Sandbox, program: str, tests: str, status: str
+) -> None:
+    assert asked(sandbox, program, tests).status == status
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import ast
 import builtins
 import collections
 import copy
+import decimal
+import fractions
 import json
 import math
 import numbers
@@ -30,6 +32,12 @@ LONGEST = 64 << 20
 class CandidateError(Exception):
     """The solution raised, ended, or answered with something that is no plain data."""
 
+    def __init__(self, reason: str) -> None:
+        self.args = (reason,)  # a builtin class beside this one may ask for more
+
+    def __str__(self) -> str:
+        return self.args[0]
+
 
 def encode(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
     """What JSON can hold, with a tag where JSON has no such type. keep: numbers the objects that are no plain data."""
@@ -44,6 +52,10 @@ def encode(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
         return float(value)
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
+    if isinstance(value, decimal.Decimal):
+        return {"decimal": str(value)}
+    if isinstance(value, fractions.Fraction):
+        return {"fraction": [hex(value.numerator), hex(value.denominator)]}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": value.hex()}
     if isinstance(value, list):
@@ -77,6 +89,10 @@ def decode(value: Any, find: Callable[[Any], Any]) -> Any:
         return int(held, 16)
     if kind == "complex":
         return complex(*held)
+    if kind == "decimal":
+        return decimal.Decimal(held)
+    if kind == "fraction":
+        return fractions.Fraction(*(int(part, 16) for part in held))
     if kind == "bytes":
         return bytes.fromhex(held)
     if kind == "dict":
@@ -143,14 +159,39 @@ def answer(questions: int, answers: int) -> None:
                     result = find(question["of"])(*arguments, **decode(question["named"], find))
                 case "list":
                     result = list(find(question["of"]))
+                case "length":
+                    result = len(find(question["of"]))
+                case "truth":
+                    result = bool(find(question["of"]))
+                case "item":
+                    result = find(question["of"])[decode(question["key"], find)]
                 case "get":
                     result = getattr(find(question["of"]), question["name"])
                 case "set":
                     result = setattr(find(question["of"]), question["name"], decode(question["to"], find))
             told = {"value": encode(result, keep)}
         except BaseException as error:  # also SystemExit: whatever ends the solution is an answer
-            told = {"raised": f"{type(error).__name__}: {error}"[:300]}
+            told = {"raised": f"{type(error).__name__}: {error}"[:300], "type": _builtin(error)}
         send(answers, told)
+
+
+def _builtin(error: BaseException) -> str | None:
+    """The name of the nearest class of the error that Python itself has."""
+    names = (kind.__name__ for kind in type(error).__mro__ if vars(builtins).get(kind.__name__) is kind)
+    return next(names, None)
+
+
+def _raised(reason: str, name: Any) -> CandidateError:
+    """The error that the tests get, which is also one of the builtin class of this name, as they may expect that.
+
+    StopIteration is left out: it would end a loop of the tests as if all of them had passed.
+    """
+    kind = vars(builtins).get(name)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return CandidateError(reason)
+    if issubclass(kind, (StopIteration, StopAsyncIteration)):
+        return CandidateError(reason)
+    return type("CandidateError", (CandidateError, kind), {})(reason)
 
 
 class Candidate:
@@ -164,7 +205,7 @@ class Candidate:
             send(self._questions, question)
             told = receive(self._answers)
             if not isinstance(told, dict) or "raised" in told:
-                raise CandidateError(str(told["raised"])[:300])
+                raise _raised(str(told["raised"])[:300], told.get("type"))
             return decode(told["value"], lambda reference: Remote(self, reference))
         except CandidateError:
             raise
@@ -175,7 +216,7 @@ class Candidate:
 
 
 class Remote:
-    """A function or object of the solution. It equals itself only: its own `==` is never asked."""
+    """A function or object of the solution. It says what it holds, but its own `==` is never asked."""
 
     def __init__(self, candidate: Candidate, reference: Any) -> None:
         vars(self).update(_candidate=candidate, _reference=reference)
@@ -186,6 +227,15 @@ class Remote:
 
     def __iter__(self) -> Any:
         return iter(self._candidate.ask(do="list", of=self._reference))
+
+    def __len__(self) -> Any:
+        return self._candidate.ask(do="length", of=self._reference)
+
+    def __bool__(self) -> bool:
+        return self._candidate.ask(do="truth", of=self._reference) is True
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._candidate.ask(do="item", of=self._reference, key=encode(key))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -211,10 +261,10 @@ def judge(questions: int, answers: int) -> None:
         _run_tests(job, candidate)
         compare_with_reference(job, Remote(candidate, job["entry_point"]))
         verdict = {"status": "passed", "reason": ""}
+    except CandidateError as error:  # which may be an AssertionError too
+        verdict = {"status": "error", "reason": str(error)}
     except AssertionError as error:
         verdict = {"status": "failed", "reason": str(error)}
-    except CandidateError as error:
-        verdict = {"status": "error", "reason": str(error)}
     except Exception as error:  # a test that cannot work with what it was given
         verdict = {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
     os.write(1, json.dumps(verdict).encode())
