@@ -213,6 +213,12 @@ def test_the_svd_start_of_an_update_is_its_singular_triples(make_net):
     assert torch.allclose(model(x), before, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("init", ["pissa", "orthogonal"])
+def test_a_plan_without_numbers_takes_the_starts_that_a_run_takes(make_net, init, device):
+    assert attach(make_net(init_lora_weights=init).to(device), start="svd")
+
+
 def test_the_svd_start_does_not_discard_a_special_start(make_net):
     model = make_net(init_lora_weights="orthogonal")
     nn.init.zeros_(lora_modules(model)[1].lora_B["default"].weight)

@@ -42,6 +42,13 @@ def test_with_identity_e_the_core_is_the_identity():
     assert same_bits(factor.core, torch.eye(4))
 
 
+def test_a_model_without_numbers_leaves_none_to_the_next():
+    with torch.device("meta"):
+        CoreFactor(nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.zeros(56))).core  # noqa: B018
+    factor = CoreFactor(nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.ones(56)))
+    assert factor.core.sum() == 56
+
+
 def test_how_many_layers_grow_by_hand():
     assert growing_layers(missing=28, part=0.25, layers=10) == 7
     assert growing_layers(missing=28, part=0.01, layers=10) == 1

@@ -52,7 +52,8 @@ def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) 
 def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
     """Refuse to discard a start that is no plain one; ValueError."""
     weights = [layer.module.lora_B[layer.adapter].weight for layer in layers]
-    fresh = any(weight.is_meta or not weight.any() for weight in weights)  # a plan of a model without numbers
+    # A plan of a model without numbers has no B to look at. That of PiSSA, or of an orthogonal start, is not zero.
+    fresh = any(not weight.is_meta and not weight.any() for weight in weights)
     if fresh and isinstance(init, str) and init != "gaussian":
         raise ValueError(
             f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora' to keep it"

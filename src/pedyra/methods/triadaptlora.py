@@ -65,7 +65,7 @@ def _places(rank: int) -> Tensor:
     for n in range(rank):
         flat += [n * rank + j for j in range(n + 1)]
         flat += [i * rank + n for i in range(n + 1)]
-    return torch.tensor(flat)
+    return torch.tensor(flat, device="cpu")  # kept, so not where a model is planned without its numbers
 
 
 class CoreNorms(ScoreState):

@@ -199,7 +199,11 @@ def test_an_argument_that_a_method_cannot_train_under_is_told_before_anything_ru
 
 
 def test_every_method_is_prepared_without_weights(tmp_path):
-    methods = {name: {} for name in METHODS} | {"pissa twice": {"method": "pissa", "lora": {"init": "pissa"}}}
+    pissa = {"lora": {"init": "pissa"}}
+    methods = {name: {} for name in METHODS} | {
+        "pissa twice": {"method": "pissa", **pissa},
+        "pedyra on pissa": {"method": "pedyra", **pissa},
+    }
     content = {
         "name": "x", "model": {"name": "tiny-bert"}, "methods": methods, "tasks": ["toy"], "seeds": [0],
         "training": {"max_steps": 100}, "match": "rank", "lora": {"r": 4}, "output_dir": str(tmp_path),
