@@ -502,6 +502,21 @@ def sst2() -> Cells:
     return cells
 
 
+@table("table 5, MRPC")
+def table_5_on_mrpc() -> Cells:
+    """LoRA and PE-DyRA are those of Table 13, whose runs it shares."""
+    shared = [(name, where(rows("paper_table13"), row=f"MRPC, {name}")[0]["values"]) for name in ("LoRA", "PE-DyRA")]
+    alone = [(row["row"], row["values"]) for row in rows("paper_table5_mrpc")]
+    published = {"LoRA": 89.70, "+Prune": 90.20, "+Expand": 90.69, "PE-DyRA": 91.18}
+    (_, lora), both = shared
+    cells = [["row", "accuracy", "less LoRA", "published less LoRA"]]
+    for name, values in [shared[0], *alone, both]:
+        less = "" if name == "LoRA" else gain(values, lora, 1)
+        told = "" if name == "LoRA" else f"{published[name] - published['LoRA']:+.2f}"
+        cells.append([name, spread(values.values(), 1), less, told])
+    return cells
+
+
 @table("table 10")
 def time_and_memory() -> Cells:
     """SST-2's rows of Table 10; published numbers are of DeBERTa-v3-base on a GPU."""

@@ -182,19 +182,22 @@ def _class_name(lora: SavedLora) -> str:
     return name
 
 
-MORE_HEADS = ("classification_head", "logits_proj", "pooler", "sequence_summary")
-"""What a classifier draws anew beside the heads that PEFT knows: those of BART and T5, of XLNet, DeBERTa and XLM."""
+MORE_HEADS = ("classification_head", "logits_proj", "pooler", "pre_classifier", "sequence_summary")
+"""What a classifier draws anew beside the heads that PEFT knows: BART and T5, XLNet, DeBERTa, DistilBERT and XLM do."""
 
 
 def num_labels(lora: SavedLora) -> int | None:
     """Outputs of the saved classification head; None where none was saved."""
-    last = (*SEQ_CLS_HEAD_NAMES, "classification_head", "logits_proj")  # what is before them has other outputs
-    heads = [
-        lora.tensors[key]
-        for key in sorted(lora.others)  # classifier.dense before classifier.out_proj
-        if key.endswith(".weight") and any(f".{head}." in key for head in last)
-    ]
-    return heads[-1].shape[0] if heads else None
+    # The last one of a model: what is before it, such as DeBERTa's pooler, has other outputs. Of XLM it is the summary.
+    for last in ((*SEQ_CLS_HEAD_NAMES, "classification_head", "logits_proj"), ("sequence_summary",)):
+        heads = [
+            lora.tensors[key]
+            for key in sorted(lora.others)  # classifier.dense before classifier.out_proj
+            if key.endswith(".weight") and any(f".{head}." in key for head in last)
+        ]
+        if heads:
+            return heads[-1].shape[0]
+    return None
 
 
 def _adapted(base: nn.Module, lora: SavedLora) -> PeftModel:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, XLMConfig, XLNetConfig
 
 from pedyra.app.models import load_model, load_tokenizer, lora_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
@@ -58,3 +60,27 @@ def test_an_adapter_brings_its_heads_whatever_the_base_has_drawn_for_them(name: 
     loaded = PeftModel.from_pretrained(second, tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+
+
+THREE: dict[str, Any] = {"vocab_size": 60, "num_labels": 3}
+SMALL: dict[str, Any] = {**THREE, "n_layers": 1, "n_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "heads"),
+    [
+        (DistilBertConfig(**SMALL, dim=16, hidden_dim=32), {"pre_classifier", "classifier"}),
+        (XLMConfig(**SMALL, emb_dim=16), {"sequence_summary"}),
+        (
+            XLNetConfig(**THREE, d_model=16, n_layer=1, n_head=2, d_inner=32),
+            {"sequence_summary", "logits_proj"},
+        ),
+    ],
+)
+def test_heads_of_several_parts_are_trained_whole(config: Any, heads: set[str], tmp_path: Path):
+    base = AutoModelForSequenceClassification.from_config(config)
+    model = get_peft_model(base, lora_config(LoraSection(r=2), "classification", base))
+    trained = {path for path, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in path}
+    assert {path.split(".")[2] for path in trained} == heads
+    model.save_pretrained(str(tmp_path))
+    assert num_labels(read_lora(tmp_path)) == 3

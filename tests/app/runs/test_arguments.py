@@ -58,9 +58,13 @@ def test_overrides_win():
         ({"eval_do_concat_batches": False}, "training.eval_do_concat_batches is off, but metrics are of all rows"),
         (
             {"lr_scheduler_type": "warmup_stable_decay"},
-            "warmup_stable_decay does not take .*None: .*num_decay_steps",
+            "training.lr_scheduler_type warmup_stable_decay: .*num_decay_steps",
         ),
-        ({"lr_scheduler_kwargs": {"bogus": 1}}, "lr_scheduler_type linear does not take .*bogus"),
+        (
+            {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}},
+            "inverse_sqrt with .*time",
+        ),
+        ({"lr_scheduler_kwargs": {"bogus": 1}}, "lr_scheduler_type linear with .*bogus.*bogus"),
         (
             {"metric_for_best_model": "eval_bleu"},
             "is 'eval_bleu'; this task has loss, accuracy, f1, matthews",

@@ -221,6 +221,27 @@ class TestRowsWithoutARecipe:
         assert self.recipe(adapter([], 4), [0, 1, "1"]).num_labels == 4
         assert self.recipe(adapter(["a", "b", "c", "d"], 4), ["b", "d"]).labels == ["a", "b", "c", "d"]
 
+    def test_classes_are_in_the_order_of_their_numbers_in_any_order_of_the_file(self, adapter: Any):
+        folder = adapter([f"c{number}" for number in range(12)], 12)
+        file = folder.parent / "base" / "config.json"
+        content = json.loads(file.read_text())
+        content["id2label"] = dict(sorted(content["id2label"].items()))  # as text: 0, 1, 10, 11, 2
+        file.write_text(json.dumps(content))
+        assert self.recipe(folder, ["c2", "c10"]).labels == [f"c{number}" for number in range(12)]
+
+    def test_a_base_of_other_classes_than_the_head_does_not_number_them(self, adapter: Any):
+        folder = adapter(["a", "b"], 2)
+        file = folder.parent / "base" / "config.json"
+        content = json.loads(file.read_text())
+        content["id2label"] = {"0": "b", "1": "a", "2": "c"}
+        file.write_text(json.dumps(content))
+        with pytest.warns(UserWarning, match=r"a = 0, b = 1"):
+            assert self.recipe(folder, ["b", "a"]).labels == ["a", "b"]
+
+    def test_a_head_of_one_output_is_a_regression(self, adapter: Any):
+        with pytest.raises(ValueError, match="has one output, which is a regression; give --run RUN"):
+            self.recipe(adapter([], 1), [0.5, 1.5])
+
     def test_fewer_names_than_the_head_has_classes_are_refused(self, adapter: Any):
         with pytest.raises(ValueError, match=r"2 classes \(neg, pos\), but the head .* has 4.* 0 to 3, as label"):
             self.recipe(adapter([], 4), ["pos", "neg"])

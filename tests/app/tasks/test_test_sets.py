@@ -16,7 +16,7 @@ from pedyra.app.recipe_sections import DataSection, GenerateSection, ModelSectio
 from pedyra.app.tasks import causal_lm, test_sets
 from pedyra.app.tasks.code import Judged
 from pedyra.app.tasks.generation import Written
-from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
+from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
 from pedyra.app.tasks.toy import toy
 
 ROWS = toy()[:6]
@@ -126,6 +126,14 @@ def test_a_scorer_that_is_not_installed_is_told(score: str, package: str, monkey
         ImportError, match=package.replace("_", "-") + r'; run in a checkout: pip install "\.\[tasks\]"'
     ):
         load(TEMPLATE, {"mine": {"score": score}})
+
+
+def test_a_set_that_nobody_named_asks_for_no_scorer_before_it_is_scored(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    data = {"kind": "seq2seq", **TEMPLATE, "max_length": None}
+    (found,) = load(data, {}, "tiny-bart")
+    with pytest.raises(ImportError, match="rouge-score"):
+        check_scorer(found.settings.score)
 
 
 def test_an_empty_prompt_is_told_where_the_tokenizer_begins_no_text():

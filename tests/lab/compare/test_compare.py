@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
 
+from pedyra.lab.compare import compare
 from pedyra.lab.compare.compare import compare_grid
 from pedyra.lab.compare.grid import check_grid
+from pedyra.lab.compare.jobs import JobEnd
 from pedyra.lab.compare.prepare import prepare_experiment
 from pedyra.methods.registry import METHODS
 
@@ -145,6 +148,16 @@ def test_a_narrower_call_leaves_the_rows_of_the_others(make_grid, calls, folder)
     lora = [key(row) for row in rows(reported) if row["method"] == "lora"]
     assert lora == [("lora", 0, 0.01)]  # those at the other rate would be of another comparison
     assert len(rows(reported)) == 4
+
+
+def test_a_call_whose_runs_fail_leaves_the_rows_of_the_others(make_grid, folder, monkeypatch):
+    compare_grid(make_grid("methods=[lora]", "learning_rates=[0.1]"))
+    before = rows(folder / "runs/grid/comparison.jsonl")
+    fail = partial(JobEnd, status="failed", message="no space left on device")
+    monkeypatch.setattr(compare, "run_jobs", lambda jobs, report, _: [report(fail(job)) for job in jobs])
+    comparison = compare_grid(make_grid("methods=[lora]", "learning_rates=[0.1]", "seeds=[3]"))
+    assert len(comparison.failed) == 1 and not comparison.rows
+    assert len(before) == 3 and rows(folder / "runs/grid/comparison.jsonl") == before
 
 
 def test_rows_name_their_runs_from_the_folder_on(make_grid, folder):

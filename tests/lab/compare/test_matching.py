@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pedyra.app.recipe import Recipe
+from pedyra.app.recipe_sections import LoraSection, ModelSection
 from pedyra.lab.compare.prepare import BareModel, check_match, match_parameters, nearest_ranks
 
 TARGETS = ["query", "value"]
@@ -70,6 +71,16 @@ def test_randlora_gets_the_rank_of_bases_with_the_nearest_count(count, shape):
     assert abs(by_hand / (layers * 4 * 2 * width) - 1) <= 0.05
     assert count.prepared(recipe("randlora", r=4), {"r": r}) == by_hand
     assert matched.r == 4
+
+
+@pytest.mark.parametrize("model", ["tiny-deberta", "tiny-bart"])  # whose heads are more than one layer
+def test_randlora_is_counted_beside_a_head_of_several_layers(model):
+    def of(method: str) -> Recipe:
+        return recipe(method, 4).model_copy(update={"model": ModelSection(name=model), "lora": LoraSection(r=4)})
+
+    base = BareModel(of("lora"))
+    matched = match_parameters("randlora", of("randlora"), 4, of("lora"), base)
+    assert base.prepared(of("randlora"), matched.method_settings) == pytest.approx(base.lora(of("lora"), 4), rel=0.05)
 
 
 def test_within_five_percent_is_equal():

@@ -132,7 +132,8 @@ def class_names(section: ModelSection) -> list[str] | None:
     Raises ValueError as `load_tokenizer`."""
     if section.name in TINY:
         return None
-    names = list(_from_pretrained(AutoConfig, _source(section), section).id2label.values())
+    numbered = _from_pretrained(AutoConfig, _source(section), section).id2label
+    names = [numbered[number] for number in sorted(numbered)]
     return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
 
 

@@ -120,10 +120,11 @@ def _check_scheduler(arguments: TrainingArguments) -> None:
             num_training_steps=steps,
             scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # pyright: ignore[reportArgumentType]
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
+        given = arguments.lr_scheduler_kwargs
         raise ValueError(
-            f"training.lr_scheduler_type {SchedulerType(arguments.lr_scheduler_type).value} does not take "
-            f"training.lr_scheduler_kwargs {arguments.lr_scheduler_kwargs}: {' '.join(str(error).split())}"
+            f"training.lr_scheduler_type {SchedulerType(arguments.lr_scheduler_type).value}"
+            f"{f' with training.lr_scheduler_kwargs {given}' if given else ''}: {' '.join(str(error).split())}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, resolve
 from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
-from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets, score
+from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
 from pedyra.lora.folder import load_adapter
 from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
 from pedyra.methods.adalora import NO_PENALTY
@@ -60,6 +60,8 @@ def evaluate_run(
         console.print("the held-out rows are not those that the run was judged on", soft_wrap=True)
     generate = recipe.generate if generate is None else generate
     asked_sets = load_test_sets(generate, recipe.data, tokenizer, task.held_out, recipe.seed)
+    for test_set in asked_sets:
+        check_scorer(test_set.settings.score)
     sandbox = _sandbox(asked_sets, allow_code_execution)
     model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
     for test_set in asked_sets:

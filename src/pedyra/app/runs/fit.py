@@ -4,6 +4,7 @@ Of several, `--max-rank auto` finds the least rank that a vLLM server can hold a
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from pedyra.fitting.fit import NotWithin, Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.export import VLLM_RANKS, reserved_bytes, vllm_line, vllm_rank, why_not_in_vllm
+from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, load_adapter, read_lora
 from pedyra.lora.merge import num_labels
 from pedyra.methods.method import Adaptation
@@ -194,12 +196,15 @@ def _classes(model: ModelSection, lora: SavedLora, data: Path) -> dict[str, Any]
     is said. ValueError for names of which the head has more or fewer.
     """
     count = num_labels(lora)
-    labels = {row["label"] for row in read_test_rows(str(data), None, "train", ["label"], "--data")}
+    if count == 1:
+        raise ValueError(f"the head of {lora.title} has one output, which is a regression; give --run RUN, its run")
+    every = {row["label"] for row in read_test_rows(str(data), None, "train", ["label"], "--data")}
+    labels = {label for label in every if str(label).strip()}  # a row without one is told by its number later
     if all(class_number(label) is not None for label in labels):
         return {"num_labels": count}
     names, known = sorted(map(str, labels)), class_names(model)
-    if known is not None and set(names) <= set(known):
-        return {"num_labels": count, "labels": known}
+    if known is not None and set(names) <= set(known) and count in (None, len(known)):
+        return {"labels": known}
     if count not in (None, len(names)):
         raise ValueError(
             f"the rows of {data} name {len(names)} classes ({', '.join(names)}), but the head of {lora.title} has "
@@ -248,15 +253,16 @@ def fit_for_server(
         raise ValueError(f"one server has one base model, but these adapters name {' and '.join(named)}")
     ((base, revision),) = bases
     before = vllm_rank(max(layer.rank for lora in loras for layer in lora.layers))
-    rank, rows, fits = VLLM_RANKS[0], [], []
-    for path in outs:
-        with opened(path, wanted, source, shown=shown) as each:
-            rank, found = _least(each, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
-        fits.append((each.lora, found))
-    for (path, out), (lora, found) in zip(outs.items(), fits, strict=True):  # all of them, or none
-        found.write(lora, out)
-        rows.append({"adapter": str(path), **found.row()})
-        told(f"{path}: {rows[-1]['parameters']:,} parameters ({rows[-1]['share']:.1%}), in {out}")
+    rank, rows = VLLM_RANKS[0], []
+    with TemporaryDirectory() as scratch:  # where each waits for the others: all of them are written, or none
+        for path in outs:
+            with opened(path, wanted, source, shown=shown) as each:
+                rank, found = _least(each, wanted, rank, lambda line, path=path: told(f"{path}: {line}"))
+                found.write(each.lora, Path(scratch, str(len(rows))))
+            rows.append({"adapter": str(path), **found.row()})
+        for number, (row, out) in enumerate(zip(rows, outs.values(), strict=True)):
+            write_folder(out, lambda part, number=number: shutil.copytree(Path(scratch, str(number)), part))
+            told(f"{row['adapter']}: {row['parameters']:,} parameters ({row['share']:.1%}), in {out}")
     told(f"max rank    {rank}, where they needed {'more than vLLM takes' if before is None else before}")
     saved = None if before is None else reserved_bytes(loras, before) - reserved_bytes(loras, rank)
     if saved is not None:

@@ -70,9 +70,10 @@ def load_test_sets(
 
     Raises ValueError, one line, for a set that is not known and has no source, columns that are missing, references
     that are empty or that its score cannot judge by, prompts without tokens, two sets of the same held-out rows, a name
-    that is taken. Raises ImportError where the package of a score is not installed.
+    that is taken. Raises ImportError where the package of a score that the recipe names is not installed.
     """
-    if not generate and data.kind == "seq2seq":
+    named = bool(generate)
+    if not named and data.kind == "seq2seq":
         generate = {"held_out": GenerateSection()}
     own = [name for name, section in generate.items() if section.source is None and name not in TEST_SETS]
     if len(own) > 1:
@@ -82,8 +83,14 @@ def load_test_sets(
         )
     if taken := sorted(TAKEN & generate.keys()):
         raise ValueError(f"generate.{taken[0]} has the name of a metric of the run; give the test set another name")
-    trained = _Trained(data, tokenizer, held_out, seed)
+    trained = _Trained(data, tokenizer, held_out, seed, named)
     return [trained.load(name, section) for name, section in generate.items()]
+
+
+def check_scorer(score: str | None) -> None:
+    """Raise ImportError where the package of a score is not installed."""
+    if score in SCORERS:
+        SCORERS[score]()
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,16 @@ class _Trained:
     tokenizer: PreTrainedTokenizerBase
     held_out: Rows
     seed: int
+    named: bool
+    """Whether the recipe names its test sets; the scorer of one that nobody asked for is none of the training's
+    business."""
 
     def load(self, name: str, section: GenerateSection) -> TestSet:
         known, own = TEST_SETS.get(name, {}), section.source is None and name not in TEST_SETS
         settings = self._settings(name, known, section)
         self._check_keys(name, section, own)
-        if settings.score in SCORERS:
-            SCORERS[settings.score]()
+        if self.named:
+            check_scorer(settings.score)
         problems: list[Any] = []
         if settings.score == "code":
             if own:

@@ -78,8 +78,9 @@ def _keep(comparison: Comparison, before: Mapping[str, Sequence[Row]]) -> None:
     rates = {_entry(row): row["learning_rate"] for row in comparison.rows}
 
     def is_other(row: Row) -> bool:
-        mine = _entry(row)
-        return mine not in entries or (row["seed"] not in grid.seeds and row["learning_rate"] == rates.get(mine))
+        mine = _entry(row)  # a seed at another rate than this call's is of another row, and one that failed has none
+        at_rate = rates.get(mine, row["learning_rate"]) == row["learning_rate"]
+        return mine not in entries or (row["seed"] not in grid.seeds and at_rate)
 
     tuned = [
         {**row, "chosen": row["learning_rate"] == curve.chosen} for curve in comparison.curves for row in curve.rows

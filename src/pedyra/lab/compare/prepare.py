@@ -306,7 +306,7 @@ class BareModel:
 
     def request(self, recipe: Recipe) -> Any:
         """What the recipe asks of its method, on this base model."""
-        return request(recipe, self.base, None)
+        return request(recipe, copy.deepcopy(self.base), None)
 
     def lora(self, recipe: Recipe, r: int) -> int:
         """Of the LoRA of the recipe and its method at rank r. E of the dynamic methods, r a layer, is not counted."""
@@ -326,13 +326,12 @@ class BareModel:
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError for what the recipe's method refuses, as far as it is known without weights and rows."""
-        base: Any = copy.deepcopy(self.base)
-        base.is_quantized = recipe.model.quantization != "none"
-        # Without `max_steps` their number follows from the rows.
-        steps = max(0, recipe.training.get("max_steps", 0))
+        wanted = self.request(recipe)
+        wanted.model.is_quantized = recipe.model.quantization != "none"
         with torch.device("meta"):
             check_refusals(
-                replace(request(recipe, base, None), steps=steps),
+                # Without `max_steps` their number follows from the rows.
+                replace(wanted, steps=max(0, int(recipe.training.get("max_steps", 0)))),
                 lambda adaptation: check_arguments(adaptation.refused, training_arguments(recipe)),
             )
 
@@ -383,7 +382,6 @@ def check_match(name: str, setting: str, target: int, counts: Mapping[int, int])
 
 
 def _trained(model: Any) -> int:
-    """Parameters that are trained, but for a head; the adapter is taken off the base again."""
-    named = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
-    model.unload()
-    return sum(count for name, count in named if "modules_to_save" not in name)
+    """Parameters that are trained, but for a head."""
+    named = model.named_parameters()
+    return sum(each.numel() for name, each in named if each.requires_grad and "modules_to_save" not in name)

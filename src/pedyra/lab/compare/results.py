@@ -211,7 +211,7 @@ class Comparison:
                 ours, theirs = (self._adapter_parameters(name, task, budget) for name in (method, grid.baseline))
                 shared = ours.keys() & theirs.keys()
                 total = sum(theirs[seed] for seed in shared)
-                if abs(sum(ours[seed] for seed in shared) - total) > TOLERANCE * total:
+                if total and abs(sum(ours[seed] for seed in shared) - total) > TOLERANCE * total:
                     ratio = sum(ours[seed] for seed in shared) / total
                     than = f"{ratio:.2f} times the trainable parameters of {grid.baseline}"
                     yield f"warning: {Entry(method, task, budget)}, has {than}"

@@ -93,7 +93,8 @@ def run_item(
         for row in comparison.rows:
             try:
                 found.append(with_generated(row, each, allow_code_execution, console))
-            except (ValueError, OSError) as error:  # of this run: the others, and what was measured of it, are kept
+            except (ValueError, OSError, ImportError) as error:
+                # Of this run: the others, and what was measured of it, are kept.
                 failed.append(f"{row['run']}: {error}")
                 found.append(row)
         for cell in each.cells:
