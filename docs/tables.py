@@ -212,7 +212,7 @@ def _transfers() -> Iterable[tuple[str, int, dict[int, float], dict[int, float],
 
 # Results: usual tasks.
 
-TEXTS = {"language": "Norwegian", "letters": "letters", "facts": "facts", "gsm8k": "GSM8K"}
+TEXTS = {"language": "Norwegian", "letters": "letters", "facts": "facts", "gsm8k": "GSM8K", "code": "code"}
 TASKS = {"SST-2": "sst2", "QNLI": "qnli", "MRPC": "mrpc", "CoLA": "cola"}
 
 
