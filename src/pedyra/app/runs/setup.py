@@ -151,6 +151,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     """
     recipe = resolve(recipe)
     args = training_arguments(recipe)  # a misspelt argument is told before the data is read
+    wanted_fit(recipe)
     tokenizer = load_tokenizer(recipe.model)
     task = load_task(recipe.data, tokenizer, recipe.seed, positions(recipe.model))
     test_sets = load_test_sets(recipe.generate, recipe.data, tokenizer, task.held_out, recipe.seed)
@@ -222,8 +223,6 @@ def check_fit(setup: Setup) -> None:
     wanted, recipe = wanted_fit(setup.recipe), setup.recipe
     if wanted is None:
         return
-    if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
-        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     layers = {name: each for name, each in setup.model.named_modules() if isinstance(each, LoraLayer)}
     more = recipe.lora.bias != "none" or any("default" in each.lora_magnitude_vector for each in layers.values())
     wanted.shape([*layers], more)
@@ -236,10 +235,12 @@ def check_fit(setup: Setup) -> None:
 
 
 def wanted_fit(recipe: Recipe) -> Wanted | None:
-    """What the section `fit` asks for; None: there is none. ValueError for what goes with no adapter, and for a method
-    that trains no LoRA."""
+    """What the section `fit` asks for; None: there is none. ValueError for what goes with no adapter, for a method that
+    trains no LoRA, and for several processes."""
     if recipe.fit is None:
         return None
+    if count_processes() > 1 or (is_launched() and asks_for_fsdp(recipe)):
+        raise ValueError(f"fit runs in one process; remove the section, and run: pedyra fit {recipe.output_dir}")
     if (kind := get_method(recipe.method).peft_type) != "LORA":
         raise ValueError(
             f"fit asks how small a LoRA may be, and method {recipe.method} trains an adapter of type {kind}; "
