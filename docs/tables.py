@@ -277,8 +277,7 @@ def language() -> Cells:
         reported = ["not run", ""]
         if losses:
             reported = [spread(losses.values()), "" if losses == narrow else gain(narrow, losses)]
-        names = {"lora": "LoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA", "adalora": "AdaLoRA"}
-        name = names.get(method, method)
+        name = {"lora": "LoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA"}.get(method, method)
         told = [*(tuned.get(rate, "") for rate in rates), *reported]
         cells.append([TEXTS[task], name, str(r), *told])
     return cells

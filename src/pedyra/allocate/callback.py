@@ -56,7 +56,7 @@ class RankResult:
     adjustments: int
     """Adjustments that were made since."""
     planned: int
-    """Adjustments of the schedule since; none after the last one of a method that has come to its end before."""
+    """Adjustments of the schedule since; of a method that is done before the schedule ends, those that it made."""
     first: int | None
     """The step after which the first of these is due."""
     moved: int

@@ -202,6 +202,7 @@ def test_the_report_tells_the_ranks_and_losses_of_a_best_adapter_and_of_the_last
     }
     assert {place: of_layer[place] for place in kept} == kept
     assert {len(cell["ranks"]) for cell in cells} == {len(panel.frames)}
+    assert not any(cell["changes"][-1] for cell in cells) and any(any(cell["changes"]) for cell in cells)
 
 
 def test_the_adapter_of_a_schedule_free_optimizer_is_saved_as_it_was_judged(recipe):

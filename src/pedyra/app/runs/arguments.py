@@ -121,11 +121,9 @@ def _check_scheduler(arguments: TrainingArguments) -> None:
             scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # pyright: ignore[reportArgumentType]
         )
     except (TypeError, ValueError, ArithmeticError) as error:
-        given = arguments.lr_scheduler_kwargs
-        raise ValueError(
-            f"training.lr_scheduler_type {SchedulerType(arguments.lr_scheduler_type).value}"
-            f"{f' with training.lr_scheduler_kwargs {given}' if given else ''}: {' '.join(str(error).split())}"
-        ) from error
+        kind, given = SchedulerType(arguments.lr_scheduler_type).value, arguments.lr_scheduler_kwargs
+        settings = f" with training.lr_scheduler_kwargs {given}" if given else ""
+        raise ValueError(f"training.lr_scheduler_type {kind}{settings}: {' '.join(str(error).split())}") from error
 
 
 def _is_set_by_accelerate(engine: str) -> bool:

@@ -116,16 +116,16 @@ class _Trainer(Trainer):
             self.label_smoother = smoother
 
 
+_HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
+"""TrainingArguments of an evaluation."""
+
+
 def ready_to_fit(recipe: Recipe, trainer: Trainer) -> None:
     """Have a fit take its gradients of the loss that it is proved by, and leave out metrics that know all held-out rows
     together and no part of them."""
     trainer.label_smoother = None
     if recipe.data.kind == "question_answering":
         trainer.compute_metrics = None
-
-
-_HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
-"""TrainingArguments of an evaluation."""
 
 
 def resolve(recipe: Recipe) -> Recipe:
