@@ -116,7 +116,7 @@ def train(
         console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
         raise typer.Exit(1)
     if unfitted:
-        raise ValueError(f"the run is whole, but its fit is refused: {unfitted}")
+        raise ValueError(f"the run is whole, but it could not be fitted: {unfitted}")
 
 
 @app.command("eval")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from rich.console import Console
 
@@ -76,9 +77,10 @@ def test_ten_held_out_rows_are_enough(tmp_path):
     assert result.found is not None
 
 
-def test_a_fit_that_is_refused_loses_nothing_of_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError, torch.OutOfMemoryError])
+def test_a_fit_that_ends_in_an_error_loses_nothing_of_the_run(tmp_path, monkeypatch, error):
     def refuse(*_: Any) -> Any:
-        raise ValueError("no size is small enough")
+        raise error("no size is small enough")
 
     monkeypatch.setattr("pedyra.app.runs.run.fit_trainer", refuse)
     result = train_run(recipe(tmp_path / "run"), console=Console(quiet=True))

@@ -231,7 +231,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
             ready_to_fit(setup.recipe, trainer)
             found = _fit(wanted, folder, trainer)
             images.log_curve(found)
-        except ValueError as error:  # the run itself is whole, and its result is not to be lost
+        except (ValueError, torch.OutOfMemoryError) as error:  # the run is whole, and its result is not to be lost
             unfitted = str(error)
     return RunResult(
         recipe=setup.recipe,
