@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from pedyra.allocate.allocation import RankPlan
 from pedyra.allocate.contract import Decision
@@ -30,7 +30,6 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], bool]] = {
     "adam": (Adam, {}, True),
     "amsgrad": (Adam, {"amsgrad": True}, True),
     "adamw": (AdamW, {"weight_decay": 0.1}, True),
-    "adamax": (Adamax, {}, False),
     "rmsprop": (RMSprop, {"momentum": 0.9, "centered": True}, False),
     "adagrad": (Adagrad, {"initial_accumulator_value": 0.1}, True),
     "nadam": (NAdam, {}, False),

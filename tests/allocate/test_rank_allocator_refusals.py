@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from typing import Any
 
 import numpy
@@ -151,13 +150,12 @@ def test_a_copy_of_the_weights_is_refused_in_the_first_step_that_is_taken(settin
         train_net(model, optimizer, allocator, 1, first=skipped + 1)
 
 
-def test_an_average_of_updates_is_refused_by_the_method_that_turns_triples(make_net, train_net):
-    for config, turns in ((Wide(rank=2), True), (forced(**SCHEDULE)["config"], False)):
-        model = make_net()
-        optimizer = torch.optim.Adadelta(trainable(model))
-        allocator = RankAllocator(model, optimizer, config, total_steps=100)
-        with refused("Adadelta keeps 'acc_delta', which cannot follow the turning") if turns else nullcontext():
-            train_net(model, optimizer, allocator, 1)
+@pytest.mark.parametrize(("kind", "key"), [(torch.optim.Adadelta, "acc_delta"), (torch.optim.Adamax, "exp_inf")])
+def test_what_is_no_average_of_gradients_is_refused_after_the_first_step(kind, key, make_net, train_net):
+    model = make_net()
+    optimizer = kind(trainable(model))
+    with refused(f"{kind.__name__} keeps '{key}', and what a new triple's is cannot be known; use optim=.adamw_torch"):
+        train_net(model, optimizer, allocate(model, optimizer), 1)
 
 
 def test_a_start_at_the_highest_rank_is_refused(make_net):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from pedyra.lora.attach import attach
@@ -70,17 +69,6 @@ def test_second_moments_turn_as_those_of_uncorrelated_rows(make_net):
         for j in range(layer.rank):
             slow[i] += inverse[j, i] ** 2 * old[j]
     torch.testing.assert_close(optimizer.state[layer.a.A]["exp_avg_sq"], slow, rtol=1e-4, atol=1e-6)
-
-
-def test_the_largest_gradients_of_adamax_become_the_largest_they_can_be(make_net):
-    layers, _ = parts(make_net(trained=True))
-    layer = layers[0]
-    optimizer = torch.optim.Adamax([layer.a.A, layer.b.weight])
-    optimizer.state[layer.a.A]["exp_inf"] = torch.full_like(layer.a.A, 0.5)
-    optimizer.state[layer.b.weight]["exp_inf"] = torch.full_like(layer.b.weight, 0.5)
-    turn_layer(layer, optimizer, 2 * torch.eye(4)[[1, 0, 2, 3]] - 4 * torch.eye(4)[[3, 3, 3, 3]])
-    # A gradient of B turns with A: |2| + |-4| of the sizes of two triples, |2 - 4| where they are one.
-    assert optimizer.state[layer.b.weight]["exp_inf"][0].tolist() == pytest.approx([3.0, 3.0, 3.0, 1.0])
 
 
 def test_moments_that_overflowed_begin_anew_and_spoil_no_other(make_net):

@@ -90,9 +90,6 @@ class MethodRun:
     def skip_step(self) -> None:
         """The gradients since the last step are thrown away."""
 
-    def check_state(self) -> None:
-        """After the first step that the optimizer takes. Raises ValueError where its state cannot follow the method."""
-
     def decide(self, now: Situation) -> Decision | None:
         """What to do at this adjustment; None: too little was measured, it is passed over."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ a factor do not end where blocks do, so that a block has to be unpacked before o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,15 +41,6 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 """Averages of gradients: Adam family and Lion, SGD, centred RMSprop, bitsandbytes."""
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "state2")
 """Averages of squares: Adam family and RMSprop, Adagrad ("sum"), bitsandbytes ("state2")."""
-LARGEST = ("exp_inf",)
-"""Largest sizes of gradients: Adamax."""
-
-OTHER_AVERAGES = (
-    *("acc_delta", "exp_avg_diff", "neg_pre_grad", "exp_avg_slow", "exp_avg_var", "hessian", "grok_ema"),
-    *("kahan_comp", "compensation"),
-)
-"""What begins at zero, and may for a new row: averages of updates (Adadelta), of differences of gradients (Adan), a
-slower one (AdEMAMix), of variances (AdaBelief), of curvature (Sophia), of gradients (Grokfast); what rounding took."""
 
 BLOCK = 256
 ABOUT_BLOCKS = re.compile(r"(qmap|absmax)[12]")
@@ -89,8 +80,9 @@ def check_optimizer(optimizer: Optimizer) -> None:
 def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     """Raise ValueError if some state of these parameters cannot follow a rank change; changes nothing.
 
-    It must be a scalar, or row-wise and an average, which begins at zero for a new row. A copy of the weights
-    (schedule-free optimizers) does not: from zero it would draw the new row there.
+    It must be a scalar, or an average of gradients or of their squares, which begins at zero for a new row, and of
+    which it is known how it turns with the rows. A copy of the weights (schedule-free optimizers) would draw a new row
+    to zero.
     """
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
@@ -102,24 +94,11 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
                     f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
                     f"{tuple(parameter.shape)}; state that is not row-wise cannot follow a rank change: {REPAIR}"
                 )
-    known = (*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST, *OTHER_AVERAGES)
-    _refuse_others(optimizer, parameters, known, "and what a new triple's is cannot be known")
-
-
-def check_turnable(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Raise ValueError if the optimizer keeps more than averages of gradients and of their squares.
-
-    Of other state of a parameter's shape (averages of updates) nobody knows how it turns with the rows.
-    """
-    known = (*FIRST_MOMENTS, *SECOND_MOMENTS, *LARGEST)
-    _refuse_others(optimizer, parameters, known, "which cannot follow the turning of a layer's triples")
-
-
-def _refuse_others(optimizer: Optimizer, parameters: Sequence[Tensor], known: Collection[str], why: str) -> None:
-    for parameter in parameters:
         for key in row_keys(optimizer, parameter, parameter.shape):
-            if key not in known:
-                raise ValueError(f"{type(optimizer).__name__} keeps {key!r}, {why}; {REPAIR}")
+            if key not in (*FIRST_MOMENTS, *SECOND_MOMENTS):
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps {key!r}, and what a new triple's is cannot be known; {REPAIR}"
+                )
 
 
 def adopt(optimizer: Optimizer, layer: AdaptedLayer) -> None:
@@ -187,12 +166,12 @@ def turn_state(optimizer: Optimizer, parameter: Tensor, mix: Tensor, dim: int) -
     """Turn the state of a parameter whose gradient is mixed by `mix` `(r, r)` along `dim`: 0, its rows are the triples;
     1, its columns.
 
-    Averages of gradients turn as gradients do, those of squares as if the gradients of a layer's triples were
-    uncorrelated, and largest sizes (Adamax) become the largest that they can be.
+    Averages of gradients turn as gradients do, and those of squares as if the gradients of a layer's triples were
+    uncorrelated.
     """
     turned = {}
     for key, value in _without_overflow(optimizer, row_state(optimizer, parameter, parameter.shape)).items():
-        by = mix.square() if _is_of_squares(optimizer, key) else mix.abs() if key in LARGEST else mix
+        by = mix.square() if _is_of_squares(optimizer, key) else mix
         mixed = by @ value.to(by) if dim == 0 else value.to(by) @ by.T
         largest = torch.finfo(value.dtype).max
         turned[key] = mixed.nan_to_num_(0.0, largest, -largest).to(value)  # the largest numbers may overflow
@@ -228,10 +207,6 @@ def _is_of_squares(optimizer: Optimizer, key: str) -> bool:
     )
 
 
-def _is_never_negative(optimizer: Optimizer, key: str) -> bool:
-    return key in LARGEST or _is_of_squares(optimizer, key)
-
-
 def _without_overflow(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state with what has overflowed begun anew, so that its rows can be mixed with others.
 
@@ -244,7 +219,7 @@ def _without_overflow(optimizer: Optimizer, values: Mapping[str, Tensor]) -> dic
     anew = {}
     for key, value in values.items():
         known = torch.where(finite, value, 0.0)
-        mean = known.sum() / finite.sum().clamp_min(1) if _is_never_negative(optimizer, key) else 0.0
+        mean = known.sum() / finite.sum().clamp_min(1) if _is_of_squares(optimizer, key) else 0.0
         anew[key] = torch.where(finite, value, mean)
     return anew
 

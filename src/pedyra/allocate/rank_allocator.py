@@ -195,10 +195,8 @@ class RankAllocator:
         step = self._count()
         if not self._state_is_known:  # a step that a GradScaler skipped leaves none
             self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in self.triples())
-            if self._state_is_known:
-                if self.run.moves_ranks:
-                    check_state(self.optimizer, self.triples())
-                self.run.check_state()
+            if self._state_is_known and self.run.moves_ranks:
+                check_state(self.optimizer, self.triples())
         adjusts = self.schedule.is_adjustment(step) and not self.run.settled
         if adjusts or self._trained.renewed:
             check_same(self.triples(), self._process_group, step)

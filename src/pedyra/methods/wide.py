@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import layer_means, make_plan
 from pedyra.allocate.contract import Decision, MethodRun, RankMethod, Run, Situation
-from pedyra.allocate.optimizer_state import check_turnable, turn_state
+from pedyra.allocate.optimizer_state import turn_state
 from pedyra.allocate.schedule import Schedule, check_count, check_steps, resolve_schedule
 from pedyra.fitting.curve import num_parameters, removal_order, whole
 from pedyra.fitting.gramians import Calibration, Gramians
@@ -169,9 +169,6 @@ class WideRun(MethodRun):
     def skip_step(self) -> None:
         if self.gramians is not None:
             self.gramians.drop_step()
-
-    def check_state(self) -> None:
-        check_turnable(self.run.optimizer, [factor for layer in self.run.layers for factor in layer.factors])
 
     def decide(self, now: Situation) -> Decision | None:
         if self.gramians is None or self.gramians.blocks < 2:
