@@ -24,7 +24,6 @@ from pedyra.allocate.optimizer_state import (
     check_state,
     move_state,
     rekey_state,
-    save_as_on_disk,
     unwrapped,
 )
 from pedyra.allocate.schedule import Schedule
@@ -106,7 +105,6 @@ class RankAllocator:
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
-        self._saving = save_as_on_disk(self.optimizer)
         self._state_is_known = False
         self.run: MethodRun = self.method.begin(run)
         """The method in this run."""
@@ -229,8 +227,6 @@ class RankAllocator:
         """
         self._trained.rekey()
         self.run.release()
-        for handle in self._saving:
-            handle.remove()
         give_up(self.layers)
 
     def describe(self) -> dict[str, Any]:
