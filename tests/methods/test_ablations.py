@@ -95,5 +95,5 @@ def test_random_makes_as_many_moves_as_pedyra(prepare: Any):
 
 
 def test_nothing_to_grow_is_told(prepare: Any):
-    with pytest.raises(ValueError, match="method expand starts at rank 1 and grows to lora.r, 1"):
+    with pytest.raises(ValueError, match="lora.r is 1, but method expand starts at half of lora.r"):
         prepare("expand", lora={"r": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -182,10 +183,15 @@ def test_the_default_search_is_as_long_as_the_run(make_recipe, training: dict[st
     assert run_steps(48, make_recipe("autolora", training=training)) == steps
 
 
+@pytest.fixture
+def fast_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of three steps that does not find the same rank for all layers."""
+    monkeypatch.setattr("pedyra.methods.autolora.search", partial(search, upper_learning_rate=0.05))
+
+
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
-def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base, tmp_path, kind: str):
-    settings = {"search_steps": 3, "upper_learning_rate": 0.05}
-    run = prepare("autolora", kind, method_settings=settings)
+def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base, tmp_path, kind: str, fast_search):
+    run = prepare("autolora", kind, method_settings={"search_steps": 3})
     base, _, _ = make_base(run.recipe)
     fresh = request(run.recipe, base, None).with_lora()
     weights = dict(fresh.named_parameters())
@@ -209,9 +215,8 @@ def test_a_run_is_plain_lora_from_scratch_at_the_ranks_found(prepare, make_base,
         torch.testing.assert_close(loaded(**run.batch()).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_two_searches_find_the_same(prepare):
-    settings = {"search_steps": 3, "upper_learning_rate": 0.05}
-    one, other = (prepare("autolora", method_settings=settings).model for _ in range(2))
+def test_two_searches_find_the_same(prepare, fast_search):
+    one, other = (prepare("autolora", method_settings={"search_steps": 3}).model for _ in range(2))
     assert one.peft_config["default"].rank_pattern == other.peft_config["default"].rank_pattern
 
 
@@ -219,10 +224,7 @@ def test_two_searches_find_the_same(prepare):
     ("sections", "message"),
     [
         ({"lora": {"r": 1}}, "lora.r is 1, which leaves AutoLoRA no choice"),
-        ({"method_settings": {"search_rank": 1}}, "search_rank is 1; it must be at least 2"),
         ({"method_settings": {"search_steps": 0}}, "search_steps is 0; it must be at least 1"),
-        ({"method_settings": {"validation_fraction": 0.001}}, "of 48 training rows leaves one side without any"),
-        ({"method_settings": {"upper_learning_rate": 0}}, "upper_learning_rate is 0; it must be above 0"),
         ({"lora": {"use_dora": True}}, "lora.use_dora is True"),
     ],
 )

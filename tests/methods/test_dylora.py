@@ -39,7 +39,7 @@ def test_at_full_rank_nothing_changes(make_net, net_batch):
 
 def test_a_training_forward_equals_evaluation_at_the_rank_it_drew(make_net, net_batch):
     model, (x, _) = make_net(trained=True), net_batch(1)
-    nested = nest(model, frozen=True)
+    nested = nest(model)
     seen = set()
     for step in range(12):
         nested.step_begins(step)
@@ -50,16 +50,15 @@ def test_a_training_forward_equals_evaluation_at_the_rank_it_drew(make_net, net_
     assert seen == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_which_rows_have_a_gradient(make_net, net_batch, frozen: bool):
+def test_which_rows_have_a_gradient(make_net, net_batch):
     model, (x, y) = make_net(trained=True).train(), net_batch(1)
-    nested = nest(model, frozen=frozen, seed=3)
+    nested = nest(model, seed=3)
     nested.step_begins(next(step for step in range(99) if Random(f"3/{step}").randint(1, 4) == 3))
     (model(x) - y).square().mean().backward()
     layers: list[Any] = nested.layers
     for layer in layers:
         touched = [bool(row.any()) for row in layer.a.rows.grad]
-        assert touched == ([False, False, True, False] if frozen else [True, True, True, False])
+        assert touched == [False, False, True, False]
         assert [bool(column.any()) for column in layer.b.columns.grad.T] == touched
 
 
@@ -72,7 +71,7 @@ def test_the_first_step_has_a_gradient_for_b_and_none_for_a(make_net, net_batch)
 
 def test_draws_are_uniform_one_a_step_and_depend_on_the_step_and_seed_alone():
     def draw(seed: int, step: int) -> int:
-        nested = NestedRank(4, frozen=False, seed=seed)
+        nested = NestedRank(4, seed=seed)
         nested.step_begins(step)
         return nested.drawn
 
@@ -136,7 +135,7 @@ def test_every_rank_is_evaluated_after_one_run(prepare):
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])
 def test_what_is_saved_is_plain_lora_of_the_chosen_rank(prepare, make_base, tmp_path, kind: str):
-    run = prepare("dylora", kind, method_settings={"rank": 3, "frozen": True})
+    run = prepare("dylora", kind, method_settings={"rank": 3})
     run.trainer.train()
     expected = run.logits()
     run.adaptation.finish()

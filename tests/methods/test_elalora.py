@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from pedyra.methods.elalora import ElaLoraSettings, Elastic, candidates, exchange, orthogonal_triples
+from pedyra.methods.elalora import Elastic, candidates, exchange, orthogonal_triples
 
 SCORES = {"a": [5.0, 1.0, 4.0], "b": [2.0, 0.5], "c": [9.0, 8.0, 7.0, 6.0], "d": [0.1]}
 
 
 def test_each_layer_offers_its_lowest_but_never_its_last():
-    assert [(score, name) for score, _, _, name in candidates(SCORES, per_layer=2)] == [
+    assert [(score, name) for score, _, _, name in candidates(SCORES)] == [
         (0.5, "b"),
         (1.0, "a"),
         (4.0, "a"),
@@ -26,17 +26,17 @@ def test_the_lowest_go_and_the_layers_of_the_highest_grow():
     ranks = {name: len(values) for name, values in SCORES.items()}
     free = dict.fromkeys(ranks, 100)
     costs = dict.fromkeys(ranks, 1)
-    pruned, added = exchange(candidates(SCORES, 2), 2, ranks, free, costs, 0)
+    pruned, added = exchange(candidates(SCORES), 2, ranks, free, costs, 0)
     assert pruned == {"b": (1,), "a": (1,)} and added == {"c": 2}  # c owns both of the highest
-    _, added = exchange(candidates(SCORES, 2), 2, ranks, {**free, "c": 5}, costs, 0)
+    _, added = exchange(candidates(SCORES), 2, ranks, {**free, "c": 5}, costs, 0)
     assert added == {"c": 1, "a": 1}  # a full layer passes its turn on
-    _, added = exchange(candidates(SCORES, 2), 2, ranks, free, {"a": 1, "b": 1, "c": 3, "d": 1}, 0)
+    _, added = exchange(candidates(SCORES), 2, ranks, free, {"a": 1, "b": 1, "c": 3, "d": 1}, 0)
     assert added == {"a": 2}  # c costs more than what was freed
 
 
 def test_b_decays_as_one_minus_p_cubed(situation: Any):
     ranks = {name: len(values) for name, values in SCORES.items()}
-    policy = Elastic(moves=4, settings=ElaLoraSettings())
+    policy = Elastic(moves=4)
     # p = (t - 2) / 13: round(4 (1 - p^3)) = 4, 3, 1 at t = 4, 10, 14
     moved = [sum(policy(SCORES, situation(ranks, step=t)).added.values()) for t in (4, 10, 14)]
     assert moved == [4, 3, 1]

@@ -32,7 +32,7 @@ def test_ranks_spend_the_budget_and_a_has_orthonormal_rows(prepare: Any):
 @pytest.mark.parametrize(
     ("kind", "sections", "message"),
     [
-        ("classification", {"method_settings": {"rho": 100}}, "a batch has .* vectors, but EVA needs 400"),
+        ("classification", {"lora": {"r": 200}}, "a batch has .* vectors, but EVA needs 400"),
         # Four tokens a row are enough for every layer but the pooler, which sees the first of them.
         (
             "classification",
@@ -41,7 +41,7 @@ def test_ranks_spend_the_budget_and_a_has_orthonormal_rows(prepare: Any):
         ),
         (
             "classification",
-            {"training": {"per_device_train_batch_size": 48}, "method_settings": {"rho": 20.0}},
+            {"training": {"per_device_train_batch_size": 48}, "lora": {"r": 40}},
             "the inputs of bert.encoder.layer.0.attention.self.query have .* components, but EVA looks for 80",
         ),
         # A prompt is long, but EVA looks at the tokens of the answer alone.

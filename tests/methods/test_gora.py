@@ -12,9 +12,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pedyra.app.runs.setup import request
-from pedyra.methods import gora
 from pedyra.methods.data import Data, model_loss
-from pedyra.methods.gora import GoraSettings, observe, ranks_of, start_of_b
+from pedyra.methods.gora import observe, ranks_of, start_of_b
 
 
 def layers_of(model: Any) -> dict[str, Any]:
@@ -36,23 +35,17 @@ def test_the_start_is_minus_the_projected_gradient():
     torch.testing.assert_close(2.0 * B @ A, -0.05 * (9 / 3) ** 0.5 * G @ projection, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("memory_mb", [256, 1])
-def test_what_is_kept_is_that_of_the_averaged_dense_gradient(
-    make_recipe: Any, make_base: Any, memory_mb: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_is_kept_is_that_of_the_averaged_dense_gradient(make_recipe: Any, make_base: Any):
     recipe = make_recipe("gora")
     base, task, _ = make_base(recipe)
     wanted = request(recipe, base, task)
     data = wanted.data
     assert data is not None
     model = wanted.with_lora(r=16)
-    if memory_mb == 1:  # one layer at a time
-        groups = gora._groups
-        monkeypatch.setattr(gora, "_groups", lambda layers, limit: groups(layers, 1))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    observed = observe(model, data, GoraSettings(steps=3, memory_mb=memory_mb), seed=0)
+    observed = observe(model, data, seed=0, steps=3)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "base_layer" in name)
     for layer in layers_of(model).values():
         layer.get_base_layer().weight.requires_grad_(True)
@@ -77,7 +70,7 @@ def test_the_gradient_of_a_layer_that_holds_its_weight_transposed():
     tokens = torch.randint(11, (4, 8))
     batch = {"input_ids": tokens, "labels": tokens}
     data = Data(batches=lambda: iter([batch]), loss=model_loss)
-    observed = observe(model, data, GoraSettings(steps=1), seed=0)
+    observed = observe(model, data, seed=0, steps=1)
     layers = layers_of(model)
     for layer in layers.values():
         layer.get_base_layer().weight.requires_grad_(True)
@@ -104,7 +97,7 @@ class Spare(torch.nn.Module):
 def _observed(base: torch.nn.Module, x: torch.Tensor) -> Any:
     model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["used", "spare"]))  # type: ignore[arg-type]
     data = Data(batches=lambda: iter(x.split(4)), loss=lambda model, batch: model(batch).loss)
-    return observe(model, data, GoraSettings(steps=len(x) // 4), seed=0)
+    return observe(model, data, seed=0, steps=len(x) // 4)
 
 
 def test_a_layer_that_takes_no_part_in_the_loss_has_no_importance():
@@ -123,24 +116,9 @@ def test_many_small_gradients_in_bfloat16_add_up():
     torch.testing.assert_close(observed.gradient_of_A, (total / 64) @ observed.A.float().T, rtol=1e-4, atol=1e-5)
 
 
-def test_a_group_never_holds_more_than_the_limit():
-    class Layer:
-        def __init__(self, numel: int) -> None:
-            self.weight = torch.zeros(numel)
-
-        def get_base_layer(self) -> Any:
-            return self
-
-    layers = [(str(n), Layer(n)) for n in (10, 10, 30, 5, 5, 5)]
-    assert [[name for name, _ in group] for group in gora._groups(layers, 80)] == [
-        ["10", "10"],
-        ["30"],
-        ["5", "5", "5"],
-    ]
-
-
-def test_the_start_lowers_the_loss_and_the_scaling_is_rank_stabilised(prepare: Any):
-    run = prepare("gora", method_settings={"eta": 1e-2})
+def test_the_start_lowers_the_loss_and_the_scaling_is_rank_stabilised(prepare: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pedyra.methods.gora.ETA", 1e-2)
+    run = prepare("gora")
     started = layers_of(run.model)
     assert {layer.r["default"] for layer in started.values()} <= set(range(2, 17))
     for layer in started.values():
@@ -163,7 +141,7 @@ def test_a_and_b_both_learn_at_the_first_step(prepare: Any):
     [
         ({"lora": {"use_dora": True}}, "lora.use_dora is True, but GoRA defines its own start"),
         ({"method_settings": {"min_rank": 5}}, "min_rank 5 and max_rank 16 must enclose lora.r 4"),
-        ({"method_settings": {"steps": 0}}, "method_settings.steps is 0"),
+        ({"method_settings": {"min_rank": 0}}, "method_settings.min_rank is 0; it must be at least 1"),
     ],
 )
 def test_what_it_cannot_do_is_told(prepare: Any, sections: Any, message: str):

@@ -51,14 +51,14 @@ def test_the_best_layers_grow_ties_in_layer_order_and_never_beyond_the_budget():
 
 
 def test_growth_activates_the_reserve_and_rescales(situation: Any):
-    policy = GrowFromReserve(final=4, add=2, top=1)
+    policy = GrowFromReserve(final=4, add=2)
     plan = policy({"a": [3.0] * 3, "b": [1.0] * 3}, situation({"a": 3, "b": 3}))
     # a: 1 active and 2 in reserve -> 3 active and 2 in reserve; alpha / r falls from alpha to alpha / 3.
     assert plan.ranks == {"a": 5, "b": 3} and plan.rescale == {"a": 1 / 3} and not plan.pruned
 
 
 def test_at_the_budget_what_is_left_of_the_reserves_goes(situation: Any):
-    policy = GrowFromReserve(final=4, add=2, top=2)
+    policy = GrowFromReserve(final=4, add=2)
     # active 5 + 2 = 7 of 8: one more rank, to b; its other reserve rank and both of a's go.
     now = situation({"a": 7, "b": 4}, history=[{"added": {"a": 2}}])
     plan = policy({"a": [1.0] * 7, "b": [9.0] * 4}, now)
@@ -197,8 +197,6 @@ def test_dropping_the_reserve_hardly_changes_the_function(prepare: Any):
 
 
 def test_growth_that_cannot_meet_the_budget_is_told_before_training(prepare: Any):
-    with pytest.raises(ValueError, match="method_settings.top is 1: 3 adjustments of 1 layers x 2 ranks add 6 of the"):
-        prepare("increlora", method_settings={"top": 1}).train()
     # 13 layers from 1 to 4 by one adjustment of at most 2 each.
     with pytest.raises(ValueError, match="^1 adjustments of 13 layers x 2 ranks add 26 of the 39 ranks up to the"):
         prepare("increlora", rank={"interval": 6}).train()
@@ -207,7 +205,7 @@ def test_growth_that_cannot_meet_the_budget_is_told_before_training(prepare: Any
 
 
 def test_where_no_layer_can_grow_the_reserves_go_though_the_budget_is_not_met(situation: Any):
-    policy = GrowFromReserve(final=4, add=2, top=2)
+    policy = GrowFromReserve(final=4, add=2)
     now = situation({"a": 5, "b": 4}, history=[{"added": {"a": 2}}], max_ranks={"a": 4, "b": 3})  # active 3 and 2
     plan = policy({"a": [1.0] * 5, "b": [9.0] * 4}, now)
     assert plan.pruned == {"a": (3, 4), "b": (2, 3)} and plan.ranks == {"a": 3, "b": 2} and not plan.added

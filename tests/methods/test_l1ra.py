@@ -14,39 +14,40 @@ from pedyra.methods.l1ra import MoveClosed, closed_gates, gated_triples, shrink_
 
 def test_closed_gates_go_but_never_the_most_open():
     scores = {"a": [0.0, 1e-7, 0.5], "b": [0.0, 1e-7], "c": [1e-6, 1.0]}
-    assert closed_gates(scores, 1e-6) == {"a": (0, 1), "b": (0,)}
+    assert closed_gates(scores) == {"a": (0, 1), "b": (0,)}
 
 
 def test_a_layer_whose_only_gate_is_closed_does_not_grow(situation: Any):
     scores = {"a": [0.0], "b": [0.0, 0.9], "c": [0.7, 0.8]}
-    plan = MoveClosed(rank=2, threshold=1e-6)(scores, situation({"a": 1, "b": 2, "c": 2}))
+    plan = MoveClosed(rank=2)(scores, situation({"a": 1, "b": 2, "c": 2}))
     assert plan.pruned == {"b": (0,)} and plan.added == {"c": 2}
 
 
 def test_ranks_go_round_robin_to_the_layers_that_lost_none(situation: Any):
     scores = {"a": [0.0, 0.0, 0.0, 0.9], "b": [0.4, 0.8], "c": [0.7, 0.5], "d": [0.3, 0.2]}
     ranks = {name: len(gates) for name, gates in scores.items()}
-    policy = MoveClosed(rank=2, threshold=1e-6)  # budget 8, 10 in use: 3 closed leave room for 1
+    policy = MoveClosed(rank=2)  # budget 8, 10 in use: 3 closed leave room for 1
     assert policy(scores, situation(ranks)).added == {"c": 1}
     # With room for 5: by the lowest gate c (0.5), b (0.4), d (0.2), c, b; never a, which was pruned.
-    assert MoveClosed(rank=3, threshold=1e-6)(scores, situation(ranks)).added == {"c": 2, "b": 2, "d": 1}
+    assert MoveClosed(rank=3)(scores, situation(ranks)).added == {"c": 2, "b": 2, "d": 1}
 
 
 def test_ranks_wait_when_every_layer_lost_one(situation: Any):
-    plan = MoveClosed(rank=2, threshold=1e-6)({"a": [0.0, 1.0], "b": [0.0, 1.0]}, situation({"a": 2, "b": 2}))
+    plan = MoveClosed(rank=2)({"a": [0.0, 1.0], "b": [0.0, 1.0]}, situation({"a": 2, "b": 2}))
     assert plan.ranks == {"a": 1, "b": 1} and not plan.added
-    later = MoveClosed(rank=2, threshold=1e-6)({"a": [1.0], "b": [0.9]}, situation(plan.ranks))
+    later = MoveClosed(rank=2)({"a": [1.0], "b": [0.9]}, situation(plan.ranks))
     assert later.ranks == {"a": 2, "b": 2}
 
 
 def test_the_gate_step_by_hand():
     gates = torch.tensor([1.3, 0.5, 1e-6, 0.0, -0.2])
-    shrink_gates(gates, learning_rate=1e-2, l1=1e-1)
-    torch.testing.assert_close(gates, torch.tensor([1.0, 0.499, 0.0, 0.0, 0.0]))
+    shrink_gates(gates)
+    torch.testing.assert_close(gates, torch.tensor([1.0, 0.49999, 0.0, 0.0, 0.0]), rtol=0, atol=1e-7)
 
 
-def test_gates_have_a_constant_rate_and_stay_in_zero_one(prepare: Any):
-    run = prepare("l1ra", method_settings={"gate_learning_rate": 0.3}, training={"lr_scheduler_type": "linear"})
+def test_gates_have_a_constant_rate_and_stay_in_zero_one(prepare: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pedyra.methods.l1ra.GATE_RATE", 0.3)
+    run = prepare("l1ra", training={"lr_scheduler_type": "linear"})
     seen: list[tuple[list[float], float]] = []
 
     class Look(TrainerCallback):
@@ -92,8 +93,3 @@ def test_b_learns_at_the_first_step_and_new_triples_are_silent(prepare: Any):
     new = gated_triples(layer, 200, torch.Generator().manual_seed(0), rank=4)
     assert not new.B.any() and new.E.tolist() == [1] * 200
     assert float(new.A.std()) == pytest.approx(1 / 4, rel=0.05)
-
-
-def test_settings_out_of_range_are_told(prepare: Any):
-    with pytest.raises(ValueError, match="method_settings.l1 is 0; it must be above 0"):
-        prepare("l1ra", method_settings={"l1": 0})

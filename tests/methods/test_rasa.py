@@ -157,8 +157,6 @@ def test_after_a_resume_training_goes_on_as_if_it_had_not_stopped(prepare, tmp_p
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"method_settings": {"k": 4}}, r"k is 4, but of lora.r \(4\) ranks at least one stays private; lower it"),
-        ({"method_settings": {"k": 0}}, "k is 0; it must be at least 1"),
         ({"lora": {"r": 1}}, "lora.r is 1, which leaves no rank to share .* raise it to 2"),
         ({"lora": {"use_rslora": True}}, "lora.use_rslora is True"),
         ({"lora": {"target_modules": ["pooler.dense"]}}, "no two layers of one type"),

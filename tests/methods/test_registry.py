@@ -106,7 +106,6 @@ def test_a_setting_of_another_type_is_told(method: str):
     [
         ("lora+", {"ratio": True}, "ratio is True; it must be a number"),
         ("adalora", {"initial_rank": 12.5}, "initial_rank is 12.5; it must be a whole number or none"),
-        ("dylora", {"frozen": 1}, "frozen is 1; it must be true or false"),
     ],
 )
 def test_a_fraction_is_no_rank_and_true_is_no_number(method: str, given: dict[str, Any], told: str):

@@ -23,20 +23,18 @@ BatchLoss = Callable[[nn.Module], Tensor]
 """A model's loss on one batch."""
 
 
+VALIDATION = 0.3
+"""Part of the training rows that weighs the ranks, the authors'; a run's held-out rows are never looked at."""
+RATE = 3e-4
+"""The learning rate of A and B while searching, and that of the weights of the ranks: the authors'."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoLoraSettings(Settings):
-    """Settings of AutoLoRA's search; the defaults are the authors'."""
+    """Settings of AutoLoRA's search."""
 
-    search_rank: int | None = setting(None, least=2)
-    """k, the ranks a layer chooses from. None: lora.r. The ranks found are about half of it and never above."""
     search_steps: int | None = setting(None, least=1)
     """Each costs five training steps. None: as many as the run has, which is about how long the authors search."""
-    validation_fraction: float = setting(0.3, above=0, below=1)
-    """Part of the training rows that weighs the ranks; the run's own held-out rows are never looked at."""
-    lower_learning_rate: float = setting(3e-4, above=0)
-    """Of A and B, while searching."""
-    upper_learning_rate: float = setting(3e-4, above=0)
-    """Of the weights of the ranks."""
 
 
 class WeighedB(Slot):
@@ -64,10 +62,11 @@ def search(
     validation: Iterator[BatchLoss],
     *,
     steps: int,
-    lower_learning_rate: float,
-    upper_learning_rate: float,
+    lower_learning_rate: float = RATE,
+    upper_learning_rate: float = RATE,
 ) -> dict[str, int]:
-    """Layer name -> rank, for every LoRA layer of `model`, whose adapter is of no use afterwards.
+    """Layer name -> rank, for every LoRA layer of `model`, whose adapter is of no use afterwards. The ranks found are
+    about half of those that there are.
 
     One step, on the next batch of each side: w' = w - Adam(L_tr); the hypergradient of a; back to w; Adam on a; a
     lower step with the new a.
@@ -156,7 +155,8 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     """Search for a rank per layer, then LoRA from scratch at these ranks on all training rows, scaled by alpha / rank.
 
     The search sees dW = (alpha / k) B diag(softmax(a)) A, trains A and B (not the head) on 70 % of the training rows
-    and a on the others. It takes place in here, before the run, and again on a resume; it has no budget but k.
+    and a on the others. It takes place in here, before the run, and again on a resume; it has no budget but k,
+    which is lora.r.
 
     Departs from the authors' code, and why: a rank counts by softmax(a) >= 1/k, as in their second script (the first
     compares raw a, which the forward never uses); both ends of the finite difference see one draw of dropout, since
@@ -164,19 +164,11 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     rsLoRA or another start.
     """
     request.refuse_lora("AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
-    k = request.lora.r if settings.search_rank is None else settings.search_rank
-    require(k >= 2, f"lora.r is {k}, which leaves AutoLoRA no choice; raise it, or give method_settings.search_rank")
+    require(request.lora.r >= 2, "lora.r is 1, which leaves AutoLoRA no choice; raise it")
     assert request.data is not None
-    train, validation = request.data.parts(settings.validation_fraction)
-    model = request.with_lora(r=k)
-    ranks = search(
-        model,
-        _losses(train),
-        _losses(validation),
-        steps=settings.search_steps or request.steps,
-        lower_learning_rate=settings.lower_learning_rate,
-        upper_learning_rate=settings.upper_learning_rate,
-    )
+    train, validation = request.data.parts(VALIDATION)
+    model = request.with_lora()
+    ranks = search(model, _losses(train), _losses(validation), steps=settings.search_steps or request.steps)
     base_model: Any = model.unload()  # type: ignore[operator]
     return Adaptation(model=request.with_adapter(with_ranks(request.lora, ranks), base_model))
 

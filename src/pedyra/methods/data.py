@@ -82,8 +82,8 @@ def rows_data(rows: Any, collate: Callable[[list[Any]], Any], *, batch_size: int
         held_out = round(len(rows) * fraction)
         if not 0 < held_out < len(rows):
             raise ValueError(
-                f"method_settings.validation_fraction is {fraction}, which of {len(rows)} training rows leaves one "
-                f"side without any; give more rows or another fraction"
+                f"a part of {fraction} for validation leaves one side of {len(rows)} training rows without any; give "
+                f"more rows"
             )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         first, second = (

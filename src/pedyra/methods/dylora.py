@@ -19,8 +19,6 @@ from pedyra.methods.own_factors import Factors, fill, linear_slots, write_plain
 class DyLoraSettings(Settings):
     """Settings of DyLoRA."""
 
-    frozen: bool = True
-    """Only row b has a gradient, as in the authors' GLUE script, and so learns in one step of r; False: all up to b."""
     rank: int | None = setting(None, least=1)
     """The rank at which the model is evaluated, and to which it is cut after training. None: lora.r, the whole."""
 
@@ -30,12 +28,11 @@ class NestedRank(Hooks):
 
     Args:
         r: the largest rank.
-        frozen: whether only the last row of a draw has a gradient.
         seed: of the draws; the same draws follow the same seed and step.
     """
 
-    def __init__(self, r: int, *, frozen: bool, seed: int) -> None:
-        self.r, self.frozen = r, frozen
+    def __init__(self, r: int, *, seed: int) -> None:
+        self.r = r
         self.chosen = self.drawn = r
         self.layers: list[AdaptedLayer] = []
         self._seed = seed
@@ -54,9 +51,8 @@ class NestedRank(Hooks):
         self.drawn = Random(f"{self._seed}/{step}").randint(1, self.r)
 
     def rows(self, full: Tensor, dim: int) -> Tensor:
-        """The first b of `full` along `dim` in training, with a gradient for the last one only if frozen."""
-        if not self.frozen:
-            return full.narrow(dim, 0, self.drawn)
+        """The first b of `full` along `dim` in training, with a gradient for the last one only, as in the authors' GLUE
+        script: each row learns in one step of r."""
         earlier, last = full.narrow(dim, 0, self.drawn - 1), full.narrow(dim, self.drawn - 1, 1)
         return torch.cat([earlier.detach(), last], dim)
 
@@ -99,14 +95,14 @@ class NestedB(nn.Module):
         return F.linear(h, self.nested.rows(self.columns, 1)) * (self.nested.r / self.nested.drawn)
 
 
-def nest(model: PeftModel, *, frozen: bool = True, seed: int = 0) -> NestedRank:
+def nest(model: PeftModel, *, seed: int = 0) -> NestedRank:
     """Give every LoRA layer of `model` nested factors, with the same Parameters; at rank r nothing changes. Raises
     ValueError: layers of different ranks, or ones that are no plain linear LoRA."""
     layers = linear_slots(model)
     ranks = sorted({layer.rank for layer in layers})
     if len(ranks) > 1:
         raise ValueError(f"the layers have ranks {ranks}, but DyLoRA draws one rank for all; give them one r")
-    nested = NestedRank(ranks[0], frozen=frozen, seed=seed)
+    nested = NestedRank(ranks[0], seed=seed)
     nested.layers = layers
     for layer in layers:
         fill(layer, NestedA(layer.a.A, nested), NestedB(layer.b.weight, nested))
@@ -141,7 +137,7 @@ def prepare(request: Request, settings: DyLoraSettings) -> Adaptation:
     rank = r if settings.rank is None else settings.rank
     require(rank <= r, f"method_settings.rank is {rank}, above the ranks that are trained, 1 to lora.r ({r}); lower it")
     model = request.with_lora()
-    nested = nest(model, frozen=settings.frozen, seed=request.seed)
+    nested = nest(model, seed=request.seed)
     nested.choose(rank)
     return Adaptation(model=model, hooks=nested, finish=lambda: truncate(model, nested, nested.chosen))
 

@@ -8,28 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
+from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples
 from pedyra.methods.adalora import RANK_SETTINGS
-from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
+from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
 
-
-@dataclass(frozen=True, kw_only=True)
-class ElaLoraSettings(Settings):
-    """Settings of ElaLoRA; the defaults are those of its GLUE scripts."""
-
-    per_layer: int = setting(2, least=1)
-    """k: candidates per layer, and so the most ranks it can lose or gain at once."""
+PER_LAYER = 2
+"""k: candidates per layer, and so the most ranks it can lose or gain at once; that of the authors' GLUE scripts."""
 
 
-def candidates(scores: Scores, per_layer: int) -> list[tuple[float, int, int, str]]:
+def candidates(scores: Scores) -> list[tuple[float, int, int, str]]:
     """(score, layer position, triple, layer) of each layer's min(k, r - 1) lowest triples, lowest first."""
     found = []
     for position, (name, values) in enumerate(scores.items()):
         order = sorted(range(len(values)), key=lambda index: (values[index], index))
-        found += [(values[index], position, index, name) for index in order[: min(per_layer, len(values) - 1)]]
+        found += [(values[index], position, index, name) for index in order[: min(PER_LAYER, len(values) - 1)]]
     return sorted(found)
 
 
@@ -42,10 +37,8 @@ def exchange(
     spare: int,
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Prune the `moves` lowest candidates; the highest ones bring their layers a rank each, while affordable."""
-    pruned: dict[str, list[int]] = {}
-    for _, _, index, name in ordered[:moves]:
-        pruned.setdefault(name, []).append(index)
-        spare += units[name]
+    pruned = lowest(ordered, moves)
+    spare += sum(units[name] * len(indices) for name, indices in pruned.items())
     added: dict[str, int] = {}
     for _, _, _, name in sorted(ordered, key=lambda candidate: -candidate[0]):
         if sum(added.values()) == moves:
@@ -54,7 +47,7 @@ def exchange(
         if units[name] <= spare and rank < max_ranks[name]:
             added[name] = added.get(name, 0) + 1
             spare -= units[name]
-    return {name: tuple(sorted(indices)) for name, indices in pruned.items()}, added
+    return pruned, added
 
 
 @dataclass(frozen=True)
@@ -62,10 +55,9 @@ class Elastic:
     """ElaLoRA's policy: b(t) = round(b_0 (1 - p^3)) over the window, with b_0 = `moves`."""
 
     moves: int
-    settings: ElaLoraSettings
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        ordered = candidates(scores, self.settings.per_layer)
+        ordered = candidates(scores)
         moves = min(round(self.moves * (1 - now.elapsed**3)), len(ordered))
         spare = now.spare if now.budget == "parameters" else 0
         pruned, added = exchange(ordered, moves, now.ranks, now.max_ranks, now.units, spare)
@@ -98,7 +90,7 @@ def orthogonal_triples(layer: AdaptedLayer, num: int, generator: torch.Generator
     return NewTriples(A, torch.full((num,), smallest), B.T)
 
 
-def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
+def prepare(request: Request) -> Adaptation:
     """ElaLoRA at the conserved budget of lora.r, in ranks (`rank.budget: parameters` counts those instead).
 
     Start, scaling (alpha / lora.r) and scores are AdaLoRA's. Each layer offers its k lowest triples, never its last;
@@ -120,10 +112,8 @@ def prepare(request: Request, settings: ElaLoraSettings) -> Adaptation:
     )
     if config.moves is None:
         raise ValueError("rank.moves is null, but ElaLoRA's b_0 is a number of ranks; the paper's is 4")
-    method = ScoredMethod(**config.to_dict(), policy=Elastic(config.moves, settings), new_triples=orthogonal_triples)
+    method = ScoredMethod(**config.to_dict(), policy=Elastic(config.moves), new_triples=orthogonal_triples)
     return adaptive(request.with_lora(), method)
 
 
-METHOD = Method(
-    "elalora", "moves by each layer's weakest triples (Chang et al. 2025)", prepare, ElaLoraSettings, moves_ranks=True
-)
+METHOD = Method("elalora", "moves by each layer's weakest triples (Chang et al. 2025)", prepare, moves_ranks=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +13,13 @@ from torch import Tensor
 
 from pedyra.lora.layer import lora_layers
 from pedyra.methods.data import Data
-from pedyra.methods.method import Adaptation, Method, Request, Settings, changed, setting
+from pedyra.methods.method import Adaptation, Method, Request, changed
+
+RHO = 2.0
+"""A layer's rank is at most rho r; PEFT's own default."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaSettings(Settings):
-    """Settings of EVA; the names are those of peft.EvaConfig."""
-
-    rho: float = setting(2.0, least=1)
-    """A layer's rank is at most rho r."""
-    tau: float = setting(0.99, above=0, below=1)
-    """Cosine similarity at which a component counts as converged."""
-    whiten: bool = False
-
-
-def prepare(request: Request, settings: EvaSettings) -> Adaptation:
+def prepare(request: Request) -> Adaptation:
     """LoRA whose A rows are the top right-singular vectors of the layer's inputs over the training rows, B = 0.
 
     The budget of layers x r ranks goes, once, to the components that explain most variance over all layers; a layer
@@ -44,9 +35,8 @@ def prepare(request: Request, settings: EvaSettings) -> Adaptation:
         )
     data = request.data
     assert data is not None
-    start = EvaConfig(rho=settings.rho, tau=settings.tau, whiten=settings.whiten)
-    config = changed(request.lora, init_lora_weights="eva", eva_config=start)
-    needed = round(request.lora.r * settings.rho)
+    config = changed(request.lora, init_lora_weights="eva", eva_config=EvaConfig(rho=RHO))
+    needed = round(request.lora.r * RHO)
     first = next(data.batches())
     if (mask := data.mask(first)) is not None:
         _check_vectors(int(mask.sum()), needed)
@@ -111,8 +101,8 @@ def _check_layers(model: PeftModel, forward: Callable[[], object], needed: int) 
             )
         if layer.in_features < needed:
             raise ValueError(
-                f"the inputs of {name} have {layer.in_features} components, but EVA looks for {needed} (lora.r x "
-                f"method_settings.rho); lower one of them"
+                f"the inputs of {name} have {layer.in_features} components, but EVA looks for {needed} (2 "
+                f"lora.r); lower lora.r"
             )
 
 
@@ -120,9 +110,9 @@ def _check_vectors(found: int, needed: int, where: str = "") -> None:
     """PEFT passes over a layer that sees too few vectors in a batch, and would wait for it for ever."""
     if found < needed:
         raise ValueError(
-            f"a batch has {found} vectors{where}, but EVA needs {needed} (lora.r x method_settings.rho) for as many "
+            f"a batch has {found} vectors{where}, but EVA needs {needed} (2 lora.r) for as many "
             f"components; raise training.per_device_train_batch_size"
         )
 
 
-METHOD = Method("eva", "LoRA with ranks and A from the inputs (Paischer et al. 2024)", prepare, EvaSettings)
+METHOD = Method("eva", "LoRA with ranks and A from the inputs (Paischer et al. 2024)", prepare)

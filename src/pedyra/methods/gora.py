@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,21 +17,21 @@ from pedyra.lora.layer import lora_layers, rank_parameters
 from pedyra.methods.data import Data
 from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, require, setting, with_ranks
 
+# Of the authors' scripts.
+STEPS = 32
+"""n: batches whose gradient is averaged."""
+ETA = 5e-2
+"""eta_0: the start is about one step of this size down the gradient, within the span of A."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GoraSettings(Settings):
     """Settings of GoRA; the defaults are those of the authors' scripts, relative to lora.r where theirs is 8."""
 
-    steps: int = setting(32, above=0)
-    """n: batches whose gradient is averaged."""
-    eta: float = setting(5e-2, above=0)
-    """eta_0: the start is about one step of this size down the gradient, within the span of A."""
     min_rank: int | None = setting(None, least=1)
     """None: half of lora.r, at least 1."""
     max_rank: int | None = setting(None, least=1)
     """None: 4 lora.r."""
-    memory_mb: int = setting(256, above=0)
-    """Dense gradients held at a time; more layers than fit are done one group after another, each over all batches."""
 
 
 def ranks_of(
@@ -58,7 +58,7 @@ def start_of_b(gradient_of_A: Tensor, A: Tensor, *, eta: float, scaling: float) 
 def prepare(request: Request, settings: GoraSettings) -> Adaptation:
     """LoRA with a rank per layer, its B one step down the averaged gradient, and scaling alpha / sqrt(rank).
 
-    Importance is mean |W * G| of a layer, G the gradient of its frozen weight averaged over `steps` batches. The
+    Importance is mean |W * G| of a layer, G the gradient of its frozen weight averaged over 32 batches. The
     parameters are those of lora.r but for rounding down and the clamps, so about, not exactly, the budget: the count
     is reported. LoRA+ and the cosine schedule of the authors' scripts are settings of the recipe, not of the method.
 
@@ -82,7 +82,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
     )
     probe = request.with_lora(r=max_rank)
     assert request.data is not None
-    observed = observe(probe, request.data, settings, request.seed)
+    observed = observe(probe, request.data, request.seed)
     base_model: Any = probe.unload()  # type: ignore[operator]
     importance = {name: layer.importance for name, layer in observed.items()}
     widths = {name: rank_parameters(layer.A.shape[1], len(layer.gradient_of_A)) for name, layer in observed.items()}
@@ -97,7 +97,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
             seen, rank = observed[name], ranks[name]
             A = seen.A[:rank]
             layer.lora_A["default"].weight.copy_(A)
-            B = start_of_b(seen.gradient_of_A[:, :rank], A, eta=settings.eta, scaling=layer.scaling["default"])
+            B = start_of_b(seen.gradient_of_A[:, :rank], A, eta=ETA, scaling=layer.scaling["default"])
             layer.lora_B["default"].weight.copy_(B)
     return Adaptation(model=model)
 
@@ -113,47 +113,34 @@ class Observed:
     """G A^T, `(out, max_rank)`."""
 
 
-def observe(model: PeftModel, data: Data, settings: GoraSettings, seed: int) -> dict[str, Observed]:
-    """The averaged gradient of every target weight, as little of it as is needed; no weight is changed."""
+def observe(model: PeftModel, data: Data, seed: int, *, steps: int = STEPS) -> dict[str, Observed]:
+    """The averaged gradient of every target weight, as little of it as is needed; no weight is changed.
+
+    Meanwhile the dense gradients of all of them are held, in float32.
+    """
     observed: dict[str, Observed] = {}
     model.train()
-    for group in _groups(_layers(model), settings.memory_mb << 20):
-        weights = {name: layer.get_base_layer().weight for name, layer in group}
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-        set_seed(seed)  # every group sees the same batches and the same dropout
-        for batch in islice(data.batches(), settings.steps):
-            # Zeros for a layer that takes no part in the loss, which then gets the lowest rank.
-            parts = torch.autograd.grad(
-                data.loss(model, batch), list(weights.values()), allow_unused=True, materialize_grads=True
-            )
-            for name, part in zip(weights, parts, strict=True):
-                sums[name] += part
-        for name, layer in group:
-            weight, A = weights[name].requires_grad_(False), layer.lora_A["default"].weight.detach().clone()
-            gradient = sums[name] / settings.steps
-            importance = float((weight.float() * gradient).abs().mean())
-            observed[name] = Observed(importance, A, transpose(gradient, layer.fan_in_fan_out) @ A.float().T)
+    layers = dict(_layers(model))
+    weights = {name: layer.get_base_layer().weight.requires_grad_(True) for name, layer in layers.items()}
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    set_seed(seed)  # of dropout
+    for batch in islice(data.batches(), steps):
+        # Zeros for a layer that takes no part in the loss, which then gets the lowest rank.
+        parts = torch.autograd.grad(
+            data.loss(model, batch), list(weights.values()), allow_unused=True, materialize_grads=True
+        )
+        for name, part in zip(weights, parts, strict=True):
+            sums[name] += part
+    for name, layer in layers.items():
+        weight, A = weights[name].requires_grad_(False), layer.lora_A["default"].weight.detach().clone()
+        gradient = sums.pop(name) / steps
+        importance = float((weight.float() * gradient).abs().mean())
+        observed[name] = Observed(importance, A, transpose(gradient, layer.fan_in_fan_out) @ A.float().T)
     return observed
 
 
 def _layers(model: nn.Module) -> list[tuple[str, Any]]:
     return [(layer.name, layer.module) for layer in lora_layers(model, "default")]
-
-
-def _groups(layers: list[tuple[str, Any]], limit: int) -> Iterator[list[tuple[str, Any]]]:
-    """Consecutive layers whose gradients fit into `limit` bytes together; a larger one is alone."""
-    group: list[tuple[str, Any]] = []
-    size = 0
-    for name, layer in layers:
-        bytes_needed = 4 * layer.get_base_layer().weight.numel()
-        if group and size + bytes_needed > limit:
-            yield group
-            group, size = [], 0
-        group.append((name, layer))
-        size += bytes_needed
-    yield group
 
 
 METHOD = Method("gora", "LoRA with ranks and start from the gradient (He et al. 2025)", prepare, GoraSettings)

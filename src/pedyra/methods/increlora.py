@@ -15,7 +15,7 @@ from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, adaptive
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.equations import update_sensitivity_
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
@@ -26,17 +26,6 @@ _BLOCK_ELEMENTS = 1 << 20
 """At most this much of one layer's dense gradient exists at a time: 4 MB."""
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="svd", budget="ranks", orth_weight=0.1, min_rank=0)
 """Of RankSettings: what makes the method; the orthogonality weight is a default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IncreLoraSettings(Settings):
-    """Settings of IncreLoRA."""
-
-    top: int | None = setting(None, least=1)
-    """h: layers that grow at each adjustment. None: as many as reach the budget by the last adjustment."""
-    add: int | None = setting(None, least=1)
-    """Ranks a growing layer gains, and holds in reserve. None: lora.r / 2, the authors' default, which their scripts
-    keep but for MNLI and SQuAD (1)."""
 
 
 def dense_sensitivity(x: Tensor, gradient: Tensor, A: Tensor, E: Tensor, B: Tensor) -> Tensor:
@@ -135,7 +124,7 @@ class GrowFromReserve:
 
     final: int
     add: int
-    top: int | None
+    """Ranks a growing layer gains, and holds in reserve."""
 
     def closed(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the reserves are gone: that adjustment is the only one that adds nothing."""
@@ -148,10 +137,9 @@ class GrowFromReserve:
         reachable = grown * self.add * adjustments
         missing = layers * (self.final - 1)
         if reachable < missing:
-            top = "" if self.top is None else f"method_settings.top is {self.top}: "
             raise ValueError(
-                f"{top}{adjustments} adjustments of {grown} layers x {self.add} ranks add {reachable} of the {missing} "
-                f"ranks up to the budget; {'raise it, or ' if top else ''}shorten rank.interval"
+                f"{adjustments} adjustments of {grown} layers x {self.add} ranks add {reachable} of the {missing} "
+                f"ranks up to the budget; shorten rank.interval"
             )
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
@@ -171,8 +159,7 @@ class GrowFromReserve:
         return make_plan(scores, pruned, {}, layer_scores, rescale)
 
     def _top(self, now: ScoredSituation) -> int:
-        if self.top is not None:
-            return self.top
+        """h: as many layers as reach the budget by the last adjustment."""
         missing = len(now.ranks) * (self.final - 1)
         return math.ceil(missing / (self.add * len(now.schedule.adjustments)))
 
@@ -218,11 +205,12 @@ class ReserveHooks(Hooks):
         return gradient
 
 
-def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
+def prepare(request: Request) -> Adaptation:
     """IncreLoRA from rank 1 per layer to a total of layers x lora.r ranks, reached by the last adjustment at latest.
 
-    Every layer holds `add` further ranks in reserve with E = 1e-5 fixed, whose A and B already learn ("advance
-    learning"), so the trainable parameters are those of the active ranks plus the reserve until the budget is met.
+    A layer gains lora.r / 2 ranks at a time, the authors' default, which their scripts keep but for MNLI and SQuAD (1).
+    It holds as many in reserve with E = 1e-5 fixed, whose A and B already learn ("advance learning"), so the trainable
+    parameters are those of the active ranks plus the reserve until the budget is met.
     Scaling is alpha / active rank, as the authors have it: a layer that grows from r to r' keeps r / r' of its
     contribution. Score: `DenseSensitivity`.
 
@@ -242,9 +230,9 @@ def prepare(request: Request, settings: IncreLoraSettings) -> Adaptation:
         open_fields=("beta1", "beta2", "orth_weight"),
         **RANK_SETTINGS,
     )
-    add = final // 2 if settings.add is None else settings.add
+    add = final // 2
     model = request.with_lora(r=1 + add, lora_alpha=request.lora.lora_alpha * (1 + add))
-    policy = GrowFromReserve(final, add, settings.top)
+    policy = GrowFromReserve(final, add)
     method = ScoredMethod(
         **config.to_dict(),
         policy=policy,
@@ -264,6 +252,5 @@ METHOD = Method(
     "increlora",
     "grows by the update's sensitivity (Zhang F. et al. 2023)",
     prepare,
-    IncreLoraSettings,
     moves_ranks=True,
 )

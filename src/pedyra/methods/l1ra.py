@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin, spent
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, adaptive
 from pedyra.methods.own_factors import groups_with_gates
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
@@ -32,16 +32,13 @@ RANK_SETTINGS: dict[str, Any] = dict(
 """Of RankSettings: what makes the method; the schedule and the budget are defaults."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class L1raSettings(Settings):
-    """Settings of L1RA; the defaults are the authors'."""
-
-    gate_learning_rate: float = setting(1e-2, above=0)
-    """eta_c, constant over the run."""
-    l1: float = setting(1e-3, above=0)
-    """lambda: every step takes eta_c lambda off each gate, beside what Adam does."""
-    threshold: float = setting(1e-6, above=0)
-    """A gate below it is closed."""
+# The authors' values.
+GATE_RATE = 1e-2
+"""eta_c, the gates' learning rate, constant over the run."""
+L1 = 1e-3
+"""lambda: every step takes eta_c lambda off each gate, beside what Adam does."""
+THRESHOLD = 1e-6
+"""A gate below it is closed."""
 
 
 class Gates(ScoreState):
@@ -55,14 +52,14 @@ class Gates(ScoreState):
         return {layer.name: layer.a.E.tolist() for layer in self.layers}
 
 
-def closed_gates(scores: Scores, threshold: float) -> dict[str, tuple[int, ...]]:
+def closed_gates(scores: Scores) -> dict[str, tuple[int, ...]]:
     """Layer with a gate below the threshold -> the triples of such gates, without the layer's most open one: none where
     it has only that."""
     closed = {}
     for name, gates in scores.items():
-        if min(gates) < threshold:
+        if min(gates) < THRESHOLD:
             best = max(range(len(gates)), key=lambda index: gates[index])
-            closed[name] = tuple(index for index, gate in enumerate(gates) if gate < threshold and index != best)
+            closed[name] = tuple(index for index, gate in enumerate(gates) if gate < THRESHOLD and index != best)
     return closed
 
 
@@ -71,10 +68,9 @@ class MoveClosed:
     """L1RA's policy; `rank` is the uniform rank whose budget is conserved."""
 
     rank: int
-    threshold: float
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
-        closed = closed_gates(scores, self.threshold)
+        closed = closed_gates(scores)
         pruned = {name: indices for name, indices in closed.items() if indices}
         left = {name: rank - len(pruned.get(name, ())) for name, rank in now.ranks.items()}
         lowest = {name: min(gates) for name, gates in scores.items()}
@@ -84,9 +80,9 @@ class MoveClosed:
         return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, units, spare), lowest)
 
 
-def shrink_gates(gates: Tensor, learning_rate: float, l1: float) -> None:
+def shrink_gates(gates: Tensor) -> None:
     """In place: the decoupled L1 step, then into [0, 1]."""
-    gates.sub_(learning_rate * l1 * gates.sign()).clamp_(0, 1)
+    gates.sub_(GATE_RATE * L1 * gates.sign()).clamp_(0, 1)
 
 
 def gated_triples(layer: AdaptedLayer, num: int, generator: torch.Generator, *, rank: int) -> NewTriples:
@@ -98,8 +94,8 @@ def gated_triples(layer: AdaptedLayer, num: int, generator: torch.Generator, *, 
 class GateHooks(Hooks):
     """Keeps the gates' learning rate constant, and shrinks and clamps them after each optimizer step."""
 
-    def __init__(self, model: PeftModel, settings: L1raSettings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
         self._groups: list[dict[str, Any]] = []
 
     def begin(self, run: Running) -> None:
@@ -109,17 +105,17 @@ class GateHooks(Hooks):
         gate = adapted_layers(self.model)[0].a.E
         for group in self._groups:
             if any(parameter is gate for parameter in group["params"]):
-                group["lr"] = self.settings.gate_learning_rate
+                group["lr"] = GATE_RATE
 
     @torch.no_grad()
     def stepped(self, step: int, *, skipped: bool = False) -> None:
         if skipped:
             return
         for layer in adapted_layers(self.model):
-            shrink_gates(layer.a.E, self.settings.gate_learning_rate, self.settings.l1)
+            shrink_gates(layer.a.E)
 
 
-def prepare(request: Request, settings: L1raSettings) -> Adaptation:
+def prepare(request: Request) -> Adaptation:
     """L1RA at the conserved budget of lora.r, in ranks (`rank.budget: parameters` counts those instead).
 
     dW = (alpha / r) B diag(c) A with the initial r; c = 1, A ~ N(0, 1 / r^2) (`lora.init` gaussian), B = 0. Every
@@ -136,7 +132,7 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
         )
     config = request.rank_settings(open_fields=("budget", "max_rank"), **RANK_SETTINGS)
     model = request.with_lora(init_lora_weights="gaussian")
-    policy = MoveClosed(request.lora.r, settings.threshold)
+    policy = MoveClosed(request.lora.r)
     method = ScoredMethod(
         **config.to_dict(),
         policy=policy,
@@ -147,11 +143,9 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         gates: list[Any] = [layer.a.E for layer in adapted_layers(model)]
-        return kind(groups_with_gates(model, gates, weight_decay, lr=settings.gate_learning_rate), **arguments)
+        return kind(groups_with_gates(model, gates, weight_decay, lr=GATE_RATE), **arguments)
 
-    return adaptive(model, method, optimizer=make_optimizer, hooks=GateHooks(model, settings))
+    return adaptive(model, method, optimizer=make_optimizer, hooks=GateHooks(model))
 
 
-METHOD = Method(
-    "l1ra", "gates under an L1 penalty; closed ones move (Singh et al. 2025)", prepare, L1raSettings, moves_ranks=True
-)
+METHOD = Method("l1ra", "gates under an L1 penalty; closed ones move (Singh et al. 2025)", prepare, moves_ranks=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import inf, isfinite
+from math import inf
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
@@ -260,22 +260,13 @@ SCORE_FIELDS = (
 """What an ablation of PE-DyRA shares with it: all but what moves and how many."""
 
 
-def setting(
-    default: Any, *, least: float = -inf, above: float = -inf, below: float = inf, why: str = "it must be",
-) -> Any:  # fmt: skip
-    """A field of `Settings` and the values it may have; None is one where it is the default."""
-    limits = {"at least": least, "above": above, "below": below}
-    told = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if isfinite(limit))
-
-    def fits(value: Any) -> bool:
-        return default is None if value is None else least <= value and above < value < below
-
-    return field(default=default, metadata={"fits": fits, "rule": f"{why} {told}"})
+def setting(default: Any, *, least: float) -> Any:
+    """A field of `Settings` and its least value; None is allowed where it is the default."""
+    return field(default=default, metadata={"least": least})
 
 
 KINDS: dict[type, tuple[type, str]] = {
-    **{int: (Integral, "a whole number"), float: (Real, "a number"), bool: (bool, "true or false")},
-    type(None): (type(None), "none"),
+    **{int: (Integral, "a whole number"), float: (Real, "a number"), type(None): (type(None), "none")},
 }
 """Type of a field of `Settings` -> what its values are (NumPy's numbers too), and how that is told."""
 
@@ -291,12 +282,12 @@ class Settings:
             value = getattr(self, each.name)
             kinds = get_args(types[each.name]) or (types[each.name],)
             # Python counts true as the whole number 1.
-            same = (isinstance(value, KINDS[kind][0]) and isinstance(value, bool) == (kind is bool) for kind in kinds)
-            if not any(same):
+            if isinstance(value, bool) or not any(isinstance(value, KINDS[kind][0]) for kind in kinds):
                 told = " or ".join(KINDS[kind][1] for kind in kinds)
                 raise ValueError(f"method_settings.{each.name} is {value!r}; it must be {told}")
-            if each.metadata and not each.metadata["fits"](value):
-                raise ValueError(f"method_settings.{each.name} is {value!r}; {each.metadata['rule']}")
+            least = each.metadata.get("least")
+            if least is not None and value is not None and not (least <= value < inf):
+                raise ValueError(f"method_settings.{each.name} is {value!r}; it must be at least {least:g}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +11,10 @@ from pedyra.allocate.allocation import lowest_to_free
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import AdaptedLayer, rank_parameters
 from pedyra.lora.resize import install, resized
-from pedyra.methods.method import Adaptation, Method, Request, Settings, setting
+from pedyra.methods.method import Adaptation, Method, Request
 
-
-@dataclass(frozen=True, kw_only=True)
-class ParaSettings(Settings):
-    """Settings of PARA."""
-
-    factor: int = setting(4, least=2, why="the trained rank must exceed lora.r:")
-    """The LoRA that is trained has rank factor x lora.r; 4 to 10 are the authors' 75 to 90 % fewer parameters."""
+FACTOR = 4
+"""The LoRA that is trained has rank 4 lora.r; factors of 4 to 10 are the authors' 75 to 90 % fewer parameters."""
 
 
 def truncate(model: PeftModel, rank: int) -> dict[str, int]:
@@ -51,10 +45,10 @@ def _singular_values(layer: AdaptedLayer) -> list[float]:
     return (layer.scaling * layer.a.E.detach().abs()).tolist()
 
 
-def prepare(request: Request, settings: ParaSettings) -> Adaptation:
-    """LoRA of rank factor x lora.r at the scaling of lora.r, cut after training to the budget of lora.r.
+def prepare(request: Request) -> Adaptation:
+    """LoRA of rank 4 lora.r at the scaling of lora.r, cut after training to the budget of lora.r.
 
-    While it trains it has `factor` times the parameters of the other methods; what is evaluated and saved has theirs.
+    While it trains it has four times the parameters of the other methods; what is evaluated and saved has theirs.
     Raises ValueError: a start that rewrites the base: cutting its triples would cut pre-trained content.
     """
     request.refuse_lora("the scaling would change with the trained rank", "use_rslora")
@@ -64,8 +58,7 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
             f"lora.init is {init!r}, which moves pre-trained content into the adapter, and PARA would cut it away; "
             f"leave it out"
         )
-    r = settings.factor * request.lora.r
-    model = request.with_lora(r=r, lora_alpha=request.lora.lora_alpha * settings.factor)
+    model = request.with_lora(r=FACTOR * request.lora.r, lora_alpha=request.lora.lora_alpha * FACTOR)
 
     @torch.no_grad()
     def finish() -> None:
@@ -74,4 +67,4 @@ def prepare(request: Request, settings: ParaSettings) -> Adaptation:
     return Adaptation(model=model, finish=finish)
 
 
-METHOD = Method("para", "LoRA of higher rank, cut after training at one threshold (2026)", prepare, ParaSettings)
+METHOD = Method("para", "LoRA of higher rank, cut after training at one threshold (2026)", prepare)

@@ -8,7 +8,7 @@ from random import Random
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, lowest, make_plan, prunable, round_robin, spent
 from pedyra.methods.adalora import AdaLoraSettings, Prune, first_and_last_rank
-from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
+from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.method import PeDyra
 from pedyra.pe_dyra.scored import ScoredSituation, unchecked
 
@@ -51,15 +51,7 @@ class Expand:
         return make_plan(scores, {}, added, layer_scores)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpandSettings(Settings):
-    """Settings of the expand-only ablation."""
-
-    initial_rank: int | None = setting(None, least=1)
-    """Rank of each layer at the start. None: half of lora.r, at least 1."""
-
-
-def prepare_expand(request: Request, settings: ExpandSettings) -> Adaptation:
+def prepare_expand(request: Request) -> Adaptation:
     """The ablation "+Expand" (Table 5): starts at lora.r / 2 and grows to the budget of lora.r.
 
     The paper gives neither its initial rank nor its schedule; this one adds equally much at each adjustment, to the
@@ -67,12 +59,9 @@ def prepare_expand(request: Request, settings: ExpandSettings) -> Adaptation:
     """
     request.refuse_lora("its scaling depends on the initial rank", "use_rslora")
     final = request.lora.r
-    initial = max(1, final // 2) if settings.initial_rank is None else settings.initial_rank
-    if initial >= final:
-        raise ValueError(
-            f"method expand starts at rank {initial} and grows to lora.r, {final}, so nothing can grow; raise lora.r "
-            f"or lower method_settings.initial_rank"
-        )
+    if final < 2:
+        raise ValueError("lora.r is 1, but method expand starts at half of lora.r, so nothing can grow; raise it")
+    initial = final // 2
     model = request.with_lora(r=initial, lora_alpha=request.lora.lora_alpha * initial / final)
     return adaptive(model, request.ablation(Expand(initial, final), check_start=unchecked))
 
@@ -143,7 +132,7 @@ def prepare_mask(request: Request) -> Adaptation:
 
 ABLATIONS = (
     Method("prune", "PE-DyRA's scores, pruning only (Table 5)", prepare_prune, AdaLoraSettings, moves_ranks=True),
-    Method("expand", "PE-DyRA's scores, expansion only (Table 5)", prepare_expand, ExpandSettings, moves_ranks=True),
+    Method("expand", "PE-DyRA's scores, expansion only (Table 5)", prepare_expand, moves_ranks=True),
     Method("random", "PE-DyRA's moves, at random (Fig. 4a)", prepare_random, moves_ranks=True),
     Method("mask", "PE-DyRA's scores, lowest ranks masked to zero (Fig. 8)", prepare_mask, moves_ranks=True),
 )

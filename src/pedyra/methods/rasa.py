@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from pedyra.lora.layer import AdaptedLayer
-from pedyra.methods.method import Adaptation, Method, Request, Settings, require, setting
+from pedyra.methods.method import Adaptation, Method, Request, require
 from pedyra.methods.own_factors import Factors, Slot, fill, linear_slots, write_plain
-
-
-@dataclass(frozen=True, kw_only=True)
-class RasaSettings(Settings):
-    """Settings of RaSA."""
-
-    k: int | None = setting(None, least=1)
-    """Ranks each layer gives to its pool. None: lora.r // 8, as in the authors' scripts, at least 1."""
 
 
 class PooledA(Slot):
@@ -121,24 +112,24 @@ def unshare(model: PeftModel, layers: list[AdaptedLayer]) -> None:
     write_plain(model, {layer: Factors(layer.a.weight, layer.b.weight, 1.0) for layer in layers})
 
 
-def prepare(request: Request, settings: RasaSettings) -> Adaptation:
+def prepare(request: Request) -> Adaptation:
     """RaSA of lora.r ranks a layer, k of them shared: dW_l = [B_l, B_S] diag(d_l) [A_l; A_S].
+
+    k is lora.r // 8, as in the authors' scripts, and at least 1.
 
     A layer's update has rank r - k + kL for LoRA's parameters and r - k + kL more, those of d_l. What is saved is
     unshared, and larger by as much: L times the pool.
 
     Departs from the authors' code, and why: a layer's place is found by any number in its name, theirs wants
-    `layers.N.`; k = r is refused, where theirs halves alpha in silence; merging and export work, theirs refuses both.
-    Raises ValueError: k >= lora.r, no two layers of one type; DoRA, rsLoRA or another start.
+    `layers.N.`; merging and export work, theirs refuses both. Raises ValueError: lora.r of 1, no two layers of one
+    type; DoRA, rsLoRA or another start.
     """
     request.refuse_lora("RaSA defines its own start and scaling", "init", "use_dora", "use_rslora")
     r = request.lora.r
     require(r > 1, f"lora.r is {r}, which leaves no rank to share beside a private one; raise it to 2 or more")
-    k = max(1, r // 8) if settings.k is None else settings.k
-    require(k < r, f"method_settings.k is {k}, but of lora.r ({r}) ranks at least one stays private; lower it")
     model = request.with_lora()
-    layers = share(model, k=k, alpha=request.lora.lora_alpha)
+    layers = share(model, k=max(1, r // 8), alpha=request.lora.lora_alpha)
     return Adaptation(model=model, finish=lambda: unshare(model, layers))
 
 
-METHOD = Method("rasa", "ranks shared by all layers of a type (He et al. 2025)", prepare, RasaSettings)
+METHOD = Method("rasa", "ranks shared by all layers of a type (He et al. 2025)", prepare)

@@ -16,7 +16,7 @@ from pedyra.lora.factors import AFactor
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.resize import NewTriples, Replacement
 from pedyra.methods.increlora import growth
-from pedyra.methods.method import Adaptation, Method, Request, Settings, adaptive, setting
+from pedyra.methods.method import Adaptation, Method, Request, adaptive
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation, unchecked
 from pedyra.pe_dyra.triple_scores import ScoreState
@@ -24,14 +24,6 @@ from pedyra.pe_dyra.triple_scores import ScoreState
 STD = 0.02
 RANK_SETTINGS: dict[str, Any] = dict(alpha=1.0, start="lora", budget="ranks", orth_weight=0.5)
 """Of RankSettings: what makes the method; the orthogonality weight is a default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TriAdaptSettings(Settings):
-    """Settings of TriAdaptLoRA."""
-
-    add: int | None = setting(None, least=1)
-    """Ranks a growing layer gains. None: lora.r / 2, at least 1, the authors' default."""
 
 
 class CoreFactor(AFactor):
@@ -101,6 +93,7 @@ class GrowByCore:
 
     final: int
     add: int
+    """Ranks a growing layer gains."""
 
     def __call__(self, scores: Scores, now: ScoredSituation) -> RankPlan:
         layer_scores = layer_means(scores)
@@ -132,8 +125,8 @@ def gaussian_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) 
     return NewTriples(A, gaussian_core(layer.rank, num, generator), B)
 
 
-def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
-    """TriAdaptLoRA from rank 1 per layer to a total of layers x lora.r ranks.
+def prepare(request: Request) -> Adaptation:
+    """TriAdaptLoRA from rank 1 per layer to a total of layers x lora.r ranks, lora.r / 2 to a layer at a time.
 
     dW = (alpha / r) B C A with the current r: growing from r to r' leaves r / r' of the contribution. At first A and C
     ~ N(0, 0.02^2) and B = 0; later ranks are Gaussian throughout. This is the start on which three of the authors'
@@ -157,7 +150,7 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
         A = nn.Parameter(torch.randn(layer.a.A.shape, generator=generator).to(layer.a.A) * STD)
         E = nn.Parameter(gaussian_core(0, 1, generator).to(layer.a.E))
         layer.module.lora_A[layer.adapter] = CoreFactor(A, E)
-    policy = GrowByCore(final, max(1, final // 2) if settings.add is None else settings.add)
+    policy = GrowByCore(final, final // 2)
     method = ScoredMethod(
         **config.to_dict(),
         policy=policy,
@@ -170,6 +163,4 @@ def prepare(request: Request, settings: TriAdaptSettings) -> Adaptation:
     return adaptive(model, method)
 
 
-METHOD = Method(
-    "triadaptlora", "grows where a core's norm rises (Liang et al. 2025)", prepare, TriAdaptSettings, moves_ranks=True
-)
+METHOD = Method("triadaptlora", "grows where a core's norm rises (Liang et al. 2025)", prepare, moves_ranks=True)
