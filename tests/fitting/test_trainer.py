@@ -353,23 +353,6 @@ def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_train
     assert "at most 12 evaluations" in out and "batch" in err
 
 
-def test_what_another_active_adapter_has_won_is_no_gain_of_this_one(make_trainer: Any):
-    """Tolerance is a part of what the adapter itself has won."""
-    trainer = make_trainer(lora={"task_type": None})
-    model = trainer.model
-    torch.manual_seed(1)
-    model.add_adapter("second", LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
-    model.base_model.set_adapter(["default", "second"])
-    held = rows(96, 2)
-    labels = torch.tensor([each["labels"] for each in held])
-    both = torch.nn.functional.cross_entropy(logits(model, held), labels, reduction="none")
-    found = fit(trainer, adapter="second", recover=0)
-    assert model.active_adapters == ["default", "second"]
-    model.base_model.set_adapter("default")
-    alone = torch.nn.functional.cross_entropy(logits(model, held), labels, reduction="none")
-    assert found.tolerance.won.mean == pytest.approx(float((alone - both).mean()), abs=1e-5)
-
-
 @pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias")
 def test_biases_that_are_trained_are_saved_with_the_smaller_adapter(make_trainer: Any, make_bert: Any, tmp_path: Path):
     """PEFT ignores the bias of a layer that is no target, so every layer keeps a direction, as under DoRA."""
@@ -448,21 +431,21 @@ def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):
     assert found.tolerance.won.mean == pytest.approx(base - trainer.evaluate()["eval_loss"], rel=1e-4)
 
 
-def test_an_adapter_that_is_not_there_is_told(make_trainer: Any):
-    with pytest.raises(ValueError, match="typo"):
-        fit(make_trainer(), adapter="typo")
-
-
 def test_an_adapter_that_does_nothing_at_the_moment_is_told_with_the_repair(make_trainer: Any):
     trainer = make_trainer(Counting)
-    trainer.model.add_adapter("other", LoraConfig(r=2, target_modules=["query"]))
     COUNT.update(loss=0, prediction=0)
-    with pytest.raises(ValueError, match=r"'other' is not active in .*; call model.set_adapter\('other'\) first"):
-        fit(trainer, adapter="other")
     trainer.model.base_model.disable_adapter_layers()
     with pytest.raises(ValueError, match=r"'default' is switched off in .*; call model.base_model.enable_adapter"):
         fit(trainer)
     assert COUNT == {"loss": 0, "prediction": 0}
+
+
+def test_several_active_adapters_are_refused(make_trainer: Any):
+    trainer = make_trainer(lora={"task_type": None})
+    trainer.model.add_adapter("second", LoraConfig(r=2, target_modules=["query"]))
+    trainer.model.base_model.set_adapter(["default", "second"])
+    with pytest.raises(ValueError, match="the model has 2 active adapters .*choose one with model.set_adapter"):
+        fit(trainer)
 
 
 def test_what_is_generated_has_the_length_that_the_arguments_say(tmp_path: Path):

@@ -11,7 +11,6 @@ import torch
 from accelerate.utils import gather_object
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from pedyra.fitting.gramians import Calibration, Gramians
@@ -267,29 +266,9 @@ def _projecting(projection: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def _without(model: nn.Module, adapter: str) -> Iterator[None]:
-    """While it lasts, one of several active adapters is off. PEFT's set_adapter would also say what is trained."""
-    before: list[tuple[Any, Any]] = []
-    for module in model.modules():
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and adapter in module.active_adapters:
-            before.append((module, module._active_adapter))
-            module._active_adapter = [name for name in module.active_adapters if name != adapter]
-    try:
-        yield
-    finally:
-        for module, active in before:
-            module._active_adapter = active
-
-
-@contextmanager
-def disabled(model: Any, adapter: str = "default") -> Iterator[None]:
-    """While it lasts, the model is without this adapter, in evaluation mode: the base model, or, where other adapters
-    are active too, the base model with those. What disables the adapter for a while itself (the reference of DPO)
-    leaves it disabled."""
-    if set(model.active_adapters) - {adapter}:
-        with evaluating(model), _without(model, adapter):
-            yield
-        return
+def disabled(model: Any) -> Iterator[None]:
+    """While it lasts, the model is the base model, in evaluation mode. What disables the adapter itself for a while, as
+    the reference of DPO does, leaves it disabled."""
     with evaluating(model), model.disable_adapter():
         model.disable_adapter = nullcontext
         try:

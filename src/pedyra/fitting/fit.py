@@ -245,7 +245,7 @@ class _Fitting:
         self.choice, self.proof = _Held(self, self.rows.choice), _Held(self, self.rows.proof, predicts=True)
         metrics = {"base": {}, "whole": self.proof.metrics}
         self.bar.set_description("base model")
-        base = partial(disabled, self.model, self.adapter)
+        base = partial(disabled, self.model)
         losses = self.choice.losses(base) + self.proof.losses(base)
         metrics["base"] = self.proof.metrics
         won = paired(self.choice.whole + self.proof.whole, losses, self.choice.weights + self.proof.weights)
@@ -349,7 +349,7 @@ class _Fitting:
             return None
         self.bar.set_description("general text")
         held = _Held(self, self.rows.general.proof, judge=self.rows.general.judge)
-        base = held.losses(partial(disabled, self.model, self.adapter))
+        base = held.losses(partial(disabled, self.model))
         smaller = held.losses(partial(truncated, self.model, self.calibration, ranks, self.adapter))
         return Forgetting(
             whole=paired(base, held.whole, held.weights),

@@ -58,7 +58,6 @@ def fit(
     general: Any = None,
     rows: int = 1024,
     curve: bool = False,
-    adapter: str | None = None,
 ) -> Fit:
     """How small may the LoRA be that this Trainer has trained? Ask after `trainer.train()`.
 
@@ -85,7 +84,6 @@ def fit(
             came of it. Without recovery, which would bring back what was forgotten.
         rows: to calibrate with and for the proof, at most; half as many for the choice.
         curve: measure the whole curve, not only what the choice needs.
-        adapter: its name, where several are active.
 
     Returns:
         What was found: print it, `save` the smaller adapter, or `apply` it to the live model.
@@ -105,17 +103,14 @@ def fit(
         rows=rows,
         curve=curve,
     )
-    return fit_trainer(trainer, wanted, data=data, general=general, adapter=adapter)
+    return fit_trainer(trainer, wanted, data=data, general=general)
 
 
-def fit_trainer(
-    trainer: Trainer, wanted: Wanted, *, data: Any = None, general: Any = None, adapter: str | None = None
-) -> Fit:
+def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: Any = None) -> Fit:
     """`fit` of a record."""
     _check_whole(trainer)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    adapter = adapter or active_adapter(model)
-    lora_layers(model, adapter)  # an adapter that is not there is told
+    adapter = active_adapter(model)
     _check_live(model, adapter)
     more = model.peft_config[adapter].bias != "none"
     wanted.shape([*lora_layers(model, adapter)], more)  # before anything is measured
@@ -232,8 +227,6 @@ def _check_live(model: Any, adapter: str) -> None:
     for name, module in layers.items():
         if module.disable_adapters:
             raise ValueError(f"{title} is switched off in {name}; call model.base_model.enable_adapter_layers() first")
-        if adapter not in module.active_adapters:
-            raise ValueError(f"{title} is not active in {name}; call model.set_adapter({adapter!r}) first")
         if adapter in module.merged_adapters:
             raise ValueError(f"{title} is merged into {name}; call model.unmerge_adapter() first")
         if getattr(module.lora_A[adapter], "origin", None) is not None:
