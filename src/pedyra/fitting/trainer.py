@@ -440,18 +440,6 @@ def _prepared(trainer: Any, data: Any) -> Any:
     return prepared
 
 
-class _Alternating:
-    """Several streams as one: a row of each in turn, until all have ended."""
-
-    def __init__(self, streams: Sequence[Any]) -> None:
-        self._streams = streams
-
-    def __iter__(self) -> Iterator[Any]:
-        end = object()
-        for rows in zip_longest(*self._streams, fillvalue=end):
-            yield from (row for row in rows if row is not end)
-
-
 def _joined(dataset: Any) -> Any:
     """One data set, of several by name."""
     if not isinstance(dataset, Mapping) or not dataset:
@@ -460,7 +448,8 @@ def _joined(dataset: Any) -> Any:
     if len(parts) == 1:
         return parts[0]
     if any(isinstance(part, IterableDataset) or not hasattr(part, "__len__") for part in parts):
-        return _Alternating(parts)
+        end = object()  # a row of each in turn, until all have ended
+        return (row for each in zip_longest(*parts, fillvalue=end) for row in each if row is not end)
     if hasattr(parts[0], "select"):
         from datasets import concatenate_datasets
 

@@ -70,15 +70,9 @@ def orthogonal_rows(rows: Tensor, num: int, generator: torch.Generator) -> Tenso
     fresh = torch.randn(num, rows.shape[1], generator=generator)
     stacked = torch.cat([rows.float().cpu(), fresh])
     # QR of (old | new) columns: its later columns are the new directions, freed of all earlier ones.
-    q = torch.linalg.qr(stacked.T).Q  # (width, min(width, r + num))
-    free = min(q.shape[1] - len(rows), num)
-    if free < num:  # more rows than dimensions: what cannot be orthogonal stays random
-        remainder = fresh[max(free, 0) :]
-        remainder = remainder / remainder.norm(dim=1, keepdim=True)
-        directions = torch.cat([q[:, len(rows) :].T[: max(free, 0)], remainder])
-    else:
-        directions = q[:, len(rows) :].T
-    return directions
+    free = torch.linalg.qr(stacked.T).Q.T[len(rows) :]  # (num, width), fewer where there are more rows than dimensions
+    random = fresh[len(free) :]  # what cannot be orthogonal
+    return torch.cat([free, random / random.norm(dim=1, keepdim=True)])
 
 
 def orthogonal_triples(layer: AdaptedLayer, num: int, generator: torch.Generator) -> NewTriples:
