@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from closeness import same_bits
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
-from pedyra.allocate.checkpoint import RECORD
 from pedyra.lora.attach import attach
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.methods.increlora import DenseSensitivity, GrowFromReserve, dense_sensitivity, growth
@@ -169,16 +167,6 @@ def test_what_is_seen_in_a_step_that_is_thrown_away_is_not_scored():
         source.watch(False)
         scores.append(source.layer_scores())
     assert scores[0] > 0 and same_bits(scores[1], scores[0])
-
-
-@pytest.mark.parametrize("method", ["increlora", "triadaptlora"])
-def test_no_run_goes_on_without_its_history(prepare: Any, method: str):
-    arguments = {"save_strategy": "steps", "save_steps": 6}
-    run = prepare(method, training=arguments).train()
-    checkpoint = Path(run.recipe.output_dir) / "checkpoint-6"
-    (checkpoint / RECORD).unlink()
-    with pytest.raises(ValueError, match="checkpoint-6.* and this method cannot go on without it; resume from a whole"):
-        prepare(method, training=arguments).trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_the_active_rank_has_a_gradient_at_the_first_step(prepare: Any):

@@ -22,7 +22,7 @@ from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankConfig, method_of
 from pedyra.allocate.distributed import check_engine, data_parallel, wrap_again
-from pedyra.allocate.optimizer_state import adopt, drop_unfit_state, rekey_state, unwrapped
+from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.trainer import (
     FirstForward,
@@ -51,13 +51,11 @@ class RankResult:
     """What a training did to the ranks. `print` gives the line that is said at its end."""
 
     steps: int
-    since: int
-    """The step after which the record begins: 0, or where a run was taken up without its side file."""
     adjustments: int
-    """Adjustments that were made since."""
+    """Adjustments that were made."""
     planned: int
-    """Adjustments of the schedule since; of a method that is done before the schedule ends, those that it made."""
-    first: int | None
+    """Adjustments of the schedule; of a method that is done before the schedule ends, those that it made."""
+    first: int
     """The step after which the first of these is due."""
     moved: int
     """Triples that were pruned or added, in all adjustments."""
@@ -71,24 +69,21 @@ class RankResult:
     """What only the method can say, in a sentence."""
 
     def __str__(self) -> str:
-        since = f" after step {self.since}, where training was taken up without its record" if self.since else ""
-        if self.first is None:
-            words = f"no rank moved{since}: no adjustment was left"
-        elif self.steps < self.first:
+        if self.steps < self.first:
             words = (
-                f"no rank moved{since}: training ended after {self.steps} steps, and the first adjustment follows step "
+                f"no rank moved: training ended after {self.steps} steps, and the first adjustment follows step "
                 f"{self.first}; train longer, or shorten initial_warmup and interval"
             )
         elif self.adjustments == 0:
             words = (
-                f"no rank moved{since}: before every adjustment that was due too few steps had a loss that is a "
-                f"number, labels and a gradient"
+                "no rank moved: before every adjustment that was due too few steps had a loss that is a number, labels "
+                "and a gradient"
             )
         else:
             changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
             low, high = min(self.ranks.values()), max(self.ranks.values())
             words = (
-                f"{self.adjustments} of {self.planned} adjustments{since} pruned or added {self.moved} triples: the "
+                f"{self.adjustments} of {self.planned} adjustments pruned or added {self.moved} triples: the "
                 f"rank of {changed} of {len(self.ranks)} layers changed, ranks go from {low} to {high}, and "
                 f"{self.parameters:,} of {self.parameters_before:,} parameters are left"
             )
@@ -222,14 +217,12 @@ class RankCallback(TrainerCallback):
                 tqdm.write(f"pedyra: {self._result}")  # on a line of its own
 
     def _conclude(self, allocator: RankAllocator) -> RankResult:
-        made, since = allocator.history, allocator.recorded_since
-        planned = [step for step in allocator.schedule.adjustments if step > since]
+        made, planned = allocator.history, allocator.schedule.adjustments
         return RankResult(
             steps=allocator.step,
-            since=since,
             adjustments=len(made),
             planned=len(made) if allocator.run.settled else len(planned),
-            first=next(iter(planned), None),
+            first=planned[0],
             moved=sum(len(record["pruned"]) + sum(record["added"].values()) for record in made),
             ranks_before=allocator.initial_ranks,
             ranks=allocator.ranks,
@@ -291,18 +284,10 @@ class RankCallback(TrainerCallback):
         try:
             restore(allocator, folder)
         except SideFileError as problem:
-            if allocator.method.needs_history:
-                raise ValueError(
-                    f"{problem}, and this method cannot go on without it; resume from a whole checkpoint, or start anew"
-                ) from problem
-            warnings.warn(
-                f"{problem}. The adapter itself was loaded, but E, scores and history restart: training goes on, not "
-                f"as an exact resume",
-                stacklevel=2,
-            )
-            drop_unfit_state(allocator.optimizer, allocator.triples())  # of another checkpoint than the adapter
-            write_ranks(allocator.model, allocator.adapter_name)
-            allocator.go_on_after(step)
+            raise ValueError(
+                f"{problem}, and ranks cannot go on without it; resume from a whole checkpoint, or begin a new "
+                f"training with the adapter of this one"
+            ) from problem
 
     def _restore_best(self, model: Any, folder: Path) -> None:
         """After `load_best_model_at_end`: Trainer loaded the folded adapter; bring back its split and its config."""

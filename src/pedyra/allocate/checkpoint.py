@@ -28,7 +28,7 @@ from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
-FORMAT = 11
+FORMAT = 12
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SHAPE = {
     "adapter": str,
@@ -38,7 +38,6 @@ _SHAPE = {
     "method": dict,
     "scaling": {str: float},
     "history": [{"step": int, "ranks": {str: int}}],
-    "recorded_since": int,
     "initial_ranks": {str: int},
     "initial_parameters": int,
 }
@@ -77,7 +76,6 @@ def run_record(allocator: RankAllocator) -> dict[str, Any]:
         # Of frozen layers too, whose factors are here as well.
         "scaling": {layer.name: layer.scaling for layer in adapted_layers(allocator.model, allocator.adapter_name)},
         "history": allocator.history,
-        "recorded_since": allocator.recorded_since,
         "method": allocator.run.values(),
     }
 

@@ -149,8 +149,6 @@ class RankMethod:
     """Of the new triples."""
     budget: str
     """What is conserved or aimed at, in a word, for the record of the run."""
-    needs_history: bool
-    """Whether what it does next, or its scaling, follows from what it did: without its state no run goes on."""
     compiles: bool = True
     """Whether it can observe a model that torch compiles."""
 

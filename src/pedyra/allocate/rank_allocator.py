@@ -72,7 +72,7 @@ class RankAllocator:
         self.method: RankMethod = method_of(config)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
-        self.schedule: Schedule = self.method.schedule(_whole(total_steps))
+        self.schedule: Schedule = self.method.schedule(operator.index(total_steps))
         attached = attach(model, adapter_name, self.method.start, self.method.seed)
         rekey_state(self.optimizer, drop_empty(attached))
         self.layers = trainable(attached)
@@ -84,8 +84,6 @@ class RankAllocator:
         self._read = 0
         self.history: list[dict[str, Any]] = []
         """The records of the adjustments, oldest first; see `_record`."""
-        self.recorded_since = 0
-        """The step after which they begin, see `go_on_after`."""
         self.initial_ranks = self.ranks
         """Layer -> rank at the start of the run."""
         self.initial_parameters = self.parameters
@@ -152,9 +150,8 @@ class RankAllocator:
                 hooks see in the backward pass.
 
         Raises:
-            ValueError: a second call in one step, or the adapter was deleted.
+            ValueError: a second call in one step.
         """
-        _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
         step = self.step + 1
         if self._read == step:
             raise ValueError(
@@ -206,18 +203,12 @@ class RankAllocator:
     def load_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from `checkpoint.run_record` and the tensors of its method, once the factors have the saved ranks.
         Raises ValueError: the tensors do not fit these ranks."""
-        self.step, self.history, self.recorded_since = record["step"], record["history"], record["recorded_since"]
+        self.step, self.history = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._adopt_triples()
         check_state(self.optimizer, self.triples())
         self.run.load(self.step, record["method"], tensors)
         self.run.prepare(self.step)
-
-    def go_on_after(self, step: int) -> None:
-        """Take a run up after `step` without its state: what is observed, and the history, begin there."""
-        self.step = self.recorded_since = step
-        self._adopt_triples()
-        self.run.prepare(step)
 
     def release(self) -> None:
         """Take the hooks off and give the adapter free; the triples stay attached.
@@ -399,14 +390,6 @@ def resize_layers(
         layer.rescale(layer.scaling * plan.rescale.get(layer.name, 1.0))
     move_state(optimizer, replacements)
     return changes
-
-
-def _whole(total_steps: object) -> int:
-    """Optimizer steps of a run as an int, of any kind of whole number; ValueError for others."""
-    try:
-        return operator.index(total_steps)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -239,7 +239,6 @@ def prepare(request: Request) -> Adaptation:
         scores=DenseSensitivity,
         new_triples=reserve_triples,
         check_start=policy.check,
-        needs_history=True,
     )
     adaptation = adaptive(model, method, hooks=ReserveHooks(policy))
     with torch.no_grad():

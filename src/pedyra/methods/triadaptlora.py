@@ -158,7 +158,6 @@ def prepare(request: Request) -> Adaptation:
         new_triples=gaussian_triples,
         check_start=unchecked,
         always_trains_e=True,
-        needs_history=True,
     )
     return adaptive(model, method)
 

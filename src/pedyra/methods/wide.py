@@ -62,7 +62,6 @@ class Wide(RankMethod):
     trains_e = False
     seed = 0  # nothing is drawn
     budget = "size"
-    needs_history = True
     compiles = False
 
     def __post_init__(self) -> None:

@@ -98,7 +98,6 @@ class ScoredMethod(RankSettings, RankMethod):
     """Whether a new triple takes the place of others, so that nothing moves where all layers are at `max_rank`."""
     always_trains_e: bool = False
     """E is trained whatever the start; else where it starts at 0 (`RankSettings.start` "svd")."""
-    needs_history: bool = False
 
     @property
     def trains_e(self) -> bool:  # type: ignore[override]
