@@ -19,11 +19,10 @@ from transformers.trainer_callback import CallbackHandler
 
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.allocate.checkpoint_folder import check_loaded
-from pedyra.allocate.claim import trainable
 from pedyra.allocate.contract import RankConfig, method_of
 from pedyra.allocate.distributed import check_engine, data_parallel, wrap_again
 from pedyra.allocate.optimizer_state import adopt, rekey_state, unwrapped
-from pedyra.allocate.rank_allocator import RankAllocator
+from pedyra.allocate.rank_allocator import RankAllocator, trainable
 from pedyra.allocate.trainer import (
     FirstForward,
     caller,
