@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pedyra.app.runs.setup import request
+from pedyra.methods import gora
 from pedyra.methods.data import Data, model_loss
 from pedyra.methods.gora import observe, ranks_of, start_of_b
 
@@ -35,7 +36,8 @@ def test_the_start_is_minus_the_projected_gradient():
     torch.testing.assert_close(2.0 * B @ A, -0.05 * (9 / 3) ** 0.5 * G @ projection, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_kept_is_that_of_the_averaged_dense_gradient(make_recipe: Any, make_base: Any):
+@pytest.mark.parametrize("memory", [256 << 20, 1])  # in one group, or one layer at a time
+def test_what_is_kept_is_that_of_the_averaged_dense_gradient(make_recipe: Any, make_base: Any, memory: int):
     recipe = make_recipe("gora")
     base, task, _ = make_base(recipe)
     wanted = request(recipe, base, task)
@@ -45,7 +47,7 @@ def test_what_is_kept_is_that_of_the_averaged_dense_gradient(make_recipe: Any, m
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    observed = observe(model, data, seed=0, steps=3)
+    observed = observe(model, data, seed=0, steps=3, memory=memory)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "base_layer" in name)
     for layer in layers_of(model).values():
         layer.get_base_layer().weight.requires_grad_(True)
@@ -114,6 +116,22 @@ def test_many_small_gradients_in_bfloat16_add_up():
     for part in x.split(4):
         total += torch.autograd.grad(base(part).float().square().mean(), base.weight)[0].float()
     torch.testing.assert_close(observed.gradient_of_A, (total / 64) @ observed.A.float().T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_never_holds_more_than_the_limit():
+    class Layer:
+        def __init__(self, numel: int) -> None:
+            self.weight = torch.zeros(numel)
+
+        def get_base_layer(self) -> Any:
+            return self
+
+    layers = [(str(n), Layer(n)) for n in (10, 10, 30, 5, 5, 5)]
+    assert [[name for name, _ in group] for group in gora._groups(layers, 80)] == [
+        ["10", "10"],
+        ["30"],
+        ["5", "5", "5"],
+    ]
 
 
 def test_the_start_lowers_the_loss_and_the_scaling_is_rank_stabilised(prepare: Any, monkeypatch: pytest.MonkeyPatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,6 +22,9 @@ STEPS = 32
 """n: batches whose gradient is averaged."""
 ETA = 5e-2
 """eta_0: the start is about one step of this size down the gradient, within the span of A."""
+MEMORY = 256 << 20
+"""Bytes of dense gradients held at a time; more layers than fit are done one group after another, each over all
+batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,34 +116,49 @@ class Observed:
     """G A^T, `(out, max_rank)`."""
 
 
-def observe(model: PeftModel, data: Data, seed: int, *, steps: int = STEPS) -> dict[str, Observed]:
-    """The averaged gradient of every target weight, as little of it as is needed; no weight is changed.
-
-    Meanwhile the dense gradients of all of them are held, in float32.
-    """
+def observe(
+    model: PeftModel, data: Data, seed: int, *, steps: int = STEPS, memory: int = MEMORY
+) -> dict[str, Observed]:
+    """The averaged gradient of every target weight, as little of it as is needed; no weight is changed."""
     observed: dict[str, Observed] = {}
     model.train()
-    layers = dict(_layers(model))
-    weights = {name: layer.get_base_layer().weight.requires_grad_(True) for name, layer in layers.items()}
-    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    set_seed(seed)  # of dropout
-    for batch in islice(data.batches(), steps):
-        # Zeros for a layer that takes no part in the loss, which then gets the lowest rank.
-        parts = torch.autograd.grad(
-            data.loss(model, batch), list(weights.values()), allow_unused=True, materialize_grads=True
-        )
-        for name, part in zip(weights, parts, strict=True):
-            sums[name] += part
-    for name, layer in layers.items():
-        weight, A = weights[name].requires_grad_(False), layer.lora_A["default"].weight.detach().clone()
-        gradient = sums.pop(name) / steps
-        importance = float((weight.float() * gradient).abs().mean())
-        observed[name] = Observed(importance, A, transpose(gradient, layer.fan_in_fan_out) @ A.float().T)
+    for group in _groups(_layers(model), memory):
+        weights = {name: layer.get_base_layer().weight for name, layer in group}
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+        set_seed(seed)  # every group sees the same batches and the same dropout
+        for batch in islice(data.batches(), steps):
+            # Zeros for a layer that takes no part in the loss, which then gets the lowest rank.
+            parts = torch.autograd.grad(
+                data.loss(model, batch), list(weights.values()), allow_unused=True, materialize_grads=True
+            )
+            for name, part in zip(weights, parts, strict=True):
+                sums[name] += part
+        for name, layer in group:
+            weight, A = weights[name].requires_grad_(False), layer.lora_A["default"].weight.detach().clone()
+            gradient = sums[name] / steps
+            importance = float((weight.float() * gradient).abs().mean())
+            observed[name] = Observed(importance, A, transpose(gradient, layer.fan_in_fan_out) @ A.float().T)
     return observed
 
 
 def _layers(model: nn.Module) -> list[tuple[str, Any]]:
     return [(layer.name, layer.module) for layer in lora_layers(model, "default")]
+
+
+def _groups(layers: list[tuple[str, Any]], limit: int) -> Iterator[list[tuple[str, Any]]]:
+    """Consecutive layers whose gradients fit into `limit` bytes together; a larger one is alone."""
+    group: list[tuple[str, Any]] = []
+    size = 0
+    for name, layer in layers:
+        bytes_needed = 4 * layer.get_base_layer().weight.numel()
+        if group and size + bytes_needed > limit:
+            yield group
+            group, size = [], 0
+        group.append((name, layer))
+        size += bytes_needed
+    yield group
 
 
 METHOD = Method("gora", "LoRA with ranks and start from the gradient (He et al. 2025)", prepare, GoraSettings)
