@@ -87,7 +87,6 @@ def test_numbers_of_lora_may_be_written_as_texts(make_grid):
         ("tasks={toy: {task: cola, folder: 5}}", "tasks.toy.folder is 5; it must be a text"),
         ("tasks={toy: {task: [1]}}", "tasks.toy.task is [1]; it must be a text"),
         ("training.learning_rate=1", "training.learning_rate and learning_rates are both given"),
-        ("baseline=dora", "baseline 'dora' is no row; choose from lora, pedyra"),
         ("match=memory", "match is 'memory': Input should be 'parameters' or 'rank'"),
         ("seed=[0]", "unknown key 'seed'; did you mean 'seeds'?"),
         ("methods.lora.learning_rate=[1]", "unknown key 'methods.lora.learning_rate'; did you mean"),

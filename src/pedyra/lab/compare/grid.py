@@ -94,13 +94,11 @@ class Grid(_GridSection):
     """What is equal for all methods: trainable parameters (within 5 %), or lora.r."""
     judge: Judge = "metric"
     """What chooses rates and is compared: each task's own metric, or the evaluation loss, which is far less noisy."""
-    baseline: str
-    """The row that differences refer to; default: lora, or the first row."""
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
-        """Lists of names become mappings, rows know their method, and the baseline is found."""
+        """Lists of names become mappings, and rows know their method."""
         if not isinstance(data, dict):
             return data
         data = dict(data)
@@ -112,7 +110,6 @@ class Grid(_GridSection):
             data["methods"] = {
                 name: {"method": name, **row} if isinstance(row, dict) else row for name, row in methods.items()
             }
-            data.setdefault("baseline", "lora" if "lora" in methods else next(iter(methods), ""))
         if "name" in data:
             data.setdefault("output_dir", f"runs/{data['name']}")
         return data
@@ -169,8 +166,6 @@ class Grid(_GridSection):
             raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
         if self.learning_rates and "learning_rate" in self.training:
             raise ValueError("training.learning_rate and learning_rates are both given; keep learning_rates")
-        if self.baseline not in self.methods:
-            raise ValueError(f"baseline {self.baseline!r} is no row; choose from {', '.join(self.methods)}")
         for name in self.methods:
             if self.match_of(name) == "parameters" and self._in_full(name) != self._in_full(self.baseline):
                 raise ValueError(
@@ -180,6 +175,11 @@ class Grid(_GridSection):
         for label, settings in self.tasks.items():
             task_data(label, settings, self.data_dir)
         return self
+
+    @property
+    def baseline(self) -> str:
+        """The row that all others are matched with and compared with: lora, or the first."""
+        return "lora" if "lora" in self.methods else next(iter(self.methods))
 
     @property
     def all_budgets(self) -> list[int]:

@@ -152,11 +152,6 @@ class Comparison:
     missing: int = 0
     """Reported runs of the grid that are not there."""
 
-    @property
-    def reference(self) -> str:
-        """The row that parameters, time and memory are relative to: lora where it is one, else the baseline."""
-        return "lora" if "lora" in self.grid.methods else self.grid.baseline
-
     def values(self, method: str, task: str, budget: int, key: str = "value") -> dict[int, Any]:
         """Seed -> value of an entry's runs."""
         mine = (row for row in self.rows if (row["method"], row["task"], row["budget"]) == (method, task, budget))
@@ -169,11 +164,11 @@ class Comparison:
         return fmean(known) if known else None
 
     def ratio(self, key: str, method: str, budget: int) -> float | None:
-        """A number relative to the reference's, summed over the tasks and seeds where both have runs."""
+        """A number relative to the baseline's, summed over the tasks and seeds where both have runs."""
         known = [row for row in self.rows if row["budget"] == budget and row[key] is not None]
         ours, theirs = (
             {(row["task"], row["seed"]): row[key] for row in known if row["method"] == of}
-            for of in (method, self.reference)
+            for of in (method, self.grid.baseline)
         )
         shared = ours.keys() & theirs.keys()
         total = sum(theirs[run] for run in shared)

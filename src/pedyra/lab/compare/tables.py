@@ -76,14 +76,14 @@ def _values_table(comparison: Comparison, budget: int) -> TextTable:
             found = comparison.values(method, task, budget, "metrics").values()
             row[f"{task} ({metric})"] = _mean_and_error([metrics[metric] for metrics in found])
         rows.append(row | _resources(comparison, method, budget))
-    note = f"Mean ± standard error over seeds {_listed(grid.seeds)}. Factors are relative to {comparison.reference}."
+    note = f"Mean ± standard error over seeds {_listed(grid.seeds)}. Factors are relative to {grid.baseline}."
     if own:
         note += " Rates were chosen by the loss."
     return TextTable(f"{grid.name}: budget r = {budget}, equal {grid.match}", rows, note)
 
 
 def _resources(comparison: Comparison, method: str, budget: int) -> dict[str, str]:
-    """What a row takes, and its factor to the reference; and what fit left of it, where it was asked."""
+    """What a row takes, and its factor to the baseline; and what fit left of it, where it was asked."""
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "parameters": ("trainable_parameters", lambda count: f"{count:,.0f}"),
         "time": ("seconds", format_seconds),
