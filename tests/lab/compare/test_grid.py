@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.lab.compare.grid import load_grid
+from pedyra.lab.compare.grid import check_grid, load_grid
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -35,16 +35,9 @@ def test_a_row_has_its_own_method_settings_and_rates(make_grid):
     assert grid.baseline == "pedyra"  # the first, where there is no lora
 
 
-def test_without_rates_the_one_of_training_is_used_as_given(make_grid):
-    grid = make_grid("training.learning_rate=3e-4", learning_rates=None)
-    assert grid.rates("lora") == [3e-4]
-    assert make_grid(learning_rates=None).rates("lora") == [2e-4]  # the recipes' default
-
-
-@pytest.mark.parametrize("rate", ["'1e-3'", "null", "true", "-1", ".nan"])
-def test_a_rate_of_training_is_a_number_above_0(make_grid, rate):
-    with pytest.raises(ValueError, match=r"training.learning_rate is .*; it must be a number above 0"):
-        make_grid(f"training.learning_rate={rate}", learning_rates=None)
+def test_without_rates_a_grid_has_that_of_a_recipe(folder):
+    content = {"name": "x", "model": {"name": "tiny-bert"}, "methods": ["lora"], "tasks": ["toy"], "seeds": [0]}
+    assert check_grid(content, "x").rates("lora") == [2e-4]
 
 
 def test_numbers_of_lora_may_be_written_as_texts(make_grid):
@@ -61,32 +54,29 @@ def test_numbers_of_lora_may_be_written_as_texts(make_grid):
         ("methods=[lora, pedira]", "method 'pedira' is unknown; did you mean 'pedyra'?"),
         ("tasks=[colla]", "task 'colla' is unknown; did you mean 'cola'?"),
         ("tasks.mine={task: sst}", "task 'sst' is unknown; did you mean 'sst2'?"),
-        ("methods=[]", "the grid has no jobs: methods is empty"),
-        ("tasks=[]", "the grid has no jobs: tasks is empty"),
-        ("seeds=[]", "the grid has no jobs: seeds is empty"),
-        ("budgets=[]", "the grid has no jobs: budgets is empty"),
-        ("seeds=[0, 0]", "seeds has 0 twice"),
-        ("methods=[lora, lora]", "methods has 'lora' twice"),
+        ("methods=[]", "methods is {}: Dictionary should have at least 1 item"),
+        ("tasks=[]", "tasks is {}: Dictionary should have at least 1 item"),
+        ("seeds=[]", "seeds is []: List should have at least 1 item"),
+        ("budgets=[]", "budgets is []: List should have at least 1 item"),
+        ("seeds=[0, 0]", "seeds is [0, 0]: Input should have each value once"),
         ("seeds=[0, 1000]", "seed 1000 is in seeds and in tuning.seeds"),
-        ("seeds=[4294967296]", "seed 4294967296 is none; seeds and tuning.seeds are from 0 to 4294967295"),
-        ("tuning.seeds=[-1]", "seed -1 is none"),
-        ("methods={../up: {method: lora}}", "methods has the name '../up'"),
-        ("methods={'': {method: lora}}", "methods has the name ''"),
-        ("tasks={..: {source: toy}}", "tasks has the name '..'"),
-        ("tasks={'a\\b': {source: toy}}", "which a folder gets too"),
-        ("learning_rates=[0]", "a learning rate is above 0"),
-        ("learning_rates=[.nan]", "a learning rate is above 0"),
-        ("learning_rates=[.inf]", "a learning rate is above 0"),
-        ("learning_rates=[0.00123456, 0.001234561]", "learning_rates, to six digits, has '0.00123456' twice"),
-        ("methods.lora.learning_rates=[1, 1]", "methods.lora.learning_rates, to six digits, has '1' twice"),
-        ("learning_rates=[true]", "learning_rates is [True]: Input should be numbers, not true or false"),
-        ("budgets=[true]", "budgets is [True]: Input should be numbers"),
-        ("seeds=[true, 0]", "seeds is [True, 0]: Input should be numbers"),
-        ("tuning.seeds=[true]", "tuning.seeds is [True]: Input should be numbers"),
+        ("seeds=[4294967296]", "seeds.0 is 4294967296: Input should be less than or equal to 4294967295"),
+        ("tuning.seeds=[-1]", "tuning.seeds.0 is -1: Input should be greater than or equal to 0"),
+        ("methods={../up: {method: lora}}", "'../up' is the name of a folder too"),
+        ("methods={'': {method: lora}}", "'' is the name of a folder too"),
+        ("tasks={..: {source: toy}}", "'..' is the name of a folder too"),
+        ("tasks={'a\\b': {source: toy}}", "is the name of a folder too"),
+        ("learning_rates=[0]", "learning_rates.0 is 0: Input should be greater than 0"),
+        ("learning_rates=[.nan]", "learning_rates.0 is nan: Input should be"),
+        ("learning_rates=[.inf]", "learning_rates.0 is inf: Input should be a finite number"),
+        ("learning_rates=['1e-3']", "learning_rates.0 is '1e-3': Input should be a valid number"),
+        ("learning_rates=[0.00123456, 0.001234561]", "Input should have each value once, of rates to six digits"),
+        ("methods.lora.learning_rates=[1, 1]", "methods.lora.learning_rates is [1, 1]: Input should have each value"),
+        ("learning_rates=[true]", "learning_rates.0 is True: Input should be a valid number"),
+        ("budgets=[true]", "budgets.0 is True: Input should be a valid integer"),
+        ("seeds=[true, 0]", "seeds.0 is True: Input should be a valid integer"),
         ("methods.lora.lora.use_rslora=x", "methods.lora.lora: use_rslora is 'x'"),
-        ("tasks={toy: {task: cola, folder: 5}}", "tasks.toy.folder is 5; it must be a text"),
-        ("tasks={toy: {task: [1]}}", "tasks.toy.task is [1]; it must be a text"),
-        ("training.learning_rate=1", "training.learning_rate and learning_rates are both given"),
+        ("training.learning_rate=1", "training.learning_rate is given; a grid has it as learning_rates"),
         ("match=memory", "match is 'memory': Input should be 'parameters' or 'rank'"),
         ("seed=[0]", "unknown key 'seed'; did you mean 'seeds'?"),
         ("methods.lora.learning_rate=[1]", "unknown key 'methods.lora.learning_rate'; did you mean"),
@@ -95,7 +85,6 @@ def test_numbers_of_lora_may_be_written_as_texts(make_grid):
         ("lora.r=0", "lora: r is 0"),
         ("lora.alpha=abc", "lora: alpha is 'abc'"),
         ("methods.lora.lora.r=3", "methods.lora.lora.r follows from budgets and match"),
-        ("tasks.mine={source: a.jsonl, folder: x}", "tasks.mine.folder is for named tasks"),
     ],
 )
 def test_a_mistake_is_one_line(make_grid, override: str, told: str):

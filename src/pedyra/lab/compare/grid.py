@@ -6,12 +6,11 @@ A grid looks like a recipe (`model`, `lora`, `rank`, `training` mean the same an
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from pedyra.app.recipe import TRAINING_DEFAULTS
@@ -24,17 +23,30 @@ Match = Literal["parameters", "rank"]
 Judge = Literal["metric", "loss"]
 
 
-class _GridSection(Section):
-    @field_validator("seeds", "budgets", "learning_rates", mode="before", check_fields=False)
-    @classmethod
-    def _no_yes_among_numbers(cls, value: Any) -> Any:
-        """As a recipe has it of a single number."""
-        if isinstance(value, list) and any(isinstance(each, bool) for each in value):
-            raise PydanticCustomError("number", "Input should be numbers, not true or false")
-        return value
+def _distinct(values: list[Any]) -> list[Any]:
+    """A run's folder is named by its rate in six digits."""
+    if len({value if isinstance(value, int) else f"{value:g}" for value in values}) < len(values):
+        raise PydanticCustomError("distinct", "Input should have each value once, of rates to six digits")
+    return values
 
 
-class MethodRow(_GridSection):
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+        raise ValueError(f"{name!r} is the name of a folder too; give one without / and \\ that is not empty, . or ..")
+    return name
+
+
+# Strict: true is no number.
+Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+Budget = Annotated[int, Field(strict=True, ge=1)]
+Budgets = Annotated[list[Budget], Field(min_length=1), AfterValidator(_distinct)]
+Rate = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Rates = Annotated[list[Rate], Field(min_length=1), AfterValidator(_distinct)]
+Name = Annotated[str, AfterValidator(_folder_name)]
+
+
+class MethodRow(Section):
     """One row of the table: a method and what it has for itself."""
 
     # `training` is the grid's alone: the comparison is at equal steps and data order, and no row may choose its best
@@ -42,7 +54,7 @@ class MethodRow(_GridSection):
 
     method: str
     """Name of the method; default: the row's own name."""
-    learning_rates: list[float] | None = Field(default=None, min_length=1)
+    learning_rates: Rates | None = None
     """Rates to choose from; default: the grid's."""
     match: Match | None = None
     """What is equal to the baseline's; default: the grid's. `rank` leaves lora.r as it is, whatever its parameters."""
@@ -53,16 +65,16 @@ class MethodRow(_GridSection):
     method_settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class TuningSection(_GridSection):
+class TuningSection(Section):
     """How learning rates are chosen: on rows split off the training rows, never on the reported ones."""
 
-    seeds: list[int] = Field(default=[1000], min_length=1)
+    seeds: Seeds = [1000]
     """Seeds of the tuning runs; none of them may be a reported seed."""
     rows: int | None = Field(default=None, ge=1)
     """A tuning run trains on nine tenths of the training rows, and is judged on at most so many of the others."""
 
 
-class Grid(_GridSection):
+class Grid(Section):
     """One comparison."""
 
     name: str
@@ -77,18 +89,18 @@ class Grid(_GridSection):
     """As a recipe's: asked of the adapter of every reported run, and shown in the table."""
     generate: dict[str, Any] = Field(default_factory=dict)
     """As a recipe's: `pedyra eval` of a run then has its model answer these test sets. Training knows nothing of it."""
-    methods: dict[str, MethodRow]
+    methods: dict[Name, MethodRow] = Field(min_length=1)
     """Rows of the table: a list of method names, or names with what each row has for itself."""
-    tasks: dict[str, dict[str, Any]]
+    tasks: dict[Name, dict[str, Any]] = Field(min_length=1)
     """A list of named tasks, or names with keys of `data`."""
     data_dir: str | None = None
     """Folder of local files <task>/<split>.jsonl.gz; default: named tasks come from the Hub."""
-    seeds: list[int]
+    seeds: Seeds
     """Reported seeds: of the head, the adapter, the data order, and the rows drawn by data.train_rows."""
-    budgets: list[int] | None = None
+    budgets: Budgets | None = None
     """Budgets, each the lora.r of the baseline; default: lora.r. Scaling alpha / r is the same at every rank."""
-    learning_rates: list[float] | None = Field(default=None, min_length=1)
-    """Rates to choose from, for every method without its own; default: training.learning_rate alone, as given."""
+    learning_rates: Rates = [TRAINING_DEFAULTS["learning_rate"]]
+    """Rates to choose from, for every method without its own; one alone is used as it is."""
     tuning: TuningSection = TuningSection()
     match: Match = "parameters"
     """What is equal for all methods: trainable parameters (within 5 %), or lora.r."""
@@ -103,8 +115,10 @@ class Grid(_GridSection):
             return data
         data = dict(data)
         for key in ("methods", "tasks"):
-            if isinstance(data.get(key), (list, dict)):
-                data[key] = {str(name): value or {} for name, value in _named(data[key], key)}
+            if isinstance(data.get(key), list):
+                data[key] = dict.fromkeys(map(str, data[key]))
+            if isinstance(data.get(key), dict):
+                data[key] = {str(name): value or {} for name, value in data[key].items()}
         methods = data.get("methods")
         if isinstance(methods, dict):
             data["methods"] = {
@@ -134,38 +148,11 @@ class Grid(_GridSection):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
-        for key in ("methods", "tasks", "seeds", "budgets"):
-            values = getattr(self, key)
-            if values is not None and not len(values):
-                raise ValueError(f"the grid has no jobs: {key} is empty; give at least one")
-        for key in ("methods", "tasks"):
-            for name in getattr(self, key):
-                if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
-                    raise ValueError(
-                        f"{key} has the name {name!r}, which a folder gets too; give one without / and \\ that is not "
-                        f"empty, . or .."
-                    )
-        for key in ("seeds", "budgets"):
-            _refuse_repeats(getattr(self, key) or (), key)
-        _refuse_repeats(self.tuning.seeds, "tuning.seeds")
-        for name in (None, *self.methods):
-            where = f"methods.{name}.learning_rates" if name else "learning_rates"
-            rates = self.methods[name].learning_rates if name else self.learning_rates
-            # A folder is named by them so.
-            _refuse_repeats([f"{rate:g}" for rate in rates or ()], f"{where}, to six digits,")
-            if not all(0 < rate < math.inf for rate in rates or ()):
-                raise ValueError(f"{where} is {rates}; a learning rate is above 0 and finite")
-        alone = self.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"])
-        if isinstance(alone, bool) or not isinstance(alone, (int, float)) or not 0 < alone < math.inf:
-            raise ValueError(f"training.learning_rate is {alone!r}; it must be a number above 0, such as 1e-3")
-        for seed in (*self.seeds, *self.tuning.seeds):
-            if not 0 <= seed <= LARGEST_SEED:
-                raise ValueError(f"seed {seed} is none; seeds and tuning.seeds are from 0 to {LARGEST_SEED}")
         shared = set(self.seeds) & set(self.tuning.seeds)
         if shared and any(len(self.rates(name)) > 1 for name in self.methods):
             raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
-        if self.learning_rates and "learning_rate" in self.training:
-            raise ValueError("training.learning_rate and learning_rates are both given; keep learning_rates")
+        if "learning_rate" in self.training:
+            raise ValueError("training.learning_rate is given; a grid has it as learning_rates: [...]")
         for name in self.methods:
             if self.match_of(name) == "parameters" and self._in_full(name) != self._in_full(self.baseline):
                 raise ValueError(
@@ -193,8 +180,7 @@ class Grid(_GridSection):
 
     def rates(self, method: str) -> list[float]:
         """The learning rates of a row, lowest first; one alone is used as it is, without tuning."""
-        alone = [self.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"])]
-        return sorted(self.methods[method].learning_rates or self.learning_rates or alone)
+        return sorted(self.methods[method].learning_rates or self.learning_rates)
 
     def match_of(self, method: str) -> Match:
         return self.methods[method].match or self.match
@@ -235,20 +221,6 @@ def check_grid(content: dict[str, Any], where: str) -> Grid:
         return Grid.model_validate(content)
     except ValidationError as error:
         raise ValueError(f"{where}: {one_line(error, Grid, depth=3)}") from None
-
-
-def _named(entries: list[Any] | dict[str, Any], key: str) -> Iterable[tuple[Any, Any]]:
-    if isinstance(entries, dict):
-        return entries.items()
-    _refuse_repeats([str(entry) for entry in entries], key)
-    return ((entry, None) for entry in entries)
-
-
-def _refuse_repeats(values: Iterable[Any], key: str) -> None:
-    values = list(values)
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{key} has {value!r} twice; list each one once")
 
 
 def grid_schema() -> dict[str, Any]:

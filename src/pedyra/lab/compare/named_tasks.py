@@ -83,16 +83,10 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
             are read.
     """
     changes = dict(settings or {})
-    for key in ("task", "folder"):
-        if not isinstance(changes.get(key, ""), str):
-            raise ValueError(f"tasks.{label}.{key} is {changes[key]!r}; it must be a text")
     if "source" in changes:
-        for key in ("task", "folder"):
-            if key in changes:
-                raise ValueError(f"tasks.{label}.{key} is for named tasks, and this one has a source; remove one")
         return changes
-    name = changes.pop("task", label)
-    folder = changes.pop("folder", name)
+    name = str(changes.pop("task", label))
+    folder = str(changes.pop("folder", name))
     if name not in NAMES:
         hint = did_you_mean(name, NAMES, otherwise=f"known are {', '.join(NAMES)}.")
         raise ValueError(f"task {name!r} is unknown; {hint} A task of your own has a source (tasks.{label}.source)")
