@@ -152,7 +152,7 @@ def test_the_state_of_a_loaded_parameter_of_the_same_shape_is_kept():
 
 
 def test_a_rank_of_zero_is_resumed_in_a_loop_of_ones_own(make_net, train_net):
-    """bitsandbytes has a way of its own to load a state, also that of parameters without an element."""
+    """bitsandbytes loads a state without the hooks by which a rank 0, one zero row on disk, is none again."""
     model = make_net(r=1, trained=True)
     optimizer = bnb.optim.AdamW8bit(trainable(model), lr=1e-2)
     settings = forced(min_rank=0, interval=2, initial_warmup=1, final_warmup=3, moves=1)

@@ -24,6 +24,7 @@ from pedyra.allocate.optimizer_state import (
     check_state,
     move_state,
     rekey_state,
+    save_as_on_disk,
     unwrapped,
 )
 from pedyra.allocate.schedule import Schedule
@@ -107,6 +108,7 @@ class RankAllocator:
         for layer in self.layers:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
+        self._saving = save_as_on_disk(self.optimizer)
         self._state_is_known = False
         self.run: MethodRun = self.method.begin(run)
         """The method in this run."""
@@ -222,6 +224,8 @@ class RankAllocator:
         """
         self._trained.rekey()
         self.run.release()
+        for handle in self._saving:
+            handle.remove()
         give_up(self.layers)
 
     def describe(self) -> dict[str, Any]:
