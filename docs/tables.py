@@ -266,20 +266,24 @@ def rank_curve() -> Cells:
 def language() -> Cells:
     """Text that a real decoder hardly knows, each method at its best rate."""
     rates, every = (0.001, 0.003, 0.01, 0.03, 0.1), rows("language")
-    heads = [*(f"rate {rate:g}" for rate in rates), "loss at the best", "lower than LoRA's, r = 1, by"]
-    cells = [["text", "method", "r", *heads]]
-    for task, method, r in dict.fromkeys((row["task"], row["method"], row["budget"]) for row in every):
+    heads = [*(f"rate {rate:g}" for rate in rates), "loss at the best"]
+    cells = [["text", "r", "method", *heads, "lower than LoRA's of its size by", "lower than LoRA's, r = 1, by"]]
+    names = {"lora": "LoRA", "adalora": "AdaLoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA"}
+    cases = dict.fromkeys((row["task"], row["budget"], row["method"]) for row in every)
+    for task, r, method in sorted(cases, key=lambda case: (list(TEXTS).index(case[0]), case[1])):
         found = where(every, task=task)
-        narrow = by_seed(where(found, kind="reported", method="lora", budget=1), "eval_loss")
         tried = where(found, kind="tuning", method=method, budget=r)
         tuned = {row["learning_rate"]: f"{row['eval_loss']:.3f}" for row in tried}
-        losses = by_seed(where(found, kind="reported", method=method, budget=r), "eval_loss")
-        reported = ["not run", ""]
-        if losses:
-            reported = [spread(losses.values()), "" if losses == narrow else gain(narrow, losses)]
-        name = {"lora": "LoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA"}.get(method, method)
+        ours, same, narrow = (
+            by_seed(where(found, kind="reported", method=of, budget=size), "eval_loss")
+            for of, size in ((method, r), ("lora", r), ("lora", 1))
+        )
+        reported = ["not run", "", ""]
+        if ours:
+            reported = [spread(ours.values()), "" if method == "lora" else gain(same, ours)]
+            reported.append(gain(narrow, ours) if r > 1 else "")
         told = [*(tuned.get(rate, "") for rate in rates), *reported]
-        cells.append([TEXTS[task], name, str(r), *told])
+        cells.append([TEXTS[task], str(r), names.get(method, method), *told])
     return cells
 
 
