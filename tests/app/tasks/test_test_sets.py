@@ -129,7 +129,7 @@ def test_a_scorer_that_is_not_installed_is_told(score: str, package: str, monkey
 
 
 def test_a_set_that_nobody_named_asks_for_no_scorer_before_it_is_scored(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     data = {"kind": "seq2seq", **TEMPLATE, "max_length": None}
     (found,) = load(data, {}, "tiny-bart")
     with pytest.raises(ImportError, match="rouge-score"):
