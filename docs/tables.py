@@ -505,18 +505,23 @@ def sst2() -> Cells:
     return cells
 
 
-@table("table 5, MRPC")
-def table_5_on_mrpc() -> Cells:
-    """LoRA and PE-DyRA are those of Table 13, whose runs it shares."""
-    shared = [(name, where(rows("paper_table13"), row=f"MRPC, {name}")[0]["values"]) for name in ("LoRA", "PE-DyRA")]
-    alone = [(row["row"], row["values"]) for row in rows("paper_table5_mrpc")]
-    published = {"LoRA": 89.70, "+Prune": 90.20, "+Expand": 90.69, "PE-DyRA": 91.18}
-    (_, lora), both = shared
-    cells = [["row", "accuracy", "less LoRA", "published less LoRA"]]
-    for name, values in [shared[0], *alone, both]:
-        less = "" if name == "LoRA" else gain(values, lora, 1)
-        told = "" if name == "LoRA" else f"{published[name] - published['LoRA']:+.2f}"
-        cells.append([name, spread(values.values(), 1), less, told])
+@table("tables 5 and 11, MRPC")
+def tables_5_and_11_on_mrpc() -> Cells:
+    """LoRA and PE-DyRA are those of Table 13, whose runs Table 5 shares."""
+    shared = [where(rows("paper_table13"), row=f"MRPC, {name}")[0] for name in ("LoRA", "PE-DyRA")]
+    values = {name: row["values"] for name, row in zip(("LoRA", "PE-DyRA"), shared, strict=True)}
+    published = {"LoRA": 89.70, "PE-DyRA": 91.18}
+    for row in (*rows("paper_table5_mrpc"), *rows("paper_table11_mrpc")):
+        values[row["row"]], published[row["row"]] = row["values"], row["published"]
+    cells = [["table", "row", "accuracy", "compared with", "difference", "published"]]
+    order = [("5", "LoRA", ("LoRA", "+Prune", "+Expand", "PE-DyRA")), ("11", "PiSSA", ("PiSSA", "PE-DyRA+PiSSA"))]
+    for place, other, names in order:
+        for name in names:
+            told = ["", "", ""]
+            if name != other:
+                less = gain(values[name], values[other], 1)
+                told = [other, less, f"{published[name] - published[other]:+.2f}"]
+            cells.append([place, name, spread(values[name].values(), 1), *told])
     return cells
 
 
