@@ -148,6 +148,10 @@ def test_a_narrower_call_leaves_the_rows_of_the_others(make_grid, calls, folder)
     lora = [key(row) for row in rows(reported) if row["method"] == "lora"]
     assert lora == [("lora", 0, 0.01)]  # those at the other rate would be of another comparison
     assert len(rows(reported)) == 4
+    assert sorted(map(key, rows(tuning))) == sorted(map(key, tuned))
+    compare_grid(make_grid("methods=[lora]", "seeds=[0]", "learning_rates=[0.1, 1]"))
+    assert {key(row)[2] for row in rows(tuning) if row["method"] == "lora"} == {0.01, 0.1, 1}
+    assert sum(row["chosen"] for row in rows(tuning) if row["method"] == "lora") == 1
 
 
 def test_a_call_whose_runs_fail_leaves_the_rows_of_the_others(make_grid, folder, monkeypatch):

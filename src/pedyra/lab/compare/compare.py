@@ -85,9 +85,14 @@ def _keep(comparison: Comparison, before: Mapping[str, Sequence[Row]]) -> None:
     tuned = [
         {**row, "chosen": row["learning_rate"] == curve.chosen} for curve in comparison.curves for row in curve.rows
     ]
+    chosen, made = {_entry(row) for row in tuned}, {_run(row) for row in tuned}
     others = {
         REPORTED: [row for row in before[REPORTED] if is_other(row)],
-        TUNING: [row for row in before[TUNING] if _entry(row) not in entries],
+        TUNING: [
+            {**row, "chosen": row["chosen"] and _entry(row) not in chosen}  # of a row's rates one is chosen
+            for row in before[TUNING]
+            if _run(row) not in made
+        ],
     }
     for name, rows in ((REPORTED, comparison.rows), (TUNING, tuned)):
         named = [{**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows]
@@ -96,6 +101,10 @@ def _keep(comparison: Comparison, before: Mapping[str, Sequence[Row]]) -> None:
 
 def _entry(row: Row) -> Entry:
     return Entry(row["method"], row["task"], row["budget"])
+
+
+def _run(row: Row) -> tuple[Entry, int, float]:
+    return _entry(row), row["seed"], row["learning_rate"]
 
 
 def _changes(entry: Entry, matched: Matched) -> str:
