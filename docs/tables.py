@@ -265,7 +265,7 @@ def rank_curve() -> Cells:
 @table("language")
 def language() -> Cells:
     """Text that a real decoder hardly knows, each method at its best rate."""
-    rates, every = (0.001, 0.003, 0.0055, 0.01, 0.03, 0.1), rows("language")
+    rates, every = (0.001, 0.0017, 0.003, 0.0055, 0.01, 0.03, 0.1), rows("language")
     heads = [*(f"rate {rate:g}" for rate in rates), "loss at the best"]
     cells = [["text", "r", "method", *heads, "lower than LoRA's of its size by", "lower than LoRA's, r = 1, by"]]
     names = {"lora": "LoRA", "adalora": "AdaLoRA", "pedyra": "PE-DyRA", "pissa": "PiSSA", "eva": "EVA"}
