@@ -24,7 +24,8 @@ from pedyra.fitting.judge import Batch, Judge, gap
 from pedyra.lora.factors import BFactor
 
 RATE = 0.01
-"""Of the first step, as a part of a factor's root mean square; it falls to 0 linearly (docs/decisions.md)."""
+"""Of the first step, as a part of a factor's root mean square; it falls to 0 linearly. On the demo 0.003 does half as
+much, and 0.02 the same."""
 
 
 def evened(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:

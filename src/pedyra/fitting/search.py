@@ -35,9 +35,11 @@ SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 /
 PROOFS = 6
 """Sizes of the proof at most, as they are cut."""
 ENOUGH = 1 / 4
-"""Part of the parameters that is small enough: recovery, which takes longer than the cut, is for what is above it."""
+"""Part of the parameters that is small enough: recovery is for what is left above it, since it costs more time than the
+cut itself."""
 DOUBTS = (0.03, 0.02)
-"""Of the sizes as they are cut and of those after recovery, where both may be asked; together 1 - CONFIDENCE."""
+"""Of the sizes as they are cut and of those after recovery, where both may be asked; together 1 - CONFIDENCE. Of eleven
+fits at the whole doubt two would have kept more at 0.03, and four at 0.025."""
 ABOVE, BELOW = 4.0, 2**-0.5
 """The first size of the proof is at least so many times the one that was found, and the last one is this part of it.
 The first is far above, because where it is rejected nothing is proved, and few rows for the choice are often too
