@@ -77,7 +77,7 @@ class RankAllocator:
         self.method: RankMethod = method_of(config)
         self.optimizer = unwrapped(optimizer)
         check_optimizer(self.optimizer)
-        self.schedule: Schedule = self.method.schedule(operator.index(total_steps))
+        self.schedule: Schedule = self.method.schedule(_whole(total_steps))
         attached = attach(model, adapter_name, self.method.start, self.method.seed)
         rekey_state(self.optimizer, drop_empty(attached))
         self.layers = trainable(attached)
@@ -156,8 +156,9 @@ class RankAllocator:
                 hooks see in the backward pass.
 
         Raises:
-            ValueError: a second call in one step.
+            ValueError: a second call in one step, or the adapter was deleted.
         """
+        _ = self.layers[0].a  # an adapter that was deleted is told in steps, too, in which nothing else looks
         step = self.step + 1
         if self._read == step:
             raise ValueError(
@@ -446,6 +447,14 @@ def give_up(layers: Sequence[AdaptedLayer]) -> None:
     """The inverse of `claim`."""
     for layer in filter(holds_triples, layers):  # not deleted since, nor detached
         _OWNERS.pop(layer.a, None)
+
+
+def _whole(total_steps: object) -> int:
+    """Optimizer steps of a run as an int, of any kind of whole number; ValueError for others."""
+    try:
+        return operator.index(total_steps)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"total_steps is {total_steps!r}; it is a whole number of optimizer steps") from None
 
 
 def _is_compiled(model: nn.Module) -> bool:
