@@ -101,8 +101,8 @@ def _check_layers(model: PeftModel, forward: Callable[[], object], needed: int) 
             )
         if layer.in_features < needed:
             raise ValueError(
-                f"the inputs of {name} have {layer.in_features} components, but EVA looks for {needed} (2 "
-                f"lora.r); lower lora.r"
+                f"the inputs of {name} have {layer.in_features} components, but EVA looks for {needed} "
+                f"({RHO:g} lora.r); lower lora.r"
             )
 
 
@@ -110,7 +110,7 @@ def _check_vectors(found: int, needed: int, where: str = "") -> None:
     """PEFT passes over a layer that sees too few vectors in a batch, and would wait for it for ever."""
     if found < needed:
         raise ValueError(
-            f"a batch has {found} vectors{where}, but EVA needs {needed} (2 lora.r) for as many "
+            f"a batch has {found} vectors{where}, but EVA needs {needed} ({RHO:g} lora.r) for as many "
             f"components; raise training.per_device_train_batch_size"
         )
 

@@ -58,6 +58,7 @@ def test_numbers_of_lora_may_be_written_as_texts(make_grid):
         ("tasks=[]", "tasks is {}: Dictionary should have at least 1 item"),
         ("seeds=[]", "seeds is []: List should have at least 1 item"),
         ("budgets=[]", "budgets is []: List should have at least 1 item"),
+        ("methods=[lora, lora]", "methods has 'lora' twice; list each one once"),
         ("seeds=[0, 0]", "seeds is [0, 0]: Input should have each value once"),
         ("seeds=[0, 1000]", "seed 1000 is in seeds and in tuning.seeds"),
         ("seeds=[4294967296]", "seeds.0 is 4294967296: Input should be less than or equal to 4294967295"),

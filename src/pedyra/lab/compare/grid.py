@@ -116,7 +116,10 @@ class Grid(Section):
         data = dict(data)
         for key in ("methods", "tasks"):
             if isinstance(data.get(key), list):
-                data[key] = dict.fromkeys(map(str, data[key]))
+                names = [str(name) for name in data[key]]
+                if twice := next((name for name in names if names.count(name) > 1), None):
+                    raise ValueError(f"{key} has {twice!r} twice; list each one once")
+                data[key] = dict.fromkeys(names)
             if isinstance(data.get(key), dict):
                 data[key] = {str(name): value or {} for name, value in data[key].items()}
         methods = data.get("methods")
