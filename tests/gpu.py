@@ -49,7 +49,9 @@ WARMUP = 3
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2", help="as of bench step, or a folder or Hub name of a causal LM")
+    parser.add_argument(
+        "--model", default="llama-512x8", help="as of bench step, or a causal LM: a folder, a name of the Hub"
+    )
     parser.add_argument("--steps", type=int, default=200, help="of each method in the table")
     parser.add_argument("--rounds", type=int, default=20, help="of bench step")
     parser.add_argument("--batch", type=int, default=8)
@@ -62,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     device = "cpu" if given.cpu else "cuda"
     if given.worker:
         return worker(device)
+    try:
+        checked_name(given.model)
+    except ValueError as error:
+        parser.error(f"--model: {error}")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no CUDA device; --cpu runs the same on the processor")
     count = (
@@ -285,9 +291,13 @@ def chosen_model(given: Any, dtype: torch.dtype) -> tuple[BenchModel, list[dict[
         model = BenchModel(given.model, loaded, "CAUSAL_LM", len(tokenizer), given.batch, given.length)
         return model, in_rows(lambda text: tokenizer(text)["input_ids"], given.length, count)
     model = replace(bench_model(given.model, dtype), batch=given.batch, length=given.length)
-    if model.task_type != "CAUSAL_LM":
-        raise ValueError(f"--model {given.model} is no causal language model")
     return model, in_rows(lambda text: [1 + byte for byte in text.encode()], given.length, count)
+
+
+def checked_name(model: str) -> None:
+    """Raise ValueError for a model that the bench does not know, or that is no causal language model."""
+    if not is_named(model) and bench_model(model).task_type != "CAUSAL_LM":
+        raise ValueError(f"{model} is no causal language model; take llama-WIDTHxDEPTH, a folder or a name of the Hub")
 
 
 def is_named(model: str) -> bool:

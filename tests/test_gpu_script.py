@@ -31,6 +31,13 @@ def test_every_part_is_measured_on_a_cpu(tmp_path: Path):
     assert text.count("\n## ") == 4 and "failed" not in text
 
 
+@pytest.mark.parametrize("name", ["minilm", "llama-33x1"])
+def test_a_model_that_cannot_be_measured_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], name):
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT))["main"](["--cpu", "--model", name, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2 and name in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_without_a_gpu_it_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     import torch
 

@@ -72,6 +72,14 @@ def test_what_is_no_factor_is_refused_by_vllm(make_llama: Any, tmp_path: Path, f
     assert not any("vllm" in line for line in serving_lines(out, "peft"))
 
 
+def test_an_embedding_of_a_resized_vocabulary_is_refused_by_vllm(make_llama: Any, tmp_path: Path):
+    make_llama().save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
+    (refused,) = json.loads((out / "pedyra_export.json").read_text())["vllm"]["refused_for"]
+    assert refused.endswith(("lm_head.weight", "embed_tokens.weight"))
+    assert not any("vllm" in line for line in serving_lines(out, "peft"))
+
+
 def test_a_merged_language_model_is_served_without_an_adapter(llama: Path, tmp_path: Path):
     out = export_adapter(llama, "merged", tmp_path / "merged")
     assert serving_lines(out, "merged") == [f"vllm serve {out}"]

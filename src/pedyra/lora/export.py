@@ -25,7 +25,6 @@ from torch import Tensor
 
 from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora, save_lora, whole_number
-from pedyra.lora.inspection import read_adapter_config
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 from pedyra.lora.spelling import did_you_mean
@@ -195,7 +194,7 @@ def _record(lora: SavedLora, target: str, scaling: float, factors: dict[str, flo
         )
     ranks = {layer.name: layer.rank for layer in lora.layers}
     largest = max(ranks.values())
-    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": _refused_by_vllm(lora.config)}
+    vllm = {"max_lora_rank": vllm_rank(largest), "refused_for": _refused_by_vllm(lora)}
     return {
         "target": target,
         "scaling": scaling,
@@ -228,19 +227,21 @@ def vllm_line(base: str, adapters: Mapping[str, Path], rank: int, revision: str 
     return f"vllm serve {which} --enable-lora{several} --max-lora-rank {rank} --lora-modules {modules}"
 
 
-def why_not_in_vllm(config: Mapping[str, Any]) -> str | None:
-    """Why vLLM refuses an adapter of this adapter_config.json, in words; None where it takes it."""
-    if config.get("task_type") not in (None, "CAUSAL_LM"):
-        return f"it serves adapters of language models, and this one has the task_type {config['task_type']}"
-    refused = _refused_by_vllm(config)
+def why_not_in_vllm(lora: SavedLora) -> str | None:
+    """Why vLLM refuses this adapter, in words; None where it takes it."""
+    if lora.config.get("task_type") not in (None, "CAUSAL_LM"):
+        return f"it serves adapters of language models, and this one has the task_type {lora.config['task_type']}"
+    refused = _refused_by_vllm(lora)
     return f"it refuses {' and '.join(refused)}" if refused else None
 
 
-def _refused_by_vllm(config: Mapping[str, Any]) -> list[str]:
-    """Fields of an adapter_config.json for which vLLM refuses an adapter: it takes factors, and no other tensor."""
+def _refused_by_vllm(lora: SavedLora) -> list[str]:
+    """Fields of adapter_config.json for which vLLM refuses the adapter: it takes factors, and no other tensor. A tensor
+    that no field tells of (PEFT adds the embedding of a vocabulary that was resized) is named by its key, the first of
+    them."""
     names = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
-    biases = ["bias"] if config.get("bias") not in (None, "none") else []
-    return [*(name for name in names if config.get(name)), *biases]
+    biases = ["bias"] if lora.config.get("bias") not in (None, "none") else []
+    return [*(name for name in names if lora.config.get(name)), *biases] or lora.others[:1]
 
 
 def serving_lines(folder: Path, target: str) -> list[str]:
@@ -251,7 +252,8 @@ def serving_lines(folder: Path, target: str) -> list[str]:
         if architectures[0].endswith("ForCausalLM"):
             return [f"vllm serve {quoted}"]
         return [_python(f"from transformers import {architectures[0] or 'AutoModel'} as Model", folder)]
-    config = read_adapter_config(folder)
+    lora = read_lora(folder)
+    config = lora.config
     base = config.get("base_model_name_or_path") or "BASE"
     if target == "gguf":
         # --base takes a folder; a repository on the Hub has an option of its own.
@@ -263,7 +265,7 @@ def serving_lines(folder: Path, target: str) -> list[str]:
         ]
     rank = json.loads((folder / RECORD).read_text(encoding="utf-8"))["vllm"]["max_lora_rank"]
     lines = []
-    if rank is not None and why_not_in_vllm(config) is None:
+    if rank is not None and why_not_in_vllm(lora) is None:
         lines.append(vllm_line(base, {folder.name: folder}, rank, config.get("revision")))
     kind = {"SEQ_CLS": "AutoPeftModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM"}
     kind |= {"TOKEN_CLS": "AutoPeftModelForTokenClassification", "QUESTION_ANS": "AutoPeftModelForQuestionAnswering"}

@@ -267,7 +267,7 @@ def fit_for_server(
     saved = None if before is None else reserved_bytes(loras, before) - reserved_bytes(loras, rank)
     if saved is not None:
         told(f"saved       {format_bytes(saved)} of a server that holds {len(outs)} at once")
-    refused = next(filter(None, (why_not_in_vllm(lora.config) for lora in loras)), None)
+    refused = next(filter(None, (why_not_in_vllm(lora) for lora in loras)), None)
     line = vllm_line(base, _named(outs), rank, revision) if refused is None else f"not in vLLM: {refused}"
     told(f"serve       {line}")
     return [{"max_rank": rank, "rank_before": before, "saved_bytes": saved}, *rows]
