@@ -16,7 +16,9 @@ from pedyra.app.recipe import recipe_schema
 def on_files(files: Files, config: Any) -> Files:
     """Add index.md and recipe.md."""
     readme = (Path(config.config_file_path).parent / "README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=readme.replace("](docs/", "](")))
+    # The site holds no other file of the repository: of a link to one, its words alone are left.
+    start = re.sub(r"\[([^\]]+)\]\((?!docs/|https?:|#)[^)]+\)", r"\1", readme).replace("](docs/", "](")
+    files.append(File.generated(config, "index.md", content=start))
     files.append(File.generated(config, "recipe.md", content=recipe_page(recipe_schema())))
     return files
 
