@@ -472,56 +472,37 @@ def glue() -> Cells:
         for m in ("lora", "pedyra")
     )
     cells.append(["SST-2, 300, ten seeds", "8", spread(lora.values(), 1), "", gain(ours, lora, 1), published["SST-2"]])
-    for task in ("MRPC", "CoLA"):
-        ours, lora = (where(rows("paper_table13"), row=f"{task}, {name}")[0]["values"] for name in ("PE-DyRA", "LoRA"))
-        cells.append([f"{task}, 300 of 16 rows", "8", spread(lora.values(), 1), "", gain(ours, lora, 1), ""])
     return cells
 
 
-def _sst2() -> dict[tuple[str, str], Row]:
-    """(table, row) -> what was measured."""
-    found = {}
-    for row in rows("paper_sst2"):
-        name = row["column"] if row["id"] == "table14" else row["row"].replace("importance", "PE-DyRA")
-        found[row["id"].replace("table", "").replace("figure", "Fig. "), name] = row
-    return found
-
-
-@table("sst2")
-def sst2() -> Cells:
-    less = {"11": "PiSSA", "14": "k=12", "Fig. 4a": "PE-DyRA"}
-    found = _sst2()
+@table("methods on GLUE")
+def methods_on_glue() -> Cells:
+    """Rows of Tables 2, 5, 11 and 14 and of Figure 4a, each against the one that the paper compares it with."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    tasks = ("SST-2", "MRPC", "CoLA")
+    for row in rows("paper_glue"):
+        place, task, name = row["id"].replace("table", "").replace("figure", "Fig. "), row["column"], row["row"]
+        if place == "14":  # its columns are k
+            task, name = name.removesuffix(" (Acc.)"), task
+        found.setdefault((place, name.replace("importance", "PE-DyRA")), {})[task] = row
+    cells = [["table", "row", "compared with", *(text for task in tasks for text in (task, "published"))]]
     lora = found["2", "LoRA"]
-    told = f"{lora['measured']:.1f} ± {lora['standard_error']:.1f}"
-    cells = [["table", "row", "compared with", "difference", "published"], ["2", "LoRA", "", told, "95.18"]]
-    for (place, name), row in found.items():
-        other = found[place, less.get(place, "LoRA")]
-        if row is other or name == "LoRA":
+    levels = [(spread(lora[task]["values"].values(), 1), str(lora[task]["published"])) for task in tasks]
+    cells.append(["2", "LoRA", "", *(text for level in levels for text in level)])
+    against = {"11": "PiSSA", "14": "k=12", "Fig. 4a": "PE-DyRA"}
+    for (place, name), own in found.items():
+        other = against.get(place, "LoRA")
+        if name == other:
             continue
-        values = [row["values"][seed] - other["values"][seed] for seed in row["values"]]
-        published = None if row["published"] is None else row["published"] - other["published"]
-        told = difference(values, 1)
-        cells.append([place, name, less.get(place, "LoRA"), told, "" if published is None else f"{published:+.2f}"])
-    return cells
-
-
-@table("tables 5 and 11, MRPC")
-def tables_5_and_11_on_mrpc() -> Cells:
-    """LoRA and PE-DyRA are those of Table 13, whose runs Table 5 shares."""
-    shared = [where(rows("paper_table13"), row=f"MRPC, {name}")[0] for name in ("LoRA", "PE-DyRA")]
-    values = {name: row["values"] for name, row in zip(("LoRA", "PE-DyRA"), shared, strict=True)}
-    published = {"LoRA": 89.70, "PE-DyRA": 91.18}
-    for row in (*rows("paper_table5_mrpc"), *rows("paper_table11_mrpc")):
-        values[row["row"]], published[row["row"]] = row["values"], row["published"]
-    cells = [["table", "row", "accuracy", "compared with", "difference", "published"]]
-    order = [("5", "LoRA", ("LoRA", "+Prune", "+Expand", "PE-DyRA")), ("11", "PiSSA", ("PiSSA", "PE-DyRA+PiSSA"))]
-    for place, other, names in order:
-        for name in names:
-            told = ["", "", ""]
-            if name != other:
-                less = gain(values[name], values[other], 1)
-                told = [other, less, f"{published[name] - published[other]:+.2f}"]
-            cells.append([place, name, spread(values[name].values(), 1), *told])
+        line = [place, name, other]
+        for task in tasks:
+            if task not in own:
+                line += ["", ""]
+                continue
+            row, base = own[task], found[place, other][task]
+            line.append(gain(row["values"], base["values"], 1))
+            line.append("" if row["published"] is None else f"{row['published'] - base['published']:+.2f}")
+        cells.append(line)
     return cells
 
 

@@ -217,4 +217,6 @@ def _row(part: CellPart, rates: list[float], scale: Scale) -> dict[str, Any]:
     keys = ("method", "match", "quantization", "lora", "rank")
     row = {key: value for key in keys if (value := getattr(part, key))}
     slow = part.method in STARTS_FROM_ZERO and "init" not in part.lora
-    return {**row, **({"learning_rates": [rate * FROM_ZERO for rate in rates]} if slow and scale == "small" else {})}
+    if slow and scale == "small":
+        row["learning_rates"] = [float(f"{rate * FROM_ZERO:g}") for rate in rates]  # not 0.0029999999999999996
+    return row
