@@ -58,7 +58,7 @@ def outcomes(monkeypatch: Any):
 
         def lora(path: Path) -> Any:
             config = {"base_model_name_or_path": "owner/base", "task_type": "CAUSAL_LM"}
-            return SimpleNamespace(title=path.name, config=config, layers=[layer])
+            return SimpleNamespace(title=path.name, config=config, layers=[layer], others=[])
 
         @contextmanager
         def opened(path: Path, *_: Any, **__: Any) -> Any:
