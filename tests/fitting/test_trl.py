@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 import pedyra
+from pedyra.fitting.trainer import TrainerJudge
 
 pytest.importorskip("trl")
 
@@ -65,6 +66,15 @@ def test_the_loss_is_the_one_that_was_trained(make: Any, kind: str, tmp_path: Pa
     assert found.chosen.proof is not None
     assert after - whole == pytest.approx(found.chosen.proof.mean, abs=4 * found.chosen.proof.error + 0.02)
     found.save(tmp_path / "small")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["DPO", "KTO", "reward model"])
+def test_the_samples_of_a_batch_are_its_rows(make: Any, kind: str):
+    """A row of DPO and of a reward model is a pair, which is two sequences."""
+    trainer = make(kind, per_device_eval_batch_size=3)
+    batch = next(iter(trainer.get_eval_dataloader()))
+    assert TrainerJudge(trainer, trainer.model).samples(batch) == 3
 
 
 @pytest.mark.filterwarnings("ignore")

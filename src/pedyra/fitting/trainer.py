@@ -40,6 +40,8 @@ CALIBRATION = 128
 """Batches of calibration at most."""
 GENERATED_ROWS = 128
 """Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
+PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
+"""TRL's collators that stack chosen rows on rejected ones; the loss of such a batch is a mean over its pairs."""
 FP16_SCALE = 1024.0
 """Of a loss whose gradients are half precision: they would underflow."""
 
@@ -150,6 +152,10 @@ class TrainerJudge(Judge):
         with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(self.model, inputs, num_items_in_batch=count)
         return loss.mean() * self.loss_scale
+
+    def samples(self, batch: Batch) -> float:
+        kinds = {kind.__name__ for kind in type(self.trainer.data_collator).__mro__}
+        return super().samples(batch) / (2 if kinds & PAIRS else 1)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         inputs = send_to_device(dict(batch), self.trainer.args.device)
