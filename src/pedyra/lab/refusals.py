@@ -36,11 +36,15 @@ def check_refusals(request: Request, check: Callable[[Adaptation], None] = lambd
     Raises:
         ValueError: whatever would stop the run.
     """
+    on_meta = any(parameter.is_meta for parameter in request.model.parameters())
     try:
         adaptation = get_method(request.method).prepare(replace(request, data=_UNSEEN))
         check(adaptation)
         if request.steps > 0:
             trained = [parameter for parameter in adaptation.model.parameters() if parameter.requires_grad]
             Loop(adaptation, torch.optim.SGD(trained), request.steps)
-    except (_Looks, RuntimeError):  # tensors without numbers raise the second
+    except _Looks:
         return
+    except RuntimeError:  # tensors without numbers raise it
+        if not on_meta:
+            raise
