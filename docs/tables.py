@@ -564,17 +564,14 @@ def gsm8k_answers() -> Cells:
 @table("squad")
 def squad() -> Cells:
     """The numbers of SQuAD's official script, in per cent."""
-    lora, ours = (where(rows("paper_squad"), method=method)[0] for method in ("lora", "pedyra"))
-    cells = [["measure", "questions", "LoRA", "PE-DyRA"]]
-    for measure, key, of in (
-        ("F1", "f1", "total"),
-        ("exact match", "exact", "total"),
-        ("F1 where there is an answer", "HasAns_f1", "HasAns_total"),
-        ("F1 where there is none", "NoAns_f1", "NoAns_total"),
-    ):
-        cells.append([measure, str(lora[of]), *(f"{found[key]:.1f}" for found in (lora, ours))])
-    silent = 100 * lora["NoAns_total"] / lora["total"]
-    return [*cells, ["F1 of a model that answers nothing", str(lora["total"]), f"{silent:.1f}", ""]]
+    found = rows("paper_squad")
+    cells = [["method", "rate", "loss", "F1", "exact match", "F1 where there is an answer", "F1 where there is none"]]
+    for row in found:
+        scores = [f"{row[key]:.1f}" for key in ("f1", "exact", "HasAns_f1", "NoAns_f1")]
+        cells.append([{"lora": "LoRA", "pedyra": "PE-DyRA"}[row["method"]], f"{row['learning_rate']:g}"])
+        cells[-1] += [f"{row['loss']:.3f}", *scores]
+    silent = f"{100 * found[0]['NoAns_total'] / found[0]['total']:.1f}"
+    return [*cells, ["a model that answers nothing", "", "", silent, silent, "0.0", "100.0"]]
 
 
 FIGURES: dict[str, tuple[str, str]] = {
