@@ -538,12 +538,7 @@ def code() -> Cells:
         own = where(rows("paper_code"), model=model)
         told = []
         for name in sets.values():
-            found = where(own, set=name)
-            if found and "passed" in found[0]:
-                told.append(_counted(found[0]["passed"], found[0]["problems"]))
-            else:
-                verdicts = [row["status"] for row in found]
-                told.append(_counted(verdicts.count("passed"), len(verdicts)) if verdicts else "")
+            told += [_counted(row["passed"], row["problems"]) for row in where(own, set=name)] or [""]
         (perplexity,) = (row["value"] for row in own if row["set"] == "perplexity")
         cells.append([shown, *told, f"{perplexity:.3f}"])
     return cells
