@@ -117,7 +117,7 @@ class LoraSection(Section):
     """Modules trained in full beside the adapter; a new classification head always is."""
 
     @model_validator(mode="after")
-    def _looks_at_no_data(self) -> LoraSection:
+    def _can_start(self) -> LoraSection:
         # PEFT would start like any LoRA until it is handed data, or, for CorDA, tell of one of its own functions.
         if self.init == "eva":
             raise ValueError("lora.init 'eva' looks at the data first, which is the method eva: set method to eva")
@@ -125,6 +125,11 @@ class LoraSection(Section):
             raise ValueError(
                 f"lora.init {self.init!r} looks at the data first, which a recipe cannot ask for; the methods that do "
                 f"are eva and gora"
+            )
+        if self.init == "loftq":  # PEFT fails with a KeyError
+            raise ValueError(
+                "lora.init 'loftq' replaces the base weights by quantised ones that no adapter file can hold; set "
+                "model.quantization to nf4 and leave lora.init out"
             )
         return self
 
