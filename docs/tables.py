@@ -631,6 +631,22 @@ def figures() -> Cells:
     return cells
 
 
+@table("undone")
+def undone() -> Cells:
+    """How many of the pruned triples the adjustment before had added."""
+    cells = [["run", "triples at the start", "moves", "steps between", "seeds", "pruned", "of which just added"]]
+    kinds = ("task", "method", "triples", "moves", "interval")
+    every = rows("undone")
+    for kind in dict.fromkeys(tuple(row[key] for key in kinds) for row in every):
+        own = where(every, **dict(zip(kinds, kind, strict=True)))
+        pruned, back = (sum(row[key] for row in own) for key in ("pruned", "undone"))
+        task, method, *sizes = kind
+        name = task if method == "pedyra" else f"{task}, on PiSSA"
+        shown = [*map(str, sizes), str(len(own)), str(pruned), f"{back / pruned:.0%}"]
+        cells.append([name, *shown])
+    return cells
+
+
 def _verdict(own: list[Row], text: str) -> str:
     return re.sub(r"\{(.+?): (.+?), (.+?)\}", lambda found: _judged(own, *found.groups()), text)
 

@@ -122,3 +122,15 @@ def test_an_adapter_that_is_deleted_in_a_run_is_told_with_the_repair(make_net, t
     with pytest.raises(ValueError, match=r"'default' was deleted from \S+ while.*before delete_adapter$"):
         allocator.before_step()
     allocator.release()
+
+
+def test_a_second_release_leaves_the_next_allocator_its_adapter(make_net):
+    model = make_net()
+    first = allocate(model, forced(**SCHEDULE))
+    first.release()
+    second = allocate(model, forced(**SCHEDULE))
+    first.release()
+    with pytest.raises(ValueError, match="already adapted by another RankAllocator"):
+        allocate(model, forced(**SCHEDULE))
+    second.release()
+    allocate(model, forced(**SCHEDULE))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from transformers import TrainerCallback
 
 from pedyra import RankCallback, Wide
+from pedyra.allocate.callback import undone
 from pedyra.lora.layer import adapted_layers
 
 LOGGED = {"logging_strategy": "steps", "logging_steps": 2}
@@ -164,13 +166,16 @@ def test_the_result_is_what_the_model_and_the_record_say(run, tmp_path):
     result, layers = callback.result, adapted_layers(trainer.model)
     adjustments = [row for row in records(tmp_path / "ranks.jsonl") if row["kind"] == "adjustment"]
     assert (result.steps, result.adjustments, result.planned, result.first) == (12, 3, 3, 3)
-    assert result.moved == sum(len(row["pruned"]) + sum(row["added"].values()) for row in adjustments) > 0
+    assert result.pruned == sum(len(row["pruned"]) for row in adjustments) > 0
+    assert result.added == sum(sum(row["added"].values()) for row in adjustments) > 0
     assert result.ranks_before == {layer.name: 3 for layer in layers}
     assert result.ranks == {layer.name: len(layer.a.A) for layer in layers} != result.ranks_before
     trained = [p.numel() for name, p in trainer.model.named_parameters() if "lora_" in name and p.requires_grad]
     assert result.parameters == sum(trained) <= result.parameters_before
     said = re.findall(r"[\d,]+", str(result))
-    assert {str(result.moved), f"{result.parameters:,}", f"{result.parameters_before:,}"} <= set(said)
+    assert {str(result.pruned), str(result.added), f"{result.parameters:,}", f"{result.parameters_before:,}"} <= set(
+        said
+    )
 
 
 def test_before_a_training_has_ended_there_is_no_result(make_trainer, tmp_path):
@@ -204,7 +209,7 @@ def test_a_training_that_stops_before_its_first_adjustment_says_so(make_trainer,
     trainer, callback = make_trainer(tmp_path)  # the first follows step 3
     trainer.add_callback(StopAfter(2))
     trainer.train()
-    assert (callback.result.adjustments, callback.result.moved) == (0, 0)
+    assert (callback.result.adjustments, callback.result.pruned, callback.result.added) == (0, 0, 0)
     assert callback.result.ranks == callback.result.ranks_before
     assert re.search("no rank moved: .*after 2 steps.*step 3; train longer", str(callback.result))
 
@@ -220,3 +225,21 @@ def test_a_size_that_was_asked_for_and_not_reached_is_told(make_trainer, tmp_pat
     target = result.parameters_before // 3
     assert result.adjustments == 1 and target < result.parameters < result.parameters_before
     assert f"pedyra fit --parameters {target}" in str(result)
+
+
+def test_what_is_pruned_at_once_again_is_counted_by_hand():
+    """A layer of 3 gets two triples, indices 3 and 4. The next adjustment prunes 1 and 4, of which 4 is one of those,
+    and adds none. The last prunes 2, the other one, which the adjustment before it did not add."""
+
+    def adjustment(pruned: list[int], added: int, rank: int) -> dict[str, Any]:
+        return {"pruned": [["a", index, 0.0] for index in pruned], "added": {"a": added}, "ranks": {"a": rank}}
+
+    history = [adjustment([], 2, 5), adjustment([1, 4], 0, 3), adjustment([2], 0, 2)]
+    assert [undone(history[:count]) for count in range(4)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("taken_back", "advised"), [(0, False), (5, False), (6, True)])
+def test_a_run_that_takes_most_moves_back_at_once_is_told_so(run, tmp_path, taken_back, advised):
+    _, callback = run(tmp_path)
+    said = str(replace(callback.result, pruned=10, added=10, undone=taken_back))
+    assert ("lower moves" in said, f"just added {taken_back}" in said) == (advised, taken_back > 0)

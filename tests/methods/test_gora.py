@@ -165,3 +165,37 @@ def test_a_and_b_both_learn_at_the_first_step(prepare: Any):
 def test_what_it_cannot_do_is_told(prepare: Any, sections: Any, message: str):
     with pytest.raises(ValueError, match=message):
         prepare("gora", **sections)
+
+
+def batches_with(broken: list[int]) -> Data:
+    """Three batches of one model, of which these have a loss that is not a number."""
+    torch.manual_seed(1)
+    rows = [{"input_ids": torch.randint(11, (4, 8)), "index": index} for index in range(3)]
+
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        found = model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
+        return found * float("nan") if batch["index"] in broken else found
+
+    return Data(batches=lambda: iter(rows), loss=loss)
+
+
+def small_gpt2() -> Any:
+    torch.manual_seed(0)
+    sizes: Any = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, **sizes))
+    return get_peft_model(base, LoraConfig(r=3, target_modules=["attn.c_attn"], fan_in_fan_out=True))
+
+
+def test_a_batch_whose_loss_is_not_finite_is_left_out():
+    data = batches_with([1])
+    found = observe(small_gpt2(), data, seed=0, steps=3)
+    left = [row for row in data.batches() if row["index"] != 1]
+    expected = observe(small_gpt2(), Data(batches=lambda: iter(left), loss=data.loss), seed=0, steps=2)
+    assert found and found.keys() == expected.keys()
+    for name, layer in found.items():
+        torch.testing.assert_close(layer.gradient_of_A, expected[name].gradient_of_A)
+
+
+def test_no_batch_with_a_finite_loss_is_an_error():
+    with pytest.raises(ValueError, match="none of 3 batches has a finite loss.*rows without labels"):
+        observe(small_gpt2(), batches_with([0, 1, 2]), seed=0, steps=3)

@@ -164,3 +164,17 @@ def test_numpys_integers_are_integers():
     config = PeDyra(**given)
     assert config == PeDyra(moves=4, seed=3, interval=9)
     assert json.loads(json.dumps(config.to_dict()))["interval"] == 9
+
+
+def test_a_new_triple_has_a_step_at_least_before_the_next_adjustment():
+    """It begins at zero, where its score is exactly zero."""
+    assert PeDyra(interval=0.001).method().schedule(100).interval == 2
+    assert PeDyra(interval=2).method().schedule(100).interval == 2
+    with pytest.raises(ValueError, match="interval is 1, .*takes 2 steps or more"):
+        PeDyra(interval=1).method().schedule(100)
+
+
+def test_triples_are_held_apart_where_e_bears_their_size():
+    assert PeDyra(start="lora").orth_weight == 0
+    assert PeDyra(start="lora", orth_weight=0.3).orth_weight == 0.3
+    assert PeDyra(orth_weight=0).orth_weight == 0

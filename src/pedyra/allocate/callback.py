@@ -6,8 +6,9 @@ import functools
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,13 @@ class RankResult:
     """Adjustments of the schedule; of a method that is done before the schedule ends, those that it made."""
     first: int
     """The step after which the first of these is due."""
-    moved: int
-    """Triples that were pruned or added, in all adjustments."""
+    pruned: int
+    """Triples that were pruned, in all adjustments."""
+    added: int
+    """Triples that were added, in all adjustments."""
+    undone: int
+    """Pruned triples that the adjustment before had added. Where most are, adjustments follow each other so fast that a
+    new triple has not learned anything yet."""
     ranks_before: dict[str, int]
     """Layer -> rank at the start of the run."""
     ranks: dict[str, int]
@@ -81,12 +87,24 @@ class RankResult:
         else:
             changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
             low, high = min(self.ranks.values()), max(self.ranks.values())
+            again = f", of which the one before had just added {self.undone}" if self.undone else ""
             words = (
-                f"{self.adjustments} of {self.planned} adjustments pruned or added {self.moved} triples: the "
-                f"rank of {changed} of {len(self.ranks)} layers changed, ranks go from {low} to {high}, and "
-                f"{self.parameters:,} of {self.parameters_before:,} parameters are left"
+                f"{self.adjustments} of {self.planned} adjustments pruned {self.pruned} triples{again}, and added "
+                f"{self.added}: the rank of {changed} of {len(self.ranks)} layers changed, ranks go from {low} to "
+                f"{high}, and the number of parameters went from {self.parameters_before:,} to {self.parameters:,}"
             )
+            if 2 * self.undone > self.pruned:
+                words += "; most of what moved was taken back at once, so lower moves or lengthen interval"
         return words if self.outcome is None else f"{words}; {self.outcome}"
+
+
+def undone(history: Sequence[Mapping[str, Any]]) -> int:
+    """How many triples were pruned by the adjustment after the one that added them. New triples are a layer's last."""
+    count = 0
+    for before, after in pairwise(history):
+        old = {name: rank - before["added"].get(name, 0) for name, rank in before["ranks"].items()}
+        count += sum(index >= old[name] for name, index, _ in after["pruned"])
+    return count
 
 
 class RankCallback(TrainerCallback):
@@ -222,7 +240,9 @@ class RankCallback(TrainerCallback):
             adjustments=len(made),
             planned=len(made) if allocator.run.settled else len(planned),
             first=planned[0],
-            moved=sum(len(record["pruned"]) + sum(record["added"].values()) for record in made),
+            pruned=sum(len(record["pruned"]) for record in made),
+            added=sum(sum(record["added"].values()) for record in made),
+            undone=undone(made),
             ranks_before=allocator.initial_ranks,
             ranks=allocator.ranks,
             parameters_before=allocator.initial_parameters,

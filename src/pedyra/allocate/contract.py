@@ -7,7 +7,7 @@ scores (`pedyra.pe_dyra.scored`); `pedyra.methods.wide` measures what directions
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -62,8 +62,6 @@ class Decision:
     """Those that the plan was made from, one a triple, the triples being those that the plan counts."""
     new_triples: MakeTriples | None = None
     """How new triples begin; None where none comes."""
-    reasons: Mapping[str, Any] = field(default_factory=dict)
-    """More fields of the adjustment's record: plain values that say why."""
 
 
 class MethodRun:
@@ -73,8 +71,6 @@ class MethodRun:
     """Steps left out for a non-finite observation."""
     settled: bool = False
     """Whether nothing will move any more: the rest of the run is a plain LoRA of these ranks."""
-    moves_ranks: bool = True
-    """Whether ranks may change at all; False for a run that only observes."""
 
     def observes(self, step: int) -> bool:
         """Whether scores come from what step `step` (1-based) shows."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -89,6 +90,11 @@ def check_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
         for key, value in state.items():
             if is_packed(optimizer, state) and ABOUT_BLOCKS.fullmatch(key):
                 continue
+            if not isinstance(value, (Tensor, bool, int, float, str, NoneType)):
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps {key!r}, a {type(value).__name__} whose rows cannot be told, "
+                    f"and so it cannot follow a rank change; {REPAIR}"
+                )
             if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
                 raise ValueError(
                     f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "

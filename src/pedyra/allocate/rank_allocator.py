@@ -109,7 +109,7 @@ class RankAllocator:
             adopt(self.optimizer, layer)
         self._trained = TrainedTriples(self.layers, self.optimizer)
         self._saving = save_as_on_disk(self.optimizer)
-        self._state_is_known = False
+        self._state_is_known = self._released = False
         self.run: MethodRun = self.method.begin(run)
         """The method in this run."""
         self._compiled = False
@@ -197,7 +197,7 @@ class RankAllocator:
         step = self._count()
         if not self._state_is_known:  # a step that a GradScaler skipped leaves none
             self._state_is_known = any(self.optimizer.state.get(parameter) for parameter in self.triples())
-            if self._state_is_known and self.run.moves_ranks:
+            if self._state_is_known:
                 check_state(self.optimizer, self.triples())
         adjusts = self.schedule.is_adjustment(step) and not self.run.settled
         if adjusts or self._trained.renewed:
@@ -221,9 +221,13 @@ class RankAllocator:
         """Take the hooks off and give the adapter free; the triples stay attached.
 
         Triples that were loaded into the model since the last step (the best checkpoint, a resume in the same
-        Trainer) take the place of the old ones in the optimizer, which would otherwise train what is gone.
+        Trainer) take the place of the old ones in the optimizer, which would otherwise train what is gone. That is so
+        in a second call too, which does nothing else.
         """
         self._trained.rekey()
+        if self._released:  # the adapter may be another allocator's by now
+            return
+        self._released = True
         self.run.release()
         for handle in self._saving:
             handle.remove()
@@ -337,7 +341,6 @@ class RankAllocator:
             "parameters": self.parameters,
             "seconds": seconds,
             "skipped_steps": self.run.skipped_steps,
-            **decision.reasons,
         }
 
     @torch.no_grad()

@@ -95,6 +95,11 @@ def search(
         lower_optimizer.state.update(moments)
         _step(upper_optimizer, upper, gradients)
         lower_step()
+    if not all(bool(a.isfinite().all()) for a in upper):
+        raise ValueError(
+            "AutoLoRA's search met a loss that is not finite, so it has found no ranks; look for rows without labels, "
+            "or load the model in float32"
+        )
     ranks = {layer.name: rank_of(a) for layer, a in zip(layers, upper, strict=True)}
     logger.info("AutoLoRA's search: %d steps, ranks %s", steps, ranks)
     return ranks

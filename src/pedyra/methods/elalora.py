@@ -106,7 +106,9 @@ def prepare(request: Request) -> Adaptation:
     )
     if config.moves is None:
         raise ValueError("rank.moves is null, but ElaLoRA's b_0 is a number of ranks; the paper's is 4")
-    method = ScoredMethod(**config.to_dict(), policy=Elastic(config.moves), new_triples=orthogonal_triples)
+    method = ScoredMethod(
+        **config.to_dict(), policy=Elastic(config.moves), new_triples=orthogonal_triples, conserves=True
+    )
     return adaptive(request.with_lora(), method)
 
 

@@ -48,8 +48,7 @@ def qlora(request: Request) -> Adaptation:
     """QLoRA (Dettmers et al. 2023): LoRA over frozen weights in 4 bits (NF4, double quantisation).
 
     The adapter is LoRA's, and so is its number of parameters; packed weights halve the denominator of a percentage. The
-    authors' paged AdamW is `training.optim: paged_adamw_32bit`; methods that move ranks refuse it. Raises ValueError:
-    the base model is not quantised.
+    authors' paged AdamW is `training.optim: paged_adamw_32bit`. Raises ValueError: the base model is not quantised.
     """
     if not is_quantised(request.model):
         raise ValueError("method qlora needs a quantised model; set model.quantization to nf4 or int8")

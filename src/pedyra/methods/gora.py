@@ -119,7 +119,8 @@ class Observed:
 def observe(
     model: PeftModel, data: Data, seed: int, *, steps: int = STEPS, memory: int = MEMORY
 ) -> dict[str, Observed]:
-    """The averaged gradient of every target weight, as little of it as is needed; no weight is changed."""
+    """The averaged gradient of every target weight, as little of it as is needed; no weight is changed. A batch whose
+    loss is not finite is left out; ValueError where all are."""
     observed: dict[str, Observed] = {}
     model.train()
     for group in _groups(_layers(model), memory):
@@ -128,16 +129,24 @@ def observe(
             weight.requires_grad_(True)
         sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
         set_seed(seed)  # every group sees the same batches and the same dropout
+        count = 0
         for batch in islice(data.batches(), steps):
+            loss = data.loss(model, batch)
+            if not loss.isfinite():
+                continue
+            count += 1
             # Zeros for a layer that takes no part in the loss, which then gets the lowest rank.
-            parts = torch.autograd.grad(
-                data.loss(model, batch), list(weights.values()), allow_unused=True, materialize_grads=True
-            )
+            parts = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
             for name, part in zip(weights, parts, strict=True):
                 sums[name] += part
+        if not count:
+            raise ValueError(
+                f"none of {steps} batches has a finite loss, so GoRA has no gradient to begin with; look for rows "
+                f"without labels, or load the model in float32"
+            )
         for name, layer in group:
             weight, A = weights[name].requires_grad_(False), layer.lora_A["default"].weight.detach().clone()
-            gradient = sums[name] / steps
+            gradient = sums[name] / count
             importance = float((weight.float() * gradient).abs().mean())
             observed[name] = Observed(importance, A, transpose(gradient, layer.fan_in_fan_out) @ A.float().T)
     return observed

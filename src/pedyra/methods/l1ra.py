@@ -126,6 +126,8 @@ def prepare(request: Request) -> Adaptation:
     (theirs is dropped at every update); when every layer loses a rank, the ranks wait for the next adjustment.
     """
     request.refuse_lora("L1RA defines its own scaling", "use_rslora")
+    if request.lora.r < 2:
+        raise ValueError("lora.r is 1, but L1RA keeps each layer's most open gate, so nothing can move; raise lora.r")
     if request.lora.init_lora_weights not in (True, "gaussian"):
         raise ValueError(
             f"lora.init is {request.lora.init_lora_weights!r}, but L1RA starts at A ~ N(0, 1/r^2); leave it out"

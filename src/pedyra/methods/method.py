@@ -138,7 +138,7 @@ class Hooks:
         """The optimizer has stepped and gradients are still there. `skipped`: a GradScaler left the step out."""
 
     def end(self) -> None:
-        """After the last step, or where training breaks off."""
+        """After the last step. It is not called where training breaks off."""
 
 
 MakeOptimizer = Callable[[type[Optimizer], dict[str, Any], float], Optimizer]
@@ -249,7 +249,6 @@ SCORED: dict[str, Any] = dict(
     moves=None,
     budget="parameters",
     start="lora",
-    orth_weight=0.0,
 )
 """What the rivals that score triples start from, where they do not say otherwise: one schedule for all of them."""
 

@@ -221,7 +221,7 @@ class WideRun(MethodRun):
                 pruned[name] = tuple(range(ranks[name], measured.rank))
         increases = {name: layer.increases.tolist() for name, layer in found.layers.items()}
         plan = make_plan(increases, pruned, {}, layer_means(increases, pruned))
-        return Decision(plan=plan, scores=increases, reasons={"left": num_parameters(found, plan.ranks)})
+        return Decision(plan=plan, scores=increases)
 
     def restart(self, step: int) -> None:
         self._stop()

@@ -78,8 +78,9 @@ class RankSettings:
     start: str = "svd"
     """"svd": A, B ~ N(0, 0.02^2) and a trained E = 0 (Eq. 1; AdaLoRA's), or the singular triples of an adapter that
     already holds an update (PiSSA); "lora": E = 1, not trained, A and B as PEFT made them, an identity on any LoRA."""
-    orth_weight: float = 0.1
-    """gamma: the coefficient of Eq. (2); 0 switches it off."""
+    orth_weight: float | None = None
+    """gamma: the coefficient of Eq. (2); 0 switches it off. None: 0.1 where E is trained (`start` "svd"), and 0 where
+    it is not: there B bears the size of the update, and Eq. (2) would draw its columns to length 1."""
     orth_form: str = "norm"
     """Eq. (2) as AdaLoRA's code has it, the un-squared norm averaged over the 2 L matrices ("norm"; the published
     weights were tuned for it), or as it is written ("squared")."""
@@ -101,6 +102,8 @@ class RankSettings:
                 check_count(name, getattr(self, name), least)
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError(f"max_rank is {self.max_rank}, below min_rank {self.min_rank}; raise it")
+        if self.orth_weight is None:
+            object.__setattr__(self, "orth_weight", 0.1 if self.start == "svd" else 0.0)
         for name in ("alpha", "beta1", "beta2", "orth_weight"):
             check_number(name, getattr(self, name))
         for name in ("beta1", "beta2"):
@@ -108,10 +111,16 @@ class RankSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
-        if self.orth_weight < 0:
+        if self.gamma < 0:
             raise ValueError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
             object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def gamma(self) -> float:
+        """`orth_weight` as it is in force."""
+        assert self.orth_weight is not None  # since __post_init__
+        return self.orth_weight
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON."""

@@ -65,6 +65,10 @@ Policy = Callable[[Scores, ScoredSituation], RankPlan]
 ScoreSource = Callable[[nn.Module, Sequence[AdaptedLayer], RankSettings], ScoreState]
 """Makes what observes the layers of a model."""
 
+LEAST_INTERVAL = 2
+"""Steps between two adjustments at least, where a new triple takes the place of another. It begins with E or B at zero,
+so in its first step its score is exactly zero, and an adjustment after that step would only take it away again."""
+
 MOVED = 0.02
 """k as a part of the total rank, where the settings leave it open: the paper's 12 of 576 (Table 14)."""
 
@@ -109,13 +113,14 @@ class ScoredMethod(RankSettings, RankMethod):
             initial_warmup=self.initial_warmup,
             interval=self.interval,
             final_warmup=self.final_warmup,
+            least_interval=LEAST_INTERVAL if self.conserves and self.moves != 0 else 1,
         )
 
     def check(self, run: Run, now: Situation) -> None:
         if run.average is not one_process and self.scores is not None:
             raise ValueError(
-                "this method's scores are measured by each process alone, so that processes would decide differently; "
-                "train it in one process"
+                "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
+                "train this one in one process"
             )
         limits = growth_limits(run.layers, self.max_rank)
         start = situated(now, self, most_moves(self, sum(now.ranks.values())), limits)
@@ -180,10 +185,6 @@ class ScoredRun(MethodRun):
         """Layer whose input was not seen in some step of the window -> whether it had a gradient there, `()`."""
 
     @property
-    def moves_ranks(self) -> bool:  # type: ignore[override]
-        return self.moves > 0
-
-    @property
     def skipped_steps(self) -> int:  # type: ignore[override]
         return int(self.scores.skipped)
 
@@ -199,9 +200,8 @@ class ScoredRun(MethodRun):
     def before_step(self, step: int, loss_scale: float) -> None:
         if self.observes(step):
             self._observe(step, loss_scale)
-        if self.method.orth_weight > 0:  # after the scores, which see the gradient of the task alone
-            form = self.method.orth_form
-            add_orthogonality_gradient(self.run.layers, weight=self.method.orth_weight, form=form)
+        if self.method.gamma > 0:  # after the scores, which see the gradient of the task alone
+            add_orthogonality_gradient(self.run.layers, weight=self.method.gamma, form=self.method.orth_form)
 
     def _observe(self, step: int, loss_scale: float) -> None:
         begins, adjusts = self.last_observed != step - 1, self.run.schedule.is_adjustment(step)

@@ -202,4 +202,4 @@ def _prepared(size: ChainSize, device: str, total_steps: int) -> tuple[Any, torc
 def _config() -> PeDyra:
     # Triples that move at every adjustment, also at rank 1.
     schedule: dict[str, Any] = dict(initial_warmup=0, interval=2, final_warmup=1)
-    return PeDyra(**schedule, moves=None, budget="parameters", start="lora", orth_weight=0.0, min_rank=0)
+    return PeDyra(**schedule, moves=None, budget="parameters", start="lora", min_rank=0)
