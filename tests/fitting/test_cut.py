@@ -203,6 +203,45 @@ def test_a_size_that_is_asked_for_is_taken_and_proved(half_used: Any):
     assert fit.chosen.parameters <= 40 and fit.asked and fit.chosen.proof is not None
 
 
+def test_a_size_that_is_asked_for_comes_with_the_whole_curve_where_that_is_asked_for_too(half_used: Any):
+    rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
+    alone, among = (fitted(half_used, rows, parameters=40, curve=curve) for curve in (False, True))
+    assert alone.ranks == among.ranks and len(among.curve) > len(alone.curve) + 2
+
+
+def test_a_shape_that_does_harm_is_not_told_as_a_rank_that_binds(half_used: Any):
+    """Without layer 1 nothing is left of what it does, and yet its rank is four times what it needs."""
+    rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
+    found = fitted(half_used, rows, parameters=100, drop_types=["1"])
+    assert found.chosen.proof is not None and found.chosen.proof.mean > 0
+    assert found.verdict == "unknown"
+
+
+def test_both_factors_of_a_cut_have_one_scale(half_used: Any, tmp_path: Path):
+    """Gradients that are a millionth of the inputs: B of the balanced basis would hold what float16 cannot."""
+    rows = made_by(half_used, 20, 1)
+    for batch in rows:
+        batch["y"] = half_used(batch["x"]).detach() + 1e-6 * torch.randn(6, 6)
+    found = calibrate(Judge(half_used, loss), rows)
+    for name, (A, B) in cut_factors(half_used, found, dict.fromkeys(found.layers, 2)).items():
+        rows_of_A, columns_of_B = A.square().mean(1).sqrt(), B.square().mean(0).sqrt()
+        used = (rows_of_A > 0) & (columns_of_B > 0)
+        torch.testing.assert_close(rows_of_A[used], columns_of_B[used], rtol=1e-4, atol=0.0, msg=name)
+
+
+def test_a_record_is_json_whatever_was_measured(half_used: Any, tmp_path: Path):
+    found = calibrate(Judge(half_used, loss), batches(4))
+    factors = cut_factors(half_used, found, dict.fromkeys(found.layers, 1))
+    record = {"metrics": {"base": {"pearson": float("nan")}}}
+    write_cut(saved(half_used, tmp_path / "whole"), factors, tmp_path / "small", record)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tmp_path / "small" / RECORD).read_text()
+    assert json.loads(text, parse_constant=refuse)["metrics"]["base"]["pearson"] is None
+
+
 def test_more_parameters_than_there_are_is_no_verdict(half_used: Any):
     rows = [made_by(half_used, 20, seed) for seed in (1, 2, 3)]
     fit = fitted(half_used, rows, parameters=10_000)
@@ -249,6 +288,7 @@ def rows_of_half(model: Any) -> list[list[dict[str, Tensor]]]:
     [
         ({"tolerance": 0.0}, "tolerance is 0.0"),
         ({"tolerance": 1.0}, "tolerance is 1.0"),
+        ({"tolerance": "1%"}, "tolerance is '1%'; it is a part"),
         ({"recover": -1}, "recover is -1"),
         ({"parameters": 0}, "parameters is 0"),
         ({"rows": 3}, "rows is 3"),

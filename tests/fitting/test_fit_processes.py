@@ -41,7 +41,11 @@ def found_by(rank: int, size: int, out: str, weights: str, recover: int) -> dict
     found.save(Path(out, "small"))
     found.apply()
     trained = {name: weight.flatten().tolist() for name, weight in model.named_parameters() if "lora_" in name}
-    return {"row": found.row(), "curve": found.curve_rows(), "trained": trained}
+    trainer.args.learning_rate, trainer.args.max_steps = 1e-2, 3
+    trainer.train()
+    further = {name: weight.flatten().tolist() for name, weight in model.named_parameters() if "lora_" in name}
+    assert further != trained
+    return {"row": found.row(), "curve": found.curve_rows(), "trained": trained, "further": further}
 
 
 @pytest.mark.parametrize("recover", [0, 4], ids=["cut", "recovered"])

@@ -347,3 +347,8 @@ def test_what_cannot_be_told_is_unknown():
 
 def test_a_size_that_is_far_below_half_does_not_tell_that_the_rank_binds():
     assert verdict(WHOLE, [WHOLE, size(0.02, 0.5, 0.01)], LEARNED, 8)[0] == "unknown"
+
+
+def test_what_a_shape_harms_is_no_sign_that_the_rank_binds():
+    kind, words = verdict(WHOLE, [WHOLE, size(0.5, 0.12, 0.01)], LEARNED, 8, free=False)
+    assert kind == "unknown" and "in the shape that was asked for" in words and "0.12" in words

@@ -345,6 +345,51 @@ def test_a_schedule_free_optimizer_is_judged_by_the_weights_of_evaluation(make_t
     assert calls == ["eval", "train"]
 
 
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers")
+def test_what_is_saved_and_applied_of_a_schedule_free_run_is_what_was_proved(make_trainer: Any, tmp_path: Path):
+    """A head that is trained beside the adapter has two sets of weights too."""
+    pytest.importorskip("schedulefree", reason="needs schedulefree")
+    trainer = make_trainer(lora={"modules_to_save": ["classifier"]}, optim="schedule_free_adamw", max_steps=30)
+    trainer.train()
+    held = rows(96, 2)
+    trainer.optimizer.eval()
+    averaged = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "modules_to_save" in name}
+    trainer.optimizer.train()
+    assert any(not torch.equal(p, averaged[n]) for n, p in trainer.model.named_parameters() if n in averaged)
+    found = fit(trainer, tolerance=0.05)
+    saved = load_file(found.save(tmp_path / "small") / "adapter_model.safetensors")
+    for name, weight in averaged.items():
+        assert same_bits(saved[name.replace("modules_to_save.default.", "")], weight)
+    found.apply()
+    for name, weight in averaged.items():
+        assert same_bits(trainer.model.get_parameter(name).detach(), weight)
+    assert logits(trainer.model, held).isfinite().all()
+    trainer.train()  # with an optimizer of its own
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"data": "rows.jsonl"}, "data is 'rows.jsonl'; give the rows themselves")]
+)
+def test_a_file_is_no_rows(make_trainer: Any, given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        fit(make_trainer(trains=False), **given)
+
+
+def test_a_router_s_loss_finds_how_many_batches_a_step_has(make_trainer: Any):
+    """TRL divides it by what only a training sets; a Trainer around a loaded adapter has had none."""
+    trainer = make_trainer()
+    assert not hasattr(trainer, "current_gradient_accumulation_steps")
+    seen = []
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
+        seen.append(trainer.current_gradient_accumulation_steps)
+        return type(trainer).compute_loss(trainer, model, inputs, return_outputs, **more)
+
+    trainer.compute_loss = compute_loss
+    fit(trainer)
+    assert set(seen) == {1} and not hasattr(trainer, "current_gradient_accumulation_steps")
+
+
 def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_trainer: Any, capsys: Any):
     fit(make_trainer(trains=False))
     assert capsys.readouterr() == ("", "")

@@ -31,3 +31,8 @@ def test_effective_rank_by_hand():
 def test_effective_rank_of_nothing_is_zero():
     assert effective_rank(torch.zeros(3)) == 0.0
     assert effective_rank(singular_values(torch.zeros(0, 4), torch.zeros(0), torch.zeros(5, 0))) == 0.0
+
+
+def test_what_is_not_finite_has_no_effective_rank():
+    assert math.isnan(effective_rank(torch.tensor([1.0, torch.nan])))
+    assert effective_rank(torch.zeros(3)) == 0.0

@@ -39,6 +39,14 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     return found
 
 
+def has_more(model: Any, adapter: str = "default") -> bool:
+    """Whether layers of the adapter have more than their directions: a magnitude (DoRA), or a bias that is trained."""
+    layers = lora_layers(model, adapter).values()
+    return model.peft_config[adapter].bias != "none" or any(
+        adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None for module in layers
+    )
+
+
 def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default") -> Calibration:
     """One forward and backward pass per batch, in evaluation mode; no weight and no gradient of the model changes.
 
@@ -96,17 +104,19 @@ def measuring(
 
 
 def seconds_a_batch(judge: Judge, batch: Batch, adapter: str = "default") -> tuple[float, float]:
-    """Of calibration, and of evaluation with a size that is compared with the whole adapter: each of a second pass."""
+    """Of calibration, and of evaluation with its metrics: each of a second pass."""
     slots = {name: module.lora_A[adapter] for name, module in lora_layers(judge.model, adapter).items()}
     found = []
     with measuring(judge, slots, Gramians({name: slot.weight for name, slot in slots.items()}), set()) as measure:
         for _ in range(2):
             began = time.perf_counter()
             measure(batch)
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             found.append(time.perf_counter() - began)
     for _ in range(2):
         began = time.perf_counter()
-        list(judge.losses([batch], lambda: evaluating(judge.model)))
+        list(judge.losses([batch], lambda: evaluating(judge.model), []))
         found.append(time.perf_counter() - began)
     return found[1], found[3]
 
@@ -275,3 +285,24 @@ def disabled(model: Any) -> Iterator[None]:
             yield
         finally:
             del model.disable_adapter
+
+
+@contextmanager
+def averaged(optimizer: Any) -> Iterator[None]:
+    """While it lasts, an optimizer with two sets of weights (schedule-free) has the model hold those of evaluation."""
+    training = use_averaged(optimizer)
+    try:
+        yield
+    finally:
+        if training:
+            getattr(optimizer, "optimizer", optimizer).train()
+
+
+def use_averaged(optimizer: Any) -> bool:
+    """Have the model hold the weights of evaluation, as in `averaged`, from now on; whether it held the others."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not callable(getattr(inner, "eval", None)):
+        return False
+    training = any(group.get("train_mode") for group in inner.param_groups)
+    inner.eval()
+    return training

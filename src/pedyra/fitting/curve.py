@@ -38,6 +38,11 @@ class Shape:
                 f"max_rank is {self.max_rank}, below multiple_of {self.multiple_of}: no rank is left; raise max_rank"
             )
 
+    @property
+    def is_free(self) -> bool:
+        """Whether only what directions are worth says which of them stay."""
+        return self.max_rank is None and not self.same_rank and self.multiple_of == 1 and self.drop is None
+
     def most(self, name: str, rank: int) -> int:
         """The largest rank of a layer that has `rank` directions."""
         if self.drop is not None and self.drop(name):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pedyra.fitting.calibration import lora_layers
@@ -17,7 +18,7 @@ from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import linear
-from pedyra.lora.files import json_line, write_folder
+from pedyra.lora.files import finite, json_line, write_folder
 from pedyra.lora.folder import SavedLora, check_plain, save_lora, whole_number
 from pedyra.lora.hub import CARD
 from pedyra.lora.layer import adapted_layers
@@ -32,12 +33,21 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 """Layer -> A `(r, in)` and B `(out, r)`; a layer of rank 0 adds nothing."""
 
 
+def evened(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+    """The same B A, with equal root mean squares of each row of A and its column of B, so that one
+    learning rate suits both, and half precision holds both: a balanced basis may scale them apart by orders of
+    magnitude."""
+    scale = (B.square().mean(0) / A.square().mean(1)).pow(0.25)
+    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+    return A * scale[:, None], B / scale
+
+
 def cut(A: Tensor, B: Tensor, basis: Balance, rank: int) -> tuple[Tensor, Tensor]:
     """The first `rank` balanced directions of A `(r, in)` and B `(out, r)`, in their own dtype."""
     if rank == len(A):
         return A, B  # to the last bit
-    T, inverse = basis.T[:rank], basis.inverse[:, :rank]
-    return (T @ A.double()).to(A.dtype), (B.double() @ inverse).to(B.dtype)
+    rows, columns = evened(basis.T[:rank] @ A.double(), B.double() @ basis.inverse[:, :rank])
+    return rows.to(A.dtype), columns.to(B.dtype)
 
 
 def cut_factors(
@@ -89,7 +99,7 @@ def write_cut(
 
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
-        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (part / RECORD).write_text(json.dumps(finite(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if card:
             (part / CARD).write_text(card, encoding="utf-8")
         if curve:

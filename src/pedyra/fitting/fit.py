@@ -17,6 +17,7 @@ from pedyra.fitting.calibration import (
     calibrate,
     disabled,
     evaluating,
+    has_more,
     lora_layers,
     seconds_a_batch,
     truncated,
@@ -68,8 +69,8 @@ class Wanted(Shape):
     def __post_init__(self) -> None:
         if isinstance(self.drop_types, str):
             object.__setattr__(self, "drop_types", (self.drop_types,))
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance is {self.tolerance}; it is a part of what was won, in (0, 1), e.g. 0.01")
+        if not isinstance(self.tolerance, (int, float)) or not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance!r}; it is a part of what was won, in (0, 1), e.g. 0.01")
         if self.recover is not None and self.recover < 0:
             raise ValueError(f"recover is {self.recover}; it is a number of steps, 0 or more")
         if self.parameters is not None and self.parameters < 1:
@@ -193,11 +194,7 @@ class _Fitting:
         self.bar = tqdm(disable=True)
         self.steps = self._steps()
         self.layers = lora_layers(self.model, adapter)
-        self.more = self.model.peft_config[adapter].bias != "none" or any(
-            adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
-            for module in self.layers.values()
-        )
-        self.shape = wanted.shape([*self.layers], self.more)
+        self.shape = wanted.shape([*self.layers], has_more(self.model, adapter))
         self.recovered: dict[int, Factors] = {}
         """Place on the ladder -> factors after recovery."""
         self.metrics: dict[int, Metrics] = {}
@@ -298,6 +295,8 @@ class _Fitting:
         """The size that was asked for, measured and proved; None where it is the whole adapter."""
         if self.ladder.is_whole(index):
             return None
+        if self.wanted.curve:
+            search.measure_curve()
         search.measured(index)
         search.recovered(index)
         return search.proved(index)
@@ -317,7 +316,7 @@ class _Fitting:
         curve = search.curve if any(each.share == 1 for each in search.curve) else [everything, *search.curve]
         ranks = {layer.rank for layer in self.calibration.layers.values()}
         rank = ranks.pop() if len(ranks) == 1 else None
-        kind, words = verdict(chosen, curve, limit, rank, self.judge.measure)
+        kind, words = verdict(chosen, curve, limit, rank, self.judge.measure, free=self.shape.is_free)
         if forgetting is not None and limit.learned:
             kind, words = forgetting.verdict(cut=place is not None)
         if self.wanted.parameters is not None and chosen.share == 1:

@@ -15,24 +15,16 @@ from itertools import cycle, islice
 
 import torch
 from accelerate.utils import reduce
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from pedyra.fitting.calibration import evaluating, frozen, lora_layers
-from pedyra.fitting.cut import Factors
+from pedyra.fitting.cut import Factors, evened
 from pedyra.fitting.judge import Batch, Judge, gap
 from pedyra.lora.factors import BFactor
 
 RATE = 0.01
 """Of the first step, as a part of a factor's root mean square; it falls to 0 linearly. On the demo 0.003 does half as
 much, and 0.02 the same."""
-
-
-def evened(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-    """The same B A, with equal root mean squares of each row of A and its column of B, so that one rate suits both."""
-    scale = (B.square().mean(0) / A.square().mean(1)).pow(0.25)
-    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
-    return A * scale[:, None], B / scale
 
 
 def distill(

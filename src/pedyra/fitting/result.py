@@ -12,6 +12,7 @@ from weakref import ref
 from accelerate import PartialState
 from huggingface_hub import constants
 
+from pedyra.fitting.calibration import averaged, use_averaged
 from pedyra.fitting.curve import whole
 from pedyra.fitting.cut import Factors, check_out, cut_live, write_cut
 from pedyra.fitting.general import Forgetting
@@ -143,7 +144,7 @@ class Fit:
         out = Path(out)
         if PartialState().is_main_process:
             check_out(out, overwrite)
-            with saved_lora(self.model, self.adapter) as lora:
+            with averaged(self._optimizer), saved_lora(self.model, self.adapter) as lora:
                 self.write(lora, out)
         PartialState().wait_for_everyone()
         return out
@@ -184,13 +185,23 @@ class Fit:
         config says so. The Trainer that was fitted makes its optimizer anew if it trains on; any other one still holds
         the factors that were there, so make it anew.
         """
+        use_averaged(self._optimizer)  # what was proved; the optimizer does not outlast this
         cut_live(self.model, self.factors, self.adapter)
         trainer: Any = None if self.trainer is None else self.trainer()
-        if trainer is not None and trainer.optimizer is not None:
+        if trainer is None:
+            return
+        trainer.model_wrapped = trainer.model  # DDP would go on averaging the old factors
+        if trainer.optimizer is not None:
             live = {id(parameter) for parameter in self.model.parameters()}
             held = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
             if any(id(parameter) not in live for parameter in held):
                 trainer.optimizer = trainer.lr_scheduler = None
+
+    @property
+    def _optimizer(self) -> Any:
+        """That of the Trainer that was fitted, if it is still there and has one."""
+        trainer: Any = None if self.trainer is None else self.trainer()
+        return None if trainer is None else trainer.optimizer
 
 
 def told(fit: Fit) -> str:

@@ -136,6 +136,10 @@ class Search:
             chosen = chosen if recovered is None else recovered
         return None if chosen is None else self.points[chosen]
 
+    def measure_curve(self) -> None:
+        """Measure the whole curve on the rows of the choice."""
+        self._found(SHARES, True)
+
     def _order(self, found: int) -> list[int]:
         """Places of the proof, in equal ratios from a size that is safe down to a little below the one at `found`."""
         share, most = self.ladder.share(found), min(LARGEST, self.ladder.share(0))

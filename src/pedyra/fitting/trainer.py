@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
-from pedyra.fitting.calibration import evaluating, frozen, lora_layers
+from pedyra.fitting.calibration import averaged, evaluating, frozen, has_more, lora_layers
 from pedyra.fitting.fit import LEAST, GeneralRows, Rows, Wanted, fit_batches
 from pedyra.fitting.general import check_writes, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
@@ -114,8 +114,9 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: 
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapter = active_adapter(model)
     _check_live(model, adapter)
-    more = model.peft_config[adapter].bias != "none"
-    wanted.shape([*lora_layers(model, adapter)], more)  # before anything is measured
+    wanted.shape([*lora_layers(model, adapter)], has_more(model, adapter))  # before anything is measured
+    if isinstance(data, str):
+        raise ValueError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
     with _untouched(trainer, model):
         texts = None if general is None else _general_rows(trainer, model, general, wanted.rows)
         rows = _rows(trainer, data, wanted)
@@ -162,7 +163,7 @@ class TrainerJudge(Judge):
         base: Any = self.model.get_base_model()
         takes = inspect.signature(base.forward).parameters
         known = {key: value for key, value in inputs.items() if key in takes}
-        if not getattr(base.config, "is_encoder_decoder", False):
+        if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
             known.pop("labels", None)  # a loss would be computed for nothing
         with self.trainer.accelerator.autocast():
             return asked(self.model, inputs, self.model(**known))
@@ -488,32 +489,18 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
         stack.callback(_kept(trainer.accelerator))
         stack.enter_context(frozen(model))
         stack.enter_context(evaluating(model))
-        stack.enter_context(_averaged(trainer.optimizer))
+        stack.enter_context(averaged(trainer.optimizer))
         if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):
             # By its own evaluate() only, which may never have run.
             given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
             trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
         # Each process's loss is the mean over its own batch, whose samples are counted; on one device.
         vars(trainer.args)["average_tokens_across_devices"] = False
+        # Its training sets it, which may have been in another process; TRL divides a router's loss by it.
+        vars(trainer)["current_gradient_accumulation_steps"] = 1
         if trainer.args.n_gpu > 1:
             vars(trainer.args)["_n_gpu"] = 1
         yield
-
-
-@contextmanager
-def _averaged(optimizer: Any) -> Iterator[None]:
-    """While it lasts, an optimizer with two sets of weights (schedule-free) has the model hold those of evaluation."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not callable(getattr(inner, "eval", None)):
-        yield
-        return
-    training = any(group.get("train_mode") for group in inner.param_groups)
-    inner.eval()
-    try:
-        yield
-    finally:
-        if training:
-            inner.train()
 
 
 _LARGE = ("train_dataset", "eval_dataset")

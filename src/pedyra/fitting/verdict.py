@@ -142,7 +142,13 @@ CAPACITY_LIMITED, FLAT, UNKNOWN, FORGETS_LESS = "capacity-limited", "flat", "unk
 
 
 def verdict(
-    chosen: Point, curve: Sequence[Point], tolerance: Tolerance, rank: int | None, measure: str = "loss"
+    chosen: Point,
+    curve: Sequence[Point],
+    tolerance: Tolerance,
+    rank: int | None,
+    measure: str = "loss",
+    *,
+    free: bool = True,
 ) -> tuple[str, str]:
     """Whether the rank was too much, right or too little, and the same in words for whoever chose it.
 
@@ -152,6 +158,8 @@ def verdict(
     Args:
         rank: that every layer of the adapter has; None: they differ.
         measure: what rises.
+        free: whether sizes are of the best directions; False where a shape was asked for, whose harm is no sign of too
+            small a rank.
     """
     adapter, whole = ("its rank", "this adapter") if rank is None else (f"r = {rank}", f"r = {rank}")
     if not tolerance.learned:
@@ -165,6 +173,11 @@ def verdict(
     half, quarter = _largest(curve, 0.5), _largest(curve, 0.25)
     if half is not None and half.measured is not None and half.best is not None and tolerance.forbids(half.best):
         ratio, rise = 1.0, half.measured.mean
+        if not free:
+            return UNKNOWN, (
+                f"unknown: with half of {whole}, in the shape that was asked for, the {measure} rises by {rise:.3g}; "
+                f"fit without a shape to learn whether the rank or the shape does that"
+            )
         if quarter is not None and quarter.measured is not None and quarter.measured.mean > rise:
             ratio = min(1.0, rise / (quarter.measured.mean - rise))
         return CAPACITY_LIMITED, (

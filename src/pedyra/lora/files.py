@@ -110,7 +110,7 @@ def _digest(path: Path) -> str:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """The row as a line of JSON, which has no NaN and no infinities: null takes their place."""
-    return json.dumps(_finite(row), allow_nan=False) + "\n"
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -206,9 +206,10 @@ def _told(shape: Any) -> str:
     return "null" if shape is None else _KINDS[shape if isinstance(shape, type) else type(shape)]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: None in the place of each NaN and infinity."""
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

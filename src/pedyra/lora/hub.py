@@ -29,7 +29,7 @@ CARD = "README.md"
 NO_PICKLES = "its pytorch_model.bin holds more than weights, and torch does not run it; take a copy in safetensors"
 """Why a model is refused whose file of weights would run code."""
 
-_LOADING = """A LoRA adapter that was trained with pedyra, and that loads without it:
+_LOADING = """A LoRA adapter that was made with pedyra, and that loads without it:
 
 ```python
 from peft import PeftModel

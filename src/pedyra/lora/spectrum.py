@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,11 +25,14 @@ def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[T
 
 
 def effective_rank(values: Float[Tensor, " n"]) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a zero matrix.
+    """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a zero matrix,
+    and NaN where the values are.
 
     The paper plots an "effective rank" (Fig. 1a) without defining it; this is the field's usual definition.
     """
     total = values.sum()
+    if total.isnan():
+        return math.nan
     if not total > 0:
         return 0.0
     shares = values / total
