@@ -220,7 +220,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(call, tmp_path):
         ),
         (["train", "recipe.yaml", "method=pedyra", "rank.interval=4"], ["no rank could ever move", "train for"]),
         (
-            ["train", "recipe.yaml", "method=pedyra", "lora.r=1", "rank.interval=1", "rank.final_warmup=1"],
+            ["train", "recipe.yaml", "method=pedyra", "lora.r=1", "rank.interval=2", "rank.final_warmup=1"],
             ["nothing can move"],
         ),
         (["train", "recipe.yaml", "data.text=txt"], ["no column 'txt'", "label"]),

@@ -5,7 +5,7 @@ Nothing heavy is imported here: a recipe is checked before torch, transformers o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,13 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The resolved recipe: every default written out; `load_recipe` of it gives an equal recipe."""
         return to_yaml(self.model_dump(mode="json"))
+
+
+def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
+    kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
+    paths = ("source", "validation")
+    return {**kept, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -48,6 +48,16 @@ def test_resume_needs_the_same_recipe(recipe, interrupt_at):
         run(recipe(training={"learning_rate": 0.02}), resume=True)
 
 
+def test_a_folder_that_was_moved_goes_on_where_it_was_stopped(recipe, interrupt_at, tmp_path):
+    """And is judged by whatever it is asked at its end."""
+    interrupt_at(7)
+    stopped = run(recipe()).folder.path
+    stopped.rename(tmp_path / "elsewhere")
+    went_on = run(recipe(output_dir=str(tmp_path / "elsewhere")), resume=True)
+    assert went_on.step == 12
+    assert json.loads((tmp_path / "elsewhere" / "environment.json").read_text())["resumed_from"] == 7
+
+
 def test_a_checkpoint_with_one_flipped_bit_is_passed_over(recipe, interrupt_at):
     interrupt_at(7)
     folder = run(recipe()).folder.path

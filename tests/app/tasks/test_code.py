@@ -172,6 +172,8 @@ CONTINUED = CodeProblem(
 BODY = 'import math\n\ndef area(r):\n    """of a circle"""\n    return math.pi * r ** 2'
 CONSTANT = "import math\nPI = 3\n\ndef area(r):\n    return PI * r ** 2"
 WHOLE = "import math\n\ndef area(r):\n    return math.pi * r ** 2"
+IMPORTED = "import math\n" + WHOLE
+HELPED = "import math\n\ndef square(r):\n    return r\n\ndef area(r):\n    return square(r)"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,15 @@ WHOLE = "import math\n\ndef area(r):\n    return math.pi * r ** 2"
         ("```python\n    return math.pi * r ** 2\n```", BODY),
         ("PI = 3\n\ndef area(r):\n    return PI * r ** 2", CONSTANT),
         ("Here it is:\n\nPI = (\n    3\n)\ndef area(r):\n    return PI * r ** 2\n\nIt uses PI.", CONSTANT),
+        # Several blocks are one program, and a head alone is none.
+        ("```python\nimport math\n```\nThen:\n```python\ndef area(r):\n    return math.pi * r ** 2\n```", IMPORTED),
+        ("```\ndef area(r):\n    return square(r)\n```\n```\ndef square(r):\n    return r\nsquare(2)\n```", HELPED),
+        ("```\ndef area(r):\n    pass\n```\n```\ndef area(r):\n    return math.pi * r ** 2\n```", WHOLE),
+        ("```\ndef area(r):\n    'of'\n    ...\n```\n```\ndef area(r):\n    return math.pi * r ** 2\n```", WHOLE),
+        ("1. So:\n   ```python\n   def area(r):\n       return math.pi * r ** 2\n   ```", WHOLE),
+        ("```python3.10\ndef area(r):\n    return math.pi * r ** 2\n```", WHOLE),
+        ("from the docstring above:\n\ndef area(r):\n    return math.pi * r ** 2\n", WHOLE),
+        ("def area(r):\n    return math.pi * r ** 2\n\nExplanation: fine", WHOLE),
         ("I cannot write that.", ""),
         ("", ""),
         ("    \x00", ""),

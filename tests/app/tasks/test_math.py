@@ -42,6 +42,19 @@ from pedyra.app.tasks import math
         ("#### Step 2: the total\nso it is \\boxed{42}", "42"),
         ("#### 42\n#### Check of all 3 steps", "42"),
         ("#### **18** eggs in 3 days", "18"),
+        ("#### 1. Day\n15\n#### 2. Total\n30\nThe answer is: 30", "30"),
+        ("#### 1. Day\n15\n#### 2) Total\n\\boxed{30}", "30"),
+        ("#### 18. She makes that in 2 days", "18"),  # with nothing else to be the answer
+        # The number of a sentence is what it comes to.
+        ("the answer is the total of 3 days, which is \\boxed{30}", "30"),
+        ("The answer is: In 2 hours she makes $30.", "30"),
+        ("The answer is half of 20, which is 10", "10"),
+        ("The answer is approximately 42 (rounded to 2 decimals)", "42"),
+        ("The answer is \\boxed{12} of 20", "12"),
+        (r"The answer is \boxed{10,\!000}", "10000"),
+        (r"so $10\,000$", "10000"),
+        (r"#### 1,\!234", "1234"),
+        (r"it is $3\, 4$", "4"),
         # An equation after the answer does not change it.
         ("The answer is 12 (x = 4).", "12"),
         ("The answer is 12 when x = 4", "12"),

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_checkpoint
 from pedyra.allocate.trainer import end_at_last_step, reshard
-from pedyra.app.recipe import Recipe
+from pedyra.app.recipe import Recipe, identity
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
@@ -145,8 +145,8 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
     Raises:
         ValueError: there is none, or the run would not go on as it began.
     """
-    before = read_settings(folder.recipe, [], what="recipe", starts_with="model")
-    now = recipe.model_dump(mode="json")
+    before = identity(read_settings(folder.recipe, [], what="recipe", starts_with="model"))
+    now = identity(recipe.model_dump(mode="json"))
     for each in (before, now):
         each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
     changed = first_difference(before, now)

@@ -13,10 +13,12 @@ import ast
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, Literal
 
 from pedyra.app.tasks import code_judge
@@ -40,8 +42,10 @@ class Judged:
         return self.status == "passed"
 
 
-_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"```[ \t]*(?:python[\d.]*|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _CODE_STARTS = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
+_MOST_STARTS = 20
+"""Of blocks, or of lines that may begin the program, that are tried."""
 _MOST_LINES = 1000
 """Of a text that are read: the time to find the part that parses grows with their square."""
 
@@ -49,18 +53,21 @@ _MOST_LINES = 1000
 def extract(text: str, problem: CodeProblem) -> str:
     """The program in what a model wrote after the problem's prompt, or in reply to it; "" where there is none.
 
-    In this order: a fenced block that defines the entry point; the text from its first function, class or import, and
-    the constants before it, if that defines it; the text as a continuation of the prompt, up to a stop string. What
-    does not parse at the end (a function that was cut short, or prose) is left out, and so are demonstrations at the
-    margin. Imports and helper functions of the prompt are put before.
+    In this order: the first fenced block that defines the entry point and gives it a body, with the imports, functions
+    and classes of the other blocks; the text from a function, class or import on, and the constants before it, if that
+    defines it; the text as a continuation of the prompt, up to a stop string. What does not parse at the end (a
+    function that was cut short, or prose) is left out, and so are demonstrations at the margin. Imports and helper
+    functions of the prompt are put before.
     """
     blocks = _FENCE.findall(text)
-    for source in blocks or [_from_first_code(text)]:
-        program = _longest(source)
-        if program is not None and _defines(program, problem.entry_point):
+    parsed = map(_longest, map(dedent, blocks) if blocks else _from_code(text))
+    programs = [program for program in islice(parsed, _MOST_STARTS) if program is not None]
+    for program in programs:
+        if _defines(program, problem.entry_point):
             preamble = _longest(problem.prompt + "    pass\n") or ast.Module([], [])
             body = [node for node in preamble.body if not _is_entry(node, problem.entry_point)]
-            return _unparse(body + program.body, problem.entry_point)
+            others = _helpers([each for each in programs if each is not program], program) if blocks else []
+            return _unparse([*body, *others, *program.body], problem.entry_point)
     cut = min((at for stop in problem.stop if (at := text.find(stop)) >= 0), default=len(text))
     for continuation in (text[:cut], *blocks):
         program = _longest(problem.prompt + continuation, len(problem.prompt.splitlines()))
@@ -69,19 +76,32 @@ def extract(text: str, problem: CodeProblem) -> str:
     return ""
 
 
-def _from_first_code(text: str) -> str:
-    """The text from its first function, class or import on, with the lines before it from where they parse."""
-    start = _CODE_STARTS.search(text)
-    if not start:
-        return ""
-    before = text[: start.start()].splitlines()
-    for first in range(max(0, len(before) - _MOST_LINES), len(before)):
-        try:
-            parse("\n".join(before[first:]))
-        except SyntaxError:
-            continue
-        return "\n".join([*before[first:], text[start.start() :]])
-    return text[start.start() :]
+def _from_code(text: str) -> Iterator[str]:
+    """The text from each line on that may begin a function, class or import (or is prose: "from here on"), with the
+    lines before it from where they parse."""
+    for start in _CODE_STARTS.finditer(text):
+        before = text[: start.start()].splitlines()
+        for first in range(max(0, len(before) - _MOST_LINES), len(before)):
+            try:
+                parse("\n".join(before[first:]))
+            except SyntaxError:
+                continue
+            yield "\n".join([*before[first:], text[start.start() :]])
+            break
+        else:
+            yield text[start.start() :]
+
+
+def _helpers(others: Sequence[ast.Module], program: ast.Module) -> list[ast.stmt]:
+    """Imports, functions and classes of other blocks, which the program may need, but for what it defines itself."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    own = {node.name for node in program.body if isinstance(node, kinds)}
+    found = [node for each in others for node in each.body]
+    return [
+        node
+        for node in found
+        if isinstance(node, ast.Import | ast.ImportFrom) or (isinstance(node, kinds) and node.name not in own)
+    ]
 
 
 def _longest(source: str, least: int = 0) -> ast.Module | None:
@@ -100,22 +120,27 @@ def _is_entry(node: ast.stmt, entry_point: str) -> bool:
 
 
 def _defines(program: ast.Module, entry_point: str) -> bool:
+    """Whether the program gives this name a value, or a function or class that is more than its head."""
     assigned = {t.id for n in program.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-    return entry_point in assigned or any(_is_entry(node, entry_point) for node in program.body)
+    is_class = any(isinstance(node, ast.ClassDef) and node.name == entry_point for node in program.body)
+    return entry_point in assigned or is_class or _has_body(program, entry_point)
 
 
 def _has_body(program: ast.Module, entry_point: str) -> bool:
-    """Whether the function is more than its docstring."""
-    found = [node for node in program.body if isinstance(node, ast.FunctionDef) and node.name == entry_point]
+    """Whether the function is more than its docstring, `pass` and `...`."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in program.body if isinstance(node, kinds) and node.name == entry_point]
     return bool(found) and not all(
-        isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) for s in found[-1].body
+        isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+        for s in found[-1].body
     )
 
 
 def _demonstrates(node: ast.stmt, entry_point: str) -> bool:
-    """Whether the statement is an assert, an expression that calls nothing, or one that prints, asks or is a trial."""
+    """Whether the statement is an assert, an expression that calls nothing, one that prints, asks or is a trial, or a
+    name with a colon behind it, which may be prose ("Explanation: fine")."""
     if not isinstance(node, ast.Expr):
-        return isinstance(node, ast.Assert)
+        return isinstance(node, ast.Assert) or (isinstance(node, ast.AnnAssign) and node.value is None)
     called = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
     shown = ("print", "input", entry_point)
     return not called or any(isinstance(function, ast.Name) and function.id in shown for function in called)

@@ -28,6 +28,16 @@ _RECKONED = re.compile(
     re.IGNORECASE,
 )
 """What follows a number that is reckoned with, up to the next one: " eggs * $2", " hours and 20", but not " per 7"."""
+_CONCLUDED = re.compile(
+    rf".*\b(?:is|are|be|makes?|equals?|gives?|leaves?|gets?|earns?|has|have|needs?|pays?|costs?|spends?|saves?)\s+"
+    rf"\$?({_NUMBER.pattern})",
+    re.DOTALL,
+)
+"""What a sentence comes to that begins with other numbers: 30 of "In 2 hours she makes $30"."""
+_THIN_SPACE = re.compile(r"(?<=\d),?\\[!,;: ](?=\d{3})")
+"""LaTeX between groups of digits: 10,\\!000 and 10\\,000."""
+_NUMBERED = re.compile(r"\W*\d+[.)]\s+[^\W\d]")
+"""What may be a heading of Markdown with its number: "#### 2. The total"."""
 _MARKED = re.compile(r"####([^\w#]*\d.*)")
 """The line after "####", where no word stands before its number: headings of Markdown begin with the same sign."""
 _STATEMENT = re.compile(r"answer\s*(?:is|:|=)+\s*:?", re.IGNORECASE)
@@ -39,11 +49,14 @@ def extract_gsm8k(text: str) -> str | None:
 
     The last "#### 42", else the last "The answer is: 42", else the last \boxed{42}, else the last number.
     """
-    text = text.replace("\\$", "").replace("{,}", ",").replace("\u2212", "-")
+    text = _THIN_SPACE.sub(",", text.replace("\\$", "").replace("{,}", ",").replace("\u2212", "-"))
     text = re.sub(r"(?<!\w)-\$", "-", text)
     text = _GROUPED.sub(lambda grouped: re.sub(r"\s", "", grouped.group()), text)
-    marked, stated = _MARKED.findall(text), _stated(text)
-    for place in (*marked[-1:], *stated[-1:], _last_box(text) or ""):
+    every, stated, box = _MARKED.findall(text), _stated(text), _last_box(text)
+    marked = [place for place in every if not _NUMBERED.match(place)]
+    if not (marked or stated or box):
+        marked = every
+    for place in (*marked[-1:], *stated[-1:], box or ""):
         if number := _number_stated(re.sub(r"- ?\$?", "-", place)):
             return number.replace(",", "")
     numbers = _NUMBER.findall(text)
@@ -51,12 +64,16 @@ def extract_gsm8k(text: str) -> str | None:
 
 
 def _number_stated(place: str) -> str | None:
-    """The number at the beginning, if it is not reckoned with; else the last result, else the first number."""
+    """That of the last box; else the number at the beginning, if it is not reckoned with; else the last result or what
+    a sentence with other numbers comes to; else the first number."""
+    place = _last_box(place) or place
     first = _NUMBER.search(place)
     if first is None:
         return None
-    alone = not re.search(r"\w", place[: first.start()]) and not _RECKONED.match(place, first.end())
-    result = None if alone else _RESULT.match(place)
+    begins = not re.search(r"\w", place[: first.start()])
+    if begins and not _RECKONED.match(place, first.end()):
+        return first.group()
+    result = _RESULT.match(place) or (None if begins else _CONCLUDED.match(place))
     return result.group(1) if result else first.group()
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from pedyra.app.models import check_names, load_tokenizer, shape_of
-from pedyra.app.recipe import Recipe, check_recipe
+from pedyra.app.recipe import Recipe, check_recipe, identity
 from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.setup import request, resolve, wanted_fit
@@ -95,7 +95,7 @@ class Experiment:
         job.recipe.update(name | self.content(entry, rate, purpose))
         if (job.run / "recipe.yaml").is_file() and job.recipe_file.is_file():  # else it has not begun
             before = read_settings(job.recipe_file, (), what="recipe", starts_with="method")
-            difference = first_difference(_identity(before), _identity(job.recipe))
+            difference = first_difference(identity(before), identity(job.recipe))
             if difference is not None:
                 raise ValueError(f"{job.run} is a run of another grid: {difference}; choose another output_dir")
         return job
@@ -121,13 +121,6 @@ class Experiment:
         if purpose == "jobs" and grid.fit is not None:
             content["fit"] = grid.fit
         return {**content, "generate": grid.generate} if grid.generate else content
-
-
-def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the outcome of a run: neither where its files are, nor what it is asked when it has ended."""
-    kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "generate")}
-    paths = ("source", "validation")
-    return {**kept, "data": {key: value for key, value in recipe["data"].items() if key not in paths}}
 
 
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
