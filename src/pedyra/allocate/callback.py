@@ -36,7 +36,7 @@ from pedyra.allocate.trainer import (
     save_whole,
 )
 from pedyra.lora.attach import attach, drop_empty, train_e, write_ranks
-from pedyra.lora.files import append_row, json_line, read_rows
+from pedyra.lora.files import append_row, json_line, read_rows, write_file
 from pedyra.lora.layer import AdaptedLayer
 from pedyra.lora.layer_names import layer_place
 
@@ -356,7 +356,7 @@ class RankCallback(TrainerCallback):
         known = read_rows(self.record_to, {"step": (int, None)}) if step > 0 else []
         kept = [row for row in known if (row.get("step") or 0) <= step]
         self.record_to.parent.mkdir(parents=True, exist_ok=True)
-        self.record_to.write_text("".join(map(json_line, kept)))
+        write_file(self.record_to, "".join(map(json_line, kept)))
         if not kept:
             self._record(allocator.describe())
             self._record(allocator.snapshot())

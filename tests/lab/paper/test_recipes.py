@@ -174,7 +174,7 @@ def test_dry_run_on_a_tiny_model_of_the_same_architecture(name, tmp_path):
     plan = plan_run(load_recipe(RECIPES / f"{name}.yaml", overrides))
     assert plan.schedule is not None
     adjustments = len(plan.schedule["adjustments"])
-    assert adjustments == ADJUSTMENTS[name] if name in ROWS else 9 <= adjustments <= 30
+    assert adjustments == ADJUSTMENTS[name] if name in ROWS else 4 <= adjustments <= 30
     layers -= name == "small_squad_v2"  # a BERT without its pooler
     assert [layer["rank"] for layer in plan.layers] == [one.lora.r] * layers
 

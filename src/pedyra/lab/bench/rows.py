@@ -47,7 +47,7 @@ class RowFile:
         if any(field not in row for row in self.rows for field in key):
             raise ValueError(f"--json {path} holds rows of something else; name another file")
         if path.is_file() and not path.read_bytes().endswith(b"\n"):  # cut short by a kill
-            path.write_text("".join(map(json_line, self.rows)), encoding="utf-8")
+            write_file(path, "".join(map(json_line, self.rows)))
 
     def complete(self, jobs: Iterable[Row], run: Callable[[Row], Row]) -> Iterator[Row]:
         """The row of every job (its key fields): a known one as it is, a missing one from `run`, added at once."""

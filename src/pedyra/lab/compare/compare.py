@@ -9,13 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pedyra.app.console import write_json_lines
 from pedyra.lab.compare.grid import Grid
 from pedyra.lab.compare.jobs import Entry, Job, JobEnd, final_row, is_done, run_jobs
 from pedyra.lab.compare.prepare import Matched, prepare_experiment
 from pedyra.lab.compare.results import Comparison, RateCurve, Row, collect
 from pedyra.lab.compare.tables import comparison_tables, print_tables, write_tables
-from pedyra.lora.files import read_rows
+from pedyra.lora.files import json_line, read_rows, write_file
 
 REPORTED, TUNING = "comparison.jsonl", "tuning.jsonl"
 """Rows of the runs in the folder."""
@@ -96,7 +95,7 @@ def _keep(comparison: Comparison, before: Mapping[str, Sequence[Row]]) -> None:
     }
     for name, rows in ((REPORTED, comparison.rows), (TUNING, tuned)):
         named = [{**row, "run": str(Path(row["run"]).relative_to(folder))} for row in rows]
-        write_json_lines(folder / name, [*named, *others[name]])
+        write_file(folder / name, "".join(map(json_line, [*named, *others[name]])))
 
 
 def _entry(row: Row) -> Entry:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from pedyra.app.console import write_json_lines
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED
 from pedyra.lab.compare.compare import compare_grid
@@ -21,7 +20,7 @@ from pedyra.lab.paper.figures import MEASURES, measure, save_figure
 from pedyra.lab.paper.item import Cell, CellPart, Item, Scale, get_item
 from pedyra.lab.paper.item_results import Row, remarks, result_tables, results
 from pedyra.lab.paper.places import Places
-from pedyra.lora.files import read_json, write_file
+from pedyra.lora.files import json_line, read_json, write_file
 
 RATES = (0.1, 0.3, 1.0, 3.0)
 """Of encoders at scale small: rates that each method chooses from on tuning rows, relative to the recipe's.
@@ -117,7 +116,7 @@ def run_item(
         write_tables(folder / item.id, item.title, tables, [*remarks(item, scale, done), *notes]),
         folder / f"{item.id}.jsonl",
     ]
-    write_json_lines(files[-1], done)
+    write_file(files[-1], "".join(map(json_line, done)))
     if item.is_figure:
         files += save_figure(item, done, runs, folder)
     return MeasuredItem(done, files, failed)
