@@ -195,6 +195,10 @@ HELPED = "import math\n\ndef square(r):\n    return r\n\ndef area(r):\n    retur
         # Several blocks are one program, and a head alone is none.
         ("```python\nimport math\n```\nThen:\n```python\ndef area(r):\n    return math.pi * r ** 2\n```", IMPORTED),
         ("```\ndef area(r):\n    return square(r)\n```\n```\ndef square(r):\n    return r\nsquare(2)\n```", HELPED),
+        (
+            "```\ndef area(r):\n    return math.pi * r ** 2\n```\n```\nfrom shapes import area\nprint(area(1))\n```",
+            WHOLE,
+        ),
         ("```\ndef area(r):\n    pass\n```\n```\ndef area(r):\n    return math.pi * r ** 2\n```", WHOLE),
         ("```\ndef area(r):\n    'of'\n    ...\n```\n```\ndef area(r):\n    return math.pi * r ** 2\n```", WHOLE),
         ("1. So:\n   ```python\n   def area(r):\n       return math.pi * r ** 2\n   ```", WHOLE),

@@ -93,15 +93,23 @@ def _from_code(text: str) -> Iterator[str]:
 
 
 def _helpers(others: Sequence[ast.Module], program: ast.Module) -> list[ast.stmt]:
-    """Imports, functions and classes of other blocks, which the program may need, but for what it defines itself."""
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    own = {node.name for node in program.body if isinstance(node, kinds)}
-    found = [node for each in others for node in each.body]
-    return [
-        node
-        for node in found
-        if isinstance(node, ast.Import | ast.ImportFrom) or (isinstance(node, kinds) and node.name not in own)
-    ]
+    """Imports, functions and classes of other blocks that the program uses, and those that these use."""
+    known: dict[str, ast.stmt] = {}
+    for node in (node for each in others for node in each.body):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {(alias.asname or alias.name).partition(".")[0]: node for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            known[node.name] = node
+    for node in program.body:
+        known.pop(getattr(node, "name", ""), None)
+    found: dict[ast.stmt, None] = {}
+    nodes: list[ast.stmt] = [*program.body]
+    while nodes:
+        used = {each.id for each in ast.walk(nodes.pop()) if isinstance(each, ast.Name)}
+        new = [known[name] for name in sorted(used & known.keys()) if known[name] not in found]
+        found |= dict.fromkeys(new)
+        nodes += new
+    return [*reversed(found)]  # what others are made of comes first
 
 
 def _longest(source: str, least: int = 0) -> ast.Module | None:
