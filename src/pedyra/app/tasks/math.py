@@ -17,6 +17,9 @@ _SECONDS = 10
 """For one parse or one comparison; sympy may think for ever about towers of powers. The first parse takes a second."""
 _LONGEST = 500
 """Signs of an answer that is compared by its value; MATH's longest has 159."""
+_WORD = re.compile(r"[A-Za-z]{4,}")
+_FRACTION = re.compile(r"\\[dt]?frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)")
+"""Without braces, which math-verify reads for digits alone: \\frac\\pi2."""
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _GROUPED = re.compile(r"\b\d{1,3}(?:[ \u00a0\u202f]\d{3})+\b")
 """1 000, with a space, a no-break one or a narrow one."""
@@ -116,12 +119,13 @@ def equivalent(answer: str, reference: str) -> bool:
     """
     if _plain(answer) == _plain(reference):
         return True
-    if len(answer) > _LONGEST:
+    if len(answer) > _LONGEST or _WORD.fullmatch(_plain(reference)):  # whose letters would be multiplied: east is seat
         return False
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("math.equivalent bounds its time by a signal; call it in the main thread")
     by_value = math_verify()
-    right, given = (by_value.parse(f"${side}$", parsing_timeout=_SECONDS) for side in (reference, answer))
+    sides = (_FRACTION.sub(r"\\frac{\1}{\2}", side) for side in (reference, answer))
+    right, given = (by_value.parse(f"${side}$", parsing_timeout=_SECONDS) for side in sides)
     return bool(right and given and by_value.verify(right, given, timeout_seconds=_SECONDS))
 
 
