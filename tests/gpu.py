@@ -235,7 +235,7 @@ def table(given: Any, device: str) -> list[dict[str, Any]]:
     found = []
     for title, text in METHODS.items():
         torch.manual_seed(0)
-        variant = build(text, parse_method(text), model, timing)
+        variant = build(parse_method(text), model, timing)
         for number, batch in zip(range(given.steps), batches(training, given.batch, device), strict=False):
             variant.step(batch, timing.now, timed=number >= WARMUP)
             if number == WARMUP:

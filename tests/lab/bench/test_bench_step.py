@@ -13,9 +13,7 @@ from pedyra.lab.bench.bench_models import bench_model
 from pedyra.lab.bench.measuring import storages
 from pedyra.lab.bench.spec import parse_method
 from pedyra.lab.bench.step import (
-    DIRECT,
     FLOOR,
-    DirectVariant,
     Timing,
     Variant,
     bench_step,
@@ -35,11 +33,11 @@ SHORT = Timing(rounds=8, batch=2, length=8)
 def built(text: str) -> tuple[Variant, dict[str, torch.Tensor]]:
     """A method on a tiny Llama, and a batch."""
     model = bench_model("llama-32x1").with_batch(SHORT.batch, SHORT.length)
-    return build(text, None if text in (FLOOR, DIRECT) else parse_method(text), model, SHORT), model.example()
+    return build(None if text == FLOOR else parse_method(text), model, SHORT), model.example()
 
 
 def test_smoke_writes_a_row_for_every_model_and_method_that_is_named(tmp_path):
-    file, methods = tmp_path / "rows.jsonl", ["floor", "lora", "direct", "adalora", "pedyra:alpha=1.0"]
+    file, methods = tmp_path / "rows.jsonl", ["floor", "lora", "adalora", "pedyra:alpha=1.0"]
     arguments = ["llama-64x1", "llama-32x1", "--smoke", "--threads", "1", "--json", str(file)]
     named = [part for method in methods for part in ("--method", method)]
     result = CliRunner().invoke(app, ["bench", "step", *arguments, *named])
@@ -194,20 +192,6 @@ def test_peak_memory_counts_the_scores_once(monkeypatch):
     peak = peak_bytes(variant, batch, "cpu")
     monkeypatch.setattr(variant, "state", list)
     assert scores > 0 and peak - peak_bytes(variant, batch, "cpu") == scores
-
-
-def test_the_direct_implementation_conserves_the_number_of_open_triples():
-    variant, batch = built(DIRECT)
-    assert isinstance(variant, DirectVariant)
-    masks = variant.reference.masks
-    adjusted = []
-    for _ in range(4):
-        variant.step(batch, lambda: 0.0)
-        adjusted.append(len(variant.adjustments))
-    assert adjusted == [0, 1, 1, 2]  # after every second step, as the schedule of the measured steps has it
-    assert sum(int(mask.sum()) for mask in masks.values()) == 8 * len(masks)
-    for name, layer in variant.reference.layers.items():
-        assert torch.all(layer.lora_E["default"][~masks[name]] == 0)
 
 
 def test_the_ratios_of_a_kind_are_those_of_its_steps():

@@ -67,9 +67,7 @@ def step(
     models: Annotated[
         list[str] | None, typer.Argument(help="minilm, or llama-WIDTHxDEPTH.", show_default="minilm")
     ] = None,
-    methods: Annotated[
-        list[str] | None, _methods("floor, lora, adalora, dora, direct; pedyra with alpha 0.5 and 1")
-    ] = None,
+    methods: Annotated[list[str] | None, _methods("floor, lora, adalora, dora; pedyra with alpha 0.5 and 1")] = None,
     rounds: Annotated[
         int | None, typer.Option(help="Half of the timed steps: observed ones, and idle ones.", show_default="20")
     ] = None,

@@ -13,12 +13,11 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from pedyra.allocate.schedule import Schedule, resolve_schedule
 from pedyra.lab.bench.bench_models import BenchModel, bench_model
-from pedyra.lab.bench.direct import MaskedReference
 from pedyra.lab.bench.measuring import check_device, now, storages
 from pedyra.lab.bench.method_run import configured
 from pedyra.lab.bench.spec import MethodSpec, parse_method
@@ -29,9 +28,9 @@ from pedyra.methods.registry import get_method
 from pedyra.methods.wide import LEAST_INTERVAL
 from pedyra.pe_dyra.config import RankSettings
 
-FLOOR, DIRECT = "floor", "direct"
-"""No adapter at work, and PE-DyRA as a direct implementation does it: what is timed beside the methods."""
-DEFAULT = (FLOOR, "lora", "adalora", "dora", DIRECT, "pedyra", "pedyra:alpha=1.0")
+FLOOR = "floor"
+"""No adapter at work: what is timed beside the methods."""
+DEFAULT = (FLOOR, "lora", "adalora", "dora", "pedyra", "pedyra:alpha=1.0")
 KINDS = ("observed", "idle")
 """Of the steps of a method that observes some of them."""
 LEAST_ROUNDS = 8
@@ -91,7 +90,7 @@ def bench_step(
         ValueError: an unknown model or method, or a run too short for an adjustment.
     """
     timing = timing or Timing()
-    specs = {text: None if text in (FLOOR, DIRECT) else parse_method(text) for text in methods}
+    specs = {text: None if text == FLOOR else parse_method(text) for text in methods}
     for text, spec in specs.items():
         if spec and spec.name == "wide" and timing.schedule["interval"] < LEAST_INTERVAL:
             raise ValueError(
@@ -103,7 +102,7 @@ def bench_step(
     dtype = getattr(torch, timing.dtype)
     known = [bench_model(name, dtype).with_batch(timing.batch, timing.length) for name in models]  # all told at once
     for model in known:
-        built = {text: build(text, spec, model, timing) for text, spec in every.items()}
+        built = {text: build(spec, model, timing) for text, spec in every.items()}
         peaks = measure(built, {key: value.to(timing.device) for key, value in model.example().items()}, timing)
         for text in specs:
             variant = built[text]
@@ -166,30 +165,8 @@ class Variant:
         return [tensor for each in kept for tensor in each.values()]
 
 
-class DirectVariant(Variant):
-    """PE-DyRA built in AdaLoRA's manner: ranks start at 1.5 r, masked."""
-
-    def __init__(self, model: BenchModel, timing: Timing) -> None:
-        config = AdaLoraConfig(
-            task_type=model.task_type, target_modules="all-linear", exclude_modules=model.exclude,
-            init_r=round(1.5 * RANK), target_r=RANK, lora_alpha=2 * RANK, total_step=timing.total_steps,
-            orth_reg_weight=0.1,
-        )  # fmt: skip
-        adapted: Any = get_peft_model(model.build(), config).to(timing.device)  # type: ignore[arg-type]
-        self.reference = MaskedReference(adapted, rank=RANK, interval=timing.schedule["interval"])
-        super().__init__(Adaptation(model=adapted, hooks=self.reference), timing)
-
-    def adjust(self) -> bool:
-        return self.reference.adjust()
-
-    def state(self) -> Iterable[Tensor]:
-        return self.reference.tensors()
-
-
-def build(text: str, spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant:
-    """A method, or what stands beside them, on its own copy of the same base model."""
-    if text == DIRECT:
-        return DirectVariant(model, timing)
+def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant:
+    """A method, or the floor (None), on its own copy of the same base model."""
     base: Any = model.build()
     lora = LoraConfig(
         task_type=model.task_type, r=RANK, lora_alpha=2 * RANK, target_modules="all-linear",
