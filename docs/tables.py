@@ -569,10 +569,17 @@ def _counted(solved: int, problems: int) -> str:
     return f"{solved} [{problems * low:.0f}, {problems * high:.0f}]"
 
 
-@table("gsm8k answers")
-def gsm8k_answers() -> Cells:
-    (row,) = rows("paper_gsm8k")
-    return [["questions", "right answers of LoRA"], [str(row["problems"]), _counted(row["solved"], row["problems"])]]
+@table("mathematics")
+def mathematics() -> Cells:
+    sets = {"GSM8K": "gsm8k", "MATH": "math"}
+    cells = [["model", *sets, "perplexity"]]
+    for model, shown in {"lora": "LoRA", "pedyra": "PE-DyRA"}.items():
+        own = where(rows("paper_gsm8k"), model=model)
+        counts = [where(own, set=name)[0] for name in sets.values()]
+        told = [f"{_counted(row['passed'], row['problems'])} of {row['problems']}" for row in counts]
+        (perplexity,) = (row["value"] for row in own if row["set"] == "perplexity")
+        cells.append([shown, *told, f"{perplexity:.3f}"])
+    return cells
 
 
 @table("squad")
