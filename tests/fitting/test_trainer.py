@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from classifier_rows import accuracy, logits, rows
-from closeness import same_bits
+from closeness import close, same_bits
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -355,14 +355,14 @@ def test_what_is_saved_and_applied_of_a_schedule_free_run_is_what_was_proved(mak
     trainer.optimizer.eval()
     averaged = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "modules_to_save" in name}
     trainer.optimizer.train()
-    assert any(not torch.equal(p, averaged[n]) for n, p in trainer.model.named_parameters() if n in averaged)
+    assert any(not close(p, averaged[n]) for n, p in trainer.model.named_parameters() if n in averaged)
     found = fit(trainer, tolerance=0.05)
     saved = load_file(found.save(tmp_path / "small") / "adapter_model.safetensors")
     for name, weight in averaged.items():
-        assert same_bits(saved[name.replace("modules_to_save.default.", "")], weight)
+        assert close(saved[name.replace("modules_to_save.default.", "")], weight)
     found.apply()
     for name, weight in averaged.items():
-        assert same_bits(trainer.model.get_parameter(name).detach(), weight)
+        assert close(trainer.model.get_parameter(name).detach(), weight)
     assert logits(trainer.model, held).isfinite().all()
     trainer.train()  # with an optimizer of its own
 
