@@ -242,4 +242,4 @@ def test_what_is_pruned_at_once_again_is_counted_by_hand():
 def test_a_run_that_takes_most_moves_back_at_once_is_told_so(run, tmp_path, taken_back, advised):
     _, callback = run(tmp_path)
     said = str(replace(callback.result, pruned=10, added=10, undone=taken_back))
-    assert ("lower moves" in said, f"just added {taken_back}" in said) == (advised, taken_back > 0)
+    assert ("lower moves" in said, f"({taken_back} of them had just been added)" in said) == (advised, taken_back > 0)

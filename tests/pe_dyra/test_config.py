@@ -170,7 +170,7 @@ def test_a_new_triple_has_a_step_at_least_before_the_next_adjustment():
     """It begins at zero, where its score is exactly zero."""
     assert PeDyra(interval=0.001).method().schedule(100).interval == 2
     assert PeDyra(interval=2).method().schedule(100).interval == 2
-    with pytest.raises(ValueError, match="interval is 1, .*takes 2 steps or more"):
+    with pytest.raises(ValueError, match="interval is 1, .*fewer than 2 steps"):
         PeDyra(interval=1).method().schedule(100)
 
 

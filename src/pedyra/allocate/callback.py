@@ -87,9 +87,9 @@ class RankResult:
         else:
             changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
             low, high = min(self.ranks.values()), max(self.ranks.values())
-            again = f", of which the one before had just added {self.undone}" if self.undone else ""
+            again = f" ({self.undone} of them had just been added)" if self.undone else ""
             words = (
-                f"{self.adjustments} of {self.planned} adjustments pruned {self.pruned} triples{again}, and added "
+                f"{self.adjustments} of {self.planned} adjustments pruned {self.pruned} triples{again} and added "
                 f"{self.added}: the rank of {changed} of {len(self.ranks)} layers changed, ranks go from {low} to "
                 f"{high}, and the number of parameters went from {self.parameters_before:,} to {self.parameters:,}"
             )

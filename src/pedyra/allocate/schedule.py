@@ -58,8 +58,8 @@ def resolve_schedule(
 
     if isinstance(interval, int) and interval < least_interval:
         raise ValueError(
-            f"interval is {interval}, but what is measured between two adjustments takes {least_interval} steps or "
-            f"more; raise it"
+            f"interval is {interval}, but fewer than {least_interval} steps between two adjustments tell this method "
+            f"nothing; raise it"
         )
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a run has at least one optimizer step")

@@ -73,7 +73,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
         modules_to_save=lora.modules_to_save,
         beta1=beta1,
         beta2=beta2,
-        orth_reg_weight=ranks.gamma,
+        orth_reg_weight=ranks.orth_weight or 0.0,
         total_step=1,  # until the run begins
     )
     model = request.with_adapter(config)
@@ -82,7 +82,7 @@ def prepare(request: Request, settings: AdaLoraSettings) -> Adaptation:
         "load_best_model_at_end": "PEFT cannot load a pruned AdaLoRA adapter into the model that trained it; set it to "
         "false, or use method adalora-svd"
     }
-    if ranks.gamma > 0:
+    if ranks.orth_weight:
         refused["label_smoothing_factor"] = (
             "it computes its own loss, without AdaLoRA's orthogonality term; set it to 0, or rank.orth_weight to 0"
         )

@@ -40,7 +40,7 @@ class RankSettings:
 
     # Algorithm 2: when ranks move, and how many.
     interval: int | float = 0.023
-    """Delta_T: optimizer steps between adjustments; a float below 1 is a fraction of the run."""
+    """Delta_T: optimizer steps between adjustments, of PE-DyRA 2 at least; a float below 1 is a fraction of the run."""
     moves: int | None = 12
     """k: triples pruned per adjustment at most. As many are added, or, with `budget` "parameters", as many as fit.
     None: 2 % of the total rank, as 12 of 576 is. 0: ranks stay as they are, and only scores are recorded."""
@@ -111,16 +111,10 @@ class RankSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; an EMA coefficient lies in [0, 1)")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; it weighs two scores and lies in [0, 1]")
-        if self.gamma < 0:
+        if self.orth_weight and self.orth_weight < 0:
             raise ValueError(f"orth_weight is {self.orth_weight}; a penalty is 0 (off) or positive")
         for name in ("alpha", "beta1", "beta2", "orth_weight"):  # 1 is 1.0 to what computes with it
             object.__setattr__(self, name, float(getattr(self, name)))
-
-    @property
-    def gamma(self) -> float:
-        """`orth_weight` as it is in force."""
-        assert self.orth_weight is not None  # since __post_init__
-        return self.orth_weight
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON."""

@@ -200,8 +200,8 @@ class ScoredRun(MethodRun):
     def before_step(self, step: int, loss_scale: float) -> None:
         if self.observes(step):
             self._observe(step, loss_scale)
-        if self.method.gamma > 0:  # after the scores, which see the gradient of the task alone
-            add_orthogonality_gradient(self.run.layers, weight=self.method.gamma, form=self.method.orth_form)
+        if weight := self.method.orth_weight:  # after the scores, which see the gradient of the task alone
+            add_orthogonality_gradient(self.run.layers, weight=weight, form=self.method.orth_form)
 
     def _observe(self, step: int, loss_scale: float) -> None:
         begins, adjusts = self.last_observed != step - 1, self.run.schedule.is_adjustment(step)

@@ -144,17 +144,13 @@ class Variant:
         self.model(**batch).loss.backward()
         self.loop.update()
         stepped = clock()
-        adjusted = self.adjust()
+        adjusted = self.loop.adjust() is not None
         ended = clock()
         if adjusted:
             self.adjustments.append(ended - stepped)
         if timed:
             self.seconds.append((stepped if adjusted else ended) - began)
             self.observed.append(observes)
-
-    def adjust(self) -> bool:
-        """What the method does after the optimizer; returns whether it adjusted ranks."""
-        return self.loop.adjust() is not None
 
     def state(self) -> Iterable[Tensor]:
         """The tensors that the method keeps from step to step beside the optimizer's."""
