@@ -16,7 +16,7 @@ import pytest
 from transformers import TrainerCallback
 
 from pedyra import RankCallback, Wide
-from pedyra.allocate.callback import undone
+from pedyra.allocate.allocation import undone
 from pedyra.lora.layer import adapted_layers
 
 LOGGED = {"logging_strategy": "steps", "logging_steps": 2}

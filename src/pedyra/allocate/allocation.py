@@ -1,4 +1,4 @@
-"""What an adjustment does: a RankPlan, and what plans are made of.
+"""What an adjustment does: a RankPlan, what plans are made of, and how much of one the next takes back.
 
 Plain Python on purpose: a plan is made once per adjustment from a few thousand numbers already on the host, and ties
 must fall the same way on every machine: layer order, then triple index.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 Scores = Mapping[str, Sequence[float]]
 """Layer name -> the score of each of its triples, in the model's layer order."""
@@ -110,3 +112,12 @@ def make_plan(
         layer_scores=dict(layer_scores),
         rescale=dict(rescale or {}),
     )
+
+
+def undone(history: Sequence[Mapping[str, Any]]) -> int:
+    """How many triples were pruned by the adjustment after the one that added them. New triples are a layer's last."""
+    count = 0
+    for before, after in pairwise(history):
+        old = {name: rank - before["added"].get(name, 0) for name, rank in before["ranks"].items()}
+        count += sum(index >= old[name] for name, index, _ in after["pruned"])
+    return count

@@ -6,9 +6,8 @@ import functools
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
+from pedyra.allocate.allocation import undone
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
 from pedyra.allocate.checkpoint_folder import check_loaded
 from pedyra.allocate.contract import RankConfig, method_of
@@ -96,15 +96,6 @@ class RankResult:
             if 2 * self.undone > self.pruned:
                 words += "; most of what moved was taken back at once, so lower moves or lengthen interval"
         return words if self.outcome is None else f"{words}; {self.outcome}"
-
-
-def undone(history: Sequence[Mapping[str, Any]]) -> int:
-    """How many triples were pruned by the adjustment after the one that added them. New triples are a layer's last."""
-    count = 0
-    for before, after in pairwise(history):
-        old = {name: rank - before["added"].get(name, 0) for name, rank in before["ranks"].items()}
-        count += sum(index >= old[name] for name, index, _ in after["pruned"])
-    return count
 
 
 class RankCallback(TrainerCallback):
