@@ -160,6 +160,20 @@ def other_methods() -> Cells:
     return [head, *(cells for _, _, cells in sorted(lines))]
 
 
+@table("l1ra")
+def l1ra_penalties() -> Cells:
+    """Letters at r = 2, seed 0: L1RA at the better of two rates, by its penalty."""
+    cells = [["lambda", "rate", "loss", "adjustments that moved a rank", "ranks at the end"]]
+    tried = [row for row in rows("letters_methods") if row["method"].startswith("l1ra")]
+    for method in dict.fromkeys(row["method"] for row in tried):
+        best = min(where(tried, method=method), key=lambda row: row["loss"])
+        ranks = best["ranks"].values()
+        penalty = float(method.partition("l1=")[2] or 1e-3)
+        ends = f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else str(min(ranks))
+        cells.append([f"{penalty:g}", f"{best['lr']:g}", f"{best['loss']:.4f}", str(best["adjustments"]), ends])
+    return [cells[0], *sorted(cells[1:], key=lambda each: float(each[0]))]
+
+
 def _best_planted(method: str) -> list[Row]:
     """The three seeds of the rate that is best on seed 0, of those with three; none where the method was not run."""
     tried = where(rows("planted_methods"), method=method)

@@ -238,6 +238,13 @@ def test_what_is_pruned_at_once_again_is_counted_by_hand():
     assert [undone(history[:count]) for count in range(4)] == [0, 0, 1, 1]
 
 
+def test_adjustments_that_move_nothing_are_told_as_such(run, tmp_path):
+    _, callback = run(tmp_path)
+    still = replace(callback.result, pruned=0, added=0, undone=0, ranks=callback.result.ranks_before)
+    assert f"no rank moved in {still.adjustments} adjustments" in str(still)
+    assert "no rank moved" not in str(replace(still, pruned=1, added=1))  # it came back to where it had been
+
+
 @pytest.mark.parametrize(("taken_back", "advised"), [(0, False), (5, False), (6, True)])
 def test_a_run_that_takes_most_moves_back_at_once_is_told_so(run, tmp_path, taken_back, advised):
     _, callback = run(tmp_path)

@@ -41,7 +41,7 @@ def test_ranks_wait_when_every_layer_lost_one(situation: Any):
 
 def test_the_gate_step_by_hand():
     gates = torch.tensor([1.3, 0.5, 1e-6, 0.0, -0.2])
-    shrink_gates(gates)
+    shrink_gates(gates, 1e-3)
     torch.testing.assert_close(gates, torch.tensor([1.0, 0.49999, 0.0, 0.0, 0.0]), rtol=0, atol=1e-7)
 
 

@@ -23,6 +23,9 @@ BatchLoss = Callable[[nn.Module], Tensor]
 """A model's loss on one batch."""
 
 
+WIDTH = 2
+"""Ranks that are searched, relative to lora.r. About half of them count, so the LoRA that is trained has about the size
+of one of rank lora.r, as every method of a comparison does."""
 VALIDATION = 0.3
 """Part of the training rows that weighs the ranks, the authors'; a run's held-out rows are never looked at."""
 RATE = 3e-4
@@ -161,7 +164,7 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
 
     The search sees dW = (alpha / k) B diag(softmax(a)) A, trains A and B (not the head) on 70 % of the training rows
     and a on the others. It takes place in here, before the run, and again on a resume; it has no budget but k,
-    which is lora.r.
+    which is twice lora.r.
 
     Departs from the authors' code, and why: a rank counts by softmax(a) >= 1/k, as in their second script (the first
     compares raw a, which the forward never uses); both ends of the finite difference see one draw of dropout, since
@@ -169,10 +172,13 @@ def prepare(request: Request, settings: AutoLoraSettings) -> Adaptation:
     rsLoRA or another start.
     """
     request.refuse_lora("AutoLoRA weighs the ranks of LoRA's own start", "init", "use_dora", "use_rslora")
-    require(request.lora.r >= 2, "lora.r is 1, which leaves AutoLoRA no choice; raise it")
+    require(
+        request.lora.r >= 2,
+        "lora.r is 1, for which AutoLoRA searches two ranks a layer and always keeps one; raise lora.r",
+    )
     assert request.data is not None
     train, validation = request.data.parts(VALIDATION)
-    model = request.with_lora()
+    model = request.with_lora(r=WIDTH * request.lora.r)
     ranks = search(model, _losses(train), _losses(validation), steps=settings.search_steps or request.steps)
     base_model: Any = model.unload()  # type: ignore[operator]
     return Adaptation(model=request.with_adapter(with_ranks(request.lora, ranks), base_model))

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin, spent
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import NewTriples
-from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, adaptive
+from pedyra.methods.method import Adaptation, Hooks, Method, Request, Running, Settings, adaptive, setting
 from pedyra.methods.own_factors import groups_with_gates
 from pedyra.pe_dyra.config import RankSettings
 from pedyra.pe_dyra.scored import ScoredMethod, ScoredSituation
@@ -35,10 +35,17 @@ RANK_SETTINGS: dict[str, Any] = dict(
 # The authors' values.
 GATE_RATE = 1e-2
 """eta_c, the gates' learning rate, constant over the run."""
-L1 = 1e-3
-"""lambda: every step takes eta_c lambda off each gate, beside what Adam does."""
 THRESHOLD = 1e-6
 """A gate below it is closed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1raSettings(Settings):
+    """Settings of L1RA."""
+
+    l1: float = setting(1e-3, least=0)
+    """lambda: every step takes 0.01 lambda off each gate, which begins at 1, beside what Adam does. The authors' value
+    alone closes a gate in 100,000 steps, so a short run wants more."""
 
 
 class Gates(ScoreState):
@@ -80,9 +87,9 @@ class MoveClosed:
         return make_plan(scores, pruned, round_robin(ranking, left, now.max_ranks, units, spare), lowest)
 
 
-def shrink_gates(gates: Tensor) -> None:
-    """In place: the decoupled L1 step, then into [0, 1]."""
-    gates.sub_(GATE_RATE * L1 * gates.sign()).clamp_(0, 1)
+def shrink_gates(gates: Tensor, l1: float) -> None:
+    """In place: the decoupled L1 step of lambda = `l1`, then into [0, 1]."""
+    gates.sub_(GATE_RATE * l1 * gates.sign()).clamp_(0, 1)
 
 
 def gated_triples(layer: AdaptedLayer, num: int, generator: torch.Generator, *, rank: int) -> NewTriples:
@@ -94,8 +101,8 @@ def gated_triples(layer: AdaptedLayer, num: int, generator: torch.Generator, *, 
 class GateHooks(Hooks):
     """Keeps the gates' learning rate constant, and shrinks and clamps them after each optimizer step."""
 
-    def __init__(self, model: PeftModel) -> None:
-        self.model = model
+    def __init__(self, model: PeftModel, l1: float) -> None:
+        self.model, self.l1 = model, l1
         self._groups: list[dict[str, Any]] = []
 
     def begin(self, run: Running) -> None:
@@ -112,10 +119,10 @@ class GateHooks(Hooks):
         if skipped:
             return
         for layer in adapted_layers(self.model):
-            shrink_gates(layer.a.E)
+            shrink_gates(layer.a.E, self.l1)
 
 
-def prepare(request: Request) -> Adaptation:
+def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     """L1RA at the conserved budget of lora.r, in ranks (`rank.budget: parameters` counts those instead).
 
     dW = (alpha / r) B diag(c) A with the initial r; c = 1, A ~ N(0, 1 / r^2) (`lora.init` gaussian), B = 0. Every
@@ -147,7 +154,9 @@ def prepare(request: Request) -> Adaptation:
         gates: list[Any] = [layer.a.E for layer in adapted_layers(model)]
         return kind(groups_with_gates(model, gates, weight_decay, lr=GATE_RATE), **arguments)
 
-    return adaptive(model, method, optimizer=make_optimizer, hooks=GateHooks(model))
+    return adaptive(model, method, optimizer=make_optimizer, hooks=GateHooks(model, settings.l1))
 
 
-METHOD = Method("l1ra", "gates under an L1 penalty; closed ones move (Singh et al. 2025)", prepare, moves_ranks=True)
+METHOD = Method(
+    "l1ra", "gates under an L1 penalty; closed ones move (Singh et al. 2025)", prepare, L1raSettings, moves_ranks=True
+)
