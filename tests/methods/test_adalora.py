@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import TrainerCallback
+
+from pedyra.app.runs.setup import layer_rows
+from pedyra.lora.inspection import inspect_adapter
 
 
 def active(model: Any) -> int:
@@ -21,6 +25,20 @@ def test_a_run_ends_at_the_budget(prepare: Any):
     assert active(run.model) == 4 * layers
     config = run.model.peft_config["default"]
     assert (config.total_step, config.tinit, config.deltaT, config.tfinal) == (12, 2, 2, 3)
+
+
+def test_the_ranks_that_are_told_are_those_that_are_saved(prepare: Any, tmp_path: Path):
+    run = prepare("adalora")
+    whole = layer_rows(run.model)
+    run.train()
+    told = layer_rows(run.model)
+    run.model.save_pretrained(tmp_path)
+    saved = {layer.layer: layer for layer in inspect_adapter(tmp_path).layers}
+    assert {row["layer"]: row["rank"] for row in told} == {name: layer.rank for name, layer in saved.items()}
+    assert sum(row["rank"] for row in told) < sum(row["rank"] for row in whole)
+    before = {row["layer"]: row for row in whole}
+    for row in told:  # each rank of a layer has as many parameters as the others
+        assert row["parameters"] * before[row["layer"]]["rank"] == before[row["layer"]]["parameters"] * row["rank"]
 
 
 def test_the_allocator_sees_each_step_once_after_the_optimizer(prepare: Any, monkeypatch: pytest.MonkeyPatch):

@@ -288,10 +288,14 @@ def trainable_parameters(model: nn.Module) -> int:
 def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
     """Name, rank and parameters of every LoRA layer now, as they are saved; empty for an adapter of another kind.
 
-    E is folded away on disk. Parameters that several layers share (RaSA's pools) are counted at the first.
+    E is folded away on disk. Parameters that several layers share (RaSA's pools) are counted at the first. Of PEFT's
+    AdaLoRA, which keeps all ranks in memory, those that its mask has left are counted: only they are saved.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     with_triples = {layer.name: layer.rank for layer in adapted_layers(model)}
+    config: Any = getattr(model, "peft_config", {}).get("default")
+    pattern = getattr(config, "rank_pattern", None) or {}  # of AdaLoRA a parameter's name -> its mask
+    masks = {key.partition(".lora_E.")[0]: mask for key, mask in pattern.items() if ".lora_E." in key}
     found: list[dict[str, Any]] = []
     seen: set[int] = set()
     for name, module in base.named_modules():
@@ -305,5 +309,8 @@ def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
             parameters = sum(count for key, count in own.items() if key not in seen)
             seen |= own.keys()
             rank = with_triples.get(name, module.r["default"])
+            if name in masks:
+                left = sum(masks[name])
+                rank, parameters = left, parameters // rank * left
             found.append({"layer": name, "rank": rank, "parameters": parameters})
     return found
