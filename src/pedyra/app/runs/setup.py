@@ -308,9 +308,9 @@ def layer_rows(model: nn.Module) -> list[dict[str, Any]]:
             }
             parameters = sum(count for key, count in own.items() if key not in seen)
             seen |= own.keys()
-            rank = with_triples.get(name, module.r["default"])
+            whole: int = layer.r["default"]
+            rank = sum(masks[name]) if name in masks else with_triples.get(name, whole)
             if name in masks:
-                left = sum(masks[name])
-                rank, parameters = left, parameters // rank * left
+                parameters = parameters // whole * rank
             found.append({"layer": name, "rank": rank, "parameters": parameters})
     return found
