@@ -587,8 +587,9 @@ def _counted(solved: int, problems: int) -> str:
 def mathematics() -> Cells:
     sets = {"GSM8K": "gsm8k", "MATH": "math"}
     cells = [["model", *sets, "perplexity"]]
-    for model, shown in {"lora": "LoRA", "pedyra": "PE-DyRA"}.items():
-        own = where(rows("paper_gsm8k"), model=model)
+    names = {"lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "rasa": "RaSA", "adalora": "AdaLoRA", "pedyra": "PE-DyRA"}
+    for model in dict.fromkeys(row["model"] for row in rows("paper_gsm8k")):
+        shown, own = names[model], where(rows("paper_gsm8k"), model=model)
         counts = [where(own, set=name)[0] for name in sets.values()]
         told = [f"{_counted(row['passed'], row['problems'])} of {row['problems']}" for row in counts]
         (perplexity,) = (row["value"] for row in own if row["set"] == "perplexity")
