@@ -1,10 +1,10 @@
-"""Draws the figure of docs/results.md that is made from rows: python docs/figures.py"""
+"""Draws the figures of docs/results.md that are made from rows: python docs/figures.py"""
 
 from __future__ import annotations
 
 from statistics import mean
 
-from tables import DOCS, rows
+from tables import DOCS, Row, rows, where
 
 from pedyra.app.report.chart import Axes, Curve, curves
 from pedyra.app.report.images import save_image, side_by_side
@@ -31,5 +31,25 @@ def forgetting() -> None:
     save_image(side_by_side([("What a cut undoes of what was forgotten", drawn)]), DOCS / "images" / "forgetting.png")
 
 
+def sizes() -> None:
+    """The loss against the rank, as means over the seeds: LoRAs from the start, and one of r = 8 that is cut to their
+    sizes and recovers for the most steps. Of the tasks that have all three sizes."""
+    panels = []
+    for title, task in (("SST-2, MiniLM", "sst2"), ("code, SmolLM2", "code")):
+        of = where(rows("sizes"), task=task)
+        of = where(of, recover_steps=max(row["recover_steps"] for row in of))
+        ranks = sorted({row["smaller_rank"] for row in of})
+        whole = mean(row["whole_loss"] for row in of)
+
+        def curve(name: str, key: str, of: list[Row] = of, ranks: list[int] = ranks, whole: float = whole) -> Curve:
+            losses = [mean(row[key] for row in where(of, smaller_rank=r)) for r in ranks]
+            return Curve(name, [*ranks, 8], [*losses, whole])
+
+        axes = Axes("r whose parameters it has", "held-out loss", log_x=True)
+        panels.append((title, curves([curve("LoRA from the start", "lora_loss"), curve("r = 8, cut", "loss")], axes)))
+    save_image(side_by_side(panels), DOCS / "images" / "sizes.png")
+
+
 if __name__ == "__main__":
     forgetting()
+    sizes()

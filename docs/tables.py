@@ -587,7 +587,14 @@ def _counted(solved: int, problems: int) -> str:
 def mathematics() -> Cells:
     sets = {"GSM8K": "gsm8k", "MATH": "math"}
     cells = [["model", *sets, "perplexity"]]
-    names = {"lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "rasa": "RaSA", "adalora": "AdaLoRA", "pedyra": "PE-DyRA"}
+    names = {
+        "lora": "LoRA",
+        "dora": "DoRA",
+        "qlora": "QLoRA",
+        "rasa": "RaSA",
+        "adalora": "AdaLoRA",
+        "pedyra": "PE-DyRA",
+    }
     for model in dict.fromkeys(row["model"] for row in rows("paper_gsm8k")):
         shown, own = names[model], where(rows("paper_gsm8k"), model=model)
         counts = [where(own, set=name)[0] for name in sets.values()]
