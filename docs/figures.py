@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from tables import DOCS, Row, rows, where
+from tables import DOCS, rows, where
 
 from pedyra.app.report.chart import Axes, Curve, curves
 from pedyra.app.report.images import save_image, side_by_side
@@ -40,13 +40,11 @@ def sizes() -> None:
         of = where(of, recover_steps=max(row["recover_steps"] for row in of))
         ranks = sorted({row["smaller_rank"] for row in of})
         whole = mean(row["whole_loss"] for row in of)
-
-        def curve(name: str, key: str, of: list[Row] = of, ranks: list[int] = ranks, whole: float = whole) -> Curve:
-            losses = [mean(row[key] for row in where(of, smaller_rank=r)) for r in ranks]
-            return Curve(name, [*ranks, 8], [*losses, whole])
-
-        axes = Axes("r whose parameters it has", "held-out loss", log_x=True)
-        panels.append((title, curves([curve("LoRA from the start", "lora_loss"), curve("r = 8, cut", "loss")], axes)))
+        drawn = [
+            Curve(name, [*ranks, 8], [*(mean(row[key] for row in where(of, smaller_rank=r)) for r in ranks), whole])
+            for name, key in (("LoRA from the start", "lora_loss"), ("r = 8, cut", "loss"))
+        ]
+        panels.append((title, curves(drawn, Axes("r whose parameters it has", "held-out loss", log_x=True))))
     save_image(side_by_side(panels), DOCS / "images" / "sizes.png")
 
 

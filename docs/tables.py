@@ -681,16 +681,17 @@ def figures() -> Cells:
 
 @table("undone")
 def undone() -> Cells:
-    """How many of the pruned triples the adjustment before had added."""
-    cells = [["run", "triples at the start", "moves", "steps between", "seeds", "pruned", "of which just added"]]
+    """How many of the pruned triples the adjustment before had added, and how many of all that were added stayed."""
+    heads = ["run", "triples at the start", "moves", "steps between", "seeds", "pruned", "of which just added"]
+    cells = [[*heads, "added ones at the end"]]
     kinds = ("task", "method", "triples", "moves", "interval")
     every = rows("undone")
     for kind in dict.fromkeys(tuple(row[key] for key in kinds) for row in every):
         own = where(every, **dict(zip(kinds, kind, strict=True)))
-        pruned, back = (sum(row[key] for row in own) for key in ("pruned", "undone"))
+        pruned, back, stayed = (sum(row[key] for row in own) for key in ("pruned", "undone", "stayed"))
         task, method, *sizes = kind
         name = task if method == "pedyra" else f"{task}, on PiSSA"
-        shown = [*map(str, sizes), str(len(own)), str(pruned), f"{back / pruned:.0%}"]
+        shown = [*map(str, sizes), str(len(own)), str(pruned), f"{back / pruned:.0%}", f"{stayed / pruned:.0%}"]
         cells.append([name, *shown])
     return cells
 

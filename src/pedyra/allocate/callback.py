@@ -84,7 +84,7 @@ class RankResult:
                 "no rank moved: before every adjustment that was due too few steps had a loss that is a number, labels "
                 "and a gradient"
             )
-        elif self.pruned == self.added == 0 and self.ranks == self.ranks_before:
+        elif self.pruned == self.added == 0:
             words = f"no rank moved in {self.adjustments} adjustments"
         else:
             changed = sum(self.ranks[name] != rank for name, rank in self.ranks_before.items())
