@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from closeness import same_bits
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pedyra.fitting.calibration import calibrate, lora_layers, truncated
 from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_live, singular_basis, write_cut
@@ -76,7 +78,7 @@ def test_stock_peft_loads_what_the_projection_gives(
         expected = model(x)
     factors = cut_factors(model, found, wanted)
     out = tmp_path / "out"
-    write_cut(saved(model, tmp_path / "whole"), factors, out, {"kept": sum(ranks)}, [{"share": 1.0}])
+    write_cut(saved(model, tmp_path / "whole"), factors, out, {"kept": sum(ranks)}, beside={CURVE: '{"share": 1.0}'})
     if live:
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         cut_live(model, factors)
@@ -128,6 +130,55 @@ def test_a_layer_that_keeps_all_is_the_same_to_the_last_bit(make_net: Any, tmp_p
     write_cut(lora, cut_factors(model, found, dict(zip(found.layers, [4, 1, 4], strict=True))), tmp_path / "out", {})
     before, after = tensors_of(tmp_path / "before"), tensors_of(tmp_path / "out")
     assert all(same_bits(before[key], after[key]) for key in before if ".0." in key or ".2." in key)
+
+
+def test_a_kept_layer_whose_name_ends_others_is_the_only_one_that_stock_peft_adapts(tmp_path: Path):
+    """A list in `target_modules` would also mean the dropped layer, and one that was never adapted."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.block = nn.Linear(8, 8), nn.ModuleDict({"lin": nn.Linear(8, 6)})
+            self.tail = nn.ModuleDict({"lin": nn.Dropout(0.0)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tail["lin"](self.block["lin"](self.lin(x)))
+
+    torch.manual_seed(0)
+    base = Net()
+    settings: Any = LoraConfig(r=4, target_modules=r"lin|block\.lin", init_lora_weights=False)
+    model: Any = get_peft_model(copy.deepcopy(base), settings).eval()
+    rows = [made_by(model, 20, seed) for seed in (1, 2, 3)]
+    found = fitted(model, rows, drop_types=("block.lin",), parameters=32, recover=0)
+    assert found.ranks == {"lin": 2, "block.lin": 0}
+    found.save(tmp_path / "small")
+    found.apply()
+    model.save_pretrained(tmp_path / "applied")
+    x = batches(1, seed=9)[0]["x"]
+    for folder in ("small", "applied"):
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / folder)
+        assert [*lora_layers(loaded)] == ["lin"]
+        torch.testing.assert_close(loaded(x), model(x))
+
+
+def test_the_new_rows_of_a_vocabulary_stay_where_lm_head_is_dropped(tmp_path: Path):
+    """PEFT saves the whole lm_head where it is adapted and was resized, as the base of its LoRA layer."""
+    torch.manual_seed(0)
+    shape: Any = dict(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    base = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
+    lora: Any = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    model: Any = get_peft_model(copy.deepcopy(base), lora).eval()
+    model.save_pretrained(tmp_path / "whole", save_embedding_layers=True)
+    whole = read_lora(tmp_path / "whole")
+    factors = {each.name: tuple(whole.tensors[each.keys[slot]] for slot in "AB") for each in whole.layers}
+    factors["lm_head"] = (torch.zeros(0, 8), torch.zeros(20, 0))
+    write_cut(whole, factors, tmp_path / "small", {})  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        base.lm_head.weight.normal_()  # as where new rows are drawn anew
+    loaded = PeftModel.from_pretrained(base, tmp_path / "small").eval()
+    model.base_model.model.lm_head = model.base_model.model.lm_head.base_layer
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits)
 
 
 def test_without_data_the_basis_is_that_of_the_singular_values(make_net: Any, tmp_path: Path):

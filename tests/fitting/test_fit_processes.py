@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import PartialState
 from classifier_rows import accuracy, rows
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -13,6 +15,8 @@ from together import can_fork, together
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import pedyra
+from pedyra.fitting.fit import labelled
+from pedyra.fitting.judge import Judge
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
@@ -68,3 +72,17 @@ def test_two_processes_find_what_one_finds(make_trainer: Any, tmp_path: Path, re
             near = isinstance(value, float)
             assert ours[key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if near else value)
     assert two["ranks"] == one["ranks"] and two["metrics"] == one["metrics"]
+
+
+def labelled_by(rank: int, size: int, out: str) -> list[int]:
+    """Numbers of the batches that a process keeps; the second one's third batch has no label."""
+    PartialState(cpu=True)
+    batches: list[Any] = [{"labels": torch.tensor([number, 1])} for number in range(4)]
+    if rank == 1:
+        batches[2] = {"labels": torch.tensor([-100, -100])}
+    return [int(batch["labels"][0]) for batch in labelled(Judge(torch.nn.Linear(1, 1)), batches)]
+
+
+def test_a_batch_without_a_label_is_left_out_in_every_process(tmp_path: Path):
+    """A loss that gathers over the processes would wait for one that has fewer batches."""
+    assert together(labelled_by, 2, str(tmp_path)) == [[0, 1, 3], [0, 1, 3]]

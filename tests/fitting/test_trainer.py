@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import warnings
 from pathlib import Path
@@ -395,7 +396,7 @@ def test_an_estimate_and_a_bar_are_shown_where_the_trainer_shows_them(make_train
     assert "at most 12 evaluations" in out and "batch" in err
 
 
-@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias")
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias", "ignore:the adapter has bias=")
 def test_biases_that_are_trained_are_saved_with_the_smaller_adapter(make_trainer: Any, make_bert: Any, tmp_path: Path):
     """PEFT ignores the bias of a layer that is no target, so every layer keeps a direction, as under DoRA."""
     trainer = make_trainer(lora={"bias": "lora_only"})
@@ -459,6 +460,56 @@ def test_rows_that_were_trained_on_are_not_taken_twice(make_trainer: Any, as_dat
     with pytest.warns(UserWarning, match=r"data(set)? is the train_dataset itself, so the fit is judged by rows that"):
         found = fit(trainer, recover=0, data=same if as_data else None)
     assert "48 to calibrate" in found.rows and "16 for the choice and 32 for the proof" in found.rows
+
+
+def test_the_training_rows_among_several_data_sets_prove_nothing(make_trainer: Any):
+    """As where one watches the training loss beside another: only what is held out is for the choice and the proof."""
+    seen, held = rows(96, 1), rows(96, 2)
+    both = {"train": seen, "held out": held}
+    for given, more in (({"eval_dataset": both}, {}), ({"eval_dataset": None}, {"data": both})):
+        trainer = make_trainer(given={"train_dataset": seen, **given})
+        with pytest.warns(UserWarning, match="is the train_dataset itself, and .* by the others: held out"):
+            found = fit(trainer, recover=0, **more)
+        assert found.rows.startswith("64 to calibrate; ") and "32 for the choice and 64 for the proof" in found.rows
+
+
+@pytest.mark.parametrize(("shared", "calibrate"), [(24, 40), (40, 64)])
+def test_a_row_that_is_held_out_too_does_not_calibrate(make_trainer: Any, caplog: Any, shared: int, calibrate: int):
+    """But where most are, which is the nature of the rows."""
+    seen = rows(64, 1)
+    held = [{key: copy.deepcopy(value) for key, value in row.items()} for row in seen[:shared]]
+    held += rows(96 - shared, 2)
+    trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": held})
+    found = fit(trainer, recover=0)
+    assert f"{shared} of 64 rows of the train_dataset are in eval_dataset too" in caplog.text
+    assert found.rows.startswith(f"{calibrate} to calibrate; ")
+
+
+def test_trained_biases_are_told_for_the_base_model_is_not_without_them(make_trainer: Any):
+    trainer = make_trainer(lora={"bias": "all"}, trains=False)
+    with (
+        pytest.warns(UserWarning, match="bias='all', and PEFT keeps no biases of the base model"),
+        pytest.warns(UserWarning, match="Careful, disabling adapter layers with bias"),
+    ):
+        fit(trainer, recover=0)
+
+
+class GeneratesOtherwise(Trainer):
+    """As TRL's distillation Trainer, which does not say how many completions a prompt has."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_trainer_that_generates_in_a_way_of_its_own_is_refused(make_trainer: Any):
+    with pytest.raises(ValueError, match="GeneratesOtherwise generates what it is judged on, and does not say how"):
+        fit(make_trainer(GeneratesOtherwise, trains=False))
+
+
+def test_batches_that_are_no_dicts_are_refused(make_trainer: Any):
+    trainer = make_trainer(trains=False, given={"data_collator": list})
+    with pytest.raises(ValueError, match="the batches of Trainer are each a list, and a fit takes dicts of tensors"):
+        fit(trainer)
 
 
 def test_a_held_out_batch_without_a_label_is_left_out(make_trainer: Any):

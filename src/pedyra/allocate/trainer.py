@@ -1,7 +1,8 @@
 """All that a RankCallback changes in a Trainer, each with its reason, and what Trainer does not hand to its callbacks.
 
-- `save_whole`: checkpoints appear whole or not at all, because a torn side file loses the run. It can be switched off:
-  `RankCallback(..., whole_checkpoints=False)`.
+- `save_whole`: checkpoints appear whole or not at all, because a torn side file loses the run; one at the end of an
+  epoch is written after the evaluation that is due there. It can be switched off: `RankCallback(...,
+  whole_checkpoints=False)`.
 - `end_at_last_step`: a training that is resumed at its last step takes none more. Trainer by itself takes one, with
   ranks that the schedule has no place for.
 - `release_at_error`: an exception (Ctrl-C in a notebook) ends with the hooks taken off the model.
@@ -35,6 +36,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_utils import IntervalStrategy
 
 from pedyra.allocate.checkpoint_folder import ASIDE, list_checkpoints
 from pedyra.allocate.distributed import average_gradients
@@ -105,8 +107,29 @@ def save_whole(trainer: Trainer) -> None:
     then. From here on it writes into a folder aside; callbacks that have a `write_side_files(folder)` add theirs; the
     digests of all files are put beside them; one rename makes it `checkpoint-<step>`; only then older ones go.
     At every instant the newest checkpoint that has been finished is there whole.
+
+    Where the last step of an epoch is saved and the epoch evaluated, Trainer itself saves first. A resume would then
+    lack that evaluation, and the random numbers that it took. From here on the evaluation comes first.
     """
     _put_around(trainer, "_save_checkpoint", _save, trainer)
+    _put_around(trainer, "_maybe_log_save_evaluate", _save_after_evaluation, trainer)
+
+
+_WAITED = "_saves_after_evaluation"
+"""Attribute of a Trainer: the step whose checkpoint has waited for the end of its epoch."""
+
+
+def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    control, state = trainer.control, trainer.state
+    over = trainer.args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.5).is_integer()
+    waits = over and control.should_save and not control.should_evaluate
+    waits = waits and vars(trainer).get(_WAITED) != state.global_step
+    if waits:
+        vars(trainer)[_WAITED], control.should_save = state.global_step, False
+    found = original(*args, **kwargs)
+    if waits:
+        control.should_save = True  # as the epoch ends, where Trainer evaluates before it saves
+    return found
 
 
 def _save(original: Callable[..., Any], trainer: Trainer, model: Any, trial: Any = None) -> None:
@@ -155,9 +178,9 @@ def _complete(trainer: Trainer, written: Path, renamed: bool) -> None:
     """Add the side files, and Trainer's state anew, if its best checkpoint has got another name."""
     if renamed:
         trainer.state.save_to_json(str(written / "trainer_state.json"))
-    for callback in trainer.callback_handler.callbacks:
-        if hasattr(callback, "write_side_files"):
-            callback.write_side_files(written)
+    for each in (trainer, *trainer.callback_handler.callbacks):
+        if callable(write := getattr(each, "write_side_files", None)):
+            write(written)
 
 
 def _put(written: Path, checkpoint: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import linear
-from pedyra.lora.files import finite, json_line, write_folder
+from pedyra.lora.files import finite, write_folder
 from pedyra.lora.folder import SavedLora, check_plain, save_lora, whole_number
-from pedyra.lora.hub import CARD
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
 
@@ -67,9 +67,9 @@ def write_cut(
     factors: Factors,
     out: Path,
     record: Mapping[str, Any],
-    curve: Sequence[Mapping[str, Any]] = (),
     *,
-    card: str = "",
+    beside: Mapping[str, str] | None = None,
+    modules: Collection[str] = (),
 ) -> None:
     """Write the adapter with these factors into the folder `out`.
 
@@ -78,8 +78,8 @@ def write_cut(
 
     Args:
         record: how it was chosen.
-        curve: one row a size.
-        card: its README.md; empty: it has none.
+        beside: further files, name -> text.
+        modules: names in the base model, none of which may be taken for a layer that stays.
 
     Raises:
         ValueError: `lora` is no plain LoRA, or no direction is left.
@@ -90,23 +90,30 @@ def write_cut(
     if not kept:
         raise ValueError("no direction is left in any layer, and PEFT knows no adapter of none; keep one at least")
     gone = {key for layer in lora.layers if layer not in kept for key in layer.keys.values()}
-    tensors = {key: tensor for key, tensor in lora.tensors.items() if key not in gone}
+    # PEFT saves the weight of an adapted lm_head too where the vocabulary was resized, as that of a LoRA layer's base.
+    plain = {f".{layer.name}.base_layer.": f".{layer.name}." for layer in lora.layers if layer not in kept}
+    tensors = {_renamed(key, plain): tensor for key, tensor in lora.tensors.items() if key not in gone}
     for layer in kept:
         for slot, factor in zip("AB", factors[layer.name], strict=True):
             tensors[layer.keys[slot]] = factor.detach().to("cpu", lora.tensors[layer.keys[slot]].dtype)
     sizes = {layer.name: (len(factors[layer.name][0]), layer.scaling) for layer in kept}
-    config = {**lora.config, **_sizes(sizes), "inference_mode": True}
+    others = {*modules, *(layer.name for layer in lora.layers)}
+    config = {**lora.config, **_sizes(sizes, others), "inference_mode": True}
 
     def fill(part: Path) -> None:
         save_lora(part, tensors, config)
         (part / RECORD).write_text(json.dumps(finite(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        if card:
-            (part / CARD).write_text(card, encoding="utf-8")
-        if curve:
-            (part / CURVE).write_text("".join(map(json_line, curve)), encoding="utf-8")
+        for name, text in (beside or {}).items():
+            (part / name).write_text(text, encoding="utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_folder(out, fill)
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    for part, name in names.items():
+        key = key.replace(part, name)
+    return key
 
 
 @torch.no_grad()
@@ -136,9 +143,14 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
         module.use_rslora[adapter] = False
     kept = {name: (len(factors[name][0]), layers[name].scaling[adapter]) for name in layers if len(factors[name][0])}
     config = copy.deepcopy(model.peft_config[adapter])
-    for key, value in _sizes(kept).items():
-        setattr(config, key, set(value) if key == "target_modules" else value)
+    for key, value in _sizes(kept, module_names(model)).items():
+        setattr(config, key, set(value) if key == "target_modules" and isinstance(value, list) else value)
     model.peft_config[adapter] = config
+
+
+def module_names(model: Any) -> list[str]:
+    """Of all modules of the base model of a PEFT model."""
+    return [name for name, _ in model.get_base_model().named_modules()]
 
 
 def _check_there(factors: Factors, layers: Collection[str]) -> None:
@@ -173,8 +185,8 @@ def check_out(out: Path, overwrite: bool = False) -> None:
         raise ValueError(f"{out} already holds a fit; give --overwrite to replace it, or choose another folder")
 
 
-def _sizes(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """The fields of LoraConfig that say ranks and scalings: layer -> (rank, scaling)."""
+def _sizes(layers: Mapping[str, tuple[int, float]], modules: Collection[str]) -> dict[str, Any]:
+    """The fields of LoraConfig that say which layers of these modules have which (rank, scaling)."""
     keys = pattern_keys(layers)
     rank = Counter(rank for rank, _ in layers.values()).most_common(1)[0][0]
     scaling = Counter(scaling for _, scaling in layers.values()).most_common(1)[0][0]
@@ -184,10 +196,19 @@ def _sizes(layers: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
         **usual,
         "rank_pattern": {keys[name]: each[0] for name, each in other.items()},
         "alpha_pattern": {keys[name]: whole_number(each[0] * each[1]) for name, each in other.items()},
-        "target_modules": list(layers),
+        "target_modules": _targets(layers, modules),
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
         "use_rslora": False,
         "init_lora_weights": True,
     }
+
+
+def _targets(layers: Collection[str], modules: Collection[str]) -> list[str] | str:
+    """`target_modules` that means these layers alone. A list also means every module whose name ends as one of them
+    does, so where there is such a module it is a regular expression, of which PEFT matches the whole name."""
+    others = [name for name in modules if name not in layers]
+    if any(other.endswith(f".{name}") for name in layers for other in others):
+        return "|".join(map(re.escape, layers))
+    return list(layers)

@@ -130,7 +130,8 @@ def fit_batches(
     """How small the LoRA of the judge's model may be. The model stays as it is. `pedyra.fit` is this with a Trainer.
 
     The processes of accelerate hold other batches of the same rows, and all of them find the same. A held-out batch in
-    which nothing has a label (prompts that were cut before their completion) has no loss and is left out.
+    which nothing has a label (prompts that were cut before their completion) has no loss and is left out, in every
+    process.
 
     Args:
         shown: a progress bar, and an estimate before it begins.
@@ -138,7 +139,7 @@ def fit_batches(
     Raises:
         ValueError: too few batches, a layer that was not seen, a shape that cannot be had within tolerance.
     """
-    choice, proof = ([each for each in part if judge.samples(each) > 0] for part in (rows.choice, rows.proof))
+    choice, proof = (labelled(judge, part) for part in (rows.choice, rows.proof))
     rows = replace(rows, choice=choice, proof=proof)
     batches, fewest = sum(gather_object([len(proof)])), min(gather_object([len(choice)]))
     if batches < LEAST or fewest < 2 or len(rows.calibration) < 2:
@@ -155,6 +156,13 @@ def fit_batches(
         fitting.bar.total = fitting.bar.n
         fitting.bar.set_description("fit")
         fitting.bar.close()
+
+
+def labelled(judge: Judge, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches that have labels here and in every other process. A Trainer's loss may gather over the processes, so
+    all of them have to be at the same place."""
+    every = gather_object([[judge.samples(batch) > 0 for batch in batches]])
+    return [batch for place, batch in enumerate(batches) if all(has[place] for has in every if place < len(has))]
 
 
 class _Held:

@@ -14,13 +14,14 @@ from huggingface_hub import constants
 
 from pedyra.fitting.calibration import averaged, use_averaged
 from pedyra.fitting.curve import whole
-from pedyra.fitting.cut import Factors, check_out, cut_live, write_cut
+from pedyra.fitting.cut import CURVE, Factors, check_out, cut_live, module_names, write_cut
 from pedyra.fitting.general import Forgetting
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.verdict import Increase, Point, Tolerance
 from pedyra.lora.export import saved_lora
+from pedyra.lora.files import json_line
 from pedyra.lora.folder import SavedLora
-from pedyra.lora.hub import adapter_card, push_folder, shown_name, shown_ranks
+from pedyra.lora.hub import CARD, adapter_card, push_folder, shown_name, shown_ranks
 
 Metrics = dict[str, float]
 
@@ -152,7 +153,9 @@ class Fit:
     def write(self, lora: SavedLora, out: Path) -> None:
         """Write the smaller adapter, its record and its curve; what is no factor of it comes from the folder `lora`."""
         card = fit_card(self, lora.config.get("base_model_name_or_path"))
-        write_cut(lora, self.factors, out, {**self.row(), "words": self.words}, self.curve_rows(), card=card)
+        beside = {CARD: card, CURVE: "".join(map(json_line, self.curve_rows()))}
+        record = {**self.row(), "words": self.words}
+        write_cut(lora, self.factors, out, record, beside=beside, modules=module_names(self.model))
 
     def push_to_hub(
         self,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count, islice, zip_longest
@@ -31,6 +32,8 @@ from pedyra.fitting.result import Fit
 from pedyra.lora.export import active_adapter
 from pedyra.lora.folder import SavedLora, check_plain
 from pedyra.lora.start import takes_from_weight
+
+logger = logging.getLogger(__name__)
 
 BATCH = 8
 """Rows of a batch at most: the proof is paired batch by batch, so small ones make a better standard error."""
@@ -115,6 +118,12 @@ def fit_trainer(trainer: Trainer, wanted: Wanted, *, data: Any = None, general: 
     adapter = active_adapter(model)
     _check_live(model, adapter)
     wanted.shape([*lora_layers(model, adapter)], has_more(model, adapter))  # before anything is measured
+    if (bias := model.peft_config[adapter].bias) != "none":
+        warnings.warn(
+            f"the adapter has bias={bias!r}, and PEFT keeps no biases of the base model, so the base model here has "
+            f"the trained ones: what these won is not counted, and the tolerance is a part of the rest",
+            stacklevel=3,
+        )
     if isinstance(data, str):
         raise ValueError(f"data is {data!r}; give the rows themselves, as the Trainer takes an eval_dataset")
     with _untouched(trainer, model):
@@ -339,7 +348,13 @@ def _completions(trainer: Any) -> int:
     """How often a Trainer that is judged by what it generates completes each prompt; 0: it does not."""
     if not callable(getattr(trainer, "_generate_and_score_completions", None)):
         return 0
-    return getattr(trainer, "num_generations_eval", None) or trainer.num_generations
+    completions = getattr(trainer, "num_generations_eval", None) or getattr(trainer, "num_generations", None)
+    if not completions:
+        raise ValueError(
+            f"{type(trainer).__name__} generates what it is judged on, and does not say how often for each prompt, so "
+            f"a fit cannot ask it; save the adapter and run `pedyra fit FOLDER --data ROWS`"
+        )
+    return completions
 
 
 def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any, list[int]]:
@@ -350,10 +365,10 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     """
     training = trainer.train_dataset
     if data is not None:
-        parts = data if isinstance(data, Mapping) else {"": data}
-        held, name = _joined({key: _prepared(trainer, part) for key, part in parts.items()}), "data"
+        given, name = data if isinstance(data, Mapping) else {"": data}, "data"
+        held = _joined({key: _prepared(trainer, part) for key, part in _unseen(given, training, name).items()})
     elif trainer.eval_dataset is not None:
-        held, name = _joined(trainer.eval_dataset), "eval_dataset"
+        held, name = _joined(_unseen(trainer.eval_dataset, training, "eval_dataset")), "eval_dataset"
     else:
         held, name = None, "train_dataset"
         if training is None:
@@ -367,13 +382,55 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
         )
         held, training = training, None
     generator = torch.Generator().manual_seed(trainer.args.seed)
-    if training is not None:
-        training, seen = _shuffled(training, most, generator)
-        held, left = _shuffled(held, most + most // 2, generator)
-        return name, training, seen, held, left
-    every, order = _shuffled(held, 2 * most + most // 2, generator)
-    half = min(most, len(order) // 2)  # one set of rows, of which half calibrates
-    return name, every, order[:half], every, order[half : half + most + most // 2]
+    if training is None:
+        every, order = _shuffled(held, 2 * most + most // 2, generator)
+        half = min(most, len(order) // 2)  # one set of rows, of which half calibrates
+        return name, every, order[:half], every, order[half : half + most + most // 2]
+    training, seen = _shuffled(training, most, generator)
+    held, left = _shuffled(held, most + most // 2, generator)
+    return name, training, _apart(training, seen, held, left, name), held, left
+
+
+def _unseen(dataset: Any, training: Any, name: str) -> Any:
+    """Without the train_dataset, where that is one of several data sets by name, as to watch its loss."""
+    if not isinstance(dataset, Mapping):
+        return dataset
+    others = {key: part for key, part in dataset.items() if part is not training}
+    if not others or len(others) == len(dataset):
+        return dataset
+    warnings.warn(
+        f"a part of {name} is the train_dataset itself, and the fit is judged by the others: {', '.join(others)}",
+        stacklevel=6,
+    )
+    return others
+
+
+def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
+    """The places of training rows that calibrate, without those that are held out too, as of a part that was selected:
+    recovery would learn what the proof asks. Where most rows are, as where short texts repeat, all of them stay."""
+    proving = set(_contents_of(held, left))
+    apart = [place for place, row in zip(seen, _contents_of(training, seen), strict=True) if row not in proving]
+    if both := len(seen) - len(apart):
+        done = "so these do not calibrate" if 2 * len(apart) >= len(seen) else "too many to be left out"
+        logger.warning("fit: %d of %d rows of the train_dataset are in %s too, %s", both, len(seen), name, done)
+    return apart if 2 * len(apart) >= len(seen) else seen
+
+
+def _contents_of(dataset: Any, places: Sequence[int]) -> Iterator[Hashable]:
+    """What each of these rows holds, to be compared."""
+    return map(_content, _selected(dataset, list(places)))
+
+
+def _content(value: Any) -> Hashable:
+    if isinstance(value, Mapping):
+        return tuple((str(key), _content(each)) for key, each in sorted(value.items(), key=lambda item: str(item[0])))
+    if isinstance(value, list | tuple):
+        return tuple(map(_content, value))
+    if isinstance(value, Tensor):
+        return _content(value.tolist())
+    if isinstance(value, np.ndarray):
+        return _content(value.tolist())
+    return value if isinstance(value, Hashable) else id(value)  # an image, which is compared by nothing
 
 
 def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Batch]:
@@ -393,6 +450,11 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
         batches = list(trainer.get_eval_dataloader(dataset))
     finally:
         vars(trainer.args).update(before)
+    if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, Mapping) and not generates]:
+        raise ValueError(
+            f"the batches of {type(trainer).__name__} are each a {odd[0]}, and a fit takes dicts of tensors; save the "
+            f"adapter and run `pedyra fit FOLDER --data ROWS`"
+        )
     if generates:
         # Completions of the whole adapter: it is to say again what it says.
         return [_completed(trainer, batch) for batch in batches]

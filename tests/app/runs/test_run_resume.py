@@ -1,6 +1,7 @@
 """A run that was interrupted or killed goes on bit for bit, and only as what it was."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_run_killed_after_its_last_checkpoint_can_still_be_finished(recipe, me
     whole = run(recipe(method)).folder
     before = adapter(whole.path)
     rows = read_rows(whole.metrics)
-    whole.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    drop_final_row(whole.path)
     finished = run(recipe(method), resume=True)
     assert (finished.step, finished.final["value"]) == (12, rows[-1]["value"])
     assert_same_tensors(adapter(whole.path), before)
@@ -105,6 +106,54 @@ def test_a_damaged_line_of_metrics_is_told_by_its_number(recipe, interrupt_at):
     folder.metrics.write_text("damaged\n" + folder.metrics.read_text())
     with pytest.raises(ValueError, match="metrics.jsonl, line 1 is damaged"):
         run(recipe(), resume=True)
+
+
+@pytest.mark.parametrize("evaluated", ["no", "steps", "epoch"])
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+@pytest.mark.parametrize("step", [3, 4, 6, 8])
+def test_a_run_killed_after_any_step_goes_on_bit_for_bit(recipe, evaluated, order, step):
+    """Killed after a checkpoint inside an epoch of four steps, or at its end, where the epoch is evaluated too."""
+    times = {"max_steps": 10, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 10}
+    changes = {
+        "training": {**times, "eval_strategy": evaluated, "eval_steps": 4, "train_sampling_strategy": order},
+        "data": {"train_rows": 16},
+        "lora": {"dropout": 0.2},
+    }
+    whole = run(recipe("pedyra", output="whole", **changes)).folder.path
+    killed = whole.with_name("killed")
+    shutil.copytree(whole, killed, ignore=lambda folder, names: [name for name in names if later(name, step)])
+    drop_final_row(killed)
+    run(recipe("pedyra", output="killed", **changes), resume=True)
+    assert json.loads((killed / "environment.json").read_text())["resumed_from"] == step
+    assert_same_tensors(adapter(killed), adapter(whole))
+    assert steps_of(killed, "eval") == steps_of(whole, "eval")
+
+
+def drop_final_row(folder: Path) -> None:
+    """As where the run was killed before it was finished."""
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in read_rows(metrics) if "final" not in row))
+
+
+def later(name: str, step: int) -> bool:
+    """Whether a file of a run folder is there only after this step."""
+    return name == "adapter" or (name.startswith("checkpoint-") and int(name.removeprefix("checkpoint-")) > step)
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_moved_is_still_the_best(recipe, tmp_path):
+    """The first step is the best one, for the rate is far too high."""
+    times = {"max_steps": 6, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+    changes = {"training": {**times, "learning_rate": 3.0, "load_best_model_at_end": True}}
+    whole = run(recipe(output="whole", **changes))
+    best = whole.final["best_step"]
+    assert best < 5
+    moved = tmp_path / "moved"
+    shutil.move(whole.folder.path, moved)
+    shutil.rmtree(moved / "checkpoint-6")
+    shutil.rmtree(moved / "adapter")
+    drop_final_row(moved)
+    again = run(recipe(output_dir=str(moved), **changes), resume=True)
+    assert again.final["best_step"] == best and again.final["eval_loss"] == whole.final["eval_loss"]
 
 
 @pytest.mark.parametrize(("strategy", "step"), [("steps", 6), ("epoch", 4), ("epoch", 6), ("epoch", 10)])

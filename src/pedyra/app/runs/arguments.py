@@ -23,10 +23,18 @@ PLAIN = {int, float, bool, str, type(None)}
 
 
 LEAST = {
-    **dict.fromkeys(("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"), 1),
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "eval_accumulation_steps": 1,
     "learning_rate": 0,
+    "label_smoothing_factor": 0,
 }
 """Argument -> its least value: what TrainingArguments lets pass, and fails on later."""
+
+
+MAPPINGS = ("accelerator_config", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
+"""Arguments that TrainingArguments says may be a text or anything else, and that a recipe writes as keys."""
 
 
 def training_arguments(recipe: Recipe, **overrides: Any) -> TrainingArguments:
@@ -91,10 +99,13 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_range(name: str, value: Any) -> None:
+    _check_mapping(name, value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"training.{name} is {value}; it must be a finite number")
     if isinstance(value, (int, float)) and value < LEAST.get(name, value):
         raise ValueError(f"training.{name} is {value}; it is at least {LEAST[name]}")
+    if name == "label_smoothing_factor" and value >= 1:
+        raise ValueError(f"training.label_smoothing_factor is {value}; it is below 1, for 1 leaves nothing of a label")
     if name == "num_train_epochs" and value <= 0:
         raise ValueError(f"training.num_train_epochs is {value}; it is above 0, and a run has at least one step")
     if name == "max_steps" and value < 1 and value != -1:
@@ -107,6 +118,22 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError("training.eval_do_concat_batches is off, but metrics are of all rows together; leave it out")
     if name == "prediction_loss_only" and value:
         raise ValueError("training.prediction_loss_only is on, but a run is judged by its metric; leave it out")
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if name in MAPPINGS and not isinstance(value, dict):
+        raise ValueError(f"training.{name} is {value!r}; it is a mapping of names to values")
+    if name == "parallelism_config":
+        raise ValueError(
+            "training.parallelism_config is an object of accelerate, which a recipe cannot name; remove it"
+        )
+    if name == "accelerator_config" and not value.get("use_seedable_sampler", True):
+        raise ValueError(
+            "training.accelerator_config.use_seedable_sampler is off, and a resume could not go on in the order of the "
+            "rows; leave it out"
+        )
 
 
 def _check_scheduler(arguments: TrainingArguments) -> None:

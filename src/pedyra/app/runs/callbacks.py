@@ -67,6 +67,27 @@ class MetricsLog(TrainerCallback):
         )
 
 
+class MovedBest(TrainerCallback):
+    """Finds the best checkpoint of a run folder that was moved. Trainer knows its whole path, and forgets it where
+    there is none any more, but not how good it was: then no step would ever be better.
+
+    Args:
+        checkpoint: the one that the run continues from.
+    """
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.checkpoint is None or state.best_metric is None or state.best_model_checkpoint is not None:
+            return
+        best = self.checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+        else:
+            state.best_metric = state.best_global_step = None
+
+
 class TrainingProgress(TrainerCallback):
     """Step, loss, held-out metric, total rank and last adjustment. Enter it around `trainer.train()`.
 

@@ -25,6 +25,7 @@ from pedyra.app.runs.setup import Setup, ready_to_fit, resolve
 from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
 from pedyra.app.tasks.text import class_number
+from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.curve import Shape
 from pedyra.fitting.cut import check_out
 from pedyra.fitting.fit import NotWithin, Wanted
@@ -121,12 +122,27 @@ def opened(path: Path, wanted: Wanted, source: Source, *, shown: bool = False) -
         check_training_rows(RunFolder(folder), recipe, task)
     base = load_model(recipe.model, recipe.data.kind, task.num_labels, tokenizer, recipe.seed)
     model = load_adapter(base, lora.folder)
+    _check_layers(lora, model)
     setup = Setup(recipe=recipe, tokenizer=tokenizer, task=task, adaptation=Adaptation(model=model))
     with TemporaryDirectory() as scratch:
         trainer = setup.trainer(scratch, report_to="none")
         trainer.args.disable_tqdm = not shown
         ready_to_fit(recipe, trainer)
         yield Opened(trainer=trainer, lora=lora)
+
+
+def _check_layers(lora: SavedLora, model: Any) -> None:
+    """Refuse a file whose layers are not those that PEFT made of it, which leaves out what the base lacks and begins
+    anew what the file lacks: ValueError."""
+    saved, made = [layer.name for layer in lora.layers], [*lora_layers(model)]
+    base = type(model.get_base_model()).__name__
+    for some, others, told in ((saved, made, "is in the file and not in"), (made, saved, "is not in the file but in")):
+        if gone := [name for name in some if name not in others]:
+            raise ValueError(
+                f"{lora.title} does not fit the base model {base}: the layer {gone[0]} {told} the model; give the run "
+                f"whose base it was trained on, or, where another version of transformers calls the layer otherwise, "
+                f"load the adapter with PEFT and save it again"
+            )
 
 
 def _shape(wanted: Wanted, lora: SavedLora) -> Shape:

@@ -17,7 +17,7 @@ from pedyra.allocate.checkpoint_folder import checkpoint_step, last_complete_che
 from pedyra.allocate.trainer import end_at_last_step, reshard
 from pedyra.app.recipe import Recipe, identity
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
-from pedyra.app.runs.callbacks import MetricsLog, StopOnInterrupt, TrainingProgress
+from pedyra.app.runs.callbacks import MetricsLog, MovedBest, StopOnInterrupt, TrainingProgress
 from pedyra.app.runs.environment import describe_environment, memory_bytes, peak_memory_bytes
 from pedyra.app.runs.processes import count_processes, from_first, is_first
 from pedyra.app.runs.run_folder import RunFolder
@@ -192,7 +192,7 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
     stop = StopOnInterrupt()
     # The method's first: what it adds to a log is then seen by the others.
     images = TrackerImages()
-    callbacks = [*setup.callbacks, images, log, *([progress] if is_first() else []), stop]
+    callbacks = [*setup.callbacks, images, log, *([progress] if is_first() else []), MovedBest(checkpoint), stop]
     trainer = setup.trainer(str(folder.path), callbacks)
     end_at_last_step(trainer)
     if asks_for_fsdp(setup.recipe) and not trainer.is_fsdp_enabled:

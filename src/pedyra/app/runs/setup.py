@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from pedyra.allocate.callback import RankCallback
-from pedyra.allocate.trainer import keep_whole, save_whole
+from pedyra.allocate.trainer import keep_whole, resumed_from, save_whole
 from pedyra.app.models import check_names, load_model, load_tokenizer, lora_config, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
@@ -99,6 +102,22 @@ class _Trainer(Trainer):
     their labels.
     """
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if sampler is None or self.args.train_sampling_strategy in ("random", "sequential"):
+            return sampler
+        self._order = RepeatableOrder(sampler)
+        checkpoint = resumed_from()
+        if checkpoint is not None and (checkpoint / ORDER).is_file():
+            self._order.again = load_file(checkpoint / ORDER)["drawn_from"]
+        return self._order
+
+    def write_side_files(self, folder: Path) -> None:
+        """Into a checkpoint inside an epoch: what its order was drawn from."""
+        order = getattr(self, "_order", None)
+        if order is not None and order.drawn_from is not None and not float(self.state.epoch or 0).is_integer():
+            save_file({"drawn_from": order.drawn_from}, folder / ORDER)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         given = {name: getattr(self.args, name) for name in _HELD_OUT}
         vars(self.args).update(_HELD_OUT)
@@ -114,6 +133,32 @@ class _Trainer(Trainer):
             return super().prediction_step(*args, **kwargs)
         finally:
             self.label_smoother = smoother
+
+
+ORDER = "order.safetensors"
+"""In a checkpoint: the state of torch's random numbers from which the order of its epoch was drawn."""
+
+
+class RepeatableOrder(Sampler[int]):
+    """The order of a sampler that draws it from torch's own random numbers as an epoch begins (`group_by_length`). A
+    checkpoint inside the epoch holds those of later on, so a resume would go on in another order."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+        self.drawn_from: Tensor | None = None
+        """State of the random numbers as the last order was drawn."""
+        self.again: Tensor | None = None
+        """What the next one is drawn from, where it was drawn before."""
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.again is not None:
+            torch.set_rng_state(self.again)
+            self.again = None
+        self.drawn_from = torch.get_rng_state()
+        return iter(self.sampler)
 
 
 _HELD_OUT = {"dataloader_drop_last": False, "train_sampling_strategy": "random"}
@@ -184,10 +229,22 @@ def check_base(
     test_sets: Sequence[TestSet],
 ) -> None:
     """Raise ValueError, before anything is trained, where the recipe asks for what this base cannot do."""
+    _check_batches(recipe, task)
     _check_tokens(recipe, base, tokenizer, task, test_sets)
     for test_set in test_sets:
         check_lengths(test_set, base.config)
     check_names(base, recipe.lora)
+
+
+def _check_batches(recipe: Recipe, task: Task) -> None:
+    """Raise ValueError where the last batch of an epoch is left out, and is the only one: nothing would be trained."""
+    args, rows = training_arguments(recipe), len(task.train)
+    batch = args.per_device_train_batch_size * count_processes()
+    if args.dataloader_drop_last and rows < batch:
+        raise ValueError(
+            f"training.dataloader_drop_last leaves no batch of {batch} from {rows} training rows; leave it out, or "
+            f"lower training.per_device_train_batch_size"
+        )
 
 
 def _check_tokens(

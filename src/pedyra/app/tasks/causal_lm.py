@@ -96,7 +96,18 @@ def messages_of(row: dict[str, Any], data: DataSection) -> list[dict[str, Any]]:
         raise ValueError(
             f"column {data.messages!r} holds {messages!r:.80}; a chat begins with a system or user message"
         )
-    return messages
+    return [{**message, "content": _content(message, data)} for message in messages]
+
+
+def _content(message: dict[str, Any], data: DataSection) -> str | None:
+    """A message's text, of which there may be none where it calls a tool. Parts that are texts are joined: a template
+    that does not know parts would write them as Python does."""
+    content = message["content"]
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return content
+    raise ValueError(f"column {data.messages!r} has a message whose content is {content!r:.80}; it is a text")
 
 
 def answer_loss(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:

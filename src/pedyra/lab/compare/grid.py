@@ -49,8 +49,7 @@ Name = Annotated[str, AfterValidator(_folder_name)]
 class MethodRow(Section):
     """One row of the table: a method and what it has for itself."""
 
-    # `training` is the grid's alone: the comparison is at equal steps and data order, and no row may choose its best
-    # step on the rows that are reported.
+    # `training` is the grid's alone: the comparison is at equal steps and data order.
 
     method: str
     """Name of the method; default: the row's own name."""
@@ -156,6 +155,10 @@ class Grid(Section):
             raise ValueError(f"seed {min(shared)} is in seeds and in tuning.seeds; tune on seeds that are not reported")
         if "learning_rate" in self.training:
             raise ValueError("training.learning_rate is given; a grid has it as learning_rates: [...]")
+        if self.training.get("load_best_model_at_end"):
+            raise ValueError(
+                "training.load_best_model_at_end chooses each run's step on the rows that are reported; leave it out"
+            )
         for name in self.methods:
             if self.match_of(name) == "parameters" and self._in_full(name) != self._in_full(self.baseline):
                 raise ValueError(

@@ -265,7 +265,7 @@ def _split(label: str, data: DataSection, tuning_rows: int | None, folder: Path)
     }
     metric = data.metric or METRICS[data.kind][0]
     for name, rows in files.items():
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)  # dates and decimals
         write_file(folder / f"{name}.jsonl", "".join(lines))
     common = data.model_dump(mode="json", exclude_defaults=True, exclude={*WHICH_ROWS})
     return {**common, "metric": metric, **_classes(train, data, class_names)}
