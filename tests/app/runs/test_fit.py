@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs import fit as runs_fit
 from pedyra.app.tasks import task
 from pedyra.app.tasks.toy import toy
+from pedyra.fitting.fit import Wanted
 from pedyra.fitting.trainer import TrainerJudge
 from pedyra.lab.cli import main
 from pedyra.lora.folder import read_lora
@@ -178,6 +180,31 @@ def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_pa
     code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--same-rank", "--parameters", 512)
     assert code == 0, err
     assert (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(("saved", "base"), [(2, 3), (3, 2)])
+def test_an_adapter_of_a_base_of_another_depth_is_refused_at_once(tmp_path: Path, saved: int, base: int):
+    """PEFT leaves out layers that the base lacks, and begins those anew that the file lacks."""
+    tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
+    config = tiny_config("tiny-bert", len(tokenizer))
+    for folder, depth in (("whole", saved), ("base", base)):
+        config.num_hidden_layers, config.num_labels = depth, 2
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
+    lora = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    model: Any = get_peft_model(whole, lora)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(str(tmp_path / "adapter"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in toy()[:96]))
+    source, which = runs_fit.Source(data=rows), min(saved, base)
+    told = f"does not fit the base model .*layer bert.encoder.layer.{which}.attention.self.query"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        with pytest.raises(ValueError, match=told):
+            runs_fit.fit_folder(tmp_path / "adapter", Wanted(), tmp_path / "out", source)
+    assert not (tmp_path / "out").exists()
 
 
 class TestRowsWithoutARecipe:

@@ -106,6 +106,14 @@ def test_a_token_that_the_base_does_not_embed_is_told(tmp_path: Path):
     set_up(recipe(model=section))
 
 
+@pytest.mark.parametrize("check", [set_up, plan_unloaded])
+def test_an_epoch_without_a_batch_is_refused(check: Any):
+    """Trainer would warn and end, and the untrained adapter be judged as the result."""
+    training = {"use_cpu": True, "per_device_train_batch_size": 17, "dataloader_drop_last": True}
+    with pytest.raises(ValueError, match="dataloader_drop_last leaves no batch of 17 from 16 training rows"):
+        check(recipe(training=training))
+
+
 def test_an_answer_with_a_token_that_the_base_does_not_embed_is_told():
     data = {"source": "toy", "kind": "seq2seq", "prompt": "document", "completion": "summary"}
     task = load_task(DataSection(**data, eval_rows=8), tiny_tokenizer("tiny-bart"), 0)  # pyright: ignore

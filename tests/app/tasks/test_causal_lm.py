@@ -141,6 +141,19 @@ def test_what_is_no_chat_is_told(tokenizer: Any, chat: Any, told: str):
         encoded(tokenizer, {"m": chat}, messages="m")
 
 
+def test_the_texts_of_a_message_in_parts_are_one_text(tokenizer: Any):
+    """A template that knows no parts would write them as Python does."""
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    chat = [CHAT[0], {"role": "assistant", "content": parts}, *CHAT[2:]]
+    assert encoded(tokenizer, {"m": chat}, messages="m") == encoded(tokenizer, {"m": CHAT}, messages="m")
+
+
+@pytest.mark.parametrize("content", [None, 5, [{"type": "image"}]])
+def test_a_message_whose_content_is_no_text_is_told(tokenizer: Any, content: Any):
+    with pytest.raises(ValueError, match="column 'm' has a message whose content is .*; it is a text"):
+        encoded(tokenizer, {"m": [CHAT[0], {"role": "assistant", "content": content}]}, messages="m")
+
+
 def test_rows_without_room_for_an_answer_are_left_out_and_counted(tokenizer: Any, caplog: pytest.LogCaptureFixture):
     section = DataSection(source="toy", kind="causal_lm", prompt="p", completion="c", max_length=6)
     rows = [{"p": "x" * 20, "c": "a"}, {"p": "xyz", "c": "abcdefgh"}]

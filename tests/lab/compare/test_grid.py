@@ -77,6 +77,7 @@ def test_numbers_of_lora_may_be_written_as_texts(make_grid):
         ("budgets=[true]", "budgets.0 is True: Input should be a valid integer"),
         ("seeds=[true, 0]", "seeds.0 is True: Input should be a valid integer"),
         ("methods.lora.lora.use_rslora=x", "methods.lora.lora: use_rslora is 'x'"),
+        ("training.load_best_model_at_end=true", "chooses each run's step on the rows that are reported; leave it out"),
         ("training.learning_rate=1", "training.learning_rate is given; a grid has it as learning_rates"),
         ("match=memory", "match is 'memory': Input should be 'parameters' or 'rank'"),
         ("seed=[0]", "unknown key 'seed'; did you mean 'seeds'?"),

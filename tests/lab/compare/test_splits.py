@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.lab.compare.prepare import split_task
@@ -82,3 +85,16 @@ def test_the_classes_are_told_where_a_part_of_the_rows_may_lack_one(tmp_path):
     assert splits["tuning"]["num_labels"] == splits["jobs"]["num_labels"] == 3
     named = DataSection(source=path, labels=["a", "b", "c"])
     assert split_task("named", named, None, tmp_path / "named")["tuning"]["labels"] == ["a", "b", "c"]
+
+
+def test_dates_and_decimals_of_a_table_are_rows_too(tmp_path):
+    """As `pedyra train` takes them."""
+    days = [datetime.date(2026, 11, 1 + number % 20) for number in range(60)]
+    rows = [{"text": f"text {n}", "label": Decimal(n % 2), "day": day} for n, day in enumerate(days)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
+    data = DataSection(source=str(tmp_path / "d.parquet"), group_by="day")
+    splits = split_task("dated", data, None, tmp_path / "out")
+    train, reported = (texts(splits["jobs"][key]) for key in ("source", "validation"))
+    assert len(train) + len(reported) == 60
+    assert {row["day"] for row in train}.isdisjoint(row["day"] for row in reported)
+    assert all(int(row["label"]) == int(row["text"].split()[1]) % 2 for row in train)
