@@ -122,8 +122,8 @@ _WAITED = "_saves_after_evaluation"
 def _save_after_evaluation(original: Callable[..., Any], trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
     control, state = trainer.control, trainer.state
     over = trainer.args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.5).is_integer()
-    waits = over and control.should_save and not control.should_evaluate
-    waits = waits and vars(trainer).get(_WAITED) != state.global_step
+    has_waited = vars(trainer).pop(_WAITED, None) == state.global_step
+    waits = over and control.should_save and not control.should_evaluate and not has_waited
     if waits:
         vars(trainer)[_WAITED], control.should_save = state.global_step, False
     found = original(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
 import math
@@ -427,10 +428,10 @@ def _content(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(map(_content, value))
     if isinstance(value, Tensor):
-        return _content(value.tolist())
-    if isinstance(value, np.ndarray):
-        return _content(value.tolist())
-    return value if isinstance(value, Hashable) else id(value)  # an image, which is compared by nothing
+        value = (value.float() if value.is_floating_point() else value).numpy(force=True)
+    if callable(raw := getattr(value, "tobytes", None)):  # of an array or an image, which may be large
+        return hashlib.sha256(raw()).digest()
+    return value if isinstance(value, Hashable) else id(value)
 
 
 def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Batch]:
