@@ -429,7 +429,8 @@ def _content(value: Any) -> Hashable:
         return tuple(map(_content, value))
     if isinstance(value, Tensor):
         value = (value.float() if value.is_floating_point() else value).numpy(force=True)
-    if callable(raw := getattr(value, "tobytes", None)):  # of an array or an image, which may be large
+    raw: Any = getattr(value, "tobytes", None)
+    if callable(raw):  # of an array or an image, which may be large
         return hashlib.sha256(raw()).digest()
     return value if isinstance(value, Hashable) else id(value)
 
