@@ -429,9 +429,8 @@ def _content(value: Any) -> Hashable:
         return tuple(map(_content, value))
     if isinstance(value, Tensor):
         value = (value.float() if value.is_floating_point() else value).numpy(force=True)
-    raw: Any = getattr(value, "tobytes", None)
-    if callable(raw):  # of an array or an image, which may be large
-        return hashlib.sha256(raw()).digest()
+    if hasattr(value, "tobytes"):  # an array or an image, which may be large
+        return hashlib.sha256(value.tobytes()).digest()
     return value if isinstance(value, Hashable) else id(value)
 
 
