@@ -92,7 +92,7 @@ class RunFolder:
         """
         if overwrite and resume:
             raise ValueError("--overwrite and --resume exclude each other; give one of them")
-        if self.path.exists() and not self.path.is_dir():
+        if self.path.is_file():
             raise ValueError(f"output_dir {self.path} is a file; choose a folder")
         self.refuse_links()
         if resume:
@@ -106,16 +106,14 @@ class RunFolder:
                     f"{self.path} holds another run; continue it with --resume, replace it with --overwrite, "
                     "or choose another output_dir"
                 )
-        elif self.path.is_dir() and any(
-            entry.name not in (LOCK, self.environment.name) for entry in self.path.iterdir()
-        ):
+        elif any(entry.name not in (LOCK, self.environment.name) for entry in self._listed()):
             raise ValueError(
                 f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
             )
         parent = self.path
         while not parent.exists():
             parent = parent.parent
-        if not os.access(parent, os.W_OK):
+        if not os.access(parent, os.W_OK) and parent.exists():
             raise ValueError(f"output_dir {self.path} cannot be written: no permission in {parent}")
 
     def refuse_links(self) -> None:
@@ -124,8 +122,16 @@ class RunFolder:
         The folder may come from somebody else, and what a run writes, moves or removes through a link would be outside
         of it. The folder itself may be reached by a link: that one is the user's.
         """
-        for entry in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+        for entry in self._listed():
             refuse_link(entry)
+
+    def _listed(self) -> list[Path]:
+        """What is in the folder; nothing where there is none any more, for the first of several processes has taken
+        away meanwhile what it had made."""
+        try:
+            return sorted(self.path.iterdir())
+        except FileNotFoundError:
+            return []
 
     @contextmanager
     def held(self) -> Iterator[None]:
