@@ -141,7 +141,7 @@ def later(name: str, step: int) -> bool:
 
 
 def test_the_best_checkpoint_of_a_folder_that_was_moved_is_still_the_best(recipe, tmp_path):
-    """The first step is the best one, for the rate is far too high."""
+    """One of the first steps is the best, for the rate is far too high."""
     times = {"max_steps": 6, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
     changes = {"training": {**times, "learning_rate": 3.0, "load_best_model_at_end": True}}
     whole = run(recipe(output="whole", **changes))

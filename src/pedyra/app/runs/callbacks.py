@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.app.interrupts import on_interrupt
@@ -81,11 +82,9 @@ class MovedBest(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.checkpoint is None or state.best_metric is None or state.best_model_checkpoint is not None:
             return
-        best = self.checkpoint.with_name(f"checkpoint-{state.best_global_step}")
-        if best.is_dir():
+        recorded = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
+        if recorded is not None and (best := self.checkpoint.with_name(Path(recorded).name)).is_dir():
             state.best_model_checkpoint = str(best)
-        else:
-            state.best_metric = state.best_global_step = None
 
 
 class TrainingProgress(TrainerCallback):
