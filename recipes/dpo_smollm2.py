@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from trl import DPOConfig, DPOTrainer
 
 import pedyra
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 
 OPINIONS = [" negative", " positive"]

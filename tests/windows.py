@@ -10,6 +10,7 @@ from torch import nn
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.pe_dyra.method import Algorithm2, PeDyra
 from pedyra.pe_dyra.scored import ScoredMethod
+from pedyra.pe_dyra.triple_scores import TripleScores
 
 STEPS = 30
 SCHEDULE: dict[str, Any] = {"interval": 3, "initial_warmup": 2, "final_warmup": 8, "moves": 3}
@@ -22,7 +23,7 @@ def on_lora(**settings: Any) -> PeDyra:
     return PeDyra(**{**defaults, "budget": "parameters", "start": "lora", "orth_weight": 0.0, **settings})
 
 
-def forced(*, train_e: bool = True, policy: Any = None, scores: Any = None, **settings: Any) -> dict[str, Any]:
+def forced(*, train_e: bool = True, policy: Any = None, scores: Any = TripleScores, **settings: Any) -> dict[str, Any]:
     """The `config` of a run in which triples move whether or not it helps, and E learns, from 1."""
     own = on_lora(**{"min_rank": 1, **settings})
     policy = Algorithm2() if policy is None else policy

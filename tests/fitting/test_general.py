@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 import pedyra
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.fitting.calibration import calibrate, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape

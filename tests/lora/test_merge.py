@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from pedyra import export_adapter
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_tokenizer
 from pedyra.app.recipe import Recipe
 

@@ -15,11 +15,11 @@ from transformers import PrinterCallback, Trainer
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.rank_allocator import RankAllocator
 from pedyra.allocate.schedule import Schedule
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.setup import request, resolve
-from pedyra.app.tasks import Task, load_task
+from pedyra.app.tasks.task import Task, load_task
 from pedyra.methods.method import Adaptation
 from pedyra.methods.registry import get_method
 from pedyra.methods.trainer import trainer_callbacks, trainer_optimizer

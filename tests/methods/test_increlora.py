@@ -143,7 +143,7 @@ def test_a_scaled_loss_has_the_same_scores():
     model, layer, x = one_trained_layer()
     scores = []
     for scale in (1.0, 1024.0):
-        source = DenseSensitivity(model, [layer], RankSettings())
+        source = DenseSensitivity([layer], RankSettings())
         source.watch(True)
         (scale * model(x).square().sum()).backward()
         source.observe_gradients(loss_scale=scale)
@@ -155,9 +155,10 @@ def test_a_scaled_loss_has_the_same_scores():
 
 def test_what_is_seen_in_a_step_that_is_thrown_away_is_not_scored():
     model, layer, x = one_trained_layer()
+    model.eval()  # trained without dropout
     scores = []
     for thrown_away in (False, True):
-        source = DenseSensitivity(model.eval(), [layer], RankSettings())  # trained without dropout
+        source = DenseSensitivity([layer], RankSettings())
         source.watch(True)
         if thrown_away:
             (1e3 * model(x).square().sum()).backward()

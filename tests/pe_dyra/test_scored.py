@@ -50,7 +50,7 @@ def test_a_methods_own_scores_have_the_word_whatever_the_settings_say(make_net, 
         return Algorithm2()(scores, now)
 
     settings: dict[str, Any] = dict(interval=6, moves=0, initial_warmup=0, final_warmup=0)
-    method = ScoredMethod(**settings, policy=look, scores=lambda model, layers, config: Ascending(layers))
+    method = ScoredMethod(**settings, policy=look, scores=lambda layers, config: Ascending(layers))
     model = make_net()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     allocator = RankAllocator(model, optimizer, method, 18)

@@ -140,7 +140,7 @@ class Fuzz:
         self.command("train", self.folder / "resumed.yaml", "--resume", "--dry-run")
 
     def _restore(self, run: Path) -> None:
-        from pedyra.app.models import load_model, load_tokenizer
+        from pedyra.app.models.base import load_model, load_tokenizer
         from pedyra.app.recipe_sections import ModelSection
 
         folder = run / "checkpoint-8"

@@ -34,13 +34,7 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
-    """One JSON object a line; NaN and infinities, which JSON does not have, become null.
-
-    Raises:
-        ValueError: the file's folder does not exist.
-    """
-    if not path.parent.is_dir():
-        raise ValueError(f"--json {path}: the folder {path.parent} does not exist; create it first")
+    """One JSON object a line; NaN and infinities, which JSON does not have, become null."""
     path.write_text("".join(map(json_line, rows)), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means, make_plan
@@ -51,7 +51,7 @@ class DenseSensitivity(ScoreState):
     gradient accumulation the values of the micro-batches are summed, where |sum| of all would need it.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
+    def __init__(self, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ("sensitivity", "uncertainty"))
         self.beta1, self.beta2 = config.beta1, config.beta2
         self.now = torch.zeros_like(self.state["sensitivity"])

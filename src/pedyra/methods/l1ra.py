@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pedyra.allocate.allocation import RankPlan, Scores, make_plan, round_robin, spent
@@ -51,7 +51,7 @@ class L1raSettings(Settings):
 class Gates(ScoreState):
     """A triple's score is its gate, E."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
+    def __init__(self, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ())
 
     @torch.no_grad()

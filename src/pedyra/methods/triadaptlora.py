@@ -63,7 +63,7 @@ def _places(rank: int) -> Tensor:
 class CoreNorms(ScoreState):
     """A layer's score: the increase of ||C||_F / r since the last growth check. It needs no gradient."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
+    def __init__(self, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ("previous",))
         self.state["previous"] = self.norms()
         self._checked = self.state["previous"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedyra.allocate.allocation import RankPlan, Scores, layer_means
 from pedyra.allocate.contract import Decision, MakeTriples, MethodRun, RankMethod, Run, Situation
@@ -62,8 +62,8 @@ Policy = Callable[[Scores, ScoredSituation], RankPlan]
 """Scores -> plan. Must be a pure function: resume replays nothing but continues from the same state."""
 
 
-ScoreSource = Callable[[nn.Module, Sequence[AdaptedLayer], RankSettings], ScoreState]
-"""Makes what observes the layers of a model."""
+ScoreSource = Callable[[Sequence[AdaptedLayer], RankSettings], ScoreState]
+"""Makes what observes the layers."""
 
 LEAST_INTERVAL = 2
 """Steps between two adjustments at least, where a new triple takes the place of another. It begins with E or B at zero,
@@ -89,11 +89,11 @@ def unchecked(start: ScoredSituation) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredMethod(RankSettings, RankMethod):
-    """A policy over scores, with the settings of `RankSettings`. Of `scores` and `new_triples`, what is None is
-    PE-DyRA's."""
+    """A policy over scores, with the settings of `RankSettings`. `scores` and `new_triples` are PE-DyRA's unless
+    it has its own."""
 
     policy: Policy
-    scores: ScoreSource | None = None
+    scores: ScoreSource = TripleScores
     new_triples: MakeTriples | None = None
     """For a method that fixes how new triples begin."""
     check_start: Callable[[ScoredSituation], None] = check_movable
@@ -117,7 +117,7 @@ class ScoredMethod(RankSettings, RankMethod):
         )
 
     def check(self, run: Run, now: Situation) -> None:
-        if run.average is not one_process and self.scores is not None:
+        if run.average is not one_process and self.scores is not TripleScores:
             raise ValueError(
                 "of all methods that score triples only PE-DyRA and those with its scores run in several processes; "
                 "train this one in one process"
@@ -170,14 +170,10 @@ class ScoredRun(MethodRun):
         self.method, self.run = method, run
         self.max_ranks = growth_limits(run.layers, method.max_rank)
         self.moves = most_moves(method, sum(layer.rank for layer in run.layers))
-        self.scores: ScoreState
-        if method.scores is None:
-            self.scores = TripleScores(run.layers, method)
-        else:
-            self.scores = method.scores(run.model, run.layers, method)
+        self.scores = method.scores(run.layers, method)
         self.window = ema_window(max(method.beta1, method.beta2))
         """Steps before an adjustment that an EMA still remembers at it."""
-        reads_inputs = method.scores is None and method.alpha < 1
+        reads_inputs = method.scores is TripleScores and method.alpha < 1
         self.inputs = InputEnergy(run.model, run.layers, run.average) if reads_inputs else None
         self.last_observed: int | None = None
         """The step that the scores were last told of; the next one goes on from it, and any other begins anew."""

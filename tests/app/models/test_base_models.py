@@ -15,7 +15,9 @@ from peft import get_peft_model
 from torch import nn
 from transformers import BertForSequenceClassification, LlamaForCausalLM, LlamaForSequenceClassification
 
-from pedyra.app.models import base, load_model, load_tokenizer, lora_config
+from pedyra.app.models import base
+from pedyra.app.models.base import load_model, load_tokenizer
+from pedyra.app.models.lora import lora_config
 from pedyra.app.models.packaged import minilm_folder, smollm2_folder
 from pedyra.app.recipe_sections import LoraSection, ModelSection
 

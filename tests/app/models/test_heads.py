@@ -12,7 +12,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, XLMConfig, XLNetConfig
 
-from pedyra.app.models import load_model, load_tokenizer, lora_config
+from pedyra.app.models.base import load_model, load_tokenizer
+from pedyra.app.models.lora import lora_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
 from pedyra.lora.folder import read_lora
 from pedyra.lora.merge import num_labels

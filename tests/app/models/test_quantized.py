@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from pedyra.app.models import load_model, load_tokenizer, lora_config
+from pedyra.app.models.base import load_model, load_tokenizer
+from pedyra.app.models.lora import lora_config
 from pedyra.app.models.quantized import quantization_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.export import export_adapter

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.models.tiny import tiny_config
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs import fit as runs_fit

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.runs.run import train_run
 from pedyra.app.runs.setup import resolve

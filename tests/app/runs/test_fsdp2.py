@@ -21,7 +21,7 @@ from together import can_fork, together
 from torch.distributed.tensor import DTensor
 from works_with import note
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs import setup
 from pedyra.app.runs.callbacks import MetricsLog

@@ -10,13 +10,13 @@ import torch
 from closeness import same_bits
 from transformers import BertConfig, BertForSequenceClassification
 
-from pedyra.app.models import check_names
+from pedyra.app.models.lora import check_names
 from pedyra.app.models.tiny import tiny_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import DataSection, LoraSection
 from pedyra.app.runs.plan import plan_unloaded
 from pedyra.app.runs.setup import set_up
-from pedyra.app.tasks import load_task
+from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.toy import toy
 from pedyra.methods.wide import Wide
 from pedyra.pe_dyra.method import PeDyra

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
-from pedyra.app.models import load_tokenizer
+from pedyra.app.models.base import load_tokenizer
 from pedyra.app.recipe_sections import DataSection, ModelSection
-from pedyra.app.tasks import load_task
 from pedyra.app.tasks.causal_lm import encode
+from pedyra.app.tasks.task import load_task
 
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 CHAT = [

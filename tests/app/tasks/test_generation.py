@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import GenerateSection, ModelSection
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
 from pedyra.lora.files import read_rows

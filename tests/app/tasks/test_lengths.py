@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, T5Config, XLNetConfig
 
-from pedyra.app.models import load_tokenizer, positions
+from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe_sections import DataSection, ModelSection
-from pedyra.app.tasks import load_task
+from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.tokens import positions_of, with_limit
 
 LONG = "the plot is good. " * 200

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pedyra.app.models import load_tokenizer
+from pedyra.app.models.base import load_tokenizer
 from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.tasks import question_answering
 from pedyra.app.tasks.question_answering import ContextPart, answers_of, encode, normalised, squad_scores, token_f1

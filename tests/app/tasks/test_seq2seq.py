@@ -11,7 +11,7 @@ import torch
 from peft.tuners.lora.dora import DoraLinearLayer
 from rich.console import Console
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import DataSection, ModelSection
 from pedyra.app.runs.evaluate import evaluate_run

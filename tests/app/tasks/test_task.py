@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from pedyra.app.models import load_model, load_tokenizer
+from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe_sections import DataSection, ModelSection
-from pedyra.app.tasks import Task, load_task
+from pedyra.app.tasks.task import Task, load_task
 
 CAUSAL: dict[str, Any] = {"kind": "causal_lm", "prompt": "prompt", "completion": "completion"}
 KINDS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pedyra.app.models import load_tokenizer
+from pedyra.app.models.base import load_tokenizer
 from pedyra.app.recipe import check_recipe
 from pedyra.app.recipe_sections import DataSection, GenerateSection, ModelSection
 from pedyra.app.tasks import causal_lm, test_sets

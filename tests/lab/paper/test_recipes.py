@@ -23,7 +23,8 @@ from transformers import (
     PretrainedConfig,
 )
 
-from pedyra.app.models import load_tokenizer, lora_config
+from pedyra.app.models.base import load_tokenizer
+from pedyra.app.models.lora import lora_config
 from pedyra.app.recipe import load_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.plan import plan_run

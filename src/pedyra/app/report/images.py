@@ -34,12 +34,6 @@ def save_figures(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS)
     return written
 
 
-def check_format(path: Path) -> None:
-    """Raise ValueError where `path` ends in no format that is written."""
-    if path.suffix[1:] not in FORMATS:
-        raise ValueError(f"{path}: figures are written as {' or '.join(FORMATS)}; name the file so")
-
-
 def side_by_side(panels: Iterable[tuple[str, Spec]]) -> Spec:
     """Titles and charts in one specification, two in a row."""
     sized = [{"width": _WIDTH, "height": _HEIGHT, **spec, "title": title} for title, spec in panels]
@@ -49,7 +43,6 @@ def side_by_side(panels: Iterable[tuple[str, Spec]]) -> Spec:
 def save_image(spec: Spec, path: Path) -> None:
     """Draw a specification in the light theme as the format that `path` ends in, svg or png."""
     vl_convert = _vl_convert()
-    check_format(path)
     whole = plain({"$schema": "https://vega.github.io/schema/vega-lite/v6.json", **spec})
     config = {**theme("light"), "background": "white"}
     if path.suffix == ".svg":

@@ -14,13 +14,13 @@ from peft.helpers import DoraCaching
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from pedyra.app.models import load_model, load_tokenizer, positions
+from pedyra.app.models.base import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.recipe_sections import GenerateSection
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, resolve
-from pedyra.app.tasks import Task, load_task
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
+from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, check_scorer, load_test_sets, score
 from pedyra.lora.folder import load_adapter
 from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors

@@ -74,7 +74,7 @@ def _recipe_of(source: Path) -> Recipe | None:
 
 
 def _base_of_recipe(recipe: Recipe, lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    from pedyra.app.models import load_model, load_tokenizer
+    from pedyra.app.models.base import load_model, load_tokenizer
 
     section = recipe.model
     if name is not None:

@@ -16,14 +16,14 @@ from typing import Any
 from transformers import Trainer
 
 from pedyra.app.console import format_bytes
-from pedyra.app.models import class_names, load_model, load_tokenizer, positions
+from pedyra.app.models.base import class_names, load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, check_recipe, load_recipe
 from pedyra.app.recipe_sections import ModelSection
 from pedyra.app.runs.evaluate import check_training_rows
 from pedyra.app.runs.run_folder import RunFolder, run_of
 from pedyra.app.runs.setup import Setup, ready_to_fit, resolve
-from pedyra.app.tasks import load_task
 from pedyra.app.tasks.sources import read_test_rows
+from pedyra.app.tasks.task import load_task
 from pedyra.app.tasks.text import class_number
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.curve import Shape

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from pedyra.allocate.rank_allocator import RankAllocator
-from pedyra.app.models import load_tokenizer, positions, shape_of
+from pedyra.app.models.base import load_tokenizer, positions, shape_of
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.arguments import training_arguments
 from pedyra.app.runs.run import last_checkpoint
@@ -36,7 +36,7 @@ from pedyra.app.runs.setup import (
     set_up,
     trainable_parameters,
 )
-from pedyra.app.tasks import Task, load_task
+from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import load_test_sets
 from pedyra.methods.loop import Loop
 from pedyra.methods.registry import get_method

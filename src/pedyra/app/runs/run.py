@@ -24,6 +24,7 @@ from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, layer_rows, ready_to_fit, set_up, trainable_parameters, wanted_fit
 from pedyra.app.runs.trackers import TrackerImages
 from pedyra.app.yaml_file import first_difference, read_settings
+from pedyra.fitting.calibration import use_averaged
 from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
@@ -280,9 +281,8 @@ def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) 
     before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
 
     reshard(setup.model)
-    optimizer: Any = trainer.optimizer
-    if callable(getattr(optimizer, "eval", None)):
-        optimizer.eval()  # a schedule-free one has two sets of weights, of which this is the one that is judged
+    # A schedule-free optimizer has two sets of weights, of which this is the one that is judged.
+    use_averaged(trainer.optimizer)
     if is_first():
         write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
     evaluation = _final_evaluation(trainer, log if best else None)

@@ -19,13 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import keep_whole, resumed_from, save_whole
-from pedyra.app.models import check_names, load_model, load_tokenizer, lora_config, positions
+from pedyra.app.models.base import load_model, load_tokenizer, positions
+from pedyra.app.models.lora import check_names, lora_config
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
 from pedyra.app.runs.processes import count_processes, is_launched
-from pedyra.app.tasks import Task, load_task
+from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
+from pedyra.fitting.calibration import has_more, lora_layers
 from pedyra.fitting.fit import Wanted
 from pedyra.fitting.trainer import least_held_out
 from pedyra.lora.layer import adapted_layers
@@ -43,8 +45,6 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     adaptation: Adaptation
-    test_sets: Sequence[TestSet] = ()
-    """What the model answers in its own words, in `pedyra eval`."""
     callbacks: Sequence[TrainerCallback] = ()
     """The method's."""
     preparation_seconds: float = 0.0
@@ -215,7 +215,6 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
         adaptation=adaptation,
         preparation_seconds=time.perf_counter() - began,
         callbacks=trainer_callbacks(adaptation, record_to),
-        test_sets=test_sets,
     )
     check_fit(setup)
     return setup
@@ -277,13 +276,11 @@ def _check_tokens(
 
 def check_fit(setup: Setup) -> None:
     """Raise ValueError, before anything is trained, where the fit that the recipe asks for cannot be had."""
-    wanted, recipe = wanted_fit(setup.recipe), setup.recipe
+    wanted = wanted_fit(setup.recipe)
     if wanted is None:
         return
-    layers = {name: each for name, each in setup.model.named_modules() if isinstance(each, LoraLayer)}
-    more = recipe.lora.bias != "none" or any("default" in each.lora_magnitude_vector for each in layers.values())
-    wanted.shape([*layers], more)
-    least = least_held_out(training_arguments(recipe).per_device_eval_batch_size)
+    wanted.shape([*lora_layers(setup.model)], has_more(setup.model))
+    least = least_held_out(training_arguments(setup.recipe).per_device_eval_batch_size)
     if (held := len(setup.task.eval)) < least:
         raise ValueError(
             f"fit takes {least} held-out rows or more, and data has {held}; give more (data.eval_rows, "

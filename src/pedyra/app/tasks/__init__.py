@@ -3,7 +3,3 @@
 One file a family: text (classes and numbers; glue), question_answering, seq2seq, causal_lm. `test_sets` and
 `generation` judge what a model writes.
 """
-
-from pedyra.app.tasks.task import Task, load_task
-
-__all__ = ["Task", "load_task"]

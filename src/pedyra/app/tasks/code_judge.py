@@ -306,7 +306,7 @@ def compare_with_reference(job: dict[str, Any], candidate: Callable[..., Any]) -
 
 def agrees(result: Any, expected: Any, arguments: list[Any], tolerance: float, oracle: str) -> bool:
     """EvalPlus's comparison. oracle: root (of the polynomial), set, not_none, any, zero, pyramid, digits, or ""
-    for equality: see `code._ORACLES`.
+    for equality: see `code_problems._ORACLES`.
 
     Floats agree within tolerance + 1e-7 x expected; a tolerance of 0 is 1e-6 where only floats are expected.
     """

@@ -33,6 +33,8 @@ from pathlib import Path
 INSTALL = "apt install bubblewrap libseccomp2 (dnf install bubblewrap libseccomp)"
 PACKAGES = "/packages"
 """Where installed packages are seen inside."""
+IMPORTABLE = ("numpy",)
+"""Installed packages that the code may import beside the standard library."""
 
 _NOBODY = "65534"
 _OUT_OF_TIME = 128 + signal.SIGXCPU if sys.platform == "linux" else None
@@ -97,13 +99,11 @@ class Limits:
 class Sandbox:
     """Starts Python source in a process of its own, apart from the machine.
 
-    packages: names of installed packages that the code may import beside the standard library.
-
     Making one runs an empty program, so that a machine without the means refuses before long work: SandboxRefused.
     ImportError where pedyra[tasks] is not installed.
     """
 
-    def __init__(self, limits: Limits | None = None, packages: Sequence[str] = ("numpy",)) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         bubblewrap = shutil.which("bwrap") if sys.platform == "linux" else None
         if bubblewrap is None or not sys.executable:
@@ -117,7 +117,7 @@ class Sandbox:
         self._command += ["--die-with-parent", "--new-session", "--clearenv"]
         for name, value in {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}.items():
             self._command += ["--setenv", name, value]
-        self._command += [*_view(packages), "--remount-ro", "/", "--chdir", "/"]
+        self._command += [*_view(), "--remount-ro", "/", "--chdir", "/"]
         self._plan = {"packages": PACKAGES, "limits": _resource_limits(self.limits)}
         if self.finish(self.start("print('ready')", piped=True)) != (True, b"ready\n"):
             raise SandboxRefused(
@@ -221,7 +221,7 @@ def _filter() -> bytes:
         return file.read()
 
 
-def _view(packages: Sequence[str]) -> Iterator[str]:
+def _view() -> Iterator[str]:
     """What of the machine is seen inside, as arguments of bubblewrap."""
     libraries = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo"]
     libraries += [f"{prefix}/{name}" for prefix in {sys.base_prefix, sys.base_exec_prefix} for name in ("lib", "lib64")]
@@ -237,7 +237,7 @@ def _view(packages: Sequence[str]) -> Iterator[str]:
         for name in ("site-packages", "dist-packages"):
             for hidden in glob.glob(f"{path}/python*/{name}"):
                 yield from ("--tmpfs", hidden, "--remount-ro", hidden)
-    for package in packages:
+    for package in IMPORTABLE:
         found = importlib.util.find_spec(package)
         for place in (found.submodule_search_locations or []) if found else []:
             for folder in (place, f"{place}.libs"):  # the second is where a wheel keeps its shared libraries

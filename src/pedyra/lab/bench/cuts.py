@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pedyra.app.models import load_tokenizer, positions
+from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe import Recipe
 from pedyra.app.runs.evaluate import adapted_model, check_training_rows, finished_run
-from pedyra.app.tasks import Task, load_task
+from pedyra.app.tasks.task import Task, load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.cut import cut_factors, singular_basis

@@ -14,11 +14,13 @@ from pedyra.lora.files import append_row, json_line, read_rows, write_file
 
 Row = dict[str, Any]
 
+# What makes two rows of a benchmark the same run.
 PLANTED_KEY = ("method", "architecture", "width", "depth", "rank", "profile", "noise", "seed", "steps", "lr")
 TRANSFER_KEY = ("method", "rank", "lr", "seed", "steps", "batch", "base")
-"""What makes two rows of a benchmark the same run; `base` names the texts and the pre-trained model."""
+"""`base` names the texts and the pre-trained model."""
 CUTS_KEY = ("run", "way", "seed", "asked", "rows")
 BOUND_KEY = ("run", "fits", "asked")
+"""`asked` is the share or the tolerance that was given, of which a row has what came of it too."""
 SIZES_KEY = ("comparison", "rows", "task", "seed", "rank", "smaller_rank", "recover_steps")
 FORGETTING_KEY = ("run", "general", "rows", "way", "asked")
 STEP_KEY = (
@@ -26,7 +28,6 @@ STEP_KEY = (
 )  # fmt: skip
 SCALE_KEY = ("kind", "device", "threads")
 SCALE_KEY_OF_SOME = ("axis", "value", "values", "measure", "layers", "rank", "width", "length", "batch")
-"""`asked` is the share or the tolerance that was given, of which a row has what came of it too."""
 
 
 class RowFile:
@@ -38,8 +39,6 @@ class RowFile:
         self.rows: list[Row] = []
         if path is None:
             return
-        if not path.parent.is_dir():
-            raise ValueError(f"--json {path}: the folder {path.parent} does not exist; create it first")
         try:
             self.rows = read_rows(path)
         except ValueError as error:
@@ -103,10 +102,10 @@ def best_rate(rates: Rates, value: str) -> float:
     return min(full, key=lambda rate: fmean(losses(rates[rate], value).values()))
 
 
-def summary(rows: Sequence[Row], value: str, baseline: str = "lora") -> list[Row]:
+def summary(rows: Sequence[Row], value: str) -> list[Row]:
     """A line per method, in the order given, at the rate with its lowest mean; `edge` where that rate ends the grid.
 
-    `less lora` is the paired difference to the baseline at its own best rate. The rate is chosen from the very runs
+    `less lora` is the paired difference to LoRA at its own best rate. The rate is chosen from the very runs
     that are then compared, which flatters every method a little, those with more rates a little more: give all of them
     the same grid.
     """
@@ -118,7 +117,7 @@ def summary(rows: Sequence[Row], value: str, baseline: str = "lora") -> list[Row
         own = list(values[method].values())
         edge = {min(rates): "lowest", max(rates): "highest"}.get(best[method], "") if len(rates) > 1 else ""
         line = {"method": method, value: fmean(own), "s.e.": standard_error(own), "lr": best[method], "edge": edge}
-        less = differences(values[method], values[baseline]) if method != baseline and baseline in values else []
+        less = differences(values[method], values["lora"]) if method != "lora" and "lora" in values else []
         line |= {"less lora": fmean(less) if less else None, "95 %": interval(less)}
         lines.append(line | {"seeds": len(own)})
     return lines

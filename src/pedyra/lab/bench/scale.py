@@ -59,18 +59,18 @@ _STEPS = 6  # of a window in which method wide measures
 
 
 def bench_scale(
-    axes: dict[str, tuple[ChainSize, ...]] = AXES, *, device: str = "cpu", repeats: int = 3, operations: int = 512
+    axes: dict[str, tuple[ChainSize, ...]] = AXES, *, device: str = "cpu", operations: int = 512
 ) -> Iterator[dict[str, Any]]:
     """One row per size, one fit per axis and measure, and one for a model of `operations` layers.
 
     A size's row has the seconds of one observed step, of what observing adds to it (gradients and input energies), of
     what the sums of method wide add, of one adjustment, and the bytes of the score state; each the median over
-    `repeats`. A fit has the `exponent` of these medians.
+    three. A fit has the `exponent` of these medians.
     """
     check_device(device)
     where = {"device": device, "threads": torch.get_num_threads()}
     for axis, sizes in axes.items():
-        runs = [[measure(size, device=device) for size in sizes] for _ in range(repeats)]
+        runs = [[measure(size, device=device) for size in sizes] for _ in range(3)]
         medians = [{name: median(run[name] for run in each) for name in MEASURES} for each in zip(*runs, strict=True)]
         values = [size.layers * size.rank if axis == "triples" else getattr(size, axis) for size in sizes]
         for value, size, found in zip(values, sizes, medians, strict=True):

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from pedyra.app.models import check_names, load_tokenizer, shape_of
+from pedyra.app.models.base import load_tokenizer, shape_of
+from pedyra.app.models.lora import check_names
 from pedyra.app.recipe import Recipe, check_recipe, identity
 from pedyra.app.recipe_sections import METRICS, DataSection, LoraSection
 from pedyra.app.runs.arguments import training_arguments
