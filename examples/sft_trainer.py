@@ -1,4 +1,4 @@
-"""Fit after TRL's SFTTrainer (pip install "pedyra[sft]"). Run: python examples/sft_trainer.py [OUTPUT_DIR] (a minute)
+"""Fit after TRL's SFTTrainer (pip install ".[sft]"). Run: python examples/sft_trainer.py [OUTPUT_DIR] (a minute)
 
 A tiny random Llama learns to add, with a word-level tokenizer made on the spot, so that nothing is downloaded. Look at
 the last lines: how many of the LoRA's parameters the sums need, and the proof on rows of its own. The same call works

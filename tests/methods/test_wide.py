@@ -185,11 +185,11 @@ class TestTheRun:
         heads = make_heads()
         part = train(heads, stop=at)
         heads[0].save_pretrained(tmp_path)
-        save_state(part, tmp_path)
+        save_state(part, str(tmp_path))
         optimizer = part.optimizer.state_dict()
 
         def resume(allocator: RankAllocator) -> int:
-            restore(allocator, tmp_path)
+            restore(allocator, str(tmp_path))
             allocator.optimizer.load_state_dict(optimizer)
             return at
 

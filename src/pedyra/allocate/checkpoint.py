@@ -47,7 +47,7 @@ class SideFileError(ValueError):
     """A side file that is missing, damaged, or belongs to another run; the message says which and what."""
 
 
-def save_state(allocator: RankAllocator, folder: Path) -> None:
+def save_state(allocator: RankAllocator, folder: Path | str) -> None:
     """Write both side files of `allocator`, and then SHA256SUMS, into `folder`, or into its adapter's own there."""
     folder = _own_folder(folder, allocator.adapter_name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def run_record(allocator: RankAllocator) -> dict[str, Any]:
     }
 
 
-def restore(allocator: RankAllocator, folder: Path) -> None:
+def restore(allocator: RankAllocator, folder: Path | str) -> None:
     """Bring a fresh `allocator`, its layers and its optimizer to the state saved in `folder`, bit for bit.
 
     The optimizer's own state must already be loaded: it is kept and re-keyed to the new Parameters. Nothing is
@@ -141,9 +141,9 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise SideFileError(str(error)) from None
 
 
-def _own_folder(folder: Path, adapter_name: str) -> Path:
+def _own_folder(folder: Path | str, adapter_name: str) -> Path:
     """Where PEFT saves an adapter: in the folder itself, or under its name if it is not the default one."""
-    return folder if adapter_name == "default" else folder / adapter_name
+    return Path(folder) if adapter_name == "default" else Path(folder) / adapter_name
 
 
 def _restore_factors(
