@@ -231,7 +231,13 @@ def test_engines_that_would_cut_the_adapter_are_refused_before_they_are_set_up(e
     with pytest.raises(ValueError, match=message):
         check_engine(trainer)
     if engine == "fsdp":
-        note("engine", "FSDP1", ranks="refused: training under FSDP1 (tested with a stand-in)", resume="", fit="not run here")
+        note(
+            "engine",
+            "FSDP1",
+            ranks="refused: training under FSDP1 (tested with a stand-in)",
+            resume="",
+            fit="not run here",
+        )
 
 
 def test_one_process_on_one_device_is_accepted(make_trainer, tmp_path):

@@ -122,7 +122,13 @@ def test_optimizers_of_packages_that_are_not_here_are_refused_by_name(optim):
     made = type(BY_NAME[optim], (torch.optim.SGD,), {})([nn.Parameter(torch.randn(4, 4))], lr=0.1)
     with pytest.raises(ValueError, match="cannot follow a rank change; use optim=.adamw_torch.*pedyra.fit") as told:
         check_optimizer(made)
-    note("optimizer", optim, ranks=f"{refused(told.value)} (by its name: it was not installed)", resume="", fit="not run here")
+    note(
+        "optimizer",
+        optim,
+        ranks=f"{refused(told.value)} (by its name: it was not installed)",
+        resume="",
+        fit="not run here",
+    )
 
 
 def test_a_layer_that_began_above_its_width_may_grow_back_after_a_resume(
