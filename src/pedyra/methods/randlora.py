@@ -26,6 +26,7 @@ class RandLoraSettings(Settings):
     @staticmethod
     def nearest(request: Request, parameters: int) -> list[dict[str, Any]]:
         """The two r with the nearest counts of parameters, the nearest first; none where the request gives its r."""
+        _refuse(request)
         if "r" in request.settings:
             return []
         return [{"r": r} for r in nearest_r([*_shapes(request).values()], parameters)]
@@ -39,7 +40,7 @@ def prepare(request: Request, settings: RandLoraSettings) -> Adaptation:
     scaling, which `finish` folds into its lambda. PEFT's RandLoRA knows no excluded modules: with some, all others are
     named. Raises ValueError: a start, DoRA or rsLoRA, which RandLoRA does not have.
     """
-    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora")
+    _refuse(request)
     lora = request.lora
     targets = _shapes(request)
     shapes = [*targets.values()]
@@ -86,6 +87,10 @@ def nearest_r(shapes: list[tuple[int, int]], parameters: int) -> list[int]:
         range(1, max(min(shape) for shape in shapes) + 1),
         key=lambda r: (abs(parameters_of(r, shapes) - parameters), parameters_of(r, shapes)),
     )[:2]
+
+
+def _refuse(request: Request) -> None:
+    request.refuse_lora("PEFT's RandLoRA does not have it", "init", "use_dora", "use_rslora")
 
 
 def _shapes(request: Request) -> dict[str, tuple[int, int]]:

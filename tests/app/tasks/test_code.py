@@ -136,12 +136,35 @@ def test_inputs_of_mbpp_plus_have_the_types_of_its_asserts() -> None:
         {**MBPP, "test_list": ["assert other(1)"]},
         {**MBPP, "code": "def f(:"},
         {**MBPP_PLUS, "task_id": "Other/1"},
+        {**MBPP_PLUS, "assertion": f"assert {MBPP_PLUS['entry_point']}(some_name) == 1"},
     ],
 )
 def test_rows_that_are_no_problems_are_told_by_their_number(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^row 2 of x is no problem of HumanEval") as caught:
         problems_of([HUMAN_EVAL, row], "x")
     assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_rows_are_read_and_never_run(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    call = f"{MBPP_PLUS['entry_point']}(open({str(ran)!r}, 'w'))"
+    with pytest.raises(ValueError, match="row 1 of x is no problem"):
+        problems_of([{**MBPP_PLUS, "assertion": f"assert {call} == 1"}], "x")
+    assert not ran.exists()
+
+
+def test_what_tests_print_is_no_part_of_the_verdict(sandbox: Sandbox) -> None:
+    row = {**HUMAN_EVAL, "test": HUMAN_EVAL["test"] + "\n    print('ok')\nprint('begin')\n"}
+    (problem,) = problems_of([row], "x")
+    assert check(problem, extract(problem.solution, problem), sandbox).passed
+    assert check(problem, WRONG[problem.entry_point], sandbox).status == "failed"
+
+
+def test_an_import_of_the_future_comes_first() -> None:
+    text = "```python\nfrom __future__ import annotations\n\ndef area(r):\n    return math.pi * r ** 2\n```"
+    program = extract(text, CONTINUED)
+    compile(program, "program", "exec")
+    assert program.splitlines()[:2] == ["from __future__ import annotations", "import math"]
 
 
 @pytest.mark.skipif("PEDYRA_DATA" not in os.environ, reason="PEDYRA_DATA names no folder with the published sets")
@@ -205,6 +228,9 @@ HELPED = "import math\n\ndef square(r):\n    return r\n\ndef area(r):\n    retur
         ("```python3.10\ndef area(r):\n    return math.pi * r ** 2\n```", WHOLE),
         ("from the docstring above:\n\ndef area(r):\n    return math.pi * r ** 2\n", WHOLE),
         ("def area(r):\n    return math.pi * r ** 2\n\nExplanation: fine", WHOLE),
+        # A block of another language is none of the program, and hides none.
+        ("Run:\n```bash\npython area.py\n```\n\n```python\ndef area(r):\n    return math.pi * r ** 2\n```", WHOLE),
+        ('```python title="area.py"\ndef area(r):\n    return math.pi * r ** 2\n```', WHOLE),
         ("I cannot write that.", ""),
         ("", ""),
         ("    \x00", ""),

@@ -70,6 +70,15 @@ def test_a_text_ends_before_an_end_token_and_before_a_stop_string(write: Any, mo
     assert len(tokens) > 1
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_stop_string_that_begins_in_the_prompt_ends_nothing(write: Any, beams: int):
+    (whole,) = write(["the plot"], beams=beams)
+    stop = "t" + whole.text[:2]  # the prompt's last letter, and what is written first
+    assert stop not in whole.text
+    (written,) = write(["the plot"], "stop.jsonl", stop=[stop], beams=beams)
+    assert written == whole
+
+
 def test_a_killed_call_goes_on_and_gives_what_it_would_have_given(
     write: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

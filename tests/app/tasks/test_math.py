@@ -111,6 +111,10 @@ def test_the_answer_of_a_math_solution(text: str, answer: str | None) -> None:
         (r"\frac{x}{\pi}", r"\frac x\pi", True),
         ("seat", "east", False),
         ("xy", "yx", True),
+        ("BAC", "ABC", False),  # points
+        ("12_5", "12_7", False),
+        ("12", "12_7", False),
+        ("12_{7}", "12_7", True),
         ("0.5", r"\frac{1}{2}", True),
         (r"2\sqrt{2}", r"\sqrt{8}", True),
         ("(x+1)^2", "x^2+2x+1", True),

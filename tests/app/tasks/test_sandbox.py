@@ -244,7 +244,7 @@ def test_what_cannot_be_set_up_is_refused_in_one_line(monkeypatch: pytest.Monkey
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
     # On a machine with namespaces the mount is what fails, elsewhere they are.
-    monkeypatch.setattr(sandbox_file, "_view", lambda packages: ["--ro-bind", "/nowhere", "/nowhere"])
+    monkeypatch.setattr(sandbox_file, "_view", lambda: ["--ro-bind", "/nowhere", "/nowhere"])
     with pytest.raises(SandboxRefused, match=r"^model-written code cannot be run here: [^\n]+$"):
         Sandbox(LIMITS)
 

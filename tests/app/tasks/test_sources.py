@@ -216,6 +216,12 @@ def test_a_name_of_two_columns_is_told(tmp_path: Path):
     assert rows(tmp_path / "nameless.csv") == [{"text": "a", "label": "0"}]
 
 
+def test_bytes_are_no_text(tmp_path: Path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"b"], "label": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="row 1 of .* has bytes in column 'text', where text is expected; write"):
+        rows(tmp_path / "a.parquet")
+
+
 def test_a_list_is_no_text(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"q": "one", "a": ["two"]}\n')
     with pytest.raises(ValueError, match="row 1 of .* has a list in column 'a', where text is expected"):

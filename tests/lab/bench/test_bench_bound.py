@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,12 @@ def test_a_run_is_fitted_with_rows_of_each_fits_own(tmp_path):
     assert set(BOUND_KEY) <= row.keys()
     assert row["fits"] == 10 and 0 <= row["within"] <= 10
     assert 0 < row["least_share"] <= row["share"] <= row["most_share"] <= 1
+
+
+def test_too_few_held_out_batches_are_told():
+    few: Any = SimpleNamespace(run=Path("runs/few"), weights=[8.0] * 4)
+    with pytest.raises(ValueError, match="runs/few has 4 batches of 8 held-out rows, and a fit takes 4 for the proof"):
+        Population(few)
 
 
 def test_what_is_no_run_is_told_first(tmp_path):

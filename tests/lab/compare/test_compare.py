@@ -99,6 +99,13 @@ def test_a_folder_with_runs_of_another_grid_is_refused(make_grid, calls, folder)
         compare_grid(make_grid("tasks.toy.eval_rows=9"))
     with pytest.raises(ValueError, match=r"jobs/lora/toy/\S+ is a run of another grid: lora.dropout was None"):
         compare_grid(make_grid("lora.dropout=0.5", "learning_rates=[0.1]"))  # nothing is tuned, but runs were reported
+    # No run in common, but files that would show both.
+    with pytest.raises(ValueError, match=r"runs/grid has runs of another grid: training.max_steps was 40 and is now 7"):
+        compare_grid(make_grid("learning_rates=[0.3]", "training.max_steps=7"))
+    with pytest.raises(ValueError, match=r"runs/grid has runs of another grid: lora.alpha / r was 2.0 and is now 4.0"):
+        compare_grid(make_grid("learning_rates=[0.3]", "lora.alpha=8"))
+    with pytest.raises(ValueError, match=r"another grid: methods.pedyra.rank.moves was None and is now 3"):
+        compare_grid(make_grid("learning_rates=[0.3]", "methods={lora: {}, pedyra: {rank: {moves: 3}}}"))
     assert (folder / "runs/grid/grid.yaml").read_text() == kept
     (folder / "photos").mkdir()
     (folder / "photos" / "a.jpg").touch()

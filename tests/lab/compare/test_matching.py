@@ -73,6 +73,11 @@ def test_randlora_gets_the_rank_of_bases_with_the_nearest_count(count, shape):
     assert matched.r == 4
 
 
+def test_a_start_that_randlora_has_not_is_told_before_it_is_matched(count):
+    with pytest.raises(ValueError, match="lora.init is 'pissa', but PEFT's RandLoRA does not have it"):
+        match_parameters("randlora", recipe("randlora", init="pissa"), 4, recipe("lora"), count)
+
+
 @pytest.mark.parametrize("model", ["tiny-deberta", "tiny-bart"])  # whose heads are more than one layer
 def test_randlora_is_counted_beside_a_head_of_several_layers(model):
     def of(method: str) -> Recipe:

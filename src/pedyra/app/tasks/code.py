@@ -42,7 +42,9 @@ class Judged:
         return self.status == "passed"
 
 
-_FENCE = re.compile(r"```[ \t]*(?:python[\d.]*|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
+"""A block in Markdown: its language, or nothing, and what is in it."""
+_PYTHON = re.compile(r"\s*(?:(?:python[\d.]*|py)\b|$)", re.IGNORECASE)
 _CODE_STARTS = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
 _MOST_STARTS = 20
 """Of blocks, or of lines that may begin the program, that are tried."""
@@ -59,7 +61,7 @@ def extract(text: str, problem: CodeProblem) -> str:
     function that was cut short, or prose) is left out, and so are demonstrations at the margin. Imports and helper
     functions of the prompt are put before.
     """
-    blocks = _FENCE.findall(text)
+    blocks = [block for language, block in _FENCE.findall(text) if _PYTHON.match(language)]
     parsed = map(_longest, map(dedent, blocks) if blocks else _from_code(text))
     programs = [program for program in islice(parsed, _MOST_STARTS) if program is not None]
     for program in programs:
@@ -156,6 +158,7 @@ def _demonstrates(node: ast.stmt, entry_point: str) -> bool:
 
 def _unparse(body: list[ast.stmt], entry_point: str) -> str:
     kept = [node for node in body if not _demonstrates(node, entry_point)]
+    kept.sort(key=lambda node: getattr(node, "module", None) != "__future__")  # Python has them first
     try:
         return ast.unparse(ast.Module(body=kept, type_ignores=[]))
     except RecursionError:  # an expression thousands deep

@@ -250,8 +250,10 @@ def judge(questions: int, answers: int) -> None:
     """Read a job from stdin, write the verdict to stdout: one JSON object each.
 
     Job: program, entry_point, setup and tests (Python text), inputs (encoded argument lists), reference (a program),
-    tolerance, oracle. Verdict: status (passed, failed, error) and reason.
+    tolerance, oracle. Verdict: status (passed, failed, error) and reason. What tests and reference print is dropped.
     """
+    verdict_to, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)
     job = json.loads(sys.stdin.buffer.read())
@@ -267,7 +269,7 @@ def judge(questions: int, answers: int) -> None:
         verdict = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a test that cannot work with what it was given
         verdict = {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
-    os.write(1, json.dumps(verdict).encode())
+    os.write(verdict_to, json.dumps(verdict).encode())
 
 
 def _run_tests(job: dict[str, Any], candidate: Candidate) -> None:

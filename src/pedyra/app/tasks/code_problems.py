@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,11 +143,20 @@ def _evalplus(row: dict[str, Any]) -> CodeProblem:
 
 def _with_types(inputs: list[list[Any]], assertion: str, entry_point: str) -> list[list[Any]]:
     """MBPP+ inputs with tuples, sets and complex numbers, which JSON lost, as the problem's own asserts have them."""
-    known = {"set": set, "complex": complex, "float": float}
     calls = [call for call in _calls(assertion) if call.func.id == entry_point]
-    shown = [[eval(compile(ast.Expression(a), "", "eval"), known) for a in call.args] for call in calls]  # trusted data
+    shown = [[_literal(argument) for argument in call.args] for call in calls]
     places = [[row[place] for row in shown if place < len(row)] for place in range(max(map(len, shown)))]
     return [[_like(value, examples) for value, examples in zip(row, places, strict=False)] for row in inputs]
+
+
+def _literal(argument: ast.expr) -> Any:
+    """The value of an argument that is written out, or a product of such numbers, as in one problem of MBPP+. Rows may
+    be anybody's, so nothing of them is run here. Raises ValueError for anything else."""
+    if isinstance(argument, ast.BinOp) and isinstance(argument.op, ast.Mult):
+        factors = [ast.literal_eval(side) for side in (argument.left, argument.right)]
+        if all(isinstance(factor, int) for factor in factors):
+            return math.prod(factors)
+    return ast.literal_eval(argument)
 
 
 def _like(value: Any, examples: list[Any], in_tuple: bool = False) -> Any:

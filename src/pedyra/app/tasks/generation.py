@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from pedyra.app.recipe_sections import GenerateSection
 from pedyra.lora.files import append_row, json_line, read_rows, write_file
@@ -119,15 +126,15 @@ def _batch(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.beams or 1,
         do_sample=False,
-        stop_strings=settings.stop or None,
         eos_token_id=ends or None,
         pad_token_id=pad,
         use_cache=True,
     )
+    stops = [_Stops(tokenizer, settings.stop, longest if left else 1)] if settings.stop else []
     with torch.no_grad():
         made: Any = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config,
-            tokenizer=tokenizer,
+            stopping_criteria=StoppingCriteriaList(stops),
         )  # fmt: skip
     results = []
     for prompt, row in zip(prompts, made.tolist(), strict=True):
@@ -139,6 +146,20 @@ def _batch(
         finished = end is not None or cut is not None
         results.append({"text": text[:cut], "finished": finished, "tokens": len(kept)})
     return results
+
+
+class _Stops(StoppingCriteria):
+    """Ends a text at a stop string. Only what is written counts: the end of a prompt may be the beginning of one.
+
+    Args:
+        begins: how many tokens come before the text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], begins: int) -> None:
+        self.strings, self.begins = StopStringCriteria(tokenizer, stop), begins
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return self.strings(input_ids[:, self.begins :], scores, **kwargs)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:

@@ -17,7 +17,10 @@ _SECONDS = 10
 """For one parse or one comparison; sympy may think for ever about towers of powers. The first parse takes a second."""
 _LONGEST = 500
 """Signs of an answer that is compared by its value; MATH's longest has 159."""
-_WORD = re.compile(r"[A-Za-z]{4,}")
+_WORD = re.compile(r"[A-Za-z]{4,}|[A-Z]{2,}")
+"""A reference whose letters are no factors: east, or the points ABC."""
+_WITH_BASE = re.compile(r"\d+_\{?\d+\}?")
+"""A number and its base, 12_7, which math-verify reads without the base."""
 _FRACTION = re.compile(r"\\[dt]?frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)")
 """Without braces, which math-verify reads for digits alone: \\frac\\pi2."""
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
@@ -119,8 +122,10 @@ def equivalent(answer: str, reference: str) -> bool:
     """
     if _plain(answer) == _plain(reference):
         return True
-    if len(answer) > _LONGEST or _WORD.fullmatch(_plain(reference)):  # whose letters would be multiplied: east is seat
+    if len(answer) > _LONGEST or _WORD.fullmatch(_plain(reference)):
         return False
+    if _WITH_BASE.fullmatch(_plain(reference)):
+        return _unbraced(answer) == _unbraced(reference)
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("math.equivalent bounds its time by a signal; call it in the main thread")
     by_value = math_verify()
@@ -145,6 +150,10 @@ def _plain(text: str) -> str:
     text = re.sub(r"\\(?:left|right|!|,|;|:|quad)(?![a-zA-Z])|\\?\$|\s|~", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     return re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text).rstrip(".")
+
+
+def _unbraced(text: str) -> str:
+    return re.sub(r"[{},]|\\", "", _plain(text))
 
 
 def gsm8k_reference(answer: str) -> str:

@@ -173,6 +173,11 @@ def _select(
                 raise ValueError(
                     f"row {number} of {where} has no value in column {column!r}; remove the row or fill it"
                 )
+            if isinstance(row[column], bytes):
+                raise ValueError(
+                    f"row {number} of {where} has bytes in column {column!r}, where text is expected; write the column "
+                    f"as text (of Parquet: with the logical type string)"
+                )
             if isinstance(row[column], (list, dict)) and column not in structured:
                 kind = type(row[column]).__name__
                 raise ValueError(f"row {number} of {where} has a {kind} in column {column!r}, where text is expected")

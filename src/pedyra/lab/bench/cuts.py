@@ -24,6 +24,7 @@ from pedyra.app.tasks.task import Task, load_task
 from pedyra.fitting.calibration import calibrate, disabled, evaluating, lora_layers, truncated
 from pedyra.fitting.curve import Ladder, Shape
 from pedyra.fitting.cut import cut_factors, singular_basis
+from pedyra.fitting.fit import LEAST
 from pedyra.fitting.general import harm_first, scaled, slopes_at_half, text_batches, texts_of
 from pedyra.fitting.gramians import Calibration, Measured
 from pedyra.fitting.judge import Batch, Cut, Judge, model_loss, model_outputs
@@ -53,6 +54,7 @@ class TrainedLora:
     """
 
     def __init__(self, run: Path, rows: int = 1024, held_out: int | None = None, data: Path | None = None) -> None:
+        self.run = run
         recipe, adapter, tokenizer, task = opened(run, data)
         self.model = adapted_model(recipe, adapter, task.num_labels, tokenizer)
         self.tokenizer = tokenizer
@@ -233,6 +235,11 @@ class Population:
 
     def __init__(self, trained: TrainedLora) -> None:
         self.trained = trained
+        if (count := len(trained.weights)) < LEAST + 1:
+            raise ValueError(
+                f"{trained.run} has {count} batches of {BATCH} held-out rows, and a fit takes {LEAST} for the "
+                f"proof and one for the choice at least; give it more (data.eval_rows, data.validation_fraction)"
+            )
         self.base = trained.losses(partial(disabled, trained.model))
         self._cut: dict[int, list[float]] = {}
 

@@ -7,7 +7,8 @@ a ratio is the median over rounds of a method's step by LoRA's (or the floor's) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from random import Random
 from statistics import median, quantiles
 from typing import Any
@@ -25,7 +26,7 @@ from pedyra.methods.data import Data, model_loss
 from pedyra.methods.loop import Loop, make_optimizer
 from pedyra.methods.method import SCHEDULE, Adaptation, Request
 from pedyra.methods.registry import get_method
-from pedyra.methods.wide import LEAST_INTERVAL
+from pedyra.methods.wide import CUTS, LEAST_INTERVAL, WINDOW, Wide, WideRun
 from pedyra.pe_dyra.config import RankSettings
 
 FLOOR = "floor"
@@ -82,7 +83,7 @@ def bench_step(
 
     PE-DyRA and its like observe the first `rounds` steps, with four adjustments, and have nothing to do in the other.
     Their `ratio_to_lora` weighs both kinds of step, and adds the adjustments, as they occur in a run of `RUN_STEPS` at
-    the paper's median schedule, or the method's own; `ratio_quartiles` weigh the quartiles of both kinds alike, and
+    its own schedule; `ratio_quartiles` weigh the quartiles of both kinds alike, and
     `ratio_by_kind` has their medians apart. Of a method whose size changes (wide, prune) the sizes of the measured
     steps are told.
 
@@ -115,8 +116,14 @@ def bench_step(
 
 
 def run_schedule(spec: MethodSpec, total_steps: int = RUN_STEPS) -> Schedule:
-    """The adjustments of a run at the schedule that the spec gives, or, where it gives none, the paper's median."""
-    settings = RankSettings(**{name: value for name, value in spec.rank.items() if name in SCHEDULE})
+    """The adjustments of a run at the schedule that the spec gives, or, where it gives none, the method's own: the
+    paper's median, or the three cuts of `wide`."""
+    given = {name: value for name, value in spec.rank.items() if name in SCHEDULE}
+    if spec.name == "wide":
+        own = Wide(rank=RANK, **given).schedule(total_steps)
+        last = own.adjustments[:CUTS][-1]
+        return replace(own, final_warmup=total_steps - last - 1)
+    settings = RankSettings(**given)
     return resolve_schedule(total_steps, **{name: getattr(settings, name) for name in SCHEDULE})
 
 
@@ -178,7 +185,7 @@ def build(spec: MethodSpec | None, model: BenchModel, timing: Timing) -> Variant
         rank={**spec.rank, **timing.schedule},
         settings=spec.settings,
         steps=timing.total_steps,
-        data=Data(batches=lambda: iter(examples), loss=model_loss),
+        data=Data(batches=lambda: cycle(examples), loss=model_loss),
     )
     return Variant(get_method(spec.name).prepare(request), timing)
 
@@ -269,7 +276,8 @@ def _ratios(variant: Variant, lora: Variant, floor: Variant, run: Schedule | Non
         found = quantiles(ratios, n=4)
         if run is not None and variant.allocator is not None:
             by_kind = quartiles_by_kind(variant.observed, ratios)
-            window: int = variant.allocator.run.window  # type: ignore[attr-defined]
+            measured: Any = variant.allocator.run
+            window: int = min(WINDOW, run.interval) if isinstance(measured, WideRun) else measured.window
             took = (adjustment or 0.0) / median(other.seconds)
             found = quartiles_over_a_run(by_kind, took, run, window)
             if other is lora:

@@ -32,7 +32,7 @@ from pedyra.app.runs.setup import request, resolve, wanted_fit
 from pedyra.app.tasks.sources import Rows, check_apart, held_out, load_rows, sample
 from pedyra.app.tasks.text import known_labels
 from pedyra.app.yaml_file import first_difference, read_settings
-from pedyra.lab.compare.grid import Grid
+from pedyra.lab.compare.grid import Grid, load_grid
 from pedyra.lab.compare.jobs import Entry, Job, Purpose
 from pedyra.lab.compare.named_tasks import task_data
 from pedyra.lab.refusals import check_refusals
@@ -152,8 +152,34 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
         experiment.tuning_jobs(entry)
         for rate in grid.rates(entry.method):
             experiment.reported_jobs(entry, {entry: rate})
+    _check_same(load_grid(folder / "grid.yaml"), grid, folder)
     write_file(folder / "grid.yaml", grid.to_yaml())
     return experiment
+
+
+def _check_same(before: Grid, now: Grid, folder: Path) -> None:
+    """Raise ValueError where the folder has runs of a grid with other settings, and none of them is one of this grid's:
+    its files would show both side by side."""
+    if not any(any((folder / purpose).rglob("recipe.yaml")) for purpose in ("tuning", "jobs")):
+        return
+    known = set(before.methods) & set(now.methods)
+    difference = first_difference(*({**_shared(grid), "methods": _rows(grid, known)} for grid in (before, now)))
+    if difference is not None:
+        raise ValueError(f"{folder} has runs of another grid: {difference}; choose another output_dir")
+
+
+def _shared(grid: Grid) -> dict[str, Any]:
+    """What holds for every run of a grid, whatever its method, task, seed, budget and rate."""
+    lora = LoraSection.model_validate(grid.lora)
+    scaling = lora.alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+    others = {key: value for key, value in grid.lora.items() if key not in ("r", "alpha")}
+    return {"model": grid.model, "lora": {**others, "alpha / r": scaling}, "rank": grid.rank, "training": grid.training}
+
+
+def _rows(grid: Grid, names: set[str]) -> dict[str, Any]:
+    """What these rows have for themselves, but for their rates."""
+    rows = {name: grid.methods[name].model_dump(exclude={"learning_rates"}) for name in sorted(names)}
+    return {name: {**row, "match": grid.match_of(name)} for name, row in rows.items()}
 
 
 def _data_section(grid: Grid, label: str) -> Any:
