@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from closeness import same_bits
+from peft import PeftModel
 from torch import Tensor, nn
 from windows import forced, trainable
 
-from pedyra import RankAllocator
+from pedyra import RankAllocator, attach
+from pedyra.allocate.checkpoint import restore, save_state
 from pedyra.allocate.optimizer_state import check_optimizer, check_state, drop_unfit_state, move_state, turn_state
 from pedyra.lora.resize import Replacement
 
@@ -151,7 +154,7 @@ def test_the_state_of_a_loaded_parameter_of_the_same_shape_is_kept():
     assert parameter not in optimizer.state
 
 
-def test_a_rank_of_zero_is_resumed_in_a_loop_of_ones_own(make_net, train_net):
+def test_a_rank_of_zero_is_resumed_in_a_loop_of_ones_own(make_net, train_net, tmp_path):
     """bitsandbytes loads a state without the hooks by which a rank 0, one zero row on disk, is none again."""
     model = make_net(r=1, trained=True)
     optimizer = bnb.optim.AdamW8bit(trainable(model), lr=1e-2)
@@ -159,5 +162,17 @@ def test_a_rank_of_zero_is_resumed_in_a_loop_of_ones_own(make_net, train_net):
     allocator = RankAllocator(model, optimizer, total_steps=12, **settings)
     train_net(model, optimizer, allocator, 5)
     assert 0 in allocator.ranks.values()
+    model.save_pretrained(tmp_path)
+    save_state(allocator, tmp_path)
+    saved = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(optimizer.state_dict())
     train_net(model, optimizer, allocator, 3, first=6)
+
+    again: Any = PeftModel.from_pretrained(make_net(r=1).unload(), tmp_path, is_trainable=True)
+    attach(again, start="lora")
+    of_its_own = bnb.optim.AdamW8bit(trainable(again), lr=1e-2)
+    resumed = RankAllocator(again, of_its_own, total_steps=12, **settings)
+    of_its_own.load_state_dict(saved)
+    restore(resumed, tmp_path)
+    train_net(again, of_its_own, resumed, 3, first=6)
+    assert resumed.ranks == allocator.ranks

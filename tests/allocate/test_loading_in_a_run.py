@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 from windows import forced, on_lora
 
-from pedyra import RankAllocator, RankCallback, attach
+from pedyra import PeDyra, RankAllocator, RankCallback, attach
 from pedyra.lora.attach import write_ranks
 from pedyra.lora.layer import AdaptedLayer, adapted_layers
 from pedyra.lora.resize import install, resized
@@ -59,6 +59,31 @@ def test_loading_at_the_same_ranks_trains_on_as_peft_does(make_net, train_net, c
     assert caplog.text == ""
     adapted, stock = ended
     assert all(close(adapted[name], value) for name, value in stock.items())  # the fused forward, and PEFT's
+
+
+def test_other_weights_for_an_evaluation_and_ones_own_again_change_no_run(make_net, train_net):
+    """Where E is trained, which the file has folded into A: the two are taken apart as they were."""
+    ended = []
+    for others in (0, 2):
+        model = make_net()
+        optimizer = torch.optim.AdamW(trainable(model), lr=0.02)
+        allocator = RankAllocator(model, optimizer, PeDyra(interval=10, moves=0, initial_warmup=1, final_warmup=3), 40)
+        train_net(model, optimizer, allocator, 12)
+        factors = [factor.detach().clone() for layer in allocator.layers for factor in layer.factors]
+        own = copy.deepcopy(model.state_dict())
+        for scale in (-0.5, 3.0)[:others]:
+            model.load_state_dict({name: scale * value + 0.01 for name, value in own.items()})
+            for layer in allocator.layers:  # it is what was loaded
+                name = f"base_model.model.{layer.name}.lora_A.default.weight"
+                torch.testing.assert_close(layer.a.weight, scale * own[name] + 0.01)
+            model.load_state_dict(own)
+        for before, now in zip(factors, (f for layer in allocator.layers for f in layer.factors), strict=True):
+            torch.testing.assert_close(now.detach(), before)
+        train_net(model, optimizer, allocator, 20, first=13)
+        ended.append(model.state_dict())
+    plain, swapped = ended
+    for name, value in plain.items():
+        torch.testing.assert_close(swapped[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):

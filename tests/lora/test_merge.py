@@ -259,6 +259,48 @@ def test_a_folder_whose_head_would_share_its_weight_is_refused_too(make_llama, t
         export_adapter(tmp_path / "adapter", "merged", tmp_path / "out", base=base)
 
 
+SIZES: dict[str, Any] = dict(vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1)
+SIZES |= dict(encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16)
+
+
+def bart() -> Any:
+    torch.manual_seed(0)
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**SIZES))
+
+
+def bert_mlm() -> Any:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    return transformers.BertForMaskedLM(transformers.BertConfig(**sizes))
+
+
+TIED = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+UNTIED = pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied:UserWarning")
+
+
+@TIED
+@UNTIED
+@pytest.mark.parametrize(("base", "head", "targets"), [(bart, "lm_head", ["q_proj"]), (bert_mlm, "cls", ["query"])])
+def test_a_trained_head_that_was_tied_leaves_no_other_weight_out_of_the_file(base, head, targets, tmp_path):
+    model: Any = get_peft_model(base(), LoraConfig(r=2, target_modules=targets, modules_to_save=[head]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = export_adapter(model, "merged", tmp_path / "out")
+    merged, ids = type(base()).from_pretrained(folder).eval(), torch.randint(3, 64, (2, 7))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+@TIED
+@pytest.mark.parametrize("target", ["encoder.embed_tokens", "decoder.embed_tokens", "shared"])
+def test_one_of_several_tied_embeddings_is_refused(target, tmp_path):
+    model: Any = get_peft_model(bart(), LoraConfig(r=2, target_modules=[target]))
+    with pytest.raises(ValueError, match=rf"{target} and \S+ share one weight, which merging would change for both"):
+        export_adapter(model, "merged", tmp_path / "out")
+
+
 def test_layers_that_share_one_weight_are_refused(make_llama, tmp_path):
     model = make_llama(target_modules=["q_proj"], layer_replication=[[0, 1], [0, 1]])
     with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj and .*layers.1.self_attn.q_proj share one weight"):

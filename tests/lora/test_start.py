@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ from peft import PeftModel
 from torch import nn
 
 from pedyra import PeDyra, RankAllocator
-from pedyra.allocate.checkpoint import restore, save_state
+from pedyra.allocate.checkpoint import SideFileError, restore, save_state
 from pedyra.lora.attach import attach, detach, write_ranks
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import NewTriples, install, resized
 
-STARTS = ("pissa", "pissa_niter_4", "olora")
+STARTS = ("pissa", "pissa_niter_4", "OLoRA")  # PEFT takes the last in any case of letters
 
 
 def prune(model: Any, *pruned: int, new: int = 0) -> None:
@@ -122,6 +123,28 @@ def test_a_resumed_run_has_the_weights_to_the_last_bit(start, make_net, train_ne
     assert not all(same_bits(weight, layer.module.base_layer.weight) for weight, layer in kept), "nothing went back"
     for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
         assert same_bits(ours, theirs)
+
+
+def test_a_run_with_a_start_does_not_go_on_in_an_adapter_that_was_loaded(make_net, train_net, tmp_path):
+    """Which has the whole weight and twice the rank: the saved triples would be another function there."""
+    config = PeDyra(interval=2, initial_warmup=1, final_warmup=1, moves=4)
+
+    def begin(model: Any) -> Any:
+        attach(model)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        return optimizer, RankAllocator(model, optimizer, config, 9)
+
+    model = make_net(init_lora_weights="pissa")
+    optimizer, allocator = begin(model)
+    train_net(model, optimizer, allocator, 6)
+    model.save_pretrained(tmp_path)
+    save_state(allocator, tmp_path)
+    loaded = PeftModel.from_pretrained(make_net().unload(), tmp_path, is_trainable=True)
+    before = copy.deepcopy(loaded.state_dict())
+    _, resumed = begin(loaded)
+    with pytest.raises(SideFileError, match=r"began as a part of the weights .* by get_peft_model with"):
+        restore(resumed, tmp_path)
+    assert all(same_bits(value, before[name]) for name, value in loaded.state_dict().items())
 
 
 def test_the_weight_does_not_depend_on_the_order_in_which_triples_went(make_net):

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from peft import LoraConfig
+from together import can_fork, together
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from pedyra.app.runs.setup import layer_rows
 from pedyra.lora.inspection import inspect_adapter
+from pedyra.methods.method import Request
+from pedyra.methods.registry import get_method
+from pedyra.methods.trainer import trainer_callbacks
 
 
 def active(model: Any) -> int:
@@ -91,6 +96,39 @@ def test_micro_batches_do_not_multiply_the_penalty(prepare: Any):
         run.trainer.train()
         norms.append(run.trainer.state.log_history[0]["grad_norm"])
     assert norms[0] > 0 and norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def first_step(rank: int, size: int, folder: str) -> float:
+    """The length of the first step of A and B by plain gradient descent at a rate of 1: with E = 0 all of it is the
+    penalty's. Each step has the same eight rows."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    ids = torch.randint(0, 32, (8, 6), generator=torch.Generator().manual_seed(1)).tolist()
+    rows: Any = [{"input_ids": row, "labels": row} for row in ids]
+    schedule = {"interval": 2, "initial_warmup": 1, "final_warmup": 2, "orth_weight": 0.1}
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    asked = Request(method="adalora", model=LlamaForCausalLM(config), lora=lora, rank=schedule, settings={}, steps=8)
+    adaptation = get_method("adalora").prepare(asked)
+    args = TrainingArguments(
+        folder, max_steps=8, per_device_train_batch_size=8 // size, learning_rate=1.0, optim="sgd", max_grad_norm=0,
+        lr_scheduler_type="constant", report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
+        ddp_backend="gloo" if size > 1 else None,
+    )  # fmt: skip
+    before = [p.detach().clone() for name, p in adaptation.model.named_parameters() if "lora_A" in name]
+    callbacks = [*trainer_callbacks(adaptation), StopAfterOne()]
+    Trainer(adaptation.model, args, train_dataset=rows, callbacks=callbacks).train()  # type: ignore[arg-type]
+    after = [p.detach() for name, p in adaptation.model.named_parameters() if "lora_A" in name]
+    return float(sum((new - old).square().sum() for old, new in zip(before, after, strict=True))) ** 0.5
+
+
+@pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
+def test_processes_do_not_multiply_the_penalty(tmp_path: Path):
+    (alone,) = together(first_step, 1, str(tmp_path))
+    for each in together(first_step, 2, str(tmp_path)):
+        assert alone > 0 and each == pytest.approx(alone, rel=1e-4)
 
 
 def test_an_average_without_memory_is_refused_where_peft_asserts(prepare: Any):

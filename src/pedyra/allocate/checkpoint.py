@@ -171,6 +171,11 @@ def _restore_factors(
             raise SideFileError(f"{folder / RECORD} is of another model: it has no scaling of {layer.name}")
         if layer.a.start is not None and f"origin_A.{layer.name}" not in tensors:
             raise SideFileError(f"{folder / TENSORS} is of another start: {layer.name} has no origin there")
+        if layer.a.start is None and f"origin_A.{layer.name}" in tensors:
+            raise SideFileError(
+                f"{folder / TENSORS} is of an adapter that began as a part of the weights (PiSSA, OLoRA), which this "
+                f"one did not; make the model by get_peft_model with the same LoraConfig, not from the saved adapter"
+            )
     for layer in layers:
         olds = layer.factors
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")

@@ -22,6 +22,7 @@ from pedyra.allocate.optimizer_state import (
     check_held,
     check_optimizer,
     check_state,
+    drop_padding,
     move_state,
     rekey_state,
     save_as_on_disk,
@@ -213,6 +214,7 @@ class RankAllocator:
         self.step, self.history = record["step"], record["history"]
         self.initial_ranks, self.initial_parameters = record["initial_ranks"], record["initial_parameters"]
         self._adopt_triples()
+        drop_padding(self.optimizer)  # bitsandbytes' `load_state_dict` calls no hook that would
         check_state(self.optimizer, self.triples())
         self.run.load(self.step, record["method"], tensors)
         self.run.prepare(self.step)

@@ -178,8 +178,27 @@ class AFactor(nn.Module):
                 return
         if weight.shape[0] == self.out_features and torch.equal(weight, self.weight.detach().to(weight)):
             return  # what is there already; keep its split into A and E
-        self.A = loaded(self.A, weight, local_metadata)
-        self.E = loaded(self.E, self.identity_e(weight.shape[0]), local_metadata)
+        A, E = self.taken_apart(weight)
+        self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
+
+    def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A `(r, in)` and E `(r,)`, whose product a loaded `weight` is.
+
+        Where E is trained, rows of A keep the length that they have (at another rank, their mean length), and E its
+        sign: Eq. (2) holds rows at one length, and the optimizer's averages are of factors of this size. So a weight
+        that is put in for an evaluation, and the own one again, leave the run as it was.
+        """
+        rank, live = weight.shape[0], self.A.detach()
+        if not isinstance(self.E, nn.Parameter) or live.is_meta or not live.any():
+            return weight, self.identity_e(rank)
+        lengths, found = (torch.linalg.vector_norm(rows.float(), dim=1) for rows in (live, weight.to(live.device)))
+        signs = torch.where(self.E.detach() < 0, -1.0, 1.0)
+        if rank != len(live):
+            lengths, signs = lengths.mean().expand(rank), torch.ones_like(found)
+        E = torch.where(lengths > 0, signs * found / lengths, 1.0)
+        kept = live if rank == len(live) else weight.to(live)
+        A = torch.where((E == 0)[:, None], kept, weight.to(live) / E.where(E != 0, 1.0)[:, None].to(live))
+        return A, E
 
 
 class BFactor(nn.Linear):

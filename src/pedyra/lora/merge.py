@@ -19,7 +19,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from pedyra.lora.folder import SavedLora, load_adapter
 from pedyra.lora.hub import NO_PICKLES, told_by_hub, trusts_remote_code
 from pedyra.lora.layer import lora_layers
-from pedyra.lora.start import ends
 
 # Starts that PEFT repeats exactly, from the base alone, when it loads the adapter again.
 _REPEATABLE_STARTS = ("gaussian", "orthogonal", "eva", "pissa", "olora")
@@ -47,9 +46,23 @@ class Merged:
         return {"target": "merged", "dtype": dtype, "tokenizer": self.tokenizer is not None}
 
     def save(self, folder: Path) -> None:
+        if not getattr(self.model.config, "tie_word_embeddings", True):
+            _untie(self.model)
         self.model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def _untie(model: nn.Module) -> None:
+    """Give each name a Parameter of its own. PEFT unties the config of a model whose tied head it has trained whole, so
+    that transformers, which writes a shared Parameter once, ties none of the other names to it (BART's two embeddings)
+    when it reads the file, and draws them at random."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in seen:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            seen.add(id(parameter))
 
 
 def merge_live(model: PeftModel, adapter_name: str) -> Merged:
@@ -89,7 +102,7 @@ def _merged(adapted: PeftModel, title: str, names: list[str] | None = None) -> P
 def check_repeatable(lora: SavedLora) -> None:
     """Refuse an adapter whose start changed its base in a way that PEFT does not repeat; ValueError."""
     start = lora.config.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in _REPEATABLE_STARTS:
+    if isinstance(start, str) and start.lower() not in _REPEATABLE_STARTS:
         raise ValueError(
             f"{lora.title} was started with init_lora_weights={start!r}, which changed its base in a way that cannot "
             f"be repeated; train with pedyra's callback, or merge the live model"
@@ -123,28 +136,25 @@ def _check_base(base: nn.Module) -> None:
 
 
 def _check_unshared(base: Any, adapter_name: str) -> None:
-    """Refuse layers that share one weight, of which each would be merged into all of them: a head and its embeddings
-    (tied), or what `layer_replication` has repeated."""
-    into, out = ends(base)
-    adapted = {id(layer.module): layer for layer in lora_layers(base, adapter_name)}
-    if {id(into), id(out)} & adapted.keys() and into is not None and out is not None and _weight(into) is _weight(out):
-        raise ValueError(
-            f"the adapter changes the output layer or the embeddings of a {type(base).__name__}, in which they share "
-            f"one weight, so merging would change both; export target peft, or train without that layer"
-        )
-    seen: dict[int, str] = {}
-    for layer in adapted.values():
-        other = seen.setdefault(id(_weight(layer.module)), layer.name)
-        if other != layer.name:
+    """Refuse a layer whose weight some other module has too, into which it would be merged as well: a head and its
+    embeddings (tied), those of an encoder and a decoder, or what `layer_replication` has repeated."""
+    held = list(base.named_parameters(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    for name, parameter in held:
+        if "original_module" not in name.split("."):  # of a module that is trained whole: its own copy takes the place
+            names.setdefault(id(parameter), []).append(_unwrapped(name).rpartition(".")[0])
+    for layer in lora_layers(base, adapter_name):
+        weight = getattr(layer.module.get_base_layer(), getattr(layer.module, "parameter_name", "weight"), None)
+        if others := [name for name in names.get(id(weight), []) if name != _unwrapped(layer.name)]:
             raise ValueError(
-                f"{other} and {layer.name} share one weight, which merging would change for both; export target peft"
+                f"{layer.name} and {others[0]} share one weight, which merging would change for both; export target "
+                f"peft, or train without that layer"
             )
 
 
-def _weight(module: Any) -> Any:
-    """The weight of a layer; the layer itself where it has none of this name, as a torch.nn.MultiheadAttention."""
-    layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return getattr(layer, getattr(module, "parameter_name", "weight"), layer)
+def _unwrapped(name: str) -> str:
+    """The name that a module or a parameter has without PEFT's wrappers."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def base_by_name(lora: SavedLora, name: str | None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:

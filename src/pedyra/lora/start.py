@@ -21,8 +21,8 @@ from pedyra.lora.layer import AdaptedLayer
 
 
 def takes_from_weight(init: object) -> bool:
-    """Whether `init` (LoraConfig's init_lora_weights) is one of those starts."""
-    return isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "lora_ga"))
+    """Whether `init` (LoraConfig's init_lora_weights) is one of those starts. PEFT takes OLoRA too."""
+    return isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "lora_ga"))
 
 
 def check_start(model: nn.Module, layers: Sequence[AdaptedLayer], init: object) -> None:
@@ -54,7 +54,7 @@ def check_svd_start(layers: Sequence[AdaptedLayer], init: object) -> None:
     weights = [layer.module.lora_B[layer.adapter].weight for layer in layers]
     # A plan of a model without numbers has no B to look at. That of PiSSA, or of an orthogonal start, is not zero.
     fresh = any(not weight.is_meta and not weight.any() for weight in weights)
-    if fresh and isinstance(init, str) and init != "gaussian":
+    if fresh and isinstance(init, str) and init.lower() != "gaussian":
         raise ValueError(
             f"start is 'svd', which would discard the adapter's {init!r} start; use start='lora' to keep it"
         )

@@ -119,7 +119,7 @@ class Running:
     allocator: RankAllocator | None = None
     """What moves the ranks, where they move."""
     micro_batches: int = 1
-    """Backward passes of a step whose losses are each divided by the whole step's count already."""
+    """Backward passes of a step, in all processes, whose losses are each divided by the whole step's count already."""
 
 
 class Hooks:

@@ -50,11 +50,13 @@ class MethodCallback(TrainerCallback):
         check_arguments(self.adaptation.refused, args)
         trainer = caller(Trainer)
         divides = trainer is not None and trainer.model_accepts_loss_kwargs
+        # Trainer multiplies such a loss by their number, since the gradient is averaged over them.
+        processes = args.world_size if args.average_tokens_across_devices else 1
         run = Running(
             total_steps=state.max_steps,
             optimizer=kwargs["optimizer"],
             allocator=None if self.ranks is None else self.ranks.allocator,
-            micro_batches=args.gradient_accumulation_steps if divides else 1,
+            micro_batches=args.gradient_accumulation_steps * processes if divides else 1,
         )
         self.adaptation.hooks.begin(run)
 

@@ -49,6 +49,9 @@ class CoreFactor(AFactor):
         places = _places(rank)
         return torch.where(places % (rank + 1) == 0, 0.5, 0.0)
 
+    def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight, self.identity_e(weight.shape[0])  # nothing holds rows of A at a length here
+
 
 @lru_cache(maxsize=256)
 def _places(rank: int) -> Tensor:
