@@ -130,7 +130,8 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     the layers without a closed gate, the one with the highest lowest gate first.
 
     Departs from the authors' code, and why: Adam's state follows the kept rows, and that of new ones begins at zero
-    (theirs is dropped at every update); when every layer loses a rank, the ranks wait for the next adjustment.
+    (theirs is dropped at every update); when every layer loses a rank, the ranks wait for the next adjustment; where
+    all gates of a layer are closed its most open one stays (theirs keeps the last).
     """
     request.refuse_lora("L1RA defines its own scaling", "use_rslora")
     if request.lora.r < 2:
