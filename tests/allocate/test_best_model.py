@@ -85,10 +85,10 @@ def test_a_best_checkpoint_without_side_file_is_loaded_with_a_warning(make_train
 
     trainer, _ = make_trainer(tmp_path, callback=Lose(**quick()), **BEST)
     trainer.compute_metrics = Scripted()
-    with pytest.warns(UserWarning, match=rf"{RECORD} is missing\. The best adapter was loaded with E folded into A"):
+    with pytest.warns(UserWarning, match=rf"{RECORD} is missing\. The best adapter was loaded without its split"):
         trainer.train()
     trainer.args.load_best_model_at_end = False
-    trainer.train()  # E = 1 now, and the optimizer holds what the model holds
+    trainer.train()  # the optimizer holds what the model holds
 
 
 def test_the_best_of_a_named_adapter_comes_back_whole(make_trainer, make_bert, quick, logits, tmp_path):

@@ -122,7 +122,7 @@ def test_a_state_of_other_ranks_that_is_loaded_is_saved_with_its_own(make_net, s
     set_ranks(model, (1, 3, 4))
     set_peft_model_state_dict(model, best)
     assert [layer.rank for layer in adapted_layers(model)] == [2, 0, 5]
-    assert same_bits(model(x), expected)
+    assert torch.allclose(model(x), expected, atol=1e-6)  # A and E are taken apart again
     model.save_pretrained(tmp_path)
     stock = PeftModel.from_pretrained(make_net().unload(), tmp_path)
     assert torch.allclose(stock(x), expected, atol=1e-6)

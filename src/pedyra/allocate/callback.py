@@ -302,14 +302,14 @@ class RankCallback(TrainerCallback):
             ) from problem
 
     def _restore_best(self, model: Any, folder: Path) -> None:
-        """After `load_best_model_at_end`: Trainer loaded the folded adapter; bring back its split and its config."""
+        """After `load_best_model_at_end`: Trainer loaded what PEFT saved; bring back its split, and its config."""
         own = folder / self.adapter_name
         if self.adapter_name != "default" and own.is_dir():  # where Trainer, but for "default", does not look
             model.load_adapter(str(own), self.adapter_name, is_trainable=True)
         try:
             restore_factors(model, folder, self.adapter_name)
         except SideFileError as problem:
-            warnings.warn(f"{problem}. The best adapter was loaded with E folded into A", stacklevel=2)
+            warnings.warn(f"{problem}. The best adapter was loaded without its split into A and E", stacklevel=2)
             write_ranks(model, self.adapter_name)
 
     def _metrics(self, allocator: RankAllocator, snapshot: dict[str, Any]) -> dict[str, float]:

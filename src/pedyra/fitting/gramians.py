@@ -200,7 +200,7 @@ class Gramians:
             tokens[name] = float(count)
             bases[name] = balance(P / max(tokens[name], 1e-3), Q / max(tokens[name], 1e-3))
         slopes = {name: gate_slopes(torch.stack(self._layers[name].K).cpu(), basis) for name, basis in bases.items()}
-        parts = joined([(torch.stack(self._samples).double().cpu(), slopes, int(self._skipped))])
+        parts = joined([(torch.stack(self._samples).cpu().double(), slopes, int(self._skipped))])
         samples = torch.cat([part[0] for part in parts])
         kept, total = samples > 0, max(float(samples.sum()), 1.0)
         layers = {}
@@ -221,7 +221,7 @@ class Gramians:
         Raises:
             ValueError: no batch has a sample and a finite loss.
         """
-        samples = torch.stack(self._samples).double().cpu()
+        samples = torch.stack(self._samples).cpu().double()
         sums = {
             name: (samples[:, None] * gate_slopes(torch.stack(self._layers[name].K).cpu(), basis)).sum(0)
             for name, basis in bases.items()

@@ -147,7 +147,7 @@ def drop_empty(layers: Iterable[AdaptedLayer]) -> dict[Tensor, Tensor]:
     successors: dict[Tensor, Tensor] = {}
     for layer in layers:
         A, E, B = layer.factors
-        if layer.rank == 1 and layer.a.origin is None and not A.is_meta and not A.any() and not B.any():
+        if layer.rank == 1 and layer.a.origin is None and not A.is_meta and not layer.a.weight.any() and not B.any():
             with torch.no_grad():
                 news: list[Any] = [renewed(old, old.narrow(dim, 0, 0).clone()) for old, dim in ((A, 0), (E, 0), (B, 1))]
                 layer.a.A, layer.a.E, layer.b.weight = news

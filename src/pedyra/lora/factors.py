@@ -181,24 +181,35 @@ class AFactor(nn.Module):
         A, E = self.taken_apart(weight)
         self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
 
+    keeps_lengths = True
+    """Whether rows of A have a length that matters, see `taken_apart`."""
+
     def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A `(r, in)` and E `(r,)`, whose product a loaded `weight` is.
+        """A `(r, in)` and E `(r,)`, whose product a loaded `weight` is, up to rounding.
 
         Where E is trained, rows of A keep the length that they have (at another rank, their mean length), and E its
         sign: Eq. (2) holds rows at one length, and the optimizer's averages are of factors of this size. So a weight
-        that is put in for an evaluation, and the own one again, leave the run as it was.
+        that is put in for an evaluation, and the own one again, leave the run as it was. A row of zeros is E = 0, and
+        of A what is there; only what had E = 0 before does not get its own A back.
         """
         rank, live = weight.shape[0], self.A.detach()
-        if not isinstance(self.E, nn.Parameter) or live.is_meta or not live.any():
+        if not (self.keeps_lengths and isinstance(self.E, nn.Parameter) and self.E.requires_grad):
             return weight, self.identity_e(rank)
-        lengths, found = (torch.linalg.vector_norm(rows.float(), dim=1) for rows in (live, weight.to(live.device)))
-        signs = torch.where(self.E.detach() < 0, -1.0, 1.0)
+        if live.is_meta or not live.numel() or not rank:
+            return weight, self.identity_e(rank)
+        weight = weight.to(live)
+        lengths, found = (torch.linalg.vector_norm(rows.float(), dim=1) for rows in (live, weight))
+        signs = torch.where(torch.signbit(self.E.detach()), -1.0, 1.0)
         if rank != len(live):
             lengths, signs = lengths.mean().expand(rank), torch.ones_like(found)
-        E = torch.where(lengths > 0, signs * found / lengths, 1.0)
-        kept = live if rank == len(live) else weight.to(live)
-        A = torch.where((E == 0)[:, None], kept, weight.to(live) / E.where(E != 0, 1.0)[:, None].to(live))
-        return A, E
+        known = lengths.isfinite() & (lengths > 0)
+        E = (signs * found / lengths).to(self.E)
+        split = known & E.isfinite() & (E != 0)
+        A = torch.where(split[:, None], weight / E.where(split, 1.0)[:, None].to(live), weight)
+        if rank == len(live):
+            empty = known & (found == 0)
+            return torch.where(empty[:, None], live, A), torch.where(split | empty, E, 1.0)
+        return A, E.where(split, 1.0)
 
 
 class BFactor(nn.Linear):

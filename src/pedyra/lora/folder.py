@@ -181,7 +181,7 @@ def check_plain(lora: SavedLora) -> None:
     """Refuse an adapter whose files alone do not give the update of the base model as scaling * B A. Raises ValueError:
     a start that rewrote the base (PiSSA outside pedyra, LoftQ), or a variant of LoRA."""
     start = lora.config.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in _PLAIN_STARTS:
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
         raise ValueError(
             f"{lora.title} was started with init_lora_weights={start!r}, so its factors are relative to a changed "
             f"base; train with pedyra's callback, which saves the difference to the original base, or merge it"

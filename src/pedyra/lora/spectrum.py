@@ -16,6 +16,8 @@ def singular_values(A: Float[Tensor, "r in"], E: Float[Tensor, " r"], B: Float[T
     """
     if len(E) == 0:
         return E.float()
+    if E.device.type == "mps":  # which has no singular values
+        A, E, B = A.cpu(), E.cpu(), B.cpu()
     upper_A = torch.linalg.qr(A.float().mT, mode="r").R  # (min(in, r), r)
     upper_B = torch.linalg.qr(B.float(), mode="r").R  # (min(out, r), r)
     product = (upper_B * E.float()) @ upper_A.mT

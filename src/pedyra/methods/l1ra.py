@@ -152,7 +152,10 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     )
 
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
-        gates: list[Any] = [layer.a.E for layer in adapted_layers(model)]
+        layers = adapted_layers(model)
+        for layer in layers:
+            layer.a.keeps_lengths = False  # a gate ends at 1, and would cut what is loaded
+        gates: list[Any] = [layer.a.E for layer in layers]
         return kind(groups_with_gates(model, gates, weight_decay, lr=GATE_RATE), **arguments)
 
     return adaptive(model, method, optimizer=make_optimizer, hooks=GateHooks(model, settings.l1))

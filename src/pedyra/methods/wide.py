@@ -262,7 +262,7 @@ def balanced_turn(basis: Balance, layer: AdaptedLayer) -> Tensor:
 
     Adam's steps are as large for every element whatever its size, so lengths decide how fast a direction turns.
     """
-    A = layer.a.A.detach().double().cpu()
+    A = layer.a.A.detach().cpu().double()
     lengths = (basis.T @ A).norm(dim=1)
     mean = A.norm(dim=1).mean()
     factors = torch.where(lengths > 1e-12 * mean, mean / lengths, torch.ones_like(lengths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, XLMConfig, XLNetConfig
 
 from pedyra.app.models.base import load_model, load_tokenizer
-from pedyra.app.models.lora import lora_config
+from pedyra.app.models.lora import check_drawn, lora_config
 from pedyra.app.recipe_sections import LoraSection, ModelSection
 from pedyra.lora.folder import read_lora
 from pedyra.lora.merge import num_labels
@@ -61,6 +63,45 @@ def test_an_adapter_brings_its_heads_whatever_the_base_has_drawn_for_them(name: 
     loaded = PeftModel.from_pretrained(second, tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_a_weight_that_the_checkpoint_lacks_is_trained_in_full_or_refused(tmp_path: Path):
+    tiny = ModelSection(name="tiny-bert")
+    load_model(tiny, "classification", 2, load_tokenizer(tiny), seed=0).bert.save_pretrained(tmp_path / "whole")
+    load_tokenizer(tiny).save_pretrained(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "headless")
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(kept, tmp_path / "headless" / "model.safetensors", {"format": "pt"})
+    for folder, lacks in (("whole", False), ("headless", True)):
+        section = ModelSection(name=str(tmp_path / folder))
+        base = load_model(section, "classification", 2, load_tokenizer(section), seed=0)
+        for settings, trained in (({}, False), ({"modules_to_save": ["pooler"]}, True)):
+            config = lora_config(LoraSection(r=2, **settings), "classification", base)
+            if lacks and not trained:
+                with pytest.raises(
+                    ValueError, match=r"no bert.pooler.dense.bias, .*modules_to_save=\[bert.pooler.dense\]"
+                ):
+                    check_drawn(base, config, section.name)
+            else:
+                check_drawn(base, config, section.name)
+
+
+def test_a_classifier_that_takes_the_last_token_is_padded_on_the_left(tmp_path: Path):
+    tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
+    assert tokenizer.padding_side == "right"
+    config = XLNetConfig(vocab_size=len(tokenizer), d_model=16, n_layer=1, n_head=2, d_inner=32)
+    AutoModelForSequenceClassification.from_config(config).transformer.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    section = ModelSection(name=str(tmp_path))
+    tokenizer = load_tokenizer(section)
+    model = load_model(section, "classification", 2, tokenizer, seed=0).eval()
+    with torch.no_grad():
+        alone, beside = (
+            model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[0]
+            for texts in (["bad"], ["bad", "a good plot and a good cast"])
+        )
+    torch.testing.assert_close(beside, alone)
 
 
 THREE: dict[str, Any] = {"vocab_size": 60, "num_labels": 3}

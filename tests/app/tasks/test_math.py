@@ -114,6 +114,8 @@ def test_the_answer_of_a_math_solution(text: str, answer: str | None) -> None:
         ("BAC", "ABC", False),  # points
         ("12_5", "12_7", False),
         ("12", "12_7", False),
+        ("-221_5", "-221_3", False),
+        ("A5_{12}", r"\text{A5}_{11}", False),
         ("12_{7}", "12_7", True),
         ("0.5", r"\frac{1}{2}", True),
         (r"2\sqrt{2}", r"\sqrt{8}", True),

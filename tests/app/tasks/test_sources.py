@@ -218,7 +218,7 @@ def test_a_name_of_two_columns_is_told(tmp_path: Path):
 
 def test_bytes_are_no_text(tmp_path: Path):
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"b"], "label": [0, 1]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="row 1 of .* has bytes in column 'text', where text is expected; write"):
+    with pytest.raises(ValueError, match="row 1 of .* has bytes in column 'text', no text and no number; write"):
         rows(tmp_path / "a.parquet")
 
 

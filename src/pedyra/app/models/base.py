@@ -81,8 +81,12 @@ def load_model(
     if section.name in TINY:
         model = _tiny_model(auto, section, kind, head, len(tokenizer))
     else:
-        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **head)
+        loading = _loading(section, kind) | {"output_loading_info": True}
+        model, told = _from_pretrained(auto, _source(section), section, **loading, **head)
+        model.drawn_anew = sorted(told["missing_keys"])  # see `models.lora.check_drawn`
     model.config.pad_token_id = tokenizer.pad_token_id
+    if model.config.model_type == "xlnet" and kind not in HEADS:
+        tokenizer.padding_side = "left"  # its classifier takes the last token, whatever the mask says
     if section.head_dropout is not None:
         _set_head_dropout(model, section)
     if section.quantization != "none":

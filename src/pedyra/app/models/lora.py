@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from peft import LoraConfig, TaskType
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
 from pedyra.app.models.base import task_type
@@ -41,6 +42,31 @@ def _new_heads(model: nn.Module, kind: str) -> list[str]:
     """Heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
     weights, so they have to be trained, and to be in the adapter's file."""
     return [name for name, _ in model.named_children() if name in MORE_HEADS and task_type(kind) == TaskType.SEQ_CLS]
+
+
+def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
+    """Refuse a base with weights that its checkpoint lacks, drawn at random, and that are neither trained nor saved
+    with the adapter: whoever loads it would draw others.
+
+    Args:
+        model: of `load_model`.
+        name: of the model, as the recipe has it.
+
+    Raises:
+        ValueError: naming the weight, and what to train in full.
+    """
+    trained = set(config.modules_to_save or ())
+    trained |= {*SEQ_CLS_HEAD_NAMES} if config.task_type == TaskType.SEQ_CLS else set()
+    trained |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
+    for weight in getattr(model, "drawn_anew", ()):
+        parts = weight.split(".")[:-1]
+        modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
+        if not any(_is_called(module, wanted) for module in modules for wanted in trained):
+            raise ValueError(
+                f"the checkpoint of model.name {name!r} has no {weight}, which was drawn at random; a LoRA would not "
+                f"save it, so that it would be another one elsewhere; train it in full, with "
+                f"lora.modules_to_save=[{modules[-1]}]"
+            )
 
 
 def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:

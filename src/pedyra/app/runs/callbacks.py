@@ -69,8 +69,9 @@ class MetricsLog(TrainerCallback):
 
 
 class MovedBest(TrainerCallback):
-    """Finds the best checkpoint of a run folder that was moved. Trainer knows its whole path, and forgets it where
-    there is none any more, but not how good it was: then no step would ever be better.
+    """Finds the best checkpoint of a run folder that was moved or copied, beside the one that it goes on from. Trainer
+    knows its whole path, where there may be another run by now. Where there is none any more it forgets the path, but
+    not how good it was: then no step would ever be better.
 
     Args:
         checkpoint: the one that the run continues from.
@@ -80,7 +81,7 @@ class MovedBest(TrainerCallback):
         self.checkpoint = checkpoint
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.checkpoint is None or state.best_metric is None or state.best_model_checkpoint is not None:
+        if self.checkpoint is None or state.best_metric is None:
             return
         recorded = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
         if recorded is not None and (best := self.checkpoint.with_name(Path(recorded).name)).is_dir():
@@ -191,6 +192,10 @@ class StopOnInterrupt(TrainerCallback):
             control.should_save = True  # after an evaluation that is due: a resume would never make up for it
             control.should_training_stop = True
         return control
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.requested:  # Trainer would end by removing all but the best, and with them this one
+            args.save_total_limit = None
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # Trainer ends the epoch on its way out. If it is not over, the checkpoint that is written already is all.

@@ -149,6 +149,7 @@ def last_checkpoint(folder: RunFolder, recipe: Recipe) -> tuple[Path, list[tuple
     before = identity(read_settings(folder.recipe, [], what="recipe", starts_with="model"))
     now = identity(recipe.model_dump(mode="json"))
     for each in (before, now):
+        each.pop("fit", None)  # asked when the run has ended
         each["training"] = {key: value for key, value in each["training"].items() if key not in SHARING}
     changed = first_difference(before, now)
     if changed:

@@ -20,10 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import keep_whole, resumed_from, save_whole
 from pedyra.app.models.base import load_model, load_tokenizer, positions
-from pedyra.app.models.lora import check_names, lora_config
+from pedyra.app.models.lora import check_drawn, check_names, lora_config
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import LOWER_IS_BETTER
 from pedyra.app.runs.arguments import asks_for_fsdp, training_arguments
+from pedyra.app.runs.callbacks import StopOnInterrupt
 from pedyra.app.runs.processes import count_processes, is_launched
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import TestSet, check_lengths, load_test_sets
@@ -74,6 +75,10 @@ class Setup:
             lower = metric.removeprefix("eval_") in LOWER_IS_BETTER  # transformers knows it of a loss alone
             known = {"metric_for_best_model": metric, "greater_is_better": not lower}
             overrides |= {name: value for name, value in known.items() if training.get(name) is None}
+            if training.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):  # they take this metric too
+                better = training.get("greater_is_better")
+                mode = "max" if (not lower if better is None else better) else "min"
+                overrides["lr_scheduler_kwargs"] = {"mode": mode, **(training.get("lr_scheduler_kwargs") or {})}
         args = training_arguments(self.recipe, **overrides)
         trainer = _Trainer(
             model=self.model,
@@ -104,8 +109,8 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
-        if sampler is None or self.args.train_sampling_strategy in ("random", "sequential"):
-            return sampler
+        if sampler is None or self.args.train_sampling_strategy != "group_by_length":
+            return sampler  # it draws from numbers that a checkpoint has
         self._order = RepeatableOrder(sampler)
         checkpoint = resumed_from()
         if checkpoint is not None and (checkpoint / ORDER).is_file():
@@ -125,6 +130,11 @@ class _Trainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             vars(self.args).update(given)
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether to save, by `save_strategy: best`: after Ctrl-C too, or nothing would be left to resume."""
+        stops = any(isinstance(each, StopOnInterrupt) and each.requested for each in self.callback_handler.callbacks)
+        return super()._determine_best_metric(*args, **kwargs) or stops
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """The loss of held-out rows is that of their labels, not of smoothed ones, whatever is trained."""
@@ -208,6 +218,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     set_seed(recipe.seed)
     began = time.perf_counter()
     adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
+    _widen_heads(recipe, adaptation.model)
     setup = Setup(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -233,6 +244,7 @@ def check_base(
     for test_set in test_sets:
         check_lengths(test_set, base.config)
     check_names(base, recipe.lora)
+    check_drawn(base, lora_config(recipe.lora, recipe.data.kind, base), recipe.model.name)
 
 
 def _check_batches(recipe: Recipe, task: Task) -> None:
@@ -272,6 +284,22 @@ def _check_tokens(
         f"{who} gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but {base_name} has embeddings "
         f"of {known:,} tokens; {repair}"
     )
+
+
+def _widen_heads(recipe: Recipe, model: PeftModel) -> None:
+    """Train what is trained whole in float32, as PEFT has it for the adapter: in half precision small steps are rounded
+    away. Raises ValueError where nothing casts what goes into it."""
+    for name, parameter in model.named_parameters():
+        whole = parameter.requires_grad and ".modules_to_save." in name
+        if not whole or parameter.dtype not in (torch.bfloat16, torch.float16):
+            continue
+        if not (recipe.training.get("bf16") or recipe.training.get("fp16")):
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{name} is trained in {dtype}, the type of the base's weights, in which small steps are rounded away; "
+                f"set training.bf16 to true, with which it is float32, or model.dtype to float32"
+            )
+        parameter.data = parameter.data.float()
 
 
 def check_fit(setup: Setup) -> None:

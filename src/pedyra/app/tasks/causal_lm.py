@@ -63,6 +63,11 @@ def _prompt_and_answer(
 
 def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Tokens and labels of a chat; an answer is what an assistant's turn adds to the text that asks for it."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            "data.messages takes a fast tokenizer, which says where tokens are in the text, and the model's is slow; "
+            "give model.tokenizer a fast one, or data.prompt and data.completion"
+        )
     messages = messages_of(row, data)
     whole = chat_text(messages, tokenizer, data.chat_template, ask=False)
     spans = []

@@ -19,7 +19,7 @@ _LONGEST = 500
 """Signs of an answer that is compared by its value; MATH's longest has 159."""
 _WORD = re.compile(r"[A-Za-z]{4,}|[A-Z]{2,}")
 """A reference whose letters are no factors: east, or the points ABC."""
-_WITH_BASE = re.compile(r"\d+_\{?\d+\}?")
+_WITH_BASE = re.compile(r"-?[\dA-Z.]+_\{?\d+\}?")
 """A number and its base, 12_7, which math-verify reads without the base."""
 _FRACTION = re.compile(r"\\[dt]?frac\s*(\\[a-zA-Z]+|\w)\s*(\\[a-zA-Z]+|\w)")
 """Without braces, which math-verify reads for digits alone: \\frac\\pi2."""

@@ -175,8 +175,8 @@ def _select(
                 )
             if isinstance(row[column], bytes):
                 raise ValueError(
-                    f"row {number} of {where} has bytes in column {column!r}, where text is expected; write the column "
-                    f"as text (of Parquet: with the logical type string)"
+                    f"row {number} of {where} has bytes in column {column!r}, no text and no number; write it as text "
+                    f"(of Parquet: with the logical type string)"
                 )
             if isinstance(row[column], (list, dict)) and column not in structured:
                 kind = type(row[column]).__name__

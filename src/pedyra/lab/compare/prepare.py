@@ -152,16 +152,17 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
         experiment.tuning_jobs(entry)
         for rate in grid.rates(entry.method):
             experiment.reported_jobs(entry, {entry: rate})
-    _check_same(load_grid(folder / "grid.yaml"), grid, folder)
+    _check_same(grid, folder)
     write_file(folder / "grid.yaml", grid.to_yaml())
     return experiment
 
 
-def _check_same(before: Grid, now: Grid, folder: Path) -> None:
-    """Raise ValueError where the folder has runs of a grid with other settings, and none of them is one of this grid's:
-    its files would show both side by side."""
+def _check_same(now: Grid, folder: Path) -> None:
+    """Raise ValueError where the folder has runs of a grid with other settings, though none that this one has too: its
+    files would show both side by side."""
     if not any(any((folder / purpose).rglob("recipe.yaml")) for purpose in ("tuning", "jobs")):
         return
+    before = load_grid(folder / "grid.yaml")
     known = set(before.methods) & set(now.methods)
     difference = first_difference(*({**_shared(grid), "methods": _rows(grid, known)} for grid in (before, now)))
     if difference is not None:
