@@ -86,6 +86,46 @@ def test_other_weights_for_an_evaluation_and_ones_own_again_change_no_run(make_n
         torch.testing.assert_close(swapped[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("spoilt", [float("inf"), float("nan"), 1e30, 0.0])
+def test_weights_that_have_diverged_are_replaced_by_what_is_loaded(make_net, spoilt):
+    model, x = make_net(trained=True), torch.randn(3, 8)
+    layers = attach(model, start="svd")
+    layers[0].a.A.data[1] = 0
+    layers[1].a.E.data.mul_(-1)
+    own, expected = copy.deepcopy(model.state_dict()), model(x)
+    with torch.no_grad():
+        for layer in layers:
+            layer.a.A.fill_(spoilt)
+    model.load_state_dict(own)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_zeros_for_a_while_leave_the_signs_of_e(make_net):
+    """As one loads to judge the base."""
+    model = make_net(trained=True)
+    layers = attach(model, start="svd")
+    with torch.no_grad():
+        layers[0].a.E[::2] *= -1
+    own, factors = copy.deepcopy(model.state_dict()), [factor.detach().clone() for factor in layers[0].factors]
+    model.load_state_dict({name: 0 * value if "lora_" in name else value for name, value in own.items()})
+    model.load_state_dict(own)
+    for before, now in zip(factors, layers[0].factors, strict=True):
+        torch.testing.assert_close(now.detach(), before)
+
+
+def test_what_is_loaded_at_another_rank_can_learn(make_net):
+    """Triples that had just been added are rows of zeros in the file."""
+    model = make_net(trained=True)
+    layers = attach(model, start="svd")
+    with torch.no_grad():
+        layers[0].a.E[2:] = 0
+    own, expected = copy.deepcopy(model.state_dict()), layers[0].a.weight.detach().clone()
+    install([(layers[0], resized(layers[0], [0], None))])
+    model.load_state_dict(own)
+    torch.testing.assert_close(layers[0].a.weight.detach(), expected)
+    assert all(bool(e) or bool(row.any()) for e, row in zip(layers[0].a.E, layers[0].a.A, strict=True))
+
+
 def test_loading_at_other_ranks_trains_on(make_net, train_net, caplog):
     caplog.set_level(logging.WARNING, "pedyra.allocate.rank_allocator")  # the command line's silence, of another test
     model = make_net()

@@ -270,7 +270,9 @@ def bart() -> Any:
 
 def bert_mlm() -> Any:
     torch.manual_seed(0)
-    sizes = dict(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    sizes: dict[str, Any] = dict(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     return transformers.BertForMaskedLM(transformers.BertConfig(**sizes))
 
 

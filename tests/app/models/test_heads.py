@@ -67,7 +67,8 @@ def test_an_adapter_brings_its_heads_whatever_the_base_has_drawn_for_them(name: 
 
 def test_a_weight_that_the_checkpoint_lacks_is_trained_in_full_or_refused(tmp_path: Path):
     tiny = ModelSection(name="tiny-bert")
-    load_model(tiny, "classification", 2, load_tokenizer(tiny), seed=0).bert.save_pretrained(tmp_path / "whole")
+    made: Any = load_model(tiny, "classification", 2, load_tokenizer(tiny), seed=0)
+    made.bert.save_pretrained(tmp_path / "whole")
     load_tokenizer(tiny).save_pretrained(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "headless")
     weights = load_file(tmp_path / "whole" / "model.safetensors")
@@ -76,8 +77,8 @@ def test_a_weight_that_the_checkpoint_lacks_is_trained_in_full_or_refused(tmp_pa
     for folder, lacks in (("whole", False), ("headless", True)):
         section = ModelSection(name=str(tmp_path / folder))
         base = load_model(section, "classification", 2, load_tokenizer(section), seed=0)
-        for settings, trained in (({}, False), ({"modules_to_save": ["pooler"]}, True)):
-            config = lora_config(LoraSection(r=2, **settings), "classification", base)
+        for trained in (None, ["pooler"]):
+            config = lora_config(LoraSection(r=2, modules_to_save=trained), "classification", base)
             if lacks and not trained:
                 with pytest.raises(
                     ValueError, match=r"no bert.pooler.dense.bias, .*modules_to_save=\[bert.pooler.dense\]"

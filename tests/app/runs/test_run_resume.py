@@ -156,6 +156,48 @@ def test_the_best_checkpoint_of_a_folder_that_was_moved_is_still_the_best(recipe
     assert again.final["best_step"] == best and again.final["eval_loss"] == whole.final["eval_loss"]
 
 
+def test_the_best_checkpoint_of_a_copy_is_its_own(recipe, tmp_path):
+    """Though the folder that was copied is still there, with another run by now."""
+    times = {"max_steps": 6, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+    changes = {"training": {**times, "learning_rate": 3.0, "load_best_model_at_end": True}}
+    whole = run(recipe(**changes))
+    copied, best = tmp_path / "copy", whole.final["best_step"]
+    shutil.copytree(whole.folder.path, copied)
+    expected = adapter(copied)
+    shutil.rmtree(copied / "checkpoint-6")
+    shutil.rmtree(copied / "adapter")
+    drop_final_row(copied)
+    other = whole.folder.path / f"checkpoint-{best}"
+    assert best < 6 and other.is_dir()
+    shutil.rmtree(other)
+    shutil.copytree(whole.folder.path / "checkpoint-6", other)
+    again = run(recipe(output_dir=str(copied), **changes), resume=True)
+    assert again.final["best_step"] == best
+    assert_same_tensors(adapter(copied), expected)
+
+
+@pytest.mark.parametrize("keeps", [{"save_total_limit": 1}, {"save_strategy": "best"}], ids=str)
+def test_the_checkpoint_of_an_interrupt_is_there_whatever_else_is_kept(recipe, interrupt_at, keeps):
+    """One of the first steps is the best, for the rate is far too high, and Trainer would keep that alone."""
+    times = {"max_steps": 12, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
+    changes = {"training": {**times, "learning_rate": 3.0, "load_best_model_at_end": True, **keeps}}
+    interrupt_at(8)
+    stopped = run(recipe(**changes))
+    assert (stopped.interrupted, stopped.step) == (True, 8)
+    assert (stopped.folder.path / "checkpoint-8").is_dir()
+    run(recipe(**changes), resume=True)
+    assert json.loads((stopped.folder.path / "environment.json").read_text())["resumed_from"] == 8
+
+
+def test_a_run_goes_on_without_its_fit(recipe, interrupt_at):
+    """Which takes one process, where a resume may have more."""
+    interrupt_at(5)
+    stopped = run(recipe(fit={"rows": 32}))
+    assert stopped.step == 5
+    resumed = run(recipe(), resume=True)
+    assert resumed.step == 12 and not (resumed.folder.path / "fit").exists()
+
+
 @pytest.mark.parametrize(("strategy", "step"), [("steps", 6), ("epoch", 4), ("epoch", 6), ("epoch", 10)])
 def test_an_interrupt_at_an_evaluation_changes_nothing_either(recipe, interrupt_at, strategy, step):
     every = {"max_steps": 10, "eval_strategy": strategy, "save_strategy": strategy}

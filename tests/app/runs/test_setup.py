@@ -35,6 +35,36 @@ def recipe(**changes):
     return Recipe.model_validate({**content, **changes})
 
 
+def test_what_is_trained_whole_is_so_in_float32():
+    """In half precision the base alone."""
+    with pytest.raises(ValueError, match="classifier.*is trained in bfloat16.* set training.bf16 to true"):
+        set_up(recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}))
+    model = set_up(
+        recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}, training={"use_cpu": True, "bf16": True})
+    ).model
+    types = {parameter.requires_grad: set() for parameter in model.parameters()}
+    for parameter in model.parameters():
+        types[parameter.requires_grad].add(parameter.dtype)
+    assert types == {True: {torch.float32}, False: {torch.bfloat16}}
+
+
+@pytest.mark.parametrize(("greater", "mode"), [(None, "max"), (False, "min")])
+def test_a_schedule_that_watches_a_metric_knows_which_way_is_better(greater, mode, tmp_path):
+    training = {"lr_scheduler_type": "reduce_lr_on_plateau", "load_best_model_at_end": True, "use_cpu": True}
+    training |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 4}
+    training |= {"lr_scheduler_kwargs": {"patience": 2}} | ({} if greater is None else {"greater_is_better": greater})
+    trainer = set_up(recipe(training=training)).trainer(str(tmp_path))
+    trainer.create_optimizer_and_scheduler(4)
+    schedule: Any = trainer.lr_scheduler
+    assert (schedule.mode, schedule.patience) == (mode, 2)
+
+
+def test_batches_of_one_length_each_are_taken_as_trainer_makes_them(tmp_path):
+    training = {"train_sampling_strategy": "batch_rebalance", "use_cpu": True, "max_steps": 2, "report_to": "none"}
+    trainer = set_up(recipe(training=training)).trainer(str(tmp_path))
+    assert trainer.train().global_step == 2
+
+
 def test_the_class_of_the_rank_settings_is_the_method():
     assert set_up(recipe(method="lora")).ranks is None
     ranks = set_up(recipe(method="pedyra", rank={"interval": 12})).ranks

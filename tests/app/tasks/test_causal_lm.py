@@ -86,6 +86,12 @@ def test_every_turn_of_the_assistant_has_a_loss(tokenizer: Any):
     assert losses == ["hello</s>\n", "so long</s>\n"]
 
 
+def test_a_slow_tokenizer_cannot_tell_the_answers_of_a_chat(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    with pytest.raises(ValueError, match="data.messages takes a fast tokenizer, .* the model's is slow; give model.tok"):
+        encoded(tokenizer, {"m": CHAT}, messages="m")
+
+
 def test_a_chat_template_of_the_recipe_is_used_where_the_tokenizer_has_none(tokenizer: Any):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="needs a chat template, and this tokenizer has none; give data.chat_template"):
