@@ -60,7 +60,7 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
     trained |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
     for weight in getattr(model, "drawn_anew", ()):
         parts = weight.split(".")[:-1]
-        modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
+        modules = [".".join(parts[: count + 1]) for count in range(len(parts))] or [weight]
         if not any(_is_called(module, wanted) for module in modules for wanted in trained):
             raise ValueError(
                 f"the checkpoint of model.name {name!r} has no {weight}, which was drawn at random; a LoRA would not "
