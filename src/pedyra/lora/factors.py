@@ -5,6 +5,7 @@ On disk both are the plain `weight` of an ordinary LoRA: E is folded into A. In 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -181,21 +182,19 @@ class AFactor(nn.Module):
         A, E = self.taken_apart(weight)
         self.A, self.E = loaded(self.A, A, local_metadata), loaded(self.E, E, local_metadata)
 
-    keeps_lengths = True
-    """Whether rows of A have a length that matters, see `taken_apart`."""
+    most_e = math.inf
+    """The size of an E that may be trained, see `taken_apart`; of a gate 1."""
 
     def taken_apart(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A `(r, in)` and E `(r,)`, whose product a loaded `weight` is, up to rounding.
 
-        Where E is trained, rows of A keep the length that they have (at another rank, their mean length), and E its
+        Where E is a Parameter, rows of A keep the length that they have (at another rank, their mean length), and E its
         sign: Eq. (2) holds rows at one length, and the optimizer's averages are of factors of this size. So a weight
         that is put in for an evaluation, and the own one again, leave the run as it was. A row of zeros is E = 0, and
         of A what is there; only what had E = 0 before does not get its own A back.
         """
         rank, live = weight.shape[0], self.A.detach()
-        if not (self.keeps_lengths and isinstance(self.E, nn.Parameter) and self.E.requires_grad):
-            return weight, self.identity_e(rank)
-        if live.is_meta or not live.numel() or not rank:
+        if not isinstance(self.E, nn.Parameter) or live.is_meta or not live.numel() or not rank:
             return weight, self.identity_e(rank)
         weight = weight.to(live)
         lengths, found = (torch.linalg.vector_norm(rows.float(), dim=1) for rows in (live, weight))
@@ -204,7 +203,7 @@ class AFactor(nn.Module):
             lengths, signs = lengths.mean().expand(rank), torch.ones_like(found)
         known = lengths.isfinite() & (lengths > 0)
         E = (signs * found / lengths).to(self.E)
-        split = known & E.isfinite() & (E != 0)
+        split = known & E.isfinite() & (E != 0) & (E.abs() <= self.most_e)
         A = torch.where(split[:, None], weight / E.where(split, 1.0)[:, None].to(live), weight)
         if rank == len(live):
             empty = known & (found == 0)

@@ -154,7 +154,7 @@ def prepare(request: Request, settings: L1raSettings) -> Adaptation:
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         layers = adapted_layers(model)
         for layer in layers:
-            layer.a.keeps_lengths = False  # a gate ends at 1, and would cut what is loaded
+            layer.a.most_e = 1.0  # a gate above it would be cut, and what is loaded with it
         gates: list[Any] = [layer.a.E for layer in layers]
         return kind(groups_with_gates(model, gates, weight_decay, lr=GATE_RATE), **arguments)
 

@@ -37,8 +37,9 @@ def recipe(**changes):
 
 def test_what_is_trained_whole_is_so_in_float32():
     """In half precision the base alone."""
-    with pytest.raises(ValueError, match="classifier.*is trained in bfloat16.* set training.bf16 to true"):
-        set_up(recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}))
+    for look in (set_up, plan_unloaded):
+        with pytest.raises(ValueError, match="classifier.*is trained in bfloat16.* set training.bf16 to true"):
+            look(recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}))
     model = set_up(
         recipe(model={"name": "tiny-bert", "dtype": "bfloat16"}, training={"use_cpu": True, "bf16": True})
     ).model
@@ -48,11 +49,19 @@ def test_what_is_trained_whole_is_so_in_float32():
     assert types == {True: {torch.float32}, False: {torch.bfloat16}}
 
 
-@pytest.mark.parametrize(("greater", "mode"), [(None, "max"), (False, "min")])
-def test_a_schedule_that_watches_a_metric_knows_which_way_is_better(greater, mode, tmp_path):
-    training = {"lr_scheduler_type": "reduce_lr_on_plateau", "load_best_model_at_end": True, "use_cpu": True}
+@pytest.mark.parametrize(
+    ("watched", "mode"),
+    [
+        ({"load_best_model_at_end": True}, "max"),
+        ({"load_best_model_at_end": True, "greater_is_better": False}, "min"),
+        ({"metric_for_best_model": "accuracy"}, "max"),
+        ({}, "min"),  # the loss
+    ],
+)
+def test_a_schedule_that_watches_a_metric_knows_which_way_is_better(watched, mode, tmp_path):
+    training = {"lr_scheduler_type": "reduce_lr_on_plateau", "use_cpu": True, **watched}
     training |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 4}
-    training |= {"lr_scheduler_kwargs": {"patience": 2}} | ({} if greater is None else {"greater_is_better": greater})
+    training |= {"lr_scheduler_kwargs": {"patience": 2}}
     trainer = set_up(recipe(training=training)).trainer(str(tmp_path))
     trainer.create_optimizer_and_scheduler(4)
     schedule: Any = trainer.lr_scheduler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -74,16 +75,21 @@ def load_model(
     """The base model with the head of the task (`HEADS`), else a classifier (`regression`: one output).
 
     A new head is drawn with `seed`, and the global seeds are set to it. Quantised weights come prepared for
-    training. Raises ValueError and ImportError as `load_tokenizer`.
+    training. The tokenizer of a classifier that takes the last token (XLNet) pads on the left from then on.
+    `drawn_anew` of the model names what its checkpoint lacks, see `models.lora.check_drawn`. Raises ValueError and
+    ImportError as `load_tokenizer`.
     """
     set_seed(seed)
     auto, head = HEADS.get(kind, _CLASSIFIER)[0], _head(kind, num_labels)
     if section.name in TINY:
         model = _tiny_model(auto, section, kind, head, len(tokenizer))
     else:
-        loading = _loading(section, kind) | {"output_loading_info": True}
-        model, told = _from_pretrained(auto, _source(section), section, **loading, **head)
-        model.drawn_anew = sorted(told["missing_keys"])  # see `models.lora.check_drawn`
+        # A class of a repository may load in a way of its own, which tells nothing.
+        asked = {} if trusts_remote_code() else {"output_loading_info": True}
+        model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **asked, **head)
+        if asked:
+            model, told = model
+            model.drawn_anew = _drawn(model, told["missing_keys"])
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.config.model_type == "xlnet" and kind not in HEADS:
         tokenizer.padding_side = "left"  # its classifier takes the last token, whatever the mask says
@@ -94,6 +100,13 @@ def load_model(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         keep_weight_layout(model)
     return model
+
+
+def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
+    """Of the weights that the checkpoint lacks those that were drawn: no buffer, and no sine waves (Pegasus)."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    owners = {name: type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in parameters}
+    return sorted(name for name in missing if name in owners and "Sinusoidal" not in owners[name])
 
 
 def shape_of(

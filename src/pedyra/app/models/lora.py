@@ -41,7 +41,17 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
 def _new_heads(model: nn.Module, kind: str) -> list[str]:
     """Heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
     weights, so they have to be trained, and to be in the adapter's file."""
-    return [name for name, _ in model.named_children() if name in MORE_HEADS and task_type(kind) == TaskType.SEQ_CLS]
+    if task_type(kind) != TaskType.SEQ_CLS:
+        return []
+    drawn, names = {*getattr(model, "drawn_anew", ())}, [name for name, _ in model.named_modules()]
+    found = []
+    for name, child in model.named_children():
+        weights = {f"{name}.{weight}" for weight, _ in child.named_parameters()}
+        # PEFT goes by how names end, so that one which others end in too would be more than this head.
+        new = bool(weights) and weights <= drawn and sum(each.endswith(name) for each in names) == 1
+        if name in MORE_HEADS or (new and name not in SEQ_CLS_HEAD_NAMES):
+            found.append(name)
+    return found
 
 
 def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
@@ -53,20 +63,26 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
         name: of the model, as the recipe has it.
 
     Raises:
-        ValueError: naming the weight, and what to train in full.
+        ValueError: naming the weights, and what to train in full.
     """
-    trained = set(config.modules_to_save or ())
-    trained |= {*SEQ_CLS_HEAD_NAMES} if config.task_type == TaskType.SEQ_CLS else set()
+    given = [*(config.modules_to_save or ())]
+    trained = {*given, *(SEQ_CLS_HEAD_NAMES if config.task_type == TaskType.SEQ_CLS else ())}
     trained |= {"qa_outputs"} if config.task_type == TaskType.QUESTION_ANS else set()
+    lost: dict[str, str] = {}
     for weight in getattr(model, "drawn_anew", ()):
         parts = weight.split(".")[:-1]
-        modules = [".".join(parts[: count + 1]) for count in range(len(parts))] or [weight]
+        modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
         if not any(_is_called(module, wanted) for module in modules for wanted in trained):
-            raise ValueError(
-                f"the checkpoint of model.name {name!r} has no {weight}, which was drawn at random; a LoRA would not "
-                f"save it, so that it would be another one elsewhere; train it in full, with "
-                f"lora.modules_to_save=[{modules[-1]}]"
-            )
+            lost.setdefault(".".join(parts), weight)
+    if lost:
+        whole = [*given, *(module for module in lost if module)]
+        repair = f"lora.modules_to_save=[{', '.join(whole)}] trains it whole"
+        if "" in lost:  # of the model itself, which is no module that could be named
+            repair = "take another checkpoint"
+        raise ValueError(
+            f"the checkpoint of model.name {name!r} has no {' and no '.join(lost.values())}, drawn at random here; a "
+            f"LoRA would not save it, so that it would be another one elsewhere; {repair}"
+        )
 
 
 def _excluded(section: LoraSection, kind: str) -> str | list[str] | None:

@@ -172,6 +172,8 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
+        self.agreed = False
+        """Whether all processes know of it, and stop after this step."""
         self._listening = on_interrupt(self._request)
 
     def __enter__(self) -> StopOnInterrupt:
@@ -187,7 +189,8 @@ class StopOnInterrupt(TrainerCallback):
         self.requested = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.requested = any_of_all(self.requested)  # processes that stop after different steps would wait for ever
+        # Processes that stop after different steps would wait for ever.
+        self.requested = self.agreed = any_of_all(self.requested)
         if self.requested:
             control.should_save = True  # after an evaluation that is due: a resume would never make up for it
             control.should_training_stop = True

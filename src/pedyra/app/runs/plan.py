@@ -35,6 +35,7 @@ from pedyra.app.runs.setup import (
     run_steps,
     set_up,
     trainable_parameters,
+    widen_heads,
 )
 from pedyra.app.tasks.task import Task, load_task
 from pedyra.app.tasks.test_sets import load_test_sets
@@ -141,6 +142,7 @@ def plan_unloaded(recipe: Recipe, *, overwrite: bool = False) -> Plan:
         check_base(recipe, base, tokenizer, task, test_sets)
         with _refusing_numbers(f"method {recipe.method} looks at the model's weights before it trains"):
             adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
+        widen_heads(arguments, adaptation.model)
         check_arguments(adaptation.refused, arguments)
         model, steps = adaptation.model, run_steps(len(task.train), recipe)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

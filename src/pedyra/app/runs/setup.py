@@ -15,7 +15,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from pedyra.allocate.callback import RankCallback
 from pedyra.allocate.trainer import keep_whole, resumed_from, save_whole
@@ -70,15 +78,15 @@ class Setup:
         overrides |= {"push_to_hub": False}  # Trainer would push the run folder; the adapter is pushed at the end
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
+        metric = training.get("metric_for_best_model") or (self.task.metric if best else "loss")
+        lower = metric.removeprefix("eval_") in LOWER_IS_BETTER  # transformers knows it of a loss alone
         if best:
-            metric = training.get("metric_for_best_model") or self.task.metric
-            lower = metric.removeprefix("eval_") in LOWER_IS_BETTER  # transformers knows it of a loss alone
             known = {"metric_for_best_model": metric, "greater_is_better": not lower}
             overrides |= {name: value for name, value in known.items() if training.get(name) is None}
-            if training.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):  # they take this metric too
-                better = training.get("greater_is_better")
-                mode = "max" if (not lower if better is None else better) else "min"
-                overrides["lr_scheduler_kwargs"] = {"mode": mode, **(training.get("lr_scheduler_kwargs") or {})}
+        if training.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):  # they take this metric too
+            better = training.get("greater_is_better")
+            mode = "max" if (not lower if better is None else better) else "min"
+            overrides["lr_scheduler_kwargs"] = {"mode": mode, **(training.get("lr_scheduler_kwargs") or {})}
         args = training_arguments(self.recipe, **overrides)
         trainer = _Trainer(
             model=self.model,
@@ -133,7 +141,7 @@ class _Trainer(Trainer):
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Whether to save, by `save_strategy: best`: after Ctrl-C too, or nothing would be left to resume."""
-        stops = any(isinstance(each, StopOnInterrupt) and each.requested for each in self.callback_handler.callbacks)
+        stops = any(isinstance(each, StopOnInterrupt) and each.agreed for each in self.callback_handler.callbacks)
         return super()._determine_best_metric(*args, **kwargs) or stops
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +226,7 @@ def set_up(recipe: Recipe, *, record_to: Path | None = None) -> Setup:
     set_seed(recipe.seed)
     began = time.perf_counter()
     adaptation = get_method(recipe.method).prepare(request(recipe, base, task))
-    _widen_heads(recipe, adaptation.model)
+    widen_heads(args, adaptation.model)
     setup = Setup(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -286,14 +294,14 @@ def _check_tokens(
     )
 
 
-def _widen_heads(recipe: Recipe, model: PeftModel) -> None:
+def widen_heads(args: TrainingArguments, model: nn.Module) -> None:
     """Train what is trained whole in float32, as PEFT has it for the adapter: in half precision small steps are rounded
     away. Raises ValueError where nothing casts what goes into it."""
     for name, parameter in model.named_parameters():
         whole = parameter.requires_grad and ".modules_to_save." in name
         if not whole or parameter.dtype not in (torch.bfloat16, torch.float16):
             continue
-        if not (recipe.training.get("bf16") or recipe.training.get("fp16")):
+        if args.mixed_precision == "no":  # which accelerate's launcher may say too
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(
                 f"{name} is trained in {dtype}, the type of the base's weights, in which small steps are rounded away; "
