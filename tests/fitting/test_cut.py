@@ -21,8 +21,9 @@ from pedyra.fitting.cut import CURVE, RECORD, check_out, cut, cut_factors, cut_l
 from pedyra.fitting.fit import Rows, Wanted, fit_batches
 from pedyra.fitting.judge import Judge
 from pedyra.fitting.result import Fit
-from pedyra.lora.attach import attach
+from pedyra.lora.attach import attach, write_ranks
 from pedyra.lora.folder import read_lora
+from pedyra.lora.resize import install, resized
 
 
 def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -121,6 +122,29 @@ def test_a_live_adapter_without_a_layer_trains_on_beside_another(make_net: Any):
     loss(model, batches(1)[0]).backward()
     trained = [name for name, p in model.named_parameters() if p.grad is not None]
     assert trained and all("default" in name for name in trained)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_magnitude_of_a_layer_without_directions_stays(make_net: Any, tmp_path: Path, live: bool):
+    """DoRA's, where a method has emptied the layer: it changes the base weight by itself."""
+    model, (x, _) = make_net(trained=True, use_dora=True).eval(), batches(1)[0].values()
+    layers = attach(model, start="lora")
+    with torch.no_grad():
+        for module in lora_layers(model).values():
+            module.lora_magnitude_vector["default"].weight.mul_(1.5)
+    install([(layers[1], resized(layers[1], range(layers[1].rank), None))])
+    write_ranks(model)
+    expected = model(x)
+    found = calibrate(Judge(model, loss), batches(3))
+    factors = cut_factors(model, found, {layer.name: layer.rank for layer in layers})
+    if live:
+        cut_live(model, factors)
+        torch.testing.assert_close(model(x), expected)
+        model.save_pretrained(tmp_path / "out")
+    else:
+        write_cut(saved(model, tmp_path / "before"), factors, tmp_path / "out", {})
+    stock = PeftModel.from_pretrained(make_net().unload(), tmp_path / "out").eval()
+    torch.testing.assert_close(stock(x), expected)
 
 
 def test_a_layer_that_keeps_all_is_the_same_to_the_last_bit(make_net: Any, tmp_path: Path):

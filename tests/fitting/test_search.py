@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from pedyra.fitting.search import Search
@@ -288,6 +289,45 @@ def test_a_tolerance_that_is_known_badly_is_not_taken_for_true():
     assert np.mean([r.upper() <= tolerance.loss for tolerance, r in learned]) > 0.25
     assert np.mean([tolerance.allows(r) for tolerance, r in learned]) < 0.08
     assert np.mean([tolerance.forbids(r) for tolerance, r in learned]) < 0.08
+
+
+def test_where_nothing_may_be_kept_whole_the_largest_size_is_asked_first():
+    """A proof that begins far below it, and is rejected there, says nothing of it."""
+
+    class Half(Sizes):
+        parameters = Sizes.parameters[17:]
+
+        def is_whole(self, index: int) -> bool:
+            return False
+
+        def share(self, index: int) -> float:
+            return self.parameters[index] / Sizes.parameters[0]
+
+    def prove(index: int, recovers: bool) -> Increase:
+        return Increase(0.0 if index == 0 else 2 * LIMIT, 1e-6, 64)
+
+    hopeful = Search(
+        Half(),  # type: ignore[arg-type]
+        KNOWN,
+        measure=lambda index: Increase(0.0, 1e-6, 64),
+        recover=None,
+        prove=prove,
+        ahead=(1.0, 64),
+    )
+    taken = hopeful.choose()
+    assert taken is not None and taken.share == Half().share(0) and taken.accepted
+
+
+def test_a_recovery_without_room_leaves_what_was_proved_without_it(caplog):
+    def full(index: int) -> Increase:
+        raise torch.OutOfMemoryError("out of memory")
+
+    alone = search(steep, 3)[0].choose()
+    found, choice, proof = search(steep, 3, recovered=steep)
+    found._recover = full
+    taken = found.choose()
+    assert alone is not None and taken is not None and taken.share >= alone.share > 0.25
+    assert "no room for recovery" in caplog.text
 
 
 def test_the_largest_size_of_a_shape_may_recover():

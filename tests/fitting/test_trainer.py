@@ -473,6 +473,37 @@ def test_the_training_rows_among_several_data_sets_prove_nothing(make_trainer: A
         assert found.rows.startswith("64 to calibrate; ") and "32 for the choice and 64 for the proof" in found.rows
 
 
+def test_the_training_rows_are_known_where_they_were_prepared_apart(make_trainer: Any):
+    """As TRL's Trainers prepare each data set by itself."""
+    seen, held = rows(96, 1), rows(96, 2)
+    again = [{key: copy.deepcopy(value) for key, value in row.items()} for row in seen]
+    trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": again})
+    with pytest.warns(UserWarning, match="eval_dataset is the train_dataset itself, so the fit is judged by rows that"):
+        fit(trainer, recover=0)
+    trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": {"train": again, "held out": held}})
+    with pytest.warns(UserWarning, match="is the train_dataset itself, and .* by the others: held out"):
+        fit(trainer, recover=0)
+
+
+def checkpoints(model: Any) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # its name in older transformers
+def test_a_model_that_was_loaded_checkpoints_its_activations_as_training_would(make_trainer: Any):
+    seen: list[bool] = []
+
+    class Looks(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(torch.is_grad_enabled() and checkpoints(model))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer = make_trainer(Looks, gradient_checkpointing=True)
+    trainer.model.get_base_model().gradient_checkpointing_disable()
+    fit(trainer, recover=0, parameters=1000)
+    assert any(seen) and not checkpoints(trainer.model)
+
+
 @pytest.mark.parametrize(("shared", "calibrate"), [(24, 40), (40, 64)])
 def test_a_row_that_is_held_out_too_does_not_calibrate(make_trainer: Any, caplog: Any, shared: int, calibrate: int):
     """But where most are, which is the nature of the rows."""

@@ -42,9 +42,12 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
 def has_more(model: Any, adapter: str = "default") -> bool:
     """Whether layers of the adapter have more than their directions: a magnitude (DoRA), or a bias that is trained."""
     layers = lora_layers(model, adapter).values()
-    return model.peft_config[adapter].bias != "none" or any(
-        adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None for module in layers
-    )
+    return model.peft_config[adapter].bias != "none" or any(layer_has_more(module, adapter) for module in layers)
+
+
+def layer_has_more(module: Any, adapter: str) -> bool:
+    """Whether a layer has a magnitude, or a bias of its own factors."""
+    return adapter in module.lora_magnitude_vector or module.lora_B[adapter].bias is not None
 
 
 def calibrate(judge: Judge, batches: Iterable[Batch], *, adapter: str = "default") -> Calibration:
@@ -103,20 +106,21 @@ def measuring(
         yield measure
 
 
-def seconds_a_batch(judge: Judge, batch: Batch, adapter: str = "default") -> tuple[float, float]:
-    """Of calibration, and of evaluation with its metrics: each of a second pass."""
+def seconds_a_batch(judge: Judge, trained: Batch, held: Batch, adapter: str = "default") -> tuple[float, float]:
+    """Of calibration by the first, and of evaluation of the second with its metrics: each of a second pass. A held-out
+    batch may have more rows than a backward pass has room for."""
     slots = {name: module.lora_A[adapter] for name, module in lora_layers(judge.model, adapter).items()}
     found = []
     with measuring(judge, slots, Gramians({name: slot.weight for name, slot in slots.items()}), set()) as measure:
         for _ in range(2):
             began = time.perf_counter()
-            measure(batch)
+            measure(trained)
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
             found.append(time.perf_counter() - began)
     for _ in range(2):
         began = time.perf_counter()
-        list(judge.losses([batch], lambda: evaluating(judge.model), []))
+        list(judge.losses([held], lambda: evaluating(judge.model), []))
         found.append(time.perf_counter() - began)
     return found[1], found[3]
 
@@ -170,6 +174,27 @@ def _reading(slots: Mapping[str, nn.Module], gramians: Gramians, called: set[str
             handle.remove()
         for slot, observer in others.items():
             slot.observer = observer
+
+
+@contextmanager
+def checkpointing(model: Any, args: Any) -> Iterator[None]:
+    """While it lasts, layers checkpoint their activations where a Trainer's arguments ask for it, which its `train`
+    alone switches on: a fit may be of a model that was loaded."""
+    asked = any(getattr(args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
+    if not asked or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        yield
+        return
+    base = model.get_base_model()
+    # Not reentrant, so that what goes in needs no gradient.
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        off = getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable
+        off()
 
 
 @contextmanager

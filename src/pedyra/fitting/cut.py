@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pedyra.fitting.calibration import lora_layers
+from pedyra.fitting.calibration import layer_has_more, lora_layers
 from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import detach
@@ -86,6 +86,7 @@ def write_cut(
     """
     check_plain(lora)
     _check_there(factors, [layer.name for layer in lora.layers])
+    factors = _with_rows(factors, [layer.name for layer in lora.layers if not layer.keys.keys() <= {"A", "B"}])
     kept = [layer for layer in lora.layers if len(factors[layer.name][0])]
     if not kept:
         raise ValueError("no direction is left in any layer, and PEFT knows no adapter of none; keep one at least")
@@ -110,6 +111,13 @@ def write_cut(
     write_folder(out, fill)
 
 
+def _with_rows(factors: Factors, names: Iterable[str]) -> Factors:
+    """With a row of zeros in these layers where they have none: what they have beside their directions, a magnitude
+    (DoRA) or a bias, stays in the adapter."""
+    empty = {name: factors[name] for name in names if not len(factors[name][0])}
+    return {**factors, **{name: (A.new_zeros(1, A.shape[1]), B.new_zeros(len(B), 1)) for name, (A, B) in empty.items()}}
+
+
 def _renamed(key: str, names: Mapping[str, str]) -> str:
     for part, name in names.items():
         key = key.replace(part, name)
@@ -126,6 +134,7 @@ def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
         detach(model, adapter)
     layers = lora_layers(model, adapter)
     _check_there(factors, layers)
+    factors = _with_rows(factors, [name for name, module in layers.items() if layer_has_more(module, adapter)])
     for name, module in layers.items():
         if not len(factors[name][0]):
             # Not PEFT's delete_adapter, which would make another adapter of the layer the active one.

@@ -282,7 +282,8 @@ class _Fitting:
 
     def _estimate(self, shown: bool) -> None:
         """Tell how long it takes at most, by one batch of each kind."""
-        calibrated, evaluated = seconds_a_batch(self.judge, self.rows.choice[0], self.adapter)
+        trained, choice = self.rows.calibration[0], self.rows.choice[0]
+        calibrated, evaluated = seconds_a_batch(self.judge, trained, choice, self.adapter)
         calibration, held = len(self.rows.calibration), len(self.rows.choice) + len(self.rows.proof)
         recovery = RECOVERIES * self.steps * (calibrated + evaluated)
         evaluations = EVALUATIONS_WITH_RECOVERY if self.steps else EVALUATIONS

@@ -4,13 +4,13 @@
 it and the last that was accepted, by halving the ratio. These measurements prove nothing and need no correction for how
 many there are: they only say where to begin.
 
-**Proof.** Other rows, and an order of sizes that is fixed before they are looked at: from four times the size that was
-found, or a larger one that the rows of the choice call safe, down past the one that was found, to the first whose upper
-bound (95 %) is beyond tolerance. The last one before it is taken. Asked in an order that the rows have no part in, each
-size may be held to the whole 5 % of doubt, and still the probability that one is taken which is beyond tolerance is 5 %
-at most (fixed-sequence test; Westfall and Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper multiple
-testing procedures"): the first such size in the order is accepted in 5 % of cases, and where it is not, nothing after
-it is asked.
+**Proof.** Other rows, and an order of sizes that is fixed before any size is measured on them: from four times the size
+that was found, or a larger one that the rows of the choice call safe, down past the one that was found, to the first
+whose upper bound (95 %) is beyond tolerance. The last one before it is taken. Asked in an order that the rows have no
+part in, each size may be held to the whole 5 % of doubt, and still the probability that one is taken which is beyond
+tolerance is 5 % at most (fixed-sequence test; Westfall and Krishen 2001, "Optimally weighted, fixed sequence and
+gatekeeper multiple testing procedures"): the first such size in the order is accepted in 5 % of cases, and where it is
+not, nothing after it is asked.
 
 **Recovery** is tried where more than `ENOUGH` of the parameters is left by that order, for sizes below the one it took:
 each half of the one before, as long as the rows of the choice promise that the proof accepts it. So there are two
@@ -21,12 +21,17 @@ which add noise of their own, cannot stop a cut that is good enough by itself.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+
 from pedyra.fitting.curve import Ladder
 from pedyra.fitting.verdict import CONFIDENCE, Increase, Point, Tolerance
+
+logger = logging.getLogger(__name__)
 
 COARSE = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """Parts that are tried first, of the parameters or, in a fit for general text, of the harm; 0: the least there is."""
@@ -131,9 +136,14 @@ class Search:
         found = self._found(SHARES if wholly else COARSE, wholly)
         chosen = self._last_accepted(self._order(found), self._doubt)
         if self._recover is not None and (chosen is None or self.ladder.share(chosen) > ENOUGH):
-            promising = self._promising_after_recovery(chosen)
-            recovered = self._last_accepted(promising, self._doubt_after_recovery)
-            chosen = chosen if recovered is None else recovered
+            try:
+                promising = self._promising_after_recovery(chosen)
+                recovered = self._last_accepted(promising, self._doubt_after_recovery)
+                chosen = chosen if recovered is None else recovered
+            except torch.OutOfMemoryError as error:
+                if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+                    raise  # the other processes wait for this one
+                logger.warning("fit: there is no room for recovery, so what a cut alone has proved stands: %s", error)
         return None if chosen is None else self.points[chosen]
 
     def measure_curve(self) -> None:
@@ -145,7 +155,9 @@ class Search:
         share, most = self.ladder.share(found), min(LARGEST, self.ladder.share(0))
         first, last = max(share, min(most, max(ABOVE * share, self._safe()))), BELOW * share
         shares = [first * (last / first) ** (step / (PROOFS - 1)) for step in range(PROOFS - 1)]
-        return [self.ladder.at(each) for each in (*shares, last)]
+        places = [self.ladder.at(each) for each in (*shares, last)]
+        # Where none may be kept whole, the largest is asked first: without it a fit would be refused for nothing.
+        return places if self.ladder.is_whole(0) else [0, *places[1:]]
 
     def _safe(self) -> float:
         """Part of the parameters of the smallest size that is within tolerance on the rows of the choice, and all that

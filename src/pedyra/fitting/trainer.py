@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import logging
 import math
+import operator
 import random
 import warnings
 from collections import deque
@@ -25,7 +26,7 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
-from pedyra.fitting.calibration import averaged, evaluating, frozen, has_more, lora_layers
+from pedyra.fitting.calibration import averaged, checkpointing, evaluating, frozen, has_more, lora_layers
 from pedyra.fitting.fit import LEAST, GeneralRows, Rows, Wanted, fit_batches
 from pedyra.fitting.general import check_writes, text_batches, texts_of
 from pedyra.fitting.judge import Batch, Cut, DivergenceJudge, Judge, Predictions, asked, finite
@@ -42,6 +43,8 @@ BATCHES = 24
 """Held-out batches that are made of few rows at least, as far as they go in pairs."""
 CALIBRATION = 128
 """Batches of calibration at most."""
+SOME = 16
+"""Rows by which two data sets of one length are compared."""
 GENERATED_ROWS = 128
 """Completions at most to calibrate with, and for the proof, where the Trainer generates what it is judged on."""
 PAIRS = {"DataCollatorForPreference", "DataCollatorForVisionPreference"}
@@ -367,14 +370,15 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     training = trainer.train_dataset
     if data is not None:
         given, name = data if isinstance(data, Mapping) else {"": data}, "data"
-        held = _joined({key: _prepared(trainer, part) for key, part in _unseen(given, training, name).items()})
+        held = {key: _prepared(trainer, part) for key, part in given.items()}
+        held = _joined(_unseen(held, training, name))
     elif trainer.eval_dataset is not None:
         held, name = _joined(_unseen(trainer.eval_dataset, training, "eval_dataset")), "eval_dataset"
     else:
         held, name = None, "train_dataset"
         if training is None:
             raise ValueError("the Trainer has no eval_dataset and no train_dataset; give rows as data=")
-    if held is None or held is training:
+    if held is None or _is_same(held, training):
         why = "there is no eval_dataset" if held is None else f"{name} is the train_dataset itself"
         warnings.warn(
             f"{why}, so the fit is judged by rows that the adapter was trained on, which it knows better than others; "
@@ -396,7 +400,7 @@ def _unseen(dataset: Any, training: Any, name: str) -> Any:
     """Without the train_dataset, where that is one of several data sets by name, as to watch its loss."""
     if not isinstance(dataset, Mapping):
         return dataset
-    others = {key: part for key, part in dataset.items() if part is not training}
+    others = {key: part for key, part in dataset.items() if not _is_same(part, training)}
     if not others or len(others) == len(dataset):
         return dataset
     warnings.warn(
@@ -404,6 +408,18 @@ def _unseen(dataset: Any, training: Any, name: str) -> Any:
         stacklevel=6,
     )
     return others
+
+
+def _is_same(dataset: Any, training: Any) -> bool:
+    """Whether a data set is the train_dataset, or has its rows: TRL's Trainers prepare each data set by itself, the
+    same one too."""
+    if dataset is training:
+        return True
+    sizes = [len(each) if hasattr(each, "__len__") else 0 for each in (dataset, training)]
+    if sizes[0] != sizes[1] or not sizes[0]:
+        return False
+    places = sorted({*range(0, sizes[0], math.ceil(sizes[0] / SOME)), sizes[0] - 1})
+    return all(map(operator.eq, _contents_of(dataset, places), _contents_of(training, places)))
 
 
 def _apart(training: Any, seen: list[int], held: Any, left: list[int], name: str) -> list[int]:
@@ -551,6 +567,7 @@ def _untouched(trainer: Any, model: Any) -> Iterator[None]:
             stack.callback(_kept(held))
         stack.callback(_kept(trainer.accelerator))
         stack.enter_context(frozen(model))
+        stack.enter_context(checkpointing(model, trainer.args))
         stack.enter_context(evaluating(model))
         stack.enter_context(averaged(trainer.optimizer))
         if getattr(trainer.args, "predict_with_generate", False) and not hasattr(trainer, "_gen_kwargs"):

@@ -310,7 +310,8 @@ def _least(each: Opened, wanted: Wanted, at_least: int, told: Callable[[str], No
             break
         told(f"rank {rank} is within the tolerance")
     if found is None:
-        raise ValueError(f"{each.lora.title}: vLLM takes ranks up to {VLLM_RANKS[-1]}, and {refused}")
+        bound = f"vLLM takes ranks up to {VLLM_RANKS[-1]}, and " if vllm_rank(highest) is None else ""
+        raise ValueError(f"{each.lora.title}: {bound}{refused}")
     return found
 
 
