@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -480,9 +481,24 @@ def test_the_training_rows_are_known_where_they_were_prepared_apart(make_trainer
     trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": again})
     with pytest.warns(UserWarning, match="eval_dataset is the train_dataset itself, so the fit is judged by rows that"):
         fit(trainer, recover=0)
+    # A stream that knows its length cannot be looked at.
+    fit(make_trainer(given={"train_dataset": Stream(seen), "eval_dataset": Stream(held)}), recover=0)
     trainer = make_trainer(given={"train_dataset": seen, "eval_dataset": {"train": again, "held out": held}})
     with pytest.warns(UserWarning, match="is the train_dataset itself, and .* by the others: held out"):
         fit(trainer, recover=0)
+
+
+class Stream(IterableDataset):
+    """Rows one after another, of a length that is known."""
+
+    def __init__(self, given: list[Any]) -> None:
+        self.given = given
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __iter__(self) -> Any:
+        return iter(self.given)
 
 
 def checkpoints(model: Any) -> bool:
@@ -499,9 +515,13 @@ def test_a_model_that_was_loaded_checkpoints_its_activations_as_training_would(m
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     trainer = make_trainer(Looks, gradient_checkpointing=True)
-    trainer.model.get_base_model().gradient_checkpointing_disable()
+    base = trainer.model.get_base_model()
+    base.gradient_checkpointing_disable()
+    own = base.get_input_embeddings()
+    before = len(own._forward_hooks)
     fit(trainer, recover=0, parameters=1000)
     assert any(seen) and not checkpoints(trainer.model)
+    assert len(own._forward_hooks) == before  # transformers' own, by which every output would take a gradient
 
 
 @pytest.mark.parametrize(("shared", "calibrate"), [(24, 40), (40, 64)])

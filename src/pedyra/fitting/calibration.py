@@ -181,20 +181,30 @@ def checkpointing(model: Any, args: Any) -> Iterator[None]:
     """While it lasts, layers checkpoint their activations where a Trainer's arguments ask for it, which its `train`
     alone switches on: a fit may be of a model that was loaded."""
     asked = any(getattr(args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
-    if not asked or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    base = model.get_base_model()
+    on = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if not asked or on or not getattr(base, "supports_gradient_checkpointing", False):
         yield
         return
-    base = model.get_base_model()
-    # Not reentrant, so that what goes in needs no gradient.
-    if hasattr(base, "activation_checkpointing_enable"):
-        base.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    disable = getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable
+    hooks = {name: vars(base).pop(name) for name in _HOOKS_OF_INPUTS if name in vars(base)}
+    enable({"use_reentrant": False})
+    # With it come hooks by which what the embeddings give takes a gradient, which this way of checkpointing needs not.
+    made = [vars(base).pop(name) for name in _HOOKS_OF_INPUTS if name in vars(base)]
+    for handle in {
+        id(each): each for given in made for each in (given if isinstance(given, list) else [given])
+    }.values():
+        handle.remove()
+    vars(base).update(hooks)
     try:
         yield
     finally:
-        off = getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable
-        off()
+        disable()
+
+
+_HOOKS_OF_INPUTS = ("_require_grads_hooks", "_require_grads_hook")
+"""Where transformers keeps the handles of its `enable_input_require_grads`."""
 
 
 @contextmanager

@@ -73,7 +73,8 @@ def write_cut(
 ) -> None:
     """Write the adapter with these factors into the folder `out`.
 
-    A layer without a direction leaves the adapter, and `target_modules` names those that stay. The scaling of each
+    A layer without a direction leaves the adapter, but for one that has a magnitude or a bias, which keeps a row of
+    zeros; `target_modules` names those that stay. The scaling of each
     layer is what it was.
 
     Args:
@@ -128,7 +129,8 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
 def cut_live(model: Any, factors: Factors, adapter: str = "default") -> None:
     """Give the live adapter these factors, in ordinary `nn.Linear` slots, and bring PEFT's config in line.
 
-    All that is trained of it is a new Parameter. A layer without a direction loses the adapter.
+    All that is trained of it is a new Parameter. A layer without a direction loses the adapter,
+    but for one that has a magnitude or a bias, which keeps a row of zeros.
     """
     if adapted_layers(model, adapter):
         detach(model, adapter)

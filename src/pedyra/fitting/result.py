@@ -64,7 +64,7 @@ class Fit:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Layer -> directions kept; 0: the layer leaves the adapter."""
+        """Layer -> directions kept; 0: the layer leaves the adapter, or keeps its magnitude or bias alone."""
         return self.chosen.ranks
 
     @property

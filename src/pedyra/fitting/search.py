@@ -106,10 +106,24 @@ class Search:
         return self.points[index]
 
     def recovered(self, index: int) -> Point:
-        """This size, measured on the rows of the choice after recovery."""
-        if self.point(index).recovered is None and self._recover is not None:
-            self.points[index] = replace(self.point(index), recovered=self._recover(index))
-        return self.points[index]
+        """This size, measured on the rows of the choice after recovery too, where there is room for its steps."""
+        known = self.points.get(index)
+        if known is not None and known.recovered is not None:
+            return known
+        if self._recover is not None:
+            try:
+                found = self._recover(index)
+            except torch.OutOfMemoryError as error:
+                if torch.distributed.is_available() and torch.distributed.is_initialized():
+                    raise  # other processes may wait for this one
+                logger.warning(
+                    "fit: there is no room for recovery, so sizes are judged as they are cut: %s", str(error)
+                )
+                self._recover = None
+            else:
+                self.points[index] = replace(self.point(index), recovered=found)
+                return self.points[index]
+        return self.ladder.point(index) if known is None else known
 
     def proved(self, index: int, doubt: float = 1 - CONFIDENCE) -> Point:
         """This size, measured on the rows of the proof as it would be taken."""
@@ -136,14 +150,9 @@ class Search:
         found = self._found(SHARES if wholly else COARSE, wholly)
         chosen = self._last_accepted(self._order(found), self._doubt)
         if self._recover is not None and (chosen is None or self.ladder.share(chosen) > ENOUGH):
-            try:
-                promising = self._promising_after_recovery(chosen)
-                recovered = self._last_accepted(promising, self._doubt_after_recovery)
-                chosen = chosen if recovered is None else recovered
-            except torch.OutOfMemoryError as error:
-                if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-                    raise  # the other processes wait for this one
-                logger.warning("fit: there is no room for recovery, so what a cut alone has proved stands: %s", error)
+            promising = self._promising_after_recovery(chosen)
+            recovered = self._last_accepted(promising, self._doubt_after_recovery)
+            chosen = chosen if recovered is None else recovered
         return None if chosen is None else self.points[chosen]
 
     def measure_curve(self) -> None:

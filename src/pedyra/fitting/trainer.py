@@ -370,7 +370,7 @@ def _drawn(trainer: Any, data: Any, most: int) -> tuple[str, Any, list[int], Any
     training = trainer.train_dataset
     if data is not None:
         given, name = data if isinstance(data, Mapping) else {"": data}, "data"
-        held = {key: _prepared(trainer, part) for key, part in given.items()}
+        held = {key: part if part is training else _prepared(trainer, part) for key, part in given.items()}
         held = _joined(_unseen(held, training, name))
     elif trainer.eval_dataset is not None:
         held, name = _joined(_unseen(trainer.eval_dataset, training, "eval_dataset")), "eval_dataset"
@@ -415,6 +415,8 @@ def _is_same(dataset: Any, training: Any) -> bool:
     same one too."""
     if dataset is training:
         return True
+    if isinstance(dataset, IterableDataset) or isinstance(training, IterableDataset):
+        return False
     sizes = [len(each) if hasattr(each, "__len__") else 0 for each in (dataset, training)]
     if sizes[0] != sizes[1] or not sizes[0]:
         return False
@@ -447,7 +449,7 @@ def _content(value: Any) -> Hashable:
         value = (value.float() if value.is_floating_point() else value).numpy(force=True)
     if hasattr(value, "tobytes"):  # an array or an image, which may be large
         return hashlib.sha256(value.tobytes()).digest()
-    return value if isinstance(value, Hashable) else id(value)
+    return value if isinstance(value, Hashable) else object()  # like no other
 
 
 def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Batch]:

@@ -85,7 +85,7 @@ def load_model(
         model = _tiny_model(auto, section, kind, head, len(tokenizer))
     else:
         # A class of a repository may load in a way of its own, which tells nothing.
-        asked = {} if trusts_remote_code() else {"output_loading_info": True}
+        asked = {} if _is_of_repository(auto, section) else {"output_loading_info": True}
         model = _from_pretrained(auto, _source(section), section, **_loading(section, kind), **asked, **head)
         if asked:
             model, told = model
@@ -100,6 +100,14 @@ def load_model(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         keep_weight_layout(model)
     return model
+
+
+def _is_of_repository(auto: Any, section: ModelSection) -> bool:
+    """Whether the model's class is code that its repository carries."""
+    if not trusts_remote_code():
+        return False
+    config = _from_pretrained(AutoConfig, _source(section), section)
+    return auto.__name__ in (getattr(config, "auto_map", None) or {})
 
 
 def _drawn(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:

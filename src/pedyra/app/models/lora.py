@@ -38,6 +38,10 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
     )
 
 
+FEW = 4
+"""Modules that a checkpoint may lack and a recipe can still name."""
+
+
 def _new_heads(model: nn.Module, kind: str) -> list[str]:
     """Heads of a classifier that PEFT does not know, such as DeBERTa's pooler. No checkpoint of a base has their
     weights, so they have to be trained, and to be in the adapter's file."""
@@ -49,7 +53,8 @@ def _new_heads(model: nn.Module, kind: str) -> list[str]:
         weights = {f"{name}.{weight}" for weight, _ in child.named_parameters()}
         # PEFT goes by how names end, so that one which others end in too would be more than this head.
         new = bool(weights) and weights <= drawn and sum(each.endswith(name) for each in names) == 1
-        if name in MORE_HEADS or (new and name not in SEQ_CLS_HEAD_NAMES):
+        is_other = name not in (*SEQ_CLS_HEAD_NAMES, getattr(model, "base_model_prefix", ""))
+        if name in MORE_HEADS or (new and is_other):
             found.append(name)
     return found
 
@@ -75,13 +80,13 @@ def check_drawn(model: nn.Module, config: LoraConfig, name: str) -> None:
         if not any(_is_called(module, wanted) for module in modules for wanted in trained):
             lost.setdefault(".".join(parts), weight)
     if lost:
-        whole = [*given, *(module for module in lost if module)]
-        repair = f"lora.modules_to_save=[{', '.join(whole)}] trains it whole"
-        if "" in lost:  # of the model itself, which is no module that could be named
+        more = f", nor {len(lost) - FEW} more" if len(lost) > FEW else ""
+        repair = f"lora.modules_to_save=[{', '.join([*given, *lost])}] trains it whole"
+        if more or "" in lost:  # of the model itself, which is no module that could be named
             repair = "take another checkpoint"
         raise ValueError(
-            f"the checkpoint of model.name {name!r} has no {' and no '.join(lost.values())}, drawn at random here; a "
-            f"LoRA would not save it, so that it would be another one elsewhere; {repair}"
+            f"the checkpoint of model.name {name!r} has no {' and no '.join([*lost.values()][:FEW])}{more}, drawn at "
+            f"random here; a LoRA would not save it, so that it would be another one elsewhere; {repair}"
         )
 
 

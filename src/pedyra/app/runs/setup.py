@@ -79,7 +79,8 @@ class Setup:
         training = self.recipe.training
         best = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
         metric = training.get("metric_for_best_model") or (self.task.metric if best else "loss")
-        lower = metric.removeprefix("eval_") in LOWER_IS_BETTER  # transformers knows it of a loss alone
+        # transformers knows it of a loss alone.
+        lower = metric.endswith("loss") or metric.removeprefix("eval_") in LOWER_IS_BETTER
         if best:
             known = {"metric_for_best_model": metric, "greater_is_better": not lower}
             overrides |= {name: value for name, value in known.items() if training.get(name) is None}
