@@ -192,10 +192,9 @@ def checkpointing(model: Any, args: Any) -> Iterator[None]:
     enable({"use_reentrant": False})
     # With it come hooks by which what the embeddings give takes a gradient, which this way of checkpointing needs not.
     made = [vars(base).pop(name) for name in _HOOKS_OF_INPUTS if name in vars(base)]
-    for handle in {
-        id(each): each for given in made for each in (given if isinstance(given, list) else [given])
-    }.values():
-        handle.remove()
+    for given in made:
+        for handle in given if isinstance(given, list) else [given]:
+            handle.remove()  # a second time does nothing
     vars(base).update(hooks)
     try:
         yield
