@@ -291,17 +291,20 @@ def test_a_tolerance_that_is_known_badly_is_not_taken_for_true():
     assert np.mean([tolerance.forbids(r) for tolerance, r in learned]) < 0.08
 
 
+class Half(Sizes):
+    """Of a shape that lets half of the parameters stay at most."""
+
+    parameters = Sizes.parameters[17:]
+
+    def is_whole(self, index: int) -> bool:
+        return False
+
+    def share(self, index: int) -> float:
+        return self.parameters[index] / Sizes.parameters[0]
+
+
 def test_where_nothing_may_be_kept_whole_the_largest_size_is_asked_first():
     """A proof that begins far below it, and is rejected there, says nothing of it."""
-
-    class Half(Sizes):
-        parameters = Sizes.parameters[17:]
-
-        def is_whole(self, index: int) -> bool:
-            return False
-
-        def share(self, index: int) -> float:
-            return self.parameters[index] / Sizes.parameters[0]
 
     def prove(index: int, recovers: bool) -> Increase:
         return Increase(0.0 if index == 0 else 2 * LIMIT, 1e-6, 64)
@@ -323,7 +326,7 @@ def test_a_recovery_without_room_leaves_what_was_proved_without_it(caplog):
         raise torch.OutOfMemoryError("out of memory")
 
     alone = search(steep, 3)[0].choose()
-    found, choice, proof = search(steep, 3, recovered=steep)
+    found, *_ = search(steep, 3, recovered=steep)
     found._recover = full
     taken = found.choose()
     assert alone is not None and taken is not None and taken.share >= alone.share > 0.25
@@ -332,15 +335,6 @@ def test_a_recovery_without_room_leaves_what_was_proved_without_it(caplog):
 
 def test_the_largest_size_of_a_shape_may_recover():
     """No size that loses something is within tolerance as it is cut, and half of them is the most that may be kept."""
-
-    class Half(Sizes):
-        parameters = Sizes.parameters[17:]
-
-        def is_whole(self, index: int) -> bool:
-            return False
-
-        def share(self, index: int) -> float:
-            return self.parameters[index] / Sizes.parameters[0]
 
     def known(mean: float) -> Any:
         return lambda index, *recovers: Increase(mean if not any(recovers) else 0.0, 1e-5, 64)

@@ -39,7 +39,7 @@ def lora_config(section: LoraSection, kind: str, model: nn.Module, revision: str
 
 
 FEW = 4
-"""Modules that a checkpoint may lack and a recipe can still name."""
+"""Modules that a checkpoint may lack at most for a recipe to be told to train them."""
 
 
 def _new_heads(model: nn.Module, kind: str) -> list[str]:
