@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors
 import yaml
 from file_changes import from_change
 from typer.main import get_command
@@ -85,6 +86,28 @@ def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_says_so(ca
             code, _, stderr = call(*writes)
             assert code == 2
             assert_one_line(stderr, "Read-only file system")
+
+
+def test_a_report_that_cannot_be_made_keeps_nothing_else_back(call, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/.cache")
+
+    monkeypatch.setattr("pedyra.app.report.page.build_report", refuse)
+    code, out, _ = call("train", "recipe.yaml", "--json", "rows.jsonl")
+    assert code == 0 and "Permission denied: /.cache" in out and "pedyra report runs/recipe" in out
+    assert rows(tmp_path / "rows.jsonl")[0]["run"] == "runs/recipe"
+
+
+def test_a_fit_is_told_before_it_is_written(call, monkeypatch):
+    call("train", "recipe.yaml", "data.eval_rows=96")
+
+    def refuse(*_, **__):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("pedyra.fitting.result.Fit.write", refuse)
+    code, out, stderr = call("fit", "runs/recipe", "--parameters", "300")
+    assert code == 2 and "kept" in out
+    assert_one_line(stderr, "No space left on device")
 
 
 def test_the_base_of_merged_weights_may_be_another(call, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_of_two_preparations_at_once_the_second_waits_and_takes_the_first():
         begun.wait()
         second = pool.submit(prepared, "thing", prepare)
     assert (first.result() / "a").read_text() == "ready" and second.result() == first.result() and len(calls) == 1
+
+
+def test_a_cache_that_cannot_be_made_is_told_with_the_repair(tmp_path: Path):
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    with pytest.raises(ValueError, match="set PEDYRA_CACHE to a folder that can"):
+        prepared("thing", lambda folder: None)
+
+
+def test_a_disk_without_locks_is_told_with_the_repair(monkeypatch: pytest.MonkeyPatch):
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("pedyra.app.packaged.FileLock.acquire", acquire)
+    with pytest.raises(ValueError, match="No locks available.*set PEDYRA_CACHE"):
+        prepared("thing", lambda folder: None)
 
 
 def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch):

@@ -73,6 +73,14 @@ def test_overrides_reach_any_depth_and_make_sections(recipe_file: Path):
     assert recipe.name == "x=y"
 
 
+@pytest.mark.parametrize("word", ["no", "Off", "yes"])
+def test_a_word_for_true_or_false_is_refused(word: str, recipe_file: Path):
+    """YAML 1.2 reads a text, which Python takes for true: the adapter would be pushed."""
+    with pytest.raises(ValueError, match=f"training.push_to_hub is the text '{word}'; write true or false"):
+        load_recipe(recipe_file, [f"training.push_to_hub={word}"])
+    assert load_recipe(recipe_file, ["training.push_to_hub=false"]).training["push_to_hub"] is False
+
+
 @pytest.mark.parametrize("text", ["mine", "5e-4", "12e5", "no", "1.5", "true", "null", "0x10", "a: b"])
 def test_a_resolved_recipe_is_read_as_it_was_written(text: str, recipe_file: Path, tmp_path: Path):
     recipe = load_recipe(recipe_file).model_copy(update={"name": text})

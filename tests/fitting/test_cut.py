@@ -241,6 +241,18 @@ def test_what_may_not_be_written_is_refused(make_net: Any, tmp_path: Path):
     check_out(tmp_path / "new")
 
 
+def test_a_place_without_permission_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def access(path: Any, mode: int) -> bool:
+        return Path(path) != tmp_path
+
+    monkeypatch.setattr("os.access", access)  # the superuser may write anywhere
+    (tmp_path / "inside").mkdir()
+    check_out(tmp_path / "inside" / "new")
+    for out in (tmp_path / "inside", tmp_path / "a" / "b"):
+        with pytest.raises(ValueError, match=f"no permission in {tmp_path}"):
+            check_out(out)
+
+
 @pytest.fixture
 def half_used(make_net: Any) -> Any:
     """A LoRA of rank 4 in each of three layers, of which one direction in one layer does all the work."""

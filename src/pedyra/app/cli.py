@@ -7,6 +7,7 @@ message lets the user repair; 1, with a traceback, for a mistake of ours; 130 af
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from pedyra.app.console import (
 from pedyra.app.options import FolderArgument, JsonFile, Overrides, RunArgument, TrustRemoteCode
 from pedyra.app.recipe_sections import part
 from pedyra.app.runs.run_folder import RunFolder
+from pedyra.lora.files import is_disk_full
 
 AUTO: Literal["auto"] = "auto"
 
@@ -84,7 +86,7 @@ def train(
 
     quiet_libraries()
     from pedyra.app.report.page import build_report
-    from pedyra.app.runs.run import push_run, ready_to_push, train_run
+    from pedyra.app.runs.run import INTERRUPTED, push_run, ready_to_push, train_run
 
     diverged, unfitted = False, None
     if dry_run:
@@ -103,11 +105,15 @@ def train(
         if result.interrupted:
             raise typer.Exit(130)
         if is_first():
-            console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
+            try:
+                console.print(f"report      {build_report(result.folder.path)}", soft_wrap=True)
+            except (OSError, ValueError) as error:  # the run is whole, and what follows does not need its page
+                again = f"repair it, and run pedyra report {shlex.quote(str(result.folder.path))}"
+                console.print(f"report      could not be made: {_one_line(error)}; {again}", soft_wrap=True)
             if address := push_run(result):
                 console.print(f"pushed      {address}", soft_wrap=True)
             if result.awaits_fit:
-                told = f"pedyra fit {result.folder.path}   finds out how small the adapter may be"
+                told = f"pedyra fit {shlex.quote(str(result.folder.path))}   finds out how small the adapter may be"
                 console.print(f"next        {told}", soft_wrap=True)
         rows, diverged, unfitted = result.rows(), result.diverged, result.unfitted
     if json_file and is_first():
@@ -115,6 +121,9 @@ def train(
     if diverged:
         console.print("The loss is no finite number: this run diverged. Lower training.learning_rate.", soft_wrap=True)
         raise typer.Exit(1)
+    if unfitted == INTERRUPTED:
+        console.print("The run is whole, but its fit was interrupted; the command above asks again.", soft_wrap=True)
+        raise typer.Exit(130)
     if unfitted:
         raise ValueError(f"the run is whole, but it could not be fitted: {unfitted}")
 
@@ -297,15 +306,14 @@ def fit(
     )  # fmt: skip
     source = Source(data=data, run=run, max_length=max_length, general=general)
     console = new_console()
-    how: dict[str, Any] = {"overwrite": overwrite, "shown": console.is_terminal}
+    told = partial(console.print, soft_wrap=True, markup=False)
+    how: dict[str, Any] = {"overwrite": overwrite, "shown": console.is_terminal, "told": told}
     if rank == AUTO:
-        told = partial(console.print, soft_wrap=True, markup=False)
-        result = fit_for_server(outs, wanted, source, told=told, **how)
+        result = fit_for_server(outs, wanted, source, **how)
     else:
         (adapter,) = adapters
         out = out or adapter / "fit"
         found = fit_folder(adapter, wanted, out, source, **how)
-        console.print(str(found), soft_wrap=True)
         console.print(f"adapter     {out}", soft_wrap=True)
         result = [found.row(), *found.curve_rows()]
     if json_file:
@@ -334,7 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: run the command line, and turn a user's mistake into one line on stderr and exit code 2."""
     try:
         app(args=arguments, prog_name="pedyra")
-    except (ValueError, ImportError, OSError) as error:
+    except Exception as error:
         if not _is_users(error):
             raise
         new_console(stderr=True).print(f"[red]Error:[/red] {_one_line(error)}", soft_wrap=True, markup=True)
@@ -347,8 +355,8 @@ def _is_users(error: Exception) -> bool:
         return "pip install" in str(error)  # an optional package; the message has the line that installs it
     if isinstance(error, OSError):
         files = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-        return isinstance(error, files) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
-    return True
+        return isinstance(error, files) or is_disk_full(error) or error.errno in (errno.EROFS, errno.ENAMETOOLONG)
+    return isinstance(error, ValueError) or is_disk_full(error)
 
 
 LONGEST = 300

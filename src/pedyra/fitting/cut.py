@@ -19,7 +19,7 @@ from pedyra.fitting.gramians import Calibration
 from pedyra.fitting.worth import Balance, balance
 from pedyra.lora.attach import detach
 from pedyra.lora.factors import linear
-from pedyra.lora.files import finite, write_folder
+from pedyra.lora.files import finite, refuse_unwritable, write_folder
 from pedyra.lora.folder import SavedLora, check_plain, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
@@ -184,10 +184,11 @@ def singular_basis(A: Tensor, B: Tensor) -> Balance:
 
 
 def check_out(out: Path, overwrite: bool = False) -> None:
-    """Raise ValueError where `out` may not be written: a link, or a folder that holds anything but, with `overwrite`,
-    an earlier fit."""
+    """Raise ValueError where `out` may not be written: a link, a place without permission, or a folder that holds
+    anything but, with `overwrite`, an earlier fit."""
     if out.is_symlink():
         raise ValueError(f"{out} is a link, which is not followed; remove it, or choose another folder")
+    refuse_unwritable(out.absolute().parent, str(out))  # a folder is made beside it, and then takes its name
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out.is_dir() and (out / RECORD).is_file()):

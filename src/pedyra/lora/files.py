@@ -6,6 +6,7 @@ to: a link is replaced or removed itself, or is refused.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -58,6 +59,28 @@ def refuse_link(path: Path) -> None:
     """Raise ValueError where `path` is a link, through which a write would land in another place."""
     if path.is_symlink():
         raise ValueError(f"{path} is a link, and nothing is written through one; remove the link")
+
+
+def refuse_unwritable(path: Path, name: str) -> None:
+    """Raise ValueError, beginning with `name`, where no file can be made at `path`: in the nearest folder above it that
+    exists there is no permission, or the disk is read-only."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{name} cannot be written: no permission in {nearest}; choose another folder")
+
+
+# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
+_FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write that found no space is at the bottom of it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if any(sign in str(error) for sign in _FAILED_WRITES):
+        return True
+    below = error.__cause__ or error.__context__
+    return below is not None and is_disk_full(below)
 
 
 def sync_folder(folder: Path) -> None:

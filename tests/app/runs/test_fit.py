@@ -163,6 +163,11 @@ def test_chats_are_rows_too(call: Any, tmp_path: Path):
     code, out, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--parameters", 100)
     assert code == 0, err
     assert "perplexity" in out and (tmp_path / "adapter" / "fit" / "adapter_config.json").is_file()
+    # A Trainer saves the tokenizer of the training beside the adapter, and chats were written by its template.
+    tokenizer.chat_template = "{% for m in messages %}{{ raise_exception('the template of the training') }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    code, _, err = call(tmp_path / "adapter", "--data", tmp_path / "rows.jsonl", "--parameters", 100, "--overwrite")
+    assert code == 2 and "the template of the training" in err
 
 
 def test_any_peft_adapter_is_fitted_on_rows_of_its_own_columns(call: Any, tmp_path: Path):

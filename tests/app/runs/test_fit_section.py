@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from pedyra.app.models.base import load_model, load_tokenizer
 from pedyra.app.recipe import check_recipe
-from pedyra.app.runs.run import train_run
+from pedyra.app.runs.run import INTERRUPTED, train_run
 from pedyra.app.runs.setup import resolve
 from pedyra.lora.inspection import read_tensors
 
@@ -86,6 +88,38 @@ def test_a_fit_that_ends_in_an_error_loses_nothing_of_the_run(tmp_path, monkeypa
     result = train_run(recipe(tmp_path / "run"), console=Console(quiet=True))
     assert result.found is None and result.unfitted == "no size is small enough" and result.awaits_fit
     assert result.final is not None and (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_ctrl_c_in_a_fit_loses_nothing_of_the_run(tmp_path, monkeypatch):
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pedyra.app.runs.run.fit_trainer", interrupted)
+    result = train_run(recipe(tmp_path / "run"), console=Console(quiet=True))
+    assert result.found is None and result.unfitted == INTERRUPTED and result.awaits_fit
+    assert result.final is not None
+
+
+def test_a_fit_that_finds_no_space_is_told_and_its_run_is_whole(tmp_path, monkeypatch):
+    def save(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pedyra.app.runs.run.Fit.save", save)
+    screen = Console(record=True, width=500)
+    result = train_run(recipe(tmp_path / "run"), console=screen)
+    assert result.unfitted is not None and "free space, then pedyra fit" in result.unfitted
+    assert result.final is not None and "proof" in screen.export_text()  # what was found, though it is not written
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_fit_at_a_terminal_shows_how_far_it_is(terminal, tmp_path, monkeypatch):
+    def fitted(trainer: Any, *_: Any) -> Any:
+        assert trainer.args.disable_tqdm is not terminal
+        raise ValueError("seen")
+
+    monkeypatch.setattr("pedyra.app.runs.run.fit_trainer", fitted)
+    console = Console(file=StringIO(), force_terminal=terminal)
+    assert train_run(recipe(tmp_path / "run"), console=console).unfitted == "seen"
 
 
 def test_a_run_that_diverged_is_not_fitted(tmp_path):

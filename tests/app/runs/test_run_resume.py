@@ -1,6 +1,7 @@
 """A run that was interrupted or killed goes on bit for bit, and only as what it was."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 from rich.console import Console
 from short_runs import adapter, assert_same_tensors, run, steps_of
 
+from pedyra.app.runs.callbacks import MetricsLog
+from pedyra.app.runs.evaluate import finished_run
 from pedyra.app.runs.run import train_run
-from pedyra.lora.files import SUMS, read_rows, write_sums
+from pedyra.lora.files import SUMS, json_line, read_rows, write_sums
 
 
 @pytest.mark.parametrize("method", ["lora", "pedyra"])
@@ -53,10 +56,24 @@ def test_a_folder_that_was_moved_goes_on_where_it_was_stopped(recipe, interrupt_
     """And is judged by whatever it is asked at its end."""
     interrupt_at(7)
     stopped = run(recipe()).folder.path
-    stopped.rename(tmp_path / "elsewhere")
+    stopped.rename(tmp_path / "some where")
+    with pytest.raises(ValueError, match="is not finished; continue with pedyra train") as told:
+        finished_run(tmp_path / "some where")
+    (tmp_path / "some where").rename(tmp_path / "elsewhere")
+    words = shlex.split(str(told.value).partition("pedyra train ")[2])  # as a shell reads what is pasted
+    there = str(tmp_path / "some where")
+    assert words == [f"{there}/recipe.yaml", f"output_dir={there}", "--resume"]
     went_on = run(recipe(output_dir=str(tmp_path / "elsewhere")), resume=True)
     assert went_on.step == 12
     assert json.loads((tmp_path / "elsewhere" / "environment.json").read_text())["resumed_from"] == 7
+
+
+def test_the_time_before_a_stop_between_two_logs_counts(tmp_path):
+    """Trainer's summary alone has it, and is not kept."""
+    before = [{"step": 5, "seconds": 3.0, "loss": 1.0}, {"step": 7, "seconds": 9.0, "train_loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(map(json_line, [*before, {"step": 8, "seconds": 20.0}])))
+    assert MetricsLog(tmp_path / "metrics.jsonl", resumed_step=7).seconds == 9.0
+    assert read_rows(tmp_path / "metrics.jsonl") == before[:1]
 
 
 def test_a_checkpoint_with_one_flipped_bit_is_passed_over(recipe, interrupt_at):

@@ -29,12 +29,12 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path, resumed_step: int = 0, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
-        known = read_rows(path, {"step": int, "seconds": (float, None)})
-        rows = [row for row in known if row["step"] <= resumed_step and "train_loss" not in row]
+        known = [row for row in read_rows(path, {"step": int, "seconds": (float, None)}) if row["step"] <= resumed_step]
+        rows = [row for row in known if "train_loss" not in row]  # without Trainer's summary of a run that was stopped
         if writes:
             write_file(path, "".join(map(json_line, rows)))
         self._resumed_step = self._last_step = resumed_step
-        self._seconds_before = (rows[-1].get("seconds") or 0.0) if rows else 0.0
+        self._seconds_before = max((row.get("seconds") or 0.0 for row in known), default=0.0)
         self._seconds_here = 0.0
         self._started: float | None = None
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from pedyra.app.models.base import load_model, load_tokenizer, positions
 from pedyra.app.recipe import Recipe, load_recipe
 from pedyra.app.recipe_sections import GenerateSection
+from pedyra.app.runs.run import how_to_go_on
 from pedyra.app.runs.run_folder import RunFolder
 from pedyra.app.runs.setup import Setup, resolve
 from pedyra.app.tasks.generation import WRITING, SampleFile, write_texts
@@ -114,7 +115,7 @@ def finished_run(run: Path) -> tuple[RunFolder, Recipe, Path]:
     recipe = load_recipe(folder.recipe)
     recipe = resolve(recipe)
     if not folder.is_finished() and not folder.adapter.is_dir():
-        raise ValueError(f"the run in {run} is not finished; continue it with pedyra train {folder.recipe} --resume")
+        raise ValueError(f"the run in {run} is not finished; {how_to_go_on(recipe, folder)}")
     adapter = find_adapter(run)
     read_adapter_config(adapter)  # a damaged file is told by its name
     read_tensors(adapter / "adapter_model.safetensors")

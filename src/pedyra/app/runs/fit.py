@@ -77,14 +77,26 @@ class Source:
         return self.run
 
 
+def _untold(line: str) -> None:
+    """Where nobody is told."""
+
+
 def fit_folder(
-    path: Path, wanted: Wanted, out: Path, source: Source, *, overwrite: bool = False, shown: bool = False
+    path: Path,
+    wanted: Wanted,
+    out: Path,
+    source: Source,
+    *,
+    overwrite: bool = False,
+    shown: bool = False,
+    told: Callable[[str], None] = _untold,
 ) -> Fit:
     """Fit the adapter in `path` (a run folder, or a PEFT folder) on rows, and write the smaller one to `out`.
 
     Args:
         overwrite: replace an earlier fit in `out`.
         shown: a progress bar, and an estimate before the work begins.
+        told: gets what was found, before it is written.
 
     Raises:
         ValueError: no data, an adapter that is no plain LoRA, a base that cannot be found, `out` that holds files, a
@@ -94,6 +106,7 @@ def fit_folder(
     general = source.texts()
     with opened(path, wanted, source, shown=shown) as adapter:
         found = fit_trainer(adapter.trainer, wanted, general=general)
+        told(str(found))
         found.write(adapter.lora, out)
     return found
 
@@ -189,6 +202,8 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
     if kind == "causal_lm" and "messages" in next(iter(read_test_rows(str(data), None, "train", None, "--data")), ()):
         columns = {"messages": "messages"}
     model = {"name": name, "revision": lora.config.get("revision")}
+    if (lora.folder / "tokenizer_config.json").is_file():  # that of the training, whose template chats were written by
+        model["tokenizer"] = str(lora.folder)
     classes = _classes(ModelSection(**model), lora, data) if kind == "classification" else {}
     content = {
         "name": "fit",
@@ -242,7 +257,7 @@ def fit_for_server(
     *,
     overwrite: bool = False,
     shown: bool = False,
-    told: Callable[[str], None] = lambda _: None,
+    told: Callable[[str], None] = _untold,
 ) -> list[dict[str, Any]]:
     """Fit each adapter at the least of vLLM's ranks at which all are within their tolerance, and write them.
 

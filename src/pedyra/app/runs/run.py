@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ from pedyra.fitting.fit import Wanted
 from pedyra.fitting.result import Fit
 from pedyra.fitting.trainer import fit_trainer
 from pedyra.lora.attach import detach
-from pedyra.lora.files import append_row, remove, write_file, write_folder
+from pedyra.lora.files import append_row, is_disk_full, remove, write_file, write_folder
 from pedyra.lora.hub import CARD, adapter_card, made_repository, push_folder, shown_name, shown_ranks
 from pedyra.lora.inspection import inspect_adapter
 from pedyra.lora.layer import adapted_layers
 from pedyra.methods.registry import get_method
+
+INTERRUPTED = "it was interrupted"
+"""Why there is no fit after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ def train_run(recipe: Recipe, *, overwrite: bool = False, resume: bool = False, 
                 folder.begin(recipe.to_yaml())
             return _train(setup, folder, from_first(checkpoint), console)
         except BaseException as error:
-            if not _is_disk_full(error):
+            if not is_disk_full(error):
                 raise
             then = "train again" if folder.is_blank() else how_to_go_on(recipe, folder)
             message = f"disk full while writing {folder.path}; free space, then {then}"
@@ -129,7 +133,9 @@ def how_to_go_on(recipe: Recipe, folder: RunFolder) -> str:
     """What to do about a run that has ended before its last step."""
     if why := _why_not_resumable(recipe):
         return f"start it anew with --overwrite, for {why}"
-    return f"continue with pedyra train {folder.recipe} --resume"
+    moved = folder.path.absolute() != Path(recipe.output_dir).absolute()
+    there = f" output_dir={shlex.quote(str(folder.path))}" if moved else ""
+    return f"continue with pedyra train {shlex.quote(str(folder.recipe))}{there} --resume"
 
 
 def _why_not_resumable(recipe: Recipe) -> str | None:
@@ -229,12 +235,15 @@ def _train(setup: Setup, folder: RunFolder, checkpoint: Path | None, console: Co
         final = _finish(setup, folder, trainer, log)
     layers = layer_rows(setup.model)
     if (wanted := wanted_fit(setup.recipe)) is not None and final is not None and not _diverged(final):
+        # The run is whole, and its result is not to be lost.
         try:
             ready_to_fit(setup.recipe, trainer)
-            found = _fit(wanted, folder, trainer)
+            found = _fit(wanted, folder, trainer, console)
             images.log_curve(found)
-        except (ValueError, torch.OutOfMemoryError) as error:  # the run is whole, and its result is not to be lost
+        except (ValueError, torch.OutOfMemoryError) as error:
             unfitted = str(error)
+        except KeyboardInterrupt:
+            unfitted = INTERRUPTED
     return RunResult(
         recipe=setup.recipe,
         folder=folder,
@@ -252,13 +261,21 @@ def _diverged(final: dict[str, Any]) -> bool:
     return not math.isfinite(final["eval_loss"])
 
 
-def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer) -> Fit:
+def _fit(wanted: Wanted, folder: RunFolder, trainer: Trainer, console: Console) -> Fit:
     """Ask how small the adapter may be, and write the smaller one beside it."""
     model: Any = trainer.model
     if adapted_layers(model):  # a start that took from the weight is then a part of the factors
         detach(model)
+    trainer.args.disable_tqdm = not console.is_terminal  # a fit draws its own bar, and says before how long it takes
     found = fit_trainer(trainer, wanted)
-    found.save(folder.path / "fit", overwrite=True)
+    try:
+        found.save(folder.path / "fit", overwrite=True)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        console.print(f"{found}", soft_wrap=True, markup=False)
+        again = f"pedyra fit {shlex.quote(str(folder.path))}"
+        raise ValueError(f"disk full while writing {folder.path / 'fit'}; free space, then {again}") from error
     return found
 
 
@@ -275,15 +292,15 @@ def _refused_file(checkpoint: Path) -> str | None:
 def _finish(setup: Setup, folder: RunFolder, trainer: Trainer, log: MetricsLog) -> dict[str, Any]:
     """Save the adapter, judge it on the held-out rows, and close metrics.jsonl with the final line."""
     trained = trainable_parameters(setup.model)
+    reshard(setup.model)
+    # A schedule-free optimizer has two sets of weights, of which this is the one that is judged.
+    use_averaged(trainer.optimizer)
     if setup.adaptation.finish is not None:
         setup.adaptation.finish()
         trainer.state.log_history.clear()  # those evaluations were of the model before
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     before = [entry for entry in trainer.state.log_history if entry["step"] == 0 and "eval_loss" in entry]
 
-    reshard(setup.model)
-    # A schedule-free optimizer has two sets of weights, of which this is the one that is judged.
-    use_averaged(trainer.optimizer)
     if is_first():
         write_folder(folder.adapter, lambda part: setup.model.save_pretrained(str(part)))
     evaluation = _final_evaluation(trainer, log if best else None)
@@ -335,20 +352,6 @@ def _final_evaluation(trainer: Trainer, silent: MetricsLog | None) -> dict[str, 
     if silent is not None:
         trainer.remove_callback(silent)
     return trainer.evaluate()
-
-
-# How safetensors, and torch's writer of zip archives, tell that a write failed; neither raises OSError.
-_FAILED_WRITES = ("No space left on device", "PytorchStreamWriter", "inline_container", "iostream error")
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether a write that found no space is at the bottom of it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    if any(sign in str(error) for sign in _FAILED_WRITES):
-        return True
-    below = error.__cause__ or error.__context__
-    return below is not None and _is_disk_full(below)
 
 
 def ready_to_push(recipe: Recipe) -> None:

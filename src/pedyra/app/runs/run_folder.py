@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pedyra.allocate.checkpoint_folder import ASIDE, list_checkpoints
-from pedyra.lora.files import read_json, read_rows, refuse_link, remove, write_file
+from pedyra.lora.files import read_json, read_rows, refuse_link, refuse_unwritable, remove, write_file
 
 # What a run writes, and so all that `--overwrite` may remove. "runs" is where Trainer puts TensorBoard's files.
 CONTENTS = (
@@ -110,11 +109,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} is not empty and holds no run of pedyra; choose another output_dir (its files are kept)"
             )
-        parent = self.path
-        while not parent.exists():
-            parent = parent.parent
-        if not os.access(parent, os.W_OK) and parent.exists():
-            raise ValueError(f"output_dir {self.path} cannot be written: no permission in {parent}")
+        refuse_unwritable(self.path, f"output_dir {self.path}")
 
     def refuse_links(self) -> None:
         """Raise ValueError where an entry of the folder is a symbolic link.
