@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from together import can_fork, together
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import pedyra
-from pedyra.fitting.fit import labelled
+from pedyra.fitting.fit import Wanted, labelled
 from pedyra.fitting.judge import Judge
+from pedyra.fitting.trainer import _rows
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without an accelerator")
 
@@ -72,6 +74,29 @@ def test_two_processes_find_what_one_finds(make_trainer: Any, tmp_path: Path, re
             near = isinstance(value, float)
             assert ours[key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if near else value)
     assert two["ranks"] == one["ranks"] and two["metrics"] == one["metrics"]
+
+
+def parts_by(rank: int, size: int, out: str) -> tuple[list[int], str]:
+    """Batches of the parts of a fit of so few rows that a process has one for the choice, and what a fit says of it."""
+    shape: Any = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    lora = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)  # type: ignore[arg-type]
+    model: Any = get_peft_model(BertForSequenceClassification(BertConfig(**shape)), lora)
+    arguments = TrainingArguments(
+        out, max_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, label_names=["labels"],
+        ddp_backend="gloo" if size > 1 else None, ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=rows(32, 1), eval_dataset=rows(16, 2))
+    trainer.train()
+    parts = _rows(trainer, None, Wanted(rows=32, recover=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = pedyra.fit(trainer, rows=32, recover=0)
+    return [len(parts.choice), len(parts.proof)], found.verdict
+
+
+def test_one_batch_of_the_choice_in_each_process_is_enough(tmp_path: Path):
+    for parts, verdict in together(parts_by, 2, str(tmp_path)):
+        assert parts == [1, 3] and verdict
 
 
 def labelled_by(rank: int, size: int, out: str) -> list[int]:

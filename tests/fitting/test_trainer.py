@@ -30,6 +30,7 @@ from transformers import (
 import pedyra
 from pedyra.fitting.calibration import lora_layers
 from pedyra.fitting.cut import CURVE, RECORD
+from pedyra.fitting.trainer import _batches, _trained_batch
 
 FAST: dict[str, Any] = {"rows": 64}
 
@@ -451,6 +452,55 @@ def test_held_out_sets_by_name_are_taken_together_streams_too(make_trainer: Any)
     for given, more in (({"eval_dataset": streams}, {}), ({"eval_dataset": None}, {"data": halves})):
         found = fit(make_trainer(given=given), recover=0, **more)
         assert "32 for the choice and 64 for the proof" in found.rows
+
+
+def test_held_out_sets_whose_columns_differ_are_taken_together(make_trainer: Any):
+    """The Trainer evaluates each by itself, and leaves out what the model does not take."""
+    held = [{key: torch.as_tensor(each).tolist() for key, each in row.items()} for row in rows(96, 2)]
+    numbered = Dataset.from_list([{**row, "id": place} for place, row in enumerate(held[:48])])
+    named = Dataset.from_list([{**row, "id": f"row {place}"} for place, row in enumerate(held[48:])])
+    found = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": named}}), recover=0)
+    plain = fit(make_trainer(given={"eval_dataset": held}), recover=0)
+    assert found.row() == plain.row()
+
+
+def test_where_all_logits_have_no_room_the_fit_is_a_cut_alone(make_trainer: Any, monkeypatch: Any, caplog: Any):
+    """A fused loss never holds them, so training had room."""
+
+    def outputs(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("pedyra.fitting.trainer.TrainerJudge.outputs", outputs)
+    found = fit(make_trainer())
+    assert found.chosen.accepted and "no recovery" in caplog.text
+    with pytest.raises(ValueError, match="its forward pass raises OutOfMemoryError.*leave recover out"):
+        fit(make_trainer(), recover=5)
+
+
+def test_one_batch_at_a_time_is_on_the_device(make_trainer: Any, monkeypatch: Any):
+    trainer, events = make_trainer(), []
+    loader = trainer.get_eval_dataloader
+
+    def one_by_one(dataset: Any) -> Any:
+        for batch in loader(dataset):
+            events.append("on the device")
+            yield batch
+
+    def send(batch: Any, device: Any) -> Any:
+        events.append(f"to the {device}")
+        return batch
+
+    trainer.get_eval_dataloader = one_by_one
+    monkeypatch.setattr("pedyra.fitting.trainer.send_to_device", send)
+    batches = _batches(trainer, rows(24, 2), 8, False)
+    assert len(batches) == 3 and events == ["on the device", "to the cpu"] * 3
+
+
+def test_calibration_takes_the_batch_that_training_came_down_to(make_trainer: Any, monkeypatch: Any):
+    trainer = make_trainer()
+    assert _trained_batch(trainer) == 16
+    trainer.args.auto_find_batch_size, trainer._train_batch_size = True, 2
+    assert _trained_batch(trainer) == 2
 
 
 @pytest.mark.parametrize("as_data", [False, True])

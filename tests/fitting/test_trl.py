@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 import pedyra
-from pedyra.fitting.trainer import TrainerJudge
+from pedyra.fitting.fit import Wanted
+from pedyra.fitting.trainer import TrainerJudge, _rows
 
 pytest.importorskip("trl")
 
@@ -111,6 +112,17 @@ def test_where_the_loss_is_a_surrogate_the_divergence_is_measured(make: Any, kin
     assert found.measure == "divergence from the whole adapter" and found.measure in str(found)
     assert found.tolerance.won.mean > 0
     assert all(point.measured is None or point.measured.mean >= 0 for point in found.curve)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_of_an_evaluation_holds_whole_groups_of_completions(make: Any):
+    """TRL looks at it only where it evaluates: eight rows of an evaluation hold no group of sixteen."""
+    trainer = make("GRPO", steps=1, num_generations=16, gradient_accumulation_steps=2)
+    trainer.train()
+    assert trainer.args.per_device_eval_batch_size == 8
+    parts = _rows(trainer, None, Wanted(rows=16))
+    sizes = {len(batch["labels"]) for part in (parts.calibration, parts.choice, parts.proof) for batch in part}
+    assert sizes == {16}
 
 
 @pytest.mark.filterwarnings("ignore")

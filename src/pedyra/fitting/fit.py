@@ -141,11 +141,12 @@ def fit_batches(
     """
     choice, proof = (labelled(judge, part) for part in (rows.choice, rows.proof))
     rows = replace(rows, choice=choice, proof=proof)
-    batches, fewest = sum(gather_object([len(proof)])), min(gather_object([len(choice)]))
-    if batches < LEAST or fewest < 2 or len(rows.calibration) < 2:
+    batches, every = sum(gather_object([len(proof)])), gather_object([len(choice)])
+    if batches < LEAST or sum(every) < 2 or not all(every) or len(rows.calibration) < 2:
+        each = "" if len(every) == 1 else f", and a process has {min(every)} of the choice and takes 1"
         raise ValueError(
-            f"calibration, choice and proof have {len(rows.calibration)}, {fewest} and {batches} batches; "
-            f"they take 2, 2 and {LEAST}, and 30 make them good: give more rows"
+            f"calibration, choice and proof have {len(rows.calibration)}, {sum(every)} and {batches} batches; "
+            f"they take 2, 2 and {LEAST}, and 30 make them good{each}: give more rows"
         )
     if batches < FEW:
         warnings.warn(f"the proof has {batches} batches, so its interval is wide; give more rows", stacklevel=3)
@@ -219,9 +220,8 @@ class _Fitting:
         try:
             with evaluating(self.model), torch.no_grad():
                 gives = bool(self.judge.outputs(batches[0]))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of a model whose loss its Trainer computes in a way of its own
+        # Of a model whose loss its Trainer computes in a way of its own, or never whole: all logits may have no room.
+        except Exception as error:
             gives, why = False, f"its forward pass raises {type(error).__name__}: {error}"
         gives = all(gather_object([gives]))
         if not gives and steps is not None:

@@ -266,21 +266,20 @@ def _check_live(model: Any, adapter: str) -> None:
 def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
     """The batches of a fit: of the held-out rows a third is for the choice, which has to say where the proof begins,
     and the rest is for the proof, which has to tell sizes apart from the tolerance."""
-    completions = _completions(trainer)
-    most = min(wanted.rows, max(2 * BATCH, GENERATED_ROWS // completions)) if completions else wanted.rows
-    name, training, seen, held, left = _drawn(trainer, data, most)
-    if completions:  # batches have to hold whole groups of completions
-        size = small = trainer.args.per_device_eval_batch_size
+    completions, processes = _completions(trainer), trainer.accelerator.num_processes
+    if completions:  # the batches of all processes have to hold whole groups of completions
+        group = completions // math.gcd(completions, processes)
+        size = small = max(group, trainer.args.per_device_eval_batch_size // group * group)
+        step = size * processes // completions
+        most = min(wanted.rows, max(2 * BATCH, GENERATED_ROWS // completions, 2 * step))
+        name, training, seen, held, left = _drawn(trainer, data, most)
     else:
-        small, size = (
-            min(BATCH, each)
-            for each in (trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size)
-        )
+        name, training, seen, held, left = _drawn(trainer, data, wanted.rows)
+        small, size = min(BATCH, _trained_batch(trainer)), min(BATCH, trainer.args.per_device_eval_batch_size)
         size = max(min(2, size), min(size, len(left) // BATCHES))
 
     def shared(rows: list[int], size: int) -> list[int]:
         """As many batches in every process, and no row twice."""
-        processes = trainer.accelerator.num_processes
         step = max(1, size * processes // (completions or 1)) if processes > 1 else 1
         return rows[: len(rows) // step * step]
 
@@ -301,6 +300,14 @@ def _rows(trainer: Any, data: Any, wanted: Wanted) -> Rows:
         f"the proof"
     )
     return Rows(**batches, told=told)
+
+
+def _trained_batch(trainer: Any) -> int:
+    """Rows of a backward pass that there is room for: what `auto_find_batch_size` has come down to, where it is on."""
+    args = trainer.args
+    if not args.auto_find_batch_size:
+        return args.per_device_train_batch_size
+    return min(args.per_device_train_batch_size, max(1, trainer._train_batch_size // max(1, args.n_gpu)))
 
 
 def least_held_out(eval_batch_size: int) -> int:
@@ -466,7 +473,9 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
     before = {name: getattr(trainer.args, name) for name in settings if hasattr(trainer.args, name)}
     try:
         vars(trainer.args).update({name: settings[name] for name in before})
-        batches = list(trainer.get_eval_dataloader(dataset))
+        batches = []
+        for batch in trainer.get_eval_dataloader(dataset):  # which has sent it to the device
+            batches.append(send_to_device(batch, "cpu") if isinstance(batch, Mapping) else batch)
     finally:
         vars(trainer.args).update(before)
     if odd := [type(batch).__name__ for batch in batches if not isinstance(batch, Mapping) and not generates]:
@@ -483,7 +492,7 @@ def _batches(trainer: Any, dataset: Any, size: int, generates: bool) -> list[Bat
             f"batches of {size}, so rows for the choice and for the proof cannot be kept apart; let it take the data "
             f"set that it is given, and the batch size of its arguments"
         )
-    return [send_to_device(batch, "cpu") for batch in batches]
+    return batches
 
 
 def _completed(trainer: Any, prompts: Any) -> dict[str, Tensor]:
@@ -538,7 +547,8 @@ def _joined(dataset: Any) -> Any:
     if any(isinstance(part, IterableDataset) or not hasattr(part, "__len__") for part in parts):
         end = object()  # a row of each in turn, until all have ended
         return (row for each in zip_longest(*parts, fillvalue=end) for row in each if row is not end)
-    if hasattr(parts[0], "select"):
+    # Columns of the same name may hold other things in another set; those that the model does not take go later.
+    if hasattr(parts[0], "select") and all(part.features == parts[0].features for part in parts):
         from datasets import concatenate_datasets
 
         return concatenate_datasets(parts)
