@@ -131,6 +131,19 @@ def test_processes_do_not_multiply_the_penalty(tmp_path: Path):
         assert alone > 0 and each == pytest.approx(alone, rel=1e-4)
 
 
+def test_without_the_penalty_peft_is_given_a_weight_above_zero(prepare: Any):
+    """peft 0.19 refuses 0 in any forward with labels."""
+    run = prepare("adalora", rank={"orth_weight": 0.0})
+    weights: list[float] = []
+
+    def forward(*_: Any) -> None:
+        weights.append(run.model.peft_config["default"].orth_reg_weight)
+
+    run.model.get_base_model().bert.register_forward_hook(forward)
+    run.train()
+    assert len(weights) >= 12 and all(0 < weight < 1e-100 for weight in weights)
+
+
 def test_an_average_without_memory_is_refused_where_peft_asserts(prepare: Any):
     with pytest.raises(ValueError, match="rank.beta1 is 0, but PEFT's AdaLoRA takes none of 0; raise it"):
         prepare("adalora", rank={"beta1": 0})

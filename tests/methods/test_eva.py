@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import T5Config, T5ForConditionalGeneration
 
-from pedyra.methods.eva import _check_layers
+from pedyra.methods.eva import _check_layers, counted
 from pedyra.methods.method import Request
 from pedyra.methods.registry import get_method
 
@@ -55,6 +55,43 @@ def test_a_batch_with_too_few_vectors_is_told_instead_of_waiting_for_ever(
         prepare("eva", kind, **sections)
 
 
+def test_deberta_whose_projections_see_position_embeddings_too(prepare: Any, capsys: pytest.CaptureFixture[str]):
+    batch = {"per_device_train_batch_size": 48}
+    run = prepare("eva", model={"name": "tiny-deberta"}, lora={"target_modules": ["query_proj"]}, training=batch)
+    layers: list[Any] = [module for module in run.model.modules() if isinstance(module, LoraLayer)]
+    assert layers and sum(layer.r["default"] for layer in layers) == 4 * len(layers)
+    for layer in layers:
+        A = layer.lora_A["default"].weight.detach()
+        torch.testing.assert_close(A @ A.T, torch.eye(len(A)), rtol=0, atol=1e-4)
+    assert "skipping SVD" not in capsys.readouterr().out
+
+
+def test_a_layer_that_sees_position_embeddings_alone_is_named_instead_of_waiting_for_ever():
+    class Places(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.words(x) + self.places(torch.ones(1, 6, 8)).mean(1, keepdim=True)
+
+    model: Any = get_peft_model(Places(), LoraConfig(target_modules=["words", "places"]))  # type: ignore[arg-type]
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="^places sees no input of a row"):
+        _check_layers(model, lambda: model(x=torch.randn(2, 3, 8)), lambda x: len(counted(x, mask)), needed=4)
+
+
+def test_the_vectors_that_count():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    x = torch.arange(12.0).view(2, 3, 2)
+    expected = torch.tensor([[0.0, 1.0], [2.0, 3.0], [6.0, 7.0]])
+    assert torch.equal(counted(x, mask), expected)
+    assert torch.equal(counted(x.view(6, 2), mask), expected)  # all rows in one
+    assert torch.equal(counted(x[:, 0], mask), x[:, 0])  # one a row
+    assert counted(torch.ones(1, 9, 2), mask).shape == (0, 2)  # of no row
+    assert counted(x, None).shape == (6, 2)
+
+
 def test_a_layer_that_takes_no_part_is_named():
     class Spare(torch.nn.Module):
         def __init__(self) -> None:
@@ -65,13 +102,14 @@ def test_a_layer_that_takes_no_part_is_named():
             return self.used(x)
 
     model: Any = get_peft_model(Spare(), LoraConfig(target_modules=["used", "spare"]))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^spare takes no part in the forward pass, so EVA has no inputs"):
-        _check_layers(model, lambda: model(x=torch.randn(2, 8)), needed=4)
+    with pytest.raises(ValueError, match="^spare sees no input of a row in the forward pass"):
+        _check_layers(model, lambda: model(x=torch.randn(2, 8)), len, needed=4)
 
 
-def test_another_start_is_refused(prepare: Any):
-    with pytest.raises(ValueError, match="lora.init is 'gaussian', but EVA is a start of its own"):
-        prepare("eva", lora={"init": "gaussian"})
+@pytest.mark.parametrize(("field", "value"), [("init", "gaussian"), ("use_rslora", True)])
+def test_another_start_or_scaling_is_refused(prepare: Any, field: str, value: Any):
+    with pytest.raises(ValueError, match=f"lora.{field} is {value!r}, but EVA is a start of its own"):
+        prepare("eva", lora={field: value})
 
 
 def test_all_factors_train_in_float32_on_a_base_in_bfloat16(prepare: Any):

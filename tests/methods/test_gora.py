@@ -158,6 +158,10 @@ def test_a_and_b_both_learn_at_the_first_step(prepare: Any):
     ("sections", "message"),
     [
         ({"lora": {"use_dora": True}}, "lora.use_dora is True, but GoRA defines its own start"),
+        (
+            {"lora": {"target_modules": ["query", "word_embeddings"]}},
+            "word_embeddings is a LoRA layer of kind Embedding",
+        ),
         ({"method_settings": {"min_rank": 5}}, "min_rank 5 and max_rank 16 must enclose lora.r 4"),
         ({"method_settings": {"min_rank": 0}}, "method_settings.min_rank is 0; it must be at least 1"),
     ],

@@ -66,6 +66,10 @@ def test_at_the_budget_what_is_left_of_the_reserves_goes(situation: Any):
     assert after.ranks == plan.ranks and not after.pruned
 
 
+def test_a_compiled_model_is_refused_for_its_layers_show_no_gradients(prepare: Any):
+    assert not prepare("increlora").ranks.method.compiles and prepare("pedyra").ranks.method.compiles
+
+
 def test_a_run_grows_from_one_to_the_budget(prepare: Any):
     run = prepare("increlora").train()
     layers = len(run.allocator.layers)

@@ -55,6 +55,11 @@ def test_a_run_trains_the_larger_lora_at_the_same_scaling_and_ends_at_the_budget
     assert {layer.scaling["default"] for layer in layers} == {32 / 4}
 
 
+def test_a_layer_that_cannot_be_cut_is_refused_before_the_training(prepare: Any):
+    with pytest.raises(ValueError, match="word_embeddings is a LoRA layer of kind Embedding"):
+        prepare("para", lora={"target_modules": ["query", "word_embeddings"]})
+
+
 def test_a_start_that_takes_from_the_weight_is_refused(prepare: Any):
     with pytest.raises(ValueError, match="lora.init is 'pissa', which moves pre-trained content into the adapter"):
         prepare("para", lora={"init": "pissa"})

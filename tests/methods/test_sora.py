@@ -162,6 +162,13 @@ def test_settings_that_cannot_work_are_refused(prepare, sections: dict[str, Any]
         prepare("sora", **sections)
 
 
+def test_a_schedule_free_optimizer_is_refused(prepare):
+    """It judges averages of the weights, in which no gate is exactly zero."""
+    pytest.importorskip("schedulefree")
+    with pytest.raises(ValueError, match="training.optim is schedule-free"):
+        prepare("sora", training={"optim": "schedule_free_adamw"})
+
+
 def test_scaled_losses_are_refused(prepare):
     refused = prepare("sora").adaptation.refused
     with pytest.raises(ValueError, match="training.fp16 is True, but SoRA's gates are shrunk .* use training.bf16"):

@@ -100,14 +100,14 @@ class AdaLoraHooks(Hooks):
     def __init__(self, model: PeftModel, schedule: dict[str, Any]) -> None:
         self.model, self.schedule = model, schedule
         self.config: Any = model.peft_config["default"]
-        self.weight = self.config.orth_reg_weight
+        self.weight = self.config.orth_reg_weight or NO_PENALTY
         """Of the orthogonality term in the loss of a micro-batch."""
         self._checked = False
         self._without_penalty_in_evaluation()
 
     def begin(self, run: Running) -> None:
         # Where the model divides its own loss by the tokens of all micro-batches, PEFT adds the term to each.
-        self.weight = self.config.orth_reg_weight / run.micro_batches
+        self.weight = self.config.orth_reg_weight / run.micro_batches or NO_PENALTY
         schedule = resolve_schedule(run.total_steps, **self.schedule)
         self.config.total_step = schedule.total_steps
         self.config.tinit, self.config.tfinal = schedule.initial_warmup, schedule.final_warmup

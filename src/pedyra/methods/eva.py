@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -24,10 +26,11 @@ def prepare(request: Request) -> Adaptation:
 
     The budget of layers x r ranks goes, once, to the components that explain most variance over all layers; a layer
     that gets none is not adapted. The scaling stays alpha / r. Padding, and for causal_lm the prompt (label -100), are
-    left out, as in PEFT. Raises ValueError: another start, an encoder-decoder, a batch with fewer vectors than rho r
-    for some layer, or a layer with narrower inputs or none.
+    left out, as in PEFT; so are the position embeddings that DeBERTa sends through its projections. Raises ValueError:
+    another start, rsLoRA, an encoder-decoder, a batch with fewer vectors than rho r for some layer, or a layer with
+    narrower inputs or none.
     """
-    request.refuse_lora("EVA is a start of its own", "init")
+    request.refuse_lora("EVA is a start of its own, at the scaling alpha / r", "init", "use_rslora")
     if getattr(getattr(request.model, "config", None), "is_encoder_decoder", False):
         raise ValueError(
             "the base model is an encoder-decoder, but EVA leaves out the padding of one sequence, and its decoder "
@@ -42,30 +45,41 @@ def prepare(request: Request) -> Adaptation:
         _check_vectors(int(mask.sum()), needed)
 
     def vectors(layer_input: Any, mask: Tensor | None, layer_name: str) -> Tensor:
-        """The vectors that count; a layer that sees one a row, such as BERT's pooler, has none to leave out."""
         x = layer_input[0] if isinstance(layer_input, (tuple, list)) else layer_input
-        if mask is None:
-            return x.flatten(0, -2).contiguous()
-        if x.dim() != 2:
-            return x[mask.to(x.device)]
-        _check_vectors(len(x), needed, f" for {layer_name.removeprefix('base_model.model.')}, which sees one a row")
-        return x.contiguous()
+        if mask is not None and x.shape[:-1] == mask.shape[:1]:
+            _check_vectors(len(x), needed, f" for {layer_name.removeprefix('base_model.model.')}, which sees one a row")
+        return counted(x, mask)
 
     with warnings.catch_warnings():  # that it could begin without weights: the check below needs them
         warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")
         model = request.with_adapter(config)
-    _check_layers(model, lambda: data.loss(model, first), needed)
-    initialize_lora_eva_weights(
-        model,
-        _Batches(data),
-        forward_fn=data.loss,
-        prepare_model_inputs_fn=lambda batch, config: data.mask(batch),
-        prepare_layer_inputs_fn=vectors,
-        show_progress_bar=False,
-    )
+    _check_layers(model, lambda: data.loss(model, first), lambda x: len(counted(x, mask)), needed)
+    with redirect_stdout(StringIO()):  # PEFT prints a line for each call without vectors
+        initialize_lora_eva_weights(
+            model,
+            _Batches(data),
+            forward_fn=data.loss,
+            prepare_model_inputs_fn=lambda batch, config: data.mask(batch),
+            prepare_layer_inputs_fn=vectors,
+            show_progress_bar=False,
+        )
     # PEFT makes a layer whose rank has changed anew, in the base's dtype; it trains in float32, as the others do.
     cast_adapter_dtype(model, "default")
     return Adaptation(model=model)
+
+
+def counted(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The vectors `(n, in)` that count, of an input `(..., in)` of a layer: those in `mask` `(rows, tokens)`.
+
+    A layer may see all rows in one, `(rows tokens, in)`, as in OPT. One that sees a vector a row, such as BERT's
+    pooler, has none to leave out. What else it sees is of no row, such as DeBERTa's position embeddings: none counts.
+    """
+    if mask is None:
+        return x.flatten(0, -2).contiguous()
+    places = x.shape[:-1]
+    if places in (mask.shape, mask.flatten().shape):
+        return x[mask.to(x.device).view(places)]
+    return x.contiguous() if places == mask.shape[:1] else x.new_zeros(0, x.shape[-1])
 
 
 class _Batches:
@@ -81,12 +95,21 @@ class _Batches:
         return self.data.batches()
 
 
-def _check_layers(model: PeftModel, forward: Callable[[], object], needed: int) -> None:
-    """One forward pass: a layer that sees no input, or is too narrow for its components, is told by name."""
+def _check_layers(model: PeftModel, forward: Callable[[], object], count: Callable[[Tensor], int], needed: int) -> None:
+    """One forward pass: a layer that sees no input of a row, or is too narrow for its components, is told by name.
+
+    Args:
+        count: of the vectors that count in the input of a layer.
+    """
     seen: set[str] = set()
     layers = {layer.name: layer.module for layer in lora_layers(model, "default")}
+
+    def see(x: Tensor, name: str) -> None:
+        if count(x):
+            seen.add(name)
+
     hooks = [
-        layer.register_forward_pre_hook(lambda module, args, name=name: seen.add(name))
+        layer.register_forward_pre_hook(lambda module, args, name=name: see(args[0], name))
         for name, layer in layers.items()
     ]
     with torch.no_grad():
@@ -96,7 +119,7 @@ def _check_layers(model: PeftModel, forward: Callable[[], object], needed: int) 
     for name, layer in layers.items():
         if name not in seen:
             raise ValueError(
-                f"{name} takes no part in the forward pass, so EVA has no inputs to look at; leave it out with "
+                f"{name} sees no input of a row in the forward pass, so EVA has none to look at; leave it out with "
                 f"lora.exclude_modules"
             )
         if layer.in_features < needed:

@@ -13,6 +13,7 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers import set_seed
 
+from pedyra.lora.attach import check_supported
 from pedyra.lora.layer import lora_layers, rank_parameters
 from pedyra.methods.data import Data
 from pedyra.methods.method import Adaptation, Method, Request, Settings, is_quantised, require, setting, with_ranks
@@ -84,6 +85,7 @@ def prepare(request: Request, settings: GoraSettings) -> Adaptation:
         f"method_settings.min_rank {min_rank} and max_rank {max_rank} must enclose lora.r {r}",
     )
     probe = request.with_lora(r=max_rank)
+    check_supported(probe.peft_config["default"], list(lora_layers(probe, "default")))
     assert request.data is not None
     observed = observe(probe, request.data, request.seed)
     base_model: Any = probe.unload()  # type: ignore[operator]

@@ -51,6 +51,8 @@ class DenseSensitivity(ScoreState):
     gradient accumulation the values of the micro-batches are summed, where |sum| of all would need it.
     """
 
+    compiles = False
+
     def __init__(self, layers: Sequence[AdaptedLayer], config: RankSettings) -> None:
         super().__init__(layers, ("sensitivity", "uncertainty"))
         self.beta1, self.beta2 = config.beta1, config.beta2

@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 
 from pedyra.allocate.allocation import lowest_to_free
-from pedyra.lora.attach import attach, detach, write_ranks
-from pedyra.lora.layer import AdaptedLayer, rank_parameters
+from pedyra.lora.attach import attach, check_supported, detach, write_ranks
+from pedyra.lora.layer import AdaptedLayer, lora_layers, rank_parameters
 from pedyra.lora.resize import install, resized
 from pedyra.methods.method import Adaptation, Method, Request
 
@@ -59,6 +59,7 @@ def prepare(request: Request) -> Adaptation:
             f"leave it out"
         )
     model = request.with_lora(r=FACTOR * request.lora.r, lora_alpha=request.lora.lora_alpha * FACTOR)
+    check_supported(model.peft_config["default"], list(lora_layers(model, "default")))  # not after the training
 
     @torch.no_grad()
     def finish() -> None:

@@ -112,6 +112,11 @@ def prepare(request: Request, settings: SoraSettings) -> Adaptation:
     def make_optimizer(kind: type[Optimizer], arguments: dict[str, Any], weight_decay: float) -> Optimizer:
         gates = gates_of(layers)
         optimizer = kind(groups_with_gates(model, gates, weight_decay), **arguments)
+        if hasattr(optimizer, "eval"):
+            raise ValueError(
+                "training.optim is schedule-free, and judges averaged weights, in which SoRA's gates never close; use "
+                "adamw_torch"
+            )
         add_gate_steps(optimizer, gates, settings)
         return optimizer
 

@@ -65,6 +65,7 @@ Policy = Callable[[Scores, ScoredSituation], RankPlan]
 ScoreSource = Callable[[Sequence[AdaptedLayer], RankSettings], ScoreState]
 """Makes what observes the layers."""
 
+
 LEAST_INTERVAL = 2
 """Steps between two adjustments at least, where a new triple takes the place of another. It begins with E or B at zero,
 so in its first step its score is exactly zero, and an adjustment after that step would only take it away again."""
@@ -106,6 +107,10 @@ class ScoredMethod(RankSettings, RankMethod):
     @property
     def trains_e(self) -> bool:  # type: ignore[override]
         return self.always_trains_e or self.start == "svd"
+
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        return getattr(self.scores, "compiles", ScoreState.compiles)
 
     def schedule(self, total_steps: int) -> Schedule:
         return resolve_schedule(
@@ -200,7 +205,8 @@ class ScoredRun(MethodRun):
             add_orthogonality_gradient(self.run.layers, weight=weight, form=self.method.orth_form)
 
     def _observe(self, step: int, loss_scale: float) -> None:
-        begins, adjusts = self.last_observed != step - 1, self.run.schedule.is_adjustment(step)
+        # Or this step: a checkpoint on a signal (Trainer's enable_jit_checkpoint) comes between reading and stepping.
+        begins, adjusts = self.last_observed not in (step - 1, step), self.run.schedule.is_adjustment(step)
         self.last_observed = step
         if begins:
             self.scores.restart()

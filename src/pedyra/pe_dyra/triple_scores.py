@@ -34,6 +34,9 @@ class ScoreState:
     tensors by name, goes into checkpoints.
     """
 
+    compiles = True
+    """Whether it can observe a model that torch compiles, which passes over hooks that come later."""
+
     def __init__(self, layers: Sequence[AdaptedLayer], names: Sequence[str] = ()) -> None:
         self.layers = layers
         device = layers[0].a.A.device
