@@ -129,9 +129,14 @@ def test_layers_on_several_devices_are_refused(make_net):
         allocate(model, NARROW)
 
 
-def test_checkpoints_of_a_search_for_hyperparameters_have_their_side_files(make_trainer, quick, tmp_path, monkeypatch):
-    trainer, _ = make_trainer(tmp_path, quick(), save_strategy="steps", save_steps=6)
+@pytest.mark.parametrize("whole", [True, False])
+def test_checkpoints_of_a_search_for_hyperparameters_have_their_side_files(
+    whole, make_trainer, quick, tmp_path, monkeypatch
+):
+    given = {**quick(), "whole_checkpoints": whole}
+    trainer, _ = make_trainer(tmp_path, given, save_strategy="steps", save_steps=6)
     inner = type(trainer)._get_output_dir
     monkeypatch.setattr(type(trainer), "_get_output_dir", lambda self, trial: f"{inner(self, trial)}/run-0")
     trainer.train()
     assert (tmp_path / "run-0" / "checkpoint-6" / "pedyra_state.json").is_file()
+    assert not (tmp_path / "checkpoint-6").exists()

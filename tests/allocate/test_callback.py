@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,6 +100,16 @@ def test_a_model_made_anew_by_model_init_is_attached_at_train_begin(make_bert, m
         train_dataset=rows,
         callbacks=[callback],  # type: ignore[arg-type]
     )
+    trainer.train()
+    assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]  # type: ignore[union-attr]
+
+
+def test_model_init_may_be_a_partial(make_bert, make_trainer, rows, quick, tmp_path):
+    """Trainer counts the arguments of a partial in a way of its own."""
+    reference, _ = make_trainer(tmp_path)
+    callback = RankCallback(**quick())
+    init = functools.partial(lambda r: make_bert(r=r), r=4)
+    trainer = Trainer(model_init=init, args=reference.args, train_dataset=rows, callbacks=[callback])  # type: ignore[arg-type]
     trainer.train()
     assert [record["step"] for record in callback.allocator.history] == [3, 5, 7]  # type: ignore[union-attr]
 

@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pedyra import RankCallback
+from pedyra.allocate.trainer import expect_mean_loss
 
 
 def test_micro_batches_of_a_classifier_give_the_gradient_of_one_batch(make_trainer, tmp_path, caplog):
@@ -29,6 +30,15 @@ def test_micro_batches_of_a_classifier_give_the_gradient_of_one_batch(make_train
         assert not any("FirstForward" in str(hook) for hook in hooks.values())
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     assert caplog.text.count("By itself Trainer would multiply it by up to 4") == 1
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_where_a_compiled_model_hides_it_a_warning_asks(accumulation, make_trainer, tmp_path, caplog):
+    trainer, _ = make_trainer(tmp_path, gradient_accumulation_steps=accumulation)
+    trainer.args.torch_compile = True
+    with caplog.at_level(logging.WARNING, logger="pedyra"):
+        assert expect_mean_loss(trainer, trainer.model) is None
+    assert ("model_accepts_loss_kwargs = False" in caplog.text) == (accumulation > 1)
 
 
 def test_a_language_model_that_divides_by_all_tokens_goes_on_doing_so(make_llama, quick, tmp_path):

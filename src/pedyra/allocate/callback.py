@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import warnings
 import weakref
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_utils import number_of_arguments
 
 from pedyra.allocate.allocation import undone
 from pedyra.allocate.checkpoint import SideFileError, restore, restore_factors, save_state
@@ -211,7 +211,9 @@ class RankCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         if not self.whole_checkpoints and state.is_world_process_zero:  # else `save_whole` has written them
-            self.write_side_files(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            trainer: Any = caller(Trainer)
+            output_dir = args.output_dir if trainer is None else trainer._get_output_dir(trial=trainer._trial)
+            self.write_side_files(Path(str(output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         assert self.allocator is not None
@@ -260,13 +262,13 @@ class RankCallback(TrainerCallback):
         """Its `model_init`, whose models take a checkpoint of any ranks."""
         model_init: Any = trainer.model_init
 
-        @functools.wraps(model_init)
         def attached(*args: Any) -> Any:
             model = model_init(*args)
             self._attach(trainer, model)
             return model
 
-        return attached
+        # Trainer counts the arguments, those of a functools.partial otherwise than a signature does.
+        return (lambda: attached()) if number_of_arguments(model_init) == 0 else (lambda trial: attached(trial))
 
     def _check_alone(self, callbacks: Sequence[TrainerCallback]) -> None:
         """Raise ValueError where another RankCallback adapts the same adapter, or writes to the same file."""

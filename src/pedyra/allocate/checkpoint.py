@@ -8,6 +8,7 @@ of the adapter beside them, so that files that do not belong together are recogn
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from pedyra.lora.inspection import read_tensors
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.resize import put
 from pedyra.lora.start import set_origin
+
+logger = logging.getLogger(__name__)
 
 TENSORS, RECORD = "pedyra_state.safetensors", "pedyra_state.json"
 FORMAT = 12
@@ -176,6 +179,11 @@ def _restore_factors(
                 f"{folder / TENSORS} is of an adapter that began as a part of the weights (PiSSA, OLoRA), which this "
                 f"one did not; make the model by get_peft_model with the same LoraConfig, not from the saved adapter"
             )
+    if odd := next((layer for layer in layers if tensors[f"A.{layer.name}"].dtype != layer.a.weight.dtype), None):
+        logger.warning(
+            "the saved factors are in %s, and PEFT has loaded them in %s, in which the run goes on",
+            tensors[f"A.{odd.name}"].dtype, odd.a.weight.dtype,
+        )  # fmt: skip
     for layer in layers:
         olds = layer.factors
         values = (tensors[f"{kind}.{layer.name}"] for kind in "AEB")

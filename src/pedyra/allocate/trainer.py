@@ -255,10 +255,18 @@ def expect_mean_loss(trainer: Trainer, model: nn.Module) -> FirstForward | None:
     """At the model's next forward with labels: have Trainer treat a loss that ignores `num_items_in_batch` as a mean.
 
     A step's gradient is then the mean over micro-batches and processes, whatever their number. A model that is
-    compiled is left as it is, and so is a Trainer that computes the loss itself, which knows what it divides by.
-    Returns what to `remove` from the model when training ends.
+    compiled is left as it is, with a warning, and so is a Trainer that computes the loss itself, which knows what it
+    divides by. Returns what to `remove` from the model when training ends.
     """
-    if not trainer.model_accepts_loss_kwargs or trainer.args.torch_compile:
+    if not trainer.model_accepts_loss_kwargs:
+        return None
+    if trainer.args.torch_compile:
+        if trainer.args.gradient_accumulation_steps * trainer.args.world_size > 1:
+            logger.warning(
+                "the model is compiled, so it cannot be seen whether its loss is a mean of its own, which Trainer "
+                "adds up over micro-batches and processes; if it is (a BERT classifier's is), set "
+                "trainer.model_accepts_loss_kwargs = False before train()"
+            )
         return None
     return FirstForward(trainer, model)
 
