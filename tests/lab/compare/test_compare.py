@@ -107,6 +107,9 @@ def test_a_folder_with_runs_of_another_grid_is_refused(make_grid, calls, folder)
     with pytest.raises(ValueError, match=r"another grid: methods.pedyra.rank.moves was None and is now 3"):
         compare_grid(make_grid("learning_rates=[0.3]", "methods={lora: {}, pedyra: {rank: {moves: 3}}}"))
     assert (folder / "runs/grid/grid.yaml").read_text() == kept
+    compare_grid(make_grid("methods={lora: {}}"))  # fewer rows; those that were there are not forgotten
+    with pytest.raises(ValueError, match=r"another grid: methods.pedyra.rank.moves was None and is now 3"):
+        compare_grid(make_grid("learning_rates=[0.3]", "methods={lora: {}, pedyra: {rank: {moves: 3}}}"))
     (folder / "photos").mkdir()
     (folder / "photos" / "a.jpg").touch()
     with pytest.raises(ValueError, match="photos holds no comparison"):

@@ -127,7 +127,8 @@ class Experiment:
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     """Split the data, check every row's recipe, and match the rows.
 
-    The folder's grid.yaml becomes this grid when nothing in the folder speaks against it.
+    The folder's grid.yaml becomes this grid, with the rows that it had before, when nothing in the folder speaks
+    against it.
 
     Raises:
         ValueError: a mistake in the grid, or a folder with rows or runs of another grid.
@@ -153,7 +154,8 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
         for rate in grid.rates(entry.method):
             experiment.reported_jobs(entry, {entry: rate})
     _check_same(grid, folder)
-    write_file(folder / "grid.yaml", grid.to_yaml())
+    before = load_grid(folder / "grid.yaml").methods  # whose runs stay when fewer rows are asked for
+    write_file(folder / "grid.yaml", grid.model_copy(update={"methods": {**before, **grid.methods}}).to_yaml())
     return experiment
 
 
