@@ -184,7 +184,8 @@ class DataSection(Section):
     max_target_length: int = Field(default=64, ge=2)
     """seq2seq: tokens of the answer; longer ones are cut at the end."""
     messages: str | None = None
-    """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns."""
+    """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns. A column `tools`
+    beside it has the tools that a chat may call."""
     chat_template: str | None = None
     """Jinja chat template, for a tokenizer that has none."""
     max_length: int | None = Field(default=128, ge=2)

@@ -102,6 +102,31 @@ def test_a_chat_template_of_the_recipe_is_used_where_the_tokenizer_has_none(toke
     assert (whole, losses) == ("[u]hi[a]hello[u]bye[a]so long", ["hello", "so long"])
 
 
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(tokenizer: Any):
+    """Else the run would not know its rows again on the next day."""
+    template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
+    template += "{% if add_generation_prompt %}[a]{% endif %}"
+    expected = ("01 Jan 2026[u]hi[a]hello[u]bye[a]so long", ["hello", "so long"])
+    assert encoded(tokenizer, {"m": CHAT}, messages="m", chat_template=template) == expected
+    tokenizer.chat_template = template
+    assert encoded(tokenizer, {"m": CHAT}, messages="m") == expected
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_chat_is_told_its_tools(tokenizer: Any, as_json: bool, tmp_path: Path):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    template = "{% for t in tools %}<{{ t.function.name }}>{% endfor %}"
+    template += "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
+    template += "{% if add_generation_prompt %}[a]{% endif %}"
+    row = {"m": CHAT[:2], "tools": json.dumps(tools) if as_json else tools, "other": 1}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "m": CHAT[:2]}) + "\n" for _ in range(4)))
+    section = DataSection(source=str(tmp_path / "rows.jsonl"), kind="causal_lm", messages="m", chat_template=template)
+    task = load_task(section, tokenizer, seed=0)
+    assert tokenizer.decode(task.train["input_ids"][0]) == "<weather>[u]hi[a]hello"
+    with pytest.raises(ValueError, match="column 'tools' holds '{'; it is a list of tools"):
+        encoded(tokenizer, {"m": CHAT, "tools": "{"}, messages="m", chat_template=template)
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any):
     template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="the chat template rewrites earlier turns"):

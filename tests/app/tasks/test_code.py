@@ -214,6 +214,9 @@ HELPED = "import math\n\ndef square(r):\n    return r\n\ndef area(r):\n    retur
         ("Here it is:\n\ndef area(r):\n    return math.pi * r ** 2\n\nassert area(1) > 3\n", WHOLE),
         ("```python\n    return math.pi * r ** 2\n```", BODY),
         ("PI = 3\n\ndef area(r):\n    return PI * r ** 2", CONSTANT),
+        # As by a tokenizer that begins every text with a space.
+        (" def area(r):\n    return math.pi * r ** 2", WHOLE),
+        (" import math\n\ndef area(r):\n    return math.pi * r ** 2", IMPORTED),
         ("Here it is:\n\nPI = (\n    3\n)\ndef area(r):\n    return PI * r ** 2\n\nIt uses PI.", CONSTANT),
         # Several blocks are one program, and a head alone is none.
         ("```python\nimport math\n```\nThen:\n```python\ndef area(r):\n    return math.pi * r ** 2\n```", IMPORTED),

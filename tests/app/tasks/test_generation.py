@@ -33,13 +33,18 @@ def write(model: Any, tokenizer: Any, tmp_path: Path) -> Any:
     """write(prompts=PROMPTS, file="a.jsonl", **settings) -> what was written of every prompt."""
 
     def call(
-        prompts: list[str] = PROMPTS, file: str = "a.jsonl", made_by: str = "", name: str = "s", **settings: Any
+        prompts: list[str] = PROMPTS,
+        file: str = "a.jsonl",
+        made_by: str = "",
+        name: str = "s",
+        ends: list[int] | None = None,
+        **settings: Any,
     ) -> Any:
         section = GenerateSection(**{"max_new_tokens": 8, **settings})
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         made_of = [made_by, section.model_dump(include=WRITING), ids]
         kept = SampleFile(tmp_path / file, name, made_of)
-        return write_texts(model, tokenizer, ids, section, kept, Console(file=StringIO()))
+        return write_texts(model, tokenizer, ids, section, kept, Console(file=StringIO()), ends or [])
 
     return call
 
@@ -67,6 +72,9 @@ def test_a_text_ends_before_an_end_token_and_before_a_stop_string(write: Any, mo
     model.generation_config.eos_token_id = [first, 6]
     (ended,) = write(["the plot"], "end.jsonl")
     assert (ended.text, ended.finished, ended.tokens) == ("", True, 0)
+    model.generation_config.eos_token_id = 6
+    (closed,) = write(["the plot"], "turn.jsonl", ends=[first])  # the token that closes a turn
+    assert closed == ended
     assert len(tokens) > 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, T5Config, XLNetConfig
+from transformers import BertConfig, DebertaV2Config, GPT2Config, MPNetConfig, RobertaConfig, T5Config, XLNetConfig
 
 from pedyra.app.models.base import load_tokenizer, positions
 from pedyra.app.recipe_sections import DataSection, ModelSection
@@ -72,7 +72,8 @@ def test_a_shorter_limit_holds_and_rows_that_fit_are_not_spoken_of(
         (BertConfig(max_position_embeddings=40), 40),
         (T5Config(), None),
         (T5Config.from_dict({"n_positions": 512}), None),  # as it is published
-        (MPNetConfig(max_position_embeddings=514), 514),
+        (MPNetConfig(max_position_embeddings=514), 512),  # the table begins after the padding
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
         (GPT2Config(n_positions=1024), 1024),
         (XLNetConfig(), None),
         (DebertaV2Config(relative_attention=True, position_biased_input=False), None),
@@ -84,7 +85,7 @@ def test_a_configuration_says_how_many_positions_there_are(config: Any, count: i
 
 def test_the_limit_of_the_tokenizer_counts_where_positions_end():
     tokenizer = load_tokenizer(ModelSection(name="tiny-bert"))
-    tokenizer.model_max_length = 510  # as RoBERTa's, whose table of 514 begins after its padding
+    tokenizer.model_max_length = 510
     given = {None: 510, 600: 510, 512: 510, 40: 40}
     found = {n: with_limit(DataSection(source="toy", max_length=n), tokenizer, 514).max_length for n in given}
     assert found == given

@@ -53,6 +53,28 @@ def test_held_out_rows_are_asked_as_they_would_be_trained_on(data: dict[str, Any
     assert found.own and found.settings.score == "exact"
 
 
+THINKS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|a|><think></think>{{ m.content or m.tool_calls[0] }}<|end|>"
+    "{% else %}<|u|>{{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+)
+"""As Qwen3's: an empty thought is a part of the answer, and the turn's end is no end token of the base model."""
+
+
+def test_the_right_answer_of_a_chat_is_what_its_template_makes_of_it():
+    tokenizer: Any = load_tokenizer(ModelSection(name="tiny-llama"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|u|>", "<|a|>", "<|end|>"]})
+    asked = {"role": "user", "content": "is it good?"}
+    answers = [{"content": "yes"}, {"content": None, "tool_calls": ["look(it)"]}]
+    rows = [{"m": [asked, {"role": "assistant", **answer}]} for answer in answers]
+    section = DataSection(source="toy", kind="causal_lm", messages="m", chat_template=THINKS)
+    (found,) = load_test_sets({"mine": GenerateSection()}, section, tokenizer, rows, seed=0)
+    assert found.references == ["<think></think>yes", "<think></think>look(it)"]
+    assert tokenizer.convert_ids_to_tokens(found.ends) == ["<|end|>"]
+    prompts = DataSection(source="toy", kind="causal_lm", prompt="p", completion="c")
+    (plain,) = load_test_sets({"mine": GenerateSection()}, prompts, tokenizer, [{"p": "a", "c": "b"}], seed=0)
+    assert plain.ends == []
+
+
 def test_an_encoder_decoder_has_rouge_of_its_held_out_rows_without_asking():
     data = {"kind": "seq2seq", "prompt": "document", "completion": "summary", "max_length": 6, "max_target_length": 9}
     (found,) = load(data, {}, "tiny-bart")
@@ -213,7 +235,13 @@ def written(*texts: str, finished: bool = True) -> list[Written]:
 def of(score_name: str, references: list[str], *, own: bool = False, **settings: Any) -> TestSet:
     section = GenerateSection(score=score_name, max_new_tokens=4, **settings)  # type: ignore[arg-type]
     return TestSet(
-        name="s", prompts=[[1]] * len(references), settings=section, references=references, problems=[], own=own
+        name="s",
+        prompts=[[1]] * len(references),
+        settings=section,
+        references=references,
+        problems=[],
+        own=own,
+        ends=[],
     )
 
 

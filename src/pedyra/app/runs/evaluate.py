@@ -85,8 +85,9 @@ def evaluate_run(
                 tokenizer,
                 test_set.prompts,
                 test_set.settings,
-                SampleFile(folder.samples, test_set.name, [by_adapter, settings, test_set.prompts]),
+                SampleFile(folder.samples, test_set.name, [by_adapter, settings, test_set.prompts, test_set.ends]),
                 console,
+                test_set.ends,
             )
         scores = score(test_set, written, sandbox=sandbox)
         for note in scores.notes:

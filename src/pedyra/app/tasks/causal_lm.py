@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pedyra.app.recipe_sections import DataSection
 from pedyra.app.tasks.sources import Rows
-from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tell_cut
+from pedyra.app.tasks.tokens import chat_text, prompt_text, prompt_tokens, tell_cut, tools_of
 
 IGNORED = -100
 """The label that torch's cross entropy leaves out."""
@@ -68,13 +68,13 @@ def _chat(row: dict[str, Any], data: DataSection, tokenizer: PreTrainedTokenizer
             "data.messages takes a fast tokenizer, which says where tokens are in the text, and the model's is slow; "
             "give model.tokenizer a fast one, or data.prompt and data.completion"
         )
-    messages = messages_of(row, data)
-    whole = chat_text(messages, tokenizer, data.chat_template, ask=False)
+    messages, tools = messages_of(row, data), tools_of(row)
+    whole = chat_text(messages, tokenizer, data.chat_template, ask=False, tools=tools)
     spans = []
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = chat_text(messages[:turn], tokenizer, data.chat_template, ask=True)
-            after = chat_text(messages[: turn + 1], tokenizer, data.chat_template, ask=False)
+            before = chat_text(messages[:turn], tokenizer, data.chat_template, ask=True, tools=tools)
+            after = chat_text(messages[: turn + 1], tokenizer, data.chat_template, ask=False, tools=tools)
             if not (after.startswith(before) and whole.startswith(after)):
                 raise ValueError(
                     "the chat template rewrites earlier turns, so the answers cannot be told apart; "

@@ -62,7 +62,9 @@ def extract(text: str, problem: CodeProblem) -> str:
     functions of the prompt are put before.
     """
     blocks = [block for language, block in _FENCE.findall(text) if _PYTHON.match(language)]
-    parsed = map(_longest, map(dedent, blocks) if blocks else _from_code(text))
+    # Tokenizers that begin a text with a space (Llama 2) teach the model to begin with one.
+    alone = text[1:] if text[:1] == " " and _CODE_STARTS.match(text[1:]) else text
+    parsed = map(_longest, map(dedent, blocks) if blocks else _from_code(alone))
     programs = [program for program in islice(parsed, _MOST_STARTS) if program is not None]
     for program in programs:
         if _defines(program, problem.entry_point):

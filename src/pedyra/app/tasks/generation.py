@@ -81,12 +81,14 @@ def write_texts(
     settings: GenerateSection,
     file: SampleFile,
     console: Console,
+    ends: Sequence[int] = (),
 ) -> list[Written]:
     """The text of each prompt, in the prompts' order; the model is left in evaluation mode.
 
     Args:
         prompts: token ids. For an encoder-decoder they are the source, for a decoder what the text goes on from.
         file: where texts are kept, and found if they were written before.
+        ends: tokens that end a text, beside those that the model and its tokenizer name.
     """
     longest_first = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding
     size, shown = settings.batch_size, 0
@@ -95,7 +97,7 @@ def write_texts(
         for batch in track(batches, file.name, console=console, disable=not console.is_terminal):
             if any(row not in file.done for row in batch):
                 for row, written in zip(
-                    batch, _batch(model, tokenizer, [prompts[row] for row in batch], settings), strict=True
+                    batch, _batch(model, tokenizer, [prompts[row] for row in batch], settings, ends), strict=True
                 ):
                     if row not in file.done:
                         prompt = tokenizer.decode(list(prompts[row]), skip_special_tokens=True)
@@ -112,6 +114,7 @@ def _batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: GenerateSection,
+    also: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Text, whether it ended by itself, and its number of tokens, for each prompt."""
     longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
@@ -121,7 +124,7 @@ def _batch(
     for row, prompt in enumerate(prompts):
         place = slice(longest - len(prompt), longest) if left else slice(0, len(prompt))
         ids[row, place], mask[row, place] = torch.tensor(prompt), 1
-    ends = _end_tokens(model, tokenizer)
+    ends = [*_end_tokens(model, tokenizer), *also]
     config: Any = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.beams or 1,

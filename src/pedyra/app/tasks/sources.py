@@ -70,9 +70,10 @@ def load_rows(data: DataSection) -> tuple[Rows, Rows | None, list[str] | None]:
         train, names = _read_hub(data.source, data.config, data.split, "data.source", data.label)
         held = _read_hub(data.source, data.config, data.validation, "data.source")[0] if data.validation else None
     structured = (data.messages, data.answers if data.kind == "question_answering" else None)
+    also = () if data.messages is None else ("tools",)
     return (
-        _select(train, columns, data.source, structured),
-        None if held is None else _select(held, columns, data.validation or "", structured),
+        _select(train, columns, data.source, structured, also),
+        None if held is None else _select(held, columns, data.validation or "", structured, also),
         names,
     )
 
@@ -159,9 +160,14 @@ def _columns(data: DataSection) -> list[str]:
 
 
 def _select(
-    rows: Iterable[dict[str, Any]], columns: list[str], where: str, structured: Sequence[str | None] = ()
+    rows: Iterable[dict[str, Any]],
+    columns: list[str],
+    where: str,
+    structured: Sequence[str | None] = (),
+    also: Sequence[str] = (),
 ) -> Rows:
-    """The rows with these columns alone; `structured` ones may hold more than a text or a number."""
+    """The rows with these columns, and those of `also` in which they have something; `structured` ones may hold more
+    than a text or a number."""
     selected = []
     for number, row in enumerate(rows, start=1):
         for column in columns:
@@ -181,7 +187,9 @@ def _select(
             if isinstance(row[column], (list, dict)) and column not in structured:
                 kind = type(row[column]).__name__
                 raise ValueError(f"row {number} of {where} has a {kind} in column {column!r}, where text is expected")
-        selected.append({column: row[column] for column in columns})
+        selected.append(
+            {column: row[column] for column in columns} | {name: row[name] for name in also if row.get(name)}
+        )
     return selected
 
 

@@ -21,7 +21,7 @@ from pedyra.app.tasks.generation import Written
 from pedyra.app.tasks.math import grade_gsm8k, grade_math, gsm8k_reference, math_reference, math_verify
 from pedyra.app.tasks.seq2seq import ROUGE, rouge, rouge_scorer
 from pedyra.app.tasks.sources import Rows, check_hub_keys, read_test_rows, sample
-from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens
+from pedyra.app.tasks.tokens import chat_text, positions_of, prompt_text, prompt_tokens, tools_of
 
 TOKENS = 128
 """generate.<set>.max_new_tokens of a set that is not known."""
@@ -48,6 +48,8 @@ class TestSet:
     problems: list[Any]
     own: bool
     """Whether these are the run's held-out rows, whose metrics need no name before them."""
+    ends: list[int]
+    """Tokens that end an answer, beside those that the model and its tokenizer name."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ class _Trained:
         empty = next((number for number, ids in enumerate(prompts, start=1) if not ids), None)
         if empty is not None:  # the tokenizer begins no text with a token, so there is nothing to go on from
             raise ValueError(f"row {empty} of the test set {name} has an empty prompt; remove the row or fill it")
-        return TestSet(name=name, prompts=prompts, settings=settings, references=references, problems=problems, own=own)
+        return TestSet(
+            name=name, prompts=prompts, settings=settings, references=references, problems=problems, own=own,
+            ends=self._ends(),
+        )  # fmt: skip
 
     def _settings(self, name: str, known: Mapping[str, Any], section: GenerateSection) -> GenerateSection:
         """Everything filled in: as the recipe says, else as is usual for the set, else for the kind of model."""
@@ -204,8 +209,10 @@ class _Trained:
             last = max((turn for turn, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
             if last < 0:
                 raise ValueError(f"column {data.messages!r} holds {messages!r:.80}, in which no assistant answers")
-            prompt = chat_text(messages[:last], self.tokenizer, data.chat_template, ask=True)
-            return prompt, str(messages[last]["content"])
+            prompt = self._chat(messages[:last], row, ask=True)
+            # What the template makes of the answer, such as an empty thought before it, or a call: so it was trained.
+            after = self._chat(messages[: last + 1], row, ask=False).removeprefix(prompt)
+            return prompt, self._as_decoded(after)
         column = settings.reference or data.completion
         if column not in row:
             raise ValueError(f"the held-out rows have no column {column!r}; a set of them is judged by data.completion")
@@ -215,7 +222,31 @@ class _Trained:
         """A question as text; after training on chats it is a user's message."""
         if not self.data.messages:
             return text
-        return chat_text([{"role": "user", "content": text}], self.tokenizer, self.data.chat_template, ask=True)
+        return self._chat([{"role": "user", "content": text}], {}, ask=True)
+
+    def _chat(self, messages: list[dict[str, Any]], row: Mapping[str, Any], *, ask: bool) -> str:
+        return chat_text(messages, self.tokenizer, self.data.chat_template, ask=ask, tools=tools_of(row))
+
+    def _as_decoded(self, text: str) -> str:
+        """An answer as a model's is decoded: to the token that ends it, without special tokens."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends = [self.tokenizer.eos_token_id, *self._ends()]
+        kept = ids[: next((place for place, token in enumerate(ids) if token in ends), None)]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _ends(self) -> list[int]:
+        """The special token that closes an assistant's turn, which a base model does not know for an end."""
+        if not self.data.messages:
+            return []
+        asked = [{"role": "user", "content": "0"}]
+        try:
+            before = self._chat(asked, {}, ask=True)
+            after = self._chat([*asked, {"role": "assistant", "content": "12345"}], {}, ask=False)
+        except ValueError:  # a template that takes no such chat
+            return []
+        ids = self.tokenizer(after.removeprefix(before).partition("12345")[2], add_special_tokens=False)["input_ids"]
+        known = self.tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+        return ids[:1] if known is not None and known.special else []
 
     def _tokens(self, text: str) -> list[int]:
         most = self.data.max_length

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from jinja2 import TemplateError
@@ -12,6 +16,14 @@ from pedyra.app.recipe_sections import DataSection
 
 NO_LIMIT = 1_000_000
 """Tokenizers without a limit say 1e30."""
+
+DAY = date(2026, 1, 1)
+"""The day on which chats are said to be: templates that write the date (Llama 3.2, SmolLM3, gpt-oss) would give other
+tokens on the next day, and the run would no longer know its rows."""
+_WRITES_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "longformer", "mpnet")
+"""Types of models whose positions begin after the number of the padding token."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +38,16 @@ def positions_of(config: Any) -> int | None:
     # relative too, but it also has a table of max_position_embeddings.
     if count is None and not hasattr(config, "relative_attention_num_buckets"):
         count = getattr(config, "n_positions", None)
+    if count and getattr(config, "model_type", None) in AFTER_PADDING:
+        count -= config.pad_token_id + 1
     return count if count and count > 0 else None  # XLNet, which has no limit, says -1
 
 
 def with_limit(data: DataSection, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> DataSection:
     """The section with a max_length that base and tokenizer both take; None is left where nothing has a limit.
 
-    The tokenizer's counts where positions have an end: RoBERTa's table of 514 begins after its padding, and takes 512.
-    Raises ValueError where an answer (seq2seq) may have more tokens than the base takes.
+    The tokenizer's counts where positions have an end. Raises ValueError where an answer (seq2seq) may have more tokens
+    than the base takes.
     """
     if data.kind == "seq2seq" and positions is not None and data.max_target_length > positions:
         raise ValueError(
@@ -82,18 +96,36 @@ def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools that a chat may call, which stand in a column of this name, as a list or as JSON; None: it has none."""
+    found = row.get("tools") or None
+    if isinstance(found, str):
+        try:
+            found = json.loads(found) or None
+        except ValueError:
+            raise ValueError(f"column 'tools' holds {found!r:.80}; it is a list of tools, or one as JSON") from None
+    return found
+
+
 def chat_text(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, *, ask: bool
+    messages: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+    *,
+    ask: bool,
+    tools: list[Any] | None = None,
 ) -> str:
-    """A chat as its template writes it; with `ask`, up to where the assistant begins to answer.
+    """A chat as its template writes it, on `DAY`; with `ask`, up to where the assistant begins to answer.
 
     Raises ValueError where there is no chat template, or it refuses the messages or is no whole one.
     """
     if chat_template is None and tokenizer.chat_template is None:
         raise ValueError("data.messages needs a chat template, and this tokenizer has none; give data.chat_template")
     try:
+        template = tokenizer.get_chat_template(chat_template, tools)
+        template = _WRITES_DATE.sub(lambda found: repr(DAY.strftime(found[2])), template)
         text = tokenizer.apply_chat_template(
-            messages, chat_template=chat_template, tokenize=False, add_generation_prompt=ask
+            messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=ask
         )
     except TemplateError as error:
         raise ValueError(
