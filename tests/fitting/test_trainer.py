@@ -460,8 +460,9 @@ def test_held_out_sets_whose_columns_differ_are_taken_together(make_trainer: Any
     numbered = Dataset.from_list([{**row, "id": place} for place, row in enumerate(held[:48])])
     named = Dataset.from_list([{**row, "id": f"row {place}"} for place, row in enumerate(held[48:])])
     found = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": named}}), recover=0)
+    mixed = fit(make_trainer(given={"eval_dataset": {"one": numbered, "other": held[48:]}}), recover=0)
     plain = fit(make_trainer(given={"eval_dataset": held}), recover=0)
-    assert found.row() == plain.row()
+    assert found.row() == mixed.row() == plain.row()
 
 
 def test_where_all_logits_have_no_room_the_fit_is_a_cut_alone(make_trainer: Any, monkeypatch: Any, caplog: Any):

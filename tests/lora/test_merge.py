@@ -80,6 +80,23 @@ def test_a_classifier_keeps_its_trained_head(make_bert, tokens, tmp_path):
         assert torch.allclose(logits(merged, tokens), logits(model, tokens), atol=1e-5)
 
 
+def test_a_vocabulary_that_was_resized_is_that_of_the_merged_model(make_llama, tokens, tmp_path):
+    base = make_llama().unload()
+    base.save_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(base.config.vocab_size + 5)
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    model: Any = get_peft_model(base, lora)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with torch.no_grad():
+        expected = model.eval()(**tokens).logits
+    out = export_adapter(tmp_path / "adapter", "merged", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    assert merged.config.vocab_size == base.config.vocab_size
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(**tokens).logits, expected)
+
+
 def test_the_dtype_of_the_base_is_kept(make_llama, tmp_path):
     make_llama().unload().to(torch.bfloat16).save_pretrained(tmp_path / "base")
     mixed_ranks(make_llama()).save_pretrained(tmp_path / "adapter")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from pedyra.app.runs.export import export_adapter
 from pedyra.lora.export import reserved_bytes, serving_lines
@@ -37,6 +39,23 @@ def test_vllm_gets_a_rank_that_it_allows_and_peft_a_line_that_loads(llama: Path,
     command = shlex.split(peft)
     assert command[:2] == ["python", "-c"]
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "FEATURE_EXTRACTION"])
+def test_peft_gets_a_line_that_loads_an_encoder(task: str, tmp_path: Path):
+    """Without the number of labels PEFT makes a head of two."""
+    config = BertConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    kind = BertForSequenceClassification if task == "SEQ_CLS" else BertModel
+    BertModel(config).save_pretrained(tmp_path / "base")
+    config.num_labels = 3
+    base = kind(config)
+    model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["query"], task_type=task))  # type: ignore[arg-type]
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    out = export_adapter(tmp_path / "adapter", "peft", tmp_path / "out")
+    (line,) = serving_lines(out, "peft")
+    done = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

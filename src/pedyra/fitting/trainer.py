@@ -548,7 +548,7 @@ def _joined(dataset: Any) -> Any:
         end = object()  # a row of each in turn, until all have ended
         return (row for each in zip_longest(*parts, fillvalue=end) for row in each if row is not end)
     # Columns of the same name may hold other things in another set; those that the model does not take go later.
-    if hasattr(parts[0], "select") and all(part.features == parts[0].features for part in parts):
+    if hasattr(parts[0], "select") and all(getattr(part, "features", None) == parts[0].features for part in parts):
         from datasets import concatenate_datasets
 
         return concatenate_datasets(parts)

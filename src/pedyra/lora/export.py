@@ -27,6 +27,7 @@ from pedyra.lora.files import write_folder
 from pedyra.lora.folder import SavedLora, check_plain, read_lora, save_lora, whole_number
 from pedyra.lora.layer import adapted_layers
 from pedyra.lora.layer_names import pattern_keys
+from pedyra.lora.merge import num_labels
 from pedyra.lora.spelling import did_you_mean
 from pedyra.lora.start import takes_from_weight
 
@@ -269,13 +270,16 @@ def serving_lines(folder: Path, target: str) -> list[str]:
         lines.append(vllm_line(base, {folder.name: folder}, rank, config.get("revision")))
     kind = {"SEQ_CLS": "AutoPeftModelForSequenceClassification", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM"}
     kind |= {"TOKEN_CLS": "AutoPeftModelForTokenClassification", "QUESTION_ANS": "AutoPeftModelForQuestionAnswering"}
-    name = kind.get(str(config.get("task_type")), "AutoPeftModelForCausalLM")
-    return [*lines, _python(f"from peft import {name} as Model", folder)]
+    kind |= {"FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction"}
+    task = str(config.get("task_type"))
+    labels = num_labels(lora) if task in ("SEQ_CLS", "TOKEN_CLS") else None  # without it PEFT makes a head of two
+    given = "" if labels is None else f", num_labels={labels}"
+    return [*lines, _python(f"from peft import {kind.get(task, 'AutoPeftModelForCausalLM')} as Model", folder, given)]
 
 
-def _python(imported: str, folder: Path) -> str:
-    """A line of a shell that loads the folder by Python."""
-    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r})')}"
+def _python(imported: str, folder: Path, given: str = "") -> str:
+    """A line of a shell that loads the folder by Python, with these arguments."""
+    return f"python -c {shlex.quote(f'{imported}; model = Model.from_pretrained({str(folder)!r}{given})')}"
 
 
 def reserved_bytes(loras: Sequence[SavedLora], rank: int) -> int:

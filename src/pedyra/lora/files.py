@@ -85,9 +85,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 def sync_folder(folder: Path) -> None:
     """See to it that every file in `folder` is on the disk, and not only on its way there."""
+    how = "r+b" if os.name == "nt" else "rb"  # Windows brings only what is open for writing to the disk
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb") as handle:
+            with file.open(how) as handle:
                 os.fsync(handle.fileno())
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils.other import get_pattern_key
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pedyra.lora.files import check_shape
 from pedyra.lora.inspection import find_adapter, read_adapter_config, read_tensors
@@ -150,10 +152,26 @@ def load_adapter(base: nn.Module, folder: Path, title: str | None = None, **opti
     title = title or str(folder)
     check_config_patterns(read_adapter_config(folder), [name for name, _ in base.named_modules()], title)
     try:
+        _follow_vocabulary(base, folder)
         return PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
     except _MISFITS as error:
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"{title} does not fit the base model {type(base).__name__}: {told}") from error
+
+
+def _follow_vocabulary(base: nn.Module, folder: Path) -> None:
+    """Give the base as many token embeddings as the file has, which holds those of a vocabulary that was resized."""
+    file = folder / "adapter_model.safetensors"
+    if not isinstance(base, PreTrainedModel) or not file.is_file():
+        return
+    embeddings: Any = base.get_input_embeddings()
+    names = {f"{name}.weight" for name, module in base.named_modules() if module is embeddings}
+    with safe_open(file, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            if key.removeprefix("base_model.model.").replace(".base_layer", "") in names:
+                rows = tensors.get_slice(key).get_shape()[0]
+                if rows != embeddings.weight.shape[0]:
+                    base.resize_token_embeddings(rows, mean_resizing=False)
 
 
 _MISFITS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)

@@ -110,6 +110,13 @@ def test_a_folder_with_runs_of_another_grid_is_refused(make_grid, calls, folder)
     compare_grid(make_grid("methods={lora: {}}"))  # fewer rows; those that were there are not forgotten
     with pytest.raises(ValueError, match=r"another grid: methods.pedyra.rank.moves was None and is now 3"):
         compare_grid(make_grid("learning_rates=[0.3]", "methods={lora: {}, pedyra: {rank: {moves: 3}}}"))
+    # A row without runs may come back changed: a call that was refused, or one that a user has thought better of.
+    written = yaml.safe_load((folder / "runs/grid/grid.yaml").read_text())
+    written["methods"]["dora"] = {"match": "parameters"}
+    (folder / "runs/grid/grid.yaml").write_text(yaml.safe_dump(written))
+    compare_grid(make_grid())
+    assert "dora" not in yaml.safe_load((folder / "runs/grid/grid.yaml").read_text())["methods"]
+    done = len(calls())
     (folder / "photos").mkdir()
     (folder / "photos" / "a.jpg").touch()
     with pytest.raises(ValueError, match="photos holds no comparison"):

@@ -221,6 +221,6 @@ def _reason(code: int, log: Path, begins: int) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    if code == -signal.SIGKILL:
+    if code == -9:  # SIGKILL, a name that Windows lacks
         ended += ", as where memory runs out"
     return f"{said} ({ended}; {log})"

@@ -127,7 +127,7 @@ class Experiment:
 def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
     """Split the data, check every row's recipe, and match the rows.
 
-    The folder's grid.yaml becomes this grid, with the rows that it had before, when nothing in the folder speaks
+    The folder's grid.yaml becomes this grid, with the rows that have runs there, when nothing in the folder speaks
     against it.
 
     Raises:
@@ -154,9 +154,20 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
         for rate in grid.rates(entry.method):
             experiment.reported_jobs(entry, {entry: rate})
     _check_same(grid, folder)
-    before = load_grid(folder / "grid.yaml").methods  # whose runs stay when fewer rows are asked for
-    write_file(folder / "grid.yaml", grid.model_copy(update={"methods": {**before, **grid.methods}}).to_yaml())
+    write_file(folder / "grid.yaml", grid.model_copy(update={"methods": _kept_rows(folder) | grid.methods}).to_yaml())
     return experiment
+
+
+def _kept_rows(folder: Path) -> dict[str, Any]:
+    """The rows that have runs in the folder, which stay when fewer rows are asked for."""
+    before = load_grid(folder / "grid.yaml")
+    started = {
+        name
+        for name in before.methods
+        for purpose in ("tuning", "jobs")
+        if any((folder / purpose / name).rglob("recipe.yaml"))
+    }
+    return {name: before.methods[name].model_copy(update={"match": before.match_of(name)}) for name in started}
 
 
 def _check_same(now: Grid, folder: Path) -> None:
