@@ -193,7 +193,7 @@ class RankCallback(TrainerCallback):
         if record is not None:
             self._record(record)
         if record is not None and self._wrapper is not None and (record["pruned"] or record["added"]):
-            wrap_again(self._wrapper)
+            wrap_again(self._wrapper, init_sync=False)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.allocator is None or logs is None or "loss" not in logs:

@@ -84,20 +84,26 @@ def check_same(triples: Sequence[Tensor], group: Any, step: int) -> None:
         )
 
 
-def wrap_again(wrapper: DistributedDataParallel) -> None:
+def wrap_again(wrapper: DistributedDataParallel, *, init_sync: bool = True) -> None:
     """Have a wrapper average the gradients of the parameters that its module has now, with the same settings.
 
     It keeps hooks on the parameters of its start; new ones would train on each process by itself, without an error. So
     its constructor runs once more, on the same object, which training loops hold on to. Hooks of communication follow.
+
+    Args:
+        init_sync: the first process sends its whole model to the others, the frozen base too. After a move all of them
+            hold the same already, which `check_same` proves.
     """
-    kept = ("device_ids", "output_device", "dim", "broadcast_buffers", "process_group", "find_unused_parameters")
-    kept = (*kept, "gradient_as_bucket_view", "static_graph")
+    kept = ("device_ids", "output_device", "dim", "process_group", "find_unused_parameters", "gradient_as_bucket_view")
+    # The second is the name of the first since torch 2.13.
+    buffers = "forward_sync_buffers" if hasattr(wrapper, "forward_sync_buffers") else "broadcast_buffers"
+    kept = (*kept, "static_graph", buffers)
     given = {name: getattr(wrapper, name) for name in kept if hasattr(wrapper, name)}
     if not getattr(wrapper, "bucket_bytes_cap_default", True):
         given["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 1024**2
     hooks: list[tuple[Any, Any]] = list(getattr(wrapper, "_comm_hooks", ()))
     training = wrapper.training
-    wrapper.__init__(wrapper.module, **given)
+    wrapper.__init__(wrapper.module, init_sync=init_sync, **given)
     wrapper.training = training
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
