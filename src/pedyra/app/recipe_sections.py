@@ -187,7 +187,8 @@ class DataSection(Section):
     """causal_lm: column of chat messages, each {role, content}; the loss is on the assistant's turns. A column `tools`
     beside it has the tools that a chat may call."""
     chat_template: str | None = None
-    """Jinja chat template, for a tokenizer that has none."""
+    """Jinja chat template, for a tokenizer that has none. One that writes the date writes 1 January 2026, so that a run
+    has the same tokens on every day."""
     max_length: int | None = Field(default=128, ge=2)
     """Tokens; longer rows are cut at the end, and so are rows beyond the base's positions.
 
