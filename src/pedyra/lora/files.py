@@ -65,7 +65,7 @@ def refuse_unwritable(path: Path, name: str) -> None:
     """Raise ValueError, beginning with `name`, where no file can be made at `path`: in the nearest folder above it that
     exists there is no permission, or the disk is read-only."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(nearest, os.W_OK):
+    if not os.access(nearest, os.W_OK) and nearest.exists():  # it may be gone by now
         raise ValueError(f"{name} cannot be written: no permission in {nearest}; choose another folder")
 
 
