@@ -95,7 +95,7 @@ def wrap_again(wrapper: DistributedDataParallel, *, init_sync: bool = True) -> N
             hold the same already, which `check_same` proves.
     """
     kept = ("device_ids", "output_device", "dim", "process_group", "find_unused_parameters", "gradient_as_bucket_view")
-    # The second is the name of the first since torch 2.13.
+    # torch 2.13 has renamed the setting, and warns of the old name.
     buffers = "forward_sync_buffers" if hasattr(wrapper, "forward_sync_buffers") else "broadcast_buffers"
     kept = (*kept, "static_graph", buffers)
     given = {name: getattr(wrapper, name) for name in kept if hasattr(wrapper, name)}

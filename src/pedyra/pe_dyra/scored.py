@@ -65,7 +65,6 @@ Policy = Callable[[Scores, ScoredSituation], RankPlan]
 ScoreSource = Callable[[Sequence[AdaptedLayer], RankSettings], ScoreState]
 """Makes what observes the layers."""
 
-
 LEAST_INTERVAL = 2
 """Steps between two adjustments at least, where a new triple takes the place of another. It begins with E or B at zero,
 so in its first step its score is exactly zero, and an adjustment after that step would only take it away again."""
