@@ -161,13 +161,11 @@ def prepare_experiment(grid: Grid, folder: Path) -> Experiment:
 def _kept_rows(folder: Path) -> dict[str, Any]:
     """The rows that have runs in the folder, which stay when fewer rows are asked for."""
     before = load_grid(folder / "grid.yaml")
-    started = {
-        name
-        for name in before.methods
-        for purpose in ("tuning", "jobs")
-        if any((folder / purpose / name).rglob("recipe.yaml"))
+    return {
+        name: row.model_copy(update={"match": before.match_of(name)})
+        for name, row in before.methods.items()
+        if any(any((folder / purpose / name).rglob("recipe.yaml")) for purpose in ("tuning", "jobs"))
     }
-    return {name: before.methods[name].model_copy(update={"match": before.match_of(name)}) for name in started}
 
 
 def _check_same(now: Grid, folder: Path) -> None:
