@@ -267,6 +267,14 @@ def fit(
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="Of --data: cut rows to N tokens; default: as the base can.")
     ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the base, where no run says it; auto: as it was saved; default: float32."),
+    ] = None,
+    quantization: Annotated[
+        Literal["nf4", "int8"] | None,
+        typer.Option(help="Of the base, where no run says it: as it was while the adapter was trained (QLoRA: nf4)."),
+    ] = None,
     curve: Annotated[bool, typer.Option("--curve", help="Measure the whole curve, not only what is needed.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: ADAPTER/fit; of several: DIR/NAME each.")
@@ -304,7 +312,7 @@ def fit(
         same_rank=same_rank, multiple_of=multiple_of, drop_types=[name for name in drop_types.split(",") if name],
         recover=recover, rows=rows, curve=curve,
     )  # fmt: skip
-    source = Source(data=data, run=run, max_length=max_length, general=general)
+    source = Source(data=data, run=run, max_length=max_length, general=general, dtype=dtype, quantization=quantization)
     console = new_console()
     told = partial(console.print, soft_wrap=True, markup=False)
     how: dict[str, Any] = {"overwrite": overwrite, "shown": console.is_terminal, "told": told}

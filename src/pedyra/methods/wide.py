@@ -30,7 +30,7 @@ from pedyra.methods.method import Adaptation, Method, Request, adaptive
 logger = logging.getLogger(__name__)
 
 TIMES = 4
-"""Times the final rank that a run begins with: what every result of docs/results.md was measured with."""
+"""Times the final rank that a run begins with: what the results were measured with, but those of planted ranks (6)."""
 CUTS = 3
 """Cuts of a run, each of which leaves the same part: what every result was measured with."""
 WINDOW = 40

@@ -425,3 +425,35 @@ def test_a_run_of_qlora_is_fitted_on_its_quantised_base(run: Path, tmp_path: Pat
     ):
         pass
     assert asked == ["nf4"]
+
+
+@pytest.mark.parametrize(("how", "dtype", "kind"), [
+    ({"dtype": "bfloat16"}, torch.bfloat16, "Linear"),
+    ({"dtype": "auto"}, torch.float16, "Linear"),
+    ({}, torch.float32, "Linear"),
+    ({"quantization": "nf4"}, torch.uint8, "Linear4bit"),
+])  # fmt: skip
+def test_the_base_of_a_folder_is_loaded_as_asked(tmp_path: Path, how: dict[str, str], dtype: torch.dtype, kind: str):
+    """An adapter is measured on the base that it was trained on, which its folder does not tell."""
+    if "quantization" in how:
+        pytest.importorskip("bitsandbytes")
+    section = ModelSection(name="tiny-llama")
+    tokenizer = load_tokenizer(section)
+    base = load_model(section, "causal_lm", None, tokenizer, 0)
+    base.to(torch.float16).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(str(tmp_path / "adapter"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": "a", "completion": f"b {row}"}) + "\n" for row in range(96)))
+    with runs_fit.opened(tmp_path / "adapter", Wanted(), runs_fit.Source(data=rows, **how)) as adapter:
+        (layer,) = {type(module.base_layer) for name, module in adapter.trainer.model.named_modules()
+                    if name.endswith("q_proj")}  # fmt: skip
+        weights = {value.dtype for name, value in adapter.trainer.model.named_parameters() if "q_proj.base" in name}
+    assert layer.__name__ == kind and weights == {dtype}
+
+
+def test_how_the_base_is_loaded_is_said_by_the_run_where_there_is_one(call: Any, run: Path, tmp_path: Path):
+    code, _, err = call(run, "--out", tmp_path / "out", "--dtype", "bfloat16", "--quantization", "nf4")
+    assert code == 2 and "--dtype and --quantization" in err and not (tmp_path / "out").exists()

@@ -59,6 +59,10 @@ class Source:
     """Tokens of a row of `data`, at most; None: as many as the base and its tokenizer take."""
     general: Path | None = None
     """A file of rows with the column `text`, which the model should not forget."""
+    dtype: str | None = None
+    """Of the base's weights, as `model.dtype` of a recipe, where no run says it."""
+    quantization: str | None = None
+    """Of the base's weights, as `model.quantization` of a recipe, where no run says it."""
 
     def texts(self) -> list[Any] | None:
         """The rows of general text, if there are some. ValueError for a file that cannot be read."""
@@ -169,7 +173,13 @@ def _shape(wanted: Wanted, lora: SavedLora) -> Shape:
 def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
     """Model and data: a run's, or those that the adapter and the rows name."""
     folder, data = source.folder(path), source.data
+    loading = {"dtype": source.dtype, "quantization": source.quantization}
+    loading = {key: value for key, value in loading.items() if value is not None}
     if folder is not None:
+        if loading:
+            raise ValueError(
+                f"the recipe of {folder} says how its base is loaded; leave out --{' and --'.join(loading)}"
+            )
         recipe = resolve(load_recipe(folder / "recipe.yaml"))
         if data is None:
             return recipe
@@ -201,7 +211,7 @@ def _recipe(path: Path, lora: SavedLora, source: Source) -> Recipe:
     columns = COLUMNS[kind]
     if kind == "causal_lm" and "messages" in next(iter(read_test_rows(str(data), None, "train", None, "--data")), ()):
         columns = {"messages": "messages"}
-    model = {"name": name, "revision": lora.config.get("revision")}
+    model = {"name": name, "revision": lora.config.get("revision"), **loading}
     if (lora.folder / "tokenizer_config.json").is_file():  # that of the training, whose template chats were written by
         model["tokenizer"] = str(lora.folder)
     classes = _classes(ModelSection(**model), lora, data) if kind == "classification" else {}
