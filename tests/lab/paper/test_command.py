@@ -14,6 +14,7 @@ from pedyra.lab.cli import main
 from pedyra.lab.paper import places
 from pedyra.lab.paper.item import SCALES, get_item, items
 from pedyra.lab.paper.places import Places
+from pedyra.lab.paper.run_item import run_item
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,7 @@ def test_an_average_of_what_is_measured_may_be_asked_for():
     [
         (["--model", "bart"], "--model is 'bart'; it is NAME=PATH"),
         (["--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
+        (["--model", "facebook/bart-lage=X"], "no recipe trains 'facebook/bart-lage'; did you mean 'facebook/bart-la"),
     ],
 )
 def test_a_place_that_is_none_is_refused(arguments, told, capsys):
@@ -98,7 +100,22 @@ def test_a_models_programs_are_not_run_without_leave(monkeypatch):
     monkeypatch.setattr(places, "why_not_offline", lambda name, kind: None)
     with pytest.raises(ValueError, match="runs programs that a model wrote .humaneval, .*--allow-code-execution"):
         Places().check(get_item("table6"), "full", allow_code_execution=False)
+    made: list[str] = []
+    monkeypatch.setattr("pedyra.app.tasks.sandbox.Sandbox", lambda: made.append("sandbox"))
     Places().check(get_item("table6"), "full", allow_code_execution=True)
+    assert made == ["sandbox"]
+
+
+def test_where_there_is_no_sandbox_nothing_is_trained(monkeypatch, tmp_path):
+    def none():
+        raise ValueError("no sandbox here")
+
+    monkeypatch.setattr(places, "why_not_on_hub", lambda name, kind: None)
+    monkeypatch.setattr(places, "why_not_offline", lambda name, kind: None)
+    monkeypatch.setattr("pedyra.app.tasks.sandbox.Sandbox", none)
+    with pytest.raises(ValueError, match="no sandbox here"):
+        run_item(get_item("table6"), "full", tmp_path / "out", Places(), allow_code_execution=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_offline_what_no_cache_has_is_missing(tmp_path):

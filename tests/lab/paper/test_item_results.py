@@ -36,6 +36,17 @@ def test_an_average_is_over_the_measured_columns_and_their_common_seeds():
     assert any(remark.startswith("Not measured: MNLI, QNLI") for remark in told)
 
 
+def test_an_average_of_a_part_is_told_to_be_of_other_columns_than_the_published_one():
+    part = get_item("table2").only(columns=["SST-2", "All"])
+    found = results(part, "small", {("PE-DyRA", "SST-2"): {0: 90.0}}, {})
+    assert "Measured averages are over the measured columns." in remarks(part, "small", found)
+    whole = get_item("table2")
+    every = {("PE-DyRA", column): {0: 90.0} for column, of in whole.columns.items() if not of.average}
+    assert "Measured averages are over the measured columns." not in remarks(
+        whole, "full", results(whole, "full", every, {})
+    )
+
+
 def test_rows_are_averaged_over_the_same_columns():
     values = {("LoRA", "SST-2"): {0: 90.0}, ("LoRA", "CoLA"): {0: 60.0}, ("PE-DyRA", "SST-2"): {0: 91.0}}
     found = results(get_item("table2"), "small", values, {})

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pedyra.app.recipe_sections import GenerateSection
 from pedyra.lab.paper.item import get_item, items
@@ -40,7 +41,7 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(smoke, monkeypatc
     assert part.files[1] == before.files[1].parent / "part" / "table14.jsonl" and part.files[1].is_file()
 
 
-@pytest.mark.parametrize("error", [ValueError, OSError])
+@pytest.mark.parametrize("error", [ValueError, OSError, torch.OutOfMemoryError])
 def test_a_run_that_cannot_be_asked_to_write_leaves_the_table_to_the_others(error, smoke, monkeypatch):
     before, asked = smoke("table14"), []
 
@@ -93,3 +94,30 @@ def test_only_the_test_sets_that_are_asked_for_are_answered_and_each_once(tmp_pa
     other = replace(each, recipe=each.recipe.model_copy(update={"generate": asked}))
     with_generated(row, other, allow_code_execution=True)  # as the recipe asks now
     assert calls[2:] == [{"humaneval"}]
+
+
+def test_a_set_whose_file_has_changed_is_answered_again(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "pedyra.app.runs.evaluate.evaluate_run", lambda run, **_: calls.append(run) or {"humaneval": len(calls)}
+    )
+    for task in ("codealpaca", "humaneval"):
+        (tmp_path / task).mkdir()
+    file = tmp_path / "humaneval" / "test.jsonl"
+    file.write_text("{}\n")
+    (each,) = measurements(
+        get_item("table6").only(columns=["HumanEval"]), "small", tmp_path / "out", Places(data_dir=tmp_path)
+    )
+    row = {"run": str(tmp_path), "metrics": {}}
+    found = [with_generated(row, each, allow_code_execution=True)["metrics"]["humaneval"] for _ in range(2)]
+    assert found == [1, 1]
+    file.write_text("{}\n{}\n")
+    assert with_generated(row, each, allow_code_execution=True)["metrics"]["humaneval"] == 2
+
+
+def test_a_run_is_given_the_test_sets_that_are_asked_for_and_no_others(tmp_path):
+    """It reads them before it trains, and `Places.missing` looks for these alone."""
+    item = get_item("table6")
+    for columns, names in ((["HumanEval"], {"humaneval"}), (["MBPP", "MBPP+"], {"mbpp", "mbppplus"})):
+        (each,) = measurements(item.only(columns=columns), "small", tmp_path / "out", Places())
+        assert each.grid.generate.keys() == names

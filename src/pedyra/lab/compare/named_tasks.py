@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pedyra.app.known_sets import MATH_PROMPT, TEST_SETS
+from pedyra.app.known_sets import MATH_PROMPT
 from pedyra.lora.spelling import did_you_mean
 
 GLUE_HUB = "nyu-mll/glue"
@@ -100,22 +100,12 @@ def task_data(label: str, settings: Mapping[str, Any] | None, data_dir: str | No
     return {**source, **HUB[name], **changes}
 
 
-def known_test_set(name: str, data_dir: str | None = None) -> dict[str, Any]:
-    """The `generate.<name>` section of a known test set; its file is `<data_dir>/<name>/test.jsonl`, also .gz."""
-    if name not in TEST_SETS:
-        raise ValueError(f"test set {name!r} is unknown; known are {', '.join(TEST_SETS)}")
-    known = dict(TEST_SETS[name])
-    if data_dir is not None:
-        known.pop("config", None)
-        known["source"] = _file(Path(data_dir).expanduser() / name, "test")
-    return known
-
-
 def _local_source(folder: Path, held_out: str) -> dict[str, Any]:
-    held = {"validation": _file(folder, held_out)} if held_out else {}
-    return {"source": _file(folder, "train"), **held}
+    held = {"validation": local_file(folder, held_out)} if held_out else {}
+    return {"source": local_file(folder, "train"), **held}
 
 
-def _file(folder: Path, split: str) -> str:
+def local_file(folder: Path, split: str) -> str:
+    """The rows of a split in a folder of data: `<split>.jsonl`, else `<split>.jsonl.gz`."""
     plain = folder / f"{split}.jsonl"
     return str(plain if plain.is_file() else plain.with_suffix(".jsonl.gz"))

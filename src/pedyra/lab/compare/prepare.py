@@ -266,13 +266,13 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
     summary, asked = folder / "splits.json", {**data.model_dump(mode="json"), "tuning_rows": tuning_rows}
     if not summary.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        files = _digests(data)
+        files = digests(data.source, data.validation)
         section = _split(label, data, tuning_rows, folder)
         write_file(summary, json.dumps({"asked": asked, "files": files, "data": section}, indent=2) + "\n")
     found = read_json(summary, {"asked": dict, "files": dict, "data": dict})
     if (difference := first_difference(found["asked"], asked)) is not None:
         raise ValueError(f"{folder} holds other rows: {difference}; choose another output_dir")
-    for file, digest in _digests(data).items():
+    for file, digest in digests(data.source, data.validation).items():
         if found["files"].get(file) != digest:
             raise ValueError(f"{file} has changed since {folder} was made of it; choose another output_dir")
     # Paths are not in the file, so that the folder can be moved.
@@ -283,9 +283,9 @@ def split_task(label: str, data: DataSection, tuning_rows: int | None, folder: P
     }
 
 
-def _digests(data: DataSection) -> dict[str, str]:
-    """Local file of the task -> SHA-256 of its bytes; one that is gone is left out, for its rows are in the folder."""
-    files = [file for file in (data.source, data.validation) if file is not None and Path(file).expanduser().is_file()]
+def digests(*sources: str | None) -> dict[str, str]:
+    """Those that are files here -> SHA-256 of their bytes. A file that is gone is left out."""
+    files = [file for file in sources if file is not None and Path(file).expanduser().is_file()]
     return {file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pedyra.lab.compare.statistics import differences, interval, standard_error
 from pedyra.lab.compare.tables import NOTHING, TextTable
-from pedyra.lab.paper.item import Item, Scale
+from pedyra.lab.paper.item import Item, Scale, get_item
 
 Values = Mapping[tuple[str, str], Mapping[int, float]]
 """(row, column) -> seed -> value, in the published unit."""
@@ -141,8 +141,10 @@ def remarks(item: Item, scale: Scale, found: Sequence[Row]) -> list[str]:
     ]
     if unmeasured:
         told.append(f"Not measured: {', '.join(unmeasured)}.")
-        if any(part.average for part in item.columns.values()):
-            told.append("Measured averages are over the measured columns.")
+    measured = {each["column"] for each in found if each["seeds"]}
+    published = [name for name, part in get_item(item.id).columns.items() if not part.average]
+    if any(part.average and not measured.issuperset(part.over or published) for part in item.columns.values()):
+        told.append("Measured averages are over the measured columns.")
     return told + item.notes
 
 

