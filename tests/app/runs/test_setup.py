@@ -215,3 +215,19 @@ def test_the_best_perplexity_is_the_lowest(kind, best, greater, tmp_path):
     assert args.metric_for_best_model == best.get(
         "metric_for_best_model", "perplexity" if kind == "causal_lm" else "accuracy"
     )
+
+
+@pytest.mark.parametrize("kind", ["classification", "question_answering"])
+def test_an_evaluation_keeps_no_states_of_an_encoder(tmp_path: Path, kind: str):
+    """BART gives them behind its scores; of all held-out rows they would fill the memory."""
+    data: dict[str, Any] = {"source": "toy", "max_length": 40, "train_rows": 16, "eval_rows": 8}
+    if kind == "question_answering":
+        answers = {"text": ["plot"], "answer_start": [4]}
+        row = {"question": "What is old?", "context": "The plot is old.", "answers": answers}
+        (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 32)
+        data = {**data, "source": str(tmp_path / "rows.jsonl"), "kind": kind, "doc_stride": 8}
+    setup = set_up(recipe(model={"name": "tiny-bart"}, data=data))
+    trainer = setup.trainer(str(tmp_path), report_to="none")
+    kept = trainer.predict(setup.task.eval).predictions
+    shapes = [scores.shape for scores in (kept if isinstance(kept, tuple) else (kept,))]
+    assert shapes == ([(8, 2)] if kind == "classification" else 2 * [(len(setup.task.eval), shapes[0][1])])

@@ -73,6 +73,10 @@ def test_a_text_ends_before_an_end_token_and_before_a_stop_string(write: Any, mo
     (ended,) = write(["the plot"], "end.jsonl")
     assert (ended.text, ended.finished, ended.tokens) == ("", True, 0)
     model.generation_config.eos_token_id = 6
+    model.generation_config.forced_eos_token_id = 6  # as BART's settings have it: what is cut ends with it, too
+    (cut,) = write(["the plot"], "forced.jsonl")
+    assert (cut.finished, cut.tokens) == (False, 7)
+    model.generation_config.forced_eos_token_id = None
     (closed,) = write(["the plot"], "turn.jsonl", ends=[first])  # the token that closes a turn
     assert closed == ended
     assert len(tokens) > 1

@@ -77,6 +77,12 @@ from pedyra.app.tasks import math
         ("Left:\n- 16 eggs\n- 9 eggs", "9"),
         ("It costs 1 000 dollars", "1000"),
         ("It costs 12{,}000 dollars", "12000"),
+        # The first step of a reckoning is not its answer.
+        ("To find the answer:\n1. Eggs per day: 16\n2. Sold: 9\nShe makes 9 * 2 = $18.", "18"),
+        ("Answer: Janet's ducks lay 16 eggs per day.\nShe sells 9.\nShe makes 9 * 2 = $18.", "18"),
+        ("The answer is obtained by adding 3 and 4.\nSo 7.", "7"),
+        ("The answer is approximately 42.\nIt took 2 days", "42"),
+        ("The answer is:\n42\n1. Day", "42"),
         ("I do not know.", None),
         ("", None),
     ],

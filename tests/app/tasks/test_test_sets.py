@@ -259,6 +259,12 @@ def test_rouge_has_the_name_of_its_set_unless_the_rows_are_the_runs_own():
     assert score(of("rouge", ["a b"], own=True), written("b")).metrics["rouge1"] == pytest.approx(200 / 3)
 
 
+def test_references_that_rouge_cannot_read_are_told():
+    found = score(of("rouge", ["слово", "a b"]), written("слово", "a b"))
+    assert found.metrics["s_rouge1"] == 50.0
+    assert found.notes == ["1 of 2 references have no letter from a to z: ROUGE reads no others"]
+
+
 def test_mathematics_is_judged_by_its_answer_and_what_has_none_is_counted_and_shown():
     test_set = of("gsm8k", ["so 4\n#### 4", "#### 1,200", "#### 7", "#### 7"])
     found = score(test_set, written("#### 4", "The answer is: 1200.", "seven", "#### 8"))

@@ -140,13 +140,16 @@ def _batch(
             stopping_criteria=StoppingCriteriaList(stops),
         )  # fmt: skip
     results = []
+    # BART's settings end a text that is cut, too.
+    forced = getattr(model.generation_config, "forced_eos_token_id", None) is not None
     for prompt, row in zip(prompts, made.tolist(), strict=True):
         new = row[longest:] if left else row[1:]  # a decoder begins with its start token
         end = next((index for index, token in enumerate(new) if token in ends), None)
         kept = new[: settings.max_new_tokens if end is None else end]
         text = _decode(tokenizer, list(prompt) if left else [], kept)
         cut = min((at for stop in settings.stop or () if (at := text.find(stop)) >= 0), default=None)
-        finished = end is not None or cut is not None
+        by_itself = end is not None and not (forced and end == settings.max_new_tokens - 1)
+        finished = by_itself or cut is not None
         results.append({"text": text[:cut], "finished": finished, "tokens": len(kept)})
     return results
 

@@ -48,6 +48,7 @@ _MARKED = re.compile(r"####([^\w#]*\d.*)")
 """The line after "####", where no word stands before its number: headings of Markdown begin with the same sign."""
 _STATEMENT = re.compile(r"answer\s*(?:is|:|=)+\s*:?", re.IGNORECASE)
 """MetaMathQA ends in "The answer is: 42", other training sets in "the answer is 42" or "Answer: 42"."""
+_BEGINS_LIST = re.compile(rf"{_STATEMENT.pattern}\s*\n{_NUMBERED.pattern}", re.IGNORECASE)
 
 
 def extract_gsm8k(text: str) -> str | None:
@@ -58,20 +59,27 @@ def extract_gsm8k(text: str) -> str | None:
     text = _THIN_SPACE.sub(",", text.replace("\\$", "").replace("{,}", ",").replace("\u2212", "-"))
     text = re.sub(r"(?<!\w)-\$", "-", text)
     text = _GROUPED.sub(lambda grouped: re.sub(r"\s", "", grouped.group()), text)
-    every, stated, box = _MARKED.findall(text), _stated(text), _last_box(text)
+    every, box = _MARKED.findall(text), _last_box(text)
     marked = [place for place in every if not _NUMBERED.match(place)]
-    if not (marked or stated or box):
+    # After "To find the answer:" the next line may begin a numbered list of the steps.
+    after = [found for found in _STATEMENT.finditer(text) if not _BEGINS_LIST.match(text, found.start())]
+    stated, _, later = text[after[-1].end() :].partition("\n") if after else ("", "", "")
+    if not (marked or after or box):
         marked = every
-    for place in (*marked[-1:], *stated[-1:], box or ""):
-        if number := _number_stated(re.sub(r"- ?\$?", "-", place)):
+    for place, goes_on in ((marked[-1] if marked else "", False), (stated, _NUMBER.search(later)), (box or "", False)):
+        if number := _number_stated(re.sub(r"- ?\$?", "-", place), reckons_on=bool(goes_on)):
             return number.replace(",", "")
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "") if numbers else None
 
 
-def _number_stated(place: str) -> str | None:
+def _number_stated(place: str, *, reckons_on: bool) -> str | None:
     """That of the last box; else the number at the beginning, if it is not reckoned with; else the last result or what
-    a sentence with other numbers comes to; else the first number."""
+    a sentence with other numbers comes to; else the first number.
+
+    None for the first sentence of a reckoning ("Janet's ducks lay 16 eggs") that goes on with other numbers
+    (`reckons_on`).
+    """
     place = _last_box(place) or place
     first = _NUMBER.search(place)
     if first is None:
@@ -80,7 +88,9 @@ def _number_stated(place: str) -> str | None:
     if begins and not _RECKONED.match(place, first.end()):
         return first.group()
     result = _RESULT.match(place) or (None if begins else _CONCLUDED.match(place))
-    return result.group(1) if result else first.group()
+    if result:
+        return result.group(1)
+    return None if reckons_on and len(re.findall(r"\w+", place[: first.start()])) > 2 else first.group()
 
 
 def extract_boxed(text: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -46,6 +47,10 @@ def perplexity(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def _logits(prediction: EvalPrediction) -> np.ndarray:
-    """The first output; some models give hidden states after it."""
-    outputs = prediction.predictions
-    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    return np.asarray(prediction.predictions)
+
+
+def first_output(outputs: Any, labels: Any) -> Any:
+    """Trainer's preprocess_logits_for_metrics: BART and T5 give the encoder's states behind the logits, which of all
+    held-out rows take many gigabytes."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs

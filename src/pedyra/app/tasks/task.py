@@ -32,7 +32,7 @@ class Task:
     num_labels: int | None
     """Outputs of the head: classes, 1 for regression; None where the task brings no new classes."""
     compute_metrics: Compute
-    preprocess_logits: Callable[[Any, Any], Any] | None
+    preprocess_logits: Callable[[Any, Any], Any]
     """Trainer's preprocess_logits_for_metrics: causal_lm keeps two numbers a row, not the logits."""
     metric: str
     """The metric that counts, a key of what compute_metrics gives; Trainer logs it as eval_<metric>."""
@@ -86,58 +86,37 @@ def load_task(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, 
     check_apart(train, evaluation, data.group_by)
     train = sample(train, data.train_rows, seed, "training")
     evaluation = sample(evaluation, data.eval_rows, seed, "validation")
-    family = _family(data, tokenizer, every, class_names)
-    judged, compute_metrics = family.encode(evaluation, "validation")
-    if data.kind == "question_answering":
-        question_answering.check_metric(data, evaluation)
-    return Task(
-        kind=data.kind,
-        train=Dataset.from_list(family.encode(train, "training")[0]),
-        eval=Dataset.from_list(judged),
-        collator=family.collator,
-        num_labels=family.labels.count if family.labels else None,
-        compute_metrics=compute_metrics,
-        preprocess_logits=family.preprocess_logits,
-        metric=data.metric or METRICS[data.kind][0],
-        classes=family.labels.as_labels if family.labels and data.kind != "regression" else None,
-        targets=family.targets,
-        held_out=evaluation,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Family:
-    """What a kind of task does with rows."""
-
-    encode: Callable[[Rows, str], tuple[list[dict[str, Any]], Compute]]
-    """Rows, and what they are called in an error -> the model's inputs, and what judges predictions for them."""
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    preprocess_logits: Callable[[Any, Any], Any] | None = None
     labels: text.Labels | None = None
     targets: tuple[str, ...] = ("labels",)
-
-
-def _family(data: DataSection, tokenizer: PreTrainedTokenizerBase, every: Rows, names: list[str] | None) -> _Family:
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]] = DataCollatorWithPadding(tokenizer)
     if data.kind == "question_answering":
-
-        def encode(rows: Rows, side: str) -> tuple[list[dict[str, Any]], Compute]:
-            features, parts = question_answering.encode(rows, data, tokenizer, side)
-            return features, question_answering.metrics(rows, parts, data)
-
-        return _Family(
-            encode=encode, collator=DataCollatorWithPadding(tokenizer), targets=tuple(question_answering.LABELS)
-        )
-    if data.kind in GENERATED:
+        judged, parts = question_answering.encode(evaluation, data, tokenizer, "validation")
+        question_answering.check_metric(data, evaluation)
+        trained, _ = question_answering.encode(train, data, tokenizer, "training")
+        compute_metrics = question_answering.metrics(evaluation, parts, data)
+        preprocess, targets = question_answering.start_and_end, tuple(question_answering.LABELS)
+    elif data.kind in GENERATED:
         module = causal_lm if data.kind == "causal_lm" else seq2seq
-        return _Family(
-            encode=lambda rows, side: (module.encode(rows, data, tokenizer, side), metrics.perplexity),
-            collator=DataCollatorForSeq2Seq(tokenizer),
-            preprocess_logits=module.answer_loss,
-        )
-    known = text.known_labels(every, data, names)
-    judge = metrics.correlation if data.kind == "regression" else metrics.classification
-    return _Family(
-        encode=lambda rows, side: (text.encode(rows, data, tokenizer, known, side), judge),
-        collator=DataCollatorWithPadding(tokenizer),
-        labels=known,
+        judged = module.encode(evaluation, data, tokenizer, "validation")
+        trained = module.encode(train, data, tokenizer, "training")
+        collator, compute_metrics = DataCollatorForSeq2Seq(tokenizer), metrics.perplexity
+        preprocess = module.answer_loss
+    else:
+        labels = text.known_labels(every, data, class_names)
+        judged = text.encode(evaluation, data, tokenizer, labels, "validation")
+        trained = text.encode(train, data, tokenizer, labels, "training")
+        compute_metrics = metrics.correlation if data.kind == "regression" else metrics.classification
+        preprocess = metrics.first_output
+    return Task(
+        kind=data.kind,
+        train=Dataset.from_list(trained),
+        eval=Dataset.from_list(judged),
+        collator=collator,
+        num_labels=labels.count if labels else None,
+        compute_metrics=compute_metrics,
+        preprocess_logits=preprocess,
+        metric=data.metric or METRICS[data.kind][0],
+        classes=labels.as_labels if labels and data.kind != "regression" else None,
+        targets=targets,
+        held_out=evaluation,
     )

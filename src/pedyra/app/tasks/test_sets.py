@@ -5,6 +5,7 @@ The section `generate` of a recipe names them. A set without a source is made of
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -312,6 +313,8 @@ def score(test_set: TestSet, written: Sequence[Written], *, sandbox: Any = None)
     kind = test_set.settings.score
     if kind == "rouge":
         found = rouge(texts, references)
+        if empty := sum(re.search("[a-z0-9]", right.lower()) is None for right in references):
+            notes.append(f"{empty} of {len(references)} references have no letter from a to z: ROUGE reads no others")
     elif kind == "exact":
         same = [text.split() == right.split() for text, right in zip(texts, references, strict=True)]
         found = {"": sum(same) / len(same)}
